@@ -1,0 +1,42 @@
+# Two commands do everything: `make train` and `make test`. Each makes its own .venv.
+PYTHON ?= python3
+JOB ?= jobs/dlrm.yaml
+ROWS ?= 1000000
+DATA := data/criteo-like
+BIN := .venv/bin
+
+.PHONY: venv data train test test-slow lint format clean
+
+venv: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# The generated data are made once; the file below is written last.
+data: $(DATA)/about.json
+
+$(DATA)/about.json: | venv
+	$(BIN)/python scripts/make_criteo_like.py --rows $(ROWS) --out $(DATA)
+
+train: venv data
+	$(BIN)/python scripts/train.py $(JOB) run.overwrite=true $(ARGS)
+
+test: venv
+	$(BIN)/python -m pytest -q -m 'not slow' $(ARGS)
+
+test-slow: venv
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv data runs .pytest_cache .mypy_cache .ruff_cache

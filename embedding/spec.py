@@ -1,0 +1,243 @@
+"""What a table is: dimension, initial values, optimizer, admission, eviction. Plain frozen values.
+
+Each spec checks its own ranges, so that a spec that exists is a legal one. `to_json` and
+`table_from_json` are the form in which specs travel in checkpoints and messages.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Json = dict[str, Any]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _finite(name: str, value: float) -> None:
+    _require(math.isfinite(value), f"{name} must be finite, got {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uniform:
+    """Initial values from the uniform distribution on [-scale, scale)."""
+
+    type: Literal["uniform"] = "uniform"
+    scale: float = 0.01
+
+    def __post_init__(self) -> None:
+        _require(self.scale >= 0, f"scale must be >= 0, got {self.scale}")
+        _finite("scale", self.scale)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normal:
+    """Initial values from the normal distribution."""
+
+    type: Literal["normal"] = "normal"
+    mean: float = 0.0
+    stddev: float = 0.01
+
+    def __post_init__(self) -> None:
+        _require(self.stddev >= 0, f"stddev must be >= 0, got {self.stddev}")
+        _finite("stddev", self.stddev)
+        _finite("mean", self.mean)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TruncatedNormal:
+    """Initial values from the normal distribution cut at two standard deviations."""
+
+    type: Literal["truncated_normal"] = "truncated_normal"
+    mean: float = 0.0
+    stddev: float = 0.01
+
+    def __post_init__(self) -> None:
+        _require(self.stddev >= 0, f"stddev must be >= 0, got {self.stddev}")
+        _finite("stddev", self.stddev)
+        _finite("mean", self.mean)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constant:
+    """One initial value for all."""
+
+    type: Literal["constant"] = "constant"
+    value: float = 0.0
+
+    def __post_init__(self) -> None:
+        _finite("value", self.value)
+
+
+Initializer = Uniform | Normal | TruncatedNormal | Constant
+
+
+def _check_learning_rate(value: float) -> None:
+    _require(value > 0, f"learning_rate must be > 0, got {value}")
+    _finite("learning_rate", value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sgd:
+    """w -= learning_rate * g."""
+
+    type: Literal["sgd"] = "sgd"
+    learning_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_learning_rate(self.learning_rate)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adagrad:
+    """a += g^2; w -= learning_rate * g / sqrt(a). Slot: accumulator.
+
+    Source: Duchi et al. 2011; no epsilon, as in TensorFlow and DeepRec, so the accumulator must
+    start above 0.
+    """
+
+    type: Literal["adagrad"] = "adagrad"
+    learning_rate: float = 0.02
+    initial_accumulator: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_learning_rate(self.learning_rate)
+        _require(
+            self.initial_accumulator > 0,
+            f"initial_accumulator must be > 0, got {self.initial_accumulator}",
+        )
+        _finite("initial_accumulator", self.initial_accumulator)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdamAsync:
+    """Adam on touched rows with bias corrections that count global steps. Slots: m, v.
+
+    With `apply_sparse_rmsprop` table rows take RMSProp with momentum instead; dense parameters
+    keep Adam.
+
+    Source: DeepRec's AdamAsyncOptimizer.
+    """
+
+    type: Literal["adam_async"] = "adam_async"
+    learning_rate: float = 0.001
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    apply_sparse_rmsprop: bool = False
+
+    def __post_init__(self) -> None:
+        _check_learning_rate(self.learning_rate)
+        _require(0 <= self.beta1 < 1, f"beta1 must be in [0, 1), got {self.beta1}")
+        _require(0 <= self.beta2 < 1, f"beta2 must be in [0, 1), got {self.beta2}")
+        _require(self.epsilon > 0, f"epsilon must be > 0, got {self.epsilon}")
+
+
+Optimizer = Sgd | Adagrad | AdamAsync
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CounterAdmission:
+    """A key gets a row once its frequency, this batch included, reaches `min_count`."""
+
+    type: Literal["counter"] = "counter"
+    min_count: int = 1
+
+    def __post_init__(self) -> None:
+        _require(
+            1 <= self.min_count < 2**31, f"min_count must be in [1, 2^31), got {self.min_count}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eviction:
+    """A row not updated for more than `steps_to_live` steps of the schedule clock is removed.
+
+    Looked for every `every_steps` steps of the clock. Counters of unadmitted keys expire alike.
+    """
+
+    steps_to_live: int
+    every_steps: int = 100
+
+    def __post_init__(self) -> None:
+        _require(self.steps_to_live >= 1, f"steps_to_live must be >= 1, got {self.steps_to_live}")
+        _require(self.every_steps >= 1, f"every_steps must be >= 1, got {self.every_steps}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableSpec:
+    """One embedding variable.
+
+    Args:
+        name: unique in the job; letters, digits, `_`, `.` and `-`.
+        dim: width of the embedding vector.
+        seed: seed of the initial values; the name is mixed in.
+        default_value: what a pull returns for a key that is not admitted.
+    """
+
+    name: str
+    dim: int
+    initializer: Initializer = field(default_factory=Uniform)
+    optimizer: Optimizer = field(default_factory=Adagrad)
+    admission: CounterAdmission | None = None
+    eviction: Eviction | None = None
+    default_value: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        legal = bool(self.name) and all(c.isalnum() or c in "_.-" for c in self.name)
+        _require(
+            legal and not self.name.startswith("."),
+            f"a table's name may hold letters, digits, '_', '.' and '-', got {self.name!r}",
+        )
+        _require(1 <= self.dim <= 4096, f"dim must be in [1, 4096], got {self.dim}")
+        _finite("default_value", self.default_value)
+
+
+def to_json(spec: Any) -> Json:
+    """Return a spec as JSON-able values; `table_from_json` reads a table back."""
+    return dataclasses.asdict(spec)
+
+
+_INITIALIZERS: dict[str, type] = {
+    "uniform": Uniform,
+    "normal": Normal,
+    "truncated_normal": TruncatedNormal,
+    "constant": Constant,
+}
+_OPTIMIZERS: dict[str, type] = {"sgd": Sgd, "adagrad": Adagrad, "adam_async": AdamAsync}
+
+
+def optimizer_from_json(data: Json) -> Optimizer:
+    """Read an optimizer; raises ValueError where the type or a field is not known."""
+    return _tagged(_OPTIMIZERS, "optimizer", data)
+
+
+def table_from_json(data: Json) -> TableSpec:
+    """Read a table's spec; raises ValueError where a type or a field is not known."""
+    data = dict(data)
+    data["initializer"] = _tagged(_INITIALIZERS, "initializer", data["initializer"])
+    data["optimizer"] = optimizer_from_json(data["optimizer"])
+    if data.get("admission") is not None:
+        data["admission"] = _build(CounterAdmission, data["admission"])
+    if data.get("eviction") is not None:
+        data["eviction"] = _build(Eviction, data["eviction"])
+    return _build(TableSpec, data)
+
+
+def _tagged(kinds: dict[str, type], what: str, data: Json) -> Any:
+    kind = kinds.get(data.get("type", ""))
+    if kind is None:
+        raise ValueError(f"{what} type must be one of {sorted(kinds)}, got {data.get('type')!r}")
+    return _build(kind, data)
+
+
+def _build(kind: Any, data: Json) -> Any:
+    known = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}; known: {sorted(known)}")
+    return kind(**data)

@@ -1,0 +1,41 @@
+"""A local batch as arrays: what a reader gives and what training and prediction take."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class Bags:
+    """The keys of one sparse feature, for a run of samples.
+
+    Args:
+        keys: int64[nnz], sample after sample.
+        offsets: int64[n + 1], the bag of sample i is keys[offsets[i]:offsets[i + 1]]; None where
+            every sample has exactly one key.
+        weights: float32[nnz], or None where all are 1.
+    """
+
+    keys: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64] | None = None
+    weights: npt.NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples as columns.
+
+    Args:
+        labels: float32[n] of 0 and 1; empty where the samples have no label.
+        dense: float32[n, number of dense features], C-contiguous, transformed.
+        sparse: one `Bags` for each sparse feature, in the order of the job.
+    """
+
+    labels: npt.NDArray[np.float32]
+    dense: npt.NDArray[np.float32]
+    sparse: tuple[Bags, ...]
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.dense)

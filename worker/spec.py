@@ -1,0 +1,126 @@
+"""What a job reads and trains: data, features, model. Plain frozen values."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from embedding.spec import Optimizer
+
+Combiner = Literal["sum", "mean", "sqrtn"]
+COMBINERS: tuple[Combiner, ...] = ("sum", "mean", "sqrtn")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparseFeature:
+    """One sparse feature: a column of keys, the table that holds their rows, how a bag is pooled.
+
+    Args:
+        name: unique among the features.
+        column: Parquet column: an integer, string, binary, dictionary or boolean column, or a
+            list of one of these.
+        table: the table whose rows the keys select; features may share one.
+        combiner: how the rows of a bag become one vector: `sum`, `mean` (sum w e / sum w),
+            `sqrtn` (sum w e / sqrt(sum w^2)).
+        weights: Parquet column of weights, one for each key; None: all 1.
+        max_length: longest bag; later keys of a longer one are left out. None: no limit.
+    """
+
+    name: str
+    column: str
+    table: str
+    combiner: Combiner = "sum"
+    weights: str | None = None
+    max_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureSpec:
+    """The columns of a sample.
+
+    Args:
+        label: column of 0 and 1; None where a sample has no label (prediction).
+        dense: numeric columns, in the order of the model's dense input; null and NaN become 0.
+        dense_transform: `log1p` takes log(1 + max(x, 0)).
+        sparse: sparse features, in the order of the model's lookups.
+    """
+
+    label: str | None
+    dense: tuple[str, ...]
+    dense_transform: Literal["none", "log1p"]
+    sparse: tuple[SparseFeature, ...]
+
+    def columns(self) -> list[str]:
+        """Return the distinct Parquet columns that a reader needs, in a fixed order."""
+        names = [*([self.label] if self.label else []), *self.dense]
+        for feature in self.sparse:
+            names.append(feature.column)
+            if feature.weights:
+                names.append(feature.weights)
+        return list(dict.fromkeys(names))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSpec:
+    """How files become batches.
+
+    Args:
+        features: the columns that are read.
+        batch_size: samples in a local batch.
+        lanes: number of consecutive parts of an epoch that are read side by side.
+        epochs: times that the files are read.
+        shuffle: `none`; `files` orders the files anew each epoch; `rows` orders row groups anew
+            and rows within each row group.
+        seed: of the shuffle.
+        on_bad_file: `fail` ends the job at a file or row group that can't be read, `skip` counts
+            its samples as skipped.
+    """
+
+    features: FeatureSpec
+    batch_size: int
+    lanes: int = 1
+    epochs: int = 1
+    shuffle: Literal["none", "files", "rows"] = "none"
+    seed: int = 0
+    on_bad_file: Literal["fail", "skip"] = "fail"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lookup:
+    """One pooled input of the model.
+
+    Args:
+        feature: position of the sparse feature among `FeatureSpec.sparse`.
+        table: table whose rows are pooled.
+        dim: width of the pooled vector.
+        column: first column of it in the model's pooled input, float32[batch, sum of dims].
+    """
+
+    feature: int
+    table: str
+    dim: int
+    column: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """The dense part of a model.
+
+    Args:
+        type: `dlrm`, `deepfm`, `wide_deep` or `custom`.
+        options: what the type takes beyond this (layer widths, the class of a custom model).
+        optimizer: of the dense parameters.
+        num_dense: number of dense inputs.
+        lookups: pooled inputs, in the order of their columns.
+        seed: of the initial parameters.
+    """
+
+    type: str
+    options: dict[str, Any]
+    optimizer: Optimizer
+    num_dense: int
+    lookups: tuple[Lookup, ...]
+    seed: int = 0
+
+    @property
+    def pooled_width(self) -> int:
+        """Columns of the pooled input."""
+        return sum(lookup.dim for lookup in self.lookups)
