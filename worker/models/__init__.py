@@ -1,0 +1,132 @@
+"""Dense models: DLRM, DeepFM, Wide & Deep, and the caller's own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from worker.models.deepfm import DEFAULTS as DEEPFM_OPTIONS
+from worker.models.deepfm import DeepFm
+from worker.models.dlrm import DEFAULTS as DLRM_OPTIONS
+from worker.models.dlrm import Dlrm
+from worker.models.interaction import common_dim
+from worker.models.layers import read_widths
+from worker.models.loss import LogLossModel, Network, log_loss
+from worker.models.protocol import (
+    Model,
+    Parameter,
+    check_model,
+    custom_class,
+    initial_parameters,
+    name_hint,
+    num_parameters,
+    parameter_views,
+)
+from worker.models.wide_deep import DEFAULTS as WIDE_DEEP_OPTIONS
+from worker.models.wide_deep import LINEAR_SUFFIX, WideDeep
+from worker.spec import Lookup, ModelSpec, SparseFeature
+
+__all__ = [
+    "LogLossModel",
+    "Model",
+    "Network",
+    "Parameter",
+    "build_model",
+    "initial_parameters",
+    "log_loss",
+    "needed_lookups",
+    "num_parameters",
+    "parameter_views",
+]
+
+_NETWORKS: dict[str, Callable[[ModelSpec], Network]] = {
+    "dlrm": Dlrm,
+    "deepfm": DeepFm,
+    "wide_deep": WideDeep,
+}
+_OPTIONS: dict[str, Mapping[str, tuple[int, ...]]] = {
+    "dlrm": DLRM_OPTIONS,
+    "deepfm": DEEPFM_OPTIONS,
+    "wide_deep": WIDE_DEEP_OPTIONS,
+}
+
+
+def build_model(spec: ModelSpec) -> Model:
+    """Build a model with work buffers of its own: one for each compute thread.
+
+    Raises:
+        ValueError: the type, an option or the lookups are not legal, or a custom model is not one.
+    """
+    _check_type(spec.type)
+    if not spec.num_dense and not spec.lookups:
+        raise ValueError(f"model {spec.type} has no input: give it a dense or a sparse feature")
+    column = 0
+    for lookup in spec.lookups:
+        if lookup.column != column:
+            raise ValueError(
+                f"the lookup of table {lookup.table!r} begins at column {lookup.column}, expected "
+                f"{column}: lookups must lie side by side, in order"
+            )
+        column += lookup.dim
+    if spec.type != "custom":
+        return LogLossModel(_NETWORKS[spec.type](spec))
+    model = custom_class(spec.options)(spec)
+    check_model(model, spec.options["class"])
+    return model
+
+
+def needed_lookups(
+    model_type: str,
+    options: Mapping[str, Any],
+    sparse: Sequence[SparseFeature],
+    dims: Mapping[str, int],
+) -> tuple[Lookup, ...]:
+    """Return the pooled inputs that a model takes, and so the tables that a job has.
+
+    Every feature gives one lookup of its table. For `deepfm` and `wide_deep` every feature then
+    gives a second one, of its first-order weights: table `<table>_linear`, of dim 1.
+
+    Args:
+        model_type: `dlrm`, `deepfm`, `wide_deep` or `custom`.
+        options: of the model; checked here, so that a job is refused before it starts.
+        sparse: the job's sparse features, in order.
+        dims: dim of each table that they name.
+
+    Raises:
+        ValueError: the type or an option is not known or legal, a table has no dim, the tables
+            of a model that needs one dim differ, or a table's name is kept for first-order weights.
+    """
+    _check_type(model_type)
+    for feature in sparse:
+        if feature.table not in dims:
+            raise ValueError(
+                f"sparse feature {feature.name!r} names table {feature.table!r}, which has no dim; "
+                f"known: {sorted(dims)}"
+            )
+    if model_type == "custom":
+        custom_class(options)
+    else:
+        read_widths(model_type, options, _OPTIONS[model_type])
+    if model_type in ("dlrm", "deepfm"):
+        common_dim(model_type, {feature.table: dims[feature.table] for feature in sparse})
+
+    tables = [(feature.table, dims[feature.table]) for feature in sparse]
+    if model_type in ("deepfm", "wide_deep"):
+        for feature in sparse:
+            if feature.table.endswith(LINEAR_SUFFIX):
+                raise ValueError(
+                    f"table {feature.table!r} of sparse feature {feature.name!r}: names that end "
+                    f"in {LINEAR_SUFFIX!r} are kept for the first-order weights of {model_type}; "
+                    "rename the table"
+                )
+        tables += [(feature.table + LINEAR_SUFFIX, 1) for feature in sparse]
+    lookups: list[Lookup] = []
+    column = 0
+    for i, (table, dim) in enumerate(tables):
+        lookups.append(Lookup(feature=i % len(sparse), table=table, dim=dim, column=column))
+        column += dim
+    return tuple(lookups)
+
+
+def _check_type(model_type: str) -> None:
+    known = [*_NETWORKS, "custom"]
+    if model_type not in known:
+        raise ValueError(f"model.type {model_type!r} is not known; {name_hint(model_type, known)}")

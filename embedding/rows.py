@@ -1,0 +1,195 @@
+"""Rows by key: an index, and the vectors, slots, frequencies and versions that it points to."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from embedding.index import collect, find, find_batch, insert, remove, spread_over_double
+from embedding.mixing import NUM_BUCKETS, buckets_of
+from embedding.prefetch import prefetch
+from embedding.reservation import physical_memory_bytes, reserve
+
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+
+FREQUENCY, VERSION = 0, 1  # columns of the metadata
+NUM_ROWS, NUM_TOUCHED, FIRST_FREE = 0, 1, 2  # places in the state
+
+_ENTRY_BYTES, _METADATA_BYTES = 16, 16
+_MIN_ENTRIES = 64
+# Share of the index in use before it doubles. From .5 to .75 a pull of unknown keys loses a tenth
+# and one of known keys nothing that could be measured; an index takes 21 to 43 bytes per key.
+_LOAD_LIMIT = 0.75
+_AHEAD = 16  # entries between asking for a row's metadata and reading it
+
+
+class RowArrays(NamedTuple):
+    """What kernels take of a `Rows`.
+
+    Args:
+        entries: int64[index capacity, 2], see `index`.
+        metadata: int64[capacity, 2]: frequency and version. A free row holds in place of its
+            version the next free row plus one.
+        values: float32[capacity, width]: vector, then slots.
+        state: int64[3]: rows in use, rows ever used, the first free row plus one.
+    """
+
+    entries: Int64Array
+    metadata: Int64Array
+    values: Float32Array
+    state: Int64Array
+
+
+@njit(cache=True, nogil=True, inline="always")
+def take_row(metadata: Int64Array, state: Int64Array) -> np.int64:
+    """Return a row that is free, a freed one first; its metadata and values are the caller's."""
+    if state[FIRST_FREE] != 0:
+        row = state[FIRST_FREE] - 1
+        state[FIRST_FREE] = metadata[row, VERSION]
+    else:
+        row = state[NUM_TOUCHED]
+        state[NUM_TOUCHED] = row + 1
+    state[NUM_ROWS] += 1
+    return row
+
+
+@njit(cache=True, nogil=True, inline="always")
+def free_row(metadata: Int64Array, state: Int64Array, row: np.int64) -> None:
+    """Give a row back."""
+    metadata[row, VERSION] = state[FIRST_FREE]
+    state[FIRST_FREE] = row + 1
+    state[NUM_ROWS] -= 1
+
+
+@njit(cache=True, nogil=True)
+def _add_batch(rows: RowArrays, keys: Int64Array, positions: Int64Array) -> None:
+    entries, metadata, state = rows.entries, rows.metadata, rows.state
+    for i in range(keys.size):
+        row = find(entries, keys[i])
+        if row < 0:
+            row = take_row(metadata, state)
+            insert(entries, keys[i], row)
+        positions[i] = row
+
+
+@njit(cache=True, nogil=True)
+def _remove_batch(rows: RowArrays, keys: Int64Array) -> None:
+    entries, metadata, state = rows.entries, rows.metadata, rows.state
+    for i in range(keys.size):
+        row = remove(entries, keys[i])
+        if row >= 0:
+            free_row(metadata, state, row)
+
+
+@njit(cache=True, nogil=True)
+def _collect_older(rows: RowArrays, min_version: int, keys: Int64Array) -> int:
+    entries, metadata = rows.entries, rows.metadata
+    count = 0
+    for slot in range(entries.shape[0]):
+        if slot + _AHEAD < entries.shape[0]:
+            prefetch(metadata, max(entries[slot + _AHEAD, 1] - 1, 0), 0)
+        if entries[slot, 1] != 0 and metadata[entries[slot, 1] - 1, VERSION] < min_version:
+            keys[count] = entries[slot, 0]
+            count += 1
+    return count
+
+
+class Rows:
+    """Rows by key, growing without ever moving one.
+
+    Args:
+        width: float32 values of a row; 0 keeps frequency and version only.
+    """
+
+    def __init__(self, width: int) -> None:
+        row_bytes = 4 * width + _METADATA_BYTES + round(_ENTRY_BYTES / _LOAD_LIMIT)
+        capacity = max(physical_memory_bytes() // row_bytes, _MIN_ENTRIES)
+        metadata = reserve(capacity, 2, np.int64)
+        values = reserve(capacity, width, np.float32)
+        slots = 1 << int(capacity / _LOAD_LIMIT).bit_length()
+        self._entries = reserve(slots, 2, np.int64)
+        self._limit = min(len(metadata), len(values), int(len(self._entries) * _LOAD_LIMIT))
+        self.arrays = RowArrays(
+            self._entries[:_MIN_ENTRIES], metadata, values, np.zeros(3, np.int64)
+        )
+
+    def __len__(self) -> int:
+        return int(self.arrays.state[NUM_ROWS])
+
+    def can_take(self, num_keys: int) -> bool:
+        """Return whether the reserved memory can hold that many more keys."""
+        return len(self) + num_keys <= self._limit
+
+    def make_room(self, num_keys: int) -> None:
+        """Grow the index so that this many keys can be added.
+
+        Raises:
+            MemoryError: the reserved memory can't hold them; nothing has changed.
+        """
+        if not self.can_take(num_keys):
+            raise MemoryError(
+                f"a table of {len(self)} rows of width {self.arrays.values.shape[1]} can't take "
+                f"{num_keys} more: address space is reserved for {self._limit}. Use more shards, "
+                "evict, or raise the limit on virtual memory (ulimit -v)"
+            )
+        while len(self) + num_keys > int(len(self.arrays.entries) * _LOAD_LIMIT):
+            entries = self._entries[: 2 * len(self.arrays.entries)]
+            spread_over_double(entries)
+            self.arrays = self.arrays._replace(entries=entries)
+
+    def find(self, keys: Int64Array) -> Int64Array:
+        """Return the row of each key, or -1: int64[n]."""
+        rows = np.empty(keys.size, np.int64)
+        find_batch(self.arrays.entries, keys, rows)
+        return rows
+
+    def metadata_of(self, keys: Int64Array, column: int, absent: int) -> Int64Array:
+        """Return the frequency or version of each key, `absent` where it has no row."""
+        rows = self.find(keys)
+        return np.where(rows >= 0, self.arrays.metadata[np.maximum(rows, 0), column], absent)
+
+    def add(self, keys: Int64Array) -> Int64Array:
+        """Return the row of each key, int64[n], giving one to those that have none.
+
+        A new row's metadata and values are the caller's to write.
+
+        Raises:
+            MemoryError: see `make_room`.
+        """
+        self.make_room(int(np.count_nonzero(self.find(keys) < 0)))
+        rows = np.empty(keys.size, np.int64)
+        _add_batch(self.arrays, keys, rows)
+        return rows
+
+    def remove(self, keys: Int64Array) -> None:
+        """Remove keys and free their rows; absent keys are left out."""
+        _remove_batch(self.arrays, keys)
+
+    def older_than(self, min_version: int) -> Int64Array:
+        """Return the keys whose version is below min_version, in no order."""
+        keys = np.empty(len(self), np.int64)
+        return keys[: _collect_older(self.arrays, min_version, keys)].copy()
+
+    def in_buckets(self, buckets: tuple[int, int]) -> tuple[Int64Array, Int64Array]:
+        """Return the keys of buckets [first, end), sorted by (bucket, key), and their rows."""
+        first, end = buckets
+        if not 0 <= first <= end <= NUM_BUCKETS:
+            raise ValueError(
+                f"buckets must be (first, end), 0 <= first <= end <= {NUM_BUCKETS}, got {buckets}"
+            )
+        keys, rows = np.empty(len(self), np.int64), np.empty(len(self), np.int64)
+        count = collect(self.arrays.entries, first, end, keys, rows)
+        order = np.argsort(keys[:count])
+        order = order[np.argsort(buckets_of(keys[:count][order]), kind="stable")]
+        return keys[order], rows[order]
+
+    def memory(self) -> dict[str, int]:
+        """Return the bytes that the index, the metadata and the values have taken."""
+        touched = int(self.arrays.state[NUM_TOUCHED])
+        return {
+            "index": self.arrays.entries.nbytes,
+            "metadata": touched * _METADATA_BYTES,
+            "rows": touched * self.arrays.values.shape[1] * 4,
+        }

@@ -1,0 +1,273 @@
+"""The embedding variable: a table of rows that grows as keys appear."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from embedding.arguments import input_array, output_array, read_only
+from embedding.counters import CounterEntries
+from embedding.initial_values import initial_values_of
+from embedding.kernels import pull_rows, settle_keys
+from embedding.optimizers import rule_for
+from embedding.rows import FREQUENCY, VERSION, Rows
+from embedding.spec import TableSpec
+
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+UInt8Array = npt.NDArray[np.uint8]
+
+ALL_BUCKETS = (0, 4096)
+
+
+@dataclass(frozen=True, slots=True)
+class TableEntries:
+    """Rows as columns.
+
+    Args:
+        keys: int64[n].
+        frequency: int64[n].
+        version: int64[n].
+        vectors: float32[n, dim].
+        slots: float32[n, dim * number of slots].
+    """
+
+    keys: Int64Array
+    frequency: Int64Array
+    version: Int64Array
+    vectors: Float32Array
+    slots: Float32Array
+
+
+_INT64, _UINT32, _UINT8, _FLOAT32 = map(np.dtype, ("int64", "uint32", "uint8", "float32"))
+_NO_COUNTS = read_only(np.empty(0, _UINT32))
+_NO_FLAGS = read_only(np.empty(0, _UINT8))
+
+
+class EmbeddingVariable:
+    """A table of rows by key: pulled by reading, changed by `apply`, `evict` and imports only.
+
+    Pulls may run beside one another, not beside a change: the owner sees to that. Inputs are
+    never kept or written, and whatever is refused is refused before anything changes.
+
+    Args:
+        spec: what the table is.
+    """
+
+    def __init__(self, spec: TableSpec) -> None:
+        self.spec = spec
+        self.num_evicted = 0
+        self._rule = rule_for(spec.optimizer, sparse=True)
+        self._initial = initial_values_of(spec.initializer, name=spec.name, seed=spec.seed)
+        self._initial_slots = np.array(self._rule.initial, np.float32)
+        self._default_value = np.float32(spec.default_value)
+        self._min_count = spec.admission.min_count if spec.admission else 0
+        self._rows = Rows(spec.dim * (1 + len(self._rule.slots)))
+        self._counters = Rows(0)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def num_unadmitted(self) -> int:
+        """Keys that are counted and have no row."""
+        return len(self._counters)
+
+    def pull(
+        self,
+        keys: Int64Array,
+        counts: npt.NDArray[np.uint32] | None,
+        values: Float32Array,
+        admitted: UInt8Array,
+    ) -> None:
+        """Read the vector of each key; a pure read.
+
+        A key without a row gets its initial vector where it would be admitted (always, in a table
+        without an admission rule), else the table's default value.
+
+        Args:
+            keys: int64[n], any values, repeated ones too.
+            counts: uint32[n], occurrences in the batch; None: 0 each, for evaluation.
+            values: float32[n, dim], written.
+            admitted: uint8[n], written: 1 where the key has a row or would be admitted, else 0.
+
+        Raises:
+            ValueError: an array has another type or shape.
+        """
+        n = len(keys)
+        pull_rows(
+            self._rows.arrays,
+            self._counters.arrays,
+            self._min_count,
+            self._initial,
+            self._default_value,
+            input_array("keys", keys, _INT64, (n,)),
+            _NO_COUNTS if counts is None else input_array("counts", counts, _UINT32, (n,)),
+            output_array("values", values, _FLOAT32, (n, self.spec.dim)),
+            output_array("admitted", admitted, _UINT8, (n,)),
+        )
+
+    def apply(
+        self,
+        keys: Int64Array,
+        counts: Int64Array,
+        gradients: Float32Array,
+        has_gradient: UInt8Array | None,
+        *,
+        step: int,
+        scale: float,
+        scalars: npt.ArrayLike,
+    ) -> None:
+        """Apply what one step brings for this table.
+
+        A key with a row is counted and, where it has a gradient, updated. One without a row gets
+        one where it has a gradient (its counter's frequency goes with it), else it is counted if
+        the table has an admission rule.
+
+        Args:
+            keys: int64[n], each once.
+            counts: int64[n], occurrences of each key in this step.
+            gradients: float32[n, dim], sums over the step's samples.
+            has_gradient: uint8[n], 0 where gradients[i] means nothing; None: 1 each.
+            step: becomes the version of every row and counter that changes.
+            scale: what sums are multiplied by, in float32: 1 / N.
+            scalars: float64[k], see `optimizers.step_scalars`.
+
+        Raises:
+            ValueError: an array has another type or shape, or the number of scalars is wrong.
+            MemoryError: there is no room for the new keys.
+        """
+        n = len(keys)
+        keys = input_array("keys", keys, _INT64, (n,))
+        counts = input_array("counts", counts, _INT64, (n,))
+        gradients = input_array("gradients", gradients, _FLOAT32, (n, self.spec.dim))
+        flags = _NO_FLAGS
+        if has_gradient is not None:
+            flags = input_array("has_gradient", has_gradient, _UINT8, (n,))
+        numbers = self._rule.check_scalars(scalars)
+        self._make_room(keys, flags)
+        positions = np.empty(n, np.int64)
+        settle_keys(
+            self._rows.arrays,
+            self._counters.arrays,
+            self._min_count,
+            self._initial,
+            self._initial_slots,
+            keys,
+            counts,
+            flags,
+            step,
+            positions,
+        )
+        values = self._rows.arrays.values
+        self._rule.kernel(values, positions, gradients, np.float32(scale), numbers)
+
+    def _make_room(self, keys: Int64Array, flags: UInt8Array) -> None:
+        """Make room for what an apply may add."""
+        new_rows = new_counters = keys.size
+        if not (self._rows.can_take(keys.size) and self._counters.can_take(keys.size)):
+            # Near the end of the reserved memory: what is really missing may still fit.
+            missing = self._rows.find(keys) < 0
+            with_gradient = missing & (flags != 0) if flags.size else missing
+            new_rows = int(np.count_nonzero(with_gradient))
+            new_counters = int(np.count_nonzero(missing)) - new_rows
+        self._rows.make_room(new_rows)
+        if self._min_count > 0:
+            self._counters.make_room(new_counters)
+
+    def evict(self, min_version: int) -> Int64Array:
+        """Remove rows and counters whose version is below min_version.
+
+        Returns:
+            int64[n], the keys of both, ascending. Their rows are used again for new keys.
+        """
+        old_rows = self._rows.older_than(min_version)
+        old_counters = self._counters.older_than(min_version)
+        self._rows.remove(old_rows)
+        self._counters.remove(old_counters)
+        keys = np.sort(np.concatenate([old_rows, old_counters]))
+        self.num_evicted += keys.size
+        return keys
+
+    def export(self, buckets: tuple[int, int] = ALL_BUCKETS) -> TableEntries:
+        """Copy the rows of the keys in buckets [first, end), sorted by (bucket, key).
+
+        Each call looks through the whole index, so ask for many buckets at once.
+        """
+        keys, rows = self._rows.in_buckets(buckets)
+        values = self._rows.arrays.values[rows]
+        metadata = self._rows.arrays.metadata[rows]
+        return TableEntries(
+            keys=keys,
+            frequency=np.ascontiguousarray(metadata[:, FREQUENCY]),
+            version=np.ascontiguousarray(metadata[:, VERSION]),
+            vectors=np.ascontiguousarray(values[:, : self.spec.dim]),
+            slots=np.ascontiguousarray(values[:, self.spec.dim :]),
+        )
+
+    def export_counters(self, buckets: tuple[int, int] = ALL_BUCKETS) -> CounterEntries:
+        """Copy the counters of the keys in buckets [first, end), sorted by (bucket, key)."""
+        keys, rows = self._counters.in_buckets(buckets)
+        metadata = self._counters.arrays.metadata[rows]
+        return CounterEntries(
+            keys=keys,
+            frequency=np.ascontiguousarray(metadata[:, FREQUENCY]),
+            version=np.ascontiguousarray(metadata[:, VERSION]),
+        )
+
+    def import_rows(self, entries: TableEntries) -> None:
+        """Insert or overwrite rows; a counter of the same key is removed.
+
+        Raises:
+            ValueError: a column has another type or shape.
+            MemoryError: there is no room for the new keys.
+        """
+        n, dim = len(entries.keys), self.spec.dim
+        keys = input_array("keys", entries.keys, _INT64, (n,))
+        frequency = input_array("frequency", entries.frequency, _INT64, (n,))
+        version = input_array("version", entries.version, _INT64, (n,))
+        vectors = input_array("vectors", entries.vectors, _FLOAT32, (n, dim))
+        slots = input_array("slots", entries.slots, _FLOAT32, (n, dim * len(self._rule.slots)))
+        rows = self._rows.add(keys)
+        self._counters.remove(keys)
+        self._rows.arrays.metadata[rows, FREQUENCY] = frequency
+        self._rows.arrays.metadata[rows, VERSION] = version
+        self._rows.arrays.values[rows, :dim] = vectors
+        self._rows.arrays.values[rows, dim:] = slots
+
+    def import_counters(self, entries: CounterEntries) -> None:
+        """Insert or overwrite counters; a row of the same key is removed.
+
+        Raises:
+            ValueError: a column has another type or shape.
+            MemoryError: there is no room for the new keys.
+        """
+        n = len(entries.keys)
+        keys = input_array("keys", entries.keys, _INT64, (n,))
+        frequency = input_array("frequency", entries.frequency, _INT64, (n,))
+        version = input_array("version", entries.version, _INT64, (n,))
+        counters = self._counters.add(keys)
+        self._rows.remove(keys)
+        self._counters.arrays.metadata[counters, FREQUENCY] = frequency
+        self._counters.arrays.metadata[counters, VERSION] = version
+
+    def frequency(self, keys: Int64Array) -> Int64Array:
+        """Return how often each key was seen, in its row or counter: int64[n], 0 if absent."""
+        return self._metadata_of(keys, FREQUENCY, absent=0)
+
+    def version(self, keys: Int64Array) -> Int64Array:
+        """Return the step that last changed each row or counter: int64[n], -1 if absent."""
+        return self._metadata_of(keys, VERSION, absent=-1)
+
+    def _metadata_of(self, keys: Int64Array, column: int, *, absent: int) -> Int64Array:
+        keys = input_array("keys", keys, _INT64, (len(keys),))
+        counted = self._counters.metadata_of(keys, column, absent)
+        rows = self._rows.find(keys)
+        return np.where(rows >= 0, self._rows.metadata_of(keys, column, absent), counted)
+
+    def memory(self) -> dict[str, int]:
+        """Return the bytes taken by index, rows, metadata and counters, and their total."""
+        memory = self._rows.memory()
+        memory["counters"] = sum(self._counters.memory().values())
+        memory["total"] = sum(memory.values())
+        return memory

@@ -1,0 +1,22 @@
+"""The parameter server as a Ray actor: a thin shell around `ShardServer`."""
+
+import ray
+
+from ps.server import ServerSetup, ShardServer
+from ps.sockets import ShardAddress
+
+
+@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"watch": 1})
+class ServerActor(ShardServer):
+    """One parameter server. A dead one is not restarted: its state would be gone."""
+
+    def __init__(self, setup: ServerSetup) -> None:
+        super().__init__(setup, node_id=ray.get_runtime_context().get_node_id())
+
+    def open_network_here(self) -> ShardAddress:
+        """Listen on the address by which the cluster knows this node."""
+        return self.open_network(ray.util.get_node_ip_address())
+
+    @ray.method(concurrency_group="watch")
+    def watch(self) -> None:
+        super().watch()

@@ -1,0 +1,343 @@
+"""Checkpoint files: Arrow files that other tools can open, and a manifest that is written last.
+
+    manifest.json                              specs, step, size and sha256 of every file
+    tables/NAME/rows-00000-of-00002.arrow      key, frequency, version, vector, slot_NAME...
+    tables/NAME/counters-00000-of-00002.arrow  key, frequency, version of keys without a row
+    dense/blocks-00000-of-00002.arrow          block, values, slot_NAME...
+
+There is one file of each for every shard that wrote it; keys are sorted by (bucket, key). A reader
+takes the buckets that it wants from all of them, so any number of shards can restore. A directory
+without a manifest is not a checkpoint.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+
+from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec, rule_for
+from embedding.mixing import NUM_BUCKETS, buckets_of
+from ps.dense import DenseBlocks
+from ps.digest import bucket_slices
+from ps.spec import BLOCK_SIZE, StoreSpec
+
+FORMAT = "synchromesh-checkpoint"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 64 << 20
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is not there, is damaged, or does not fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of a checkpoint; `path` is relative to the manifest."""
+
+    path: str
+    bytes: int
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint is.
+
+    Args:
+        kind: `full`; deltas come with their own reader.
+        step: the global step after which it was taken.
+        recovery_epoch: in which it was taken.
+        store: tables and dense parameters, as StoreSpec.to_json.
+        model: the dense model and the features, for those who predict.
+        job: facts about the job that wrote it, for people.
+        files: every data file.
+    """
+
+    kind: str
+    step: int
+    recovery_epoch: int
+    store: dict[str, Any]
+    model: dict[str, Any]
+    job: dict[str, Any]
+    files: tuple[FileEntry, ...]
+
+
+class _HashingFile(io.RawIOBase):
+    """Passes writes on and keeps their length and digest."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.length = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self._file.write(view)
+        self._digest.update(view)
+        self.length += view.nbytes
+        return view.nbytes
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+def write_shard(
+    directory: str | Path,
+    *,
+    tables: list[EmbeddingVariable],
+    dense: DenseBlocks,
+    shard: int,
+    num_shards: int,
+    buckets: tuple[int, int],
+) -> list[FileEntry]:
+    """Write one shard's files below `directory`; return what the manifest says of them."""
+    root = Path(directory)
+    suffix = f"{shard:05d}-of-{num_shards:05d}.arrow"
+    entries = []
+    for table in tables:
+        folder = Path("tables") / table.spec.name
+        slices = bucket_slices(table, buckets)
+        rows = (_row_batch(table.spec, table.export(part)) for part in slices)
+        schema = _row_schema(table.spec)
+        entries.append(_write(root, folder / f"rows-{suffix}", schema, rows))
+        if table.num_unadmitted:
+            counters = (_counter_batch(table.export_counters(part)) for part in slices)
+            path = folder / f"counters-{suffix}"
+            entries.append(_write(root, path, _COUNTER_SCHEMA, counters))
+    schema = _block_schema(dense.rule.slots)
+    batch = _block_batch(dense, schema)
+    entries.append(_write(root, Path("dense") / f"blocks-{suffix}", schema, iter([batch])))
+    return entries
+
+
+def write_manifest(directory: str | Path, manifest: Manifest) -> None:
+    """Make the files a checkpoint: check that all are there, then write the manifest at once."""
+    root = Path(directory)
+    for entry in manifest.files:
+        path = root / entry.path
+        found = path.stat().st_size if path.exists() else None
+        if found != entry.bytes:
+            raise CheckpointError(
+                f"{path} has {found} bytes, the shard that wrote it says {entry.bytes}."
+                " run.dir must be one folder that every node sees"
+            )
+    data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
+    temporary = root / (MANIFEST + ".tmp")
+    with open(temporary, "w") as file:
+        json.dump(data, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, root / MANIFEST)
+
+
+def _write(
+    root: Path, path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]
+) -> FileEntry:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    rows = 0
+    with open(root / path, "wb") as file:
+        sink = _HashingFile(file)
+        with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+                rows += batch.num_rows
+        file.flush()
+        os.fsync(file.fileno())
+    return FileEntry(path.as_posix(), sink.length, sink.hexdigest(), rows)
+
+
+def _vectors(values: np.ndarray, width: int) -> pa.Array:
+    flat = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, width)
+
+
+_COUNTER_SCHEMA = pa.schema(
+    [("key", pa.int64()), ("frequency", pa.int64()), ("version", pa.int64())]
+)
+
+
+def _row_schema(spec: TableSpec) -> pa.Schema:
+    vector = pa.list_(pa.float32(), spec.dim)
+    slots = [(f"slot_{name}", vector) for name in rule_for(spec.optimizer, sparse=True).slots]
+    return pa.schema([*_COUNTER_SCHEMA, ("vector", vector), *slots])
+
+
+def _row_batch(spec: TableSpec, entries: TableEntries) -> pa.RecordBatch:
+    dim = spec.dim
+    slots = [
+        _vectors(entries.slots[:, start : start + dim], dim)
+        for start in range(0, entries.slots.shape[1], dim)
+    ]
+    columns = [
+        pa.array(entries.keys),
+        pa.array(entries.frequency),
+        pa.array(entries.version),
+        _vectors(entries.vectors, dim),
+        *slots,
+    ]
+    return pa.record_batch(columns, schema=_row_schema(spec))
+
+
+def _counter_batch(entries: CounterEntries) -> pa.RecordBatch:
+    columns = [pa.array(entries.keys), pa.array(entries.frequency), pa.array(entries.version)]
+    return pa.record_batch(columns, schema=_COUNTER_SCHEMA)
+
+
+def _block_schema(slots: tuple[str, ...]) -> pa.Schema:
+    block = pa.list_(pa.float32(), BLOCK_SIZE)
+    return pa.schema(
+        [("block", pa.int64()), ("values", block), *((f"slot_{name}", block) for name in slots)]
+    )
+
+
+def _block_batch(dense: DenseBlocks, schema: pa.Schema) -> pa.RecordBatch:
+    numbers = pa.array(np.arange(len(dense.rows)) + dense.first_block, pa.int64())
+    parts = [
+        _vectors(dense.rows[:, start : start + BLOCK_SIZE], BLOCK_SIZE)
+        for start in range(0, dense.rows.shape[1], BLOCK_SIZE)
+    ]
+    return pa.record_batch([numbers, *parts], schema=schema)
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+class CheckpointReader:
+    """The one reader of checkpoint files.
+
+    Args:
+        directory: that holds the manifest.
+
+    Raises:
+        CheckpointError: there is no manifest, it is not ours, or a file is missing or damaged.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.manifest = _read_manifest(self.directory / MANIFEST)
+        self.store = StoreSpec.from_json(self.manifest.store)
+        self._verified: set[str] = set()
+
+    def table_names(self) -> list[str]:
+        return [table.name for table in self.store.tables]
+
+    def rows(
+        self, table: TableSpec, buckets: tuple[int, int] = (0, NUM_BUCKETS)
+    ) -> Iterator[TableEntries]:
+        """Read the rows of a table whose keys are in some buckets, part by part."""
+        for batch in self._batches(f"tables/{table.name}/rows-", buckets):
+            parts = [_matrix(batch.column(i)) for i in range(3, batch.num_columns)]
+            n = batch.num_rows
+            empty = np.empty((n, 0), np.float32)
+            keys, frequency, version = (batch.column(i).to_numpy() for i in range(3))
+            slots = np.ascontiguousarray(np.hstack([empty, *parts[1:]]))
+            yield TableEntries(keys, frequency, version, parts[0], slots)
+
+    def counters(
+        self, table: TableSpec, buckets: tuple[int, int] = (0, NUM_BUCKETS)
+    ) -> Iterator[CounterEntries]:
+        """Read the counters of a table's unadmitted keys in some buckets, part by part."""
+        for batch in self._batches(f"tables/{table.name}/counters-", buckets):
+            yield CounterEntries(*(batch.column(i).to_numpy() for i in range(3)))
+
+    def dense_rows(self, blocks: tuple[int, int] | None = None) -> np.ndarray:
+        """Read dense blocks [first, end) with their slots, float32[blocks, width]."""
+        first, end = blocks or (0, self.store.num_blocks)
+        width = BLOCK_SIZE * (1 + len(rule_for(self.store.dense_optimizer, sparse=False).slots))
+        found = np.zeros((end - first, width), np.float32)
+        seen = np.zeros(end - first, np.bool_)
+        for batch in self._batches("dense/blocks-", None):
+            numbers = batch.column(0).to_numpy()
+            wanted = (numbers >= first) & (numbers < end)
+            columns = [_matrix(batch.column(i)) for i in range(1, batch.num_columns)]
+            found[numbers[wanted] - first] = np.hstack(columns)[wanted]
+            seen[numbers[wanted] - first] = True
+        if not seen.all():
+            raise CheckpointError(f"{self.directory} lacks {int((~seen).sum())} dense blocks")
+        return found
+
+    def dense_vector(self) -> np.ndarray:
+        """Read all dense parameters, float32[dense size]."""
+        values = self.dense_rows()[:, :BLOCK_SIZE]
+        return np.ascontiguousarray(values).reshape(-1)[: self.store.dense_size]
+
+    def _batches(self, prefix: str, buckets: tuple[int, int] | None) -> Iterator[pa.RecordBatch]:
+        for entry in self.manifest.files:
+            if not entry.path.startswith(prefix):
+                continue
+            self._verify(entry)
+            with (
+                pa.memory_map(str(self.directory / entry.path)) as source,
+                pa.ipc.open_file(source) as reader,
+            ):
+                for number in range(reader.num_record_batches):
+                    batch = reader.get_batch(number)
+                    if buckets is not None:
+                        of_keys = buckets_of(batch.column(0).to_numpy())
+                        start, stop = np.searchsorted(of_keys, buckets)
+                        batch = batch.slice(start, stop - start)
+                    if batch.num_rows:
+                        yield batch
+
+    def _verify(self, entry: FileEntry) -> None:
+        """Check size and digest once, before a file's first use."""
+        if entry.path in self._verified:
+            return
+        path = self.directory / entry.path
+        try:
+            size = path.stat().st_size
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise CheckpointError(f"{path}: {error.strerror or error}") from error
+        if size != entry.bytes or digest != entry.sha256:
+            raise CheckpointError(f"{path} is damaged: its size or checksum is not the manifest's")
+        self._verified.add(entry.path)
+
+
+def _matrix(column: pa.FixedSizeListArray) -> np.ndarray:
+    width = column.type.list_size
+    return column.flatten().to_numpy().reshape(len(column), width)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise CheckpointError(f"{path} is over {MAX_MANIFEST_BYTES} bytes")
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"no checkpoint: {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{path} is not the manifest of a checkpoint")
+    version = data.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version}, this software reads {FORMAT_VERSION}"
+        )
+    try:
+        files = tuple(FileEntry(**entry) for entry in data.pop("files"))
+        manifest = Manifest(files=files, **data)
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} lacks or has unknown entries: {error}") from error
+    for entry in manifest.files:
+        parts = Path(entry.path).parts
+        if Path(entry.path).is_absolute() or ".." in parts:
+            raise CheckpointError(f"{path} names a file outside of its folder: {entry.path}")
+    return manifest

@@ -1,0 +1,305 @@
+"""The worker's side of the shards: pulls and pushes of whole batches, fanned out and gathered.
+
+One thread uses a client. `start_pull` and `start_push` send and return at once; `poll` reads what
+has arrived and returns the requests that every shard has answered. Requests on a broken connection
+are sent again on a new one: pulls read, and pushes are recognised by (batch id, attempt).
+"""
+
+import contextlib
+import selectors
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ps.deduplicate import Deduplicated, keep_admitted
+from ps.messages import Apply, Contribution, Pull, PullReply, Record, Refusal, Reply, Request
+from ps.sockets import receive, send
+from ps.spec import StoreSpec
+from ps.wire import Header, array_sizes
+
+Connect = Callable[[int], socket.socket]
+
+
+class ShardLostError(ConnectionError):
+    """A shard could not be reached again in time."""
+
+    def __init__(self, shard: int, seconds: float, cause: str) -> None:
+        super().__init__(shard, seconds, cause)
+        self.shard, self.seconds, self.cause = shard, seconds, cause
+
+    def __str__(self) -> str:
+        return f"shard {self.shard} could not be reached for {self.seconds:.0f} s: {self.cause}"
+
+
+@dataclass(slots=True, eq=False)
+class Open:
+    """A request that was sent to every shard (or some) and is not answered by all yet."""
+
+    request_id: int
+    messages: dict[int, Request]
+    waiting: set[int]
+    replies: dict[int, Reply] = field(default_factory=dict)
+
+    @property
+    def refusals(self) -> dict[int, Refusal]:
+        return {s: reply for s, reply in self.replies.items() if isinstance(reply, Refusal)}
+
+    @property
+    def done(self) -> bool:
+        return not self.waiting
+
+
+@dataclass(slots=True, eq=False)
+class PulledBatch(Open):
+    """A pull of all keys of a batch, and where its parts go.
+
+    Args:
+        unique: the batch's distinct keys.
+        values: float32, the flat buffer of rows.
+        admitted: uint8[u], in the order of the keys.
+        dense: float32[dense parameters], or empty where they were not wanted.
+        steps: int64[shards], the step each shard answered at.
+    """
+
+    unique: Deduplicated = None  # type: ignore[assignment]
+    values: npt.NDArray[np.float32] = None  # type: ignore[assignment]
+    admitted: npt.NDArray[np.uint8] = None  # type: ignore[assignment]
+    dense: npt.NDArray[np.float32] = None  # type: ignore[assignment]
+    steps: npt.NDArray[np.int64] = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which attempt at which batch a contribution belongs to."""
+
+    mode_epoch: int
+    batch_id: int
+    attempt: int
+    samples: int
+
+
+class PsClient:
+    """Connections to all shards of a job.
+
+    Args:
+        spec: tables and dense parameters.
+        connect: opens an authenticated connection to a shard.
+        recovery_epoch, routing_version: what every message carries.
+        retry_seconds: how long a shard may be out of reach.
+        compress: whether frames are compressed.
+    """
+
+    def __init__(
+        self,
+        spec: StoreSpec,
+        connect: Connect,
+        *,
+        recovery_epoch: int,
+        routing_version: int = 0,
+        retry_seconds: float = 20.0,
+        compress: bool = False,
+    ) -> None:
+        self.spec = spec
+        self.recovery_epoch = recovery_epoch
+        self.routing_version = routing_version
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self._connect = connect
+        self._retry_seconds = retry_seconds
+        self._compress = compress
+        self._dims = np.array([table.dim for table in spec.tables], np.int64)
+        self._open: dict[int, Open] = {}
+        self._next_request = 0
+        self._selector = selectors.DefaultSelector()
+        self._sockets: dict[int, socket.socket] = {}
+        for shard in range(spec.num_shards):
+            self._reconnect(shard, OSError("not connected yet"))
+
+    def watch(self, sock: socket.socket) -> None:
+        """Let `poll` return early when another socket of the caller becomes readable."""
+        self._selector.register(sock, selectors.EVENT_READ, None)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._selector.close()
+        for sock in self._sockets.values():
+            sock.close()
+
+    # Requests ---------------------------------------------------------------------------------
+
+    def start_pull(
+        self, unique: Deduplicated, *, at_step: int, evaluate: bool = False, dense: bool = True
+    ) -> PulledBatch:
+        """Ask every shard for a batch's rows and the dense parameters; replies land in place."""
+        request_id = self._new_id()
+        messages: dict[int, Request] = {}
+        for shard in range(self.spec.num_shards):
+            part = slice(unique.key_starts[shard], unique.key_starts[shard + 1])
+            messages[shard] = Pull(
+                request_id=request_id,
+                recovery_epoch=self.recovery_epoch,
+                routing_version=self.routing_version,
+                at_step=at_step,
+                table_sizes=tuple(unique.sizes[shard].tolist()),
+                keys=unique.keys[part],
+                counts=np.empty(0, np.uint32) if evaluate else unique.counts[part],
+                dense=dense,
+            )
+        pulled = PulledBatch(
+            request_id,
+            messages,
+            set(messages),
+            unique=unique,
+            values=np.empty(unique.value_starts[-1], np.float32),
+            admitted=np.empty(unique.keys.size, np.uint8),
+            dense=np.empty(self.spec.dense_size if dense else 0, np.float32),
+            steps=np.zeros(self.spec.num_shards, np.int64),
+        )
+        self._start(pulled)
+        return pulled
+
+    def start_push(
+        self,
+        pulled: PulledBatch,
+        identity: Identity,
+        *,
+        gradients: npt.NDArray[np.float32],
+        dense: npt.NDArray[np.float32],
+    ) -> Open:
+        """Send a batch's contribution to every shard, those without a key of it included.
+
+        Args:
+            pulled: the batch's pull.
+            identity: of the attempt.
+            gradients: float32, sums of the rows' gradients, laid out as `pulled.values`.
+            dense: float32[dense parameters], sums.
+        """
+        request_id = self._new_id()
+        unique = pulled.unique
+        messages: dict[int, Request] = {}
+        for shard in range(self.spec.num_shards):
+            part = slice(unique.key_starts[shard], unique.key_starts[shard + 1])
+            values = slice(unique.value_starts[shard], unique.value_starts[shard + 1])
+            sizes = unique.sizes[shard]
+            admitted = pulled.admitted[part]
+            messages[shard] = Contribution(
+                request_id=request_id,
+                recovery_epoch=self.recovery_epoch,
+                mode_epoch=identity.mode_epoch,
+                routing_version=self.routing_version,
+                batch_id=identity.batch_id,
+                attempt=identity.attempt,
+                samples=identity.samples,
+                pull_step=int(pulled.steps[shard]),
+                table_sizes=tuple(sizes.tolist()),
+                keys=unique.keys[part],
+                counts=unique.counts[part],
+                gradients=keep_admitted(gradients[values], admitted, sizes, self._dims),
+                dense=dense[slice(*self.spec.dense_range(shard))],
+                admitted=admitted,
+            )
+        push = Open(request_id, messages, set(messages))
+        self._start(push)
+        return push
+
+    def start_apply(self, shard: int, records: Sequence[Record]) -> Open:
+        """Send records to one shard: the coordinator's only message."""
+        request_id = self._new_id()
+        message = Apply(request_id, self.recovery_epoch, tuple(records))
+        apply = Open(request_id, {shard: message}, {shard})
+        self._start(apply)
+        return apply
+
+    def poll(self, timeout: float | None) -> list[Open]:
+        """Wait at most `timeout` seconds for replies; return the requests now answered by all."""
+        finished = []
+        for key, _ in self._selector.select(timeout):
+            if key.data is None:
+                continue
+            answered = self._receive_from(key.data)
+            if answered is not None and answered.done:
+                finished.append(answered)
+        return finished
+
+    def forget(self, request: Open) -> None:
+        """Stop waiting for a request; late replies to it are dropped."""
+        self._open.pop(request.request_id, None)
+
+    # Connections ------------------------------------------------------------------------------
+
+    def _new_id(self) -> int:
+        self._next_request += 1
+        return self._next_request
+
+    def _start(self, request: Open) -> None:
+        self._open[request.request_id] = request
+        for shard, message in request.messages.items():
+            try:
+                self.bytes_sent += send(self._sockets[shard], message, compress=self._compress)
+            except OSError as error:
+                self._reconnect(shard, error)
+
+    def _receive_from(self, shard: int) -> Open | None:
+        try:
+            reply, nbytes = receive(self._sockets[shard], lambda h: self._places(shard, h))
+        except OSError as error:
+            self._reconnect(shard, error)
+            return None
+        self.bytes_received += nbytes
+        request = self._open.get(reply.request_id)
+        if request is None or shard not in request.waiting:
+            return None
+        request.replies[shard] = reply
+        if isinstance(reply, PullReply) and isinstance(request, PulledBatch):
+            request.steps[shard] = reply.step
+        request.waiting.discard(shard)
+        if request.done:
+            del self._open[request.request_id]
+        return request
+
+    def _places(self, shard: int, header: Header) -> list[npt.NDArray[np.uint8]] | None:
+        """Where the arrays of a pull's reply go: parts of the batch's own buffers."""
+        if header.kind is not PullReply:
+            return None
+        request = self._open.get(header.scalars["request_id"])
+        if not isinstance(request, PulledBatch) or shard not in request.waiting:
+            return None
+        unique = request.unique
+        values = request.values[unique.value_starts[shard] : unique.value_starts[shard + 1]]
+        dense = request.dense[slice(*self.spec.dense_range(shard))] if request.dense.size else None
+        admitted = request.admitted[unique.key_starts[shard] : unique.key_starts[shard + 1]]
+        places = [
+            values.view(np.uint8),
+            np.empty(0, np.uint8) if dense is None else dense.view(np.uint8),
+            admitted,
+        ]
+        if tuple(place.nbytes for place in places) != array_sizes(header):
+            raise ConnectionError(f"shard {shard} answered a pull with arrays of other sizes")
+        return places
+
+    def _reconnect(self, shard: int, cause: OSError) -> None:
+        """Connect again and send again what that shard has not answered."""
+        old = self._sockets.pop(shard, None)
+        if old is not None:
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(old)
+            old.close()
+        started = time.monotonic()
+        while True:
+            try:
+                sock = self._connect(shard)
+                for request in list(self._open.values()):
+                    if shard in request.waiting:
+                        send(sock, request.messages[shard], compress=self._compress)
+                break
+            except OSError as error:
+                cause = error
+            if time.monotonic() - started > self._retry_seconds:
+                raise ShardLostError(shard, self._retry_seconds, str(cause))
+            time.sleep(0.2)
+        self._sockets[shard] = sock
+        self._selector.register(sock, selectors.EVENT_READ, shard)

@@ -1,0 +1,146 @@
+"""A shard with its sockets: everything a parameter server does, but for being a Ray actor."""
+
+import os
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ps.checkpoint import CheckpointReader, FileEntry, write_shard
+from ps.data_plane import DataPlane
+from ps.digest import block_digests, bucket_digests
+from ps.memory import peak_rss_bytes
+from ps.restore import start_shard_from
+from ps.shard import Shard
+from ps.sockets import ShardAddress
+from ps.spec import StoreSpec, bucket_range
+from ps.warmup import warm_up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSetup:
+    """What a parameter server is told when it starts.
+
+    Args:
+        store: tables and dense parameters of the job.
+        index: number of the shard.
+        secret: that peers must prove to know.
+        max_contributions, max_buffer_bytes: limits of the gradient buffer.
+        compress: whether replies are compressed.
+    """
+
+    store: StoreSpec
+    index: int
+    secret: bytes
+    max_contributions: int
+    max_buffer_bytes: int
+    compress: bool = False
+
+
+class ShardServer:
+    """Comes up fenced: it refuses pulls and pushes until it is initialised or restored."""
+
+    def __init__(self, setup: ServerSetup, *, node_id: str) -> None:
+        warm_up(setup.store)
+        self._setup = setup
+        self._node_id = node_id
+        self._lock = threading.Lock()
+        self._failed = threading.Event()
+        self._failure: BaseException | None = None
+        self._shard = Shard(
+            setup.store,
+            setup.index,
+            max_contributions=setup.max_contributions,
+            max_buffer_bytes=setup.max_buffer_bytes,
+        )
+        self._plane = DataPlane(
+            self._shard,
+            lock=self._lock,
+            secret=setup.secret,
+            compress=setup.compress,
+            on_error=self._fail,
+        )
+
+    def address(self) -> ShardAddress:
+        return ShardAddress(self._node_id, self._plane.path)
+
+    def open_network(self, host: str) -> ShardAddress:
+        """Listen on this node's address too, for peers on other nodes."""
+        host, port = self._plane.open_network(host)
+        return ShardAddress(self._node_id, self._plane.path, host, port)
+
+    def initialize(self, recovery_epoch: int, dense: npt.NDArray[np.float32]) -> None:
+        """Start a new job with empty tables and these dense parameters."""
+        with self._lock:
+            self._shard.initialize(recovery_epoch, dense=dense)
+
+    def start_from(self, recovery_epoch: int, checkpoint: str) -> None:
+        """Start a new job with this shard's part of a checkpoint."""
+        with self._lock:
+            reader = CheckpointReader(checkpoint)
+            start_shard_from(self._shard, reader, recovery_epoch=recovery_epoch)
+
+    def write_checkpoint(self, directory: str) -> list[FileEntry]:
+        """Write this shard's files; the caller writes the manifest."""
+        with self._lock:
+            return write_shard(
+                directory,
+                tables=self._shard.tables,
+                dense=self._shard.dense,
+                shard=self._setup.index,
+                num_shards=self._setup.store.num_shards,
+                buckets=self._buckets,
+            )
+
+    def digests(self) -> tuple[dict[str, npt.NDArray[np.uint8]], list[bytes]]:
+        """Return digests of this shard's buckets, by table, and of its dense blocks."""
+        with self._lock:
+            tables = {
+                table.spec.name: bucket_digests(table, self._buckets)
+                for table in self._shard.tables
+            }
+            return tables, block_digests(self._shard.dense)
+
+    def stats(self) -> dict[str, Any]:
+        """Return what reports show of a server."""
+        with self._lock:
+            tables = {
+                table.spec.name: {
+                    "rows": len(table),
+                    "unadmitted": table.num_unadmitted,
+                    "evicted": table.num_evicted,
+                    "bytes": table.memory()["total"],
+                }
+                for table in self._shard.tables
+            }
+            counts = self._shard.counts
+            return {
+                "step": self._shard.step,
+                "tables": tables,
+                "contributions_superseded": counts.contributions_superseded,
+                "gradients_of_evicted_keys": counts.gradients_of_evicted_keys,
+                "bytes_sent": self._plane.bytes_sent,
+                "bytes_received": self._plane.bytes_received,
+                "peak_rss_bytes": peak_rss_bytes(),
+                "pid": os.getpid(),
+                "node": self._node_id,
+            }
+
+    def watch(self) -> None:
+        """Block until a message fails inside the shard, then raise that failure."""
+        self._failed.wait()
+        assert self._failure is not None
+        raise self._failure
+
+    def close(self) -> None:
+        self._plane.close()
+
+    @property
+    def _buckets(self) -> tuple[int, int]:
+        return bucket_range(self._setup.index, self._setup.store.num_shards)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        self._failed.set()

@@ -1,0 +1,298 @@
+"""The shard: one parameter server's part of a job, as a deterministic state machine.
+
+`handle(message, sender)` returns the replies to send. It knows no Ray, clock, socket or thread; a
+shell that runs it in threads holds a lock around it. Pulls never change anything, pushes only
+buffer, and records are the only writes, applied exactly in order.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from embedding.variable import EmbeddingVariable
+from ps.buffer import GradientBuffer
+from ps.dense import DenseBlocks
+from ps.merge import merge
+from ps.messages import (
+    ANY_STEP,
+    Apply,
+    ApplyReply,
+    Contribution,
+    Pull,
+    PullReply,
+    PushReply,
+    Record,
+    Refusal,
+    RefusalReason,
+    Reply,
+    Request,
+)
+from ps.spec import StoreSpec
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """A reply and whom it is for."""
+
+    to: Hashable
+    reply: Reply
+
+
+@dataclass(slots=True)
+class ShardCounts:
+    """What a shard has seen, for reports."""
+
+    contributions_superseded: int = 0
+    gradients_of_evicted_keys: int = 0
+    evicted: int = 0
+
+
+class Shard:
+    """Tables, dense blocks, gradient buffer and record log of one parameter server.
+
+    A new shard is fenced: it refuses everything until `initialize` gives it its first state.
+
+    Args:
+        spec: of the whole job.
+        index: number of this shard.
+        max_contributions, max_buffer_bytes: limits of the gradient buffer.
+    """
+
+    def __init__(
+        self,
+        spec: StoreSpec,
+        index: int,
+        *,
+        max_contributions: int = 1024,
+        max_buffer_bytes: int = 1 << 30,
+    ) -> None:
+        self.spec = spec
+        self.index = index
+        self.tables = [EmbeddingVariable(table) for table in spec.tables]
+        self.dense = DenseBlocks(spec, index)
+        self.buffer = GradientBuffer(
+            max_contributions=max_contributions, max_bytes=max_buffer_bytes
+        )
+        self.recovery_epoch: int | None = None
+        self.routing_version = 0
+        self.step = 0
+        self.log: list[Record] = []
+        self.counts = ShardCounts()
+        self._parked: list[tuple[Hashable, Pull]] = []
+        self._dims = [table.dim for table in spec.tables]
+        self._slots_of = [spec.optimizers.index(table.optimizer) for table in spec.tables]
+        self._dense_scalars = spec.optimizers.index(spec.dense_optimizer)
+        # Keys by the step that evicted them, one dict a table, for late gradients.
+        self._evicted: list[dict[int, npt.NDArray[np.int64]]] = [{} for _ in spec.tables]
+
+    @property
+    def fenced(self) -> bool:
+        return self.recovery_epoch is None
+
+    def initialize(
+        self, recovery_epoch: int, *, dense: npt.NDArray[np.float32], step: int = 0
+    ) -> None:
+        """Take the first state, and answer from now on in this recovery epoch."""
+        first, last = self.spec.dense_range(self.index)
+        if dense.shape != (last - first,):
+            raise ValueError(f"dense must have shape ({last - first},), got {dense.shape}")
+        self.dense.initialize(dense)
+        self.unfence(recovery_epoch, step=step)
+
+    def unfence(self, recovery_epoch: int, *, step: int) -> None:
+        """Answer from now on, at `step`, in this recovery epoch; the state was set before."""
+        self.recovery_epoch = recovery_epoch
+        self.step = step
+        self.log.clear()
+
+    def handle(self, message: Request, sender: Hashable) -> list[Outgoing]:
+        """Take one message; return the replies, this one's and those of pulls it set free."""
+        refusal = self._refuse_early(message)
+        if refusal is not None:
+            return [Outgoing(sender, refusal)]
+        if isinstance(message, Pull):
+            return self._pull(message, sender)
+        if isinstance(message, Contribution):
+            return [Outgoing(sender, self._push(message))]
+        return self._apply(message, sender)
+
+    def disconnect(self, sender: Hashable) -> None:
+        """Forget the waiting pulls of a sender that is gone."""
+        self._parked = [(s, pull) for s, pull in self._parked if s != sender]
+
+    @property
+    def num_parked(self) -> int:
+        return len(self._parked)
+
+    # Checks -----------------------------------------------------------------------------------
+
+    def _refuse_early(self, message: Request) -> Refusal | None:
+        if self.fenced:
+            return self._refusal(message, "fenced", "it has no state yet")
+        if message.recovery_epoch != self.recovery_epoch:
+            text = f"recovery epoch {message.recovery_epoch}, the job is in {self.recovery_epoch}"
+            return self._refusal(message, "epoch", text)
+        if isinstance(message, Apply):
+            return None
+        if message.routing_version != self.routing_version:
+            text = f"routing {message.routing_version}, the job is at {self.routing_version}"
+            return self._refusal(message, "routing", text)
+        return self._refuse_malformed(message)
+
+    def _refuse_malformed(self, message: Pull | Contribution) -> Refusal | None:
+        sizes, n = message.table_sizes, message.keys.size
+        if len(sizes) != len(self.tables) or min(sizes, default=0) < 0 or sum(sizes) != n:
+            text = f"table sizes {sizes[:8]} do not fit {len(self.tables)} tables and {n} keys"
+            return self._refusal(message, "malformed", text)
+        if isinstance(message, Pull):
+            fits = message.counts.size in (0, n)
+            return None if fits else self._refusal(message, "malformed", "counts do not fit keys")
+        if message.counts.size != n or message.admitted.size != n:
+            return self._refusal(message, "malformed", "counts or admitted do not fit keys")
+        start = expected = 0
+        for size, dim in zip(sizes, self._dims, strict=True):
+            expected += int(np.count_nonzero(message.admitted[start : start + size])) * dim
+            start += size
+        if message.gradients.size != expected or message.dense.size != self.dense.size:
+            text = (
+                f"gradients {message.gradients.size} and dense {message.dense.size} elements,"
+                f" expected {expected} and {self.dense.size}"
+            )
+            return self._refusal(message, "malformed", text)
+        return None
+
+    def _refusal(self, message: Request, reason: RefusalReason, text: str) -> Refusal:
+        kind = type(message).__name__.lower()
+        return Refusal(message.request_id, reason, f"shard {self.index} refused a {kind}: {text}")
+
+    # Reads ------------------------------------------------------------------------------------
+
+    def _pull(self, pull: Pull, sender: Hashable) -> list[Outgoing]:
+        if pull.at_step != ANY_STEP and pull.at_step < self.step:
+            text = f"step {pull.at_step} was asked for, the shard is at {self.step}"
+            return [Outgoing(sender, self._refusal(pull, "superseded", text))]
+        if pull.at_step > self.step:
+            self._parked.append((sender, pull))
+            return []
+        return [Outgoing(sender, self._read(pull))]
+
+    def _read(self, pull: Pull) -> PullReply:
+        sizes = pull.table_sizes
+        values = np.empty(sum(n * d for n, d in zip(sizes, self._dims, strict=True)), np.float32)
+        admitted = np.empty(pull.keys.size, np.uint8)
+        start = value_start = 0
+        for table, size, dim in zip(self.tables, sizes, self._dims, strict=True):
+            stop, value_stop = start + size, value_start + size * dim
+            table.pull(
+                pull.keys[start:stop],
+                pull.counts[start:stop] if pull.counts.size else None,
+                values[value_start:value_stop].reshape(size, dim),
+                admitted[start:stop],
+            )
+            start, value_start = stop, value_stop
+        dense = self.dense.vector if pull.dense else np.empty(0, np.float32)
+        return PullReply(pull.request_id, self.step, values, dense, admitted)
+
+    # Buffering --------------------------------------------------------------------------------
+
+    def _push(self, contribution: Contribution) -> Reply:
+        refusal = self.buffer.add(contribution)
+        if refusal is None:
+            return PushReply(contribution.request_id)
+        self.counts.contributions_superseded += refusal.reason == "superseded"
+        return self._refusal(contribution, refusal.reason, refusal.text)
+
+    # The only write ---------------------------------------------------------------------------
+
+    def _apply(self, message: Apply, sender: Hashable) -> list[Outgoing]:
+        out: list[Outgoing] = []
+        for record in message.records:
+            if record.step < self.step:
+                continue
+            refusal = self._refuse_record(message, record)
+            if refusal is not None:
+                return [*out, Outgoing(sender, refusal)]
+            self._apply_record(record)
+            out += self._answer_parked()
+        return [*out, Outgoing(sender, ApplyReply(message.request_id, self.step))]
+
+    def _refuse_record(self, message: Apply, record: Record) -> Refusal | None:
+        if record.step > self.step:
+            text = f"record {record.step} came at step {self.step}; the ones between are missing"
+            return self._refusal(message, "step", text)
+        missing = self.buffer.missing(record)
+        if missing:
+            text = f"record {record.step} names contributions that are not held: {missing[:4]}"
+            return self._refusal(message, "missing", text)
+        if len(record.scalars) != len(self.spec.optimizers):
+            text = f"record {record.step} has scalars for {len(record.scalars)} optimizers"
+            return self._refusal(message, "malformed", text)
+        return None
+
+    def _apply_record(self, record: Record) -> None:
+        live = [entry for entry in record.entries if entry.weight > 0]
+        if live and record.divisor > 0:
+            self._update(record, [self._held(e.batch_id, e.attempt) for e in live])
+        for table, min_version in record.evict:
+            keys = self.tables[table].evict(min_version)
+            self.counts.evicted += keys.size
+            if keys.size:
+                self._evicted[table][record.step] = keys
+        for evicted in self._evicted:
+            for step in [s for s in evicted if s < record.oldest_pull_step]:
+                del evicted[step]
+        self.buffer.settle(record)
+        self.log.append(record)
+        self.step += 1
+
+    def _held(self, batch_id: int, attempt: int) -> Contribution:
+        contribution = self.buffer.get(batch_id, attempt)
+        assert contribution is not None, "checked by _refuse_record"
+        return contribution
+
+    def _update(self, record: Record, contributions: list[Contribution]) -> None:
+        weights = [entry.weight for entry in record.entries if entry.weight > 0]
+        scalars = [np.array(values, np.float64) for values in record.scalars]
+        scale = np.float32(1.0 / record.divisor)
+        accepted = [self._accepted(contribution) for contribution in contributions]
+        merged = merge(contributions, weights, accepted, self._dims)
+        for table, part, slot in zip(self.tables, merged, self._slots_of, strict=True):
+            if part.keys.size:
+                table.apply(
+                    part.keys,
+                    part.counts,
+                    part.gradients,
+                    part.has_gradient,
+                    step=record.step,
+                    scale=float(scale),
+                    scalars=scalars[slot],
+                )
+        self.dense.apply(contributions, weights, scale=scale, scalars=scalars[self._dense_scalars])
+
+    def _accepted(self, contribution: Contribution) -> npt.NDArray[np.uint8] | None:
+        """Mark the keys that were evicted after the pull: their gradients must not return them."""
+        mask: npt.NDArray[np.uint8] | None = None
+        start = 0
+        for evicted, size in zip(self._evicted, contribution.table_sizes, strict=True):
+            late = [keys for step, keys in evicted.items() if step >= contribution.pull_step]
+            if late and size:
+                keys = contribution.keys[start : start + size]
+                gone = np.isin(keys, np.concatenate(late))
+                if gone.any():
+                    mask = np.ones(contribution.keys.size, np.uint8) if mask is None else mask
+                    mask[start : start + size][gone] = 0
+                    self.counts.gradients_of_evicted_keys += int(gone.sum())
+            start += size
+        return mask
+
+    def _answer_parked(self) -> list[Outgoing]:
+        ready = [(sender, pull) for sender, pull in self._parked if pull.at_step <= self.step]
+        if not ready:
+            return []
+        self._parked = [(s, pull) for s, pull in self._parked if pull.at_step > self.step]
+        out = []
+        for sender, pull in ready:
+            out += self._pull(pull, sender)
+        return out

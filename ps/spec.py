@@ -1,0 +1,91 @@
+"""What the shards of one job hold: tables and dense parameters, and who owns which part."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedding.mixing import NUM_BUCKETS
+from embedding.spec import Optimizer, TableSpec, optimizer_from_json, table_from_json, to_json
+
+# Parameters in a dense block. Fixed, so that a model is cut alike for any number of shards.
+BLOCK_SIZE = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSpec:
+    """Tables and dense parameters of a job, the same for all of its shards.
+
+    Args:
+        tables: in the order in which messages list them.
+        dense_size: number of dense parameters.
+        dense_optimizer: optimizer of the dense parameters.
+        num_shards: how many shards there are.
+    """
+
+    tables: tuple[TableSpec, ...]
+    dense_size: int
+    dense_optimizer: Optimizer
+    num_shards: int
+
+    def __post_init__(self) -> None:
+        names = [table.name for table in self.tables]
+        if len(set(names)) != len(names):
+            raise ValueError(f"table names must be unique, got {names}")
+        if not 1 <= self.num_shards <= NUM_BUCKETS:
+            raise ValueError(f"num_shards must be in [1, {NUM_BUCKETS}], got {self.num_shards}")
+
+    @cached_property
+    def optimizers(self) -> tuple[Optimizer, ...]:
+        """The distinct optimizers, in the order in which a record lists their scalars."""
+        used = [table.optimizer for table in self.tables] + [self.dense_optimizer]
+        return tuple(dict.fromkeys(used))
+
+    @property
+    def num_blocks(self) -> int:
+        """Dense blocks; the last one is padded with zeros."""
+        return math.ceil(self.dense_size / BLOCK_SIZE)
+
+    def blocks_of(self, shard: int) -> tuple[int, int]:
+        """Return the range of dense blocks [first, last) that a shard owns."""
+        return (
+            self.num_blocks * shard // self.num_shards,
+            self.num_blocks * (shard + 1) // self.num_shards,
+        )
+
+    def dense_range(self, shard: int) -> tuple[int, int]:
+        """Return the range of dense parameters [first, last) that a shard owns."""
+        first, last = self.blocks_of(shard)
+        return min(first * BLOCK_SIZE, self.dense_size), min(last * BLOCK_SIZE, self.dense_size)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "tables": [to_json(table) for table in self.tables],
+            "dense_size": self.dense_size,
+            "dense_optimizer": to_json(self.dense_optimizer),
+            "num_shards": self.num_shards,
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "StoreSpec":
+        return StoreSpec(
+            tables=tuple(table_from_json(table) for table in data["tables"]),
+            dense_size=int(data["dense_size"]),
+            dense_optimizer=optimizer_from_json(data["dense_optimizer"]),
+            num_shards=int(data["num_shards"]),
+        )
+
+
+def even_routing(num_shards: int) -> npt.NDArray[np.uint16]:
+    """Return the shard of each bucket, uint16[4096]: equal consecutive ranges of buckets."""
+    return (np.arange(NUM_BUCKETS) * num_shards // NUM_BUCKETS).astype(np.uint16)
+
+
+def bucket_range(shard: int, num_shards: int) -> tuple[int, int]:
+    """Return the buckets [first, last) that `even_routing` gives to a shard."""
+    first = -(-shard * NUM_BUCKETS // num_shards)
+    last = -(-(shard + 1) * NUM_BUCKETS // num_shards)
+    return first, last

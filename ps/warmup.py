@@ -1,0 +1,72 @@
+"""Compile (or load) every kernel of a shard before the first message, not during it."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from embedding.optimizers import step_scalars
+from embedding.spec import Optimizer
+from ps.messages import Apply, Contribution, Entry, Pull, Record
+from ps.shard import Shard
+from ps.spec import StoreSpec
+
+_KEYS = np.arange(4, dtype=np.int64)
+_ONES = np.ones(4, np.uint32)
+
+
+def warm_up(spec: StoreSpec) -> None:
+    """Run a shard with one table of each kind through a pull and steps of one and two batches."""
+    kinds = {
+        (type(table.initializer), table.optimizer.type, table.admission is None): table
+        for table in spec.tables
+    }
+    tables = tuple(replace(table, dim=2) for table in kinds.values())
+    small = StoreSpec(
+        tables=tables, dense_size=1, dense_optimizer=spec.dense_optimizer, num_shards=1
+    )
+    shard = Shard(small, 0)
+    shard.initialize(0, dense=np.zeros(1, np.float32))
+    sizes = (4,) * len(tables)
+    for counts in (np.tile(_ONES, len(tables)), np.empty(0, np.uint32)):
+        shard.handle(Pull(0, 0, 0, -1, sizes, np.tile(_KEYS, len(tables)), counts, True), None)
+    batches = [(0,), (1, 2)]
+    for step, batch_ids in enumerate(batches):
+        for batch_id in batch_ids:
+            shard.handle(_contribution(batch_id, small), None)
+        record = Record(
+            step=step,
+            recovery_epoch=0,
+            mode_epoch=0,
+            entries=tuple(Entry(batch_id, 0, 1.0) for batch_id in batch_ids),
+            divisor=4,
+            scalars=tuple(_scalars(optimizer) for optimizer in small.optimizers),
+            evict=tuple((t, 1) for t in range(len(tables))) if step else (),
+        )
+        shard.handle(Apply(0, 0, (record,)), None)
+    assert shard.step == len(batches), "the warm-up steps were applied"
+
+
+def _contribution(batch_id: int, spec: StoreSpec) -> Contribution:
+    num_tables = len(spec.tables)
+    # The second key has no gradient, so that rows have to be lined up with keys.
+    admitted = np.tile(np.array([1, batch_id == 0, 1, 1], np.uint8), num_tables)
+    return Contribution(
+        request_id=0,
+        recovery_epoch=0,
+        mode_epoch=0,
+        routing_version=0,
+        batch_id=batch_id,
+        attempt=0,
+        samples=4,
+        pull_step=0,
+        table_sizes=(4,) * num_tables,
+        keys=np.tile(_KEYS, num_tables),
+        counts=np.tile(_ONES, num_tables),
+        gradients=np.ones(2 * int(admitted.sum()), np.float32),
+        dense=np.ones(1, np.float32),
+        admitted=admitted,
+    )
+
+
+def _scalars(optimizer: Optimizer) -> tuple[float, ...]:
+    return step_scalars(optimizer, learning_rate=0.1, step=0)

@@ -1,0 +1,270 @@
+"""The job file: one YAML document, validated with messages that name the field.
+
+A public contract. Keys follow the vocabulary of docs/design.md; every one can be overridden on the
+command line as `key.path=value`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from embedding.spec import (
+    Adagrad,
+    AdamAsync,
+    Constant,
+    CounterAdmission,
+    Eviction,
+    Normal,
+    Sgd,
+    TruncatedNormal,
+    Uniform,
+)
+from scheduler.config_errors import ConfigError, validated
+
+InitializerConfig = Annotated[
+    Uniform | Normal | TruncatedNormal | Constant, Field(discriminator="type")
+]
+OptimizerConfig = Annotated[Sgd | Adagrad | AdamAsync, Field(discriminator="type")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SparseConfig(_Section):
+    """One sparse feature. A plain column name in the job file is short for {column: NAME}."""
+
+    column: str
+    name: str | None = None
+    table: str | None = None
+    combiner: Literal["sum", "mean", "sqrtn"] = "sum"
+    weights: str | None = None
+    max_length: PositiveInt | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "column" not in value and "name" in value:
+            return {**value, "column": value["name"]}
+        return {"column": value} if isinstance(value, str) else value
+
+    @property
+    def feature(self) -> str:
+        return self.name or self.column
+
+    @property
+    def table_name(self) -> str:
+        return self.table or self.feature
+
+
+class DataConfig(_Section):
+    """Where samples come from and how they become batches."""
+
+    train: list[str] = Field(min_length=1)
+    eval: list[str] | None = None
+    label: str = "label"
+    dense: list[str] = []
+    dense_transform: Literal["none", "log1p"] = "none"
+    sparse: list[SparseConfig] = Field(min_length=1)
+    batch_size: PositiveInt = 2048
+    eval_batch_size: PositiveInt = 8192
+    epochs: PositiveInt = 1
+    shuffle: Literal["none", "files", "rows"] = "none"
+    on_bad_file: Literal["fail", "skip"] = "fail"
+    cache_bytes: PositiveInt = 1 << 30
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        wrapped = {k: [value[k]] for k in ("train", "eval") if isinstance(value.get(k), str)}
+        return {**value, **wrapped}
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "DataConfig":
+        for what, names in (
+            ("data.dense", self.dense),
+            ("data.sparse", [sparse.feature for sparse in self.sparse]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{what} lists {twice[0]!r} twice")
+        return self
+
+
+class TableConfig(_Section):
+    """What a table has different from `embedding`."""
+
+    dim: PositiveInt | None = None
+    initializer: InitializerConfig | None = None
+    optimizer: OptimizerConfig | None = None
+    admission: CounterAdmission | None = None
+    eviction: Eviction | None = None
+    default_value: float | None = None
+
+
+class EmbeddingConfig(_Section):
+    """Defaults of every table."""
+
+    dim: PositiveInt = 16
+    initializer: InitializerConfig = Uniform()
+    optimizer: OptimizerConfig = Adagrad()
+    admission: CounterAdmission | None = None
+    eviction: Eviction | None = None
+    default_value: float = 0.0
+
+
+class ModelConfig(BaseModel):
+    """The dense model; what a type takes beyond these keys is described in docs/models.md."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    type: Literal["dlrm", "deepfm", "wide_deep", "custom"]
+    optimizer: OptimizerConfig = Adagrad(learning_rate=0.01)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class TrainingConfig(_Section):
+    """How local batches become steps."""
+
+    mode: Literal["sync", "async"] = "async"
+    global_batch: PositiveInt | None = None
+    eval_every_steps: int = Field(0, ge=0)
+    max_samples: PositiveInt | None = None
+    max_seconds: float | None = Field(None, gt=0)
+    on_non_finite: Literal["fail", "skip"] = "fail"
+    mixed_cpus: bool = False
+
+
+class ResourcesConfig(_Section):
+    """Named Ray resources that a role asks for, beside its CPUs."""
+
+    server: dict[str, float] = {}
+    worker: dict[str, float] = {}
+    coordinator: dict[str, float] = {}
+
+
+class ClusterConfig(_Section):
+    """How many processes of each role, and what they may use."""
+
+    workers: PositiveInt = 2
+    servers: PositiveInt = Field(2, le=4096)
+    worker_threads: PositiveInt = 1
+    worker_cpus: float = Field(0.5, gt=0)
+    server_cpus: float = Field(0.25, gt=0)
+    coordinator_cpus: float = Field(0.25, gt=0)
+    resources: ResourcesConfig = ResourcesConfig()
+    start_timeout_seconds: float = Field(120, gt=0)
+    prefetch_batches: PositiveInt = 2
+    buffer_bytes: PositiveInt = 1 << 30
+    max_worker_restarts: int = Field(10, ge=0)
+    heartbeat_timeout_seconds: float = Field(60, gt=0)
+    stall_seconds: float = Field(120, gt=0)
+    retry_seconds: float = Field(20, gt=0)
+    compress: bool = False
+
+
+class RunConfig(_Section):
+    """Where a run's files go."""
+
+    dir: str
+    overwrite: bool = False
+    progress_every_seconds: float = Field(5, gt=0)
+    init_from: str | None = None
+
+
+class JobConfig(_Section):
+    """One training job."""
+
+    name: str = "job"
+    seed: int = Field(0, ge=0, lt=2**63)
+    data: DataConfig
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    tables: dict[str, TableConfig] = {}
+    model: ModelConfig
+    training: TrainingConfig = TrainingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    run: RunConfig
+
+    @property
+    def global_batch(self) -> int:
+        """G; by default one local batch for each worker."""
+        return self.training.global_batch or self.data.batch_size * self.cluster.workers
+
+    @property
+    def group_size(self) -> int:
+        """M, local batches of a global batch."""
+        return self.global_batch // self.data.batch_size
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "JobConfig":
+        if self.global_batch % self.data.batch_size:
+            raise ValueError(
+                f"training.global_batch must be a multiple of data.batch_size"
+                f" ({self.data.batch_size}), got {self.global_batch}"
+            )
+        return self
+
+    @staticmethod
+    def from_yaml(path: str | Path, overrides: list[str] | None = None) -> "JobConfig":
+        """Read a job file and apply `key.path=value` overrides.
+
+        Raises:
+            ConfigError: the file can't be read, or a field is wrong; the message names it.
+        """
+        try:
+            text = Path(path).read_text()
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror or error}") from error
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path} must hold a mapping of sections, got {type(data).__name__}")
+        for override in overrides or []:
+            _override(data, override)
+        return validated(JobConfig, data, where=str(path))
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> "JobConfig":
+        """Validate a job given as a mapping; raises ConfigError."""
+        return validated(JobConfig, data, where="job")
+
+    def to_yaml(self) -> str:
+        """Return the whole job, defaults included, as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    """Set one `key.path=value`; the value is read as YAML, list items go by their number."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"an override must look like key.path=value, got {text!r}")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of override {text!r} is not valid YAML: {error}") from error
+    *parents, last = path.split(".")
+    node: Any = data
+    for depth, part in enumerate(parents):
+        if isinstance(node, dict):
+            if node.get(part) is None:
+                node[part] = {}
+            node = node[part]
+        elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            raise ConfigError(f"override {text!r}: {'.'.join(parents[: depth + 1])} does not exist")
+    if isinstance(node, dict):
+        node[last] = parsed
+    elif isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = parsed
+    else:
+        raise ConfigError(f"override {text!r}: {'.'.join(parents)} has no key {last!r}")

@@ -1,0 +1,243 @@
+"""The coordinator with its threads: everything that process does, but for being a Ray actor."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ps.client import Open, PsClient
+from ps.memory import peak_rss_bytes
+from ps.messages import ApplyReply, Record
+from ps.sockets import ShardAddress, connect
+from scheduler.coordinator import (
+    Answer,
+    Command,
+    Coordinator,
+    CoordinatorSpec,
+    EvaluationWanted,
+    Event,
+    FailJob,
+    GiveUpWorker,
+    RecordsApplied,
+    SendRecords,
+    StopWanted,
+    TimePassed,
+    Warn,
+    WorkerLost,
+    WorkerReported,
+)
+from scheduler.evaluation import EvaluationResult
+from worker.protocol import Grant, Report
+
+TICK_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the driver sees of a job; sums run from its start."""
+
+    step: int
+    applied_step: int
+    clock: int
+    trained: bool
+    evaluating: bool
+    samples: dict[str, Any]
+    batches: dict[str, int]
+    loss_sum: float
+    loss_samples: int
+    train_seconds: float
+    data_staleness: dict[str, float]
+    parameter_staleness: dict[str, float]
+    evaluations: tuple[EvaluationResult, ...]
+    workers: dict[int, dict[str, Any]]
+    give_up: tuple[tuple[int, int, str], ...]
+    warnings: tuple[str, ...]
+    failure: str | None
+    peak_rss_bytes: int
+    pid: int
+
+
+@dataclass(slots=True)
+class _Notices:
+    """Commands that are for the driver."""
+
+    give_up: list[tuple[int, int, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    failure: str | None = None
+
+
+class CoordinatorServer:
+    """Runs the state machine under a lock, and sends its records to the shards in order."""
+
+    def __init__(
+        self,
+        spec: CoordinatorSpec,
+        addresses: tuple[ShardAddress, ...],
+        *,
+        secret: bytes,
+        node_id: str,
+        retry_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._coordinator = Coordinator(spec)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._notices = _Notices()
+        self._outbox: list[Record] = []
+        self._closing = False
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._client = PsClient(
+            spec.store,
+            lambda shard: connect(addresses[shard], node_id=node_id, secret=secret),
+            recovery_epoch=spec.recovery_epoch,
+            retry_seconds=retry_seconds,
+        )
+        self._client.watch(self._wake_reader)
+        self._thread = threading.Thread(target=self._send_records, daemon=True)
+        self._thread.start()
+
+    def exchange(self, report: Report) -> Grant:
+        """Take a worker's report and return its answer."""
+        for command in self._handle(WorkerReported(report)):
+            if isinstance(command, Answer):
+                return command.grant
+        raise AssertionError("every report has an answer")
+
+    def worker_lost(self, worker: int, incarnation: int) -> None:
+        """A worker's process is gone: take back what it held."""
+        self._handle(WorkerLost(worker, incarnation))
+
+    def evaluate(self) -> None:
+        """Evaluate the trained model; `status` tells when that is over."""
+        self._handle(EvaluationWanted())
+
+    def stop_workers(self) -> None:
+        """Tell every worker to end at its next report."""
+        self._handle(StopWanted())
+
+    def status(self) -> Status:
+        """Return a copy of what reports need; notices are given once."""
+        with self._lock:
+            return self._status()
+
+    def close(self) -> None:
+        self._closing = True
+        self._wake()
+        self._thread.join(timeout=5.0)
+        self._client.close()
+
+    # Inside -----------------------------------------------------------------------------------
+
+    def _handle(self, event: Event) -> list[Command]:
+        with self._lock:
+            commands = self._coordinator.handle(event, self._clock())
+            for command in commands:
+                self._carry_out(command)
+        return commands
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case SendRecords():
+                self._outbox.extend(command.records)
+                self._wake()
+            case GiveUpWorker():
+                self._notices.give_up.append((command.worker, command.incarnation, command.text))
+            case Warn():
+                self._notices.warnings.append(command.text)
+            case FailJob():
+                self._notices.failure = command.text
+
+    def _wake(self) -> None:
+        self._wake_writer.send(b"x")
+
+    def _send_records(self) -> None:
+        """Send records to every shard as they come; many small steps share a message."""
+        shards = range(self._coordinator.spec.store.num_shards)
+        last_tick = self._clock()
+        try:
+            while not self._closing:
+                with self._lock:
+                    records, self._outbox = self._outbox, []
+                if records:
+                    for shard in shards:
+                        self._client.start_apply(shard, records)
+                for request in self._client.poll(TICK_SECONDS):
+                    self._acknowledge(request)
+                self._drain_wakes()
+                if self._clock() - last_tick > TICK_SECONDS:
+                    last_tick = self._clock()
+                    self._handle(TimePassed())
+        except Exception as error:
+            with self._lock:
+                self._notices.failure = f"the coordinator can't go on: {error}"
+
+    def _acknowledge(self, request: Open) -> None:
+        for refusal in request.refusals.values():
+            raise RuntimeError(refusal.text)
+        for shard, reply in request.replies.items():
+            assert isinstance(reply, ApplyReply), "only records are sent"
+            self._handle(RecordsApplied(shard, reply.step))
+
+    def _drain_wakes(self) -> None:
+        try:
+            while self._wake_reader.recv(4096):
+                pass
+        except BlockingIOError:
+            pass
+
+    def _status(self) -> Status:
+        c = self._coordinator
+        ledger, notices = c.ledger, self._notices
+        give_up, notices.give_up = tuple(notices.give_up), []
+        warnings, notices.warnings = tuple(notices.warnings), []
+        samples, tallies = ledger.samples, ledger.tallies
+        return Status(
+            step=c.step,
+            applied_step=c.applied_step,
+            clock=c.clock.value,
+            trained=c.trained,
+            evaluating=c.evaluation is not None,
+            samples={
+                "applied": samples.applied,
+                "dropped": samples.dropped,
+                "skipped": samples.skipped,
+                "skipped_by_reason": dict(samples.skipped_by_reason),
+            },
+            batches={
+                "leased": tallies.leased,
+                "done": tallies.done,
+                "applied": tallies.applied,
+                "dropped": tallies.dropped,
+                "skipped": tallies.skipped,
+                "reissued": tallies.reissued,
+                "superseded": tallies.superseded,
+            },
+            loss_sum=c.progress.loss_sum,
+            loss_samples=c.progress.loss_samples,
+            train_seconds=c.train_seconds,
+            data_staleness=c.data_staleness.summary(),
+            parameter_staleness=c.parameter_staleness.summary(),
+            evaluations=tuple(c.progress.evaluations),
+            workers={
+                number: {
+                    "incarnation": state.incarnation,
+                    "lost": state.lost,
+                    "batches": state.batches,
+                    "samples": state.samples,
+                    "seconds": state.seconds,
+                    "peak_rss_bytes": state.peak_rss_bytes,
+                    "bytes_sent": state.bytes_sent,
+                    "bytes_received": state.bytes_received,
+                }
+                for number, state in c.workers.items()
+            },
+            give_up=give_up,
+            warnings=warnings,
+            failure=notices.failure,
+            peak_rss_bytes=peak_rss_bytes(),
+            pid=os.getpid(),
+        )

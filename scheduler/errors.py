@@ -1,0 +1,13 @@
+"""How a job ends when it does not end well."""
+
+
+class TrainingError(RuntimeError):
+    """The job failed while it ran; the text says which process or file, and why."""
+
+
+class StartError(TrainingError):
+    """The cluster could not give the job what it asked for in time."""
+
+
+class RunDirectoryError(ValueError):
+    """The run directory can't be used."""

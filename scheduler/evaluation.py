@@ -1,0 +1,77 @@
+"""One evaluation of the model as it is at a step: its batches, and the sums of their scores."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scheduler.ledger import Ledger, LedgerPlan, Status
+from worker.metrics import StreamingAuc
+from worker.protocol import Finished, Token
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """Scores over the evaluation files."""
+
+    step: int
+    clock: int
+    auc: float
+    auc_error_bound: float
+    logloss: float
+    samples: int
+
+
+class EvaluationRound:
+    """Gives out evaluation batches and merges their scores, in any order.
+
+    Args:
+        plan: of the evaluation files.
+        step: the step that every pull must read; no record is formed meanwhile.
+        started: when the round began.
+    """
+
+    def __init__(self, plan: LedgerPlan, *, step: int, clock: int, started: float) -> None:
+        self.step = step
+        self.clock = clock
+        self.started = started
+        self.ledger = Ledger(plan, group_size=1, batch_is_step=True, kind="eval")
+        self._auc = StreamingAuc()
+        self._log_loss: dict[int, float] = {}
+
+    def lease(self, worker: int) -> Token | None:
+        """Give out an evaluation batch."""
+        return self.ledger.lease(worker, step_now=self.step, at_step=lambda _: self.step)
+
+    def finish(self, finished: Finished) -> bool:
+        """Add a batch's scores once; return whether they counted."""
+        if not self.ledger.finish(finished):
+            return False
+        scores = finished.evaluation
+        if scores is not None:
+            counts = np.zeros_like(self._auc.counts)
+            for label in (False, True):
+                bins = scores.bins[scores.positive == label]
+                counts[int(label)] = np.bincount(bins, minlength=counts.shape[1])
+            self._auc.add_counts(counts)
+            self._log_loss[finished.token.batch_id] = scores.log_loss_sum
+        batch = self.ledger.next_ended()
+        assert batch is not None, "it has just ended"
+        self.ledger.resolve(batch, Status.APPLIED)
+        return True
+
+    @property
+    def complete(self) -> bool:
+        return self.ledger.exhausted
+
+    def result(self) -> EvaluationResult:
+        """Return the scores; log losses are summed in the order of the batches."""
+        samples = self._auc.num_samples
+        total = sum(self._log_loss[batch_id] for batch_id in sorted(self._log_loss))
+        return EvaluationResult(
+            step=self.step,
+            clock=self.clock,
+            auc=self._auc.value(),
+            auc_error_bound=self._auc.error_bound(),
+            logloss=total / samples if samples else float("nan"),
+            samples=samples,
+        )

@@ -1,0 +1,197 @@
+"""Start Ray or join it, and create the actors of a job."""
+
+import math
+import os
+import secrets
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from ps.actor import ServerActor
+from ps.server import ServerSetup
+from ps.sockets import ShardAddress
+from scheduler.actor import CoordinatorActor
+from scheduler.config import ClusterConfig
+from scheduler.coordinator import CoordinatorSpec
+from scheduler.errors import StartError, TrainingError
+from scheduler.placement import Placement
+from worker.actor import WorkerActor
+from worker.running import WorkerSetup
+
+# BLAS and OpenMP run on one thread in every process: the job counts compute threads itself, and
+# spinning helper threads would fight the servers for cores.
+_THREADS = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+}
+
+
+def start_ray(cluster: ClusterConfig, *, namespace: str) -> None:
+    """Join the cluster that RAY_ADDRESS names (as inside `ray job submit`), else start one here."""
+    environment = dict(_THREADS)
+    environment["NUMBA_CACHE_DIR"] = os.environ.get("NUMBA_CACHE_DIR") or str(
+        Path.home() / ".cache" / "synchromesh" / "numba"
+    )
+    common: dict[str, Any] = {
+        "namespace": namespace,
+        "runtime_env": {"env_vars": environment},
+        "logging_level": "warning",
+    }
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, **common)
+        return
+    # What Ray's processes import must not depend on where the command was given.
+    paths = [path for path in sys.path if path and "site-packages" not in path]
+    inherited = os.environ.get("PYTHONPATH")
+    environment["PYTHONPATH"] = os.pathsep.join([*paths, *([inherited] if inherited else [])])
+    wanted = (
+        cluster.coordinator_cpus
+        + cluster.servers * cluster.server_cpus
+        + cluster.workers * cluster.worker_cpus
+    )
+    resources: dict[str, float] = {}
+    for role, count in (
+        ("server", cluster.servers),
+        ("worker", cluster.workers),
+        ("coordinator", 1),
+    ):
+        for name, amount in getattr(cluster.resources, role).items():
+            resources[name] = resources.get(name, 0) + amount * count
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, math.ceil(wanted)),
+        resources=resources or None,
+        include_dashboard=False,
+        object_store_memory=512 << 20,
+        **common,
+    )
+
+
+@dataclass(slots=True)
+class WorkerProcess:
+    """One worker's actor, and the call in which it runs."""
+
+    index: int
+    incarnation: int
+    handle: Any
+    run: Any
+    pid: int
+    node: str
+
+
+@dataclass(slots=True)
+class Processes:
+    """The actors of a job."""
+
+    placement: Placement
+    servers: list[Any] = field(default_factory=list)
+    watches: list[Any] = field(default_factory=list)
+    addresses: tuple[ShardAddress, ...] = ()
+    server_facts: list[dict[str, Any]] = field(default_factory=list)
+    coordinator: Any = None
+    coordinator_facts: dict[str, Any] = field(default_factory=dict)
+    workers: dict[int, WorkerProcess] = field(default_factory=dict)
+
+
+class Launcher:
+    """Creates the processes of one job.
+
+    Args:
+        cluster: how many and with what.
+        mixed_cpus: whether workers may differ in their numeric fingerprint.
+    """
+
+    def __init__(self, cluster: ClusterConfig, *, mixed_cpus: bool) -> None:
+        self._cluster = cluster
+        self._mixed_cpus = mixed_cpus
+        self._fingerprint: dict[str, Any] | None = None
+        self.secret = secrets.token_bytes(32)
+
+    def start_servers(self, setups: list[ServerSetup]) -> Processes:
+        """Place the job and start its servers, still fenced."""
+        placement = Placement(self._cluster)
+        placement.wait()
+        processes = Processes(placement)
+        processes.servers = [
+            ServerActor.options(**placement.options("server", i)).remote(setup)
+            for i, setup in enumerate(setups)
+        ]
+        processes.addresses = tuple(self._get([s.address.remote() for s in processes.servers]))
+        processes.server_facts = self._get([s.stats.remote() for s in processes.servers])
+        processes.watches = [server.watch.remote() for server in processes.servers]
+        return processes
+
+    def initialize_servers(
+        self, processes: Processes, parts: list[np.ndarray], checkpoint: str | None
+    ) -> None:
+        """Give every server its first state: fresh, or its part of a checkpoint."""
+        if checkpoint is None:
+            calls = [
+                server.initialize.remote(0, part)
+                for server, part in zip(processes.servers, parts, strict=True)
+            ]
+        else:
+            calls = [server.start_from.remote(0, checkpoint) for server in processes.servers]
+        ray.get(calls)
+
+    def start_coordinator(self, processes: Processes, spec: CoordinatorSpec) -> None:
+        processes.coordinator = CoordinatorActor.options(
+            **processes.placement.options("coordinator", 0)
+        ).remote(spec, processes.addresses, self.secret, self._cluster.retry_seconds)
+        node, status = self._get(
+            [processes.coordinator.node.remote(), processes.coordinator.status.remote()]
+        )
+        processes.coordinator_facts = {"pid": status.pid, "node": node}
+
+    def start_worker(
+        self, processes: Processes, setup: WorkerSetup, index: int, incarnation: int
+    ) -> WorkerProcess:
+        """Start a worker and set it running; raises TrainingError where its CPU differs."""
+        handle = WorkerActor.options(**processes.placement.options("worker", index)).remote()
+        facts = self._get([handle.describe.remote()])[0]
+        self._check_fingerprint(index, facts["fingerprint"])
+        process = WorkerProcess(
+            index=index,
+            incarnation=incarnation,
+            handle=handle,
+            run=handle.run.remote(setup, index, incarnation, processes.coordinator),
+            pid=facts["pid"],
+            node=facts["node"],
+        )
+        processes.workers[index] = process
+        return process
+
+    def open_networks(self, processes: Processes) -> None:
+        """Let servers listen beyond their node, where the cluster has other nodes at all."""
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        if len(nodes) > 1:
+            calls = [server.open_network_here.remote() for server in processes.servers]
+            processes.addresses = tuple(self._get(calls))
+
+    def _check_fingerprint(self, index: int, fingerprint: dict[str, Any]) -> None:
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint
+            return
+        if self._mixed_cpus or fingerprint["digest"] == self._fingerprint["digest"]:
+            return
+        differing = [k for k, v in fingerprint.items() if self._fingerprint.get(k) != v]
+        raise TrainingError(
+            f"worker {index} would compute other bits than the first one ({', '.join(differing)}"
+            " differ). Use like machines, or allow it with training.mixed_cpus=true"
+        )
+
+    def _get(self, calls: list[Any]) -> list[Any]:
+        try:
+            return ray.get(calls, timeout=self._cluster.start_timeout_seconds)
+        except ray.exceptions.GetTimeoutError as error:
+            raise StartError(
+                f"a process did not come up within {self._cluster.start_timeout_seconds:.0f} s"
+                " (cluster.start_timeout_seconds)"
+            ) from error

@@ -1,0 +1,347 @@
+"""The ledger: every batch of the plan, exactly once applied, dropped or skipped.
+
+A plain state machine. It gives out tokens lowest step first, takes back what a dead or forgetful
+worker held, counts the first completed attempt of a batch, and keeps only the batches that are
+not resolved yet, so a long job costs no more memory than a short one.
+"""
+
+import enum
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from worker.protocol import Finished, Token, TokenKind
+
+
+class Status(enum.Enum):
+    PENDING = "pending"
+    LEASED = "leased"
+    DONE = "done"
+    SKIPPED = "skipped"
+    APPLIED = "applied"
+    DROPPED = "dropped"
+
+
+@dataclass(slots=True)
+class Batch:
+    """One batch that was given a step and is not resolved."""
+
+    batch_id: int
+    step: int
+    lane: int
+    planned: int
+    status: Status = Status.PENDING
+    attempt: int = 0
+    worker: int | None = None
+    leased_at_step: int = 0
+    result: Finished | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it waits for nothing but its step."""
+        return self.status in (Status.DONE, Status.SKIPPED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerPlan:
+    """What the ledger needs to know of the plan.
+
+    Args:
+        batches_per_epoch, epochs: batch ids run over all epochs.
+        rows_of: planned samples of a batch.
+        lanes: batch i of an epoch belongs to lane i mod lanes.
+        limit: give out no batch from this id on; None: all.
+    """
+
+    batches_per_epoch: int
+    epochs: int
+    rows_of: Callable[[int], int]
+    lanes: int = 1
+    limit: int | None = None
+
+    @property
+    def total(self) -> int:
+        everything = self.batches_per_epoch * self.epochs
+        return everything if self.limit is None else min(self.limit, everything)
+
+
+@dataclass(slots=True)
+class Samples:
+    """Where the samples of resolved batches went."""
+
+    applied: int = 0
+    dropped: int = 0
+    skipped: int = 0
+    skipped_by_reason: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return self.applied + self.dropped + self.skipped
+
+
+@dataclass(slots=True)
+class Tallies:
+    """How many batches went through each transition."""
+
+    leased: int = 0
+    done: int = 0
+    applied: int = 0
+    dropped: int = 0
+    skipped: int = 0
+    reissued: int = 0
+    superseded: int = 0
+
+
+class Ledger:
+    """Batches, leases and counts.
+
+    Args:
+        plan: the batches.
+        group_size: M, batches of one global batch; groups never span epochs.
+        batch_is_step: whether every batch is a step of its own (async) or every group is one.
+        kind: of the tokens.
+    """
+
+    def __init__(
+        self,
+        plan: LedgerPlan,
+        *,
+        group_size: int,
+        batch_is_step: bool = False,
+        kind: TokenKind = "train",
+    ) -> None:
+        self.plan = plan
+        self.group_size = group_size
+        self.samples = Samples()
+        self.tallies = Tallies()
+        self.low_water = 0
+        self._batch_is_step = batch_is_step
+        self._kind: TokenKind = kind
+        self._limit = plan.total
+        self._batches: dict[int, Batch] = {}
+        self._pending: list[Batch] = []
+        self._ended: deque[int] = deque()
+        self._next_fresh = 0
+        self._next_step = 0
+        self._unended: dict[int, int] = {}
+        self.num_leased = 0
+        self.num_ended = 0
+        self._lane_owner: dict[int, int] = {}
+        self._resolved_above: set[int] = set()
+        self._planned_resolved = 0
+
+    # Leases -----------------------------------------------------------------------------------
+
+    def lease(
+        self, worker: int, *, step_now: int, at_step: Callable[[int], int], mode_epoch: int = 0
+    ) -> Token | None:
+        """Give a worker the best token there is: lowest step first, then its own lane.
+
+        Args:
+            step_now: the step that every shard has reached.
+            at_step: maps a token's step to the step that its pull must read.
+        """
+        batch = self._choose(worker)
+        if batch is None:
+            return None
+        self._pending.remove(batch)
+        batch.status = Status.LEASED
+        batch.worker = worker
+        # A first attempt that was taken back may still be the one that counts.
+        if batch.attempt == 0:
+            batch.leased_at_step = step_now
+        self.num_leased += 1
+        self._lane_owner[batch.lane] = worker
+        self.tallies.leased += 1
+        return Token(
+            step=batch.step,
+            batch_id=batch.batch_id,
+            attempt=batch.attempt,
+            at_step=at_step(batch.step),
+            mode_epoch=mode_epoch,
+            kind=self._kind,
+        )
+
+    def lowest_pending_step(self) -> int | None:
+        """Return the step of the next token that would be leased."""
+        self._fill()
+        return min((batch.step for batch in self._pending), default=None)
+
+    def leases_of(self, worker: int) -> set[tuple[TokenKind, int, int]]:
+        """Return the identities of the tokens that a worker should be holding."""
+        return {
+            (self._kind, batch.batch_id, batch.attempt)
+            for batch in self._batches.values()
+            if batch.status is Status.LEASED and batch.worker == worker
+        }
+
+    def reclaim(self, identities: Iterable[tuple[TokenKind, int, int]]) -> int:
+        """Put leased tokens back with a new attempt; return how many."""
+        count = 0
+        for kind, batch_id, attempt in identities:
+            batch = self._batches.get(batch_id)
+            if kind != self._kind or batch is None:
+                continue
+            if batch.status is Status.LEASED and batch.attempt == attempt:
+                batch.status = Status.PENDING
+                batch.worker = None
+                batch.attempt += 1
+                self.num_leased -= 1
+                self._pending.append(batch)
+                self.tallies.reissued += 1
+                count += 1
+        return count
+
+    def stop(self) -> None:
+        """Give out no further batch; what was ever leased is still completed."""
+        given = [b.batch_id for b in self._batches.values() if self._was_leased(b)]
+        resolved = [*self._resolved_above, self.low_water - 1]
+        self._limit = max([*given, *resolved]) + 1
+        for batch in [b for b in self._pending if b.batch_id >= self._limit]:
+            self._pending.remove(batch)
+            del self._batches[batch.batch_id]
+            self._unended[batch.step] -= 1
+            if not self.group(batch.step):
+                del self._unended[batch.step]
+        self._next_fresh = max(self._limit, self._next_fresh)
+
+    # Results ----------------------------------------------------------------------------------
+
+    def finish(self, finished: Finished) -> bool:
+        """Record the end of an attempt; return whether it is the one that counts."""
+        batch = self._batches.get(finished.token.batch_id)
+        current = batch is not None and batch.attempt == finished.token.attempt
+        if finished.outcome == "superseded":
+            if batch is not None and current and batch.status is Status.LEASED:
+                self.reclaim([finished.token.identity])
+            return False
+        if batch is None or batch.ended or finished.token.attempt > batch.attempt:
+            self.tallies.superseded += 1
+            return False
+        if batch.status is Status.PENDING:
+            self._pending.remove(batch)
+        else:
+            self.num_leased -= 1
+        batch.attempt = finished.token.attempt
+        batch.worker = None
+        batch.result = finished
+        batch.status = Status.SKIPPED if finished.outcome == "skipped" else Status.DONE
+        self.tallies.done += batch.status is Status.DONE
+        self.num_ended += 1
+        self._unended[batch.step] -= 1
+        self._ended.append(batch.batch_id)
+        return True
+
+    def next_ended(self) -> Batch | None:
+        """Return the next batch in the order of completion; it stays until `resolve`."""
+        while self._ended:
+            batch = self._batches.get(self._ended[0])
+            if batch is not None:
+                return batch
+            self._ended.popleft()
+        return None
+
+    def group(self, step: int) -> list[Batch]:
+        """Return the batches of a step in the order of their ids."""
+        found = [batch for batch in self._batches.values() if batch.step == step]
+        return sorted(found, key=lambda batch: batch.batch_id)
+
+    def is_complete(self, step: int) -> bool:
+        """Whether every batch of a step has ended; a step without batches never is."""
+        return self._unended.get(step) == 0
+
+    def resolve(self, batch: Batch, status: Status) -> None:
+        """Book a batch that a record has applied or dropped, or that was skipped whole."""
+        result = batch.result
+        assert result is not None, "only an ended batch can be resolved"
+        used = result.samples if batch.status is Status.DONE else 0
+        if status is Status.DROPPED:
+            self.samples.dropped += used
+            self.tallies.dropped += 1
+        elif batch.status is Status.DONE:
+            self.samples.applied += used
+            self.tallies.applied += 1
+        else:
+            self.tallies.skipped += 1
+        skipped = batch.planned - used
+        if skipped:
+            self.samples.skipped += skipped
+            reason = result.reason or "unknown"
+            by_reason = self.samples.skipped_by_reason
+            by_reason[reason] = by_reason.get(reason, 0) + skipped
+        self._planned_resolved += batch.planned
+        self.num_ended -= 1
+        del self._batches[batch.batch_id]
+        if self._unended.get(batch.step) == 0:
+            del self._unended[batch.step]
+        self._resolved_above.add(batch.batch_id)
+        while self.low_water in self._resolved_above:
+            self._resolved_above.remove(self.low_water)
+            self.low_water += 1
+        self.check()
+
+    def check(self) -> None:
+        """Assert that no sample was lost or counted twice."""
+        assert self.samples.total == self._planned_resolved, (self.samples, self._planned_resolved)
+
+    # Questions --------------------------------------------------------------------------------
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every batch that was or will be given out is resolved."""
+        return not self._batches and self._next_fresh >= self._limit
+
+    @property
+    def oldest_lease_step(self) -> int | None:
+        """Return a step before which no outstanding batch was pulled."""
+        steps = [b.leased_at_step for b in self._batches.values() if self._was_leased(b)]
+        return min(steps, default=None)
+
+    def outstanding(self) -> list[Batch]:
+        """Return the batches that are leased or pending, for messages to people."""
+        return [batch for batch in self._batches.values() if not batch.ended]
+
+    # Inside -----------------------------------------------------------------------------------
+
+    def _choose(self, worker: int) -> Batch | None:
+        self._fill()
+        if not self._pending:
+            return None
+        lowest = min(batch.step // self._window for batch in self._pending)
+        candidates = [b for b in self._pending if b.step // self._window == lowest]
+        return min(candidates, key=lambda b: (self._lane_distance(b.lane, worker), b.batch_id))
+
+    def _lane_distance(self, lane: int, worker: int) -> int:
+        owner = self._lane_owner.get(lane)
+        return 0 if owner == worker else 1 if owner is None else 2
+
+    @staticmethod
+    def _was_leased(batch: Batch) -> bool:
+        return batch.status is not Status.PENDING or batch.attempt > 0
+
+    @property
+    def _window(self) -> int:
+        """Steps within which lanes may decide who gets which token."""
+        return self.group_size if self._batch_is_step else 1
+
+    def _fill(self) -> None:
+        """Give the next group of fresh batches their steps once the last one is all leased."""
+        if self._pending or self._next_fresh >= self._limit:
+            return
+        per_epoch = self.plan.batches_per_epoch
+        first = self._next_fresh
+        epoch_end = (first // per_epoch + 1) * per_epoch
+        last = min(first + self.group_size, epoch_end, self._limit)
+        for batch_id in range(first, last):
+            batch = Batch(
+                batch_id=batch_id,
+                step=self._next_step,
+                lane=(batch_id % per_epoch) % self.plan.lanes,
+                planned=self.plan.rows_of(batch_id),
+            )
+            self._batches[batch_id] = batch
+            self._pending.append(batch)
+            self._unended[batch.step] = self._unended.get(batch.step, 0) + 1
+            self._next_step += self._batch_is_step
+        self._next_step += not self._batch_is_step
+        self._next_fresh = last

@@ -1,0 +1,54 @@
+"""Relative paths of a job file, made absolute before any other process sees them.
+
+Inside `ray job submit` the working directory is an uploaded copy that is thrown away, so a
+relative path there would point to nothing useful: it is refused, or resolved against
+SYNCHROMESH_ROOT where that is set.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from scheduler.config import JobConfig
+from scheduler.config_errors import ConfigError
+
+ROOT_VARIABLE = "SYNCHROMESH_ROOT"
+
+
+def inside_ray_job(environment: Mapping[str, str]) -> bool:
+    """Whether this process is the entrypoint of `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in environment
+
+
+def with_absolute_paths(config: JobConfig, environment: Mapping[str, str], cwd: Path) -> JobConfig:
+    """Return the job with every local path absolute; raises ConfigError where it must not be."""
+    root = environment.get(ROOT_VARIABLE)
+    submitted = inside_ray_job(environment)
+
+    def absolute(field: str, path: str) -> str:
+        if "://" in path or os.path.isabs(path):
+            return path
+        if root is not None:
+            return os.path.normpath(os.path.join(root, path))
+        if submitted:
+            raise ConfigError(
+                f"{field}: {path!r} is relative, and inside a Ray job the working directory is an"
+                f" uploaded copy. Give it whole, such as {'/path/on/the/cluster/' + path!r}, or set"
+                f" {ROOT_VARIABLE} to the folder that it is relative to"
+            )
+        return os.path.normpath(os.path.join(cwd, path))
+
+    data = config.data.model_copy(
+        update={
+            "train": [absolute("data.train", path) for path in config.data.train],
+            "eval": config.data.eval and [absolute("data.eval", path) for path in config.data.eval],
+        }
+    )
+    init_from = config.run.init_from
+    run = config.run.model_copy(
+        update={
+            "dir": absolute("run.dir", config.run.dir),
+            "init_from": init_from and absolute("run.init_from", init_from),
+        }
+    )
+    return config.model_copy(update={"data": data, "run": run})

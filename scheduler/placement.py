@@ -1,0 +1,79 @@
+"""What a job asks of the cluster: placement groups, and a table where it can't be had."""
+
+import time
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from scheduler.config import ClusterConfig
+from scheduler.errors import StartError
+
+
+class Placement:
+    """Bundles for every process of a job, held until `release`.
+
+    Servers are spread over nodes, so that one node's loss costs as little as possible; workers
+    and the coordinator are packed.
+    """
+
+    def __init__(self, cluster: ClusterConfig) -> None:
+        self._cluster = cluster
+        self._bundles = {
+            "coordinator": [_bundle(cluster.coordinator_cpus, cluster.resources.coordinator)],
+            "server": [_bundle(cluster.server_cpus, cluster.resources.server)] * cluster.servers,
+            "worker": [_bundle(cluster.worker_cpus, cluster.resources.worker)] * cluster.workers,
+        }
+        packed = self._bundles["coordinator"] + self._bundles["worker"]
+        self._packed = placement_group(packed, strategy="PACK")
+        self._spread = placement_group(self._bundles["server"], strategy="SPREAD")
+
+    def wait(self) -> None:
+        """Wait until the cluster has placed everything; raises StartError after the time limit."""
+        limit = self._cluster.start_timeout_seconds
+        deadline = time.monotonic() + limit
+        for group in (self._packed, self._spread):
+            if not group.wait(max(0.1, deadline - time.monotonic())):
+                text = self._table()
+                self.release()
+                raise StartError(
+                    f"the cluster could not place the job within {limit:.0f} s"
+                    f" (cluster.start_timeout_seconds)\n{text}"
+                )
+
+    def options(self, role: str, index: int) -> dict[str, Any]:
+        """Return the options with which an actor of a role is created in its bundle."""
+        group: PlacementGroup = self._spread if role == "server" else self._packed
+        bundle = self._bundles[role][index]
+        resources = {name: amount for name, amount in bundle.items() if name != "CPU"}
+        return {
+            "num_cpus": bundle["CPU"],
+            "resources": resources,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                placement_group=group,
+                placement_group_bundle_index=index + (role == "worker"),
+            ),
+        }
+
+    def release(self) -> None:
+        for group in (self._packed, self._spread):
+            remove_placement_group(group)
+
+    def _table(self) -> str:
+        wanted: dict[str, float] = {}
+        for bundles in self._bundles.values():
+            for bundle in bundles:
+                for name, amount in bundle.items():
+                    wanted[name] = wanted.get(name, 0.0) + amount
+        total, free = ray.cluster_resources(), ray.available_resources()
+        lines = [f"{'resource':<16}{'requested':>12}{'free':>12}{'cluster':>12}"]
+        for name in sorted(wanted):
+            lines.append(
+                f"{name:<16}{wanted[name]:>12g}{free.get(name, 0):>12g}{total.get(name, 0):>12g}"
+            )
+        return "\n".join(lines)
+
+
+def _bundle(cpus: float, resources: dict[str, float]) -> dict[str, float]:
+    return {"CPU": cpus, **resources}

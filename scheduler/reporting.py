@@ -1,0 +1,153 @@
+"""What a run writes about itself: a line of metrics an interval, and the result."""
+
+import platform
+import time
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from scheduler.config import JobConfig
+from scheduler.coordinating import Status
+
+_PACKAGES = ("synchromesh", "ray", "numpy", "numba", "pyarrow")
+
+
+class IntervalReport:
+    """Turns sums since the start into lines about an interval."""
+
+    def __init__(self, config: JobConfig) -> None:
+        self._mode = config.training.mode
+        self._last_time: float | None = None
+        self._last_samples = 0
+        self._last_loss = (0.0, 0)
+
+    def line(self, status: Status, servers: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the metrics of the interval that ends now."""
+        samples = status.samples["applied"]
+        now = status.train_seconds
+        seconds = now - (self._last_time or 0.0)
+        loss_sum = status.loss_sum - self._last_loss[0]
+        loss_samples = status.loss_samples - self._last_loss[1]
+        rate = (samples - self._last_samples) / seconds if seconds > 0 else 0.0
+        self._last_time, self._last_samples = now, samples
+        self._last_loss = (status.loss_sum, status.loss_samples)
+        evaluation = status.evaluations[-1] if status.evaluations else None
+        return {
+            "time": time.time(),
+            "global_step": status.applied_step,
+            "clock": status.clock,
+            "mode": self._mode,
+            "samples": samples,
+            "samples_dropped": status.samples["dropped"],
+            "samples_skipped": status.samples["skipped"],
+            "samples_per_second": rate,
+            "train_loss": loss_sum / loss_samples if loss_samples else None,
+            "eval_auc": evaluation.auc if evaluation else None,
+            "staleness": staleness(status),
+            "rows": {name: table["rows"] for name, table in merge_tables(servers).items()},
+            "peak_rss_bytes": {
+                "worker": [w["peak_rss_bytes"] for w in status.workers.values()],
+                "server": [server["peak_rss_bytes"] for server in servers],
+                "coordinator": [status.peak_rss_bytes],
+            },
+            "wire_bytes": {
+                "pushed_and_pulled_by_workers": sum(
+                    w["bytes_sent"] + w["bytes_received"] for w in status.workers.values()
+                ),
+            },
+        }
+
+
+def staleness(status: Status) -> dict[str, dict[str, float]]:
+    """Return both kinds of staleness, in steps."""
+    return {"data": status.data_staleness, "parameter": status.parameter_staleness}
+
+
+def merge_tables(servers: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Add the tables' figures over the servers."""
+    merged: dict[str, dict[str, int]] = {}
+    for server in servers:
+        for name, table in server["tables"].items():
+            total = merged.setdefault(name, dict.fromkeys(table, 0))
+            for key, value in table.items():
+                total[key] += value
+    return merged
+
+
+def make_result(
+    *,
+    config: JobConfig,
+    status: Status,
+    servers: list[dict[str, Any]],
+    model_digest: str,
+    peak_rss_bytes: dict[str, int],
+    processes: list[dict[str, Any]],
+    worker_restarts: int,
+    checkpoint: str,
+) -> dict[str, Any]:
+    """Return what result.json holds."""
+    samples = status.samples
+    last = status.evaluations[-1] if status.evaluations else None
+    tables = {
+        name: {
+            "rows": table["rows"],
+            "admitted": table["rows"],
+            "unadmitted": table["unadmitted"],
+            "evicted": table["evicted"],
+            "bytes": table["bytes"],
+        }
+        for name, table in merge_tables(servers).items()
+    }
+    seconds = status.train_seconds
+    return {
+        "name": config.name,
+        "samples_trained": samples["applied"],
+        "samples_dropped": samples["dropped"],
+        "samples_skipped": samples["skipped"],
+        "skipped_by_reason": samples["skipped_by_reason"],
+        "epochs": config.data.epochs,
+        "global_step": status.applied_step,
+        "train_seconds": seconds,
+        "samples_per_second": samples["applied"] / seconds if seconds > 0 else 0.0,
+        "train_loss": status.loss_sum / status.loss_samples if status.loss_samples else None,
+        "eval": None
+        if last is None
+        else {
+            "auc": last.auc,
+            "auc_error_bound": last.auc_error_bound,
+            "logloss": last.logloss,
+            "samples": last.samples,
+        },
+        "evaluations": [
+            {"step": e.step, "clock": e.clock, "auc": e.auc, "logloss": e.logloss}
+            for e in status.evaluations
+        ],
+        "mode_history": [{"mode": config.training.mode, "from_step": 0}],
+        "staleness": staleness(status),
+        "dropped_contributions": status.batches["dropped"],
+        "gradients_of_evicted_keys": sum(s["gradients_of_evicted_keys"] for s in servers),
+        "ledger": status.batches,
+        "worker_restarts": worker_restarts,
+        "tables": tables,
+        "model_digest": model_digest,
+        "peak_rss_bytes": peak_rss_bytes,
+        "wire_bytes": {
+            f"server-{i}": {"sent": s["bytes_sent"], "received": s["bytes_received"]}
+            for i, s in enumerate(servers)
+        },
+        "processes": processes,
+        "checkpoint": checkpoint,
+        "versions": versions(),
+        "seed": config.seed,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a run's numbers may depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a source tree that is not installed
+            found[name] = "not installed"
+    return found

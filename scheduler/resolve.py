@@ -1,0 +1,114 @@
+"""From a job file to the specs that the other packages take."""
+
+import difflib
+from collections.abc import Sequence
+
+from embedding.spec import Constant, TableSpec
+from ps.spec import StoreSpec
+from scheduler.config import EmbeddingConfig, JobConfig, TableConfig
+from scheduler.config_errors import ConfigError
+from worker.models import build_model, needed_lookups, num_parameters
+from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec, SparseFeature
+
+LINEAR_SUFFIX = "_linear"
+
+
+def feature_spec(config: JobConfig) -> FeatureSpec:
+    """The columns that a job reads."""
+    sparse = tuple(
+        SparseFeature(
+            name=feature.feature,
+            column=feature.column,
+            table=feature.table_name,
+            combiner=feature.combiner,
+            weights=feature.weights,
+            max_length=feature.max_length,
+        )
+        for feature in config.data.sparse
+    )
+    return FeatureSpec(
+        label=config.data.label,
+        dense=tuple(config.data.dense),
+        dense_transform=config.data.dense_transform,
+        sparse=sparse,
+    )
+
+
+def training_data(config: JobConfig) -> DataSpec:
+    """How training files become batches."""
+    return DataSpec(
+        features=feature_spec(config),
+        batch_size=config.data.batch_size,
+        lanes=config.group_size,
+        epochs=config.data.epochs,
+        shuffle=config.data.shuffle,
+        seed=config.seed,
+        on_bad_file=config.data.on_bad_file,
+    )
+
+
+def evaluation_data(config: JobConfig) -> DataSpec:
+    """How evaluation files become batches: in order, once."""
+    return DataSpec(
+        features=feature_spec(config),
+        batch_size=config.data.eval_batch_size,
+        on_bad_file=config.data.on_bad_file,
+    )
+
+
+def model_spec(config: JobConfig) -> ModelSpec:
+    """The dense model and its lookups; raises ConfigError naming the option that is wrong."""
+    sparse = feature_spec(config).sparse
+    names = {feature.table for feature in sparse}
+    dims = {name: _table(config, name).dim for name in names}
+    try:
+        lookups = needed_lookups(config.model.type, config.model.options, sparse, dims)
+        spec = ModelSpec(
+            type=config.model.type,
+            options=config.model.options,
+            optimizer=config.model.optimizer,
+            num_dense=len(config.data.dense),
+            lookups=lookups,
+            seed=config.seed,
+        )
+        build_model(spec)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"model: {error}") from error
+    _check_tables(config, lookups)
+    return spec
+
+
+def store_spec(config: JobConfig, model: ModelSpec) -> StoreSpec:
+    """Tables and dense parameters, in the order of the lookups."""
+    names = list(dict.fromkeys(lookup.table for lookup in model.lookups))
+    dims = {lookup.table: lookup.dim for lookup in model.lookups}
+    return StoreSpec(
+        tables=tuple(_table(config, name, dim=dims[name]) for name in names),
+        dense_size=num_parameters(build_model(model)),
+        dense_optimizer=config.model.optimizer,
+        num_shards=config.cluster.servers,
+    )
+
+
+def _table(config: JobConfig, name: str, dim: int | None = None) -> TableSpec:
+    """One table: its overrides over the defaults; a linear weight starts at 0 by default."""
+    defaults: EmbeddingConfig | TableConfig = config.embedding
+    own = config.tables.get(name, TableConfig())
+    values = {
+        field: getattr(own, field) if getattr(own, field) is not None else getattr(defaults, field)
+        for field in TableConfig.model_fields
+    }
+    if dim is not None:
+        values["dim"] = dim
+        if name.endswith(LINEAR_SUFFIX) and own.initializer is None:
+            values["initializer"] = Constant(value=0.0)
+    return TableSpec(name=name, seed=config.seed, **values)
+
+
+def _check_tables(config: JobConfig, lookups: Sequence[Lookup]) -> None:
+    known = sorted({lookup.table for lookup in lookups})
+    for name in config.tables:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+            raise ConfigError(f"tables.{name}: no feature uses this table; {hint}")

@@ -1,0 +1,105 @@
+"""The run directory: what a run leaves behind."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from scheduler.config import JobConfig
+from scheduler.errors import RunDirectoryError
+
+JOB_FILE = "job.yaml"
+PLAN_FILE = "plan.json"
+METRICS_FILE = "metrics.jsonl"
+RESULT_FILE = "result.json"
+CHECKPOINTS = "checkpoints"
+
+# A run needs at least this much beside its checkpoint: logs of metrics and the plan.
+_MIN_FREE_BYTES = 16 << 20
+
+
+class RunDirectory:
+    """Files of one run.
+
+    Args:
+        config: the resolved job.
+        least_checkpoint_bytes: what its checkpoint needs at the very least.
+
+    Raises:
+        RunDirectoryError: it exists and `run.overwrite` is not set, it holds something else, it
+            can't be written, or there is no space.
+    """
+
+    def __init__(self, config: JobConfig, *, least_checkpoint_bytes: int) -> None:
+        self.path = Path(config.run.dir)
+        self._make_way(overwrite=config.run.overwrite)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.path).free
+            needed = least_checkpoint_bytes + _MIN_FREE_BYTES
+            if free < needed:
+                raise RunDirectoryError(
+                    f"run.dir {self.path} has {free >> 20} MiB free, the run needs at least"
+                    f" {needed >> 20} MiB"
+                )
+            (self.path / JOB_FILE).write_text(config.to_yaml())
+        except OSError as error:
+            raise RunDirectoryError(
+                f"run.dir {self.path} can't be written: {error.strerror or error}"
+            ) from error
+
+    def checkpoint_path(self, kind: str, step: int) -> Path:
+        return self.path / CHECKPOINTS / f"{kind}-{step:012d}"
+
+    def write_plan(self, plan: dict[str, Any]) -> None:
+        (self.path / PLAN_FILE).write_text(json.dumps(plan))
+
+    def add_metrics(self, line: dict[str, Any]) -> None:
+        """Append one line, at once visible to who follows the file."""
+        with open(self.path / METRICS_FILE, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write the result whole or not at all."""
+        temporary = self.path / (RESULT_FILE + ".tmp")
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        os.replace(temporary, self.path / RESULT_FILE)
+
+    def _make_way(self, *, overwrite: bool) -> None:
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise RunDirectoryError(f"run.dir {self.path} is a file")
+        if not any(self.path.iterdir()):
+            return
+        if not overwrite:
+            raise RunDirectoryError(
+                f"run.dir {self.path} exists. Choose another run.dir, or set run.overwrite=true"
+                " to replace it"
+            )
+        if not (self.path / JOB_FILE).exists():
+            raise RunDirectoryError(
+                f"run.dir {self.path} exists and is not a run directory (it has no {JOB_FILE});"
+                " it is left as it is"
+            )
+        for name in (JOB_FILE, PLAN_FILE, METRICS_FILE, RESULT_FILE, RESULT_FILE + ".tmp"):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+
+
+def latest_checkpoint(path: str | Path) -> Path:
+    """Return the checkpoint at a path: itself, or the newest one of a run directory.
+
+    Raises:
+        RunDirectoryError: there is none.
+    """
+    path = Path(path)
+    if (path / "manifest.json").exists():
+        return path
+    found = sorted((path / CHECKPOINTS).glob("full-*/manifest.json"))
+    if not found:
+        raise RunDirectoryError(
+            f"{path} is neither a checkpoint nor a run directory with a finished checkpoint"
+        )
+    return found[-1].parent

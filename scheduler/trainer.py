@@ -1,0 +1,251 @@
+"""One training job from its job file to its result: plan, launch, supervise, finish."""
+
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from ps.checkpoint import CheckpointReader
+from ps.restore import check_fits
+from ps.server import ServerSetup
+from ps.spec import StoreSpec
+from scheduler.config import JobConfig
+from scheduler.config_errors import ConfigError
+from scheduler.coordinator import CoordinatorSpec
+from scheduler.errors import TrainingError
+from scheduler.finishing import finish
+from scheduler.launching import Launcher, Processes, start_ray
+from scheduler.ledger import LedgerPlan
+from scheduler.paths import with_absolute_paths
+from scheduler.progress import Progress
+from scheduler.resolve import evaluation_data, model_spec, store_spec, training_data
+from scheduler.run_files import RunDirectory, latest_checkpoint
+from scheduler.supervising import Supervisor
+from worker.errors import DataError
+from worker.loop import LoopOptions
+from worker.models import build_model, initial_parameters
+from worker.plan import Plan, make_plan
+from worker.running import WorkerSetup
+from worker.spec import DataSpec, ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a job came to.
+
+    Args:
+        metrics: what result.json holds.
+        checkpoint: directory of the final checkpoint.
+        path: the run directory.
+    """
+
+    metrics: dict[str, Any]
+    checkpoint: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpecs:
+    """A job file resolved against its data: all that is known before Ray starts."""
+
+    config: JobConfig
+    data: DataSpec
+    plan: Plan
+    evaluation_plan: Plan | None
+    model: ModelSpec
+    store: StoreSpec
+    coordinator: CoordinatorSpec
+
+
+class Trainer:
+    """Trains one job.
+
+    Args:
+        config: the job; relative paths are resolved against the working directory.
+
+    Example:
+        result = Trainer(JobConfig.from_yaml("jobs/dlrm.yaml")).fit()
+    """
+
+    def __init__(self, config: JobConfig) -> None:
+        self.config = with_absolute_paths(config, os.environ, Path.cwd())
+
+    def fit(self) -> Result:
+        """Run the job to its end.
+
+        Raises:
+            ConfigError, DataError, CheckpointError, RunDirectoryError, OSError: what the job file
+                names can't be used; nothing was started.
+            TrainingError: the job failed while it ran.
+        """
+        specs = resolve(self.config)
+        slots = len(specs.store.dense_optimizer.__dataclass_fields__)
+        run = RunDirectory(
+            self.config, least_checkpoint_bytes=4 * specs.store.dense_size * (1 + slots)
+        )
+        run.write_plan(specs.plan.to_json())
+        try:
+            return self._run(specs, run)
+        except (OSError, ValueError, ray.exceptions.RayError) as error:
+            # Ray wraps what an actor raised; the person wants to read the cause.
+            raise TrainingError(str(getattr(error, "cause", None) or error)) from error
+
+    def _run(self, specs: JobSpecs, run: RunDirectory) -> Result:
+        joined = ray.is_initialized()
+        if not joined:
+            start_ray(self.config.cluster, namespace=f"synchromesh-{run.path.name}-{os.getpid()}")
+        processes: Processes | None = None
+        try:
+            launcher = Launcher(self.config.cluster, mixed_cpus=self.config.training.mixed_cpus)
+            with Progress(self.config, specs.plan) as progress:
+                progress.phase("starting servers, coordinator and workers")
+                started = time.monotonic()
+                processes = launcher.start_servers(_server_setups(specs, launcher.secret))
+                launcher.open_networks(processes)
+                self._initialize(launcher, processes, specs)
+                launcher.start_coordinator(processes, specs.coordinator)
+                supervisor = Supervisor(
+                    launcher=launcher,
+                    processes=processes,
+                    setup=_worker_setup(specs, launcher.secret, processes),
+                    config=self.config,
+                    run=run,
+                    progress=progress,
+                )
+                supervisor.start_workers()
+                progress.phase(f"training (started in {time.monotonic() - started:.1f} s)")
+                supervisor.until_trained()
+                metrics, checkpoint = finish(specs, processes, supervisor, run, progress)
+        finally:
+            if processes is not None:
+                _release(processes)
+            if not joined:
+                ray.shutdown()
+        return Result(metrics, checkpoint, str(run.path))
+
+    def _initialize(self, launcher: Launcher, processes: Processes, specs: JobSpecs) -> None:
+        vector = initial_parameters(build_model(specs.model), specs.model.seed)
+        parts = [
+            np.ascontiguousarray(vector[slice(*specs.store.dense_range(shard))])
+            for shard in range(specs.store.num_shards)
+        ]
+        launcher.initialize_servers(processes, parts, self._init_checkpoint())
+
+    def _init_checkpoint(self) -> str | None:
+        init_from = self.config.run.init_from
+        return None if init_from is None else str(latest_checkpoint(init_from))
+
+
+def resolve(config: JobConfig) -> JobSpecs:
+    """Check a job against its files and its checkpoint, and derive every spec."""
+    data = training_data(config)
+    model = model_spec(config)
+    store = store_spec(config, model)
+    plan = make_plan(config.data.train, data)
+    if plan.rows_per_epoch == 0:
+        raise DataError(
+            what="the training files hold no sample",
+            file=", ".join(config.data.train),
+            remedy="check data.train",
+        )
+    evaluation_plan = None
+    if config.data.eval is not None:
+        evaluation_plan = make_plan(config.data.eval, evaluation_data(config))
+    _check_buffers(config, store, model)
+    if config.run.init_from is not None:
+        reader = CheckpointReader(latest_checkpoint(config.run.init_from))
+        check_fits(reader.store, store)
+    coordinator = CoordinatorSpec(
+        store=store,
+        plan=_ledger_plan(plan, config.training.max_samples),
+        evaluation_plan=None if evaluation_plan is None else _ledger_plan(evaluation_plan, None),
+        mode=config.training.mode,
+        group_size=config.group_size,
+        global_batch=config.global_batch,
+        workers=config.cluster.workers,
+        depth=config.cluster.prefetch_batches,
+        eval_every_steps=config.training.eval_every_steps,
+        max_seconds=config.training.max_seconds,
+        heartbeat_timeout_seconds=config.cluster.heartbeat_timeout_seconds,
+        stall_seconds=config.cluster.stall_seconds,
+    )
+    return JobSpecs(config, data, plan, evaluation_plan, model, store, coordinator)
+
+
+def _ledger_plan(plan: Plan, max_samples: int | None) -> LedgerPlan:
+    limit = None
+    if max_samples is not None:
+        epochs, rest = divmod(max_samples, plan.rows_per_epoch)
+        limit = epochs * plan.batches_per_epoch + math.ceil(rest / plan.batch_size)
+    return LedgerPlan(
+        batches_per_epoch=plan.batches_per_epoch,
+        epochs=plan.epochs,
+        rows_of=plan.rows_of,
+        lanes=plan.lanes,
+        limit=limit,
+    )
+
+
+def _check_buffers(config: JobConfig, store: StoreSpec, model: ModelSpec) -> None:
+    """Refuse a job whose gradient buffers could not hold the credits that it hands out."""
+    per_sample = sum(4 * lookup.dim + 13 for lookup in model.lookups)
+    contribution = config.data.batch_size * per_sample + 4 * store.dense_size
+    credits = config.cluster.workers * config.cluster.prefetch_batches + 2 * config.group_size
+    needed = credits * contribution // store.num_shards
+    if needed > config.cluster.buffer_bytes:
+        raise ConfigError(
+            f"cluster.buffer_bytes is {config.cluster.buffer_bytes}, but {credits} batches in"
+            f" flight may need {needed} bytes on each server. Raise it, add servers, or make"
+            " training.global_batch or data.batch_size smaller"
+        )
+
+
+def _server_setups(specs: JobSpecs, secret: bytes) -> list[ServerSetup]:
+    cluster = specs.config.cluster
+    return [
+        ServerSetup(
+            store=specs.store,
+            index=index,
+            secret=secret,
+            # Attempts of workers that died may stay until their batch is resolved.
+            max_contributions=2 * specs.coordinator.credits + 16,
+            max_buffer_bytes=2 * cluster.buffer_bytes,
+            compress=cluster.compress,
+        )
+        for index in range(cluster.servers)
+    ]
+
+
+def _worker_setup(specs: JobSpecs, secret: bytes, processes: Processes) -> WorkerSetup:
+    config = specs.config
+    return WorkerSetup(
+        store=specs.store,
+        model=specs.model,
+        data=specs.data,
+        plan=specs.plan,
+        evaluation_plan=specs.evaluation_plan,
+        threads=config.cluster.worker_threads,
+        depth=config.cluster.prefetch_batches,
+        cache_bytes=config.data.cache_bytes,
+        addresses=processes.addresses,
+        secret=secret,
+        recovery_epoch=specs.coordinator.recovery_epoch,
+        options=LoopOptions(on_non_finite=config.training.on_non_finite),
+        retry_seconds=config.cluster.retry_seconds,
+        compress=config.cluster.compress,
+    )
+
+
+def _release(processes: Processes) -> None:
+    """End every actor; on a shared cluster they would otherwise live as long as the driver."""
+    handles = [*processes.servers, *(w.handle for w in processes.workers.values())]
+    if processes.coordinator is not None:
+        handles.append(processes.coordinator)
+    for handle in handles:
+        ray.kill(handle)
+    processes.placement.release()

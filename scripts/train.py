@@ -1,0 +1,70 @@
+"""Train a job: python scripts/train.py JOB.yaml [key.path=value ...]
+
+Uses the Ray cluster that RAY_ADDRESS names, as inside `ray job submit`, else starts Ray here.
+Prints one JSON line at the end. Exits 2 where the job can't be run as it is written, 1 where it
+failed while running.
+"""
+
+import argparse
+import json
+import signal
+import sys
+from typing import Any
+
+from rich.console import Console
+
+from scheduler import ConfigError, JobConfig, RunDirectoryError, Trainer, TrainingError
+from worker.synthetic import best_auc_for
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Train a job.", epilog="Every key of the job file can be overridden."
+    )
+    parser.add_argument("job", help="job file (YAML)")
+    parser.add_argument("override", nargs="*", metavar="key.path=value")
+    arguments = parser.parse_args()
+    # A job that is stopped from outside ends like one that is interrupted: its actors end too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        config = JobConfig.from_yaml(arguments.job, arguments.override)
+        result = Trainer(config).fit()
+    except (ConfigError, RunDirectoryError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"error: the job failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped before the end; no checkpoint was written", file=sys.stderr)
+        return 130
+    best = best_auc_for(config.data.eval or [])
+    _show(result.metrics, best, result.path)
+    print(json.dumps(_summary(result.metrics, best, result.path)))
+    return 0
+
+
+def _summary(metrics: dict[str, Any], best: float | None, path: str) -> dict[str, Any]:
+    keys = ("name", "samples_trained", "global_step", "samples_per_second", "eval", "model_digest")
+    return {**{key: metrics[key] for key in keys}, "best_auc": best, "run": path}
+
+
+def _show(metrics: dict[str, Any], best: float | None, path: str) -> None:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    seconds = metrics["train_seconds"]
+    console.print(
+        f"trained {metrics['samples_trained']:,} samples in {seconds:.1f} s:"
+        f" {metrics['samples_per_second']:,.0f} samples/s"
+    )
+    if metrics["eval"] is not None:
+        auc = metrics["eval"]["auc"]
+        line = f"test AUC {auc:.4f}, logloss {metrics['eval']['logloss']:.4f}"
+        if best is not None:
+            covered = (auc - 0.5) / (best - 0.5)
+            line += f"; the best possible AUC is {best:.4f}, {covered:.1%} of the way from .5"
+        console.print(line)
+    console.print(f"files of this run: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+
+from embedding import rows as rows_module
+from embedding.mixing import buckets_of
+from embedding.rows import VERSION, Rows
+
+
+def with_versions(keys, versions):
+    rows = Rows(2)
+    rows.arrays.metadata[rows.add(np.asarray(keys)), VERSION] = versions
+    return rows
+
+
+def test_adding_gives_each_key_a_row_of_its_own_and_keeps_those_it_has():
+    rows = Rows(4)
+    first = rows.add(np.array([5, -5, 2**63 - 1]))
+
+    second = rows.add(np.array([-5, 6, 5, 6]))
+
+    assert len(set(first.tolist())) == 3
+    assert second[[0, 2]].tolist() == [first[1], first[0]]
+    assert second[1] == second[3]
+    assert second[1] not in first
+    assert len(rows) == 4
+
+
+def test_growth_keeps_every_row_where_it_is():
+    rows = Rows(1)
+    placed = {}
+    for start in range(0, 20_000, 1000):
+        keys = np.arange(start, start + 1000) * 7919
+        placed |= dict(zip(keys.tolist(), rows.add(keys).tolist(), strict=True))
+
+    keys = np.array(list(placed))
+    assert rows.find(keys).tolist() == list(placed.values())
+    assert (rows.find(keys + 1) == -1).all()
+
+
+def test_removed_rows_are_used_again_before_new_ones():
+    rows = with_versions(range(100), 1)
+    touched = rows.memory()
+    rows.remove(np.arange(30))
+
+    again = rows.add(np.arange(1000, 1030))
+
+    assert sorted(again.tolist()) == sorted(set(range(100)) - set(rows.find(np.arange(30, 100))))
+    assert rows.memory() == touched
+    assert len(rows) == 100
+
+
+def test_removing_absent_keys_changes_nothing():
+    rows = with_versions(range(10), 1)
+
+    rows.remove(np.array([77, -1, 77]))
+
+    assert len(rows) == 10
+    assert (rows.find(np.arange(10)) >= 0).all()
+
+
+def test_older_keys_are_those_below_the_version():
+    rows = with_versions(range(200), np.arange(200))
+
+    assert sorted(rows.older_than(120).tolist()) == list(range(120))
+
+
+def test_keys_come_sorted_by_bucket_then_key():
+    keys = np.random.default_rng(2).integers(-(2**63), 2**63 - 1, 50_000)
+    rows = with_versions(keys, 0)
+
+    found, positions = rows.in_buckets((100, 2500))
+
+    buckets = buckets_of(keys)
+    wanted = keys[(buckets >= 100) & (buckets < 2500)]
+    assert np.array_equal(found, wanted[np.lexsort((wanted, buckets_of(wanted)))])
+    assert positions.tolist() == rows.find(found).tolist()
+
+
+@pytest.mark.parametrize("buckets", [(-1, 3), (3, 2), (0, 4097)])
+def test_buckets_that_do_not_exist_are_refused(buckets):
+    with pytest.raises(ValueError, match="buckets must be"):
+        Rows(1).in_buckets(buckets)
+
+
+def test_a_full_reservation_refuses_more_keys_and_stays_as_it_was(monkeypatch):
+    monkeypatch.setattr(rows_module, "physical_memory_bytes", lambda: 100 * 64)
+    rows = Rows(8)
+    capacity = len(rows.arrays.values)
+    rows.add(np.arange(capacity - 10))
+
+    with pytest.raises(MemoryError, match=f"reserved for {capacity}"):
+        rows.add(np.arange(capacity + 1))
+    rows.add(np.arange(capacity))
+
+    assert len(rows) == capacity

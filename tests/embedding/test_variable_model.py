@@ -1,0 +1,173 @@
+"""A table against a plain dict, through any sequence of operations."""
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
+from embedding.mixing import buckets_of
+from embedding.spec import Adagrad, CounterAdmission, Uniform
+
+DIM = 2
+LEARNING_RATE = np.float32(0.1)
+SCALE = np.float32(0.25)
+
+a_key = st.one_of(
+    st.integers(-6, 12), st.sampled_from([2**63 - 1, -(2**63), 2**52, -(2**52), 4096])
+)
+some_keys = st.lists(a_key, max_size=12)
+unique_keys = st.lists(a_key, max_size=12, unique=True)
+
+
+class TableMachine(RuleBasedStateMachine):
+    """The model: rows[key] = [vector, accumulator, frequency, version], counters[key] likewise."""
+
+    @initialize(min_count=st.sampled_from([0, 1, 3]))
+    def start(self, min_count):
+        self.min_count = min_count
+        self.spec = TableSpec(
+            name="model",
+            dim=DIM,
+            initializer=Uniform(scale=1.0),
+            optimizer=Adagrad(initial_accumulator=0.5),
+            admission=CounterAdmission(min_count=min_count) if min_count else None,
+            default_value=-7.0,
+        )
+        self.table = EmbeddingVariable(self.spec)
+        self.rows, self.counters = {}, {}
+        self.step = self.evicted = 0
+        self.next_key = 10**6
+
+    def initial(self, key):
+        """The initial vector as a table without rows or admission rule has it."""
+        empty = EmbeddingVariable(
+            TableSpec(name="model", dim=DIM, initializer=self.spec.initializer)
+        )
+        values = np.empty((1, DIM), np.float32)
+        empty.pull(np.array([key]), None, values, np.empty(1, np.uint8))
+        return values[0]
+
+    @rule(keys=some_keys, count=st.integers(0, 4), evaluating=st.booleans())
+    def pull(self, keys, count, evaluating):
+        values, admitted = np.empty((len(keys), DIM), np.float32), np.empty(len(keys), np.uint8)
+        counts = None if evaluating else np.full(len(keys), count, np.uint32)
+        self.table.pull(np.array(keys, np.int64), counts, values, admitted)
+        for key, value, bit in zip(keys, values, admitted, strict=True):
+            frequency = self.counters.get(key, [0])[0] + (0 if evaluating else count)
+            if key in self.rows:
+                assert (value.tolist(), bit) == (self.rows[key][0].tolist(), 1)
+            elif self.min_count == 0 or frequency >= self.min_count:
+                assert (value.tolist(), bit) == (self.initial(key).tolist(), 1)
+            else:
+                assert (value.tolist(), bit) == ([-7.0] * DIM, 0)
+
+    def apply_keys(self, keys, counts, flags):
+        gradients = np.arange(1, len(keys) * DIM + 1, dtype=np.float32).reshape(-1, DIM)
+        self.table.apply(
+            np.array(keys, np.int64),
+            np.array(counts, np.int64),
+            gradients,
+            None if all(flags) else np.array(flags, np.uint8),
+            step=self.step,
+            scale=float(SCALE),
+            scalars=[float(LEARNING_RATE)],
+        )
+        for key, count, flag, gradient in zip(keys, counts, flags, gradients, strict=True):
+            if key not in self.rows and flag:
+                frequency = self.counters.pop(key, [0])[0]
+                accumulator = np.full(DIM, 0.5, np.float32)
+                self.rows[key] = [self.initial(key), accumulator, frequency, 0]
+            if key in self.rows:
+                row = self.rows[key]
+                if flag:
+                    g = gradient * SCALE
+                    row[1] = row[1] + g * g
+                    row[0] = row[0] - LEARNING_RATE * g / np.sqrt(row[1])
+                row[2:] = [row[2] + count, self.step]
+            elif self.min_count:
+                frequency = self.counters.get(key, [0])[0]
+                self.counters[key] = [frequency + count, self.step]
+        self.step += 1
+
+    @rule(keys=unique_keys, data=st.data())
+    def apply(self, keys, data):
+        counts = data.draw(st.lists(st.integers(1, 3), min_size=len(keys), max_size=len(keys)))
+        flags = data.draw(st.lists(st.booleans(), min_size=len(keys), max_size=len(keys)))
+        self.apply_keys(keys, counts, flags)
+
+    @rule(size=st.integers(1, 300), with_gradient=st.booleans())
+    def grow(self, size, with_gradient):
+        keys = list(range(self.next_key, self.next_key + size))
+        self.next_key += size
+        self.apply_keys(keys, [1] * size, [with_gradient] * size)
+
+    @rule(age=st.integers(0, 6))
+    def evict(self, age):
+        min_version = self.step - age
+        gone = sorted(
+            key
+            for part in (self.rows, self.counters)
+            for key in part
+            if part[key][-1] < min_version
+        )
+        assert self.table.evict(min_version).tolist() == gone
+        for key in gone:
+            self.rows.pop(key, None)
+            self.counters.pop(key, None)
+        self.evicted += len(gone)
+        assert self.table.num_evicted == self.evicted
+
+    @rule(middle=st.integers(0, 4096))
+    def move_to_a_new_table(self, middle):
+        moved = EmbeddingVariable(self.spec)
+        moved.num_evicted = self.evicted
+        for buckets in ((middle, 4096), (0, middle)):
+            moved.import_rows(self.table.export(buckets))
+            moved.import_counters(self.table.export_counters(buckets))
+        self.table = moved
+
+    @rule(keys=unique_keys, frequency=st.integers(0, 9), version=st.integers(0, 50))
+    def import_rows(self, keys, frequency, version):
+        n = len(keys)
+        vectors = np.arange(n * DIM, dtype=np.float32).reshape(n, DIM)
+        full = np.full(n, frequency), np.full(n, version)
+        self.table.import_rows(TableEntries(np.array(keys, np.int64), *full, vectors, vectors + 1))
+        for key, vector in zip(keys, vectors, strict=True):
+            self.counters.pop(key, None)
+            self.rows[key] = [vector, vector + 1, frequency, version]
+
+    @rule(keys=unique_keys, frequency=st.integers(0, 9), version=st.integers(0, 50))
+    def import_counters(self, keys, frequency, version):
+        full = np.full(len(keys), frequency), np.full(len(keys), version)
+        self.table.import_counters(CounterEntries(np.array(keys, np.int64), *full))
+        for key in keys:
+            self.rows.pop(key, None)
+            self.counters[key] = [frequency, version]
+
+    @invariant()
+    def holds_what_the_model_holds(self):
+        assert (len(self.table), self.table.num_unadmitted) == (len(self.rows), len(self.counters))
+        entries, counters = self.table.export(), self.table.export_counters()
+        assert entries.keys.tolist() == in_export_order(self.rows)
+        assert counters.keys.tolist() == in_export_order(self.counters)
+        for i, key in enumerate(entries.keys.tolist()):
+            vector, accumulator, frequency, version = self.rows[key]
+            assert np.array_equal(entries.vectors[i], vector)
+            assert np.array_equal(entries.slots[i], accumulator)
+            assert (entries.frequency[i], entries.version[i]) == (frequency, version)
+        for i, key in enumerate(counters.keys.tolist()):
+            assert [counters.frequency[i], counters.version[i]] == self.counters[key]
+        known = {**self.counters, **self.rows}
+        asked = np.array([*known, 987654321], np.int64)
+        assert self.table.frequency(asked).tolist() == [*(v[-2] for v in known.values()), 0]
+        assert self.table.version(asked).tolist() == [*(v[-1] for v in known.values()), -1]
+
+
+def in_export_order(keys):
+    ordered = np.array(list(keys), np.int64)
+    return ordered[np.lexsort((ordered, buckets_of(ordered)))].tolist()
+
+
+TestTableAgreesWithADict = TableMachine.TestCase
+TestTableAgreesWithADict.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)

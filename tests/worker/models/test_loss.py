@@ -1,0 +1,69 @@
+import math
+
+import numpy as np
+
+from worker.models.loss import log_loss
+
+
+def test_the_loss_and_its_gradient_equal_their_definition():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 3, 50).astype(np.float32)
+    labels = (generator.random(50) < 0.5).astype(np.float32)
+    grad = np.empty(50, np.float32)
+
+    loss = log_loss(logits, labels, grad)
+
+    probability = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    expected = -np.sum(labels * np.log(probability) + (1 - labels) * np.log(1 - probability))
+    assert math.isclose(loss, expected, rel_tol=1e-12)
+    np.testing.assert_allclose(grad, probability - labels, rtol=1e-6)
+
+
+def test_the_gradient_equals_finite_differences_of_the_loss():
+    labels, grad, unused = np.ones(1, np.float32), np.empty(1, np.float32), np.empty(1, np.float32)
+    for z in (-5.0, -0.5, 0.0, 0.25, 4.0):
+        step = 2.0**-7
+        log_loss(np.array([z], np.float32), labels, grad)
+        above = log_loss(np.array([z + step], np.float32), labels, unused)
+        below = log_loss(np.array([z - step], np.float32), labels, unused)
+
+        assert math.isclose(grad[0], (above - below) / (2 * step), rel_tol=1e-4)
+
+
+def test_no_logit_overflows():
+    logits = np.array([1e30, -1e30, 1e30, -1e30], np.float32)
+    labels = np.array([1, 0, 0, 1], np.float32)
+    grad = np.empty(4, np.float32)
+
+    assert log_loss(logits[:2], labels[:2], grad[:2]) == 0.0
+    assert log_loss(logits, labels, grad) == 2 * float(np.float32(1e30))
+    np.testing.assert_array_equal(grad, [0, 0, 1, -1])
+
+
+def test_confident_mistakes_of_either_sign_cost_the_same():
+    grad = np.empty(1, np.float32)
+    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+
+    assert log_loss(np.float32([-40]), one, grad) == log_loss(np.float32([40]), zero, grad) > 39.9
+
+
+def test_the_loss_of_a_logit_that_is_not_a_number_is_not_a_number():
+    grad = np.empty(1, np.float32)
+
+    assert math.isnan(log_loss(np.array([np.nan], np.float32), np.ones(1, np.float32), grad))
+    assert math.isnan(grad[0])
+
+
+def test_losses_are_summed_in_float64():
+    n = 100_000
+    grad = np.empty(n, np.float32)
+
+    loss = log_loss(np.zeros(n, np.float32), np.zeros(n, np.float32), grad)
+
+    assert math.isclose(loss, n * math.log(2), rel_tol=1e-10)
+
+
+def test_no_samples_have_no_loss():
+    empty = np.empty(0, np.float32)
+
+    assert log_loss(empty, empty, empty) == 0.0

@@ -1,0 +1,43 @@
+"""The worker as a Ray actor: a thin shell around `WorkerLoop`."""
+
+import os
+from typing import Any
+
+import ray
+
+from worker.fingerprint import numeric_fingerprint
+from worker.protocol import Grant, Report
+from worker.running import WorkerSetup, make_loop
+
+
+class _CoordinatorHandle:
+    """The coordinator actor as a worker sees it."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def exchange(self, report: Report) -> Grant:
+        return ray.get(self._handle.exchange.remote(report))
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class WorkerActor:
+    """One worker. A dead one is replaced by a new actor with the same number."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return where this process runs and what its numbers depend on."""
+        return {
+            "pid": os.getpid(),
+            "node": ray.get_runtime_context().get_node_id(),
+            "fingerprint": numeric_fingerprint(),
+        }
+
+    def run(self, setup: WorkerSetup, worker: int, incarnation: int, coordinator: Any) -> None:
+        """Work until the coordinator says stop; raises what made the worker fail."""
+        make_loop(
+            setup,
+            worker=worker,
+            incarnation=incarnation,
+            node_id=ray.get_runtime_context().get_node_id(),
+            coordinator=_CoordinatorHandle(coordinator),
+        ).run()

@@ -1,0 +1,143 @@
+"""Forward and backward of one batch: pool the pulled rows, run the model, spread the gradients."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from embedding.pooling import pool, pool_gradient
+from worker.models import Model, build_model, num_parameters
+from worker.preparing import Prepared
+from worker.spec import ModelSpec
+
+Float32s = npt.NDArray[np.float32]
+
+
+class Computation:
+    """The model of one worker, on a fixed number of threads.
+
+    Every thread takes a fixed part of a batch, and their sums are added in order, so the result
+    depends on the number of threads but never on their timing.
+
+    Args:
+        spec: of the model.
+        threads: compute threads; BLAS itself runs on one.
+    """
+
+    def __init__(self, spec: ModelSpec, *, threads: int = 1) -> None:
+        self.spec = spec
+        self._models: list[Model] = [build_model(spec) for _ in range(threads)]
+        self._num_parameters = num_parameters(self._models[0])
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._lookups_by_table: list[list[int]] = []
+        by_table: dict[str, list[int]] = {}
+        for number, lookup in enumerate(spec.lookups):
+            by_table.setdefault(lookup.table, []).append(number)
+        self._lookups_by_table = list(by_table.values())
+        self._pooled = np.empty((0, spec.pooled_width), np.float32)
+        self._grad_pooled = np.empty_like(self._pooled)
+
+    def train(
+        self, prepared: Prepared, values: Float32s, parameters: Float32s
+    ) -> tuple[float, Float32s, Float32s]:
+        """Return (sum of losses, gradients of the rows, gradients of the dense parameters).
+
+        Args:
+            values: float32, the flat buffer of pulled rows.
+            parameters: float32[dense parameters].
+
+        Returns:
+            Gradients of the sum of losses: float32 laid out as `values`, and as `parameters`.
+        """
+        n = prepared.num_samples
+        pooled = self._pool_rows(prepared, values)
+        grad_pooled = self._grad_pooled[:n]
+        parts = self._parts(n)
+        losses = [0.0] * len(parts)
+        grads = [np.empty(self._num_parameters, np.float32) for _ in parts]
+
+        def run(part: int) -> None:
+            rows = parts[part]
+            losses[part] = self._models[part].train(
+                parameters,
+                prepared.dense[rows],
+                pooled[rows],
+                prepared.labels[rows],
+                grads[part],
+                grad_pooled[rows],
+            )
+
+        self._run(run, len(parts))
+        for grad in grads[1:]:
+            grads[0] += grad
+
+        grad_values = np.zeros(values.size, np.float32)
+
+        def spread(table: int) -> None:
+            for number in self._lookups_by_table[table]:
+                bag, lookup = prepared.bags[number], self.spec.lookups[number]
+                pool_gradient(
+                    grad_pooled, lookup.column, lookup.dim,
+                    bag.positions, bag.offsets, bag.coefficients, grad_values,
+                )  # fmt: skip
+
+        self._run(spread, len(self._lookups_by_table))
+        return sum(losses), grad_values, grads[0]
+
+    def predict(self, prepared: Prepared, values: Float32s, parameters: Float32s) -> Float32s:
+        """Return the logit of each sample, float32[n]."""
+        pooled = self._pool_rows(prepared, values)
+        logits = np.empty(prepared.num_samples, np.float32)
+        parts = self._parts(prepared.num_samples)
+
+        def run(part: int) -> None:
+            rows = parts[part]
+            model = self._models[part]
+            logits[rows] = model.predict(parameters, prepared.dense[rows], pooled[rows])
+
+        self._run(run, len(parts))
+        return logits
+
+    def _pool_rows(self, prepared: Prepared, values: Float32s) -> Float32s:
+        n = prepared.num_samples
+        if len(self._pooled) < n:
+            self._pooled = np.empty((n, self.spec.pooled_width), np.float32)
+            self._grad_pooled = np.empty_like(self._pooled)
+        pooled = self._pooled[:n]
+
+        def gather(number: int) -> None:
+            bag, lookup = prepared.bags[number], self.spec.lookups[number]
+            pool(
+                values, bag.positions, bag.offsets, bag.coefficients,
+                pooled, lookup.column, lookup.dim,
+            )  # fmt: skip
+
+        self._run(gather, len(self.spec.lookups))
+        return pooled
+
+    def _parts(self, n: int) -> list[slice]:
+        count = len(self._models)
+        return [slice(n * i // count, n * (i + 1) // count) for i in range(count)]
+
+    def _run(self, task: Callable[[int], None], count: int) -> None:
+        if self._pool is None:
+            for number in range(count):
+                task(number)
+        else:
+            list(self._pool.map(task, range(count)))
+
+
+@njit(cache=True, nogil=True)
+def _all_finite(bits):  # type: ignore[no-untyped-def]
+    exponent = np.uint32(0x7F800000)
+    bad = np.uint32(0)
+    for i in range(bits.size):
+        bad |= np.uint32((bits[i] & exponent) == exponent)
+    return bad == 0
+
+
+def all_finite(values: Float32s) -> bool:
+    """Whether float32[n] holds neither infinity nor NaN."""
+    return bool(_all_finite(values.view(np.uint32)))

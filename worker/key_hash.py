@@ -1,0 +1,200 @@
+"""From Arrow values to int64 keys: integers as they are, strings by a frozen hash.
+
+The definition of the hash is part of the checkpoint format: a change gives every string another
+row.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from numba import njit
+
+from embedding.mixing import mix64
+
+KEY_TYPES = "integers, strings, binary, booleans, dates, timestamps or a dictionary of one of these"
+
+_WORD = np.uint64(8)
+_BYTE_BITS = np.uint64(8)
+
+
+@njit(cache=True, nogil=True)
+def _hash(
+    data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], out: npt.NDArray[np.int64]
+) -> None:
+    # Unsigned throughout: positions are never negative, and Numba then omits the wraparound test.
+    start_state = mix64(np.uint64(0))
+    for i in range(out.size):
+        position = np.uint64(offsets[i])
+        end = np.uint64(offsets[i + 1])
+        length = end - position
+        state = start_state
+        while end - position >= _WORD:
+            word = np.uint64(0)
+            for k in range(8):
+                byte = np.uint64(data[position + np.uint64(k)])
+                word |= byte << np.uint64(8 * k)
+            state = mix64(state ^ word)
+            position += _WORD
+        if position < end:
+            word = np.uint64(0)
+            shift = np.uint64(0)
+            while position < end:
+                word |= np.uint64(data[position]) << shift
+                shift += _BYTE_BITS
+                position += np.uint64(1)
+            state = mix64(state ^ word)
+        out[i] = np.int64(mix64(state ^ length))
+
+
+def hash_strings(array: pa.Array) -> npt.NDArray[np.int64]:
+    """Hash strings to keys.
+
+    With `state = mix64(0)`, each 8 bytes, read as a little-endian uint64 and the last ones filled
+    up with zero bytes, make `state = mix64(state ^ word)`; the key is `mix64(state ^ length)`,
+    length in bytes, read as int64. A string hashes as its UTF-8 bytes. The same bytes give the
+    same key in every Arrow type and on every machine.
+
+    Args:
+        array: n values of a string or binary type (`large_`, `_view` and fixed-size ones too).
+
+    Returns:
+        int64[n]; unspecified where the value is null.
+
+    Raises:
+        TypeError: the array has another type.
+    """
+    kind = array.type
+    if not _is_string_like(kind):
+        raise TypeError(f"can't hash an array of type {kind}: expected strings or binary")
+    if not _has_offsets(kind):
+        array = array.cast(pa.large_binary())
+    out = np.empty(len(array), np.int64)
+    if out.size == 0:
+        return out
+    wide = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
+    _, offset_buffer, data_buffer = array.buffers()
+    stop = array.offset + len(array) + 1
+    offsets = np.frombuffer(offset_buffer, np.int64 if wide else np.int32, count=stop)
+    has_data = data_buffer is not None and data_buffer.size > 0
+    data = np.frombuffer(data_buffer, np.uint8) if has_data else np.zeros(0, np.uint8)
+    # One width of offsets and one kind of access, so that the kernel is compiled once.
+    offsets = offsets[array.offset :].astype(np.int64)
+    data.flags.writeable = False
+    _hash(data, offsets, out)
+    return out
+
+
+def keys_of(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_] | None]:
+    """Return the keys of an array whose type `key_kind` accepts.
+
+    Integers, dates and timestamps are their number (unsigned 64-bit ones the int64 of the same
+    bits), false and true are 0 and 1, strings are hashed, a dictionary's values once each.
+
+    Returns:
+        int64[n], writable and unspecified where null; and `valid_of` the array.
+
+    Raises:
+        IndexError: an index is outside its dictionary, which Arrow doesn't check in damaged files.
+    """
+    types = pa.types
+    if types.is_dictionary(array.type):
+        return _dictionary_keys(array)
+    valid = valid_of(array)
+    if _is_string_like(array.type):
+        return hash_strings(array), valid
+    if types.is_date32(array.type):
+        array = array.view(pa.int32())
+    elif types.is_temporal(array.type):
+        array = array.view(pa.int64())
+    values = values_of(array)
+    values = values.view(np.int64) if values.dtype == np.uint64 else values
+    # Copies what Arrow shares read-only, so that all batches have the same kind of array.
+    return np.require(values, np.int64, ["C", "A", "W"]), valid
+
+
+def key_kind(kind: pa.DataType) -> str | None:
+    """Return which values are the same key: equal values of two types of one kind are.
+
+    Returns:
+        `integer`, `string`, `date32[day]`, `timestamp[us]`, ...; None for the type of nulls.
+
+    Raises:
+        TypeError: values of this type are no keys.
+    """
+    types = pa.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_null(kind):
+        return None
+    if types.is_integer(kind) or types.is_boolean(kind):
+        return "integer"
+    if _is_string_like(kind):
+        return "string"
+    if types.is_timestamp(kind):
+        return f"timestamp[{kind.unit}]"
+    if types.is_date(kind):
+        return str(kind)
+    raise TypeError(f"values of type {kind} are no keys: expected {KEY_TYPES}")
+
+
+def values_of(array: pa.Array) -> npt.NDArray[Any]:
+    """Return the numbers of an array, of NumPy's type for them (booleans as uint8).
+
+    Returns:
+        [n], a view where possible; unspecified where null.
+    """
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.uint8())
+    elif pa.types.is_null(array.type):
+        array = array.cast(pa.int64())
+    kind = array.type.to_pandas_dtype()
+    if len(array) == 0:
+        return np.empty(0, kind)
+    stop = array.offset + len(array)
+    return np.frombuffer(array.buffers()[1], kind, count=stop)[array.offset :]
+
+
+def valid_of(array: pa.Array) -> npt.NDArray[np.bool_] | None:
+    """Return which values are not null, bool[n]; None where all are."""
+    if array.null_count == 0:
+        return None
+    return array.is_valid().to_numpy(zero_copy_only=False)
+
+
+def _dictionary_keys(
+    array: pa.DictionaryArray,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_] | None]:
+    keys, known = keys_of(array.dictionary)
+    valid = valid_of(array.indices)
+    positions = values_of(array.indices).astype(np.int64)
+    if valid is not None:
+        positions[~valid] = 0
+    if keys.size == 0 and not positions.any():
+        return np.zeros(positions.size, np.int64), valid
+    if positions.size and not 0 <= positions.min() <= positions.max() < keys.size:
+        raise IndexError(f"an index is outside its dictionary of {keys.size} values")
+    if known is not None:
+        valid = known[positions] if valid is None else valid & known[positions]
+    return keys[positions], valid
+
+
+def _is_string_like(kind: pa.DataType) -> bool:
+    types = pa.types
+    return (
+        _has_offsets(kind)
+        or types.is_fixed_size_binary(kind)
+        or types.is_string_view(kind)
+        or types.is_binary_view(kind)
+    )
+
+
+def _has_offsets(kind: pa.DataType) -> bool:
+    types = pa.types
+    return (
+        types.is_string(kind)
+        or types.is_large_string(kind)
+        or types.is_binary(kind)
+        or types.is_large_binary(kind)
+    )

@@ -1,0 +1,300 @@
+"""The worker's threads around its session: one computes, one prepares, one talks.
+
+The main thread pulls, computes and pushes; it waits on the shards' sockets and on a wake-up
+socket. The preparing thread reads and de-duplicates ahead. The talking thread exchanges reports
+for tokens and is the heartbeat, so a long computation does not look like a death.
+"""
+
+import contextlib
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ps.client import Identity, Open, PsClient, PulledBatch
+from ps.memory import peak_rss_bytes
+from worker.batch import Batch
+from worker.computing import Computation, all_finite
+from worker.metrics import bin_of, log_loss_sum
+from worker.preparing import Prepared, Preparer
+from worker.protocol import Coordinator, Evaluation, Finished, Token, TokenKind
+from worker.session import Session
+
+AUC_BINS = 1 << 16
+
+
+class RefusedError(RuntimeError):
+    """A shard refused a message for a reason that another try would not change."""
+
+
+class NonFiniteGradientError(ValueError):
+    """A batch gave an infinite or undefined gradient."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopOptions:
+    """Times and choices of a worker's loop.
+
+    Args:
+        heartbeat_seconds: the longest pause between two reports.
+        poll_seconds: the pause between two reports while tokens are wanted and none came.
+        on_non_finite: what a non-finite gradient does: `fail` the job or `skip` the batch.
+    """
+
+    heartbeat_seconds: float = 1.0
+    poll_seconds: float = 0.05
+    on_non_finite: Literal["fail", "skip"] = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A prepared batch, and how many of its planned samples could not be read."""
+
+    prepared: Prepared
+    skipped: int
+
+
+ReadBatch = Callable[[int], tuple[Batch, int]]
+
+
+class WorkerLoop:
+    """Runs one worker until the coordinator says stop.
+
+    Args:
+        session: the worker's tokens.
+        coordinator: takes reports.
+        client: to the shards; used by the main thread only.
+        readers: for each kind of token, reads a batch and says how many samples were skipped.
+        preparer: used by the preparing thread only.
+        computation: the model.
+    """
+
+    def __init__(
+        self,
+        *,
+        session: Session,
+        coordinator: Coordinator,
+        client: PsClient,
+        readers: dict[TokenKind, ReadBatch],
+        preparer: Preparer,
+        computation: Computation,
+        options: LoopOptions,
+    ) -> None:
+        self._session = session
+        self._coordinator = coordinator
+        self._client = client
+        self._readers = readers
+        self._preparer = preparer
+        self._computation = computation
+        self._options = options
+        self._lock = threading.Lock()
+        self._news = threading.Condition(self._lock)
+        self._to_prepare: queue.PriorityQueue[Token] = queue.PriorityQueue()
+        self._prepared: dict[Token, _Ready] = {}
+        self._pulls: dict[int, Token] = {}
+        self._pulled: dict[Token, PulledBatch] = {}
+        self._pushes: dict[int, Finished] = {}
+        self._failure: BaseException | None = None
+        self._ended = False
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        client.watch(self._wake_reader)
+
+    def run(self) -> None:
+        """Work until told to stop; raises what any of the threads raised."""
+        threads = [
+            threading.Thread(target=self._guarded, args=(work,), daemon=True)
+            for work in (self._talk, self._prepare)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            while self._failure is None and not self._session.stopped:
+                self._advance()
+        finally:
+            self._end()
+            for thread in threads:
+                thread.join(timeout=5.0)
+            self._client.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def _end(self) -> None:
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+        self._to_prepare.put(Token(step=-1, batch_id=-1, attempt=0, at_step=0))
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):
+            self._wake_writer.send(b"x")
+
+    # The main thread --------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        with self._lock:
+            compute = self._session.next_compute()
+            pull = None if compute is not None else self._session.next_pull()
+            token = compute or pull
+            # Taken under the lock: a token may be revoked at any other time.
+            prepared = self._prepared[token] if token is not None else None
+            pulled = self._pulled.pop(compute) if compute is not None else None
+        if compute is not None and prepared is not None and pulled is not None:
+            self._compute(compute, prepared, pulled)
+        elif pull is not None and prepared is not None:
+            self._start_pull(pull, prepared)
+        else:
+            for request in self._client.poll(self._options.heartbeat_seconds):
+                self._answered(request)
+            with contextlib.suppress(BlockingIOError):
+                self._wake_reader.recv(4096)
+
+    def _start_pull(self, token: Token, ready: _Ready) -> None:
+        pulled = self._client.start_pull(
+            ready.prepared.unique, at_step=token.at_step, evaluate=token.kind == "eval"
+        )
+        self._pulls[pulled.request_id] = token
+
+    def _answered(self, request: Open) -> None:
+        if isinstance(request, PulledBatch):
+            token = self._pulls.pop(request.request_id)
+            if self._superseded(request, token):
+                return
+            with self._lock:
+                if self._session.holds(token):
+                    self._pulled[token] = request
+                    self._session.pulled(token)
+        else:
+            finished = self._pushes.pop(request.request_id)
+            if not self._superseded(request, finished.token):
+                self._finish(finished)
+
+    def _superseded(self, request: Open, token: Token) -> bool:
+        if not request.refusals:
+            return False
+        for refusal in request.refusals.values():
+            if refusal.reason != "superseded":
+                raise RefusedError(refusal.text)
+        self._finish(Finished(token, "superseded"))
+        return True
+
+    def _finish(self, finished: Finished) -> None:
+        with self._news:
+            self._session.finished(finished)
+            self._forget_dropped()
+            self._news.notify_all()
+
+    def _forget_dropped(self) -> None:
+        """Drop the arrays of tokens that ended or were revoked. The lock is held."""
+        for held in (self._prepared, self._pulled):
+            for token in [t for t in held if not self._session.holds(t)]:
+                del held[token]
+
+    def _compute(self, token: Token, ready: _Ready, pulled: PulledBatch) -> None:
+        prepared, skipped = ready.prepared, ready.skipped
+        started = time.perf_counter()
+        if token.kind == "eval":
+            evaluation = self._evaluate(prepared, pulled)
+            self._finish(
+                Finished(token, "done", prepared.num_samples, skipped, evaluation=evaluation)
+            )
+            return
+        loss, gradients, dense = self._computation.train(prepared, pulled.values, pulled.dense)
+        seconds = time.perf_counter() - started
+        planned = prepared.num_samples + skipped
+        if not (all_finite(gradients) and all_finite(dense)):
+            if self._options.on_non_finite == "fail":
+                raise NonFiniteGradientError(
+                    f"batch {token.batch_id} gave a gradient that is not finite (loss {loss})."
+                    " Lower the learning rate, check the dense columns for huge values, or set"
+                    " training.on_non_finite=skip to leave such batches out"
+                )
+            self._finish(Finished(token, "skipped", 0, planned, "non_finite"))
+            return
+        identity = Identity(token.mode_epoch, token.batch_id, token.attempt, prepared.num_samples)
+        push = self._client.start_push(pulled, identity, gradients=gradients, dense=dense)
+        self._pushes[push.request_id] = Finished(
+            token,
+            "done",
+            samples=prepared.num_samples,
+            skipped=skipped,
+            reason="bad_file" if skipped else None,
+            loss_sum=loss,
+            pull_step=int(pulled.steps.min()),
+            seconds=seconds,
+        )
+
+    def _evaluate(self, prepared: Prepared, pulled: PulledBatch) -> Evaluation:
+        logits = self._computation.predict(prepared, pulled.values, pulled.dense)
+        return Evaluation(
+            bin_of(logits, AUC_BINS),
+            prepared.labels > 0.5,
+            log_loss_sum(logits, prepared.labels),
+        )
+
+    # The preparing thread ---------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        while True:
+            token = self._to_prepare.get()
+            if self._ended:
+                return
+            with self._lock:
+                wanted = self._session.holds(token)
+            if not wanted:
+                continue
+            batch, skipped = self._readers[token.kind](token.batch_id)
+            if batch.num_samples == 0:
+                self._finish(Finished(token, "skipped", 0, skipped, "bad_file"))
+                self._wake()
+                continue
+            prepared = self._preparer(batch)
+            with self._lock:
+                if self._session.holds(token):
+                    self._prepared[token] = _Ready(prepared, skipped)
+                    self._session.prepared(token)
+            self._wake()
+
+    # The talking thread -----------------------------------------------------------------------
+
+    def _talk(self) -> None:
+        while not self._ended:
+            with self._lock:
+                report = self._session.report(
+                    peak_rss_bytes=peak_rss_bytes(),
+                    bytes_sent=self._client.bytes_sent,
+                    bytes_received=self._client.bytes_received,
+                )
+            grant = self._coordinator.exchange(report)
+            with self._news:
+                tokens = self._session.granted(grant)
+                self._forget_dropped()
+            for token in tokens:
+                self._to_prepare.put(token)
+            if self._session.stopped:
+                return
+            self._pause(nothing_new=not tokens)
+
+    def _pause(self, *, nothing_new: bool) -> None:
+        """Wait until there is something to say, at most until the next heartbeat."""
+        with self._news:
+            started = time.monotonic()
+            while not self._ended and not self._session.has_news:
+                wants = self._session.want > 0 or self._session.waiting
+                options = self._options
+                limit = options.poll_seconds if wants else options.heartbeat_seconds
+                left = started + limit - time.monotonic()
+                if left <= 0 or (wants and not nothing_new):
+                    return
+                self._news.wait(min(left, options.poll_seconds))

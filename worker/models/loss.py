@@ -1,0 +1,93 @@
+"""Log loss, and the model that it makes of a network."""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numba import njit
+
+from worker.models.layers import RowBuffer
+from worker.models.protocol import FloatArray, Parameter, parameter_views
+
+
+@njit(cache=True, nogil=True)
+def log_loss(logits: FloatArray, labels: FloatArray, grad: FloatArray) -> float:
+    """Return the sum of the samples' log losses, in sample order; write its gradient.
+
+    The loss of a sample is log(1 + exp(z)) - y z, computed so that no logit overflows; its
+    gradient is sigmoid(z) - y. Both in float64.
+
+    Args:
+        logits: float32[n], z.
+        labels: float32[n], y.
+        grad: float32[n], written.
+    """
+    total = 0.0
+    for i in range(len(logits)):
+        z = np.float64(logits[i])
+        y = np.float64(labels[i])
+        e = math.exp(-abs(z))
+        total += max(z, 0.0) - z * y + math.log1p(e)
+        grad[i] = (1.0 if z >= 0 else e) / (1.0 + e) - y
+    return total
+
+
+class Network(Protocol):
+    """Logits from dense and pooled inputs, forward and backward. Shapes as in `Model`.
+
+    `weights` and `gradients` are views of the parameters in the order of `parameters`.
+    """
+
+    parameters: tuple[Parameter, ...]
+
+    def forward(
+        self, weights: Sequence[FloatArray], dense: FloatArray, pooled: FloatArray
+    ) -> FloatArray:
+        """Return the logits, float32[n, 1], in a buffer that the next call overwrites."""
+        ...
+
+    def backward(
+        self,
+        weights: Sequence[FloatArray],
+        dense: FloatArray,
+        pooled: FloatArray,
+        grad_logits: FloatArray,
+        gradients: Sequence[FloatArray],
+        grad_pooled: FloatArray,
+    ) -> None:
+        """Write `gradients` and `grad_pooled` for the batch that `forward` saw last.
+
+        grad_logits, float32[n, 1], is read.
+        """
+        ...
+
+
+class LogLossModel:
+    """A network trained by log loss; satisfies `Model`."""
+
+    def __init__(self, network: Network) -> None:
+        self.parameters = network.parameters
+        self._network = network
+        self._grad_logits = RowBuffer(1)
+
+    def train(
+        self,
+        params: FloatArray,
+        dense: FloatArray,
+        pooled: FloatArray,
+        labels: FloatArray,
+        grad_params: FloatArray,
+        grad_pooled: FloatArray,
+    ) -> float:
+        weights = parameter_views(params, self.parameters)
+        gradients = parameter_views(grad_params, self.parameters)
+        logits = self._network.forward(weights, dense, pooled)
+        grad_logits = self._grad_logits.rows(len(labels))
+        loss = log_loss(logits[:, 0], labels, grad_logits[:, 0])
+        self._network.backward(weights, dense, pooled, grad_logits, gradients, grad_pooled)
+        return loss
+
+    def predict(self, params: FloatArray, dense: FloatArray, pooled: FloatArray) -> FloatArray:
+        weights = parameter_views(params, self.parameters)
+        return self._network.forward(weights, dense, pooled)[:, 0].copy()

@@ -1,0 +1,196 @@
+"""What a dense model is: its parameters, and training and prediction on one batch."""
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from embedding.spec import Constant, Initializer, Normal, TruncatedNormal, Uniform
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One dense parameter.
+
+    Args:
+        name: unique in the model.
+        shape: its axes; weights of a layer are [inputs, outputs].
+        initial: distribution of its initial values; zeros if not given.
+
+    Raises:
+        ValueError: the shape or the initial distribution is not legal.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    initial: Initializer = field(default_factory=Constant)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shape, tuple) or any(
+            type(axis) is not int or axis < 0 for axis in self.shape
+        ):
+            raise ValueError(
+                f"parameter {self.name!r}: shape must be a tuple of whole numbers >= 0, "
+                f"got {self.shape!r}"
+            )
+        if not isinstance(self.initial, Initializer):
+            raise ValueError(
+                f"parameter {self.name!r}: initial must be one of the initializers of "
+                f"embedding.spec, got {self.initial!r}"
+            )
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+
+class Model(Protocol):
+    """The dense part of a model, for one compute thread: it holds work buffers.
+
+    The parameters lie one after another, in the order of `parameters` and each in C order, in one
+    float32 vector of length P. A batch has n >= 0 samples; W is `ModelSpec.pooled_width`.
+    """
+
+    parameters: tuple[Parameter, ...]
+
+    def train(
+        self,
+        params: FloatArray,
+        dense: FloatArray,
+        pooled: FloatArray,
+        labels: FloatArray,
+        grad_params: FloatArray,
+        grad_pooled: FloatArray,
+    ) -> float:
+        """Compute the loss of a batch and its gradients.
+
+        Args:
+            params: float32[P], read.
+            dense: float32[n, num_dense], C-contiguous, read.
+            pooled: float32[n, W], C-contiguous, read.
+            labels: float32[n], 0 or 1, read.
+            grad_params: float32[P], written (not added to): gradient of the returned sum.
+            grad_pooled: float32[n, W], C-contiguous, written likewise.
+
+        Returns:
+            The sum (not the mean) of the samples' log losses.
+        """
+        ...
+
+    def predict(self, params: FloatArray, dense: FloatArray, pooled: FloatArray) -> FloatArray:
+        """Return the samples' logits, float32[n], in a new array. Arguments as in `train`."""
+        ...
+
+
+def num_parameters(model: Model) -> int:
+    """Return the length P of the model's parameter vector."""
+    return sum(parameter.size for parameter in model.parameters)
+
+
+def parameter_views(flat: FloatArray, parameters: Sequence[Parameter]) -> list[FloatArray]:
+    """Return each parameter of the flat vector in its shape, without a copy."""
+    views = []
+    begin = 0
+    for parameter in parameters:
+        views.append(flat[begin : begin + parameter.size].reshape(parameter.shape))
+        begin += parameter.size
+    assert begin == len(flat), f"the vector has {len(flat)} values, the parameters {begin}"
+    return views
+
+
+def initial_parameters(model: Model, seed: int) -> FloatArray:
+    """Draw the initial values, float32[P]: one Philox stream, parameter after parameter."""
+    generator = np.random.Generator(np.random.Philox(seed))
+    flat = np.empty(num_parameters(model), np.float32)
+    for view, parameter in zip(
+        parameter_views(flat, model.parameters), model.parameters, strict=True
+    ):
+        view[...] = _draw(generator, parameter.initial, parameter.shape)
+    return flat
+
+
+def _draw(
+    generator: np.random.Generator, initial: Initializer, shape: tuple[int, ...]
+) -> npt.NDArray[np.float64]:
+    match initial:
+        case Constant():
+            return np.full(shape, initial.value)
+        case Uniform():
+            return generator.uniform(-initial.scale, initial.scale, shape)
+        case Normal():
+            return generator.normal(initial.mean, initial.stddev, shape)
+        case TruncatedNormal():
+            values = generator.standard_normal(shape)
+            while (outside := np.abs(values) > 2).any():
+                values[outside] = generator.standard_normal(np.count_nonzero(outside))
+            return initial.mean + initial.stddev * values
+    raise AssertionError(f"unknown initializer {initial!r}")
+
+
+def name_hint(name: object, known: Iterable[str]) -> str:
+    """Return the end of an error about an unknown name: the nearest known one, and all of them."""
+    known = list(known)
+    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    question = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return f"{question}Known: {', '.join(known)}"
+
+
+def custom_class(options: Mapping[str, Any]) -> Any:
+    """Import the class that a custom model's options name as `module:Class`.
+
+    Raises:
+        ValueError: the option is missing or malformed, or names nothing that can be imported.
+    """
+    path = options.get("class")
+    if not isinstance(path, str) or path.count(":") != 1 or not all(path.split(":")):
+        raise ValueError(
+            f"model.class of a custom model must be 'module:Class', got {path!r}; "
+            "for example 'my_models:LogisticRegression'"
+        )
+    module_name, _, class_name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(
+            f"model.class {path!r}: importing {module_name!r} failed: {error}. The module must be "
+            "installed, or lie in the directory that the job is started from"
+        ) from error
+    found = getattr(module, class_name, None)
+    if not callable(found):
+        have = "no such name" if found is None else f"it is {found!r}, which can't be called"
+        raise ValueError(f"model.class {path!r}: looked for a class {class_name!r}, {have}")
+    return found
+
+
+def check_model(model: object, path: str) -> None:
+    """Refuse an object that lacks what `Model` asks for.
+
+    Raises:
+        ValueError: names all that is missing, or the first parameter that is not legal.
+    """
+    missing = [name for name in ("train", "predict") if not callable(getattr(model, name, None))]
+    missing = [f"method {name!r}" for name in missing]
+    if not hasattr(model, "parameters"):
+        missing.append("attribute 'parameters'")
+    if missing:
+        raise ValueError(
+            f"model.class {path!r} is not a model: it has no {', no '.join(missing)}; "
+            "docs/models.md says what a model must have"
+        )
+    seen = set()
+    for parameter in model.parameters:  # type: ignore[attr-defined]
+        if not isinstance(parameter, Parameter):
+            raise ValueError(
+                f"model.class {path!r}: parameters must hold worker.models.Parameter, "
+                f"got {parameter!r}"
+            )
+        if parameter.name in seen:
+            raise ValueError(f"model.class {path!r} has two parameters {parameter.name!r}")
+        seen.add(parameter.name)

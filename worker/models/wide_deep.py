@@ -1,0 +1,88 @@
+"""Wide & Deep: a linear model beside fully connected layers.
+
+Source: Cheng et al. 2016, "Wide & Deep Learning for Recommender Systems". Crossed features are
+columns of the data; they are not made here.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from embedding.spec import Constant
+from worker.models.layers import Mlp, RowBuffer, read_widths
+from worker.models.protocol import FloatArray, Parameter
+from worker.spec import Lookup, ModelSpec
+
+DEFAULTS = {"mlp": (1024, 512, 256)}
+
+# A table of first-order weights has dim 1 and its feature's table name with this ending.
+LINEAR_SUFFIX = "_linear"
+
+
+def is_linear(lookup: Lookup) -> bool:
+    """Say whether a lookup gives first-order weights and not embeddings."""
+    return lookup.dim == 1 and lookup.table.endswith(LINEAR_SUFFIX)
+
+
+class WideDeep:
+    """The network of Wide & Deep; satisfies `worker.models.loss.Network`.
+
+    The pooled input is [embeddings | first-order weights]. The logit is the sum of the
+    first-order weights, a linear term of the dense features, and the layers' output on
+    [embeddings | dense features]; its bias is the last layer's.
+
+    Args:
+        spec: its options are read as those of the model type it names.
+        defaults: the options with their defaults.
+
+    Raises:
+        ValueError: an option is not legal, or the linear lookups don't come last.
+    """
+
+    def __init__(self, spec: ModelSpec, defaults: Mapping[str, tuple[int, ...]] = DEFAULTS) -> None:
+        widths = read_widths(spec.type, spec.options, defaults)
+        linear = [is_linear(lookup) for lookup in spec.lookups]
+        if linear != sorted(linear):
+            raise ValueError(
+                f"{spec.type} takes its first-order lookups after all others, got tables "
+                f"{[lookup.table for lookup in spec.lookups]}"
+            )
+        # Columns of the pooled input that hold embeddings.
+        self.embedding_width = spec.pooled_width - sum(linear)
+        deep_width = self.embedding_width + spec.num_dense
+        self._deep = Mlp("mlp", (deep_width, *widths["mlp"], 1), relu_last=False)
+        self._deep_inputs = RowBuffer(deep_width)
+        wide = Parameter("linear.weight", (spec.num_dense,), Constant())
+        self.parameters = (wide, *self._deep.parameters)
+
+    def forward(
+        self, weights: Sequence[FloatArray], dense: FloatArray, pooled: FloatArray
+    ) -> FloatArray:
+        wide, *deep = weights
+        deep_inputs = self._deep_inputs.rows(len(pooled))
+        deep_inputs[:, : self.embedding_width] = pooled[:, : self.embedding_width]
+        deep_inputs[:, self.embedding_width :] = dense
+        logits = self._deep.forward(deep, deep_inputs)
+        logits[:, 0] += pooled[:, self.embedding_width :].sum(axis=1)
+        logits[:, 0] += np.matmul(dense, wide)
+        return logits
+
+    def backward(
+        self,
+        weights: Sequence[FloatArray],
+        dense: FloatArray,
+        pooled: FloatArray,
+        grad_logits: FloatArray,
+        gradients: Sequence[FloatArray],
+        grad_pooled: FloatArray,
+    ) -> None:
+        grad_wide, *grad_deep = gradients
+        np.matmul(dense.T, grad_logits[:, 0], out=grad_wide)
+        grad_pooled[:, self.embedding_width :] = grad_logits
+        self._deep.backward(
+            weights[1:],
+            self._deep_inputs.rows(len(pooled)),
+            grad_logits,
+            grad_deep,
+            grad_pooled[:, : self.embedding_width],
+        )

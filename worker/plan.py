@@ -1,0 +1,393 @@
+"""The plan of the data: the frozen map from batch ids to rows of files.
+
+docs/design.md, section 4. It depends on the files and on `DataSpec` alone, never on who reads.
+"""
+
+import hashlib
+import itertools
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numba import njit
+
+from embedding.mixing import mix64, mix_text
+from ps.storage import expand, open_filesystem
+from worker.columns import column_kinds
+from worker.errors import DataError, UnreadableError
+from worker.spec import DataSpec, FeatureSpec
+
+_log = logging.getLogger(__name__)
+
+_FOOTER_THREADS = 16
+_TAIL_BYTES = 1 << 16
+_MAGIC = b"PAR1"
+_ORDERS_KEPT = 2
+
+_Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """One file of the plan.
+
+    Args:
+        path: local path or URL.
+        size: of the file in bytes.
+        row_group_rows: rows of each row group.
+        footer_digest: sha256 of the footer, in hexadecimal: the file is what was planned.
+    """
+
+    path: str
+    size: int
+    row_group_rows: tuple[int, ...]
+    footer_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows [start, stop) of one row group, counted in the order of `Plan.row_order`."""
+
+    file: int
+    row_group: int
+    start: int
+    stop: int
+
+
+class _EpochOrder(NamedTuple):
+    """Row groups in the order of an epoch; `starts` are the rows before each, and all rows."""
+
+    files: _Ints
+    row_groups: _Ints
+    starts: _Ints
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which rows make which batch.
+
+    Batch ids count over epochs: `epoch * batches_per_epoch + i`. Batch i of an epoch belongs to
+    lane `i mod lanes`; each lane reads a consecutive range of the epoch's rows. Only batch
+    `batches_per_epoch - 1` may be shorter than `batch_size`.
+
+    Args:
+        files: in the order in which they were named.
+        batch_size: samples in a batch.
+        lanes: consecutive ranges that are read side by side.
+        epochs: times that every row is read.
+        shuffle: `none`, `files` or `rows`, as in `DataSpec`.
+        seed: of the shuffle.
+        skipped_files: files that were left out because their footers can't be read.
+    """
+
+    files: tuple[FilePlan, ...]
+    batch_size: int
+    lanes: int = 1
+    epochs: int = 1
+    shuffle: Literal["none", "files", "rows"] = "none"
+    seed: int = 0
+    skipped_files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in (("batch_size", self.batch_size), ("lanes", self.lanes)):
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Plan.from_json, (self.to_json(),)  # without what is derived and kept
+
+    @cached_property
+    def rows_per_epoch(self) -> int:
+        return sum(sum(file.row_group_rows) for file in self.files)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return -(-self.rows_per_epoch // self.batch_size)
+
+    @property
+    def total_batches(self) -> int:
+        return self.batches_per_epoch * self.epochs
+
+    def rows_of(self, batch_id: int) -> int:
+        """Return the planned number of samples of a batch."""
+        _, index = self._position(batch_id)
+        start, stop = self._row_range(index)
+        return stop - start
+
+    def lane_of(self, batch_id: int) -> int:
+        """Return the lane that a batch belongs to."""
+        _, index = self._position(batch_id)
+        return index % self.lanes
+
+    def epoch_of(self, batch_id: int) -> int:
+        """Return the epoch that a batch belongs to."""
+        epoch, _ = self._position(batch_id)
+        return epoch
+
+    def pieces(self, batch_id: int) -> list[Piece]:
+        """Return where the rows of a batch are, in its order; together `rows_of(batch_id)` rows.
+
+        Raises:
+            IndexError: the plan has no such batch.
+        """
+        epoch, index = self._position(batch_id)
+        start, stop = self._row_range(index)
+        order = self._order(epoch)
+        pieces = []
+        at = int(np.searchsorted(order.starts, start, side="right")) - 1
+        while start < stop:
+            first, end = int(order.starts[at]), min(stop, int(order.starts[at + 1]))
+            if start < end:  # row groups may be empty
+                file, row_group = int(order.files[at]), int(order.row_groups[at])
+                pieces.append(Piece(file, row_group, start - first, end - first))
+                start = end
+            at += 1
+        return pieces
+
+    def row_order(self, epoch: int, file: int, row_group: int) -> _Ints | None:
+        """Return the order in which an epoch takes the rows of a row group.
+
+        Returns:
+            int64[n], a permutation; None where rows keep the file's order.
+        """
+        if self.shuffle != "rows":
+            return None
+        rows = self.files[file].row_group_rows[row_group]
+        return _permutation(f"rows/{epoch}/{file}/{row_group}", self.seed, rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON-able values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Plan":
+        """Read a plan back from `to_json`."""
+        files = tuple(
+            FilePlan(**{**file, "row_group_rows": tuple(file["row_group_rows"])})
+            for file in data["files"]
+        )
+        return Plan(**{**data, "files": files, "skipped_files": tuple(data["skipped_files"])})
+
+    def _position(self, batch_id: int) -> tuple[int, int]:
+        """Epoch, and position in it."""
+        if not 0 <= batch_id < self.total_batches:
+            raise IndexError(f"batch id {batch_id} is not in the plan's [0, {self.total_batches})")
+        return divmod(batch_id, self.batches_per_epoch)
+
+    def _row_range(self, index: int) -> tuple[int, int]:
+        """Rows [start, stop) of a batch, in the epoch's order of rows."""
+        batches, rows = self.batches_per_epoch, self.rows_per_epoch
+        lane, before = index % self.lanes, index // self.lanes
+        each, more = divmod(batches, self.lanes)
+        # Lanes follow each other; the first `more` of them have one batch more than the others.
+        start = (lane * each + min(lane, more) + before) * self.batch_size
+        missing = batches * self.batch_size - rows
+        if lane > (batches - 1) % self.lanes:
+            start -= missing
+        stop = start + self.batch_size
+        return (start, stop - missing) if index == batches - 1 else (start, stop)
+
+    @cached_property
+    def _orders(self) -> dict[int, _EpochOrder]:
+        return {}
+
+    def _order(self, epoch: int) -> _EpochOrder:
+        key = 0 if self.shuffle == "none" else epoch
+        order = self._orders.get(key)
+        if order is None:
+            order = self._make_order(epoch)
+            while len(self._orders) >= _ORDERS_KEPT:
+                self._orders.pop(next(iter(self._orders)))
+            self._orders[key] = order
+        return order
+
+    def _make_order(self, epoch: int) -> _EpochOrder:
+        order = np.arange(len(self.files))
+        if self.shuffle == "files":
+            order = _permutation(f"files/{epoch}", self.seed, len(self.files))
+        groups = [self.files[int(file)].row_group_rows for file in order]
+        files = np.repeat(order, [len(rows) for rows in groups])
+        row_groups = np.array([i for rows in groups for i in range(len(rows))], np.int64)
+        rows = np.array(list(itertools.chain.from_iterable(groups)), np.int64)
+        if self.shuffle == "rows":
+            order = _permutation(f"row_groups/{epoch}", self.seed, rows.size)
+            files, row_groups, rows = files[order], row_groups[order], rows[order]
+        return _EpochOrder(files, row_groups, np.concatenate(([0], np.cumsum(rows))))
+
+
+@njit(cache=True, nogil=True)
+def _shuffle(state: np.uint64, order: npt.NDArray[np.int64]) -> None:
+    for i in range(order.size - 1, 0, -1):
+        j = np.int64(mix64(state + np.uint64(i)) % np.uint64(i + 1))
+        order[i], order[j] = order[j], order[i]
+
+
+def _permutation(purpose: str, seed: int, size: int) -> _Ints:
+    """A permutation of range(size), the same with every version of every library."""
+    order = np.arange(size)
+    _shuffle(np.uint64(mix_text(purpose, seed)), order)
+    return order
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """What the footer of a Parquet file says.
+
+    Args:
+        size: of the file in bytes.
+        digest: sha256 of the footer, in hexadecimal.
+        metadata: as pyarrow has it.
+        schema: the columns as Arrow types.
+        row_group_rows: rows of each row group.
+        byte_columns: paths of the leaf columns of byte strings.
+    """
+
+    size: int
+    digest: str
+    metadata: pq.FileMetaData
+    schema: pa.Schema
+    row_group_rows: tuple[int, ...]
+    byte_columns: tuple[str, ...]
+
+
+def read_footer(source: pa.NativeFile, path: str) -> Footer:
+    """Read the footer of an open Parquet file, mostly by one request.
+
+    Raises:
+        UnreadableError: the file is cut off, damaged or no Parquet file.
+    """
+    try:
+        size = source.size()
+        tail = source.read_at(min(size, _TAIL_BYTES), max(0, size - _TAIL_BYTES))
+        length = int.from_bytes(tail[-8:-4], "little") + 8
+        if tail[-4:] != _MAGIC or length > size:
+            raise ValueError(f"its {size} bytes don't end with a Parquet footer")
+        if length > len(tail):
+            tail = source.read_at(length, size - length)
+        return _parsed(tail[-length:], size)
+    # pyarrow raises UnicodeDecodeError, a ValueError, where a name is damaged.
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise unreadable("a file is cut off, damaged or no Parquet file", path, error) from error
+
+
+def _parsed(footer: bytes, size: int) -> Footer:
+    metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+    rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    if sum(rows) != metadata.num_rows or min(rows, default=0) < 0:
+        raise ValueError(f"its row groups have {rows} rows, the file {metadata.num_rows}")
+    leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
+    paths = [(leaf.path, leaf.physical_type) for leaf in leaves]
+    return Footer(
+        size=size,
+        digest=hashlib.sha256(footer).hexdigest(),
+        metadata=metadata,
+        schema=metadata.schema.to_arrow_schema(),
+        row_group_rows=rows,
+        byte_columns=tuple(path for path, kind in paths if kind == "BYTE_ARRAY"),
+    )
+
+
+_UNREADABLE_REMEDY = "Write the file again, leave it out, or set data.on_bad_file to skip"
+
+
+def unreadable(
+    what: str, path: str, error: Exception, row_group: int | None = None
+) -> UnreadableError:
+    """Return the error for a file or row group that a library could not read."""
+    detail = (str(error).splitlines() or [""])[0]
+    return UnreadableError(
+        what=what,
+        file=path,
+        row_group=row_group,
+        got=detail or type(error).__name__,
+        remedy=_UNREADABLE_REMEDY,
+    )
+
+
+def open_source(path: str) -> pa.NativeFile:
+    """Open a file for reading at any position; raises UnreadableError where that is refused."""
+    try:
+        filesystem, inner = open_filesystem(path)
+        return filesystem.open_input_file(inner)
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable("a file can't be opened", path, error) from error
+
+
+def make_plan(patterns: Sequence[str], data: DataSpec) -> Plan:
+    """Plan the files that patterns name. Only their footers are read, several at a time.
+
+    Args:
+        patterns: as `ps.storage.expand` takes them.
+        data: features, batch size, lanes, epochs, shuffle; with `on_bad_file` `skip`, files whose
+            footers can't be read are left out and logged.
+
+    Raises:
+        NoSuchFileError: a pattern names no file.
+        DataError: a file can't be read, lacks a column, has one of an unusable type, or of another
+            type than the files before it.
+    """
+    paths = expand(patterns)
+    with ThreadPoolExecutor(min(_FOOTER_THREADS, max(1, len(paths)))) as threads:
+        outcomes = list(threads.map(_plan_file, paths))
+    files, skipped = [], []
+    first: dict[tuple[str, str], tuple[str, str]] = {}
+    for path, outcome in zip(paths, outcomes, strict=True):
+        if isinstance(outcome, UnreadableError):
+            if data.on_bad_file == "fail":
+                raise outcome
+            _log.warning("left out: %s", outcome)
+            skipped.append(path)
+        else:
+            file, schema = outcome
+            _check_agreement(schema, data.features, path, first)
+            files.append(file)
+    return Plan(
+        files=tuple(files),
+        batch_size=data.batch_size,
+        lanes=data.lanes,
+        epochs=data.epochs,
+        shuffle=data.shuffle,
+        seed=data.seed,
+        skipped_files=tuple(skipped),
+    )
+
+
+def _plan_file(path: str) -> tuple[FilePlan, pa.Schema] | UnreadableError:
+    try:
+        with open_source(path) as source:
+            footer = read_footer(source, path)
+    except UnreadableError as error:
+        return error
+    return FilePlan(path, footer.size, footer.row_group_rows, footer.digest), footer.schema
+
+
+def _check_agreement(
+    schema: pa.Schema,
+    features: FeatureSpec,
+    path: str,
+    first: dict[tuple[str, str], tuple[str, str]],
+) -> None:
+    """Check a file's columns, and that they hold what those of the files before it hold.
+
+    `first` has the kind of each column and the first file that has it, and is added to.
+    """
+    for place, kind in column_kinds(schema, features, path).items():
+        if kind is None:
+            continue
+        expected, example = first.setdefault(place, (kind, path))
+        if kind != expected:
+            role, column = place
+            raise DataError(
+                what=f"a {role} differs between files",
+                file=path,
+                column=column,
+                got=f"got {kind}, expected {expected} as in {example!r}",
+                remedy="Write the files with one type, or leave one of them out",
+            )

@@ -1,0 +1,118 @@
+"""What a worker and the coordinator say to each other, and nothing else."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+TokenKind = Literal["train", "eval"]
+Outcome = Literal["done", "skipped", "superseded"]
+SkipReason = Literal["bad_file", "non_finite"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Token:
+    """The right to train (or evaluate) one local batch.
+
+    Args:
+        step: t, the global step that would use the batch in synchronous training.
+        batch_id: of the plan.
+        attempt: how often the batch was given out before.
+        at_step: the step that its pull must read, or `ps.messages.ANY_STEP`.
+        mode_epoch: raised by every change of mode.
+    """
+
+    step: int
+    batch_id: int
+    attempt: int
+    at_step: int
+    mode_epoch: int = 0
+    kind: TokenKind = "train"
+
+    @property
+    def identity(self) -> tuple[TokenKind, int, int]:
+        return self.kind, self.batch_id, self.attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Scores of one evaluated batch, in a form whose sum does not depend on the order.
+
+    Args:
+        bins: int32[n], the AUC bin of each sample.
+        positive: bool[n], its label.
+        log_loss_sum: over the samples, in their order.
+    """
+
+    bins: npt.NDArray[np.int32]
+    positive: npt.NDArray[np.bool_]
+    log_loss_sum: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of one attempt.
+
+    Args:
+        samples: samples in the contribution; every shard has acknowledged it.
+        skipped: planned samples that could not be used.
+        reason: of the skipped samples.
+        loss_sum: of the samples' training losses.
+        pull_step: the oldest step among the shards when the batch was pulled.
+        seconds: from the pull's reply to the end of the computation.
+    """
+
+    token: Token
+    outcome: Outcome
+    samples: int = 0
+    skipped: int = 0
+    reason: SkipReason | None = None
+    loss_sum: float = 0.0
+    pull_step: int = 0
+    seconds: float = 0.0
+    evaluation: Evaluation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One call of a worker: heartbeat, what ended, what it holds, what it wants.
+
+    Args:
+        worker: its number; `incarnation` counts the processes that had this number.
+        sequence: raised by one with every report; a repeated one gets the same answer again.
+        held: identities of the tokens it works on.
+        want: how many more it can prepare.
+        waiting: its compute slot is free and every batch it holds waits for a later step.
+        peak_rss_bytes: the most memory it had resident.
+        bytes_sent, bytes_received: on the data plane so far.
+    """
+
+    worker: int
+    incarnation: int
+    sequence: int
+    held: tuple[tuple[TokenKind, int, int], ...] = ()
+    finished: tuple[Finished, ...] = ()
+    want: int = 0
+    waiting: bool = False
+    peak_rss_bytes: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The answer to a report: new tokens, tokens to drop, and whether all is over."""
+
+    sequence: int
+    tokens: tuple[Token, ...] = ()
+    revoked: tuple[tuple[TokenKind, int, int], ...] = ()
+    stop: bool = False
+
+
+class Coordinator(Protocol):
+    """What a worker needs of the coordinator."""
+
+    def exchange(self, report: Report) -> Grant:
+        """Deliver a report and return the answer; may block for the time of one call."""
+        ...

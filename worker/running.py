@@ -1,0 +1,139 @@
+"""From a setup to a running worker loop: everything a worker does, but for being a Ray actor."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ps.client import PsClient
+from ps.deduplicate import Deduplicator
+from ps.sockets import ShardAddress, connect
+from ps.spec import StoreSpec, even_routing
+from worker.batch import Bags, Batch
+from worker.computing import Computation
+from worker.loop import LoopOptions, ReadBatch, WorkerLoop
+from worker.metrics import bin_of, log_loss_sum
+from worker.plan import Plan
+from worker.preparing import Preparer
+from worker.protocol import Coordinator, TokenKind
+from worker.reading import Reader
+from worker.session import Session
+from worker.spec import DataSpec, FeatureSpec, ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSetup:
+    """What a worker is told when it starts.
+
+    Args:
+        store: tables and dense parameters.
+        model: the dense model and its lookups.
+        data: how training files become batches.
+        plan, evaluation_plan: the batches.
+        threads: compute threads.
+        depth: batches prepared ahead, the one being computed included.
+        cache_bytes: limit of decoded row groups.
+        addresses: of the shards, in their order.
+        secret: that the shards ask for.
+        recovery_epoch: that messages carry.
+        retry_seconds: how long a shard may be out of reach.
+        compress: whether frames are compressed.
+    """
+
+    store: StoreSpec
+    model: ModelSpec
+    data: DataSpec
+    plan: Plan
+    evaluation_plan: Plan | None
+    threads: int
+    depth: int
+    cache_bytes: int
+    addresses: tuple[ShardAddress, ...]
+    secret: bytes
+    recovery_epoch: int
+    options: LoopOptions
+    retry_seconds: float = 20.0
+    compress: bool = False
+
+
+def make_loop(
+    setup: WorkerSetup,
+    *,
+    worker: int,
+    incarnation: int,
+    node_id: str,
+    coordinator: Coordinator,
+) -> WorkerLoop:
+    """Compile the kernels, connect to the shards and return a loop that is ready to run."""
+    computation = Computation(setup.model, threads=setup.threads)
+    preparer = _preparer(setup)
+    warm_up(setup.data.features, setup.model, setup.store, preparer, computation)
+    client = PsClient(
+        setup.store,
+        lambda shard: connect(setup.addresses[shard], node_id=node_id, secret=setup.secret),
+        recovery_epoch=setup.recovery_epoch,
+        retry_seconds=setup.retry_seconds,
+        compress=setup.compress,
+    )
+    readers: dict[TokenKind, ReadBatch] = {"train": _reader(setup, setup.plan)}
+    if setup.evaluation_plan is not None:
+        readers["eval"] = _reader(setup, setup.evaluation_plan)
+    return WorkerLoop(
+        session=Session(worker, incarnation, depth=setup.depth),
+        coordinator=coordinator,
+        client=client,
+        readers=readers,
+        preparer=preparer,
+        computation=computation,
+        options=setup.options,
+    )
+
+
+def warm_up(
+    features: FeatureSpec,
+    model: ModelSpec,
+    store: StoreSpec,
+    preparer: Preparer,
+    computation: Computation,
+) -> None:
+    """Compile (or load) the worker's kernels on samples with one key and with a bag of keys."""
+    keys = np.array([1, 2], np.int64)
+    keys.flags.writeable = False
+    offsets = np.array([0, 1, 2], np.int64)
+    weights = np.ones(2, np.float32)
+    for ragged in (False, True):
+        sparse = tuple(
+            Bags(keys, offsets if ragged else None, weights if f.weights else None)
+            for f in features.sparse
+        )
+        dense = np.zeros((2, len(features.dense)), np.float32)
+        batch = Batch(np.array([0, 1], np.float32), dense, sparse)
+        prepared = preparer(batch)
+        values = np.zeros(prepared.unique.value_starts[-1], np.float32)
+        parameters = np.zeros(store.dense_size, np.float32)
+        computation.train(prepared, values, parameters)
+        logits = computation.predict(prepared, values, parameters)
+        log_loss_sum(logits, batch.labels)
+        bin_of(logits, 1 << 16)
+
+
+def _preparer(setup: WorkerSetup) -> Preparer:
+    store = setup.store
+    return Preparer(
+        tables=[table.name for table in store.tables],
+        sparse=setup.data.features.sparse,
+        lookups=setup.model.lookups,
+        deduplicator=Deduplicator(
+            [table.dim for table in store.tables],
+            even_routing(store.num_shards),
+            store.num_shards,
+        ),
+    )
+
+
+def _reader(setup: WorkerSetup, plan: Plan) -> ReadBatch:
+    return Reader(
+        plan,
+        setup.data.features,
+        on_bad_file=setup.data.on_bad_file,
+        cache_bytes=setup.cache_bytes,
+    ).read

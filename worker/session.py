@@ -1,0 +1,147 @@
+"""What a worker does next with the tokens it holds: a state machine without threads or clocks.
+
+A batch is prepared ahead (read and de-duplicated) but pulled late, when the compute slot is free:
+an early pull would only make the gradient stale. A pull that has to wait for its step leaves the
+slot free for a batch of an earlier step, so a worker that parked on the next step can still take
+over what a dead one left undone.
+"""
+
+import enum
+from dataclasses import dataclass
+
+from worker.protocol import Finished, Grant, Report, Token, TokenKind
+
+Identity = tuple[TokenKind, int, int]
+
+
+class Stage(enum.Enum):
+    """How far a token is."""
+
+    GRANTED = "granted"
+    PREPARED = "prepared"
+    PULLING = "pulling"
+    PULLED = "pulled"
+    PUSHING = "pushing"
+
+
+@dataclass(slots=True)
+class _Held:
+    token: Token
+    stage: Stage
+
+
+class Session:
+    """The tokens of one worker.
+
+    Args:
+        worker: its number.
+        incarnation: which process with that number this is.
+        depth: how many batches are prepared ahead, the one being computed included.
+    """
+
+    def __init__(self, worker: int, incarnation: int, *, depth: int) -> None:
+        self.worker = worker
+        self.incarnation = incarnation
+        self.depth = depth
+        self.stopped = False
+        self._held: dict[Identity, _Held] = {}
+        self._finished: list[Finished] = []
+        self._reported: tuple[Finished, ...] = ()
+        self._sequence = 0
+
+    # Events -----------------------------------------------------------------------------------
+
+    def granted(self, grant: Grant) -> list[Token]:
+        """Take the answer to the last report; return the tokens to prepare."""
+        if grant.sequence != self._sequence:
+            return []
+        self._reported = ()
+        self.stopped = self.stopped or grant.stop
+        for identity in grant.revoked:
+            self._held.pop(identity, None)
+        for token in grant.tokens:
+            self._held[token.identity] = _Held(token, Stage.GRANTED)
+        return list(grant.tokens)
+
+    def prepared(self, token: Token) -> None:
+        """The batch is read and de-duplicated."""
+        self._move(token, Stage.GRANTED, Stage.PREPARED)
+
+    def pulled(self, token: Token) -> None:
+        """Every shard has answered the pull."""
+        self._move(token, Stage.PULLING, Stage.PULLED)
+
+    def finished(self, finished: Finished) -> None:
+        """The attempt has ended, in whatever stage it was."""
+        if self._held.pop(finished.token.identity, None) is not None:
+            self._finished.append(finished)
+
+    def holds(self, token: Token) -> bool:
+        """Whether the token is still wanted; it may have been revoked meanwhile."""
+        return token.identity in self._held
+
+    # Decisions --------------------------------------------------------------------------------
+
+    def next_pull(self) -> Token | None:
+        """Return the token to pull now, if any; it is then being pulled."""
+        prepared = self._in(Stage.PREPARED)
+        if not prepared or self._in(Stage.PULLED):
+            return None
+        candidate = min(prepared)
+        if any(open_token.step <= candidate.step for open_token in self._in(Stage.PULLING)):
+            return None
+        self._held[candidate.identity].stage = Stage.PULLING
+        return candidate
+
+    def next_compute(self) -> Token | None:
+        """Return the token to compute now, if any; it is then being pushed."""
+        pulled = self._in(Stage.PULLED)
+        if not pulled:
+            return None
+        token = min(pulled)
+        self._held[token.identity].stage = Stage.PUSHING
+        return token
+
+    def report(self, **measured: int) -> Report:
+        """Return the next report; what it says has ended is said again until it is answered."""
+        self._reported = (*self._reported, *self._finished)
+        self._finished.clear()
+        self._sequence += 1
+        return Report(
+            worker=self.worker,
+            incarnation=self.incarnation,
+            sequence=self._sequence,
+            held=tuple(self._held),
+            finished=self._reported,
+            want=self.want,
+            waiting=self.waiting,
+            **measured,
+        )
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a report would say that something has ended."""
+        return bool(self._finished)
+
+    @property
+    def want(self) -> int:
+        """How many more tokens can be prepared."""
+        active = sum(held.stage is not Stage.PUSHING for held in self._held.values())
+        return max(0, self.depth - active)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the compute slot is free and stays so until an open pull is answered."""
+        pulling = self._in(Stage.PULLING)
+        if not pulling or self._in(Stage.PULLED):
+            return False
+        ahead = self._in(Stage.GRANTED) + self._in(Stage.PREPARED)
+        return not any(token.step < min(pulling).step for token in ahead)
+
+    def _in(self, stage: Stage) -> list[Token]:
+        return [held.token for held in self._held.values() if held.stage is stage]
+
+    def _move(self, token: Token, before: Stage, after: Stage) -> None:
+        held = self._held.get(token.identity)
+        if held is not None and held.stage is before:
+            held.stage = after

@@ -1,0 +1,234 @@
+"""Criteo-like data sets drawn from the planted world, written as Parquet.
+
+A data set is `train/part-*.parquet`, `test/part-*.parquet` and, last, `about.json` with the best
+AUC and logloss that any model can reach on its test rows: those of the true probabilities.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from worker.dataset_files import ABOUT_FILE, DatasetError, PartWriter, staged
+from worker.metrics import StreamingAuc, bin_of, log_loss_sum
+from worker.planted import (
+    CARDINALITIES,
+    CHUNK_ROWS,
+    DENSE_COLUMNS,
+    SPARSE_COLUMNS,
+    WORLD_VERSION,
+    Samples,
+    Split,
+    draw,
+)
+
+FORMAT = "synchromesh-criteo-like"
+LABEL_COLUMN = "label"
+SCHEMA = pa.schema(
+    [pa.field(LABEL_COLUMN, pa.float32())]
+    + [pa.field(name, pa.float32()) for name in DENSE_COLUMNS]
+    + [pa.field(name, pa.int64()) for name in SPARSE_COLUMNS]
+)
+# Measured 55 with row groups of 65536 rows; smaller row groups compress less.
+_ROW_BYTES = 80
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CriteoLike:
+    """Which data set to write. The rows depend on `seed` alone.
+
+    Row i of a split is the same for every number of rows, of files and of rows in a row group: a
+    longer data set begins with the shorter one, and `files` only says where it is cut.
+
+    Args:
+        rows: train rows.
+        test_rows: None: a tenth of `rows`, at least 1.
+        files: train files of about equal size; at most one for each row. Test files are
+            as large, but no more of them.
+        seed: of the draw. The planted world is the same for every seed.
+        row_group_rows: rows of a Parquet row group.
+    """
+
+    rows: int
+    test_rows: int | None = None
+    files: int = 8
+    seed: int = 7
+    row_group_rows: int = 1 << 16
+
+    def __post_init__(self) -> None:
+        if self.test_rows is None:
+            object.__setattr__(self, "test_rows", max(1, self.rows // 10))
+        for name in ("rows", "test_rows", "files", "row_group_rows"):
+            if getattr(self, name) < 1:
+                raise DatasetError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 1 << 64:
+            raise DatasetError(f"seed must be in [0, 2^64), got {self.seed}")
+
+    @property
+    def all_rows(self) -> int:
+        """Train and test rows together."""
+        return self.rows + (self.test_rows or 0)
+
+
+def write_criteo_like(
+    out: Path,
+    wanted: CriteoLike,
+    *,
+    overwrite: bool = False,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Json:
+    """Write a data set and return what its `about.json` says.
+
+    Memory is that of a few chunks and one row group, whatever the number of rows.
+
+    Args:
+        out: directory of the data set.
+        wanted: what to write.
+        overwrite: replace a data set that is there.
+        on_rows: called with the number of rows just written.
+
+    Raises:
+        DatasetError: see `staged`; nothing has been written then.
+    """
+    with staged(out, overwrite=overwrite, need_bytes=wanted.all_rows * _ROW_BYTES) as staging:
+        test_rows = wanted.test_rows or 0
+        test_files = min(max(1, round(wanted.files * test_rows / wanted.rows)), wanted.files)
+        _write_split(staging / "train", wanted, "train", wanted.rows, wanted.files, on_rows)
+        quality = _write_split(staging / "test", wanted, "test", test_rows, test_files, on_rows)
+        about = _about(wanted, quality)
+        (staging / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n")
+    return about
+
+
+def read_about(data_dir: Path | str) -> Json | None:
+    """Return a data set's `about.json`; None where there is none, or another program's."""
+    try:
+        about = json.loads((Path(data_dir) / ABOUT_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return about if isinstance(about, dict) and about.get("format") == FORMAT else None
+
+
+def best_auc_for(paths: Sequence[str]) -> float | None:
+    """Return the best possible AUC on the test rows that the given evaluation files hold.
+
+    Args:
+        paths: local files.
+
+    Returns:
+        The `best_auc` of the `about.json` beside their `test` directory; None where the files are
+        not all in the `test` directory of one data set written here, or its AUC is not defined.
+    """
+    directories = {Path(path).parent for path in paths}
+    if len(directories) != 1:
+        return None
+    directory = directories.pop()
+    about = read_about(directory.parent) if directory.name == "test" else None
+    best = about.get("best_auc") if about else None
+    return float(best) if isinstance(best, float | int) else None
+
+
+class _Quality:
+    """AUC and logloss of the true probabilities: of the drawn labels, and expected over labels."""
+
+    def __init__(self) -> None:
+        self.auc = StreamingAuc()
+        self._log_loss = self._entropy = 0.0
+        # Expected numbers of negatives and positives in each of the AUC's bins.
+        self._expected = np.zeros(self.auc.counts.shape)
+
+    def add(self, logits: npt.NDArray[np.float64], labels: npt.NDArray[np.float32]) -> None:
+        rounded = logits.astype(np.float32)
+        self.auc.add(rounded, labels)
+        self._log_loss += log_loss_sum(rounded, labels)
+        positive = 1.0 / (1.0 + np.exp(-logits))
+        self._entropy += float((np.logaddexp(0.0, logits) - positive * logits).sum())
+        num_bins = len(self._expected[0])
+        bins = bin_of(rounded, num_bins)
+        self._expected[0] += np.bincount(bins, 1.0 - positive, minlength=num_bins)
+        self._expected[1] += np.bincount(bins, positive, minlength=num_bins)
+
+    def figures(self) -> Json:
+        negatives, positives = self._expected
+        below = np.cumsum(negatives) - 0.5 * negatives
+        expected_auc = (positives * below).sum() / (positives.sum() * negatives.sum())
+        n = self.auc.num_samples
+        return {
+            "best_auc": _number(self.auc.value()),
+            "best_auc_error_bound": _number(self.auc.error_bound()),
+            "best_logloss": self._log_loss / n,
+            "expected_best_auc": float(expected_auc),
+            "expected_best_logloss": self._entropy / n,
+            "base_rate": float(self.auc.counts[1].sum() / n),
+        }
+
+
+def _number(value: float) -> float | None:
+    """NaN is not JSON."""
+    return None if math.isnan(value) else value
+
+
+def _write_split(
+    directory: Path,
+    wanted: CriteoLike,
+    split: Split,
+    rows: int,
+    files: int,
+    on_rows: Callable[[int], None],
+) -> _Quality:
+    quality = _Quality()
+    part_rows = _even_parts(rows, min(files, rows))
+    with PartWriter(
+        directory, SCHEMA, row_group_rows=wanted.row_group_rows, part_rows=part_rows
+    ) as writer:
+        for first in range(0, rows, CHUNK_ROWS):
+            samples = draw(seed=wanted.seed, split=split, chunk=first // CHUNK_ROWS)
+            n = min(CHUNK_ROWS, rows - first)
+            writer.write(_to_table(samples).slice(0, n))
+            quality.add(samples.logits[:n], samples.labels[:n])
+            on_rows(n)
+    return quality
+
+
+def _even_parts(rows: int, parts: int) -> list[int]:
+    """Return `parts` numbers that add up to `rows` and differ by at most 1."""
+    edges = [rows * i // parts for i in range(parts + 1)]
+    return [stop - start for start, stop in itertools.pairwise(edges)]
+
+
+def _to_table(samples: Samples) -> pa.Table:
+    columns = [pa.array(samples.labels)]
+    columns += [
+        pa.array(values, mask=nulls)
+        for values, nulls in zip(samples.dense, samples.nulls, strict=True)
+    ]
+    columns += [pa.array(ids) for ids in samples.ids]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _about(wanted: CriteoLike, quality: _Quality) -> Json:
+    return {
+        "format": FORMAT,
+        "format_version": WORLD_VERSION,
+        "rows": wanted.rows,
+        "test_rows": wanted.test_rows,
+        "seed": wanted.seed,
+        **quality.figures(),
+        "columns": {
+            "label": LABEL_COLUMN,
+            "dense": list(DENSE_COLUMNS),
+            "sparse": list(SPARSE_COLUMNS),
+        },
+        "cardinalities": dict(zip(SPARSE_COLUMNS, CARDINALITIES, strict=True)),
+        "versions": {"numpy": np.__version__, "numba": numba.__version__},
+    }
