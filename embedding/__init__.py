@@ -1,10 +1,14 @@
 """Tables of embeddings by key: rows, index, initial values, admission, eviction, optimizers."""
 
-from embedding.counters import CounterEntries
-from embedding.mixing import NUM_BUCKETS, buckets_of
-from embedding.optimizers import OptimizerRule, rule_for, step_scalars
-from embedding.spec import TableSpec
-from embedding.variable import EmbeddingVariable, TableEntries
+from embedding.compile_cache import use_own_cache
+
+use_own_cache()
+
+from embedding.counters import CounterEntries  # noqa: E402
+from embedding.mixing import NUM_BUCKETS, buckets_of  # noqa: E402
+from embedding.optimizers import OptimizerRule, rule_for, step_scalars  # noqa: E402
+from embedding.spec import TableSpec  # noqa: E402
+from embedding.variable import EmbeddingVariable, TableEntries  # noqa: E402
 
 __all__ = [
     "NUM_BUCKETS",

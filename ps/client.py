@@ -250,6 +250,7 @@ class PsClient:
             self._reconnect(shard, error)
             return None
         self.bytes_received += nbytes
+        assert not isinstance(reply, Request), "checked by the header"
         request = self._open.get(reply.request_id)
         if request is None or shard not in request.waiting:
             return None

@@ -1,8 +1,13 @@
 """Jobs: configuration, ledger, coordination, launching and supervision."""
 
+from typing import TYPE_CHECKING
+
 from scheduler.config import JobConfig
 from scheduler.config_errors import ConfigError
 from scheduler.errors import RunDirectoryError, StartError, TrainingError
+
+if TYPE_CHECKING:
+    from scheduler.trainer import Result, Trainer
 
 __all__ = [
     "ConfigError",

@@ -5,7 +5,6 @@ import os
 import secrets
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,9 +34,6 @@ _THREADS = {
 def start_ray(cluster: ClusterConfig, *, namespace: str) -> None:
     """Join the cluster that RAY_ADDRESS names (as inside `ray job submit`), else start one here."""
     environment = dict(_THREADS)
-    environment["NUMBA_CACHE_DIR"] = os.environ.get("NUMBA_CACHE_DIR") or str(
-        Path.home() / ".cache" / "synchromesh" / "numba"
-    )
     common: dict[str, Any] = {
         "namespace": namespace,
         "runtime_env": {"env_vars": environment},
@@ -120,7 +116,7 @@ class Launcher:
         placement.wait()
         processes = Processes(placement)
         processes.servers = [
-            ServerActor.options(**placement.options("server", i)).remote(setup)
+            _create(ServerActor, placement.options("server", i), setup)
             for i, setup in enumerate(setups)
         ]
         processes.addresses = tuple(self._get([s.address.remote() for s in processes.servers]))
@@ -142,9 +138,14 @@ class Launcher:
         ray.get(calls)
 
     def start_coordinator(self, processes: Processes, spec: CoordinatorSpec) -> None:
-        processes.coordinator = CoordinatorActor.options(
-            **processes.placement.options("coordinator", 0)
-        ).remote(spec, processes.addresses, self.secret, self._cluster.retry_seconds)
+        processes.coordinator = _create(
+            CoordinatorActor,
+            processes.placement.options("coordinator", 0),
+            spec,
+            processes.addresses,
+            self.secret,
+            self._cluster.retry_seconds,
+        )
         node, status = self._get(
             [processes.coordinator.node.remote(), processes.coordinator.status.remote()]
         )
@@ -154,7 +155,7 @@ class Launcher:
         self, processes: Processes, setup: WorkerSetup, index: int, incarnation: int
     ) -> WorkerProcess:
         """Start a worker and set it running; raises TrainingError where its CPU differs."""
-        handle = WorkerActor.options(**processes.placement.options("worker", index)).remote()
+        handle = _create(WorkerActor, processes.placement.options("worker", index))
         facts = self._get([handle.describe.remote()])[0]
         self._check_fingerprint(index, facts["fingerprint"])
         process = WorkerProcess(
@@ -195,3 +196,7 @@ class Launcher:
                 f"a process did not come up within {self._cluster.start_timeout_seconds:.0f} s"
                 " (cluster.start_timeout_seconds)"
             ) from error
+
+
+def _create(actor: Any, options: dict[str, Any], *arguments: Any) -> Any:
+    return actor.options(**options).remote(*arguments)

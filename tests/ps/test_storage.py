@@ -131,9 +131,9 @@ class _Listed(MemoryFileSystem):
     def _strip_protocol(cls, path: str) -> str:
         return super()._strip_protocol(path.replace("listed://", "memory://"))
 
-    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+    def find(self, path: str, **options: Any) -> Any:
         if path not in self.kept:
-            self.kept[path] = super().ls(path, detail, **options)
+            self.kept[path] = super().find(path, **options)
         return self.kept[path]
 
     def invalidate_cache(self, path: str | None = None) -> None:
