@@ -6,6 +6,7 @@ are sent again on a new one: pulls read, and pushes are recognised by (batch id,
 """
 
 import contextlib
+import select
 import selectors
 import socket
 import time
@@ -22,6 +23,10 @@ from ps.spec import StoreSpec
 from ps.wire import Header, array_sizes
 
 Connect = Callable[[int], socket.socket]
+
+_RETRY_PAUSE_SECONDS = 0.2
+# A connection that brought no answer and broke within this time did not end an outage.
+_SHORT_LIVED_SECONDS = 1.0
 
 
 class ShardLostError(ConnectionError):
@@ -72,6 +77,20 @@ class PulledBatch(Open):
     steps: npt.NDArray[np.int64] = None  # type: ignore[assignment]
 
 
+@dataclass(slots=True)
+class _Connection:
+    """The connection to a shard; `lost_since` is when an outage began that it has yet to end."""
+
+    sock: socket.socket
+    since: float
+    lost_since: float
+    answered: bool = False
+
+    @property
+    def ended_outage(self) -> bool:
+        return self.answered or time.monotonic() - self.since > _SHORT_LIVED_SECONDS
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Which attempt at which batch a contribution belongs to."""
@@ -113,11 +132,16 @@ class PsClient:
         self._compress = compress
         self._dims = np.array([table.dim for table in spec.tables], np.int64)
         self._open: dict[int, Open] = {}
+        self._answered: list[Open] = []
         self._next_request = 0
         self._selector = selectors.DefaultSelector()
-        self._sockets: dict[int, socket.socket] = {}
-        for shard in range(spec.num_shards):
-            self._reconnect(shard, OSError("not connected yet"))
+        self._connections: dict[int, _Connection] = {}
+        try:
+            for shard in range(spec.num_shards):
+                self._reconnect(shard, OSError("not connected yet"))
+        except BaseException:
+            self.close()
+            raise
 
     def watch(self, sock: socket.socket) -> None:
         """Let `poll` return early when another socket of the caller becomes readable."""
@@ -126,8 +150,8 @@ class PsClient:
     def close(self) -> None:
         """Close the connections."""
         self._selector.close()
-        for sock in self._sockets.values():
-            sock.close()
+        for connection in self._connections.values():
+            connection.sock.close()
 
     # Requests ---------------------------------------------------------------------------------
 
@@ -216,18 +240,16 @@ class PsClient:
 
     def poll(self, timeout: float | None) -> list[Open]:
         """Wait at most `timeout` seconds for replies; return the requests now answered by all."""
-        finished = []
-        for key, _ in self._selector.select(timeout):
-            if key.data is None:
-                continue
-            answered = self._receive_from(key.data)
-            if answered is not None and answered.done:
-                finished.append(answered)
-        return finished
+        for key, _ in self._selector.select(0 if self._answered else timeout):
+            if key.data is not None:
+                self._receive_from(key.data)
+        answered, self._answered = self._answered, []
+        return answered
 
     def forget(self, request: Open) -> None:
         """Stop waiting for a request; late replies to it are dropped."""
         self._open.pop(request.request_id, None)
+        self._answered = [answered for answered in self._answered if answered is not request]
 
     # Connections ------------------------------------------------------------------------------
 
@@ -239,28 +261,47 @@ class PsClient:
         self._open[request.request_id] = request
         for shard, message in request.messages.items():
             try:
-                self.bytes_sent += send(self._sockets[shard], message, compress=self._compress)
+                self._send(self._connections[shard].sock, shard, message)
             except OSError as error:
                 self._reconnect(shard, error)
 
-    def _receive_from(self, shard: int) -> Open | None:
+    def _send(self, sock: socket.socket, shard: int, message: Request) -> None:
+        """Send a message, receiving meanwhile.
+
+        A shard that is sending us a large reply reads nothing until we have read that reply: if
+        we only sent, both would wait for the other for ever.
+        """
+
+        def take_while_full() -> None:
+            poll = select.poll()
+            poll.register(sock, select.POLLIN | select.POLLOUT)
+            if any(event & select.POLLIN for _, event in poll.poll()):
+                self._take(sock, shard)
+
+        sent = send(sock, message, compress=self._compress, when_full=take_while_full)
+        self.bytes_sent += sent
+
+    def _receive_from(self, shard: int) -> None:
         try:
-            reply, nbytes = receive(self._sockets[shard], lambda h: self._places(shard, h))
+            self._take(self._connections[shard].sock, shard)
         except OSError as error:
             self._reconnect(shard, error)
-            return None
+
+    def _take(self, sock: socket.socket, shard: int) -> None:
+        """Receive one reply; a request that it completes is kept for `poll`."""
+        reply, nbytes = receive(sock, lambda header: self._places(shard, header))
         self.bytes_received += nbytes
-        assert not isinstance(reply, Request), "checked by the header"
+        self._connections[shard].answered = True
         request = self._open.get(reply.request_id)
         if request is None or shard not in request.waiting:
-            return None
+            return
         request.replies[shard] = reply
         if isinstance(reply, PullReply) and isinstance(request, PulledBatch):
             request.steps[shard] = reply.step
         request.waiting.discard(shard)
         if request.done:
             del self._open[request.request_id]
-        return request
+            self._answered.append(request)
 
     def _places(self, shard: int, header: Header) -> list[npt.NDArray[np.uint8]] | None:
         """Where the arrays of a pull's reply go: parts of the batch's own buffers."""
@@ -284,23 +325,34 @@ class PsClient:
 
     def _reconnect(self, shard: int, cause: OSError) -> None:
         """Connect again and send again what that shard has not answered."""
-        old = self._sockets.pop(shard, None)
+        lost_since = time.monotonic()
+        old = self._connections.pop(shard, None)
         if old is not None:
-            with contextlib.suppress(KeyError, ValueError):
-                self._selector.unregister(old)
-            old.close()
-        started = time.monotonic()
-        while True:
+            self._drop(old)
+            if not old.ended_outage:
+                lost_since = old.lost_since
+                time.sleep(_RETRY_PAUSE_SECONDS)
+        while time.monotonic() - lost_since <= self._retry_seconds:
             try:
-                sock = self._connect(shard)
-                for request in list(self._open.values()):
-                    if shard in request.waiting:
-                        send(sock, request.messages[shard], compress=self._compress)
-                break
+                self._connect_and_resend(shard, lost_since)
+                return
             except OSError as error:
                 cause = error
-            if time.monotonic() - started > self._retry_seconds:
-                raise ShardLostError(shard, self._retry_seconds, str(cause))
-            time.sleep(0.2)
-        self._sockets[shard] = sock
+            failed = self._connections.pop(shard, None)
+            if failed is not None:
+                self._drop(failed)
+            time.sleep(_RETRY_PAUSE_SECONDS)
+        raise ShardLostError(shard, self._retry_seconds, str(cause)) from cause
+
+    def _connect_and_resend(self, shard: int, lost_since: float) -> None:
+        sock = self._connect(shard)
+        self._connections[shard] = _Connection(sock, time.monotonic(), lost_since)
+        for request in list(self._open.values()):
+            if shard in request.waiting:
+                self._send(sock, shard, request.messages[shard])
         self._selector.register(sock, selectors.EVENT_READ, shard)
+
+    def _drop(self, connection: _Connection) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(connection.sock)
+        connection.sock.close()

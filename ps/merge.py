@@ -105,7 +105,7 @@ def _single(contribution: Contribution, dims: Sequence[int]) -> list[Merged]:
             merged.append(Merged(contribution.keys[part], counts[part], gradients, None))
         else:
             spread = np.zeros((size, dim), np.float32)
-            spread[has.view(np.bool_)] = gradients
+            spread[has != 0] = gradients
             merged.append(Merged(contribution.keys[part], counts[part], spread, has))
         start += size
         gradient_start = gradient_stop
@@ -122,7 +122,8 @@ def _gradient_starts(sizes, admitted, dims):  # type: ignore[no-untyped-def]
         for t in range(sizes.shape[1]):
             starts[c, t] = position
             for _ in range(sizes[c, t]):
-                position += admitted[key] * dims[t]
+                if admitted[key]:
+                    position += dims[t]
                 key += 1
     return starts
 
@@ -168,10 +169,16 @@ def _merge(  # type: ignore[no-untyped-def]
                     place = slots[slot] - 1 - out_start
                     out_counts[out_start + place] += np.int64(counts[i])
                     if admitted[i]:
-                        out_has[out_start + place] = 1
                         target = gradient_base + place * dim
-                        for j in range(dim):
-                            out_gradients[target + j] += weight * gradients[source + j]
+                        # A sum starts with its first term and not with 0, as 0 + -0.0 is not -0.0:
+                        # so that one contribution alone comes out as it is.
+                        if out_has[out_start + place]:
+                            for j in range(dim):
+                                out_gradients[target + j] += weight * gradients[source + j]
+                        else:
+                            out_has[out_start + place] = 1
+                            for j in range(dim):
+                                out_gradients[target + j] = weight * gradients[source + j]
                 if admitted[i]:
                     source += dim
             key_start[c] = first + sizes[c, t]

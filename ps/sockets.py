@@ -48,29 +48,35 @@ class ShardAddress:
 
 
 def connect(address: ShardAddress, *, node_id: str, secret: bytes) -> socket.socket:
-    """Connect to a shard and prove the secret; raises OSError where that fails."""
+    """Connect to a shard and prove the secret; raises OSError where that fails.
+
+    From then on the socket blocks without a timeout: a shard that is busy is not lost.
+    """
     if address.node_id == node_id:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(HANDSHAKE_TIMEOUT_SECONDS)
-        sock.connect(address.path)
     elif address.host is not None and address.port is not None:
         sock = socket.create_connection((address.host, address.port), HANDSHAKE_TIMEOUT_SECONDS)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     else:
         raise ConnectionError(f"the shard on node {address.node_id} has no network socket")
     try:
+        sock.settimeout(HANDSHAKE_TIMEOUT_SECONDS)
+        if address.node_id == node_id:
+            sock.connect(address.path)
         prove_as_client(sock, secret)
+        tune(sock)
     except BaseException:
         sock.close()
         raise
-    tune(sock)
     return sock
 
 
 def tune(sock: socket.socket) -> None:
-    """Let large frames pass in few system calls."""
+    """Make a socket fit for frames, once both ends are known."""
+    sock.settimeout(None)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER_BYTES)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _proof(secret: bytes, role: bytes, nonce: bytes) -> bytes:
@@ -114,12 +120,29 @@ def receive_into(sock: socket.socket, view: memoryview) -> None:
         view = view[received:]
 
 
-def send(sock: socket.socket, message: Message, *, compress: bool = False) -> int:
-    """Send a message as one frame without copying its arrays; return the bytes sent."""
+def send(
+    sock: socket.socket,
+    message: Message,
+    *,
+    compress: bool = False,
+    when_full: Callable[[], None] | None = None,
+) -> int:
+    """Send a message as one frame without copying its arrays; return the bytes sent.
+
+    Args:
+        when_full: called, again and again, while the socket takes no more; it waits until it may
+            do so. Without it the call itself waits.
+    """
     buffers = [memoryview(part) for part in encode(message, compress=compress)]
     total = sum(part.nbytes for part in buffers)
+    flags = 0 if when_full is None else socket.MSG_DONTWAIT
     while buffers:
-        sent = sock.sendmsg(buffers)
+        try:
+            sent = sock.sendmsg(buffers, (), flags)
+        except BlockingIOError:
+            assert when_full is not None, "a socket without a timeout waits by itself"
+            when_full()
+            continue
         while buffers and sent >= buffers[0].nbytes:
             sent -= buffers.pop(0).nbytes
         if sent:

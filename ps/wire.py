@@ -19,19 +19,20 @@ from ps.messages import (
     Apply,
     ApplyReply,
     Contribution,
-    Entry,
     Message,
     Pull,
     PullReply,
     PushReply,
-    Record,
     Refusal,
 )
+from ps.typed import decoder_of, field_values
 
 PREFIX = struct.Struct("<4sIQ")
 MAGIC = b"SMF1"
 MAX_HEADER_BYTES = 1 << 20
 MAX_BODY_BYTES = 1 << 30
+# What a header of that size can hold of records: so that no length in it makes much memory.
+_MAX_ITEMS = 1 << 16
 
 _KINDS: tuple[type, ...] = (Pull, PullReply, Contribution, PushReply, Apply, ApplyReply, Refusal)
 _CODE = {kind: code for code, kind in enumerate(_KINDS)}
@@ -49,11 +50,11 @@ def _array_fields(kind: type) -> tuple[tuple[str, np.dtype[Any]], ...]:
 
 _ARRAYS = {kind: _array_fields(kind) for kind in _KINDS}
 _SCALARS = {
-    kind: tuple(
-        f.name
-        for f in dataclasses.fields(kind)
-        if f.name not in dict(_ARRAYS[kind]) and f.name != "records"
-    )
+    kind: {
+        name: decoder_of(hint)
+        for name, hint in get_type_hints(kind).items()
+        if name not in dict(_ARRAYS[kind])
+    }
     for kind in _KINDS
 }
 
@@ -73,6 +74,10 @@ def array_sizes(header: "Header") -> tuple[int, ...]:
 
 class WireError(ConnectionError):
     """A frame that is not one of ours, or is larger than the limits."""
+
+
+class MessageTooLargeError(ValueError):
+    """A message over the limits of a frame: sending it again would not help."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -98,7 +103,11 @@ def _padded(nbytes: int) -> int:
 
 
 def encode(message: Message, *, compress: bool = False) -> list[bytes | memoryview]:
-    """Return the buffers of a frame, to be sent one after another; arrays are not copied."""
+    """Return the buffers of a frame, to be sent one after another; arrays are not copied.
+
+    Raises:
+        MessageTooLargeError: the message is over the limits of a frame.
+    """
     kind = type(message)
     scalars = [getattr(message, name) for name in _SCALARS[kind]]
     lengths, body = [], []
@@ -110,15 +119,22 @@ def encode(message: Message, *, compress: bool = False) -> list[bytes | memoryvi
             padding = _padded(array.nbytes) - array.nbytes
             if padding:
                 body.append(memoryview(bytes(padding)))
-    if isinstance(message, Apply):
-        scalars.append([_record_to_list(record) for record in message.records])
+    _check_size(kind, "arrays", sum(part.nbytes for part in body), MAX_BODY_BYTES)
     if compress and body:
         body = [memoryview(zstandard.ZstdCompressor(level=1).compress(b"".join(body)))]
-    header = msgpack.packb([_CODE[kind], bool(compress and body), lengths, scalars])
-    if len(header) > MAX_HEADER_BYTES:
-        raise WireError(f"a frame header of {len(header)} bytes is over {MAX_HEADER_BYTES}")
+    fields = [_CODE[kind], bool(compress and body), lengths, scalars]
+    header = msgpack.packb(fields, default=field_values)
+    _check_size(kind, "header", len(header), MAX_HEADER_BYTES)
     size = sum(len(part) for part in body)
     return [PREFIX.pack(MAGIC, len(header), size) + header, *body]
+
+
+def _check_size(kind: type, what: str, nbytes: int, limit: int) -> None:
+    if nbytes > limit:
+        raise MessageTooLargeError(
+            f"the {what} of a {kind.__name__} would take {nbytes} bytes, a frame holds {limit}."
+            " Use smaller batches or more shards"
+        )
 
 
 def decode_prefix(prefix: bytes | bytearray | memoryview) -> tuple[int, int]:
@@ -134,24 +150,43 @@ def decode_prefix(prefix: bytes | bytearray | memoryview) -> tuple[int, int]:
 def decode_header(data: bytes | memoryview, body_bytes: int) -> Header:
     """Decode and check a header; raises WireError where it does not fit its message."""
     try:
-        code, compressed, lengths, scalars = msgpack.unpackb(data, use_list=False)
+        code, compressed, lengths, scalars = msgpack.unpackb(
+            data, max_array_len=_MAX_ITEMS, max_map_len=0, max_ext_len=0, max_bin_len=0
+        )
+        if type(code) is not int or not 0 <= code < len(_KINDS) or type(compressed) is not bool:
+            raise ValueError("it is of no known kind")
         kind = _KINDS[code]
-        names = _SCALARS[kind] + (("records",) if kind is Apply else ())
-        values = dict(zip(names, scalars, strict=True))
         if len(lengths) != len(_ARRAYS[kind]):
             raise ValueError("wrong number of arrays")
-        if any(not isinstance(n, int) or not 0 <= n <= MAX_BODY_BYTES for n in lengths):
+        if any(type(n) is not int or not 0 <= n <= MAX_BODY_BYTES for n in lengths):
             raise ValueError("an array's length is out of range")
-        if kind is Apply:
-            values["records"] = tuple(_record_from_list(record) for record in values["records"])
-    except (ValueError, TypeError, IndexError, msgpack.UnpackException) as error:
+        values = _typed(kind, scalars)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise WireError(f"a frame header that can't be read: {error}") from error
-    header = Header(kind, values, lengths, body_bytes, bool(compressed))
+    header = Header(kind, values, tuple(lengths), body_bytes, compressed)
     if header.arrays_bytes > MAX_BODY_BYTES:
         raise WireError(f"arrays of {header.arrays_bytes} bytes are over the limit")
-    if not header.compressed and header.arrays_bytes != body_bytes:
+    fits = body_bytes == header.arrays_bytes
+    if header.compressed:
+        fits = body_bytes <= _compressed_bound(header.arrays_bytes)
+    if not fits:
         raise WireError(f"a body of {body_bytes} bytes, its header says {header.arrays_bytes}")
     return header
+
+
+def _typed(kind: type, scalars: list[Any]) -> dict[str, Any]:
+    values = {}
+    for (name, decode), value in zip(_SCALARS[kind].items(), scalars, strict=True):
+        try:
+            values[name] = decode(value)
+        except ValueError as error:
+            raise ValueError(f"{kind.__name__}.{name}: {error}") from error
+    return values
+
+
+def _compressed_bound(nbytes: int) -> int:
+    """Return how many bytes zstandard makes of so many at most (ZSTD_COMPRESSBOUND)."""
+    return nbytes + (nbytes >> 8) + max(0, (128 << 10) - nbytes >> 11)
 
 
 def decode_body(header: Header, body: npt.NDArray[np.uint8]) -> Message:
@@ -159,11 +194,12 @@ def decode_body(header: Header, body: npt.NDArray[np.uint8]) -> Message:
     if header.compressed:
         size = header.arrays_bytes
         try:
-            plain = zstandard.ZstdDecompressor().decompress(body.data, max_output_size=size)
+            # The frame's own word, checked first: it is what the decompressor allocates.
+            if zstandard.frame_content_size(body.data) != size:
+                raise WireError(f"a compressed body that is not of {size} bytes")
+            plain = zstandard.ZstdDecompressor().decompress(body.data)
         except zstandard.ZstdError as error:
             raise WireError(f"a body that can't be decompressed: {error}") from error
-        if len(plain) != size:
-            raise WireError(f"a body of {len(plain)} bytes, its header says {size}")
         body = np.frombuffer(bytearray(plain), np.uint8)
     arrays = {}
     start = 0
@@ -172,18 +208,3 @@ def decode_body(header: Header, body: npt.NDArray[np.uint8]) -> Message:
         arrays[name] = body[start : start + nbytes].view(dtype)
         start += _padded(nbytes)
     return header.kind(**header.scalars, **arrays)
-
-
-_RECORD_FIELDS = tuple(f.name for f in dataclasses.fields(Record))
-
-
-def _record_to_list(record: Record) -> list[Any]:
-    fields = {name: getattr(record, name) for name in _RECORD_FIELDS}
-    fields["entries"] = [(e.batch_id, e.attempt, e.weight) for e in record.entries]
-    return list(fields.values())
-
-
-def _record_from_list(values: tuple[Any, ...]) -> Record:
-    fields = dict(zip(_RECORD_FIELDS, values, strict=True))
-    fields["entries"] = tuple(Entry(*entry) for entry in fields["entries"])
-    return Record(**fields)

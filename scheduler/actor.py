@@ -1,17 +1,26 @@
 """The coordinator as a Ray actor: a thin shell around `CoordinatorServer`."""
 
+import os
+from typing import Any
+
 import ray
 
 from ps.sockets import ShardAddress
-from scheduler.coordinating import CoordinatorServer
+from scheduler.coordinating import CoordinatorServer, Status
 from scheduler.coordinator import CoordinatorSpec
+from worker.protocol import Grant, Report
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=8)
-class CoordinatorActor(CoordinatorServer):
-    """The one coordinator of a job."""
+class CoordinatorActor:
+    """The one coordinator of a job; it begins once the shards have addresses."""
 
-    def __init__(
+    _server: CoordinatorServer
+
+    def describe(self) -> dict[str, Any]:
+        return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
+
+    def begin(
         self,
         spec: CoordinatorSpec,
         addresses: tuple[ShardAddress, ...],
@@ -19,9 +28,21 @@ class CoordinatorActor(CoordinatorServer):
         retry_seconds: float,
     ) -> None:
         node_id = ray.get_runtime_context().get_node_id()
-        super().__init__(
+        self._server = CoordinatorServer(
             spec, addresses, secret=secret, node_id=node_id, retry_seconds=retry_seconds
         )
 
-    def node(self) -> str:
-        return ray.get_runtime_context().get_node_id()
+    def exchange(self, report: Report) -> Grant:
+        return self._server.exchange(report)
+
+    def worker_lost(self, worker: int, incarnation: int) -> None:
+        self._server.worker_lost(worker, incarnation)
+
+    def evaluate(self) -> None:
+        self._server.evaluate()
+
+    def stop_workers(self) -> None:
+        self._server.stop_workers()
+
+    def status(self) -> Status:
+        return self._server.status()

@@ -4,7 +4,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,10 +79,9 @@ class CoordinatorServer:
         secret: bytes,
         node_id: str,
         retry_seconds: float,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._coordinator = Coordinator(spec)
-        self._clock = clock
+        self._clock = time.monotonic
         self._lock = threading.Lock()
         self._notices = _Notices()
         self._outbox: list[Record] = []

@@ -87,13 +87,22 @@ class Processes:
     """The actors of a job."""
 
     placement: Placement
-    servers: list[Any] = field(default_factory=list)
+    servers: list[Any]
+    coordinator: Any
+    new_workers: dict[int, Any]
     watches: list[Any] = field(default_factory=list)
     addresses: tuple[ShardAddress, ...] = ()
     server_facts: list[dict[str, Any]] = field(default_factory=list)
-    coordinator: Any = None
     coordinator_facts: dict[str, Any] = field(default_factory=dict)
     workers: dict[int, WorkerProcess] = field(default_factory=dict)
+
+    def release(self) -> None:
+        """End every actor; on a shared cluster they would live as long as the driver."""
+        handles = [*self.servers, self.coordinator, *self.new_workers.values()]
+        handles += [worker.handle for worker in self.workers.values()]
+        for handle in handles:
+            ray.kill(handle)
+        self.placement.release()
 
 
 class Launcher:
@@ -110,52 +119,54 @@ class Launcher:
         self._fingerprint: dict[str, Any] | None = None
         self.secret = secrets.token_bytes(32)
 
-    def start_servers(self, setups: list[ServerSetup]) -> Processes:
-        """Place the job and start its servers, still fenced."""
+    def create(self, setups: list[ServerSetup]) -> Processes:
+        """Place the job and create all of its processes side by side; servers are fenced."""
         placement = Placement(self._cluster)
         placement.wait()
-        processes = Processes(placement)
-        processes.servers = [
-            _create(ServerActor, placement.options("server", i), setup)
-            for i, setup in enumerate(setups)
-        ]
-        processes.addresses = tuple(self._get([s.address.remote() for s in processes.servers]))
-        processes.server_facts = self._get([s.stats.remote() for s in processes.servers])
-        processes.watches = [server.watch.remote() for server in processes.servers]
-        return processes
+        return Processes(
+            placement,
+            servers=[
+                _create(ServerActor, placement.options("server", i), setup)
+                for i, setup in enumerate(setups)
+            ],
+            coordinator=_create(CoordinatorActor, placement.options("coordinator", 0)),
+            new_workers={
+                i: _create(WorkerActor, placement.options("worker", i))
+                for i in range(self._cluster.workers)
+            },
+        )
 
-    def initialize_servers(
+    def start_servers(
         self, processes: Processes, parts: list[np.ndarray], checkpoint: str | None
     ) -> None:
-        """Give every server its first state: fresh, or its part of a checkpoint."""
+        """Wait for the servers and give each its first state: fresh, or from a checkpoint."""
+        servers = processes.servers
+        processes.server_facts = self._get([server.stats.remote() for server in servers])
+        processes.watches = [server.watch.remote() for server in servers]
+        self._learn_addresses(processes)
         if checkpoint is None:
             calls = [
                 server.initialize.remote(0, part)
-                for server, part in zip(processes.servers, parts, strict=True)
+                for server, part in zip(servers, parts, strict=True)
             ]
         else:
-            calls = [server.start_from.remote(0, checkpoint) for server in processes.servers]
+            calls = [server.start_from.remote(0, checkpoint) for server in servers]
         ray.get(calls)
 
     def start_coordinator(self, processes: Processes, spec: CoordinatorSpec) -> None:
-        processes.coordinator = _create(
-            CoordinatorActor,
-            processes.placement.options("coordinator", 0),
-            spec,
-            processes.addresses,
-            self.secret,
-            self._cluster.retry_seconds,
-        )
-        node, status = self._get(
-            [processes.coordinator.node.remote(), processes.coordinator.status.remote()]
-        )
-        processes.coordinator_facts = {"pid": status.pid, "node": node}
+        """Connect the coordinator to the shards."""
+        coordinator = processes.coordinator
+        processes.coordinator_facts = self._get([coordinator.describe.remote()])[0]
+        retry_seconds = self._cluster.retry_seconds
+        ray.get(coordinator.begin.remote(spec, processes.addresses, self.secret, retry_seconds))
 
     def start_worker(
         self, processes: Processes, setup: WorkerSetup, index: int, incarnation: int
     ) -> WorkerProcess:
-        """Start a worker and set it running; raises TrainingError where its CPU differs."""
-        handle = _create(WorkerActor, processes.placement.options("worker", index))
+        """Set a worker running; raises TrainingError where its CPU differs."""
+        handle = processes.new_workers.pop(index, None)
+        if handle is None:
+            handle = _create(WorkerActor, processes.placement.options("worker", index))
         facts = self._get([handle.describe.remote()])[0]
         self._check_fingerprint(index, facts["fingerprint"])
         process = WorkerProcess(
@@ -169,12 +180,14 @@ class Launcher:
         processes.workers[index] = process
         return process
 
-    def open_networks(self, processes: Processes) -> None:
-        """Let servers listen beyond their node, where the cluster has other nodes at all."""
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        if len(nodes) > 1:
-            calls = [server.open_network_here.remote() for server in processes.servers]
-            processes.addresses = tuple(self._get(calls))
+    def _learn_addresses(self, processes: Processes) -> None:
+        """Ask where shards listen; beyond their node only where the cluster has other nodes."""
+        several_nodes = sum(node["Alive"] for node in ray.nodes()) > 1
+        calls = [
+            server.open_network_here.remote() if several_nodes else server.address.remote()
+            for server in processes.servers
+        ]
+        processes.addresses = tuple(self._get(calls))
 
     def _check_fingerprint(self, index: int, fingerprint: dict[str, Any]) -> None:
         if self._fingerprint is None:

@@ -105,9 +105,9 @@ class Trainer:
             with Progress(self.config, specs.plan) as progress:
                 progress.phase("starting servers, coordinator and workers")
                 started = time.monotonic()
-                processes = launcher.start_servers(_server_setups(specs, launcher.secret))
-                launcher.open_networks(processes)
-                self._initialize(launcher, processes, specs)
+                processes = launcher.create(_server_setups(specs, launcher.secret))
+                parts = _dense_parts(specs)
+                launcher.start_servers(processes, parts, self._init_checkpoint())
                 launcher.start_coordinator(processes, specs.coordinator)
                 supervisor = Supervisor(
                     launcher=launcher,
@@ -123,18 +123,10 @@ class Trainer:
                 metrics, checkpoint = finish(specs, processes, supervisor, run, progress)
         finally:
             if processes is not None:
-                _release(processes)
+                processes.release()
             if not joined:
                 ray.shutdown()
         return Result(metrics, checkpoint, str(run.path))
-
-    def _initialize(self, launcher: Launcher, processes: Processes, specs: JobSpecs) -> None:
-        vector = initial_parameters(build_model(specs.model), specs.model.seed)
-        parts = [
-            np.ascontiguousarray(vector[slice(*specs.store.dense_range(shard))])
-            for shard in range(specs.store.num_shards)
-        ]
-        launcher.initialize_servers(processes, parts, self._init_checkpoint())
 
     def _init_checkpoint(self) -> str | None:
         init_from = self.config.run.init_from
@@ -205,6 +197,15 @@ def _check_buffers(config: JobConfig, store: StoreSpec, model: ModelSpec) -> Non
         )
 
 
+def _dense_parts(specs: JobSpecs) -> list[np.ndarray]:
+    """The initial dense parameters, each shard's part."""
+    vector = initial_parameters(build_model(specs.model), specs.model.seed)
+    return [
+        np.ascontiguousarray(vector[slice(*specs.store.dense_range(shard))])
+        for shard in range(specs.store.num_shards)
+    ]
+
+
 def _server_setups(specs: JobSpecs, secret: bytes) -> list[ServerSetup]:
     cluster = specs.config.cluster
     return [
@@ -239,13 +240,3 @@ def _worker_setup(specs: JobSpecs, secret: bytes, processes: Processes) -> Worke
         retry_seconds=config.cluster.retry_seconds,
         compress=config.cluster.compress,
     )
-
-
-def _release(processes: Processes) -> None:
-    """End every actor; on a shared cluster they would otherwise live as long as the driver."""
-    handles = [*processes.servers, *(w.handle for w in processes.workers.values())]
-    if processes.coordinator is not None:
-        handles.append(processes.coordinator)
-    for handle in handles:
-        ray.kill(handle)
-    processes.placement.release()

@@ -281,7 +281,7 @@ def _parsed(footer: bytes, size: int) -> Footer:
     metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
     rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
     if sum(rows) != metadata.num_rows or min(rows, default=0) < 0:
-        raise ValueError(f"its row groups have {rows} rows, the file {metadata.num_rows}")
+        raise ValueError(f"its row groups have {sum(rows)} rows, the file {metadata.num_rows}")
     leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
     paths = [(leaf.path, leaf.physical_type) for leaf in leaves]
     return Footer(

@@ -1,0 +1,101 @@
+"""Values that msgpack unpacked, checked against the annotations of the dataclasses they belong to.
+
+A dataclass travels as the list of its fields in order, a tuple as a list.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+Decoder = Callable[[Any], Any]
+
+_INT64 = range(-(2**63), 2**63)
+
+
+def field_values(value: Any) -> list[Any]:
+    """Return the fields of a dataclass in order; TypeError for anything else."""
+    if not dataclasses.is_dataclass(value):
+        raise TypeError(f"a {type(value).__name__} can't be sent")
+    return [getattr(value, field.name) for field in dataclasses.fields(value)]
+
+
+def decoder_of(hint: Any) -> Decoder:
+    """Return a function that checks a value and gives it the annotated type.
+
+    Its errors are ValueError. Integers are int64; a float may come as an integer.
+    """
+    if hint in _DECODERS:
+        return _DECODERS[hint]
+    if get_origin(hint) is Literal:
+        return _one_of(get_args(hint))
+    if get_origin(hint) is tuple:
+        *items, last = get_args(hint)
+        if last is Ellipsis:
+            return _tuple_of(decoder_of(items[0]))
+        return _fixed_tuple([decoder_of(item) for item in (*items, last)])
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        hints = get_type_hints(hint)
+        fields = [decoder_of(hints[field.name]) for field in dataclasses.fields(hint)]
+        decode = _fixed_tuple(fields)
+        return lambda value: hint(*decode(value))
+    raise TypeError(f"no decoder for {hint}")
+
+
+def _wrong(expected: str, value: Any) -> ValueError:
+    shown = f" {value!r}"[:40] if isinstance(value, (int, float, str)) else ""
+    return ValueError(f"expected {expected}, got {type(value).__name__}{shown}")
+
+
+def _int(value: Any) -> int:
+    if type(value) is not int or value not in _INT64:
+        raise _wrong("an int64", value)
+    return value
+
+
+def _float(value: Any) -> float:
+    if type(value) is not int and type(value) is not float:
+        raise _wrong("a float", value)
+    return float(value)
+
+
+def _bool(value: Any) -> bool:
+    if type(value) is not bool:
+        raise _wrong("a bool", value)
+    return value
+
+
+def _str(value: Any) -> str:
+    if type(value) is not str:
+        raise _wrong("a string", value)
+    return value
+
+
+_DECODERS: dict[Any, Decoder] = {int: _int, float: _float, bool: _bool, str: _str}
+
+
+def _one_of(choices: tuple[Any, ...]) -> Decoder:
+    def decode(value: Any) -> Any:
+        if value not in choices:
+            raise _wrong(f"one of {choices}", value)
+        return value
+
+    return decode
+
+
+def _list(value: Any) -> list[Any]:
+    if type(value) is not list:
+        raise _wrong("a list", value)
+    return value
+
+
+def _tuple_of(item: Decoder) -> Decoder:
+    return lambda value: tuple([item(each) for each in _list(value)])
+
+
+def _fixed_tuple(items: list[Decoder]) -> Decoder:
+    def decode(value: Any) -> tuple[Any, ...]:
+        if len(_list(value)) != len(items):
+            raise _wrong(f"{len(items)} values", value)
+        return tuple([item(each) for item, each in zip(items, value, strict=True)])
+
+    return decode

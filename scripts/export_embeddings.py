@@ -1,0 +1,169 @@
+"""Export tables: python scripts/export_embeddings.py CHECKPOINT_OR_RUN OUT_DIR
+
+Writes OUT_DIR/TABLE/part-00000.parquet, ... for each table, with the columns key, frequency and
+version (int64) and vector (float32 list of fixed size), and at the end OUT_DIR/export.json. Keys
+that are counted but not admitted have no row. Prints one JSON line with the rows of each table.
+Exits 2 where the checkpoint or OUT_DIR can't be used, 1 where writing failed.
+"""
+
+import argparse
+import itertools
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from embedding import TableEntries, TableSpec
+from ps.checkpoint import CheckpointError, CheckpointReader
+from scheduler import RunDirectoryError
+from scheduler.config_errors import nearest
+from scheduler.run_files import latest_checkpoint
+from worker.dataset_files import PartWriter
+
+ABOUT_FILE = "export.json"
+FORMAT = "synchromesh-embeddings"
+STAGING = ".partial"
+ROW_GROUP_ROWS = 1 << 16
+PART_BYTES = 256 << 20
+
+
+class ExportError(ValueError):
+    """Tables that are not there, or a place where no export may be written."""
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Write the embedding tables of a checkpoint as Parquet, one folder a table."
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT_OR_RUN", help="a run: its newest one")
+    parser.add_argument("out", metavar="OUT_DIR", type=Path, help="folder, made where missing")
+    parser.add_argument(
+        "--tables",
+        type=lambda text: list(dict.fromkeys(name for name in text.split(",") if name)),
+        metavar="A,B",
+        help="tables to export (default: all)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an export in OUT_DIR")
+    return parser.parse_args(argv)
+
+
+def export(args: argparse.Namespace) -> dict[str, Any]:
+    checkpoint = latest_checkpoint(args.checkpoint)
+    reader = CheckpointReader(checkpoint)
+    tables = wanted_tables(reader, args.tables)
+    line = {"out": str(args.out), "checkpoint": str(checkpoint), "step": reader.manifest.step}
+    with staged(args.out, overwrite=args.overwrite) as staging:
+        rows = {table.name: write_table(staging / table.name, table, reader) for table in tables}
+        about = {"format": FORMAT, **line, "tables": rows}
+        (staging / ABOUT_FILE).write_text(json.dumps(about, indent=1) + "\n")
+    return {**line, "rows": rows}
+
+
+def wanted_tables(reader: CheckpointReader, names: list[str] | None) -> list[TableSpec]:
+    known = {table.name: table for table in reader.store.tables}
+    for name in names or ():
+        if name not in known:
+            raise ExportError(f"the checkpoint has no table {name!r}{nearest(name, list(known))}")
+    return [known[name] for name in (known if names is None else names)]
+
+
+def write_table(directory: Path, table: TableSpec, reader: CheckpointReader) -> int:
+    """Write one table part by part; return its rows."""
+    vector = pa.list_(pa.float32(), table.dim)
+    numbers = [(name, pa.int64()) for name in ("key", "frequency", "version")]
+    schema = pa.schema([*numbers, ("vector", vector)])
+    part_rows = max(1, PART_BYTES // (24 + 4 * table.dim))
+    rows = 0
+    with PartWriter(
+        directory, schema, row_group_rows=ROW_GROUP_ROWS, part_rows=itertools.repeat(part_rows)
+    ) as writer:
+        for entries in reader.rows(table):
+            writer.write(to_table(entries, schema))
+            rows += len(entries.keys)
+    return rows
+
+
+def to_table(entries: TableEntries, schema: pa.Schema) -> pa.Table:
+    flat = pa.array(np.ascontiguousarray(entries.vectors).reshape(-1))
+    vectors = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("vector").type)
+    columns = [pa.array(entries.keys), pa.array(entries.frequency), pa.array(entries.version)]
+    return pa.Table.from_arrays([*columns, vectors], schema=schema)
+
+
+@contextmanager
+def staged(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a folder inside `out` whose content moves there when the block succeeds.
+
+    ABOUT_FILE goes first and comes last: an export that has one is complete. Where the block
+    raises, `out` holds what it held before.
+    """
+    old = held_export(out, overwrite=overwrite)
+    existed = out.exists()
+    staging = out / STAGING
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        (out / ABOUT_FILE).unlink(missing_ok=True)
+        for name in old:
+            shutil.rmtree(out / name, ignore_errors=True)
+        names = sorted(path.name for path in staging.iterdir())
+        for name in sorted(names, key=lambda name: name == ABOUT_FILE):
+            (staging / name).rename(out / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if not existed and not any(out.iterdir()):
+            out.rmdir()
+
+
+def held_export(out: Path, *, overwrite: bool) -> list[str]:
+    """Return the tables of the export that is to be replaced; refuse to touch anything else."""
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out} is not a folder; name another OUT_DIR")
+    held = {path.name for path in out.iterdir() if path.name != STAGING} if out.exists() else set()
+    if not held:
+        return []
+    if not overwrite:
+        raise ExportError(f"{out} is not empty; use --overwrite, or name another OUT_DIR")
+    try:
+        about = json.loads((out / ABOUT_FILE).read_text())
+        tables = list(about["tables"]) if about["format"] == FORMAT else []
+    except (OSError, ValueError, KeyError, TypeError):
+        tables = []
+    foreign = sorted(held - {ABOUT_FILE, *tables})
+    if foreign or not tables:
+        raise ExportError(
+            f"{out} holds {(foreign or sorted(held))[0]!r}, which is not part of an export; it"
+            " won't be overwritten, name another OUT_DIR"
+        )
+    return tables
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        line = export(args)
+    except (CheckpointError, ExportError, RunDirectoryError) as error:
+        print(f"export_embeddings: {'; '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2
+    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
+        text = str(error) or type(error).__name__
+        print(f"export_embeddings: failed: {text}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("export_embeddings: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    print(json.dumps(line))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

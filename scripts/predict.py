@@ -1,0 +1,206 @@
+"""Predict: python scripts/predict.py CHECKPOINT_OR_RUN INPUT.parquet OUTPUT.parquet
+
+Writes one row for each row of INPUT, in its order, with the probability of label 1 in the column
+`prediction`, and prints one JSON line. The label need not be in INPUT. OUTPUT appears whole or not
+at all. Exits 2 where the checkpoint, INPUT or OUTPUT can't be used, 1 where predicting failed.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ps.checkpoint import CheckpointError, CheckpointReader
+from ps.storage import StorageError
+from scheduler import RunDirectoryError
+from scheduler.config_errors import nearest
+from scheduler.run_files import latest_checkpoint
+from worker.errors import DataError, UnreadableError
+from worker.inference import ModelError, Predictor, saved_model
+from worker.plan import Plan, make_plan, open_source, read_footer
+from worker.reading import read_file
+from worker.spec import DataSpec
+
+PREDICTION = "prediction"
+BATCH_SIZE = 8192
+ROW_GROUP_ROWS = 1 << 17
+ROW_GROUP_BYTES = 64 << 20
+
+
+class OutputError(ValueError):
+    """The output can't be written where it was asked for."""
+
+
+BAD_INPUT = (CheckpointError, DataError, ModelError, OutputError, RunDirectoryError, StorageError)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Write the probability of label 1 for every row of Parquet files.",
+        epilog=f"OUTPUT has the column {PREDICTION!r} (float32) after those of --columns.",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT_OR_RUN", help="a run: its newest one")
+    parser.add_argument("input", metavar="INPUT", help="file, folder, glob or URL, as data.train")
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="local file")
+    parser.add_argument(
+        "--columns",
+        type=lambda text: list(dict.fromkeys(name for name in text.split(",") if name)),
+        default=[],
+        metavar="A,B",
+        help="columns of INPUT to carry over to OUTPUT (default: none)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT")
+    args = parser.parse_args(argv)
+    if PREDICTION in args.columns:
+        parser.error(f"--columns names {PREDICTION!r}, which is the column that is written")
+    return args
+
+
+def predict(args: argparse.Namespace) -> dict[str, Any]:
+    check_output(args.output, overwrite=args.overwrite)
+    checkpoint = latest_checkpoint(args.checkpoint)
+    features = replace(saved_model(CheckpointReader(checkpoint)).features, label=None)
+    plan = make_plan([args.input], DataSpec(features=features, batch_size=BATCH_SIZE))
+    schema = output_schema(plan, args.columns)
+    if args.output.resolve() in {Path(file.path).resolve() for file in plan.files}:
+        raise OutputError(f"{args.output} is a file of INPUT; name another OUTPUT")
+    predictor = Predictor.from_checkpoint(checkpoint)
+    rows = 0
+    with (
+        appearing_whole(args.output) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
+        for table in row_groups(predicted(predictor, plan, schema)):
+            writer.write_table(table, row_group_size=table.num_rows)
+            rows += table.num_rows
+    return {
+        "out": str(args.output),
+        "rows": rows,
+        "checkpoint": str(checkpoint),
+        "step": predictor.step,
+    }
+
+
+def predicted(predictor: Predictor, plan: Plan, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Predict file after file; each table has at most BATCH_SIZE rows."""
+    features = replace(predictor.features, label=None)
+    for file in plan.files:
+        done = 0
+        for rows, batch in read_file(file.path, features, BATCH_SIZE, keep=schema.names[:-1]):
+            logits = predictor.logits(batch)
+            undefined = np.isnan(logits)
+            if undefined.any():
+                row = done + int(np.argmax(undefined))
+                raise ValueError(f"{file.path!r}, row {row}: the model gives NaN, not a number")
+            columns = [rows.column(name) for name in schema.names[:-1]]
+            table = pa.table([*columns, pa.array(probabilities(logits))], names=schema.names)
+            yield table.cast(schema)
+            done += len(logits)
+
+
+def probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return 1 / (1 + exp(-z)) of each logit, computed in float64 so that none overflows."""
+    z = logits.astype(np.float64)
+    e = np.exp(-np.abs(z))
+    return (np.where(z >= 0, 1.0, e) / (1.0 + e)).astype(np.float32)
+
+
+def row_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Join tables until they make a row group by rows or, where values are large, by bytes."""
+    pending: list[pa.Table] = []
+    rows = size = 0
+    for table in tables:
+        pending.append(table)
+        rows += table.num_rows
+        size += table.nbytes
+        if rows >= ROW_GROUP_ROWS or size >= ROW_GROUP_BYTES:
+            yield pa.concat_tables(pending)
+            pending, rows, size = [], 0, 0
+    if pending:
+        yield pa.concat_tables(pending)
+
+
+def output_schema(plan: Plan, columns: list[str]) -> pa.Schema:
+    """Return the columns that are carried over, of one type in all files, and the prediction."""
+    fields: dict[str, pa.Field] = {}
+    for file in plan.files if columns else ():
+        with open_source(file.path) as source:
+            found = read_footer(source, file.path).schema
+        for name in columns:
+            times = len(found.get_all_field_indices(name))
+            if times != 1:
+                raise DataError(
+                    what="a column that --columns names must be once in every file",
+                    file=file.path,
+                    column=name,
+                    got=f"got {times}" + ("" if times else nearest(name, found.names)),
+                )
+            own = pa.field(name, found.field(name).type)
+            if fields.setdefault(name, own).type != own.type:
+                raise DataError(
+                    what="a column that --columns names differs between files",
+                    file=file.path,
+                    column=name,
+                    got=f"got {own.type}, expected {fields[name].type} as in the first file",
+                    remedy="Write the files with one type, or leave the column out",
+                )
+    return pa.schema([*fields.values(), pa.field(PREDICTION, pa.float32())])
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Refuse a place where the output can't appear, before any work is done."""
+    if "://" in str(path):
+        raise OutputError(f"OUTPUT must be a local file, got {path}")
+    if not path.parent.is_dir():
+        raise OutputError(f"the folder {path.parent} does not exist; make it first")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; OUTPUT must be a file")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists; use --overwrite, or name another OUTPUT")
+
+
+@contextmanager
+def appearing_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary file beside `path` that becomes it when the block succeeds."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        line = predict(args)
+    except BAD_INPUT as error:
+        if isinstance(error, UnreadableError):
+            error.remedy = "Write the file again"  # no row can be left out here
+        print(f"predict: {'; '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2
+    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
+        text = str(error) or type(error).__name__
+        print(f"predict: failed, {args.output} was not written: {text}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"predict: interrupted, {args.output} was not written", file=sys.stderr)
+        return 130
+    print(json.dumps(line))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

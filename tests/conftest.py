@@ -1,0 +1,64 @@
+"""Settings for every test: Ray without tokens or dashboards, and small files of samples."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+# Before anything imports Ray. One thread a process, as in the actors of a job.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.pop("RAY_ADDRESS", None)
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train-*.parquet (5,000 rows in 3 files) and test.parquet (1,000 rows).
+
+    Columns: label, d1, d2 (float32 with nulls), a (int64, few ids), b (int64, many), tags (lists).
+    """
+    folder = tmp_path_factory.mktemp("samples")
+    rng = np.random.default_rng(11)
+    for number, rows in enumerate((2000, 1700, 1300)):
+        _write_samples(folder / f"train-{number}.parquet", rows, rng)
+    _write_samples(folder / "test.parquet", 1000, rng)
+    return folder
+
+
+def _write_samples(path: Path, rows: int, rng: np.random.Generator) -> None:
+    a = rng.integers(-3, 20, rows)
+    b = rng.zipf(1.3, rows) % 5000
+    dense = rng.exponential(2.0, (2, rows)).astype(np.float32)
+    lengths = rng.integers(0, 4, rows)
+    tags = [rng.integers(0, 30, n).tolist() for n in lengths]
+    logit = 0.3 * a - 3 + np.log1p(dense[0]) * (b % 2) + 0.2 * lengths
+    label = (rng.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.int8)
+    table = pa.table(
+        {
+            "label": label,
+            "d1": pa.array(dense[0], mask=rng.random(rows) < 0.1),
+            "d2": dense[1],
+            "a": a,
+            "b": pa.array(b, pa.int64(), mask=rng.random(rows) < 0.05),
+            "tags": pa.array(tags, pa.list_(pa.int64())),
+        }
+    )
+    pq.write_table(table, path, row_group_size=700)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray that the jobs of a module share."""
+    import ray
+
+    from scheduler.config import ClusterConfig
+    from scheduler.launching import start_ray
+
+    start_ray(ClusterConfig(workers=4, servers=4), namespace="tests")
+    yield
+    ray.shutdown()

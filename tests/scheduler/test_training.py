@@ -1,0 +1,284 @@
+"""Whole jobs on a local Ray: the same bits whatever the topology, every sample once, clear ends."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from scheduler import JobConfig, Result, Trainer, TrainingError
+
+pytestmark = pytest.mark.ray
+
+ROWS = 5000
+
+
+def job(samples: Path, run_dir: Path, **changes: Any) -> JobConfig:
+    """A small job with every kind of feature; `changes` override sections key by key."""
+    data: dict[str, Any] = {
+        "name": "test",
+        "seed": 3,
+        "data": {
+            "train": str(samples / "train-*.parquet"),
+            "eval": str(samples / "test.parquet"),
+            "dense": ["d1", "d2"],
+            "dense_transform": "log1p",
+            "sparse": ["a", "b", {"name": "tags", "column": "tags", "combiner": "mean"}],
+            "batch_size": 64,
+            "epochs": 2,
+        },
+        "embedding": {"dim": 4, "optimizer": _adagrad(learning_rate=0.05)},
+        "tables": {
+            "b": {
+                "admission": {"type": "counter", "min_count": 2},
+                "eviction": {"steps_to_live": 8, "every_steps": 5},
+            }
+        },
+        "model": {
+            "type": "dlrm",
+            "bottom_mlp": [8],
+            "top_mlp": [8],
+            "optimizer": _adagrad(learning_rate=0.02),
+        },
+        "training": {"mode": "sync", "global_batch": 256},
+        "cluster": {"workers": 1, "servers": 1},
+        "run": {"dir": str(run_dir), "progress_every_seconds": 0.5},
+    }
+    for section, values in changes.items():
+        data[section] = {**data.get(section, {}), **values}
+    return JobConfig.from_dict(data)
+
+
+def _adagrad(learning_rate: float) -> dict[str, Any]:
+    return {"type": "adagrad", "learning_rate": learning_rate, "initial_accumulator": 1e-4}
+
+
+def processes_titled(title: str) -> list[psutil.Process]:
+    me = psutil.Process()
+    found = []
+    for process in me.children(recursive=True):
+        try:
+            if process.cmdline()[:1] == [title] or " ".join(process.cmdline()).startswith(title):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def kill_once_training(run_dir: Path, title: str, *, at_samples: int) -> threading.Thread:
+    """Kill one process with a title once the metrics say that training is under way."""
+
+    def wait_and_kill() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            metrics = run_dir / "metrics.jsonl"
+            lines = metrics.read_text().splitlines() if metrics.exists() else []
+            victims = processes_titled(title)
+            if lines and json.loads(lines[-1])["samples"] >= at_samples and victims:
+                os.kill(victims[0].pid, signal.SIGKILL)
+                return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=wait_and_kill)
+    thread.start()
+    return thread
+
+
+def counts(result: Result) -> tuple[int, int, int]:
+    metrics = result.metrics
+    return metrics["samples_trained"], metrics["samples_dropped"], metrics["samples_skipped"]
+
+
+@pytest.fixture(scope="module")
+def sync_result(
+    ray_cluster: None, samples: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Result:
+    return Trainer(job(samples, tmp_path_factory.mktemp("sync") / "run")).fit()
+
+
+def test_every_sample_is_trained_in_every_epoch(sync_result: Result) -> None:
+    assert counts(sync_result) == (2 * ROWS, 0, 0)
+    # 79 batches an epoch, 4 a step, and steps never span epochs.
+    assert sync_result.metrics["global_step"] == 2 * 20
+
+
+def test_the_run_directory_holds_what_the_readme_says(sync_result: Result) -> None:
+    run = Path(sync_result.path)
+    names = {path.name for path in run.iterdir()}
+    assert {"job.yaml", "metrics.jsonl", "result.json", "checkpoints", "plan.json"} <= names
+    assert json.loads((run / "result.json").read_text()) == sync_result.metrics
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    expected = {"time", "global_step", "samples", "samples_per_second", "train_loss", "mode"}
+    assert expected | {"staleness", "rows", "peak_rss_bytes", "wire_bytes"} <= set(line)
+    assert (Path(sync_result.checkpoint) / "manifest.json").exists()
+
+
+def test_workers_servers_and_coordinator_are_distinct_processes(sync_result: Result) -> None:
+    processes = sync_result.metrics["processes"]
+    assert {p["role"] for p in processes} == {"worker", "server", "coordinator"}
+    pids = [p["pid"] for p in processes]
+    assert len(set(pids)) == len(pids)
+    assert os.getpid() not in pids
+
+
+def test_rows_are_admitted_counted_and_evicted(sync_result: Result) -> None:
+    table = sync_result.metrics["tables"]["b"]
+    assert table["evicted"] > 0
+    assert table["unadmitted"] > 0
+    assert table["rows"] > 0
+
+
+@pytest.mark.parametrize(("workers", "servers"), [(2, 3), (3, 2)])
+def test_sync_gives_the_same_bits_on_any_topology(
+    sync_result: Result, samples: Path, tmp_path: Path, workers: int, servers: int
+) -> None:
+    config = job(samples, tmp_path / "run", cluster={"workers": workers, "servers": servers})
+
+    result = Trainer(config).fit()
+
+    assert result.metrics["model_digest"] == sync_result.metrics["model_digest"]
+    assert result.metrics["eval"] == sync_result.metrics["eval"]
+    assert counts(result) == (2 * ROWS, 0, 0)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_killed_worker_is_replaced_and_no_sample_is_lost_or_repeated(
+    ray_cluster: None, samples: Path, tmp_path: Path, mode: str
+) -> None:
+    def config(name: str) -> JobConfig:
+        return job(
+            samples,
+            tmp_path / name,
+            data={"epochs": 40, "batch_size": 64},
+            training={"mode": mode},
+            cluster={"workers": 2, "servers": 2},
+            run={"dir": str(tmp_path / name), "progress_every_seconds": 0.1},
+        )
+
+    killer = kill_once_training(tmp_path / "killed", "ray::WorkerActor.run", at_samples=5000)
+    killed = Trainer(config("killed")).fit()
+    killer.join()
+
+    assert killed.metrics["worker_restarts"] == 1
+    assert counts(killed) == (40 * ROWS, 0, 0)
+    if mode == "sync":
+        undisturbed = Trainer(config("undisturbed")).fit()
+        assert killed.metrics["model_digest"] == undisturbed.metrics["model_digest"]
+
+
+@pytest.mark.parametrize(
+    ("title", "named"),
+    [("ray::ServerActor", "server"), ("ray::CoordinatorActor", "the coordinator")],
+)
+def test_a_dead_server_or_coordinator_ends_the_job_with_its_name(
+    ray_cluster: None, samples: Path, tmp_path: Path, title: str, named: str
+) -> None:
+    config = job(
+        samples,
+        tmp_path / "run",
+        data={"epochs": 400},
+        cluster={"workers": 2, "servers": 2},
+        run={"dir": str(tmp_path / "run"), "progress_every_seconds": 0.1},
+    )
+    killer = kill_once_training(tmp_path / "run", title, at_samples=2000)
+    started = time.monotonic()
+
+    with pytest.raises(TrainingError, match=rf"{named}.*\(pid \d+\) died"):
+        Trainer(config).fit()
+
+    killer.join()
+    assert time.monotonic() - started < 90
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_async_trains_every_sample_once(ray_cluster: None, samples: Path, tmp_path: Path) -> None:
+    config = job(
+        samples,
+        tmp_path / "run",
+        training={"mode": "async"},
+        cluster={"workers": 2, "servers": 2},
+    )
+
+    result = Trainer(config).fit()
+
+    assert counts(result) == (2 * ROWS, 0, 0)
+    assert result.metrics["global_step"] == 2 * 79
+    assert result.metrics["eval"]["samples"] == 1000
+    assert result.metrics["eval"]["auc"] > 0.6
+
+
+def test_a_job_starts_from_a_checkpoint_of_another_topology(
+    sync_result: Result, samples: Path, tmp_path: Path
+) -> None:
+    # So small a learning rate that the scores stay those of the checkpoint.
+    still = _adagrad(learning_rate=1e-12)
+    config = job(
+        samples,
+        tmp_path / "run",
+        data={"epochs": 1},
+        embedding={"dim": 4, "optimizer": still},
+        tables={"b": {"admission": {"type": "counter", "min_count": 2}}},
+        model={"optimizer": still},
+        cluster={"workers": 1, "servers": 3},
+        run={"dir": str(tmp_path / "run"), "init_from": sync_result.path},
+    )
+
+    result = Trainer(config).fit()
+
+    auc = result.metrics["eval"]["auc"]
+    assert auc == pytest.approx(sync_result.metrics["eval"]["auc"], abs=0.01)
+    assert result.metrics["global_step"] == 20
+
+
+def test_evaluations_during_training_see_one_step_and_cost_no_training_time(
+    ray_cluster: None, samples: Path, tmp_path: Path
+) -> None:
+    config = job(
+        samples,
+        tmp_path / "run",
+        training={"mode": "async", "eval_every_steps": 10},
+        cluster={"workers": 2, "servers": 2},
+    )
+
+    result = Trainer(config).fit()
+
+    evaluations = result.metrics["evaluations"]
+    assert [e["clock"] for e in evaluations[:-1]] == [10, 20, 30]
+    assert evaluations[-1]["step"] == 2 * 79
+    assert counts(result) == (2 * ROWS, 0, 0)
+
+
+def test_training_stops_at_max_samples(ray_cluster: None, samples: Path, tmp_path: Path) -> None:
+    config = job(samples, tmp_path / "run", training={"max_samples": 1000})
+
+    result = Trainer(config).fit()
+
+    # Whole batches: the first that reach the number.
+    assert counts(result) == (1024, 0, 0)
+
+
+def test_training_stops_after_max_seconds(ray_cluster: None, samples: Path, tmp_path: Path) -> None:
+    config = job(samples, tmp_path / "run", data={"epochs": 10000}, training={"max_seconds": 1.0})
+
+    result = Trainer(config).fit()
+
+    assert 0 < result.metrics["samples_trained"] < 10000 * ROWS
+    assert result.metrics["train_seconds"] == pytest.approx(1.0, abs=1.0)
+
+
+def test_a_job_that_the_cluster_can_not_place_says_what_is_missing(
+    ray_cluster: None, samples: Path, tmp_path: Path
+) -> None:
+    config = job(
+        samples,
+        tmp_path / "run",
+        cluster={"resources": {"worker": {"gpu_of_dreams": 1}}, "start_timeout_seconds": 2},
+    )
+
+    with pytest.raises(TrainingError, match=r"gpu_of_dreams +1 +0 +0"):
+        Trainer(config).fit()

@@ -1,0 +1,217 @@
+"""A trained model in one process: a checkpoint that scores batches, without Ray or servers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import threadpoolctl
+
+from embedding import EmbeddingVariable
+from ps.checkpoint import CheckpointError, CheckpointReader
+from ps.deduplicate import Deduplicated, Deduplicator
+from ps.restore import load_tables
+from ps.spec import even_routing
+from worker.batch import Batch
+from worker.computing import Computation
+from worker.metrics import StreamingAuc, log_loss_sum
+from worker.models import build_model, num_parameters
+from worker.plan import Plan
+from worker.preparing import Preparer
+from worker.reading import Reader
+from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec
+from worker.spec_json import SavedModel, saved_model_from_json
+
+Float32s = npt.NDArray[np.float32]
+
+
+class ModelError(ValueError):
+    """The model of a checkpoint can't be built here."""
+
+
+class Scores(TypedDict):
+    """What an evaluation gives: NaN where a class (for the AUC) or every sample is missing."""
+
+    auc: float
+    auc_error_bound: float
+    logloss: float
+    samples: int
+    samples_skipped: int
+
+
+class Predictor:
+    """Scores batches by the path of training's evaluation: de-duplicate, pull, pool, predict.
+
+    Pulls are pure reads with count 0: a key without a row gets its initial vector, or the table's
+    default value where it would have to be admitted first. For use by one thread.
+
+    Args:
+        model: the dense model and its lookups.
+        features: of the batches; a label is not needed.
+        tables: the tables that the lookups name; kept and never written.
+        dense: float32[dense parameters]; kept.
+        step: global step of the checkpoint.
+        threads: compute threads. A batch is cut into as many parts, so another number may change
+            the last bits of a logit.
+
+    Raises:
+        ValueError: the model can't be built, or a table is missing or has another dim.
+
+    Example:
+        predictor = Predictor.from_checkpoint("runs/criteo-dlrm/checkpoints/full-000000000123")
+        logits = predictor.logits(batch)
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ModelSpec,
+        features: FeatureSpec,
+        tables: Mapping[str, EmbeddingVariable],
+        dense: Float32s,
+        step: int = 0,
+        threads: int = 1,
+    ) -> None:
+        self.model = model
+        self.features = features
+        self.step = step
+        self._dense = dense
+        self._computation = Computation(model, threads=threads)
+        used = {lookup.table: _table(tables, lookup) for lookup in model.lookups}
+        self._tables = list(used.values())
+        self._preparer = Preparer(
+            tables=list(used),
+            sparse=features.sparse,
+            lookups=model.lookups,
+            deduplicator=Deduplicator([t.spec.dim for t in self._tables], even_routing(1), 1),
+        )
+        # Workers run with BLAS on one thread; on more it may add in another order.
+        self._blas = threadpoolctl.ThreadpoolController().select(user_api="blas")
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, *, threads: int = 1) -> "Predictor":
+        """Load a whole checkpoint into this process.
+
+        Raises:
+            CheckpointError: there is none, it is damaged, or its parts don't fit each other.
+            ModelError: the class of a custom model can't be imported or made.
+        """
+        reader = CheckpointReader(path)
+        saved = saved_model(reader)
+        size = _model_size(saved.spec, path)
+        if size != reader.store.dense_size:
+            changed = "; its class has changed since" if saved.spec.type == "custom" else ""
+            raise CheckpointError(
+                f"{path} holds {reader.store.dense_size} dense parameters, its {saved.spec.type}"
+                f" model has {size}{changed}"
+            )
+        try:
+            return cls(
+                model=saved.spec,
+                features=saved.features,
+                tables=load_tables(reader, [lookup.table for lookup in saved.spec.lookups]),
+                dense=reader.dense_vector(),
+                step=reader.manifest.step,
+                threads=threads,
+            )
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from error
+
+    def logits(self, batch: Batch) -> Float32s:
+        """Return the logit of each sample, float32[n]; the batch is only read."""
+        prepared = self._preparer(batch)
+        values = self._pull(prepared.unique)
+        with self._blas.limit(limits=1):
+            return self._computation.predict(prepared, values, self._dense)
+
+    def evaluate(self, plan: Plan, data: DataSpec) -> Scores:
+        """Score every batch of a plan once, in order.
+
+        For the same batches and threads the scores are those of training's own evaluation, bit
+        for bit.
+
+        Args:
+            plan: of the files, with one epoch.
+            data: that the plan was made with. Its features must be the model's but for the label's
+                column.
+
+        Raises:
+            DataError: as `Reader.read`.
+            ValueError: the data have no label, or a logit is NaN.
+        """
+        if data.features.label is None:
+            raise ValueError("an evaluation needs a label column, the features have none")
+        auc = StreamingAuc()
+        losses: list[float] = []
+        skipped = 0
+        # Batches come in order, so no row group but the newest is wanted again.
+        reader = Reader(plan, data.features, on_bad_file=data.on_bad_file, cache_bytes=0)
+        try:
+            for batch_id in range(plan.total_batches):
+                batch, missing = reader.read(batch_id)
+                skipped += missing
+                logits = self.logits(batch)
+                auc.add(logits, batch.labels)
+                losses.append(log_loss_sum(logits, batch.labels))
+        finally:
+            reader.close()
+        samples = auc.num_samples
+        return Scores(
+            auc=auc.value(),
+            auc_error_bound=auc.error_bound(),
+            logloss=sum(losses) / samples if samples else float("nan"),
+            samples=samples,
+            samples_skipped=skipped,
+        )
+
+    def _pull(self, unique: Deduplicated) -> Float32s:
+        """Return the flat buffer of the rows of all keys, as a worker's pull fills it."""
+        values = np.empty(unique.value_starts[-1], np.float32)
+        admitted = np.empty(unique.keys.size, np.uint8)
+        start = value_start = 0
+        for table, size in zip(self._tables, unique.sizes[0].tolist(), strict=True):
+            stop, value_stop = start + size, value_start + size * table.spec.dim
+            table.pull(
+                unique.keys[start:stop],
+                None,
+                values[value_start:value_stop].reshape(size, table.spec.dim),
+                admitted[start:stop],
+            )
+            start, value_start = stop, value_stop
+        return values
+
+
+def saved_model(reader: CheckpointReader) -> SavedModel:
+    """Return the specs of the model and the features that a checkpoint was written with.
+
+    Raises:
+        CheckpointError: the manifest has none, or damaged ones.
+    """
+    try:
+        return saved_model_from_json(reader.manifest.model)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the manifest of {reader.directory} does not describe a model: {error}"
+        ) from error
+
+
+def _model_size(spec: ModelSpec, path: str | Path) -> int:
+    """Return the number of parameters; raises ModelError where the model can't be built."""
+    try:
+        return num_parameters(build_model(spec))
+    except Exception as error:  # whatever the module of a custom model raises
+        text = f"the model of {path} can't be built: {str(error) or type(error).__name__}"
+        if spec.type == "custom":
+            text += ". Put the folder that holds the class's module on PYTHONPATH"
+        raise ModelError(text) from error
+
+
+def _table(tables: Mapping[str, EmbeddingVariable], lookup: Lookup) -> EmbeddingVariable:
+    table = tables.get(lookup.table)
+    if table is None or table.spec.dim != lookup.dim:
+        found = "there is none" if table is None else f"its dim is {table.spec.dim}"
+        raise ValueError(f"the model needs table {lookup.table!r} of dim {lookup.dim}, {found}")
+    return table
