@@ -230,7 +230,12 @@ class CheckpointReader:
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
         self.manifest = _read_manifest(self.directory / MANIFEST)
-        self.store = StoreSpec.from_json(self.manifest.store)
+        try:
+            self.store = StoreSpec.from_json(self.manifest.store)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self.directory / MANIFEST} does not describe a store: {error!r}"
+            ) from error
         self._verified: set[str] = set()
 
     def table_names(self) -> list[str]:
@@ -337,6 +342,8 @@ def _read_manifest(path: Path) -> Manifest:
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"{path} lacks or has unknown entries: {error}") from error
     for entry in manifest.files:
+        if not isinstance(entry.path, str):
+            raise CheckpointError(f"{path} names a file {entry.path!r}, which is not a path")
         parts = Path(entry.path).parts
         if Path(entry.path).is_absolute() or ".." in parts:
             raise CheckpointError(f"{path} names a file outside of its folder: {entry.path}")

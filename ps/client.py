@@ -20,7 +20,7 @@ from ps.deduplicate import Deduplicated, keep_admitted
 from ps.messages import Apply, Contribution, Pull, PullReply, Record, Refusal, Reply, Request
 from ps.sockets import receive, send
 from ps.spec import StoreSpec
-from ps.wire import Header, array_sizes
+from ps.wire import Header, WireError, array_sizes
 
 Connect = Callable[[int], socket.socket]
 
@@ -290,6 +290,8 @@ class PsClient:
     def _take(self, sock: socket.socket, shard: int) -> None:
         """Receive one reply; a request that it completes is kept for `poll`."""
         reply, nbytes = receive(sock, lambda header: self._places(shard, header))
+        if not isinstance(reply, Reply):
+            raise WireError(f"a {type(reply).__name__} is no reply")
         self.bytes_received += nbytes
         self._connections[shard].answered = True
         request = self._open.get(reply.request_id)
@@ -327,12 +329,14 @@ class PsClient:
         """Connect again and send again what that shard has not answered."""
         lost_since = time.monotonic()
         old = self._connections.pop(shard, None)
+        new_outage = old is None or old.ended_outage
         if old is not None:
             self._drop(old)
-            if not old.ended_outage:
+            if not new_outage:
                 lost_since = old.lost_since
                 time.sleep(_RETRY_PAUSE_SECONDS)
-        while time.monotonic() - lost_since <= self._retry_seconds:
+        while new_outage or time.monotonic() - lost_since <= self._retry_seconds:
+            new_outage = False
             try:
                 self._connect_and_resend(shard, lost_since)
                 return

@@ -7,9 +7,10 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Hashable
 
-from ps.messages import Message, Request
+from ps.messages import Message, Reply, Request
 from ps.shard import Outgoing, Shard
 from ps.sockets import HANDSHAKE_TIMEOUT_SECONDS, prove_as_server, receive, send, tune
 from ps.wire import WireError
@@ -17,6 +18,7 @@ from ps.wire import WireError
 logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 8192
+ACCEPT_PAUSE_SECONDS = 0.2
 
 
 class _Connection:
@@ -30,6 +32,12 @@ class _Connection:
     def send(self, message: Message, *, compress: bool) -> int:
         with self._sending:
             return send(self.sock, message, compress=compress)
+
+    def close(self) -> None:
+        """Close the socket, waking whoever waits on it."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
 
 
 class DataPlane:
@@ -59,7 +67,9 @@ class DataPlane:
         self._secret = secret
         self._compress = compress
         self._on_error = on_error
+        # From the moment they are accepted, so that those in the handshake are counted too.
         self._connections: dict[Hashable, _Connection] = {}
+        self._connecting = threading.Lock()
         self._next_number = 0
         self._listeners: list[socket.socket] = []
         self._closing = False
@@ -80,12 +90,16 @@ class DataPlane:
         return self._network
 
     def close(self) -> None:
-        """Stop listening and drop all connections."""
-        self._closing = True
-        for sock in [*self._listeners, *(c.sock for c in list(self._connections.values()))]:
+        """Stop listening and drop all connections; their threads end by themselves."""
+        with self._connecting:
+            self._closing = True
+            connections = list(self._connections.values())
+        for listener in self._listeners:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+        for connection in connections:
+            connection.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _listen(self, listener: socket.socket) -> None:
@@ -97,65 +111,96 @@ class DataPlane:
         while not self._closing:
             try:
                 sock, _ = listener.accept()
-            except OSError:
-                return
-            if len(self._connections) >= MAX_CONNECTIONS:
-                sock.close()
+            except OSError as error:
+                if not self._closing:  # too many open files, or the peer is gone again
+                    logger.warning("shard %d can't accept: %s", self.shard.index, error)
+                    time.sleep(ACCEPT_PAUSE_SECONDS)
                 continue
-            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+            connection = self._admit(sock)
+            if connection is None:
+                sock.close()
+            else:
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
-    def _serve(self, sock: socket.socket) -> None:
-        try:
-            sock.settimeout(HANDSHAKE_TIMEOUT_SECONDS)
-            prove_as_server(sock, self._secret)
-            sock.settimeout(None)
-            tune(sock)
-        except OSError as error:
-            logger.warning("shard %d refused a connection: %s", self.shard.index, error)
-            sock.close()
-            return
-        with self.lock:
+    def _admit(self, sock: socket.socket) -> _Connection | None:
+        with self._connecting:
+            if self._closing or len(self._connections) >= MAX_CONNECTIONS:
+                return None
             connection = _Connection(self._next_number, sock)
             self._next_number += 1
             self._connections[connection.number] = connection
+            return connection
+
+    def _serve(self, connection: _Connection) -> None:
         try:
-            while True:
-                message, nbytes = receive(sock)
-                if not isinstance(message, Request):
-                    raise WireError(f"a {type(message).__name__} is no request")
-                with self.lock:
-                    self.bytes_received += nbytes
-                    outgoing = self.shard.handle(message, connection.number)
-                self._deliver(outgoing)
-        except OSError:
-            pass  # the peer is gone; it resends what it still wants on a new connection
+            if self._handshake(connection.sock):
+                while (received := self._receive(connection.sock)) is not None:
+                    message, nbytes = received
+                    with self.lock:
+                        self.bytes_received += nbytes
+                        outgoing = self.shard.handle(message, connection.number)
+                    self._deliver(outgoing, connection)
         except Exception as error:
-            logger.exception("shard %d failed at a message", self.shard.index)
-            if self._on_error is not None:
-                self._on_error(error)
+            self._fail(error)
         finally:
             self._drop(connection)
 
-    def _deliver(self, outgoing: list[Outgoing]) -> None:
+    def _handshake(self, sock: socket.socket) -> bool:
+        try:
+            sock.settimeout(HANDSHAKE_TIMEOUT_SECONDS)
+            prove_as_server(sock, self._secret)
+            tune(sock)
+        except OSError as error:
+            if not self._closing:
+                logger.warning("shard %d refused a connection: %s", self.shard.index, error)
+            return False
+        return True
+
+    def _receive(self, sock: socket.socket) -> tuple[Request, int] | None:
+        """Return the next request; None where the peer is gone or sends what is none."""
+        try:
+            message, nbytes = receive(sock)
+            if not isinstance(message, Request):
+                raise WireError(f"a {type(message).__name__} is no request")
+        except WireError as error:
+            logger.warning("shard %d drops a connection: %s", self.shard.index, error)
+            return None
+        except OSError:
+            return None  # the peer resends what it still wants on a new connection
+        return message, nbytes
+
+    def _deliver(self, outgoing: list[Outgoing], own: _Connection) -> None:
+        """Send replies; one for another peer gets a thread: that peer may not read for long."""
         for out in outgoing:
             connection = self._connections.get(out.to)
-            if connection is None:
-                continue
-            try:
-                sent = connection.send(out.reply, compress=self._compress)
-            except OSError:
-                self._drop(connection)
-            else:
-                with self.lock:
-                    self.bytes_sent += sent
+            if connection is own:
+                self._send(connection, out.reply)
+            elif connection is not None:
+                args = (connection, out.reply)
+                threading.Thread(target=self._send, args=args, daemon=True).start()
+
+    def _send(self, connection: _Connection, reply: Reply) -> None:
+        try:
+            sent = connection.send(reply, compress=self._compress)
+        except OSError:
+            self._drop(connection)
+        except Exception as error:
+            self._fail(error)
+        else:
+            with self.lock:
+                self.bytes_sent += sent
+
+    def _fail(self, error: Exception) -> None:
+        logger.error("shard %d failed at a message", self.shard.index, exc_info=error)
+        if self._on_error is not None:
+            self._on_error(error)
 
     def _drop(self, connection: _Connection) -> None:
-        with self.lock:
+        with self._connecting:
             self._connections.pop(connection.number, None)
+        with self.lock:
             self.shard.disconnect(connection.number)
-        with contextlib.suppress(OSError):
-            connection.sock.shutdown(socket.SHUT_RDWR)
-        connection.sock.close()
+        connection.close()
 
 
 def _short_directory() -> str | None:

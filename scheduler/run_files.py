@@ -1,6 +1,7 @@
 """The run directory: what a run leaves behind."""
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -58,12 +59,12 @@ class RunDirectory:
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Append one line, at once visible to who follows the file."""
         with open(self.path / METRICS_FILE, "a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(strict_json(line)) + "\n")
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write the result whole or not at all."""
         temporary = self.path / (RESULT_FILE + ".tmp")
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        temporary.write_text(json.dumps(strict_json(result), indent=1) + "\n")
         os.replace(temporary, self.path / RESULT_FILE)
 
     def _make_way(self, *, overwrite: bool) -> None:
@@ -86,6 +87,15 @@ class RunDirectory:
         for name in (JOB_FILE, PLAN_FILE, METRICS_FILE, RESULT_FILE, RESULT_FILE + ".tmp"):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+
+
+def strict_json(value: Any) -> Any:
+    """Return JSON-able values with null for NaN and the infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: strict_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def latest_checkpoint(path: str | Path) -> Path:

@@ -7,7 +7,6 @@ checkpoint or the samples can't be used, 1 where scoring failed.
 
 import argparse
 import json
-import math
 import os
 import signal
 import sys
@@ -21,7 +20,7 @@ from ps.storage import StorageError
 from scheduler import ConfigError, JobConfig, RunDirectoryError
 from scheduler.paths import with_absolute_paths
 from scheduler.resolve import evaluation_data
-from scheduler.run_files import JOB_FILE, latest_checkpoint
+from scheduler.run_files import JOB_FILE, latest_checkpoint, strict_json
 from worker.errors import DataError
 from worker.inference import ModelError, Predictor, saved_model
 from worker.plan import make_plan
@@ -116,11 +115,6 @@ def check_features(found: FeatureSpec, expected: FeatureSpec) -> None:
                 )
 
 
-def jsonable(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -135,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("evaluate: interrupted", file=sys.stderr)
         return 130
-    print(json.dumps({name: jsonable(value) for name, value in line.items()}))
+    print(json.dumps(strict_json(line)))
     return 0
 
 

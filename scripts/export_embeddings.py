@@ -43,7 +43,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description="Write the embedding tables of a checkpoint as Parquet, one folder a table."
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT_OR_RUN", help="a run: its newest one")
-    parser.add_argument("out", metavar="OUT_DIR", type=Path, help="folder, made where missing")
+    parser.add_argument("out", metavar="OUT_DIR", help="folder, made where missing")
     parser.add_argument(
         "--tables",
         type=lambda text: list(dict.fromkeys(name for name in text.split(",") if name)),
@@ -58,8 +58,11 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     checkpoint = latest_checkpoint(args.checkpoint)
     reader = CheckpointReader(checkpoint)
     tables = wanted_tables(reader, args.tables)
-    line = {"out": str(args.out), "checkpoint": str(checkpoint), "step": reader.manifest.step}
-    with staged(args.out, overwrite=args.overwrite) as staging:
+    if "://" in args.out:
+        raise ExportError(f"OUT_DIR must be a local folder, got {args.out}")
+    out = Path(args.out)
+    line = {"out": str(out), "checkpoint": str(checkpoint), "step": reader.manifest.step}
+    with staged(out, overwrite=args.overwrite) as staging:
         rows = {table.name: write_table(staging / table.name, table, reader) for table in tables}
         about = {"format": FORMAT, **line, "tables": rows}
         (staging / ABOUT_FILE).write_text(json.dumps(about, indent=1) + "\n")

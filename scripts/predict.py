@@ -52,7 +52,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT_OR_RUN", help="a run: its newest one")
     parser.add_argument("input", metavar="INPUT", help="file, folder, glob or URL, as data.train")
-    parser.add_argument("output", metavar="OUTPUT", type=Path, help="local file")
+    parser.add_argument("output", metavar="OUTPUT", help="local file")
     parser.add_argument(
         "--columns",
         type=lambda text: list(dict.fromkeys(name for name in text.split(",") if name)),
@@ -68,24 +68,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def predict(args: argparse.Namespace) -> dict[str, Any]:
-    check_output(args.output, overwrite=args.overwrite)
+    output = checked_output(args.output, overwrite=args.overwrite)
     checkpoint = latest_checkpoint(args.checkpoint)
     features = replace(saved_model(CheckpointReader(checkpoint)).features, label=None)
     plan = make_plan([args.input], DataSpec(features=features, batch_size=BATCH_SIZE))
     schema = output_schema(plan, args.columns)
-    if args.output.resolve() in {Path(file.path).resolve() for file in plan.files}:
-        raise OutputError(f"{args.output} is a file of INPUT; name another OUTPUT")
+    if output.resolve() in {Path(file.path).resolve() for file in plan.files}:
+        raise OutputError(f"{output} is a file of INPUT; name another OUTPUT")
     predictor = Predictor.from_checkpoint(checkpoint)
     rows = 0
     with (
-        appearing_whole(args.output) as temporary,
+        appearing_whole(output) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
     ):
         for table in row_groups(predicted(predictor, plan, schema)):
             writer.write_table(table, row_group_size=table.num_rows)
             rows += table.num_rows
     return {
-        "out": str(args.output),
+        "out": str(output),
         "rows": rows,
         "checkpoint": str(checkpoint),
         "step": predictor.step,
@@ -158,16 +158,18 @@ def output_schema(plan: Plan, columns: list[str]) -> pa.Schema:
     return pa.schema([*fields.values(), pa.field(PREDICTION, pa.float32())])
 
 
-def check_output(path: Path, *, overwrite: bool) -> None:
+def checked_output(name: str, *, overwrite: bool) -> Path:
     """Refuse a place where the output can't appear, before any work is done."""
-    if "://" in str(path):
-        raise OutputError(f"OUTPUT must be a local file, got {path}")
+    path = Path(name)
+    if "://" in name:
+        raise OutputError(f"OUTPUT must be a local file, got {name}")
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist; make it first")
     if path.is_dir():
         raise OutputError(f"{path} is a folder; OUTPUT must be a file")
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists; use --overwrite, or name another OUTPUT")
+    return path
 
 
 @contextmanager
