@@ -27,6 +27,7 @@ from embedding.mixing import NUM_BUCKETS, buckets_of
 from ps.dense import DenseBlocks
 from ps.digest import bucket_slices
 from ps.spec import BLOCK_SIZE, StoreSpec
+from ps.typed import decoder_of, field_values
 
 FORMAT = "synchromesh-checkpoint"
 FORMAT_VERSION = 1
@@ -245,7 +246,8 @@ class CheckpointReader:
         self, table: TableSpec, buckets: tuple[int, int] = (0, NUM_BUCKETS)
     ) -> Iterator[TableEntries]:
         """Read the rows of a table whose keys are in some buckets, part by part."""
-        for batch in self._batches(f"tables/{table.name}/rows-", buckets):
+        prefix = f"tables/{table.name}/rows-"
+        for batch in self._batches(prefix, _row_schema(table), buckets):
             parts = [_matrix(batch.column(i)) for i in range(3, batch.num_columns)]
             n = batch.num_rows
             empty = np.empty((n, 0), np.float32)
@@ -257,16 +259,17 @@ class CheckpointReader:
         self, table: TableSpec, buckets: tuple[int, int] = (0, NUM_BUCKETS)
     ) -> Iterator[CounterEntries]:
         """Read the counters of a table's unadmitted keys in some buckets, part by part."""
-        for batch in self._batches(f"tables/{table.name}/counters-", buckets):
+        prefix = f"tables/{table.name}/counters-"
+        for batch in self._batches(prefix, _COUNTER_SCHEMA, buckets):
             yield CounterEntries(*(batch.column(i).to_numpy() for i in range(3)))
 
     def dense_rows(self, blocks: tuple[int, int] | None = None) -> np.ndarray:
         """Read dense blocks [first, end) with their slots, float32[blocks, width]."""
         first, end = blocks or (0, self.store.num_blocks)
-        width = BLOCK_SIZE * (1 + len(rule_for(self.store.dense_optimizer, sparse=False).slots))
-        found = np.zeros((end - first, width), np.float32)
+        slots = rule_for(self.store.dense_optimizer, sparse=False).slots
+        found = np.zeros((end - first, BLOCK_SIZE * (1 + len(slots))), np.float32)
         seen = np.zeros(end - first, np.bool_)
-        for batch in self._batches("dense/blocks-", None):
+        for batch in self._batches("dense/blocks-", _block_schema(slots), None):
             numbers = batch.column(0).to_numpy()
             wanted = (numbers >= first) & (numbers < end)
             columns = [_matrix(batch.column(i)) for i in range(1, batch.num_columns)]
@@ -281,23 +284,24 @@ class CheckpointReader:
         values = self.dense_rows()[:, :BLOCK_SIZE]
         return np.ascontiguousarray(values).reshape(-1)[: self.store.dense_size]
 
-    def _batches(self, prefix: str, buckets: tuple[int, int] | None) -> Iterator[pa.RecordBatch]:
+    def _batches(
+        self, prefix: str, schema: pa.Schema, buckets: tuple[int, int] | None
+    ) -> Iterator[pa.RecordBatch]:
         for entry in self.manifest.files:
             if not entry.path.startswith(prefix):
                 continue
             self._verify(entry)
-            with (
-                pa.memory_map(str(self.directory / entry.path)) as source,
-                pa.ipc.open_file(source) as reader,
-            ):
-                for number in range(reader.num_record_batches):
-                    batch = reader.get_batch(number)
+            path = self.directory / entry.path
+            try:
+                for batch in _read_batches(path, schema):
                     if buckets is not None:
                         of_keys = buckets_of(batch.column(0).to_numpy())
                         start, stop = np.searchsorted(of_keys, buckets)
                         batch = batch.slice(start, stop - start)
                     if batch.num_rows:
                         yield batch
+            except pa.ArrowException as error:
+                raise CheckpointError(f"{path} can't be read: {error}") from error
 
     def _verify(self, entry: FileEntry) -> None:
         """Check size and digest once, before a file's first use."""
@@ -315,6 +319,16 @@ class CheckpointReader:
         self._verified.add(entry.path)
 
 
+def _read_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
+        if not reader.schema.equals(schema):
+            found = ", ".join(f"{field.name} {field.type}" for field in reader.schema)
+            wanted = ", ".join(f"{field.name} {field.type}" for field in schema)
+            raise CheckpointError(f"{path} has columns {found}; its table needs {wanted}")
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number)
+
+
 def _matrix(column: pa.FixedSizeListArray) -> np.ndarray:
     width = column.type.list_size
     return column.flatten().to_numpy().reshape(len(column), width)
@@ -322,12 +336,15 @@ def _matrix(column: pa.FixedSizeListArray) -> np.ndarray:
 
 def _read_manifest(path: Path) -> Manifest:
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise CheckpointError(f"{path} is over {MAX_MANIFEST_BYTES} bytes")
-        data = json.loads(path.read_bytes())
+        size = path.stat().st_size
+        text = path.read_bytes() if size <= MAX_MANIFEST_BYTES else b""
     except OSError as error:
         raise CheckpointError(f"no checkpoint: {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    if size > MAX_MANIFEST_BYTES:
+        raise CheckpointError(f"{path} has {size} bytes, a manifest {MAX_MANIFEST_BYTES} at most")
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} is not the manifest of a checkpoint")
@@ -337,14 +354,20 @@ def _read_manifest(path: Path) -> Manifest:
             f"{path} has format version {version}, this software reads {FORMAT_VERSION}"
         )
     try:
-        files = tuple(FileEntry(**entry) for entry in data.pop("files"))
-        manifest = Manifest(files=files, **data)
-    except (TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} lacks or has unknown entries: {error}") from error
+        data["files"] = [_in_order(FileEntry, entry) for entry in data["files"]]
+        manifest: Manifest = _manifest_from(_in_order(Manifest, data))
+    except (TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} lacks, or has wrong or unknown entries: {error}") from error
     for entry in manifest.files:
-        if not isinstance(entry.path, str):
-            raise CheckpointError(f"{path} names a file {entry.path!r}, which is not a path")
         parts = Path(entry.path).parts
-        if Path(entry.path).is_absolute() or ".." in parts:
-            raise CheckpointError(f"{path} names a file outside of its folder: {entry.path}")
+        if Path(entry.path).is_absolute() or ".." in parts or "\0" in entry.path:
+            raise CheckpointError(f"{path} names a file outside of its folder: {entry.path!r}")
     return manifest
+
+
+_manifest_from = decoder_of(Manifest)
+
+
+def _in_order(kind: type, data: dict[str, Any]) -> list[Any]:
+    """Return the fields of a dataclass in order, of which JSON has the names."""
+    return field_values(kind(**data))

@@ -35,6 +35,8 @@ class StoreSpec:
         names = [table.name for table in self.tables]
         if len(set(names)) != len(names):
             raise ValueError(f"table names must be unique, got {names}")
+        if self.dense_size < 0:
+            raise ValueError(f"dense_size must be >= 0, got {self.dense_size}")
         if not 1 <= self.num_shards <= NUM_BUCKETS:
             raise ValueError(f"num_shards must be in [1, {NUM_BUCKETS}], got {self.num_shards}")
 

@@ -1,6 +1,6 @@
-"""Values that msgpack unpacked, checked against the annotations of the dataclasses they belong to.
+"""Values that msgpack or JSON gave, checked against the annotations of the dataclasses they fill.
 
-A dataclass travels as the list of its fields in order, a tuple as a list.
+A dataclass is the list of its fields in order, a tuple is a list.
 """
 
 import dataclasses
@@ -33,6 +33,8 @@ def decoder_of(hint: Any) -> Decoder:
         if last is Ellipsis:
             return _tuple_of(decoder_of(items[0]))
         return _fixed_tuple([decoder_of(item) for item in (*items, last)])
+    if get_origin(hint) is dict:
+        return _dict
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         hints = get_type_hints(hint)
         fields = [decoder_of(hints[field.name]) for field in dataclasses.fields(hint)]
@@ -67,6 +69,12 @@ def _bool(value: Any) -> bool:
 def _str(value: Any) -> str:
     if type(value) is not str:
         raise _wrong("a string", value)
+    return value
+
+
+def _dict(value: Any) -> dict[Any, Any]:
+    if type(value) is not dict:
+        raise _wrong("a mapping", value)
     return value
 
 

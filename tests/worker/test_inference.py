@@ -332,7 +332,7 @@ def test_class_that_has_changed_is_refused(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.syspath_prepend(tmp_path)
     checkpoint = write_checkpoint(tmp_path / "c", model_spec("grown_model:Sum"))
 
-    with pytest.raises(CheckpointError, match="3 dense parameters.* has 4; its class has changed"):
+    with pytest.raises(CheckpointError, match=r"3 dense parameters.* has 4; its class has changed"):
         Predictor.from_checkpoint(checkpoint)
 
 

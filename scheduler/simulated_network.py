@@ -1,0 +1,237 @@
+"""Connections to shards as TCP makes them: ordered each way, until they break and lose what flies.
+
+A client sends what was not answered again on a new connection, as `ps.client` does.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from ps.client import Open
+from ps.messages import Apply, Contribution, Record, Refusal, Reply, Request
+from ps.shard import Outgoing, Shard
+from scheduler.simulated_world import World
+
+RECONNECT_SECONDS = 0.02
+
+
+class ShardObserver(Protocol):
+    """Sees everything that a shard takes and answers."""
+
+    def shard_took(
+        self, shard: int, sender: int, message: Request, outgoing: list[Outgoing]
+    ) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """One connection; `up` leads to the shard.
+
+    Args:
+        number: the shard's name for it.
+        broken: the client has given it up; nothing arrives there any more.
+        lost: nothing that is still under way arrives at the shard either.
+        last_up, last_down: when the latest message of each direction arrives.
+    """
+
+    number: int
+    shard: int
+    client: "Client"
+    broken: bool = False
+    lost: bool = False
+    last_up: float = 0.0
+    last_down: float = 0.0
+
+
+class Network:
+    """Carries requests to the shards and replies back."""
+
+    def __init__(self, world: World, shards: list[Shard], observer: ShardObserver) -> None:
+        self.world = world
+        self.shards = shards
+        self.dead: set[int] = set()
+        self._observer = observer
+        self._connections: dict[int, Connection] = {}
+        self._next_number = 0
+
+    def connect(self, client: "Client", shard: int) -> Connection | None:
+        """Open a connection; None where the shard is dead."""
+        if shard in self.dead:
+            return None
+        connection = Connection(self._next_number, shard, client)
+        self._next_number += 1
+        self._connections[connection.number] = connection
+        return connection
+
+    def send(self, connection: Connection, message: Request) -> None:
+        """Send a request; it may break the connection, or arrive once more some time later."""
+        world = self.world
+        if world.strikes("old_epoch"):
+            self._deliver_up(connection, _of_older_epoch(message, self.shards[connection.shard]))
+        self._deliver_up(connection, message)
+        if world.strikes("duplicate"):
+            world.queue.later(20 * world.delay(), lambda: self._arrive(connection, message))
+        if world.strikes("cut"):
+            world.queue.later(2 * world.delay(), lambda: self.cut(connection))
+
+    def cut(self, connection: Connection) -> None:
+        """Break a connection; the shard notices after what still arrives there."""
+        if connection.broken:
+            return
+        connection.broken = True
+        connection.lost = self.world.random.random() < 0.5
+        noticed = max(connection.last_up, self.world.queue.now) + self.world.delay()
+        self.world.queue.at(noticed, lambda: self._forget(connection))
+        connection.client.connection_lost(connection)
+
+    def kill_shard(self, shard: int) -> None:
+        self.dead.add(shard)
+        self.world.story.tell("shard %s dies", shard)
+        for connection in [c for c in self._connections.values() if c.shard == shard]:
+            connection.lost = True
+            self.cut(connection)
+
+    def _deliver_up(self, connection: Connection, message: Request) -> None:
+        connection.last_up = max(
+            connection.last_up, self.world.queue.now + self.world.delay()
+        )
+        self.world.queue.at(connection.last_up, lambda: self._arrive(connection, message))
+
+    def _arrive(self, connection: Connection, message: Request) -> None:
+        known = connection.number in self._connections
+        if connection.lost or not known or connection.shard in self.dead:
+            return
+        outgoing = self.shards[connection.shard].handle(message, connection.number)
+        self._observer.shard_took(connection.shard, connection.number, message, outgoing)
+        for out in outgoing:
+            assert isinstance(out.to, int)
+            self._answer(self._connections.get(out.to), out.reply)
+
+    def _answer(self, connection: Connection | None, reply: Reply) -> None:
+        if connection is None:
+            return
+        connection.last_down = max(
+            connection.last_down, self.world.queue.now + self.world.delay()
+        )
+        client = connection.client
+        self.world.queue.at(connection.last_down, lambda: client.arrived(connection, reply))
+
+    def _forget(self, connection: Connection) -> None:
+        self._connections.pop(connection.number, None)
+        if connection.shard not in self.dead:
+            self.shards[connection.shard].disconnect(connection.number)
+
+
+class Client:
+    """Requests to all shards, gathered until each has answered.
+
+    Args:
+        network: carries them.
+        answered: called with a request that every shard has answered.
+        run: called with what has to happen in the client's process, which may be frozen or dead.
+        done: whether a request is answered; all of its shards have to be.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        answered: Callable[[Open], None],
+        run: Callable[[Callable[[], None]], None],
+        done: Callable[[Open], bool] = lambda request: request.done,
+    ) -> None:
+        self._network = network
+        self._answered = answered
+        self._run = run
+        self._done = done
+        self._open: dict[int, Open] = {}
+        self._next_request = 0
+        self._closed = False
+        self._connections: dict[int, Connection | None] = {}
+        for shard in range(len(network.shards)):
+            self._connections[shard] = network.connect(self, shard)
+
+    def new_id(self) -> int:
+        self._next_request += 1
+        return self._next_request
+
+    def start(self, messages: dict[int, Request], *, survives: Callable[[], bool]) -> Open | None:
+        """Send one message to each shard; None where the client dies before one of them."""
+        request_id = next(iter(messages.values())).request_id
+        request = Open(request_id, messages, set(messages))
+        self._open[request_id] = request
+        for shard, message in messages.items():
+            if not survives():
+                return None
+            connection = self._connections[shard]
+            if connection is not None:
+                self._network.send(connection, message)
+        return request if survives() else None
+
+    def close(self) -> None:
+        """Break all connections for good."""
+        self._closed = True
+        for connection in self._connections.values():
+            if connection is not None:
+                self._network.cut(connection)
+
+    def connection_lost(self, connection: Connection) -> None:
+        """Connect again after a while."""
+        if self._closed:
+            return
+        self._connections[connection.shard] = None
+        self._later(lambda: self._reconnect(connection.shard))
+
+    def _later(self, action: Callable[[], None]) -> None:
+        world = self._network.world
+        seconds = RECONNECT_SECONDS * world.random.random()
+        world.queue.later(seconds, lambda: self._run(action))
+
+    def _reconnect(self, shard: int) -> None:
+        if self._closed:
+            return
+        connection = self._network.connect(self, shard)
+        if connection is None:
+            self._network.world.queue.later(1.0, lambda: self._reconnect(shard))
+            return
+        self._connections[shard] = connection
+        for request in self._open.values():
+            if shard in request.waiting:
+                self._network.send(connection, request.messages[shard])
+
+    def arrived(self, connection: Connection, reply: Reply) -> None:
+        """A reply has come to the client's machine."""
+        self._run(lambda: self._receive(connection, reply))
+
+    def _receive(self, connection: Connection, reply: Reply) -> None:
+        request = self._open.get(reply.request_id)
+        shard = connection.shard
+        if connection.broken or request is None or shard not in request.waiting:
+            return
+        request.replies[shard] = reply
+        request.waiting.discard(shard)
+        if self._done(request):
+            del self._open[request.request_id]
+            self._answered(request)
+
+
+def _of_older_epoch(message: Request, shard: Shard) -> Request:
+    """Return what somebody who missed the last recovery could send just before a message."""
+    epoch = message.recovery_epoch - 1
+    if isinstance(message, Contribution):
+        wrong = np.float32(2) * message.gradients + np.float32(1)
+        return replace(message, recovery_epoch=epoch, gradients=wrong, request_id=0)
+    if isinstance(message, Apply):
+        last = message.records[0]
+        record = Record(
+            step=shard.step, recovery_epoch=epoch, mode_epoch=0, entries=(), divisor=0,
+            scalars=last.scalars,
+        )  # fmt: skip
+        return Apply(0, epoch, (record,))
+    return replace(message, recovery_epoch=epoch, request_id=0)
+
+
+def is_refused(reply: Reply, reason: str) -> bool:
+    return isinstance(reply, Refusal) and reply.reason == reason

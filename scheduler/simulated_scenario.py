@@ -1,0 +1,202 @@
+"""What one seed of the simulation stands for: a small job, its data, and the faults it meets."""
+
+import random
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from scheduler.ledger import LedgerPlan
+from scheduler.modes import Mode
+
+Arrow = Literal[
+    "started",
+    "report sent",
+    "grant received",
+    "batch read",
+    "pull sent",
+    "pull answered",
+    "computed",
+    "push sent",
+    "push acknowledged",
+]
+"""Where a worker can be killed: the arrows of the step protocol, and the work between them. What
+is sent to several shards can be cut short before each of them."""
+ARROWS: tuple[Arrow, ...] = get_args(Arrow)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faults:
+    """How likely each fault is at each occasion.
+
+    Args:
+        kill: a worker dies as it crosses an arrow.
+        kill_at: the only arrow where that happens; None: at all of them.
+        max_kills: workers that die at most.
+        forever: a dead worker is not replaced, as long as another one lives.
+        pause: a worker freezes, perhaps for longer than the heartbeat timeout.
+        slow: a worker works ten times slower for a while.
+        cut: a connection to a shard breaks.
+        lose: a report or its answer is lost.
+        duplicate: a message arrives twice.
+        delay: a message takes far longer than usual.
+        old_epoch: a shard gets a message of an older recovery epoch.
+        until: no fault happens from this virtual second on.
+        shard_dies, coordinator_dies: the virtual second at which one of them dies, or None.
+    """
+
+    kill: float = 0.0
+    kill_at: Arrow | None = None
+    max_kills: int = 0
+    forever: float = 0.0
+    pause: float = 0.0
+    slow: float = 0.0
+    cut: float = 0.0
+    lose: float = 0.0
+    duplicate: float = 0.0
+    delay: float = 0.0
+    old_epoch: float = 0.0
+    until: float = 0.0
+    shard_dies: float | None = None
+    coordinator_dies: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """A small job and its faults.
+
+    Args:
+        seed: of data, faults and times.
+        mode, workers, shards, depth: as in a job.
+        group_size: M, local batches of a step.
+        batch_size: B, samples of a local batch.
+        batches_per_epoch, epochs: the plan.
+        last_rows: samples of the last batch of an epoch.
+        limit: batches given out at most, or None.
+        max_seconds: virtual seconds after which no more are given out, or None.
+        eval_batches: batches of the evaluation files; 0: there are none.
+        eval_every_steps: as in a job.
+        min_count: admission of the first table.
+        steps_to_live, evict_every_steps: eviction of the second table.
+        evicted_min_count: admission of the second table; 0: every key.
+        bad_batches: part of the batches that can't be read, or only in part.
+        non_finite: part of the batches whose gradient is not finite.
+        flaky: whether a batch may read otherwise at another attempt; never in sync mode, where the
+            model would then depend on which attempt came first.
+    """
+
+    seed: int
+    mode: Mode = "sync"
+    workers: int = 1
+    shards: int = 1
+    depth: int = 1
+    group_size: int = 1
+    batch_size: int = 2
+    batches_per_epoch: int = 1
+    epochs: int = 1
+    last_rows: int = 1
+    limit: int | None = None
+    max_seconds: float | None = None
+    eval_batches: int = 0
+    eval_every_steps: int = 0
+    min_count: int = 2
+    steps_to_live: int = 2
+    evict_every_steps: int = 1
+    evicted_min_count: int = 0
+    bad_batches: float = 0.0
+    non_finite: float = 0.0
+    flaky: bool = False
+    faults: Faults = field(default_factory=Faults)
+
+    @property
+    def global_batch(self) -> int:
+        return self.group_size * self.batch_size
+
+    def rows_of(self, batch_id: int) -> int:
+        """Planned samples of a batch."""
+        last = batch_id % self.batches_per_epoch == self.batches_per_epoch - 1
+        return self.last_rows if last else self.batch_size
+
+    @property
+    def plan(self) -> LedgerPlan:
+        return LedgerPlan(
+            batches_per_epoch=self.batches_per_epoch,
+            epochs=self.epochs,
+            rows_of=self.rows_of,
+            lanes=self.group_size,
+            limit=self.limit,
+        )
+
+    @property
+    def evaluation_plan(self) -> LedgerPlan | None:
+        if self.eval_batches == 0:
+            return None
+        return LedgerPlan(
+            batches_per_epoch=self.eval_batches, epochs=1, rows_of=lambda _: self.batch_size
+        )
+
+    def undisturbed(self, limit: int | None) -> "Scenario":
+        """The same job on one worker and one shard, without any fault."""
+        return replace(
+            self, workers=1, shards=1, depth=1, limit=limit, max_seconds=None, faults=Faults()
+        )
+
+
+def draw(seed: int, **options: Any) -> Scenario:
+    """Return the scenario of a seed; options are fields of `Scenario` that it must have."""
+    rng = random.Random(f"scenario {seed}")
+    batch_size = rng.randint(2, 5)
+    batches_per_epoch = rng.randint(1, 10)
+    epochs = rng.randint(1, 3)
+    total = batches_per_epoch * epochs
+    drawn: dict[str, Any] = {
+        "mode": rng.choice(get_args(Mode)),
+        "workers": rng.randint(1, 5),
+        "shards": rng.randint(1, 4),
+        "depth": rng.randint(1, 3),
+        "group_size": rng.randint(1, 4),
+        "batch_size": batch_size,
+        "batches_per_epoch": batches_per_epoch,
+        "epochs": epochs,
+        "last_rows": rng.randint(1, batch_size),
+        "limit": rng.randint(1, total) if rng.random() < 0.15 else None,
+        "max_seconds": rng.uniform(0.02, 0.6) if rng.random() < 0.12 else None,
+        "eval_batches": rng.choice([0, 1, 2, 6]),
+        "eval_every_steps": rng.choice([0, 0, 1, 2, 4]),
+        "min_count": rng.choice([2, 3]),
+        "steps_to_live": rng.randint(1, 4),
+        "evict_every_steps": rng.randint(1, 2),
+        "evicted_min_count": rng.choice([0, 0, 2]),
+        "bad_batches": rng.choice([0.0, 0.0, 0.2]),
+        "non_finite": rng.choice([0.0, 0.0, 0.1]),
+        "flaky": rng.random() < 0.5,
+        "faults": _draw_faults(rng),
+    }
+    scenario = Scenario(seed=seed, **(drawn | options))
+    return replace(scenario, flaky=scenario.flaky and scenario.mode != "sync")
+
+
+def _draw_faults(rng: random.Random) -> Faults:
+    if rng.random() < 0.1:
+        return Faults()
+
+    def rate(high: float) -> float:
+        return high * 10 ** rng.uniform(-1.5, 0) if rng.random() < 0.5 else 0.0
+
+    def moment() -> float | None:
+        return rng.uniform(0.02, 0.5) if rng.random() < 0.02 else None
+
+    return Faults(
+        kill=rate(0.06),
+        kill_at=rng.choice(ARROWS) if rng.random() < 0.3 else None,
+        max_kills=rng.randint(1, 6),
+        forever=rng.choice([0.0, 0.5, 1.0]),
+        pause=rate(0.04),
+        slow=rate(0.04),
+        cut=rate(0.05),
+        lose=rate(0.1),
+        duplicate=rate(0.2),
+        delay=rate(0.2),
+        old_epoch=rate(0.05),
+        until=rng.uniform(0.5, 4.0),
+        shard_dies=moment(),
+        coordinator_dies=moment(),
+    )

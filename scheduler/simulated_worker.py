@@ -1,0 +1,366 @@
+"""A worker of the simulation: the real session, and what its three threads do, as events."""
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ps.client import Open
+from ps.deduplicate import keep_admitted
+from ps.messages import Contribution, Pull, PullReply, Request
+from scheduler.simulated_data import DIM, Samples, Workload
+from scheduler.simulated_network import Client, Network
+from scheduler.simulated_scenario import Arrow
+from scheduler.simulated_world import Action, World
+from worker.protocol import Finished, Grant, Report, Token
+from worker.session import Session
+
+READ_SECONDS = 0.004
+COMPUTE_SECONDS = 0.012
+POLL_SECONDS = 0.03
+HEARTBEAT_SECONDS = 0.2
+ANSWER_SECONDS = 0.3
+LONGEST_PAUSE_SECONDS = 3.0
+
+
+class Employer(Protocol):
+    """What a worker needs of the job around it."""
+
+    def exchange(self, worker: "SimulatedWorker", report: Report) -> None:
+        """Carry a report to the coordinator; `worker.answered` may follow."""
+
+    def worker_ended(self, worker: "SimulatedWorker") -> None:
+        """The process is gone, dead or told to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """A pull that every shard has answered; see `ps.client.PulledBatch`."""
+
+    values: npt.NDArray[np.float32]
+    admitted: npt.NDArray[np.uint8]
+    dense: npt.NDArray[np.float32]
+    steps: tuple[int, ...]
+
+
+class SimulatedWorker:
+    """One process: it reads ahead, pulls, computes and pushes one batch at a time, and reports.
+
+    Args:
+        slowness: what its working times are multiplied by.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        network: Network,
+        workload: Workload,
+        employer: Employer,
+        session: Session,
+        *,
+        recovery_epoch: int,
+        slowness: float,
+    ) -> None:
+        self.session = session
+        self.index, self.incarnation = session.worker, session.incarnation
+        self.dead = False
+        self._world = world
+        self._workload = workload
+        self._employer = employer
+        self._epoch = recovery_epoch
+        self._slowness = slowness
+        self._frozen_until = self._slow_until = 0.0
+        self._client = Client(
+            network, answered=self._request_answered, run=self._now, done=self.is_done
+        )
+        self._inbox: deque[Open] = deque()
+        self._computing = self._preparing = False
+        self._to_prepare: list[Token] = []
+        self._prepared: dict[Token, tuple[Samples, int]] = {}
+        self._pulls: dict[int, Token] = {}
+        self._pulled: dict[Token, Pulled] = {}
+        self._pushes: dict[int, Finished] = {}
+        self._asked: Report | None = None
+        self._talks = 0
+
+    def start(self) -> None:
+        """Begin to report."""
+        if not self._dies("started"):
+            self._talk()
+
+    def is_done(self, request: Open) -> bool:
+        """Whether a pull or push is over."""
+        return request.done
+
+    # Life and time ----------------------------------------------------------------------------
+
+    def die(self) -> None:
+        """End at once; what was sent may still arrive."""
+        if not self.dead:
+            self.dead = True
+            self._client.close()
+            self._employer.worker_ended(self)
+
+    def _dies(self, arrow: Arrow, batch: int | None = None) -> bool:
+        """Cross an arrow; return whether the worker is dead after that."""
+        world = self._world
+        if not self.dead and world.kills_at(arrow):
+            world.story.tell("%s dies at %r", self, arrow, batch=batch)
+            self.die()
+        if world.strikes("pause"):
+            seconds = LONGEST_PAUSE_SECONDS * world.random.random() ** 2
+            world.story.tell("%s freezes for %.2f s at %r", self, seconds, arrow, batch=batch)
+            self._frozen_until = world.queue.now + seconds
+        if world.strikes("slow"):
+            self._slow_until = world.queue.now + 0.5
+        return self.dead
+
+    def _later(self, seconds: float, action: Action) -> None:
+        """Work for so long, then act, if still alive and not frozen."""
+        factor = 10 if self._world.queue.now < self._slow_until else 1
+        factor *= self._slowness * self._world.random.uniform(0.7, 1.3)
+        self._world.queue.later(seconds * factor, lambda: self._now(action))
+
+    def _now(self, action: Action) -> None:
+        if self.dead:
+            return
+        if self._world.queue.now < self._frozen_until:
+            self._world.queue.at(self._frozen_until, lambda: self._now(action))
+            return
+        action()
+
+    def __repr__(self) -> str:
+        return f"worker {self.index}.{self.incarnation}"
+
+    # The main thread --------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        while not (self.dead or self._computing):
+            compute = self.session.next_compute()
+            if compute is not None:
+                samples, skipped = self._prepared[compute]
+                pulled = self._pulled.pop(compute)
+                self._computing = True
+                work = self._bind(self._computed, compute, samples, skipped, pulled)
+                self._later(COMPUTE_SECONDS, work)
+                return
+            pull = self.session.next_pull()
+            if pull is not None:
+                self._start_pull(pull)
+            elif self._inbox:
+                self._take(self._inbox.popleft())
+            else:
+                return
+
+    @staticmethod
+    def _bind(act: Callable[..., None], *values: object) -> Action:
+        return lambda: act(*values)
+
+    def _start_pull(self, token: Token) -> None:
+        unique = self._prepared[token][0].unique
+        request_id = self._client.new_id()
+        messages: dict[int, Request] = {}
+        for shard in range(len(unique.sizes)):
+            part = slice(unique.key_starts[shard], unique.key_starts[shard + 1])
+            messages[shard] = Pull(
+                request_id=request_id,
+                recovery_epoch=self._epoch,
+                routing_version=0,
+                at_step=token.at_step,
+                table_sizes=tuple(unique.sizes[shard].tolist()),
+                keys=unique.keys[part],
+                counts=unique.counts[part] if token.kind == "train" else np.empty(0, np.uint32),
+                dense=True,
+            )
+        self._pulls[request_id] = token
+        self._world.story.tell("%s pulls %s", self, token, batch=token.batch_id)
+        self._client.start(messages, survives=lambda: not self._dies("pull sent", token.batch_id))
+
+    def _request_answered(self, request: Open) -> None:
+        self._inbox.append(request)
+        self._advance()
+
+    def _take(self, request: Open) -> None:
+        if request.request_id in self._pulls:
+            token = self._pulls.pop(request.request_id)
+            if self._dies("pull answered", token.batch_id):
+                return
+            if self._is_superseded(request, token) or not self.session.holds(token):
+                return
+            self._pulled[token] = self._gather(request, token)
+            self.session.pulled(token)
+            return
+        finished = self._pushes.pop(request.request_id)
+        if self._dies("push acknowledged", finished.token.batch_id):
+            return
+        if not self._is_superseded(request, finished.token):
+            self._finish(finished)
+
+    def _is_superseded(self, request: Open, token: Token) -> bool:
+        for refusal in request.refusals.values():
+            assert refusal.reason == "superseded", refusal.text
+            self._finish(Finished(token, "superseded"))
+            return True
+        return False
+
+    def _gather(self, request: Open, token: Token) -> Pulled:
+        replies = [request.replies[shard] for shard in sorted(request.replies)]
+        parts = [reply for reply in replies if isinstance(reply, PullReply)]
+        return Pulled(
+            values=np.concatenate([part.values for part in parts]),
+            admitted=np.concatenate([part.admitted for part in parts]),
+            dense=np.concatenate([part.dense for part in parts]),
+            steps=tuple(part.step for part in parts),
+        )
+
+    def _computed(self, token: Token, samples: Samples, skipped: int, pulled: Pulled) -> None:
+        self._computing = False
+        if self._dies("computed", token.batch_id):
+            return
+        n = samples.num_samples
+        if token.kind == "eval":
+            scores = self._workload.evaluate(samples, pulled.values, pulled.dense)
+            self._finish(Finished(token, "done", n, skipped, evaluation=scores))
+        elif not self._workload.is_finite(token):
+            self._finish(Finished(token, "skipped", 0, n + skipped, "non_finite"))
+        else:
+            loss, gradients, dense = self._workload.train(samples, pulled.values, pulled.dense)
+            finished = Finished(
+                token,
+                "done",
+                samples=n,
+                skipped=skipped,
+                reason="bad_file" if skipped else None,
+                loss_sum=loss,
+                pull_step=min(pulled.steps),
+                seconds=COMPUTE_SECONDS,
+            )
+            self._start_push(finished, samples, pulled, gradients, dense)
+        self._advance()
+
+    def _start_push(
+        self,
+        finished: Finished,
+        samples: Samples,
+        pulled: Pulled,
+        gradients: npt.NDArray[np.float32],
+        dense: npt.NDArray[np.float32],
+    ) -> None:
+        token, unique = finished.token, samples.unique
+        request_id = self._client.new_id()
+        messages: dict[int, Request] = {}
+        for shard in range(len(unique.sizes)):
+            part = slice(unique.key_starts[shard], unique.key_starts[shard + 1])
+            values = slice(unique.value_starts[shard], unique.value_starts[shard + 1])
+            sizes, admitted = unique.sizes[shard], pulled.admitted[part]
+            dims = np.full(sizes.size, DIM)
+            messages[shard] = Contribution(
+                request_id=request_id,
+                recovery_epoch=self._epoch,
+                mode_epoch=token.mode_epoch,
+                routing_version=0,
+                batch_id=token.batch_id,
+                attempt=token.attempt,
+                samples=finished.samples,
+                pull_step=pulled.steps[shard],
+                table_sizes=tuple(sizes.tolist()),
+                keys=unique.keys[part],
+                counts=unique.counts[part],
+                gradients=keep_admitted(gradients[values], admitted, sizes, dims),
+                dense=dense[slice(*self._workload.store.dense_range(shard))],
+                admitted=admitted,
+            )
+        self._pushes[request_id] = finished
+        self._world.story.tell("%s pushes %s", self, token, batch=token.batch_id)
+        self._client.start(messages, survives=lambda: not self._dies("push sent", token.batch_id))
+
+    def _finish(self, finished: Finished) -> None:
+        self.session.finished(finished)
+        self._forget_dropped()
+        if self._asked is None:
+            self._talk()
+
+    def _forget_dropped(self) -> None:
+        for token in [t for t in self._prepared if not self.session.holds(t)]:
+            del self._prepared[token]
+        for token in [t for t in self._pulled if not self.session.holds(t)]:
+            del self._pulled[token]
+
+    # The preparing thread ---------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        while self._to_prepare and not self._preparing:
+            token = heapq.heappop(self._to_prepare)
+            if self.session.holds(token):
+                self._preparing = True
+                self._later(READ_SECONDS, self._bind(self._read, token))
+
+    def _read(self, token: Token) -> None:
+        self._preparing = False
+        if self._dies("batch read", token.batch_id):
+            return
+        samples, skipped = self._workload.read(token)
+        if samples is None:
+            self._finish(Finished(token, "skipped", 0, skipped, "bad_file"))
+        elif self.session.holds(token):
+            self._prepared[token] = samples, skipped
+            self.session.prepared(token)
+        self._prepare()
+        self._advance()
+
+    # The talking thread -----------------------------------------------------------------------
+
+    def _talk(self) -> None:
+        """Send a report now, unless an answer is awaited."""
+        if self._asked is None and not self.dead:
+            self._ask(self.session.report())
+
+    def _ask(self, report: Report) -> None:
+        self._asked = report
+        if self._dies("report sent"):
+            return
+        self._employer.exchange(self, report)
+        if not self._dies("report sent"):
+            self._later(ANSWER_SECONDS, lambda: self._ask_again(report))
+
+    def _ask_again(self, report: Report) -> None:
+        """The answer is overdue: the transport repeats the call, or the worker makes a new one."""
+        if self._asked is report:
+            same = self._world.random.random() < 0.5
+            self._ask(report if same else self.session.report())
+
+    def answered(self, grant: Grant) -> None:
+        """An answer has come to this machine."""
+        self._now(lambda: self._take_grant(grant))
+
+    def _take_grant(self, grant: Grant) -> None:
+        if self._dies("grant received"):
+            return
+        tokens = self.session.granted(grant)
+        self._forget_dropped()
+        for token in tokens:
+            heapq.heappush(self._to_prepare, token)
+        if self.session.stopped:
+            self.die()
+            return
+        self._prepare()
+        self._advance()
+        if self._asked is not None and grant.sequence == self._asked.sequence:
+            self._asked = None
+            self._talk_again(nothing_new=not tokens)
+
+    def _talk_again(self, *, nothing_new: bool) -> None:
+        """Report at once where there is news, else after a while."""
+        session = self.session
+        wants = session.want > 0 or session.waiting
+        if session.has_news or (wants and not nothing_new):
+            self._talk()
+            return
+        self._talks += 1
+        talks = self._talks
+        seconds = POLL_SECONDS if wants else HEARTBEAT_SECONDS
+        self._later(seconds, lambda: self._talk() if talks == self._talks else None)

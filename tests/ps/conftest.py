@@ -1,0 +1,213 @@
+"""A whole job's shards in one process, and messages to them as a worker builds them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedding.optimizers import step_scalars
+from embedding.spec import Adagrad, Optimizer, TableSpec
+from ps.deduplicate import Deduplicated, Deduplicator, keep_admitted
+from ps.digest import block_digests, bucket_digests, model_digest
+from ps.messages import (
+    ANY_STEP,
+    Apply,
+    Contribution,
+    Entry,
+    Pull,
+    PullReply,
+    Record,
+    Reply,
+)
+from ps.shard import Shard
+from ps.spec import StoreSpec, bucket_range, even_routing
+
+EPOCH = 3
+
+
+class SmallJob:
+    """Shards of a job that were initialised, without sockets.
+
+    Keys are given as one list for each table; everything that a worker would compute is made up
+    from a seed, so that the same calls give the same bytes for any number of shards.
+    """
+
+    epoch = EPOCH
+
+    def __init__(
+        self,
+        tables: Sequence[TableSpec],
+        *,
+        num_shards: int = 1,
+        dense_size: int = 3,
+        dense_optimizer: Optimizer | None = None,
+        initialize: bool = True,
+        **limits: int,
+    ) -> None:
+        self.spec = StoreSpec(
+            tables=tuple(tables),
+            dense_size=dense_size,
+            dense_optimizer=dense_optimizer or Adagrad(),
+            num_shards=num_shards,
+        )
+        self.dims = np.array([table.dim for table in tables], np.int64)
+        self.deduplicate = Deduplicator(self.dims.tolist(), even_routing(num_shards), num_shards)
+        self.shards = [Shard(self.spec, index, **limits) for index in range(num_shards)]
+        if initialize:
+            values = np.random.default_rng(0).normal(size=dense_size).astype(np.float32)
+            for shard in self.shards:
+                part = slice(*self.spec.dense_range(shard.index))
+                shard.initialize(EPOCH, dense=values[part])
+
+    def unique(self, *keys: Sequence[int]) -> Deduplicated:
+        flat = np.array([key for table in keys for key in table], np.int64)
+        starts = np.cumsum([0, *(len(table) for table in keys)])
+        return self.deduplicate(flat, starts)
+
+    # Messages ---------------------------------------------------------------------------------
+
+    def pull(
+        self, shard: int, unique: Deduplicated, *, counts: bool = True, **changes: Any
+    ) -> Pull:
+        part = slice(unique.key_starts[shard], unique.key_starts[shard + 1])
+        fields: dict[str, Any] = {
+            "request_id": 1,
+            "recovery_epoch": EPOCH,
+            "routing_version": 0,
+            "at_step": ANY_STEP,
+            "table_sizes": tuple(unique.sizes[shard].tolist()),
+            "keys": unique.keys[part],
+            "counts": unique.counts[part] if counts else np.empty(0, np.uint32),
+            "dense": True,
+        }
+        return Pull(**{**fields, **changes})
+
+    def contribution(
+        self,
+        shard: int,
+        unique: Deduplicated,
+        *,
+        admitted: np.ndarray | None = None,
+        gradients: np.ndarray | None = None,
+        batch_id: int = 0,
+        pull_step: int | None = None,
+        **changes: Any,
+    ) -> Contribution:
+        """One shard's part of a batch's contribution.
+
+        Args:
+            admitted: uint8[u] of the whole batch; None: all are.
+            gradients: float32 of the whole batch, laid out as its rows; None: made from batch_id.
+        """
+        rng = np.random.default_rng(batch_id + 10)
+        if gradients is None:
+            gradients = self._gradients(unique, rng)
+        dense = rng.normal(size=self.spec.dense_size).astype(np.float32)
+        part = slice(unique.key_starts[shard], unique.key_starts[shard + 1])
+        values = slice(unique.value_starts[shard], unique.value_starts[shard + 1])
+        bits = np.ones(unique.keys.size, np.uint8) if admitted is None else admitted
+        sizes = unique.sizes[shard]
+        fields: dict[str, Any] = {
+            "request_id": 2,
+            "recovery_epoch": EPOCH,
+            "mode_epoch": 0,
+            "routing_version": 0,
+            "batch_id": batch_id,
+            "attempt": 0,
+            "samples": 4,
+            "pull_step": self.shards[shard].step if pull_step is None else pull_step,
+            "table_sizes": tuple(sizes.tolist()),
+            "keys": unique.keys[part],
+            "counts": unique.counts[part],
+            "gradients": keep_admitted(gradients[values], bits[part], sizes, self.dims),
+            "dense": dense[slice(*self.spec.dense_range(shard))],
+            "admitted": bits[part],
+        }
+        return Contribution(**{**fields, **changes})
+
+    def _gradients(self, unique: Deduplicated, rng: np.random.Generator) -> np.ndarray:
+        """Values that depend on the key and not on where its row lies."""
+        values = np.empty(unique.value_starts[-1], np.float32)
+        place = key = 0
+        scale = np.float32(rng.normal())
+        for sizes in unique.sizes:
+            for size, dim in zip(sizes, self.dims, strict=True):
+                for k in unique.keys[key : key + size]:
+                    column = np.arange(dim, dtype=np.float32)
+                    values[place : place + dim] = scale * np.sin(column + np.float32(k % 977))
+                    place += dim
+                key += size
+        return values
+
+    def record(self, step: int, *entries: Entry | int, **changes: Any) -> Record:
+        """A record of batches; a plain number is the first attempt at weight 1."""
+        named = tuple(e if isinstance(e, Entry) else Entry(e, 0, 1.0) for e in entries)
+        fields: dict[str, Any] = {
+            "step": step,
+            "recovery_epoch": EPOCH,
+            "mode_epoch": 0,
+            "entries": named,
+            "divisor": 4 * len(named),
+            "scalars": tuple(
+                step_scalars(o, learning_rate=o.learning_rate, step=step)
+                for o in self.spec.optimizers
+            ),
+        }
+        return Record(**{**fields, **changes})
+
+    # Whole steps ------------------------------------------------------------------------------
+
+    def send(self, shard: int, message: Any, sender: str = "tester") -> Reply:
+        """Hand a message over that has exactly one reply."""
+        (outgoing,) = self.shards[shard].handle(message, sender)
+        return outgoing.reply
+
+    def apply(self, shard: int, *records: Record, **changes: Any) -> Reply:
+        fields = {"request_id": 3, "recovery_epoch": EPOCH, "records": records}
+        return self.send(shard, Apply(**{**fields, **changes}))
+
+    def admitted(self, unique: Deduplicated) -> np.ndarray:
+        """Pull from every shard; return the admitted bits, uint8[u]."""
+        replies = [self.send(s, self.pull(s, unique)) for s in range(len(self.shards))]
+        assert all(isinstance(reply, PullReply) for reply in replies)
+        return np.concatenate([reply.admitted for reply in replies])
+
+    def push(self, batch_id: int, *keys: Sequence[int], **changes: Any) -> None:
+        """Pull a batch and push what it contributes, on every shard."""
+        unique = self.unique(*keys)
+        admitted = self.admitted(unique)
+        for s in range(len(self.shards)):
+            message = self.contribution(s, unique, admitted=admitted, batch_id=batch_id, **changes)
+            reply = self.send(s, message)
+            assert type(reply).__name__ == "PushReply", reply
+
+    def step(self, *entries: Entry | int, **changes: Any) -> None:
+        """Apply a record of pushed batches on every shard."""
+        for s, shard in enumerate(self.shards):
+            reply = self.apply(s, self.record(shard.step, *entries, **changes))
+            assert type(reply).__name__ == "ApplyReply", reply
+
+    def train(self, batch_id: int, *keys: Sequence[int], **changes: Any) -> None:
+        """One step of one batch."""
+        self.push(batch_id, *keys)
+        self.step(batch_id, **changes)
+
+    @property
+    def digest(self) -> str:
+        """The digest of the model over all shards."""
+        num_shards = len(self.shards)
+        tables: dict[str, Any] = {}
+        for number, spec in enumerate(self.spec.tables):
+            parts = [
+                bucket_digests(shard.tables[number], bucket_range(shard.index, num_shards))
+                for shard in self.shards
+            ]
+            tables[spec.name] = np.concatenate(parts)
+        blocks = [digest for shard in self.shards for digest in block_digests(shard.dense)]
+        return model_digest(tables, blocks)
+
+
+@pytest.fixture(scope="session")
+def small_job() -> type[SmallJob]:
+    return SmallJob
