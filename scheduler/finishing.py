@@ -38,7 +38,6 @@ def finish(
         progress.phase("evaluating")
         ray.get(processes.coordinator.evaluate.remote())
         status = supervisor.until_evaluated()
-    supervisor.report(status)
     ray.get(processes.coordinator.stop_workers.remote())
     result = make_result(
         config=specs.config,

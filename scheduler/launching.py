@@ -3,7 +3,6 @@
 import math
 import os
 import secrets
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,32 +20,14 @@ from scheduler.placement import Placement
 from worker.actor import WorkerActor
 from worker.running import WorkerSetup
 
-# BLAS and OpenMP run on one thread in every process: the job counts compute threads itself, and
-# spinning helper threads would fight the servers for cores.
-_THREADS = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-}
-
 
 def start_ray(cluster: ClusterConfig, *, namespace: str) -> None:
     """Join the cluster that RAY_ADDRESS names (as inside `ray job submit`), else start one here."""
-    environment = dict(_THREADS)
-    common: dict[str, Any] = {
-        "namespace": namespace,
-        "runtime_env": {"env_vars": environment},
-        "logging_level": "warning",
-    }
+    common: dict[str, Any] = {"namespace": namespace, "logging_level": "warning"}
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, **common)
         return
-    # What Ray's processes import must not depend on where the command was given.
-    paths = [path for path in sys.path if path and "site-packages" not in path]
-    inherited = os.environ.get("PYTHONPATH")
-    environment["PYTHONPATH"] = os.pathsep.join([*paths, *([inherited] if inherited else [])])
     wanted = (
         cluster.coordinator_cpus
         + cluster.servers * cluster.server_cpus

@@ -15,7 +15,7 @@ from ps.deduplicate import Deduplicated, Deduplicator
 from ps.spec import StoreSpec, even_routing
 from scheduler.simulated_scenario import Scenario
 from worker.metrics import bin_of, log_loss_sum
-from worker.protocol import Evaluation, SkipReason, Token, TokenKind
+from worker.protocol import Evaluation, Token, TokenKind
 
 DIM = 2
 DENSE_SIZE = 1100  # two blocks, so that shards differ in their dense part

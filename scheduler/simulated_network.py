@@ -94,9 +94,7 @@ class Network:
             self.cut(connection)
 
     def _deliver_up(self, connection: Connection, message: Request) -> None:
-        connection.last_up = max(
-            connection.last_up, self.world.queue.now + self.world.delay()
-        )
+        connection.last_up = max(connection.last_up, self.world.queue.now + self.world.delay())
         self.world.queue.at(connection.last_up, lambda: self._arrive(connection, message))
 
     def _arrive(self, connection: Connection, message: Request) -> None:
@@ -112,9 +110,7 @@ class Network:
     def _answer(self, connection: Connection | None, reply: Reply) -> None:
         if connection is None:
             return
-        connection.last_down = max(
-            connection.last_down, self.world.queue.now + self.world.delay()
-        )
+        connection.last_down = max(connection.last_down, self.world.queue.now + self.world.delay())
         client = connection.client
         self.world.queue.at(connection.last_down, lambda: client.arrived(connection, reply))
 

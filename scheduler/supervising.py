@@ -59,12 +59,14 @@ class Supervisor:
             if status.trained:
                 self.report(status)
                 return status
+            self._report_if_due(status)
 
     def until_evaluated(self) -> Status:
         """Supervise until the evaluation that was asked for is over."""
         while True:
             status = self.poll()
             if not status.evaluating:
+                self.report(status)
                 return status
 
     def poll(self) -> Status:
@@ -83,9 +85,6 @@ class Supervisor:
         if status.failure is not None:
             self._look_at_servers(wait=BLAME_SECONDS)
             raise TrainingError(status.failure)
-        if time.monotonic() >= self._next_report:
-            self._next_report = time.monotonic() + self._config.run.progress_every_seconds
-            self.report(status)
         return status
 
     def status(self) -> Status:
@@ -105,6 +104,11 @@ class Supervisor:
         line = self._interval.line(status, servers)
         self._run.add_metrics(line)
         self._progress.show(line)
+
+    def _report_if_due(self, status: Status) -> None:
+        if time.monotonic() >= self._next_report:
+            self._next_report = time.monotonic() + self._config.run.progress_every_seconds
+            self.report(status)
 
     def server_stats(self) -> list[dict[str, Any]]:
         """Return the statistics of every server; raises TrainingError where one is gone."""

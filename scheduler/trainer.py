@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from embedding import rule_for
 from ps.checkpoint import CheckpointReader
 from ps.restore import check_fits
 from ps.server import ServerSetup
@@ -84,7 +85,7 @@ class Trainer:
             TrainingError: the job failed while it ran.
         """
         specs = resolve(self.config)
-        slots = len(specs.store.dense_optimizer.__dataclass_fields__)
+        slots = len(rule_for(specs.store.dense_optimizer, sparse=False).slots)
         run = RunDirectory(
             self.config, least_checkpoint_bytes=4 * specs.store.dense_size * (1 + slots)
         )

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import ray
+from threadpoolctl import threadpool_limits
 
 from worker.fingerprint import numeric_fingerprint
 from worker.protocol import Grant, Report
@@ -23,6 +24,10 @@ class _CoordinatorHandle:
 @ray.remote(max_restarts=0, max_task_retries=0)
 class WorkerActor:
     """One worker. A dead one is replaced by a new actor with the same number."""
+
+    def __init__(self) -> None:
+        # The job counts compute threads itself; BLAS threads would fight the servers for cores.
+        threadpool_limits(limits=1)
 
     def describe(self) -> dict[str, Any]:
         """Return where this process runs and what its numbers depend on."""

@@ -86,7 +86,7 @@ class Predictor:
             lookups=model.lookups,
             deduplicator=Deduplicator([t.spec.dim for t in self._tables], even_routing(1), 1),
         )
-        # Workers run with BLAS on one thread; on more it may add in another order.
+        # As in workers: bits are promised for BLAS on one thread alone.
         self._blas = threadpoolctl.ThreadpoolController().select(user_api="blas")
 
     @classmethod

@@ -111,7 +111,7 @@ def assert_same(got: Message, sent: Message) -> None:
         if isinstance(b, np.ndarray):
             assert (a.dtype, a.tobytes()) == (b.dtype, b.tobytes()), field.name
         else:
-            assert (type(a), a) == (type(b), b), field.name
+            assert repr(a) == repr(b), field.name  # a damaged weight may be NaN
 
 
 def pull(**changes: Any) -> Pull:
@@ -139,7 +139,7 @@ def peak_bytes(action: Callable[[], object]) -> int:
 
 
 @given(messages, st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_every_message_comes_back_as_it_was_sent(message: Message, compress: bool) -> None:
     assert_same(decode(frame_of(message, compress=compress)), message)
 
@@ -178,21 +178,21 @@ def test_decoded_arrays_can_be_written() -> None:
 
 @given(st.binary(max_size=200))
 @example(b"SMF1" + b"\xff" * 60)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_random_bytes_are_no_frame(data: bytes) -> None:
     with pytest.raises((WireError, struct.error)):
         decode_prefix(data[: PREFIX.size])
 
 
 @given(st.binary(max_size=200), st.integers(0, 400))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_random_bytes_are_no_header(data: bytes, body_bytes: int) -> None:
     with pytest.raises(WireError):
         decode_header(data, body_bytes)
 
 
 @given(messages, st.booleans(), st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_damaged_frame_is_refused_or_is_another_message_of_the_right_types(
     message: Message, compress: bool, data: st.DataObject
 ) -> None:
@@ -213,7 +213,7 @@ def test_a_damaged_frame_is_refused_or_is_another_message_of_the_right_types(
 
 
 @given(messages, st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_truncated_header_is_refused(message: Message, data: st.DataObject) -> None:
     frame = frame_of(message)
     header_bytes, body_bytes = decode_prefix(frame[: PREFIX.size])
@@ -338,7 +338,7 @@ def test_a_whole_number_is_a_legal_weight() -> None:
 
 # Bombs --------------------------------------------------------------------------------------------
 
-LITTLE = 16 << 20
+LITTLE = 8 << 20
 
 
 def test_nested_lists_that_claim_a_million_items_take_little_memory() -> None:
@@ -381,8 +381,8 @@ def compressed_reply(claimed: int, body: bytes) -> bytes:
     return PREFIX.pack(wire.MAGIC, len(header), len(body)) + header + body
 
 
-ZEROS = zstandard.ZstdCompressor().compress(bytes(256 << 20))
-UNSIZED = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(256 << 20))
+ZEROS = zstandard.ZstdCompressor().compress(bytes(64 << 20))
+UNSIZED = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(64 << 20))
 HUGE_CLAIM = b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", 1 << 50) + b"\x01\0\0"
 
 
@@ -392,9 +392,9 @@ HUGE_CLAIM = b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", 1 << 50) + b"\x01\0\0"
         (8, ZEROS),  # more than its header says
         (1 << 20, ZEROS),
         (8, UNSIZED),
-        (256 << 20, UNSIZED),  # of a size that can't be known
+        (64 << 20, UNSIZED),  # of a size that can't be known
         (8, HUGE_CLAIM),
-        (1 << 29, zstandard.ZstdCompressor().compress(bytes(8))),  # less
+        (1 << 28, zstandard.ZstdCompressor().compress(bytes(8))),  # less
         (8, b""),
         (8, b"no zstandard"),
         (8, zstandard.ZstdCompressor().compress(bytes(8))[:-2]),

@@ -1,0 +1,298 @@
+"""What must hold in every run: looked at after every event of the coordinator and of a shard."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from ps.messages import (
+    ANY_STEP,
+    Apply,
+    ApplyReply,
+    Contribution,
+    Pull,
+    PullReply,
+    PushReply,
+    Record,
+    Refusal,
+    Request,
+)
+from ps.shard import Outgoing, Shard
+from scheduler.coordinator import Answer, Command, Coordinator, Event, SendRecords, WorkerReported
+from scheduler.simulated_scenario import Scenario
+from scheduler.simulated_world import Story
+from worker.protocol import Finished, Grant, Report, Token
+
+
+class Violation(AssertionError):
+    """An invariant does not hold; `batch` is the one whose story is wanted."""
+
+    def __init__(self, text: str, batch: int | None = None) -> None:
+        super().__init__(text)
+        self.batch = batch
+
+
+def require(condition: bool, text: str, batch: int | None = None) -> None:
+    if not condition:
+        raise Violation(text, batch)
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a run has done, for the checks at its end.
+
+    Args:
+        records: all that were ordered, in their order.
+        pushed: contributions that shards hold or held, by (batch, attempt, shard).
+        pulls: what each shard answered: (shard, pull, reply).
+        tokens: of training, by (batch, attempt).
+        skips: attempts that were reported as skipped.
+        resolved: the batches of each record that have no part in it, being skipped.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    pushed: dict[tuple[int, int, int], Contribution] = field(default_factory=dict)
+    pulls: list[tuple[int, Pull, PullReply]] = field(default_factory=list)
+    tokens: dict[tuple[int, int], Token] = field(default_factory=dict)
+    skips: dict[tuple[int, int], Finished] = field(default_factory=dict)
+    skipped: dict[int, list[int]] = field(default_factory=dict)
+
+
+class Referee:
+    """Checks a run while it goes on."""
+
+    def __init__(
+        self, scenario: Scenario, coordinator: Coordinator, shards: list[Shard], story: Story
+    ) -> None:
+        self.seen = Seen()
+        self._scenario = scenario
+        self._coordinator = coordinator
+        self._shards = shards
+        self._story = story
+        self._epoch = coordinator.spec.recovery_epoch
+        self._answers: dict[tuple[int, int, int], Grant] = {}
+        self._holders: dict[tuple[str, int, int, int], tuple[int, int]] = {}
+        self._open_pulls: dict[tuple[int, int, int], Pull] = {}
+        self._resolved: set[int] = set()
+        self._low_water = 0
+        self._applied_samples = 0
+        self._oldest_promised = 0
+        self._groups = _groups(scenario)
+
+    # The coordinator --------------------------------------------------------------------------
+
+    def coordinator_took(self, event: Event, commands: list[Command]) -> None:
+        """Look at what the coordinator made of an event."""
+        if isinstance(event, WorkerReported):
+            for finished in event.report.finished:
+                self._note_finished(event.report, finished)
+        for command in commands:
+            if isinstance(command, SendRecords):
+                for record in command.records:
+                    self._check_record(record)
+            elif isinstance(command, Answer):
+                assert isinstance(event, WorkerReported)
+                self._check_answer(event.report, command.grant)
+        self._check_leases()
+        self._coordinator.ledger.check()
+
+    def _note_finished(self, report: Report, finished: Finished) -> None:
+        token = finished.token
+        name = f"worker {report.worker}.{report.incarnation}"
+        self._story.tell("%s reports %s of %s", name, finished.outcome, token, batch=token.batch_id)
+        if finished.outcome == "skipped":
+            self.seen.skips[token.batch_id, token.attempt] = finished
+
+    def _check_answer(self, report: Report, grant: Grant) -> None:
+        name = report.worker, report.incarnation, report.sequence
+        if grant.sequence == report.sequence:
+            first = self._answers.setdefault(name, grant)
+            require(first is grant or first == grant, f"report {name} got two answers")
+        state = self._coordinator.workers[report.worker]
+        if grant.tokens and grant.sequence == report.sequence:
+            current = state.incarnation == report.incarnation and not state.lost
+            require(current, f"a worker that is gone, {name[:2]}, was given {grant.tokens}")
+        for token in grant.tokens:
+            self._check_token(token, name[:2])
+
+    def _check_token(self, token: Token, worker: tuple[int, int]) -> None:
+        self._story.tell("worker %s.%s is given %s", *worker, token, batch=token.batch_id)
+        # An evaluation's rounds use the same batches; the step tells them apart.
+        number = token.at_step if token.kind == "eval" else 0
+        holder = self._holders.setdefault(
+            (token.kind, number, token.batch_id, token.attempt), worker
+        )
+        text = f"{token} was given to worker {holder} and to worker {worker}"
+        require(holder == worker, text, token.batch_id)
+        if token.kind == "train":
+            self.seen.tokens[token.batch_id, token.attempt] = token
+        elif self._coordinator.evaluation is not None:
+            step = self._coordinator.evaluation.step
+            require(token.at_step == step, f"{token} in the evaluation of step {step}")
+
+    def _check_leases(self) -> None:
+        coordinator = self._coordinator
+        ledger, spec = coordinator.ledger, coordinator.spec
+        unapplied = self.seen.records[coordinator.applied_step :]
+        waiting = sum(len(r.entries) + len(self.seen.skipped[r.step]) for r in unapplied)
+        in_flight = ledger.num_leased + ledger.num_ended + waiting
+        require(in_flight <= spec.credits, f"{in_flight} batches in flight, {spec.credits} credits")
+        lost = {index for index, state in coordinator.workers.items() if state.lost}
+        for batch in ledger.outstanding():
+            gone = batch.worker is not None and batch.worker in lost
+            require(not gone, f"{batch} is leased to a worker that is gone", batch.batch_id)
+
+    # Records ----------------------------------------------------------------------------------
+
+    def _check_record(self, record: Record) -> None:
+        seen, step = self.seen, len(self.seen.records)
+        require(record.step == step, f"record {record.step} was ordered as number {step}")
+        require(record.recovery_epoch == self._epoch, f"{record} is of another epoch")
+        applied = [entry.batch_id for entry in record.entries]
+        skipped = self._skipped_in(record, applied)
+        for batch_id in applied + skipped:
+            again = batch_id in self._resolved
+            require(not again, f"batch {batch_id} is resolved again by {record}", batch_id)
+            self._resolved.add(batch_id)
+        for entry in record.entries:
+            self._check_entry(record, entry.batch_id, entry.attempt)
+        samples = sum(seen.pushed[e.batch_id, e.attempt, 0].samples for e in record.entries)
+        require(record.divisor == samples, f"N is {samples}, not {record.divisor}: {record}")
+        require(record.clock == self._clock, f"the clock is {self._clock}: {record}")
+        seen.records.append(record)
+        seen.skipped[step] = skipped
+        self._applied_samples += samples
+        while self._low_water in self._resolved:
+            self._low_water += 1
+        require(record.low_water == self._low_water, f"low water is {self._low_water}: {record}")
+        due = self._evictions_due(record)
+        require(record.evict == due, f"to evict are {due}: {record}")
+        self._oldest_promised = max(self._oldest_promised, record.oldest_pull_step)
+        self._story.tell("ordered: %s", record, batch=applied[0] if applied else None)
+
+    def _skipped_in(self, record: Record, applied: list[int]) -> list[int]:
+        """Return the batches that a record resolves without using them."""
+        if self._scenario.mode == "async":
+            skipped = sorted({batch_id for batch_id, _ in record.discard})
+            one = len(applied) + len(skipped) == 1
+            require(one, f"a step of an asynchronous job is one batch: {record}")
+        else:
+            limit = self._coordinator.ledger.plan.total
+            group = self._groups[record.step] if record.step < len(self._groups) else []
+            require(applied == sorted(applied), f"contributions are out of order: {record}")
+            require(set(applied) <= set(group), f"step {record.step} is of {group}: {record}")
+            leased = {batch_id for batch_id, _ in self.seen.tokens}
+            skipped = [b for b in group if b not in applied and b < limit and b in leased]
+        for batch_id in skipped:
+            known = any(b == batch_id for b, _ in self.seen.skips)
+            require(known, f"batch {batch_id} is left out of {record}", batch_id)
+        return skipped
+
+    def _check_entry(self, record: Record, batch_id: int, attempt: int) -> None:
+        for shard in range(len(self._shards)):
+            contribution = self.seen.pushed.get((batch_id, attempt, shard))
+            held = contribution is not None and self._shards[shard].buffer.get(batch_id, attempt)
+            text = f"step {record.step} names batch {batch_id}, attempt {attempt}"
+            require(bool(held), f"{text}, which shard {shard} does not hold", batch_id)
+            assert contribution is not None
+            early = contribution.pull_step < self._oldest_promised
+            text = f"pulled at {contribution.pull_step}, after {self._oldest_promised} was promised"
+            require(not early, f"batch {batch_id} was {text}", batch_id)
+
+    @property
+    def _clock(self) -> int:
+        return self._applied_samples // self._scenario.global_batch
+
+    def _evictions_due(self, record: Record) -> tuple[tuple[int, int], ...]:
+        scenario, clock = self._scenario, self._clock
+        every = scenario.evict_every_steps
+        if clock // every == record.clock // every:
+            return ()
+        lived = clock - scenario.steps_to_live
+        old = (r.step for r in self.seen.records if r.clock >= lived)
+        min_version = next(old, record.step + 1) if lived > 0 else 0
+        return ((1, min_version),) if min_version > 0 else ()
+
+    # Shards -----------------------------------------------------------------------------------
+
+    def shard_took(
+        self, index: int, sender: int, message: Request, outgoing: list[Outgoing]
+    ) -> None:
+        """Look at what a shard made of a message."""
+        shard = self._shards[index]
+        if message.recovery_epoch != self._epoch:
+            refused = [isinstance(o.reply, Refusal) and o.reply.reason for o in outgoing]
+            require(refused == ["epoch"], f"{message} of another epoch was answered: {outgoing}")
+            return
+        if isinstance(message, Pull):
+            self._open_pulls[index, sender, message.request_id] = message
+        for out in outgoing:
+            reply = out.reply
+            if isinstance(reply, PullReply):
+                assert isinstance(out.to, int)
+                self._check_pull(index, self._open_pulls[index, out.to, reply.request_id], reply)
+            elif isinstance(reply, PushReply):
+                assert isinstance(message, Contribution)
+                self._note_push(index, message)
+            elif isinstance(reply, Refusal):
+                fine = reply.reason == "superseded" and not isinstance(message, Apply)
+                require(fine, f"refused: {reply.text}")
+                if isinstance(message, Contribution):
+                    self._story.tell("%s", reply.text, batch=message.batch_id)
+            else:
+                require(reply.step == shard.step, f"{reply} at step {shard.step}")
+        self._check_shard(index, message)
+
+    def _check_pull(self, index: int, pull: Pull, reply: PullReply) -> None:
+        wanted = pull.at_step
+        fits = wanted in (ANY_STEP, reply.step)
+        require(fits, f"shard {index} was asked for step {wanted} and answered at {reply.step}")
+        self.seen.pulls.append((index, pull, reply))
+
+    def _note_push(self, index: int, message: Contribution) -> None:
+        name = message.batch_id, message.attempt, index
+        first = self.seen.pushed.setdefault(name, message)
+        require(first is message, f"{name} was pushed twice with different content")
+        self._story.tell(
+            "shard %s holds attempt %s", index, message.attempt, batch=message.batch_id
+        )
+
+    def _check_shard(self, index: int, message: Request) -> None:
+        shard = self._shards[index]
+        require(shard.step == len(shard.log), f"shard {index} is at {shard.step}: {shard.log}")
+        if isinstance(message, Apply):
+            end = message.records[-1].step + 1
+            require(shard.step >= end, f"shard {index} acknowledged {end} at step {shard.step}")
+            last = shard.log[-1]
+            known = last == self.seen.records[shard.step - 1]
+            require(known, f"shard {index} applied {last} as step {shard.step - 1}")
+
+
+def _groups(scenario: Scenario) -> list[list[int]]:
+    """Return the batches of each synchronous step, cut at the ends of epochs and at the limit."""
+    total = scenario.plan.total
+    groups: list[list[int]] = []
+    for epoch in range(scenario.epochs):
+        first = epoch * scenario.batches_per_epoch
+        end = min(first + scenario.batches_per_epoch, total)
+        for start in range(first, end, scenario.group_size):
+            groups.append(list(range(start, min(start + scenario.group_size, end))))
+    return groups
+
+
+def staleness(seen: Seen, scenario: Scenario) -> tuple[Counter[int], Counter[int]]:
+    """Return how often each data and each parameter staleness occurred, from what was seen."""
+    data: Counter[int] = Counter()
+    parameter: Counter[int] = Counter()
+    for record in seen.records:
+        for entry in record.entries:
+            token = seen.tokens[entry.batch_id, entry.attempt]
+            parts = [
+                part
+                for (batch_id, attempt, _), part in seen.pushed.items()
+                if (batch_id, attempt) == (entry.batch_id, entry.attempt)
+            ]
+            data[record.step - token.step] += 1
+            parameter[record.step - min(part.pull_step for part in parts)] += 1
+    return data, parameter
+
+
+__all__ = ["ApplyReply", "Referee", "Seen", "Violation", "require", "staleness"]
