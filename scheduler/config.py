@@ -209,6 +209,8 @@ class JobConfig(_Section):
                 f"training.global_batch must be a multiple of data.batch_size"
                 f" ({self.data.batch_size}), got {self.global_batch}"
             )
+        if self.training.eval_every_steps and self.data.eval is None:
+            raise ValueError("training.eval_every_steps needs data.eval")
         return self
 
     @staticmethod

@@ -451,7 +451,7 @@ class Coordinator:
 
     def _look_for_stall(self, now: float) -> list[Command]:
         if self._last_progress is None or (self.trained and self.evaluation is None):
-            self._last_progress = now if self._last_progress is not None else None
+            self._last_progress = now
             return []
         waited = now - self._last_progress
         if waited > 2 * self.spec.stall_seconds:

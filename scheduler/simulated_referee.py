@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from ps.messages import (
     ANY_STEP,
     Apply,
-    ApplyReply,
     Contribution,
     Pull,
     PullReply,
@@ -102,16 +101,18 @@ class Referee:
             self.seen.skips[token.batch_id, token.attempt] = finished
 
     def _check_answer(self, report: Report, grant: Grant) -> None:
-        name = report.worker, report.incarnation, report.sequence
-        if grant.sequence == report.sequence:
-            first = self._answers.setdefault(name, grant)
-            require(first is grant or first == grant, f"report {name} got two answers")
+        name = report.worker, report.incarnation
+        known = self._answers.get((*name, grant.sequence))
+        if known is not None or grant.sequence != report.sequence:
+            same = f"a repeated report of worker {name} got {grant}, before it was {known}"
+            require(known == grant, same)
+            return
+        self._answers[*name, grant.sequence] = grant
         state = self._coordinator.workers[report.worker]
-        if grant.tokens and grant.sequence == report.sequence:
-            current = state.incarnation == report.incarnation and not state.lost
-            require(current, f"a worker that is gone, {name[:2]}, was given {grant.tokens}")
+        current = state.incarnation == report.incarnation and not state.lost
+        require(current or not grant.tokens, f"worker {name} is gone and was given {grant.tokens}")
         for token in grant.tokens:
-            self._check_token(token, name[:2])
+            self._check_token(token, name)
 
     def _check_token(self, token: Token, worker: tuple[int, int]) -> None:
         self._story.tell("worker %s.%s is given %s", *worker, token, batch=token.batch_id)
@@ -124,6 +125,9 @@ class Referee:
         require(holder == worker, text, token.batch_id)
         if token.kind == "train":
             self.seen.tokens[token.batch_id, token.attempt] = token
+            if self._scenario.mode == "sync":
+                fits = token.batch_id in self._groups[token.step]
+                require(fits, f"{token} is of another step", token.batch_id)
         elif self._coordinator.evaluation is not None:
             step = self._coordinator.evaluation.step
             require(token.at_step == step, f"{token} in the evaluation of step {step}")
@@ -278,21 +282,15 @@ def _groups(scenario: Scenario) -> list[list[int]]:
     return groups
 
 
-def staleness(seen: Seen, scenario: Scenario) -> tuple[Counter[int], Counter[int]]:
+def staleness(seen: Seen) -> tuple[Counter[int], Counter[int]]:
     """Return how often each data and each parameter staleness occurred, from what was seen."""
     data: Counter[int] = Counter()
     parameter: Counter[int] = Counter()
+    num_shards = 1 + max((shard for _, _, shard in seen.pushed), default=0)
     for record in seen.records:
         for entry in record.entries:
             token = seen.tokens[entry.batch_id, entry.attempt]
-            parts = [
-                part
-                for (batch_id, attempt, _), part in seen.pushed.items()
-                if (batch_id, attempt) == (entry.batch_id, entry.attempt)
-            ]
+            parts = [seen.pushed[entry.batch_id, entry.attempt, s] for s in range(num_shards)]
             data[record.step - token.step] += 1
             parameter[record.step - min(part.pull_step for part in parts)] += 1
     return data, parameter
-
-
-__all__ = ["ApplyReply", "Referee", "Seen", "Violation", "require", "staleness"]

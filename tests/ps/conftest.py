@@ -1,6 +1,11 @@
 """A whole job's shards in one process, and messages to them as a worker builds them."""
 
-from collections.abc import Sequence
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +13,8 @@ import pytest
 
 from embedding.optimizers import step_scalars
 from embedding.spec import Adagrad, Optimizer, TableSpec
+from ps.client import PsClient
+from ps.data_plane import DataPlane
 from ps.deduplicate import Deduplicated, Deduplicator, keep_admitted
 from ps.digest import block_digests, bucket_digests, model_digest
 from ps.messages import (
@@ -21,6 +28,7 @@ from ps.messages import (
     Reply,
 )
 from ps.shard import Shard
+from ps.sockets import ShardAddress, connect
 from ps.spec import StoreSpec, bucket_range, even_routing
 
 EPOCH = 3
@@ -208,6 +216,87 @@ class SmallJob:
         return model_digest(tables, blocks)
 
 
+class ServedJob:
+    """The shards of a job behind real sockets in this process."""
+
+    secret = b"a secret of this job"
+
+    def __init__(self, job: SmallJob, *, network: bool = False, compress: bool = False) -> None:
+        self.job = job
+        self.errors: list[BaseException] = []
+        self.locks = [threading.Lock() for _ in job.shards]
+        self._network = network
+        self._compress = compress
+        self._clients: list[PsClient] = []
+        self.planes = [self._serve(index) for index in range(len(job.shards))]
+
+    def _serve(self, index: int) -> DataPlane:
+        return DataPlane(
+            self.job.shards[index],
+            lock=self.locks[index],
+            secret=self.secret,
+            compress=self._compress,
+            on_error=self.errors.append,
+        )
+
+    def address(self, shard: int) -> ShardAddress:
+        plane = self.planes[shard]
+        if not self._network:
+            return ShardAddress("here", plane.path)
+        return ShardAddress("elsewhere", "", *plane.open_network("127.0.0.1"))
+
+    def connect(self, shard: int) -> socket.socket:
+        return connect(self.address(shard), node_id="here", secret=self.secret)
+
+    def client(self, **options: Any) -> PsClient:
+        fields = {"recovery_epoch": EPOCH, "retry_seconds": 5.0, "compress": self._compress}
+        client = PsClient(self.job.spec, self.connect, **{**fields, **options})
+        self._clients.append(client)
+        return client
+
+    def restart(self, shard: int) -> None:
+        """Serve the same shard on other sockets; its old connections are gone."""
+        self.planes[shard].close()
+        self.planes[shard] = self._serve(shard)
+
+    def break_connections(self, shard: int) -> None:
+        """Break what is connected now, from the shard's side."""
+        for connection in list(self.planes[shard]._connections.values()):
+            with contextlib.suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+        for plane in self.planes:
+            plane.close()
+
+
 @pytest.fixture(scope="session")
 def small_job() -> type[SmallJob]:
     return SmallJob
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., ServedJob]]:
+    """Serves jobs, and checks that nothing of them is left behind."""
+    threads, descriptors = set(threading.enumerate()), open_descriptors()
+    served: list[ServedJob] = []
+
+    def start(job: SmallJob, **options: Any) -> ServedJob:
+        served.append(ServedJob(job, **options))
+        return served[-1]
+
+    yield start
+    for one in served:
+        one.close()
+    deadline = time.monotonic() + 5
+    while set(threading.enumerate()) - threads and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not set(threading.enumerate()) - threads, "every thread has ended"
+    assert open_descriptors() <= descriptors, "every socket is closed"
+    assert not [p.path for one in served for p in one.planes if os.path.exists(p.path)]
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))

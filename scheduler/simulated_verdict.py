@@ -1,0 +1,106 @@
+"""What must hold once a simulated job has ended."""
+
+from collections import Counter
+
+import numpy as np
+
+from embedding.mixing import NUM_BUCKETS
+from ps.digest import DIGEST_BYTES, block_digests, bucket_digests, model_digest
+from ps.shard import Shard
+from ps.spec import bucket_range
+from scheduler.coordinator import Coordinator
+from scheduler.simulated_referee import Seen, require, staleness
+from scheduler.simulated_scenario import Scenario
+
+
+def digest_of(shards: list[Shard]) -> str:
+    """Return the digest of the model that shards hold together."""
+    spec = shards[0].spec
+    tables = {table.name: np.empty((NUM_BUCKETS, DIGEST_BYTES), np.uint8) for table in spec.tables}
+    for index, shard in enumerate(shards):
+        buckets = bucket_range(index, spec.num_shards)
+        for table in shard.tables:
+            tables[table.spec.name][slice(*buckets)] = bucket_digests(table, buckets)
+    blocks = [digest for shard in shards for digest in block_digests(shard.dense)]
+    return model_digest(tables, blocks)
+
+
+def check_failed(seen: Seen, coordinator: Coordinator, shards: list[Shard]) -> None:
+    """A job that lost a shard or its coordinator did nothing wrong before."""
+    for shard in shards:
+        begun = seen.records[: shard.step] == shard.log
+        require(begun, f"shard {shard.index} at step {shard.step} has another log than was sent")
+        behind = coordinator.applied_step <= shard.step
+        require(behind, f"shard {shard.index} is at {shard.step}, {coordinator.applied_step} said")
+    coordinator.ledger.check()
+
+
+def check_ended(
+    scenario: Scenario, seen: Seen, coordinator: Coordinator, shards: list[Shard]
+) -> None:
+    """Everything is accounted for and nothing is left behind."""
+    steps = [shard.step for shard in shards]
+    require(steps == [len(seen.records)] * len(shards), f"shards ended at steps {steps}")
+    for shard in shards:
+        require(shard.log == seen.records, f"shard {shard.index} has another log than was sent")
+        left = (len(shard.buffer), shard.buffer.nbytes, shard.num_parked)
+        require(left == (0, 0, 0), f"shard {shard.index} still holds {left}")
+    _check_samples(scenario, seen, coordinator)
+    _check_staleness(scenario, seen, coordinator)
+    _check_frequencies(seen, shards)
+
+
+def _check_samples(scenario: Scenario, seen: Seen, coordinator: Coordinator) -> None:
+    """Each batch that was given out is applied once or skipped, and so is each of its samples."""
+    given = {batch_id for batch_id, _ in seen.tokens}
+    total = max(given, default=-1) + 1
+    require(given == set(range(total)), f"batches below {total} were left out: {sorted(given)}")
+    if scenario.max_seconds is None:
+        require(total == scenario.plan.total, f"{total} of {scenario.plan.total} batches were used")
+    applied = [entry for record in seen.records for entry in record.entries]
+    skipped = [batch_id for batches in seen.skipped.values() for batch_id in batches]
+    ended = sorted([entry.batch_id for entry in applied] + skipped)
+    require(ended == list(range(total)), f"each of {total} batches has to end once: {ended}")
+    used = sum(seen.pushed[entry.batch_id, entry.attempt, 0].samples for entry in applied)
+    planned = sum(map(scenario.rows_of, range(total)))
+    samples = coordinator.ledger.samples
+    counted = (samples.applied, samples.dropped, samples.skipped)
+    require(counted == (used, 0, planned - used), f"{used} of {planned} are used: {counted}")
+    by_reason = sum(samples.skipped_by_reason.values())
+    known = by_reason == samples.skipped and "unknown" not in samples.skipped_by_reason
+    require(known, f"reasons are missing: {samples.skipped_by_reason}")
+
+
+def _check_staleness(scenario: Scenario, seen: Seen, coordinator: Coordinator) -> None:
+    data, parameter = staleness(seen)
+    require(dict(data) == coordinator.data_staleness.counts, f"data staleness is {data}")
+    counts = coordinator.parameter_staleness.counts
+    require(dict(parameter) == counts, f"parameter staleness is {parameter}, not {counts}")
+    if scenario.mode == "sync":
+        late = set(data) | set(parameter)
+        require(late <= {0}, f"staleness in a synchronous job: {data}, {parameter}")
+
+
+def _check_frequencies(seen: Seen, shards: list[Shard]) -> None:
+    """In a table without eviction every occurrence in an applied batch is counted, by key."""
+    frequency: Counter[int] = Counter()
+    version: dict[int, int] = {}
+    for record in seen.records:
+        for entry in record.entries:
+            for shard in range(len(shards)):
+                part = seen.pushed[entry.batch_id, entry.attempt, shard]
+                keys = part.keys[: part.table_sizes[0]].tolist()
+                for key, count in zip(keys, part.counts.tolist(), strict=False):
+                    frequency[key] += count
+                    version[key] = record.step
+    for shard in shards:
+        rows, counters = shard.tables[0].export(), shard.tables[0].export_counters()
+        for entries in (rows, counters):
+            for key, count, step in zip(
+                entries.keys.tolist(), entries.frequency.tolist(), entries.version.tolist(),
+                strict=True,
+            ):  # fmt: skip
+                right = (frequency.pop(key, 0), version.get(key))
+                require((count, step) == right, f"key {key}: {(count, step)}, expected {right}")
+    require(not frequency, f"keys without row and counter: {frequency}")
+

@@ -1,0 +1,193 @@
+"""The job file: a public contract."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from embedding.spec import Adagrad, Constant, CounterAdmission, Eviction, Normal
+from scheduler import ConfigError, JobConfig
+from scheduler.paths import with_absolute_paths
+from scheduler.resolve import model_spec, store_spec, training_data
+from scheduler.run_files import RunDirectory, RunDirectoryError, latest_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def job() -> dict[str, Any]:
+    return {
+        "data": {"train": "a/*.parquet", "dense": ["x"], "sparse": ["C1", "C2"]},
+        "model": {"type": "deepfm", "mlp": [8]},
+        "run": {"dir": "runs/x"},
+    }
+
+
+def test_defaults_are_written_out_and_read_back(job: dict[str, Any]) -> None:
+    config = JobConfig.from_dict(job)
+
+    assert JobConfig.from_dict(yaml.safe_load(config.to_yaml())) == config
+
+
+def test_one_path_or_column_is_short_for_a_list_of_one(job: dict[str, Any]) -> None:
+    config = JobConfig.from_dict(job)
+
+    assert config.data.train == ["a/*.parquet"]
+    assert config.data.sparse[0].column == "C1"
+    assert config.data.sparse[0].table_name == "C1"
+
+
+def test_the_global_batch_is_one_batch_a_worker_by_default(job: dict[str, Any]) -> None:
+    job["cluster"] = {"workers": 3}
+    config = JobConfig.from_dict(job)
+
+    assert (config.global_batch, config.group_size) == (3 * 2048, 3)
+
+
+def test_tables_override_the_defaults_field_by_field(job: dict[str, Any]) -> None:
+    job["embedding"] = {"dim": 8, "optimizer": {"type": "adagrad", "learning_rate": 0.5}}
+    job["tables"] = {
+        "C1": {
+            "initializer": {"type": "normal", "stddev": 0.1},
+            "admission": {"type": "counter", "min_count": 3},
+            "eviction": {"steps_to_live": 7},
+            "default_value": 0.25,
+        }
+    }
+    config = JobConfig.from_dict(job)
+    tables = {t.name: t for t in store_spec(config, model_spec(config)).tables}
+
+    assert tables["C1"].initializer == Normal(stddev=0.1)
+    assert tables["C1"].admission == CounterAdmission(min_count=3)
+    assert tables["C1"].eviction == Eviction(steps_to_live=7)
+    assert tables["C1"].default_value == 0.25
+    assert tables["C1"].optimizer == tables["C2"].optimizer == Adagrad(learning_rate=0.5)
+    assert tables["C2"].admission is None
+
+
+def test_linear_weights_have_tables_of_their_own_that_start_at_zero(job: dict[str, Any]) -> None:
+    config = JobConfig.from_dict(job)
+    tables = {t.name: t for t in store_spec(config, model_spec(config)).tables}
+
+    assert tables["C1_linear"].dim == 1
+    assert tables["C1_linear"].initializer == Constant(value=0.0)
+    assert tables["C1"].dim == 16
+
+
+def test_features_may_share_a_table(job: dict[str, Any]) -> None:
+    job["data"]["sparse"] = ["C1", {"name": "C2", "table": "C1", "combiner": "mean"}]
+    job["model"] = {"type": "dlrm"}
+    config = JobConfig.from_dict(job)
+    model = model_spec(config)
+
+    assert [lookup.table for lookup in model.lookups] == ["C1", "C1"]
+    assert [table.name for table in store_spec(config, model).tables] == ["C1"]
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("cluster.workers=5", ("cluster", "workers"), 5),
+        ("data.sparse.1.table=C1", ("data", "sparse", 1, "table"), "C1"),
+        ("training.max_seconds=null", ("training", "max_seconds"), None),
+        ("model.mlp=[4, 2]", ("model", "mlp"), [4, 2]),
+        ("tables.C1.admission={type: counter, min_count: 2}", ("tables", "C1", "dim"), None),
+    ],
+)
+def test_every_key_can_be_overridden(
+    job: dict[str, Any], tmp_path: Path, override: str, path: tuple[Any, ...], value: Any
+) -> None:
+    job["data"]["sparse"] = ["C1", {"column": "C2"}]
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+
+    found: Any = JobConfig.from_yaml(tmp_path / "job.yaml", [override]).model_dump()
+    for part in path:
+        found = found[part]
+
+    assert found == value
+
+
+@pytest.mark.parametrize("override", ["a", "=1", "data.sparse.9.table=x", "name.x=1", "seed=[1"])
+def test_an_override_that_leads_nowhere_is_refused(
+    job: dict[str, Any], tmp_path: Path, override: str
+) -> None:
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+
+    with pytest.raises(ConfigError, match="override"):
+        JobConfig.from_yaml(tmp_path / "job.yaml", [override])
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "said"),
+    [
+        ("tables", {"C1": {"admission": {"min_cuont": 2}}}, "did you mean 'min_count'?"),
+        ("tables", {"C1": {"admision": None}}, "unknown key tables.C1.admision"),
+        ("embedding", {"initializer": {"scale": 1}}, "embedding.initializer.type is required"),
+        ("embedding", {"initializer": {"type": "unifrom"}}, "did you mean 'uniform'?"),
+        ("embedding", {"optimizer": {"type": "adagrad", "lr": 1}}, "unknown key"),
+        ("embedding", {"dim": 0}, "embedding.dim"),
+        ("training", {"mode": "gba"}, "'sync' or 'async', got 'gba'"),
+        ("training", {"eval_every_steps": 5}, "needs data.eval"),
+        ("run", {"dir": "x", "progress_every_seconds": float("nan")}, "finite"),
+    ],
+)
+def test_mistakes_are_named_with_their_field(
+    job: dict[str, Any], section: str, values: dict[str, Any], said: str
+) -> None:
+    job[section] = values
+
+    with pytest.raises(ConfigError) as caught:
+        JobConfig.from_dict(job)
+
+    assert said in str(caught.value)
+
+
+def test_a_column_named_twice_is_refused(job: dict[str, Any]) -> None:
+    job["data"]["sparse"] = ["C1", "C1"]
+
+    with pytest.raises(ConfigError, match="'C1' twice"):
+        JobConfig.from_dict(job)
+
+
+def test_relative_paths_become_absolute_and_urls_stay(job: dict[str, Any], tmp_path: Path) -> None:
+    job["data"] |= {"train": ["a.parquet", "s3://bucket/b", "/c"], "eval": "d"}
+    job["run"]["init_from"] = "runs/old"
+
+    config = with_absolute_paths(JobConfig.from_dict(job), {}, tmp_path)
+
+    assert config.data.train == [str(tmp_path / "a.parquet"), "s3://bucket/b", "/c"]
+    assert config.data.eval == [str(tmp_path / "d")]
+    assert config.run.dir == str(tmp_path / "runs/x")
+    assert config.run.init_from == str(tmp_path / "runs/old")
+
+
+def test_lanes_are_the_batches_of_a_global_batch(job: dict[str, Any]) -> None:
+    job["training"] = {"global_batch": 4 * 2048}
+
+    assert training_data(JobConfig.from_dict(job)).lanes == 4
+
+
+def test_an_overwritten_run_loses_its_old_files_only(job: dict[str, Any], tmp_path: Path) -> None:
+    job["run"] = {"dir": str(tmp_path / "run"), "overwrite": True}
+    config = JobConfig.from_dict(job)
+    run = RunDirectory(config, least_checkpoint_bytes=0)
+    run.write_result({"a": 1})
+    (run.path / "notes.txt").write_text("mine")
+    old = run.checkpoint_path("full", 3)
+    old.mkdir(parents=True)
+    (old / "manifest.json").write_text("{}")
+    assert latest_checkpoint(run.path) == old
+
+    RunDirectory(config, least_checkpoint_bytes=0)
+
+    assert sorted(path.name for path in run.path.iterdir()) == ["job.yaml", "notes.txt"]
+    with pytest.raises(RunDirectoryError, match="neither a checkpoint nor a run"):
+        latest_checkpoint(run.path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_example_job_is_a_legal_job(path: Path) -> None:
+    config = JobConfig.from_yaml(path)
+
+    assert store_spec(config, model_spec(config)).tables
