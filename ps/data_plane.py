@@ -185,6 +185,7 @@ class DataPlane:
         except OSError:
             self._drop(connection)
         except Exception as error:
+            self._drop(connection)
             self._fail(error)
         else:
             with self.lock:

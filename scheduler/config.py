@@ -4,6 +4,7 @@ A public contract. Keys follow the vocabulary of docs/design.md; every one can b
 command line as `key.path=value`.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -125,6 +126,21 @@ class ModelConfig(BaseModel):
     type: Literal["dlrm", "deepfm", "wide_deep", "custom"]
     optimizer: OptimizerConfig = Adagrad(learning_rate=0.01)
 
+    @model_validator(mode="after")
+    def _plain_options(self) -> "ModelConfig":
+        """Options travel in checkpoints as JSON, and have to come back as they were."""
+        for name, value in self.options.items():
+            try:
+                same = json.loads(json.dumps(value)) == value
+            except TypeError:
+                same = False
+            if not same:
+                raise ValueError(
+                    f"option {name!r} must be numbers, texts, lists and mappings by text,"
+                    f" got {value!r}"
+                )
+        return self
+
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
@@ -224,6 +240,8 @@ class JobConfig(_Section):
             text = Path(path).read_text()
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is not a text file: {error}") from error
         try:
             data = yaml.safe_load(text)
         except yaml.YAMLError as error:

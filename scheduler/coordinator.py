@@ -231,7 +231,9 @@ class Coordinator:
 
     def _reported(self, report: Report, now: float) -> list[Command]:
         state = self.workers.setdefault(report.worker, WorkerState())
-        if report.incarnation < state.incarnation:
+        given_up = state.lost and report.incarnation == state.incarnation
+        if given_up or report.incarnation < state.incarnation:
+            # Nobody would ever take back what it was given now.
             return [Answer(Grant(report.sequence, stop=True))]
         if report.incarnation > state.incarnation:
             self._lost(report.worker, state.incarnation)

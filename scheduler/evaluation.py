@@ -1,6 +1,6 @@
 """One evaluation of the model as it is at a step: its batches, and the sums of their scores."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,8 +39,9 @@ class EvaluationRound:
         self._log_loss: dict[int, float] = {}
 
     def lease(self, worker: int) -> Token | None:
-        """Give out an evaluation batch."""
-        return self.ledger.lease(worker, step_now=self.step, at_step=lambda _: self.step)
+        """Give out an evaluation batch; its step is the round's, before all that waits for it."""
+        token = self.ledger.lease(worker, step_now=self.step, at_step=lambda _: self.step)
+        return None if token is None else replace(token, step=self.step)
 
     def finish(self, finished: Finished) -> bool:
         """Add a batch's scores once; return whether they counted."""

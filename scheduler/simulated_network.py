@@ -72,7 +72,8 @@ class Network:
             self._deliver_up(connection, _of_older_epoch(message, self.shards[connection.shard]))
         self._deliver_up(connection, message)
         if world.strikes("duplicate"):
-            world.queue.later(20 * world.delay(), lambda: self._arrive(connection, message))
+            again = connection.last_up + 20 * world.delay()
+            world.queue.at(again, lambda: self._arrive(connection, message))
         if world.strikes("cut"):
             world.queue.later(2 * world.delay(), lambda: self.cut(connection))
 

@@ -47,7 +47,7 @@ def check_ended(
         require(left == (0, 0, 0), f"shard {shard.index} still holds {left}")
     _check_samples(scenario, seen, coordinator)
     _check_staleness(scenario, seen, coordinator)
-    _check_frequencies(seen, shards)
+    _check_frequencies(seen, shards, scenario.min_count)
 
 
 def _check_samples(scenario: Scenario, seen: Seen, coordinator: Coordinator) -> None:
@@ -81,7 +81,7 @@ def _check_staleness(scenario: Scenario, seen: Seen, coordinator: Coordinator) -
         require(late <= {0}, f"staleness in a synchronous job: {data}, {parameter}")
 
 
-def _check_frequencies(seen: Seen, shards: list[Shard]) -> None:
+def _check_frequencies(seen: Seen, shards: list[Shard], min_count: int) -> None:
     """In a table without eviction every occurrence in an applied batch is counted, by key."""
     frequency: Counter[int] = Counter()
     version: dict[int, int] = {}
@@ -95,6 +95,8 @@ def _check_frequencies(seen: Seen, shards: list[Shard]) -> None:
                     version[key] = record.step
     for shard in shards:
         rows, counters = shard.tables[0].export(), shard.tables[0].export_counters()
+        early = rows.keys[rows.frequency < min_count].tolist()
+        require(not early, f"keys {early} have rows and were seen less than {min_count} times")
         for entries in (rows, counters):
             for key, count, step in zip(
                 entries.keys.tolist(), entries.frequency.tolist(), entries.version.tolist(),

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ps.storage import expand
 from scheduler import ConfigError, JobConfig, RunDirectoryError, Trainer, TrainingError
 from worker.synthetic import best_auc_for
 
@@ -38,7 +39,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("stopped before the end; no checkpoint was written", file=sys.stderr)
         return 130
-    best = best_auc_for(config.data.eval or [])
+    best = best_auc_for(expand(config.data.eval)) if config.data.eval else None
     _show(result.metrics, best, result.path)
     print(json.dumps(_summary(result.metrics, best, result.path)))
     return 0

@@ -1,5 +1,6 @@
 """The job file: a public contract."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,8 @@ def test_an_override_that_leads_nowhere_is_refused(
         ("embedding", {"initializer": {"type": "unifrom"}}, "did you mean 'uniform'?"),
         ("embedding", {"optimizer": {"type": "adagrad", "lr": 1}}, "unknown key"),
         ("embedding", {"dim": 0}, "embedding.dim"),
+        ("model", {"type": "dlrm", "since": date(2020, 1, 1)}, "option 'since' must be"),
+        ("model", {"type": "dlrm", "names": {1: 2}}, "option 'names' must be"),
         ("training", {"mode": "gba"}, "'sync' or 'async', got 'gba'"),
         ("training", {"eval_every_steps": 5}, "needs data.eval"),
         ("run", {"dir": "x", "progress_every_seconds": float("nan")}, "finite"),
@@ -184,6 +187,13 @@ def test_an_overwritten_run_loses_its_old_files_only(job: dict[str, Any], tmp_pa
     assert sorted(path.name for path in run.path.iterdir()) == ["job.yaml", "notes.txt"]
     with pytest.raises(RunDirectoryError, match="neither a checkpoint nor a run"):
         latest_checkpoint(run.path)
+
+
+def test_a_job_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_bytes(bytes([0xFF, 0xFE, 0x00, 0x81]))
+
+    with pytest.raises(ConfigError, match="not a text file"):
+        JobConfig.from_yaml(tmp_path / "job.yaml")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda p: p.name)

@@ -22,7 +22,6 @@ from ps.shard import Shard
 from ps.spec import StoreSpec, bucket_range
 from worker.batch import Bags, Batch
 from worker.inference import ModelError, Predictor
-from worker.models import build_model, num_parameters
 from worker.plan import make_plan
 from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec, SparseFeature
 from worker.spec_json import saved_model_from_json
@@ -390,17 +389,3 @@ def test_specs_come_back_from_json_as_they_were(
     saved = saved_model_from_json(json.loads(text))
 
     assert (saved.spec, saved.features) == (model, features)
-
-
-def test_saved_model_can_be_built_again() -> None:
-    lookups = tuple(
-        Lookup(feature=i, table="t1", dim=3, column=3 * i) for i in range(len(FEATURES.sparse))
-    )
-    model = ModelSpec(
-        type="dlrm", options={"top_mlp": [4]}, optimizer=Sgd(), num_dense=2, lookups=lookups
-    )
-    text = json.dumps({"spec": asdict(model), "features": asdict(FEATURES)})
-
-    saved = saved_model_from_json(json.loads(text))
-
-    assert num_parameters(build_model(saved.spec)) == num_parameters(build_model(model))

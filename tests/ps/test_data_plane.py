@@ -1,0 +1,291 @@
+import errno
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedding.spec import TableSpec
+from ps import data_plane, wire
+from ps.client import PsClient
+from ps.messages import ANY_STEP, Apply, PullReply, PushReply, Refusal
+from ps.sockets import connect, receive, send
+from ps.wire import encode
+
+Serve = Callable[..., Any]
+
+TABLES = (TableSpec(name="a", dim=4),)
+
+
+def raw(served: Any) -> socket.socket:
+    """A connection to the first shard without a handshake."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(5)
+    sock.connect(served.planes[0].path)
+    return sock
+
+
+def ask(sock: socket.socket, job: Any, keys: list[int]) -> Any:
+    sock.settimeout(5)
+    send(sock, job.pull(0, job.unique(keys)))
+    return receive(sock)[0]
+
+
+def is_closed(sock: socket.socket) -> bool:
+    """Whether the peer closes the connection; what it said before is read."""
+    sock.settimeout(5)
+    try:
+        while sock.recv(1 << 16):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_local_socket_can_only_be_reached_by_this_user(small_job: Any, serve: Serve) -> None:
+    path = serve(small_job(TABLES)).planes[0].path
+
+    assert stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode) == 0o700
+
+
+@pytest.mark.parametrize("start", [b"", b"SMF1" + bytes(60), os.urandom(64)])
+def test_nothing_is_read_from_a_peer_without_the_secret(
+    small_job: Any, serve: Serve, start: bytes
+) -> None:
+    job = small_job(TABLES)
+    served = serve(job)
+    frame = b"".join(encode(job.contribution(0, job.unique([1]))))
+
+    with raw(served) as sock:
+        sock.sendall((start + frame).ljust(200, b"\0"))
+        assert is_closed(sock)
+
+    assert len(job.shards[0].buffer) == 0
+    assert not served.errors
+
+
+def test_silent_peers_are_dropped_and_hinder_nobody(
+    small_job: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_plane, "HANDSHAKE_TIMEOUT_SECONDS", 0.3)
+    job = small_job(TABLES)
+    served = serve(job)
+    silent = [raw(served) for _ in range(20)]
+
+    with served.connect(0) as sock:
+        assert isinstance(ask(sock, job, [1]), PullReply)
+    assert all(is_closed(sock) for sock in silent)
+
+    for sock in silent:
+        sock.close()
+
+
+def test_connections_are_limited_those_in_the_handshake_too(
+    small_job: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_plane, "MAX_CONNECTIONS", 3)
+    served = serve(small_job(TABLES))
+
+    silent = [raw(served) for _ in range(3)]
+    until(lambda: len(served.planes[0]._connections) == 3)
+    with raw(served) as one_too_many:
+        assert is_closed(one_too_many)
+    silent.pop().close()
+    until(lambda: len(served.planes[0]._connections) == 2)
+    served.connect(0).close()
+
+    for sock in silent:
+        sock.close()
+
+
+def test_closing_ends_handshakes_too(small_job: Any, serve: Serve) -> None:
+    served = serve(small_job(TABLES))
+    with raw(served) as sock:
+        sock.recv(1)
+        served.close()
+        assert is_closed(sock)
+    # The fixture finds threads that go on waiting.
+
+
+def test_a_shard_out_of_file_descriptors_accepts_again_later(
+    small_job: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = small_job(TABLES)
+    served = serve(job)
+    accept, failures = socket.socket.accept, []
+
+    def flaky(listener: socket.socket) -> Any:
+        if len(failures) < 2:
+            failures.append(listener)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", flaky)
+    for _ in range(3):  # the first one is taken by the call that waits already
+        with served.connect(0) as sock:
+            assert isinstance(ask(sock, job, [1]), PullReply)
+
+    assert len(failures) == 2
+
+
+def test_a_damaged_frame_costs_its_sender_the_connection_only(
+    small_job: Any, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = small_job(TABLES)
+    served = serve(job)
+    frame = bytearray(b"".join(encode(job.contribution(0, job.unique([1])))))
+    frame[20] ^= 0xFF
+
+    with served.connect(0) as broken, served.connect(0) as other:
+        broken.sendall(frame)
+        assert is_closed(broken)
+        assert isinstance(ask(other, job, [1]), PullReply)
+
+    assert len(job.shards[0].buffer) == 0
+    assert "shard 0 drops a connection: " in caplog.text
+    assert not served.errors
+
+
+def test_a_message_that_is_no_request_costs_the_connection(
+    small_job: Any, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = serve(small_job(TABLES))
+
+    with served.connect(0) as sock:
+        send(sock, PushReply(1))
+        assert is_closed(sock)
+
+    assert "a PushReply is no request" in caplog.text
+
+
+def test_a_peer_that_leaves_loses_its_parked_pulls(small_job: Any, serve: Serve) -> None:
+    job = small_job(TABLES)
+    served = serve(job)
+    with served.connect(0) as stays:
+        with served.connect(0) as leaves:
+            for sock in (stays, leaves):
+                send(sock, job.pull(0, job.unique([1]), at_step=1))
+            until(lambda: job.shards[0].num_parked == 2)
+        until(lambda: job.shards[0].num_parked == 1)
+
+        with served.locks[0]:
+            assert isinstance(job.send(0, job.pull(0, job.unique([1]))), PullReply)
+        send(stays, job.pull(0, job.unique([1]), request_id=9))
+        assert receive(stays)[0].request_id == 9
+
+
+def test_an_unexpected_failure_is_reported_and_not_taken_for_a_lost_peer(
+    small_job: Any, serve: Serve
+) -> None:
+    """Also where it is an OSError, as of a disk that is full."""
+    job = small_job(TABLES)
+    served = serve(job)
+    for error in (OSError(errno.ENOSPC, "No space left"), ValueError("a bug")):
+
+        def fail(*_: object, error: Exception = error) -> None:
+            raise error
+
+        job.shards[0].handle = fail
+        with served.connect(0) as sock:
+            send(sock, job.pull(0, job.unique([1])))
+            assert is_closed(sock)
+
+    assert [type(error) for error in served.errors] == [OSError, ValueError]
+
+
+def test_a_reply_over_the_limits_is_reported(
+    small_job: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = small_job(TABLES)
+    served = serve(job)
+    with served.connect(0) as asks, served.connect(0) as parks:
+        send(parks, job.pull(0, job.unique(range(100)), at_step=1))
+        until(lambda: job.shards[0].num_parked == 1)
+        pull = b"".join(encode(job.pull(0, job.unique(range(100)))))
+        monkeypatch.setattr(wire, "MAX_BODY_BYTES", 1500)
+        asks.sendall(pull)
+        assert is_closed(asks)
+        with served.connect(0) as coordinator:
+            send(coordinator, Apply(1, job.epoch, (job.record(0),)))
+            assert receive(coordinator)[0].step == 1
+        until(lambda: len(served.errors) == 2)
+
+    assert "a PullReply would take 1" in str(served.errors[0])
+    assert "a PullReply would take 1" in str(served.errors[1])
+
+
+def test_bytes_are_counted(small_job: Any, serve: Serve) -> None:
+    job = small_job(TABLES)
+    served = serve(job)
+    client: PsClient = served.client()
+
+    pulled = client.start_pull(job.unique(range(1000)), at_step=ANY_STEP)
+    while not pulled.done:
+        client.poll(1)
+
+    plane = served.planes[0]
+    until(lambda: plane.bytes_sent > 0)
+    assert client.bytes_received == plane.bytes_sent > 16_000
+    assert client.bytes_sent == plane.bytes_received > 12_000
+
+
+def test_the_network_socket_is_opened_once_and_asks_for_the_secret(
+    small_job: Any, serve: Serve
+) -> None:
+    job = small_job(TABLES)
+    served = serve(job, network=True)
+    address = served.address(0)
+
+    assert served.address(0) == address
+    with served.connect(0) as sock:
+        assert isinstance(ask(sock, job, [1]), PullReply)
+    with pytest.raises(ConnectionError):
+        connect(address, node_id="here", secret=b"another")
+
+
+def test_many_pulls_of_one_peer_are_all_answered(small_job: Any, serve: Serve) -> None:
+    job = small_job(TABLES)
+    with serve(job).connect(0) as sock:
+        sock.settimeout(5)
+        for number in range(300):
+            send(sock, job.pull(0, job.unique([number]), request_id=number))
+        replies = [receive(sock)[0] for _ in range(300)]
+
+    assert [reply.request_id for reply in replies] == list(range(300))
+    assert not any(isinstance(reply, Refusal) for reply in replies)
+
+
+def test_parked_pulls_and_direct_replies_of_one_peer_do_not_mix(
+    small_job: Any, serve: Serve
+) -> None:
+    """Both are sent by threads of their own, on one socket."""
+    job = small_job(TABLES)
+    served = serve(job)
+    unique = job.unique(range(30_000))
+    with served.connect(0) as sock, served.connect(0) as coordinator:
+        for number in range(8):
+            send(sock, job.pull(0, unique, request_id=number, at_step=1))
+        until(lambda: job.shards[0].num_parked == 8)
+        asking = threading.Thread(
+            target=lambda: [send(sock, job.pull(0, unique, request_id=100 + i)) for i in range(8)]
+        )
+        asking.start()
+        send(coordinator, Apply(1, job.epoch, (job.record(0),)))
+        replies = [receive(sock)[0] for _ in range(16)]
+        asking.join()
+
+    assert {reply.request_id for reply in replies} == {*range(8), *range(100, 108)}
+    assert len({reply.values.tobytes() for reply in replies}) == 1
+    assert all(np.isfinite(reply.values).all() for reply in replies)
