@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -237,6 +238,7 @@ class CheckpointReader:
             raise CheckpointError(
                 f"{self.directory / MANIFEST} does not describe a store: {error!r}"
             ) from error
+        self._check_lists_all_rows()
         self._verified: set[str] = set()
 
     def table_names(self) -> list[str]:
@@ -283,6 +285,17 @@ class CheckpointReader:
         """Read all dense parameters, float32[dense size]."""
         values = self.dense_rows()[:, :BLOCK_SIZE]
         return np.ascontiguousarray(values).reshape(-1)[: self.store.dense_size]
+
+    def _check_lists_all_rows(self) -> None:
+        """Every shard writes one file of rows for every table, empty ones too."""
+        files = Counter(entry.path.rsplit("-", 3)[0] for entry in self.manifest.files)
+        for table in self.store.tables:
+            found = files[f"tables/{table.name}/rows"]
+            if found != self.store.num_shards:
+                raise CheckpointError(
+                    f"{self.directory / MANIFEST} lists {found} files of rows of table"
+                    f" {table.name}, but {self.store.num_shards} shards wrote one each"
+                )
 
     def _batches(
         self, prefix: str, schema: pa.Schema, buckets: tuple[int, int] | None

@@ -34,7 +34,8 @@ class DenseBlocks:
     @property
     def vector(self) -> npt.NDArray[np.float32]:
         """The parameters, float32[size], copied."""
-        return self.rows[:, :BLOCK_SIZE].reshape(-1)[: self.size]
+        # Copied before it is reshaped: that alone makes a view where the rows have no slots.
+        return self.rows[:, :BLOCK_SIZE].copy().reshape(-1)[: self.size]
 
     def initialize(self, values: npt.NDArray[np.float32]) -> None:
         """Set the parameters, float32[size], and every slot to its initial value."""

@@ -21,6 +21,9 @@ from worker.actor import WorkerActor
 from worker.running import WorkerSetup
 
 
+CLOSE_SECONDS = 2.0
+
+
 def start_ray(cluster: ClusterConfig, *, namespace: str) -> None:
     """Join the cluster that RAY_ADDRESS names (as inside `ray job submit`), else start one here."""
     common: dict[str, Any] = {"namespace": namespace, "logging_level": "warning"}
@@ -79,6 +82,12 @@ class Processes:
 
     def release(self) -> None:
         """End every actor; on a shared cluster they would live as long as the driver."""
+        # A server that is still there removes its socket's folder first.
+        ray.wait(
+            [server.close.remote() for server in self.servers],
+            timeout=CLOSE_SECONDS,
+            num_returns=len(self.servers),
+        )
         handles = [*self.servers, self.coordinator, *self.new_workers.values()]
         handles += [worker.handle for worker in self.workers.values()]
         for handle in handles:

@@ -104,16 +104,17 @@ class Referee:
         name = report.worker, report.incarnation
         state = self._coordinator.workers[report.worker]
         gone = state.incarnation != report.incarnation or state.lost
-        if gone or self._coordinator.stopping:
-            require(not gone or not grant.tokens, f"worker {name} is gone and was given {grant}")
-            require(grant.stop, f"worker {name} is not told to stop: {grant}")
+        if gone:
+            stopped = grant.stop and not grant.tokens
+            require(stopped, f"worker {name} is gone and was answered {grant}")
             return
         known = self._answers.get((*name, grant.sequence))
         if known is not None or grant.sequence != report.sequence:
             same = f"a repeated report of worker {name} got {grant}, before it was {known}"
             require(known == grant, same)
             return
-        require(not grant.stop, f"worker {name} is told to stop: {grant}")
+        stopping = self._coordinator.stopping
+        require(grant.stop == stopping, f"worker {name} is told otherwise than {stopping}: {grant}")
         self._answers[*name, grant.sequence] = grant
         for token in grant.tokens:
             self._check_token(token, name)
