@@ -29,6 +29,7 @@ from ps.messages import (
     Reply,
     Request,
 )
+from ps.record_checks import what_is_wrong
 from ps.spec import StoreSpec
 
 
@@ -227,9 +228,9 @@ class Shard:
         if missing:
             text = f"record {record.step} names contributions that are not held: {missing[:4]}"
             return self._refusal(message, "missing", text)
-        if len(record.scalars) != len(self.spec.optimizers):
-            text = f"record {record.step} has scalars for {len(record.scalars)} optimizers"
-            return self._refusal(message, "malformed", text)
+        wrong = what_is_wrong(record, self.spec)
+        if wrong is not None:
+            return self._refusal(message, "malformed", f"record {record.step}: {wrong}")
         return None
 
     def _apply_record(self, record: Record) -> None:

@@ -44,8 +44,11 @@ class EvaluationRound:
         return None if token is None else replace(token, step=self.step)
 
     def finish(self, finished: Finished) -> bool:
-        """Add a batch's scores once; return whether they counted."""
-        if not self.ledger.finish(finished):
+        """Add a batch's scores once; return whether they counted.
+
+        Every round begins its attempts anew, so a late report can name a batch of an earlier one.
+        """
+        if finished.token.at_step != self.step or not self.ledger.finish(finished):
             return False
         scores = finished.evaluation
         if scores is not None:

@@ -121,8 +121,9 @@ class Referee:
 
     def _check_token(self, token: Token, worker: tuple[int, int]) -> None:
         self._story.tell("worker %s.%s is given %s", *worker, token, batch=token.batch_id)
-        # An evaluation's rounds use the same batches; the step tells them apart.
-        number = token.at_step if token.kind == "eval" else 0
+        # An evaluation's rounds use the same batches.
+        rounds = len(self._coordinator.progress.evaluations)
+        number = rounds if token.kind == "eval" else 0
         holder = self._holders.setdefault(
             (token.kind, number, token.batch_id, token.attempt), worker
         )

@@ -36,7 +36,7 @@ from scheduler.simulated_replay import Replay
 from scheduler.simulated_scenario import Scenario, draw
 from scheduler.simulated_verdict import check_ended, check_failed, digest_of
 from scheduler.simulated_worker import SimulatedWorker
-from scheduler.simulated_world import World
+from scheduler.simulated_world import Action, World
 from worker.protocol import Grant, Report
 from worker.session import Session
 
@@ -242,9 +242,7 @@ class Simulation:
 
     def exchange(self, worker: SimulatedWorker, report: Report) -> None:
         """Carry a report: it can be lost, repeated or late."""
-        copies = 0 if self.world.strikes("lose") else 1 + self.world.strikes("duplicate")
-        for _ in range(copies):
-            self.world.queue.later(self.world.delay(), lambda: self._take_report(worker, report))
+        self._carry(lambda: self._take_report(worker, report))
 
     def _take_report(self, worker: SimulatedWorker, report: Report) -> None:
         for command in self._handle(WorkerReported(report)):
@@ -252,9 +250,15 @@ class Simulation:
                 self._answer(worker, command.grant)
 
     def _answer(self, worker: SimulatedWorker, grant: Grant) -> None:
-        copies = 0 if self.world.strikes("lose") else 1 + self.world.strikes("duplicate")
-        for _ in range(copies):
-            self.world.queue.later(self.world.delay(), lambda: worker.answered(grant))
+        self._carry(lambda: worker.answered(grant))
+
+    def _carry(self, arrive: Action) -> None:
+        """Carry half of a call: it can be late, be lost, or arrive once more later on."""
+        world = self.world
+        if not world.strikes("lose"):
+            world.queue.later(world.delay(), arrive)
+        if world.strikes("duplicate"):
+            world.queue.later(20 * world.delay(), arrive)
 
     # The driver's process ---------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ over what a dead one left undone.
 import enum
 from dataclasses import dataclass
 
+from ps.messages import ANY_STEP
 from worker.protocol import Finished, Grant, Report, Token, TokenKind
 
 Identity = tuple[TokenKind, int, int]
@@ -135,6 +136,8 @@ class Session:
         pulling = self._in(Stage.PULLING)
         if not pulling or self._in(Stage.PULLED):
             return False
+        if any(token.at_step == ANY_STEP for token in pulling):
+            return False  # it is answered at once
         ahead = self._in(Stage.GRANTED) + self._in(Stage.PREPARED)
         return not any(token.step < min(pulling).step for token in ahead)
 

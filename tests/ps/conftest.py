@@ -6,13 +6,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from embedding.optimizers import step_scalars
-from embedding.spec import Adagrad, Optimizer, TableSpec
+from embedding.spec import Adagrad, AdamAsync, CounterAdmission, Optimizer, Sgd, TableSpec
+from ps.checkpoint import CheckpointReader, Manifest, write_manifest, write_shard
 from ps.client import PsClient
 from ps.data_plane import DataPlane
 from ps.deduplicate import Deduplicated, Deduplicator, keep_admitted
@@ -27,6 +29,7 @@ from ps.messages import (
     Record,
     Reply,
 )
+from ps.restore import start_shard_from
 from ps.shard import Shard
 from ps.sockets import ShardAddress, connect
 from ps.spec import StoreSpec, bucket_range, even_routing
@@ -202,6 +205,23 @@ class SmallJob:
         self.step(batch_id, **changes)
 
     @property
+    def state(self) -> Any:
+        """Everything that a message could change."""
+        return self.digest, [
+            (
+                shard.step,
+                shard.recovery_epoch,
+                list(shard.log),
+                shard.num_parked,
+                len(shard.buffer),
+                shard.buffer.nbytes,
+                shard.buffer.low_water,
+                [(len(table), table.num_unadmitted) for table in shard.tables],
+            )
+            for shard in self.shards
+        ]
+
+    @property
     def digest(self) -> str:
         """The digest of the model over all shards."""
         num_shards = len(self.shards)
@@ -214,6 +234,31 @@ class SmallJob:
             tables[spec.name] = np.concatenate(parts)
         blocks = [digest for shard in self.shards for digest in block_digests(shard.dense)]
         return model_digest(tables, blocks)
+
+    def write_checkpoint(self, directory: Path, **changes: Any) -> Path:
+        """Write every shard's files and the manifest, as the driver of a job does."""
+        num_shards = len(self.shards)
+        files = []
+        for shard in self.shards:
+            files += write_shard(
+                directory,
+                tables=shard.tables,
+                dense=shard.dense,
+                shard=shard.index,
+                num_shards=num_shards,
+                buckets=bucket_range(shard.index, num_shards),
+            )
+        fields: dict[str, Any] = {
+            "kind": "full",
+            "step": self.shards[0].step,
+            "recovery_epoch": EPOCH,
+            "store": self.spec.to_json(),
+            "model": {},
+            "job": {},
+            "files": tuple(files),
+        }
+        write_manifest(directory, Manifest(**{**fields, **changes}))
+        return directory
 
 
 class ServedJob:
@@ -270,6 +315,49 @@ class ServedJob:
             client.close()
         for plane in self.planes:
             plane.close()
+
+
+SAVED_TABLES = (
+    TableSpec(name="adagrad", dim=3, admission=CounterAdmission(min_count=2)),
+    TableSpec(name="adam", dim=2, optimizer=AdamAsync()),
+    TableSpec(name="sgd.1-x_y", dim=1, optimizer=Sgd()),
+    TableSpec(name="empty", dim=4),
+)
+
+
+class SavedJob(SmallJob):
+    """A job with tables of every kind that was trained a little, to be written and restored."""
+
+    tables = SAVED_TABLES
+
+    def __init__(self, num_shards: int) -> None:
+        super().__init__(SAVED_TABLES, num_shards=num_shards, dense_size=2500)
+        rng = np.random.default_rng(1)
+        for step in range(4):
+            keys = rng.zipf(1.3, 300) % 1000
+            self.train(step, keys, [*range(step * 40, step * 40 + 60), -(2**63)], keys[:50], [])
+
+    @staticmethod
+    def restore(
+        directory: Path, num_shards: int, tables: Sequence[TableSpec] = SAVED_TABLES
+    ) -> SmallJob:
+        """A new job that starts from a checkpoint."""
+        job = SmallJob(tables, num_shards=num_shards, dense_size=2500, initialize=False)
+        reader = CheckpointReader(directory)
+        for shard in job.shards:
+            start_shard_from(shard, reader, recovery_epoch=EPOCH)
+        return job
+
+
+@pytest.fixture(scope="session")
+def saved_job() -> type[SavedJob]:
+    return SavedJob
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of two shards; for reading only."""
+    return SavedJob(2).write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,7 @@ def refuse(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Refuse:
     """Run the script on the job with overrides; assert exit 2 and return what it said."""
+
     def run(*overrides: str) -> str:
         path = tmp_path / "job.yaml"
         path.write_text(yaml.safe_dump(job))

@@ -1,0 +1,137 @@
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedding.mixing import buckets_of
+from embedding.spec import AdamAsync, Constant, CounterAdmission, Sgd, TableSpec
+from ps.messages import (
+    ApplyReply,
+    Entry,
+)
+from ps.spec import bucket_range
+
+ALL = TableSpec(name="all", dim=2)
+RARE = TableSpec(
+    name="rare",
+    dim=3,
+    initializer=Constant(value=0.5),
+    optimizer=Sgd(learning_rate=1.0),
+    admission=CounterAdmission(min_count=3),
+    default_value=-9.0,
+)
+TABLES = (ALL, RARE)
+
+
+# Any number of shards -----------------------------------------------------------------------------
+
+a_key = st.integers(0, 25) | st.sampled_from([2**63 - 1, -(2**63)])
+a_weight = st.sampled_from([1.0, 1.0, 0.5, 0.0])
+a_batch = st.tuples(st.lists(a_key, max_size=8), st.lists(a_key, max_size=8), a_weight)
+a_step = st.tuples(st.lists(a_batch, max_size=3), st.integers(0, 4), st.integers(0, 4))
+VARIED = (
+    ALL,
+    replace(RARE, optimizer=AdamAsync()),
+    TableSpec(name="third", dim=1, optimizer=AdamAsync(apply_sparse_rmsprop=True)),
+)
+
+
+def run(small_job: Any, num_shards: int, steps: list[Any]) -> tuple[str, list[int]]:
+    """Train; batches of a step were pulled up to 4 steps before, rows are evicted by age."""
+    job = small_job(VARIED, num_shards=num_shards, dense_size=2100)
+    batch_id = 0
+    for step, (batches, lag, age) in enumerate(steps):
+        entries = []
+        for a, b, weight in batches:
+            job.push(batch_id, a, b, b[:2], pull_step=max(0, step - lag))
+            entries.append(Entry(batch_id, 0, weight))
+            batch_id += 1
+        evict = tuple((t, step - age) for t in range(3)) if age and step > age else ()
+        job.step(*entries, evict=evict, low_water=batch_id, oldest_pull_step=max(0, step - 4))
+    totals = [
+        sum(getattr(shard.counts, name) for shard in job.shards)
+        for name in ("gradients_of_evicted_keys", "evicted")
+    ]
+    return job.digest, totals
+
+
+@given(st.lists(a_step, min_size=1, max_size=7))
+@settings(max_examples=25, deadline=None)
+def test_any_number_of_shards_trains_the_same_model(small_job: Any, steps: list[Any]) -> None:
+    expected = run(small_job, 1, steps)
+
+    for num_shards in (2, 3, 7):
+        assert run(small_job, num_shards, steps) == expected
+
+
+def test_a_long_run_is_the_same_for_any_number_of_shards(small_job: Any) -> None:
+    rng = np.random.default_rng(6)
+    steps = [
+        (
+            [
+                (rng.zipf(1.3, 60).tolist(), (rng.zipf(1.5, 40) % 97).tolist(), float(w))
+                for w in rng.choice([1.0, 0.5, 0.0], 3)
+            ],
+            int(rng.integers(0, 3)),
+            int(rng.integers(0, 5)),
+        )
+        for _ in range(25)
+    ]
+    expected = run(small_job, 1, steps)
+
+    assert expected[1][0] > 0, "late gradients of evicted keys were among them"
+    assert expected[1][1] > 0
+    assert run(small_job, 3, steps) == run(small_job, 7, steps) == expected
+
+
+def test_a_shard_holds_only_keys_of_its_buckets(small_job: Any) -> None:
+    job = small_job(TABLES, num_shards=3)
+    job.train(0, range(200), [])
+
+    for shard in job.shards:
+        first, last = bucket_range(shard.index, 3)
+        buckets = buckets_of(shard.tables[0].export().keys)
+        assert ((buckets >= first) & (buckets < last)).all()
+    assert sum(len(shard.tables[0]) for shard in job.shards) == 200
+
+
+# Any order of messages ----------------------------------------------------------------------------
+
+
+@given(st.data())
+@settings(max_examples=30, deadline=None)
+def test_refused_and_repeated_messages_never_change_the_outcome(small_job: Any, data: Any) -> None:
+    """A shard that gets everything twice, early and late ends as one that gets it once."""
+    once, noisy = small_job(TABLES), small_job(TABLES)
+    sent: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+
+    def repeat_some() -> None:
+        for send, arguments in data.draw(st.lists(st.sampled_from(sent), max_size=3)):
+            send(*arguments)
+
+    for step in range(data.draw(st.integers(1, 4))):
+        keys = [data.draw(st.lists(a_key, max_size=5)) for _ in TABLES]
+        unique = once.unique(*keys)
+        bits = once.admitted(unique)
+        message = once.contribution(0, unique, admitted=bits, batch_id=step)
+        record = once.record(step, step, low_water=step)
+        once.send(0, message)
+        assert isinstance(once.apply(0, record), ApplyReply)
+        sent += [
+            (noisy.send, (0, message)),
+            (noisy.send, (0, replace(message, attempt=1))),
+            (noisy.send, (0, replace(message, recovery_epoch=0))),
+            (noisy.send, (0, noisy.pull(0, unique))),
+        ]
+        if data.draw(st.booleans()):
+            assert noisy.apply(0, record).reason == "missing"
+        noisy.send(0, message)
+        repeat_some()
+        assert isinstance(noisy.apply(0, record), ApplyReply)
+        sent.append((noisy.apply, (0, record)))
+        repeat_some()
+
+    assert noisy.digest == once.digest

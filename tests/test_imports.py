@@ -1,0 +1,125 @@
+"""Who may import whom, what loads Ray, how modules are named and how long they are."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+MAY_IMPORT = {
+    "embedding": set(),
+    "ps": {"embedding"},
+    "worker": {"embedding", "ps"},
+    "scheduler": {"embedding", "ps", "worker"},
+}
+SCRIPTS = {"scripts", "tests", "jobs"}
+
+# Beside every actor.py: what starts, places and ends the actors of a job.
+MAY_IMPORT_RAY = {
+    f"scheduler/{name}.py"
+    for name in ("trainer", "placement", "launching", "supervising", "finishing")
+}
+
+FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "misc"}
+MAX_LINES = 450
+# Longer than that for now, with a limit of their own.
+LONG_MODULES = {"scheduler/coordinator.py": 500}
+
+
+def modules(*folders: str) -> list[Path]:
+    """Python files of top-level folders, relative to the root."""
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    return sorted(path.relative_to(ROOT) for path in found)
+
+
+PACKAGE_MODULES = modules(*MAY_IMPORT)
+EVERY_MODULE = modules(*MAY_IMPORT, *SCRIPTS)
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of every module that a file imports, within functions too."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively; name the package"
+            assert node.module is not None
+            yield node.lineno, node.module
+
+
+def test_there_are_modules() -> None:
+    assert len(PACKAGE_MODULES) > 40
+
+
+@pytest.mark.parametrize("path", PACKAGE_MODULES, ids=str)
+def test_packages_import_only_what_is_below_them(path: Path) -> None:
+    package = path.parts[0]
+    allowed = MAY_IMPORT[package] | {package}
+    ours = set(MAY_IMPORT) | SCRIPTS
+    wrong = [
+        f"{path}:{line} imports {name}; {package}/ may import only {sorted(allowed)} of ours"
+        for line, name in imports_of(path)
+        if name.split(".")[0] in ours - allowed
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", PACKAGE_MODULES, ids=str)
+def test_only_actors_and_what_starts_them_import_ray(path: Path) -> None:
+    if path.name == "actor.py" or path.as_posix() in MAY_IMPORT_RAY:
+        return
+    wrong = [
+        f"{path}:{line} imports {name}; Ray belongs into an actor.py or {sorted(MAY_IMPORT_RAY)}"
+        for line, name in imports_of(path)
+        if name.split(".")[0] == "ray"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_everything_else_can_be_imported_without_loading_ray() -> None:
+    """Also through others: a module that needs an actor's module would load it."""
+    names = [
+        ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+        for path in PACKAGE_MODULES
+        if path.name != "actor.py" and path.as_posix() not in MAY_IMPORT_RAY
+    ]
+    program = (
+        "import importlib, sys\n"
+        f"for name in {names!r}:\n"
+        "    importlib.import_module(name)\n"
+        "    assert 'ray' not in sys.modules, f'importing {name} loads ray'\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("path", EVERY_MODULE, ids=str)
+def test_modules_are_named_for_what_they_hold(path: Path) -> None:
+    for name in (*path.parts[:-1], path.stem):
+        assert name not in FORBIDDEN_NAMES, f"{path}: name it for what it holds, not {name!r}"
+    assert path.stem not in sys.stdlib_module_names - {"__init__"}, (
+        f"{path} is named like a module of the standard library, which breaks python when it is"
+        " started in that folder"
+    )
+
+
+@pytest.mark.parametrize("path", EVERY_MODULE, ids=str)
+def test_modules_stay_short(path: Path) -> None:
+    """A smell and not a law; but splitting is easier early than late."""
+    lines = len((ROOT / path).read_text().splitlines())
+    limit = LONG_MODULES.get(path.as_posix(), MAX_LINES)
+    assert lines <= limit, f"{path} has {lines} lines, the limit is {limit}: split off one concern"
+
+
+def test_long_modules_are_still_long() -> None:
+    for name in LONG_MODULES:
+        lines = len((ROOT / name).read_text().splitlines())
+        assert lines > MAX_LINES, f"{name} is short now: take it out of LONG_MODULES"
