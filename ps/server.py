@@ -2,7 +2,7 @@
 
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class ServerSetup:
 
     store: StoreSpec
     index: int
-    secret: bytes
+    secret: bytes = field(repr=False)
     max_contributions: int
     max_buffer_bytes: int
     compress: bool = False

@@ -183,9 +183,9 @@ def test_sums_are_divided_once_by_the_divisor(small_job: Any) -> None:
         gradients = np.full(3, value, np.float32)
         job.send(0, job.contribution(0, unique, batch_id=batch_id, gradients=gradients))
 
-    job.step(Entry(0, 0, 1.0), Entry(1, 0, 0.5), divisor=8)
+    job.step(Entry(0, 0, 1.0), Entry(1, 0, 0.5), divisor=16)
 
-    assert job.send(0, job.pull(0, unique)).values.tolist() == [0.5 - 2.0 / 8] * 3
+    assert job.send(0, job.pull(0, unique)).values.tolist() == [0.5 - 2.0 / 16] * 3
 
 
 def test_the_order_of_a_record_is_the_order_of_the_sum(small_job: Any) -> None:

@@ -1,0 +1,168 @@
+"""A shard with its sockets, as the Ray actor holds it."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ps.checkpoint import CheckpointError, Manifest, write_manifest
+from ps.client import Identity, PsClient
+from ps.digest import model_digest
+from ps.messages import ANY_STEP, Refusal
+from ps.server import ServerSetup, ShardServer
+from ps.sockets import connect
+from ps.spec import StoreSpec
+
+SECRET = b"only for this job"
+
+
+def start(store: StoreSpec) -> list[ShardServer]:
+    return [
+        ShardServer(
+            ServerSetup(
+                store=store,
+                index=index,
+                secret=SECRET,
+                max_contributions=10,
+                max_buffer_bytes=1 << 20,
+            ),
+            node_id="here",
+        )
+        for index in range(store.num_shards)
+    ]
+
+
+@pytest.fixture
+def servers(saved_job: Any, small_job: Any) -> Iterator[list[ShardServer]]:
+    started = start(small_job(saved_job.tables, num_shards=2, dense_size=2500).spec)
+    yield started
+    for server in started:
+        server.close()
+
+
+def client_of(servers: list[ShardServer], store: StoreSpec) -> PsClient:
+    addresses = [server.address() for server in servers]
+    return PsClient(
+        store,
+        lambda shard: connect(addresses[shard], node_id="here", secret=SECRET),
+        recovery_epoch=5,
+    )
+
+
+def digest_of(servers: list[ShardServer], store: StoreSpec) -> str:
+    parts = [server.digests() for server in servers]
+    tables = {
+        table.name: np.concatenate([part[0][table.name] for part in parts])
+        for table in store.tables
+    }
+    return model_digest(tables, [block for part in parts for block in part[1]])
+
+
+def test_a_server_is_fenced_until_it_is_initialised(
+    servers: list[ShardServer], small_job: Any, saved_job: Any
+) -> None:
+    job = small_job(saved_job.tables, num_shards=2, dense_size=2500)
+    client = client_of(servers, job.spec)
+    unique = job.unique([1], [2], [3], [4])
+
+    for fenced in (True, False):
+        pulled = client.start_pull(unique, at_step=ANY_STEP)
+        while not pulled.done:
+            client.poll(1)
+        assert [isinstance(reply, Refusal) for reply in pulled.replies.values()] == [fenced] * 2
+        for index, server in enumerate(servers):
+            first, last = job.spec.dense_range(index)
+            server.initialize(5, np.zeros(last - first, np.float32))
+    client.close()
+
+
+def test_a_model_goes_from_servers_to_a_checkpoint_and_back(
+    servers: list[ShardServer], saved_job: Any, tmp_path: Path
+) -> None:
+    before = saved_job(3)
+    first = before.write_checkpoint(tmp_path / "first")
+    for server in servers:
+        server.start_from(5, str(first))
+    store = saved_job.restore(first, 2).spec
+    assert digest_of(servers, store) == saved_job.restore(first, 1).digest
+
+    files = [entry for server in servers for entry in server.write_checkpoint(str(tmp_path / "2"))]
+    write_manifest(tmp_path / "2", Manifest("full", 0, 5, store.to_json(), {}, {}, tuple(files)))
+
+    assert saved_job.restore(tmp_path / "2", 1).digest == digest_of(servers, store)
+
+
+def test_a_server_that_can_not_restore_stays_fenced(
+    servers: list[ShardServer], tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        servers[0].start_from(5, str(tmp_path))
+
+    assert servers[0]._shard.fenced
+
+
+def test_a_server_tells_what_it_holds(
+    servers: list[ShardServer], small_job: Any, saved_job: Any
+) -> None:
+    job = small_job(saved_job.tables, num_shards=2, dense_size=2500)
+    for index, server in enumerate(servers):
+        server.initialize(5, np.zeros(np.diff(job.spec.dense_range(index))[0], np.float32))
+    client = client_of(servers, job.spec)
+    pulled = client.start_pull(job.unique([1, 1, 2], [3], [], []), at_step=ANY_STEP)
+    while not pulled.done:
+        client.poll(1)
+    push = client.start_push(
+        pulled, Identity(0, 0, 0, 4), gradients=pulled.values, dense=pulled.dense
+    )
+    while not push.done:
+        client.poll(1)
+    record = job.record(0, 0, recovery_epoch=5)
+    applies = [client.start_apply(shard, [record]) for shard in range(2)]
+    while not all(apply.done for apply in applies):
+        client.poll(1)
+    client.close()
+
+    stats = [server.stats() for server in servers]
+
+    def total(table: str, name: str) -> int:
+        return sum(each["tables"][table][name] for each in stats)
+
+    assert [each["step"] for each in stats] == [1, 1]
+    assert (total("adagrad", "rows"), total("adagrad", "unadmitted")) == (1, 1)
+    assert total("adam", "rows") == 1
+    assert sum(each["bytes_sent"] for each in stats) == client.bytes_received
+    assert sum(each["bytes_received"] for each in stats) == client.bytes_sent
+    assert {each["node"] for each in stats} == {"here"}
+
+
+def test_a_failure_inside_a_shard_ends_the_watch(servers: list[ShardServer]) -> None:
+    raised: list[BaseException] = []
+
+    def watch() -> None:
+        try:
+            servers[0].watch()
+        except ValueError as error:
+            raised.append(error)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    servers[0]._plane._fail(ValueError("a bug"))
+    watcher.join(5)
+
+    assert [str(error) for error in raised] == ["a bug"]
+
+
+def test_the_secret_is_not_shown(small_job: Any, saved_job: Any) -> None:
+    setup = ServerSetup(
+        store=small_job(saved_job.tables).spec,
+        index=0,
+        secret=SECRET,
+        max_contributions=1,
+        max_buffer_bytes=1,
+    )
+
+    assert "only for this job" not in repr(setup)
+    assert "ServerSetup(store=" in repr(setup)
