@@ -11,11 +11,11 @@ from ps.client import Open, PsClient
 from ps.memory import peak_rss_bytes
 from ps.messages import ApplyReply, Record
 from ps.sockets import ShardAddress, connect
-from scheduler.coordinator import (
+from scheduler.coordinator import Coordinator, CoordinatorSpec
+from scheduler.evaluation import EvaluationResult
+from scheduler.events import (
     Answer,
     Command,
-    Coordinator,
-    CoordinatorSpec,
     EvaluationWanted,
     Event,
     FailJob,
@@ -28,7 +28,6 @@ from scheduler.coordinator import (
     WorkerLost,
     WorkerReported,
 )
-from scheduler.evaluation import EvaluationResult
 from worker.protocol import Grant, Report
 
 TICK_SECONDS = 0.2

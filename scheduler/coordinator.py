@@ -12,6 +12,21 @@ from ps.messages import Entry, Record
 from ps.spec import StoreSpec
 from scheduler.clock import ScheduleClock
 from scheduler.evaluation import EvaluationResult, EvaluationRound
+from scheduler.events import (
+    Answer,
+    Command,
+    EvaluationWanted,
+    Event,
+    FailJob,
+    GiveUpWorker,
+    RecordsApplied,
+    SendRecords,
+    StopWanted,
+    TimePassed,
+    Warn,
+    WorkerLost,
+    WorkerReported,
+)
 from scheduler.ledger import Batch, Ledger, LedgerPlan, Status
 from scheduler.modes import RULES, Mode
 from scheduler.staleness import Histogram
@@ -55,87 +70,6 @@ class CoordinatorSpec:
     def credits(self) -> int:
         """Most batches that may be leased, or done and not applied on every shard."""
         return self.workers * self.depth + 2 * self.group_size
-
-
-# Events -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerReported:
-    report: Report
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerLost:
-    """A worker's process is gone."""
-
-    worker: int
-    incarnation: int
-
-
-@dataclass(frozen=True, slots=True)
-class RecordsApplied:
-    """A shard is at `step`."""
-
-    shard: int
-    step: int
-
-
-@dataclass(frozen=True, slots=True)
-class TimePassed:
-    """Nothing happened; look at the time."""
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationWanted:
-    """Evaluate the state as it is, once training is complete."""
-
-
-@dataclass(frozen=True, slots=True)
-class StopWanted:
-    """End the workers."""
-
-
-Event = WorkerReported | WorkerLost | RecordsApplied | TimePassed | EvaluationWanted | StopWanted
-
-
-# Commands -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Answer the report that is being handled."""
-
-    grant: Grant
-
-
-@dataclass(frozen=True, slots=True)
-class SendRecords:
-    """Send records to every shard, in order."""
-
-    records: tuple[Record, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUpWorker:
-    """Replace a worker that has been silent for too long."""
-
-    worker: int
-    incarnation: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Warn:
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class FailJob:
-    text: str
-
-
-Command = Answer | SendRecords | GiveUpWorker | Warn | FailJob
 
 
 @dataclass(slots=True)
