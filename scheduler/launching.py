@@ -20,13 +20,12 @@ from scheduler.placement import Placement
 from worker.actor import WorkerActor
 from worker.running import WorkerSetup
 
-
 CLOSE_SECONDS = 2.0
 
 
 def start_ray(cluster: ClusterConfig, *, namespace: str) -> None:
     """Join the cluster that RAY_ADDRESS names (as inside `ray job submit`), else start one here."""
-    common: dict[str, Any] = {"namespace": namespace, "logging_level": "warning"}
+    common: dict[str, Any] = {"namespace": namespace, "logging_level": "error"}
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, **common)

@@ -58,8 +58,10 @@ class Progress:
         rate, loss = line["samples_per_second"], line["train_loss"]
         stale = line["staleness"]["parameter"]["mean"]
         if self._bar is not None:
-            text = f"{rate:,.0f} samples/s  loss {loss or float('nan'):.4f}"
-            self._bar.update(self._task, completed=line["samples"], description=text)
+            self._bar.update(self._task, completed=line["samples"])
+            if loss is not None:
+                text = f"{rate:,.0f} samples/s  loss {loss:.4f}"
+                self._bar.update(self._task, description=text)
             return
         parts = [
             f"samples={line['samples']}/{self._total}",

@@ -49,13 +49,15 @@ class Session:
         self._finished: list[Finished] = []
         self._reported: tuple[Finished, ...] = ()
         self._sequence = 0
+        self._answered = 0
 
     # Events -----------------------------------------------------------------------------------
 
     def granted(self, grant: Grant) -> list[Token]:
-        """Take the answer to the last report; return the tokens to prepare."""
-        if grant.sequence != self._sequence:
+        """Take the answer to the last report, once; return the tokens to prepare."""
+        if grant.sequence != self._sequence or self._answered == self._sequence:
             return []
+        self._answered = self._sequence
         self._reported = ()
         self.stopped = self.stopped or grant.stop
         for identity in grant.revoked:

@@ -1,0 +1,114 @@
+"""What a worker does next with the tokens it holds."""
+
+from worker.protocol import Finished, Grant, Token
+from worker.session import Session
+
+
+def token(step: int, batch_id: int | None = None, attempt: int = 0) -> Token:
+    """A token of synchronous training: its pull waits for its step."""
+    return Token(step, step if batch_id is None else batch_id, attempt, at_step=step)
+
+
+def session_with(*tokens: Token, depth: int = 2, prepared: bool = True) -> Session:
+    session = Session(0, 0, depth=depth)
+    report = session.report()
+    session.granted(Grant(report.sequence, tokens))
+    if prepared:
+        for each in tokens:
+            session.prepared(each)
+    return session
+
+
+def test_the_first_report_asks_for_as_many_tokens_as_it_prepares_ahead() -> None:
+    assert Session(3, 1, depth=2).report().want == 2
+
+
+def test_batches_are_pulled_lowest_step_first_and_one_at_a_time() -> None:
+    session = session_with(token(5), token(4))
+
+    assert session.next_pull() == token(4)
+    assert session.next_pull() is None
+
+
+def test_nothing_is_pulled_before_it_is_prepared_or_while_another_waits_to_be_computed() -> None:
+    session = session_with(token(4), token(5), prepared=False)
+    assert session.next_pull() is None
+
+    session.prepared(token(4))
+    session.prepared(token(5))
+    assert session.next_pull() == token(4)
+    session.pulled(token(4))
+    assert session.next_pull() is None
+    assert session.next_compute() == token(4)
+    assert session.next_pull() == token(5)
+
+
+def test_a_waiting_pull_leaves_the_slot_to_an_earlier_step() -> None:
+    session = session_with(token(9))
+    assert session.next_pull() == token(9)
+    assert session.report().waiting
+
+    late = token(8, attempt=1)
+    session.granted(Grant(session.report().sequence, (late,)))
+    assert not session.waiting
+    session.prepared(late)
+
+    assert session.next_pull() == late
+
+
+def test_a_parked_worker_says_so_although_it_has_another_batch_prepared() -> None:
+    session = session_with(token(9), token(10))
+    session.next_pull()
+
+    report = session.report()
+
+    assert (report.want, report.waiting) == (0, True)
+
+
+def test_what_has_ended_is_said_again_until_it_is_answered() -> None:
+    session = session_with(token(1))
+    done = Finished(token(1), "done", samples=3)
+    session.finished(done)
+
+    first, second = session.report(), session.report()
+    assert first.finished == second.finished == (done,)
+    session.granted(Grant(first.sequence))
+    assert session.report().finished == (done,)
+    session.granted(Grant(session.report().sequence))
+
+    assert session.report().finished == ()
+
+
+def test_an_answer_counts_once() -> None:
+    session = Session(0, 0, depth=2)
+    grant = Grant(session.report().sequence, (token(1),))
+    assert session.granted(grant) == [token(1)]
+    session.finished(Finished(token(1), "done"))
+
+    assert session.granted(grant) == []
+    assert not session.holds(token(1))
+
+
+def test_a_revoked_token_is_dropped_in_any_stage() -> None:
+    session = session_with(token(1), token(2))
+    session.next_pull()
+
+    report = session.report()
+    session.granted(Grant(report.sequence, revoked=(token(1).identity,)))
+    session.pulled(token(1))
+    session.finished(Finished(token(1), "done"))
+
+    assert session.next_compute() is None
+    assert session.report().finished == ()
+    assert session.next_pull() == token(2)
+
+
+def test_a_batch_being_pushed_makes_room_for_the_next_one() -> None:
+    session = session_with(token(1), token(2))
+    assert session.want == 0
+    session.next_pull()
+    session.pulled(token(1))
+    session.next_compute()
+
+    assert session.want == 1
+    assert token(1).identity in session.report().held
