@@ -145,7 +145,6 @@ class _Staff:
 
     current: dict[int, SimulatedWorker] = field(default_factory=dict)
     replaced: set[tuple[int, int]] = field(default_factory=set)
-    gone_forever: set[int] = field(default_factory=set)
 
 
 class Simulation:
