@@ -79,6 +79,7 @@ def settle_keys(
     """Count each key and give rows to those that get one; room for all has been made.
 
     Args:
+        initial_slots: float32[width of a row - dim], what follows the vector of a new row.
         has_gradient: empty: 1 for each key.
         positions: int64[n], written: the row to update, or -1.
     """
@@ -124,7 +125,7 @@ def _create(
 ) -> None:
     """Give rows to the keys of a block that have a gradient and no row."""
     entries, metadata, values, state = rows.entries, rows.metadata, rows.values, rows.state
-    dim = values.shape[1] // (1 + initial_slots.size)
+    dim = values.shape[1] - initial_slots.size
     for i in range(start, end):
         if positions[i] >= 0 or (has_gradient.size > 0 and has_gradient[i] == 0):
             continue
@@ -137,9 +138,8 @@ def _create(
                 counters.entries, counters.metadata, counters.state, keys[i]
             )
             fill_initial(values, row, dim, initial, keys[i])
-            for slot in range(initial_slots.size):
-                for c in range((1 + slot) * dim, (2 + slot) * dim):
-                    values[row, c] = initial_slots[slot]
+            for c in range(initial_slots.size):
+                values[row, dim + c] = initial_slots[c]
         positions[i] = row
 
 

@@ -5,20 +5,19 @@ Each spec checks its own ranges, so that a spec that exists is a legal one. `to_
 """
 
 import dataclasses
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from embedding.optimizer_spec import OPTIMIZERS
+from embedding.optimizer_spec import Adagrad as Adagrad
+from embedding.optimizer_spec import AdamAsync as AdamAsync
+from embedding.optimizer_spec import Optimizer as Optimizer
+from embedding.optimizer_spec import Sgd as Sgd
+from embedding.ranges import require as _require
+from embedding.ranges import require_finite as _finite
+
 Json = dict[str, Any]
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _finite(name: str, value: float) -> None:
-    _require(math.isfinite(value), f"{name} must be finite, got {value}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,70 +72,6 @@ class Constant:
 
 
 Initializer = Uniform | Normal | TruncatedNormal | Constant
-
-
-def _check_learning_rate(value: float) -> None:
-    _require(value > 0, f"learning_rate must be > 0, got {value}")
-    _finite("learning_rate", value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sgd:
-    """w -= learning_rate * g."""
-
-    type: Literal["sgd"] = "sgd"
-    learning_rate: float = 0.01
-
-    def __post_init__(self) -> None:
-        _check_learning_rate(self.learning_rate)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adagrad:
-    """a += g^2; w -= learning_rate * g / sqrt(a). Slot: accumulator.
-
-    Source: Duchi et al. 2011; no epsilon, as in TensorFlow and DeepRec, so the accumulator must
-    start above 0.
-    """
-
-    type: Literal["adagrad"] = "adagrad"
-    learning_rate: float = 0.02
-    initial_accumulator: float = 0.1
-
-    def __post_init__(self) -> None:
-        _check_learning_rate(self.learning_rate)
-        _require(
-            self.initial_accumulator > 0,
-            f"initial_accumulator must be > 0, got {self.initial_accumulator}",
-        )
-        _finite("initial_accumulator", self.initial_accumulator)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdamAsync:
-    """Adam on touched rows with bias corrections that count global steps. Slots: m, v.
-
-    With `apply_sparse_rmsprop` table rows take RMSProp with momentum instead; dense parameters
-    keep Adam.
-
-    Source: DeepRec's AdamAsyncOptimizer.
-    """
-
-    type: Literal["adam_async"] = "adam_async"
-    learning_rate: float = 0.001
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    apply_sparse_rmsprop: bool = False
-
-    def __post_init__(self) -> None:
-        _check_learning_rate(self.learning_rate)
-        _require(0 <= self.beta1 < 1, f"beta1 must be in [0, 1), got {self.beta1}")
-        _require(0 <= self.beta2 < 1, f"beta2 must be in [0, 1), got {self.beta2}")
-        _require(self.epsilon > 0, f"epsilon must be > 0, got {self.epsilon}")
-
-
-Optimizer = Sgd | Adagrad | AdamAsync
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,12 +143,11 @@ _INITIALIZERS: dict[str, type] = {
     "truncated_normal": TruncatedNormal,
     "constant": Constant,
 }
-_OPTIMIZERS: dict[str, type] = {"sgd": Sgd, "adagrad": Adagrad, "adam_async": AdamAsync}
 
 
 def optimizer_from_json(data: Json) -> Optimizer:
     """Read an optimizer; raises ValueError where the type or a field is not known."""
-    return _tagged(_OPTIMIZERS, "optimizer", data)
+    return _tagged(OPTIMIZERS, "optimizer", data)
 
 
 def table_from_json(data: Json) -> TableSpec:
@@ -228,7 +162,7 @@ def table_from_json(data: Json) -> TableSpec:
     return _build(TableSpec, data)
 
 
-def _tagged(kinds: dict[str, type], what: str, data: Json) -> Any:
+def _tagged(kinds: Mapping[str, type], what: str, data: Json) -> Any:
     kind = kinds.get(data.get("type", ""))
     if kind is None:
         raise ValueError(f"{what} type must be one of {sorted(kinds)}, got {data.get('type')!r}")

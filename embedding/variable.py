@@ -29,7 +29,7 @@ class TableEntries:
         frequency: int64[n].
         version: int64[n].
         vectors: float32[n, dim].
-        slots: float32[n, dim * number of slots].
+        slots: float32[n, sum of the slots' widths], see `OptimizerRule`.
     """
 
     keys: Int64Array
@@ -59,10 +59,10 @@ class EmbeddingVariable:
         self.num_evicted = 0
         self._rule = rule_for(spec.optimizer, sparse=True)
         self._initial = initial_values_of(spec.initializer, name=spec.name, seed=spec.seed)
-        self._initial_slots = np.array(self._rule.initial, np.float32)
+        self._initial_slots = self._rule.initial_slots(spec.dim)
         self._default_value = np.float32(spec.default_value)
         self._min_count = spec.admission.min_count if spec.admission else 0
-        self._rows = Rows(spec.dim * (1 + len(self._rule.slots)))
+        self._rows = Rows(self._rule.row_width(spec.dim))
         self._counters = Rows(0)
 
     def __len__(self) -> int:
@@ -160,7 +160,7 @@ class EmbeddingVariable:
             positions,
         )
         values = self._rows.arrays.values
-        self._rule.kernel(values, positions, gradients, np.float32(scale), numbers)
+        self._rule.run(values, positions, gradients, np.float32(scale), numbers)
 
     def _make_room(self, keys: Int64Array, flags: UInt8Array) -> None:
         """Make room for what an apply may add."""
@@ -227,7 +227,7 @@ class EmbeddingVariable:
         frequency = input_array("frequency", entries.frequency, _INT64, (n,))
         version = input_array("version", entries.version, _INT64, (n,))
         vectors = input_array("vectors", entries.vectors, _FLOAT32, (n, dim))
-        slots = input_array("slots", entries.slots, _FLOAT32, (n, dim * len(self._rule.slots)))
+        slots = input_array("slots", entries.slots, _FLOAT32, (n, self._initial_slots.size))
         rows = self._rows.add(keys)
         self._counters.remove(keys)
         self._rows.arrays.metadata[rows, FREQUENCY] = frequency

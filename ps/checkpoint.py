@@ -23,7 +23,14 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec, rule_for
+from embedding import (
+    CounterEntries,
+    EmbeddingVariable,
+    OptimizerRule,
+    TableEntries,
+    TableSpec,
+    rule_for,
+)
 from embedding.mixing import NUM_BUCKETS, buckets_of
 from ps.dense import DenseBlocks
 from ps.digest import bucket_slices
@@ -121,7 +128,7 @@ def write_shard(
             counters = (_counter_batch(table.export_counters(part)) for part in slices)
             path = folder / f"counters-{suffix}"
             entries.append(_write(root, path, _COUNTER_SCHEMA, counters))
-    schema = _block_schema(dense.rule.slots)
+    schema = _block_schema(dense.rule)
     batch = _block_batch(dense, schema)
     entries.append(_write(root, Path("dense") / f"blocks-{suffix}", schema, iter([batch])))
     return entries
@@ -175,22 +182,26 @@ _COUNTER_SCHEMA = pa.schema(
 
 def _row_schema(spec: TableSpec) -> pa.Schema:
     vector = pa.list_(pa.float32(), spec.dim)
-    slots = [(f"slot_{name}", vector) for name in rule_for(spec.optimizer, sparse=True).slots]
+    slots = _slot_fields(rule_for(spec.optimizer, sparse=True), spec.dim)
     return pa.schema([*_COUNTER_SCHEMA, ("vector", vector), *slots])
 
 
+def _slot_fields(rule: OptimizerRule, dim: int) -> list[tuple[str, pa.DataType]]:
+    return [(f"slot_{slot.name}", pa.list_(pa.float32(), slot.width(dim))) for slot in rule.slots]
+
+
+def _slot_columns(rule: OptimizerRule, dim: int, slots: np.ndarray) -> list[pa.Array]:
+    return [_vectors(slots[:, part], part.stop - part.start) for part in rule.columns(dim)]
+
+
 def _row_batch(spec: TableSpec, entries: TableEntries) -> pa.RecordBatch:
-    dim = spec.dim
-    slots = [
-        _vectors(entries.slots[:, start : start + dim], dim)
-        for start in range(0, entries.slots.shape[1], dim)
-    ]
+    rule = rule_for(spec.optimizer, sparse=True)
     columns = [
         pa.array(entries.keys),
         pa.array(entries.frequency),
         pa.array(entries.version),
-        _vectors(entries.vectors, dim),
-        *slots,
+        _vectors(entries.vectors, spec.dim),
+        *_slot_columns(rule, spec.dim, entries.slots),
     ]
     return pa.record_batch(columns, schema=_row_schema(spec))
 
@@ -200,20 +211,16 @@ def _counter_batch(entries: CounterEntries) -> pa.RecordBatch:
     return pa.record_batch(columns, schema=_COUNTER_SCHEMA)
 
 
-def _block_schema(slots: tuple[str, ...]) -> pa.Schema:
+def _block_schema(rule: OptimizerRule) -> pa.Schema:
     block = pa.list_(pa.float32(), BLOCK_SIZE)
-    return pa.schema(
-        [("block", pa.int64()), ("values", block), *((f"slot_{name}", block) for name in slots)]
-    )
+    return pa.schema([("block", pa.int64()), ("values", block), *_slot_fields(rule, BLOCK_SIZE)])
 
 
 def _block_batch(dense: DenseBlocks, schema: pa.Schema) -> pa.RecordBatch:
     numbers = pa.array(np.arange(len(dense.rows)) + dense.first_block, pa.int64())
-    parts = [
-        _vectors(dense.rows[:, start : start + BLOCK_SIZE], BLOCK_SIZE)
-        for start in range(0, dense.rows.shape[1], BLOCK_SIZE)
-    ]
-    return pa.record_batch([numbers, *parts], schema=schema)
+    values = _vectors(dense.rows[:, :BLOCK_SIZE], BLOCK_SIZE)
+    slots = _slot_columns(dense.rule, BLOCK_SIZE, dense.rows[:, BLOCK_SIZE:])
+    return pa.record_batch([numbers, values, *slots], schema=schema)
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -268,10 +275,10 @@ class CheckpointReader:
     def dense_rows(self, blocks: tuple[int, int] | None = None) -> np.ndarray:
         """Read dense blocks [first, end) with their slots, float32[blocks, width]."""
         first, end = blocks or (0, self.store.num_blocks)
-        slots = rule_for(self.store.dense_optimizer, sparse=False).slots
-        found = np.zeros((end - first, BLOCK_SIZE * (1 + len(slots))), np.float32)
+        rule = rule_for(self.store.dense_optimizer, sparse=False)
+        found = np.zeros((end - first, rule.row_width(BLOCK_SIZE)), np.float32)
         seen = np.zeros(end - first, np.bool_)
-        for batch in self._batches("dense/blocks-", _block_schema(slots), None):
+        for batch in self._batches("dense/blocks-", _block_schema(rule), None):
             numbers = batch.column(0).to_numpy()
             wanted = (numbers >= first) & (numbers < end)
             columns = [_matrix(batch.column(i)) for i in range(1, batch.num_columns)]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from embedding.optimizers import step_scalars
+from embedding.optimizers import rule_for, step_scalars
 from embedding.spec import Optimizer
 from ps.messages import Apply, Contribution, Entry, Pull, Record
 from ps.shard import Shard
@@ -16,10 +16,12 @@ _ONES = np.ones(4, np.uint32)
 
 def warm_up(spec: StoreSpec) -> None:
     """Run a shard with one table of each kind through a pull and steps of one and two batches."""
-    kinds = {
-        (type(table.initializer), table.optimizer.type, table.admission is None): table
-        for table in spec.tables
-    }
+    kinds = {}
+    for table in spec.tables:
+        rule = rule_for(table.optimizer, sparse=True)
+        # What an optimizer is set to can choose another kernel.
+        kernels = (rule.kernel, rule.limits is None)
+        kinds[type(table.initializer), kernels, table.admission is None] = table
     tables = tuple(replace(table, dim=2) for table in kinds.values())
     small = StoreSpec(
         tables=tables, dense_size=1, dense_optimizer=spec.dense_optimizer, num_shards=1

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
+from embedding.optimizer_spec import Adagrad, Optimizer
+from embedding.optimizers import NO_DENSE_CLIP_NORM
 from embedding.spec import (
-    Adagrad,
-    AdamAsync,
     Constant,
     CounterAdmission,
     Eviction,
     Normal,
-    Sgd,
     TruncatedNormal,
     Uniform,
 )
@@ -27,7 +26,7 @@ from scheduler.config_errors import ConfigError, validated
 InitializerConfig = Annotated[
     Uniform | Normal | TruncatedNormal | Constant, Field(discriminator="type")
 ]
-OptimizerConfig = Annotated[Sgd | Adagrad | AdamAsync, Field(discriminator="type")]
+OptimizerConfig = Annotated[Optimizer, Field(discriminator="type")]
 
 
 class _Section(BaseModel):
@@ -125,6 +124,13 @@ class ModelConfig(BaseModel):
 
     type: Literal["dlrm", "deepfm", "wide_deep", "custom"]
     optimizer: OptimizerConfig = Adagrad(learning_rate=0.01)
+
+    @field_validator("optimizer")
+    @classmethod
+    def _without_rows(cls, value: Optimizer) -> Optimizer:
+        if value.clip_norm is not None:
+            raise ValueError(NO_DENSE_CLIP_NORM)
+        return value
 
     @model_validator(mode="after")
     def _plain_options(self) -> "ModelConfig":

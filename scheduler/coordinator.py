@@ -309,7 +309,7 @@ class Coordinator:
             mode_epoch=0,
             entries=tuple(entries),
             divisor=divisor,
-            scalars=self._scalars(step),
+            scalars=self._scalars(step, clock),
             clock=clock,
             evict=self._evictions(clock),
             discard=tuple(discard),
@@ -317,9 +317,9 @@ class Coordinator:
             oldest_pull_step=self.applied_step if oldest is None else oldest,
         )
 
-    def _scalars(self, step: int) -> tuple[tuple[float, ...], ...]:
+    def _scalars(self, step: int, clock: int) -> tuple[tuple[float, ...], ...]:
         return tuple(
-            step_scalars(optimizer, learning_rate=optimizer.learning_rate, step=step)
+            step_scalars(optimizer, learning_rate=optimizer.learning_rate, step=step, clock=clock)
             for optimizer in self.spec.store.optimizers
         )
 
