@@ -14,6 +14,7 @@ from embedding.ranges import (
     require_positive,
     require_share,
 )
+from embedding.schedule import Schedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class Shaping:
 
     Args:
         learning_rate: > 0.
+        schedule: what the learning rate is multiplied by as training goes on; None: 1.
         clip_value: g is cut to [-clip_value, clip_value], element by element; None: no limit.
         clip_norm: then a row's g is scaled down to this Euclidean norm where it is longer; None:
             no limit. For tables only: a dense block is not a row.
@@ -30,12 +32,17 @@ class Shaping:
     """
 
     learning_rate: float = 0.01
+    schedule: Schedule | None = None
     clip_value: float | None = None
     clip_norm: float | None = None
     l2_regularization: float = 0.0
 
     def __post_init__(self) -> None:
         _check_shaping(self)
+
+    def learning_rate_at(self, clock: int) -> float:
+        """Return the learning rate of a step; clock: global batches applied before it."""
+        return self.learning_rate * (self.schedule.factor(clock) if self.schedule else 1.0)
 
 
 def _check_shaping(spec: Shaping) -> None:
@@ -251,7 +258,8 @@ class RmsProp(Shaping):
 class Ftrl(Shaping):
     """Follow the regularised leader, with l1 on the norm of a row or on each coordinate.
 
-    Slots: accumulator n, linear z. Dense parameters always take `lasso: coordinate`.
+    Slots: accumulator n, linear z. Dense parameters always take `lasso: coordinate`. No schedule:
+    w is -z times the learning rate, so a falling one would shrink every weight.
 
     Args:
         learning_rate_power: <= 0; -0.5 divides the learning rate by sqrt(n).
@@ -275,6 +283,11 @@ class Ftrl(Shaping):
 
     def __post_init__(self) -> None:
         _check_shaping(self)
+        require(
+            self.schedule is None,
+            "ftrl takes no schedule: its weights are proportional to the learning rate, "
+            "which falls by itself as the accumulator grows",
+        )
         power = self.learning_rate_power
         require(power <= 0, f"learning_rate_power must be <= 0, got {power}")
         require_finite("learning_rate_power", power)

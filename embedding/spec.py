@@ -16,6 +16,7 @@ from embedding.optimizer_spec import Optimizer as Optimizer
 from embedding.optimizer_spec import Sgd as Sgd
 from embedding.ranges import require as _require
 from embedding.ranges import require_finite as _finite
+from embedding.schedule import Schedule
 
 Json = dict[str, Any]
 
@@ -147,6 +148,9 @@ _INITIALIZERS: dict[str, type] = {
 
 def optimizer_from_json(data: Json) -> Optimizer:
     """Read an optimizer; raises ValueError where the type or a field is not known."""
+    schedule = data.get("schedule")
+    if schedule is not None:
+        data = {**data, "schedule": _build(Schedule, schedule)}
     return _tagged(OPTIMIZERS, "optimizer", data)
 
 

@@ -319,7 +319,12 @@ class Coordinator:
 
     def _scalars(self, step: int, clock: int) -> tuple[tuple[float, ...], ...]:
         return tuple(
-            step_scalars(optimizer, learning_rate=optimizer.learning_rate, step=step, clock=clock)
+            step_scalars(
+                optimizer,
+                learning_rate=optimizer.learning_rate_at(clock),
+                step=step,
+                clock=clock,
+            )
             for optimizer in self.spec.store.optimizers
         )
 

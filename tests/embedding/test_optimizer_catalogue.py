@@ -21,6 +21,7 @@ from embedding.optimizer_spec import (
     Sgd,
 )
 from embedding.optimizers import rule_for, step_scalars
+from embedding.schedule import Schedule
 from embedding.spec import optimizer_from_json, to_json
 
 CASES = {
@@ -46,6 +47,7 @@ CASES = {
     "ftrl_shrinkage": Ftrl(l2_shrinkage=0.3, learning_rate_power=-0.4),
     "clipped": Adagrad(clip_value=0.5, clip_norm=1.0, l2_regularization=0.05),
     "regularised": Sgd(l2_regularization=0.1),
+    "scheduled": Sgd(schedule=Schedule(type="cosine", decay_steps=9)),
 }
 each_case = pytest.mark.parametrize("spec", CASES.values(), ids=CASES.keys())
 
@@ -248,7 +250,7 @@ SETTINGS = [
     (kind, field.name)
     for kind, spec in OPTIMIZERS.items()
     for field in fields(spec)
-    if field.name not in ("type", "learning_rate")
+    if field.name not in ("type", "learning_rate", "schedule")  # these act before the kernel
 ]
 # What another option has to be, so that this one can matter.
 NEEDED = {"nesterov": {"momentum": 0.9}, "lasso": {"l1": 0.5}}

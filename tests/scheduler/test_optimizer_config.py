@@ -66,6 +66,22 @@ def test_a_table_has_its_own_optimizer() -> None:
             "unknown key embedding.optimizer.wieght_decay; did you mean 'weight_decay'?",
         ),
         ({"type": "sgd", "momentum": "much"}, "embedding.optimizer.momentum: "),
+        (
+            {"type": "sgd", "schedule": {"type": "cosine"}},
+            "embedding.optimizer.schedule: decay_steps is required for cosine",
+        ),
+        (
+            {"type": "sgd", "schedule": {"type": "linear"}},
+            "embedding.optimizer.schedule.type: input should be 'constant', 'polynomial' or",
+        ),
+        (
+            {"type": "sgd", "schedule": {"warm_up_steps": 3}},
+            "unknown key embedding.optimizer.schedule.warm_up_steps; did you mean 'warmup_steps'?",
+        ),
+        (
+            {"type": "ftrl", "schedule": {"warmup_steps": 3}},
+            "embedding.optimizer: ftrl takes no schedule",
+        ),
         ({"type": "sgd", "clip_norm": 0}, "embedding.optimizer: clip_norm must be > 0, got 0"),
     ],
 )
