@@ -11,6 +11,8 @@ from embedding.schedule import Schedule
 from embedding.spec import TableSpec
 from ps.messages import Record
 from ps.spec import StoreSpec
+from scheduler import JobConfig
+from scheduler.coordinating import Status
 from scheduler.coordinator import (
     Coordinator,
     CoordinatorSpec,
@@ -19,6 +21,7 @@ from scheduler.coordinator import (
     WorkerReported,
 )
 from scheduler.ledger import LedgerPlan
+from scheduler.reporting import IntervalReport
 from worker.protocol import Finished, Report
 
 WARM = Sgd(learning_rate=0.5, schedule=Schedule(type="polynomial", warmup_steps=2, decay_steps=4))
@@ -106,3 +109,29 @@ def test_a_schedule_makes_an_optimizer_another_one() -> None:
     first = records_of("sync", replace(STORE, tables=tables))[0]
 
     assert [first.scalars[0][0], first.scalars[1][0]] == [0.25, 0.5]
+
+
+def test_metrics_show_the_learning_rates_of_the_interval() -> None:
+    schedule = {"type": "polynomial", "decay_steps": 10}
+    config = JobConfig.from_dict(
+        {
+            "data": {"train": "a", "dense": ["x"], "sparse": ["C1", "C2"]},
+            "embedding": {"optimizer": {"type": "sgd", "learning_rate": 0.5}},
+            "tables": {
+                "C1": {"dim": 16},
+                "C2": {"optimizer": {"type": "adam", "learning_rate": 1, "schedule": schedule}},
+            },
+            "model": {"type": "deepfm"},
+            "run": {"dir": "r"},
+        }
+    )
+    status = Status(
+        step=5, applied_step=5, clock=4, trained=False, evaluating=False,
+        samples={"applied": 80, "dropped": 0, "skipped": 0}, batches={}, loss_sum=1.0,
+        loss_samples=80, train_seconds=1.0, data_staleness={}, parameter_staleness={},
+        evaluations=(), workers={}, give_up=(), warnings=(), failure=None, peak_rss_bytes=0, pid=1,
+    )  # fmt: skip
+
+    line = IntervalReport(config).line(status, [])
+
+    assert line["learning_rate"] == {"embedding": 0.5, "model": 0.01, "tables.C2": 0.6}
