@@ -13,13 +13,8 @@ from ps.messages import Record
 from ps.spec import StoreSpec
 from scheduler import JobConfig
 from scheduler.coordinating import Status
-from scheduler.coordinator import (
-    Coordinator,
-    CoordinatorSpec,
-    RecordsApplied,
-    SendRecords,
-    WorkerReported,
-)
+from scheduler.coordinator import Coordinator, CoordinatorSpec
+from scheduler.events import RecordsApplied, SendRecords, WorkerReported
 from scheduler.ledger import LedgerPlan
 from scheduler.reporting import IntervalReport
 from worker.protocol import Finished, Report
