@@ -72,7 +72,36 @@ class Constant:
         _finite("value", self.value)
 
 
-Initializer = Uniform | Normal | TruncatedNormal | Constant
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Zeros:
+    """All values start at 0."""
+
+    type: Literal["zeros"] = "zeros"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GlorotUniform:
+    """Initial values from the uniform distribution on [-limit, limit), limit as Glorot's.
+
+    limit = sqrt(6 / (fan_in + fan_out)) with fan_out = dim, as if the table were a matrix
+    [fan_in, dim]. It has no vocabulary size, so `fan_in` is a number of its own; the default is
+    the height of DeepRec's matrix of default values.
+
+    Source: Glorot and Bengio 2010, equation 16.
+    """
+
+    type: Literal["glorot_uniform"] = "glorot_uniform"
+    fan_in: int = 4096
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.fan_in < 2**63, f"fan_in must be in [1, 2^63), got {self.fan_in}")
+
+    def limit(self, dim: int) -> float:
+        """Return half the width of the interval for rows of this width."""
+        return math.sqrt(6 / (self.fan_in + dim))
+
+
+Initializer = Uniform | GlorotUniform | Normal | TruncatedNormal | Constant | Zeros
 
 
 def _check_learning_rate(value: float) -> None:
@@ -204,9 +233,11 @@ def to_json(spec: Any) -> Json:
 
 _INITIALIZERS: dict[str, type] = {
     "uniform": Uniform,
+    "glorot_uniform": GlorotUniform,
     "normal": Normal,
     "truncated_normal": TruncatedNormal,
     "constant": Constant,
+    "zeros": Zeros,
 }
 _OPTIMIZERS: dict[str, type] = {"sgd": Sgd, "adagrad": Adagrad, "adam_async": AdamAsync}
 

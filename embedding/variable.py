@@ -58,7 +58,9 @@ class EmbeddingVariable:
         self.spec = spec
         self.num_evicted = 0
         self._rule = rule_for(spec.optimizer, sparse=True)
-        self._initial = initial_values_of(spec.initializer, name=spec.name, seed=spec.seed)
+        self._initial = initial_values_of(
+            spec.initializer, dim=spec.dim, name=spec.name, seed=spec.seed
+        )
         self._initial_slots = np.array(self._rule.initial, np.float32)
         self._default_value = np.float32(spec.default_value)
         self._min_count = spec.admission.min_count if spec.admission else 0

@@ -17,15 +17,18 @@ from embedding.spec import (
     Constant,
     CounterAdmission,
     Eviction,
+    GlorotUniform,
     Normal,
     Sgd,
     TruncatedNormal,
     Uniform,
+    Zeros,
 )
 from scheduler.config_errors import ConfigError, validated
 
 InitializerConfig = Annotated[
-    Uniform | Normal | TruncatedNormal | Constant, Field(discriminator="type")
+    Uniform | GlorotUniform | Normal | TruncatedNormal | Constant | Zeros,
+    Field(discriminator="type"),
 ]
 OptimizerConfig = Annotated[Sgd | Adagrad | AdamAsync, Field(discriminator="type")]
 

@@ -128,6 +128,11 @@ def test_an_override_that_leads_nowhere_is_refused(
         ("embedding", {"initializer": {"type": "unifrom"}}, "did you mean 'uniform'?"),
         ("embedding", {"optimizer": {"type": "adagrad", "lr": 1}}, "unknown key"),
         ("embedding", {"dim": 0}, "embedding.dim"),
+        (
+            "embedding",
+            {"initializer": {"type": "glorot_uniform", "fan_in": 0}},
+            "embedding.initializer: fan_in must be",
+        ),
         ("model", {"type": "dlrm", "since": date(2020, 1, 1)}, "option 'since' must be"),
         ("model", {"type": "dlrm", "names": {1: 2}}, "option 'names' must be"),
         ("training", {"mode": "gba"}, "'sync' or 'async', got 'gba'"),
