@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from embedding.mixing import NUM_BUCKETS
+
 Json = dict[str, Any]
 
 
@@ -181,18 +183,59 @@ class CounterAdmission:
         )
 
 
+# Below that many rows a bucket, its quota would cut off much that is within the whole table's.
+MIN_ROWS_PER_BUCKET = 64
+_MIN_ROWS = MIN_ROWS_PER_BUCKET * NUM_BUCKETS
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Eviction:
-    """A row not updated for more than `steps_to_live` steps of the schedule clock is removed.
+    """Which rows are removed, looked for every `every_steps` steps of the schedule clock.
 
-    Looked for every `every_steps` steps of the clock. Counters of unadmitted keys expire alike.
+    At least one of the rules must be given; a row goes that any of them removes.
+
+    Args:
+        steps_to_live: rows not updated for more than so many steps of the clock go, and counters
+            of unadmitted keys.
+        l2_weight_threshold: rows go of which half the squared sum of the vector is below it.
+        max_rows: the rows that the whole table may keep, shared evenly among 4096 buckets.
+        max_bytes: likewise, as the bytes of rows, their metadata and their part of the index.
+        evict_first: which go first where a bucket has more than its quota; ties by key.
+
+    Source: DeepRec's GlobalStepEvict and L2WeightEvict; the budgets are ours.
     """
 
-    steps_to_live: int
+    steps_to_live: int | None = None
+    l2_weight_threshold: float | None = None
+    max_rows: int | None = None
+    max_bytes: int | None = None
+    evict_first: Literal["least_frequent", "least_recent"] = "least_frequent"
     every_steps: int = 100
 
     def __post_init__(self) -> None:
-        _require(self.steps_to_live >= 1, f"steps_to_live must be >= 1, got {self.steps_to_live}")
+        rules = ("steps_to_live", "l2_weight_threshold", "max_rows", "max_bytes")
+        _require(
+            any(getattr(self, rule) is not None for rule in rules),
+            f"at least one of {', '.join(rules)} must be given",
+        )
+        live, threshold = self.steps_to_live, self.l2_weight_threshold
+        _require(live is None or live >= 1, f"steps_to_live must be >= 1, got {live}")
+        if threshold is not None:
+            _require(threshold > 0, f"l2_weight_threshold must be > 0, got {threshold}")
+            _finite("l2_weight_threshold", threshold)
+        _require(
+            self.max_rows is None or self.max_rows >= _MIN_ROWS,
+            f"max_rows must be >= {_MIN_ROWS}, {MIN_ROWS_PER_BUCKET} for each of {NUM_BUCKETS}"
+            f" buckets, got {self.max_rows}",
+        )
+        _require(
+            self.max_bytes is None or self.max_bytes >= 1,
+            f"max_bytes must be >= 1, got {self.max_bytes}",
+        )
+        _require(
+            self.evict_first in ("least_frequent", "least_recent"),
+            f"evict_first must be least_frequent or least_recent, got {self.evict_first!r}",
+        )
         _require(self.every_steps >= 1, f"every_steps must be >= 1, got {self.every_steps}")
 
 

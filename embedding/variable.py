@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from embedding.arguments import input_array, output_array, read_only
 from embedding.counters import CounterEntries
+from embedding.eviction import EvictFirst, expired, overfull
 from embedding.initial_values import initial_values_of
 from embedding.kernels import pull_rows, settle_keys
 from embedding.optimizers import rule_for
@@ -177,17 +178,43 @@ class EmbeddingVariable:
         if self._min_count > 0:
             self._counters.make_room(new_counters)
 
-    def evict(self, min_version: int) -> Int64Array:
-        """Remove rows and counters whose version is below min_version.
+    def evict(
+        self,
+        min_version: int = 0,
+        *,
+        l2_weight_threshold: float = 0.0,
+        rows_per_bucket: int = 0,
+        evict_first: EvictFirst = "least_frequent",
+    ) -> Int64Array:
+        """Remove rows that are old, light or too many, and counters that are old.
+
+        Args:
+            min_version: rows and counters whose version is below it go.
+            l2_weight_threshold: rows go of which half the squared sum of the vector is below it.
+            rows_per_bucket: if not 0, the rows that each bucket may keep of those that are left.
+            evict_first: which go first where a bucket has more; among equals the smaller keys.
 
         Returns:
-            int64[n], the keys of both, ascending. Their rows are used again for new keys.
+            int64[n], the keys of all of them, ascending. Their rows are used again for new keys.
         """
-        old_rows = self._rows.older_than(min_version)
-        old_counters = self._counters.older_than(min_version)
-        self._rows.remove(old_rows)
-        self._counters.remove(old_counters)
-        keys = np.sort(np.concatenate([old_rows, old_counters]))
+        gone = expired(
+            self._rows,
+            dim=self.spec.dim,
+            min_version=min_version,
+            l2_weight_threshold=l2_weight_threshold,
+        )
+        self._rows.remove(gone)
+        gone_counters = expired(
+            self._counters, dim=0, min_version=min_version, l2_weight_threshold=0.0
+        )
+        self._counters.remove(gone_counters)
+        parts = [gone, gone_counters]
+        if rows_per_bucket > 0:
+            parts.append(
+                overfull(self._rows, rows_per_bucket=rows_per_bucket, evict_first=evict_first)
+            )
+            self._rows.remove(parts[-1])
+        keys = np.sort(np.concatenate(parts))
         self.num_evicted += keys.size
         return keys
 

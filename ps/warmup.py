@@ -6,7 +6,7 @@ import numpy as np
 
 from embedding.optimizers import step_scalars
 from embedding.spec import Optimizer
-from ps.messages import Apply, Contribution, Entry, Pull, Record
+from ps.messages import Apply, Contribution, Entry, Pull, Record, TableEviction
 from ps.shard import Shard
 from ps.spec import StoreSpec
 
@@ -40,7 +40,7 @@ def warm_up(spec: StoreSpec) -> None:
             entries=tuple(Entry(batch_id, 0, 1.0) for batch_id in batch_ids),
             divisor=4,
             scalars=tuple(_scalars(optimizer) for optimizer in small.optimizers),
-            evict=tuple((t, 1) for t in range(len(tables))) if step else (),
+            evict=tuple(TableEviction(t, 1, 0.0, 1) for t in range(len(tables))) if step else (),
         )
         shard.handle(Apply(0, 0, (record,)), None)
     assert shard.step == len(batches), "the warm-up steps were applied"

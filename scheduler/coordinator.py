@@ -12,6 +12,7 @@ from ps.messages import Entry, Record
 from ps.spec import StoreSpec
 from scheduler.clock import ScheduleClock
 from scheduler.evaluation import EvaluationResult, EvaluationRound
+from scheduler.evictions import evictions_due
 from scheduler.ledger import Batch, Ledger, LedgerPlan, Status
 from scheduler.modes import RULES, Mode
 from scheduler.staleness import Histogram
@@ -377,7 +378,7 @@ class Coordinator:
             divisor=divisor,
             scalars=self._scalars(step),
             clock=clock,
-            evict=self._evictions(clock),
+            evict=evictions_due(self.spec.store.tables, self.clock, clock_before=clock),
             discard=tuple(discard),
             low_water=self.ledger.low_water,
             oldest_pull_step=self.applied_step if oldest is None else oldest,
@@ -388,20 +389,6 @@ class Coordinator:
             step_scalars(optimizer, learning_rate=optimizer.learning_rate, step=step)
             for optimizer in self.spec.store.optimizers
         )
-
-    def _evictions(self, clock_before: int) -> tuple[tuple[int, int], ...]:
-        """What this step evicts: tables whose period ends within it, and below which version."""
-        due = []
-        for index, table in enumerate(self.spec.store.tables):
-            rule = table.eviction
-            if rule is None or self.clock.value // rule.every_steps == (
-                clock_before // rule.every_steps
-            ):
-                continue
-            min_version = self.clock.first_step_at(self.clock.value - rule.steps_to_live)
-            if min_version > 0:
-                due.append((index, min_version))
-        return tuple(due)
 
     def _applied(self, shard: int, step: int, now: float) -> list[Command]:
         before = self.applied_step

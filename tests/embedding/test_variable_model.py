@@ -16,6 +16,9 @@ SCALE = np.float32(0.25)
 a_key = st.one_of(
     st.integers(-6, 12), st.sampled_from([2**63 - 1, -(2**63), 2**52, -(2**52), 4096])
 )
+# Many keys of one bucket, which quotas are about.
+ONE_BUCKET = [key for key in range(60_000) if buckets_of(np.array([key]))[0] == 7]
+a_key = a_key | st.sampled_from(ONE_BUCKET)
 some_keys = st.lists(a_key, max_size=12)
 unique_keys = st.lists(a_key, max_size=12, unique=True)
 
@@ -102,21 +105,50 @@ class TableMachine(RuleBasedStateMachine):
         self.next_key += size
         self.apply_keys(keys, [1] * size, [with_gradient] * size)
 
-    @rule(age=st.integers(0, 6))
-    def evict(self, age):
-        min_version = self.step - age
-        gone = sorted(
+    @rule(
+        age=st.none() | st.integers(0, 6),
+        threshold=st.sampled_from([0.0, 0.0, 0.05, 0.2, 1.0]),
+        quota=st.integers(0, 3),
+        evict_first=st.sampled_from(["least_frequent", "least_recent"]),
+    )
+    def evict(self, age, threshold, quota, evict_first):
+        min_version = 0 if age is None else self.step - age
+        gone = {
             key
             for part in (self.rows, self.counters)
             for key in part
             if part[key][-1] < min_version
+        }
+        gone |= {
+            key
+            for key, (vector, *_) in self.rows.items()
+            if 0.5 * sum(float(x) ** 2 for x in vector) < threshold
+        }
+        if quota:
+            gone |= self.over_quota(self.rows.keys() - gone, quota, evict_first)
+        evicted = self.table.evict(
+            min_version,
+            l2_weight_threshold=threshold,
+            rows_per_bucket=quota,
+            evict_first=evict_first,
         )
-        assert self.table.evict(min_version).tolist() == gone
+        assert evicted.tolist() == sorted(gone)
         for key in gone:
             self.rows.pop(key, None)
             self.counters.pop(key, None)
         self.evicted += len(gone)
         assert self.table.num_evicted == self.evicted
+
+    def over_quota(self, keys, quota, evict_first):
+        buckets = {}
+        for key in keys:
+            buckets.setdefault(int(buckets_of(np.array([key]))[0]), []).append(key)
+        column = 2 if evict_first == "least_frequent" else 3
+        gone = set()
+        for members in buckets.values():
+            members.sort(key=lambda key: (self.rows[key][column], key))
+            gone |= set(members[: max(0, len(members) - quota)])
+        return gone
 
     @rule(middle=st.integers(0, 4096))
     def move_to_a_new_table(self, middle):

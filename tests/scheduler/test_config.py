@@ -128,6 +128,20 @@ def test_an_override_that_leads_nowhere_is_refused(
         ("embedding", {"initializer": {"type": "unifrom"}}, "did you mean 'uniform'?"),
         ("embedding", {"optimizer": {"type": "adagrad", "lr": 1}}, "unknown key"),
         ("embedding", {"dim": 0}, "embedding.dim"),
+        ("embedding", {"eviction": {}}, "embedding.eviction: at least one of steps_to_live"),
+        (
+            "tables",
+            {"C1": {"eviction": {"max_rows": 262143}}},
+            "tables.C1.eviction: max_rows must be >= 262144, 64 for each of 4096 buckets",
+        ),
+        ("embedding", {"eviction": {"l2_weight_threshold": 0}}, "l2_weight_threshold must be > 0"),
+        (
+            "embedding",
+            {"eviction": {"max_rows": 10**6, "evict_first": "oldest"}},
+            "embedding.eviction.evict_first",
+        ),
+        ("embedding", {"eviction": {"max_rows": 10**6, "every_steps": 0}}, "every_steps must be"),
+        ("embedding", {"eviction": {"max_row": 10**6}}, "did you mean 'max_rows'?"),
         (
             "embedding",
             {"initializer": {"type": "glorot_uniform", "fan_in": 0}},
@@ -149,6 +163,16 @@ def test_mistakes_are_named_with_their_field(
         JobConfig.from_dict(job)
 
     assert said in str(caught.value)
+
+
+def test_a_budget_of_bytes_is_refused_where_the_width_of_the_rows_is_known(
+    job: dict[str, Any],
+) -> None:
+    job["tables"] = {"C1": {"eviction": {"max_bytes": 10**6}}}
+    config = JobConfig.from_dict(job)
+
+    with pytest.raises(ConfigError, match=r"tables\.C1\.eviction: max_bytes must be >= \d+ "):
+        model_spec(config)
 
 
 def test_a_column_named_twice_is_refused(job: dict[str, Any]) -> None:
