@@ -4,6 +4,7 @@ from embedding.compile_cache import use_own_cache
 
 use_own_cache()
 
+from embedding.bloom import BloomBlocks  # noqa: E402
 from embedding.counters import CounterEntries  # noqa: E402
 from embedding.eviction import rows_per_bucket  # noqa: E402
 from embedding.mixing import NUM_BUCKETS, buckets_of  # noqa: E402
@@ -13,6 +14,7 @@ from embedding.variable import EmbeddingVariable, TableEntries  # noqa: E402
 
 __all__ = [
     "NUM_BUCKETS",
+    "BloomBlocks",
     "CounterEntries",
     "EmbeddingVariable",
     "OptimizerRule",

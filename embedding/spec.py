@@ -183,6 +183,60 @@ class CounterAdmission:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BloomAdmission:
+    """A key gets a row once its count in a counting Bloom filter, this batch included, suffices.
+
+    The rule of `CounterAdmission` in fixed memory; counts may be too high, never too low.
+
+    Args:
+        min_count: as of the counter.
+        max_elements: distinct keys that the filter is made for, over the whole table.
+        false_positive_probability: of a key that was never seen, once it holds so many.
+        counter_bits: width of a counter, which saturates.
+
+    Source: DeepRec's CBFFilter.
+    """
+
+    type: Literal["bloom"] = "bloom"
+    min_count: int
+    max_elements: int
+    false_positive_probability: float = 0.01
+    counter_bits: Literal[8, 16, 32, 64] = 8
+
+    def __post_init__(self) -> None:
+        bits, p = self.counter_bits, self.false_positive_probability
+        _require(bits in (8, 16, 32, 64), f"counter_bits must be 8, 16, 32 or 64, got {bits}")
+        most = min(2**bits - 1, 2**31 - 1)
+        _require(
+            1 <= self.min_count <= most,
+            f"min_count must be in [1, {most}] with counter_bits {bits}, got {self.min_count}",
+        )
+        _require(
+            1 <= self.max_elements <= 2**40,
+            f"max_elements must be in [1, 2^40], got {self.max_elements}",
+        )
+        _require(1e-9 <= p < 1, f"false_positive_probability must be in [1e-9, 1), got {p}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbabilisticAdmission:
+    """Every occurrence of a key without a row admits it with a probability; nothing is counted.
+
+    Source: Monolith's probabilistic filter.
+    """
+
+    type: Literal["probabilistic"] = "probabilistic"
+    probability: float
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.probability <= 1, f"probability must be in (0, 1], got {self.probability}"
+        )
+
+
+Admission = CounterAdmission | BloomAdmission | ProbabilisticAdmission
+
 # Below that many rows a bucket, its quota would cut off much that is within the whole table's.
 MIN_ROWS_PER_BUCKET = 64
 _MIN_ROWS = MIN_ROWS_PER_BUCKET * NUM_BUCKETS
@@ -254,7 +308,7 @@ class TableSpec:
     dim: int
     initializer: Initializer = field(default_factory=Uniform)
     optimizer: Optimizer = field(default_factory=Adagrad)
-    admission: CounterAdmission | None = None
+    admission: Admission | None = None
     eviction: Eviction | None = None
     default_value: float = 0.0
     seed: int = 0
@@ -284,6 +338,12 @@ _INITIALIZERS: dict[str, type] = {
 }
 _OPTIMIZERS: dict[str, type] = {"sgd": Sgd, "adagrad": Adagrad, "adam_async": AdamAsync}
 
+_ADMISSIONS: dict[str, type] = {
+    "counter": CounterAdmission,
+    "bloom": BloomAdmission,
+    "probabilistic": ProbabilisticAdmission,
+}
+
 
 def optimizer_from_json(data: Json) -> Optimizer:
     """Read an optimizer; raises ValueError where the type or a field is not known."""
@@ -296,7 +356,7 @@ def table_from_json(data: Json) -> TableSpec:
     data["initializer"] = _tagged(_INITIALIZERS, "initializer", data["initializer"])
     data["optimizer"] = optimizer_from_json(data["optimizer"])
     if data.get("admission") is not None:
-        data["admission"] = _build(CounterAdmission, data["admission"])
+        data["admission"] = _tagged(_ADMISSIONS, "admission", data["admission"])
     if data.get("eviction") is not None:
         data["eviction"] = _build(Eviction, data["eviction"])
     return _build(TableSpec, data)

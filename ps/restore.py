@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
+from embedding.bloom import BloomSize
 from embedding.mixing import NUM_BUCKETS
+from embedding.spec import BloomAdmission, CounterAdmission
 from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.shard import Shard
 from ps.spec import StoreSpec, bucket_range
@@ -24,6 +26,8 @@ def check_fits(saved: StoreSpec, wanted: StoreSpec) -> None:
                 f"table {table.name} has dim {old.dim} and optimizer {old.optimizer.type} in the"
                 f" checkpoint, {table.dim} and {table.optimizer.type} in the job"
             )
+        if old is not None:
+            _check_bloom_fits(old, table)
     if (saved.dense_size, saved.dense_optimizer.type) != (
         wanted.dense_size,
         wanted.dense_optimizer.type,
@@ -32,6 +36,20 @@ def check_fits(saved: StoreSpec, wanted: StoreSpec) -> None:
             f"the checkpoint has {saved.dense_size} dense parameters with"
             f" {saved.dense_optimizer.type}, the job {wanted.dense_size} with"
             f" {wanted.dense_optimizer.type}"
+        )
+
+
+def _check_bloom_fits(saved: TableSpec, wanted: TableSpec) -> None:
+    """The blocks of a Bloom filter can only be taken over by one of the same size."""
+    old, new = saved.admission, wanted.admission
+    if not (isinstance(old, BloomAdmission) and isinstance(new, BloomAdmission)):
+        return
+    if BloomSize.of(old) != BloomSize.of(new):
+        raise CheckpointError(
+            f"table {saved.name} has a Bloom filter in the checkpoint for max_elements"
+            f" {old.max_elements} and false_positive_probability {old.false_positive_probability},"
+            f" in the job for {new.max_elements} and {new.false_positive_probability}; counts can't"
+            " be moved between sizes, so keep these two options"
         )
 
 
@@ -77,7 +95,10 @@ def _import(
         table.import_rows(
             TableEntries(rows.keys, rows.frequency, version, rows.vectors, rows.slots)
         )
-    if table.spec.admission is not None:
+    if isinstance(table.spec.admission, BloomAdmission):
+        for blocks in reader.bloom_blocks(saved, buckets):
+            table.import_bloom(blocks)
+    if isinstance(table.spec.admission, CounterAdmission | BloomAdmission):
         for counters in reader.counters(saved, buckets):
             version = counters.version if keep_versions else np.zeros_like(counters.version)
             table.import_counters(CounterEntries(counters.keys, counters.frequency, version))

@@ -191,6 +191,7 @@ class Shard:
                 pull.counts[start:stop] if pull.counts.size else None,
                 values[value_start:value_stop].reshape(size, dim),
                 admitted[start:stop],
+                step=self.step,
             )
             start, value_start = stop, value_stop
         # Copied: of one block, or without slots, `vector` is a view of what the next step changes.

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from embedding.optimizers import step_scalars
-from embedding.spec import Optimizer
+from embedding.spec import BloomAdmission, Optimizer, TableSpec
 from ps.messages import Apply, Contribution, Entry, Pull, Record, TableEviction
 from ps.shard import Shard
 from ps.spec import StoreSpec
@@ -17,7 +17,7 @@ _ONES = np.ones(4, np.uint32)
 def warm_up(spec: StoreSpec) -> None:
     """Run a shard with one table of each kind through a pull and steps of one and two batches."""
     kinds = {
-        (type(table.initializer), table.optimizer.type, table.admission is None): table
+        (type(table.initializer), table.optimizer.type, _counters_of(table)): table
         for table in spec.tables
     }
     tables = tuple(replace(table, dim=2) for table in kinds.values())
@@ -44,6 +44,14 @@ def warm_up(spec: StoreSpec) -> None:
         )
         shard.handle(Apply(0, 0, (record,)), None)
     assert shard.step == len(batches), "the warm-up steps were applied"
+
+
+def _counters_of(table: TableSpec) -> tuple[str, int] | None:
+    """What the kernels' types depend on."""
+    rule = table.admission
+    if rule is None:
+        return None
+    return rule.type, rule.counter_bits if isinstance(rule, BloomAdmission) else 0
 
 
 def _contribution(batch_id: int, spec: StoreSpec) -> Contribution:

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 from embedding.spec import (
     Adagrad,
     AdamAsync,
+    BloomAdmission,
     Constant,
     CounterAdmission,
     Eviction,
     GlorotUniform,
     Normal,
+    ProbabilisticAdmission,
     Sgd,
     TruncatedNormal,
     Uniform,
@@ -31,6 +33,18 @@ InitializerConfig = Annotated[
     Field(discriminator="type"),
 ]
 OptimizerConfig = Annotated[Sgd | Adagrad | AdamAsync, Field(discriminator="type")]
+
+
+def _counter_by_default(value: Any) -> Any:
+    return {"type": "counter", **value} if isinstance(value, dict) else value
+
+
+AdmissionConfig = Annotated[
+    Annotated[
+        CounterAdmission | BloomAdmission | ProbabilisticAdmission, Field(discriminator="type")
+    ],
+    BeforeValidator(_counter_by_default),
+]
 
 
 class _Section(BaseModel):
@@ -105,7 +119,7 @@ class TableConfig(_Section):
     dim: PositiveInt | None = None
     initializer: InitializerConfig | None = None
     optimizer: OptimizerConfig | None = None
-    admission: CounterAdmission | None = None
+    admission: AdmissionConfig | None = None
     eviction: Eviction | None = None
     default_value: float | None = None
 
@@ -116,7 +130,7 @@ class EmbeddingConfig(_Section):
     dim: PositiveInt = 16
     initializer: InitializerConfig = Uniform()
     optimizer: OptimizerConfig = Adagrad()
-    admission: CounterAdmission | None = None
+    admission: AdmissionConfig | None = None
     eviction: Eviction | None = None
     default_value: float = 0.0
 
