@@ -6,9 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
+from embedding.bloom import BloomSize
 from embedding.mixing import NUM_BUCKETS
 from embedding.optimizers import OptimizerRule, rule_for
-from embedding.spec import Optimizer
+from embedding.spec import BloomAdmission, CounterAdmission, Optimizer
 from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.shard import Shard
 from ps.spec import BLOCK_SIZE, StoreSpec, bucket_range
@@ -30,6 +31,7 @@ def check_fits(saved: StoreSpec, wanted: StoreSpec) -> None:
                 f"table {table.name} has dim {old.dim} and optimizer {before} in the"
                 f" checkpoint, {table.dim} and {now} in the job"
             )
+        _check_bloom_fits(old, table)
     before, now = _state_of(saved.dense_optimizer), _state_of(wanted.dense_optimizer)
     if (saved.dense_size, before) != (wanted.dense_size, now):
         raise CheckpointError(
@@ -42,6 +44,20 @@ def _state_of(optimizer: Optimizer) -> str:
     """Say which state an optimizer keeps: its type, and its slots where an option chooses them."""
     names = [slot.name for slot in rule_for(optimizer, sparse=True).slots]
     return f"{optimizer.type} with momentum" if "momentum" in names else optimizer.type
+
+
+def _check_bloom_fits(saved: TableSpec, wanted: TableSpec) -> None:
+    """The blocks of a Bloom filter can only be taken over by one of the same size."""
+    old, new = saved.admission, wanted.admission
+    if not (isinstance(old, BloomAdmission) and isinstance(new, BloomAdmission)):
+        return
+    if BloomSize.of(old) != BloomSize.of(new):
+        raise CheckpointError(
+            f"table {saved.name} has a Bloom filter in the checkpoint for max_elements"
+            f" {old.max_elements} and false_positive_probability {old.false_positive_probability},"
+            f" in the job for {new.max_elements} and {new.false_positive_probability}; counts can't"
+            " be moved between sizes, so keep these two options"
+        )
 
 
 def start_shard_from(shard: Shard, reader: CheckpointReader, *, recovery_epoch: int) -> None:
@@ -98,7 +114,10 @@ def _import(
         table.import_rows(
             TableEntries(rows.keys, rows.frequency, version, rows.vectors, rows.slots)
         )
-    if table.spec.admission is not None:
+    if isinstance(table.spec.admission, BloomAdmission):
+        for blocks in reader.bloom_blocks(saved, buckets):
+            table.import_bloom(blocks)
+    if isinstance(table.spec.admission, CounterAdmission | BloomAdmission):
         for counters in reader.counters(saved, buckets):
             version = counters.version if keep_versions else np.zeros_like(counters.version)
             table.import_counters(CounterEntries(counters.keys, counters.frequency, version))

@@ -105,4 +105,3 @@ def _check_frequencies(seen: Seen, shards: list[Shard], min_count: int) -> None:
                 right = (frequency.pop(key, 0), version.get(key))
                 require((count, step) == right, f"key {key}: {(count, step)}, expected {right}")
     require(not frequency, f"keys without row and counter: {frequency}")
-
