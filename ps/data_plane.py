@@ -69,7 +69,7 @@ class DataPlane:
         self._on_error = on_error
         # From the moment they are accepted, so that those in the handshake are counted too.
         self._connections: dict[Hashable, _Connection] = {}
-        self._connecting = threading.Lock()
+        self._guard = threading.Lock()  # of the connections and of what was sent
         self._next_number = 0
         self._listeners: list[socket.socket] = []
         self._closing = False
@@ -91,7 +91,7 @@ class DataPlane:
 
     def close(self) -> None:
         """Stop listening and drop all connections; their threads end by themselves."""
-        with self._connecting:
+        with self._guard:
             self._closing = True
             connections = list(self._connections.values())
         for listener in self._listeners:
@@ -123,7 +123,7 @@ class DataPlane:
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _admit(self, sock: socket.socket) -> _Connection | None:
-        with self._connecting:
+        with self._guard:
             if self._closing or len(self._connections) >= MAX_CONNECTIONS:
                 return None
             connection = _Connection(self._next_number, sock)
@@ -188,7 +188,7 @@ class DataPlane:
             self._drop(connection)
             self._fail(error)
         else:
-            with self.lock:
+            with self._guard:
                 self.bytes_sent += sent
 
     def _fail(self, error: Exception) -> None:
@@ -197,7 +197,7 @@ class DataPlane:
             self._on_error(error)
 
     def _drop(self, connection: _Connection) -> None:
-        with self._connecting:
+        with self._guard:
             self._connections.pop(connection.number, None)
         with self.lock:
             self.shard.disconnect(connection.number)

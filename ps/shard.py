@@ -194,8 +194,7 @@ class Shard:
                 step=self.step,
             )
             start, value_start = stop, value_stop
-        # Copied: of one block, or without slots, `vector` is a view of what the next step changes.
-        dense = self.dense.vector.copy() if pull.dense else np.empty(0, np.float32)
+        dense = self.dense.vector if pull.dense else np.empty(0, np.float32)
         return PullReply(pull.request_id, self.step, values, dense, admitted)
 
     # Buffering --------------------------------------------------------------------------------

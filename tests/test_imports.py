@@ -26,8 +26,6 @@ MAY_IMPORT_RAY = {
 
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "misc"}
 MAX_LINES = 450
-# Longer than that for now, with a limit of their own.
-LONG_MODULES: dict[str, int] = {}
 
 
 def modules(*folders: str) -> list[Path]:
@@ -115,11 +113,6 @@ def test_modules_are_named_for_what_they_hold(path: Path) -> None:
 def test_modules_stay_short(path: Path) -> None:
     """A smell and not a law; but splitting is easier early than late."""
     lines = len((ROOT / path).read_text().splitlines())
-    limit = LONG_MODULES.get(path.as_posix(), MAX_LINES)
-    assert lines <= limit, f"{path} has {lines} lines, the limit is {limit}: split off one concern"
-
-
-def test_long_modules_are_still_long() -> None:
-    for name in LONG_MODULES:
-        lines = len((ROOT / name).read_text().splitlines())
-        assert lines > MAX_LINES, f"{name} is short now: take it out of LONG_MODULES"
+    assert lines <= MAX_LINES, (
+        f"{path} has {lines} lines, {MAX_LINES} are the limit: split off one concern"
+    )

@@ -1,6 +1,6 @@
 """From a setup to a running worker loop: everything a worker does, but for being a Ray actor."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class WorkerSetup:
     depth: int
     cache_bytes: int
     addresses: tuple[ShardAddress, ...]
-    secret: bytes
+    secret: bytes = field(repr=False)
     recovery_epoch: int
     options: LoopOptions
     retry_seconds: float = 20.0

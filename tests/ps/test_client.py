@@ -11,7 +11,7 @@ import pytest
 from embedding.spec import AdamAsync, CounterAdmission, TableSpec
 from ps import sockets
 from ps.client import Identity, Open, PsClient, PulledBatch, ShardLostError
-from ps.messages import ANY_STEP, ApplyReply, PullReply, PushReply
+from ps.messages import ANY_STEP, Apply, ApplyReply, PullReply, PushReply
 
 Serve = Callable[..., Any]
 
@@ -249,6 +249,25 @@ def test_a_push_whose_reply_was_lost_is_counted_once(small_job: Any, serve: Serv
 
     assert isinstance(pushed.replies[0], PushReply)
     assert job.shards[0].tables[0].frequency(np.array([1])).tolist() == [1]
+
+
+def test_what_a_shard_has_answered_is_not_sent_to_it_again(small_job: Any, serve: Serve) -> None:
+    job = small_job(TABLES, num_shards=2)
+    served = serve(job)
+    client = served.client()
+    job.apply(0, job.record(0))
+    unique = job.unique(range(100), [])
+
+    pulled = client.start_pull(unique, at_step=1)  # the second shard has to wait
+    while 0 in pulled.waiting:
+        client.poll(0.1)
+    before = client.bytes_sent
+    served.break_connections(0)
+    assert client.poll(0.5) == []
+
+    assert client.bytes_sent == before
+    job.shards[1].handle(Apply(1, job.epoch, (job.record(0),)), "coordinator")
+    assert pull(client, unique, at_step=1).steps.tolist() == [1, 1]
 
 
 def test_a_parked_pull_survives_a_broken_connection(small_job: Any, serve: Serve) -> None:

@@ -68,17 +68,18 @@ def test_an_update_is_the_optimizer_on_the_mean() -> None:
     w, a, b = rng.normal(size=(3, 1500)).astype(np.float32)
     dense.initialize(w)
 
-    dense.apply(
-        [contribution(a), contribution(b)],
-        [1.0, 0.5],
-        scale=np.float32(0.125),
-        scalars=np.array([0.1]),
-    )
-
-    g = ((np.float32(0) + a) + np.float32(0.5) * b) * np.float32(0.125)
-    accumulator = np.float32(0.5) + g * g
-    expected = w - np.float32(0.1) * g / np.sqrt(accumulator)
-    np.testing.assert_array_equal(dense.vector, expected)
+    accumulator = np.float32(0.5)
+    for first, second in ((a, b), (b, a)):
+        dense.apply(
+            [contribution(first), contribution(second)],
+            [1.0, 0.5],
+            scale=np.float32(0.125),
+            scalars=np.array([0.1]),
+        )
+        g = (first + np.float32(0.5) * second) * np.float32(0.125)
+        accumulator = accumulator + g * g
+        w = w - np.float32(0.1) * g / np.sqrt(accumulator)
+        np.testing.assert_array_equal(dense.vector, w)
 
 
 def test_padding_stays_as_it_was() -> None:

@@ -61,7 +61,7 @@ def run(small_job: Any, num_shards: int, steps: list[Any]) -> tuple[str, list[in
 
 
 @given(st.lists(a_step, min_size=1, max_size=7))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_any_number_of_shards_trains_the_same_model(small_job: Any, steps: list[Any]) -> None:
     expected = run(small_job, 1, steps)
 
@@ -148,7 +148,7 @@ def test_a_shard_holds_only_keys_of_its_buckets(small_job: Any) -> None:
 
 
 @given(st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_refused_and_repeated_messages_never_change_the_outcome(small_job: Any, data: Any) -> None:
     """A shard that gets everything twice, early and late ends as one that gets it once."""
     once, noisy = small_job(TABLES), small_job(TABLES)
