@@ -234,12 +234,7 @@ class Ledger:
 
     def next_ended(self) -> Batch | None:
         """Return the next batch in the order of completion; it stays until `resolve`."""
-        while self._ended:
-            batch = self._batches.get(self._ended[0])
-            if batch is not None:
-                return batch
-            self._ended.popleft()
-        return None
+        return self._batches[self._ended[0]] if self._ended else None
 
     def group(self, step: int) -> list[Batch]:
         """Return the batches of a step in the order of their ids."""
@@ -272,6 +267,8 @@ class Ledger:
         self._planned_resolved += batch.planned
         self.num_ended -= 1
         del self._batches[batch.batch_id]
+        while self._ended and self._ended[0] not in self._batches:
+            self._ended.popleft()
         if self._unended.get(batch.step) == 0:
             del self._unended[batch.step]
         self._resolved_above.add(batch.batch_id)

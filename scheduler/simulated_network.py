@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from ps.client import Open
-from ps.messages import Apply, Contribution, Record, Refusal, Reply, Request
+from ps.messages import Apply, Contribution, Record, Reply, Request
 from ps.shard import Outgoing, Shard
-from scheduler.simulated_world import World
+from scheduler.simulated_world import AGAIN_SECONDS, World
 
 RECONNECT_SECONDS = 0.02
 
@@ -72,7 +72,7 @@ class Network:
             self._deliver_up(connection, _of_older_epoch(message, self.shards[connection.shard]))
         self._deliver_up(connection, message)
         if world.strikes("duplicate"):
-            again = connection.last_up + 20 * world.delay()
+            again = connection.last_up + world.random.uniform(0.0, AGAIN_SECONDS)
             world.queue.at(again, lambda: self._arrive(connection, message))
         if world.strikes("cut"):
             world.queue.later(2 * world.delay(), lambda: self.cut(connection))
@@ -228,7 +228,3 @@ def _of_older_epoch(message: Request, shard: Shard) -> Request:
         )  # fmt: skip
         return Apply(0, epoch, (record,))
     return replace(message, recovery_epoch=epoch, request_id=0)
-
-
-def is_refused(reply: Reply, reason: str) -> bool:
-    return isinstance(reply, Refusal) and reply.reason == reason

@@ -16,9 +16,10 @@ from ps.messages import (
     TableEviction,
 )
 from ps.shard import Outgoing, Shard
-from scheduler.coordinator import Answer, Command, Coordinator, Event, SendRecords, WorkerReported
+from scheduler.coordinator import Coordinator
+from scheduler.events import Answer, Command, Event, SendRecords, WorkerReported
 from scheduler.simulated_scenario import Scenario
-from scheduler.simulated_world import Story
+from scheduler.simulated_world import Story, train_batch
 from worker.protocol import Finished, Grant, Report, Token
 
 
@@ -30,9 +31,10 @@ class Violation(AssertionError):
         self.batch = batch
 
 
-def require(condition: bool, text: str, batch: int | None = None) -> None:
+def require(condition: bool, text: str, *values: object, batch: int | None = None) -> None:
+    """Raise a violation with the text, `{}` for each value, unless the condition holds."""
     if not condition:
-        raise Violation(text, batch)
+        raise Violation(text.format(*values), batch)
 
 
 @dataclass(slots=True)
@@ -45,7 +47,7 @@ class Seen:
         pulls: what each shard answered: (shard, pull, reply).
         tokens: of training, by (batch, attempt).
         skips: attempts that were reported as skipped.
-        resolved: the batches of each record that have no part in it, being skipped.
+        skipped: batches that each record resolves without using them.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -92,12 +94,15 @@ class Referee:
                 assert isinstance(event, WorkerReported)
                 self._check_answer(event.report, command.grant)
         self._check_leases()
-        self._coordinator.ledger.check()
+        said, true = self._coordinator.applied_step, min(shard.step for shard in self._shards)
+        require(said <= true, "step {} is said to be applied, a shard is at {}", said, true)
 
     def _note_finished(self, report: Report, finished: Finished) -> None:
         token = finished.token
         name = f"worker {report.worker}.{report.incarnation}"
-        self._story.tell("%s reports %s of %s", name, finished.outcome, token, batch=token.batch_id)
+        self._story.tell(
+            "%s reports %s of %s", name, finished.outcome, token, batch=train_batch(token)
+        )
         if finished.outcome == "skipped":
             self.seen.skips[token.batch_id, token.attempt] = finished
 
@@ -107,37 +112,39 @@ class Referee:
         gone = state.incarnation != report.incarnation or state.lost
         if gone:
             stopped = grant.stop and not grant.tokens
-            require(stopped, f"worker {name} is gone and was answered {grant}")
+            require(stopped, "worker {} is gone and was answered {}", name, grant)
             return
         known = self._answers.get((*name, grant.sequence))
         if known is not None or grant.sequence != report.sequence:
-            same = f"a repeated report of worker {name} got {grant}, before it was {known}"
-            require(known == grant, same)
+            text = "a repeated report of worker {} got {}, before it was {}"
+            require(known == grant, text, name, grant, known)
             return
         stopping = self._coordinator.stopping
-        require(grant.stop == stopping, f"worker {name} is told otherwise than {stopping}: {grant}")
+        require(
+            grant.stop == stopping, "worker {} is told otherwise than {}: {}", name, stopping, grant
+        )
         self._answers[*name, grant.sequence] = grant
         for token in grant.tokens:
             self._check_token(token, name)
 
     def _check_token(self, token: Token, worker: tuple[int, int]) -> None:
-        self._story.tell("worker %s.%s is given %s", *worker, token, batch=token.batch_id)
+        self._story.tell("worker %s.%s is given %s", *worker, token, batch=train_batch(token))
         # An evaluation's rounds use the same batches.
         rounds = len(self._coordinator.progress.evaluations)
         number = rounds if token.kind == "eval" else 0
         holder = self._holders.setdefault(
             (token.kind, number, token.batch_id, token.attempt), worker
         )
-        text = f"{token} was given to worker {holder} and to worker {worker}"
-        require(holder == worker, text, token.batch_id)
+        text = "{} was given to worker {} and to worker {}"
+        require(holder == worker, text, token, holder, worker, batch=token.batch_id)
         if token.kind == "train":
             self.seen.tokens[token.batch_id, token.attempt] = token
             if self._scenario.mode == "sync":
                 fits = token.batch_id in self._groups[token.step]
-                require(fits, f"{token} is of another step", token.batch_id)
+                require(fits, "{} is of another step", token, batch=token.batch_id)
         elif self._coordinator.evaluation is not None:
             step = self._coordinator.evaluation.step
-            require(token.at_step == step, f"{token} in the evaluation of step {step}")
+            require(token.at_step == step, "{} in the evaluation of step {}", token, step)
 
     def _check_leases(self) -> None:
         coordinator = self._coordinator
@@ -145,68 +152,71 @@ class Referee:
         unapplied = self.seen.records[coordinator.applied_step :]
         waiting = sum(len(r.entries) + len(self.seen.skipped[r.step]) for r in unapplied)
         in_flight = ledger.num_leased + ledger.num_ended + waiting
-        require(in_flight <= spec.credits, f"{in_flight} batches in flight, {spec.credits} credits")
+        require(
+            in_flight <= spec.credits, "{} batches in flight, {} credits", in_flight, spec.credits
+        )
         lost = {index for index, state in coordinator.workers.items() if state.lost}
         for batch in ledger.outstanding():
             gone = batch.worker is not None and batch.worker in lost
-            require(not gone, f"{batch} is leased to a worker that is gone", batch.batch_id)
+            require(not gone, "{} is leased to a worker that is gone", batch, batch=batch.batch_id)
 
     # Records ----------------------------------------------------------------------------------
 
     def _check_record(self, record: Record) -> None:
         seen, step = self.seen, len(self.seen.records)
-        require(record.step == step, f"record {record.step} was ordered as number {step}")
-        require(record.recovery_epoch == self._epoch, f"{record} is of another epoch")
+        require(record.step == step, "record {} was ordered as number {}", record.step, step)
+        require(record.recovery_epoch == self._epoch, "{} is of another epoch", record)
         applied = [entry.batch_id for entry in record.entries]
         skipped = self._skipped_in(record, applied)
         for batch_id in applied + skipped:
             again = batch_id in self._resolved
-            require(not again, f"batch {batch_id} is resolved again by {record}", batch_id)
+            require(not again, "batch {} is resolved again by {}", batch_id, record, batch=batch_id)
             self._resolved.add(batch_id)
         for entry in record.entries:
             self._check_entry(record, entry.batch_id, entry.attempt)
         samples = sum(seen.pushed[e.batch_id, e.attempt, 0].samples for e in record.entries)
-        require(record.divisor == samples, f"N is {samples}, not {record.divisor}: {record}")
-        require(record.clock == self._clock, f"the clock is {self._clock}: {record}")
+        require(record.divisor == samples, "N is {}, not {}: {}", samples, record.divisor, record)
+        require(record.clock == self._clock, "the clock is {}: {}", self._clock, record)
         seen.records.append(record)
         seen.skipped[step] = skipped
         self._applied_samples += samples
         while self._low_water in self._resolved:
             self._low_water += 1
-        require(record.low_water == self._low_water, f"low water is {self._low_water}: {record}")
+        require(record.low_water == self._low_water, "low water is {}: {}", self._low_water, record)
         due = self._evictions_due(record)
-        require(record.evict == due, f"to evict are {due}: {record}")
+        require(record.evict == due, "to evict are {}: {}", due, record)
         self._oldest_promised = max(self._oldest_promised, record.oldest_pull_step)
-        self._story.tell("ordered: %s", record, batch=applied[0] if applied else None)
+        for batch_id in applied + skipped:
+            self._story.tell("resolved by %s", record, batch=batch_id)
 
     def _skipped_in(self, record: Record, applied: list[int]) -> list[int]:
         """Return the batches that a record resolves without using them."""
         if self._scenario.mode == "async":
             skipped = sorted({batch_id for batch_id, _ in record.discard})
             one = len(applied) + len(skipped) == 1
-            require(one, f"a step of an asynchronous job is one batch: {record}")
+            require(one, "a step of an asynchronous job is one batch: {}", record)
         else:
             limit = self._coordinator.ledger.plan.total
             group = self._groups[record.step] if record.step < len(self._groups) else []
-            require(applied == sorted(applied), f"contributions are out of order: {record}")
-            require(set(applied) <= set(group), f"step {record.step} is of {group}: {record}")
+            require(applied == sorted(applied), "contributions are out of order: {}", record)
+            require(set(applied) <= set(group), "step {} is of {}: {}", record.step, group, record)
             leased = {batch_id for batch_id, _ in self.seen.tokens}
             skipped = [b for b in group if b not in applied and b < limit and b in leased]
         for batch_id in skipped:
             known = any(b == batch_id for b, _ in self.seen.skips)
-            require(known, f"batch {batch_id} is left out of {record}", batch_id)
+            require(known, "batch {} is left out of {}", batch_id, record, batch=batch_id)
         return skipped
 
     def _check_entry(self, record: Record, batch_id: int, attempt: int) -> None:
         for shard in range(len(self._shards)):
-            contribution = self.seen.pushed.get((batch_id, attempt, shard))
-            held = contribution is not None and self._shards[shard].buffer.get(batch_id, attempt)
-            text = f"step {record.step} names batch {batch_id}, attempt {attempt}"
-            require(bool(held), f"{text}, which shard {shard} does not hold", batch_id)
-            assert contribution is not None
-            early = contribution.pull_step < self._oldest_promised
-            text = f"pulled at {contribution.pull_step}, after {self._oldest_promised} was promised"
-            require(not early, f"batch {batch_id} was {text}", batch_id)
+            part = self.seen.pushed.get((batch_id, attempt, shard))
+            held = part is not None and self._shards[shard].buffer.get(batch_id, attempt) is part
+            text = "step {} names batch {}, attempt {}, which shard {} does not hold"
+            require(held, text, record.step, batch_id, attempt, shard, batch=batch_id)
+            assert part is not None
+            text = "batch {} was pulled at {}, after {} was promised"
+            old, promised = part.pull_step, self._oldest_promised
+            require(old >= promised, text, batch_id, old, promised, batch=batch_id)
 
     @property
     def _clock(self) -> int:
@@ -231,7 +241,7 @@ class Referee:
         shard = self._shards[index]
         if message.recovery_epoch != self._epoch:
             refused = [isinstance(o.reply, Refusal) and o.reply.reason for o in outgoing]
-            require(refused == ["epoch"], f"{message} of another epoch was answered: {outgoing}")
+            require(refused == ["epoch"], "{} of another epoch was answered: {}", message, outgoing)
             return
         if isinstance(message, Pull):
             self._open_pulls[index, sender, message.request_id] = message
@@ -245,36 +255,43 @@ class Referee:
                 self._note_push(index, message)
             elif isinstance(reply, Refusal):
                 fine = reply.reason == "superseded" and not isinstance(message, Apply)
-                require(fine, f"refused: {reply.text}")
+                require(fine, "refused: {}", reply.text)
                 if isinstance(message, Contribution):
                     self._story.tell("%s", reply.text, batch=message.batch_id)
             else:
-                require(reply.step == shard.step, f"{reply} at step {shard.step}")
+                require(reply.step == shard.step, "{} at step {}", reply, shard.step)
         self._check_shard(index, message)
 
     def _check_pull(self, index: int, pull: Pull, reply: PullReply) -> None:
         wanted = pull.at_step
         fits = wanted in (ANY_STEP, reply.step)
-        require(fits, f"shard {index} was asked for step {wanted} and answered at {reply.step}")
+        require(
+            fits, "shard {} was asked for step {} and answered at {}", index, wanted, reply.step
+        )
         self.seen.pulls.append((index, pull, reply))
 
     def _note_push(self, index: int, message: Contribution) -> None:
         name = message.batch_id, message.attempt, index
         first = self.seen.pushed.setdefault(name, message)
-        require(first is message, f"{name} was pushed twice with different content")
+        require(first is message, "{} was pushed twice with different content", name)
         self._story.tell(
             "shard %s holds attempt %s", index, message.attempt, batch=message.batch_id
         )
 
     def _check_shard(self, index: int, message: Request) -> None:
         shard = self._shards[index]
-        require(shard.step == len(shard.log), f"shard {index} is at {shard.step}: {shard.log}")
+        require(shard.step == len(shard.log), "shard {} is at {}: {}", index, shard.step, shard.log)
+        # What a dead worker left behind comes on top; the buffer's own limit has room for that.
+        held, credits = len(shard.buffer), self._coordinator.spec.credits
+        fits = held <= credits or self._coordinator.ledger.tallies.reissued > 0
+        require(fits, "shard {} holds {} contributions, {} credits", index, held, credits)
         if isinstance(message, Apply):
             end = message.records[-1].step + 1
-            require(shard.step >= end, f"shard {index} acknowledged {end} at step {shard.step}")
-            last = shard.log[-1]
-            known = last == self.seen.records[shard.step - 1]
-            require(known, f"shard {index} applied {last} as step {shard.step - 1}")
+            require(
+                shard.step >= end, "shard {} acknowledged {} at step {}", index, end, shard.step
+            )
+            last, ordered = shard.log[-1], self.seen.records[shard.step - 1 : shard.step]
+            require([last] == ordered, "shard {} applied {} for {}", index, last, ordered)
 
 
 def _groups(scenario: Scenario) -> list[list[int]]:

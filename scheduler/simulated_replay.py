@@ -73,7 +73,9 @@ class Replay:
             and np.array_equal(admitted, reply.admitted)
             and np.array_equal(dense, reply.dense)
         )
-        require(same, f"shard {shard} answered a pull with something else than step {reply.step}")
+        require(
+            same, "shard {} answered a pull with something else than step {}", shard, reply.step
+        )
 
     def _read(self, pull: Pull) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
         values = np.empty((len(pull.keys), DIM), np.float32)
@@ -100,9 +102,11 @@ class Replay:
             auc.add(logits, samples.labels)
             loss += log_loss_sum(logits, samples.labels)
         rows = scenario.eval_batches * scenario.batch_size
-        require(result.samples == rows, f"{rows} samples were to be evaluated: {result}")
+        require(result.samples == rows, "{} samples were to be evaluated: {}", rows, result)
         same = np.array_equal([auc.value(), loss / rows], [result.auc, result.logloss], True)
-        require(same, f"the model of the step has AUC {auc.value()}, loss {loss / rows}: {result}")
+        require(
+            same, "the model of the step has AUC {}, loss {}: {}", auc.value(), loss / rows, result
+        )
 
     # Applying ---------------------------------------------------------------------------------
 

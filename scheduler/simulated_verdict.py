@@ -29,9 +29,11 @@ def check_failed(seen: Seen, coordinator: Coordinator, shards: list[Shard]) -> N
     """A job that lost a shard or its coordinator did nothing wrong before."""
     for shard in shards:
         begun = seen.records[: shard.step] == shard.log
-        require(begun, f"shard {shard.index} at step {shard.step} has another log than was sent")
+        require(begun, "shard {} at step {} has another log than was sent", shard.index, shard.step)
         behind = coordinator.applied_step <= shard.step
-        require(behind, f"shard {shard.index} is at {shard.step}, {coordinator.applied_step} said")
+        require(
+            behind, "shard {} is at {}, {} said", shard.index, shard.step, coordinator.applied_step
+        )
     coordinator.ledger.check()
 
 
@@ -40,11 +42,11 @@ def check_ended(
 ) -> None:
     """Everything is accounted for and nothing is left behind."""
     steps = [shard.step for shard in shards]
-    require(steps == [len(seen.records)] * len(shards), f"shards ended at steps {steps}")
+    require(steps == [len(seen.records)] * len(shards), "shards ended at steps {}", steps)
     for shard in shards:
-        require(shard.log == seen.records, f"shard {shard.index} has another log than was sent")
+        require(shard.log == seen.records, "shard {} has another log than was sent", shard.index)
         left = (len(shard.buffer), shard.buffer.nbytes, shard.num_parked)
-        require(left == (0, 0, 0), f"shard {shard.index} still holds {left}")
+        require(left == (0, 0, 0), "shard {} still holds {}", shard.index, left)
     _check_samples(scenario, seen, coordinator)
     _check_staleness(scenario, seen, coordinator)
     _check_frequencies(seen, shards, scenario.min_count)
@@ -54,31 +56,33 @@ def _check_samples(scenario: Scenario, seen: Seen, coordinator: Coordinator) -> 
     """Each batch that was given out is applied once or skipped, and so is each of its samples."""
     given = {batch_id for batch_id, _ in seen.tokens}
     total = max(given, default=-1) + 1
-    require(given == set(range(total)), f"batches below {total} were left out: {sorted(given)}")
+    require(given == set(range(total)), "batches below {} were left out: {}", total, sorted(given))
     if scenario.max_seconds is None:
-        require(total == scenario.plan.total, f"{total} of {scenario.plan.total} batches were used")
+        require(
+            total == scenario.plan.total, "{} of {} batches were used", total, scenario.plan.total
+        )
     applied = [entry for record in seen.records for entry in record.entries]
     skipped = [batch_id for batches in seen.skipped.values() for batch_id in batches]
     ended = sorted([entry.batch_id for entry in applied] + skipped)
-    require(ended == list(range(total)), f"each of {total} batches has to end once: {ended}")
+    require(ended == list(range(total)), "each of {} batches has to end once: {}", total, ended)
     used = sum(seen.pushed[entry.batch_id, entry.attempt, 0].samples for entry in applied)
     planned = sum(map(scenario.rows_of, range(total)))
     samples = coordinator.ledger.samples
     counted = (samples.applied, samples.dropped, samples.skipped)
-    require(counted == (used, 0, planned - used), f"{used} of {planned} are used: {counted}")
+    require(counted == (used, 0, planned - used), "{} of {} are used: {}", used, planned, counted)
     by_reason = sum(samples.skipped_by_reason.values())
     known = by_reason == samples.skipped and "unknown" not in samples.skipped_by_reason
-    require(known, f"reasons are missing: {samples.skipped_by_reason}")
+    require(known, "reasons are missing: {}", samples.skipped_by_reason)
 
 
 def _check_staleness(scenario: Scenario, seen: Seen, coordinator: Coordinator) -> None:
     data, parameter = staleness(seen)
-    require(dict(data) == coordinator.data_staleness.counts, f"data staleness is {data}")
+    require(dict(data) == coordinator.data_staleness.counts, "data staleness is {}", data)
     counts = coordinator.parameter_staleness.counts
-    require(dict(parameter) == counts, f"parameter staleness is {parameter}, not {counts}")
+    require(dict(parameter) == counts, "parameter staleness is {}, not {}", parameter, counts)
     if scenario.mode == "sync":
         late = set(data) | set(parameter)
-        require(late <= {0}, f"staleness in a synchronous job: {data}, {parameter}")
+        require(late <= {0}, "staleness in a synchronous job: {}, {}", data, parameter)
 
 
 def _check_frequencies(seen: Seen, shards: list[Shard], min_count: int) -> None:
@@ -87,8 +91,8 @@ def _check_frequencies(seen: Seen, shards: list[Shard], min_count: int) -> None:
     version: dict[int, int] = {}
     for record in seen.records:
         for entry in record.entries:
-            for shard in range(len(shards)):
-                part = seen.pushed[entry.batch_id, entry.attempt, shard]
+            for index in range(len(shards)):
+                part = seen.pushed[entry.batch_id, entry.attempt, index]
                 keys = part.keys[: part.table_sizes[0]].tolist()
                 for key, count in zip(keys, part.counts.tolist(), strict=False):
                     frequency[key] += count
@@ -96,12 +100,14 @@ def _check_frequencies(seen: Seen, shards: list[Shard], min_count: int) -> None:
     for shard in shards:
         rows, counters = shard.tables[0].export(), shard.tables[0].export_counters()
         early = rows.keys[rows.frequency < min_count].tolist()
-        require(not early, f"keys {early} have rows and were seen less than {min_count} times")
+        require(not early, "keys {} have rows and were seen less than {} times", early, min_count)
         for entries in (rows, counters):
             for key, count, step in zip(
                 entries.keys.tolist(), entries.frequency.tolist(), entries.version.tolist(),
                 strict=True,
             ):  # fmt: skip
                 right = (frequency.pop(key, 0), version.get(key))
-                require((count, step) == right, f"key {key}: {(count, step)}, expected {right}")
-    require(not frequency, f"keys without row and counter: {frequency}")
+                require(
+                    (count, step) == right, "key {}: {}, expected {}", key, (count, step), right
+                )
+    require(not frequency, "keys without row and counter: {}", frequency)

@@ -2,8 +2,8 @@
 
 import heapq
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ from ps.messages import Contribution, Pull, PullReply, Request
 from scheduler.simulated_data import DIM, Samples, Workload
 from scheduler.simulated_network import Client, Network
 from scheduler.simulated_scenario import Arrow
-from scheduler.simulated_world import Action, World
+from scheduler.simulated_world import Action, World, train_batch
 from worker.protocol import Finished, Grant, Report, Token
 from worker.session import Session
 
@@ -105,9 +105,10 @@ class SimulatedWorker:
             self._client.close()
             self._employer.worker_ended(self)
 
-    def _dies(self, arrow: Arrow, batch: int | None = None) -> bool:
+    def _dies(self, arrow: Arrow, token: Token | None = None) -> bool:
         """Cross an arrow; return whether the worker is dead after that."""
         world = self._world
+        batch = None if token is None else train_batch(token)
         if not self.dead and world.kills_at(arrow):
             world.story.tell("%s dies at %r", self, arrow, batch=batch)
             self.die()
@@ -121,7 +122,7 @@ class SimulatedWorker:
 
     def _later(self, seconds: float, action: Action) -> None:
         """Work for so long, then act, if still alive and not frozen."""
-        factor = 10 if self._world.queue.now < self._slow_until else 1
+        factor = 10.0 if self._world.queue.now < self._slow_until else 1.0
         factor *= self._slowness * self._world.random.uniform(0.7, 1.3)
         self._world.queue.later(seconds * factor, lambda: self._now(action))
 
@@ -145,7 +146,7 @@ class SimulatedWorker:
                 samples, skipped = self._prepared[compute]
                 pulled = self._pulled.pop(compute)
                 self._computing = True
-                work = self._bind(self._computed, compute, samples, skipped, pulled)
+                work = partial(self._computed, compute, samples, skipped, pulled)
                 self._later(COMPUTE_SECONDS, work)
                 return
             pull = self.session.next_pull()
@@ -155,10 +156,6 @@ class SimulatedWorker:
                 self._take(self._inbox.popleft())
             else:
                 return
-
-    @staticmethod
-    def _bind(act: Callable[..., None], *values: object) -> Action:
-        return lambda: act(*values)
 
     def _start_pull(self, token: Token) -> None:
         unique = self._prepared[token][0].unique
@@ -177,8 +174,8 @@ class SimulatedWorker:
                 dense=True,
             )
         self._pulls[request_id] = token
-        self._world.story.tell("%s pulls %s", self, token, batch=token.batch_id)
-        self._client.start(messages, survives=lambda: not self._dies("pull sent", token.batch_id))
+        self._world.story.tell("%s pulls %s", self, token, batch=train_batch(token))
+        self._client.start(messages, survives=lambda: not self._dies("pull sent", token))
 
     def _request_answered(self, request: Open) -> None:
         self._inbox.append(request)
@@ -187,7 +184,7 @@ class SimulatedWorker:
     def _take(self, request: Open) -> None:
         if request.request_id in self._pulls:
             token = self._pulls.pop(request.request_id)
-            if self._dies("pull answered", token.batch_id):
+            if self._dies("pull answered", token):
                 return
             if self._is_superseded(request, token) or not self.session.holds(token):
                 return
@@ -195,7 +192,7 @@ class SimulatedWorker:
             self.session.pulled(token)
             return
         finished = self._pushes.pop(request.request_id)
-        if self._dies("push acknowledged", finished.token.batch_id):
+        if self._dies("push acknowledged", finished.token):
             return
         if not self._is_superseded(request, finished.token):
             self._finish(finished)
@@ -219,7 +216,7 @@ class SimulatedWorker:
 
     def _computed(self, token: Token, samples: Samples, skipped: int, pulled: Pulled) -> None:
         self._computing = False
-        if self._dies("computed", token.batch_id):
+        if self._dies("computed", token):
             return
         n = samples.num_samples
         if token.kind == "eval":
@@ -275,8 +272,8 @@ class SimulatedWorker:
                 admitted=admitted,
             )
         self._pushes[request_id] = finished
-        self._world.story.tell("%s pushes %s", self, token, batch=token.batch_id)
-        self._client.start(messages, survives=lambda: not self._dies("push sent", token.batch_id))
+        self._world.story.tell("%s pushes %s", self, token, batch=train_batch(token))
+        self._client.start(messages, survives=lambda: not self._dies("push sent", token))
 
     def _finish(self, finished: Finished) -> None:
         self.session.finished(finished)
@@ -297,11 +294,11 @@ class SimulatedWorker:
             token = heapq.heappop(self._to_prepare)
             if self.session.holds(token):
                 self._preparing = True
-                self._later(READ_SECONDS, self._bind(self._read, token))
+                self._later(READ_SECONDS, partial(self._read, token))
 
     def _read(self, token: Token) -> None:
         self._preparing = False
-        if self._dies("batch read", token.batch_id):
+        if self._dies("batch read", token):
             return
         samples, skipped = self._workload.read(token)
         if samples is None:
@@ -316,6 +313,7 @@ class SimulatedWorker:
 
     def _talk(self) -> None:
         """Send a report now, unless an answer is awaited."""
+        self._talks += 1
         if self._asked is None and not self.dead:
             self._ask(self.session.report())
 

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Literal
 
 from scheduler.simulated_scenario import Arrow, Scenario
+from worker.protocol import Token
 
 Action = Callable[[], None]
 Fault = Literal["pause", "slow", "cut", "lose", "duplicate", "delay", "old_epoch"]
 
 NETWORK_SECONDS = 0.001
 LONG_DELAY_SECONDS = 0.4
+AGAIN_SECONDS = 0.05
 
 
 class EventQueue:
@@ -58,6 +60,11 @@ class Story:
         parts += [_formatted(line) for line in chosen[-2 * last :]]
         parts += ["the latest events:"]
         return "\n".join([*parts, *(_formatted(line) for line in self._lines[-last:])])
+
+
+def train_batch(token: Token) -> int | None:
+    """Return the batch whose story a token belongs to; evaluations have none."""
+    return token.batch_id if token.kind == "train" else None
 
 
 def _formatted(line: tuple[float, int | None, str, tuple[object, ...]]) -> str:

@@ -12,11 +12,11 @@ from typing import Any
 from ps.client import Open
 from ps.messages import Apply, ApplyReply, Record
 from ps.shard import Shard
-from scheduler.coordinator import (
+from scheduler.coordinator import Coordinator, CoordinatorSpec
+from scheduler.evaluation import EvaluationResult
+from scheduler.events import (
     Answer,
     Command,
-    Coordinator,
-    CoordinatorSpec,
     EvaluationWanted,
     Event,
     FailJob,
@@ -28,7 +28,6 @@ from scheduler.coordinator import (
     WorkerLost,
     WorkerReported,
 )
-from scheduler.evaluation import EvaluationResult
 from scheduler.simulated_data import Workload
 from scheduler.simulated_network import Client, Network
 from scheduler.simulated_referee import Referee, Violation
@@ -36,7 +35,7 @@ from scheduler.simulated_replay import Replay
 from scheduler.simulated_scenario import Scenario, draw
 from scheduler.simulated_verdict import check_ended, check_failed, digest_of
 from scheduler.simulated_worker import SimulatedWorker
-from scheduler.simulated_world import Action, World
+from scheduler.simulated_world import AGAIN_SECONDS, Action, World
 from worker.protocol import Grant, Report
 from worker.session import Session
 
@@ -69,7 +68,7 @@ class Outcome:
         steps, batches: how many were applied or resolved.
         kills: workers that died.
         reissued, superseded: batches given out again, and attempts that came too late.
-        refused_late: gradients of evicted keys that were dropped.
+        late_gradients: gradients of evicted keys that were dropped.
     """
 
     failure: str | None
@@ -80,7 +79,7 @@ class Outcome:
     kills: int = 0
     reissued: int = 0
     superseded: int = 0
-    refused_late: int = 0
+    late_gradients: int = 0
     seconds: float = 0.0
 
 
@@ -195,7 +194,7 @@ class Simulation:
             kills=self.world.num_kills,
             reissued=tallies.reissued,
             superseded=tallies.superseded,
-            refused_late=sum(shard.counts.gradients_of_evicted_keys for shard in self.shards),
+            late_gradients=sum(shard.counts.gradients_of_evicted_keys for shard in self.shards),
             seconds=self.world.queue.now,
         )
 
@@ -258,7 +257,7 @@ class Simulation:
         if not world.strikes("lose"):
             world.queue.later(world.delay(), arrive)
         if world.strikes("duplicate"):
-            world.queue.later(20 * world.delay(), arrive)
+            world.queue.later(world.random.uniform(0.0, AGAIN_SECONDS), arrive)
 
     # The driver's process ---------------------------------------------------------------------
 

@@ -250,6 +250,40 @@ def test_an_evaluation_holds_the_steps_and_is_merged_in_any_order() -> None:
     assert len(job.records) == 3
 
 
+def test_an_evaluation_comes_before_every_step_that_waits_for_it() -> None:
+    plan = LedgerPlan(batches_per_epoch=9, epochs=1, rows_of=lambda batch_id: 2)
+    job = Driver(spec(group_size=1, global_batch=10, evaluation_plan=plan, eval_every_steps=1))
+    first, parked = job.lease(0), job.lease(1)
+    job.finish(first)
+    assert parked.step == 1
+
+    token = job.report(0, want=9).tokens[-1]
+
+    # A worker pulls lowest step first, and a pull of step 1 or later waits for this evaluation.
+    assert (token.batch_id, token.step) == (8, 1)
+
+
+def test_scores_of_an_earlier_evaluation_do_not_count_in_a_later_one() -> None:
+    plan = LedgerPlan(batches_per_epoch=1, epochs=1, rows_of=lambda batch_id: 1)
+    one = Evaluation(np.array([7], np.int32), np.array([True]), 0.5)
+    job = Driver(spec(mode="async", group_size=1, global_batch=10, evaluation_plan=plan,
+                      eval_every_steps=1))  # fmt: skip
+    rounds = []
+    for _ in range(2):
+        train = job.lease()
+        job.finish(train)
+        job.apply_all()
+        (token,) = job.report(0, want=1).tokens
+        rounds.append(token)
+        if len(rounds) == 1:
+            job.report(0, Finished(token, "done", 1, evaluation=one))
+
+    job.report(0, Finished(rounds[0], "done", 1, evaluation=one))
+
+    assert [token.at_step for token in rounds] == [1, 2]
+    assert [result.step for result in job.coordinator.progress.evaluations] == [1]
+
+
 def test_training_is_over_when_every_shard_has_applied_the_last_step() -> None:
     job = Driver(spec(mode="async"))
     for _ in range(6):

@@ -1,5 +1,7 @@
 """The ledger: every batch once, lowest step first, nothing lost."""
 
+from collections import deque
+
 import pytest
 
 from ps.messages import ANY_STEP
@@ -210,3 +212,17 @@ def test_the_oldest_lease_remembers_attempts_that_may_still_count() -> None:
     ledger.lease(2, step_now=9, at_step=lambda step: ANY_STEP)
 
     assert ledger.oldest_lease_step == 3
+
+
+@pytest.mark.parametrize("batch_is_step", [False, True])
+def test_nothing_is_kept_of_batches_that_are_resolved(batch_is_step: bool) -> None:
+    ledger = make(batches=6, epochs=50, m=2, batch_is_step=batch_is_step)
+    while (token := lease(ledger)) is not None:
+        ledger.finish(done(token))
+        for batch in ledger.group(token.step) if ledger.is_complete(token.step) else []:
+            ledger.resolve(batch, Status.APPLIED)
+
+    collections = [v for v in vars(ledger).values() if isinstance(v, dict | list | set | deque)]
+
+    assert ledger.low_water == 300
+    assert sum(map(len, collections)) == ledger.plan.lanes

@@ -1,5 +1,8 @@
 """What a worker does next with the tokens it holds."""
 
+from dataclasses import replace
+
+from ps.messages import ANY_STEP
 from worker.protocol import Finished, Grant, Token
 from worker.session import Session
 
@@ -63,6 +66,14 @@ def test_a_parked_worker_says_so_although_it_has_another_batch_prepared() -> Non
     report = session.report()
 
     assert (report.want, report.waiting) == (0, True)
+
+
+def test_a_pull_that_reads_any_step_is_no_reason_to_take_more() -> None:
+    asynchronous = replace(token(9), at_step=ANY_STEP)
+    session = session_with(asynchronous, depth=1)
+    session.next_pull()
+
+    assert not session.report().waiting
 
 
 def test_what_has_ended_is_said_again_until_it_is_answered() -> None:
