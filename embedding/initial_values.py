@@ -14,7 +14,7 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.mixing import mix64, mix_text
-from embedding.spec import Constant, Initializer, Normal, Uniform
+from embedding.spec import Constant, GlorotUniform, Initializer, Normal, Uniform, Zeros
 
 CONSTANT, UNIFORM, NORMAL, TRUNCATED_NORMAL = range(4)
 
@@ -112,13 +112,17 @@ class InitialValues(NamedTuple):
     seed: np.uint64
 
 
-def initial_values_of(initializer: Initializer, *, name: str, seed: int) -> InitialValues:
-    """Return how the rows of the table of this name and seed start."""
+def initial_values_of(initializer: Initializer, *, dim: int, name: str, seed: int) -> InitialValues:
+    """Return how the rows of the table of this width, name and seed start."""
     table_seed = np.uint64(mix_text(name, seed))
+    if isinstance(initializer, Zeros):
+        return InitialValues(CONSTANT, 0.0, 0.0, table_seed)
     if isinstance(initializer, Constant):
         return InitialValues(CONSTANT, initializer.value, 0.0, table_seed)
     if isinstance(initializer, Uniform):
         return InitialValues(UNIFORM, 0.0, initializer.scale, table_seed)
+    if isinstance(initializer, GlorotUniform):
+        return InitialValues(UNIFORM, 0.0, initializer.limit(dim), table_seed)
     kind = NORMAL if isinstance(initializer, Normal) else TRUNCATED_NORMAL
     return InitialValues(kind, initializer.mean, initializer.stddev, table_seed)
 

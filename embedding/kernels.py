@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from embedding.admission import ALWAYS, BLOOM, COUNTER, PROBABILISTIC, Admission, is_drawn
+from embedding.bloom import bloom_count
 from embedding.counters import add_count, counted, take_count
 from embedding.index import BLOCK, find, find_from, insert, mask_of, prefetch_homes
 from embedding.initial_values import InitialValues, fill_initial
@@ -22,19 +24,21 @@ UInt8Array = npt.NDArray[np.uint8]
 @njit(cache=True, nogil=True)
 def pull_rows(
     rows: RowArrays,
-    counters: RowArrays,
-    min_count: int,
+    admission: Admission,
     initial: InitialValues,
     default_value: np.float32,
     keys: Int64Array,
     counts: npt.NDArray[np.uint32],
+    step: int,
     values: Float32Array,
     admitted: UInt8Array,
 ) -> None:
     """Write vectors and admitted bits, changing nothing else; no counts: 0 for each key."""
     dim = values.shape[1]
     entries, stored = rows.entries, rows.values
-    counter_entries, counter_metadata = counters.entries, counters.metadata
+    kind, min_count = admission.kind, admission.min_count
+    counters, counter_metadata = admission.counters.entries, admission.counters.metadata
+    bloom, hashes = admission.bloom.counters, admission.bloom.hashes
     mask = mask_of(entries)
     slots, found = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.int64)
     for start in range(0, keys.size, BLOCK):
@@ -51,11 +55,15 @@ def pull_rows(
                 for c in range(dim):
                     values[out, c] = stored[found[i], c]
                 continue
-            if min_count > 0:
-                count = counted(counter_entries, counter_metadata, keys[out])
-                if counts.size > 0:
-                    count += np.int64(counts[out])
-                if count < min_count:
+            if kind != ALWAYS:
+                count = np.int64(counts[out]) if counts.size > 0 else np.int64(0)
+                if kind == PROBABILISTIC:
+                    passes = is_drawn(admission.seed, admission.probability, keys[out], step, count)
+                elif kind == BLOOM:
+                    passes = bloom_count(bloom, hashes, keys[out]) + count >= min_count
+                else:
+                    passes = counted(counters, counter_metadata, keys[out]) + count >= min_count
+                if not passes:
                     admitted[out] = 0
                     for c in range(dim):
                         values[out, c] = default_value
@@ -66,8 +74,7 @@ def pull_rows(
 @njit(cache=True, nogil=True)
 def settle_keys(
     rows: RowArrays,
-    counters: RowArrays,
-    min_count: int,
+    admission: Admission,
     initial: InitialValues,
     initial_slots: Float32Array,
     keys: Int64Array,
@@ -79,6 +86,7 @@ def settle_keys(
     """Count each key and give rows to those that get one; room for all has been made.
 
     Args:
+        initial_slots: float32[width of a row - dim], what follows the vector of a new row.
         has_gradient: empty: 1 for each key.
         positions: int64[n], written: the row to update, or -1.
     """
@@ -98,10 +106,10 @@ def settle_keys(
                 num_missing += 1
         if num_missing > 0:
             _create(
-                rows, counters, initial, initial_slots, keys, has_gradient, positions, start, end
+                rows, admission, initial, initial_slots, keys, has_gradient, positions, start, end
             )
-            if min_count > 0:
-                _count(counters, keys, counts, step, positions, start, end)
+            if admission.kind == COUNTER:
+                _count(admission.counters, keys, counts, step, positions, start, end)
         for i in range(start, end):
             if positions[i] >= 0:
                 metadata[positions[i], FREQUENCY] += counts[i]
@@ -113,7 +121,7 @@ def settle_keys(
 @njit(cache=True, nogil=True)
 def _create(
     rows: RowArrays,
-    counters: RowArrays,
+    admission: Admission,
     initial: InitialValues,
     initial_slots: Float32Array,
     keys: Int64Array,
@@ -124,7 +132,8 @@ def _create(
 ) -> None:
     """Give rows to the keys of a block that have a gradient and no row."""
     entries, metadata, values, state = rows.entries, rows.metadata, rows.values, rows.state
-    dim = values.shape[1] // (1 + initial_slots.size)
+    dim = values.shape[1] - initial_slots.size
+    counters, bloom, hashes = admission.counters, admission.bloom.counters, admission.bloom.hashes
     for i in range(start, end):
         if positions[i] >= 0 or (has_gradient.size > 0 and has_gradient[i] == 0):
             continue
@@ -133,13 +142,15 @@ def _create(
         if row < 0:
             row = take_row(metadata, state)
             insert(entries, keys[i], row)
-            metadata[row, FREQUENCY] = take_count(
-                counters.entries, counters.metadata, counters.state, keys[i]
-            )
+            if admission.kind == BLOOM:
+                metadata[row, FREQUENCY] = bloom_count(bloom, hashes, keys[i])
+            else:
+                metadata[row, FREQUENCY] = take_count(
+                    counters.entries, counters.metadata, counters.state, keys[i]
+                )
             fill_initial(values, row, dim, initial, keys[i])
-            for slot in range(initial_slots.size):
-                for c in range((1 + slot) * dim, (2 + slot) * dim):
-                    values[row, c] = initial_slots[slot]
+            for c in range(initial_slots.size):
+                values[row, dim + c] = initial_slots[c]
         positions[i] = row
 
 

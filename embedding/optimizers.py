@@ -1,8 +1,9 @@
 """Optimizers: each is one value, an `OptimizerRule`, with a kernel that updates rows in place.
 
-A row holds the vector and then the slots, adjacent: float32[dim * (1 + number of slots)]. Dense
-parameters use the same kernels: a block of them is a row. All arithmetic is element-wise IEEE
-float32 without reassociation, so a row comes out the same wherever it lives.
+A row holds the vector and then the slots, adjacent. A slot is as wide as the vector, or one number
+a row. Dense parameters use the same kernels: a block of them is a row. All arithmetic is IEEE
+without reassociation, what is summed over a row is summed in the order of its columns, so a row
+comes out the same wherever it lives.
 
 All kernels have the signature kernel(rows, positions, gradients, scale, scalars):
     rows: float32[capacity, width], written.
@@ -11,7 +12,8 @@ All kernels have the signature kernel(rows, positions, gradients, scale, scalars
     scale: float32, 1 / N.
     scalars: float64[k], from `step_scalars`, rounded to float32 before use.
 
-To add an optimizer: a spec, a kernel, a line in `rule_for` and one in `step_scalars`.
+To add an optimizer: a type in `optimizer_spec`, a kernel, and its cases in `_layout` and
+`step_scalars`.
 """
 
 import math
@@ -20,11 +22,35 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from embedding.adam_kernels import adam, adamw, momentum_rmsprop, rowwise_adam
 from embedding.arguments import read_only
-from embedding.prefetch import prefetch_row
-from embedding.spec import Adagrad, AdamAsync, Optimizer, Sgd
+from embedding.ftrl_kernels import ftrl, row_ftrl
+from embedding.gradient_kernels import (
+    adagrad,
+    adagrad_decay,
+    rmsprop,
+    rmsprop_momentum,
+    rowwise_adagrad,
+    sgd,
+    sgd_momentum,
+    sgd_nesterov,
+)
+from embedding.gradient_shaping import shape_gradients
+from embedding.optimizer_spec import (
+    Adagrad,
+    AdagradDecay,
+    AdagradDecayV2,
+    Adam,
+    AdamAsync,
+    AdamW,
+    Ftrl,
+    Optimizer,
+    RmsProp,
+    RowwiseAdagrad,
+    RowwiseAdam,
+    Sgd,
+)
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
@@ -32,7 +58,25 @@ Int64Array = npt.NDArray[np.int64]
 
 Kernel = Callable[[Float32Array, Int64Array, Float32Array, np.float32, Float64Array], None]
 
-_AHEAD = 8  # rows asked for before their turn
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One piece of an optimizer's state beside each vector.
+
+    Args:
+        name: unique in the optimizer; a checkpoint's column is `slot_NAME`.
+        initial: what a new row holds.
+        per_row: one number a row; else it is as wide as the vector.
+        counts_time: it counts on the schedule clock, so a new job starts it anew.
+    """
+
+    name: str
+    initial: float = 0.0
+    per_row: bool = False
+    counts_time: bool = False
+
+    def width(self, dim: int) -> int:
+        return 1 if self.per_row else dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +84,31 @@ class OptimizerRule:
     """What an optimizer is.
 
     Args:
-        slots: names of its slots, in the order in which they follow the vector.
-        initial: what each slot of a new row holds.
+        slots: in the order in which they follow the vector.
         num_scalars: length of what `step_scalars` gives.
         kernel: see the module.
+        limits: most of a gradient's value, most of its norm, L2 regularisation; None: gradients
+            go to the kernel as they are.
     """
 
-    slots: tuple[str, ...]
-    initial: tuple[float, ...]
+    slots: tuple[Slot, ...]
     num_scalars: int
     kernel: Kernel
+    limits: tuple[float, float, float] | None = None
+
+    def row_width(self, dim: int) -> int:
+        """Return the float32 values of a row: vector and slots."""
+        return dim + sum(slot.width(dim) for slot in self.slots)
+
+    def initial_slots(self, dim: int) -> Float32Array:
+        """Return what follows the vector in a new row, float32[row_width - dim]."""
+        widths = [slot.width(dim) for slot in self.slots]
+        return np.repeat(np.array([slot.initial for slot in self.slots], np.float32), widths)
+
+    def columns(self, dim: int) -> list[slice]:
+        """Return where each slot lies behind the vector; add dim for its place in the row."""
+        ends = np.cumsum([slot.width(dim) for slot in self.slots]).tolist()
+        return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
     def update(
         self,
@@ -65,7 +124,7 @@ class OptimizerRule:
             ValueError: the number of scalars is not this optimizer's.
         """
         numbers = self.check_scalars(scalars)
-        self.kernel(rows, positions, read_only(gradients), np.float32(scale), numbers)
+        self.run(rows, positions, read_only(gradients), np.float32(scale), numbers)
 
     def check_scalars(self, scalars: npt.ArrayLike) -> Float64Array:
         """Return scalars as float64[num_scalars]; ValueError where there are more or fewer."""
@@ -77,143 +136,114 @@ class OptimizerRule:
             )
         return numbers
 
+    def run(
+        self,
+        rows: Float32Array,
+        positions: Int64Array,
+        gradients: Float32Array,
+        scale: np.float32,
+        scalars: Float64Array,
+    ) -> None:
+        """`update` of arguments that were checked and made read-only."""
+        if self.limits is not None:
+            shaped = np.empty_like(gradients)
+            limits = np.array(self.limits, np.float64)
+            shape_gradients(rows, positions, gradients, scale, limits, shaped)
+            gradients, scale = read_only(shaped), np.float32(1.0)
+        self.kernel(rows, positions, gradients, scale, scalars)
+
 
 def rule_for(spec: Optimizer, *, sparse: bool) -> OptimizerRule:
-    """Return the rule of an optimizer for table rows (sparse) or dense parameters."""
-    if isinstance(spec, Sgd):
-        return OptimizerRule((), (), 1, sgd)
-    if isinstance(spec, Adagrad):
-        return OptimizerRule(("accumulator",), (spec.initial_accumulator,), 1, adagrad)
-    kernel = momentum_rmsprop if sparse and spec.apply_sparse_rmsprop else adam
-    return OptimizerRule(("m", "v"), (0.0, 0.0), 5, kernel)
+    """Return the rule of an optimizer for table rows (sparse) or dense parameters.
+
+    Raises:
+        ValueError: dense parameters have no rows whose norm could be clipped.
+    """
+    if spec.clip_norm is not None and not sparse:
+        raise ValueError(NO_DENSE_CLIP_NORM)
+    slots, kernel = _layout(spec, sparse)
+    num_scalars = len(step_scalars(spec, learning_rate=spec.learning_rate, step=0))
+    limits = (
+        math.inf if spec.clip_value is None else spec.clip_value,
+        math.inf if spec.clip_norm is None else spec.clip_norm,
+        spec.l2_regularization,
+    )
+    shapes = limits != (math.inf, math.inf, 0.0)
+    return OptimizerRule(slots, num_scalars, kernel, limits if shapes else None)
 
 
-def step_scalars(spec: Optimizer, *, learning_rate: float, step: int) -> tuple[float, ...]:
-    """Return the numbers of an optimizer that depend on time, in float64.
+NO_DENSE_CLIP_NORM = (
+    "clip_norm limits the norm of a table row's gradient, dense parameters have no rows; "
+    "use clip_value for them"
+)
+_ADAM_SLOTS = (Slot("m"), Slot("v"))
+
+
+def _layout(spec: Optimizer, sparse: bool) -> tuple[tuple[Slot, ...], Kernel]:
+    """Return slots and kernel. A rule over a row takes a dense parameter for a row of its own."""
+    match spec:
+        case Sgd(momentum=0.0):
+            return (), sgd
+        case Sgd():
+            return (Slot("momentum"),), sgd_nesterov if spec.nesterov else sgd_momentum
+        case RowwiseAdagrad() if sparse:
+            return (Slot("accumulator", spec.initial_accumulator, per_row=True),), rowwise_adagrad
+        case Adagrad() | RowwiseAdagrad():
+            return (Slot("accumulator", spec.initial_accumulator),), adagrad
+        case AdagradDecay() | AdagradDecayV2():
+            per_row = isinstance(spec, AdagradDecayV2)
+            period = Slot("decay_period", per_row=per_row, counts_time=True)
+            return (Slot("accumulator", spec.initial_accumulator), period), adagrad_decay
+        case RowwiseAdam() if sparse:
+            return (Slot("m"), Slot("v", per_row=True)), rowwise_adam
+        case AdamAsync(apply_sparse_rmsprop=True) if sparse:
+            return _ADAM_SLOTS, momentum_rmsprop
+        case AdamW():
+            return _ADAM_SLOTS, adamw
+        case Adam() | AdamAsync() | RowwiseAdam():
+            return _ADAM_SLOTS, adam
+        case RmsProp(momentum=0.0):
+            return (Slot("v"),), rmsprop
+        case RmsProp():
+            return (Slot("v"), Slot("momentum")), rmsprop_momentum
+        case Ftrl():
+            slots = (Slot("accumulator", spec.initial_accumulator), Slot("linear"))
+            return slots, row_ftrl if sparse and spec.lasso == "row" else ftrl
+
+
+def step_scalars(
+    spec: Optimizer, *, learning_rate: float, step: int, clock: int = 0
+) -> tuple[float, ...]:
+    """Return the numbers that an optimizer's kernel takes, in float64.
 
     Computed once for a step and sent to all shards.
 
     Args:
         learning_rate: of this step, by the schedule; the spec's own is not looked at.
         step: global step, from 0; bias corrections have the power step + 1.
+        clock: schedule clock before this step, from 0; AdagradDecay's periods count clock + 1.
 
     Returns:
         The kernel's `scalars`; their order is its own.
     """
-    if not isinstance(spec, AdamAsync):
-        return (learning_rate,)
+    match spec:
+        case Sgd(momentum=0.0) | Adagrad() | RowwiseAdagrad():
+            return (learning_rate,)
+        case Sgd():
+            return (learning_rate, spec.momentum)
+        case AdagradDecay() | AdagradDecayV2():
+            period = (clock + 1) // spec.decay_steps
+            most = 1.0 if spec.catch_up == "one_period" else 0.0
+            return (learning_rate, period, spec.decay_rate, spec.initial_accumulator, most)
+        case RmsProp():
+            return (learning_rate, spec.decay, spec.epsilon, spec.momentum)
+        case Ftrl():
+            rest = (spec.learning_rate_power, spec.l1, spec.l2, spec.l2_shrinkage)
+            return (1.0 / learning_rate, *rest)
     power1, power2 = spec.beta1 ** (step + 1), spec.beta2 ** (step + 1)
     corrected = learning_rate * math.sqrt(1.0 - power2) / (1.0 - power1)
-    return (learning_rate, corrected, spec.beta1, spec.beta2, spec.epsilon)
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _prefetch_ahead(rows: Float32Array, positions: Int64Array, i: int) -> None:
-    ahead = i + _AHEAD
-    if ahead < positions.size and positions[ahead] >= 0:
-        prefetch_row(rows, positions[ahead], rows.shape[1])
-
-
-@njit(cache=True, nogil=True)
-def sgd(
-    rows: Float32Array,
-    positions: Int64Array,
-    gradients: Float32Array,
-    scale: np.float32,
-    scalars: Float64Array,
-) -> None:
-    """w -= lr g. Scalars: lr."""
-    learning_rate = np.float32(scalars[0])
-    for i in range(positions.size):
-        _prefetch_ahead(rows, positions, i)
-        row = positions[i]
-        if row < 0:
-            continue
-        for c in range(gradients.shape[1]):
-            rows[row, c] -= learning_rate * (gradients[i, c] * scale)
-
-
-@njit(cache=True, nogil=True)
-def adagrad(
-    rows: Float32Array,
-    positions: Int64Array,
-    gradients: Float32Array,
-    scale: np.float32,
-    scalars: Float64Array,
-) -> None:
-    """a += g^2; w -= lr g / sqrt(a). Scalars: lr. Source: Duchi et al. 2011, as in DeepRec."""
-    learning_rate = np.float32(scalars[0])
-    dim = gradients.shape[1]
-    for i in range(positions.size):
-        _prefetch_ahead(rows, positions, i)
-        row = positions[i]
-        if row < 0:
-            continue
-        for c in range(dim):
-            g = gradients[i, c] * scale
-            accumulator = rows[row, dim + c] + g * g
-            rows[row, dim + c] = accumulator
-            rows[row, c] -= learning_rate * g / math.sqrt(accumulator)
-
-
-@njit(cache=True, nogil=True)
-def adam(
-    rows: Float32Array,
-    positions: Int64Array,
-    gradients: Float32Array,
-    scale: np.float32,
-    scalars: Float64Array,
-) -> None:
-    """m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; w -= alpha m / (sqrt(v) + epsilon).
-
-    Scalars: (unused), alpha = lr sqrt(1 - b2^t) / (1 - b1^t), b1, b2, epsilon.
-    Source: Kingma and Ba 2015, with epsilon and t as in DeepRec's AdamAsyncOptimizer.
-    """
-    alpha = np.float32(scalars[1])
-    beta1, rest1 = np.float32(scalars[2]), np.float32(1.0 - scalars[2])
-    beta2, rest2 = np.float32(scalars[3]), np.float32(1.0 - scalars[3])
-    epsilon = np.float32(scalars[4])
-    dim = gradients.shape[1]
-    for i in range(positions.size):
-        _prefetch_ahead(rows, positions, i)
-        row = positions[i]
-        if row < 0:
-            continue
-        for c in range(dim):
-            g = gradients[i, c] * scale
-            m = beta1 * rows[row, dim + c] + rest1 * g
-            v = beta2 * rows[row, 2 * dim + c] + rest2 * (g * g)
-            rows[row, dim + c] = m
-            rows[row, 2 * dim + c] = v
-            rows[row, c] -= alpha * m / (math.sqrt(v) + epsilon)
-
-
-@njit(cache=True, nogil=True)
-def momentum_rmsprop(
-    rows: Float32Array,
-    positions: Int64Array,
-    gradients: Float32Array,
-    scale: np.float32,
-    scalars: Float64Array,
-) -> None:
-    """v = b2 v + (1 - b2) g^2; m = b1 m + lr g / sqrt(v + epsilon); w -= m.
-
-    Scalars: lr, (unused), b1, b2, epsilon. No bias correction.
-    Source: DeepRec's AdamAsyncOptimizer with apply_sparse_rmsprop.
-    """
-    learning_rate, epsilon = np.float32(scalars[0]), np.float32(scalars[4])
-    beta1, beta2 = np.float32(scalars[2]), np.float32(scalars[3])
-    rest2 = np.float32(1.0 - scalars[3])
-    dim = gradients.shape[1]
-    for i in range(positions.size):
-        _prefetch_ahead(rows, positions, i)
-        row = positions[i]
-        if row < 0:
-            continue
-        for c in range(dim):
-            g = gradients[i, c] * scale
-            v = beta2 * rows[row, 2 * dim + c] + rest2 * (g * g)
-            m = beta1 * rows[row, dim + c] + learning_rate * g / math.sqrt(v + epsilon)
-            rows[row, dim + c] = m
-            rows[row, 2 * dim + c] = v
-            rows[row, c] -= m
+    first = learning_rate
+    if isinstance(spec, AdamW):
+        scaling = {"learning_rate": learning_rate, "none": 1.0, "corrected": corrected}
+        first = scaling[spec.decay_scaling] * spec.weight_decay
+    return (first, corrected, spec.beta1, spec.beta2, spec.epsilon)

@@ -48,3 +48,16 @@ def prefetch_row(array: npt.NDArray[np.float32], row: np.int64, width: int) -> N
     """Ask for the first `width` values of a row of float32[any, any]."""
     for column in range(0, min(width, _MAX_VALUES), _LINE):
         prefetch(array, row, column)
+
+
+_AHEAD = 8  # rows asked for before their turn
+
+
+@njit(cache=True, nogil=True, inline="always")
+def prefetch_ahead(
+    rows: npt.NDArray[np.float32], positions: npt.NDArray[np.int64], i: np.int64
+) -> None:
+    """Ask for the whole row that is updated some places after the i-th; -1 is no row."""
+    ahead = i + _AHEAD
+    if ahead < positions.size and positions[ahead] >= 0:
+        prefetch_row(rows, positions[ahead], rows.shape[1])

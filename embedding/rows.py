@@ -8,7 +8,6 @@ from numba import njit
 
 from embedding.index import collect, find, find_batch, insert, remove, spread_over_double
 from embedding.mixing import NUM_BUCKETS, buckets_of
-from embedding.prefetch import prefetch
 from embedding.reservation import physical_memory_bytes, reserve
 
 Int64Array = npt.NDArray[np.int64]
@@ -17,12 +16,12 @@ Float32Array = npt.NDArray[np.float32]
 FREQUENCY, VERSION = 0, 1  # columns of the metadata
 NUM_ROWS, NUM_TOUCHED, FIRST_FREE = 0, 1, 2  # places in the state
 
-_ENTRY_BYTES, _METADATA_BYTES = 16, 16
+METADATA_BYTES = 16
+_ENTRY_BYTES = 16
 _MIN_ENTRIES = 64
 # Share of the index in use before it doubles. From .5 to .75 a pull of unknown keys loses a tenth
 # and one of known keys nothing that could be measured; an index takes 21 to 43 bytes per key.
 _LOAD_LIMIT = 0.75
-_AHEAD = 16  # entries between asking for a row's metadata and reading it
 
 
 class RowArrays(NamedTuple):
@@ -83,19 +82,6 @@ def _remove_batch(rows: RowArrays, keys: Int64Array) -> None:
             free_row(metadata, state, row)
 
 
-@njit(cache=True, nogil=True)
-def _collect_older(rows: RowArrays, min_version: int, keys: Int64Array) -> int:
-    entries, metadata = rows.entries, rows.metadata
-    count = 0
-    for slot in range(entries.shape[0]):
-        if slot + _AHEAD < entries.shape[0]:
-            prefetch(metadata, max(entries[slot + _AHEAD, 1] - 1, 0), 0)
-        if entries[slot, 1] != 0 and metadata[entries[slot, 1] - 1, VERSION] < min_version:
-            keys[count] = entries[slot, 0]
-            count += 1
-    return count
-
-
 class Rows:
     """Rows by key, growing without ever moving one.
 
@@ -104,7 +90,7 @@ class Rows:
     """
 
     def __init__(self, width: int) -> None:
-        row_bytes = 4 * width + _METADATA_BYTES + round(_ENTRY_BYTES / _LOAD_LIMIT)
+        row_bytes = 4 * width + METADATA_BYTES + round(_ENTRY_BYTES / _LOAD_LIMIT)
         capacity = max(physical_memory_bytes() // row_bytes, _MIN_ENTRIES)
         metadata = reserve(capacity, 2, np.int64)
         values = reserve(capacity, width, np.float32)
@@ -167,11 +153,6 @@ class Rows:
         """Remove keys and free their rows; absent keys are left out."""
         _remove_batch(self.arrays, keys)
 
-    def older_than(self, min_version: int) -> Int64Array:
-        """Return the keys whose version is below min_version, in no order."""
-        keys = np.empty(len(self), np.int64)
-        return keys[: _collect_older(self.arrays, min_version, keys)].copy()
-
     def in_buckets(self, buckets: tuple[int, int]) -> tuple[Int64Array, Int64Array]:
         """Return the keys of buckets [first, end), sorted by (bucket, key), and their rows."""
         first, end = buckets
@@ -190,6 +171,6 @@ class Rows:
         touched = int(self.arrays.state[NUM_TOUCHED])
         return {
             "index": self.arrays.entries.nbytes,
-            "metadata": touched * _METADATA_BYTES,
+            "metadata": touched * METADATA_BYTES,
             "rows": touched * self.arrays.values.shape[1] * 4,
         }

@@ -6,19 +6,21 @@ Each spec checks its own ranges, so that a spec that exists is a legal one. `to_
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from embedding.mixing import NUM_BUCKETS
+from embedding.optimizer_spec import OPTIMIZERS
+from embedding.optimizer_spec import Adagrad as Adagrad
+from embedding.optimizer_spec import AdamAsync as AdamAsync
+from embedding.optimizer_spec import Optimizer as Optimizer
+from embedding.optimizer_spec import Sgd as Sgd
+from embedding.ranges import require as _require
+from embedding.ranges import require_finite as _finite
+from embedding.schedule import Schedule
+
 Json = dict[str, Any]
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _finite(name: str, value: float) -> None:
-    _require(math.isfinite(value), f"{name} must be finite, got {value}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,71 +74,36 @@ class Constant:
         _finite("value", self.value)
 
 
-Initializer = Uniform | Normal | TruncatedNormal | Constant
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Zeros:
+    """All values start at 0."""
 
-
-def _check_learning_rate(value: float) -> None:
-    _require(value > 0, f"learning_rate must be > 0, got {value}")
-    _finite("learning_rate", value)
+    type: Literal["zeros"] = "zeros"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sgd:
-    """w -= learning_rate * g."""
+class GlorotUniform:
+    """Initial values from the uniform distribution on [-limit, limit), limit as Glorot's.
 
-    type: Literal["sgd"] = "sgd"
-    learning_rate: float = 0.01
+    limit = sqrt(6 / (fan_in + fan_out)) with fan_out = dim, as if the table were a matrix
+    [fan_in, dim]. It has no vocabulary size, so `fan_in` is a number of its own; the default is
+    the height of DeepRec's matrix of default values.
 
-    def __post_init__(self) -> None:
-        _check_learning_rate(self.learning_rate)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adagrad:
-    """a += g^2; w -= learning_rate * g / sqrt(a). Slot: accumulator.
-
-    Source: Duchi et al. 2011; no epsilon, as in TensorFlow and DeepRec, so the accumulator must
-    start above 0.
+    Source: Glorot and Bengio 2010, equation 16.
     """
 
-    type: Literal["adagrad"] = "adagrad"
-    learning_rate: float = 0.02
-    initial_accumulator: float = 0.1
+    type: Literal["glorot_uniform"] = "glorot_uniform"
+    fan_in: int = 4096
 
     def __post_init__(self) -> None:
-        _check_learning_rate(self.learning_rate)
-        _require(
-            self.initial_accumulator > 0,
-            f"initial_accumulator must be > 0, got {self.initial_accumulator}",
-        )
-        _finite("initial_accumulator", self.initial_accumulator)
+        _require(1 <= self.fan_in < 2**63, f"fan_in must be in [1, 2^63), got {self.fan_in}")
+
+    def limit(self, dim: int) -> float:
+        """Return half the width of the interval for rows of this width."""
+        return math.sqrt(6 / (self.fan_in + dim))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdamAsync:
-    """Adam on touched rows with bias corrections that count global steps. Slots: m, v.
-
-    With `apply_sparse_rmsprop` table rows take RMSProp with momentum instead; dense parameters
-    keep Adam.
-
-    Source: DeepRec's AdamAsyncOptimizer.
-    """
-
-    type: Literal["adam_async"] = "adam_async"
-    learning_rate: float = 0.001
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    apply_sparse_rmsprop: bool = False
-
-    def __post_init__(self) -> None:
-        _check_learning_rate(self.learning_rate)
-        _require(0 <= self.beta1 < 1, f"beta1 must be in [0, 1), got {self.beta1}")
-        _require(0 <= self.beta2 < 1, f"beta2 must be in [0, 1), got {self.beta2}")
-        _require(self.epsilon > 0, f"epsilon must be > 0, got {self.epsilon}")
-
-
-Optimizer = Sgd | Adagrad | AdamAsync
+Initializer = Uniform | GlorotUniform | Normal | TruncatedNormal | Constant | Zeros
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,17 +120,112 @@ class CounterAdmission:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Eviction:
-    """A row not updated for more than `steps_to_live` steps of the schedule clock is removed.
+class BloomAdmission:
+    """A key gets a row once its count in a counting Bloom filter, this batch included, suffices.
 
-    Looked for every `every_steps` steps of the clock. Counters of unadmitted keys expire alike.
+    The rule of `CounterAdmission` in fixed memory; counts may be too high, never too low.
+
+    Args:
+        min_count: as of the counter.
+        max_elements: distinct keys that the filter is made for, over the whole table.
+        false_positive_probability: of a key that was never seen, once it holds so many.
+        counter_bits: width of a counter, which saturates.
+
+    Source: DeepRec's CBFFilter.
     """
 
-    steps_to_live: int
+    type: Literal["bloom"] = "bloom"
+    min_count: int
+    max_elements: int
+    false_positive_probability: float = 0.01
+    counter_bits: Literal[8, 16, 32, 64] = 8
+
+    def __post_init__(self) -> None:
+        bits, p = self.counter_bits, self.false_positive_probability
+        _require(bits in (8, 16, 32, 64), f"counter_bits must be 8, 16, 32 or 64, got {bits}")
+        most = min(2**bits - 1, 2**31 - 1)
+        _require(
+            1 <= self.min_count <= most,
+            f"min_count must be in [1, {most}] with counter_bits {bits}, got {self.min_count}",
+        )
+        _require(
+            1 <= self.max_elements <= 2**40,
+            f"max_elements must be in [1, 2^40], got {self.max_elements}",
+        )
+        _require(1e-9 <= p < 1, f"false_positive_probability must be in [1e-9, 1), got {p}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbabilisticAdmission:
+    """Every occurrence of a key without a row admits it with a probability; nothing is counted.
+
+    Source: Monolith's probabilistic filter.
+    """
+
+    type: Literal["probabilistic"] = "probabilistic"
+    probability: float
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.probability <= 1, f"probability must be in (0, 1], got {self.probability}"
+        )
+
+
+Admission = CounterAdmission | BloomAdmission | ProbabilisticAdmission
+
+# Below that many rows a bucket, its quota would cut off much that is within the whole table's.
+MIN_ROWS_PER_BUCKET = 64
+_MIN_ROWS = MIN_ROWS_PER_BUCKET * NUM_BUCKETS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eviction:
+    """Which rows are removed, looked for every `every_steps` steps of the schedule clock.
+
+    At least one of the rules must be given; a row goes that any of them removes.
+
+    Args:
+        steps_to_live: rows not updated for more than so many steps of the clock go, and counters
+            of unadmitted keys.
+        l2_weight_threshold: rows go of which half the squared sum of the vector is below it.
+        max_rows: the rows that the whole table may keep, shared evenly among 4096 buckets.
+        max_bytes: likewise, as the bytes of rows, their metadata and their part of the index.
+        evict_first: which go first where a bucket has more than its quota; ties by key.
+
+    Source: DeepRec's GlobalStepEvict and L2WeightEvict; the budgets are ours.
+    """
+
+    steps_to_live: int | None = None
+    l2_weight_threshold: float | None = None
+    max_rows: int | None = None
+    max_bytes: int | None = None
+    evict_first: Literal["least_frequent", "least_recent"] = "least_frequent"
     every_steps: int = 100
 
     def __post_init__(self) -> None:
-        _require(self.steps_to_live >= 1, f"steps_to_live must be >= 1, got {self.steps_to_live}")
+        rules = ("steps_to_live", "l2_weight_threshold", "max_rows", "max_bytes")
+        _require(
+            any(getattr(self, rule) is not None for rule in rules),
+            f"at least one of {', '.join(rules)} must be given",
+        )
+        live, threshold = self.steps_to_live, self.l2_weight_threshold
+        _require(live is None or live >= 1, f"steps_to_live must be >= 1, got {live}")
+        if threshold is not None:
+            _require(threshold > 0, f"l2_weight_threshold must be > 0, got {threshold}")
+            _finite("l2_weight_threshold", threshold)
+        _require(
+            self.max_rows is None or self.max_rows >= _MIN_ROWS,
+            f"max_rows must be >= {_MIN_ROWS}, {MIN_ROWS_PER_BUCKET} for each of {NUM_BUCKETS}"
+            f" buckets, got {self.max_rows}",
+        )
+        _require(
+            self.max_bytes is None or self.max_bytes >= 1,
+            f"max_bytes must be >= 1, got {self.max_bytes}",
+        )
+        _require(
+            self.evict_first in ("least_frequent", "least_recent"),
+            f"evict_first must be least_frequent or least_recent, got {self.evict_first!r}",
+        )
         _require(self.every_steps >= 1, f"every_steps must be >= 1, got {self.every_steps}")
 
 
@@ -182,7 +244,7 @@ class TableSpec:
     dim: int
     initializer: Initializer = field(default_factory=Uniform)
     optimizer: Optimizer = field(default_factory=Adagrad)
-    admission: CounterAdmission | None = None
+    admission: Admission | None = None
     eviction: Eviction | None = None
     default_value: float = 0.0
     seed: int = 0
@@ -204,16 +266,26 @@ def to_json(spec: Any) -> Json:
 
 _INITIALIZERS: dict[str, type] = {
     "uniform": Uniform,
+    "glorot_uniform": GlorotUniform,
     "normal": Normal,
     "truncated_normal": TruncatedNormal,
     "constant": Constant,
+    "zeros": Zeros,
 }
-_OPTIMIZERS: dict[str, type] = {"sgd": Sgd, "adagrad": Adagrad, "adam_async": AdamAsync}
+
+_ADMISSIONS: dict[str, type] = {
+    "counter": CounterAdmission,
+    "bloom": BloomAdmission,
+    "probabilistic": ProbabilisticAdmission,
+}
 
 
 def optimizer_from_json(data: Json) -> Optimizer:
     """Read an optimizer; raises ValueError where the type or a field is not known."""
-    return _tagged(_OPTIMIZERS, "optimizer", data)
+    schedule = data.get("schedule")
+    if schedule is not None:
+        data = {**data, "schedule": _build(Schedule, schedule)}
+    return _tagged(OPTIMIZERS, "optimizer", data)
 
 
 def table_from_json(data: Json) -> TableSpec:
@@ -222,13 +294,13 @@ def table_from_json(data: Json) -> TableSpec:
     data["initializer"] = _tagged(_INITIALIZERS, "initializer", data["initializer"])
     data["optimizer"] = optimizer_from_json(data["optimizer"])
     if data.get("admission") is not None:
-        data["admission"] = _build(CounterAdmission, data["admission"])
+        data["admission"] = _tagged(_ADMISSIONS, "admission", data["admission"])
     if data.get("eviction") is not None:
         data["eviction"] = _build(Eviction, data["eviction"])
     return _build(TableSpec, data)
 
 
-def _tagged(kinds: dict[str, type], what: str, data: Json) -> Any:
+def _tagged(kinds: Mapping[str, type], what: str, data: Json) -> Any:
     kind = kinds.get(data.get("type", ""))
     if kind is None:
         raise ValueError(f"{what} type must be one of {sorted(kinds)}, got {data.get('type')!r}")

@@ -1,17 +1,21 @@
 """The embedding variable: a table of rows that grows as keys appear."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from embedding.admission import Admission, admission_of
 from embedding.arguments import input_array, output_array, read_only
+from embedding.bloom import BloomBlocks, BloomFilter
 from embedding.counters import CounterEntries
+from embedding.eviction import EvictFirst, expired, overfull
 from embedding.initial_values import initial_values_of
 from embedding.kernels import pull_rows, settle_keys
 from embedding.optimizers import rule_for
 from embedding.rows import FREQUENCY, VERSION, Rows
-from embedding.spec import TableSpec
+from embedding.spec import BloomAdmission, CounterAdmission, TableSpec
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
@@ -29,7 +33,7 @@ class TableEntries:
         frequency: int64[n].
         version: int64[n].
         vectors: float32[n, dim].
-        slots: float32[n, dim * number of slots].
+        slots: float32[n, sum of the slots' widths], see `OptimizerRule`.
     """
 
     keys: Int64Array
@@ -58,19 +62,28 @@ class EmbeddingVariable:
         self.spec = spec
         self.num_evicted = 0
         self._rule = rule_for(spec.optimizer, sparse=True)
-        self._initial = initial_values_of(spec.initializer, name=spec.name, seed=spec.seed)
-        self._initial_slots = np.array(self._rule.initial, np.float32)
+        self._initial = initial_values_of(
+            spec.initializer, dim=spec.dim, name=spec.name, seed=spec.seed
+        )
+        self._initial_slots = self._rule.initial_slots(spec.dim)
         self._default_value = np.float32(spec.default_value)
-        self._min_count = spec.admission.min_count if spec.admission else 0
-        self._rows = Rows(spec.dim * (1 + len(self._rule.slots)))
+        self._rows = Rows(self._rule.row_width(spec.dim))
         self._counters = Rows(0)
+        rule = spec.admission
+        self._bloom = BloomFilter(rule) if isinstance(rule, BloomAdmission) else None
+        self._first_admission = admission_of(spec, self._counters.arrays, self._bloom)
+
+    @property
+    def _admission(self) -> Admission:
+        """The rule of admission, with the counters where they are now: growth replaces them."""
+        return self._first_admission._replace(counters=self._counters.arrays)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @property
     def num_unadmitted(self) -> int:
-        """Keys that are counted and have no row."""
+        """Keys with a counter and no row; 0 where a Bloom filter counts them."""
         return len(self._counters)
 
     def pull(
@@ -79,6 +92,8 @@ class EmbeddingVariable:
         counts: npt.NDArray[np.uint32] | None,
         values: Float32Array,
         admitted: UInt8Array,
+        *,
+        step: int = 0,
     ) -> None:
         """Read the vector of each key; a pure read.
 
@@ -90,6 +105,7 @@ class EmbeddingVariable:
             counts: uint32[n], occurrences in the batch; None: 0 each, for evaluation.
             values: float32[n, dim], written.
             admitted: uint8[n], written: 1 where the key has a row or would be admitted, else 0.
+            step: the step that is read, by which probabilistic admission draws.
 
         Raises:
             ValueError: an array has another type or shape.
@@ -97,12 +113,12 @@ class EmbeddingVariable:
         n = len(keys)
         pull_rows(
             self._rows.arrays,
-            self._counters.arrays,
-            self._min_count,
+            self._admission,
             self._initial,
             self._default_value,
             input_array("keys", keys, _INT64, (n,)),
             _NO_COUNTS if counts is None else input_array("counts", counts, _UINT32, (n,)),
+            step,
             output_array("values", values, _FLOAT32, (n, self.spec.dim)),
             output_array("admitted", admitted, _UINT8, (n,)),
         )
@@ -121,8 +137,8 @@ class EmbeddingVariable:
         """Apply what one step brings for this table.
 
         A key with a row is counted and, where it has a gradient, updated. One without a row gets
-        one where it has a gradient (its counter's frequency goes with it), else it is counted if
-        the table has an admission rule.
+        one where it has a gradient (what was counted goes with it), else it is counted if the
+        table's admission rule counts.
 
         Args:
             keys: int64[n], each once.
@@ -146,11 +162,11 @@ class EmbeddingVariable:
             flags = input_array("has_gradient", has_gradient, _UINT8, (n,))
         numbers = self._rule.check_scalars(scalars)
         self._make_room(keys, flags)
+        new = None if self._bloom is None else np.flatnonzero(self._rows.find(keys) < 0)
         positions = np.empty(n, np.int64)
         settle_keys(
             self._rows.arrays,
-            self._counters.arrays,
-            self._min_count,
+            self._admission,
             self._initial,
             self._initial_slots,
             keys,
@@ -159,8 +175,11 @@ class EmbeddingVariable:
             step,
             positions,
         )
+        if self._bloom is not None:
+            # After all rows were made, so that none starts with what this step brings for others.
+            self._bloom.add(keys[new], counts[new])
         values = self._rows.arrays.values
-        self._rule.kernel(values, positions, gradients, np.float32(scale), numbers)
+        self._rule.run(values, positions, gradients, np.float32(scale), numbers)
 
     def _make_room(self, keys: Int64Array, flags: UInt8Array) -> None:
         """Make room for what an apply may add."""
@@ -172,20 +191,46 @@ class EmbeddingVariable:
             new_rows = int(np.count_nonzero(with_gradient))
             new_counters = int(np.count_nonzero(missing)) - new_rows
         self._rows.make_room(new_rows)
-        if self._min_count > 0:
+        if isinstance(self.spec.admission, CounterAdmission):
             self._counters.make_room(new_counters)
 
-    def evict(self, min_version: int) -> Int64Array:
-        """Remove rows and counters whose version is below min_version.
+    def evict(
+        self,
+        min_version: int = 0,
+        *,
+        l2_weight_threshold: float = 0.0,
+        rows_per_bucket: int = 0,
+        evict_first: EvictFirst = "least_frequent",
+    ) -> Int64Array:
+        """Remove rows that are old, light or too many, and counters that are old.
+
+        Args:
+            min_version: rows and counters whose version is below it go.
+            l2_weight_threshold: rows go of which half the squared sum of the vector is below it.
+            rows_per_bucket: if not 0, the rows that each bucket may keep of those that are left.
+            evict_first: which go first where a bucket has more; among equals the smaller keys.
 
         Returns:
-            int64[n], the keys of both, ascending. Their rows are used again for new keys.
+            int64[n], the keys of all of them, ascending. Their rows are used again for new keys.
         """
-        old_rows = self._rows.older_than(min_version)
-        old_counters = self._counters.older_than(min_version)
-        self._rows.remove(old_rows)
-        self._counters.remove(old_counters)
-        keys = np.sort(np.concatenate([old_rows, old_counters]))
+        gone = expired(
+            self._rows,
+            dim=self.spec.dim,
+            min_version=min_version,
+            l2_weight_threshold=l2_weight_threshold,
+        )
+        self._rows.remove(gone)
+        gone_counters = expired(
+            self._counters, dim=0, min_version=min_version, l2_weight_threshold=0.0
+        )
+        self._counters.remove(gone_counters)
+        parts = [gone, gone_counters]
+        if rows_per_bucket > 0:
+            parts.append(
+                overfull(self._rows, rows_per_bucket=rows_per_bucket, evict_first=evict_first)
+            )
+            self._rows.remove(parts[-1])
+        keys = np.sort(np.concatenate(parts))
         self.num_evicted += keys.size
         return keys
 
@@ -215,6 +260,26 @@ class EmbeddingVariable:
             version=np.ascontiguousarray(metadata[:, VERSION]),
         )
 
+    def export_bloom(self, buckets: tuple[int, int] = ALL_BUCKETS) -> BloomBlocks:
+        """Copy the blocks of the Bloom filter of buckets [first, end) that hold anything."""
+        if self._bloom is None:
+            return BloomBlocks(np.empty(0, np.int64), np.empty((0, 0), np.uint8))
+        return self._bloom.export(buckets)
+
+    def bloom_block(self, bucket: int) -> npt.NDArray[Any]:
+        """Return the Bloom counters of a bucket, a view; empty where the table has no filter."""
+        return np.empty(0, np.uint8) if self._bloom is None else self._bloom.arrays.counters[bucket]
+
+    def import_bloom(self, blocks: BloomBlocks) -> None:
+        """Overwrite blocks of the Bloom filter.
+
+        Raises:
+            ValueError: the table has no filter, or one of another size.
+        """
+        if self._bloom is None:
+            raise ValueError(f"table {self.spec.name} has no Bloom filter")
+        self._bloom.import_(blocks)
+
     def import_rows(self, entries: TableEntries) -> None:
         """Insert or overwrite rows; a counter of the same key is removed.
 
@@ -227,7 +292,7 @@ class EmbeddingVariable:
         frequency = input_array("frequency", entries.frequency, _INT64, (n,))
         version = input_array("version", entries.version, _INT64, (n,))
         vectors = input_array("vectors", entries.vectors, _FLOAT32, (n, dim))
-        slots = input_array("slots", entries.slots, _FLOAT32, (n, dim * len(self._rule.slots)))
+        slots = input_array("slots", entries.slots, _FLOAT32, (n, self._initial_slots.size))
         rows = self._rows.add(keys)
         self._counters.remove(keys)
         self._rows.arrays.metadata[rows, FREQUENCY] = frequency
@@ -238,6 +303,8 @@ class EmbeddingVariable:
     def import_counters(self, entries: CounterEntries) -> None:
         """Insert or overwrite counters; a row of the same key is removed.
 
+        A Bloom filter counts each key at least so often from then on.
+
         Raises:
             ValueError: a column has another type or shape.
             MemoryError: there is no room for the new keys.
@@ -246,14 +313,24 @@ class EmbeddingVariable:
         keys = input_array("keys", entries.keys, _INT64, (n,))
         frequency = input_array("frequency", entries.frequency, _INT64, (n,))
         version = input_array("version", entries.version, _INT64, (n,))
+        if self._bloom is not None:
+            self._rows.remove(keys)
+            self._bloom.raise_to(keys, frequency)
+            return
         counters = self._counters.add(keys)
         self._rows.remove(keys)
         self._counters.arrays.metadata[counters, FREQUENCY] = frequency
         self._counters.arrays.metadata[counters, VERSION] = version
 
     def frequency(self, keys: Int64Array) -> Int64Array:
-        """Return how often each key was seen, in its row or counter: int64[n], 0 if absent."""
-        return self._metadata_of(keys, FREQUENCY, absent=0)
+        """Return how often each key was seen, in its row or counter: int64[n], 0 if absent.
+
+        Of a key without a row a Bloom filter may say too much.
+        """
+        found = self._metadata_of(keys, FREQUENCY, absent=0)
+        if self._bloom is not None:
+            found = np.where(self._rows.find(keys) >= 0, found, self._bloom.count(keys))
+        return found
 
     def version(self, keys: Int64Array) -> Int64Array:
         """Return the step that last changed each row or counter: int64[n], -1 if absent."""
@@ -266,8 +343,9 @@ class EmbeddingVariable:
         return np.where(rows >= 0, self._rows.metadata_of(keys, column, absent), counted)
 
     def memory(self) -> dict[str, int]:
-        """Return the bytes taken by index, rows, metadata and counters, and their total."""
+        """Return the bytes taken by index, rows, metadata, counters and filter, and their total."""
         memory = self._rows.memory()
         memory["counters"] = sum(self._counters.memory().values())
+        memory["bloom"] = 0 if self._bloom is None else self._bloom.nbytes
         memory["total"] = sum(memory.values())
         return memory

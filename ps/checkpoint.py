@@ -3,11 +3,13 @@
     manifest.json                              specs, step, size and sha256 of every file
     tables/NAME/rows-00000-of-00002.arrow      key, frequency, version, vector, slot_NAME...
     tables/NAME/counters-00000-of-00002.arrow  key, frequency, version of keys without a row
+    tables/NAME/bloom-00000-of-00002.arrow     bucket, counters of its block of the Bloom filter
     dense/blocks-00000-of-00002.arrow          block, values, slot_NAME...
 
-There is one file of each for every shard that wrote it; keys are sorted by (bucket, key). A reader
-takes the buckets that it wants from all of them, so any number of shards can restore. A directory
-without a manifest is not a checkpoint.
+There is one file of each for every shard that wrote it; keys are sorted by (bucket, key).
+Blocks of a Bloom filter that were never written are left out. A reader takes the buckets that it
+wants from all of them, so any number of shards can restore. A directory without a manifest is not
+a checkpoint.
 """
 
 import hashlib
@@ -23,8 +25,18 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec, rule_for
+from embedding import (
+    BloomBlocks,
+    CounterEntries,
+    EmbeddingVariable,
+    OptimizerRule,
+    TableEntries,
+    TableSpec,
+    rule_for,
+)
+from embedding.bloom import BloomSize
 from embedding.mixing import NUM_BUCKETS, buckets_of
+from embedding.spec import BloomAdmission
 from ps.dense import DenseBlocks
 from ps.digest import bucket_slices
 from ps.spec import BLOCK_SIZE, StoreSpec
@@ -34,6 +46,7 @@ FORMAT = "synchromesh-checkpoint"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
+_BLOOM_BYTES_AT_ONCE = 16 << 20
 
 
 class CheckpointError(ValueError):
@@ -121,7 +134,11 @@ def write_shard(
             counters = (_counter_batch(table.export_counters(part)) for part in slices)
             path = folder / f"counters-{suffix}"
             entries.append(_write(root, path, _COUNTER_SCHEMA, counters))
-    schema = _block_schema(dense.rule.slots)
+        if isinstance(table.spec.admission, BloomAdmission):
+            schema = _bloom_schema(table.spec.admission)
+            blocks = _bloom_batches(table, buckets, schema)
+            entries.append(_write(root, folder / f"bloom-{suffix}", schema, blocks))
+    schema = _block_schema(dense.rule)
     batch = _block_batch(dense, schema)
     entries.append(_write(root, Path("dense") / f"blocks-{suffix}", schema, iter([batch])))
     return entries
@@ -175,22 +192,26 @@ _COUNTER_SCHEMA = pa.schema(
 
 def _row_schema(spec: TableSpec) -> pa.Schema:
     vector = pa.list_(pa.float32(), spec.dim)
-    slots = [(f"slot_{name}", vector) for name in rule_for(spec.optimizer, sparse=True).slots]
+    slots = _slot_fields(rule_for(spec.optimizer, sparse=True), spec.dim)
     return pa.schema([*_COUNTER_SCHEMA, ("vector", vector), *slots])
 
 
+def _slot_fields(rule: OptimizerRule, dim: int) -> list[tuple[str, pa.DataType]]:
+    return [(f"slot_{slot.name}", pa.list_(pa.float32(), slot.width(dim))) for slot in rule.slots]
+
+
+def _slot_columns(rule: OptimizerRule, dim: int, slots: np.ndarray) -> list[pa.Array]:
+    return [_vectors(slots[:, part], part.stop - part.start) for part in rule.columns(dim)]
+
+
 def _row_batch(spec: TableSpec, entries: TableEntries) -> pa.RecordBatch:
-    dim = spec.dim
-    slots = [
-        _vectors(entries.slots[:, start : start + dim], dim)
-        for start in range(0, entries.slots.shape[1], dim)
-    ]
+    rule = rule_for(spec.optimizer, sparse=True)
     columns = [
         pa.array(entries.keys),
         pa.array(entries.frequency),
         pa.array(entries.version),
-        _vectors(entries.vectors, dim),
-        *slots,
+        _vectors(entries.vectors, spec.dim),
+        *_slot_columns(rule, spec.dim, entries.slots),
     ]
     return pa.record_batch(columns, schema=_row_schema(spec))
 
@@ -200,20 +221,35 @@ def _counter_batch(entries: CounterEntries) -> pa.RecordBatch:
     return pa.record_batch(columns, schema=_COUNTER_SCHEMA)
 
 
-def _block_schema(slots: tuple[str, ...]) -> pa.Schema:
+def _bloom_schema(rule: BloomAdmission) -> pa.Schema:
+    counter = pa.from_numpy_dtype(np.dtype(f"uint{rule.counter_bits}"))
+    counters = pa.list_(counter, BloomSize.of(rule).counters)
+    return pa.schema([("bucket", pa.int64()), ("counters", counters)])
+
+
+def _bloom_batches(
+    table: EmbeddingVariable, buckets: tuple[int, int], schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    first, end = buckets
+    width = schema.field("counters").type.list_size
+    at_once = max(1, _BLOOM_BYTES_AT_ONCE // table.bloom_block(0).nbytes)
+    for low in range(first, end, at_once):
+        blocks = table.export_bloom((low, min(low + at_once, end)))
+        flat = pa.array(np.ascontiguousarray(blocks.counters).reshape(-1))
+        counters = pa.FixedSizeListArray.from_arrays(flat, width)
+        yield pa.record_batch([pa.array(blocks.buckets), counters], schema=schema)
+
+
+def _block_schema(rule: OptimizerRule) -> pa.Schema:
     block = pa.list_(pa.float32(), BLOCK_SIZE)
-    return pa.schema(
-        [("block", pa.int64()), ("values", block), *((f"slot_{name}", block) for name in slots)]
-    )
+    return pa.schema([("block", pa.int64()), ("values", block), *_slot_fields(rule, BLOCK_SIZE)])
 
 
 def _block_batch(dense: DenseBlocks, schema: pa.Schema) -> pa.RecordBatch:
     numbers = pa.array(np.arange(len(dense.rows)) + dense.first_block, pa.int64())
-    parts = [
-        _vectors(dense.rows[:, start : start + BLOCK_SIZE], BLOCK_SIZE)
-        for start in range(0, dense.rows.shape[1], BLOCK_SIZE)
-    ]
-    return pa.record_batch([numbers, *parts], schema=schema)
+    values = _vectors(dense.rows[:, :BLOCK_SIZE], BLOCK_SIZE)
+    slots = _slot_columns(dense.rule, BLOCK_SIZE, dense.rows[:, BLOCK_SIZE:])
+    return pa.record_batch([numbers, values, *slots], schema=schema)
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -265,13 +301,26 @@ class CheckpointReader:
         for batch in self._batches(prefix, _COUNTER_SCHEMA, buckets):
             yield CounterEntries(*(batch.column(i).to_numpy() for i in range(3)))
 
+    def bloom_blocks(
+        self, table: TableSpec, buckets: tuple[int, int] = (0, NUM_BUCKETS)
+    ) -> Iterator[BloomBlocks]:
+        """Read the blocks of a table's Bloom filter of some buckets, part by part."""
+        if not isinstance(table.admission, BloomAdmission):
+            return
+        schema = _bloom_schema(table.admission)
+        for batch in self._batches(f"tables/{table.name}/bloom-", schema, None):
+            numbers = batch.column(0).to_numpy()
+            wanted = (numbers >= buckets[0]) & (numbers < buckets[1])
+            if wanted.any():
+                yield BloomBlocks(numbers[wanted], _matrix(batch.column(1))[wanted])
+
     def dense_rows(self, blocks: tuple[int, int] | None = None) -> np.ndarray:
         """Read dense blocks [first, end) with their slots, float32[blocks, width]."""
         first, end = blocks or (0, self.store.num_blocks)
-        slots = rule_for(self.store.dense_optimizer, sparse=False).slots
-        found = np.zeros((end - first, BLOCK_SIZE * (1 + len(slots))), np.float32)
+        rule = rule_for(self.store.dense_optimizer, sparse=False)
+        found = np.zeros((end - first, rule.row_width(BLOCK_SIZE)), np.float32)
         seen = np.zeros(end - first, np.bool_)
-        for batch in self._batches("dense/blocks-", _block_schema(slots), None):
+        for batch in self._batches("dense/blocks-", _block_schema(rule), None):
             numbers = batch.column(0).to_numpy()
             wanted = (numbers >= first) & (numbers < end)
             columns = [_matrix(batch.column(i)) for i in range(1, batch.num_columns)]
@@ -287,15 +336,17 @@ class CheckpointReader:
         return np.ascontiguousarray(values).reshape(-1)[: self.store.dense_size]
 
     def _check_lists_all_rows(self) -> None:
-        """Every shard writes one file of rows for every table, empty ones too."""
+        """Every shard writes one file of rows, and of a Bloom filter, for every table."""
         files = Counter(entry.path.rsplit("-", 3)[0] for entry in self.manifest.files)
         for table in self.store.tables:
-            found = files[f"tables/{table.name}/rows"]
-            if found != self.store.num_shards:
-                raise CheckpointError(
-                    f"{self.directory / MANIFEST} lists {found} files of rows of table"
-                    f" {table.name}, but {self.store.num_shards} shards wrote one each"
-                )
+            has_bloom = isinstance(table.admission, BloomAdmission)
+            for kind in ("rows", "bloom") if has_bloom else ("rows",):
+                found = files[f"tables/{table.name}/{kind}"]
+                if found != self.store.num_shards:
+                    raise CheckpointError(
+                        f"{self.directory / MANIFEST} lists {found} files of {kind} of table"
+                        f" {table.name}, but {self.store.num_shards} shards wrote one each"
+                    )
 
     def _batches(
         self, prefix: str, schema: pa.Schema, buckets: tuple[int, int] | None

@@ -17,7 +17,7 @@ class DenseBlocks:
     The same kernels update a block and a table row; both are vector and slots side by side.
 
     Attributes:
-        rows: float32[blocks, BLOCK_SIZE * (1 + slots)].
+        rows: float32[blocks, BLOCK_SIZE + sum of the slots' widths].
         first_block: number of the first block.
     """
 
@@ -27,7 +27,7 @@ class DenseBlocks:
         first, stop = spec.dense_range(shard)
         self.size = stop - first
         num_blocks = last - self.first_block
-        self.rows = np.zeros((num_blocks, BLOCK_SIZE * (1 + len(self.rule.slots))), np.float32)
+        self.rows = np.zeros((num_blocks, self.rule.row_width(BLOCK_SIZE)), np.float32)
         self._positions = np.arange(num_blocks)
         self._sum = np.zeros(num_blocks * BLOCK_SIZE, np.float32)
 
@@ -42,8 +42,7 @@ class DenseBlocks:
         self._sum[: self.size] = values
         self.rows[:, :BLOCK_SIZE] = self._sum.reshape(-1, BLOCK_SIZE)
         self._sum[:] = 0
-        for number, initial in enumerate(self.rule.initial, start=1):
-            self.rows[:, number * BLOCK_SIZE : (number + 1) * BLOCK_SIZE] = initial
+        self.rows[:, BLOCK_SIZE:] = self.rule.initial_slots(BLOCK_SIZE)
 
     def restore(self, rows: npt.NDArray[np.float32]) -> None:
         """Set parameters and slots, float32[blocks, width], as `rows` had them."""

@@ -1,6 +1,7 @@
 """The digest of a model: equal for equal rows, slots, counters and dense parameters.
 
-    bucket = sha256 of its rows by ascending key, then of its counters by ascending key
+    bucket = sha256 of its rows by ascending key, then of its counters by ascending key, then of
+             its block of the Bloom filter, if the table has one
     row    = key, frequency, version (int64), admitted (uint8) = 1, vector, slots (float32)
     table  = sha256 of its 4096 bucket digests
     block  = sha256 of parameters and slots (float32)
@@ -44,6 +45,7 @@ def bucket_digests(table: EmbeddingVariable, buckets: tuple[int, int]) -> npt.ND
         for i in range(high - low):
             digest = hashlib.sha256(row_bytes[row_starts[i] : row_starts[i + 1]])
             digest.update(counter_bytes[counter_starts[i] : counter_starts[i + 1]])
+            digest.update(np.ascontiguousarray(table.bloom_block(low + i)))
             digests[low + i - first] = np.frombuffer(digest.digest(), np.uint8)
     return digests
 

@@ -124,6 +124,25 @@ class Entry:
 
 
 @dataclass(slots=True, frozen=True)
+class TableEviction:
+    """What a step evicts from one table; see `EmbeddingVariable.evict`.
+
+    Args:
+        table: its number.
+        min_version: rows and counters last changed before that step are removed.
+        l2_weight_threshold: rows with less than that as half the squared sum of their vector are.
+        rows_per_bucket: quota of a bucket; 0: none.
+        evict_first: which rows go first where a bucket has more.
+    """
+
+    table: int
+    min_version: int = 0
+    l2_weight_threshold: float = 0.0
+    rows_per_bucket: int = 0
+    evict_first: Literal["least_frequent", "least_recent"] = "least_frequent"
+
+
+@dataclass(slots=True, frozen=True)
 class Record:
     """Everything that step `step` does: with the contributions it names, it is self-contained.
 
@@ -133,7 +152,7 @@ class Record:
         divisor: N, the samples of all entries, those of weight 0 included; 0 for an empty step.
         scalars: for each of `StoreSpec.optimizers` its time-dependent numbers.
         clock: floor(samples applied / G) before this step: what schedules run on.
-        evict: (table, version): rows of the table last changed before that step are removed.
+        evict: what is removed from tables after the update, for each table at most once.
         discard: (batch id, attempt): buffered contributions that no step will name.
         low_water: every batch id below it is resolved.
         oldest_pull_step: no contribution still to come was pulled before this step.
@@ -148,7 +167,7 @@ class Record:
     divisor: int
     scalars: tuple[tuple[float, ...], ...]
     clock: int = 0
-    evict: tuple[tuple[int, int], ...] = ()
+    evict: tuple[TableEviction, ...] = ()
     discard: tuple[tuple[int, int], ...] = ()
     low_water: int = 0
     oldest_pull_step: int = 0

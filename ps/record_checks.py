@@ -16,8 +16,13 @@ def what_is_wrong(record: Record, spec: StoreSpec) -> str | None:
         return "a weight is negative or not finite"
     if record.divisor < 0:
         return f"its divisor is {record.divisor}"
-    if any(not 0 <= table < len(spec.tables) for table, _ in record.evict):
+    evicting = [eviction.table for eviction in record.evict]
+    if any(not 0 <= table < len(spec.tables) for table in evicting):
         return f"it evicts from a table that is not one of {len(spec.tables)}"
+    if len(set(evicting)) != len(evicting):
+        return "it evicts from a table twice"
+    if any(e.rows_per_bucket < 0 or not e.l2_weight_threshold >= 0 for e in record.evict):
+        return "a quota or threshold of eviction is negative or not a number"
     expected = [rule_for(optimizer, sparse=True).num_scalars for optimizer in spec.optimizers]
     if [len(numbers) for numbers in record.scalars] != expected:
         return f"its scalars are not those of the {len(expected)} optimizers"

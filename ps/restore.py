@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
+from embedding.bloom import BloomSize
 from embedding.mixing import NUM_BUCKETS
+from embedding.optimizers import OptimizerRule, rule_for
+from embedding.spec import BloomAdmission, CounterAdmission, Optimizer
 from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.shard import Shard
-from ps.spec import StoreSpec, bucket_range
+from ps.spec import BLOCK_SIZE, StoreSpec, bucket_range
 
 
 def check_fits(saved: StoreSpec, wanted: StoreSpec) -> None:
@@ -19,26 +23,48 @@ def check_fits(saved: StoreSpec, wanted: StoreSpec) -> None:
     tables = {table.name: table for table in saved.tables}
     for table in wanted.tables:
         old = tables.get(table.name)
-        if old is not None and (old.dim, old.optimizer.type) != (table.dim, table.optimizer.type):
+        if old is None:
+            continue
+        before, now = _state_of(old.optimizer), _state_of(table.optimizer)
+        if (old.dim, before) != (table.dim, now):
             raise CheckpointError(
-                f"table {table.name} has dim {old.dim} and optimizer {old.optimizer.type} in the"
-                f" checkpoint, {table.dim} and {table.optimizer.type} in the job"
+                f"table {table.name} has dim {old.dim} and optimizer {before} in the"
+                f" checkpoint, {table.dim} and {now} in the job"
             )
-    if (saved.dense_size, saved.dense_optimizer.type) != (
-        wanted.dense_size,
-        wanted.dense_optimizer.type,
-    ):
+        _check_bloom_fits(old, table)
+    before, now = _state_of(saved.dense_optimizer), _state_of(wanted.dense_optimizer)
+    if (saved.dense_size, before) != (wanted.dense_size, now):
         raise CheckpointError(
             f"the checkpoint has {saved.dense_size} dense parameters with"
-            f" {saved.dense_optimizer.type}, the job {wanted.dense_size} with"
-            f" {wanted.dense_optimizer.type}"
+            f" {before}, the job {wanted.dense_size} with {now}"
+        )
+
+
+def _state_of(optimizer: Optimizer) -> str:
+    """Say which state an optimizer keeps: its type, and its slots where an option chooses them."""
+    names = [slot.name for slot in rule_for(optimizer, sparse=True).slots]
+    return f"{optimizer.type} with momentum" if "momentum" in names else optimizer.type
+
+
+def _check_bloom_fits(saved: TableSpec, wanted: TableSpec) -> None:
+    """The blocks of a Bloom filter can only be taken over by one of the same size."""
+    old, new = saved.admission, wanted.admission
+    if not (isinstance(old, BloomAdmission) and isinstance(new, BloomAdmission)):
+        return
+    if BloomSize.of(old) != BloomSize.of(new):
+        raise CheckpointError(
+            f"table {saved.name} has a Bloom filter in the checkpoint for max_elements"
+            f" {old.max_elements} and false_positive_probability {old.false_positive_probability},"
+            f" in the job for {new.max_elements} and {new.false_positive_probability}; counts can't"
+            " be moved between sizes, so keep these two options"
         )
 
 
 def start_shard_from(shard: Shard, reader: CheckpointReader, *, recovery_epoch: int) -> None:
     """Give a shard its part of a checkpoint as the first state of a new job.
 
-    Rows keep vector, slots and frequency; versions start at 0 with the new job's steps.
+    Rows keep vector, slots and frequency; versions start at 0 with the new job's steps, and so do
+    slots that count time.
     """
     check_fits(reader.store, shard.spec)
     buckets = bucket_range(shard.index, shard.spec.num_shards)
@@ -47,8 +73,16 @@ def start_shard_from(shard: Shard, reader: CheckpointReader, *, recovery_epoch: 
         old = saved.get(table.spec.name)
         if old is not None:
             _import(table, old, reader, buckets, keep_versions=False)
-    shard.dense.restore(reader.dense_rows(shard.spec.blocks_of(shard.index)))
+    blocks = reader.dense_rows(shard.spec.blocks_of(shard.index))
+    _start_time_anew(shard.dense.rule, BLOCK_SIZE, blocks[:, BLOCK_SIZE:])
+    shard.dense.restore(blocks)
     shard.unfence(recovery_epoch, step=0)
+
+
+def _start_time_anew(rule: OptimizerRule, dim: int, slots: npt.NDArray[np.float32]) -> None:
+    for slot, columns in zip(rule.slots, rule.columns(dim), strict=True):
+        if slot.counts_time:
+            slots[:, columns] = slot.initial
 
 
 def load_tables(
@@ -73,11 +107,17 @@ def _import(
     keep_versions: bool,
 ) -> None:
     for rows in reader.rows(saved, buckets):
-        version = rows.version if keep_versions else np.zeros_like(rows.version)
+        version = rows.version
+        if not keep_versions:
+            version = np.zeros_like(version)
+            _start_time_anew(rule_for(saved.optimizer, sparse=True), saved.dim, rows.slots)
         table.import_rows(
             TableEntries(rows.keys, rows.frequency, version, rows.vectors, rows.slots)
         )
-    if table.spec.admission is not None:
+    if isinstance(table.spec.admission, BloomAdmission):
+        for blocks in reader.bloom_blocks(saved, buckets):
+            table.import_bloom(blocks)
+    if isinstance(table.spec.admission, CounterAdmission | BloomAdmission):
         for counters in reader.counters(saved, buckets):
             version = counters.version if keep_versions else np.zeros_like(counters.version)
             table.import_counters(CounterEntries(counters.keys, counters.frequency, version))

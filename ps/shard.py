@@ -191,6 +191,7 @@ class Shard:
                 pull.counts[start:stop] if pull.counts.size else None,
                 values[value_start:value_stop].reshape(size, dim),
                 admitted[start:stop],
+                step=self.step,
             )
             start, value_start = stop, value_stop
         dense = self.dense.vector if pull.dense else np.empty(0, np.float32)
@@ -236,11 +237,16 @@ class Shard:
         live = [entry for entry in record.entries if entry.weight > 0]
         if live and record.divisor > 0:
             self._update(record, [self._held(e.batch_id, e.attempt) for e in live])
-        for table, min_version in record.evict:
-            keys = self.tables[table].evict(min_version)
+        for eviction in record.evict:
+            keys = self.tables[eviction.table].evict(
+                eviction.min_version,
+                l2_weight_threshold=eviction.l2_weight_threshold,
+                rows_per_bucket=eviction.rows_per_bucket,
+                evict_first=eviction.evict_first,
+            )
             self.counts.evicted += keys.size
             if keys.size:
-                self._evicted[table][record.step] = keys
+                self._evicted[eviction.table][record.step] = keys
         for evicted in self._evicted:
             for step in [s for s in evicted if s < record.oldest_pull_step]:
                 del evicted[step]

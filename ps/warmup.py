@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from embedding.optimizers import step_scalars
-from embedding.spec import Optimizer
-from ps.messages import Apply, Contribution, Entry, Pull, Record
+from embedding.optimizers import rule_for, step_scalars
+from embedding.spec import BloomAdmission, Optimizer, TableSpec
+from ps.messages import Apply, Contribution, Entry, Pull, Record, TableEviction
 from ps.shard import Shard
 from ps.spec import StoreSpec
 
@@ -16,10 +16,12 @@ _ONES = np.ones(4, np.uint32)
 
 def warm_up(spec: StoreSpec) -> None:
     """Run a shard with one table of each kind through a pull and steps of one and two batches."""
-    kinds = {
-        (type(table.initializer), table.optimizer.type, table.admission is None): table
-        for table in spec.tables
-    }
+    kinds = {}
+    for table in spec.tables:
+        rule = rule_for(table.optimizer, sparse=True)
+        # What an optimizer is set to can choose another kernel.
+        kernels = (rule.kernel, rule.limits is None)
+        kinds[type(table.initializer), kernels, _counters_of(table)] = table
     tables = tuple(replace(table, dim=2) for table in kinds.values())
     small = StoreSpec(
         tables=tables, dense_size=1, dense_optimizer=spec.dense_optimizer, num_shards=1
@@ -40,10 +42,18 @@ def warm_up(spec: StoreSpec) -> None:
             entries=tuple(Entry(batch_id, 0, 1.0) for batch_id in batch_ids),
             divisor=4,
             scalars=tuple(_scalars(optimizer) for optimizer in small.optimizers),
-            evict=tuple((t, 1) for t in range(len(tables))) if step else (),
+            evict=tuple(TableEviction(t, 1, 0.0, 1) for t in range(len(tables))) if step else (),
         )
         shard.handle(Apply(0, 0, (record,)), None)
     assert shard.step == len(batches), "the warm-up steps were applied"
+
+
+def _counters_of(table: TableSpec) -> tuple[str, int] | None:
+    """What the kernels' types depend on."""
+    rule = table.admission
+    if rule is None:
+        return None
+    return rule.type, rule.counter_bits if isinstance(rule, BloomAdmission) else 0
 
 
 def _contribution(batch_id: int, spec: StoreSpec) -> Contribution:

@@ -9,25 +9,49 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
+from embedding.optimizer_spec import Adagrad, Optimizer
+from embedding.optimizers import NO_DENSE_CLIP_NORM
 from embedding.spec import (
-    Adagrad,
-    AdamAsync,
+    BloomAdmission,
     Constant,
     CounterAdmission,
     Eviction,
+    GlorotUniform,
     Normal,
-    Sgd,
+    ProbabilisticAdmission,
     TruncatedNormal,
     Uniform,
+    Zeros,
 )
 from scheduler.config_errors import ConfigError, validated
 
 InitializerConfig = Annotated[
-    Uniform | Normal | TruncatedNormal | Constant, Field(discriminator="type")
+    Uniform | GlorotUniform | Normal | TruncatedNormal | Constant | Zeros,
+    Field(discriminator="type"),
 ]
-OptimizerConfig = Annotated[Sgd | Adagrad | AdamAsync, Field(discriminator="type")]
+OptimizerConfig = Annotated[Optimizer, Field(discriminator="type")]
+
+
+def _counter_by_default(value: Any) -> Any:
+    return {"type": "counter", **value} if isinstance(value, dict) else value
+
+
+AdmissionConfig = Annotated[
+    Annotated[
+        CounterAdmission | BloomAdmission | ProbabilisticAdmission, Field(discriminator="type")
+    ],
+    BeforeValidator(_counter_by_default),
+]
 
 
 class _Section(BaseModel):
@@ -102,7 +126,7 @@ class TableConfig(_Section):
     dim: PositiveInt | None = None
     initializer: InitializerConfig | None = None
     optimizer: OptimizerConfig | None = None
-    admission: CounterAdmission | None = None
+    admission: AdmissionConfig | None = None
     eviction: Eviction | None = None
     default_value: float | None = None
 
@@ -113,7 +137,7 @@ class EmbeddingConfig(_Section):
     dim: PositiveInt = 16
     initializer: InitializerConfig = Uniform()
     optimizer: OptimizerConfig = Adagrad()
-    admission: CounterAdmission | None = None
+    admission: AdmissionConfig | None = None
     eviction: Eviction | None = None
     default_value: float = 0.0
 
@@ -125,6 +149,13 @@ class ModelConfig(BaseModel):
 
     type: Literal["dlrm", "deepfm", "wide_deep", "custom"]
     optimizer: OptimizerConfig = Adagrad(learning_rate=0.01)
+
+    @field_validator("optimizer")
+    @classmethod
+    def _without_rows(cls, value: Optimizer) -> Optimizer:
+        if value.clip_norm is not None:
+            raise ValueError(NO_DENSE_CLIP_NORM)
+        return value
 
     @model_validator(mode="after")
     def _plain_options(self) -> "ModelConfig":

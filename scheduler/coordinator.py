@@ -27,6 +27,7 @@ from scheduler.events import (
     WorkerLost,
     WorkerReported,
 )
+from scheduler.evictions import evictions_due
 from scheduler.ledger import Batch, Ledger, LedgerPlan, Status
 from scheduler.modes import RULES, Mode
 from scheduler.staleness import Histogram
@@ -309,33 +310,24 @@ class Coordinator:
             mode_epoch=0,
             entries=tuple(entries),
             divisor=divisor,
-            scalars=self._scalars(step),
+            scalars=self._scalars(step, clock),
             clock=clock,
-            evict=self._evictions(clock),
+            evict=evictions_due(self.spec.store.tables, self.clock, clock_before=clock),
             discard=tuple(discard),
             low_water=self.ledger.low_water,
             oldest_pull_step=self.applied_step if oldest is None else oldest,
         )
 
-    def _scalars(self, step: int) -> tuple[tuple[float, ...], ...]:
+    def _scalars(self, step: int, clock: int) -> tuple[tuple[float, ...], ...]:
         return tuple(
-            step_scalars(optimizer, learning_rate=optimizer.learning_rate, step=step)
+            step_scalars(
+                optimizer,
+                learning_rate=optimizer.learning_rate_at(clock),
+                step=step,
+                clock=clock,
+            )
             for optimizer in self.spec.store.optimizers
         )
-
-    def _evictions(self, clock_before: int) -> tuple[tuple[int, int], ...]:
-        """What this step evicts: tables whose period ends within it, and below which version."""
-        due = []
-        for index, table in enumerate(self.spec.store.tables):
-            rule = table.eviction
-            if rule is None or self.clock.value // rule.every_steps == (
-                clock_before // rule.every_steps
-            ):
-                continue
-            min_version = self.clock.first_step_at(self.clock.value - rule.steps_to_live)
-            if min_version > 0:
-                due.append((index, min_version))
-        return tuple(due)
 
     def _applied(self, shard: int, step: int, now: float) -> list[Command]:
         before = self.applied_step

@@ -17,6 +17,15 @@ class IntervalReport:
 
     def __init__(self, config: JobConfig) -> None:
         self._mode = config.training.mode
+        self._optimizers = {
+            "embedding": config.embedding.optimizer,
+            "model": config.model.optimizer,
+            **{
+                f"tables.{name}": table.optimizer
+                for name, table in config.tables.items()
+                if table.optimizer is not None
+            },
+        }
         self._last_time: float | None = None
         self._last_samples = 0
         self._last_loss = (0.0, 0)
@@ -37,6 +46,10 @@ class IntervalReport:
             "global_step": status.applied_step,
             "clock": status.clock,
             "mode": self._mode,
+            "learning_rate": {
+                name: optimizer.learning_rate_at(status.clock)
+                for name, optimizer in self._optimizers.items()
+            },
             "samples": samples,
             "samples_dropped": status.samples["dropped"],
             "samples_skipped": status.samples["skipped"],

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Sequence
 
+from embedding import rows_per_bucket
 from embedding.spec import Constant, TableSpec
 from ps.spec import StoreSpec
 from scheduler.config import EmbeddingConfig, JobConfig, TableConfig
@@ -102,7 +103,13 @@ def _table(config: JobConfig, name: str, dim: int | None = None) -> TableSpec:
         values["dim"] = dim
         if name.endswith(LINEAR_SUFFIX) and own.initializer is None:
             values["initializer"] = Constant(value=0.0)
-    return TableSpec(name=name, seed=config.seed, **values)
+    table = TableSpec(name=name, seed=config.seed, **values)
+    try:
+        rows_per_bucket(table)
+    except ValueError as error:
+        where = "embedding" if own.eviction is None else f"tables.{name}"
+        raise ConfigError(f"{where}.eviction: {error} for table {name}") from error
+    return table
 
 
 def _check_tables(config: JobConfig, lookups: Sequence[Lookup]) -> None:

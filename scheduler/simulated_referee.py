@@ -13,6 +13,7 @@ from ps.messages import (
     Record,
     Refusal,
     Request,
+    TableEviction,
 )
 from ps.shard import Outgoing, Shard
 from scheduler.coordinator import Coordinator
@@ -221,7 +222,7 @@ class Referee:
     def _clock(self) -> int:
         return self._applied_samples // self._scenario.global_batch
 
-    def _evictions_due(self, record: Record) -> tuple[tuple[int, int], ...]:
+    def _evictions_due(self, record: Record) -> tuple[TableEviction, ...]:
         scenario, clock = self._scenario, self._clock
         every = scenario.evict_every_steps
         if clock // every == record.clock // every:
@@ -229,7 +230,7 @@ class Referee:
         lived = clock - scenario.steps_to_live
         old = (r.step for r in self.seen.records if r.clock >= lived)
         min_version = next(old, record.step + 1) if lived > 0 else 0
-        return ((1, min_version),) if min_version > 0 else ()
+        return (TableEviction(1, min_version),) if min_version > 0 else ()
 
     # Shards -----------------------------------------------------------------------------------
 

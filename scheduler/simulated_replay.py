@@ -113,8 +113,9 @@ class Replay:
     def _apply(self, record: Record, seen: Seen) -> None:
         if record.entries:
             self._update(record, seen)
-        for table, min_version in record.evict:
-            for key in self._tables[table].evict(min_version).tolist():
+        for eviction in record.evict:
+            table = eviction.table
+            for key in self._tables[table].evict(eviction.min_version).tolist():
                 self._evicted[table][key] = record.step
 
     def _update(self, record: Record, seen: Seen) -> None:

@@ -85,9 +85,9 @@ class Trainer:
             TrainingError: the job failed while it ran.
         """
         specs = resolve(self.config)
-        slots = len(rule_for(specs.store.dense_optimizer, sparse=False).slots)
+        rule = rule_for(specs.store.dense_optimizer, sparse=False)
         run = RunDirectory(
-            self.config, least_checkpoint_bytes=4 * specs.store.dense_size * (1 + slots)
+            self.config, least_checkpoint_bytes=4 * rule.row_width(specs.store.dense_size)
         )
         run.write_plan(specs.plan.to_json())
         try:

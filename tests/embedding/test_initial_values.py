@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from embedding.initial_values import normal_quantile
 from embedding.mixing import mix_text
-from embedding.spec import Constant, Normal, TableSpec, TruncatedNormal, Uniform
+from embedding.spec import (
+    Constant,
+    GlorotUniform,
+    Normal,
+    TableSpec,
+    TruncatedNormal,
+    Uniform,
+    Zeros,
+)
 from embedding.variable import EmbeddingVariable
 
 INITIALIZERS = [
@@ -18,6 +26,8 @@ INITIALIZERS = [
     Normal(mean=0.5, stddev=2.0),
     TruncatedNormal(mean=-1.0, stddev=0.1),
     Constant(value=0.3),
+    GlorotUniform(fan_in=64),
+    Zeros(),
 ]
 EXTREMES = np.array([0, 1, -1, 2**63 - 1, -(2**63)], np.int64)
 
@@ -42,9 +52,13 @@ def twin(keys, dim, *, name, seed, initializer):
     bits = mix(base[:, None] + np.arange(dim, dtype=np.uint64))
     if isinstance(initializer, Constant):
         return np.full((len(keys), dim), initializer.value, np.float32)
-    if isinstance(initializer, Uniform):
+    if isinstance(initializer, Zeros):
+        return np.zeros((len(keys), dim), np.float32)
+    if isinstance(initializer, Uniform | GlorotUniform):
+        glorot = isinstance(initializer, GlorotUniform)
+        scale = math.sqrt(6 / (initializer.fan_in + dim)) if glorot else initializer.scale
         u = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
-        return (2 * u - 1) * np.float32(initializer.scale)
+        return (2 * u - 1) * np.float32(scale)
     u = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     normal = NormalDist()
     if isinstance(initializer, TruncatedNormal):
@@ -60,7 +74,7 @@ def test_values_equal_those_of_the_twin(initializer):
     values = pulled(keys, dim=5, name="t", seed=9, initializer=initializer)
 
     expected = twin(keys, 5, name="t", seed=9, initializer=initializer)
-    exact = isinstance(initializer, Uniform | Constant)
+    exact = not isinstance(initializer, Normal | TruncatedNormal)
     np.testing.assert_allclose(values, expected, rtol=0 if exact else 1e-6, atol=0)
 
 
@@ -95,6 +109,9 @@ def test_name_seed_key_and_column_all_matter():
         # A normal distribution cut at two standard deviations has 0.8796 of its own.
         (TruncatedNormal(mean=1.0, stddev=2.0), 1.0, 2.0 * 0.87963, -3.0, 5.0),
         (Constant(value=0.25), 0.25, 0.0, 0.25, 0.25),
+        (Zeros(), 0.0, 0.0, 0.0, 0.0),
+        # fan_in + dim = 24, so the limit is .5.
+        (GlorotUniform(fan_in=8), 0.0, 0.5 / math.sqrt(3), -0.5, 0.5),
     ],
     ids=lambda value: getattr(value, "type", None),
 )
@@ -109,6 +126,50 @@ def test_values_have_the_distribution_that_was_asked_for(
     assert values.max() <= greatest
 
 
+def normal_cdf(z):
+    return np.array([0.5 * math.erfc(-x / math.sqrt(2)) for x in z])
+
+
+@pytest.mark.parametrize(
+    ("initializer", "cdf"),
+    [
+        (Uniform(scale=0.5), lambda x: x + 0.5),
+        (GlorotUniform(fan_in=8), lambda x: x + 0.5),
+        (Normal(mean=1.0, stddev=2.0), lambda x: normal_cdf((x - 1) / 2)),
+        (
+            TruncatedNormal(mean=1.0, stddev=2.0),
+            lambda x: (normal_cdf((x - 1) / 2) - normal_cdf([-2])) / np.diff(normal_cdf([-2, 2])),
+        ),
+    ],
+    ids=lambda value: getattr(value, "type", None),
+)
+@pytest.mark.parametrize("keys", [np.arange(3000), np.arange(3000) * 2**40 - 2**60], ids=len)
+def test_no_distance_to_the_distribution_function_is_larger_than_chance_makes_it(
+    initializer, cdf, keys
+):
+    """Kolmogorov and Smirnov's test; of samples that are right one in 100,000 would fail."""
+    x = np.sort(pulled(keys, dim=16, initializer=initializer).astype(np.float64).ravel())
+
+    n, expected = x.size, cdf(x)
+    steps = np.arange(n + 1) / n
+    distance = max((steps[1:] - expected).max(), (expected - steps[:-1]).max())
+
+    assert distance < math.sqrt(-math.log(1e-5 / 2) / (2 * n))
+
+
+def test_the_glorot_limit_depends_on_width_and_fan_in():
+    for dim, fan_in in ((2, 4), (2, 400), (62, 4)):
+        values = pulled(np.arange(5000), dim=dim, initializer=GlorotUniform(fan_in=fan_in))
+        limit = math.sqrt(6 / (dim + fan_in))
+        assert 0.998 * limit < np.abs(values).max() <= limit
+
+
+@pytest.mark.parametrize("fan_in", [0, -1, 2**63])
+def test_a_fan_in_out_of_range_is_refused(fan_in):
+    with pytest.raises(ValueError, match="fan_in must be"):
+        GlorotUniform(fan_in=fan_in)
+
+
 @pytest.mark.parametrize("stride", [1, 2, 4096, 2**32, 2**52])
 def test_neighbouring_keys_and_columns_are_independent(stride):
     values = pulled(np.arange(4000) * stride, dim=16)
@@ -117,6 +178,20 @@ def test_neighbouring_keys_and_columns_are_independent(stride):
     assert abs(np.corrcoef(values[:-1].ravel(), values[1:].ravel())[0, 1]) < bound
     assert abs(np.corrcoef(values[:, :-1].ravel(), values[:, 1:].ravel())[0, 1]) < bound
     assert abs(np.corrcoef(values[:-1, 1:].ravel(), values[1:, :-1].ravel())[0, 1]) < bound
+
+
+@pytest.mark.parametrize("stride", [1, 4096, 2**48])
+def test_pairs_of_neighbouring_keys_fill_the_square_evenly(stride):
+    """Dependence that no correlation shows: chi squared over 16 x 16 cells."""
+    values = pulled(np.arange(20_000) * stride, dim=4, initializer=Uniform(scale=1.0))
+    cell = np.minimum(((values + 1) * 8).astype(np.int64), 15)
+
+    for first, second in ((cell[:-1:2], cell[1::2]), (cell[:, :-1:2], cell[:, 1::2])):
+        counts = np.bincount((first * 16 + second).ravel(), minlength=256)
+        mean = counts.sum() / 256
+        chi_squared = ((counts - mean) ** 2).sum() / mean
+        # 255 degrees of freedom: mean 255, standard deviation 22.6.
+        assert abs(chi_squared - 255) < 5 * 22.6
 
 
 @settings(max_examples=300, deadline=None)

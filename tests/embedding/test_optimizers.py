@@ -21,8 +21,8 @@ each_optimizer = pytest.mark.parametrize("spec", SPECS, ids=NAMES)
 def new_rows(rule, vectors):
     """Rows that start with these vectors, in the layout of a table or a dense block."""
     vectors = np.atleast_2d(np.asarray(vectors, np.float32))
-    slots = [np.full_like(vectors, initial) for initial in rule.initial]
-    return np.hstack([vectors, *slots])
+    slots = np.tile(rule.initial_slots(vectors.shape[1]), (len(vectors), 1))
+    return np.hstack([vectors, slots])
 
 
 def twin(spec, row, gradient, scale, scalars, dtype):

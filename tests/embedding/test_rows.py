@@ -58,12 +58,6 @@ def test_removing_absent_keys_changes_nothing():
     assert (rows.find(np.arange(10)) >= 0).all()
 
 
-def test_older_keys_are_those_below_the_version():
-    rows = with_versions(range(200), np.arange(200))
-
-    assert sorted(rows.older_than(120).tolist()) == list(range(120))
-
-
 def test_keys_come_sorted_by_bucket_then_key():
     keys = np.random.default_rng(2).integers(-(2**63), 2**63 - 1, 50_000)
     rows = with_versions(keys, 0)

@@ -1,6 +1,7 @@
 """A shard with its sockets, as the Ray actor holds it."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,12 @@ def test_a_server_tells_what_it_holds(
         client.poll(1)
     client.close()
 
-    stats = [server.stats() for server in servers]
+    # A server's thread counts what it has sent just after the client has received it.
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        stats = [server.stats() for server in servers]
+        if sum(each["bytes_sent"] for each in stats) == client.bytes_received:
+            break
 
     def total(table: str, name: str) -> int:
         return sum(each["tables"][table][name] for each in stats)

@@ -3,6 +3,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from embedding.spec import AdamAsync, Constant, CounterAdmission, Sgd, TableSpec
 from ps.messages import (
     ApplyReply,
     Entry,
+    TableEviction,
 )
 from ps.spec import bucket_range
 
@@ -49,7 +51,7 @@ def run(small_job: Any, num_shards: int, steps: list[Any]) -> tuple[str, list[in
             job.push(batch_id, a, b, b[:2], pull_step=max(0, step - lag))
             entries.append(Entry(batch_id, 0, weight))
             batch_id += 1
-        evict = tuple((t, step - age) for t in range(3)) if age and step > age else ()
+        evict = tuple(TableEviction(t, step - age) for t in range(3)) if age and step > age else ()
         job.step(*entries, evict=evict, low_water=batch_id, oldest_pull_step=max(0, step - 4))
     totals = [
         sum(getattr(shard.counts, name) for shard in job.shards)
@@ -85,6 +87,50 @@ def test_a_long_run_is_the_same_for_any_number_of_shards(small_job: Any) -> None
     assert expected[1][0] > 0, "late gradients of evicted keys were among them"
     assert expected[1][1] > 0
     assert run(small_job, 3, steps) == run(small_job, 7, steps) == expected
+
+
+def keys_of_buckets(*wanted: int) -> list[int]:
+    keys = np.arange(60_000)
+    return keys[np.isin(buckets_of(keys), wanted)].tolist()
+
+
+def run_evicting(small_job: Any, num_shards: int, **rule: Any) -> tuple[str, int, int]:
+    """Train on crowded buckets of several shards; evict after every second step."""
+    pool = np.array(keys_of_buckets(5, 1500, 1501, 4000))
+    rng = np.random.default_rng(8)
+    job = small_job(VARIED, num_shards=num_shards)
+    for step in range(16):
+        job.push(step, *(rng.choice(pool, 25) for _ in VARIED), pull_step=max(0, step - 2))
+        evict = tuple(TableEviction(t, **rule) for t in range(3)) if step % 2 else ()
+        job.step(step, evict=evict, oldest_pull_step=max(0, step - 2))
+    late = sum(shard.counts.gradients_of_evicted_keys for shard in job.shards)
+    return job.digest, sum(shard.counts.evicted for shard in job.shards), late
+
+
+RULES: list[dict[str, Any]] = [
+    {"l2_weight_threshold": 0.3},
+    {"rows_per_bucket": 3},
+    {"rows_per_bucket": 3, "evict_first": "least_recent"},
+    {"rows_per_bucket": 2},
+    {"min_version": 4, "l2_weight_threshold": 0.2, "rows_per_bucket": 4},
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_rows_are_evicted_alike_by_any_number_of_shards(
+    small_job: Any, rule: dict[str, Any]
+) -> None:
+    expected = run_evicting(small_job, 1, **rule)
+
+    assert expected[1] > 0
+    assert expected[2] > 0, "late gradients of evicted keys were among them"
+    assert run_evicting(small_job, 3, **rule) == run_evicting(small_job, 7, **rule) == expected
+
+
+def test_every_rule_of_eviction_makes_another_model(small_job: Any) -> None:
+    digests = {run_evicting(small_job, 1, **rule)[0] for rule in [{}, *RULES]}
+
+    assert len(digests) == 1 + len(RULES)
 
 
 def test_a_shard_holds_only_keys_of_its_buckets(small_job: Any) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embedding.mixing import buckets_of
 from embedding.spec import Constant, CounterAdmission, Sgd, TableSpec
 from ps.messages import (
     Apply,
@@ -11,6 +12,7 @@ from ps.messages import (
     Entry,
     PullReply,
     Refusal,
+    TableEviction,
 )
 
 ALL = TableSpec(name="all", dim=2)
@@ -79,8 +81,12 @@ def test_a_record_without_the_scalars_of_every_optimizer_changes_nothing(
         {"scalars": ((0.1, 0.2), (1.0,))},
         {"scalars": ((), (1.0,))},
         {"scalars": ((0.1,), (1.0, 0.5))},
-        {"evict": ((2, 1),)},
-        {"evict": ((-1, 1),)},
+        {"evict": (TableEviction(2, 1),)},
+        {"evict": (TableEviction(-1, 1),)},
+        {"evict": (TableEviction(0, 1), TableEviction(0, 2))},
+        {"evict": (TableEviction(0, rows_per_bucket=-1),)},
+        {"evict": (TableEviction(0, l2_weight_threshold=-0.5),)},
+        {"evict": (TableEviction(0, l2_weight_threshold=float("nan")),)},
         {"entries": (Entry(1, 0, 1.0), Entry(1, 0, 1.0))},
         {"entries": (Entry(1, 0, 1.0), Entry(1, 0, 0.0))},
         {"entries": (Entry(1, 0, float("nan")),)},
@@ -256,7 +262,7 @@ def evicted_job(small_job: Any) -> Any:
     job = small_job(TABLES)
     job.train(0, [1, 2], [5])
     job.train(1, [2], [])
-    job.step(evict=((0, 1), (1, 1)))
+    job.step(evict=(TableEviction(0, 1), TableEviction(1, 1)))
     assert len(job.shards[0].tables[0]) == 1
     assert job.shards[0].counts.evicted == 2
     return job
@@ -305,6 +311,28 @@ def test_a_row_that_came_back_is_safe_from_late_gradients_too(small_job: Any) ->
     assert job.shards[0].counts.gradients_of_evicted_keys == 1
 
 
+@pytest.mark.parametrize(
+    "rule", [{"l2_weight_threshold": 1e9}, {"rows_per_bucket": 1, "evict_first": "least_recent"}]
+)
+def test_whatever_the_rule_an_evicted_row_is_safe_from_late_gradients_and_starts_anew(
+    small_job: Any, rule: dict[str, Any]
+) -> None:
+    keys = np.arange(10_000)
+    old, new = keys[buckets_of(keys) == 77][:2].tolist()
+    job = small_job([ALL])
+    fresh = job.send(0, job.pull(0, job.unique([old]))).values.tobytes()
+    job.train(0, [old])
+    job.train(1, [new])
+    job.step(evict=(TableEviction(0, **rule),))
+    assert job.shards[0].tables[0].frequency(np.array([old]))[0] == 0
+
+    job.send(0, job.contribution(0, job.unique([old]), batch_id=7, pull_step=2))
+    job.step(7)
+
+    assert job.shards[0].counts.gradients_of_evicted_keys == 1
+    assert job.send(0, job.pull(0, job.unique([old]))).values.tobytes() == fresh
+
+
 def test_evicted_keys_are_forgotten_when_no_late_gradient_can_come(small_job: Any) -> None:
     job = evicted_job(small_job)
     job.step(oldest_pull_step=2)
@@ -323,7 +351,7 @@ def test_a_row_changed_in_the_evicting_step_stays(small_job: Any) -> None:
     job.train(0, [1, 2], [])
 
     job.push(1, [1], [])
-    job.step(1, evict=((0, 1),))
+    job.step(1, evict=(TableEviction(0, 1),))
 
     assert job.shards[0].tables[0].frequency(np.array([1, 2])).tolist() == [2, 0]
 
@@ -333,6 +361,6 @@ def test_counters_are_evicted_like_rows(small_job: Any) -> None:
     job.train(0, [], [5, 6])
     job.train(1, [], [6])
 
-    job.step(evict=((1, 1),))
+    job.step(evict=(TableEviction(1, 1),))
 
     assert job.shards[0].tables[1].frequency(np.array([5, 6])).tolist() == [0, 2]

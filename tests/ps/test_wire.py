@@ -25,6 +25,7 @@ from ps.messages import (
     Record,
     Refusal,
     RefusalReason,
+    TableEviction,
 )
 from ps.wire import (
     MAX_BODY_BYTES,
@@ -43,12 +44,15 @@ floats = st.floats(allow_nan=False)
 pairs = st.lists(st.tuples(int64s, int64s), max_size=3).map(tuple)
 sizes = st.lists(int64s, max_size=4).map(tuple)
 entries = st.builds(Entry, batch_id=int64s, attempt=int64s, weight=floats)
+rule_names = st.sampled_from(["least_frequent", "least_recent"])
+evictions = st.builds(TableEviction, int64s, int64s, floats, int64s, rule_names)
 records = st.builds(
     Record,
     step=int64s, recovery_epoch=int64s, mode_epoch=int64s, divisor=int64s, clock=int64s,
     entries=st.lists(entries, max_size=4).map(tuple),
     scalars=st.lists(st.lists(floats, max_size=5).map(tuple), max_size=3).map(tuple),
-    evict=pairs, discard=pairs, low_water=int64s, oldest_pull_step=int64s,
+    evict=st.lists(evictions, max_size=3).map(tuple), discard=pairs, low_water=int64s,
+    oldest_pull_step=int64s,
     routing_version=int64s, cut=st.booleans(),
 )  # fmt: skip
 
@@ -277,7 +281,8 @@ def test_a_header_of_no_known_kind_is_refused(place: int, value: Any) -> None:
 
 
 RECORD = Record(
-    1, 2, 3, (Entry(4, 5, 0.5),), 6, ((0.1,),), evict=((0, 1),), discard=((1, 2),)
+    1, 2, 3, (Entry(4, 5, 0.5),), 6, ((0.1,),),
+    evict=(TableEviction(0, 1, 0.5, 64, "least_recent"),), discard=((1, 2),),
 )  # fmt: skip
 SCALARS: list[tuple[Message, str]] = [
     (message, field.name)

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import yaml
 
-from embedding.spec import Adagrad, Constant, CounterAdmission, Eviction, Normal
+from embedding.spec import (
+    Adagrad,
+    BloomAdmission,
+    Constant,
+    CounterAdmission,
+    Eviction,
+    Normal,
+    ProbabilisticAdmission,
+)
 from scheduler import ConfigError, JobConfig
 from scheduler.paths import with_absolute_paths
 from scheduler.resolve import model_spec, store_spec, training_data
@@ -128,6 +136,41 @@ def test_an_override_that_leads_nowhere_is_refused(
         ("embedding", {"initializer": {"type": "unifrom"}}, "did you mean 'uniform'?"),
         ("embedding", {"optimizer": {"type": "adagrad", "lr": 1}}, "unknown key"),
         ("embedding", {"dim": 0}, "embedding.dim"),
+        ("embedding", {"admission": {"type": "blom"}}, "did you mean 'bloom'?"),
+        (
+            "embedding",
+            {"admission": {"type": "bloom", "min_count": 300, "max_elements": 10}},
+            "embedding.admission: min_count must be in [1, 255] with counter_bits 8",
+        ),
+        (
+            "tables",
+            {"C1": {"admission": {"type": "bloom", "min_count": 3}}},
+            "tables.C1.admission.max_elements is required",
+        ),
+        (
+            "tables",
+            {"C1": {"admission": {"type": "probabilistic", "probability": 0}}},
+            "tables.C1.admission: probability must be in (0, 1]",
+        ),
+        ("embedding", {"eviction": {}}, "embedding.eviction: at least one of steps_to_live"),
+        (
+            "tables",
+            {"C1": {"eviction": {"max_rows": 262143}}},
+            "tables.C1.eviction: max_rows must be >= 262144, 64 for each of 4096 buckets",
+        ),
+        ("embedding", {"eviction": {"l2_weight_threshold": 0}}, "l2_weight_threshold must be > 0"),
+        (
+            "embedding",
+            {"eviction": {"max_rows": 10**6, "evict_first": "oldest"}},
+            "embedding.eviction.evict_first",
+        ),
+        ("embedding", {"eviction": {"max_rows": 10**6, "every_steps": 0}}, "every_steps must be"),
+        ("embedding", {"eviction": {"max_row": 10**6}}, "did you mean 'max_rows'?"),
+        (
+            "embedding",
+            {"initializer": {"type": "glorot_uniform", "fan_in": 0}},
+            "embedding.initializer: fan_in must be",
+        ),
         ("model", {"type": "dlrm", "since": date(2020, 1, 1)}, "option 'since' must be"),
         ("model", {"type": "dlrm", "names": {1: 2}}, "option 'names' must be"),
         ("training", {"mode": "gba"}, "'sync' or 'async', got 'gba'"),
@@ -144,6 +187,16 @@ def test_mistakes_are_named_with_their_field(
         JobConfig.from_dict(job)
 
     assert said in str(caught.value)
+
+
+def test_a_budget_of_bytes_is_refused_where_the_width_of_the_rows_is_known(
+    job: dict[str, Any],
+) -> None:
+    job["tables"] = {"C1": {"eviction": {"max_bytes": 10**6}}}
+    config = JobConfig.from_dict(job)
+
+    with pytest.raises(ConfigError, match=r"tables\.C1\.eviction: max_bytes must be >= \d+ "):
+        model_spec(config)
 
 
 def test_a_column_named_twice_is_refused(job: dict[str, Any]) -> None:
@@ -201,3 +254,17 @@ def test_every_example_job_is_a_legal_job(path: Path) -> None:
     config = JobConfig.from_yaml(path)
 
     assert store_spec(config, model_spec(config)).tables
+
+
+def test_admission_is_by_counter_unless_it_says_otherwise(job: dict[str, Any]) -> None:
+    job["embedding"] = {"admission": {"min_count": 4}}
+    job["tables"] = {
+        "C1": {"admission": {"type": "bloom", "min_count": 2, "max_elements": 1000}},
+        "C2": {"admission": {"type": "probabilistic", "probability": 0.5}},
+    }
+    config = JobConfig.from_dict(job)
+    tables = {t.name: t for t in store_spec(config, model_spec(config)).tables}
+
+    assert tables["C1"].admission == BloomAdmission(min_count=2, max_elements=1000)
+    assert tables["C2"].admission == ProbabilisticAdmission(probability=0.5)
+    assert tables["C1_linear"].admission == CounterAdmission(min_count=4)

@@ -1,0 +1,152 @@
+"""Which rows are evicted: those that are old, light, or beyond the quota of their bucket."""
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from embedding.mixing import BUCKET_BITS, NUM_BUCKETS, mix64
+from embedding.optimizers import rule_for
+from embedding.prefetch import prefetch, prefetch_row
+from embedding.rows import FREQUENCY, METADATA_BYTES, VERSION, RowArrays, Rows
+from embedding.spec import MIN_ROWS_PER_BUCKET, TableSpec
+
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+
+EvictFirst = Literal["least_frequent", "least_recent"]
+
+# Of the index for each row, at most: an entry of 16 bytes, and 3 of 8 are in use after a doubling.
+INDEX_BYTES = 43
+
+_BUCKET_SHIFT = np.uint64(64 - BUCKET_BITS)
+_AHEAD = 16  # entries between asking for a row and reading it
+
+
+def rows_per_bucket(spec: TableSpec) -> int:
+    """Return how many rows a bucket of a table may keep at an eviction; 0: any number.
+
+    Raises:
+        ValueError: max_bytes leaves fewer rows than a quota needs to be fair.
+    """
+    rule = spec.eviction
+    quotas = []
+    if rule is not None and rule.max_rows is not None:
+        quotas.append(rule.max_rows // NUM_BUCKETS)
+    if rule is not None and rule.max_bytes is not None:
+        width = rule_for(spec.optimizer, sparse=True).row_width(spec.dim)
+        row_bytes = 4 * width + METADATA_BYTES + INDEX_BYTES
+        quotas.append(rule.max_bytes // (row_bytes * NUM_BUCKETS))
+        if quotas[-1] < MIN_ROWS_PER_BUCKET:
+            least = MIN_ROWS_PER_BUCKET * row_bytes * NUM_BUCKETS
+            raise ValueError(
+                f"max_bytes must be >= {least} in a table of {row_bytes} bytes a row:"
+                f" {MIN_ROWS_PER_BUCKET} rows in each of {NUM_BUCKETS} buckets; got"
+                f" {rule.max_bytes}"
+            )
+    return min(quotas, default=0)
+
+
+def expired(rows: Rows, *, dim: int, min_version: int, l2_weight_threshold: float) -> Int64Array:
+    """Return the keys, in no order, of rows that are older or lighter than they must be.
+
+    Args:
+        dim: width of the vector.
+        min_version: rows of a version below it are older.
+        l2_weight_threshold: rows are lighter of which half the squared sum of the vector, in
+            float64, is below it.
+    """
+    keys = np.empty(len(rows), np.int64)
+    count = _collect_expired(rows.arrays, dim, min_version, l2_weight_threshold, keys)
+    return keys[:count].copy()
+
+
+def overfull(rows: Rows, *, rows_per_bucket: int, evict_first: EvictFirst) -> Int64Array:
+    """Return the keys, in no order, that must go so that no bucket has more rows than its quota.
+
+    The least frequent or least recently updated go first, among equals the smaller keys.
+    """
+    keys = np.empty(len(rows), np.int64)
+    column = FREQUENCY if evict_first == "least_frequent" else VERSION
+    return keys[: _collect_overfull(rows.arrays, rows_per_bucket, column, keys)].copy()
+
+
+@njit(cache=True, nogil=True)
+def _collect_expired(
+    rows: RowArrays, dim: int, min_version: int, l2_weight_threshold: float, keys: Int64Array
+) -> int:
+    entries, metadata, values = rows.entries, rows.metadata, rows.values
+    weigh = l2_weight_threshold > 0
+    count = 0
+    for slot in range(entries.shape[0]):
+        if slot + _AHEAD < entries.shape[0]:
+            following = max(entries[slot + _AHEAD, 1] - 1, 0)
+            prefetch(metadata, following, 0)
+            if weigh:
+                prefetch_row(values, following, dim)
+        row = entries[slot, 1] - 1
+        if row < 0:
+            continue
+        gone = metadata[row, VERSION] < min_version
+        if not gone and weigh:
+            total = 0.0
+            for c in range(dim):
+                total += np.float64(values[row, c]) * np.float64(values[row, c])
+            gone = 0.5 * total < l2_weight_threshold
+        if gone:
+            keys[count] = entries[slot, 0]
+            count += 1
+    return count
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _bucket(key: np.int64) -> np.int64:
+    return np.int64(mix64(np.uint64(key)) >> _BUCKET_SHIFT)
+
+
+@njit(cache=True, nogil=True)
+def _collect_overfull(rows: RowArrays, quota: int, column: int, keys: Int64Array) -> int:
+    entries, metadata = rows.entries, rows.metadata
+    sizes = np.zeros(NUM_BUCKETS, np.int64)
+    for slot in range(entries.shape[0]):
+        if entries[slot, 1] != 0:
+            sizes[_bucket(entries[slot, 0])] += 1
+    # The rows of overfull buckets, bucket after bucket; `places` is where each one's next row goes.
+    starts = np.zeros(NUM_BUCKETS + 1, np.int64)
+    for bucket in range(NUM_BUCKETS):
+        starts[bucket + 1] = starts[bucket] + (sizes[bucket] if sizes[bucket] > quota else 0)
+    places = starts[:-1].copy()
+    members = np.empty(starts[-1], np.int64)
+    scores = np.empty(starts[-1], np.int64)
+    for slot in range(entries.shape[0]):
+        if slot + _AHEAD < entries.shape[0]:
+            prefetch(metadata, max(entries[slot + _AHEAD, 1] - 1, 0), 0)
+        if entries[slot, 1] != 0:
+            bucket = _bucket(entries[slot, 0])
+            if sizes[bucket] > quota:
+                members[places[bucket]] = entries[slot, 0]
+                scores[places[bucket]] = metadata[entries[slot, 1] - 1, column]
+                places[bucket] += 1
+    count = 0
+    for bucket in range(NUM_BUCKETS):
+        if sizes[bucket] > quota:
+            part = slice(starts[bucket], starts[bucket + 1])
+            count = _lowest(members[part], scores[part], sizes[bucket] - quota, keys, count)
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _lowest(
+    members: Int64Array, scores: Int64Array, excess: int, keys: Int64Array, count: int
+) -> int:
+    """Append the `excess` members of the lowest (score, key) to keys[:count]; return the end."""
+    limit = np.partition(scores, excess - 1)[excess - 1]
+    end = count + excess
+    for i in range(members.size):
+        if scores[i] < limit:
+            keys[count] = members[i]
+            count += 1
+    ties = np.sort(members[scores == limit])
+    keys[count:end] = ties[: end - count]
+    return end

@@ -1,0 +1,238 @@
+"""Kernels of SGD, the Adagrad family and RMSProp; the signature is described in `optimizers`."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from embedding.prefetch import prefetch_ahead
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
+
+
+@njit(cache=True, nogil=True, inline="always")
+def mean_square(gradients: Float32Array, i: np.int64, scale: np.float32) -> np.float32:
+    """Return the mean of the squares of the i-th scaled gradient, summed by column in float64."""
+    total = 0.0
+    for c in range(gradients.shape[1]):
+        g = np.float64(gradients[i, c] * scale)
+        total += g * g
+    return np.float32(total / gradients.shape[1])
+
+
+@njit(cache=True, nogil=True)
+def sgd(
+    rows: Float32Array,
+    positions: Int64Array,
+    gradients: Float32Array,
+    scale: np.float32,
+    scalars: Float64Array,
+) -> None:
+    """w -= lr g. Scalars: lr."""
+    learning_rate = np.float32(scalars[0])
+    for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
+        row = positions[i]
+        if row < 0:
+            continue
+        for c in range(gradients.shape[1]):
+            rows[row, c] -= learning_rate * (gradients[i, c] * scale)
+
+
+@njit(cache=True, nogil=True)
+def sgd_momentum(
+    rows: Float32Array,
+    positions: Int64Array,
+    gradients: Float32Array,
+    scale: np.float32,
+    scalars: Float64Array,
+) -> None:
+    """b = mu b + g; w -= lr b. Scalars: lr, mu."""
+    learning_rate, momentum = np.float32(scalars[0]), np.float32(scalars[1])
+    dim = gradients.shape[1]
+    for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
+        row = positions[i]
+        if row < 0:
+            continue
+        for c in range(dim):
+            b = momentum * rows[row, dim + c] + gradients[i, c] * scale
+            rows[row, dim + c] = b
+            rows[row, c] -= learning_rate * b
+
+
+@njit(cache=True, nogil=True)
+def sgd_nesterov(
+    rows: Float32Array,
+    positions: Int64Array,
+    gradients: Float32Array,
+    scale: np.float32,
+    scalars: Float64Array,
+) -> None:
+    """b = mu b + g; w -= lr (g + mu b). Scalars: lr, mu."""
+    learning_rate, momentum = np.float32(scalars[0]), np.float32(scalars[1])
+    dim = gradients.shape[1]
+    for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
+        row = positions[i]
+        if row < 0:
+            continue
+        for c in range(dim):
+            g = gradients[i, c] * scale
+            b = momentum * rows[row, dim + c] + g
+            rows[row, dim + c] = b
+            rows[row, c] -= learning_rate * (g + momentum * b)
+
+
+@njit(cache=True, nogil=True)
+def adagrad(
+    rows: Float32Array,
+    positions: Int64Array,
+    gradients: Float32Array,
+    scale: np.float32,
+    scalars: Float64Array,
+) -> None:
+    """a += g^2; w -= lr g / sqrt(a). Scalars: lr. Source: Duchi et al. 2011, as in DeepRec."""
+    learning_rate = np.float32(scalars[0])
+    dim = gradients.shape[1]
+    for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
+        row = positions[i]
+        if row < 0:
+            continue
+        for c in range(dim):
+            g = gradients[i, c] * scale
+            accumulator = rows[row, dim + c] + g * g
+            rows[row, dim + c] = accumulator
+            rows[row, c] -= learning_rate * g / math.sqrt(accumulator)
+
+
+@njit(cache=True, nogil=True)
+def rowwise_adagrad(
+    rows: Float32Array,
+    positions: Int64Array,
+    gradients: Float32Array,
+    scale: np.float32,
+    scalars: Float64Array,
+) -> None:
+    """a += mean(g^2) over the row; w -= lr g / sqrt(a). Scalars: lr."""
+    learning_rate = np.float32(scalars[0])
+    dim = gradients.shape[1]
+    for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
+        row = positions[i]
+        if row < 0:
+            continue
+        accumulator = rows[row, dim] + mean_square(gradients, i, scale)
+        rows[row, dim] = accumulator
+        root = math.sqrt(accumulator)
+        for c in range(dim):
+            rows[row, c] -= learning_rate * (gradients[i, c] * scale) / root
+
+
+@njit(cache=True, nogil=True)
+def power(rate: float, exponent: int) -> float:
+    """Return rate^exponent by squaring: multiplications only, so alike on every machine."""
+    result = 1.0
+    while exponent > 0:
+        if exponent & 1:
+            result *= rate
+        rate *= rate
+        exponent >>= 1
+    return result
+
+
+@njit(cache=True, nogil=True)
+def adagrad_decay(
+    rows: Float32Array,
+    positions: Int64Array,
+    gradients: Float32Array,
+    scale: np.float32,
+    scalars: Float64Array,
+) -> None:
+    """Once a new period P > p: a = max(a rate^(P - p), a0), p = P. Then as Adagrad.
+
+    Scalars: lr, P, rate, a0, and the most periods that one update catches up (0: all).
+    The slot of p is one number or as wide as the vector; the first counts.
+    Source: DeepRec's AdagradDecayOptimizer catches up one period; its p starts at 0, too.
+    """
+    learning_rate, baseline = np.float32(scalars[0]), np.float32(scalars[3])
+    period, rate, most = np.int64(scalars[1]), scalars[2], np.int64(scalars[4])
+    dim = gradients.shape[1]
+    for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
+        row = positions[i]
+        if row < 0:
+            continue
+        missed = period - np.int64(rows[row, 2 * dim])
+        if missed > 0:
+            if most > 0:
+                missed = min(missed, most)
+            kept = np.float32(power(rate, missed))
+            caught_up = rows[row, 2 * dim] + np.float32(missed)
+            for c in range(2 * dim, rows.shape[1]):
+                rows[row, c] = caught_up
+            for c in range(dim, 2 * dim):
+                rows[row, c] = max(rows[row, c] * kept, baseline)
+        for c in range(dim):
+            g = gradients[i, c] * scale
+            accumulator = rows[row, dim + c] + g * g
+            rows[row, dim + c] = accumulator
+            rows[row, c] -= learning_rate * g / math.sqrt(accumulator)
+
+
+@njit(cache=True, nogil=True)
+def rmsprop(
+    rows: Float32Array,
+    positions: Int64Array,
+    gradients: Float32Array,
+    scale: np.float32,
+    scalars: Float64Array,
+) -> None:
+    """v = d v + (1 - d) g^2; w -= lr g / (sqrt(v) + epsilon). Scalars: lr, d, epsilon, (mu)."""
+    learning_rate, epsilon = np.float32(scalars[0]), np.float32(scalars[2])
+    decay, rest = np.float32(scalars[1]), np.float32(1.0 - scalars[1])
+    dim = gradients.shape[1]
+    for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
+        row = positions[i]
+        if row < 0:
+            continue
+        for c in range(dim):
+            g = gradients[i, c] * scale
+            v = decay * rows[row, dim + c] + rest * (g * g)
+            rows[row, dim + c] = v
+            rows[row, c] -= learning_rate * g / (math.sqrt(v) + epsilon)
+
+
+@njit(cache=True, nogil=True)
+def rmsprop_momentum(
+    rows: Float32Array,
+    positions: Int64Array,
+    gradients: Float32Array,
+    scale: np.float32,
+    scalars: Float64Array,
+) -> None:
+    """v as in `rmsprop`; b = mu b + g / (sqrt(v) + epsilon); w -= lr b.
+
+    Scalars: lr, d, epsilon, mu.
+    """
+    learning_rate, epsilon = np.float32(scalars[0]), np.float32(scalars[2])
+    decay, rest = np.float32(scalars[1]), np.float32(1.0 - scalars[1])
+    momentum = np.float32(scalars[3])
+    dim = gradients.shape[1]
+    for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
+        row = positions[i]
+        if row < 0:
+            continue
+        for c in range(dim):
+            g = gradients[i, c] * scale
+            v = decay * rows[row, dim + c] + rest * (g * g)
+            b = momentum * rows[row, 2 * dim + c] + g / (math.sqrt(v) + epsilon)
+            rows[row, dim + c] = v
+            rows[row, 2 * dim + c] = b
+            rows[row, c] -= learning_rate * b
