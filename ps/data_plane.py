@@ -9,6 +9,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Hashable
+from pathlib import Path
+
+import psutil
 
 from ps.messages import Message, Reply, Request
 from ps.shard import Outgoing, Shard
@@ -19,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 8192
 ACCEPT_PAUSE_SECONDS = 0.2
+_PREFIX = "synchromesh-"
 
 
 class _Connection:
@@ -74,7 +78,7 @@ class DataPlane:
         self._listeners: list[socket.socket] = []
         self._closing = False
         # Only this user may enter the directory, so only this user can reach the local socket.
-        self._directory = tempfile.mkdtemp(prefix="synchromesh-", dir=_short_directory())
+        self._directory = _make_directory()
         self.path = os.path.join(self._directory, f"shard-{shard.index}")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(self.path)
@@ -204,6 +208,14 @@ class DataPlane:
         connection.close()
 
 
-def _short_directory() -> str | None:
-    """A Unix socket's path is limited to about 100 bytes; temporary folders can be longer."""
-    return None if len(tempfile.gettempdir()) < 60 else "/tmp"
+def _make_directory() -> str:
+    """Make a folder that names its process, and remove those of processes that were killed."""
+    parent = Path(tempfile.gettempdir())
+    # A Unix socket's path is limited to about 100 bytes; temporary folders can be longer.
+    if len(str(parent)) >= 60:
+        parent = Path("/tmp")
+    for old in parent.glob(f"{_PREFIX}*-*"):
+        pid = old.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(old, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent)

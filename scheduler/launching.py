@@ -3,6 +3,8 @@
 import math
 import os
 import secrets
+import signal
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +30,7 @@ def start_ray(cluster: ClusterConfig, *, namespace: str) -> None:
     common: dict[str, Any] = {"namespace": namespace, "logging_level": "error"}
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, **common)
+        _init_ray(address=address, **common)
         return
     wanted = (
         cluster.coordinator_cpus
@@ -43,7 +45,7 @@ def start_ray(cluster: ClusterConfig, *, namespace: str) -> None:
     ):
         for name, amount in getattr(cluster.resources, role).items():
             resources[name] = resources.get(name, 0) + amount * count
-    ray.init(
+    _init_ray(
         address="local",
         num_cpus=max(os.cpu_count() or 1, math.ceil(wanted)),
         resources=resources or None,
@@ -51,6 +53,14 @@ def start_ray(cluster: ClusterConfig, *, namespace: str) -> None:
         object_store_memory=512 << 20,
         **common,
     )
+
+
+def _init_ray(**options: Any) -> None:
+    """Initialise Ray, and keep the caller's SIGTERM handler: Ray's would abort the process."""
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(**options)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 @dataclass(slots=True)

@@ -45,6 +45,12 @@ def with_absolute_paths(config: JobConfig, environment: Mapping[str, str], cwd: 
         }
     )
     init_from = config.run.init_from
+    for field, path in (("run.dir", config.run.dir), ("run.init_from", init_from or "")):
+        if "://" in path:
+            raise ConfigError(
+                f"{field} must be a path of a file system that every node sees, got {path!r}."
+                " Only data.train and data.eval may be URLs"
+            )
     run = config.run.model_copy(
         update={
             "dir": absolute("run.dir", config.run.dir),

@@ -46,7 +46,15 @@ def main() -> int:
 
 
 def _summary(metrics: dict[str, Any], best: float | None, path: str) -> dict[str, Any]:
-    keys = ("name", "samples_trained", "global_step", "samples_per_second", "eval", "model_digest")
+    keys = (
+        "name",
+        "samples_trained",
+        "samples_skipped",
+        "global_step",
+        "samples_per_second",
+        "eval",
+        "model_digest",
+    )
     return {**{key: metrics[key] for key in keys}, "best_auc": best, "run": path}
 
 
@@ -57,6 +65,8 @@ def _show(metrics: dict[str, Any], best: float | None, path: str) -> None:
         f"trained {metrics['samples_trained']:,} samples in {seconds:.1f} s:"
         f" {metrics['samples_per_second']:,.0f} samples/s"
     )
+    for reason, count in metrics["skipped_by_reason"].items():
+        console.print(f"skipped {count:,} samples: {reason}")
     if metrics["eval"] is not None:
         auc = metrics["eval"]["auc"]
         line = f"test AUC {auc:.4f}, logloss {metrics['eval']['logloss']:.4f}"
