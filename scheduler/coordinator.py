@@ -365,9 +365,10 @@ class Coordinator:
 
     def _look_at_time(self, now: float) -> list[Command]:
         commands: list[Command] = []
-        first = self.progress.first_lease
+        first = now if self.progress.first_lease is None else self.progress.first_lease
+        trained_for = now - first - self.progress.evaluation_seconds
         limit = self.spec.max_seconds
-        if limit is not None and first is not None and now - first >= limit:
+        if limit is not None and self.evaluation is None and trained_for >= limit:
             self.ledger.stop()
         for worker, state in self.workers.items():
             silent = now - state.last_seen

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from worker.batch import Bags, Batch
 from worker.errors import DataError, UnreadableError
-from worker.key_hash import KEY_TYPES, key_kind, keys_of, valid_of, values_of
+from worker.key_hash import KEY_TYPES, NotAKeyError, key_kind, keys_of, valid_of, values_of
 from worker.spec import FeatureSpec, SparseFeature
 
 Where = tuple[str, int | None]
@@ -303,6 +303,19 @@ def _bags(table: pa.Table, feature: SparseFeature, where: Where) -> Bags:
             column=feature.column,
             row_group=where[1],
             got=str(error),
+        ) from error
+    except NotAKeyError as error:
+        row = error.position
+        if offsets is not None:
+            row = int(np.searchsorted(offsets, row, "right")) - 1
+        raise DataError(
+            what="a key is not an exact whole number",
+            file=where[0],
+            column=feature.column,
+            row_group=where[1],
+            row=row,
+            got=f"got {error.value}, expected a whole number that its type holds exactly",
+            remedy="Use the column as a dense one, or write it as integers or strings",
         ) from error
     weights = None
     if feature.weights is not None:

@@ -104,6 +104,8 @@ def keys_of(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool
     valid = valid_of(array)
     if _is_string_like(array.type):
         return hash_strings(array), valid
+    if types.is_floating(array.type):
+        return _whole_number_keys(array)
     if types.is_date32(array.type):
         array = array.view(pa.int32())
     elif types.is_temporal(array.type):
@@ -128,7 +130,7 @@ def key_kind(kind: pa.DataType) -> str | None:
         kind = kind.value_type
     if types.is_null(kind):
         return None
-    if types.is_integer(kind) or types.is_boolean(kind):
+    if types.is_integer(kind) or types.is_boolean(kind) or types.is_floating(kind):
         return "integer"
     if _is_string_like(kind):
         return "string"
@@ -161,6 +163,32 @@ def valid_of(array: pa.Array) -> npt.NDArray[np.bool_] | None:
     if array.null_count == 0:
         return None
     return array.is_valid().to_numpy(zero_copy_only=False)
+
+
+class NotAKeyError(ValueError):
+    """A float that is not a whole number, or too large to be an exact one."""
+
+    def __init__(self, position: int, value: float) -> None:
+        super().__init__(position, value)
+        self.position, self.value = position, value
+
+
+def _whole_number_keys(
+    array: pa.Array,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_] | None]:
+    """Keys of whole numbers that came as floats, as pandas writes integers with missing values."""
+    values = values_of(array)
+    exact = 2 ** (np.finfo(values.dtype).nmant + 1)
+    known = ~np.isnan(values)
+    valid = valid_of(array)
+    known = known if valid is None else known & valid
+    with np.errstate(invalid="ignore"):
+        wrong = known & ((values != np.trunc(values)) | (np.abs(values) > exact))
+    if wrong.any():
+        position = int(np.flatnonzero(wrong)[0])
+        raise NotAKeyError(position, float(values[position]))
+    keys = np.where(known, values, 0).astype(np.int64)
+    return keys, None if known.all() else known
 
 
 def _dictionary_keys(

@@ -78,7 +78,6 @@ def refuse(
         ("tables.aa.dim=4", "tables.aa: no feature uses this table; did you mean 'a'?"),
         ("data.train=/no/such/file.parquet", "/no/such/file.parquet"),
         ("data.dense=[d1, d3]", "'d3'"),
-        ("data.sparse=[a, d2]", "'d2'"),
         ("data.label=missing", "'missing'"),
         ("data.dense=[d1, tags]", "'tags'"),
         ("cluster.buffer_bytes=1000", "cluster.buffer_bytes is 1000"),

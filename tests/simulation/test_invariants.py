@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from ps.shard import Shard
-from scheduler.simulated_scenario import ARROWS, Arrow, Faults, draw
-from scheduler.simulation import Outcome, Parts, SimulationError, run, run_scenario
+from scheduler.simulation.engine import Outcome, Parts, SimulationError, run, run_scenario
+from scheduler.simulation.scenario import ARROWS, Arrow, Faults, draw
 
 SEEDS = range(150)
 BLOCKS = 10

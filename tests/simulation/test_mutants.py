@@ -16,9 +16,9 @@ from scheduler.coordinator import Coordinator
 from scheduler.evaluation import EvaluationRound
 from scheduler.events import Command
 from scheduler.ledger import Batch, Ledger
-from scheduler.simulated_scenario import Faults
-from scheduler.simulated_worker import SimulatedWorker
-from scheduler.simulation import Parts, SimulationError, run
+from scheduler.simulation.engine import Parts, SimulationError, run
+from scheduler.simulation.scenario import Faults
+from scheduler.simulation.worker import SimulatedWorker
 from worker.protocol import Finished, Grant, Report, Token
 from worker.session import Session, Stage
 

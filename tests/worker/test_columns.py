@@ -275,8 +275,6 @@ def test_a_name_that_two_columns_have_is_refused() -> None:
 @pytest.mark.parametrize(
     ("features", "kind"),
     [
-        (spec(sparse()), pa.float32()),
-        (spec(sparse()), pa.list_(pa.float64())),
         (spec(sparse()), pa.decimal128(5)),
         (spec(sparse()), pa.struct([("a", pa.int64())])),
         (spec(sparse()), pa.map_(pa.string(), pa.int64())),
@@ -398,3 +396,22 @@ def test_an_empty_table_has_no_samples() -> None:
     assert columns.num_rows == 0
     assert columns.dense.shape == (0, 1)
     assert as_lists(columns.sparse[1]) == []
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()], ids=str)
+def test_whole_numbers_that_came_as_floats_are_keys(kind: pa.DataType) -> None:
+    scalar = convert(spec(sparse()), c=pa.array([3.0, None, -7.0, float("nan")], kind)).sparse[0]
+    lists = convert(spec(sparse()), c=pa.array([[1.0, 2.0], None, [3.0]], pa.list_(kind))).sparse[0]
+
+    assert scalar.keys.tolist() == [3, -7]
+    assert scalar.offsets is not None
+    assert scalar.offsets.tolist() == [0, 1, 1, 2, 2]
+    assert lists.keys.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("bad", [0.5, float("inf"), 2.0**25])
+def test_a_float_that_is_no_exact_whole_number_is_named_with_its_row(bad: float) -> None:
+    error = refused(spec(sparse()), c=pa.array([[1.0], [2.0, bad]], pa.list_(pa.float32())))
+
+    assert (error.column, error.row) == ("c", 1)
+    assert str(bad) in str(error)

@@ -18,8 +18,8 @@ from ps.messages import (
 from ps.shard import Outgoing, Shard
 from scheduler.coordinator import Coordinator
 from scheduler.events import Answer, Command, Event, SendRecords, WorkerReported
-from scheduler.simulated_scenario import Scenario
-from scheduler.simulated_world import Story, train_batch
+from scheduler.simulation.scenario import Scenario
+from scheduler.simulation.world import Story, train_batch
 from worker.protocol import Finished, Grant, Report, Token
 
 

@@ -28,14 +28,14 @@ from scheduler.events import (
     WorkerLost,
     WorkerReported,
 )
-from scheduler.simulated_data import Workload
-from scheduler.simulated_network import Client, Network
-from scheduler.simulated_referee import Referee, Violation
-from scheduler.simulated_replay import Replay
-from scheduler.simulated_scenario import Scenario, draw
-from scheduler.simulated_verdict import check_ended, check_failed, digest_of
-from scheduler.simulated_worker import SimulatedWorker
-from scheduler.simulated_world import AGAIN_SECONDS, Action, World
+from scheduler.simulation.data import Workload
+from scheduler.simulation.network import Client, Network
+from scheduler.simulation.referee import Referee, Violation
+from scheduler.simulation.replay import Replay
+from scheduler.simulation.scenario import Scenario, draw
+from scheduler.simulation.verdict import check_ended, check_failed, digest_of
+from scheduler.simulation.worker import SimulatedWorker
+from scheduler.simulation.world import AGAIN_SECONDS, Action, World
 from worker.protocol import Grant, Report
 from worker.session import Session
 

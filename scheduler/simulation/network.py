@@ -12,7 +12,7 @@ import numpy as np
 from ps.client import Open
 from ps.messages import Apply, Contribution, Record, Reply, Request
 from ps.shard import Outgoing, Shard
-from scheduler.simulated_world import AGAIN_SECONDS, World
+from scheduler.simulation.world import AGAIN_SECONDS, World
 
 RECONNECT_SECONDS = 0.02
 

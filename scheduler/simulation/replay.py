@@ -16,8 +16,8 @@ from ps.merge import merge
 from ps.messages import Contribution, Pull, PullReply, Record
 from ps.spec import StoreSpec
 from scheduler.evaluation import EvaluationResult
-from scheduler.simulated_data import AUC_BINS, DIM, Workload
-from scheduler.simulated_referee import Seen, require
+from scheduler.simulation.data import AUC_BINS, DIM, Workload
+from scheduler.simulation.referee import Seen, require
 from worker.metrics import StreamingAuc, log_loss_sum
 
 _NUM_TABLES = 2

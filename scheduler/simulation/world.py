@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from typing import Literal
 
-from scheduler.simulated_scenario import Arrow, Scenario
+from scheduler.simulation.scenario import Arrow, Scenario
 from worker.protocol import Token
 
 Action = Callable[[], None]

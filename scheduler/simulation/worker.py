@@ -12,10 +12,10 @@ import numpy.typing as npt
 from ps.client import Open
 from ps.deduplicate import keep_admitted
 from ps.messages import Contribution, Pull, PullReply, Request
-from scheduler.simulated_data import DIM, Samples, Workload
-from scheduler.simulated_network import Client, Network
-from scheduler.simulated_scenario import Arrow
-from scheduler.simulated_world import Action, World, train_batch
+from scheduler.simulation.data import DIM, Samples, Workload
+from scheduler.simulation.network import Client, Network
+from scheduler.simulation.scenario import Arrow
+from scheduler.simulation.world import Action, World, train_batch
 from worker.protocol import Finished, Grant, Report, Token
 from worker.session import Session
 

@@ -9,8 +9,8 @@ from ps.digest import DIGEST_BYTES, block_digests, bucket_digests, model_digest
 from ps.shard import Shard
 from ps.spec import bucket_range
 from scheduler.coordinator import Coordinator
-from scheduler.simulated_referee import Seen, require, staleness
-from scheduler.simulated_scenario import Scenario
+from scheduler.simulation.referee import Seen, require, staleness
+from scheduler.simulation.scenario import Scenario
 
 
 def digest_of(shards: list[Shard]) -> str:

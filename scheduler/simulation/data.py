@@ -13,7 +13,7 @@ import numpy.typing as npt
 from embedding.spec import Adagrad, AdamAsync, CounterAdmission, Eviction, TableSpec
 from ps.deduplicate import Deduplicated, Deduplicator
 from ps.spec import StoreSpec, even_routing
-from scheduler.simulated_scenario import Scenario
+from scheduler.simulation.scenario import Scenario
 from worker.metrics import bin_of, log_loss_sum
 from worker.protocol import Evaluation, Token, TokenKind
 
