@@ -29,7 +29,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         config = JobConfig.from_yaml(arguments.job, arguments.override)
-        result = Trainer(config).fit()
+        trainer = Trainer(config)
+        result = trainer.fit()
     except (ConfigError, RunDirectoryError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -39,7 +40,9 @@ def main() -> int:
     except KeyboardInterrupt:
         print("stopped before the end; no checkpoint was written", file=sys.stderr)
         return 130
-    best = best_auc_for(expand(config.data.eval)) if config.data.eval else None
+    # The trainer's paths: those of the job file may be relative to another folder.
+    evaluated = trainer.config.data.eval
+    best = best_auc_for(expand(evaluated)) if evaluated else None
     _show(result.metrics, best, result.path)
     print(json.dumps(_summary(result.metrics, best, result.path)))
     return 0

@@ -1,6 +1,7 @@
 """scripts/train.py with input that it must refuse: exit 2 and a line that names the mistake."""
 
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -229,3 +230,22 @@ def test_a_bad_row_group_is_skipped_counted_and_reported(
     assert result["samples_trained"] == 1300
     assert result["samples_skipped"] == 700
     assert result["skipped_by_reason"] == {"bad_file": 700}
+
+
+@pytest.mark.ray
+def test_relative_paths_follow_synchromesh_root_to_the_end(
+    job: dict[str, Any], samples: Path, tmp_path: Path
+) -> None:
+    job["data"] |= {"train": "train-0.parquet", "eval": "test.parquet"}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "train.py"), str(tmp_path / "job.yaml")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "SYNCHROMESH_ROOT": str(samples)},
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["eval"]["samples"] == 1000
