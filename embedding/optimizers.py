@@ -16,6 +16,7 @@ To add an optimizer: a type in `optimizer_spec`, a kernel, and its cases in `_la
 `step_scalars`.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -153,6 +154,7 @@ class OptimizerRule:
         self.kernel(rows, positions, gradients, scale, scalars)
 
 
+@functools.cache
 def rule_for(spec: Optimizer, *, sparse: bool) -> OptimizerRule:
     """Return the rule of an optimizer for table rows (sparse) or dense parameters.
 
