@@ -1,7 +1,7 @@
 """The embedding variable: a table of rows that grows as keys appear."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,20 @@ from embedding.arguments import input_array, output_array, read_only
 from embedding.bloom import BloomBlocks, BloomFilter
 from embedding.counters import CounterEntries
 from embedding.eviction import EvictFirst, expired, overfull
+from embedding.finite import all_finite, finite_rows
 from embedding.initial_values import initial_values_of
 from embedding.kernels import pull_rows, settle_keys
+from embedding.mixing import mix_text
 from embedding.optimizers import rule_for
+from embedding.precision import (
+    FLOAT32,
+    kind_of,
+    narrow_rows,
+    read_vectors,
+    stored_width,
+    widen_rows,
+    write_vectors,
+)
 from embedding.rows import FREQUENCY, VERSION, Rows
 from embedding.spec import BloomAdmission, CounterAdmission, TableSpec
 
@@ -22,6 +33,7 @@ Float32Array = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
 
 ALL_BUCKETS = (0, 4096)
+_NARROW_ROWS_AT_ONCE = 4096  # widened rows of a usual table then fit the second-level cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +68,29 @@ class EmbeddingVariable:
 
     Args:
         spec: what the table is.
+        on_non_finite: what `apply` does about a gradient with NaN or infinity: it refuses all of
+            them, or leaves that key's out and counts it.
+
+    Attributes:
+        num_evicted: rows and counters evicted so far.
+        num_non_finite: gradients left out so far.
     """
 
-    def __init__(self, spec: TableSpec) -> None:
+    def __init__(self, spec: TableSpec, *, on_non_finite: Literal["fail", "skip"] = "fail") -> None:
         self.spec = spec
         self.num_evicted = 0
+        self.num_non_finite = 0
+        self._on_non_finite = on_non_finite
         self._rule = rule_for(spec.optimizer, sparse=True)
         self._initial = initial_values_of(
             spec.initializer, dim=spec.dim, name=spec.name, seed=spec.seed
         )
         self._initial_slots = self._rule.initial_slots(spec.dim)
         self._default_value = np.float32(spec.default_value)
-        self._rows = Rows(self._rule.row_width(spec.dim))
+        self._precision = kind_of(spec.value_dtype)
+        # No table's name has a slash, so these draws are not the initial values of any.
+        self._rounding_seed = np.uint64(mix_text(f"{spec.name}/rounding", spec.seed))
+        self._rows = Rows(stored_width(spec))
         self._counters = Rows(0)
         rule = spec.admission
         self._bloom = BloomFilter(rule) if isinstance(rule, BloomAdmission) else None
@@ -113,6 +136,7 @@ class EmbeddingVariable:
         n = len(keys)
         pull_rows(
             self._rows.arrays,
+            self._precision,
             self._admission,
             self._initial,
             self._default_value,
@@ -150,7 +174,8 @@ class EmbeddingVariable:
             scalars: float64[k], see `optimizers.step_scalars`.
 
         Raises:
-            ValueError: an array has another type or shape, or the number of scalars is wrong.
+            ValueError: an array has another type or shape, the number of scalars is wrong, or a
+                gradient is not finite and `on_non_finite` is `fail`.
             MemoryError: there is no room for the new keys.
         """
         n = len(keys)
@@ -161,11 +186,15 @@ class EmbeddingVariable:
         if has_gradient is not None:
             flags = input_array("has_gradient", has_gradient, _UINT8, (n,))
         numbers = self._rule.check_scalars(scalars)
+        if not all_finite(gradients):
+            flags = self._without_non_finite(keys, gradients, flags)
         self._make_room(keys, flags)
         new = None if self._bloom is None else np.flatnonzero(self._rows.find(keys) < 0)
         positions = np.empty(n, np.int64)
         settle_keys(
             self._rows.arrays,
+            self._precision,
+            self.spec.dim,
             self._admission,
             self._initial,
             self._initial_slots,
@@ -178,8 +207,48 @@ class EmbeddingVariable:
         if self._bloom is not None:
             # After all rows were made, so that none starts with what this step brings for others.
             self._bloom.add(keys[new], counts[new])
-        values = self._rows.arrays.values
-        self._rule.run(values, positions, gradients, np.float32(scale), numbers)
+        if self._precision == FLOAT32:
+            values = self._rows.arrays.values
+            self._rule.run(values, positions, gradients, np.float32(scale), numbers)
+        else:
+            self._update_narrow(keys, positions, gradients, step, np.float32(scale), numbers)
+
+    def _update_narrow(
+        self,
+        keys: Int64Array,
+        positions: Int64Array,
+        gradients: Float32Array,
+        step: int,
+        scale: np.float32,
+        scalars: npt.NDArray[np.float64],
+    ) -> None:
+        """Update rows with vectors of 16 bits: widened, updated in float32, rounded."""
+        values, dim = self._rows.arrays.values, self.spec.dim
+        for start in range(0, keys.size, _NARROW_ROWS_AT_ONCE):
+            part = slice(start, start + _NARROW_ROWS_AT_ONCE)
+            places = positions[part]
+            wide = np.empty((places.size, self._rule.row_width(dim)), np.float32)
+            widen_rows(values, places, self._precision, dim, wide)
+            own = np.where(places >= 0, np.arange(places.size), -1)
+            self._rule.run(wide, own, gradients[part], scale, scalars)
+            narrow_rows(
+                values, places, self._precision, dim, wide, keys[part], self._rounding_seed, step
+            )
+
+    def _without_non_finite(
+        self, keys: Int64Array, gradients: Float32Array, flags: UInt8Array
+    ) -> UInt8Array:
+        """Return has_gradient without the keys whose gradient is not finite."""
+        present = flags != 0 if flags.size else np.ones(keys.size, bool)
+        bad = present & ~finite_rows(gradients)
+        if self._on_non_finite == "fail" and bad.any():
+            raise ValueError(
+                f"table {self.spec.name}: the gradients of {np.count_nonzero(bad)} of {keys.size}"
+                f" keys are not finite, the first is that of key {keys[bad][0]}; nothing was"
+                " applied. on_non_finite='skip' leaves such gradients out"
+            )
+        self.num_non_finite += int(np.count_nonzero(bad))
+        return read_only((present & ~bad).astype(np.uint8))
 
     def _make_room(self, keys: Int64Array, flags: UInt8Array) -> None:
         """Make room for what an apply may add."""
@@ -216,12 +285,17 @@ class EmbeddingVariable:
         gone = expired(
             self._rows,
             dim=self.spec.dim,
+            precision=self._precision,
             min_version=min_version,
             l2_weight_threshold=l2_weight_threshold,
         )
         self._rows.remove(gone)
         gone_counters = expired(
-            self._counters, dim=0, min_version=min_version, l2_weight_threshold=0.0
+            self._counters,
+            dim=0,
+            precision=FLOAT32,
+            min_version=min_version,
+            l2_weight_threshold=0.0,
         )
         self._counters.remove(gone_counters)
         parts = [gone, gone_counters]
@@ -240,15 +314,23 @@ class EmbeddingVariable:
         Each call looks through the whole index, so ask for many buckets at once.
         """
         keys, rows = self._rows.in_buckets(buckets)
-        values = self._rows.arrays.values[rows]
         metadata = self._rows.arrays.metadata[rows]
+        vectors, slots = self._read(rows)
         return TableEntries(
             keys=keys,
             frequency=np.ascontiguousarray(metadata[:, FREQUENCY]),
             version=np.ascontiguousarray(metadata[:, VERSION]),
-            vectors=np.ascontiguousarray(values[:, : self.spec.dim]),
-            slots=np.ascontiguousarray(values[:, self.spec.dim :]),
+            vectors=vectors,
+            slots=slots,
         )
+
+    def _read(self, rows: Int64Array) -> tuple[Float32Array, Float32Array]:
+        """Copy the vectors and the slots of rows."""
+        values = self._rows.arrays.values
+        vectors = np.empty((rows.size, self.spec.dim), np.float32)
+        read_vectors(values, rows, self._precision, vectors)
+        first_slot = values.shape[1] - self._initial_slots.size
+        return vectors, values[rows, first_slot:]
 
     def export_counters(self, buckets: tuple[int, int] = ALL_BUCKETS) -> CounterEntries:
         """Copy the counters of the keys in buckets [first, end), sorted by (bucket, key)."""
@@ -297,8 +379,9 @@ class EmbeddingVariable:
         self._counters.remove(keys)
         self._rows.arrays.metadata[rows, FREQUENCY] = frequency
         self._rows.arrays.metadata[rows, VERSION] = version
-        self._rows.arrays.values[rows, :dim] = vectors
-        self._rows.arrays.values[rows, dim:] = slots
+        values = self._rows.arrays.values
+        write_vectors(values, rows, self._precision, vectors)
+        values[rows, values.shape[1] - slots.shape[1] :] = slots
 
     def import_counters(self, entries: CounterEntries) -> None:
         """Insert or overwrite counters; a row of the same key is removed.

@@ -71,7 +71,8 @@ class Shard:
     ) -> None:
         self.spec = spec
         self.index = index
-        self.tables = [EmbeddingVariable(table) for table in spec.tables]
+        # Workers push finite gradients only, but the sum of some may overflow.
+        self.tables = [EmbeddingVariable(table, on_non_finite="skip") for table in spec.tables]
         self.dense = DenseBlocks(spec, index)
         self.buffer = GradientBuffer(
             max_contributions=max_contributions, max_bytes=max_buffer_bytes

@@ -31,6 +31,7 @@ from embedding.spec import (
     ProbabilisticAdmission,
     TruncatedNormal,
     Uniform,
+    ValueDtype,
     Zeros,
 )
 from scheduler.config_errors import ConfigError, validated
@@ -129,6 +130,7 @@ class TableConfig(_Section):
     admission: AdmissionConfig | None = None
     eviction: Eviction | None = None
     default_value: float | None = None
+    value_dtype: ValueDtype | None = None
 
 
 class EmbeddingConfig(_Section):
@@ -140,6 +142,7 @@ class EmbeddingConfig(_Section):
     admission: AdmissionConfig | None = None
     eviction: Eviction | None = None
     default_value: float = 0.0
+    value_dtype: ValueDtype = "float32"
 
 
 class ModelConfig(BaseModel):
