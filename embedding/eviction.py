@@ -17,8 +17,8 @@ Float32Array = npt.NDArray[np.float32]
 
 EvictFirst = Literal["least_frequent", "least_recent"]
 
-# Of the index for each row, at most: an entry of 16 bytes, and 3 of 8 are in use after a doubling.
-INDEX_BYTES = 43
+# Of the index for each row, at most: an entry of 16 bytes, and 3 of 10 are in use after a doubling.
+INDEX_BYTES = 54
 
 _BUCKET_SHIFT = np.uint64(64 - BUCKET_BITS)
 _AHEAD = 16  # entries between asking for a row and reading it
@@ -84,7 +84,7 @@ def _collect_expired(
     keys: Int64Array,
 ) -> int:
     entries, metadata, values = rows.entries, rows.metadata, rows.values
-    stored, vector = values.view(np.uint32), np.empty((1, dim), np.float32)
+    vector = np.empty((1, dim), np.float32)
     weigh = l2_weight_threshold > 0
     count = 0
     for slot in range(entries.shape[0]):
@@ -99,7 +99,7 @@ def _collect_expired(
         gone = metadata[row, VERSION] < min_version
         if not gone and weigh:
             total = 0.0
-            read_vector(stored, row, precision, vector, 0, dim)
+            read_vector(values, row, precision, vector, 0, dim)
             for c in range(dim):
                 total += np.float64(vector[0, c]) * np.float64(vector[0, c])
             gone = 0.5 * total < l2_weight_threshold

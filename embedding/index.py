@@ -71,19 +71,17 @@ def home_slot(key: np.int64, geometry: Geometry) -> np.uint64:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def find_from(entries: Int64Array, key: np.int64, slot: np.uint64, mask: np.uint64) -> np.int64:
-    """Return the row of a key whose home slot is known, or -1."""
-    while entries[slot, 1] != 0:
-        if entries[slot, 0] == key:
-            return entries[slot, 1] - 1
+def probe(entries: Int64Array, key: np.int64, slot: np.uint64, mask: np.uint64) -> np.uint64:
+    """Return where a key is, or else the empty slot where it belongs, searching from a slot on."""
+    while entries[slot, 1] != 0 and entries[slot, 0] != key:
         slot = (slot + _ONE) & mask
-    return np.int64(-1)
+    return slot
 
 
 @njit(cache=True, nogil=True, inline="always")
 def find(entries: Int64Array, geometry: Geometry, key: np.int64) -> np.int64:
     """Return the row of one key, or -1."""
-    return find_from(entries, key, home_slot(key, geometry), geometry.mask)
+    return entries[probe(entries, key, home_slot(key, geometry), geometry.mask), 1] - 1
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -100,9 +98,7 @@ def insert(entries: Int64Array, geometry: Geometry, key: np.int64, row: np.int64
 def remove(entries: Int64Array, geometry: Geometry, key: np.int64) -> np.int64:
     """Remove a key and return the row it had, or -1 where it is absent."""
     mask = geometry.mask
-    hole = home_slot(key, geometry)
-    while entries[hole, 1] != 0 and entries[hole, 0] != key:
-        hole = (hole + _ONE) & mask
+    hole = probe(entries, key, home_slot(key, geometry), mask)
     row = entries[hole, 1] - 1
     if row < 0:
         return row
@@ -179,7 +175,8 @@ def find_batch(entries: Int64Array, split: int, keys: Int64Array, rows: Int64Arr
         length = min(BLOCK, keys.size - start)
         prefetch_homes(entries, geometry, keys, start, length, slots)
         for i in range(length):
-            rows[start + i] = find_from(entries, keys[start + i], slots[i], geometry.mask)
+            slot = probe(entries, keys[start + i], slots[i], geometry.mask)
+            rows[start + i] = entries[slot, 1] - 1
 
 
 @njit(cache=True, nogil=True, inline="always")

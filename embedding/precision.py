@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from embedding.bits import bits_of, float_of
 from embedding.mixing import mix64
 from embedding.optimizers import rule_for
 from embedding.prefetch import prefetch_ahead
@@ -24,13 +25,13 @@ from embedding.spec import TableSpec, ValueDtype
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
-UInt32Array = npt.NDArray[np.uint32]
 
 FLOAT32, FLOAT16, BFLOAT16 = range(3)
 _KINDS: dict[ValueDtype, int] = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
 
 _NEAREST = np.uint32(0x8000)  # a draw in the middle rounds to the nearest, ties away from zero
-_LOW_16, _HALF_SIGN = np.uint32(0xFFFF), np.uint32(0x8000)
+_LOW_16 = np.uint32(0xFFFF)
+_HALF_SIGN, _HALF_REST = np.uint32(0x8000), np.uint32(0x7FFF)
 _SIGN, _REST = np.uint32(0x80000000), np.uint32(0x7FFFFFFF)
 _INFINITE, _QUIET_NAN = np.uint32(0x7F800000), np.uint32(0x7FC00000)
 _FRACTION, _LEADING_ONE = np.uint32(0x7FFFFF), np.uint32(0x800000)
@@ -41,8 +42,7 @@ _HALF_NORMAL_WIDE = np.uint32(0x38800000)  # 2^-14 as float32, the least normal 
 _HALF_BIAS = np.uint32(112 << 10)  # difference of the exponents' biases, in place
 _HALF_SCALE = np.float32(2.0**112)
 _1, _3, _13, _16, _23 = np.uint32(1), np.uint32(3), np.uint32(13), np.uint32(16), np.uint32(23)
-_BITS_16 = np.uint64(16)
-_DRAWS_A_WORD = 4
+_BITS_16, _UPPER = np.uint64(16), np.uint64(32)
 
 
 def kind_of(dtype: ValueDtype) -> int:
@@ -82,62 +82,75 @@ def _narrow(bits: np.uint32, draw: np.uint32, kind: int) -> np.uint32:
 
 
 @njit(cache=True, nogil=True, inline="always")
+def _widen(half: np.uint32, kind: int) -> np.float32:
+    """Return the number that 16 bits stand for."""
+    if kind == BFLOAT16:
+        return float_of(half << _16)
+    size = half & _HALF_REST
+    # Shifted into place its exponent is too small by the difference of the biases.
+    number = float_of(size << _13) * _HALF_SCALE
+    if size >= _HALF_INFINITE:
+        number = float_of(_INFINITE | (size << _13))
+    return -number if half & _HALF_SIGN else number
+
+
+@njit(cache=True, nogil=True, inline="always")
 def read_vector(
-    stored: UInt32Array, row: np.int64, kind: int, out: Float32Array, target: np.int64, dim: int
+    values: Float32Array,
+    row: np.int64,
+    kind: int,
+    out: Float32Array,
+    target: np.int64,
+    dim: int,
 ) -> None:
-    """Write the vector of a row of uint32[capacity, width] to out[target, :dim], exactly."""
-    bits = out.view(np.uint32)
+    """Write the vector of a row of values, float32[capacity, width], to out[target, :dim]."""
     if kind == FLOAT32:
         for c in range(dim):
-            bits[target, c] = stored[row, c]
-    elif kind == BFLOAT16:
-        for c in range(dim):
-            word = stored[row, c >> 1]
-            bits[target, c] = word & ~_LOW_16 if c & 1 else word << _16
-    else:
-        for c in range(dim):
-            word = stored[row, c >> 1]
-            half = word >> _16 if c & 1 else word & _LOW_16
-            size = half & np.uint32(0x7FFF)
-            # Shifted into place its exponent is too small by the difference of the biases.
-            bits[target, c] = size << _13
-            out[target, c] *= _HALF_SCALE
-            if size >= _HALF_INFINITE:
-                bits[target, c] = _INFINITE | (size << _13)
-            bits[target, c] |= (half & _HALF_SIGN) << _16
+            out[target, c] = values[row, c]
+        return
+    for c in range(dim >> 1):
+        word = bits_of(values[row, c])
+        out[target, 2 * c] = _widen(word & _LOW_16, kind)
+        out[target, 2 * c + 1] = _widen(word >> _16, kind)
+    if dim & 1:
+        out[target, dim - 1] = _widen(bits_of(values[row, dim >> 1]) & _LOW_16, kind)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def write_vector(
-    stored: UInt32Array, row: np.int64, kind: int, vectors: Float32Array, source: np.int64, dim: int
+    values: Float32Array,
+    row: np.int64,
+    kind: int,
+    vectors: Float32Array,
+    source: np.int64,
+    dim: int,
 ) -> None:
-    """Write vectors[source, :dim] to a row of uint32[capacity, width], rounded to the nearest."""
-    bits = vectors.view(np.uint32)
+    """Write vectors[source, :dim] to a row of values, rounded to the nearest."""
     if kind == FLOAT32:
         for c in range(dim):
-            stored[row, c] = bits[source, c]
+            values[row, c] = vectors[source, c]
         return
     for c in range(0, dim, 2):
-        word = _narrow(bits[source, c], _NEAREST, kind)
+        word = _narrow(bits_of(vectors[source, c]), _NEAREST, kind)
         if c + 1 < dim:
-            word |= _narrow(bits[source, c + 1], _NEAREST, kind) << _16
-        stored[row, c >> 1] = word
+            word |= _narrow(bits_of(vectors[source, c + 1]), _NEAREST, kind) << _16
+        values[row, c >> 1] = float_of(word)
 
 
 @njit(cache=True, nogil=True)
 def read_vectors(values: Float32Array, rows: Int64Array, kind: int, out: Float32Array) -> None:
     """Write the vectors of rows int64[n] to out, float32[n, dim]."""
-    stored = values.view(np.uint32)
     for i in range(rows.size):
-        read_vector(stored, rows[i], kind, out, i, out.shape[1])
+        prefetch_ahead(values, rows, i)
+        read_vector(values, rows[i], kind, out, i, out.shape[1])
 
 
 @njit(cache=True, nogil=True)
 def write_vectors(values: Float32Array, rows: Int64Array, kind: int, vectors: Float32Array) -> None:
     """Write vectors, float32[n, dim], to rows int64[n], rounded to the nearest."""
-    stored = values.view(np.uint32)
     for i in range(rows.size):
-        write_vector(stored, rows[i], kind, vectors, i, vectors.shape[1])
+        prefetch_ahead(values, rows, i)
+        write_vector(values, rows[i], kind, vectors, i, vectors.shape[1])
 
 
 @njit(cache=True, nogil=True)
@@ -151,13 +164,12 @@ def widen_rows(
         positions: int64[n], rows; -1 is left out.
         wide: float32[at least n, dim + slots], written.
     """
-    stored = values.view(np.uint32)
-    narrow = values.shape[1] - (wide.shape[1] - dim)
+    narrow = (dim + 1) // 2
     for i in range(positions.size):
         prefetch_ahead(values, positions, i)
         row = positions[i]
         if row >= 0:
-            read_vector(stored, row, kind, wide, i, dim)
+            read_vector(values, row, kind, wide, i, dim)
             for c in range(wide.shape[1] - dim):
                 wide[i, dim + c] = values[row, narrow + c]
 
@@ -180,22 +192,17 @@ def narrow_rows(
         seed: of the table's draws.
         step: the step that changed them.
     """
-    stored, bits = values.view(np.uint32), wide.view(np.uint32)
-    narrow = values.shape[1] - (wide.shape[1] - dim)
+    narrow = (dim + 1) // 2
     for i in range(positions.size):
         row = positions[i]
         if row < 0:
             continue
         base = mix64(mix64(np.uint64(keys[i]) ^ seed) + np.uint64(step))
-        draws = np.uint64(0)
         for c in range(0, dim, 2):
-            if c % _DRAWS_A_WORD == 0:
-                draws = mix64(base + np.uint64(c))
-            word = _narrow(bits[i, c], np.uint32(draws) & _LOW_16, kind)
-            draws >>= _BITS_16
+            draws = np.uint32(mix64(base + np.uint64(c)) >> _UPPER)
+            word = _narrow(bits_of(wide[i, c]), draws & _LOW_16, kind)
             if c + 1 < dim:
-                word |= _narrow(bits[i, c + 1], np.uint32(draws) & _LOW_16, kind) << _16
-            draws >>= _BITS_16
-            stored[row, c >> 1] = word
+                word |= _narrow(bits_of(wide[i, c + 1]), draws >> _16, kind) << _16
+            values[row, c >> 1] = float_of(word)
         for c in range(wide.shape[1] - dim):
             values[row, narrow + c] = wide[i, dim + c]

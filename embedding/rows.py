@@ -28,12 +28,11 @@ NUM_ROWS, NUM_TOUCHED, FIRST_FREE, SPLIT = 0, 1, 2, 3  # places in the state
 METADATA_BYTES = 16
 _ENTRY_BYTES = 16
 _MIN_ENTRIES = 64
-# Share of the index in use before it doubles. From .5 to .75 a pull of unknown keys loses a tenth
-# and one of known keys nothing that could be measured; an index takes 21 to 43 bytes per key.
-_LOAD_LIMIT = 0.75
-# Slots of a doubling that are moved for each key of a batch. Were all keys new, the last slots to
-# move would be .75 + 1 / 8 full; a batch takes about a tenth longer for it.
-_SLOTS_PER_KEY = 8
+# Share of the index in use at which its next doubling begins, and the slots of it that are moved
+# for each key of a batch. Were all keys new, the last slots to move would be .6 + 1 / 4 full; a
+# batch of known keys moves as many, so the index is .3 to .85 full, 19 to 54 bytes a key.
+_LOAD_LIMIT = 0.6
+_SLOTS_PER_KEY = 4
 
 
 class RowArrays(NamedTuple):

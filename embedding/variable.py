@@ -33,7 +33,7 @@ Float32Array = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
 
 ALL_BUCKETS = (0, 4096)
-_NARROW_ROWS_AT_ONCE = 4096  # widened rows of a usual table then fit the second-level cache
+_KEYS_AT_ONCE = 4096  # their rows, new ones above all, are still in the cache when they are updated
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,19 @@ class EmbeddingVariable:
             flags = self._without_non_finite(keys, gradients, flags)
         self._make_room(keys, flags)
         new = None if self._bloom is None else np.flatnonzero(self._rows.find(keys) < 0)
-        positions = np.empty(n, np.int64)
+        for start in range(0, n, _KEYS_AT_ONCE):
+            part = slice(start, start + _KEYS_AT_ONCE)
+            positions = self._settle(keys[part], counts[part], flags[part], step)
+            self._update(keys[part], positions, gradients[part], step, np.float32(scale), numbers)
+        if self._bloom is not None:
+            # After all rows were made, so that none starts with what this step brings for others.
+            self._bloom.add(keys[new], counts[new])
+
+    def _settle(
+        self, keys: Int64Array, counts: Int64Array, flags: UInt8Array, step: int
+    ) -> Int64Array:
+        """Count keys and make rows; return the row of each that is updated, else -1."""
+        positions = np.empty(keys.size, np.int64)
         settle_keys(
             self._rows.arrays,
             self._precision,
@@ -204,16 +216,9 @@ class EmbeddingVariable:
             step,
             positions,
         )
-        if self._bloom is not None:
-            # After all rows were made, so that none starts with what this step brings for others.
-            self._bloom.add(keys[new], counts[new])
-        if self._precision == FLOAT32:
-            values = self._rows.arrays.values
-            self._rule.run(values, positions, gradients, np.float32(scale), numbers)
-        else:
-            self._update_narrow(keys, positions, gradients, step, np.float32(scale), numbers)
+        return positions
 
-    def _update_narrow(
+    def _update(
         self,
         keys: Int64Array,
         positions: Int64Array,
@@ -222,18 +227,16 @@ class EmbeddingVariable:
         scale: np.float32,
         scalars: npt.NDArray[np.float64],
     ) -> None:
-        """Update rows with vectors of 16 bits: widened, updated in float32, rounded."""
+        """Update rows; vectors of 16 bits are widened, updated in float32 and rounded."""
         values, dim = self._rows.arrays.values, self.spec.dim
-        for start in range(0, keys.size, _NARROW_ROWS_AT_ONCE):
-            part = slice(start, start + _NARROW_ROWS_AT_ONCE)
-            places = positions[part]
-            wide = np.empty((places.size, self._rule.row_width(dim)), np.float32)
-            widen_rows(values, places, self._precision, dim, wide)
-            own = np.where(places >= 0, np.arange(places.size), -1)
-            self._rule.run(wide, own, gradients[part], scale, scalars)
-            narrow_rows(
-                values, places, self._precision, dim, wide, keys[part], self._rounding_seed, step
-            )
+        if self._precision == FLOAT32:
+            self._rule.run(values, positions, gradients, scale, scalars)
+            return
+        wide = np.empty((keys.size, self._rule.row_width(dim)), np.float32)
+        widen_rows(values, positions, self._precision, dim, wide)
+        own = np.where(positions >= 0, np.arange(keys.size), -1)
+        self._rule.run(wide, own, gradients, scale, scalars)
+        narrow_rows(values, positions, self._precision, dim, wide, keys, self._rounding_seed, step)
 
     def _without_non_finite(
         self, keys: Int64Array, gradients: Float32Array, flags: UInt8Array
