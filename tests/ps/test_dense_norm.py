@@ -99,6 +99,18 @@ def test_a_step_is_the_same_after_others_were_measured(small_job: Any) -> None:
     assert digests[0] == digests[1]
 
 
+def test_a_sum_that_overflows_is_not_finite_in_its_block_alone(small_job: Any) -> None:
+    job = small_job(TABLES, dense_size=DENSE_SIZE)
+    dense = np.ones(DENSE_SIZE, np.float32)
+    dense[BLOCK_SIZE] = 3e38
+    for batch_id in range(2):
+        job.send(0, job.contribution(0, job.unique([1]), batch_id=batch_id, dense=dense))
+
+    (reply,) = measure(job, entries=(Entry(0, 0, 1.0), Entry(1, 0, 1.0)))
+
+    assert np.isinf(reply.sums).tolist() == [False, True, False, False]
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
