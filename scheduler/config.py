@@ -152,12 +152,13 @@ class ModelConfig(BaseModel):
 
     type: Literal["dlrm", "deepfm", "wide_deep", "custom"]
     optimizer: OptimizerConfig = Adagrad(learning_rate=0.01)
+    clip_global_norm: float | None = Field(None, gt=0)
 
     @field_validator("optimizer")
     @classmethod
     def _without_rows(cls, value: Optimizer) -> Optimizer:
         if value.clip_norm is not None:
-            raise ValueError(NO_DENSE_CLIP_NORM)
+            raise ValueError(f"{NO_DENSE_CLIP_NORM}, or model.clip_global_norm")
         return value
 
     @model_validator(mode="after")
