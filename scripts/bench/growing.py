@@ -8,7 +8,7 @@ from resource import getpagesize
 import numpy as np
 import numpy.typing as npt
 
-from bench.keys import in_order, uniform
+from bench.keys import Size, in_order, uniform
 from bench.limits import row_bytes
 from bench.lines import MEGA, Times, emit, emit_rate
 from bench.tables import Setting, Table, key_batches, new_keys
@@ -97,28 +97,31 @@ def _usual_time(seconds: Float64Array, i: int) -> float:
 
 def memory(setting: Setting) -> None:
     """Bytes of a row, by the table's own count and by what the process grew, at two sizes."""
-    payload = row_bytes(setting.size.dim)
     for rows in (setting.size.rows // 10, setting.size.rows):
-        size = replace(setting.size, rows=rows)
-        batches = new_keys(size)
-        before = _resident_bytes()
-        table = Table(size)
-        table.apply(batches)
-        grown = _resident_bytes() - before
-        parts = {name: part / rows for name, part in table.rows.memory().items()}
-        emit(
-            "memory_per_row",
-            parts["total"] / payload,
-            "times the payload",
-            limit=None,
-            ratio=None,
-            target=1.35,
-            at_most=True,
-            rows=rows,
-            payload_bytes=payload,
-            process_bytes_per_row=grown / rows,
-            **{f"{name}_bytes_per_row": part for name, part in parts.items()},
-        )
+        _emit_memory(replace(setting.size, rows=rows))
+
+
+def _emit_memory(size: Size) -> None:
+    payload = row_bytes(size.dim)
+    batches = new_keys(size)
+    before = _resident_bytes()
+    table = Table(size)
+    table.apply(batches)
+    grown = _resident_bytes() - before
+    parts = {name: part / size.rows for name, part in table.rows.memory().items()}
+    emit(
+        "memory_per_row",
+        parts["total"] / payload,
+        "times the payload",
+        limit=None,
+        ratio=None,
+        target=1.35,
+        at_most=True,
+        rows=size.rows,
+        payload_bytes=payload,
+        process_bytes_per_row=grown / size.rows,
+        **{f"{name}_bytes_per_row": part for name, part in parts.items()},
+    )
 
 
 def _resident_bytes() -> int:
