@@ -1,8 +1,8 @@
 """What the machine could do at best: copying memory, gathering rows, updating rows in place.
 
 The rows are a bare array as long and wide as a table's, reserved as a table reserves its own; the
-row numbers are given, so nothing is looked up. Width and prefetch distance are constants of the
-compiled code.
+row numbers are given, so nothing is looked up. Both kernels are written so that LLVM works on vectors
+of values; scalar code, which is what small changes of them give, is half as fast.
 """
 
 import math
@@ -24,32 +24,34 @@ _LINE = 16  # float32 values in a cache line
 _LEARNING_RATE = np.float32(0.02)
 
 
-def gather_kernel(dim: int) -> Callable[..., None]:
-    """Return kernel(rows, positions, out): out[i] = rows[positions[i], :dim]."""
-
-    @njit(nogil=True)
-    def gather(rows: Float32Array, positions: Int64Array, out: Float32Array) -> None:
-        for i in range(positions.size):
-            if i + _AHEAD < positions.size:
-                for c in range(0, dim, _LINE):
-                    prefetch(rows, positions[i + _AHEAD], c)
-            for c in range(dim):
-                out[i, c] = rows[positions[i], c]
-
-    return gather
+@njit(nogil=True, error_model="numpy")
+def _gather(rows: Float32Array, positions: Int64Array, out: Float32Array) -> None:
+    """out[i] = rows[positions[i], :width of out]."""
+    dim = out.shape[1]  # not a constant: LLVM would unroll it into copies of single values
+    for i in range(positions.size):
+        if i + _AHEAD < positions.size:
+            for c in range(0, dim, _LINE):
+                prefetch(rows, positions[i + _AHEAD], c)
+        row = positions[i]
+        for c in range(dim):
+            out[i, c] = rows[row, c]
 
 
 def read_modify_write_kernel(dim: int) -> Callable[..., None]:
-    """Return kernel(rows, positions, gradients): Adagrad on rows of vector and accumulator."""
+    """Return kernel(rows, positions, gradients): Adagrad on rows of vector and accumulator.
 
-    @njit(nogil=True)
+    LLVM makes the arithmetic a loop over vectors only where a division by 0 raises nothing, where
+    the accumulator's place is a constant, and where the number of values is not.
+    """
+
+    @njit(nogil=True, error_model="numpy")
     def update(rows: Float32Array, positions: Int64Array, gradients: Float32Array) -> None:
         for i in range(positions.size):
             if i + _AHEAD < positions.size:
                 for c in range(0, 2 * dim, _LINE):
                     prefetch(rows, positions[i + _AHEAD], c)
             row = positions[i]
-            for c in range(dim):
+            for c in range(gradients.shape[1]):
                 g = gradients[i, c]
                 accumulator = rows[row, dim + c] + g * g
                 rows[row, dim + c] = accumulator
@@ -66,13 +68,12 @@ class BareRows:
         self.rows[:] = 0.1
         self._out = np.empty((size.batch, size.dim), np.float32)
         self._gradients = np.full((size.batch, size.dim), 0.01, np.float32)
-        self._gather = gather_kernel(size.dim)
         self._update = read_modify_write_kernel(size.dim)
 
     def gather(self, batches: list[Int64Array]) -> None:
         """Read the vectors of each batch of row numbers."""
         for positions in batches:
-            self._gather(self.rows, positions, self._out)
+            _gather(self.rows, positions, self._out)
 
     def read_modify_write(self, batches: list[Int64Array]) -> None:
         """Update each batch of rows, which must be distinct."""
