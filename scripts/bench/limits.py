@@ -1,8 +1,8 @@
 """What the machine could do at best: copying memory, gathering rows, updating rows in place.
 
 The rows are a bare array as long and wide as a table's, reserved as a table reserves its own; the
-row numbers are given, so nothing is looked up. Both kernels are written so that LLVM works on vectors
-of values; scalar code, which is what small changes of them give, is half as fast.
+row numbers are given, so nothing is looked up. Both kernels are written so that LLVM works on
+vectors of values; scalar code, which is what small changes of them give, is half as fast.
 """
 
 import math
