@@ -1,5 +1,6 @@
 """The embedding variable: a table of rows that grows as keys appear."""
 
+from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
@@ -230,6 +231,19 @@ class EmbeddingVariable:
             vectors=np.ascontiguousarray(values[:, : self.spec.dim]),
             slots=np.ascontiguousarray(values[:, self.spec.dim :]),
         )
+
+    def export_arrow(self, buckets: tuple[int, int] = ALL_BUCKETS) -> Any:
+        """Return `export` as a pyarrow.Table, see `embedding.arrow`, which needs pyarrow."""
+        return import_module("embedding.arrow").to_arrow(self.export(buckets), self.spec)
+
+    def import_arrow(self, table: Any) -> None:
+        """Insert or overwrite the rows of a pyarrow.Table, as `import_rows` does.
+
+        Raises:
+            ValueError: a column is wrong, see `embedding.arrow.from_arrow`.
+            MemoryError: there is no room for the new keys.
+        """
+        self.import_rows(import_module("embedding.arrow").from_arrow(table, self.spec))
 
     def export_counters(self, buckets: tuple[int, int] = ALL_BUCKETS) -> CounterEntries:
         """Copy the counters of the keys in buckets [first, end), sorted by (bucket, key)."""
