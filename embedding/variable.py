@@ -1,6 +1,5 @@
 """The embedding variable: a table of rows that grows as keys appear."""
 
-from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
@@ -234,7 +233,9 @@ class EmbeddingVariable:
 
     def export_arrow(self, buckets: tuple[int, int] = ALL_BUCKETS) -> Any:
         """Return `export` as a pyarrow.Table, see `embedding.arrow`, which needs pyarrow."""
-        return import_module("embedding.arrow").to_arrow(self.export(buckets), self.spec)
+        from embedding.arrow import to_arrow
+
+        return to_arrow(self.export(buckets), self.spec)
 
     def import_arrow(self, table: Any) -> None:
         """Insert or overwrite the rows of a pyarrow.Table, as `import_rows` does.
@@ -243,7 +244,9 @@ class EmbeddingVariable:
             ValueError: a column is wrong, see `embedding.arrow.from_arrow`.
             MemoryError: there is no room for the new keys.
         """
-        self.import_rows(import_module("embedding.arrow").from_arrow(table, self.spec))
+        from embedding.arrow import from_arrow
+
+        self.import_rows(from_arrow(table, self.spec))
 
     def export_counters(self, buckets: tuple[int, int] = ALL_BUCKETS) -> CounterEntries:
         """Copy the counters of the keys in buckets [first, end), sorted by (bucket, key)."""
