@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -131,13 +131,13 @@ def bins_of() -> list[tuple[int, int]]:
 
 
 def show_overviews(console: Console, overviews: list[TableOverview]) -> None:
-    columns = {
+    columns: dict[str, JustifyMethod] = {
         "table": "left", "rows": "right", "unadmitted": "right", "files": "right", "dim": "right",
         "optimizer": "left", "admission": "left", "eviction": "left",
     }  # fmt: skip
     table = Table(box=None, pad_edge=False)
     for name, justify in columns.items():
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, overflow="fold")
     for overview in overviews:
         spec = overview.spec
         table.add_row(
