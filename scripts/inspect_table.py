@@ -207,8 +207,7 @@ def show_ranges(console: Console, summary: TableSummary) -> None:
     for label, values in zip(
         ("frequency", "version", "vector norm"), summary.ranges.values(), strict=True
     ):
-        cells = (f"{v:,}" if isinstance(v, int) else f"{v:.4g}" for v in values.values())
-        table.add_row(label, *cells)
+        table.add_row(label, *(number_text(value, 10**7) for value in values.values()))
     console.print(table)
     if summary.nonfinite_rows:
         console.print(
@@ -248,8 +247,8 @@ def bar_text(share: float, width: int, *, ascii_only: bool) -> str:
 def show_rows(console: Console, entries: TableEntries) -> None:
     columns = {
         "key": [str(key) for key in entries.keys.tolist()],
-        "frequency": [f"{frequency:,}" for frequency in entries.frequency.tolist()],
-        "version": [f"{version:,}" for version in entries.version.tolist()],
+        "frequency": [number_text(frequency, 10**12) for frequency in entries.frequency.tolist()],
+        "version": [number_text(version, 10**12) for version in entries.version.tolist()],
         "norm": [f"{norm:.4g}" for norm in norms(entries.vectors).tolist()],
     }
     table = Table(box=None, pad_edge=False)
@@ -316,6 +315,12 @@ def bin_text(low: int, high: int) -> str:
     if low >= 1 << 16:
         return f"2^{low.bit_length() - 1} to 2^{high.bit_length()}-1"
     return f"{low:,} to {high:,}"
+
+
+def number_text(value: float, exact_below: int) -> str:
+    """Return a whole number with all of its digits where there is room, others with four."""
+    whole = isinstance(value, int) and abs(value) < exact_below
+    return f"{value:,}" if whole else f"{value:.4g}"
 
 
 def values_text(values: np.ndarray, width: int) -> str:
