@@ -15,7 +15,7 @@ from embedding.index import BLOCK, geometry_of, prefetch_homes, probe
 from embedding.initial_values import InitialValues, fill_initial
 from embedding.precision import FLOAT32, read_vector, write_vector
 from embedding.prefetch import VALUES_PER_LINE, prefetch
-from embedding.rows import FREQUENCY, SPLIT, VERSION, RowArrays, take_row
+from embedding.rows import FREQUENCY, NUM_ROWS, SPLIT, VERSION, RowArrays, take_row
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
@@ -156,7 +156,7 @@ def settle_keys(
                 _start_rows(
                     rows, precision, dim, initial, initial_slots, keys, positions, new[:num_new]
                 )
-                if admission.kind == COUNTER or admission.kind == BLOOM:
+                if admission.kind == BLOOM or admission.counters.state[NUM_ROWS] > 0:
                     _hand_over_counts(rows, admission, keys, positions, new[:num_new])
             if admission.kind == COUNTER:
                 add_counts(admission.counters, keys, counts, step, positions, start, end)

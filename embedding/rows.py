@@ -195,3 +195,11 @@ class Rows:
             "metadata": touched * METADATA_BYTES,
             "rows": touched * self.arrays.values.shape[1] * 4,
         }
+
+
+def memory_of(num_keys: int, width: int) -> int:
+    """Return the bytes that `Rows` of so many keys and this width take where none were removed."""
+    entries = _MIN_ENTRIES
+    while num_keys > int(entries * _LOAD_LIMIT):
+        entries *= 2
+    return entries * _ENTRY_BYTES + num_keys * (METADATA_BYTES + 4 * width)

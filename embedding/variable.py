@@ -1,6 +1,5 @@
 """The embedding variable: a table of rows that grows as keys appear."""
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -10,9 +9,11 @@ from embedding.admission import Admission, admission_of
 from embedding.arguments import input_array, output_array, read_only
 from embedding.bloom import BloomBlocks, BloomFilter
 from embedding.counters import CounterEntries
+from embedding.entries import TableEntries
 from embedding.eviction import EvictFirst, expired, overfull
 from embedding.finite import all_finite, finite_rows
 from embedding.initial_values import initial_values_of
+from embedding.inspection import RankBy, TopRows, bucket_parts, frequency_histogram
 from embedding.kernels import pull_rows, settle_keys
 from embedding.mixing import mix_text
 from embedding.optimizers import rule_for
@@ -25,7 +26,7 @@ from embedding.precision import (
     widen_rows,
     write_vectors,
 )
-from embedding.rows import FREQUENCY, VERSION, Rows
+from embedding.rows import FREQUENCY, METADATA_BYTES, VERSION, Rows
 from embedding.spec import BloomAdmission, CounterAdmission, TableSpec
 
 Int64Array = npt.NDArray[np.int64]
@@ -34,26 +35,6 @@ UInt8Array = npt.NDArray[np.uint8]
 
 ALL_BUCKETS = (0, 4096)
 _KEYS_AT_ONCE = 4096  # their rows, new ones above all, are still in the cache when they are updated
-
-
-@dataclass(frozen=True, slots=True)
-class TableEntries:
-    """Rows as columns.
-
-    Args:
-        keys: int64[n].
-        frequency: int64[n].
-        version: int64[n].
-        vectors: float32[n, dim].
-        slots: float32[n, sum of the slots' widths], see `OptimizerRule`.
-    """
-
-    keys: Int64Array
-    frequency: Int64Array
-    version: Int64Array
-    vectors: Float32Array
-    slots: Float32Array
-
 
 _INT64, _UINT32, _UINT8, _FLOAT32 = map(np.dtype, ("int64", "uint32", "uint8", "float32"))
 _NO_COUNTS = read_only(np.empty(0, _UINT32))
@@ -335,6 +316,23 @@ class EmbeddingVariable:
         first_slot = values.shape[1] - self._initial_slots.size
         return vectors, values[rows, first_slot:]
 
+    def export_arrow(self, buckets: tuple[int, int] = ALL_BUCKETS) -> Any:
+        """Return `export` as a pyarrow.Table, see `embedding.arrow`, which needs pyarrow."""
+        from embedding.arrow import to_arrow
+
+        return to_arrow(self.export(buckets), self.spec)
+
+    def import_arrow(self, table: Any) -> None:
+        """Insert or overwrite the rows of a pyarrow.Table, as `import_rows` does.
+
+        Raises:
+            ValueError: a column is wrong, see `embedding.arrow.from_arrow`.
+            MemoryError: there is no room for the new keys.
+        """
+        from embedding.arrow import from_arrow
+
+        self.import_rows(from_arrow(table, self.spec))
+
     def export_counters(self, buckets: tuple[int, int] = ALL_BUCKETS) -> CounterEntries:
         """Copy the counters of the keys in buckets [first, end), sorted by (bucket, key)."""
         keys, rows = self._counters.in_buckets(buckets)
@@ -427,6 +425,40 @@ class EmbeddingVariable:
         counted = self._counters.metadata_of(keys, column, absent)
         rows = self._rows.find(keys)
         return np.where(rows >= 0, self._rows.metadata_of(keys, column, absent), counted)
+
+    def top(self, n: int, by: RankBy = "frequency") -> TableEntries:
+        """Copy the n rows that are highest, sorted by (value descending, key ascending).
+
+        Args:
+            n: how many, >= 0; a smaller table gives all of its rows.
+            by: which value; the norm is the Euclidean one of the vector.
+
+        Raises:
+            ValueError: n or by is not one of these.
+        """
+        highest = TopRows(self.spec, n, by)
+        for part in bucket_parts(len(self), 4 * self._rule.row_width(self.spec.dim)):
+            highest.add(self.export(part))
+        return highest.entries
+
+    def frequency_histogram(self, of: Literal["rows", "unadmitted"] = "rows") -> Int64Array:
+        """Count the frequencies of rows, or of counters of unadmitted keys, by powers of two.
+
+        Returns:
+            int64[64]: how many are 0, 1, 2 to 3, 4 to 7, ...; see `inspection.BIN_STARTS`. Of
+            unadmitted keys all 0 where a Bloom filter counts them: it does not know its keys.
+
+        Raises:
+            ValueError: `of` is not one of these.
+        """
+        if of not in ("rows", "unadmitted"):
+            raise ValueError(f"of must be rows or unadmitted, got {of!r}")
+        rows = self._rows if of == "rows" else self._counters
+        counts = frequency_histogram(np.empty(0, np.int64))
+        for part in bucket_parts(len(rows), METADATA_BYTES):
+            _, positions = rows.in_buckets(part)
+            counts += frequency_histogram(rows.arrays.metadata[positions, FREQUENCY])
+        return counts
 
     def memory(self) -> dict[str, int]:
         """Return the bytes taken by index, rows, metadata, counters and filter, and their total."""
