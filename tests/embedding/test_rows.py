@@ -89,3 +89,24 @@ def test_a_full_reservation_refuses_more_keys_and_stays_as_it_was(monkeypatch):
     rows.add(np.arange(capacity))
 
     assert len(rows) == capacity
+
+
+def test_no_batch_moves_more_than_its_share_of_a_doubling(monkeypatch):
+    moved, real = [], rows_module.continue_doubling
+
+    def continue_doubling(entries, split, num_slots):
+        after = real(entries, split, num_slots)
+        moved.append(split - after)
+        return after
+
+    monkeypatch.setattr(rows_module, "continue_doubling", continue_doubling)
+    rows, batch = Rows(0), 1000
+    rows.add(np.arange(10 * batch))
+    moved.clear()
+    for start in range(10 * batch, 300 * batch, batch):
+        rows.make_room(batch)
+        rows.add(np.arange(start, start + batch))
+
+    assert len(moved) > 100
+    assert max(moved) <= 4 * batch
+    assert len(rows.arrays.entries) == 524_288

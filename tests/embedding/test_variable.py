@@ -419,3 +419,15 @@ def test_what_stands_for_no_gradient_may_be_anything():
 
     assert len(variable) == 3
     assert variable.num_non_finite == 0
+
+
+@pytest.mark.parametrize("rows", [157_286, 157_287, 200_000, 314_572])
+def test_a_table_takes_at_most_a_third_more_than_its_payload(rows):
+    """At dim 16 with an Adagrad slot, just before and after the index begins to double."""
+    variable = EmbeddingVariable(TableSpec(name="t", dim=16, optimizer=Adagrad()))
+    numbers = np.arange(rows)
+    vectors = np.zeros((rows, 16), np.float32)
+    variable.import_rows(TableEntries(numbers, numbers, numbers, vectors, vectors))
+
+    payload = 8 + 4 * 16 + 4 * 16 + 8 + 8
+    assert variable.memory()["total"] <= 1.35 * payload * rows
