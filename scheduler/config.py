@@ -64,9 +64,10 @@ class SparseConfig(_Section):
     column: str
     name: str | None = None
     table: str | None = None
-    combiner: Literal["sum", "mean", "sqrtn"] = "sum"
+    combiner: Literal["sum", "mean", "sqrtn", "max"] = "sum"
     weights: str | None = None
     max_length: PositiveInt | None = None
+    max_norm: float | None = Field(None, gt=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -74,6 +75,12 @@ class SparseConfig(_Section):
         if isinstance(value, dict) and "column" not in value and "name" in value:
             return {**value, "column": value["name"]}
         return {"column": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _no_weighted_maximum(self) -> "SparseConfig":
+        if self.combiner == "max" and self.weights is not None:
+            raise ValueError("combiner max takes no weights; leave weights out or use mean")
+        return self
 
     @property
     def feature(self) -> str:

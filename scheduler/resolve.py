@@ -24,6 +24,7 @@ def feature_spec(config: JobConfig) -> FeatureSpec:
             combiner=feature.combiner,
             weights=feature.weights,
             max_length=feature.max_length,
+            max_norm=feature.max_norm,
         )
         for feature in config.data.sparse
     )

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.pooling import pool, pool_gradient
+from worker.assembling import Vectors, add_gradient, pool_vectors, vectors_of
 from worker.models import Model, build_model, num_parameters
 from worker.preparing import Prepared
 from worker.spec import ModelSpec
@@ -52,7 +52,7 @@ class Computation:
             Gradients of the sum of losses: float32 laid out as `values`, and as `parameters`.
         """
         n = prepared.num_samples
-        pooled = self._pool_rows(prepared, values)
+        pooled, vectors = self._pool_rows(prepared, values)
         grad_pooled = self._grad_pooled[:n]
         parts = self._parts(n)
         losses = [0.0] * len(parts)
@@ -78,17 +78,14 @@ class Computation:
         def spread(table: int) -> None:
             for number in self._lookups_by_table[table]:
                 bag, lookup = prepared.bags[number], self.spec.lookups[number]
-                pool_gradient(
-                    grad_pooled, lookup.column, lookup.dim,
-                    bag.positions, bag.offsets, bag.coefficients, grad_values,
-                )  # fmt: skip
+                add_gradient(lookup, bag, vectors[number], grad_pooled, grad_values)
 
         self._run(spread, len(self._lookups_by_table))
         return sum(losses), grad_values, grads[0]
 
     def predict(self, prepared: Prepared, values: Float32s, parameters: Float32s) -> Float32s:
         """Return the logit of each sample, float32[n]."""
-        pooled = self._pool_rows(prepared, values)
+        pooled, _ = self._pool_rows(prepared, values)
         logits = np.empty(prepared.num_samples, np.float32)
         parts = self._parts(prepared.num_samples)
 
@@ -100,22 +97,24 @@ class Computation:
         self._run(run, len(parts))
         return logits
 
-    def _pool_rows(self, prepared: Prepared, values: Float32s) -> Float32s:
+    def _pool_rows(
+        self, prepared: Prepared, values: Float32s
+    ) -> tuple[Float32s, dict[int, Vectors]]:
+        """Return the pooled input and, by lookup, the vectors that it was pooled from."""
         n = prepared.num_samples
         if len(self._pooled) < n:
             self._pooled = np.empty((n, self.spec.pooled_width), np.float32)
             self._grad_pooled = np.empty_like(self._pooled)
         pooled = self._pooled[:n]
+        vectors: dict[int, Vectors] = {}
 
         def gather(number: int) -> None:
             bag, lookup = prepared.bags[number], self.spec.lookups[number]
-            pool(
-                values, bag.positions, bag.offsets, bag.coefficients,
-                pooled, lookup.column, lookup.dim,
-            )  # fmt: skip
+            vectors[number] = vectors_of(lookup, bag, values)
+            pool_vectors(lookup, bag, vectors[number], pooled)
 
         self._run(gather, len(self.spec.lookups))
-        return pooled
+        return pooled, vectors
 
     def _parts(self, n: int) -> list[slice]:
         count = len(self._models)

@@ -20,11 +20,13 @@ class Bag:
         positions: int64[nnz], where each occurrence's row begins in the flat buffer of rows.
         offsets: int64[n + 1], or None where every sample has exactly one key.
         coefficients: float32[nnz], what each occurrence is multiplied by, or None for 1.
+        maximum: whether a bag's vectors are pooled by their maximum and not summed.
     """
 
     positions: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64] | None
     coefficients: npt.NDArray[np.float32] | None
+    maximum: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,4 +92,5 @@ class Preparer:
     def _bag(self, batch: Batch, lookup: Lookup, positions: npt.NDArray[np.int64]) -> Bag:
         bags = batch.sparse[lookup.feature]
         combiner = self._sparse[lookup.feature].combiner
-        return Bag(positions, bags.offsets, coefficients(bags.offsets, bags.weights, combiner))
+        coefs = coefficients(bags.offsets, bags.weights, combiner)
+        return Bag(positions, bags.offsets, coefs, maximum=combiner == "max")

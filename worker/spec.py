@@ -1,12 +1,12 @@
 """What a job reads and trains: data, features, model. Plain frozen values."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from embedding.spec import Optimizer
 
-Combiner = Literal["sum", "mean", "sqrtn"]
-COMBINERS: tuple[Combiner, ...] = ("sum", "mean", "sqrtn")
+Combiner = Literal["sum", "mean", "sqrtn", "max"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,8 @@ class SparseFeature:
             list of one of these.
         table: the table whose rows the keys select; features may share one.
         combiner: how the rows of a bag become one vector: `sum`, `mean` (sum w e / sum w),
-            `sqrtn` (sum w e / sqrt(sum w^2)).
+            `sqrtn` (sum w e / sqrt(sum w^2)), `max` (of each element; without weights).
+        max_norm: a longer row is scaled to this Euclidean norm before it is pooled. None: no limit.
         weights: Parquet column of weights, one for each key; None: all 1.
         max_length: longest bag; later keys of a longer one are left out. None: no limit.
     """
@@ -30,6 +31,15 @@ class SparseFeature:
     combiner: Combiner = "sum"
     weights: str | None = None
     max_length: int | None = None
+    max_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.combiner == "max" and self.weights is not None:
+            raise ValueError(f"sparse feature {self.name}: combiner 'max' takes no weights")
+        if self.max_norm is not None and not 0 < self.max_norm < math.inf:
+            raise ValueError(
+                f"sparse feature {self.name}: max_norm must be > 0 and finite, got {self.max_norm}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +102,19 @@ class Lookup:
         table: table whose rows are pooled.
         dim: width of the pooled vector.
         column: first column of it in the model's pooled input, float32[batch, sum of dims].
+        max_norm: of the feature; None for first-order weights.
     """
 
     feature: int
     table: str
     dim: int
     column: int
+    max_norm: float | None = None
+
+    @property
+    def assembled(self) -> bool:
+        """Whether an occurrence's vector is something else than one row as it was pulled."""
+        return self.max_norm is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,6 +94,33 @@ def test_features_may_share_a_table(job: dict[str, Any]) -> None:
     assert [table.name for table in store_spec(config, model).tables] == ["C1"]
 
 
+def test_max_norm_and_max_reach_the_lookups(job: dict[str, Any]) -> None:
+    job["data"]["sparse"] = ["C1", {"name": "C2", "combiner": "max", "max_norm": 2}]
+
+    model = model_spec(JobConfig.from_dict(job))
+
+    assert [(lookup.table, lookup.max_norm) for lookup in model.lookups] == [
+        ("C1", None), ("C2", 2.0), ("C1_linear", None), ("C2_linear", None)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("feature", "message"),
+    [
+        ({"combiner": "max", "weights": "w"}, "data.sparse.1: combiner max takes no weights"),
+        ({"max_norm": 0}, "data.sparse.1.max_norm: .*greater than 0"),
+        ({"combiner": "tile"}, "data.sparse.1.combiner: .*'max'"),
+    ],
+)
+def test_a_pooling_that_makes_no_sense_is_refused(
+    job: dict[str, Any], feature: dict[str, Any], message: str
+) -> None:
+    job["data"]["sparse"] = ["C1", {"name": "C2", **feature}]
+
+    with pytest.raises(ConfigError, match=message):
+        JobConfig.from_dict(job)
+
+
 @pytest.mark.parametrize(
     ("override", "path", "value"),
     [

@@ -351,7 +351,8 @@ sparse_features = st.builds(
     combiner=st.sampled_from(["sum", "mean", "sqrtn"]),
     weights=st.none() | names,
     max_length=st.none() | st.integers(1, 9),
-)
+    max_norm=st.none() | st.floats(0.1, 9),
+) | st.builds(SparseFeature, name=names, column=names, table=names, combiner=st.just("max"))
 
 
 @settings(max_examples=60, deadline=None)
@@ -373,7 +374,7 @@ def test_specs_come_back_from_json_as_they_were(
         label=label, dense=tuple(dense), dense_transform="log1p", sparse=tuple(sparse)
     )
     lookups = tuple(
-        Lookup(feature=i, table=feature.table, dim=2, column=2 * i)
+        Lookup(feature=i, table=feature.table, dim=2, column=2 * i, max_norm=feature.max_norm)
         for i, feature in enumerate(sparse)
     )
     model = ModelSpec(

@@ -1,0 +1,87 @@
+"""Every combiner and composition in whole jobs on a local Ray, and in what scores their models."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler import JobConfig, Trainer
+from scheduler.resolve import evaluation_data
+from worker.inference import Predictor
+from worker.plan import make_plan
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).resolve().parents[2]
+POOLING: dict[str, Any] = {
+    "data": {
+        "sparse": [
+            {"name": "a", "column": "a", "max_norm": 0.1},
+            "b",
+            {"name": "tags", "column": "tags", "combiner": "max", "max_norm": 0.01},
+        ]
+    },
+    "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8]},
+}
+JOBS = {"max_and_max_norm": POOLING}
+
+
+def config(samples: Path, run: Path, job: dict[str, Any], servers: int) -> JobConfig:
+    adagrad = {"type": "adagrad", "learning_rate": 0.05, "initial_accumulator": 0.01}
+    return JobConfig.from_dict(
+        {
+            "seed": 3,
+            "tables": job.get("tables", {}),
+            "data": {
+                "train": str(samples / "train-*.parquet"),
+                "eval": str(samples / "test.parquet"),
+                "dense": ["d1", "d2"],
+                "dense_transform": "log1p",
+                "batch_size": 64,
+                **job["data"],
+            },
+            "embedding": {"dim": 8, "optimizer": adagrad},
+            "model": {**job["model"], "optimizer": adagrad},
+            "training": {"mode": "sync", "global_batch": 256},
+            "cluster": {"workers": 2, "servers": servers},
+            "run": {"dir": str(run)},
+        }
+    )
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_gives_the_same_bits_on_any_number_of_servers_and_scores_them_alike(
+    ray_cluster: None, samples: Path, tmp_path: Path, name: str
+) -> None:
+    one, three = (config(samples, tmp_path / f"{n}", JOBS[name], n) for n in (1, 3))
+
+    result = Trainer(one).fit()
+    other = Trainer(three).fit()
+
+    assert result.metrics["model_digest"] == other.metrics["model_digest"]
+    assert result.metrics["eval"]["auc"] > 0.6
+    assert other.metrics["eval"] == result.metrics["eval"]
+    data = evaluation_data(three)
+    plan = make_plan(three.data.eval or [], data)
+    expected = {**result.metrics["eval"], "samples_skipped": 0}
+    assert Predictor.from_checkpoint(other.checkpoint).evaluate(plan, data) == expected
+    command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), str(tmp_path / "3")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(done.stdout).items() >= expected.items()
+
+
+def test_max_norm_and_the_maximum_make_other_models(
+    ray_cluster: None, samples: Path, tmp_path: Path
+) -> None:
+    changed = ({}, {"max_norm": 0.01}, {"combiner": "max"})
+    digests = set()
+    for number, options in enumerate(changed):
+        sparse = ["a", {"name": "tags", "column": "tags", **options}]
+        job = {**POOLING, "data": {"sparse": sparse}}
+        short = config(samples, tmp_path / f"{number}", job, 1)
+        digests.add(Trainer(short).fit().metrics["model_digest"])
+
+    assert len(digests) == len(changed)
