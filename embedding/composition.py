@@ -24,6 +24,22 @@ def assemble_copy(
 
 
 @njit(cache=True, nogil=True)
+def assemble_add(flat: FloatArray, positions: IntArray, vectors: FloatArray) -> None:
+    """Add the row of each occurrence to its vector."""
+    for o in range(len(positions)):
+        for k in range(vectors.shape[1]):
+            vectors[o, k] += flat[positions[o] + k]
+
+
+@njit(cache=True, nogil=True)
+def assemble_multiply(flat: FloatArray, positions: IntArray, vectors: FloatArray) -> None:
+    """Multiply the vector of each occurrence by its row, element by element."""
+    for o in range(len(positions)):
+        for k in range(vectors.shape[1]):
+            vectors[o, k] *= flat[positions[o] + k]
+
+
+@njit(cache=True, nogil=True)
 def spread_copy(
     gradient: FloatArray, column: int, dim: int, positions: IntArray, flat_grad: FloatArray
 ) -> None:
@@ -31,6 +47,20 @@ def spread_copy(
     for o in range(len(positions)):
         for k in range(dim):
             flat_grad[positions[o] + k] += gradient[o, column + k]
+
+
+@njit(cache=True, nogil=True)
+def spread_multiply(
+    gradient: FloatArray,
+    flat: FloatArray,
+    others: IntArray,
+    positions: IntArray,
+    flat_grad: FloatArray,
+) -> None:
+    """Add gradient times the other factor, the row at `others`, to the rows at `positions`."""
+    for o in range(len(positions)):
+        for k in range(gradient.shape[1]):
+            flat_grad[positions[o] + k] += gradient[o, k] * flat[others[o] + k]
 
 
 @njit(cache=True, nogil=True)

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from embedding.composition_spec import Composition
 from embedding.optimizer_spec import Adagrad, Optimizer
 from embedding.optimizers import NO_DENSE_CLIP_NORM
 from embedding.spec import (
@@ -136,6 +137,7 @@ class TableConfig(_Section):
     admission: AdmissionConfig | None = None
     eviction: Eviction | None = None
     default_value: float | None = None
+    composition: Composition | None = None
 
 
 class EmbeddingConfig(_Section):

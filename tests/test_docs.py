@@ -11,6 +11,7 @@ from scheduler.config import (
     EmbeddingConfig,
     RunConfig,
     SparseConfig,
+    TableConfig,
     TrainingConfig,
 )
 
@@ -19,7 +20,15 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 @pytest.mark.parametrize(
     "section",
-    [ClusterConfig, DataConfig, EmbeddingConfig, RunConfig, SparseConfig, TrainingConfig],
+    [
+        ClusterConfig,
+        DataConfig,
+        EmbeddingConfig,
+        RunConfig,
+        SparseConfig,
+        TableConfig,
+        TrainingConfig,
+    ],
     ids=lambda section: section.__name__,
 )
 def test_every_key_of_the_job_file_is_on_its_page(section: type[BaseModel]) -> None:

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from embedding.composition import assemble_copy, clip_norms, clip_norms_gradient, spread_copy
+from embedding.composition import (
+    assemble_add,
+    assemble_copy,
+    assemble_multiply,
+    clip_norms,
+    clip_norms_gradient,
+    spread_copy,
+    spread_multiply,
+)
 from embedding.pooling import pool, pool_gradient, pool_max, pool_max_gradient
 from worker.preparing import Bag
 from worker.spec import Lookup
@@ -36,10 +44,10 @@ class Vectors:
 def vectors_of(lookup: Lookup, bag: Bag, values: Float32s) -> Vectors:
     """Return the occurrences' vectors, a view of the pulled rows where that is what they are."""
     if not lookup.assembled:
-        return Vectors(values, bag.positions)
-    nnz, dim = bag.positions.size, lookup.dim
+        return Vectors(values, bag.positions[0])
+    nnz, dim = bag.positions[0].size, lookup.dim
     vectors = np.empty((nnz, dim), np.float32)
-    assemble_copy(values, bag.positions, vectors, 0, dim)
+    _assemble(lookup, bag, values, vectors)
     scales = None
     if lookup.max_norm is not None:
         scales = np.empty(nnz, np.float32)
@@ -58,9 +66,20 @@ def pool_vectors(lookup: Lookup, bag: Bag, vectors: Vectors, pooled: Float32s) -
 
 
 def add_gradient(
-    lookup: Lookup, bag: Bag, vectors: Vectors, grad_pooled: Float32s, grad_values: Float32s
+    lookup: Lookup,
+    bag: Bag,
+    values: Float32s,
+    vectors: Vectors,
+    grad_pooled: Float32s,
+    grad_values: Float32s,
 ) -> None:
-    """Add the gradient of the lookup's columns of float32[n, W] to that of the pulled rows."""
+    """Add the gradient of the lookup's columns of float32[n, W] to that of the pulled rows.
+
+    Args:
+        values: float32, the flat buffer of pulled rows.
+        vectors: as `vectors_of` returned them.
+        grad_values: float32, laid out as `values`; added to in the order of the occurrences.
+    """
     if not lookup.assembled:
         _add_pooled_gradient(lookup, bag, vectors, grad_pooled, grad_values)
         return
@@ -71,7 +90,34 @@ def add_gradient(
     if lookup.max_norm is not None and vectors.scales is not None:
         clipped = vectors.flat.reshape(-1, dim)
         clip_norms_gradient(clipped, lookup.max_norm, vectors.scales, gradient)
-    spread_copy(gradient, 0, dim, bag.positions, grad_values)
+    _spread(lookup, bag, values, gradient, grad_values)
+
+
+def _assemble(lookup: Lookup, bag: Bag, values: Float32s, vectors: Float32s) -> None:
+    column = 0
+    for number, (part, positions) in enumerate(zip(lookup.physical, bag.positions, strict=True)):
+        if lookup.operation == "concatenate" or number == 0:
+            assemble_copy(values, positions, vectors, column, part.dim)
+            column += part.dim
+        elif lookup.operation == "add":
+            assemble_add(values, positions, vectors)
+        else:
+            assemble_multiply(values, positions, vectors)
+
+
+def _spread(
+    lookup: Lookup, bag: Bag, values: Float32s, gradient: Float32s, grad_values: Float32s
+) -> None:
+    if lookup.operation == "multiply":
+        one, other = bag.positions
+        spread_multiply(gradient, values, other, one, grad_values)
+        spread_multiply(gradient, values, one, other, grad_values)
+        return
+    column = 0
+    for part, positions in zip(lookup.physical, bag.positions, strict=True):
+        spread_copy(gradient, column, part.dim, positions, grad_values)
+        if lookup.operation == "concatenate":
+            column += part.dim
 
 
 def _add_pooled_gradient(

@@ -1,6 +1,6 @@
 """Forward and backward of one batch: pool the pulled rows, run the model, spread the gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,7 +10,7 @@ from numba import njit
 from worker.assembling import Vectors, add_gradient, pool_vectors, vectors_of
 from worker.models import Model, build_model, num_parameters
 from worker.preparing import Prepared
-from worker.spec import ModelSpec
+from worker.spec import Lookup, ModelSpec
 
 Float32s = npt.NDArray[np.float32]
 
@@ -31,11 +31,7 @@ class Computation:
         self._models: list[Model] = [build_model(spec) for _ in range(threads)]
         self._num_parameters = num_parameters(self._models[0])
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._lookups_by_table: list[list[int]] = []
-        by_table: dict[str, list[int]] = {}
-        for number, lookup in enumerate(spec.lookups):
-            by_table.setdefault(lookup.table, []).append(number)
-        self._lookups_by_table = list(by_table.values())
+        self._groups = lookups_by_tables(spec.lookups)
         self._pooled = np.empty((0, spec.pooled_width), np.float32)
         self._grad_pooled = np.empty_like(self._pooled)
 
@@ -75,12 +71,12 @@ class Computation:
 
         grad_values = np.zeros(values.size, np.float32)
 
-        def spread(table: int) -> None:
-            for number in self._lookups_by_table[table]:
+        def spread(group: int) -> None:
+            for number in self._groups[group]:
                 bag, lookup = prepared.bags[number], self.spec.lookups[number]
-                add_gradient(lookup, bag, vectors[number], grad_pooled, grad_values)
+                add_gradient(lookup, bag, values, vectors[number], grad_pooled, grad_values)
 
-        self._run(spread, len(self._lookups_by_table))
+        self._run(spread, len(self._groups))
         return sum(losses), grad_values, grads[0]
 
     def predict(self, prepared: Prepared, values: Float32s, parameters: Float32s) -> Float32s:
@@ -126,6 +122,22 @@ class Computation:
                 task(number)
         else:
             list(self._pool.map(task, range(count)))
+
+
+def lookups_by_tables(lookups: Sequence[Lookup]) -> list[list[int]]:
+    """Return the numbers of the lookups, those together that share a physical table.
+
+    Each list can add to the gradients of its rows while others add to theirs.
+    """
+    groups: list[tuple[set[str], list[int]]] = []
+    for number, lookup in enumerate(lookups):
+        tables, numbers = {part.table for part in lookup.physical}, [number]
+        for group in [group for group in groups if group[0] & tables]:
+            tables |= group[0]
+            numbers += group[1]
+            groups.remove(group)
+        groups.append((tables, sorted(numbers)))
+    return [numbers for _, numbers in groups]
 
 
 @njit(cache=True, nogil=True)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import threadpoolctl
 
 from embedding import EmbeddingVariable
+from embedding.composition_spec import Part
 from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.deduplicate import Deduplicated, Deduplicator
 from ps.restore import load_tables
@@ -20,7 +21,7 @@ from worker.models import build_model, num_parameters
 from worker.plan import Plan
 from worker.preparing import Preparer
 from worker.reading import Reader
-from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec
+from worker.spec import DataSpec, FeatureSpec, ModelSpec
 from worker.spec_json import SavedModel, saved_model_from_json
 
 Float32s = npt.NDArray[np.float32]
@@ -78,7 +79,7 @@ class Predictor:
         self.step = step
         self._dense = dense
         self._computation = Computation(model, threads=threads)
-        used = {lookup.table: _table(tables, lookup) for lookup in model.lookups}
+        used = {part.table: _table(tables, part) for part in _parts(model)}
         self._tables = list(used.values())
         self._preparer = Preparer(
             tables=list(used),
@@ -110,7 +111,7 @@ class Predictor:
             return cls(
                 model=saved.spec,
                 features=saved.features,
-                tables=load_tables(reader, [lookup.table for lookup in saved.spec.lookups]),
+                tables=load_tables(reader, [part.table for part in _parts(saved.spec)]),
                 dense=reader.dense_vector(),
                 step=reader.manifest.step,
                 threads=threads,
@@ -209,9 +210,13 @@ def _model_size(spec: ModelSpec, path: str | Path) -> int:
         raise ModelError(text) from error
 
 
-def _table(tables: Mapping[str, EmbeddingVariable], lookup: Lookup) -> EmbeddingVariable:
-    table = tables.get(lookup.table)
-    if table is None or table.spec.dim != lookup.dim:
+def _parts(model: ModelSpec) -> list[Part]:
+    return [part for lookup in model.lookups for part in lookup.physical]
+
+
+def _table(tables: Mapping[str, EmbeddingVariable], part: Part) -> EmbeddingVariable:
+    table = tables.get(part.table)
+    if table is None or table.spec.dim != part.dim:
         found = "there is none" if table is None else f"its dim is {table.spec.dim}"
-        raise ValueError(f"the model needs table {lookup.table!r} of dim {lookup.dim}, {found}")
+        raise ValueError(f"the model needs table {part.table!r} of dim {part.dim}, {found}")
     return table

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from embedding.composition_spec import Operation, Part
 from embedding.spec import Optimizer
 
 Combiner = Literal["sum", "mean", "sqrtn", "max"]
@@ -99,10 +100,15 @@ class Lookup:
 
     Args:
         feature: position of the sparse feature among `FeatureSpec.sparse`.
-        table: table whose rows are pooled.
+        table: table whose rows are pooled, as features name it.
         dim: width of the pooled vector.
         column: first column of it in the model's pooled input, float32[batch, sum of dims].
         max_norm: of the feature; None for first-order weights.
+        parts: physical tables of a composition, which take the place of `table`.
+        operation: how rows of the parts become one vector; None where there are none.
+
+    Raises:
+        ValueError: the parts don't give one vector of the lookup's dim.
     """
 
     feature: int
@@ -110,11 +116,28 @@ class Lookup:
     dim: int
     column: int
     max_norm: float | None = None
+    parts: tuple[Part, ...] = ()
+    operation: Operation | None = None
+
+    def __post_init__(self) -> None:
+        dims = [part.dim for part in self.physical]
+        width = sum(dims) if self.operation == "concatenate" else max(dims)
+        alike = self.operation == "concatenate" or len(set(dims)) == 1
+        if bool(self.parts) != (self.operation is not None) or width != self.dim or not alike:
+            raise ValueError(
+                f"the lookup of table {self.table!r} has dim {self.dim}, its parts have {dims}"
+                f" and operation {self.operation!r}"
+            )
+
+    @property
+    def physical(self) -> tuple[Part, ...]:
+        """The tables that hold the rows, each with what it is asked for."""
+        return self.parts or (Part(table=self.table, dim=self.dim),)
 
     @property
     def assembled(self) -> bool:
         """Whether an occurrence's vector is something else than one row as it was pulled."""
-        return self.max_norm is not None
+        return self.max_norm is not None or self.operation is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

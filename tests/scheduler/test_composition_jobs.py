@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ps.checkpoint import CheckpointError
 from scheduler import JobConfig, Trainer
 from scheduler.resolve import evaluation_data
 from worker.inference import Predictor
@@ -26,7 +27,31 @@ POOLING: dict[str, Any] = {
     },
     "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8]},
 }
-JOBS = {"max_and_max_norm": POOLING}
+ADAM = {"type": "adam", "learning_rate": 0.01}
+MULTI_HASH: dict[str, Any] = {
+    "data": {
+        "sparse": [
+            "a",
+            {"name": "b", "column": "b", "max_norm": 1},
+            {"name": "tags", "column": "tags", "combiner": "mean"},
+            {"name": "again", "column": "tags", "table": "tags", "combiner": "max"},
+        ]
+    },
+    "tables": {
+        "a": {"composition": {"type": "multi_hash", "modulus": 5}},
+        "b": {
+            "admission": {"min_count": 2},
+            "composition": {"type": "multi_hash", "modulus": 60, "operation": "concatenate"},
+        },
+        "tags": {
+            "optimizer": ADAM,
+            "initializer": {"type": "normal", "mean": 0.2},
+            "composition": {"type": "multi_hash", "modulus": 6, "operation": "multiply"},
+        },
+    },
+    "model": {"type": "deepfm", "mlp": [8]},
+}
+JOBS = {"max_and_max_norm": POOLING, "multi_hash": MULTI_HASH}
 
 
 def config(samples: Path, run: Path, job: dict[str, Any], servers: int) -> JobConfig:
@@ -71,6 +96,18 @@ def test_a_job_gives_the_same_bits_on_any_number_of_servers_and_scores_them_alik
     command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), str(tmp_path / "3")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert json.loads(done.stdout).items() >= expected.items()
+
+
+def test_rows_of_other_keys_are_not_taken_over(
+    ray_cluster: None, samples: Path, tmp_path: Path
+) -> None:
+    trained = Trainer(config(samples, tmp_path / "first", MULTI_HASH, 1)).fit()
+    job = config(samples, tmp_path / "second", MULTI_HASH, 1).model_dump()
+    job["run"]["init_from"] = trained.path
+    job["tables"]["a"]["composition"]["modulus"] = 7
+
+    with pytest.raises(CheckpointError, match=r"a_quotient .* divisor 5 .* quotient keys with 7"):
+        Trainer(JobConfig.from_dict(job)).fit()
 
 
 def test_max_norm_and_the_maximum_make_other_models(

@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embedding import TableSpec
+from embedding.composition_spec import MultiHash, Part, compose
 from ps.deduplicate import Deduplicator
 from ps.spec import even_routing
 from worker.assembling import add_gradient, pool_vectors, vectors_of
 from worker.batch import Bags, Batch
+from worker.computing import lookups_by_tables
 from worker.preparing import Prepared, Preparer
 from worker.spec import Lookup, SparseFeature
 
@@ -83,7 +86,7 @@ class Batched:
         grad_pooled[:, 2 : 2 + DIM] = of_pooled
         grad = np.zeros_like(self.values)
         vectors = vectors_of(self.lookup, bag, self.values)
-        add_gradient(self.lookup, bag, vectors, grad_pooled, grad)
+        add_gradient(self.lookup, bag, self.values, vectors, grad_pooled, grad)
         return {(name, key): grad[place] for name, key, place in self._places()}
 
     def check(self, pooled_of: Callable[[Rows], np.ndarray]) -> None:
@@ -170,3 +173,76 @@ def test_a_plain_lookup_is_pooled_from_the_pulled_rows_without_a_copy() -> None:
 def test_a_max_norm_that_limits_nothing_sensible_is_refused(max_norm: float) -> None:
     with pytest.raises(ValueError, match="feature f: max_norm must be > 0"):
         SparseFeature(name="f", column="f", table="t", max_norm=max_norm)
+
+
+# Compositions -------------------------------------------------------------------------------------
+
+
+def composed_lookup(composition: Any, **changes: Any) -> tuple[Lookup, dict[str, int]]:
+    """A lookup of table t with the composition, and the dims of its physical tables."""
+    composed = compose(TableSpec(name="t", dim=DIM), composition)
+    lookup = Lookup(
+        feature=0, table="t", dim=DIM, column=2,
+        parts=composed.parts, operation=composed.operation, **changes,
+    )  # fmt: skip
+    return lookup, {table.name: table.dim for table in composed.tables}
+
+
+@pytest.mark.parametrize("operation", ["add", "multiply", "concatenate"])
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+@pytest.mark.parametrize("combiner", ["mean", "max"])
+def test_multi_hash_is_the_explicit_computation_on_two_tables(
+    operation: Any, max_norm: float | None, combiner: Any
+) -> None:
+    modulus = 3
+    lookup, dims = composed_lookup(
+        MultiHash(modulus=modulus, operation=operation), max_norm=max_norm
+    )
+
+    def vector(rows: Rows, key: int) -> np.ndarray:
+        parts = rows["t_quotient", key // modulus], rows["t_remainder", key % modulus]
+        whole = {
+            "add": lambda: parts[0] + parts[1],
+            "multiply": lambda: parts[0] * parts[1],
+            "concatenate": lambda: np.concatenate(parts),
+        }[operation]()
+        return clipped(whole, max_norm)
+
+    def pooled_of(rows: Rows) -> np.ndarray:
+        return np.array(
+            [
+                combined([vector(rows, key) for key in bag], [1.0] * len(bag), combiner)
+                for bag in BAGS
+            ]
+        )
+
+    Batched(lookup, dims, combiner=combiner).check(pooled_of)
+
+
+def test_each_occurrence_is_counted_once_in_every_part() -> None:
+    lookup, dims = composed_lookup(MultiHash(modulus=10))
+    unique = Batched(lookup, dims, bags=[[11, 21], [11]]).prepared.unique
+
+    # Quotients 1 and 2 of the first table, remainder 1 of the second.
+    assert sorted(unique.counts.tolist()) == [1, 2, 3]
+    assert unique.sizes.sum(axis=0).tolist() == [2, 1]
+
+
+def test_parts_that_do_not_give_the_lookups_dim_are_refused() -> None:
+    halves = (Part(table="a", dim=2), Part(table="b", dim=2))
+
+    with pytest.raises(ValueError, match=r"table 't' has dim 5, its parts have \[2, 2\]"):
+        Lookup(feature=0, table="t", dim=5, column=0, parts=halves, operation="concatenate")
+    with pytest.raises(ValueError, match="operation None"):
+        Lookup(feature=0, table="t", dim=2, column=0, parts=halves)
+
+
+def test_lookups_that_share_a_physical_table_come_together() -> None:
+    def lookup(*tables: str) -> Lookup:
+        parts = tuple(Part(table=table, dim=2) for table in tables)
+        operation: Any = "add" if parts else None
+        return Lookup(feature=0, table="t", dim=2, column=0, parts=parts, operation=operation)
+
+    lookups = [lookup("a", "b"), lookup("c", "d"), lookup("e", "f"), lookup("b", "c"), lookup()]
+
+    assert sorted(lookups_by_tables(lookups)) == [[0, 1, 3], [2], [4]]

@@ -1,0 +1,103 @@
+"""Compositions: tables whose vectors are put together from rows of several physical tables.
+
+A composition is a property of a table NAME; `compose` says which physical tables take its place,
+which key each of them is asked for, and how the rows become one vector of the table's dim.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from embedding.ranges import require
+from embedding.spec import TableSpec
+
+KeyMap = Literal["own", "quotient", "remainder"]
+Operation = Literal["add", "multiply", "concatenate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MultiHash:
+    """Two rows for a key: of its quotient floor(key / modulus), and of its remainder.
+
+    No two keys have both in common, negative ones included: key = quotient * modulus + remainder,
+    0 <= remainder < modulus.
+
+    Args:
+        modulus: rows of the remainders' table at most.
+        operation: `add` and `multiply` combine the two rows element by element, `concatenate`
+            puts rows of half the dim side by side.
+
+    Source: Shi et al. 2020, quotient-remainder trick; DeepRec's multi-hash variable divides by
+    two different numbers and so lets keys collide.
+    """
+
+    type: Literal["multi_hash"] = "multi_hash"
+    modulus: int
+    operation: Operation = "add"
+
+    def __post_init__(self) -> None:
+        require(2 <= self.modulus < 2**63, f"modulus must be in [2, 2^63), got {self.modulus}")
+        require(
+            self.operation in ("add", "multiply", "concatenate"),
+            f"operation must be add, multiply or concatenate, got {self.operation!r}",
+        )
+
+
+Composition = MultiHash
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One physical table of a composition.
+
+    Args:
+        table: its name.
+        dim: width of its rows.
+        keys: which of its rows a key has, see `key_maps`.
+        divisor: the modulus, where the map has one.
+    """
+
+    table: str
+    dim: int
+    keys: KeyMap = "own"
+    divisor: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composed:
+    """What takes the place of a table.
+
+    Args:
+        tables: the physical tables, in the order in which a store must list them.
+        parts: one for each table, in the order of the columns.
+        operation: how their rows become one vector.
+    """
+
+    tables: tuple[TableSpec, ...]
+    parts: tuple[Part, ...]
+    operation: Operation
+
+
+def compose(table: TableSpec, composition: Composition) -> Composed:
+    """Return the physical tables of a composition, which take the settings of `table`.
+
+    Raises:
+        ValueError: they don't fit each other; the text names the option.
+    """
+    return _multi_hash(table, composition)
+
+
+def _multi_hash(table: TableSpec, composition: MultiHash) -> Composed:
+    dim = table.dim
+    if composition.operation == "concatenate":
+        require(dim % 2 == 0, f"operation concatenate needs an even dim, got {dim}")
+        dim //= 2
+    maps: tuple[KeyMap, ...] = ("quotient", "remainder")
+    parts = tuple(
+        Part(table=f"{table.name}_{keys}", dim=dim, keys=keys, divisor=composition.modulus)
+        for keys in maps
+    )
+    return Composed(
+        tables=tuple(replace(table, name=part.table, dim=dim) for part in parts),
+        parts=parts,
+        operation=composition.operation,
+    )

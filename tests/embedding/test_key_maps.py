@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedding.composition_spec import MultiHash, compose
+from embedding.key_maps import map_keys
+from embedding.spec import TableSpec
+
+EXTREMES = [-(2**63), -(2**63) + 1, -2, -1, 0, 1, 2**63 - 2, 2**63 - 1]
+a_key = st.integers(-(2**63), 2**63 - 1) | st.sampled_from(EXTREMES)
+a_modulus = st.integers(2, 2**63 - 1) | st.integers(2, 50)
+
+
+def pairs(keys: list[int], modulus: int) -> list[tuple[int, int]]:
+    table = TableSpec(name="t", dim=4)
+    quotient, remainder = compose(table, MultiHash(modulus=modulus)).parts
+    array = np.array(keys, np.int64)
+    mapped = map_keys(quotient, array), map_keys(remainder, array)
+    assert all(part.dtype == np.int64 for part in mapped)
+    return list(zip(mapped[0].tolist(), mapped[1].tolist(), strict=True))
+
+
+@given(st.lists(a_key, min_size=1, max_size=20), a_modulus)
+def test_a_key_is_quotient_times_modulus_plus_remainder(keys: list[int], modulus: int) -> None:
+    for key, (quotient, remainder) in zip(keys, pairs(keys, modulus), strict=True):
+        assert 0 <= remainder < modulus
+        assert quotient * modulus + remainder == key
+
+
+@given(a_key, a_key, a_modulus)
+def test_no_two_keys_have_both_rows_in_common(one: int, other: int, modulus: int) -> None:
+    found = pairs([one, other], modulus)
+
+    assert (found[0] == found[1]) == (one == other)
+
+
+@pytest.mark.parametrize("modulus", [2, 3, 4096, 2**31, 2**62, 2**63 - 1])
+def test_the_extreme_keys_are_all_told_apart(modulus: int) -> None:
+    assert len(set(pairs(EXTREMES, modulus))) == len(EXTREMES)
+
+
+def test_keys_of_an_undivided_part_stay_as_they_are() -> None:
+    part = compose(TableSpec(name="t", dim=4), MultiHash(modulus=3)).parts[0]
+    keys = np.array([5, -5], np.int64)
+
+    assert map_keys(type(part)(table="t", dim=4), keys) is keys
