@@ -8,7 +8,7 @@ from numba import njit
 from embedding.bloom import NO_BLOOM, BloomArrays, BloomFilter
 from embedding.mixing import mix64, mix_text
 from embedding.rows import RowArrays
-from embedding.spec import CounterAdmission, ProbabilisticAdmission, TableSpec
+from embedding.spec import CounterAdmission, FrequencyAdmission, ProbabilisticAdmission, TableSpec
 
 ALWAYS, COUNTER, BLOOM, PROBABILISTIC = range(4)
 
@@ -45,7 +45,8 @@ def admission_of(spec: TableSpec, counters: RowArrays, bloom: BloomFilter | None
         return Admission(ALWAYS, 0, 1.0, seed, counters, NO_BLOOM)
     if isinstance(rule, ProbabilisticAdmission):
         return Admission(PROBABILISTIC, 0, rule.probability, seed, counters, NO_BLOOM)
-    if isinstance(rule, CounterAdmission):
+    if isinstance(rule, CounterAdmission | FrequencyAdmission):
+        # By the frequency in another table: its counts come with the pull, counters stay empty.
         return Admission(COUNTER, rule.min_count, 1.0, seed, counters, NO_BLOOM)
     assert bloom is not None, "made with the table"
     return Admission(BLOOM, rule.min_count, 1.0, seed, counters, bloom.arrays)

@@ -5,10 +5,11 @@ which key each of them is asked for, and how the rows become one vector of the t
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 from embedding.ranges import require
-from embedding.spec import TableSpec
+from embedding.spec import FrequencyAdmission, TableSpec
 
 KeyMap = Literal["own", "quotient", "remainder"]
 Operation = Literal["add", "multiply", "concatenate"]
@@ -42,7 +43,31 @@ class MultiHash:
         )
 
 
-Composition = MultiHash
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DynamicDimension:
+    """Wider vectors for more frequent keys: blocks of columns that a key gets one after another.
+
+    Args:
+        min_counts: the frequency, this batch included, from which on a key has a row in each
+            further block; strictly increasing. The first block is the table itself.
+
+    Source: DeepRec's dynamic-dimension variable, which leaves the policy to its user.
+    """
+
+    type: Literal["dynamic_dimension"] = "dynamic_dimension"
+    min_counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        counts = self.min_counts
+        require(len(counts) > 0, "min_counts must have a number for each further block, got none")
+        increasing = all(one < following for one, following in pairwise(counts))
+        require(
+            increasing and counts[0] >= 1 and counts[-1] < 2**31,
+            f"min_counts must be strictly increasing, in [1, 2^31), got {list(counts)}",
+        )
+
+
+Composition = MultiHash | DynamicDimension
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +108,11 @@ def compose(table: TableSpec, composition: Composition) -> Composed:
     Raises:
         ValueError: they don't fit each other; the text names the option.
     """
-    return _multi_hash(table, composition)
+    match composition:
+        case MultiHash():
+            return _multi_hash(table, composition)
+        case DynamicDimension():
+            return _dynamic_dimension(table, composition)
 
 
 def _multi_hash(table: TableSpec, composition: MultiHash) -> Composed:
@@ -100,4 +129,28 @@ def _multi_hash(table: TableSpec, composition: MultiHash) -> Composed:
         tables=tuple(replace(table, name=part.table, dim=dim) for part in parts),
         parts=parts,
         operation=composition.operation,
+    )
+
+
+def _dynamic_dimension(table: TableSpec, composition: DynamicDimension) -> Composed:
+    num_blocks = 1 + len(composition.min_counts)
+    require(
+        table.dim % num_blocks == 0,
+        f"dim must be a multiple of its {num_blocks} blocks, got {table.dim}",
+    )
+    first = replace(table, dim=table.dim // num_blocks)
+    further = (
+        replace(
+            first,
+            name=f"{table.name}_block{number}",
+            admission=FrequencyAdmission(table=table.name, min_count=min_count),
+            default_value=0.0,
+        )
+        for number, min_count in enumerate(composition.min_counts, start=1)
+    )
+    tables = (first, *further)
+    return Composed(
+        tables=tables,
+        parts=tuple(Part(table=part.name, dim=part.dim) for part in tables),
+        operation="concatenate",
     )

@@ -171,7 +171,28 @@ class ProbabilisticAdmission:
         )
 
 
-Admission = CounterAdmission | BloomAdmission | ProbabilisticAdmission
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrequencyAdmission:
+    """A key gets a row once its frequency in another table, this batch included, suffices.
+
+    Nothing is counted here. A key has the same bucket in every table, so both are on one shard.
+
+    Args:
+        table: the table that is asked.
+        min_count: the frequency there that admits a key.
+    """
+
+    type: Literal["frequency_of"] = "frequency_of"
+    table: str
+    min_count: int
+
+    def __post_init__(self) -> None:
+        _require(
+            1 <= self.min_count < 2**31, f"min_count must be in [1, 2^31), got {self.min_count}"
+        )
+
+
+Admission = CounterAdmission | BloomAdmission | ProbabilisticAdmission | FrequencyAdmission
 
 # Below that many rows a bucket, its quota would cut off much that is within the whole table's.
 MIN_ROWS_PER_BUCKET = 64
@@ -258,6 +279,13 @@ class TableSpec:
         _require(1 <= self.dim <= 4096, f"dim must be in [1, 4096], got {self.dim}")
         _finite("default_value", self.default_value)
 
+    @property
+    def base(self) -> str | None:
+        """The table that this one asks, if any."""
+        if isinstance(self.admission, FrequencyAdmission):
+            return self.admission.table
+        return None
+
 
 def to_json(spec: Any) -> Json:
     """Return a spec as JSON-able values; `table_from_json` reads a table back."""
@@ -277,6 +305,7 @@ _ADMISSIONS: dict[str, type] = {
     "counter": CounterAdmission,
     "bloom": BloomAdmission,
     "probabilistic": ProbabilisticAdmission,
+    "frequency_of": FrequencyAdmission,
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedding.admission import Admission, admission_of
+from embedding.admission import ALWAYS, Admission, admission_of
 from embedding.arguments import input_array, output_array, read_only
 from embedding.bloom import BloomBlocks, BloomFilter
 from embedding.counters import CounterEntries
@@ -15,7 +15,7 @@ from embedding.initial_values import initial_values_of
 from embedding.kernels import pull_rows, settle_keys
 from embedding.optimizers import rule_for
 from embedding.rows import FREQUENCY, VERSION, Rows
-from embedding.spec import BloomAdmission, CounterAdmission, TableSpec
+from embedding.spec import BloomAdmission, CounterAdmission, FrequencyAdmission, TableSpec
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
@@ -56,10 +56,18 @@ class EmbeddingVariable:
 
     Args:
         spec: what the table is.
+        base: the table that `spec.base` names, which pulls of this one read.
+
+    Raises:
+        ValueError: the base is missing or another one.
     """
 
-    def __init__(self, spec: TableSpec) -> None:
-        self.spec = spec
+    def __init__(self, spec: TableSpec, *, base: "EmbeddingVariable | None" = None) -> None:
+        got = None if base is None else base.spec.name
+        if got != spec.base:
+            raise ValueError(f"table {spec.name} needs base {spec.base}, got {got}")
+        self.spec: TableSpec = spec
+        self._base = base
         self.num_evicted = 0
         self._rule = rule_for(spec.optimizer, sparse=True)
         self._initial = initial_values_of(
@@ -111,13 +119,17 @@ class EmbeddingVariable:
             ValueError: an array has another type or shape.
         """
         n = len(keys)
+        keys = input_array("keys", keys, _INT64, (n,))
+        counts = _NO_COUNTS if counts is None else input_array("counts", counts, _UINT32, (n,))
+        if self._base is not None:
+            counts = _with_frequency(self._base, keys, counts)
         pull_rows(
             self._rows.arrays,
             self._admission,
             self._initial,
             self._default_value,
-            input_array("keys", keys, _INT64, (n,)),
-            _NO_COUNTS if counts is None else input_array("counts", counts, _UINT32, (n,)),
+            keys,
+            counts,
             step,
             output_array("values", values, _FLOAT32, (n, self.spec.dim)),
             output_array("admitted", admitted, _UINT8, (n,)),
@@ -163,10 +175,13 @@ class EmbeddingVariable:
         numbers = self._rule.check_scalars(scalars)
         self._make_room(keys, flags)
         new = None if self._bloom is None else np.flatnonzero(self._rows.find(keys) < 0)
+        admission = self._admission
+        if isinstance(self.spec.admission, FrequencyAdmission):
+            admission = admission._replace(kind=ALWAYS)  # nothing is counted here
         positions = np.empty(n, np.int64)
         settle_keys(
             self._rows.arrays,
-            self._admission,
+            admission,
             self._initial,
             self._initial_slots,
             keys,
@@ -349,3 +364,13 @@ class EmbeddingVariable:
         memory["bloom"] = 0 if self._bloom is None else self._bloom.nbytes
         memory["total"] = sum(memory.values())
         return memory
+
+
+def _with_frequency(
+    base: EmbeddingVariable, keys: Int64Array, counts: npt.NDArray[np.uint32]
+) -> npt.NDArray[np.uint32]:
+    """Return each key's frequency in a table, its count in this batch included: uint32[n]."""
+    total = base.frequency(keys)
+    if counts.size:
+        total = total + counts
+    return read_only(np.minimum(total, 0xFFFFFFFF).astype(np.uint32))

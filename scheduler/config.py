@@ -41,6 +41,7 @@ InitializerConfig = Annotated[
     Field(discriminator="type"),
 ]
 OptimizerConfig = Annotated[Optimizer, Field(discriminator="type")]
+CompositionConfig = Annotated[Composition, Field(discriminator="type")]
 
 
 def _counter_by_default(value: Any) -> Any:
@@ -137,7 +138,7 @@ class TableConfig(_Section):
     admission: AdmissionConfig | None = None
     eviction: Eviction | None = None
     default_value: float | None = None
-    composition: Composition | None = None
+    composition: CompositionConfig | None = None
 
 
 class EmbeddingConfig(_Section):

@@ -3,8 +3,15 @@ from typing import Any
 
 import pytest
 
-from embedding.composition_spec import MultiHash, compose
-from embedding.spec import Adagrad, Constant, CounterAdmission, Eviction, TableSpec
+from embedding.composition_spec import DynamicDimension, MultiHash, compose
+from embedding.spec import (
+    Adagrad,
+    Constant,
+    CounterAdmission,
+    Eviction,
+    FrequencyAdmission,
+    TableSpec,
+)
 
 TABLE = TableSpec(
     name="t",
@@ -49,3 +56,37 @@ def test_a_multi_hash_out_of_range_is_refused(options: Any, message: str) -> Non
 def test_halves_need_an_even_dim() -> None:
     with pytest.raises(ValueError, match="even dim, got 5"):
         compose(replace(TABLE, dim=5), MultiHash(modulus=3, operation="concatenate"))
+
+
+def test_blocks_ask_for_the_frequency_in_the_first_one() -> None:
+    composed = compose(TABLE, DynamicDimension(min_counts=(10, 100)))
+
+    first, second, third = composed.tables
+    assert first == replace(TABLE, dim=2)
+    assert second == replace(
+        first,
+        name="t_block1",
+        admission=FrequencyAdmission(table="t", min_count=10),
+        default_value=0.0,
+    )
+    assert (third.name, third.admission) == (
+        "t_block2",
+        FrequencyAdmission(table="t", min_count=100),
+    )
+    assert [(part.table, part.dim, part.keys) for part in composed.parts] == [
+        ("t", 2, "own"),
+        ("t_block1", 2, "own"),
+        ("t_block2", 2, "own"),
+    ]
+    assert composed.operation == "concatenate"
+
+
+@pytest.mark.parametrize("counts", [(), (0,), (3, 3), (5, 2), (2**31,)])
+def test_counts_of_blocks_must_increase(counts: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="min_counts must"):
+        DynamicDimension(min_counts=counts)
+
+
+def test_blocks_must_share_the_columns_evenly() -> None:
+    with pytest.raises(ValueError, match="dim must be a multiple of its 4 blocks, got 6"):
+        compose(TABLE, DynamicDimension(min_counts=(1, 2, 3)))

@@ -51,7 +51,28 @@ MULTI_HASH: dict[str, Any] = {
     },
     "model": {"type": "deepfm", "mlp": [8]},
 }
-JOBS = {"max_and_max_norm": POOLING, "multi_hash": MULTI_HASH}
+DYNAMIC: dict[str, Any] = {
+    "data": {"sparse": ["a", "b", {"name": "tags", "column": "tags", "combiner": "mean"}]},
+    "tables": {
+        "a": {"composition": {"type": "dynamic_dimension", "min_counts": [10]}},
+        "b": {
+            "optimizer": ADAM,
+            "admission": {"min_count": 2},
+            "eviction": {"steps_to_live": 5, "every_steps": 3},
+            "composition": {"type": "dynamic_dimension", "min_counts": [5, 20, 50]},
+        },
+        "tags": {
+            "admission": {"type": "bloom", "min_count": 2, "max_elements": 100},
+            "composition": {"type": "dynamic_dimension", "min_counts": [200]},
+        },
+    },
+    "model": {"type": "wide_deep", "mlp": [8]},
+}
+JOBS = {
+    "max_and_max_norm": POOLING,
+    "multi_hash": MULTI_HASH,
+    "dynamic_dimension": DYNAMIC,
+}
 
 
 def config(samples: Path, run: Path, job: dict[str, Any], servers: int) -> JobConfig:
@@ -96,6 +117,18 @@ def test_a_job_gives_the_same_bits_on_any_number_of_servers_and_scores_them_alik
     command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), str(tmp_path / "3")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert json.loads(done.stdout).items() >= expected.items()
+
+
+def test_blocks_hold_fewer_rows_the_more_often_a_key_must_be_seen(
+    ray_cluster: None, samples: Path, tmp_path: Path
+) -> None:
+    tables = Trainer(config(samples, tmp_path / "run", DYNAMIC, 2)).fit().metrics["tables"]
+
+    rows = [tables[name]["rows"] for name in ("b", "b_block1", "b_block2", "b_block3")]
+    assert rows[0] > rows[1] > rows[2] > rows[3] > 0
+    assert tables["b"]["unadmitted"] > 0
+    assert tables["b_block1"]["unadmitted"] == 0
+    assert tables["b_block1"]["evicted"] > 0
 
 
 def test_rows_of_other_keys_are_not_taken_over(

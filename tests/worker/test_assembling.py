@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from embedding import TableSpec
-from embedding.composition_spec import MultiHash, Part, compose
+from embedding.composition_spec import DynamicDimension, MultiHash, Part, compose
 from ps.deduplicate import Deduplicator
 from ps.spec import even_routing
 from worker.assembling import add_gradient, pool_vectors, vectors_of
@@ -217,6 +217,17 @@ def test_multi_hash_is_the_explicit_computation_on_two_tables(
         )
 
     Batched(lookup, dims, combiner=combiner).check(pooled_of)
+
+
+def test_blocks_lie_side_by_side() -> None:
+    lookup, dims = composed_lookup(DynamicDimension(min_counts=(2, 3, 9)))
+    names = ("t", "t_block1", "t_block2", "t_block3")
+
+    def pooled_of(rows: Rows) -> np.ndarray:
+        vectors = [[np.concatenate([rows[n, key] for n in names]) for key in bag] for bag in BAGS]
+        return np.array([combined(bag, [1.0] * len(bag), "sqrtn") for bag in vectors])
+
+    Batched(lookup, dims, combiner="sqrtn").check(pooled_of)
 
 
 def test_each_occurrence_is_counted_once_in_every_part() -> None:

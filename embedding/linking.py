@@ -1,0 +1,36 @@
+"""Tables that read one another: which may, and how the tables of a store are made together."""
+
+from collections.abc import Sequence
+
+from embedding.spec import TableSpec
+from embedding.variable import EmbeddingVariable
+
+
+def check_links(specs: Sequence[TableSpec]) -> None:
+    """Check the tables that others name as their base.
+
+    Raises:
+        ValueError: there is no such table, or it has a base itself.
+    """
+    tables = {spec.name: spec for spec in specs}
+    for spec in specs:
+        if spec.base is None:
+            continue
+        base = tables.get(spec.base)
+        if base is None or base.base is not None:
+            found = "there is none" if base is None else f"it reads table {base.base} itself"
+            raise ValueError(f"table {spec.name} reads table {spec.base}, but {found}")
+
+
+def make_variables(specs: Sequence[TableSpec]) -> list[EmbeddingVariable]:
+    """Make empty tables, in the order given, those that read another one with that as their base.
+
+    Raises:
+        ValueError: as `check_links`.
+    """
+    check_links(specs)
+    made = {spec.name: EmbeddingVariable(spec) for spec in specs if spec.base is None}
+    for spec in specs:
+        if spec.base is not None:
+            made[spec.name] = EmbeddingVariable(spec, base=made[spec.base])
+    return [made[spec.name] for spec in specs]
