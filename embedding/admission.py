@@ -3,8 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
+from embedding.arguments import read_only
 from embedding.bloom import NO_BLOOM, BloomArrays, BloomFilter
 from embedding.mixing import mix64, mix_text
 from embedding.rows import RowArrays
@@ -68,3 +70,11 @@ def is_drawn(
         rest >>= 1
     bits = mix64(mix64(np.uint64(key) ^ seed) + np.uint64(step)) >> _UNIT_SHIFT
     return bool(np.float64(bits) * _UNIT >= missed)
+
+
+def with_frequency(
+    counts: npt.NDArray[np.uint32], frequency: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint32]:
+    """Return counts with the frequency so far added, uint32[n]; no counts: 0 for each key."""
+    total = frequency + counts if counts.size else frequency
+    return read_only(np.minimum(total, 0xFFFFFFFF).astype(np.uint32))

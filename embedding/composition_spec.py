@@ -9,10 +9,10 @@ from itertools import pairwise
 from typing import Literal
 
 from embedding.ranges import require
-from embedding.spec import FrequencyAdmission, TableSpec
+from embedding.spec import FrequencyAdmission, TableSpec, WarmStart
 
-KeyMap = Literal["own", "quotient", "remainder"]
-Operation = Literal["add", "multiply", "concatenate"]
+KeyMap = Literal["own", "quotient", "remainder", "static"]
+Operation = Literal["add", "multiply", "concatenate", "select"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class MultiHash:
 
     type: Literal["multi_hash"] = "multi_hash"
     modulus: int
-    operation: Operation = "add"
+    operation: Literal["add", "multiply", "concatenate"] = "add"
 
     def __post_init__(self) -> None:
         require(2 <= self.modulus < 2**63, f"modulus must be in [2, 2^63), got {self.modulus}")
@@ -67,7 +67,26 @@ class DynamicDimension:
         )
 
 
-Composition = MultiHash | DynamicDimension
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adaptive:
+    """A row of its own for an admitted key, a shared static one for the others.
+
+    An own row starts as a copy of the static row that its key shared.
+
+    Args:
+        static_rows: rows of the static table, a multiple of 4096: each bucket has its part.
+
+    Source: DeepRec's adaptive embedding, where a mask of the caller takes the place of admission.
+    """
+
+    type: Literal["adaptive"] = "adaptive"
+    static_rows: int
+
+    def __post_init__(self) -> None:
+        WarmStart(table="", static_rows=self.static_rows)  # refuses what is out of range
+
+
+Composition = MultiHash | DynamicDimension | Adaptive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +97,7 @@ class Part:
         table: its name.
         dim: width of its rows.
         keys: which of its rows a key has, see `key_maps`.
-        divisor: the modulus, where the map has one.
+        divisor: the modulus, or static rows of a bucket.
     """
 
     table: str
@@ -94,7 +113,8 @@ class Composed:
     Args:
         tables: the physical tables, in the order in which a store must list them.
         parts: one for each table, in the order of the columns.
-        operation: how their rows become one vector.
+        operation: how their rows become one vector; `select` takes the first part's row where the
+            key is admitted there, else the second's.
     """
 
     tables: tuple[TableSpec, ...]
@@ -113,6 +133,8 @@ def compose(table: TableSpec, composition: Composition) -> Composed:
             return _multi_hash(table, composition)
         case DynamicDimension():
             return _dynamic_dimension(table, composition)
+        case Adaptive():
+            return _adaptive(table, composition)
 
 
 def _multi_hash(table: TableSpec, composition: MultiHash) -> Composed:
@@ -153,4 +175,24 @@ def _dynamic_dimension(table: TableSpec, composition: DynamicDimension) -> Compo
         tables=tables,
         parts=tuple(Part(table=part.name, dim=part.dim) for part in tables),
         operation="concatenate",
+    )
+
+
+def _adaptive(table: TableSpec, composition: Adaptive) -> Composed:
+    require(
+        table.admission is not None,
+        "adaptive needs an admission rule on the table, which says when a key gets its own row",
+    )
+    warm_start = WarmStart(table=f"{table.name}_static", static_rows=composition.static_rows)
+    static = replace(table, name=warm_start.table, admission=None, eviction=None)
+    return Composed(
+        # In this order, so that a step makes own rows before it changes static ones.
+        tables=(replace(table, warm_start=warm_start), static),
+        parts=(
+            Part(table=table.name, dim=table.dim),
+            Part(
+                table=static.name, dim=table.dim, keys="static", divisor=warm_start.rows_per_bucket
+            ),
+        ),
+        operation="select",
     )

@@ -194,6 +194,32 @@ class FrequencyAdmission:
 
 Admission = CounterAdmission | BloomAdmission | ProbabilisticAdmission | FrequencyAdmission
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmStart:
+    """A new row starts with the present vector of a static row that its key shares until then.
+
+    Args:
+        table: the table of static rows, of the same dim, without admission.
+        static_rows: rows of that table, a multiple of the 4096 buckets, at most 2^40; see
+            `key_maps.static_keys`.
+    """
+
+    table: str
+    static_rows: int
+
+    def __post_init__(self) -> None:
+        _require(
+            NUM_BUCKETS <= self.static_rows <= 2**40 and self.static_rows % NUM_BUCKETS == 0,
+            f"static_rows must be a multiple of {NUM_BUCKETS}, from {NUM_BUCKETS} to 2^40,"
+            f" got {self.static_rows}",
+        )
+
+    @property
+    def rows_per_bucket(self) -> int:
+        return self.static_rows // NUM_BUCKETS
+
+
 # Below that many rows a bucket, its quota would cut off much that is within the whole table's.
 MIN_ROWS_PER_BUCKET = 64
 _MIN_ROWS = MIN_ROWS_PER_BUCKET * NUM_BUCKETS
@@ -259,6 +285,7 @@ class TableSpec:
         dim: width of the embedding vector.
         seed: seed of the initial values; the name is mixed in.
         default_value: what a pull returns for a key that is not admitted.
+        warm_start: what new rows start with; None: their initial values.
     """
 
     name: str
@@ -269,6 +296,7 @@ class TableSpec:
     eviction: Eviction | None = None
     default_value: float = 0.0
     seed: int = 0
+    warm_start: WarmStart | None = None
 
     def __post_init__(self) -> None:
         legal = bool(self.name) and all(c.isalnum() or c in "_.-" for c in self.name)
@@ -278,10 +306,16 @@ class TableSpec:
         )
         _require(1 <= self.dim <= 4096, f"dim must be in [1, 4096], got {self.dim}")
         _finite("default_value", self.default_value)
+        _require(
+            self.warm_start is None or not isinstance(self.admission, FrequencyAdmission),
+            f"table {self.name} can't have both warm_start and an admission of type frequency_of",
+        )
 
     @property
     def base(self) -> str | None:
-        """The table that this one asks, if any."""
+        """The table that this one reads, if any."""
+        if self.warm_start is not None:
+            return self.warm_start.table
         if isinstance(self.admission, FrequencyAdmission):
             return self.admission.table
         return None
@@ -326,6 +360,8 @@ def table_from_json(data: Json) -> TableSpec:
         data["admission"] = _tagged(_ADMISSIONS, "admission", data["admission"])
     if data.get("eviction") is not None:
         data["eviction"] = _build(Eviction, data["eviction"])
+    if data.get("warm_start") is not None:
+        data["warm_start"] = _build(WarmStart, data["warm_start"])
     return _build(TableSpec, data)
 
 

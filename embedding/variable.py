@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedding.admission import ALWAYS, Admission, admission_of
+from embedding.admission import ALWAYS, Admission, admission_of, with_frequency
 from embedding.arguments import input_array, output_array, read_only
 from embedding.bloom import BloomBlocks, BloomFilter
 from embedding.counters import CounterEntries
 from embedding.eviction import EvictFirst, expired, overfull
 from embedding.initial_values import initial_values_of
 from embedding.kernels import pull_rows, settle_keys
+from embedding.key_maps import static_keys
 from embedding.optimizers import rule_for
 from embedding.rows import FREQUENCY, VERSION, Rows
 from embedding.spec import BloomAdmission, CounterAdmission, FrequencyAdmission, TableSpec
@@ -121,8 +122,10 @@ class EmbeddingVariable:
         n = len(keys)
         keys = input_array("keys", keys, _INT64, (n,))
         counts = _NO_COUNTS if counts is None else input_array("counts", counts, _UINT32, (n,))
-        if self._base is not None:
-            counts = _with_frequency(self._base, keys, counts)
+        if self._base is not None and self.spec.warm_start is None:
+            counts = with_frequency(counts, self._base.frequency(keys))
+        output_array("values", values, _FLOAT32, (n, self.spec.dim))
+        output_array("admitted", admitted, _UINT8, (n,))
         pull_rows(
             self._rows.arrays,
             self._admission,
@@ -131,9 +134,22 @@ class EmbeddingVariable:
             keys,
             counts,
             step,
-            output_array("values", values, _FLOAT32, (n, self.spec.dim)),
-            output_array("admitted", admitted, _UINT8, (n,)),
+            values,
+            admitted,
         )
+        if self.spec.warm_start is not None:
+            new = np.flatnonzero((self._rows.find(keys) < 0) & (admitted != 0))
+            values[new] = self._start_vectors(keys[new])
+
+    def _start_vectors(self, keys: Int64Array) -> Float32Array:
+        """Return what rows of these keys start with in a table with a warm start."""
+        base, warm_start = self._base, self.spec.warm_start
+        assert base is not None, "named by warm_start"
+        assert warm_start is not None, "asked by the caller"
+        vectors = np.empty((keys.size, self.spec.dim), np.float32)
+        static = static_keys(keys, warm_start.rows_per_bucket)
+        base.pull(static, None, vectors, np.empty(keys.size, np.uint8))
+        return vectors
 
     def apply(
         self,
@@ -174,7 +190,12 @@ class EmbeddingVariable:
             flags = input_array("has_gradient", has_gradient, _UINT8, (n,))
         numbers = self._rule.check_scalars(scalars)
         self._make_room(keys, flags)
-        new = None if self._bloom is None else np.flatnonzero(self._rows.find(keys) < 0)
+        new = starts = None
+        if self._bloom is not None or self.spec.warm_start is not None:
+            new = np.flatnonzero(self._rows.find(keys) < 0)
+            if self.spec.warm_start is not None:
+                # From before this step, as it was pulled: this table comes before its static one.
+                starts = self._start_vectors(keys[new])
         admission = self._admission
         if isinstance(self.spec.admission, FrequencyAdmission):
             admission = admission._replace(kind=ALWAYS)  # nothing is counted here
@@ -194,6 +215,9 @@ class EmbeddingVariable:
             # After all rows were made, so that none starts with what this step brings for others.
             self._bloom.add(keys[new], counts[new])
         values = self._rows.arrays.values
+        if starts is not None:
+            made = positions[new] >= 0
+            values[positions[new][made], : self.spec.dim] = starts[made]
         self._rule.run(values, positions, gradients, np.float32(scale), numbers)
 
     def _make_room(self, keys: Int64Array, flags: UInt8Array) -> None:
@@ -364,13 +388,3 @@ class EmbeddingVariable:
         memory["bloom"] = 0 if self._bloom is None else self._bloom.nbytes
         memory["total"] = sum(memory.values())
         return memory
-
-
-def _with_frequency(
-    base: EmbeddingVariable, keys: Int64Array, counts: npt.NDArray[np.uint32]
-) -> npt.NDArray[np.uint32]:
-    """Return each key's frequency in a table, its count in this batch included: uint32[n]."""
-    total = base.frequency(keys)
-    if counts.size:
-        total = total + counts
-    return read_only(np.minimum(total, 0xFFFFFFFF).astype(np.uint32))

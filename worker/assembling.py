@@ -95,7 +95,8 @@ def add_gradient(
 
 def _assemble(lookup: Lookup, bag: Bag, values: Float32s, vectors: Float32s) -> None:
     column = 0
-    for number, (part, positions) in enumerate(zip(lookup.physical, bag.positions, strict=True)):
+    for number, positions in enumerate(bag.positions):
+        part = lookup.physical[number]
         if lookup.operation == "concatenate" or number == 0:
             assemble_copy(values, positions, vectors, column, part.dim)
             column += part.dim
@@ -114,7 +115,8 @@ def _spread(
         spread_multiply(gradient, values, one, other, grad_values)
         return
     column = 0
-    for part, positions in zip(lookup.physical, bag.positions, strict=True):
+    for number, positions in enumerate(bag.positions):
+        part = lookup.physical[number]
         spread_copy(gradient, column, part.dim, positions, grad_values)
         if lookup.operation == "concatenate":
             column += part.dim

@@ -15,6 +15,7 @@ from ps.deduplicate import Deduplicated, Deduplicator
 from ps.restore import load_tables
 from ps.spec import even_routing
 from worker.batch import Batch
+from worker.choosing import choose_rows
 from worker.computing import Computation
 from worker.metrics import StreamingAuc, log_loss_sum
 from worker.models import build_model, num_parameters
@@ -124,7 +125,8 @@ class Predictor:
     def logits(self, batch: Batch) -> Float32s:
         """Return the logit of each sample, float32[n]; the batch is only read."""
         prepared = self._preparer(batch)
-        values = self._pull(prepared.unique)
+        values, admitted = self._pull(prepared.unique)
+        prepared, _ = choose_rows(prepared, admitted)
         with self._blas.limit(limits=1):
             return self._computation.predict(prepared, values, self._dense)
 
@@ -168,8 +170,8 @@ class Predictor:
             samples_skipped=skipped,
         )
 
-    def _pull(self, unique: Deduplicated) -> Float32s:
-        """Return the flat buffer of the rows of all keys, as a worker's pull fills it."""
+    def _pull(self, unique: Deduplicated) -> tuple[Float32s, npt.NDArray[np.uint8]]:
+        """Return the rows and the admitted bits of all keys, as a worker's pull fills them."""
         values = np.empty(unique.value_starts[-1], np.float32)
         admitted = np.empty(unique.keys.size, np.uint8)
         start = value_start = 0
@@ -182,7 +184,7 @@ class Predictor:
                 admitted[start:stop],
             )
             start, value_start = stop, value_stop
-        return values
+        return values, admitted
 
 
 def saved_model(reader: CheckpointReader) -> SavedModel:

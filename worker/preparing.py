@@ -23,12 +23,15 @@ class Bag:
         offsets: int64[n + 1], or None where every sample has exactly one key.
         coefficients: float32[nnz], what each occurrence is multiplied by, or None for 1.
         maximum: whether a bag's vectors are pooled by their maximum and not summed.
+        places: for each part int64[nnz], where in the batch's distinct keys each occurrence's key
+            is; only where rows are still to be chosen by their admitted bits, see `choosing`.
     """
 
     positions: tuple[npt.NDArray[np.int64], ...]
     offsets: npt.NDArray[np.int64] | None
     coefficients: npt.NDArray[np.float32] | None
     maximum: bool = False
+    places: tuple[npt.NDArray[np.int64], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,21 +97,20 @@ class Preparer:
         keys = np.concatenate(parts) if parts else np.empty(0, np.int64)
         unique = self._deduplicate(keys, table_starts)
         bags = tuple(
-            self._bag(
-                batch,
-                lookup,
-                tuple(
-                    unique.positions[slices[i, number]] for number in range(len(lookup.physical))
-                ),
-            )
+            self._bag(batch, i, unique, [slices[i, n] for n in range(len(lookup.physical))])
             for i, lookup in enumerate(self._lookups)
         )
         return Prepared(batch.labels, batch.dense, unique, bags)
 
-    def _bag(
-        self, batch: Batch, lookup: Lookup, positions: tuple[npt.NDArray[np.int64], ...]
-    ) -> Bag:
+    def _bag(self, batch: Batch, number: int, unique: Deduplicated, parts: Sequence[slice]) -> Bag:
+        lookup = self._lookups[number]
         bags = batch.sparse[lookup.feature]
         combiner = self._sparse[lookup.feature].combiner
-        coefs = coefficients(bags.offsets, bags.weights, combiner)
-        return Bag(positions, bags.offsets, coefs, maximum=combiner == "max")
+        select = lookup.operation == "select"
+        return Bag(
+            tuple(unique.positions[part] for part in parts),
+            bags.offsets,
+            coefficients(bags.offsets, bags.weights, combiner),
+            maximum=combiner == "max",
+            places=tuple(unique.places[part] for part in parts) if select else (),
+        )

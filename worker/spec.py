@@ -137,7 +137,7 @@ class Lookup:
     @property
     def assembled(self) -> bool:
         """Whether an occurrence's vector is something else than one row as it was pulled."""
-        return self.max_norm is not None or self.operation is not None
+        return self.max_norm is not None or self.operation not in (None, "select")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from embedding.composition_spec import DynamicDimension, MultiHash, compose
+from embedding.composition_spec import Adaptive, DynamicDimension, MultiHash, compose
 from embedding.spec import (
     Adagrad,
     Constant,
@@ -11,6 +11,7 @@ from embedding.spec import (
     Eviction,
     FrequencyAdmission,
     TableSpec,
+    WarmStart,
 )
 
 TABLE = TableSpec(
@@ -90,3 +91,27 @@ def test_counts_of_blocks_must_increase(counts: tuple[int, ...]) -> None:
 def test_blocks_must_share_the_columns_evenly() -> None:
     with pytest.raises(ValueError, match="dim must be a multiple of its 4 blocks, got 6"):
         compose(TABLE, DynamicDimension(min_counts=(1, 2, 3)))
+
+
+def test_own_rows_come_before_the_static_ones_that_they_start_from() -> None:
+    composed = compose(TABLE, Adaptive(static_rows=8192))
+
+    own, static = composed.tables
+    assert own == replace(TABLE, warm_start=WarmStart(table="t_static", static_rows=8192))
+    assert static == replace(TABLE, name="t_static", admission=None, eviction=None)
+    assert [(part.table, part.keys, part.divisor) for part in composed.parts] == [
+        ("t", "own", 1),
+        ("t_static", "static", 2),
+    ]
+    assert composed.operation == "select"
+
+
+def test_an_adaptive_table_needs_an_admission_rule() -> None:
+    with pytest.raises(ValueError, match="needs an admission rule"):
+        compose(replace(TABLE, admission=None), Adaptive(static_rows=4096))
+
+
+@pytest.mark.parametrize("static_rows", [0, 4095, 4097, 2**41])
+def test_static_rows_are_shared_evenly_by_the_buckets(static_rows: int) -> None:
+    with pytest.raises(ValueError, match="static_rows must be a multiple of 4096"):
+        Adaptive(static_rows=static_rows)

@@ -1,4 +1,4 @@
-"""Tables that read another table: dynamic dimensions."""
+"""Tables that read another table: dynamic dimensions, and rows that start from static ones."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from embedding import EmbeddingVariable, TableSpec, step_scalars
-from embedding.composition_spec import DynamicDimension, compose
+from embedding.composition_spec import Adaptive, DynamicDimension, compose
+from embedding.key_maps import static_keys
 from embedding.linking import check_links, make_variables
 from embedding.spec import (
     Adagrad,
@@ -16,6 +17,7 @@ from embedding.spec import (
     CounterAdmission,
     FrequencyAdmission,
     Sgd,
+    Uniform,
     table_from_json,
     to_json,
 )
@@ -129,6 +131,103 @@ def asking(name: str, other: str) -> TableSpec:
 
 
 ASKING = asking("asking", "t")
+OWN, STATIC = compose(
+    replace(
+        TABLE,
+        optimizer=Adagrad(learning_rate=1, initial_accumulator=0.5),
+        admission=CounterAdmission(min_count=3),
+    ),
+    Adaptive(static_rows=4096),
+).tables
+
+
+# Warm starts --------------------------------------------------------------------------------------
+
+
+def apply(table: EmbeddingVariable, keys: list[int], gradient: float, *, step: int) -> None:
+    table.apply(
+        np.array(keys, np.int64),
+        np.ones(len(keys), np.int64),
+        np.full((len(keys), table.spec.dim), gradient, np.float32),
+        None,
+        step=step,
+        scale=1.0,
+        scalars=step_scalars(table.spec.optimizer, learning_rate=1, step=step),
+    )
+
+
+def adaptive() -> tuple[EmbeddingVariable, EmbeddingVariable, list[int], int]:
+    """Both tables, two keys that share a static row, and the key of that row, trained once."""
+    own, static = make_variables([OWN, STATIC])
+    everyone = np.arange(20_000)
+    shared = static_keys(everyone, 1)
+    keys = everyone[shared == shared[5]][:2].tolist()
+    apply(static, [int(shared[5])], 2.0, step=0)
+    return own, static, keys, int(shared[5])
+
+
+def test_an_admitted_key_without_a_row_reads_its_static_row() -> None:
+    own, static, keys, static_key = adaptive()
+    (vector,), _ = pull(static, [static_key], None)
+    assert (vector != 1).all(), "it was trained"
+
+    values, admitted = pull(own, keys, [3, 1])
+
+    assert admitted.tolist() == [1, 0]
+    np.testing.assert_array_equal(values[0], vector)
+    assert (len(own), len(static)) == (0, 1), "a pull changes nothing"
+
+
+def test_an_own_row_starts_as_a_copy_with_fresh_slots() -> None:
+    own, static, keys, static_key = adaptive()
+    (vector,), _ = pull(static, [static_key], None)
+
+    apply(own, keys, 0.0, step=1)
+    apply(static, [static_key], 1.0, step=1)
+
+    entries = own.export()
+    np.testing.assert_array_equal(entries.vectors, [vector, vector])
+    np.testing.assert_array_equal(entries.slots, np.full((2, 6), 0.5))
+    np.testing.assert_array_equal(pull(own, keys, None)[0], entries.vectors)
+    assert (pull(static, [static_key], None)[0][0] != vector).all(), "they go separate ways"
+
+
+def test_a_key_that_is_only_counted_gets_no_row() -> None:
+    own, _, keys, _ = adaptive()
+
+    own.apply(
+        np.array(keys), np.ones(2, np.int64), np.ones((2, 6), np.float32),
+        np.array([0, 1], np.uint8), step=1, scale=1.0,
+        scalars=step_scalars(OWN.optimizer, learning_rate=1, step=1),
+    )  # fmt: skip
+
+    assert own.export().keys.tolist() == [keys[1]]
+    assert own.num_unadmitted == 1
+
+
+def test_a_static_row_that_was_never_trained_gives_its_initial_value() -> None:
+    own, static = make_variables(
+        [replace(OWN, initializer=Uniform()), replace(STATIC, initializer=Uniform())]
+    )
+    expected, _ = pull(static, static_keys(np.array([5]), 1).tolist(), None)
+
+    apply(own, [5], 0.0, step=0)
+
+    np.testing.assert_array_equal(own.export().vectors, expected)
+
+
+def test_a_returning_key_starts_from_the_static_row_of_now() -> None:
+    own, static, keys, static_key = adaptive()
+    apply(own, keys, 5.0, step=1)
+    own.evict(min_version=2)
+    apply(static, [static_key], 1.0, step=2)
+
+    values, _ = pull(own, keys, [3, 3])
+
+    np.testing.assert_array_equal(values[1], pull(static, [static_key], None)[0][0])
+
+
+# Links --------------------------------------------------------------------------------------------
 
 
 def test_a_table_is_made_with_the_base_that_it_names() -> None:
@@ -146,6 +245,10 @@ def test_a_table_is_made_with_the_base_that_it_names() -> None:
             [TABLE, ASKING, asking("x", "asking")],
             "table x reads table asking, but it reads table t itself",
         ),
+        ([OWN], "table t reads table t_static, but there is none"),
+        ([STATIC, OWN], "table t must be listed before table t_static"),
+        ([OWN, replace(STATIC, dim=3)], "must have its dim 6 and no admission, got dim 3"),
+        ([OWN, replace(STATIC, admission=CounterAdmission())], "and no admission"),
     ],
 )
 def test_links_that_lead_nowhere_are_refused(tables: list[TableSpec], message: str) -> None:
@@ -157,5 +260,11 @@ def test_tables_come_in_the_order_given_whatever_reads_what() -> None:
     assert [table.spec.name for table in make_variables([ASKING, TABLE])] == ["asking", "t"]
 
 
-def test_the_rule_comes_back_from_json() -> None:
-    assert table_from_json(to_json(ASKING)) == ASKING
+@pytest.mark.parametrize("spec", [ASKING, OWN, STATIC], ids=lambda spec: spec.name)
+def test_links_come_back_from_json(spec: TableSpec) -> None:
+    assert table_from_json(to_json(spec)) == spec
+
+
+def test_a_table_reads_one_other_at_most() -> None:
+    with pytest.raises(ValueError, match="can't have both warm_start and an admission"):
+        replace(ASKING, warm_start=OWN.warm_start)

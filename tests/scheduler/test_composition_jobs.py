@@ -68,10 +68,38 @@ DYNAMIC: dict[str, Any] = {
     },
     "model": {"type": "wide_deep", "mlp": [8]},
 }
+ADAPTIVE: dict[str, Any] = {
+    "data": {
+        "sparse": [
+            {"name": "a", "column": "a", "max_norm": 1},
+            "b",
+            {"name": "tags", "column": "tags", "combiner": "mean"},
+            {"name": "again", "column": "tags", "table": "tags", "combiner": "max"},
+        ]
+    },
+    "tables": {
+        "a": {
+            "admission": {"type": "probabilistic", "probability": 0.05},
+            "composition": {"type": "adaptive", "static_rows": 8192},
+        },
+        "b": {
+            "optimizer": ADAM,
+            "admission": {"min_count": 4},
+            "eviction": {"steps_to_live": 5, "every_steps": 3},
+            "composition": {"type": "adaptive", "static_rows": 4096},
+        },
+        "tags": {
+            "admission": {"type": "bloom", "min_count": 150, "max_elements": 100},
+            "composition": {"type": "adaptive", "static_rows": 4096},
+        },
+    },
+    "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8]},
+}
 JOBS = {
     "max_and_max_norm": POOLING,
     "multi_hash": MULTI_HASH,
     "dynamic_dimension": DYNAMIC,
+    "adaptive": ADAPTIVE,
 }
 
 
@@ -129,6 +157,22 @@ def test_blocks_hold_fewer_rows_the_more_often_a_key_must_be_seen(
     assert tables["b"]["unadmitted"] > 0
     assert tables["b_block1"]["unadmitted"] == 0
     assert tables["b_block1"]["evicted"] > 0
+
+
+def test_own_rows_take_over_from_static_ones_in_any_mode(
+    ray_cluster: None, samples: Path, tmp_path: Path
+) -> None:
+    job = config(samples, tmp_path / "run", ADAPTIVE, 2).model_dump()
+    job["training"]["mode"] = "async"
+
+    result = Trainer(JobConfig.from_dict(job)).fit()
+
+    tables = result.metrics["tables"]
+    assert tables["b"]["rows"] > 0
+    assert tables["b"]["evicted"] > 0
+    assert tables["b_static"]["rows"] > tables["b"]["rows"], "most ids are rare"
+    assert (tables["b_static"]["unadmitted"], tables["b_static"]["evicted"]) == (0, 0)
+    assert result.metrics["eval"]["auc"] > 0.6
 
 
 def test_rows_of_other_keys_are_not_taken_over(
