@@ -93,7 +93,7 @@ def store_spec(config: JobConfig, model: ModelSpec) -> StoreSpec:
     dims = {lookup.table: lookup.dim for lookup in model.lookups}
     tables: dict[str, TableSpec] = {}
     for name, dim in dims.items():
-        for table in physical_tables(config, name, dim):
+        for table in _physical_tables(config, name, dim):
             if table.name in tables or (table.name != name and table.name in dims):
                 raise ConfigError(
                     f"tables.{name}.composition: its table {table.name} has the name of another"
@@ -108,7 +108,7 @@ def store_spec(config: JobConfig, model: ModelSpec) -> StoreSpec:
     )
 
 
-def physical_tables(config: JobConfig, name: str, dim: int) -> tuple[TableSpec, ...]:
+def _physical_tables(config: JobConfig, name: str, dim: int) -> tuple[TableSpec, ...]:
     """The tables that hold the rows of a table of the job file: itself, or its composition's."""
     composed = _composed(config, name)
     return (_table(config, name, dim=dim),) if composed is None else composed.tables

@@ -43,6 +43,7 @@ class Vectors:
 
 def vectors_of(lookup: Lookup, bag: Bag, values: Float32s) -> Vectors:
     """Return the occurrences' vectors, a view of the pulled rows where that is what they are."""
+    assert not bag.places, "choose_rows comes first"
     if not lookup.assembled:
         return Vectors(values, bag.positions[0])
     nnz, dim = bag.positions[0].size, lookup.dim

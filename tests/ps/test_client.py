@@ -120,28 +120,6 @@ def test_a_pull_gathers_rows_bits_and_parameters_of_all_shards(
     assert evaluated.admitted.sum() == 20 + 1, "of the second table only key 3 has a row"
 
 
-def test_a_push_leaves_out_the_gradients_of_keys_that_were_not_used(
-    small_job: Any, serve: Serve
-) -> None:
-    job = small_job(TABLES, num_shards=2)
-    client = serve(job).client()
-    pulled = pull(client, job.unique([1, 2, 3, 4], [7, 7, 7]))
-    trained = pulled.admitted.copy()
-    trained[np.isin(pulled.unique.keys, [2, 4])] = 0
-    values = np.zeros_like(pulled.values)
-
-    pushed = client.start_push(
-        pulled, Identity(0, 0, 0, 4), gradients=values, dense=np.zeros(3, np.float32),
-        trained=trained,
-    )  # fmt: skip
-    answer(client, pushed)
-    apply(client, job, 0, 0)
-
-    rows = np.concatenate([shard.tables[0].export().keys for shard in job.shards])
-    assert sorted(rows.tolist()) == [1, 3]
-    assert pulled.admitted.all(), "the pull's own bits stay"
-
-
 def test_two_clients_work_at_once(small_job: Any, serve: Serve) -> None:
     job, alone = small_job(TABLES, num_shards=2), small_job(TABLES)
     served = serve(job)

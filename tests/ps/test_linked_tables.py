@@ -1,5 +1,6 @@
 """Tables that read one another, in shards and from checkpoints."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from embedding.composition_spec import Adaptive, DynamicDimension, compose
 from embedding.key_maps import map_keys
 from embedding.spec import AdamAsync, BloomAdmission, CounterAdmission, TableSpec
 from ps.checkpoint import CheckpointReader
+from ps.client import Identity
 from ps.messages import TableEviction
 from ps.restore import load_tables, start_shard_from
 from ps.spec import StoreSpec
@@ -122,3 +124,35 @@ def test_a_store_without_the_table_that_another_reads_is_refused() -> None:
 
 def test_a_shard_with_such_tables_warms_up() -> None:
     warm_up(StoreSpec(tables=TABLES, dense_size=1, dense_optimizer=AdamAsync(), num_shards=2))
+
+
+def test_a_static_row_that_was_not_used_gets_no_row_from_a_push(
+    small_job: Any, serve: Callable[[Any], Any]
+) -> None:
+    job = small_job(SHARED.tables, num_shards=2)
+    client = serve(job).client()
+
+    def answered(request: Any) -> Any:
+        while not client.poll(5.0):
+            pass
+        assert not request.refusals
+        return request
+
+    keys = [part.tolist() for part in (np.arange(9), map_keys(SHARED.parts[1], np.arange(9)))]
+    pulled = answered(client.start_pull(job.unique(*keys), at_step=0))
+    unused = np.isin(pulled.unique.keys, keys[1][:4])
+    trained = np.where(unused, 0, pulled.admitted).astype(np.uint8)
+    answered(
+        client.start_push(
+            pulled,
+            Identity(0, 0, 0, 4),
+            gradients=np.zeros_like(pulled.values),
+            dense=np.zeros(3, np.float32),
+            trained=trained,
+        )
+    )
+    job.step(0)
+
+    rows = np.concatenate([shard.tables[1].export().keys for shard in job.shards])
+    assert sorted(rows.tolist()) == sorted(set(keys[1]) - set(keys[1][:4]))
+    assert pulled.admitted[unused].all(), "the pull's own bits stay"

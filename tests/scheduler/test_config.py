@@ -152,6 +152,27 @@ def test_a_composition_takes_the_place_of_its_table(job: dict[str, Any]) -> None
             r"tables.C1.composition.*multi_hash",
         ),
         (
+            {"C1": {"composition": {"type": "dynamic_dimension", "min_counts": [2, 2]}}},
+            r"tables.C1.composition.*: min_counts must be strictly increasing.*got \[2, 2\]",
+        ),
+        (
+            {"C1": {"composition": {"type": "dynamic_dimension", "min_counts": [2, 3]}}},
+            "tables.C1.composition: dim must be a multiple of its 3 blocks, got 16",
+        ),
+        (
+            {"C1": {"composition": {"type": "adaptive", "static_rows": 4096}}},
+            "tables.C1.composition: adaptive needs an admission rule",
+        ),
+        (
+            {
+                "C1": {
+                    "admission": {"min_count": 2},
+                    "composition": {"type": "adaptive", "static_rows": 5000},
+                }
+            },
+            r"tables.C1.composition.*: static_rows must be a multiple of 4096.*got 5000",
+        ),
+        (
             {"C1_linear": {"composition": {"type": "multi_hash", "modulus": 5}}},
             "tables.C1_linear.composition: first-order weights",
         ),
