@@ -47,6 +47,7 @@ class TableEntries:
 _INT64, _UINT32, _UINT8, _FLOAT32 = map(np.dtype, ("int64", "uint32", "uint8", "float32"))
 _NO_COUNTS = read_only(np.empty(0, _UINT32))
 _NO_FLAGS = read_only(np.empty(0, _UINT8))
+_NO_KEYS = read_only(np.empty(0, _INT64))
 
 
 class EmbeddingVariable:
@@ -190,12 +191,8 @@ class EmbeddingVariable:
             flags = input_array("has_gradient", has_gradient, _UINT8, (n,))
         numbers = self._rule.check_scalars(scalars)
         self._make_room(keys, flags)
-        new = starts = None
-        if self._bloom is not None or self.spec.warm_start is not None:
-            new = np.flatnonzero(self._rows.find(keys) < 0)
-            if self.spec.warm_start is not None:
-                # From before this step, as it was pulled: this table comes before its static one.
-                starts = self._start_vectors(keys[new])
+        new = None if self._bloom is None else np.flatnonzero(self._rows.find(keys) < 0)
+        made, starts = self._warm_starts(keys, flags)
         admission = self._admission
         if isinstance(self.spec.admission, FrequencyAdmission):
             admission = admission._replace(kind=ALWAYS)  # nothing is counted here
@@ -215,10 +212,20 @@ class EmbeddingVariable:
             # After all rows were made, so that none starts with what this step brings for others.
             self._bloom.add(keys[new], counts[new])
         values = self._rows.arrays.values
-        if starts is not None:
-            made = positions[new] >= 0
-            values[positions[new][made], : self.spec.dim] = starts[made]
+        values[positions[made], : self.spec.dim] = starts
         self._rule.run(values, positions, gradients, np.float32(scale), numbers)
+
+    def _warm_starts(self, keys: Int64Array, flags: UInt8Array) -> tuple[Int64Array, Float32Array]:
+        """Return which keys will get a row that starts from another table's, and its vector.
+
+        It is the vector from before this step, as a pull has shown it: a step is applied to the
+        table of static rows after this one.
+        """
+        if self.spec.warm_start is None:
+            return _NO_KEYS, np.empty((0, self.spec.dim), np.float32)
+        missing = self._rows.find(keys) < 0
+        made = np.flatnonzero(missing & (flags != 0) if flags.size else missing)
+        return made, self._start_vectors(keys[made])
 
     def _make_room(self, keys: Int64Array, flags: UInt8Array) -> None:
         """Make room for what an apply may add."""
