@@ -7,14 +7,13 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.gradient_kernels import mean_square
-from embedding.prefetch import prefetch_ahead
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def adam(
     rows: Float32Array,
     positions: Int64Array,
@@ -33,20 +32,21 @@ def adam(
     epsilon = np.float32(scalars[4])
     dim = gradients.shape[1]
     for i in range(positions.size):
-        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
+        vector, gradient = rows[row, :dim], gradients[i]
+        means, squares = rows[row, dim : 2 * dim], rows[row, 2 * dim : 3 * dim]
         for c in range(dim):
-            g = gradients[i, c] * scale
-            m = beta1 * rows[row, dim + c] + rest1 * g
-            v = beta2 * rows[row, 2 * dim + c] + rest2 * (g * g)
-            rows[row, dim + c] = m
-            rows[row, 2 * dim + c] = v
-            rows[row, c] -= alpha * m / (math.sqrt(v) + epsilon)
+            g = gradient[c] * scale
+            m = beta1 * means[c] + rest1 * g
+            v = beta2 * squares[c] + rest2 * (g * g)
+            means[c] = m
+            squares[c] = v
+            vector[c] -= alpha * m / (math.sqrt(v) + epsilon)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def momentum_rmsprop(
     rows: Float32Array,
     positions: Int64Array,
@@ -64,20 +64,21 @@ def momentum_rmsprop(
     rest2 = np.float32(1.0 - scalars[3])
     dim = gradients.shape[1]
     for i in range(positions.size):
-        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
+        vector, gradient = rows[row, :dim], gradients[i]
+        means, squares = rows[row, dim : 2 * dim], rows[row, 2 * dim : 3 * dim]
         for c in range(dim):
-            g = gradients[i, c] * scale
-            v = beta2 * rows[row, 2 * dim + c] + rest2 * (g * g)
-            m = beta1 * rows[row, dim + c] + learning_rate * g / math.sqrt(v + epsilon)
-            rows[row, dim + c] = m
-            rows[row, 2 * dim + c] = v
-            rows[row, c] -= m
+            g = gradient[c] * scale
+            v = beta2 * squares[c] + rest2 * (g * g)
+            m = beta1 * means[c] + learning_rate * g / math.sqrt(v + epsilon)
+            means[c] = m
+            squares[c] = v
+            vector[c] -= m
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def adamw(
     rows: Float32Array,
     positions: Int64Array,
@@ -95,21 +96,22 @@ def adamw(
     epsilon = np.float32(scalars[4])
     dim = gradients.shape[1]
     for i in range(positions.size):
-        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
+        vector, gradient = rows[row, :dim], gradients[i]
+        means, squares = rows[row, dim : 2 * dim], rows[row, 2 * dim : 3 * dim]
         for c in range(dim):
-            g = gradients[i, c] * scale
-            m = beta1 * rows[row, dim + c] + rest1 * g
-            v = beta2 * rows[row, 2 * dim + c] + rest2 * (g * g)
-            rows[row, dim + c] = m
-            rows[row, 2 * dim + c] = v
-            w = rows[row, c] - decay * rows[row, c]
-            rows[row, c] = w - alpha * m / (math.sqrt(v) + epsilon)
+            g = gradient[c] * scale
+            m = beta1 * means[c] + rest1 * g
+            v = beta2 * squares[c] + rest2 * (g * g)
+            means[c] = m
+            squares[c] = v
+            w = vector[c] - decay * vector[c]
+            vector[c] = w - alpha * m / (math.sqrt(v) + epsilon)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def rowwise_adam(
     rows: Float32Array,
     positions: Int64Array,
@@ -124,14 +126,14 @@ def rowwise_adam(
     epsilon = np.float32(scalars[4])
     dim = gradients.shape[1]
     for i in range(positions.size):
-        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
+        vector, means, gradient = rows[row, :dim], rows[row, dim : 2 * dim], gradients[i]
         v = beta2 * rows[row, 2 * dim] + rest2 * mean_square(gradients, i, scale)
         rows[row, 2 * dim] = v
         root = math.sqrt(v) + epsilon
         for c in range(dim):
-            m = beta1 * rows[row, dim + c] + rest1 * (gradients[i, c] * scale)
-            rows[row, dim + c] = m
-            rows[row, c] -= alpha * m / root
+            m = beta1 * means[c] + rest1 * (gradient[c] * scale)
+            means[c] = m
+            vector[c] -= alpha * m / root

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.index import find, insert, remove
-from embedding.rows import FREQUENCY, NUM_ROWS, VERSION, free_row, take_row
+from embedding.index import Geometry, find, geometry_of, insert, remove
+from embedding.rows import FREQUENCY, NUM_ROWS, SPLIT, VERSION, RowArrays, free_row, take_row
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -21,40 +21,55 @@ class CounterEntries:
     version: Int64Array
 
 
+@njit(cache=True, nogil=True)
+def add_counts(
+    counters: RowArrays,
+    keys: Int64Array,
+    counts: Int64Array,
+    step: int,
+    positions: Int64Array,
+    start: int,
+    end: int,
+) -> None:
+    """Count the keys in [start, end) that have no row: whose position is -1.
+
+    Room for their counters has been made.
+    """
+    entries, metadata, state = counters.entries, counters.metadata, counters.state
+    geometry = geometry_of(entries, state[SPLIT])
+    for i in range(start, end):
+        if positions[i] >= 0:
+            continue
+        counter = find(entries, geometry, keys[i])
+        if counter < 0:
+            counter = take_row(metadata, state)
+            insert(entries, geometry, keys[i], counter)
+            metadata[counter, FREQUENCY] = 0
+        metadata[counter, FREQUENCY] += counts[i]
+        metadata[counter, VERSION] = step
+
+
 @njit(cache=True, nogil=True, inline="always")
-def counted(entries: Int64Array, metadata: Int64Array, key: np.int64) -> np.int64:
+def counted(
+    entries: Int64Array, metadata: Int64Array, geometry: Geometry, key: np.int64
+) -> np.int64:
     """Return the frequency of the counter of a key, 0 where it has none."""
-    counter = find(entries, key)
+    counter = find(entries, geometry, key)
     return metadata[counter, FREQUENCY] if counter >= 0 else np.int64(0)
 
 
 @njit(cache=True, nogil=True, inline="always")
-def add_count(
+def take_count(
     entries: Int64Array,
     metadata: Int64Array,
     state: Int64Array,
+    geometry: Geometry,
     key: np.int64,
-    count: np.int64,
-    step: int,
-) -> None:
-    """Count occurrences of a key that has no row; room for its counter has been made."""
-    counter = find(entries, key)
-    if counter < 0:
-        counter = take_row(metadata, state)
-        insert(entries, key, counter)
-        metadata[counter, FREQUENCY] = 0
-    metadata[counter, FREQUENCY] += count
-    metadata[counter, VERSION] = step
-
-
-@njit(cache=True, nogil=True, inline="always")
-def take_count(
-    entries: Int64Array, metadata: Int64Array, state: Int64Array, key: np.int64
 ) -> np.int64:
     """Remove the counter of a key that gets a row; return its frequency, 0 where it has none."""
     frequency = np.int64(0)
     if state[NUM_ROWS] > 0:
-        counter = remove(entries, key)
+        counter = remove(entries, geometry, key)
         if counter >= 0:
             frequency = metadata[counter, FREQUENCY]
             free_row(metadata, state, counter)

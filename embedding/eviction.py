@@ -7,7 +7,7 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.mixing import BUCKET_BITS, NUM_BUCKETS, mix64
-from embedding.optimizers import rule_for
+from embedding.precision import read_vector, stored_width
 from embedding.prefetch import prefetch, prefetch_row
 from embedding.rows import FREQUENCY, METADATA_BYTES, VERSION, RowArrays, Rows
 from embedding.spec import MIN_ROWS_PER_BUCKET, TableSpec
@@ -17,8 +17,8 @@ Float32Array = npt.NDArray[np.float32]
 
 EvictFirst = Literal["least_frequent", "least_recent"]
 
-# Of the index for each row, at most: an entry of 16 bytes, and 3 of 8 are in use after a doubling.
-INDEX_BYTES = 43
+# Of the index for each row, at most: an entry of 16 bytes, and 3 of 10 are in use after a doubling.
+INDEX_BYTES = 54
 
 _BUCKET_SHIFT = np.uint64(64 - BUCKET_BITS)
 _AHEAD = 16  # entries between asking for a row and reading it
@@ -35,8 +35,7 @@ def rows_per_bucket(spec: TableSpec) -> int:
     if rule is not None and rule.max_rows is not None:
         quotas.append(rule.max_rows // NUM_BUCKETS)
     if rule is not None and rule.max_bytes is not None:
-        width = rule_for(spec.optimizer, sparse=True).row_width(spec.dim)
-        row_bytes = 4 * width + METADATA_BYTES + INDEX_BYTES
+        row_bytes = 4 * stored_width(spec) + METADATA_BYTES + INDEX_BYTES
         quotas.append(rule.max_bytes // (row_bytes * NUM_BUCKETS))
         if quotas[-1] < MIN_ROWS_PER_BUCKET:
             least = MIN_ROWS_PER_BUCKET * row_bytes * NUM_BUCKETS
@@ -48,17 +47,20 @@ def rows_per_bucket(spec: TableSpec) -> int:
     return min(quotas, default=0)
 
 
-def expired(rows: Rows, *, dim: int, min_version: int, l2_weight_threshold: float) -> Int64Array:
+def expired(
+    rows: Rows, *, dim: int, precision: int, min_version: int, l2_weight_threshold: float
+) -> Int64Array:
     """Return the keys, in no order, of rows that are older or lighter than they must be.
 
     Args:
         dim: width of the vector.
+        precision: of the vector, see `precision`.
         min_version: rows of a version below it are older.
         l2_weight_threshold: rows are lighter of which half the squared sum of the vector, in
             float64, is below it.
     """
     keys = np.empty(len(rows), np.int64)
-    count = _collect_expired(rows.arrays, dim, min_version, l2_weight_threshold, keys)
+    count = _collect_expired(rows.arrays, dim, precision, min_version, l2_weight_threshold, keys)
     return keys[:count].copy()
 
 
@@ -74,9 +76,15 @@ def overfull(rows: Rows, *, rows_per_bucket: int, evict_first: EvictFirst) -> In
 
 @njit(cache=True, nogil=True)
 def _collect_expired(
-    rows: RowArrays, dim: int, min_version: int, l2_weight_threshold: float, keys: Int64Array
+    rows: RowArrays,
+    dim: int,
+    precision: int,
+    min_version: int,
+    l2_weight_threshold: float,
+    keys: Int64Array,
 ) -> int:
     entries, metadata, values = rows.entries, rows.metadata, rows.values
+    vector = np.empty((1, dim), np.float32)
     weigh = l2_weight_threshold > 0
     count = 0
     for slot in range(entries.shape[0]):
@@ -91,8 +99,9 @@ def _collect_expired(
         gone = metadata[row, VERSION] < min_version
         if not gone and weigh:
             total = 0.0
+            read_vector(values, row, precision, vector, 0, dim)
             for c in range(dim):
-                total += np.float64(values[row, c]) * np.float64(values[row, c])
+                total += np.float64(vector[0, c]) * np.float64(vector[0, c])
             gone = 0.5 * total < l2_weight_threshold
         if gone:
             keys[count] = entries[slot, 0]

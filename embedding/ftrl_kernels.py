@@ -10,8 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.prefetch import prefetch_ahead
-
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
@@ -25,7 +23,7 @@ def _root(n: np.float32, power: float) -> np.float32:
     return np.float32(math.pow(np.float64(n), -power))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def ftrl(
     rows: Float32Array,
     positions: Int64Array,
@@ -42,23 +40,24 @@ def ftrl(
     two = np.float32(2.0)
     dim = gradients.shape[1]
     for i in range(positions.size):
-        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
+        vector, gradient = rows[row, :dim], gradients[i]
+        sums, linear = rows[row, dim : 2 * dim], rows[row, 2 * dim : 3 * dim]
         for c in range(dim):
-            g, w = gradients[i, c] * scale, rows[row, c]
-            n = rows[row, dim + c] + g * g
+            g, w = gradient[c] * scale, vector[c]
+            n = sums[c] + g * g
             root = _root(n, power)
-            sigma = (root - _root(rows[row, dim + c], power)) * inverse
-            z = rows[row, 2 * dim + c] + (g + two * shrinkage * w) - sigma * w
-            rows[row, dim + c] = n
-            rows[row, 2 * dim + c] = z
+            sigma = (root - _root(sums[c], power)) * inverse
+            z = linear[c] + (g + two * shrinkage * w) - sigma * w
+            sums[c] = n
+            linear[c] = z
             soft = max(abs(z) - l1, np.float32(0.0))
-            rows[row, c] = -math.copysign(soft, z) / (root * inverse + two * l2)
+            vector[c] = -math.copysign(soft, z) / (root * inverse + two * l2)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def row_ftrl(
     rows: Float32Array,
     positions: Int64Array,
@@ -75,21 +74,22 @@ def row_ftrl(
     two = np.float32(2.0)
     dim = gradients.shape[1]
     for i in range(positions.size):
-        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
+        vector, gradient = rows[row, :dim], gradients[i]
+        sums, linear = rows[row, dim : 2 * dim], rows[row, 2 * dim : 3 * dim]
         squares = 0.0
         for c in range(dim):
-            g, w = gradients[i, c] * scale, rows[row, c]
-            n = rows[row, dim + c] + g * g
-            sigma = (_root(n, power) - _root(rows[row, dim + c], power)) * inverse
-            z = rows[row, 2 * dim + c] + (g + two * shrinkage * w) - sigma * w
-            rows[row, dim + c] = n
-            rows[row, 2 * dim + c] = z
+            g, w = gradient[c] * scale, vector[c]
+            n = sums[c] + g * g
+            sigma = (_root(n, power) - _root(sums[c], power)) * inverse
+            z = linear[c] + (g + two * shrinkage * w) - sigma * w
+            sums[c] = n
+            linear[c] = z
             squares += np.float64(z) * np.float64(z)
         norm = math.sqrt(squares)
         kept = np.float32((norm - l1) / norm) if norm > l1 else np.float32(0.0)
         for c in range(dim):
-            denominator = _root(rows[row, dim + c], power) * inverse + two * l2
-            rows[row, c] = -(rows[row, 2 * dim + c] * kept) / denominator
+            denominator = _root(sums[c], power) * inverse + two * l2
+            vector[c] = -(linear[c] * kept) / denominator

@@ -6,8 +6,6 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.prefetch import prefetch_ahead
-
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
@@ -23,7 +21,7 @@ def mean_square(gradients: Float32Array, i: np.int64, scale: np.float32) -> np.f
     return np.float32(total / gradients.shape[1])
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def sgd(
     rows: Float32Array,
     positions: Int64Array,
@@ -33,16 +31,17 @@ def sgd(
 ) -> None:
     """w -= lr g. Scalars: lr."""
     learning_rate = np.float32(scalars[0])
+    dim = gradients.shape[1]
     for i in range(positions.size):
-        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
-        for c in range(gradients.shape[1]):
-            rows[row, c] -= learning_rate * (gradients[i, c] * scale)
+        vector, gradient = rows[row, :dim], gradients[i]
+        for c in range(dim):
+            vector[c] -= learning_rate * (gradient[c] * scale)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def sgd_momentum(
     rows: Float32Array,
     positions: Int64Array,
@@ -54,17 +53,17 @@ def sgd_momentum(
     learning_rate, momentum = np.float32(scalars[0]), np.float32(scalars[1])
     dim = gradients.shape[1]
     for i in range(positions.size):
-        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
+        vector, momenta, gradient = rows[row, :dim], rows[row, dim : 2 * dim], gradients[i]
         for c in range(dim):
-            b = momentum * rows[row, dim + c] + gradients[i, c] * scale
-            rows[row, dim + c] = b
-            rows[row, c] -= learning_rate * b
+            b = momentum * momenta[c] + gradient[c] * scale
+            momenta[c] = b
+            vector[c] -= learning_rate * b
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def sgd_nesterov(
     rows: Float32Array,
     positions: Int64Array,
@@ -76,18 +75,18 @@ def sgd_nesterov(
     learning_rate, momentum = np.float32(scalars[0]), np.float32(scalars[1])
     dim = gradients.shape[1]
     for i in range(positions.size):
-        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
+        vector, momenta, gradient = rows[row, :dim], rows[row, dim : 2 * dim], gradients[i]
         for c in range(dim):
-            g = gradients[i, c] * scale
-            b = momentum * rows[row, dim + c] + g
-            rows[row, dim + c] = b
-            rows[row, c] -= learning_rate * (g + momentum * b)
+            g = gradient[c] * scale
+            b = momentum * momenta[c] + g
+            momenta[c] = b
+            vector[c] -= learning_rate * (g + momentum * b)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def adagrad(
     rows: Float32Array,
     positions: Int64Array,
@@ -99,18 +98,18 @@ def adagrad(
     learning_rate = np.float32(scalars[0])
     dim = gradients.shape[1]
     for i in range(positions.size):
-        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
+        vector, accumulators, gradient = rows[row, :dim], rows[row, dim : 2 * dim], gradients[i]
         for c in range(dim):
-            g = gradients[i, c] * scale
-            accumulator = rows[row, dim + c] + g * g
-            rows[row, dim + c] = accumulator
-            rows[row, c] -= learning_rate * g / math.sqrt(accumulator)
+            g = gradient[c] * scale
+            accumulator = accumulators[c] + g * g
+            accumulators[c] = accumulator
+            vector[c] -= learning_rate * g / math.sqrt(accumulator)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def rowwise_adagrad(
     rows: Float32Array,
     positions: Int64Array,
@@ -122,15 +121,15 @@ def rowwise_adagrad(
     learning_rate = np.float32(scalars[0])
     dim = gradients.shape[1]
     for i in range(positions.size):
-        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
+        vector, gradient = rows[row, :dim], gradients[i]
         accumulator = rows[row, dim] + mean_square(gradients, i, scale)
         rows[row, dim] = accumulator
         root = math.sqrt(accumulator)
         for c in range(dim):
-            rows[row, c] -= learning_rate * (gradients[i, c] * scale) / root
+            vector[c] -= learning_rate * (gradient[c] * scale) / root
 
 
 @njit(cache=True, nogil=True)
@@ -145,7 +144,7 @@ def power(rate: float, exponent: int) -> float:
     return result
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def adagrad_decay(
     rows: Float32Array,
     positions: Int64Array,
@@ -163,10 +162,10 @@ def adagrad_decay(
     period, rate, most = np.int64(scalars[1]), scalars[2], np.int64(scalars[4])
     dim = gradients.shape[1]
     for i in range(positions.size):
-        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
+        vector, accumulators, gradient = rows[row, :dim], rows[row, dim : 2 * dim], gradients[i]
         missed = period - np.int64(rows[row, 2 * dim])
         if missed > 0:
             if most > 0:
@@ -175,16 +174,16 @@ def adagrad_decay(
             caught_up = rows[row, 2 * dim] + np.float32(missed)
             for c in range(2 * dim, rows.shape[1]):
                 rows[row, c] = caught_up
-            for c in range(dim, 2 * dim):
-                rows[row, c] = max(rows[row, c] * kept, baseline)
+            for c in range(dim):
+                accumulators[c] = max(accumulators[c] * kept, baseline)
         for c in range(dim):
-            g = gradients[i, c] * scale
-            accumulator = rows[row, dim + c] + g * g
-            rows[row, dim + c] = accumulator
-            rows[row, c] -= learning_rate * g / math.sqrt(accumulator)
+            g = gradient[c] * scale
+            accumulator = accumulators[c] + g * g
+            accumulators[c] = accumulator
+            vector[c] -= learning_rate * g / math.sqrt(accumulator)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def rmsprop(
     rows: Float32Array,
     positions: Int64Array,
@@ -197,18 +196,18 @@ def rmsprop(
     decay, rest = np.float32(scalars[1]), np.float32(1.0 - scalars[1])
     dim = gradients.shape[1]
     for i in range(positions.size):
-        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
+        vector, squares, gradient = rows[row, :dim], rows[row, dim : 2 * dim], gradients[i]
         for c in range(dim):
-            g = gradients[i, c] * scale
-            v = decay * rows[row, dim + c] + rest * (g * g)
-            rows[row, dim + c] = v
-            rows[row, c] -= learning_rate * g / (math.sqrt(v) + epsilon)
+            g = gradient[c] * scale
+            v = decay * squares[c] + rest * (g * g)
+            squares[c] = v
+            vector[c] -= learning_rate * g / (math.sqrt(v) + epsilon)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def rmsprop_momentum(
     rows: Float32Array,
     positions: Int64Array,
@@ -225,14 +224,15 @@ def rmsprop_momentum(
     momentum = np.float32(scalars[3])
     dim = gradients.shape[1]
     for i in range(positions.size):
-        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
+        vector, gradient = rows[row, :dim], gradients[i]
+        squares, momenta = rows[row, dim : 2 * dim], rows[row, 2 * dim : 3 * dim]
         for c in range(dim):
-            g = gradients[i, c] * scale
-            v = decay * rows[row, dim + c] + rest * (g * g)
-            b = momentum * rows[row, 2 * dim + c] + g / (math.sqrt(v) + epsilon)
-            rows[row, dim + c] = v
-            rows[row, 2 * dim + c] = b
-            rows[row, c] -= learning_rate * b
+            g = gradient[c] * scale
+            v = decay * squares[c] + rest * (g * g)
+            b = momentum * momenta[c] + g / (math.sqrt(v) + epsilon)
+            squares[c] = v
+            momenta[c] = b
+            vector[c] -= learning_rate * b

@@ -6,12 +6,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.prefetch import prefetch_ahead
-
 Float32Array = npt.NDArray[np.float32]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def shape_gradients(
     rows: Float32Array,
     positions: npt.NDArray[np.int64],
@@ -35,16 +33,16 @@ def shape_gradients(
     l2 = np.float32(limits[2])
     dim = gradients.shape[1]
     for i in range(positions.size):
-        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
+        vector, gradient, out = rows[row, :dim], gradients[i], shaped[i]
         squares = 0.0
         for c in range(dim):
-            g = min(max(gradients[i, c] * scale, -most), most)
-            shaped[i, c] = g
+            g = min(max(gradient[c] * scale, -most), most)
+            out[c] = g
             squares += np.float64(g) * np.float64(g)
         norm = math.sqrt(squares)
         shrink = np.float32(longest / norm) if norm > longest else np.float32(1.0)
         for c in range(dim):
-            shaped[i, c] = shaped[i, c] * shrink + l2 * rows[row, c]
+            out[c] = out[c] * shrink + l2 * vector[c]

@@ -10,11 +10,12 @@ from numba import njit
 
 from embedding.admission import ALWAYS, BLOOM, COUNTER, PROBABILISTIC, Admission, is_drawn
 from embedding.bloom import bloom_count
-from embedding.counters import add_count, counted, take_count
-from embedding.index import BLOCK, find, find_from, insert, mask_of, prefetch_homes
+from embedding.counters import add_counts, counted, take_count
+from embedding.index import BLOCK, geometry_of, prefetch_homes, probe
 from embedding.initial_values import InitialValues, fill_initial
-from embedding.prefetch import prefetch, prefetch_row
-from embedding.rows import FREQUENCY, VERSION, RowArrays, take_row
+from embedding.precision import FLOAT32, read_vector, write_vector
+from embedding.prefetch import VALUES_PER_LINE, prefetch
+from embedding.rows import FREQUENCY, NUM_ROWS, SPLIT, VERSION, RowArrays, take_row
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
@@ -24,6 +25,7 @@ UInt8Array = npt.NDArray[np.uint8]
 @njit(cache=True, nogil=True)
 def pull_rows(
     rows: RowArrays,
+    precision: int,
     admission: Admission,
     initial: InitialValues,
     default_value: np.float32,
@@ -35,45 +37,84 @@ def pull_rows(
 ) -> None:
     """Write vectors and admitted bits, changing nothing else; no counts: 0 for each key."""
     dim = values.shape[1]
+    vector_width = dim if precision == FLOAT32 else (dim + 1) // 2
     entries, stored = rows.entries, rows.values
-    kind, min_count = admission.kind, admission.min_count
-    counters, counter_metadata = admission.counters.entries, admission.counters.metadata
-    bloom, hashes = admission.bloom.counters, admission.bloom.hashes
-    mask = mask_of(entries)
+    geometry = geometry_of(entries, rows.state[SPLIT])
     slots, found = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.int64)
     for start in range(0, keys.size, BLOCK):
         length = min(BLOCK, keys.size - start)
-        prefetch_homes(entries, keys, start, length, slots)
+        prefetch_homes(entries, geometry, keys, start, length, slots)
+        num_missing = 0
         for i in range(length):
-            found[i] = find_from(entries, keys[start + i], slots[i], mask)
-            if found[i] >= 0:
-                prefetch_row(stored, found[i], dim)
+            slot = probe(entries, keys[start + i], slots[i], geometry.mask)
+            found[i] = entries[slot, 1] - 1
+            if found[i] < 0:
+                num_missing += 1
+            else:
+                for column in range(0, vector_width, VALUES_PER_LINE):
+                    prefetch(stored, found[i], column)
         for i in range(length):
-            out = start + i
-            admitted[out] = 1
             if found[i] >= 0:
+                admitted[start + i] = 1
+                read_vector(stored, found[i], precision, values, start + i, dim)
+        if num_missing > 0:
+            _pull_missing(
+                precision, admission, initial, default_value,
+                keys, counts, step, values, admitted, found, start, length,
+            )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def _pull_missing(
+    precision: int,
+    admission: Admission,
+    initial: InitialValues,
+    default_value: np.float32,
+    keys: Int64Array,
+    counts: npt.NDArray[np.uint32],
+    step: int,
+    values: Float32Array,
+    admitted: UInt8Array,
+    found: Int64Array,
+    start: int,
+    length: int,
+) -> None:
+    """Write what the keys of a block get that have no row: `found` is -1."""
+    dim = values.shape[1]
+    kind, min_count = admission.kind, admission.min_count
+    counters, metadata = admission.counters.entries, admission.counters.metadata
+    geometry = geometry_of(counters, admission.counters.state[SPLIT])
+    bloom, hashes = admission.bloom.counters, admission.bloom.hashes
+    narrow = np.empty((1, dim), np.float32)
+    for i in range(length):
+        if found[i] >= 0:
+            continue
+        out = start + i
+        if kind != ALWAYS:
+            count = np.int64(counts[out]) if counts.size > 0 else np.int64(0)
+            if kind == PROBABILISTIC:
+                passes = is_drawn(admission.seed, admission.probability, keys[out], step, count)
+            elif kind == BLOOM:
+                passes = bloom_count(bloom, hashes, keys[out]) + count >= min_count
+            else:
+                passes = counted(counters, metadata, geometry, keys[out]) + count >= min_count
+            if not passes:
+                admitted[out] = 0
                 for c in range(dim):
-                    values[out, c] = stored[found[i], c]
+                    values[out, c] = default_value
                 continue
-            if kind != ALWAYS:
-                count = np.int64(counts[out]) if counts.size > 0 else np.int64(0)
-                if kind == PROBABILISTIC:
-                    passes = is_drawn(admission.seed, admission.probability, keys[out], step, count)
-                elif kind == BLOOM:
-                    passes = bloom_count(bloom, hashes, keys[out]) + count >= min_count
-                else:
-                    passes = counted(counters, counter_metadata, keys[out]) + count >= min_count
-                if not passes:
-                    admitted[out] = 0
-                    for c in range(dim):
-                        values[out, c] = default_value
-                    continue
-            fill_initial(values, out, dim, initial, keys[out])
+        admitted[out] = 1
+        fill_initial(values, out, dim, initial, keys[out])
+        if precision != FLOAT32:
+            write_vector(narrow, 0, precision, values, out, dim)
+            read_vector(narrow, 0, precision, values, out, dim)
 
 
 @njit(cache=True, nogil=True)
 def settle_keys(
     rows: RowArrays,
+    precision: int,
+    dim: int,
     admission: Admission,
     initial: InitialValues,
     initial_slots: Float32Array,
@@ -85,31 +126,40 @@ def settle_keys(
 ) -> None:
     """Count each key and give rows to those that get one; room for all has been made.
 
+    Rows that were there are prefetched as a whole, for the update that follows.
+
     Args:
-        initial_slots: float32[width of a row - dim], what follows the vector of a new row.
+        initial_slots: float32[sum of the slots' widths], what follows the vector of a new row.
         has_gradient: empty: 1 for each key.
         positions: int64[n], written: the row to update, or -1.
     """
-    entries, metadata = rows.entries, rows.metadata
-    mask = mask_of(entries)
-    slots = np.empty(BLOCK, np.uint64)
+    entries, metadata, values = rows.entries, rows.metadata, rows.values
+    geometry = geometry_of(entries, rows.state[SPLIT])
+    slots, new = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.int64)
     for start in range(0, keys.size, BLOCK):
         end = min(start + BLOCK, keys.size)
-        prefetch_homes(entries, keys, start, end - start, slots)
+        prefetch_homes(entries, geometry, keys, start, end - start, slots)
         num_missing = 0
         for i in range(start, end):
-            row = find_from(entries, keys[i], slots[i - start], mask)
+            slots[i - start] = probe(entries, keys[i], slots[i - start], geometry.mask)
+            row = entries[slots[i - start], 1] - 1
             positions[i] = row
             if row >= 0:
                 prefetch(metadata, row, 0)
+                for column in range(0, values.shape[1], VALUES_PER_LINE):
+                    prefetch(values, row, column)
             else:
                 num_missing += 1
         if num_missing > 0:
-            _create(
-                rows, admission, initial, initial_slots, keys, has_gradient, positions, start, end
-            )
+            num_new = _give_rows(rows, keys, has_gradient, positions, slots, start, end, new)
+            if num_new > 0:
+                _start_rows(
+                    rows, precision, dim, initial, initial_slots, keys, positions, new[:num_new]
+                )
+                if admission.kind == BLOOM or admission.counters.state[NUM_ROWS] > 0:
+                    _hand_over_counts(rows, admission, keys, positions, new[:num_new])
             if admission.kind == COUNTER:
-                _count(admission.counters, keys, counts, step, positions, start, end)
+                add_counts(admission.counters, keys, counts, step, positions, start, end)
         for i in range(start, end):
             if positions[i] >= 0:
                 metadata[positions[i], FREQUENCY] += counts[i]
@@ -119,53 +169,83 @@ def settle_keys(
 
 
 @njit(cache=True, nogil=True)
-def _create(
+def _give_rows(
     rows: RowArrays,
-    admission: Admission,
-    initial: InitialValues,
-    initial_slots: Float32Array,
     keys: Int64Array,
     has_gradient: UInt8Array,
     positions: Int64Array,
+    slots: npt.NDArray[np.uint64],
     start: int,
     end: int,
-) -> None:
-    """Give rows to the keys of a block that have a gradient and no row."""
-    entries, metadata, values, state = rows.entries, rows.metadata, rows.values, rows.state
-    dim = values.shape[1] - initial_slots.size
-    counters, bloom, hashes = admission.counters, admission.bloom.counters, admission.bloom.hashes
+    new: Int64Array,
+) -> int:
+    """Give rows to the keys of a block that have a gradient and no row.
+
+    Args:
+        slots: where the search for each key ended.
+        new: written: the indices of the keys that got one.
+
+    Returns:
+        how many these are.
+    """
+    entries, metadata, state = rows.entries, rows.metadata, rows.state
+    mask = geometry_of(entries, state[SPLIT]).mask
+    count = 0
     for i in range(start, end):
         if positions[i] >= 0 or (has_gradient.size > 0 and has_gradient[i] == 0):
             continue
-        # Looked for once more, so that even a repeated key can't get two rows.
-        row = find(entries, keys[i])
-        if row < 0:
-            row = take_row(metadata, state)
-            insert(entries, keys[i], row)
-            if admission.kind == BLOOM:
-                metadata[row, FREQUENCY] = bloom_count(bloom, hashes, keys[i])
-            else:
-                metadata[row, FREQUENCY] = take_count(
-                    counters.entries, counters.metadata, counters.state, keys[i]
-                )
-            fill_initial(values, row, dim, initial, keys[i])
-            for c in range(initial_slots.size):
-                values[row, dim + c] = initial_slots[c]
-        positions[i] = row
+        # The search goes on where it ended: the slot may have been taken since, and even a
+        # repeated key must not get two rows.
+        slot = probe(entries, keys[i], slots[i - start], mask)
+        if entries[slot, 1] == 0:
+            entries[slot, 0] = keys[i]
+            entries[slot, 1] = take_row(metadata, state) + 1
+            new[count] = i
+            count += 1
+        positions[i] = entries[slot, 1] - 1
+    return count
 
 
 @njit(cache=True, nogil=True)
-def _count(
-    counters: RowArrays,
+def _start_rows(
+    rows: RowArrays,
+    precision: int,
+    dim: int,
+    initial: InitialValues,
+    initial_slots: Float32Array,
     keys: Int64Array,
-    counts: Int64Array,
-    step: int,
     positions: Int64Array,
-    start: int,
-    end: int,
+    new: Int64Array,
 ) -> None:
-    """Count the keys of a block that still have no row."""
-    entries, metadata, state = counters.entries, counters.metadata, counters.state
-    for i in range(start, end):
-        if positions[i] < 0:
-            add_count(entries, metadata, state, keys[i], counts[i], step)
+    """Write the initial vector, slots and metadata of new rows."""
+    metadata, values = rows.metadata, rows.values
+    vector_width = values.shape[1] - initial_slots.size
+    vector = np.empty((1, dim), np.float32)
+    for i in new:
+        row = positions[i]
+        metadata[row, FREQUENCY] = 0
+        if precision == FLOAT32:
+            fill_initial(values, row, dim, initial, keys[i])
+        else:
+            fill_initial(vector, 0, dim, initial, keys[i])
+            write_vector(values, row, precision, vector, 0, dim)
+        for c in range(initial_slots.size):
+            values[row, vector_width + c] = initial_slots[c]
+
+
+@njit(cache=True, nogil=True)
+def _hand_over_counts(
+    rows: RowArrays, admission: Admission, keys: Int64Array, positions: Int64Array, new: Int64Array
+) -> None:
+    """Give new rows the frequency that was counted while their keys had none."""
+    metadata = rows.metadata
+    bloom, hashes = admission.bloom.counters, admission.bloom.hashes
+    counters, counter_metadata = admission.counters.entries, admission.counters.metadata
+    counter_state = admission.counters.state
+    geometry = geometry_of(counters, counter_state[SPLIT])
+    for i in new:
+        if admission.kind == BLOOM:
+            count = bloom_count(bloom, hashes, keys[i])
+        else:
+            count = take_count(counters, counter_metadata, counter_state, geometry, keys[i])
+        metadata[positions[i], FREQUENCY] = count

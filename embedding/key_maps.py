@@ -11,7 +11,7 @@ Int64Array = npt.NDArray[np.int64]
 
 _SHIFT = np.uint64(64 - BUCKET_BITS)
 _LOW = np.uint64((1 << (64 - BUCKET_BITS)) - 1)
-_ODD = np.uint64(0x9E3779B97F4A7C15)
+_ODD = np.uint64(0x9E3779B97F4A7)  # 2^52 over the golden ratio
 
 
 def map_keys(part: Part, keys: Int64Array) -> Int64Array:
@@ -55,7 +55,7 @@ def _static_keys(keys: Int64Array, rows_per_bucket: int, out: Int64Array) -> Non
     """Choose the mix of the static key, its bucket on top, and take the key that has this mix.
 
     Below the bucket comes the row's number times an odd constant: other numbers give other bits,
-    and their low ones, by which an index finds its slot, are spread evenly.
+    and both ends of them, by which hash tables find their slots, are spread evenly.
     """
     rows = np.uint64(rows_per_bucket)
     for i in range(keys.size):

@@ -1,6 +1,7 @@
 """Tables that read one another: which may, and how the tables of a store are made together."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from embedding.spec import TableSpec
 from embedding.variable import EmbeddingVariable
@@ -11,7 +12,8 @@ def check_links(specs: Sequence[TableSpec]) -> None:
 
     Raises:
         ValueError: there is no such table, it has a base itself, or a table of static rows has
-            another dim, an admission rule, or comes before the table that starts from it.
+            another dim or value_dtype, an admission rule, or comes before the table that starts
+            from it.
     """
     tables = {spec.name: spec for spec in specs}
     order = [spec.name for spec in specs]
@@ -24,10 +26,12 @@ def check_links(specs: Sequence[TableSpec]) -> None:
             raise ValueError(f"table {spec.name} reads table {spec.base}, but {found}")
         if spec.warm_start is None:
             continue
-        if (base.dim, base.admission) != (spec.dim, None):
+        found_as = (base.dim, base.value_dtype, base.admission)
+        if found_as != (spec.dim, spec.value_dtype, None):
             raise ValueError(
                 f"table {spec.name} starts from rows of table {base.name}, which must have its dim"
-                f" {spec.dim} and no admission, got dim {base.dim} and {base.admission}"
+                f" {spec.dim}, its value_dtype {spec.value_dtype} and no admission, got"
+                f" {base.dim}, {base.value_dtype} and {base.admission}"
             )
         if order.index(base.name) < order.index(spec.name):
             # Steps apply tables in order: rows must start from what was pulled, before the step.
@@ -36,15 +40,20 @@ def check_links(specs: Sequence[TableSpec]) -> None:
             )
 
 
-def make_variables(specs: Sequence[TableSpec]) -> list[EmbeddingVariable]:
+def make_variables(
+    specs: Sequence[TableSpec], *, on_non_finite: Literal["fail", "skip"] = "fail"
+) -> list[EmbeddingVariable]:
     """Make empty tables, in the order given, those that read another one with that as their base.
+
+    Args:
+        on_non_finite: of every table, see `EmbeddingVariable`.
 
     Raises:
         ValueError: as `check_links`.
     """
     check_links(specs)
-    made = {spec.name: EmbeddingVariable(spec) for spec in specs if spec.base is None}
-    for spec in specs:
-        if spec.base is not None:
-            made[spec.name] = EmbeddingVariable(spec, base=made[spec.base])
+    made: dict[str, EmbeddingVariable] = {}
+    for spec in sorted(specs, key=lambda spec: spec.base is not None):
+        base = None if spec.base is None else made[spec.base]
+        made[spec.name] = EmbeddingVariable(spec, base=base, on_non_finite=on_non_finite)
     return [made[spec.name] for spec in specs]

@@ -9,8 +9,10 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-_LINE = 16  # float32 values in a cache line
-_MAX_VALUES = 8 * _LINE  # of a row that are asked for: the hardware follows a longer one by itself
+VALUES_PER_LINE = 16  # float32 values in a cache line
+_MAX_VALUES = (
+    8 * VALUES_PER_LINE
+)  # of a row that are asked for: the hardware follows a longer one by itself
 _READ, _KEEP, _DATA = 0, 3, 1  # the operands of LLVM's `llvm.prefetch` after the address
 
 
@@ -46,7 +48,7 @@ def prefetch(typing_context: Any, array: Any, row: Any, column: Any) -> Any:
 @njit(cache=True, nogil=True, inline="always")
 def prefetch_row(array: npt.NDArray[np.float32], row: np.int64, width: int) -> None:
     """Ask for the first `width` values of a row of float32[any, any]."""
-    for column in range(0, min(width, _MAX_VALUES), _LINE):
+    for column in range(0, min(width, _MAX_VALUES), VALUES_PER_LINE):
         prefetch(array, row, column)
 
 

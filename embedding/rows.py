@@ -6,7 +6,16 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.index import collect, find, find_batch, insert, remove, spread_over_double
+from embedding.index import (
+    begin_doubling,
+    collect,
+    continue_doubling,
+    find,
+    find_batch,
+    geometry_of,
+    insert,
+    remove,
+)
 from embedding.mixing import NUM_BUCKETS, buckets_of
 from embedding.reservation import physical_memory_bytes, reserve
 
@@ -14,14 +23,16 @@ Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 
 FREQUENCY, VERSION = 0, 1  # columns of the metadata
-NUM_ROWS, NUM_TOUCHED, FIRST_FREE = 0, 1, 2  # places in the state
+NUM_ROWS, NUM_TOUCHED, FIRST_FREE, SPLIT = 0, 1, 2, 3  # places in the state
 
 METADATA_BYTES = 16
 _ENTRY_BYTES = 16
 _MIN_ENTRIES = 64
-# Share of the index in use before it doubles. From .5 to .75 a pull of unknown keys loses a tenth
-# and one of known keys nothing that could be measured; an index takes 21 to 43 bytes per key.
-_LOAD_LIMIT = 0.75
+# Share of the index in use at which its next doubling begins, and the slots of it that are moved
+# for each key of a batch. Were all keys new, the last slots to move would be .6 + 1 / 4 full; a
+# batch of known keys moves as many, so the index is .3 to .85 full, 19 to 54 bytes a key.
+_LOAD_LIMIT = 0.6
+_SLOTS_PER_KEY = 4
 
 
 class RowArrays(NamedTuple):
@@ -32,7 +43,8 @@ class RowArrays(NamedTuple):
         metadata: int64[capacity, 2]: frequency and version. A free row holds in place of its
             version the next free row plus one.
         values: float32[capacity, width]: vector, then slots.
-        state: int64[3]: rows in use, rows ever used, the first free row plus one.
+        state: int64[4]: rows in use, rows ever used, the first free row plus one, and how far
+            the index is doubled (see `index.Geometry`).
     """
 
     entries: Int64Array
@@ -65,19 +77,21 @@ def free_row(metadata: Int64Array, state: Int64Array, row: np.int64) -> None:
 @njit(cache=True, nogil=True)
 def _add_batch(rows: RowArrays, keys: Int64Array, positions: Int64Array) -> None:
     entries, metadata, state = rows.entries, rows.metadata, rows.state
+    geometry = geometry_of(entries, state[SPLIT])
     for i in range(keys.size):
-        row = find(entries, keys[i])
+        row = find(entries, geometry, keys[i])
         if row < 0:
             row = take_row(metadata, state)
-            insert(entries, keys[i], row)
+            insert(entries, geometry, keys[i], row)
         positions[i] = row
 
 
 @njit(cache=True, nogil=True)
 def _remove_batch(rows: RowArrays, keys: Int64Array) -> None:
     entries, metadata, state = rows.entries, rows.metadata, rows.state
+    geometry = geometry_of(entries, state[SPLIT])
     for i in range(keys.size):
-        row = remove(entries, keys[i])
+        row = remove(entries, geometry, keys[i])
         if row >= 0:
             free_row(metadata, state, row)
 
@@ -98,7 +112,7 @@ class Rows:
         self._entries = reserve(slots, 2, np.int64)
         self._limit = min(len(metadata), len(values), int(len(self._entries) * _LOAD_LIMIT))
         self.arrays = RowArrays(
-            self._entries[:_MIN_ENTRIES], metadata, values, np.zeros(3, np.int64)
+            self._entries[:_MIN_ENTRIES], metadata, values, np.zeros(4, np.int64)
         )
 
     def __len__(self) -> int:
@@ -121,14 +135,21 @@ class Rows:
                 "evict, or raise the limit on virtual memory (ulimit -v)"
             )
         while len(self) + num_keys > int(len(self.arrays.entries) * _LOAD_LIMIT):
+            self._continue_doubling(len(self.arrays.entries))
             entries = self._entries[: 2 * len(self.arrays.entries)]
-            spread_over_double(entries)
+            self.arrays.state[SPLIT] = begin_doubling(entries)
             self.arrays = self.arrays._replace(entries=entries)
+        self._continue_doubling(num_keys * _SLOTS_PER_KEY)
+
+    def _continue_doubling(self, num_slots: int) -> None:
+        entries, state = self.arrays.entries, self.arrays.state
+        if state[SPLIT] > 0:
+            state[SPLIT] = continue_doubling(entries, state[SPLIT], num_slots)
 
     def find(self, keys: Int64Array) -> Int64Array:
         """Return the row of each key, or -1: int64[n]."""
         rows = np.empty(keys.size, np.int64)
-        find_batch(self.arrays.entries, keys, rows)
+        find_batch(self.arrays.entries, self.arrays.state[SPLIT], keys, rows)
         return rows
 
     def metadata_of(self, keys: Int64Array, column: int, absent: int) -> Int64Array:
@@ -174,3 +195,11 @@ class Rows:
             "metadata": touched * METADATA_BYTES,
             "rows": touched * self.arrays.values.shape[1] * 4,
         }
+
+
+def memory_of(num_keys: int, width: int) -> int:
+    """Return the bytes that `Rows` of so many keys and this width take where none were removed."""
+    entries = _MIN_ENTRIES
+    while num_keys > int(entries * _LOAD_LIMIT):
+        entries *= 2
+    return entries * _ENTRY_BYTES + num_keys * (METADATA_BYTES + 4 * width)

@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from embedding.mixing import NUM_BUCKETS
 from embedding.optimizer_spec import OPTIMIZERS
@@ -21,6 +21,7 @@ from embedding.ranges import require_finite as _finite
 from embedding.schedule import Schedule
 
 Json = dict[str, Any]
+ValueDtype = Literal["float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,6 +286,8 @@ class TableSpec:
         dim: width of the embedding vector.
         seed: seed of the initial values; the name is mixed in.
         default_value: what a pull returns for a key that is not admitted.
+        value_dtype: what vectors are kept as (see `precision`); pulls, gradients, optimizers and
+            their slots are float32 with all of them.
         warm_start: what new rows start with; None: their initial values.
     """
 
@@ -295,6 +298,7 @@ class TableSpec:
     admission: Admission | None = None
     eviction: Eviction | None = None
     default_value: float = 0.0
+    value_dtype: ValueDtype = "float32"
     seed: int = 0
     warm_start: WarmStart | None = None
 
@@ -306,6 +310,11 @@ class TableSpec:
         )
         _require(1 <= self.dim <= 4096, f"dim must be in [1, 4096], got {self.dim}")
         _finite("default_value", self.default_value)
+        dtypes = get_args(ValueDtype)
+        _require(
+            self.value_dtype in dtypes,
+            f"value_dtype must be one of {', '.join(dtypes)}, got {self.value_dtype!r}",
+        )
         _require(
             self.warm_start is None or not isinstance(self.admission, FrequencyAdmission),
             f"table {self.name} can't have both warm_start and an admission of type frequency_of",

@@ -1,7 +1,6 @@
 """The embedding variable: a table of rows that grows as keys appear."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,44 +9,37 @@ from embedding.admission import ALWAYS, Admission, admission_of, with_frequency
 from embedding.arguments import input_array, output_array, read_only
 from embedding.bloom import BloomBlocks, BloomFilter
 from embedding.counters import CounterEntries
+from embedding.entries import TableEntries
 from embedding.eviction import EvictFirst, expired, overfull
+from embedding.finite import all_finite, finite_rows
 from embedding.initial_values import initial_values_of
+from embedding.inspection import RankBy, TopRows, bucket_parts, frequency_histogram
 from embedding.kernels import pull_rows, settle_keys
-from embedding.key_maps import static_keys
+from embedding.mixing import mix_text
 from embedding.optimizers import rule_for
-from embedding.rows import FREQUENCY, VERSION, Rows
-from embedding.spec import BloomAdmission, CounterAdmission, FrequencyAdmission, TableSpec
+from embedding.precision import (
+    FLOAT32,
+    kind_of,
+    narrow_rows,
+    read_vectors,
+    stored_width,
+    widen_rows,
+    write_vectors,
+)
+from embedding.rows import FREQUENCY, METADATA_BYTES, VERSION, Rows
+from embedding.spec import BloomAdmission, CounterAdmission, TableSpec
+from embedding.static_rows import StaticRows
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
 
 ALL_BUCKETS = (0, 4096)
-
-
-@dataclass(frozen=True, slots=True)
-class TableEntries:
-    """Rows as columns.
-
-    Args:
-        keys: int64[n].
-        frequency: int64[n].
-        version: int64[n].
-        vectors: float32[n, dim].
-        slots: float32[n, sum of the slots' widths], see `OptimizerRule`.
-    """
-
-    keys: Int64Array
-    frequency: Int64Array
-    version: Int64Array
-    vectors: Float32Array
-    slots: Float32Array
-
+_KEYS_AT_ONCE = 4096  # their rows, new ones above all, are still in the cache when they are updated
 
 _INT64, _UINT32, _UINT8, _FLOAT32 = map(np.dtype, ("int64", "uint32", "uint8", "float32"))
 _NO_COUNTS = read_only(np.empty(0, _UINT32))
 _NO_FLAGS = read_only(np.empty(0, _UINT8))
-_NO_KEYS = read_only(np.empty(0, _INT64))
 
 
 class EmbeddingVariable:
@@ -59,25 +51,46 @@ class EmbeddingVariable:
     Args:
         spec: what the table is.
         base: the table that `spec.base` names, which pulls of this one read.
+        on_non_finite: what `apply` does about a gradient with NaN or infinity: it refuses all of
+            them, or leaves that key's out and counts it.
+
+    Attributes:
+        num_evicted: rows and counters evicted so far.
+        num_non_finite: gradients left out so far.
 
     Raises:
         ValueError: the base is missing or another one.
     """
 
-    def __init__(self, spec: TableSpec, *, base: "EmbeddingVariable | None" = None) -> None:
+    def __init__(
+        self,
+        spec: TableSpec,
+        *,
+        base: "EmbeddingVariable | None" = None,
+        on_non_finite: Literal["fail", "skip"] = "fail",
+    ) -> None:
         got = None if base is None else base.spec.name
         if got != spec.base:
             raise ValueError(f"table {spec.name} needs base {spec.base}, got {got}")
         self.spec: TableSpec = spec
-        self._base = base
+        self._static = self._counting = None
+        if base is not None and spec.warm_start is not None:
+            self._static = StaticRows(base, spec.warm_start, spec.dim)
+        else:
+            self._counting = base  # whose frequencies admit keys; nothing is counted here
         self.num_evicted = 0
+        self.num_non_finite = 0
+        self._on_non_finite = on_non_finite
         self._rule = rule_for(spec.optimizer, sparse=True)
         self._initial = initial_values_of(
             spec.initializer, dim=spec.dim, name=spec.name, seed=spec.seed
         )
         self._initial_slots = self._rule.initial_slots(spec.dim)
         self._default_value = np.float32(spec.default_value)
-        self._rows = Rows(self._rule.row_width(spec.dim))
+        self._precision = kind_of(spec.value_dtype)
+        # No table's name has a slash, so these draws are not the initial values of any.
+        self._rounding_seed = np.uint64(mix_text(f"{spec.name}/rounding", spec.seed))
+        self._rows = Rows(stored_width(spec))
         self._counters = Rows(0)
         rule = spec.admission
         self._bloom = BloomFilter(rule) if isinstance(rule, BloomAdmission) else None
@@ -123,34 +136,22 @@ class EmbeddingVariable:
         n = len(keys)
         keys = input_array("keys", keys, _INT64, (n,))
         counts = _NO_COUNTS if counts is None else input_array("counts", counts, _UINT32, (n,))
-        if self._base is not None and self.spec.warm_start is None:
-            counts = with_frequency(counts, self._base.frequency(keys))
-        output_array("values", values, _FLOAT32, (n, self.spec.dim))
-        output_array("admitted", admitted, _UINT8, (n,))
+        if self._counting is not None:
+            counts = with_frequency(counts, self._counting.frequency(keys))
         pull_rows(
             self._rows.arrays,
+            self._precision,
             self._admission,
             self._initial,
             self._default_value,
             keys,
             counts,
             step,
-            values,
-            admitted,
+            output_array("values", values, _FLOAT32, (n, self.spec.dim)),
+            output_array("admitted", admitted, _UINT8, (n,)),
         )
-        if self.spec.warm_start is not None:
-            new = np.flatnonzero((self._rows.find(keys) < 0) & (admitted != 0))
-            values[new] = self._start_vectors(keys[new])
-
-    def _start_vectors(self, keys: Int64Array) -> Float32Array:
-        """Return what rows of these keys start with in a table with a warm start."""
-        base, warm_start = self._base, self.spec.warm_start
-        assert base is not None, "named by warm_start"
-        assert warm_start is not None, "asked by the caller"
-        vectors = np.empty((keys.size, self.spec.dim), np.float32)
-        static = static_keys(keys, warm_start.rows_per_bucket)
-        base.pull(static, None, vectors, np.empty(keys.size, np.uint8))
-        return vectors
+        if self._static is not None:
+            self._static.fill(self._rows, keys, values, admitted)
 
     def apply(
         self,
@@ -179,7 +180,8 @@ class EmbeddingVariable:
             scalars: float64[k], see `optimizers.step_scalars`.
 
         Raises:
-            ValueError: an array has another type or shape, or the number of scalars is wrong.
+            ValueError: an array has another type or shape, the number of scalars is wrong, or a
+                gradient is not finite and `on_non_finite` is `fail`.
             MemoryError: there is no room for the new keys.
         """
         n = len(keys)
@@ -190,15 +192,32 @@ class EmbeddingVariable:
         if has_gradient is not None:
             flags = input_array("has_gradient", has_gradient, _UINT8, (n,))
         numbers = self._rule.check_scalars(scalars)
+        if not all_finite(gradients):
+            flags = self._without_non_finite(keys, gradients, flags)
         self._make_room(keys, flags)
         new = None if self._bloom is None else np.flatnonzero(self._rows.find(keys) < 0)
-        made, starts = self._warm_starts(keys, flags)
+        for start in range(0, n, _KEYS_AT_ONCE):
+            part = slice(start, start + _KEYS_AT_ONCE)
+            positions = self._settle(keys[part], counts[part], flags[part], step)
+            self._update(keys[part], positions, gradients[part], step, np.float32(scale), numbers)
+        if self._bloom is not None:
+            # After all rows were made, so that none starts with what this step brings for others.
+            self._bloom.add(keys[new], counts[new])
+
+    def _settle(
+        self, keys: Int64Array, counts: Int64Array, flags: UInt8Array, step: int
+    ) -> Int64Array:
+        """Count keys and make rows; return the row of each that is updated, else -1."""
         admission = self._admission
-        if isinstance(self.spec.admission, FrequencyAdmission):
-            admission = admission._replace(kind=ALWAYS)  # nothing is counted here
-        positions = np.empty(n, np.int64)
+        if self._counting is not None:
+            admission = admission._replace(kind=ALWAYS)
+        static = self._static
+        starts = None if static is None else static.starts(self._rows, keys, flags)
+        positions = np.empty(keys.size, np.int64)
         settle_keys(
             self._rows.arrays,
+            self._precision,
+            self.spec.dim,
             admission,
             self._initial,
             self._initial_slots,
@@ -208,24 +227,45 @@ class EmbeddingVariable:
             step,
             positions,
         )
-        if self._bloom is not None:
-            # After all rows were made, so that none starts with what this step brings for others.
-            self._bloom.add(keys[new], counts[new])
-        values = self._rows.arrays.values
-        values[positions[made], : self.spec.dim] = starts
-        self._rule.run(values, positions, gradients, np.float32(scale), numbers)
+        if starts is not None:
+            values, made = self._rows.arrays.values, positions[starts.made]
+            write_vectors(values, made, self._precision, starts.vectors)
+        return positions
 
-    def _warm_starts(self, keys: Int64Array, flags: UInt8Array) -> tuple[Int64Array, Float32Array]:
-        """Return which keys will get a row that starts from another table's, and its vector.
+    def _update(
+        self,
+        keys: Int64Array,
+        positions: Int64Array,
+        gradients: Float32Array,
+        step: int,
+        scale: np.float32,
+        scalars: npt.NDArray[np.float64],
+    ) -> None:
+        """Update rows; vectors of 16 bits are widened, updated in float32 and rounded."""
+        values, dim = self._rows.arrays.values, self.spec.dim
+        if self._precision == FLOAT32:
+            self._rule.run(values, positions, gradients, scale, scalars)
+            return
+        wide = np.empty((keys.size, self._rule.row_width(dim)), np.float32)
+        widen_rows(values, positions, self._precision, dim, wide)
+        own = np.where(positions >= 0, np.arange(keys.size), -1)
+        self._rule.run(wide, own, gradients, scale, scalars)
+        narrow_rows(values, positions, self._precision, dim, wide, keys, self._rounding_seed, step)
 
-        It is the vector from before this step, as a pull has shown it: a step is applied to the
-        table of static rows after this one.
-        """
-        if self.spec.warm_start is None:
-            return _NO_KEYS, np.empty((0, self.spec.dim), np.float32)
-        missing = self._rows.find(keys) < 0
-        made = np.flatnonzero(missing & (flags != 0) if flags.size else missing)
-        return made, self._start_vectors(keys[made])
+    def _without_non_finite(
+        self, keys: Int64Array, gradients: Float32Array, flags: UInt8Array
+    ) -> UInt8Array:
+        """Return has_gradient without the keys whose gradient is not finite."""
+        present = flags != 0 if flags.size else np.ones(keys.size, bool)
+        bad = present & ~finite_rows(gradients)
+        if self._on_non_finite == "fail" and bad.any():
+            raise ValueError(
+                f"table {self.spec.name}: the gradients of {np.count_nonzero(bad)} of {keys.size}"
+                f" keys are not finite, the first is that of key {keys[bad][0]}; nothing was"
+                " applied. on_non_finite='skip' leaves such gradients out"
+            )
+        self.num_non_finite += int(np.count_nonzero(bad))
+        return read_only((present & ~bad).astype(np.uint8))
 
     def _make_room(self, keys: Int64Array, flags: UInt8Array) -> None:
         """Make room for what an apply may add."""
@@ -262,12 +302,17 @@ class EmbeddingVariable:
         gone = expired(
             self._rows,
             dim=self.spec.dim,
+            precision=self._precision,
             min_version=min_version,
             l2_weight_threshold=l2_weight_threshold,
         )
         self._rows.remove(gone)
         gone_counters = expired(
-            self._counters, dim=0, min_version=min_version, l2_weight_threshold=0.0
+            self._counters,
+            dim=0,
+            precision=FLOAT32,
+            min_version=min_version,
+            l2_weight_threshold=0.0,
         )
         self._counters.remove(gone_counters)
         parts = [gone, gone_counters]
@@ -286,15 +331,40 @@ class EmbeddingVariable:
         Each call looks through the whole index, so ask for many buckets at once.
         """
         keys, rows = self._rows.in_buckets(buckets)
-        values = self._rows.arrays.values[rows]
         metadata = self._rows.arrays.metadata[rows]
+        vectors, slots = self._read(rows)
         return TableEntries(
             keys=keys,
             frequency=np.ascontiguousarray(metadata[:, FREQUENCY]),
             version=np.ascontiguousarray(metadata[:, VERSION]),
-            vectors=np.ascontiguousarray(values[:, : self.spec.dim]),
-            slots=np.ascontiguousarray(values[:, self.spec.dim :]),
+            vectors=vectors,
+            slots=slots,
         )
+
+    def _read(self, rows: Int64Array) -> tuple[Float32Array, Float32Array]:
+        """Copy the vectors and the slots of rows."""
+        values = self._rows.arrays.values
+        vectors = np.empty((rows.size, self.spec.dim), np.float32)
+        read_vectors(values, rows, self._precision, vectors)
+        first_slot = values.shape[1] - self._initial_slots.size
+        return vectors, values[rows, first_slot:]
+
+    def export_arrow(self, buckets: tuple[int, int] = ALL_BUCKETS) -> Any:
+        """Return `export` as a pyarrow.Table, see `embedding.arrow`, which needs pyarrow."""
+        from embedding.arrow import to_arrow
+
+        return to_arrow(self.export(buckets), self.spec)
+
+    def import_arrow(self, table: Any) -> None:
+        """Insert or overwrite the rows of a pyarrow.Table, as `import_rows` does.
+
+        Raises:
+            ValueError: a column is wrong, see `embedding.arrow.from_arrow`.
+            MemoryError: there is no room for the new keys.
+        """
+        from embedding.arrow import from_arrow
+
+        self.import_rows(from_arrow(table, self.spec))
 
     def export_counters(self, buckets: tuple[int, int] = ALL_BUCKETS) -> CounterEntries:
         """Copy the counters of the keys in buckets [first, end), sorted by (bucket, key)."""
@@ -343,8 +413,9 @@ class EmbeddingVariable:
         self._counters.remove(keys)
         self._rows.arrays.metadata[rows, FREQUENCY] = frequency
         self._rows.arrays.metadata[rows, VERSION] = version
-        self._rows.arrays.values[rows, :dim] = vectors
-        self._rows.arrays.values[rows, dim:] = slots
+        values = self._rows.arrays.values
+        write_vectors(values, rows, self._precision, vectors)
+        values[rows, values.shape[1] - slots.shape[1] :] = slots
 
     def import_counters(self, entries: CounterEntries) -> None:
         """Insert or overwrite counters; a row of the same key is removed.
@@ -387,6 +458,40 @@ class EmbeddingVariable:
         counted = self._counters.metadata_of(keys, column, absent)
         rows = self._rows.find(keys)
         return np.where(rows >= 0, self._rows.metadata_of(keys, column, absent), counted)
+
+    def top(self, n: int, by: RankBy = "frequency") -> TableEntries:
+        """Copy the n rows that are highest, sorted by (value descending, key ascending).
+
+        Args:
+            n: how many, >= 0; a smaller table gives all of its rows.
+            by: which value; the norm is the Euclidean one of the vector.
+
+        Raises:
+            ValueError: n or by is not one of these.
+        """
+        highest = TopRows(self.spec, n, by)
+        for part in bucket_parts(len(self), 4 * self._rule.row_width(self.spec.dim)):
+            highest.add(self.export(part))
+        return highest.entries
+
+    def frequency_histogram(self, of: Literal["rows", "unadmitted"] = "rows") -> Int64Array:
+        """Count the frequencies of rows, or of counters of unadmitted keys, by powers of two.
+
+        Returns:
+            int64[64]: how many are 0, 1, 2 to 3, 4 to 7, ...; see `inspection.BIN_STARTS`. Of
+            unadmitted keys all 0 where a Bloom filter counts them: it does not know its keys.
+
+        Raises:
+            ValueError: `of` is not one of these.
+        """
+        if of not in ("rows", "unadmitted"):
+            raise ValueError(f"of must be rows or unadmitted, got {of!r}")
+        rows = self._rows if of == "rows" else self._counters
+        counts = frequency_histogram(np.empty(0, np.int64))
+        for part in bucket_parts(len(rows), METADATA_BYTES):
+            _, positions = rows.in_buckets(part)
+            counts += frequency_histogram(rows.arrays.metadata[positions, FREQUENCY])
+        return counts
 
     def memory(self) -> dict[str, int]:
         """Return the bytes taken by index, rows, metadata, counters and filter, and their total."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from ps.messages import Contribution, Record, Refusal
+from ps.messages import Contribution, Entry, Record, Refusal
 
 
 class GradientBuffer:
@@ -57,9 +57,9 @@ class GradientBuffer:
         """Return a contribution that is held."""
         return self._held.get((batch_id, attempt))
 
-    def missing(self, record: Record) -> list[tuple[int, int]]:
-        """Return what a record names and the buffer does not hold."""
-        named = ((entry.batch_id, entry.attempt) for entry in record.entries)
+    def missing(self, entries: Iterable[Entry]) -> list[tuple[int, int]]:
+        """Return what entries name and the buffer does not hold."""
+        named = ((entry.batch_id, entry.attempt) for entry in entries)
         return [identity for identity in named if identity not in self._held]
 
     def settle(self, record: Record) -> None:

@@ -34,6 +34,19 @@ from embedding import (
     TableSpec,
     rule_for,
 )
+from embedding.arrow import (
+    COUNTER_SCHEMA,
+    check_no_nulls,
+    counters_from_arrow,
+    counters_to_arrow,
+    from_arrow,
+    list_column,
+    matrix,
+    row_schema,
+    slot_columns,
+    slot_fields,
+    to_arrow,
+)
 from embedding.bloom import BloomSize
 from embedding.mixing import NUM_BUCKETS, buckets_of
 from embedding.spec import BloomAdmission
@@ -127,13 +140,13 @@ def write_shard(
     for table in tables:
         folder = Path("tables") / table.spec.name
         slices = bucket_slices(table, buckets)
-        rows = (_row_batch(table.spec, table.export(part)) for part in slices)
-        schema = _row_schema(table.spec)
+        rows = (to_arrow(table.export(part), table.spec) for part in slices)
+        schema = row_schema(table.spec)
         entries.append(_write(root, folder / f"rows-{suffix}", schema, rows))
         if table.num_unadmitted:
-            counters = (_counter_batch(table.export_counters(part)) for part in slices)
+            counters = (counters_to_arrow(table.export_counters(part)) for part in slices)
             path = folder / f"counters-{suffix}"
-            entries.append(_write(root, path, _COUNTER_SCHEMA, counters))
+            entries.append(_write(root, path, COUNTER_SCHEMA, counters))
         if isinstance(table.spec.admission, BloomAdmission):
             schema = _bloom_schema(table.spec.admission)
             blocks = _bloom_batches(table, buckets, schema)
@@ -165,60 +178,19 @@ def write_manifest(directory: str | Path, manifest: Manifest) -> None:
 
 
 def _write(
-    root: Path, path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]
+    root: Path, path: Path, schema: pa.Schema, parts: Iterator[pa.Table | pa.RecordBatch]
 ) -> FileEntry:
     (root / path).parent.mkdir(parents=True, exist_ok=True)
     rows = 0
     with open(root / path, "wb") as file:
         sink = _HashingFile(file)
         with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), schema) as writer:
-            for batch in batches:
-                writer.write_batch(batch)
-                rows += batch.num_rows
+            for part in parts:
+                writer.write(part)
+                rows += part.num_rows
         file.flush()
         os.fsync(file.fileno())
     return FileEntry(path.as_posix(), sink.length, sink.hexdigest(), rows)
-
-
-def _vectors(values: np.ndarray, width: int) -> pa.Array:
-    flat = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, width)
-
-
-_COUNTER_SCHEMA = pa.schema(
-    [("key", pa.int64()), ("frequency", pa.int64()), ("version", pa.int64())]
-)
-
-
-def _row_schema(spec: TableSpec) -> pa.Schema:
-    vector = pa.list_(pa.float32(), spec.dim)
-    slots = _slot_fields(rule_for(spec.optimizer, sparse=True), spec.dim)
-    return pa.schema([*_COUNTER_SCHEMA, ("vector", vector), *slots])
-
-
-def _slot_fields(rule: OptimizerRule, dim: int) -> list[tuple[str, pa.DataType]]:
-    return [(f"slot_{slot.name}", pa.list_(pa.float32(), slot.width(dim))) for slot in rule.slots]
-
-
-def _slot_columns(rule: OptimizerRule, dim: int, slots: np.ndarray) -> list[pa.Array]:
-    return [_vectors(slots[:, part], part.stop - part.start) for part in rule.columns(dim)]
-
-
-def _row_batch(spec: TableSpec, entries: TableEntries) -> pa.RecordBatch:
-    rule = rule_for(spec.optimizer, sparse=True)
-    columns = [
-        pa.array(entries.keys),
-        pa.array(entries.frequency),
-        pa.array(entries.version),
-        _vectors(entries.vectors, spec.dim),
-        *_slot_columns(rule, spec.dim, entries.slots),
-    ]
-    return pa.record_batch(columns, schema=_row_schema(spec))
-
-
-def _counter_batch(entries: CounterEntries) -> pa.RecordBatch:
-    columns = [pa.array(entries.keys), pa.array(entries.frequency), pa.array(entries.version)]
-    return pa.record_batch(columns, schema=_COUNTER_SCHEMA)
 
 
 def _bloom_schema(rule: BloomAdmission) -> pa.Schema:
@@ -242,13 +214,13 @@ def _bloom_batches(
 
 def _block_schema(rule: OptimizerRule) -> pa.Schema:
     block = pa.list_(pa.float32(), BLOCK_SIZE)
-    return pa.schema([("block", pa.int64()), ("values", block), *_slot_fields(rule, BLOCK_SIZE)])
+    return pa.schema([("block", pa.int64()), ("values", block), *slot_fields(rule, BLOCK_SIZE)])
 
 
 def _block_batch(dense: DenseBlocks, schema: pa.Schema) -> pa.RecordBatch:
     numbers = pa.array(np.arange(len(dense.rows)) + dense.first_block, pa.int64())
-    values = _vectors(dense.rows[:, :BLOCK_SIZE], BLOCK_SIZE)
-    slots = _slot_columns(dense.rule, BLOCK_SIZE, dense.rows[:, BLOCK_SIZE:])
+    values = list_column(dense.rows[:, :BLOCK_SIZE])
+    slots = slot_columns(dense.rule, BLOCK_SIZE, dense.rows[:, BLOCK_SIZE:])
     return pa.record_batch([numbers, values, *slots], schema=schema)
 
 
@@ -285,21 +257,16 @@ class CheckpointReader:
     ) -> Iterator[TableEntries]:
         """Read the rows of a table whose keys are in some buckets, part by part."""
         prefix = f"tables/{table.name}/rows-"
-        for batch in self._batches(prefix, _row_schema(table), buckets):
-            parts = [_matrix(batch.column(i)) for i in range(3, batch.num_columns)]
-            n = batch.num_rows
-            empty = np.empty((n, 0), np.float32)
-            keys, frequency, version = (batch.column(i).to_numpy() for i in range(3))
-            slots = np.ascontiguousarray(np.hstack([empty, *parts[1:]]))
-            yield TableEntries(keys, frequency, version, parts[0], slots)
+        for batch in self._batches(prefix, row_schema(table), buckets):
+            yield from_arrow(batch, table, allow_nonfinite=True)
 
     def counters(
         self, table: TableSpec, buckets: tuple[int, int] = (0, NUM_BUCKETS)
     ) -> Iterator[CounterEntries]:
         """Read the counters of a table's unadmitted keys in some buckets, part by part."""
         prefix = f"tables/{table.name}/counters-"
-        for batch in self._batches(prefix, _COUNTER_SCHEMA, buckets):
-            yield CounterEntries(*(batch.column(i).to_numpy() for i in range(3)))
+        for batch in self._batches(prefix, COUNTER_SCHEMA, buckets):
+            yield counters_from_arrow(batch)
 
     def bloom_blocks(
         self, table: TableSpec, buckets: tuple[int, int] = (0, NUM_BUCKETS)
@@ -312,7 +279,7 @@ class CheckpointReader:
             numbers = batch.column(0).to_numpy()
             wanted = (numbers >= buckets[0]) & (numbers < buckets[1])
             if wanted.any():
-                yield BloomBlocks(numbers[wanted], _matrix(batch.column(1))[wanted])
+                yield BloomBlocks(numbers[wanted], matrix(batch.column(1))[wanted])
 
     def dense_rows(self, blocks: tuple[int, int] | None = None) -> np.ndarray:
         """Read dense blocks [first, end) with their slots, float32[blocks, width]."""
@@ -323,7 +290,7 @@ class CheckpointReader:
         for batch in self._batches("dense/blocks-", _block_schema(rule), None):
             numbers = batch.column(0).to_numpy()
             wanted = (numbers >= first) & (numbers < end)
-            columns = [_matrix(batch.column(i)) for i in range(1, batch.num_columns)]
+            columns = [matrix(batch.column(i)) for i in range(1, batch.num_columns)]
             found[numbers[wanted] - first] = np.hstack(columns)[wanted]
             seen[numbers[wanted] - first] = True
         if not seen.all():
@@ -390,12 +357,12 @@ def _read_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
             wanted = ", ".join(f"{field.name} {field.type}" for field in schema)
             raise CheckpointError(f"{path} has columns {found}; its table needs {wanted}")
         for number in range(reader.num_record_batches):
-            yield reader.get_batch(number)
-
-
-def _matrix(column: pa.FixedSizeListArray) -> np.ndarray:
-    width = column.type.list_size
-    return column.flatten().to_numpy().reshape(len(column), width)
+            batch = reader.get_batch(number)
+            try:
+                check_no_nulls(batch)
+            except ValueError as error:
+                raise CheckpointError(f"{path}: {error}") from error
+            yield batch
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -17,7 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ps.deduplicate import Deduplicated, keep_admitted
-from ps.messages import Apply, Contribution, Pull, PullReply, Record, Refusal, Reply, Request
+from ps.messages import (
+    Apply,
+    Contribution,
+    DenseNorm,
+    Entry,
+    Pull,
+    PullReply,
+    Record,
+    Refusal,
+    Reply,
+    Request,
+)
 from ps.sockets import receive, send
 from ps.spec import StoreSpec
 from ps.wire import Header, WireError, array_sizes
@@ -235,12 +246,21 @@ class PsClient:
         return push
 
     def start_apply(self, shard: int, records: Sequence[Record]) -> Open:
-        """Send records to one shard: the coordinator's only message."""
+        """Send records to one shard, as the coordinator does."""
         request_id = self._new_id()
         message = Apply(request_id, self.recovery_epoch, tuple(records))
         apply = Open(request_id, {shard: message}, {shard})
         self._start(apply)
         return apply
+
+    def start_dense_norm(self, step: int, entries: tuple[Entry, ...], divisor: int) -> Open:
+        """Ask every shard for its part of the norm of a step's dense gradient."""
+        request_id = self._new_id()
+        message = DenseNorm(request_id, self.recovery_epoch, step, entries, divisor)
+        shards = range(self.spec.num_shards)
+        norm = Open(request_id, dict.fromkeys(shards, message), set(shards))
+        self._start(norm)
+        return norm
 
     def poll(self, timeout: float | None) -> list[Open]:
         """Wait at most `timeout` seconds for replies; return the requests now answered by all."""

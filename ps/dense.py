@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from embedding.optimizers import rule_for
 from ps.merge import add_weighted
@@ -59,9 +60,43 @@ class DenseBlocks:
         scalars: npt.NDArray[np.float64],
     ) -> None:
         """Sum the dense gradients left to right and update every block."""
+        self.rule.update(
+            self.rows, self._positions, self._summed(contributions, weights), scale, scalars
+        )
+
+    def sums_of_squares(
+        self,
+        contributions: Sequence[Contribution],
+        weights: Sequence[float],
+        *,
+        scale: np.float32,
+    ) -> npt.NDArray[np.float64]:
+        """Return each block's part of the squared norm of the dense gradient, float64[blocks].
+
+        The gradient is the sum that `apply` makes, times `scale`, in float32; its squares are
+        added in float64 in the order of the parameters. Changes no parameter and no slot.
+        """
+        sums = np.empty(len(self.rows), np.float64)
+        _add_squares(self._summed(contributions, weights), scale, sums)
+        return sums
+
+    def _summed(
+        self, contributions: Sequence[Contribution], weights: Sequence[float]
+    ) -> npt.NDArray[np.float32]:
+        """Return float32[blocks, BLOCK_SIZE], valid until the next call."""
         total = self._sum[: self.size]
         total[:] = 0
         for contribution, weight in zip(contributions, weights, strict=True):
             add_weighted(total, contribution.dense, np.float32(weight))
-        gradients = self._sum.reshape(-1, BLOCK_SIZE)
-        self.rule.update(self.rows, self._positions, gradients, scale, scalars)
+        return self._sum.reshape(-1, BLOCK_SIZE)
+
+
+@njit(cache=True, nogil=True)
+def _add_squares(gradients, scale, sums):  # type: ignore[no-untyped-def]
+    """sums[i] = sum over c of (gradients[i, c] * scale)^2, from left to right."""
+    for i in range(gradients.shape[0]):
+        total = 0.0
+        for c in range(gradients.shape[1]):
+            g = np.float64(gradients[i, c] * scale)
+            total += g * g
+        sums[i] = total

@@ -14,6 +14,7 @@ import numpy.typing as npt
 Int64s = npt.NDArray[np.int64]
 UInt32s = npt.NDArray[np.uint32]
 Float32s = npt.NDArray[np.float32]
+Float64s = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]
 
 ANY_STEP = -1
@@ -24,7 +25,7 @@ RefusalReason = Literal[
     "routing",  # keys were sliced by another routing table
     "superseded",  # the batch was applied, discarded, or is below the low-water mark
     "step",  # a record or a pull is ahead of or behind what the shard can answer
-    "missing",  # a record names a contribution that the shard does not hold
+    "missing",  # a contribution is named that the shard does not hold
     "full",  # the gradient buffer is at its limit
     "malformed",  # sizes or values do not fit the job
 ]
@@ -158,6 +159,7 @@ class Record:
         oldest_pull_step: no contribution still to come was pulled before this step.
         routing_version: raised where this step moves buckets.
         cut: whether a checkpoint is taken after this step.
+        dense_factor: what global-norm clipping multiplies the dense gradient by.
     """
 
     step: int
@@ -173,6 +175,7 @@ class Record:
     oldest_pull_step: int = 0
     routing_version: int = 0
     cut: bool = False
+    dense_factor: float = 1.0
 
 
 @dataclass(slots=True)
@@ -193,6 +196,36 @@ class ApplyReply:
 
 
 @dataclass(slots=True)
+class DenseNorm:
+    """Read the norm of the dense gradient that a step will have; changes nothing.
+
+    It depends on the contributions alone, not on the shard's step.
+
+    Args:
+        step: k, for people.
+        entries, divisor: those of the step's record.
+    """
+
+    request_id: int
+    recovery_epoch: int
+    step: int
+    entries: tuple[Entry, ...]
+    divisor: int
+
+
+@dataclass(slots=True)
+class DenseNormReply:
+    """One shard's part of a norm.
+
+    Args:
+        sums: float64[blocks of the shard], see `DenseBlocks.sums_of_squares`.
+    """
+
+    request_id: int
+    sums: Float64s
+
+
+@dataclass(slots=True)
 class Refusal:
     """A message had no effect. `reason` is for programs, `text` for people."""
 
@@ -201,6 +234,6 @@ class Refusal:
     text: str
 
 
-Request = Pull | Contribution | Apply
-Reply = PullReply | PushReply | ApplyReply | Refusal
+Request = Pull | Contribution | Apply | DenseNorm
+Reply = PullReply | PushReply | ApplyReply | DenseNormReply | Refusal
 Message = Request | Reply

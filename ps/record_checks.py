@@ -1,21 +1,20 @@
 """What makes a record impossible to apply, found before anything changes."""
 
 import math
+from collections.abc import Sequence
 
 from embedding.optimizers import rule_for
-from ps.messages import Record
+from ps.messages import Entry, Record
 from ps.spec import StoreSpec
 
 
 def what_is_wrong(record: Record, spec: StoreSpec) -> str | None:
     """Say why no shard of a job could ever apply a record; None where it could."""
-    batches = [entry.batch_id for entry in record.entries]
-    if len(set(batches)) != len(batches):
-        return "it names a batch twice"
-    if not all(math.isfinite(e.weight) and e.weight >= 0 for e in record.entries):
-        return "a weight is negative or not finite"
-    if record.divisor < 0:
-        return f"its divisor is {record.divisor}"
+    wrong = what_is_wrong_in_sum(record.entries, record.divisor)
+    if wrong is not None:
+        return wrong
+    if not 0 <= record.dense_factor <= 1:
+        return f"its dense factor is {record.dense_factor}"
     evicting = [eviction.table for eviction in record.evict]
     if any(not 0 <= table < len(spec.tables) for table in evicting):
         return f"it evicts from a table that is not one of {len(spec.tables)}"
@@ -26,4 +25,16 @@ def what_is_wrong(record: Record, spec: StoreSpec) -> str | None:
     expected = [rule_for(optimizer, sparse=True).num_scalars for optimizer in spec.optimizers]
     if [len(numbers) for numbers in record.scalars] != expected:
         return f"its scalars are not those of the {len(expected)} optimizers"
+    return None
+
+
+def what_is_wrong_in_sum(entries: Sequence[Entry], divisor: int) -> str | None:
+    """Say why contributions can't be summed and divided as told; None where they can."""
+    batches = [entry.batch_id for entry in entries]
+    if len(set(batches)) != len(batches):
+        return "it names a batch twice"
+    if not all(math.isfinite(entry.weight) and entry.weight >= 0 for entry in entries):
+        return "a weight is negative or not finite"
+    if divisor < 0:
+        return f"its divisor is {divisor}"
     return None

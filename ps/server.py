@@ -111,6 +111,7 @@ class ShardServer:
                     "rows": len(table),
                     "unadmitted": table.num_unadmitted,
                     "evicted": table.num_evicted,
+                    "non_finite": table.num_non_finite,
                     "bytes": table.memory()["total"],
                 }
                 for table in self._shard.tables

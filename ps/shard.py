@@ -20,6 +20,8 @@ from ps.messages import (
     Apply,
     ApplyReply,
     Contribution,
+    DenseNorm,
+    DenseNormReply,
     Pull,
     PullReply,
     PushReply,
@@ -29,7 +31,7 @@ from ps.messages import (
     Reply,
     Request,
 )
-from ps.record_checks import what_is_wrong
+from ps.record_checks import what_is_wrong, what_is_wrong_in_sum
 from ps.spec import StoreSpec
 
 
@@ -71,7 +73,8 @@ class Shard:
     ) -> None:
         self.spec = spec
         self.index = index
-        self.tables = make_variables(spec.tables)
+        # Workers push finite gradients only, but the sum of some may overflow.
+        self.tables = make_variables(spec.tables, on_non_finite="skip")
         self.dense = DenseBlocks(spec, index)
         self.buffer = GradientBuffer(
             max_contributions=max_contributions, max_bytes=max_buffer_bytes
@@ -117,6 +120,8 @@ class Shard:
             return self._pull(message, sender)
         if isinstance(message, Contribution):
             return [Outgoing(sender, self._push(message))]
+        if isinstance(message, DenseNorm):
+            return [Outgoing(sender, self._measure(message))]
         return self._apply(message, sender)
 
     def disconnect(self, sender: Hashable) -> None:
@@ -135,7 +140,7 @@ class Shard:
         if message.recovery_epoch != self.recovery_epoch:
             text = f"recovery epoch {message.recovery_epoch}, the job is in {self.recovery_epoch}"
             return self._refusal(message, "epoch", text)
-        if isinstance(message, Apply):
+        if isinstance(message, Apply | DenseNorm):
             return None
         if message.routing_version != self.routing_version:
             text = f"routing {message.routing_version}, the job is at {self.routing_version}"
@@ -197,6 +202,23 @@ class Shard:
         dense = self.dense.vector if pull.dense else np.empty(0, np.float32)
         return PullReply(pull.request_id, self.step, values, dense, admitted)
 
+    def _measure(self, message: DenseNorm) -> Reply:
+        missing = self.buffer.missing(message.entries)
+        if missing:
+            text = f"step {message.step} has contributions that are not held: {missing[:4]}"
+            return self._refusal(message, "missing", text)
+        wrong = what_is_wrong_in_sum(message.entries, message.divisor)
+        if wrong is not None or message.divisor == 0:
+            text = f"step {message.step}: {wrong or 'it has no samples'}"
+            return self._refusal(message, "malformed", text)
+        live = [entry for entry in message.entries if entry.weight > 0]
+        sums = self.dense.sums_of_squares(
+            [self._held(entry.batch_id, entry.attempt) for entry in live],
+            [entry.weight for entry in live],
+            scale=np.float32(1.0 / message.divisor),
+        )
+        return DenseNormReply(message.request_id, sums)
+
     # Buffering --------------------------------------------------------------------------------
 
     def _push(self, contribution: Contribution) -> Reply:
@@ -224,7 +246,7 @@ class Shard:
         if record.step > self.step:
             text = f"record {record.step} came at step {self.step}; the ones between are missing"
             return self._refusal(message, "step", text)
-        missing = self.buffer.missing(record)
+        missing = self.buffer.missing(record.entries)
         if missing:
             text = f"record {record.step} names contributions that are not held: {missing[:4]}"
             return self._refusal(message, "missing", text)
@@ -256,7 +278,7 @@ class Shard:
 
     def _held(self, batch_id: int, attempt: int) -> Contribution:
         contribution = self.buffer.get(batch_id, attempt)
-        assert contribution is not None, "checked by _refuse_record"
+        assert contribution is not None, "checked before"
         return contribution
 
     def _update(self, record: Record, contributions: list[Contribution]) -> None:
@@ -276,7 +298,12 @@ class Shard:
                     scale=float(scale),
                     scalars=scalars[slot],
                 )
-        self.dense.apply(contributions, weights, scale=scale, scalars=scalars[self._dense_scalars])
+        self.dense.apply(
+            contributions,
+            weights,
+            scale=np.float32(record.dense_factor / record.divisor),
+            scalars=scalars[self._dense_scalars],
+        )
 
     def _accepted(self, contribution: Contribution) -> npt.NDArray[np.uint8] | None:
         """Mark the keys that were evicted after the pull: their gradients must not return them."""

@@ -25,12 +25,14 @@ class StoreSpec:
         dense_size: number of dense parameters.
         dense_optimizer: optimizer of the dense parameters.
         num_shards: how many shards there are.
+        dense_clip_norm: most of the norm of the whole dense gradient of a step; None: no limit.
     """
 
     tables: tuple[TableSpec, ...]
     dense_size: int
     dense_optimizer: Optimizer
     num_shards: int
+    dense_clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         names = [table.name for table in self.tables]
@@ -41,6 +43,9 @@ class StoreSpec:
             raise ValueError(f"dense_size must be >= 0, got {self.dense_size}")
         if not 1 <= self.num_shards <= NUM_BUCKETS:
             raise ValueError(f"num_shards must be in [1, {NUM_BUCKETS}], got {self.num_shards}")
+        limit = self.dense_clip_norm
+        if limit is not None and not 0 < limit < math.inf:
+            raise ValueError(f"dense_clip_norm must be > 0 and finite, got {limit}")
 
     @cached_property
     def optimizers(self) -> tuple[Optimizer, ...]:
@@ -71,15 +76,19 @@ class StoreSpec:
             "dense_size": self.dense_size,
             "dense_optimizer": to_json(self.dense_optimizer),
             "num_shards": self.num_shards,
+            "dense_clip_norm": self.dense_clip_norm,
         }
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "StoreSpec":
+        # Checkpoints of earlier versions do not have it.
+        limit = data.get("dense_clip_norm")
         return StoreSpec(
             tables=tuple(table_from_json(table) for table in data["tables"]),
             dense_size=int(data["dense_size"]),
             dense_optimizer=optimizer_from_json(data["dense_optimizer"]),
             num_shards=int(data["num_shards"]),
+            dense_clip_norm=None if limit is None else float(limit),
         )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from embedding.optimizers import rule_for, step_scalars
 from embedding.spec import BloomAdmission, Optimizer, TableSpec
-from ps.messages import Apply, Contribution, Entry, Pull, Record, TableEviction
+from ps.messages import Apply, Contribution, DenseNorm, Entry, Pull, Record, TableEviction
 from ps.shard import Shard
 from ps.spec import StoreSpec
 
@@ -37,11 +37,13 @@ def warm_up(spec: StoreSpec) -> None:
     for step, batch_ids in enumerate(batches):
         for batch_id in batch_ids:
             shard.handle(_contribution(batch_id, small), None)
+        entries = tuple(Entry(batch_id, 0, 1.0) for batch_id in batch_ids)
+        shard.handle(DenseNorm(0, 0, step, entries, 4), None)
         record = Record(
             step=step,
             recovery_epoch=0,
             mode_epoch=0,
-            entries=tuple(Entry(batch_id, 0, 1.0) for batch_id in batch_ids),
+            entries=entries,
             divisor=4,
             scalars=tuple(_scalars(optimizer) for optimizer in small.optimizers),
             evict=tuple(TableEviction(t, 1, 0.0, 1) for t in range(len(tables))) if step else (),

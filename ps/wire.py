@@ -19,6 +19,8 @@ from ps.messages import (
     Apply,
     ApplyReply,
     Contribution,
+    DenseNorm,
+    DenseNormReply,
     Message,
     Pull,
     PullReply,
@@ -34,7 +36,17 @@ MAX_BODY_BYTES = 1 << 30
 # What a header of that size can hold of records: so that no length in it makes much memory.
 _MAX_ITEMS = 1 << 16
 
-_KINDS: tuple[type, ...] = (Pull, PullReply, Contribution, PushReply, Apply, ApplyReply, Refusal)
+_KINDS: tuple[type, ...] = (
+    Pull,
+    PullReply,
+    Contribution,
+    PushReply,
+    Apply,
+    ApplyReply,
+    Refusal,
+    DenseNorm,
+    DenseNormReply,
+)
 _CODE = {kind: code for code, kind in enumerate(_KINDS)}
 
 

@@ -32,6 +32,7 @@ from embedding.spec import (
     ProbabilisticAdmission,
     TruncatedNormal,
     Uniform,
+    ValueDtype,
     Zeros,
 )
 from scheduler.config_errors import ConfigError, validated
@@ -138,6 +139,7 @@ class TableConfig(_Section):
     admission: AdmissionConfig | None = None
     eviction: Eviction | None = None
     default_value: float | None = None
+    value_dtype: ValueDtype | None = None
     composition: CompositionConfig | None = None
 
 
@@ -150,6 +152,7 @@ class EmbeddingConfig(_Section):
     admission: AdmissionConfig | None = None
     eviction: Eviction | None = None
     default_value: float = 0.0
+    value_dtype: ValueDtype = "float32"
 
 
 class ModelConfig(BaseModel):
@@ -159,12 +162,13 @@ class ModelConfig(BaseModel):
 
     type: Literal["dlrm", "deepfm", "wide_deep", "custom"]
     optimizer: OptimizerConfig = Adagrad(learning_rate=0.01)
+    clip_global_norm: float | None = Field(None, gt=0)
 
     @field_validator("optimizer")
     @classmethod
     def _without_rows(cls, value: Optimizer) -> Optimizer:
         if value.clip_norm is not None:
-            raise ValueError(NO_DENSE_CLIP_NORM)
+            raise ValueError(f"{NO_DENSE_CLIP_NORM}, or model.clip_global_norm")
         return value
 
     @model_validator(mode="after")

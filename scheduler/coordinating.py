@@ -9,7 +9,7 @@ from typing import Any
 
 from ps.client import Open, PsClient
 from ps.memory import peak_rss_bytes
-from ps.messages import ApplyReply, Record
+from ps.messages import Record
 from ps.sockets import ShardAddress, connect
 from scheduler.coordinator import Coordinator, CoordinatorSpec
 from scheduler.evaluation import EvaluationResult
@@ -20,13 +20,14 @@ from scheduler.events import (
     Event,
     FailJob,
     GiveUpWorker,
-    RecordsApplied,
+    MeasureDenseNorm,
     SendRecords,
     StopWanted,
     TimePassed,
     Warn,
     WorkerLost,
     WorkerReported,
+    events_of,
 )
 from worker.protocol import Grant, Report
 
@@ -84,6 +85,7 @@ class CoordinatorServer:
         self._lock = threading.Lock()
         self._notices = _Notices()
         self._outbox: list[Record] = []
+        self._to_measure: list[MeasureDenseNorm] = []
         self._closing = False
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
@@ -94,7 +96,7 @@ class CoordinatorServer:
             retry_seconds=retry_seconds,
         )
         self._client.watch(self._wake_reader)
-        self._thread = threading.Thread(target=self._send_records, daemon=True)
+        self._thread = threading.Thread(target=self._speak_to_shards, daemon=True)
         self._thread.start()
 
     def exchange(self, report: Report) -> Grant:
@@ -141,6 +143,9 @@ class CoordinatorServer:
             case SendRecords():
                 self._outbox.extend(command.records)
                 self._wake()
+            case MeasureDenseNorm():
+                self._to_measure.append(command)
+                self._wake()
             case GiveUpWorker():
                 self._notices.give_up.append((command.worker, command.incarnation, command.text))
             case Warn():
@@ -151,7 +156,7 @@ class CoordinatorServer:
     def _wake(self) -> None:
         self._wake_writer.send(b"x")
 
-    def _send_records(self) -> None:
+    def _speak_to_shards(self) -> None:
         """Send records to every shard as they come; many small steps share a message."""
         shards = range(self._coordinator.spec.store.num_shards)
         last_tick = self._clock()
@@ -159,6 +164,9 @@ class CoordinatorServer:
             while not self._closing:
                 with self._lock:
                     records, self._outbox = self._outbox, []
+                    to_measure, self._to_measure = self._to_measure, []
+                for norm in to_measure:
+                    self._client.start_dense_norm(norm.step, norm.entries, norm.divisor)
                 if records:
                     for shard in shards:
                         self._client.start_apply(shard, records)
@@ -175,9 +183,8 @@ class CoordinatorServer:
     def _acknowledge(self, request: Open) -> None:
         for refusal in request.refusals.values():
             raise RuntimeError(refusal.text)
-        for shard, reply in request.replies.items():
-            assert isinstance(reply, ApplyReply), "only records are sent"
-            self._handle(RecordsApplied(shard, reply.step))
+        for event in events_of(request):
+            self._handle(event)
 
     def _drain_wakes(self) -> None:
         try:

@@ -11,16 +11,17 @@ from embedding.optimizers import step_scalars
 from ps.messages import Entry, Record
 from ps.spec import StoreSpec
 from scheduler.clock import ScheduleClock
+from scheduler.dense_norms import DenseNorms
 from scheduler.evaluation import EvaluationResult, EvaluationRound
 from scheduler.events import (
     Answer,
     Command,
+    DenseNormMeasured,
     EvaluationWanted,
     Event,
     FailJob,
     GiveUpWorker,
     RecordsApplied,
-    SendRecords,
     StopWanted,
     TimePassed,
     Warn,
@@ -111,6 +112,7 @@ class Coordinator:
             spec.plan, group_size=spec.group_size, batch_is_step=self.rule.batch_is_step
         )
         self.clock = ScheduleClock(spec.global_batch)
+        self.dense_norms = DenseNorms(spec.store.dense_clip_norm)
         self.step = 0
         self.data_staleness = Histogram()
         self.parameter_staleness = Histogram()
@@ -132,6 +134,8 @@ class Coordinator:
                 return self._lost(event.worker, event.incarnation)
             case RecordsApplied():
                 return self._applied(event.shard, event.step, now)
+            case DenseNormMeasured():
+                return self.dense_norms.measured(event.step, event.parts)
             case TimePassed():
                 return self._look_at_time(now)
             case EvaluationWanted():
@@ -180,13 +184,9 @@ class Coordinator:
         state.bytes_sent, state.bytes_received = report.bytes_sent, report.bytes_received
         for finished in report.finished:
             self._finish(finished, state, now)
-        records = self._form_steps(now)
-        grant = self._grant(report, now)
-        state.last_grant = grant
-        commands: list[Command] = [Answer(grant)]
-        if records:
-            commands.insert(0, SendRecords(tuple(records)))
-        return commands
+        commands = self.dense_norms.order(self._form_steps(now))
+        state.last_grant = self._grant(report, now)
+        return [*commands, Answer(state.last_grant)]
 
     def _finish(self, finished: Finished, state: WorkerState, now: float) -> None:
         if finished.token.kind == "eval":
@@ -393,6 +393,8 @@ class Coordinator:
     def who_waits(self, waited: float) -> str:
         """Say who waits for whom, for a person who wonders why nothing moves."""
         parts = [f"no step was applied for {waited:.0f} s at global step {self.applied_step}"]
+        if self.dense_norms.awaited:
+            parts.append(f"the norms of steps {self.dense_norms.awaited[:8]} are being measured")
         behind = [i for i, step in enumerate(self._shard_steps) if step < self.step]
         if behind:
             parts.append(f"step {self.step} is ordered, but shards {behind} have not applied it")

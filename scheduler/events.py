@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 
-from ps.messages import Record
+import numpy as np
+import numpy.typing as npt
+
+from ps.client import Open
+from ps.messages import ApplyReply, DenseNorm, DenseNormReply, Entry, Record
 from worker.protocol import Grant, Report
 
 # Events -------------------------------------------------------------------------------------------
@@ -29,6 +33,14 @@ class RecordsApplied:
     step: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class DenseNormMeasured:
+    """Every shard has answered: sums of squares of its blocks, float64[blocks], in their order."""
+
+    step: int
+    parts: tuple[npt.NDArray[np.float64], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class TimePassed:
     """Nothing happened; look at the time."""
@@ -44,7 +56,34 @@ class StopWanted:
     """End the workers."""
 
 
-Event = WorkerReported | WorkerLost | RecordsApplied | TimePassed | EvaluationWanted | StopWanted
+Event = (
+    WorkerReported
+    | WorkerLost
+    | RecordsApplied
+    | DenseNormMeasured
+    | TimePassed
+    | EvaluationWanted
+    | StopWanted
+)
+
+
+def events_of(request: Open) -> list[Event]:
+    """Return what the answers to a request of the coordinator tell it; refusals are not looked at.
+
+    Args:
+        request: records to one shard, or a measurement by all; answered.
+    """
+    events: list[Event] = []
+    parts = []
+    for shard, reply in sorted(request.replies.items()):
+        if isinstance(reply, ApplyReply):
+            events.append(RecordsApplied(shard, reply.step))
+        elif isinstance(reply, DenseNormReply):
+            parts.append(reply.sums)
+    message = next(iter(request.messages.values()))
+    if isinstance(message, DenseNorm):
+        events.append(DenseNormMeasured(message.step, tuple(parts)))
+    return events
 
 
 # Commands -----------------------------------------------------------------------------------------
@@ -62,6 +101,15 @@ class SendRecords:
     """Send records to every shard, in order."""
 
     records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureDenseNorm:
+    """Ask every shard for its part of the norm of a step's dense gradient."""
+
+    step: int
+    entries: tuple[Entry, ...]
+    divisor: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,4 +131,4 @@ class FailJob:
     text: str
 
 
-Command = Answer | SendRecords | GiveUpWorker | Warn | FailJob
+Command = Answer | SendRecords | MeasureDenseNorm | GiveUpWorker | Warn | FailJob

@@ -107,6 +107,7 @@ def make_result(
             "admitted": table["rows"],
             "unadmitted": table["unadmitted"],
             "evicted": table["evicted"],
+            "non_finite": table["non_finite"],
             "bytes": table["bytes"],
         }
         for name, table in merge_tables(servers).items()

@@ -105,6 +105,7 @@ def store_spec(config: JobConfig, model: ModelSpec) -> StoreSpec:
         dense_size=num_parameters(build_model(model)),
         dense_optimizer=config.model.optimizer,
         num_shards=config.cluster.servers,
+        dense_clip_norm=config.model.clip_global_norm,
     )
 
 

@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from embedding import TableEntries, TableSpec
+from embedding import TableSpec
+from embedding.arrow import row_schema, to_arrow
 from ps.checkpoint import CheckpointError, CheckpointReader
 from scheduler import RunDirectoryError
 from scheduler.config_errors import nearest
@@ -79,25 +79,16 @@ def wanted_tables(reader: CheckpointReader, names: list[str] | None) -> list[Tab
 
 def write_table(directory: Path, table: TableSpec, reader: CheckpointReader) -> int:
     """Write one table part by part; return its rows."""
-    vector = pa.list_(pa.float32(), table.dim)
-    numbers = [(name, pa.int64()) for name in ("key", "frequency", "version")]
-    schema = pa.schema([*numbers, ("vector", vector)])
+    schema = row_schema(table, slots=False)
     part_rows = max(1, PART_BYTES // (24 + 4 * table.dim))
     rows = 0
     with PartWriter(
         directory, schema, row_group_rows=ROW_GROUP_ROWS, part_rows=itertools.repeat(part_rows)
     ) as writer:
         for entries in reader.rows(table):
-            writer.write(to_table(entries, schema))
+            writer.write(to_arrow(entries, table, slots=False))
             rows += len(entries.keys)
     return rows
-
-
-def to_table(entries: TableEntries, schema: pa.Schema) -> pa.Table:
-    flat = pa.array(np.ascontiguousarray(entries.vectors).reshape(-1))
-    vectors = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("vector").type)
-    columns = [pa.array(entries.keys), pa.array(entries.frequency), pa.array(entries.version)]
-    return pa.Table.from_arrays([*columns, vectors], schema=schema)
 
 
 @contextmanager

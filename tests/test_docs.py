@@ -1,5 +1,6 @@
 """The pages say what there is."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from scheduler.config import (
     ClusterConfig,
     DataConfig,
     EmbeddingConfig,
+    ModelConfig,
     RunConfig,
     SparseConfig,
     TableConfig,
@@ -24,6 +26,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
         ClusterConfig,
         DataConfig,
         EmbeddingConfig,
+        ModelConfig,
         RunConfig,
         SparseConfig,
         TableConfig,
@@ -37,3 +40,16 @@ def test_every_key_of_the_job_file_is_on_its_page(section: type[BaseModel]) -> N
     missing = [name for name in section.model_fields if f"{name}" not in page]
 
     assert missing == []
+
+
+def test_the_example_of_looking_into_a_table_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    section = (DOCS / "embedding.md").read_text().split("## Looking into a table\n")[1]
+    example = section.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+
+    exec(compile(example, "embedding.md", "exec"), {})
+
+    said = re.findall(r"^print.*# (\[.*?\])", example, re.MULTILINE)
+    assert capsys.readouterr().out.splitlines() == said

@@ -99,6 +99,37 @@ def test_everything_else_can_be_imported_without_loading_ray() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.parametrize("path", modules("embedding"), ids=str)
+def test_tables_need_numpy_and_numba_and_pyarrow_only_as_arrow(path: Path) -> None:
+    allowed = {"embedding", "llvmlite", "numba", "numpy", *sys.stdlib_module_names}
+    if path.as_posix() == "embedding/arrow.py":
+        allowed.add("pyarrow")
+
+    wrong = [
+        f"{path}:{line} imports {name}"
+        for line, name in imports_of(path)
+        if name.split(".")[0] not in allowed
+    ]
+
+    assert not wrong, "\n".join(wrong)
+
+
+def test_tables_can_be_used_without_pyarrow() -> None:
+    program = (
+        "import sys\n"
+        "sys.modules['pyarrow'] = None\n"  # importing it fails
+        "from embedding import EmbeddingVariable, TableSpec\n"
+        "table = EmbeddingVariable(TableSpec(name='t', dim=1))\n"
+        "assert len(table.top(1).keys) == 0\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("path", EVERY_MODULE, ids=str)
 def test_modules_are_named_for_what_they_hold(path: Path) -> None:
     for name in (*path.parts[:-1], path.stem):

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from worker.assembling import Vectors, add_gradient, pool_vectors, vectors_of
 from worker.models import Model, build_model, num_parameters
@@ -138,17 +137,3 @@ def lookups_by_tables(lookups: Sequence[Lookup]) -> list[list[int]]:
             groups.remove(group)
         groups.append((tables, sorted(numbers)))
     return [numbers for _, numbers in groups]
-
-
-@njit(cache=True, nogil=True)
-def _all_finite(bits):  # type: ignore[no-untyped-def]
-    exponent = np.uint32(0x7F800000)
-    bad = np.uint32(0)
-    for i in range(bits.size):
-        bad |= np.uint32((bits[i] & exponent) == exponent)
-    return bad == 0
-
-
-def all_finite(values: Float32s) -> bool:
-    """Whether float32[n] holds neither infinity nor NaN."""
-    return bool(_all_finite(values.view(np.uint32)))

@@ -14,11 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from embedding.finite import all_finite
 from ps.client import Identity, Open, PsClient, PulledBatch
 from ps.memory import peak_rss_bytes
 from worker.batch import Batch
 from worker.choosing import choose_rows
-from worker.computing import Computation, all_finite
+from worker.computing import Computation
 from worker.metrics import bin_of, log_loss_sum
 from worker.preparing import Prepared, Preparer
 from worker.protocol import Coordinator, Evaluation, Finished, Token, TokenKind

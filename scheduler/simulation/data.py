@@ -18,7 +18,7 @@ from worker.metrics import bin_of, log_loss_sum
 from worker.protocol import Evaluation, Token, TokenKind
 
 DIM = 2
-DENSE_SIZE = 1100  # two blocks, so that shards differ in their dense part
+DENSE_SIZE = 2100  # three blocks: shards differ in their part, and sums have an order
 AUC_BINS = 1 << 16
 _KEYS_PER_SAMPLE = (2, 1)  # of each table
 _NUM_KEYS = 40
@@ -57,6 +57,7 @@ class Workload:
             dense_size=DENSE_SIZE,
             dense_optimizer=Adagrad(learning_rate=0.05),
             num_shards=shards,
+            dense_clip_norm=scenario.dense_clip_norm,
         )
         self._deduplicate = Deduplicator([DIM] * 2, even_routing(shards), shards)
         self._cache: dict[tuple[TokenKind, int, int], Samples] = {}

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from ps.client import Open
-from ps.messages import Apply, ApplyReply, Record
+from ps.messages import Apply, DenseNorm, Record, Request
 from ps.shard import Shard
 from scheduler.coordinator import Coordinator, CoordinatorSpec
 from scheduler.evaluation import EvaluationResult
@@ -21,12 +21,13 @@ from scheduler.events import (
     Event,
     FailJob,
     GiveUpWorker,
-    RecordsApplied,
+    MeasureDenseNorm,
     SendRecords,
     StopWanted,
     TimePassed,
     WorkerLost,
     WorkerReported,
+    events_of,
 )
 from scheduler.simulation.data import Workload
 from scheduler.simulation.network import Client, Network
@@ -217,6 +218,8 @@ class Simulation:
                     if not self._outbox:
                         self.world.queue.later(self.world.delay(), self._send_records)
                     self._outbox.extend(command.records)
+                case MeasureDenseNorm():
+                    self.world.queue.later(self.world.delay(), self._measurer(command))
                 case GiveUpWorker():
                     self.world.story.tell("%s", command.text)
                     self._give_up(command.worker, command.incarnation)
@@ -233,10 +236,21 @@ class Simulation:
             message = Apply(request_id, RECOVERY_EPOCH, records)
             self._client.start({shard: message}, survives=lambda: True)
 
+    def _measurer(self, norm: MeasureDenseNorm) -> Action:
+        def measure() -> None:
+            if not self._coordinator_dead:
+                request_id = self._client.new_id()
+                message = DenseNorm(
+                    request_id, RECOVERY_EPOCH, norm.step, norm.entries, norm.divisor
+                )
+                messages: dict[int, Request] = dict.fromkeys(range(self.scenario.shards), message)
+                self._client.start(messages, survives=lambda: True)
+
+        return measure
+
     def _acknowledged(self, request: Open) -> None:
-        for shard, reply in request.replies.items():
-            assert isinstance(reply, ApplyReply), reply
-            self._handle(RecordsApplied(shard, reply.step))
+        for event in events_of(request):
+            self._handle(event)
 
     def exchange(self, worker: SimulatedWorker, report: Report) -> None:
         """Carry a report: it can be lost, repeated or late."""

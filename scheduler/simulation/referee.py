@@ -7,6 +7,8 @@ from ps.messages import (
     ANY_STEP,
     Apply,
     Contribution,
+    DenseNorm,
+    DenseNormReply,
     Pull,
     PullReply,
     PushReply,
@@ -18,6 +20,7 @@ from ps.messages import (
 from ps.shard import Outgoing, Shard
 from scheduler.coordinator import Coordinator
 from scheduler.events import Answer, Command, Event, SendRecords, WorkerReported
+from scheduler.simulation.clipping import expected_dense_factor
 from scheduler.simulation.scenario import Scenario
 from scheduler.simulation.world import Story, train_batch
 from worker.protocol import Finished, Grant, Report, Token
@@ -78,6 +81,7 @@ class Referee:
         self._applied_samples = 0
         self._oldest_promised = 0
         self._groups = _groups(scenario)
+        self._measured: set[tuple[int, int]] = set()
 
     # The coordinator --------------------------------------------------------------------------
 
@@ -176,6 +180,8 @@ class Referee:
             self._check_entry(record, entry.batch_id, entry.attempt)
         samples = sum(seen.pushed[e.batch_id, e.attempt, 0].samples for e in record.entries)
         require(record.divisor == samples, "N is {}, not {}: {}", samples, record.divisor, record)
+        factor = expected_dense_factor(record, seen.pushed, self._coordinator.spec.store)
+        require(record.dense_factor == factor, "the dense factor is {}: {}", factor, record)
         require(record.clock == self._clock, "the clock is {}: {}", self._clock, record)
         seen.records.append(record)
         seen.skipped[step] = skipped
@@ -254,13 +260,20 @@ class Referee:
                 assert isinstance(message, Contribution)
                 self._note_push(index, message)
             elif isinstance(reply, Refusal):
-                fine = reply.reason == "superseded" and not isinstance(message, Apply)
-                require(fine, "refused: {}", reply.text)
+                require(self._may_refuse(index, message, reply), "refused: {}", reply.text)
                 if isinstance(message, Contribution):
                     self._story.tell("%s", reply.text, batch=message.batch_id)
+            elif isinstance(reply, DenseNormReply):
+                self._measured.add((index, reply.request_id))
             else:
                 require(reply.step == shard.step, "{} at step {}", reply, shard.step)
         self._check_shard(index, message)
+
+    def _may_refuse(self, index: int, message: Request, reply: Refusal) -> bool:
+        if isinstance(message, DenseNorm):
+            # One that arrives once more when its step was applied.
+            return reply.reason == "missing" and (index, message.request_id) in self._measured
+        return reply.reason == "superseded" and not isinstance(message, Apply)
 
     def _check_pull(self, index: int, pull: Pull, reply: PullReply) -> None:
         wanted = pull.at_step

@@ -137,6 +137,7 @@ class Replay:
                 scalars=scalars[optimizers.index(table.spec.optimizer)],
             )
         slot = optimizers.index(self._spec.dense_optimizer)
+        scale = np.float32(record.dense_factor / record.divisor)
         self._dense.apply(contributions, weights, scale=scale, scalars=scalars[slot])
 
     def _join(

@@ -77,6 +77,7 @@ class Scenario:
         min_count: admission of the first table.
         steps_to_live, evict_every_steps: eviction of the second table.
         evicted_min_count: admission of the second table; 0: every key.
+        dense_clip_norm: most of the norm of a step's dense gradient, or None.
         bad_batches: part of the batches that can't be read, or only in part.
         non_finite: part of the batches whose gradient is not finite.
         flaky: whether a batch may read otherwise at another attempt; never in sync mode, where the
@@ -101,6 +102,7 @@ class Scenario:
     steps_to_live: int = 2
     evict_every_steps: int = 1
     evicted_min_count: int = 0
+    dense_clip_norm: float | None = None
     bad_batches: float = 0.0
     non_finite: float = 0.0
     flaky: bool = False
@@ -169,6 +171,7 @@ def draw(seed: int, **options: Any) -> Scenario:
         "non_finite": rng.choice([0.0, 0.0, 0.1]),
         "flaky": rng.random() < 0.5,
         "faults": _draw_faults(rng),
+        "dense_clip_norm": rng.choice([None, None, 5.0, 25.0]),
     }
     scenario = Scenario(seed=seed, **(drawn | options))
     return replace(scenario, flaky=scenario.flaky and scenario.mode != "sync")

@@ -82,10 +82,11 @@ def test_keys_share_the_static_rows_of_their_bucket_evenly() -> None:
     assert counts.min() > keys.size / 4 * 0.6
 
 
-def test_static_rows_have_places_of_their_own_in_an_index() -> None:
-    """An index finds its slot by the low bits of the mix."""
+def test_static_rows_are_spread_over_the_slots_of_a_hash_table() -> None:
+    """By the bits that follow the bucket's, as an index takes them, and by the lowest."""
     static = np.unique(static_keys(np.arange(400_000), 4))
+    mixes = [int(mix64(np.uint64(key & (2**64 - 1)))) for key in static.tolist()]
 
-    low = {int(mix64(np.uint64(key & (2**64 - 1)))) % (4 * NUM_BUCKETS) for key in static.tolist()}
-
-    assert len(low) == static.size == 4 * NUM_BUCKETS
+    assert len(mixes) == 4 * NUM_BUCKETS
+    assert len({mix >> (52 - 16) & 0xFFFF for mix in mixes}) == len(mixes), "at a load of 1/4"
+    assert len({mix % len(mixes) for mix in mixes}) == len(mixes)

@@ -216,6 +216,21 @@ def test_a_static_row_that_was_never_trained_gives_its_initial_value() -> None:
     np.testing.assert_array_equal(own.export().vectors, expected)
 
 
+@pytest.mark.parametrize("value_dtype", ["float16", "bfloat16"])
+def test_a_copy_of_16_bits_is_exact(value_dtype: Any) -> None:
+    narrow = [replace(table, value_dtype=value_dtype) for table in (OWN, STATIC)]
+    own, static = make_variables([replace(table, initializer=Uniform()) for table in narrow])
+    static_key = int(static_keys(np.array([5]), 1)[0])
+    apply(static, [static_key], 0.3, step=0)
+    (vector,), _ = pull(static, [static_key], None)
+
+    (seen,), _ = pull(own, [5], [3])
+    apply(own, [5], 0.0, step=1)
+
+    np.testing.assert_array_equal(seen, vector)
+    np.testing.assert_array_equal(own.export().vectors[0], vector)
+
+
 def test_a_returning_key_starts_from_the_static_row_of_now() -> None:
     own, static, keys, static_key = adaptive()
     apply(own, keys, 5.0, step=1)
@@ -247,7 +262,11 @@ def test_a_table_is_made_with_the_base_that_it_names() -> None:
         ),
         ([OWN], "table t reads table t_static, but there is none"),
         ([STATIC, OWN], "table t must be listed before table t_static"),
-        ([OWN, replace(STATIC, dim=3)], "must have its dim 6 and no admission, got dim 3"),
+        ([OWN, replace(STATIC, dim=3)], "must have its dim 6, .* got 3, float32"),
+        (
+            [OWN, replace(STATIC, value_dtype="float16")],
+            "its value_dtype float32 .* got 6, float16",
+        ),
         ([OWN, replace(STATIC, admission=CounterAdmission())], "and no admission"),
     ],
 )

@@ -207,6 +207,22 @@ def test_a_file_with_other_columns_is_refused_and_named(own: Path) -> None:
             read_everything(own)
 
 
+@pytest.mark.parametrize("column", ["key", "version", "vector", "slot_v"])
+def test_a_file_with_nulls_is_refused_and_named(own: Path, column: str) -> None:
+    path = own / "tables/adam/rows-00000-of-00002.arrow"
+    with pa.ipc.open_file(path) as reader:
+        table = reader.read_all()
+    place = table.schema.get_field_index(column)
+    values = [None, *table[column].to_pylist()[1:]]
+    nulls = table.set_column(
+        place, table.schema.field(column), pa.array(values, table[column].type)
+    )
+    rewrite(own, "tables/adam/rows-00000-of-00002.arrow", nulls)
+
+    with pytest.raises(CheckpointError, match=rf"adam/rows-00000.*column '{column}' has 1 nulls"):
+        read_everything(own)
+
+
 def test_a_file_that_is_no_arrow_file_is_refused_and_named(own: Path) -> None:
     path = own / "tables/adam/rows-00000-of-00002.arrow"
     path.write_bytes(b"ARROW1 or not")

@@ -1,4 +1,4 @@
-"""Every rule of admission and eviction in whole jobs on a local Ray."""
+"""Every rule of admission and eviction, and rows of 16 bits, in whole jobs on a local Ray."""
 
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ pytestmark = pytest.mark.ray
 TABLES: dict[str, Any] = {
     "a": {
         "initializer": {"type": "glorot_uniform", "fan_in": 20},
+        "value_dtype": "bfloat16",
         "admission": {"type": "probabilistic", "probability": 0.05},
         "eviction": {"l2_weight_threshold": 0.5, "every_steps": 7},
     },
@@ -21,6 +22,7 @@ TABLES: dict[str, Any] = {
     },
     "tags": {
         "initializer": {"type": "zeros"},
+        "value_dtype": "float16",
         "eviction": {"max_rows": 300_000, "max_bytes": 10**9, "evict_first": "least_recent"},
     },
 }

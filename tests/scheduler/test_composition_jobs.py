@@ -89,6 +89,7 @@ ADAPTIVE: dict[str, Any] = {
             "composition": {"type": "adaptive", "static_rows": 4096},
         },
         "tags": {
+            "value_dtype": "bfloat16",
             "admission": {"type": "bloom", "min_count": 150, "max_elements": 100},
             "composition": {"type": "adaptive", "static_rows": 4096},
         },

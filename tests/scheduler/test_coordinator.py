@@ -13,9 +13,11 @@ from scheduler.coordinator import Coordinator, CoordinatorSpec
 from scheduler.events import (
     Answer,
     Command,
+    DenseNormMeasured,
     EvaluationWanted,
     FailJob,
     GiveUpWorker,
+    MeasureDenseNorm,
     RecordsApplied,
     SendRecords,
     StopWanted,
@@ -215,6 +217,61 @@ def test_a_skipped_batch_still_makes_its_step_advance() -> None:
     assert (record.entries, record.divisor) == ((), 0)
     assert record.discard == ((0, 0),)
     assert job.coordinator.ledger.samples.skipped == 10
+
+
+def clipping(**changes: Any) -> CoordinatorSpec:
+    return spec(store=replace(spec().store, dense_clip_norm=1.0), **changes)
+
+
+def test_a_clipped_sync_step_is_ordered_once_its_norm_is_known() -> None:
+    job = Driver(clipping())
+    first, second = job.lease(0), job.lease(1)
+    job.finish(second, worker=1)
+    report = Report(0, 0, 2, finished=(Finished(first, "done", samples=10),))
+
+    (measure, answer) = job.handle(WorkerReported(report))
+
+    assert isinstance(answer, Answer)
+    assert isinstance(measure, MeasureDenseNorm)
+    assert (measure.step, measure.divisor) == (0, 20)
+    assert [entry.batch_id for entry in measure.entries] == [0, 1]
+    assert job.records == []
+    job.handle(DenseNormMeasured(0, (np.array([16.0]), np.array([]))))
+    assert [(record.step, record.dense_factor) for record in job.records] == [(0, 0.25)]
+    assert job.records[0].entries == measure.entries
+
+
+def test_clipped_async_steps_are_measured_side_by_side_and_ordered_by_step() -> None:
+    job = Driver(clipping(mode="async"))
+    for token in [job.lease(0), job.lease(1)]:
+        job.finish(token)
+    assert "the norms of steps [0, 1] are being measured" in job.coordinator.who_waits(1.0)
+
+    job.handle(DenseNormMeasured(1, (np.array([4.0]),)))
+    assert job.records == []
+    job.handle(DenseNormMeasured(0, (np.array([0.0]),)))
+
+    assert [(r.step, r.dense_factor) for r in job.records] == [(0, 1.0), (1, 0.5)]
+
+
+def test_steps_that_wait_for_their_norms_take_credits() -> None:
+    job = Driver(clipping(mode="async", group_size=1, global_batch=10, workers=1, depth=1))
+    for _ in range(3):
+        job.finish(job.lease())
+
+    assert job.records == []
+    assert job.report(want=1).tokens == ()
+
+
+def test_a_clipped_job_is_trained_once_its_last_step_is_applied() -> None:
+    job = Driver(clipping(mode="async"))
+    for step in range(6):
+        job.finish(job.lease())
+        assert not job.coordinator.trained
+        job.handle(DenseNormMeasured(step, (np.array([0.0]),)))
+        job.apply_all()
+
+    assert job.coordinator.trained
 
 
 def test_eviction_runs_on_the_schedule_clock() -> None:

@@ -96,8 +96,35 @@ def test_the_norm_of_rows_can_be_clipped_in_tables_only() -> None:
     optimizer = {"type": "adam", "clip_norm": 1.0}
     JobConfig.from_dict(job(embedding={"optimizer": optimizer}))
 
-    with pytest.raises(ConfigError, match=r"model\.optimizer: clip_norm .* use clip_value"):
+    said = r"model\.optimizer: clip_norm .* use clip_value .* or model\.clip_global_norm"
+    with pytest.raises(ConfigError, match=said):
         JobConfig.from_dict(job(model={"optimizer": optimizer}))
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_the_norm_of_the_whole_dense_gradient_can_be_clipped_with_every_optimizer(
+    kind: str,
+) -> None:
+    model = {"optimizer": {"type": kind}, "clip_global_norm": 2}
+    config = JobConfig.from_dict(job(model=model))
+
+    spec = model_spec(config)
+
+    assert store_spec(config, spec).dense_clip_norm == 2.0
+    assert "clip_global_norm" not in spec.options
+    assert JobConfig.from_dict(yaml.safe_load(config.to_yaml())) == config
+
+
+def test_the_norm_of_the_dense_gradient_is_not_clipped_by_default() -> None:
+    config = JobConfig.from_dict(job())
+
+    assert store_spec(config, model_spec(config)).dense_clip_norm is None
+
+
+@pytest.mark.parametrize("limit", [0, -1.5, float("inf"), float("nan"), "much"])
+def test_a_limit_of_the_norm_that_can_not_be_is_refused(limit: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model\.clip_global_norm"):
+        JobConfig.from_dict(job(model={"clip_global_norm": limit}))
 
 
 def yaml_blocks() -> list[str]:

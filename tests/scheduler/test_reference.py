@@ -25,7 +25,7 @@ TABLE_LR, DENSE_LR, TABLE_ACC, DENSE_ACC = 0.05, 0.02, 1e-2, 1e-2
 TABLES = ("a", "b", "tags")
 
 
-def job(samples: Path, run_dir: Path, servers: int) -> JobConfig:
+def job(samples: Path, run_dir: Path, servers: int, limit: float | None) -> JobConfig:
     def adagrad(rate: float, initial: float) -> dict[str, Any]:
         return {"type": "adagrad", "learning_rate": rate, "initial_accumulator": initial}
 
@@ -45,6 +45,7 @@ def job(samples: Path, run_dir: Path, servers: int) -> JobConfig:
                 "bottom_mlp": [5],
                 "top_mlp": [6],
                 "optimizer": adagrad(DENSE_LR, DENSE_ACC),
+                "clip_global_norm": limit,
             },
             "training": {"mode": "sync", "global_batch": BATCH * M},
             "cluster": {"workers": 2, "servers": servers},
@@ -99,6 +100,8 @@ class Reference:
         self.rows: dict[tuple[str, int], np.ndarray] = {}
         self.row_accumulators: dict[tuple[str, int], np.ndarray] = {}
         self.frequency: dict[tuple[str, int], int] = {}
+        self.limit = config.model.clip_global_norm
+        self.clipped: list[bool] = []
 
     def row(self, table: str, key: int) -> np.ndarray:
         if (table, key) not in self.rows:
@@ -115,12 +118,18 @@ class Reference:
         for sample in samples:
             self.add_gradients(sample, grads, row_grads)
         n = len(samples)
+        factor = self.factor_of([grad / n for grad in grads])
         for weight, accumulator, grad in zip(self.weights, self.accumulators, grads, strict=True):
-            accumulator += (grad / n) ** 2
-            weight -= DENSE_LR * (grad / n) / np.sqrt(accumulator)
+            accumulator += (factor * grad / n) ** 2
+            weight -= DENSE_LR * (factor * grad / n) / np.sqrt(accumulator)
         for name, grad in row_grads.items():
             self.row_accumulators[name] += (grad / n) ** 2
             self.rows[name] -= TABLE_LR * (grad / n) / np.sqrt(self.row_accumulators[name])
+
+    def factor_of(self, means: list[np.ndarray]) -> float:
+        norm = np.linalg.norm(np.concatenate([mean.ravel() for mean in means]))
+        self.clipped.append(self.limit is not None and norm > self.limit)
+        return self.limit / norm if self.limit is not None and self.clipped[-1] else 1.0
 
     def add_gradients(
         self,
@@ -167,11 +176,11 @@ class Reference:
         grads[1] += d_hidden
 
 
-@pytest.mark.parametrize("servers", [1, 2])
+@pytest.mark.parametrize(("servers", "limit"), [(1, None), (2, None), (2, 0.1)])
 def test_sync_equals_the_reference_trainer(
-    ray_cluster: None, samples: Path, tmp_path: Path, servers: int
+    ray_cluster: None, samples: Path, tmp_path: Path, servers: int, limit: float | None
 ) -> None:
-    config = job(samples, tmp_path / "run", servers)
+    config = job(samples, tmp_path / "run", servers, limit)
     reference = Reference(config)
     rows = read_samples(samples)
     batches = batches_of_an_epoch(len(rows))
@@ -179,6 +188,7 @@ def test_sync_equals_the_reference_trainer(
         for first in range(0, len(batches), M):
             chosen = [i for batch in batches[first : first + M] for i in batch]
             reference.step([rows[i] for i in chosen])
+    assert set(reference.clipped) == ({False} if limit is None else {False, True})
 
     result = Trainer(config).fit()
 

@@ -275,6 +275,24 @@ def test_damaged_file_ends_an_export_without_a_trace(run: Path, tmp_path: Path) 
     assert os.listdir(tmp_path) == ["copy"]
 
 
+# inspect_table.py ---------------------------------------------------------------------------------
+
+
+def test_inspection_agrees_with_the_result_of_the_run(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+
+    tables = line_of(script("inspect_table.py", run, "--json"))["tables"]
+    found = line_of(script("inspect_table.py", checkpoint_of(run), "b", "--json"))
+
+    assert {t["name"]: t["rows"] for t in tables} == {
+        name: table["rows"] for name, table in result["tables"].items()
+    }
+    assert found["table"] == next(table for table in tables if table["name"] == "b")
+    for of in ("rows", "unadmitted"):
+        assert sum(one[of] for one in found["frequencies"]) == found["table"][of] > 0
+    assert found["step"] == result["global_step"]
+
+
 # All of them --------------------------------------------------------------------------------------
 
 
@@ -301,6 +319,8 @@ def test_damaged_file_ends_an_export_without_a_trace(run: Path, tmp_path: Path) 
         ("export_embeddings.py", ["NOWHERE", "OUT"], "neither a checkpoint nor a run directory"),
         ("export_embeddings.py", ["RUN", "TEXT"], "is not a folder"),
         ("export_embeddings.py", ["RUN", "OUT", "--tables", "tag"], "did you mean 'tags'?"),
+        ("inspect_table.py", ["NOWHERE"], "neither a checkpoint nor a run directory"),
+        ("inspect_table.py", ["RUN", "tag"], "did you mean 'tags'?"),
     ],
 )
 def test_mistakes_exit_2_with_one_line(
@@ -337,7 +357,9 @@ def test_mistakes_exit_2_with_one_line(
     assert pq.read_metadata(tmp_path / "COPY").num_rows == 50
 
 
-@pytest.mark.parametrize("name", ["evaluate.py", "predict.py", "export_embeddings.py"])
+@pytest.mark.parametrize(
+    "name", ["evaluate.py", "predict.py", "export_embeddings.py", "inspect_table.py"]
+)
 def test_help_says_what_it_takes(name: str) -> None:
     done = script(name, "--help")
 

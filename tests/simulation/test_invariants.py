@@ -99,7 +99,14 @@ def test_a_failure_tells_its_seed_and_its_story() -> None:
             return super().handle(message, sender)
 
     with pytest.raises(SimulationError) as caught:
-        run(1, Parts(shard=Forgetful), faults=Faults(), bad_batches=0.0, non_finite=0.0)
+        run(
+            1,
+            Parts(shard=Forgetful),
+            faults=Faults(),
+            bad_batches=0.0,
+            non_finite=0.0,
+            dense_clip_norm=None,
+        )
 
     text = str(caught.value)
     assert text.startswith("SIM_SEED=1: ")

@@ -1,0 +1,93 @@
+"""What the machine could do at best: copying memory, gathering rows, updating rows in place.
+
+The rows are a bare array as long and wide as a table's, reserved as a table reserves its own; the
+row numbers are given, so nothing is looked up. Both kernels are written so that LLVM works on
+vectors of values; scalar code, which is what small changes of them give, is half as fast.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from bench.keys import Int64Array, Size
+from embedding.prefetch import prefetch
+from embedding.reservation import reserve
+
+Float32Array = npt.NDArray[np.float32]
+
+_AHEAD = 32  # rows: measured, 16, 32 and 64 are alike and 8 is slower
+_LINE = 16  # float32 values in a cache line
+_LEARNING_RATE = np.float32(0.02)
+
+
+@njit(nogil=True, error_model="numpy")
+def _gather(rows: Float32Array, positions: Int64Array, out: Float32Array) -> None:
+    """out[i] = rows[positions[i], :width of out]."""
+    dim = out.shape[1]  # not a constant: LLVM would unroll it into copies of single values
+    for i in range(positions.size):
+        if i + _AHEAD < positions.size:
+            for c in range(0, dim, _LINE):
+                prefetch(rows, positions[i + _AHEAD], c)
+        row = positions[i]
+        for c in range(dim):
+            out[i, c] = rows[row, c]
+
+
+def read_modify_write_kernel(dim: int) -> Callable[..., None]:
+    """Return kernel(rows, positions, gradients): Adagrad on rows of vector and accumulator.
+
+    LLVM makes the arithmetic a loop over vectors only where a division by 0 raises nothing, where
+    the accumulator's place is a constant, and where the number of values is not.
+    """
+
+    @njit(nogil=True, error_model="numpy")
+    def update(rows: Float32Array, positions: Int64Array, gradients: Float32Array) -> None:
+        for i in range(positions.size):
+            if i + _AHEAD < positions.size:
+                for c in range(0, 2 * dim, _LINE):
+                    prefetch(rows, positions[i + _AHEAD], c)
+            row = positions[i]
+            for c in range(gradients.shape[1]):
+                g = gradients[i, c]
+                accumulator = rows[row, dim + c] + g * g
+                rows[row, dim + c] = accumulator
+                rows[row, c] -= _LEARNING_RATE * g / math.sqrt(accumulator)
+
+    return update
+
+
+class BareRows:
+    """An array of rows, each a vector and its accumulator, and what can be done at best with it."""
+
+    def __init__(self, size: Size) -> None:
+        self.rows: Float32Array = reserve(size.rows, 2 * size.dim, np.float32)
+        self.rows[:] = 0.1
+        self._out = np.empty((size.batch, size.dim), np.float32)
+        self._gradients = np.full((size.batch, size.dim), 0.01, np.float32)
+        self._update = read_modify_write_kernel(size.dim)
+
+    def gather(self, batches: list[Int64Array]) -> None:
+        """Read the vectors of each batch of row numbers."""
+        for positions in batches:
+            _gather(self.rows, positions, self._out)
+
+    def read_modify_write(self, batches: list[Int64Array]) -> None:
+        """Update each batch of rows, which must be distinct."""
+        for positions in batches:
+            self._update(self.rows, positions, self._gradients)
+
+
+def copying(num_bytes: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Return copies of so many bytes: into memory that was touched, and into new memory."""
+    source = np.ones(num_bytes // 8, np.int64)
+    target = np.ones_like(source)
+    return lambda: np.copyto(target, source), lambda: source.copy()
+
+
+def row_bytes(dim: int) -> int:
+    """Return the bytes of a row's payload: key, vector, accumulator, frequency, version."""
+    return 3 * 8 + 2 * 4 * dim
