@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.mixing import BUCKET_BITS, NUM_BUCKETS, mix64
+from embedding.mixing import NUM_BUCKETS, bucket_of
 from embedding.precision import read_vector, stored_width
 from embedding.prefetch import prefetch, prefetch_row
 from embedding.rows import FREQUENCY, METADATA_BYTES, VERSION, RowArrays, Rows
@@ -20,7 +20,6 @@ EvictFirst = Literal["least_frequent", "least_recent"]
 # Of the index for each row, at most: an entry of 16 bytes, and 3 of 10 are in use after a doubling.
 INDEX_BYTES = 54
 
-_BUCKET_SHIFT = np.uint64(64 - BUCKET_BITS)
 _AHEAD = 16  # entries between asking for a row and reading it
 
 
@@ -109,18 +108,13 @@ def _collect_expired(
     return count
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _bucket(key: np.int64) -> np.int64:
-    return np.int64(mix64(np.uint64(key)) >> _BUCKET_SHIFT)
-
-
 @njit(cache=True, nogil=True)
 def _collect_overfull(rows: RowArrays, quota: int, column: int, keys: Int64Array) -> int:
     entries, metadata = rows.entries, rows.metadata
     sizes = np.zeros(NUM_BUCKETS, np.int64)
     for slot in range(entries.shape[0]):
         if entries[slot, 1] != 0:
-            sizes[_bucket(entries[slot, 0])] += 1
+            sizes[bucket_of(entries[slot, 0])] += 1
     # The rows of overfull buckets, bucket after bucket; `places` is where each one's next row goes.
     starts = np.zeros(NUM_BUCKETS + 1, np.int64)
     for bucket in range(NUM_BUCKETS):
@@ -132,7 +126,7 @@ def _collect_overfull(rows: RowArrays, quota: int, column: int, keys: Int64Array
         if slot + _AHEAD < entries.shape[0]:
             prefetch(metadata, max(entries[slot + _AHEAD, 1] - 1, 0), 0)
         if entries[slot, 1] != 0:
-            bucket = _bucket(entries[slot, 0])
+            bucket = bucket_of(entries[slot, 0])
             if sizes[bucket] > quota:
                 members[places[bucket]] = entries[slot, 0]
                 scores[places[bucket]] = metadata[entries[slot, 1] - 1, column]

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.mixing import BUCKET_BITS, mix64
+from embedding.mixing import BUCKET_BITS, bucket_of, mix64
 from embedding.prefetch import prefetch
 
 Int64Array = npt.NDArray[np.int64]
@@ -33,7 +33,6 @@ BLOCK = 128  # keys a batch kernel works on at once: their rows fit the first-le
 
 _ONE = np.uint64(1)
 _BUCKET_BITS = np.uint64(BUCKET_BITS)
-_BUCKET_SHIFT = np.uint64(64 - BUCKET_BITS)
 _PIECE = 4096  # slots that are emptied before their entries are inserted anew
 
 
@@ -202,7 +201,7 @@ def collect(
     count = 0
     for slot in range(entries.shape[0]):
         if entries[slot, 1] != 0:
-            bucket = np.int64(mix64(np.uint64(entries[slot, 0])) >> _BUCKET_SHIFT)
+            bucket = bucket_of(entries[slot, 0])
             if first_bucket <= bucket < end_bucket:
                 keys[count] = entries[slot, 0]
                 rows[count] = entries[slot, 1] - 1

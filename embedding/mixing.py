@@ -41,10 +41,16 @@ def unmix64(value: np.uint64) -> np.uint64:
     return (z ^ (z >> _30) ^ (z >> _60)) - _GOLDEN
 
 
+@njit(cache=True, nogil=True, inline="always")
+def bucket_of(key: np.int64) -> np.int64:
+    """Return the bucket of one key, in kernels."""
+    return np.int64(mix64(np.uint64(key)) >> _BUCKET_SHIFT)
+
+
 @njit(cache=True, nogil=True)
 def _buckets(keys: npt.NDArray[np.int64], out: npt.NDArray[np.uint16]) -> None:
     for i in range(keys.size):
-        out[i] = mix64(np.uint64(keys[i])) >> _BUCKET_SHIFT
+        out[i] = bucket_of(keys[i])
 
 
 def buckets_of(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:

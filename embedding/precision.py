@@ -138,22 +138,6 @@ def write_vector(
 
 
 @njit(cache=True, nogil=True)
-def read_vectors(values: Float32Array, rows: Int64Array, kind: int, out: Float32Array) -> None:
-    """Write the vectors of rows int64[n] to out, float32[n, dim]."""
-    for i in range(rows.size):
-        prefetch_ahead(values, rows, i)
-        read_vector(values, rows[i], kind, out, i, out.shape[1])
-
-
-@njit(cache=True, nogil=True)
-def write_vectors(values: Float32Array, rows: Int64Array, kind: int, vectors: Float32Array) -> None:
-    """Write vectors, float32[n, dim], to rows int64[n], rounded to the nearest."""
-    for i in range(rows.size):
-        prefetch_ahead(values, rows, i)
-        write_vector(values, rows[i], kind, vectors, i, vectors.shape[1])
-
-
-@njit(cache=True, nogil=True)
 def widen_rows(
     values: Float32Array, positions: Int64Array, kind: int, dim: int, wide: Float32Array
 ) -> None:

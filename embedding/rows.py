@@ -1,5 +1,6 @@
 """Rows by key: an index, and the vectors, slots, frequencies and versions that it points to."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -7,16 +8,17 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.index import (
+    BLOCK,
     begin_doubling,
     collect,
     continue_doubling,
-    find,
     find_batch,
     geometry_of,
-    insert,
+    prefetch_homes,
+    probe,
     remove,
 )
-from embedding.mixing import NUM_BUCKETS, buckets_of
+from embedding.mixing import NUM_BUCKETS, bucket_of, buckets_of
 from embedding.reservation import physical_memory_bytes, reserve
 
 Int64Array = npt.NDArray[np.int64]
@@ -33,6 +35,8 @@ _MIN_ENTRIES = 64
 # batch of known keys moves as many, so the index is .3 to .85 full, 19 to 54 bytes a key.
 _LOAD_LIMIT = 0.6
 _SLOTS_PER_KEY = 4
+# Keys that are spread over buckets before they are sorted; fewer are faster sorted all at once.
+_KEYS_TO_SPREAD = 64 * NUM_BUCKETS
 
 
 class RowArrays(NamedTuple):
@@ -78,12 +82,16 @@ def free_row(metadata: Int64Array, state: Int64Array, row: np.int64) -> None:
 def _add_batch(rows: RowArrays, keys: Int64Array, positions: Int64Array) -> None:
     entries, metadata, state = rows.entries, rows.metadata, rows.state
     geometry = geometry_of(entries, state[SPLIT])
-    for i in range(keys.size):
-        row = find(entries, geometry, keys[i])
-        if row < 0:
-            row = take_row(metadata, state)
-            insert(entries, geometry, keys[i], row)
-        positions[i] = row
+    slots = np.empty(BLOCK, np.uint64)
+    for start in range(0, keys.size, BLOCK):
+        length = min(BLOCK, keys.size - start)
+        prefetch_homes(entries, geometry, keys, start, length, slots)
+        for i in range(length):
+            slot = probe(entries, keys[start + i], slots[i], geometry.mask)
+            if entries[slot, 1] == 0:
+                entries[slot, 0] = keys[start + i]
+                entries[slot, 1] = take_row(metadata, state) + 1
+            positions[start + i] = entries[slot, 1] - 1
 
 
 @njit(cache=True, nogil=True)
@@ -94,6 +102,37 @@ def _remove_batch(rows: RowArrays, keys: Int64Array) -> None:
         row = remove(entries, geometry, keys[i])
         if row >= 0:
             free_row(metadata, state, row)
+
+
+@njit(cache=True, nogil=True)
+def _spread_over_buckets(
+    keys: Int64Array, rows: Int64Array, by_bucket: Int64Array, their_rows: Int64Array
+) -> Int64Array:
+    """Write keys and rows bucket after bucket; return int64[buckets + 1], where each begins."""
+    starts = np.zeros(NUM_BUCKETS + 1, np.int64)
+    for key in keys:
+        starts[bucket_of(key) + 1] += 1
+    starts = np.cumsum(starts)
+    places = starts.copy()
+    for i in range(keys.size):
+        place = places[bucket_of(keys[i])]
+        places[bucket_of(keys[i])] += 1
+        by_bucket[place], their_rows[place] = keys[i], rows[i]
+    return starts
+
+
+def _sorted_by_bucket(keys: Int64Array, rows: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Return keys sorted by (bucket, key), and their rows."""
+    if keys.size < _KEYS_TO_SPREAD:
+        order = np.lexsort((keys, buckets_of(keys)))
+        return keys[order], rows[order]
+    by_bucket, their_rows = np.empty_like(keys), np.empty_like(rows)
+    starts = _spread_over_buckets(keys, rows, by_bucket, their_rows).tolist()
+    for start, end in itertools.pairwise(starts):
+        order = np.argsort(by_bucket[start:end])
+        by_bucket[start:end] = by_bucket[start:end][order]
+        their_rows[start:end] = their_rows[start:end][order]
+    return by_bucket, their_rows
 
 
 class Rows:
@@ -165,7 +204,7 @@ class Rows:
         Raises:
             MemoryError: see `make_room`.
         """
-        self.make_room(int(np.count_nonzero(self.find(keys) < 0)))
+        self.make_room(int(np.count_nonzero(self.find(keys) < 0)) if len(self) else keys.size)
         rows = np.empty(keys.size, np.int64)
         _add_batch(self.arrays, keys, rows)
         return rows
@@ -183,9 +222,7 @@ class Rows:
             )
         keys, rows = np.empty(len(self), np.int64), np.empty(len(self), np.int64)
         count = collect(self.arrays.entries, first, end, keys, rows)
-        order = np.argsort(keys[:count])
-        order = order[np.argsort(buckets_of(keys[:count][order]), kind="stable")]
-        return keys[order], rows[order]
+        return _sorted_by_bucket(keys[:count], rows[:count])
 
     def memory(self) -> dict[str, int]:
         """Return the bytes that the index, the metadata and the values have taken."""

@@ -21,14 +21,13 @@ from embedding.precision import (
     FLOAT32,
     kind_of,
     narrow_rows,
-    read_vectors,
     stored_width,
     widen_rows,
-    write_vectors,
 )
 from embedding.rows import FREQUENCY, METADATA_BYTES, VERSION, Rows
 from embedding.spec import BloomAdmission, CounterAdmission, TableSpec
 from embedding.static_rows import StaticRows
+from embedding.transfer import read_rows, write_rows, write_vectors
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
@@ -228,8 +227,8 @@ class EmbeddingVariable:
             positions,
         )
         if starts is not None:
-            values, made = self._rows.arrays.values, positions[starts.made]
-            write_vectors(values, made, self._precision, starts.vectors)
+            made = positions[starts.made]
+            write_vectors(self._rows.arrays, made, self._precision, starts.vectors)
         return positions
 
     def _update(
@@ -331,23 +330,24 @@ class EmbeddingVariable:
         Each call looks through the whole index, so ask for many buckets at once.
         """
         keys, rows = self._rows.in_buckets(buckets)
-        metadata = self._rows.arrays.metadata[rows]
-        vectors, slots = self._read(rows)
-        return TableEntries(
+        n = keys.size
+        entries = TableEntries(
             keys=keys,
-            frequency=np.ascontiguousarray(metadata[:, FREQUENCY]),
-            version=np.ascontiguousarray(metadata[:, VERSION]),
-            vectors=vectors,
-            slots=slots,
+            frequency=np.empty(n, np.int64),
+            version=np.empty(n, np.int64),
+            vectors=np.empty((n, self.spec.dim), np.float32),
+            slots=np.empty((n, self._initial_slots.size), np.float32),
         )
-
-    def _read(self, rows: Int64Array) -> tuple[Float32Array, Float32Array]:
-        """Copy the vectors and the slots of rows."""
-        values = self._rows.arrays.values
-        vectors = np.empty((rows.size, self.spec.dim), np.float32)
-        read_vectors(values, rows, self._precision, vectors)
-        first_slot = values.shape[1] - self._initial_slots.size
-        return vectors, values[rows, first_slot:]
+        read_rows(
+            self._rows.arrays,
+            rows,
+            self._precision,
+            entries.frequency,
+            entries.version,
+            entries.vectors,
+            entries.slots,
+        )
+        return entries
 
     def export_arrow(self, buckets: tuple[int, int] = ALL_BUCKETS) -> Any:
         """Return `export` as a pyarrow.Table, see `embedding.arrow`, which needs pyarrow."""
@@ -410,12 +410,9 @@ class EmbeddingVariable:
         vectors = input_array("vectors", entries.vectors, _FLOAT32, (n, dim))
         slots = input_array("slots", entries.slots, _FLOAT32, (n, self._initial_slots.size))
         rows = self._rows.add(keys)
-        self._counters.remove(keys)
-        self._rows.arrays.metadata[rows, FREQUENCY] = frequency
-        self._rows.arrays.metadata[rows, VERSION] = version
-        values = self._rows.arrays.values
-        write_vectors(values, rows, self._precision, vectors)
-        values[rows, values.shape[1] - slots.shape[1] :] = slots
+        if len(self._counters):
+            self._counters.remove(keys)
+        write_rows(self._rows.arrays, rows, self._precision, frequency, version, vectors, slots)
 
     def import_counters(self, entries: CounterEntries) -> None:
         """Insert or overwrite counters; a row of the same key is removed.

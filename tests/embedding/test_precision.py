@@ -4,15 +4,28 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 from embedding import EmbeddingVariable, TableEntries, TableSpec, step_scalars
 from embedding.finite import all_finite
 from embedding.optimizer_spec import OPTIMIZERS
-from embedding.precision import kind_of, narrow_rows, read_vectors, stored_width, write_vectors
+from embedding.precision import kind_of, narrow_rows, read_vector, stored_width, write_vector
 from embedding.spec import Constant, Normal, Sgd, Uniform, table_from_json, to_json
 
 NARROW = ("float16", "bfloat16")
 QUANTUM = {"float16": 2.0**-10, "bfloat16": 2.0**-7}  # distance of two values from 1 on
+
+
+@njit
+def read_vectors(values, rows, kind, out):
+    for i in range(rows.size):
+        read_vector(values, rows[i], kind, out, i, out.shape[1])
+
+
+@njit
+def write_vectors(values, rows, kind, vectors):
+    for i in range(rows.size):
+        write_vector(values, rows[i], kind, vectors, i, vectors.shape[1])
 
 
 def all_values(dtype):

@@ -58,7 +58,9 @@ def test_removing_absent_keys_changes_nothing():
     assert (rows.find(np.arange(10)) >= 0).all()
 
 
-def test_keys_come_sorted_by_bucket_then_key():
+@pytest.mark.parametrize("keys_to_spread", [0, 10**6])
+def test_keys_come_sorted_by_bucket_then_key(monkeypatch, keys_to_spread):
+    monkeypatch.setattr(rows_module, "_KEYS_TO_SPREAD", keys_to_spread)
     keys = np.random.default_rng(2).integers(-(2**63), 2**63 - 1, 50_000)
     rows = with_versions(keys, 0)
 
