@@ -3,12 +3,14 @@
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
+from embedding.arguments import read_only
 from embedding.bloom import NO_BLOOM, BloomArrays, BloomFilter
 from embedding.mixing import mix64, mix_text
 from embedding.rows import RowArrays
-from embedding.spec import CounterAdmission, ProbabilisticAdmission, TableSpec
+from embedding.spec import CounterAdmission, FrequencyAdmission, ProbabilisticAdmission, TableSpec
 
 ALWAYS, COUNTER, BLOOM, PROBABILISTIC = range(4)
 
@@ -45,7 +47,8 @@ def admission_of(spec: TableSpec, counters: RowArrays, bloom: BloomFilter | None
         return Admission(ALWAYS, 0, 1.0, seed, counters, NO_BLOOM)
     if isinstance(rule, ProbabilisticAdmission):
         return Admission(PROBABILISTIC, 0, rule.probability, seed, counters, NO_BLOOM)
-    if isinstance(rule, CounterAdmission):
+    if isinstance(rule, CounterAdmission | FrequencyAdmission):
+        # By the frequency in another table: its counts come with the pull, counters stay empty.
         return Admission(COUNTER, rule.min_count, 1.0, seed, counters, NO_BLOOM)
     assert bloom is not None, "made with the table"
     return Admission(BLOOM, rule.min_count, 1.0, seed, counters, bloom.arrays)
@@ -67,3 +70,11 @@ def is_drawn(
         rest >>= 1
     bits = mix64(mix64(np.uint64(key) ^ seed) + np.uint64(step)) >> _UNIT_SHIFT
     return bool(np.float64(bits) * _UNIT >= missed)
+
+
+def with_frequency(
+    counts: npt.NDArray[np.uint32], frequency: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint32]:
+    """Return counts with the frequency so far added, uint32[n]; no counts: 0 for each key."""
+    total = frequency + counts if counts.size else frequency
+    return read_only(np.minimum(total, 0xFFFFFFFF).astype(np.uint32))

@@ -13,8 +13,11 @@ BUCKET_BITS = 12
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
+_INVERSE_1 = np.uint64(0x96DE1B173F119089)
+_INVERSE_2 = np.uint64(0x319642B2D24D8EC3)
 _BUCKET_SHIFT = np.uint64(64 - BUCKET_BITS)
 _30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
+_60, _54, _62 = np.uint64(60), np.uint64(54), np.uint64(62)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -27,6 +30,15 @@ def mix64(value: np.uint64) -> np.uint64:
     z = (z ^ (z >> _30)) * _MULTIPLIER_1
     z = (z ^ (z >> _27)) * _MULTIPLIER_2
     return z ^ (z >> _31)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def unmix64(value: np.uint64) -> np.uint64:
+    """Return the one input that `mix64` turns into `value`."""
+    z = np.uint64(value)
+    z = (z ^ (z >> _31) ^ (z >> _62)) * _INVERSE_2
+    z = (z ^ (z >> _27) ^ (z >> _54)) * _INVERSE_1
+    return (z ^ (z >> _30) ^ (z >> _60)) - _GOLDEN
 
 
 @njit(cache=True, nogil=True, inline="always")

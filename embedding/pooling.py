@@ -20,25 +20,27 @@ def coefficients(
     """Return what the row of each occurrence is multiplied by.
 
     sum: w; mean: w / sum(w) of the bag; sqrtn: w / sqrt(sum(w^2)) of the bag. A bag whose divisor
-    is 0 gets 0, so that it pools to zeros. Divisors are float64.
+    is 0 gets 0, so that it pools to zeros. Divisors are float64. max: rows are taken as they are.
 
     Args:
         offsets: int64[n + 1], or None where every sample has one key.
-        weights: float32[nnz], or None where all are 1.
-        combiner: `sum`, `mean` or `sqrtn`.
+        weights: float32[nnz], or None where all are 1; always None for `max`.
+        combiner: `sum`, `mean`, `sqrtn` or `max`.
 
     Returns:
         float32[nnz], for `sum` the weights themselves; None where all are 1.
 
     Raises:
-        ValueError: the combiner is not known.
+        ValueError: the combiner is not known, or `max` is given weights.
 
     Source: TensorFlow's `embedding_lookup_sparse`, with 0 in place of its 0 / 0.
     """
-    if combiner not in ("sum", "mean", "sqrtn"):
-        raise ValueError(f"combiner must be 'sum', 'mean' or 'sqrtn', got {combiner!r}")
+    if combiner not in ("sum", "mean", "sqrtn", "max"):
+        raise ValueError(f"combiner must be 'sum', 'mean', 'sqrtn' or 'max', got {combiner!r}")
+    if combiner == "max" and weights is not None:
+        raise ValueError("combiner 'max' takes no weights: a maximum has no use for them")
     if weights is None:
-        if offsets is None or combiner == "sum":
+        if offsets is None or combiner in ("sum", "max"):
             return None
         weights = np.ones(offsets[-1], np.float32)
     if combiner == "sum":
@@ -117,3 +119,58 @@ def pool_gradient(
             row = flat_grad[positions[o] : positions[o] + dim]
             for k in range(dim):
                 row[k] += source[k] if coefs is None else coefs[o] * source[k]
+
+
+@njit(cache=True, nogil=True)
+def pool_max(
+    flat: FloatArray,
+    positions: IntArray,
+    offsets: IntArray,
+    out: FloatArray,
+    column: int,
+    dim: int,
+) -> None:
+    """Write the elementwise maximum of each bag's rows into out[:, column:column + dim].
+
+    Args:
+        flat, positions, out, column, dim: as given to `pool`.
+        offsets: int64[n + 1]. An empty bag gives zeros.
+    """
+    for i in range(len(out)):
+        target = out[i, column : column + dim]
+        target[:] = 0
+        for o in range(offsets[i], offsets[i + 1]):
+            row = flat[positions[o] : positions[o] + dim]
+            for k in range(dim):
+                if o == offsets[i] or row[k] > target[k]:
+                    target[k] = row[k]
+
+
+@njit(cache=True, nogil=True)
+def pool_max_gradient(
+    grad_out: FloatArray,
+    column: int,
+    dim: int,
+    flat: FloatArray,
+    positions: IntArray,
+    offsets: IntArray,
+    flat_grad: FloatArray,
+) -> None:
+    """Add the gradient of each maximum to the first occurrence in the bag that reaches it.
+
+    Args:
+        grad_out: float32[n, W], C-contiguous, gradient of what `pool_max` wrote.
+        column, dim, flat, positions, offsets: as given to `pool_max`.
+        flat_grad: float32[any], laid out as `flat`; added to.
+    """
+    first = np.empty(dim, np.int64)
+    for i in range(len(grad_out)):
+        if offsets[i] == offsets[i + 1]:
+            continue
+        first[:] = positions[offsets[i]]
+        for o in range(offsets[i] + 1, offsets[i + 1]):
+            for k in range(dim):
+                if flat[positions[o] + k] > flat[first[k] + k]:
+                    first[k] = positions[o]
+        for k in range(dim):
+            flat_grad[first[k] + k] += grad_out[i, column + k]

@@ -172,7 +172,54 @@ class ProbabilisticAdmission:
         )
 
 
-Admission = CounterAdmission | BloomAdmission | ProbabilisticAdmission
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrequencyAdmission:
+    """A key gets a row once its frequency in another table, this batch included, suffices.
+
+    Nothing is counted here. A key has the same bucket in every table, so both are on one shard.
+
+    Args:
+        table: the table that is asked.
+        min_count: the frequency there that admits a key.
+    """
+
+    type: Literal["frequency_of"] = "frequency_of"
+    table: str
+    min_count: int
+
+    def __post_init__(self) -> None:
+        _require(
+            1 <= self.min_count < 2**31, f"min_count must be in [1, 2^31), got {self.min_count}"
+        )
+
+
+Admission = CounterAdmission | BloomAdmission | ProbabilisticAdmission | FrequencyAdmission
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmStart:
+    """A new row starts with the present vector of a static row that its key shares until then.
+
+    Args:
+        table: the table of static rows, of the same dim, without admission.
+        static_rows: rows of that table, a multiple of the 4096 buckets, at most 2^40; see
+            `key_maps.static_keys`.
+    """
+
+    table: str
+    static_rows: int
+
+    def __post_init__(self) -> None:
+        _require(
+            NUM_BUCKETS <= self.static_rows <= 2**40 and self.static_rows % NUM_BUCKETS == 0,
+            f"static_rows must be a multiple of {NUM_BUCKETS}, from {NUM_BUCKETS} to 2^40,"
+            f" got {self.static_rows}",
+        )
+
+    @property
+    def rows_per_bucket(self) -> int:
+        return self.static_rows // NUM_BUCKETS
+
 
 # Below that many rows a bucket, its quota would cut off much that is within the whole table's.
 MIN_ROWS_PER_BUCKET = 64
@@ -241,6 +288,7 @@ class TableSpec:
         default_value: what a pull returns for a key that is not admitted.
         value_dtype: what vectors are kept as (see `precision`); pulls, gradients, optimizers and
             their slots are float32 with all of them.
+        warm_start: what new rows start with; None: their initial values.
     """
 
     name: str
@@ -252,6 +300,7 @@ class TableSpec:
     default_value: float = 0.0
     value_dtype: ValueDtype = "float32"
     seed: int = 0
+    warm_start: WarmStart | None = None
 
     def __post_init__(self) -> None:
         legal = bool(self.name) and all(c.isalnum() or c in "_.-" for c in self.name)
@@ -266,6 +315,19 @@ class TableSpec:
             self.value_dtype in dtypes,
             f"value_dtype must be one of {', '.join(dtypes)}, got {self.value_dtype!r}",
         )
+        _require(
+            self.warm_start is None or not isinstance(self.admission, FrequencyAdmission),
+            f"table {self.name} can't have both warm_start and an admission of type frequency_of",
+        )
+
+    @property
+    def base(self) -> str | None:
+        """The table that this one reads, if any."""
+        if self.warm_start is not None:
+            return self.warm_start.table
+        if isinstance(self.admission, FrequencyAdmission):
+            return self.admission.table
+        return None
 
 
 def to_json(spec: Any) -> Json:
@@ -286,6 +348,7 @@ _ADMISSIONS: dict[str, type] = {
     "counter": CounterAdmission,
     "bloom": BloomAdmission,
     "probabilistic": ProbabilisticAdmission,
+    "frequency_of": FrequencyAdmission,
 }
 
 
@@ -306,6 +369,8 @@ def table_from_json(data: Json) -> TableSpec:
         data["admission"] = _tagged(_ADMISSIONS, "admission", data["admission"])
     if data.get("eviction") is not None:
         data["eviction"] = _build(Eviction, data["eviction"])
+    if data.get("warm_start") is not None:
+        data["warm_start"] = _build(WarmStart, data["warm_start"])
     return _build(TableSpec, data)
 
 

@@ -69,3 +69,12 @@ def write_rows(
         write_vector(values, row, precision, vectors, i, vectors.shape[1])
         for c in range(slots.shape[1]):
             values[row, first_slot + c] = slots[i, c]
+
+
+@njit(cache=True, nogil=True)
+def write_vectors(
+    rows: RowArrays, positions: Int64Array, precision: int, vectors: Float32Array
+) -> None:
+    """Overwrite the vectors of rows alone; arguments as of `write_rows`."""
+    for i in range(positions.size):
+        write_vector(rows.values, positions[i], precision, vectors, i, vectors.shape[1])

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from embedding.admission import Admission, admission_of
+from embedding.admission import ALWAYS, Admission, admission_of, with_frequency
 from embedding.arguments import input_array, output_array, read_only
 from embedding.bloom import BloomBlocks, BloomFilter
 from embedding.counters import CounterEntries
@@ -26,7 +26,8 @@ from embedding.precision import (
 )
 from embedding.rows import FREQUENCY, METADATA_BYTES, VERSION, Rows
 from embedding.spec import BloomAdmission, CounterAdmission, TableSpec
-from embedding.transfer import read_rows, write_rows
+from embedding.static_rows import StaticRows
+from embedding.transfer import read_rows, write_rows, write_vectors
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
@@ -48,16 +49,34 @@ class EmbeddingVariable:
 
     Args:
         spec: what the table is.
+        base: the table that `spec.base` names, which pulls of this one read.
         on_non_finite: what `apply` does about a gradient with NaN or infinity: it refuses all of
             them, or leaves that key's out and counts it.
 
     Attributes:
         num_evicted: rows and counters evicted so far.
         num_non_finite: gradients left out so far.
+
+    Raises:
+        ValueError: the base is missing or another one.
     """
 
-    def __init__(self, spec: TableSpec, *, on_non_finite: Literal["fail", "skip"] = "fail") -> None:
-        self.spec = spec
+    def __init__(
+        self,
+        spec: TableSpec,
+        *,
+        base: "EmbeddingVariable | None" = None,
+        on_non_finite: Literal["fail", "skip"] = "fail",
+    ) -> None:
+        got = None if base is None else base.spec.name
+        if got != spec.base:
+            raise ValueError(f"table {spec.name} needs base {spec.base}, got {got}")
+        self.spec: TableSpec = spec
+        self._static = self._counting = None
+        if base is not None and spec.warm_start is not None:
+            self._static = StaticRows(base, spec.warm_start, spec.dim)
+        else:
+            self._counting = base  # whose frequencies admit keys; nothing is counted here
         self.num_evicted = 0
         self.num_non_finite = 0
         self._on_non_finite = on_non_finite
@@ -114,18 +133,24 @@ class EmbeddingVariable:
             ValueError: an array has another type or shape.
         """
         n = len(keys)
+        keys = input_array("keys", keys, _INT64, (n,))
+        counts = _NO_COUNTS if counts is None else input_array("counts", counts, _UINT32, (n,))
+        if self._counting is not None:
+            counts = with_frequency(counts, self._counting.frequency(keys))
         pull_rows(
             self._rows.arrays,
             self._precision,
             self._admission,
             self._initial,
             self._default_value,
-            input_array("keys", keys, _INT64, (n,)),
-            _NO_COUNTS if counts is None else input_array("counts", counts, _UINT32, (n,)),
+            keys,
+            counts,
             step,
             output_array("values", values, _FLOAT32, (n, self.spec.dim)),
             output_array("admitted", admitted, _UINT8, (n,)),
         )
+        if self._static is not None:
+            self._static.fill(self._rows, keys, values, admitted)
 
     def apply(
         self,
@@ -182,12 +207,17 @@ class EmbeddingVariable:
         self, keys: Int64Array, counts: Int64Array, flags: UInt8Array, step: int
     ) -> Int64Array:
         """Count keys and make rows; return the row of each that is updated, else -1."""
+        admission = self._admission
+        if self._counting is not None:
+            admission = admission._replace(kind=ALWAYS)
+        static = self._static
+        starts = None if static is None else static.starts(self._rows, keys, flags)
         positions = np.empty(keys.size, np.int64)
         settle_keys(
             self._rows.arrays,
             self._precision,
             self.spec.dim,
-            self._admission,
+            admission,
             self._initial,
             self._initial_slots,
             keys,
@@ -196,6 +226,9 @@ class EmbeddingVariable:
             step,
             positions,
         )
+        if starts is not None:
+            made = positions[starts.made]
+            write_vectors(self._rows.arrays, made, self._precision, starts.vectors)
         return positions
 
     def _update(

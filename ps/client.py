@@ -204,6 +204,7 @@ class PsClient:
         *,
         gradients: npt.NDArray[np.float32],
         dense: npt.NDArray[np.float32],
+        trained: npt.NDArray[np.uint8] | None = None,
     ) -> Open:
         """Send a batch's contribution to every shard, those without a key of it included.
 
@@ -212,7 +213,10 @@ class PsClient:
             identity: of the attempt.
             gradients: float32, sums of the rows' gradients, laid out as `pulled.values`.
             dense: float32[dense parameters], sums.
+            trained: uint8[u], 0 for keys that get no gradient though they were admitted; never 1
+                for others. None: `pulled.admitted`.
         """
+        trained = pulled.admitted if trained is None else trained
         request_id = self._new_id()
         unique = pulled.unique
         messages: dict[int, Request] = {}
@@ -220,7 +224,7 @@ class PsClient:
             part = slice(unique.key_starts[shard], unique.key_starts[shard + 1])
             values = slice(unique.value_starts[shard], unique.value_starts[shard + 1])
             sizes = unique.sizes[shard]
-            admitted = pulled.admitted[part]
+            admitted = trained[part]
             messages[shard] = Contribution(
                 request_id=request_id,
                 recovery_epoch=self.recovery_epoch,

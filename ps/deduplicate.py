@@ -27,6 +27,7 @@ class Deduplicated:
         value_starts: int64[shards + 1], each shard's part of the flat buffer, in elements.
         positions: int64[occurrences], element of the flat buffer where a key's row begins, in the
             order in which the keys were given.
+        places: int64[occurrences], where in `keys` each key is, in the same order.
     """
 
     keys: npt.NDArray[np.int64]
@@ -35,6 +36,7 @@ class Deduplicated:
     key_starts: npt.NDArray[np.int64]
     value_starts: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
 
 
 class Deduplicator:
@@ -84,12 +86,13 @@ class Deduplicator:
         key_starts = np.zeros(self._num_shards + 1, np.int64)
         value_starts = np.zeros(self._num_shards + 1, np.int64)
         positions = np.empty(keys.size, np.int64)
+        places = np.empty(keys.size, np.int64)
         _group_by_shard(
             unique_keys, unique_counts, unique_starts, self._routing, self._dims, inverse,
-            grouped_keys, grouped_counts, sizes, key_starts, value_starts, positions,
+            grouped_keys, grouped_counts, sizes, key_starts, value_starts, positions, places,
         )  # fmt: skip
         return Deduplicated(
-            grouped_keys, grouped_counts, sizes, key_starts, value_starts, positions
+            grouped_keys, grouped_counts, sizes, key_starts, value_starts, positions, places
         )
 
     def _make_room(self, largest: int, occurrences: int) -> None:
@@ -131,7 +134,7 @@ def _find_unique(  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def _group_by_shard(  # type: ignore[no-untyped-def]
     unique_keys, unique_counts, unique_starts, routing, dims, inverse,
-    keys, counts, sizes, key_starts, value_starts, positions,
+    keys, counts, sizes, key_starts, value_starts, positions, places,
 ):  # fmt: skip
     num_shards, num_tables = sizes.shape
     num_unique = keys.size
@@ -155,17 +158,20 @@ def _group_by_shard(  # type: ignore[no-untyped-def]
         value_starts[s + 1] = value
 
     value_of = np.empty(num_unique, np.int64)
+    place_of = np.empty(num_unique, np.int64)
     for t in range(num_tables):
         for u in range(unique_starts[t], unique_starts[t + 1]):
             s = owner[u]
             place = next_key[s, t]
             next_key[s, t] = place + 1
+            place_of[u] = place
             keys[place] = unique_keys[u]
             counts[place] = unique_counts[u]
             value_of[u] = next_value[s, t]
             next_value[s, t] += dims[t]
     for i in range(inverse.size):
         positions[i] = value_of[inverse[i]]
+        places[i] = place_of[inverse[i]]
 
 
 @njit(cache=True, nogil=True)

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
 from embedding.bloom import BloomSize
+from embedding.linking import make_variables
 from embedding.mixing import NUM_BUCKETS
 from embedding.optimizers import OptimizerRule, rule_for
 from embedding.spec import BloomAdmission, CounterAdmission, Optimizer
@@ -88,14 +89,15 @@ def _start_time_anew(rule: OptimizerRule, dim: int, slots: npt.NDArray[np.float3
 def load_tables(
     reader: CheckpointReader, names: Sequence[str] | None = None
 ) -> dict[str, EmbeddingVariable]:
-    """Load whole tables into this process, all by default."""
-    loaded = {}
-    for spec in reader.store.tables:
-        if names is None or spec.name in names:
-            table = EmbeddingVariable(spec)
-            _import(table, spec, reader, (0, NUM_BUCKETS), keep_versions=True)
-            loaded[spec.name] = table
-    return loaded
+    """Load whole tables into this process, all by default, and the tables that those read."""
+    specs = reader.store.tables
+    if names is not None:
+        read = {spec.base for spec in specs if spec.name in names}
+        specs = tuple(spec for spec in specs if spec.name in names or spec.name in read)
+    tables = make_variables(specs)
+    for table in tables:
+        _import(table, table.spec, reader, (0, NUM_BUCKETS), keep_versions=True)
+    return {table.spec.name: table for table in tables}
 
 
 def _import(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from embedding.variable import EmbeddingVariable
+from embedding.linking import make_variables
 from ps.buffer import GradientBuffer
 from ps.dense import DenseBlocks
 from ps.merge import merge
@@ -74,7 +74,7 @@ class Shard:
         self.spec = spec
         self.index = index
         # Workers push finite gradients only, but the sum of some may overflow.
-        self.tables = [EmbeddingVariable(table, on_non_finite="skip") for table in spec.tables]
+        self.tables = make_variables(spec.tables, on_non_finite="skip")
         self.dense = DenseBlocks(spec, index)
         self.buffer = GradientBuffer(
             max_contributions=max_contributions, max_bytes=max_buffer_bytes

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from embedding.linking import check_links
 from embedding.mixing import NUM_BUCKETS
 from embedding.spec import Optimizer, TableSpec, optimizer_from_json, table_from_json, to_json
 
@@ -37,6 +38,7 @@ class StoreSpec:
         names = [table.name for table in self.tables]
         if len(set(names)) != len(names):
             raise ValueError(f"table names must be unique, got {names}")
+        check_links(self.tables)
         if self.dense_size < 0:
             raise ValueError(f"dense_size must be >= 0, got {self.dense_size}")
         if not 1 <= self.num_shards <= NUM_BUCKETS:

@@ -21,8 +21,10 @@ def warm_up(spec: StoreSpec) -> None:
         rule = rule_for(table.optimizer, sparse=True)
         # What an optimizer is set to can choose another kernel.
         kernels = (rule.kernel, rule.limits is None)
-        kinds[type(table.initializer), kernels, _counters_of(table)] = table
-    tables = tuple(replace(table, dim=2) for table in kinds.values())
+        warm = table.warm_start is not None
+        kinds[type(table.initializer), kernels, _counters_of(table), warm] = table
+    names = {table.name for table in kinds.values()} | {table.base for table in kinds.values()}
+    tables = tuple(replace(table, dim=2) for table in spec.tables if table.name in names)
     small = StoreSpec(
         tables=tables, dense_size=1, dense_optimizer=spec.dense_optimizer, num_shards=1
     )

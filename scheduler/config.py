@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from embedding.composition_spec import Composition
 from embedding.optimizer_spec import Adagrad, Optimizer
 from embedding.optimizers import NO_DENSE_CLIP_NORM
 from embedding.spec import (
@@ -41,6 +42,7 @@ InitializerConfig = Annotated[
     Field(discriminator="type"),
 ]
 OptimizerConfig = Annotated[Optimizer, Field(discriminator="type")]
+CompositionConfig = Annotated[Composition, Field(discriminator="type")]
 
 
 def _counter_by_default(value: Any) -> Any:
@@ -65,9 +67,10 @@ class SparseConfig(_Section):
     column: str
     name: str | None = None
     table: str | None = None
-    combiner: Literal["sum", "mean", "sqrtn"] = "sum"
+    combiner: Literal["sum", "mean", "sqrtn", "max"] = "sum"
     weights: str | None = None
     max_length: PositiveInt | None = None
+    max_norm: float | None = Field(None, gt=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -75,6 +78,12 @@ class SparseConfig(_Section):
         if isinstance(value, dict) and "column" not in value and "name" in value:
             return {**value, "column": value["name"]}
         return {"column": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _no_weighted_maximum(self) -> "SparseConfig":
+        if self.combiner == "max" and self.weights is not None:
+            raise ValueError("combiner max takes no weights; leave weights out or use mean")
+        return self
 
     @property
     def feature(self) -> str:
@@ -131,6 +140,7 @@ class TableConfig(_Section):
     eviction: Eviction | None = None
     default_value: float | None = None
     value_dtype: ValueDtype | None = None
+    composition: CompositionConfig | None = None
 
 
 class EmbeddingConfig(_Section):

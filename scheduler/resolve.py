@@ -2,8 +2,10 @@
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from embedding import rows_per_bucket
+from embedding.composition_spec import Composed, compose
 from embedding.spec import Constant, TableSpec
 from ps.spec import StoreSpec
 from scheduler.config import EmbeddingConfig, JobConfig, TableConfig
@@ -24,6 +26,7 @@ def feature_spec(config: JobConfig) -> FeatureSpec:
             combiner=feature.combiner,
             weights=feature.weights,
             max_length=feature.max_length,
+            max_norm=feature.max_norm,
         )
         for feature in config.data.sparse
     )
@@ -64,6 +67,10 @@ def model_spec(config: JobConfig) -> ModelSpec:
     dims = {name: _table(config, name).dim for name in names}
     try:
         lookups = needed_lookups(config.model.type, config.model.options, sparse, dims)
+        lookups = (
+            *(_with_parts(config, lookup) for lookup in lookups[: len(sparse)]),
+            *lookups[len(sparse) :],
+        )
         spec = ModelSpec(
             type=config.model.type,
             options=config.model.options,
@@ -73,23 +80,57 @@ def model_spec(config: JobConfig) -> ModelSpec:
             seed=config.seed,
         )
         build_model(spec)
+    except ConfigError:
+        raise
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"model: {error}") from error
-    _check_tables(config, lookups)
+    _check_tables(config, lookups, num_features=len(sparse))
     return spec
 
 
 def store_spec(config: JobConfig, model: ModelSpec) -> StoreSpec:
     """Tables and dense parameters, in the order of the lookups."""
-    names = list(dict.fromkeys(lookup.table for lookup in model.lookups))
     dims = {lookup.table: lookup.dim for lookup in model.lookups}
+    tables: dict[str, TableSpec] = {}
+    for name, dim in dims.items():
+        for table in _physical_tables(config, name, dim):
+            if table.name in tables or (table.name != name and table.name in dims):
+                raise ConfigError(
+                    f"tables.{name}.composition: its table {table.name} has the name of another"
+                    " table; rename one of them"
+                )
+            tables[table.name] = table
     return StoreSpec(
-        tables=tuple(_table(config, name, dim=dims[name]) for name in names),
+        tables=tuple(tables.values()),
         dense_size=num_parameters(build_model(model)),
         dense_optimizer=config.model.optimizer,
         num_shards=config.cluster.servers,
         dense_clip_norm=config.model.clip_global_norm,
     )
+
+
+def _physical_tables(config: JobConfig, name: str, dim: int) -> tuple[TableSpec, ...]:
+    """The tables that hold the rows of a table of the job file: itself, or its composition's."""
+    composed = _composed(config, name)
+    return (_table(config, name, dim=dim),) if composed is None else composed.tables
+
+
+def _with_parts(config: JobConfig, lookup: Lookup) -> Lookup:
+    composed = _composed(config, lookup.table)
+    if composed is None:
+        return lookup
+    return replace(lookup, parts=composed.parts, operation=composed.operation)
+
+
+def _composed(config: JobConfig, name: str) -> Composed | None:
+    composition = config.tables.get(name, TableConfig()).composition
+    if composition is None:
+        return None
+    table = _table(config, name)
+    try:
+        return compose(table, composition)
+    except ValueError as error:
+        raise ConfigError(f"tables.{name}.composition: {error}") from error
 
 
 def _table(config: JobConfig, name: str, dim: int | None = None) -> TableSpec:
@@ -98,7 +139,7 @@ def _table(config: JobConfig, name: str, dim: int | None = None) -> TableSpec:
     own = config.tables.get(name, TableConfig())
     values = {
         field: getattr(own, field) if getattr(own, field) is not None else getattr(defaults, field)
-        for field in TableConfig.model_fields
+        for field in EmbeddingConfig.model_fields
     }
     if dim is not None:
         values["dim"] = dim
@@ -113,9 +154,14 @@ def _table(config: JobConfig, name: str, dim: int | None = None) -> TableSpec:
     return table
 
 
-def _check_tables(config: JobConfig, lookups: Sequence[Lookup]) -> None:
+def _check_tables(config: JobConfig, lookups: Sequence[Lookup], *, num_features: int) -> None:
     known = sorted({lookup.table for lookup in lookups})
-    for name in config.tables:
+    first_order = {lookup.table for lookup in lookups[num_features:]}
+    for name, table in config.tables.items():
+        if name in first_order and table.composition is not None:
+            raise ConfigError(
+                f"tables.{name}.composition: first-order weights are kept by key; leave it out"
+            )
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"

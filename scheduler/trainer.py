@@ -11,7 +11,7 @@ import numpy as np
 import ray
 
 from embedding import rule_for
-from ps.checkpoint import CheckpointReader
+from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.restore import check_fits
 from ps.server import ServerSetup
 from ps.spec import StoreSpec
@@ -28,6 +28,7 @@ from scheduler.resolve import evaluation_data, model_spec, store_spec, training_
 from scheduler.run_files import RunDirectory, latest_checkpoint
 from scheduler.supervising import Supervisor
 from worker.errors import DataError
+from worker.inference import saved_model
 from worker.loop import LoopOptions
 from worker.models import build_model, initial_parameters
 from worker.plan import Plan, make_plan
@@ -153,6 +154,7 @@ def resolve(config: JobConfig) -> JobSpecs:
     if config.run.init_from is not None:
         reader = CheckpointReader(latest_checkpoint(config.run.init_from))
         check_fits(reader.store, store)
+        _check_key_maps(saved_model(reader).spec, model)
     coordinator = CoordinatorSpec(
         store=store,
         plan=_ledger_plan(plan, config.training.max_samples),
@@ -168,6 +170,19 @@ def resolve(config: JobConfig) -> JobSpecs:
         stall_seconds=config.cluster.stall_seconds,
     )
     return JobSpecs(config, data, plan, evaluation_plan, model, store, coordinator)
+
+
+def _check_key_maps(saved: ModelSpec, wanted: ModelSpec) -> None:
+    """Refuse a checkpoint whose rows of a composition's table belong to other keys."""
+    before = {part.table: part for lookup in saved.lookups for part in lookup.physical}
+    for part in [part for lookup in wanted.lookups for part in lookup.physical]:
+        old = before.get(part.table, part)
+        if (old.keys, old.divisor) != (part.keys, part.divisor):
+            raise CheckpointError(
+                f"the rows of table {part.table} are those of {old.keys} keys with divisor"
+                f" {old.divisor} in the checkpoint, of {part.keys} keys with {part.divisor} in the"
+                " job; keep the composition's numbers"
+            )
 
 
 def _ledger_plan(plan: Plan, max_samples: int | None) -> LedgerPlan:
@@ -186,7 +201,7 @@ def _ledger_plan(plan: Plan, max_samples: int | None) -> LedgerPlan:
 
 def _check_buffers(config: JobConfig, store: StoreSpec, model: ModelSpec) -> None:
     """Refuse a job whose gradient buffers could not hold the credits that it hands out."""
-    per_sample = sum(4 * lookup.dim + 13 for lookup in model.lookups)
+    per_sample = sum(4 * part.dim + 13 for lookup in model.lookups for part in lookup.physical)
     contribution = config.data.batch_size * per_sample + 4 * store.dense_size
     credits = config.cluster.workers * config.cluster.prefetch_batches + 2 * config.group_size
     needed = credits * contribution // store.num_shards

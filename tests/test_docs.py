@@ -13,6 +13,7 @@ from scheduler.config import (
     ModelConfig,
     RunConfig,
     SparseConfig,
+    TableConfig,
     TrainingConfig,
 )
 
@@ -28,6 +29,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
         ModelConfig,
         RunConfig,
         SparseConfig,
+        TableConfig,
         TrainingConfig,
     ],
     ids=lambda section: section.__name__,

@@ -1,15 +1,15 @@
 """Forward and backward of one batch: pool the pulled rows, run the model, spread the gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 
-from embedding.pooling import pool, pool_gradient
+from worker.assembling import Vectors, add_gradient, pool_vectors, vectors_of
 from worker.models import Model, build_model, num_parameters
 from worker.preparing import Prepared
-from worker.spec import ModelSpec
+from worker.spec import Lookup, ModelSpec
 
 Float32s = npt.NDArray[np.float32]
 
@@ -30,11 +30,7 @@ class Computation:
         self._models: list[Model] = [build_model(spec) for _ in range(threads)]
         self._num_parameters = num_parameters(self._models[0])
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._lookups_by_table: list[list[int]] = []
-        by_table: dict[str, list[int]] = {}
-        for number, lookup in enumerate(spec.lookups):
-            by_table.setdefault(lookup.table, []).append(number)
-        self._lookups_by_table = list(by_table.values())
+        self._groups = lookups_by_tables(spec.lookups)
         self._pooled = np.empty((0, spec.pooled_width), np.float32)
         self._grad_pooled = np.empty_like(self._pooled)
 
@@ -51,7 +47,7 @@ class Computation:
             Gradients of the sum of losses: float32 laid out as `values`, and as `parameters`.
         """
         n = prepared.num_samples
-        pooled = self._pool_rows(prepared, values)
+        pooled, vectors = self._pool_rows(prepared, values)
         grad_pooled = self._grad_pooled[:n]
         parts = self._parts(n)
         losses = [0.0] * len(parts)
@@ -74,20 +70,17 @@ class Computation:
 
         grad_values = np.zeros(values.size, np.float32)
 
-        def spread(table: int) -> None:
-            for number in self._lookups_by_table[table]:
+        def spread(group: int) -> None:
+            for number in self._groups[group]:
                 bag, lookup = prepared.bags[number], self.spec.lookups[number]
-                pool_gradient(
-                    grad_pooled, lookup.column, lookup.dim,
-                    bag.positions, bag.offsets, bag.coefficients, grad_values,
-                )  # fmt: skip
+                add_gradient(lookup, bag, values, vectors[number], grad_pooled, grad_values)
 
-        self._run(spread, len(self._lookups_by_table))
+        self._run(spread, len(self._groups))
         return sum(losses), grad_values, grads[0]
 
     def predict(self, prepared: Prepared, values: Float32s, parameters: Float32s) -> Float32s:
         """Return the logit of each sample, float32[n]."""
-        pooled = self._pool_rows(prepared, values)
+        pooled, _ = self._pool_rows(prepared, values)
         logits = np.empty(prepared.num_samples, np.float32)
         parts = self._parts(prepared.num_samples)
 
@@ -99,22 +92,24 @@ class Computation:
         self._run(run, len(parts))
         return logits
 
-    def _pool_rows(self, prepared: Prepared, values: Float32s) -> Float32s:
+    def _pool_rows(
+        self, prepared: Prepared, values: Float32s
+    ) -> tuple[Float32s, dict[int, Vectors]]:
+        """Return the pooled input and, by lookup, the vectors that it was pooled from."""
         n = prepared.num_samples
         if len(self._pooled) < n:
             self._pooled = np.empty((n, self.spec.pooled_width), np.float32)
             self._grad_pooled = np.empty_like(self._pooled)
         pooled = self._pooled[:n]
+        vectors: dict[int, Vectors] = {}
 
         def gather(number: int) -> None:
             bag, lookup = prepared.bags[number], self.spec.lookups[number]
-            pool(
-                values, bag.positions, bag.offsets, bag.coefficients,
-                pooled, lookup.column, lookup.dim,
-            )  # fmt: skip
+            vectors[number] = vectors_of(lookup, bag, values)
+            pool_vectors(lookup, bag, vectors[number], pooled)
 
         self._run(gather, len(self.spec.lookups))
-        return pooled
+        return pooled, vectors
 
     def _parts(self, n: int) -> list[slice]:
         count = len(self._models)
@@ -126,3 +121,19 @@ class Computation:
                 task(number)
         else:
             list(self._pool.map(task, range(count)))
+
+
+def lookups_by_tables(lookups: Sequence[Lookup]) -> list[list[int]]:
+    """Return the numbers of the lookups, those together that share a physical table.
+
+    Each list can add to the gradients of its rows while others add to theirs.
+    """
+    groups: list[tuple[set[str], list[int]]] = []
+    for number, lookup in enumerate(lookups):
+        tables, numbers = {part.table for part in lookup.physical}, [number]
+        for group in [group for group in groups if group[0] & tables]:
+            tables |= group[0]
+            numbers += group[1]
+            groups.remove(group)
+        groups.append((tables, sorted(numbers)))
+    return [numbers for _, numbers in groups]

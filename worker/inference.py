@@ -9,18 +9,20 @@ import numpy.typing as npt
 import threadpoolctl
 
 from embedding import EmbeddingVariable
+from embedding.composition_spec import Part
 from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.deduplicate import Deduplicated, Deduplicator
 from ps.restore import load_tables
 from ps.spec import even_routing
 from worker.batch import Batch
+from worker.choosing import choose_rows
 from worker.computing import Computation
 from worker.metrics import StreamingAuc, log_loss_sum
 from worker.models import build_model, num_parameters
 from worker.plan import Plan
 from worker.preparing import Preparer
 from worker.reading import Reader
-from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec
+from worker.spec import DataSpec, FeatureSpec, ModelSpec
 from worker.spec_json import SavedModel, saved_model_from_json
 
 Float32s = npt.NDArray[np.float32]
@@ -78,7 +80,7 @@ class Predictor:
         self.step = step
         self._dense = dense
         self._computation = Computation(model, threads=threads)
-        used = {lookup.table: _table(tables, lookup) for lookup in model.lookups}
+        used = {part.table: _table(tables, part) for part in _parts(model)}
         self._tables = list(used.values())
         self._preparer = Preparer(
             tables=list(used),
@@ -110,7 +112,7 @@ class Predictor:
             return cls(
                 model=saved.spec,
                 features=saved.features,
-                tables=load_tables(reader, [lookup.table for lookup in saved.spec.lookups]),
+                tables=load_tables(reader, [part.table for part in _parts(saved.spec)]),
                 dense=reader.dense_vector(),
                 step=reader.manifest.step,
                 threads=threads,
@@ -123,7 +125,8 @@ class Predictor:
     def logits(self, batch: Batch) -> Float32s:
         """Return the logit of each sample, float32[n]; the batch is only read."""
         prepared = self._preparer(batch)
-        values = self._pull(prepared.unique)
+        values, admitted = self._pull(prepared.unique)
+        prepared, _ = choose_rows(prepared, admitted)
         with self._blas.limit(limits=1):
             return self._computation.predict(prepared, values, self._dense)
 
@@ -167,8 +170,8 @@ class Predictor:
             samples_skipped=skipped,
         )
 
-    def _pull(self, unique: Deduplicated) -> Float32s:
-        """Return the flat buffer of the rows of all keys, as a worker's pull fills it."""
+    def _pull(self, unique: Deduplicated) -> tuple[Float32s, npt.NDArray[np.uint8]]:
+        """Return the rows and the admitted bits of all keys, as a worker's pull fills them."""
         values = np.empty(unique.value_starts[-1], np.float32)
         admitted = np.empty(unique.keys.size, np.uint8)
         start = value_start = 0
@@ -181,7 +184,7 @@ class Predictor:
                 admitted[start:stop],
             )
             start, value_start = stop, value_stop
-        return values
+        return values, admitted
 
 
 def saved_model(reader: CheckpointReader) -> SavedModel:
@@ -209,9 +212,13 @@ def _model_size(spec: ModelSpec, path: str | Path) -> int:
         raise ModelError(text) from error
 
 
-def _table(tables: Mapping[str, EmbeddingVariable], lookup: Lookup) -> EmbeddingVariable:
-    table = tables.get(lookup.table)
-    if table is None or table.spec.dim != lookup.dim:
+def _parts(model: ModelSpec) -> list[Part]:
+    return [part for lookup in model.lookups for part in lookup.physical]
+
+
+def _table(tables: Mapping[str, EmbeddingVariable], part: Part) -> EmbeddingVariable:
+    table = tables.get(part.table)
+    if table is None or table.spec.dim != part.dim:
         found = "there is none" if table is None else f"its dim is {table.spec.dim}"
-        raise ValueError(f"the model needs table {lookup.table!r} of dim {lookup.dim}, {found}")
+        raise ValueError(f"the model needs table {part.table!r} of dim {part.dim}, {found}")
     return table

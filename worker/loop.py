@@ -18,6 +18,7 @@ from embedding.finite import all_finite
 from ps.client import Identity, Open, PsClient, PulledBatch
 from ps.memory import peak_rss_bytes
 from worker.batch import Batch
+from worker.choosing import choose_rows
 from worker.computing import Computation
 from worker.metrics import bin_of, log_loss_sum
 from worker.preparing import Prepared, Preparer
@@ -203,8 +204,9 @@ class WorkerLoop:
                 del held[token]
 
     def _compute(self, token: Token, ready: _Ready, pulled: PulledBatch) -> None:
-        prepared, skipped = ready.prepared, ready.skipped
         started = time.perf_counter()
+        prepared, trained = choose_rows(ready.prepared, pulled.admitted)
+        skipped = ready.skipped
         if token.kind == "eval":
             evaluation = self._evaluate(prepared, pulled)
             self._finish(
@@ -224,7 +226,9 @@ class WorkerLoop:
             self._finish(Finished(token, "skipped", 0, planned, "non_finite"))
             return
         identity = Identity(token.mode_epoch, token.batch_id, token.attempt, prepared.num_samples)
-        push = self._client.start_push(pulled, identity, gradients=gradients, dense=dense)
+        push = self._client.start_push(
+            pulled, identity, gradients=gradients, dense=dense, trained=trained
+        )
         self._pushes[push.request_id] = Finished(
             token,
             "done",

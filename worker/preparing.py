@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from embedding.key_maps import map_keys
 from embedding.pooling import coefficients
 from ps.deduplicate import Deduplicated, Deduplicator
 from worker.batch import Batch
@@ -17,14 +18,20 @@ class Bag:
     """One lookup of a batch.
 
     Args:
-        positions: int64[nnz], where each occurrence's row begins in the flat buffer of rows.
+        positions: for each part of the lookup int64[nnz], where each occurrence's row begins in
+            the flat buffer of rows.
         offsets: int64[n + 1], or None where every sample has exactly one key.
         coefficients: float32[nnz], what each occurrence is multiplied by, or None for 1.
+        maximum: whether a bag's vectors are pooled by their maximum and not summed.
+        places: for each part int64[nnz], where in the batch's distinct keys each occurrence's key
+            is; only where rows are still to be chosen by their admitted bits, see `choosing`.
     """
 
-    positions: npt.NDArray[np.int64]
+    positions: tuple[npt.NDArray[np.int64], ...]
     offsets: npt.NDArray[np.int64] | None
     coefficients: npt.NDArray[np.float32] | None
+    maximum: bool = False
+    places: tuple[npt.NDArray[np.int64], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +68,15 @@ class Preparer:
     ) -> None:
         self._sparse = tuple(sparse)
         self._lookups = tuple(lookups)
+        # For each table the lookups that have it as a part, and the number of the part.
         self._by_table = [
-            [i for i, lookup in enumerate(self._lookups) if lookup.table == name] for name in tables
+            [
+                (i, number)
+                for i, lookup in enumerate(self._lookups)
+                for number, part in enumerate(lookup.physical)
+                if part.table == name
+            ]
+            for name in tables
         ]
         self._deduplicate = deduplicator
 
@@ -70,24 +84,33 @@ class Preparer:
         """Prepare a batch; the result keeps views of its arrays."""
         parts: list[npt.NDArray[np.int64]] = []
         table_starts = np.zeros(len(self._by_table) + 1, np.int64)
-        slices: dict[int, slice] = {}
+        slices: dict[tuple[int, int], slice] = {}
         total = 0
-        for number, lookups in enumerate(self._by_table):
-            for i in lookups:
-                keys = batch.sparse[self._lookups[i].feature].keys
+        for table, users in enumerate(self._by_table):
+            for i, number in users:
+                lookup = self._lookups[i]
+                keys = map_keys(lookup.physical[number], batch.sparse[lookup.feature].keys)
                 parts.append(keys)
-                slices[i] = slice(total, total + keys.size)
+                slices[i, number] = slice(total, total + keys.size)
                 total += keys.size
-            table_starts[number + 1] = total
+            table_starts[table + 1] = total
         keys = np.concatenate(parts) if parts else np.empty(0, np.int64)
         unique = self._deduplicate(keys, table_starts)
         bags = tuple(
-            self._bag(batch, lookup, unique.positions[slices[i]])
+            self._bag(batch, i, unique, [slices[i, n] for n in range(len(lookup.physical))])
             for i, lookup in enumerate(self._lookups)
         )
         return Prepared(batch.labels, batch.dense, unique, bags)
 
-    def _bag(self, batch: Batch, lookup: Lookup, positions: npt.NDArray[np.int64]) -> Bag:
+    def _bag(self, batch: Batch, number: int, unique: Deduplicated, parts: Sequence[slice]) -> Bag:
+        lookup = self._lookups[number]
         bags = batch.sparse[lookup.feature]
         combiner = self._sparse[lookup.feature].combiner
-        return Bag(positions, bags.offsets, coefficients(bags.offsets, bags.weights, combiner))
+        select = lookup.operation == "select"
+        return Bag(
+            tuple(unique.positions[part] for part in parts),
+            bags.offsets,
+            coefficients(bags.offsets, bags.weights, combiner),
+            maximum=combiner == "max",
+            places=tuple(unique.places[part] for part in parts) if select else (),
+        )

@@ -9,6 +9,7 @@ from ps.deduplicate import Deduplicator
 from ps.sockets import ShardAddress, connect
 from ps.spec import StoreSpec, even_routing
 from worker.batch import Bags, Batch
+from worker.choosing import choose_rows
 from worker.computing import Computation
 from worker.loop import LoopOptions, ReadBatch, WorkerLoop
 from worker.metrics import bin_of, log_loss_sum
@@ -108,6 +109,7 @@ def warm_up(
         dense = np.zeros((2, len(features.dense)), np.float32)
         batch = Batch(np.array([0, 1], np.float32), dense, sparse)
         prepared = preparer(batch)
+        prepared, _ = choose_rows(prepared, np.ones(prepared.unique.keys.size, np.uint8))
         values = np.zeros(prepared.unique.value_starts[-1], np.float32)
         parameters = np.zeros(store.dense_size, np.float32)
         computation.train(prepared, values, parameters)

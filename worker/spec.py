@@ -1,12 +1,13 @@
 """What a job reads and trains: data, features, model. Plain frozen values."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from embedding.composition_spec import Operation, Part
 from embedding.spec import Optimizer
 
-Combiner = Literal["sum", "mean", "sqrtn"]
-COMBINERS: tuple[Combiner, ...] = ("sum", "mean", "sqrtn")
+Combiner = Literal["sum", "mean", "sqrtn", "max"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +20,8 @@ class SparseFeature:
             list of one of these.
         table: the table whose rows the keys select; features may share one.
         combiner: how the rows of a bag become one vector: `sum`, `mean` (sum w e / sum w),
-            `sqrtn` (sum w e / sqrt(sum w^2)).
+            `sqrtn` (sum w e / sqrt(sum w^2)), `max` (of each element; without weights).
+        max_norm: a longer row is scaled to this Euclidean norm before it is pooled. None: no limit.
         weights: Parquet column of weights, one for each key; None: all 1.
         max_length: longest bag; later keys of a longer one are left out. None: no limit.
     """
@@ -30,6 +32,15 @@ class SparseFeature:
     combiner: Combiner = "sum"
     weights: str | None = None
     max_length: int | None = None
+    max_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.combiner == "max" and self.weights is not None:
+            raise ValueError(f"sparse feature {self.name}: combiner 'max' takes no weights")
+        if self.max_norm is not None and not 0 < self.max_norm < math.inf:
+            raise ValueError(
+                f"sparse feature {self.name}: max_norm must be > 0 and finite, got {self.max_norm}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,15 +100,44 @@ class Lookup:
 
     Args:
         feature: position of the sparse feature among `FeatureSpec.sparse`.
-        table: table whose rows are pooled.
+        table: table whose rows are pooled, as features name it.
         dim: width of the pooled vector.
         column: first column of it in the model's pooled input, float32[batch, sum of dims].
+        max_norm: of the feature; None for first-order weights.
+        parts: physical tables of a composition, which take the place of `table`.
+        operation: how rows of the parts become one vector; None where there are none.
+
+    Raises:
+        ValueError: the parts don't give one vector of the lookup's dim.
     """
 
     feature: int
     table: str
     dim: int
     column: int
+    max_norm: float | None = None
+    parts: tuple[Part, ...] = ()
+    operation: Operation | None = None
+
+    def __post_init__(self) -> None:
+        dims = [part.dim for part in self.physical]
+        width = sum(dims) if self.operation == "concatenate" else max(dims)
+        alike = self.operation == "concatenate" or len(set(dims)) == 1
+        if bool(self.parts) != (self.operation is not None) or width != self.dim or not alike:
+            raise ValueError(
+                f"the lookup of table {self.table!r} has dim {self.dim}, its parts have {dims}"
+                f" and operation {self.operation!r}"
+            )
+
+    @property
+    def physical(self) -> tuple[Part, ...]:
+        """The tables that hold the rows, each with what it is asked for."""
+        return self.parts or (Part(table=self.table, dim=self.dim),)
+
+    @property
+    def assembled(self) -> bool:
+        """Whether an occurrence's vector is something else than one row as it was pulled."""
+        return self.max_norm is not None or self.operation not in (None, "select")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,8 @@
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from embedding.mixing import NUM_BUCKETS, buckets_of, mix64, mix_text
+from embedding.mixing import NUM_BUCKETS, buckets_of, mix64, mix_text, unmix64
 
 
 def test_the_mix_of_a_key_is_the_first_output_of_splitmix64_seeded_with_it():
@@ -25,3 +27,10 @@ def test_names_and_seeds_give_different_mixes():
     }
 
     assert len(mixes) == 12
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**64 - 1) | st.sampled_from([0, 1, 2**63 - 1, 2**63, 2**64 - 1]))
+def test_the_mix_can_be_undone(value):
+    assert unmix64(np.uint64(mix64(np.uint64(value)))) == value
+    assert mix64(np.uint64(unmix64(np.uint64(value)))) == value

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding.pooling import coefficients, pool, pool_gradient
+from embedding.pooling import coefficients, pool, pool_gradient, pool_max, pool_max_gradient
 
 COMBINERS = ["sum", "mean", "sqrtn"]
 
@@ -122,8 +122,8 @@ def test_weights_that_cancel_give_0_for_mean_only():
 
 
 def test_an_unknown_combiner_is_refused():
-    with pytest.raises(ValueError, match=r"'sum', 'mean' or 'sqrtn', got 'max'"):
-        coefficients(None, None, "max")
+    with pytest.raises(ValueError, match=r"'sum', 'mean', 'sqrtn' or 'max', got 'min'"):
+        coefficients(None, None, "min")
 
 
 def test_gradients_are_added_in_sample_order():
@@ -165,3 +165,30 @@ def test_a_part_of_a_batch_is_pooled_with_its_part_of_the_offsets():
     pool(rows, positions, offsets[1:], coefs, part, 0, 4)
 
     np.testing.assert_array_equal(part, whole[1:])
+
+
+def test_a_maximum_is_that_of_each_element_and_of_nothing_zero():
+    rows = np.array([[-1, 5], [-2, 6], [-3, 4]], np.float32)
+    out = np.full((3, 4), 7, np.float32)
+
+    pool_max(rows.ravel(), np.array([4, 0, 2]), np.array([0, 2, 2, 3]), out, 1, 2)
+
+    np.testing.assert_array_equal(out, [[7, -1, 5, 7], [7, 0, 0, 7], [7, -2, 6, 7]])
+
+
+def test_the_gradient_of_a_maximum_goes_to_the_first_occurrence_that_reaches_it():
+    rows = np.array([[1, 9], [3, 2], [3, 9]], np.float32)
+    grad_out = np.array([[10, 20], [0, 0], [3, 4]], np.float32)
+    grad = np.ones((3, 2), np.float32)
+
+    pool_max_gradient(
+        grad_out, 0, 2, rows.ravel(), np.array([0, 2, 4, 2]), np.array([0, 3, 3, 4]), grad.ravel()
+    )
+
+    np.testing.assert_array_equal(grad, [[1, 21], [14, 5], [1, 1]])
+
+
+def test_a_maximum_takes_no_weights():
+    assert coefficients(np.array([0, 2]), None, "max") is None
+    with pytest.raises(ValueError, match="takes no weights"):
+        coefficients(None, np.ones(2, np.float32), "max")

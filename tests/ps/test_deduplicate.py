@@ -49,6 +49,10 @@ def assert_is_reference(
     assert found.value_starts[-1] == value
     occurrences = [(table, k) for table, keys in enumerate(tables) for k in keys]
     assert found.positions.tolist() == [row_of[each] for each in occurrences]
+    assert found.keys[found.places].tolist() == [k for _, k in occurrences]
+    same_row = dict(zip(found.positions.tolist(), found.places.tolist(), strict=True))
+    assert found.places.tolist() == [same_row[position] for position in found.positions.tolist()]
+    assert len(set(same_row.values())) == len(same_row) == found.keys.size
 
 
 @given(

@@ -94,6 +94,112 @@ def test_features_may_share_a_table(job: dict[str, Any]) -> None:
     assert [table.name for table in store_spec(config, model).tables] == ["C1"]
 
 
+def test_max_norm_and_max_reach_the_lookups(job: dict[str, Any]) -> None:
+    job["data"]["sparse"] = ["C1", {"name": "C2", "combiner": "max", "max_norm": 2}]
+
+    model = model_spec(JobConfig.from_dict(job))
+
+    assert [(lookup.table, lookup.max_norm) for lookup in model.lookups] == [
+        ("C1", None), ("C2", 2.0), ("C1_linear", None), ("C2_linear", None)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("feature", "message"),
+    [
+        ({"combiner": "max", "weights": "w"}, "data.sparse.1: combiner max takes no weights"),
+        ({"max_norm": 0}, "data.sparse.1.max_norm: .*greater than 0"),
+        ({"combiner": "tile"}, "data.sparse.1.combiner: .*'max'"),
+    ],
+)
+def test_a_pooling_that_makes_no_sense_is_refused(
+    job: dict[str, Any], feature: dict[str, Any], message: str
+) -> None:
+    job["data"]["sparse"] = ["C1", {"name": "C2", **feature}]
+
+    with pytest.raises(ConfigError, match=message):
+        JobConfig.from_dict(job)
+
+
+def test_a_composition_takes_the_place_of_its_table(job: dict[str, Any]) -> None:
+    halves = {"type": "multi_hash", "modulus": 9, "operation": "concatenate"}
+    job["tables"] = {"C1": {"composition": halves, "admission": {"min_count": 3}}}
+    config = JobConfig.from_dict(job)
+    model = model_spec(config)
+
+    tables = {table.name: table for table in store_spec(config, model).tables}
+
+    assert list(tables) == ["C1_quotient", "C1_remainder", "C2", "C1_linear", "C2_linear"]
+    assert tables["C1_remainder"].dim == 8
+    assert tables["C1_remainder"].admission == CounterAdmission(min_count=3)
+    assert (model.lookups[0].table, model.lookups[0].dim) == ("C1", 16)
+    assert JobConfig.from_dict(yaml.safe_load(config.to_yaml())) == config
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        (
+            {"C1": {"composition": {"type": "multi_hash"}}},
+            r"tables.C1.composition.*modulus is required",
+        ),
+        (
+            {"C1": {"composition": {"type": "multi_hash", "modulus": 1}}},
+            r"tables.C1.composition.*: modulus must be in",
+        ),
+        (
+            {"C1": {"dim": 16, "composition": {"type": "qr", "modulus": 5}}},
+            r"tables.C1.composition.*multi_hash",
+        ),
+        (
+            {"C1": {"composition": {"type": "dynamic_dimension", "min_counts": [2, 2]}}},
+            r"tables.C1.composition.*: min_counts must be strictly increasing.*got \[2, 2\]",
+        ),
+        (
+            {"C1": {"composition": {"type": "dynamic_dimension", "min_counts": [2, 3]}}},
+            "tables.C1.composition: dim must be a multiple of its 3 blocks, got 16",
+        ),
+        (
+            {"C1": {"composition": {"type": "adaptive", "static_rows": 4096}}},
+            "tables.C1.composition: adaptive needs an admission rule",
+        ),
+        (
+            {
+                "C1": {
+                    "admission": {"min_count": 2},
+                    "composition": {"type": "adaptive", "static_rows": 5000},
+                }
+            },
+            r"tables.C1.composition.*: static_rows must be a multiple of 4096.*got 5000",
+        ),
+        (
+            {"C1_linear": {"composition": {"type": "multi_hash", "modulus": 5}}},
+            "tables.C1_linear.composition: first-order weights",
+        ),
+        (
+            {"C1": {"composition": {"type": "multi_hash", "modulus": 5}}, "C1_quotient": {}},
+            "tables.C1_quotient: no feature uses this table",
+        ),
+    ],
+)
+def test_a_composition_that_cannot_be_is_refused(
+    job: dict[str, Any], tables: dict[str, Any], message: str
+) -> None:
+    job["tables"] = tables
+
+    with pytest.raises(ConfigError, match=message):
+        model_spec(JobConfig.from_dict(job))
+
+
+def test_a_part_with_the_name_of_another_table_is_refused(job: dict[str, Any]) -> None:
+    job["data"]["sparse"] = ["C1", {"name": "C2", "table": "C1_remainder"}]
+    job["tables"] = {"C1": {"composition": {"type": "multi_hash", "modulus": 5}}}
+    config = JobConfig.from_dict(job)
+
+    with pytest.raises(ConfigError, match=r"C1.composition: its table C1_remainder has the name"):
+        store_spec(config, model_spec(config))
+
+
 @pytest.mark.parametrize(
     ("override", "path", "value"),
     [

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding import EmbeddingVariable, TableEntries, TableSpec
+from embedding.composition_spec import Part
 from embedding.mixing import buckets_of
 from embedding.spec import Adagrad, AdamAsync, CounterAdmission, Optimizer, Sgd
 from ps.checkpoint import CheckpointError, Manifest, write_manifest, write_shard
@@ -293,6 +294,7 @@ Edit = Callable[[dict[str, Any]], Any]
         (lambda m: m["model"]["spec"].update(num_dense=1), "takes 1 dense features, 2 are listed"),
         (lambda m: m["model"]["spec"]["lookups"][2].update(feature=3), "names sparse feature 3"),
         (lambda m: m["model"]["spec"]["lookups"][2].update(table="t3"), "needs table 't3'"),
+        (lambda m: m["model"]["spec"]["lookups"][2].update(operation="add"), "operation 'add'"),
         (lambda m: m["store"].pop("dense_size"), "dense_size"),
         (lambda m: m["store"].update(tables=3), r"manifest\.json .*(store|tables)"),
         (lambda m: m["store"]["tables"][0].update(dim=4), "damaged|columns"),
@@ -308,6 +310,18 @@ def test_damaged_manifest_is_refused(checkpoint: Path, edit: Edit, message: str)
 
     with pytest.raises(CheckpointError, match=message):
         Predictor.from_checkpoint(checkpoint)
+
+
+def test_a_lookup_written_before_there_were_compositions_is_read(checkpoint: Path) -> None:
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    for lookup in manifest["model"]["spec"]["lookups"]:
+        for name in ("max_norm", "parts", "operation"):
+            del lookup[name]
+    for feature in manifest["model"]["features"]["sparse"]:
+        del feature["max_norm"]
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+    assert Predictor.from_checkpoint(checkpoint).model.lookups == LOOKUPS
 
 
 def test_class_that_cannot_be_imported_says_how_to_find_it(tmp_path: Path) -> None:
@@ -351,7 +365,8 @@ sparse_features = st.builds(
     combiner=st.sampled_from(["sum", "mean", "sqrtn"]),
     weights=st.none() | names,
     max_length=st.none() | st.integers(1, 9),
-)
+    max_norm=st.none() | st.floats(0.1, 9),
+) | st.builds(SparseFeature, name=names, column=names, table=names, combiner=st.just("max"))
 
 
 @settings(max_examples=60, deadline=None)
@@ -373,8 +388,12 @@ def test_specs_come_back_from_json_as_they_were(
         label=label, dense=tuple(dense), dense_transform="log1p", sparse=tuple(sparse)
     )
     lookups = tuple(
-        Lookup(feature=i, table=feature.table, dim=2, column=2 * i)
+        Lookup(feature=i, table=feature.table, dim=2, column=2 * i, max_norm=feature.max_norm)
         for i, feature in enumerate(sparse)
+    )
+    halves = tuple(Part(table=f"q{half}", dim=1, keys="quotient", divisor=2**62) for half in "ab")
+    lookups += (
+        Lookup(feature=0, table="q", dim=2, column=9, parts=halves, operation="concatenate"),
     )
     model = ModelSpec(
         type="custom",

@@ -121,7 +121,12 @@ def needed_lookups(
     lookups: list[Lookup] = []
     column = 0
     for i, (table, dim) in enumerate(tables):
-        lookups.append(Lookup(feature=i % len(sparse), table=table, dim=dim, column=column))
+        # A first-order weight is no vector whose length could be limited.
+        max_norm = sparse[i].max_norm if i < len(sparse) else None
+        number = i % len(sparse)
+        lookups.append(
+            Lookup(feature=number, table=table, dim=dim, column=column, max_norm=max_norm)
+        )
         column += dim
     return tuple(lookups)
 

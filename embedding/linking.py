@@ -1,0 +1,59 @@
+"""Tables that read one another: which may, and how the tables of a store are made together."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from embedding.spec import TableSpec
+from embedding.variable import EmbeddingVariable
+
+
+def check_links(specs: Sequence[TableSpec]) -> None:
+    """Check the tables that others name as their base.
+
+    Raises:
+        ValueError: there is no such table, it has a base itself, or a table of static rows has
+            another dim or value_dtype, an admission rule, or comes before the table that starts
+            from it.
+    """
+    tables = {spec.name: spec for spec in specs}
+    order = [spec.name for spec in specs]
+    for spec in specs:
+        if spec.base is None:
+            continue
+        base = tables.get(spec.base)
+        if base is None or base.base is not None:
+            found = "there is none" if base is None else f"it reads table {base.base} itself"
+            raise ValueError(f"table {spec.name} reads table {spec.base}, but {found}")
+        if spec.warm_start is None:
+            continue
+        found_as = (base.dim, base.value_dtype, base.admission)
+        if found_as != (spec.dim, spec.value_dtype, None):
+            raise ValueError(
+                f"table {spec.name} starts from rows of table {base.name}, which must have its dim"
+                f" {spec.dim}, its value_dtype {spec.value_dtype} and no admission, got"
+                f" {base.dim}, {base.value_dtype} and {base.admission}"
+            )
+        if order.index(base.name) < order.index(spec.name):
+            # Steps apply tables in order: rows must start from what was pulled, before the step.
+            raise ValueError(
+                f"table {spec.name} must be listed before table {base.name}, from which it starts"
+            )
+
+
+def make_variables(
+    specs: Sequence[TableSpec], *, on_non_finite: Literal["fail", "skip"] = "fail"
+) -> list[EmbeddingVariable]:
+    """Make empty tables, in the order given, those that read another one with that as their base.
+
+    Args:
+        on_non_finite: of every table, see `EmbeddingVariable`.
+
+    Raises:
+        ValueError: as `check_links`.
+    """
+    check_links(specs)
+    made: dict[str, EmbeddingVariable] = {}
+    for spec in sorted(specs, key=lambda spec: spec.base is not None):
+        base = None if spec.base is None else made[spec.base]
+        made[spec.name] = EmbeddingVariable(spec, base=base, on_non_finite=on_non_finite)
+    return [made[spec.name] for spec in specs]

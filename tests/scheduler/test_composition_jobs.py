@@ -1,0 +1,202 @@
+"""Every combiner and composition in whole jobs on a local Ray, and in what scores their models."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ps.checkpoint import CheckpointError
+from scheduler import JobConfig, Trainer
+from scheduler.resolve import evaluation_data
+from worker.inference import Predictor
+from worker.plan import make_plan
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).resolve().parents[2]
+POOLING: dict[str, Any] = {
+    "data": {
+        "sparse": [
+            {"name": "a", "column": "a", "max_norm": 0.1},
+            "b",
+            {"name": "tags", "column": "tags", "combiner": "max", "max_norm": 0.01},
+        ]
+    },
+    "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8]},
+}
+ADAM = {"type": "adam", "learning_rate": 0.01}
+MULTI_HASH: dict[str, Any] = {
+    "data": {
+        "sparse": [
+            "a",
+            {"name": "b", "column": "b", "max_norm": 1},
+            {"name": "tags", "column": "tags", "combiner": "mean"},
+            {"name": "again", "column": "tags", "table": "tags", "combiner": "max"},
+        ]
+    },
+    "tables": {
+        "a": {"composition": {"type": "multi_hash", "modulus": 5}},
+        "b": {
+            "admission": {"min_count": 2},
+            "composition": {"type": "multi_hash", "modulus": 60, "operation": "concatenate"},
+        },
+        "tags": {
+            "optimizer": ADAM,
+            "initializer": {"type": "normal", "mean": 0.2},
+            "composition": {"type": "multi_hash", "modulus": 6, "operation": "multiply"},
+        },
+    },
+    "model": {"type": "deepfm", "mlp": [8]},
+}
+DYNAMIC: dict[str, Any] = {
+    "data": {"sparse": ["a", "b", {"name": "tags", "column": "tags", "combiner": "mean"}]},
+    "tables": {
+        "a": {"composition": {"type": "dynamic_dimension", "min_counts": [10]}},
+        "b": {
+            "optimizer": ADAM,
+            "admission": {"min_count": 2},
+            "eviction": {"steps_to_live": 5, "every_steps": 3},
+            "composition": {"type": "dynamic_dimension", "min_counts": [5, 20, 50]},
+        },
+        "tags": {
+            "admission": {"type": "bloom", "min_count": 2, "max_elements": 100},
+            "composition": {"type": "dynamic_dimension", "min_counts": [200]},
+        },
+    },
+    "model": {"type": "wide_deep", "mlp": [8]},
+}
+ADAPTIVE: dict[str, Any] = {
+    "data": {
+        "sparse": [
+            {"name": "a", "column": "a", "max_norm": 1},
+            "b",
+            {"name": "tags", "column": "tags", "combiner": "mean"},
+            {"name": "again", "column": "tags", "table": "tags", "combiner": "max"},
+        ]
+    },
+    "tables": {
+        "a": {
+            "admission": {"type": "probabilistic", "probability": 0.05},
+            "composition": {"type": "adaptive", "static_rows": 8192},
+        },
+        "b": {
+            "optimizer": ADAM,
+            "admission": {"min_count": 4},
+            "eviction": {"steps_to_live": 5, "every_steps": 3},
+            "composition": {"type": "adaptive", "static_rows": 4096},
+        },
+        "tags": {
+            "value_dtype": "bfloat16",
+            "admission": {"type": "bloom", "min_count": 150, "max_elements": 100},
+            "composition": {"type": "adaptive", "static_rows": 4096},
+        },
+    },
+    "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8]},
+}
+JOBS = {
+    "max_and_max_norm": POOLING,
+    "multi_hash": MULTI_HASH,
+    "dynamic_dimension": DYNAMIC,
+    "adaptive": ADAPTIVE,
+}
+
+
+def config(samples: Path, run: Path, job: dict[str, Any], servers: int) -> JobConfig:
+    adagrad = {"type": "adagrad", "learning_rate": 0.05, "initial_accumulator": 0.01}
+    return JobConfig.from_dict(
+        {
+            "seed": 3,
+            "tables": job.get("tables", {}),
+            "data": {
+                "train": str(samples / "train-*.parquet"),
+                "eval": str(samples / "test.parquet"),
+                "dense": ["d1", "d2"],
+                "dense_transform": "log1p",
+                "batch_size": 64,
+                **job["data"],
+            },
+            "embedding": {"dim": 8, "optimizer": adagrad},
+            "model": {**job["model"], "optimizer": adagrad},
+            "training": {"mode": "sync", "global_batch": 256},
+            "cluster": {"workers": 2, "servers": servers},
+            "run": {"dir": str(run)},
+        }
+    )
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_gives_the_same_bits_on_any_number_of_servers_and_scores_them_alike(
+    ray_cluster: None, samples: Path, tmp_path: Path, name: str
+) -> None:
+    one, three = (config(samples, tmp_path / f"{n}", JOBS[name], n) for n in (1, 3))
+
+    result = Trainer(one).fit()
+    other = Trainer(three).fit()
+
+    assert result.metrics["model_digest"] == other.metrics["model_digest"]
+    assert result.metrics["eval"]["auc"] > 0.6
+    assert other.metrics["eval"] == result.metrics["eval"]
+    data = evaluation_data(three)
+    plan = make_plan(three.data.eval or [], data)
+    expected = {**result.metrics["eval"], "samples_skipped": 0}
+    assert Predictor.from_checkpoint(other.checkpoint).evaluate(plan, data) == expected
+    command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), str(tmp_path / "3")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(done.stdout).items() >= expected.items()
+
+
+def test_blocks_hold_fewer_rows_the_more_often_a_key_must_be_seen(
+    ray_cluster: None, samples: Path, tmp_path: Path
+) -> None:
+    tables = Trainer(config(samples, tmp_path / "run", DYNAMIC, 2)).fit().metrics["tables"]
+
+    rows = [tables[name]["rows"] for name in ("b", "b_block1", "b_block2", "b_block3")]
+    assert rows[0] > rows[1] > rows[2] > rows[3] > 0
+    assert tables["b"]["unadmitted"] > 0
+    assert tables["b_block1"]["unadmitted"] == 0
+    assert tables["b_block1"]["evicted"] > 0
+
+
+def test_own_rows_take_over_from_static_ones_in_any_mode(
+    ray_cluster: None, samples: Path, tmp_path: Path
+) -> None:
+    job = config(samples, tmp_path / "run", ADAPTIVE, 2).model_dump()
+    job["training"]["mode"] = "async"
+
+    result = Trainer(JobConfig.from_dict(job)).fit()
+
+    tables = result.metrics["tables"]
+    assert tables["b"]["rows"] > 0
+    assert tables["b"]["evicted"] > 0
+    assert tables["b_static"]["rows"] > tables["b"]["rows"], "most ids are rare"
+    assert (tables["b_static"]["unadmitted"], tables["b_static"]["evicted"]) == (0, 0)
+    assert result.metrics["eval"]["auc"] > 0.6
+
+
+def test_rows_of_other_keys_are_not_taken_over(
+    ray_cluster: None, samples: Path, tmp_path: Path
+) -> None:
+    trained = Trainer(config(samples, tmp_path / "first", MULTI_HASH, 1)).fit()
+    job = config(samples, tmp_path / "second", MULTI_HASH, 1).model_dump()
+    job["run"]["init_from"] = trained.path
+    job["tables"]["a"]["composition"]["modulus"] = 7
+
+    with pytest.raises(CheckpointError, match=r"a_quotient .* divisor 5 .* quotient keys with 7"):
+        Trainer(JobConfig.from_dict(job)).fit()
+
+
+def test_max_norm_and_the_maximum_make_other_models(
+    ray_cluster: None, samples: Path, tmp_path: Path
+) -> None:
+    changed = ({}, {"max_norm": 0.01}, {"combiner": "max"})
+    digests = set()
+    for number, options in enumerate(changed):
+        sparse = ["a", {"name": "tags", "column": "tags", **options}]
+        job = {**POOLING, "data": {"sparse": sparse}}
+        short = config(samples, tmp_path / f"{number}", job, 1)
+        digests.add(Trainer(short).fit().metrics["model_digest"])
+
+    assert len(digests) == len(changed)
