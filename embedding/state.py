@@ -1,0 +1,227 @@
+"""What a table holds: rows, counters and filter; how it is moved in and out, and looked at."""
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from embedding.arguments import input_array
+from embedding.bloom import BloomBlocks, BloomFilter
+from embedding.counters import CounterEntries
+from embedding.entries import TableEntries
+from embedding.inspection import RankBy, TopRows, bucket_parts, frequency_histogram
+from embedding.optimizers import rule_for
+from embedding.precision import kind_of, stored_width
+from embedding.rows import FREQUENCY, METADATA_BYTES, VERSION, Rows
+from embedding.spec import BloomAdmission, TableSpec
+from embedding.transfer import read_rows, write_rows
+
+Int64Array = npt.NDArray[np.int64]
+
+ALL_BUCKETS = (0, 4096)
+
+_INT64, _FLOAT32 = np.dtype("int64"), np.dtype("float32")
+
+
+class TableState:
+    """The rows of one table, and what is counted of keys without a row.
+
+    Args:
+        spec: what the table is.
+    """
+
+    def __init__(self, spec: TableSpec) -> None:
+        self.spec: TableSpec = spec
+        self._rule = rule_for(spec.optimizer, sparse=True)
+        self._initial_slots = self._rule.initial_slots(spec.dim)
+        self._precision = kind_of(spec.value_dtype)
+        self._rows = Rows(stored_width(spec))
+        self._counters = Rows(0)
+        rule = spec.admission
+        self._bloom = BloomFilter(rule) if isinstance(rule, BloomAdmission) else None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def num_unadmitted(self) -> int:
+        """Keys with a counter and no row; 0 where a Bloom filter counts them."""
+        return len(self._counters)
+
+    # In and out -------------------------------------------------------------------------------
+
+    def export(self, buckets: tuple[int, int] = ALL_BUCKETS) -> TableEntries:
+        """Copy the rows of the keys in buckets [first, end), sorted by (bucket, key).
+
+        Each call looks through the whole index, so ask for many buckets at once.
+        """
+        keys, rows = self._rows.in_buckets(buckets)
+        n = keys.size
+        entries = TableEntries(
+            keys=keys,
+            frequency=np.empty(n, np.int64),
+            version=np.empty(n, np.int64),
+            vectors=np.empty((n, self.spec.dim), np.float32),
+            slots=np.empty((n, self._initial_slots.size), np.float32),
+        )
+        read_rows(
+            self._rows.arrays,
+            rows,
+            self._precision,
+            entries.frequency,
+            entries.version,
+            entries.vectors,
+            entries.slots,
+        )
+        return entries
+
+    def export_arrow(self, buckets: tuple[int, int] = ALL_BUCKETS) -> Any:
+        """Return `export` as a pyarrow.Table, see `embedding.arrow`, which needs pyarrow."""
+        from embedding.arrow import to_arrow
+
+        return to_arrow(self.export(buckets), self.spec)
+
+    def import_arrow(self, table: Any) -> None:
+        """Insert or overwrite the rows of a pyarrow.Table, as `import_rows` does.
+
+        Raises:
+            ValueError: a column is wrong, see `embedding.arrow.from_arrow`.
+            MemoryError: there is no room for the new keys.
+        """
+        from embedding.arrow import from_arrow
+
+        self.import_rows(from_arrow(table, self.spec))
+
+    def export_counters(self, buckets: tuple[int, int] = ALL_BUCKETS) -> CounterEntries:
+        """Copy the counters of the keys in buckets [first, end), sorted by (bucket, key)."""
+        keys, rows = self._counters.in_buckets(buckets)
+        metadata = self._counters.arrays.metadata[rows]
+        return CounterEntries(
+            keys=keys,
+            frequency=np.ascontiguousarray(metadata[:, FREQUENCY]),
+            version=np.ascontiguousarray(metadata[:, VERSION]),
+        )
+
+    def export_bloom(self, buckets: tuple[int, int] = ALL_BUCKETS) -> BloomBlocks:
+        """Copy the blocks of the Bloom filter of buckets [first, end) that hold anything."""
+        if self._bloom is None:
+            return BloomBlocks(np.empty(0, np.int64), np.empty((0, 0), np.uint8))
+        return self._bloom.export(buckets)
+
+    def bloom_block(self, bucket: int) -> npt.NDArray[Any]:
+        """Return the Bloom counters of a bucket, a view; empty where the table has no filter."""
+        return np.empty(0, np.uint8) if self._bloom is None else self._bloom.arrays.counters[bucket]
+
+    def import_bloom(self, blocks: BloomBlocks) -> None:
+        """Overwrite blocks of the Bloom filter.
+
+        Raises:
+            ValueError: the table has no filter, or one of another size.
+        """
+        if self._bloom is None:
+            raise ValueError(f"table {self.spec.name} has no Bloom filter")
+        self._bloom.import_(blocks)
+
+    def import_rows(self, entries: TableEntries) -> None:
+        """Insert or overwrite rows; a counter of the same key is removed.
+
+        Raises:
+            ValueError: a column has another type or shape.
+            MemoryError: there is no room for the new keys.
+        """
+        n, dim = len(entries.keys), self.spec.dim
+        keys = input_array("keys", entries.keys, _INT64, (n,))
+        frequency = input_array("frequency", entries.frequency, _INT64, (n,))
+        version = input_array("version", entries.version, _INT64, (n,))
+        vectors = input_array("vectors", entries.vectors, _FLOAT32, (n, dim))
+        slots = input_array("slots", entries.slots, _FLOAT32, (n, self._initial_slots.size))
+        rows = self._rows.add(keys)
+        if len(self._counters):
+            self._counters.remove(keys)
+        write_rows(self._rows.arrays, rows, self._precision, frequency, version, vectors, slots)
+
+    def import_counters(self, entries: CounterEntries) -> None:
+        """Insert or overwrite counters; a row of the same key is removed.
+
+        A Bloom filter counts each key at least so often from then on.
+
+        Raises:
+            ValueError: a column has another type or shape.
+            MemoryError: there is no room for the new keys.
+        """
+        n = len(entries.keys)
+        keys = input_array("keys", entries.keys, _INT64, (n,))
+        frequency = input_array("frequency", entries.frequency, _INT64, (n,))
+        version = input_array("version", entries.version, _INT64, (n,))
+        if self._bloom is not None:
+            self._rows.remove(keys)
+            self._bloom.raise_to(keys, frequency)
+            return
+        counters = self._counters.add(keys)
+        self._rows.remove(keys)
+        self._counters.arrays.metadata[counters, FREQUENCY] = frequency
+        self._counters.arrays.metadata[counters, VERSION] = version
+
+    # Questions --------------------------------------------------------------------------------
+
+    def frequency(self, keys: Int64Array) -> Int64Array:
+        """Return how often each key was seen, in its row or counter: int64[n], 0 if absent.
+
+        Of a key without a row a Bloom filter may say too much.
+        """
+        found = self._metadata_of(keys, FREQUENCY, absent=0)
+        if self._bloom is not None:
+            found = np.where(self._rows.find(keys) >= 0, found, self._bloom.count(keys))
+        return found
+
+    def version(self, keys: Int64Array) -> Int64Array:
+        """Return the step that last changed each row or counter: int64[n], -1 if absent."""
+        return self._metadata_of(keys, VERSION, absent=-1)
+
+    def _metadata_of(self, keys: Int64Array, column: int, *, absent: int) -> Int64Array:
+        keys = input_array("keys", keys, _INT64, (len(keys),))
+        counted = self._counters.metadata_of(keys, column, absent)
+        rows = self._rows.find(keys)
+        return np.where(rows >= 0, self._rows.metadata_of(keys, column, absent), counted)
+
+    def top(self, n: int, by: RankBy = "frequency") -> TableEntries:
+        """Copy the n rows that are highest, sorted by (value descending, key ascending).
+
+        Args:
+            n: how many, >= 0; a smaller table gives all of its rows.
+            by: which value; the norm is the Euclidean one of the vector.
+
+        Raises:
+            ValueError: n or by is not one of these.
+        """
+        highest = TopRows(self.spec, n, by)
+        for part in bucket_parts(len(self), 4 * self._rule.row_width(self.spec.dim)):
+            highest.add(self.export(part))
+        return highest.entries
+
+    def frequency_histogram(self, of: Literal["rows", "unadmitted"] = "rows") -> Int64Array:
+        """Count the frequencies of rows, or of counters of unadmitted keys, by powers of two.
+
+        Returns:
+            int64[64]: how many are 0, 1, 2 to 3, 4 to 7, ...; see `inspection.BIN_STARTS`. Of
+            unadmitted keys all 0 where a Bloom filter counts them: it does not know its keys.
+
+        Raises:
+            ValueError: `of` is not one of these.
+        """
+        if of not in ("rows", "unadmitted"):
+            raise ValueError(f"of must be rows or unadmitted, got {of!r}")
+        rows = self._rows if of == "rows" else self._counters
+        counts = frequency_histogram(np.empty(0, np.int64))
+        for part in bucket_parts(len(rows), METADATA_BYTES):
+            _, positions = rows.in_buckets(part)
+            counts += frequency_histogram(rows.arrays.metadata[positions, FREQUENCY])
+        return counts
+
+    def memory(self) -> dict[str, int]:
+        """Return the bytes taken by index, rows, metadata, counters and filter, and their total."""
+        memory = self._rows.memory()
+        memory["counters"] = sum(self._counters.memory().values())
+        memory["bloom"] = 0 if self._bloom is None else self._bloom.nbytes
+        memory["total"] = sum(memory.values())
+        return memory
