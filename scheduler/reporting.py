@@ -142,6 +142,10 @@ def make_result(
         "gradients_of_evicted_keys": sum(s["gradients_of_evicted_keys"] for s in servers),
         "ledger": status.batches,
         "worker_restarts": worker_restarts,
+        "workers": {
+            str(number): {name: worker[name] for name in ("batches", "samples", "seconds")}
+            for number, worker in sorted(status.workers.items())
+        },
         "tables": tables,
         "model_digest": model_digest,
         "peak_rss_bytes": peak_rss_bytes,

@@ -24,7 +24,7 @@ from scheduler.launching import Launcher, Processes, start_ray
 from scheduler.ledger import LedgerPlan
 from scheduler.paths import with_absolute_paths
 from scheduler.progress import Progress
-from scheduler.resolve import evaluation_data, model_spec, store_spec, training_data
+from scheduler.resolve import evaluation_data, fault_plan, model_spec, store_spec, training_data
 from scheduler.run_files import RunDirectory, latest_checkpoint
 from scheduler.supervising import Supervisor
 from worker.errors import DataError
@@ -255,4 +255,5 @@ def _worker_setup(specs: JobSpecs, secret: bytes, processes: Processes) -> Worke
         options=LoopOptions(on_non_finite=config.training.on_non_finite),
         retry_seconds=config.cluster.retry_seconds,
         compress=config.cluster.compress,
+        faults=fault_plan(config, started=time.time()),
     )

@@ -6,7 +6,9 @@ for tokens and is the heartbeat, so a long computation does not look like a deat
 """
 
 import contextlib
+import os
 import queue
+import signal
 import socket
 import threading
 import time
@@ -20,6 +22,7 @@ from ps.memory import peak_rss_bytes
 from worker.batch import Batch
 from worker.choosing import choose_rows
 from worker.computing import Computation
+from worker.faults import Faults
 from worker.metrics import bin_of, log_loss_sum
 from worker.preparing import Prepared, Preparer
 from worker.protocol import Coordinator, Evaluation, Finished, Token, TokenKind
@@ -72,6 +75,7 @@ class WorkerLoop:
         readers: for each kind of token, reads a batch and says how many samples were skipped.
         preparer: used by the preparing thread only.
         computation: the model.
+        faults: what befalls it on purpose.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class WorkerLoop:
         preparer: Preparer,
         computation: Computation,
         options: LoopOptions,
+        faults: Faults,
     ) -> None:
         self._session = session
         self._coordinator = coordinator
@@ -92,6 +97,7 @@ class WorkerLoop:
         self._preparer = preparer
         self._computation = computation
         self._options = options
+        self._faults = faults
         self._lock = threading.Lock()
         self._news = threading.Condition(self._lock)
         self._to_prepare: queue.PriorityQueue[Token] = queue.PriorityQueue()
@@ -204,6 +210,8 @@ class WorkerLoop:
                 del held[token]
 
     def _compute(self, token: Token, ready: _Ready, pulled: PulledBatch) -> None:
+        if token.kind == "train" and self._faults.dies_at(token.step):
+            os.kill(os.getpid(), signal.SIGKILL)
         started = time.perf_counter()
         prepared, trained = choose_rows(ready.prepared, pulled.admitted)
         skipped = ready.skipped
@@ -214,6 +222,7 @@ class WorkerLoop:
             )
             return
         loss, gradients, dense = self._computation.train(prepared, pulled.values, pulled.dense)
+        time.sleep(self._faults.pause(time.perf_counter() - started, time.time()))
         seconds = time.perf_counter() - started
         planned = prepared.num_samples + skipped
         if not (all_finite(gradients) and all_finite(dense)):

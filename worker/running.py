@@ -11,6 +11,7 @@ from ps.spec import StoreSpec, even_routing
 from worker.batch import Bags, Batch
 from worker.choosing import choose_rows
 from worker.computing import Computation
+from worker.faults import FaultPlan, Faults
 from worker.loop import LoopOptions, ReadBatch, WorkerLoop
 from worker.metrics import bin_of, log_loss_sum
 from worker.plan import Plan
@@ -36,6 +37,8 @@ class WorkerSetup:
         addresses: of the shards, in their order.
         secret: that the shards ask for.
         recovery_epoch: that messages carry.
+        options: of the loop.
+        faults: that befall workers on purpose.
         retry_seconds: how long a shard may be out of reach.
         compress: whether frames are compressed.
     """
@@ -52,6 +55,7 @@ class WorkerSetup:
     secret: bytes = field(repr=False)
     recovery_epoch: int
     options: LoopOptions
+    faults: FaultPlan
     retry_seconds: float = 20.0
     compress: bool = False
 
@@ -86,6 +90,7 @@ def make_loop(
         preparer=preparer,
         computation=computation,
         options=setup.options,
+        faults=Faults(setup.faults, worker=worker, incarnation=incarnation),
     )
 
 

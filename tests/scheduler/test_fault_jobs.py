@@ -1,0 +1,84 @@
+"""Faults on purpose in whole jobs on a local Ray."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler import ConfigError, JobConfig, Trainer
+
+SLOW = {"kind": "slow", "index": 0, "factor": 10.0}
+# So slow that neither worker has trained everything before the other has started.
+BOTH_SLOW = {"kind": "slow", "index": [0, 1], "factor": 100.0}
+KILL = {"kind": "kill", "index": [0, 1], "at_step": 7}
+
+
+def job(samples: Path, run: Path, inject: list[dict[str, Any]], **training: Any) -> dict[str, Any]:
+    adagrad = {"type": "adagrad", "initial_accumulator": 1e-4}
+    return {
+        "seed": 3,
+        "data": {
+            "train": str(samples / "train-*.parquet"),
+            "dense": ["d1", "d2"],
+            "sparse": ["a", "b"],
+            "batch_size": 64,
+        },
+        "embedding": {"dim": 4, "optimizer": adagrad},
+        "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8], "optimizer": adagrad},
+        "training": training,
+        "cluster": {"workers": 2, "servers": 1, "inject": inject},
+        "run": {"dir": str(run), "allow_faults": True},
+    }
+
+
+@pytest.mark.ray
+def test_killed_workers_are_replaced_and_the_model_stays_the_same(
+    ray_cluster: None, samples: Path, tmp_path: Path
+) -> None:
+    runs = [
+        Trainer(
+            JobConfig.from_dict(
+                job(samples, tmp_path / str(number), inject, mode="sync", global_batch=256)
+            )
+        ).fit()
+        for number, inject in enumerate(([], [KILL]))
+    ]
+
+    assert [run.metrics["worker_restarts"] for run in runs] == [0, 2]
+    assert runs[0].metrics["model_digest"] == runs[1].metrics["model_digest"]
+
+
+@pytest.mark.ray
+def test_batches_of_a_slow_worker_take_longer(
+    ray_cluster: None, samples: Path, tmp_path: Path
+) -> None:
+    trainer = Trainer(
+        JobConfig.from_dict(job(samples, tmp_path / "run", [SLOW, BOTH_SLOW], mode="async"))
+    )
+
+    workers = trainer.fit().metrics["workers"]
+
+    assert sum(worker["samples"] for worker in workers.values()) == 5000
+    slow, other = workers["0"], workers["1"]
+    assert slow["seconds"] / slow["batches"] > 3 * other["seconds"] / other["batches"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run": {"allow_faults": False}}, "refused unless run.allow_faults is true"),
+        ({"inject": [{**SLOW, "index": 2}]}, r"cluster.inject.0.index must be below .* \(2\)"),
+        ({"inject": [KILL, {**SLOW, "factor": 1.0}]}, "cluster.inject.1.*factor"),
+        ({"inject": [{**SLOW, "kind": "slwo"}]}, "cluster.inject.0"),
+        ({"inject": [{**SLOW, "role": "server"}]}, "cluster.inject.0.*role"),
+        ({"inject": [{**KILL, "index": []}]}, "cluster.inject.0.*index"),
+    ],
+)
+def test_faults_that_cannot_be_obeyed_are_refused(
+    samples: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    data = job(samples, tmp_path, changes.get("inject", [SLOW]), mode="async")
+    data["run"] |= changes.get("run", {})
+
+    with pytest.raises(ConfigError, match=message):
+        JobConfig.from_dict(data)

@@ -1,0 +1,90 @@
+"""Faults on purpose, for experiments and tests: workers that are slow, and workers that die."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slow:
+    """Some workers take longer for each batch.
+
+    Args:
+        workers: their numbers.
+        factor: a batch takes so many times as long, > 1.
+        jitter: the factor is multiplied by a number in [1 - jitter, 1 + jitter), drawn per batch.
+        from_seconds, to_seconds: of the training, in which they are slow; None: to its end.
+    """
+
+    workers: tuple[int, ...]
+    factor: float
+    jitter: float = 0.0
+    from_seconds: float = 0.0
+    to_seconds: float | None = None
+
+    def holds(self, worker: int, seconds: float) -> bool:
+        """Whether a worker is slow so many seconds after the start."""
+        begun = seconds >= self.from_seconds
+        return (
+            worker in self.workers
+            and begun
+            and (self.to_seconds is None or seconds < self.to_seconds)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kill:
+    """Some workers die, once each, before they train a batch of this step or a later one."""
+
+    workers: tuple[int, ...]
+    at_step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultPlan:
+    """All faults of a job.
+
+    Args:
+        faults: of any worker.
+        seed: of the jitter.
+        started: when the training began, as `time.time()`.
+    """
+
+    faults: tuple[Slow | Kill, ...] = ()
+    seed: int = 0
+    started: float = 0.0
+
+
+class Faults:
+    """What befalls one worker; knows no clock.
+
+    Args:
+        plan: of the job.
+        worker: its number.
+        incarnation: which process with that number this is; only the first is killed.
+    """
+
+    def __init__(self, plan: FaultPlan, *, worker: int, incarnation: int) -> None:
+        self._plan = plan
+        self._worker = worker
+        self._incarnation = incarnation
+        self._random = np.random.default_rng([plan.seed, worker, incarnation])
+
+    def pause(self, took: float, now: float) -> float:
+        """Return how many seconds to wait after a batch that took `took` seconds.
+
+        Args:
+            now: as `time.time()`.
+        """
+        factor = 1.0
+        for fault in self._plan.faults:
+            if isinstance(fault, Slow) and fault.holds(self._worker, now - self._plan.started):
+                factor *= fault.factor * (1 + fault.jitter * self._random.uniform(-1, 1))
+        return max(0.0, (factor - 1) * took)
+
+    def dies_at(self, step: int) -> bool:
+        """Whether the worker dies before it trains a batch of this step."""
+        return self._incarnation == 0 and any(
+            isinstance(fault, Kill) and self._worker in fault.workers and step >= fault.at_step
+            for fault in self._plan.faults
+        )
