@@ -12,26 +12,28 @@ within a version of the software.
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from embedding import EmbeddingVariable
+from embedding import EmbeddingVariable, rule_for
 from embedding.mixing import NUM_BUCKETS, buckets_of
 from ps.dense import DenseBlocks
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
-# Rows exported at once, so that a digest of a large table needs little memory.
-_ROWS_AT_ONCE = 1 << 20
+# What is exported at once, so that a digest of a large table needs little memory.
+_PART_BYTES, _MOST_PARTS = 1 << 28, 64
 
 
 def bucket_digests(table: EmbeddingVariable, buckets: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """Return the digest of each bucket in [first, end), uint8[end - first, 32]."""
     first, end = buckets
-    digests = np.empty((end - first, DIGEST_BYTES), np.uint8)
+    nothing = hashlib.sha256(bytes(table.bloom_block(first).nbytes) if end > first else b"")
+    digests = np.tile(np.frombuffer(nothing.digest(), np.uint8), (end - first, 1))
     for low, high in bucket_slices(table, buckets):
         rows, counters = table.export((low, high)), table.export_counters((low, high))
         admitted = np.ones((len(rows.keys), 1), np.uint8)
@@ -42,7 +44,9 @@ def bucket_digests(table: EmbeddingVariable, buckets: tuple[int, int]) -> npt.ND
         not_admitted = np.zeros((len(counters.keys), 1), np.uint8)
         counter_bytes = _as_bytes(counters.keys, counters.frequency, counters.version, not_admitted)
         counter_starts = _starts(counters.keys, low, high)
-        for i in range(high - low):
+        held = [buckets_of(rows.keys), buckets_of(counters.keys)]
+        held.append(table.export_bloom((low, high)).buckets.astype(np.uint16))
+        for i in (np.unique(np.concatenate(held)) - np.int64(low)).tolist():
             digest = hashlib.sha256(row_bytes[row_starts[i] : row_starts[i + 1]])
             digest.update(counter_bytes[counter_starts[i] : counter_starts[i + 1]])
             digest.update(np.ascontiguousarray(table.bloom_block(low + i)))
@@ -68,11 +72,16 @@ def model_digest(tables: Mapping[str, npt.NDArray[np.uint8]], blocks: Iterable[b
 
 
 def bucket_slices(table: EmbeddingVariable, buckets: tuple[int, int]) -> list[tuple[int, int]]:
-    """Cut a range of buckets so that each part holds about a million rows at most."""
+    """Cut a range of buckets so that each part holds about 256 MiB, or a 64th of the table.
+
+    Every part costs a look through the whole index.
+    """
     first, end = buckets
-    parts = max(1, -(-(len(table) + table.num_unadmitted) // _ROWS_AT_ONCE))
-    cuts = np.unique(np.linspace(first, end, min(parts, max(1, end - first)) + 1).astype(int))
-    return list(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True))
+    row_bytes = 24 + 4 * rule_for(table.spec.optimizer, sparse=True).row_width(table.spec.dim)
+    num_bytes = row_bytes * len(table) + 24 * table.num_unadmitted
+    parts = min(-(-num_bytes // _PART_BYTES), _MOST_PARTS, end - first)
+    cuts = np.unique(np.linspace(first, end, max(parts, 1) + 1).astype(int)).tolist()
+    return list(itertools.pairwise(cuts))
 
 
 def _as_bytes(*columns: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

@@ -152,7 +152,7 @@ def test_digests_of_parts_are_parts_of_the_digest(monkeypatch: pytest.MonkeyPatc
     for cut in (0, 1, 2048, 4000, NUM_BUCKETS):
         parts = [bucket_digests(table, (0, cut)), bucket_digests(table, (cut, NUM_BUCKETS))]
         assert np.concatenate(parts).tobytes() == whole.tobytes()
-    monkeypatch.setattr("ps.digest._ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("ps.digest._PART_BYTES", 100)
     assert bucket_digests(table, (0, NUM_BUCKETS)).tobytes() == whole.tobytes()
 
 
