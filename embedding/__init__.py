@@ -5,23 +5,85 @@ from embedding.compile_cache import use_own_cache
 use_own_cache()
 
 from embedding.bloom import BloomBlocks  # noqa: E402
+from embedding.composition_spec import (  # noqa: E402
+    Adaptive,
+    DynamicDimension,
+    MultiHash,
+    compose,
+)
 from embedding.counters import CounterEntries  # noqa: E402
 from embedding.entries import TableEntries  # noqa: E402
 from embedding.eviction import rows_per_bucket  # noqa: E402
+from embedding.key_maps import map_keys  # noqa: E402
+from embedding.linking import make_variables  # noqa: E402
 from embedding.mixing import NUM_BUCKETS, buckets_of  # noqa: E402
+from embedding.optimizer_spec import (  # noqa: E402
+    Adagrad,
+    AdagradDecay,
+    AdagradDecayV2,
+    Adam,
+    AdamAsync,
+    AdamW,
+    Ftrl,
+    RmsProp,
+    RowwiseAdagrad,
+    RowwiseAdam,
+    Sgd,
+)
 from embedding.optimizers import OptimizerRule, rule_for, step_scalars  # noqa: E402
-from embedding.spec import TableSpec  # noqa: E402
+from embedding.schedule import Schedule  # noqa: E402
+from embedding.spec import (  # noqa: E402
+    BloomAdmission,
+    Constant,
+    CounterAdmission,
+    Eviction,
+    GlorotUniform,
+    Normal,
+    ProbabilisticAdmission,
+    TableSpec,
+    TruncatedNormal,
+    Uniform,
+    Zeros,
+)
 from embedding.variable import EmbeddingVariable  # noqa: E402
 
 __all__ = [
     "NUM_BUCKETS",
+    "Adagrad",
+    "AdagradDecay",
+    "AdagradDecayV2",
+    "Adam",
+    "AdamAsync",
+    "AdamW",
+    "Adaptive",
+    "BloomAdmission",
     "BloomBlocks",
+    "Constant",
+    "CounterAdmission",
     "CounterEntries",
+    "DynamicDimension",
     "EmbeddingVariable",
+    "Eviction",
+    "Ftrl",
+    "GlorotUniform",
+    "MultiHash",
+    "Normal",
     "OptimizerRule",
+    "ProbabilisticAdmission",
+    "RmsProp",
+    "RowwiseAdagrad",
+    "RowwiseAdam",
+    "Schedule",
+    "Sgd",
     "TableEntries",
     "TableSpec",
+    "TruncatedNormal",
+    "Uniform",
+    "Zeros",
     "buckets_of",
+    "compose",
+    "make_variables",
+    "map_keys",
     "rows_per_bucket",
     "rule_for",
     "step_scalars",

@@ -11,11 +11,15 @@ def check_links(specs: Sequence[TableSpec]) -> None:
     """Check the tables that others name as their base.
 
     Raises:
-        ValueError: there is no such table, it has a base itself, or a table of static rows has
-            another dim or value_dtype, an admission rule, or comes before the table that starts
-            from it.
+        ValueError: a name is there twice, there is no such table, it has a base itself, or a table
+            of static rows has another dim or value_dtype, an admission rule, or comes before the
+            table that starts from it.
     """
     tables = {spec.name: spec for spec in specs}
+    if len(tables) < len(specs):
+        names = [spec.name for spec in specs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"table {twice[0]} is listed twice")
     order = [spec.name for spec in specs]
     for spec in specs:
         if spec.base is None:

@@ -9,7 +9,6 @@ from typing import Literal
 
 from embedding.ranges import (
     require,
-    require_finite,
     require_not_negative,
     require_positive,
     require_share,
@@ -289,8 +288,7 @@ class Ftrl(Shaping):
             "which falls by itself as the accumulator grows",
         )
         power = self.learning_rate_power
-        require(power <= 0, f"learning_rate_power must be <= 0, got {power}")
-        require_finite("learning_rate_power", power)
+        require(-10 <= power <= 0, f"learning_rate_power must be in [-10, 0], got {power}")
         require_positive("initial_accumulator", self.initial_accumulator)
         require_not_negative("l1", self.l1)
         require_not_negative("l2", self.l2)

@@ -128,12 +128,16 @@ class OptimizerRule:
         self.run(rows, positions, read_only(gradients), np.float32(scale), numbers)
 
     def check_scalars(self, scalars: npt.ArrayLike) -> Float64Array:
-        """Return scalars as float64[num_scalars]; ValueError where there are more or fewer."""
+        """Return scalars as float64[num_scalars]; ValueError where there are others."""
         numbers = np.array(scalars, np.float64)
         if numbers.shape != (self.num_scalars,):
             raise ValueError(
                 f"optimizer {self.kernel.__name__} takes float64[{self.num_scalars}] as scalars "
                 f"(see step_scalars), got shape {list(numbers.shape)}"
+            )
+        if not np.isfinite(numbers).all():
+            raise ValueError(
+                f"optimizer {self.kernel.__name__} takes finite scalars, got {numbers.tolist()}"
             )
         return numbers
 

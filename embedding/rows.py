@@ -215,11 +215,8 @@ class Rows:
 
     def in_buckets(self, buckets: tuple[int, int]) -> tuple[Int64Array, Int64Array]:
         """Return the keys of buckets [first, end), sorted by (bucket, key), and their rows."""
+        check_buckets(buckets)
         first, end = buckets
-        if not 0 <= first <= end <= NUM_BUCKETS:
-            raise ValueError(
-                f"buckets must be (first, end), 0 <= first <= end <= {NUM_BUCKETS}, got {buckets}"
-            )
         keys, rows = np.empty(len(self), np.int64), np.empty(len(self), np.int64)
         count = collect(self.arrays.entries, first, end, keys, rows)
         return _sorted_by_bucket(keys[:count], rows[:count])
@@ -232,6 +229,15 @@ class Rows:
             "metadata": touched * METADATA_BYTES,
             "rows": touched * self.arrays.values.shape[1] * 4,
         }
+
+
+def check_buckets(buckets: tuple[int, int]) -> None:
+    """Raise ValueError unless buckets are (first, end) of a range that exists."""
+    first, end = buckets
+    if not 0 <= first <= end <= NUM_BUCKETS:
+        raise ValueError(
+            f"buckets must be (first, end), 0 <= first <= end <= {NUM_BUCKETS}, got {buckets}"
+        )
 
 
 def memory_of(num_keys: int, width: int) -> int:

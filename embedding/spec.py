@@ -303,13 +303,23 @@ class TableSpec:
     warm_start: WarmStart | None = None
 
     def __post_init__(self) -> None:
-        legal = bool(self.name) and all(c.isalnum() or c in "_.-" for c in self.name)
+        legal = bool(self.name) and all(
+            c.isascii() and (c.isalnum() or c in "_.-") for c in self.name
+        )
         _require(
             legal and not self.name.startswith("."),
             f"a table's name may hold letters, digits, '_', '.' and '-', got {self.name!r}",
         )
         _require(1 <= self.dim <= 4096, f"dim must be in [1, 4096], got {self.dim}")
         _finite("default_value", self.default_value)
+        for field_name, kinds in (
+            ("initializer", Initializer),
+            ("optimizer", Optimizer),
+            ("admission", Admission | None),
+            ("eviction", Eviction | None),
+        ):
+            value = getattr(self, field_name)
+            _require(isinstance(value, kinds), f"{field_name} must be a spec, got {value!r}")
         dtypes = get_args(ValueDtype)
         _require(
             self.value_dtype in dtypes,

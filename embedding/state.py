@@ -5,14 +5,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from embedding.arguments import input_array
+from embedding.arguments import input_array, read_only
 from embedding.bloom import BloomBlocks, BloomFilter
 from embedding.counters import CounterEntries
 from embedding.entries import TableEntries
 from embedding.inspection import RankBy, TopRows, bucket_parts, frequency_histogram
 from embedding.optimizers import rule_for
 from embedding.precision import kind_of, stored_width
-from embedding.rows import FREQUENCY, METADATA_BYTES, VERSION, Rows
+from embedding.rows import FREQUENCY, METADATA_BYTES, VERSION, Rows, check_buckets
 from embedding.spec import BloomAdmission, TableSpec
 from embedding.transfer import read_rows, write_rows
 
@@ -81,8 +81,11 @@ class TableState:
 
         return to_arrow(self.export(buckets), self.spec)
 
-    def import_arrow(self, table: Any) -> None:
+    def import_arrow(self, table: Any, *, allow_nonfinite: bool = False) -> None:
         """Insert or overwrite the rows of a pyarrow.Table, as `import_rows` does.
+
+        Args:
+            allow_nonfinite: take NaN and infinity too, as a diverged model has them.
 
         Raises:
             ValueError: a column is wrong, see `embedding.arrow.from_arrow`.
@@ -90,7 +93,7 @@ class TableState:
         """
         from embedding.arrow import from_arrow
 
-        self.import_rows(from_arrow(table, self.spec))
+        self.import_rows(from_arrow(table, self.spec, allow_nonfinite=allow_nonfinite))
 
     def export_counters(self, buckets: tuple[int, int] = ALL_BUCKETS) -> CounterEntries:
         """Copy the counters of the keys in buckets [first, end), sorted by (bucket, key)."""
@@ -104,13 +107,17 @@ class TableState:
 
     def export_bloom(self, buckets: tuple[int, int] = ALL_BUCKETS) -> BloomBlocks:
         """Copy the blocks of the Bloom filter of buckets [first, end) that hold anything."""
+        check_buckets(buckets)
         if self._bloom is None:
             return BloomBlocks(np.empty(0, np.int64), np.empty((0, 0), np.uint8))
         return self._bloom.export(buckets)
 
     def bloom_block(self, bucket: int) -> npt.NDArray[Any]:
-        """Return the Bloom counters of a bucket, a view; empty where the table has no filter."""
-        return np.empty(0, np.uint8) if self._bloom is None else self._bloom.arrays.counters[bucket]
+        """Return the Bloom counters of a bucket, a view that can't be written; empty without."""
+        if self._bloom is None:
+            return np.empty(0, np.uint8)
+        check_buckets((bucket, bucket + 1))
+        return read_only(self._bloom.arrays.counters[bucket])
 
     def import_bloom(self, blocks: BloomBlocks) -> None:
         """Overwrite blocks of the Bloom filter.

@@ -1,6 +1,6 @@
 """The embedding variable: a table of rows that grows as keys appear."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from embedding.finite import all_finite, without_non_finite
 from embedding.initial_values import initial_values_of
 from embedding.kernels import pull_rows, settle_keys
 from embedding.precision import FLOAT32
+from embedding.ranges import require, require_finite, require_not_negative, require_one_of
 from embedding.row_update import RowUpdate
 from embedding.spec import CounterAdmission, TableSpec
 from embedding.state import TableState
@@ -58,7 +59,10 @@ class EmbeddingVariable(TableState):
     ) -> None:
         got = None if base is None else base.spec.name
         if got != spec.base:
-            raise ValueError(f"table {spec.name} needs base {spec.base}, got {got}")
+            needed = "no base" if spec.base is None else f"table {spec.base} as its base"
+            given = "none" if got is None else f"table {got}"
+            raise ValueError(f"table {spec.name} needs {needed}, got {given}")
+        require_one_of("on_non_finite", on_non_finite, ("fail", "skip"))
         super().__init__(spec)
         self._static = self._counting = None
         if base is not None and spec.warm_start is not None:
@@ -142,8 +146,8 @@ class EmbeddingVariable(TableState):
         table's admission rule counts.
 
         Args:
-            keys: int64[n], each once.
-            counts: int64[n], occurrences of each key in this step.
+            keys: int64[n], each once, which is not checked.
+            counts: int64[n], occurrences of each key in this step, >= 0.
             gradients: float32[n, dim], sums over the step's samples.
             has_gradient: uint8[n], 0 where gradients[i] means nothing; None: 1 each.
             step: becomes the version of every row and counter that changes.
@@ -151,17 +155,21 @@ class EmbeddingVariable(TableState):
             scalars: float64[k], see `optimizers.step_scalars`.
 
         Raises:
-            ValueError: an array has another type or shape, the number of scalars is wrong, or a
-                gradient is not finite and `on_non_finite` is `fail`.
+            ValueError: an array has another type or shape, a count is negative, scale or scalars
+                are not finite or too many, or a gradient is not finite and `on_non_finite` is
+                `fail`.
             MemoryError: there is no room for the new keys.
         """
         n = len(keys)
+        require_finite("scale", scale)
         keys = input_array("keys", keys, _INT64, (n,))
         counts = input_array("counts", counts, _INT64, (n,))
         gradients = input_array("gradients", gradients, _FLOAT32, (n, self.spec.dim))
         flags = _NO_FLAGS
         if has_gradient is not None:
             flags = input_array("has_gradient", has_gradient, _UINT8, (n,))
+        if counts.size and counts.min() < 0:
+            raise ValueError(f"counts must be >= 0, got {counts.min()}")
         numbers = self._rule.check_scalars(scalars)
         if not all_finite(gradients):
             flags, num_bad = without_non_finite(
@@ -245,7 +253,13 @@ class EmbeddingVariable(TableState):
 
         Returns:
             int64[n], the keys of all of them, ascending. Their rows are used again for new keys.
+
+        Raises:
+            ValueError: an argument is out of range.
         """
+        require_one_of("evict_first", evict_first, get_args(EvictFirst))
+        require(rows_per_bucket >= 0, f"rows_per_bucket must be >= 0, got {rows_per_bucket}")
+        require_not_negative("l2_weight_threshold", l2_weight_threshold)
         gone = expired(
             self._rows,
             dim=self.spec.dim,

@@ -26,18 +26,21 @@ def check_fits(saved: StoreSpec, wanted: StoreSpec) -> None:
         old = tables.get(table.name)
         if old is None:
             continue
-        before, now = _state_of(old.optimizer), _state_of(table.optimizer)
-        if (old.dim, before) != (table.dim, now):
-            raise CheckpointError(
-                f"table {table.name} has dim {old.dim} and optimizer {before} in the"
-                f" checkpoint, {table.dim} and {now} in the job"
-            )
+        what = f"table {table.name}"
+        _check_same(f"{what}: the dim", old.dim, table.dim)
+        optimizers = _state_of(old.optimizer), _state_of(table.optimizer)
+        _check_same(f"{what}: the optimizer", *optimizers)
         _check_bloom_fits(old, table)
-    before, now = _state_of(saved.dense_optimizer), _state_of(wanted.dense_optimizer)
-    if (saved.dense_size, before) != (wanted.dense_size, now):
+    optimizers = _state_of(saved.dense_optimizer), _state_of(wanted.dense_optimizer)
+    _check_same("model: the optimizer", *optimizers)
+    _check_same("model: the number of dense parameters", saved.dense_size, wanted.dense_size)
+
+
+def _check_same(what: str, saved: object, wanted: object) -> None:
+    if saved != wanted:
         raise CheckpointError(
-            f"the checkpoint has {saved.dense_size} dense parameters with"
-            f" {before}, the job {wanted.dense_size} with {now}"
+            f"{what} is {saved} in the checkpoint, {wanted} in the job; a job that starts from a"
+            " checkpoint must keep it"
         )
 
 

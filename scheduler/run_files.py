@@ -28,12 +28,18 @@ class RunDirectory:
         least_checkpoint_bytes: what its checkpoint needs at the very least.
 
     Raises:
-        RunDirectoryError: it exists and `run.overwrite` is not set, it holds something else, it
-            can't be written, or there is no space.
+        RunDirectoryError: it exists and `run.overwrite` is not set, it holds something else or
+            what the run starts from, it can't be written, or there is no space.
     """
 
     def __init__(self, config: JobConfig, *, least_checkpoint_bytes: int) -> None:
         self.path = Path(config.run.dir)
+        source = config.run.init_from
+        if source is not None and Path(source).resolve().is_relative_to(self.path.resolve()):
+            raise RunDirectoryError(
+                f"run.init_from {source} lies in run.dir {self.path}, which this run would replace."
+                " Choose another run.dir"
+            )
         self._make_way(overwrite=config.run.overwrite)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

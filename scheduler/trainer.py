@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from embedding import rule_for
+from embedding import NUM_BUCKETS, rule_for
 from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.restore import check_fits
 from ps.server import ServerSetup
@@ -33,7 +33,7 @@ from worker.loop import LoopOptions
 from worker.models import build_model, initial_parameters
 from worker.plan import Plan, make_plan
 from worker.running import WorkerSetup
-from worker.spec import DataSpec, ModelSpec
+from worker.spec import DataSpec, Lookup, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def resolve(config: JobConfig) -> JobSpecs:
     if config.run.init_from is not None:
         reader = CheckpointReader(latest_checkpoint(config.run.init_from))
         check_fits(reader.store, store)
-        _check_key_maps(saved_model(reader).spec, model)
+        _check_compositions(saved_model(reader).spec, model)
     coordinator = CoordinatorSpec(
         store=store,
         plan=_ledger_plan(plan, config.training.max_samples),
@@ -172,17 +172,28 @@ def resolve(config: JobConfig) -> JobSpecs:
     return JobSpecs(config, data, plan, evaluation_plan, model, store, coordinator)
 
 
-def _check_key_maps(saved: ModelSpec, wanted: ModelSpec) -> None:
-    """Refuse a checkpoint whose rows of a composition's table belong to other keys."""
-    before = {part.table: part for lookup in saved.lookups for part in lookup.physical}
-    for part in [part for lookup in wanted.lookups for part in lookup.physical]:
-        old = before.get(part.table, part)
-        if (old.keys, old.divisor) != (part.keys, part.divisor):
+def _check_compositions(saved: ModelSpec, wanted: ModelSpec) -> None:
+    """Refuse a checkpoint whose tables are composed otherwise: its rows mean something else."""
+    before = {lookup.table: lookup for lookup in saved.lookups}
+    for lookup in wanted.lookups:
+        old = before.get(lookup.table, lookup)
+        if (old.parts, old.operation) != (lookup.parts, lookup.operation):
             raise CheckpointError(
-                f"the rows of table {part.table} are those of {old.keys} keys with divisor"
-                f" {old.divisor} in the checkpoint, of {part.keys} keys with {part.divisor} in the"
-                " job; keep the composition's numbers"
+                f"tables.{lookup.table}.composition: the checkpoint has {_described(old)}, the job"
+                f" {_described(lookup)}. Keep the composition as it was, or give the table of the"
+                " feature another name to train it anew"
             )
+
+
+def _described(lookup: Lookup) -> str:
+    """Say what a table is made of."""
+    if lookup.operation is None:
+        return "a plain table"
+    numbers = {"own": "", "static": f" (static_rows {lookup.parts[-1].divisor * NUM_BUCKETS})"}
+    parts = (
+        part.table + numbers.get(part.keys, f" (modulus {part.divisor})") for part in lookup.parts
+    )
+    return f"{', '.join(parts)} by {lookup.operation}"
 
 
 def _ledger_plan(plan: Plan, max_samples: int | None) -> LedgerPlan:

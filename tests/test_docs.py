@@ -42,14 +42,29 @@ def test_every_key_of_the_job_file_is_on_its_page(section: type[BaseModel]) -> N
     assert missing == []
 
 
-def test_the_example_of_looking_into_a_table_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def examples(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(example, id=f"{page}-{number}")
+        for page in ("embedding.md", "compositions.md")
+        for number, example in enumerate(examples(page))
+    ],
+)
+def test_examples_print_what_their_comments_say(
+    example: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    section = (DOCS / "embedding.md").read_text().split("## Looking into a table\n")[1]
-    example = section.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
 
-    exec(compile(example, "embedding.md", "exec"), {})
+    exec(compile(example, "example", "exec"), {})
 
-    said = re.findall(r"^print.*# (\[.*?\])", example, re.MULTILINE)
-    assert capsys.readouterr().out.splitlines() == said
+    said = re.findall(r"^print.*?  # (.*)", example, re.MULTILINE)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(said) == len(printed) > 0
+    assert all(comment.startswith(line) for comment, line in zip(said, printed, strict=True))

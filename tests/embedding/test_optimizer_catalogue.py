@@ -304,7 +304,7 @@ def test_an_optimizer_travels_as_json(spec: Any) -> None:
         ("rmsprop", {"decay": 1.0}, "decay must be in"),
         ("rmsprop", {"momentum": -0.1}, "momentum must be in"),
         ("rmsprop", {"epsilon": -1.0}, "epsilon must be > 0"),
-        ("ftrl", {"learning_rate_power": 0.5}, "learning_rate_power must be <= 0"),
+        ("ftrl", {"learning_rate_power": 0.5}, "learning_rate_power must be in"),
         ("ftrl", {"initial_accumulator": 0.0}, "initial_accumulator must be > 0"),
         ("ftrl", {"l1": -1.0}, "l1 must be >= 0"),
         ("ftrl", {"l2": -1.0}, "l2 must be >= 0"),

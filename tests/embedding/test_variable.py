@@ -372,55 +372,6 @@ def test_memory_adds_up_what_rows_and_counters_take():
     )
 
 
-# Gradients that are not finite ------------------------------------------------------------------
-
-
-def gradients_with(bad):
-    gradients = np.full((4, DIM), 2.0, np.float32)
-    gradients[2, 1] = bad
-    return gradients
-
-
-def apply_rows(variable, gradients, has_gradient=None):
-    scalars = step_scalars(variable.spec.optimizer, learning_rate=0.1, step=1)
-    flags = None if has_gradient is None else np.array(has_gradient, np.uint8)
-    keys, ones = np.array([1, 2, 3, 4]), np.ones(4, np.int64)
-    variable.apply(keys, ones, gradients, flags, step=1, scale=1.0, scalars=scalars)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_gradient_that_is_not_finite_is_refused_before_anything_changes(bad):
-    variable = table()
-    apply(variable, [1, 3])
-    before = state(variable)
-
-    with pytest.raises(ValueError, match=r"table t: the gradients of 1 of 4 keys.* key 3"):
-        apply_rows(variable, gradients_with(bad))
-
-    assert state(variable) == before
-
-
-def test_a_gradient_that_is_not_finite_is_skipped_and_counted_where_asked():
-    variable = EmbeddingVariable(table().spec, on_non_finite="skip")
-    apply(variable, [1, 3])
-
-    apply_rows(variable, gradients_with(np.nan))
-
-    assert variable.num_non_finite == 1
-    assert pull(variable, [1, 2, 3, 4])[0][:, 0].tolist() == pytest.approx([0.6, 0.8, 0.8, 0.8])
-    # Its key is counted as one without a gradient is.
-    assert variable.frequency(np.array([1, 2, 3, 4])).tolist() == [2, 1, 2, 1]
-
-
-def test_what_stands_for_no_gradient_may_be_anything():
-    variable = table()
-
-    apply_rows(variable, gradients_with(np.nan), has_gradient=[1, 1, 0, 1])
-
-    assert len(variable) == 3
-    assert variable.num_non_finite == 0
-
-
 @pytest.mark.parametrize("rows", [157_286, 157_287, 200_000, 314_572])
 def test_a_table_takes_at_most_a_third_more_than_its_payload(rows):
     """At dim 16 with an Adagrad slot, just before and after the index begins to double."""

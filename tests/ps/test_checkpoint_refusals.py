@@ -249,8 +249,8 @@ def test_dense_blocks_that_are_not_listed_are_missed(own: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"dim": 5}, "table adam has dim 2 .* in the checkpoint, 5"),
-        ({"optimizer": Sgd()}, "optimizer adam_async in the checkpoint, 2 and sgd in the job"),
+        ({"dim": 5}, "table adam: the dim is 2 in the checkpoint, 5 in the job"),
+        ({"optimizer": Sgd()}, "the optimizer is adam_async in the checkpoint, sgd in the job"),
     ],
 )
 def test_a_table_of_another_shape_is_refused_before_anything_is_read(
@@ -272,7 +272,9 @@ def test_parameters_of_another_shape_are_refused(
 ) -> None:
     job = small_job(saved_job.tables, initialize=False, **{"dense_size": 2500, **options})
 
-    with pytest.raises(CheckpointError, match="dense parameters with"):
+    with pytest.raises(
+        CheckpointError, match=r"model: the (optimizer|number of dense parameters) is"
+    ):
         start_shard_from(job.shards[0], CheckpointReader(saved), recovery_epoch=0)
 
     assert job.shards[0].fenced

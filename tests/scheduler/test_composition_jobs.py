@@ -184,8 +184,16 @@ def test_rows_of_other_keys_are_not_taken_over(
     job["run"]["init_from"] = trained.path
     job["tables"]["a"]["composition"]["modulus"] = 7
 
-    with pytest.raises(CheckpointError, match=r"a_quotient .* divisor 5 .* quotient keys with 7"):
+    message = r"tables.a.composition: the checkpoint has a_quotient \(modulus 5\).*\(modulus 7\)"
+    with pytest.raises(CheckpointError, match=message):
         Trainer(JobConfig.from_dict(job)).fit()
+
+    job["tables"]["a"]["composition"] = {**job["tables"]["a"]["composition"], "modulus": 5}
+    for other in ({"operation": "multiply"}, None):
+        composition = job["tables"]["a"]["composition"]
+        job["tables"]["a"]["composition"] = other and {**composition, **other}
+        with pytest.raises(CheckpointError, match=r"tables.a.composition: .* by add, the job"):
+            Trainer(JobConfig.from_dict(job)).fit()
 
 
 def test_max_norm_and_the_maximum_make_other_models(

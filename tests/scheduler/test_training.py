@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from scheduler import JobConfig, Result, Trainer, TrainingError
+from scheduler.errors import RunDirectoryError
 
 pytestmark = pytest.mark.ray
 
@@ -210,6 +211,15 @@ def test_async_trains_every_sample_once(ray_cluster: None, samples: Path, tmp_pa
     assert result.metrics["global_step"] == 2 * 79
     assert result.metrics["eval"]["samples"] == 1000
     assert result.metrics["eval"]["auc"] > 0.6
+
+
+def test_a_run_never_replaces_what_it_starts_from(sync_result: Result, samples: Path) -> None:
+    for source in (sync_result.path, sync_result.checkpoint):
+        run = {"dir": sync_result.path, "init_from": source, "overwrite": True}
+        with pytest.raises(RunDirectoryError, match=r"run.init_from .* lies in run.dir"):
+            Trainer(job(samples, Path(sync_result.path), run=run)).fit()
+
+    assert (Path(sync_result.checkpoint) / "manifest.json").exists()
 
 
 def test_a_job_starts_from_a_checkpoint_of_another_topology(
