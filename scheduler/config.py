@@ -133,7 +133,7 @@ class DataConfig(_Section):
 class TableConfig(_Section):
     """What a table has different from `embedding`."""
 
-    dim: PositiveInt | None = None
+    dim: int | None = Field(None, ge=1, le=4096)
     initializer: InitializerConfig | None = None
     optimizer: OptimizerConfig | None = None
     admission: AdmissionConfig | None = None
@@ -146,7 +146,7 @@ class TableConfig(_Section):
 class EmbeddingConfig(_Section):
     """Defaults of every table."""
 
-    dim: PositiveInt = 16
+    dim: int = Field(16, ge=1, le=4096)
     initializer: InitializerConfig = Uniform()
     optimizer: OptimizerConfig = Adagrad()
     admission: AdmissionConfig | None = None

@@ -9,6 +9,7 @@ checkpoint or table, 1 where its files can't be read.
 import argparse
 import dataclasses
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ from scheduler import RunDirectoryError
 from scheduler.config_errors import nearest
 from scheduler.run_files import latest_checkpoint, strict_json
 
+PIPED_WIDTH = 200
 TOP_ROWS = 10
 BAR_COLUMNS = 40
 EIGHTHS = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"]
@@ -356,6 +358,8 @@ def show(
 ) -> None:
     head = {"checkpoint": str(path), "step": reader.manifest.step}
     console = Console(markup=False, highlight=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = max(console.width, PIPED_WIDTH)  # names stay whole for who searches them
     if args.table is None:
         overviews = [overview_of(reader, spec) for spec in tables]
         if args.json:
