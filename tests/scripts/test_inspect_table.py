@@ -113,7 +113,7 @@ def test_each_table_has_a_line(checkpoint: Path) -> None:
 
 
 def test_a_table_is_shown_in_80_columns(checkpoint: Path) -> None:
-    lines = shown(checkpoint, "user", "--top", "2", "--key", "2", "5002", "77777")
+    lines = shown(checkpoint, "user", "--top", "2", "--key", "2", "5002", "77777", COLUMNS="80")
 
     body = lines[1:]  # the first has the path
     assert max(map(len, body)) <= 80
