@@ -6,6 +6,7 @@ from typing import Any
 import ray
 
 from ps.sockets import ShardAddress
+from scheduler.batch_trace import BatchSpan
 from scheduler.coordinating import CoordinatorServer, Status
 from scheduler.coordinator import CoordinatorSpec
 from worker.protocol import Grant, Report
@@ -43,6 +44,9 @@ class CoordinatorActor:
 
     def stop_workers(self) -> None:
         self._server.stop_workers()
+
+    def take_batches(self) -> list[BatchSpan]:
+        return self._server.take_batches()
 
     def status(self) -> Status:
         return self._server.status()

@@ -8,6 +8,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from ps.client import ShardLostError
 from ps.memory import peak_rss_bytes
+from scheduler.batch_trace import BatchSpan
 from scheduler.config import JobConfig
 from scheduler.coordinating import Status
 from scheduler.errors import TrainingError
@@ -103,7 +104,12 @@ class Supervisor:
         self._note_memory(status, servers)
         line = self._interval.line(status, servers)
         self._run.add_metrics(line)
+        self._run.add_batches(self._batches())
         self._progress.show(line)
+
+    def _batches(self) -> list[BatchSpan]:
+        coordinator = self.processes.coordinator
+        return ray.get(coordinator.take_batches.remote(), timeout=CALL_TIMEOUT_SECONDS)
 
     def _report_if_due(self, status: Status) -> None:
         if time.monotonic() >= self._next_report:

@@ -94,7 +94,15 @@ class Trainer:
             return self._run(specs, run)
         except (OSError, ValueError, ray.exceptions.RayError) as error:
             # Ray wraps what an actor raised; the person wants to read the cause.
-            raise TrainingError(str(getattr(error, "cause", None) or error)) from error
+            text = str(getattr(error, "cause", None) or error)
+            run.write_failure(text)
+            raise TrainingError(text) from error
+        except TrainingError as error:
+            run.write_failure(str(error))
+            raise
+        except KeyboardInterrupt:
+            run.write_failure("stopped before the end")
+            raise
 
     def _run(self, specs: JobSpecs, run: RunDirectory) -> Result:
         joined = ray.is_initialized()
