@@ -76,6 +76,7 @@ class Supervisor:
         ended, _ = ray.wait([*runs, *self.processes.watches], num_returns=1, timeout=POLL_SECONDS)
         self._look_at_servers()
         status = self.status()
+        self._progress.advance(status.samples["applied"])
         for ref in ended:
             if ref in runs:
                 self._worker_ended(runs[ref])

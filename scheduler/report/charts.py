@@ -199,7 +199,7 @@ def _loss(run: RunData, x_range: Range1d) -> list[figure]:
 
 
 def _auc(run: RunData, x_range: Range1d) -> list[figure]:
-    evaluated: dict[float, tuple[float, float | None]] = {}
+    evaluated: dict[object, tuple[float, float | None]] = {}
     for line in run.intervals:
         if line.get("eval_auc") is not None:
             # The first line that shows an evaluation is the one nearest to its end.
