@@ -228,6 +228,7 @@ class RunConfig(_Section):
     overwrite: bool = False
     progress_every_seconds: float = Field(5, gt=0)
     init_from: str | None = None
+    tensorboard: bool = False
 
 
 class JobConfig(_Section):

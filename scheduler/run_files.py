@@ -13,6 +13,7 @@ from typing import Any
 from scheduler.batch_trace import BatchFile, BatchSpan
 from scheduler.config import JobConfig
 from scheduler.errors import RunDirectoryError
+from scheduler.tensorboard_events import TensorBoardEvents, require_tensorboard
 
 JOB_FILE = "job.yaml"
 PLAN_FILE = "plan.json"
@@ -21,6 +22,7 @@ BATCHES_FILE = "batches.jsonl"
 RESULT_FILE = "result.json"
 FAILURE_FILE = "failure.json"
 CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
 _FILES = (JOB_FILE, PLAN_FILE, METRICS_FILE, BATCHES_FILE, RESULT_FILE, FAILURE_FILE)
 
 # A run needs at least this much beside its checkpoint: logs of metrics and the plan.
@@ -35,11 +37,14 @@ class RunDirectory:
         least_checkpoint_bytes: what its checkpoint needs at the very least.
 
     Raises:
+        ConfigError: `run.tensorboard` is set and the package for it is missing.
         RunDirectoryError: it exists and `run.overwrite` is not set, it holds something else, it
             can't be written, or there is no space.
     """
 
     def __init__(self, config: JobConfig, *, least_checkpoint_bytes: int) -> None:
+        if config.run.tensorboard:
+            require_tensorboard()
         self.path = Path(config.run.dir)
         self._make_way(overwrite=config.run.overwrite)
         try:
@@ -58,6 +63,9 @@ class RunDirectory:
             ) from error
 
         self._batches = BatchFile(self.path / BATCHES_FILE)
+        self._events = (
+            TensorBoardEvents(self.path / TENSORBOARD) if config.run.tensorboard else None
+        )
 
     def checkpoint_path(self, kind: str, step: int) -> Path:
         return self.path / CHECKPOINTS / f"{kind}-{step:012d}"
@@ -69,6 +77,13 @@ class RunDirectory:
         """Append one line, at once visible to who follows the file."""
         with open(self.path / METRICS_FILE, "a") as file:
             file.write(json.dumps(strict_json(line)) + "\n")
+        if self._events is not None:
+            self._events.add(line)
+
+    def close(self) -> None:
+        """Finish what is written in the background."""
+        if self._events is not None:
+            self._events.close()
 
     def add_batches(self, spans: Iterable[BatchSpan]) -> None:
         """Append who computed which batch when; the file is bounded."""
@@ -108,7 +123,8 @@ class RunDirectory:
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
             (self.path / (name + ".tmp")).unlink(missing_ok=True)
-        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+        for name in (CHECKPOINTS, TENSORBOARD):
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
 
 def strict_json(value: Any) -> Any:

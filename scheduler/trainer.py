@@ -103,6 +103,8 @@ class Trainer:
         except KeyboardInterrupt:
             run.write_failure("stopped before the end")
             raise
+        finally:
+            run.close()
 
     def _run(self, specs: JobSpecs, run: RunDirectory) -> Result:
         joined = ray.is_initialized()
