@@ -112,7 +112,11 @@ class Trainer:
             start_ray(self.config.cluster, namespace=f"synchromesh-{run.path.name}-{os.getpid()}")
         processes: Processes | None = None
         try:
-            launcher = Launcher(self.config.cluster, mixed_cpus=self.config.training.mixed_cpus)
+            launcher = Launcher(
+                self.config.cluster,
+                mixed_cpus=self.config.training.mixed_cpus,
+                run=run.path.name,
+            )
             with Progress(self.config, specs.plan) as progress:
                 progress.phase("starting servers, coordinator and workers")
                 started = time.monotonic()
