@@ -15,6 +15,7 @@ MODE_COLORS = {
 }  # fmt: skip
 # Beside these, tables and processes are added up: a chart of 200 lines shows nothing.
 MOST_LINES = 9
+MOST_WORKERS = 32
 # Longer lines are drawn without a mark at every point.
 MOST_POINTS = 60
 MIB = 1 << 20
@@ -86,7 +87,7 @@ def _show_legend(plot: figure, place: str = "right") -> None:
     plot.legend.click_policy = "hide"
     plot.legend.label_text_font_size = "11px"
     plot.legend.border_line_color = None
-    plot.legend.spacing = 0
+    plot.legend.spacing = 0 if place == "right" else 12
 
 
 def _lines(
@@ -125,6 +126,11 @@ def _lines(
     return [plot]
 
 
+def _height(series: Series) -> int:
+    """What a flat chart needs for its legend."""
+    return 90 + 20 * max(3, len(series))
+
+
 def _series(run: RunData, figures: Callable[[Line], dict[str, float | None]]) -> Series:
     """Gather the named figures of every interval."""
     series: Series = {}
@@ -137,6 +143,16 @@ def _series(run: RunData, figures: Callable[[Line], dict[str, float | None]]) ->
 def _by_number(series: Series) -> Series:
     """Order names that end in a number by it."""
     return dict(sorted(series.items(), key=lambda item: (len(item[0]), item[0])))
+
+
+def _highest(series: Series) -> Series:
+    """Keep the series with the highest means."""
+
+    def mean(name: str) -> float:
+        values = [y for _, y in series[name] if y is not None]
+        return sum(values) / len(values) if values else 0.0
+
+    return {name: series[name] for name in sorted(series, key=mean)[-MOST_LINES:]}
 
 
 def _largest(series: Series) -> Series:
@@ -211,20 +227,21 @@ def _auc(run: RunData, x_range: Range1d) -> list[figure]:
 def _gantt(run: RunData, x_range: Range1d) -> list[figure]:
     if not run.batches:
         return []
-    workers = sorted({line["worker"] for line in run.batches})
-    starts = [line["start"] - run.began for line in run.batches]
-    first = run.batches[: FIRST_BATCHES * len(workers)][-1]
+    workers = _slowest(run.batches)
+    batches = [line for line in run.batches if line["worker"] in workers]
+    starts = [line["start"] - run.began for line in batches]
+    first = batches[: FIRST_BATCHES * len(workers)][-1]
     shown = Range1d(starts[0], first["start"] + first["seconds"] - run.began)
     rows = [str(worker) for worker in reversed(workers)]
     plot = _figure(shown, height=110 + 26 * len(workers), y_range=rows)
     source = ColumnDataSource(
         {
-            "worker": [str(line["worker"]) for line in run.batches],
+            "worker": [str(line["worker"]) for line in batches],
             "left": starts,
-            "right": [s + line["seconds"] for s, line in zip(starts, run.batches, strict=True)],
-            "color": [COLORS[line["step"] % len(COLORS)] for line in run.batches],
+            "right": [s + line["seconds"] for s, line in zip(starts, batches, strict=True)],
+            "color": [COLORS[line["step"] % len(COLORS)] for line in batches],
             **{
-                key: [line[key] for line in run.batches]
+                key: [line[key] for line in batches]
                 for key in ("batch", "attempt", "step", "samples", "seconds")
             },
         }
@@ -237,12 +254,22 @@ def _gantt(run: RunData, x_range: Range1d) -> list[figure]:
     tips = [(name, f"@{name}") for name in names]
     plot.add_tools(HoverTool(tooltips=[*tips, ("seconds", "@seconds{0.0000}")]))
     plot.yaxis.axis_label = "worker"
-    seconds = _by_number(_series(run, _batch_seconds))
+    seconds = _by_number(_highest(_series(run, _batch_seconds)))
     times = _lines(seconds, x_range, number="0.[0000]", unit="seconds", from_zero=True)
     for overview in times:
-        overview.height = 160
+        overview.height = _height(seconds)
         overview.add_tools(RangeTool(x_range=shown))
     return [plot, *times]
+
+
+def _slowest(batches: list[Line]) -> list[int]:
+    """Return the numbers of the workers to show, in order."""
+    sums: dict[int, tuple[float, int]] = {}
+    for line in batches:
+        seconds, count = sums.get(line["worker"], (0.0, 0))
+        sums[line["worker"]] = seconds + line["seconds"], count + 1
+    by_mean = sorted(sums, key=lambda worker: -sums[worker][0] / sums[worker][1])
+    return sorted(by_mean[:MOST_WORKERS])
 
 
 def _batch_seconds(line: Line) -> dict[str, float | None]:
@@ -253,7 +280,7 @@ def _shares(run: RunData, x_range: Range1d) -> list[figure]:
     shares = _series(
         run, lambda r: {f"worker {n}": w["share"] for n, w in r.get("workers", {}).items()}
     )
-    return _lines(_by_number(shares), x_range, number="0%", from_zero=True)
+    return _lines(_by_number(_largest(shares)), x_range, number="0%", from_zero=True)
 
 
 def _stale_data(run: RunData, x_range: Range1d) -> list[figure]:

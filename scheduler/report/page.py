@@ -47,7 +47,7 @@ def page_of(run: RunData) -> str:
     for i, (title, about, plots) in enumerate(charts):
         inside = "".join(divs[f"{i}-{j}"] for j in range(len(plots)))
         cards.append(_card(title, about, inside, wide=len(plots) > 1 and i > 0))
-    name = run.path.name
+    name = run.path.resolve().name
     library = Resources(mode="inline", components=["bokeh"], minified=True).render()
     return "\n".join(
         [

@@ -211,6 +211,7 @@ def test_a_dead_server_or_coordinator_ends_the_job_with_its_name(
 
     killer.join()
     assert time.monotonic() - started < 90
+    assert named in json.loads((tmp_path / "run" / "failure.json").read_text())["error"]
     assert not (tmp_path / "run" / "result.json").exists()
 
 

@@ -118,6 +118,23 @@ def test_a_run_of_one_step_has_its_charts(run: Path, report: Callable[..., int])
     assert [title for title in CHARTS if NOTHING in card(page, title)] == []
 
 
+def test_of_hundreds_of_workers_the_slowest_are_drawn(
+    run: Path, report: Callable[..., int]
+) -> None:
+    workers = {
+        str(i): {"batches": 1, "samples": 8, "batch_seconds": 0.1 + i, "share": 0.002}
+        for i in range(500)
+    }
+    write(run / "metrics.jsonl", [{**interval(1), "workers": workers}])
+    write(run / "batches.jsonl", [{**span(i), "worker": i, "seconds": 0.1 + i} for i in range(500)])
+
+    assert report(run) == 0
+    page = (run / "report.html").read_text()
+    assert "worker 499" in page
+    assert "worker 490" not in page
+    assert '"491 others"' in page
+
+
 def test_figures_of_an_older_run_leave_charts_out(run: Path, report: Callable[..., int]) -> None:
     write(run / "metrics.jsonl", [{"time": 1.0, "samples": 5, "samples_per_second": 5.0}])
 
