@@ -1,7 +1,11 @@
 """The parameter server as a Ray actor: a thin shell around `ShardServer`."""
 
-import ray
+from typing import Any
 
+import ray
+from ray.util.metrics import Counter, Gauge
+
+from ps.metrics_export import MetricsExport, server_figures
 from ps.server import ServerSetup, ShardServer
 from ps.sockets import ShardAddress
 
@@ -10,8 +14,16 @@ from ps.sockets import ShardAddress
 class ServerActor(ShardServer):
     """One parameter server. A dead one is not restarted: its state would be gone."""
 
-    def __init__(self, setup: ServerSetup) -> None:
+    def __init__(self, setup: ServerSetup, run: str) -> None:
         super().__init__(setup, node_id=ray.get_runtime_context().get_node_id())
+        self._index = setup.index
+        self._metrics = MetricsExport(run, Gauge, Counter)
+
+    def stats(self) -> dict[str, Any]:
+        """Return the server's statistics, and export them as metrics of Ray."""
+        stats = super().stats()
+        self._metrics.publish(server_figures(self._index, stats))
+        return stats
 
     def open_network_here(self) -> ShardAddress:
         """Listen on the address by which the cluster knows this node."""

@@ -1,14 +1,22 @@
 """The coordinator as a Ray actor: a thin shell around `CoordinatorServer`."""
 
 import os
+import time
 from typing import Any
 
 import ray
+from ray.util.metrics import Counter, Gauge
 
+from ps.metrics_export import MetricsExport
 from ps.sockets import ShardAddress
+from scheduler.batch_trace import BatchSpan
 from scheduler.coordinating import CoordinatorServer, Status
 from scheduler.coordinator import CoordinatorSpec
+from scheduler.coordinator_figures import coordinator_figures
 from worker.protocol import Grant, Report
+
+# The driver asks several times a second; Ray passes metrics on more seldom.
+EXPORT_SECONDS = 2.0
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=8)
@@ -16,6 +24,8 @@ class CoordinatorActor:
     """The one coordinator of a job; it begins once the shards have addresses."""
 
     _server: CoordinatorServer
+    _metrics: MetricsExport
+    _next_export: float
 
     def describe(self) -> dict[str, Any]:
         return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
@@ -26,7 +36,10 @@ class CoordinatorActor:
         addresses: tuple[ShardAddress, ...],
         secret: bytes,
         retry_seconds: float,
+        run: str,
     ) -> None:
+        self._metrics = MetricsExport(run, Gauge, Counter)
+        self._next_export = 0.0
         node_id = ray.get_runtime_context().get_node_id()
         self._server = CoordinatorServer(
             spec, addresses, secret=secret, node_id=node_id, retry_seconds=retry_seconds
@@ -44,5 +57,16 @@ class CoordinatorActor:
     def stop_workers(self) -> None:
         self._server.stop_workers()
 
+    def take_batches(self) -> list[BatchSpan]:
+        return self._server.take_batches()
+
     def status(self) -> Status:
-        return self._server.status()
+        """Return the status, and export it as metrics of Ray every few seconds."""
+        status = self._server.status()
+        began = time.monotonic()
+        if began >= self._next_export:
+            self._metrics.publish(coordinator_figures(status))
+            ended = time.monotonic()
+            # With thousands of workers it takes long: never more than 2 % of this process's time.
+            self._next_export = ended + max(EXPORT_SECONDS, 50 * (ended - began))
+        return status

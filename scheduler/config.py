@@ -271,6 +271,7 @@ class RunConfig(_Section):
     progress_every_seconds: float = Field(5, gt=0)
     init_from: str | None = None
     allow_faults: bool = False
+    tensorboard: bool = False
 
 
 class JobConfig(_Section):

@@ -11,6 +11,7 @@ from ps.client import Open, PsClient
 from ps.memory import peak_rss_bytes
 from ps.messages import Record
 from ps.sockets import ShardAddress, connect
+from scheduler.batch_trace import BatchSpan, BatchTrace
 from scheduler.coordinator import Coordinator, CoordinatorSpec
 from scheduler.evaluation import EvaluationResult
 from scheduler.events import (
@@ -50,6 +51,8 @@ class Status:
     train_seconds: float
     data_staleness: dict[str, float]
     parameter_staleness: dict[str, float]
+    staleness_counts: dict[str, dict[int, int]]
+    shard_lag: tuple[int, ...]
     evaluations: tuple[EvaluationResult, ...]
     workers: dict[int, dict[str, Any]]
     give_up: tuple[tuple[int, int, str], ...]
@@ -84,6 +87,7 @@ class CoordinatorServer:
         self._clock = time.monotonic
         self._lock = threading.Lock()
         self._notices = _Notices()
+        self._trace = BatchTrace()
         self._outbox: list[Record] = []
         self._to_measure: list[MeasureDenseNorm] = []
         self._closing = False
@@ -101,6 +105,8 @@ class CoordinatorServer:
 
     def exchange(self, report: Report) -> Grant:
         """Take a worker's report and return its answer."""
+        with self._lock:
+            self._trace.add(report)
         for command in self._handle(WorkerReported(report)):
             if isinstance(command, Answer):
                 return command.grant
@@ -122,6 +128,11 @@ class CoordinatorServer:
         """Return a copy of what reports need; notices are given once."""
         with self._lock:
             return self._status()
+
+    def take_batches(self) -> list[BatchSpan]:
+        """Return the batches that were computed since the last call; bounded."""
+        with self._lock:
+            return self._trace.take()
 
     def close(self) -> None:
         self._closing = True
@@ -225,6 +236,11 @@ class CoordinatorServer:
             train_seconds=c.train_seconds,
             data_staleness=c.data_staleness.summary(),
             parameter_staleness=c.parameter_staleness.summary(),
+            staleness_counts={
+                "data": dict(c.data_staleness.counts),
+                "parameter": dict(c.parameter_staleness.counts),
+            },
+            shard_lag=c.shard_lag,
             evaluations=tuple(c.progress.evaluations),
             workers={
                 number: {

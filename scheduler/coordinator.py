@@ -154,6 +154,11 @@ class Coordinator:
         return min(self._shard_steps)
 
     @property
+    def shard_lag(self) -> tuple[int, ...]:
+        """How many of the ordered steps each shard has not yet applied."""
+        return tuple(self.step - step for step in self._shard_steps)
+
+    @property
     def trained(self) -> bool:
         """Whether every batch is resolved and every shard has applied the last step."""
         return self.ledger.exhausted and self.applied_step == self.step

@@ -110,9 +110,11 @@ class Launcher:
     Args:
         cluster: how many and with what.
         mixed_cpus: whether workers may differ in their numeric fingerprint.
+        run: by what name metrics know the job.
     """
 
-    def __init__(self, cluster: ClusterConfig, *, mixed_cpus: bool) -> None:
+    def __init__(self, cluster: ClusterConfig, *, mixed_cpus: bool, run: str) -> None:
+        self._run = run
         self._cluster = cluster
         self._mixed_cpus = mixed_cpus
         self._fingerprint: dict[str, Any] | None = None
@@ -125,7 +127,7 @@ class Launcher:
         return Processes(
             placement,
             servers=[
-                _create(ServerActor, placement.options("server", i), setup)
+                _create(ServerActor, placement.options("server", i), setup, self._run)
                 for i, setup in enumerate(setups)
             ],
             coordinator=_create(CoordinatorActor, placement.options("coordinator", 0)),
@@ -157,7 +159,10 @@ class Launcher:
         coordinator = processes.coordinator
         processes.coordinator_facts = self._get([coordinator.describe.remote()])[0]
         retry_seconds = self._cluster.retry_seconds
-        ray.get(coordinator.begin.remote(spec, processes.addresses, self.secret, retry_seconds))
+        begun = coordinator.begin.remote(
+            spec, processes.addresses, self.secret, retry_seconds, self._run
+        )
+        ray.get(begun)
 
     def start_worker(
         self, processes: Processes, setup: WorkerSetup, index: int, incarnation: int

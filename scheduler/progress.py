@@ -1,39 +1,35 @@
-"""What a person sees while a job runs: a live line in a terminal, a line an interval elsewhere."""
+"""What a person sees while a job runs: a live view in a terminal, a line an interval elsewhere."""
 
-import sys
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
 
 from scheduler.config import JobConfig
+from scheduler.live_view import LiveView
 from worker.plan import Plan
 
 
 class Progress:
-    """Shows phases, intervals and notes on standard error."""
+    """Shows phases, intervals and notes on standard error.
 
-    def __init__(self, config: JobConfig, plan: Plan) -> None:
+    Args:
+        config, plan: the job.
+        console: where to show; by default standard error. It is a live view where this is a
+            terminal that can move its cursor.
+    """
+
+    def __init__(self, config: JobConfig, plan: Plan, console: Console | None = None) -> None:
         planned = plan.rows_per_epoch * plan.epochs
         self._total = min(planned, config.training.max_samples or planned)
-        self._console = Console(stderr=True)
-        self._bar: RichProgress | None = None
-        if sys.stderr.isatty():
-            self._bar = RichProgress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TimeRemainingColumn(),
-                console=self._console,
-                transient=True,
-            )
-            self._task = self._bar.add_task(config.name, total=self._total)
+        self._console = console or Console(stderr=True)
+        self._live: LiveView | None = None
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = LiveView(config.name, self._total, self._console)
 
     def __enter__(self) -> "Progress":
-        if self._bar is not None:
-            self._bar.start()
+        if self._live is not None:
+            self._live.start()
         return self
 
     def __exit__(
@@ -42,33 +38,37 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
 
     def phase(self, text: str) -> None:
         """Say what begins."""
-        self._print(text)
+        if self._live is not None:
+            self._live.phase(text)
+        else:
+            self._print(text)
 
     def note(self, text: str) -> None:
         """Say something that a person should know of."""
         self._print(f"note: {text}")
 
+    def advance(self, samples: int) -> None:
+        """Say how many samples are trained, between two intervals."""
+        if self._live is not None:
+            self._live.advance(samples)
+
     def show(self, line: dict[str, Any]) -> None:
         """Show the metrics of an interval."""
-        rate, loss = line["samples_per_second"], line["train_loss"]
-        stale = line["staleness"]["parameter"]["mean"]
-        if self._bar is not None:
-            self._bar.update(self._task, completed=line["samples"])
-            if loss is not None:
-                text = f"{rate:,.0f} samples/s  loss {loss:.4f}"
-                self._bar.update(self._task, description=text)
+        if self._live is not None:
+            self._live.show(line)
             return
+        rate, loss = line["samples_per_second"], line["train_loss"]
         parts = [
             f"samples={line['samples']}/{self._total}",
             f"step={line['global_step']}",
             f"samples_per_second={rate:.0f}",
             f"loss={loss:.4f}" if loss is not None else "loss=-",
-            f"staleness={stale:.2f}",
+            f"staleness={line['staleness']['parameter']['mean']:.2f}",
             f"rows={sum(line['rows'].values())}",
         ]
         if line["eval_auc"] is not None:

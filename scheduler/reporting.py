@@ -8,6 +8,7 @@ from typing import Any
 
 from scheduler.config import JobConfig
 from scheduler.coordinating import Status
+from scheduler.interval_figures import HistogramOfInterval, WorkersOfInterval
 
 _PACKAGES = ("synchromesh", "ray", "numpy", "numba", "pyarrow")
 
@@ -29,6 +30,8 @@ class IntervalReport:
         self._last_time: float | None = None
         self._last_samples = 0
         self._last_loss = (0.0, 0)
+        self._staleness = {kind: HistogramOfInterval() for kind in ("data", "parameter")}
+        self._workers = WorkersOfInterval()
 
     def line(self, status: Status, servers: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the metrics of the interval that ends now."""
@@ -41,8 +44,10 @@ class IntervalReport:
         self._last_time, self._last_samples = now, samples
         self._last_loss = (status.loss_sum, status.loss_samples)
         evaluation = status.evaluations[-1] if status.evaluations else None
+        tables = merge_tables(servers)
         return {
             "time": time.time(),
+            "train_seconds": now,
             "global_step": status.applied_step,
             "clock": status.clock,
             "mode": self._mode,
@@ -56,8 +61,17 @@ class IntervalReport:
             "samples_per_second": rate,
             "train_loss": loss_sum / loss_samples if loss_samples else None,
             "eval_auc": evaluation.auc if evaluation else None,
+            "eval_step": evaluation.step if evaluation else None,
             "staleness": staleness(status),
-            "rows": {name: table["rows"] for name, table in merge_tables(servers).items()},
+            "staleness_of_interval": {
+                kind: histogram.since_last(status.staleness_counts[kind])
+                for kind, histogram in self._staleness.items()
+            },
+            "batches": status.batches,
+            "workers": self._workers.since_last(status.workers),
+            "shard_lag": list(status.shard_lag),
+            "rows": {name: table["rows"] for name, table in tables.items()},
+            "table_bytes": {name: table["bytes"] for name, table in tables.items()},
             "peak_rss_bytes": {
                 "worker": [w["peak_rss_bytes"] for w in status.workers.values()],
                 "server": [server["peak_rss_bytes"] for server in servers],
@@ -67,6 +81,8 @@ class IntervalReport:
                 "pushed_and_pulled_by_workers": sum(
                     w["bytes_sent"] + w["bytes_received"] for w in status.workers.values()
                 ),
+                "sent_by_servers": [server["bytes_sent"] for server in servers],
+                "received_by_servers": [server["bytes_received"] for server in servers],
             },
         }
 

@@ -1,20 +1,29 @@
 """The run directory: what a run leaves behind."""
 
+import contextlib
 import json
 import math
 import os
 import shutil
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from scheduler.batch_trace import BatchFile, BatchSpan
 from scheduler.config import JobConfig
 from scheduler.errors import RunDirectoryError
+from scheduler.tensorboard_events import TensorBoardEvents, require_tensorboard
 
 JOB_FILE = "job.yaml"
 PLAN_FILE = "plan.json"
 METRICS_FILE = "metrics.jsonl"
+BATCHES_FILE = "batches.jsonl"
 RESULT_FILE = "result.json"
+FAILURE_FILE = "failure.json"
 CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+_FILES = (JOB_FILE, PLAN_FILE, METRICS_FILE, BATCHES_FILE, RESULT_FILE, FAILURE_FILE)
 
 # A run needs at least this much beside its checkpoint: logs of metrics and the plan.
 _MIN_FREE_BYTES = 16 << 20
@@ -28,11 +37,14 @@ class RunDirectory:
         least_checkpoint_bytes: what its checkpoint needs at the very least.
 
     Raises:
+        ConfigError: `run.tensorboard` is set and the package for it is missing.
         RunDirectoryError: it exists and `run.overwrite` is not set, it holds something else or
             what the run starts from, it can't be written, or there is no space.
     """
 
     def __init__(self, config: JobConfig, *, least_checkpoint_bytes: int) -> None:
+        if config.run.tensorboard:
+            require_tensorboard()
         self.path = Path(config.run.dir)
         source = config.run.init_from
         if source is not None and Path(source).resolve().is_relative_to(self.path.resolve()):
@@ -56,6 +68,11 @@ class RunDirectory:
                 f"run.dir {self.path} can't be written: {error.strerror or error}"
             ) from error
 
+        self._batches = BatchFile(self.path / BATCHES_FILE)
+        self._events = (
+            TensorBoardEvents(self.path / TENSORBOARD) if config.run.tensorboard else None
+        )
+
     def checkpoint_path(self, kind: str, step: int) -> Path:
         return self.path / CHECKPOINTS / f"{kind}-{step:012d}"
 
@@ -66,12 +83,31 @@ class RunDirectory:
         """Append one line, at once visible to who follows the file."""
         with open(self.path / METRICS_FILE, "a") as file:
             file.write(json.dumps(strict_json(line)) + "\n")
+        if self._events is not None:
+            self._events.add(line)
+
+    def close(self) -> None:
+        """Finish what is written in the background."""
+        if self._events is not None:
+            self._events.close()
+
+    def add_batches(self, spans: Iterable[BatchSpan]) -> None:
+        """Append who computed which batch when; the file is bounded."""
+        self._batches.add(spans)
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write the result whole or not at all."""
-        temporary = self.path / (RESULT_FILE + ".tmp")
-        temporary.write_text(json.dumps(strict_json(result), indent=1) + "\n")
-        os.replace(temporary, self.path / RESULT_FILE)
+        self._write_json(RESULT_FILE, strict_json(result))
+
+    def write_failure(self, text: str) -> None:
+        """Say why the run ended before its end, where that can still be written."""
+        with contextlib.suppress(OSError):
+            self._write_json(FAILURE_FILE, {"time": time.time(), "error": text})
+
+    def _write_json(self, name: str, value: dict[str, Any]) -> None:
+        temporary = self.path / (name + ".tmp")
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        os.replace(temporary, self.path / name)
 
     def _make_way(self, *, overwrite: bool) -> None:
         if not self.path.exists():
@@ -90,9 +126,11 @@ class RunDirectory:
                 f"run.dir {self.path} exists and is not a run directory (it has no {JOB_FILE});"
                 " it is left as it is"
             )
-        for name in (JOB_FILE, PLAN_FILE, METRICS_FILE, RESULT_FILE, RESULT_FILE + ".tmp"):
+        for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+            (self.path / (name + ".tmp")).unlink(missing_ok=True)
+        for name in (CHECKPOINTS, TENSORBOARD):
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
 
 def strict_json(value: Any) -> Any:

@@ -8,6 +8,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from ps.client import ShardLostError
 from ps.memory import peak_rss_bytes
+from scheduler.batch_trace import BatchSpan
 from scheduler.config import JobConfig
 from scheduler.coordinating import Status
 from scheduler.errors import TrainingError
@@ -75,6 +76,7 @@ class Supervisor:
         ended, _ = ray.wait([*runs, *self.processes.watches], num_returns=1, timeout=POLL_SECONDS)
         self._look_at_servers()
         status = self.status()
+        self._progress.advance(status.samples["applied"])
         for ref in ended:
             if ref in runs:
                 self._worker_ended(runs[ref])
@@ -103,7 +105,12 @@ class Supervisor:
         self._note_memory(status, servers)
         line = self._interval.line(status, servers)
         self._run.add_metrics(line)
+        self._run.add_batches(self._batches())
         self._progress.show(line)
+
+    def _batches(self) -> list[BatchSpan]:
+        coordinator = self.processes.coordinator
+        return ray.get(coordinator.take_batches.remote(), timeout=CALL_TIMEOUT_SECONDS)
 
     def _report_if_due(self, status: Status) -> None:
         if time.monotonic() >= self._next_report:

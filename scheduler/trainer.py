@@ -95,7 +95,17 @@ class Trainer:
             return self._run(specs, run)
         except (OSError, ValueError, ray.exceptions.RayError) as error:
             # Ray wraps what an actor raised; the person wants to read the cause.
-            raise TrainingError(str(getattr(error, "cause", None) or error)) from error
+            text = str(getattr(error, "cause", None) or error)
+            run.write_failure(text)
+            raise TrainingError(text) from error
+        except TrainingError as error:
+            run.write_failure(str(error))
+            raise
+        except KeyboardInterrupt:
+            run.write_failure("stopped before the end")
+            raise
+        finally:
+            run.close()
 
     def _run(self, specs: JobSpecs, run: RunDirectory) -> Result:
         joined = ray.is_initialized()
@@ -103,7 +113,11 @@ class Trainer:
             start_ray(self.config.cluster, namespace=f"synchromesh-{run.path.name}-{os.getpid()}")
         processes: Processes | None = None
         try:
-            launcher = Launcher(self.config.cluster, mixed_cpus=self.config.training.mixed_cpus)
+            launcher = Launcher(
+                self.config.cluster,
+                mixed_cpus=self.config.training.mixed_cpus,
+                run=run.path.name,
+            )
             with Progress(self.config, specs.plan) as progress:
                 progress.phase("starting servers, coordinator and workers")
                 started = time.monotonic()

@@ -247,6 +247,7 @@ class WorkerLoop:
             loss_sum=loss,
             pull_step=int(pulled.steps.min()),
             seconds=seconds,
+            started_at=time.time() - (time.perf_counter() - started),
         )
 
     def _evaluate(self, prepared: Prepared, pulled: PulledBatch) -> Evaluation:

@@ -61,6 +61,7 @@ class Finished:
         loss_sum: of the samples' training losses.
         pull_step: the oldest step among the shards when the batch was pulled.
         seconds: from the pull's reply to the end of the computation.
+        started_at: when the computation began, seconds since 1970; 0: not measured.
     """
 
     token: Token
@@ -71,6 +72,7 @@ class Finished:
     loss_sum: float = 0.0
     pull_step: int = 0
     seconds: float = 0.0
+    started_at: float = 0.0
     evaluation: Evaluation | None = None
 
 

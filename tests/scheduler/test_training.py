@@ -112,11 +112,29 @@ def test_the_run_directory_holds_what_the_readme_says(sync_result: Result) -> No
     run = Path(sync_result.path)
     names = {path.name for path in run.iterdir()}
     assert {"job.yaml", "metrics.jsonl", "result.json", "checkpoints", "plan.json"} <= names
+    assert "failure.json" not in names
     assert json.loads((run / "result.json").read_text()) == sync_result.metrics
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     expected = {"time", "global_step", "samples", "samples_per_second", "train_loss", "mode"}
     assert expected | {"staleness", "rows", "peak_rss_bytes", "wire_bytes"} <= set(line)
     assert (Path(sync_result.checkpoint) / "manifest.json").exists()
+
+
+def test_intervals_and_spans_account_for_every_batch(sync_result: Result) -> None:
+    run = Path(sync_result.path)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    spans = [json.loads(line) for line in (run / "batches.jsonl").read_text().splitlines()]
+
+    batches = sync_result.metrics["ledger"]["applied"]
+    assert sum(w["batches"] for line in lines for w in line["workers"].values()) == batches
+    stale = [line["staleness_of_interval"]["data"] for line in lines]
+    assert sum(sum(counts.values()) for counts in stale) == batches
+    assert lines[-1]["shard_lag"] == [0]
+    assert set(lines[-1]["table_bytes"]) == set(lines[-1]["rows"])
+    assert sorted(span["batch"] for span in spans) == list(range(batches))
+    assert sum(span["samples"] for span in spans) == 2 * ROWS
+    ends = [span["start"] + span["seconds"] for span in spans]
+    assert all(a <= b["start"] + 1e-3 for a, b in zip(ends, spans[1:], strict=False))
 
 
 def test_workers_servers_and_coordinator_are_distinct_processes(sync_result: Result) -> None:
@@ -194,6 +212,7 @@ def test_a_dead_server_or_coordinator_ends_the_job_with_its_name(
 
     killer.join()
     assert time.monotonic() - started < 90
+    assert named in json.loads((tmp_path / "run" / "failure.json").read_text())["error"]
     assert not (tmp_path / "run" / "result.json").exists()
 
 

@@ -1,0 +1,127 @@
+"""Who computed which batch from when to when: a bounded record for charts.
+
+The coordinator keeps what its workers report until the driver takes it; the driver writes it to the
+run directory. Neither grows with the length of a job.
+"""
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from worker.protocol import Report
+
+# Between two takes of the driver; what comes beyond is not recorded.
+MAX_WAITING_SPANS = 4096
+MAX_FILE_SPANS = 20_000
+WINDOW_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSpan:
+    """One batch that a worker has computed and that every shard holds.
+
+    Args:
+        worker: its number.
+        batch, attempt, step: of the token.
+        start: when the computation began, by the worker's wall clock, seconds since 1970.
+        seconds: how long it computed; pulling, pushing and waiting are the gaps between spans.
+        samples: in the batch.
+    """
+
+    worker: int
+    batch: int
+    attempt: int
+    step: int
+    start: float
+    seconds: float
+    samples: int
+
+
+class BatchTrace:
+    """What was computed since it was last asked; the caller holds a lock.
+
+    Args:
+        limit: most spans that wait to be taken.
+    """
+
+    def __init__(self, limit: int = MAX_WAITING_SPANS) -> None:
+        self._limit = limit
+        self._spans: deque[BatchSpan] = deque()
+        self._latest: dict[int, float] = {}
+
+    def add(self, report: Report) -> None:
+        """Record the training batches that a report says were computed."""
+        for finished in report.finished:
+            # A worker computes one batch at a time, so what does not start later was told before.
+            began_before = finished.started_at <= self._latest.get(report.worker, 0.0)
+            if began_before or len(self._spans) >= self._limit:
+                continue
+            self._latest[report.worker] = finished.started_at
+            token = finished.token
+            self._spans.append(
+                BatchSpan(
+                    worker=report.worker,
+                    batch=token.batch_id,
+                    attempt=token.attempt,
+                    step=token.step,
+                    start=finished.started_at,
+                    seconds=finished.seconds,
+                    samples=finished.samples,
+                )
+            )
+
+    def take(self) -> list[BatchSpan]:
+        """Return what was recorded since the last call, in the order of the reports."""
+        spans = list(self._spans)
+        self._spans.clear()
+        return spans
+
+
+class BatchFile:
+    """Spans as JSON lines, bounded: a long job keeps windows that are spread evenly over it.
+
+    Every span of a window of two seconds is kept, or none. Where the file would hold too many
+    spans, every second window that is left goes.
+
+    Args:
+        path: the file; what it held before is replaced by the first spans.
+        limit: most spans that it holds.
+    """
+
+    def __init__(self, path: Path, limit: int = MAX_FILE_SPANS) -> None:
+        self._path = path
+        self._limit = limit
+        self._stride = 1
+        self._kept: dict[int, int] = {}
+
+    def add(self, spans: Iterable[BatchSpan]) -> None:
+        """Append those that fall into a window that is kept."""
+        lines = []
+        for span in spans:
+            window = _window(span.start)
+            # One window never fills the file, however many workers there are.
+            full = self._kept.get(window, 0) >= self._limit // 8
+            if window % self._stride == 0 and not full:
+                self._kept[window] = self._kept.get(window, 0) + 1
+                lines.append(json.dumps(asdict(span)) + "\n")
+        if lines:
+            with open(self._path, "a") as file:
+                file.writelines(lines)
+        if sum(self._kept.values()) > self._limit:
+            self._thin()
+
+    def _thin(self) -> None:
+        while sum(self._kept.values()) > self._limit:
+            self._stride *= 2
+            self._kept = {w: n for w, n in self._kept.items() if w % self._stride == 0}
+        temporary = self._path.with_name(self._path.name + ".tmp")
+        with open(self._path) as before, open(temporary, "w") as after:
+            after.writelines(x for x in before if _window(json.loads(x)["start"]) in self._kept)
+        os.replace(temporary, self._path)
+
+
+def _window(start: float) -> int:
+    return int(start // WINDOW_SECONDS)

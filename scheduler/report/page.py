@@ -1,0 +1,163 @@
+"""The page of a run: summary, charts, tables and job file in one file that needs no network."""
+
+import html
+from typing import Any
+
+from bokeh.embed import components
+from bokeh.resources import Resources
+
+from scheduler.report.charts import all_charts
+from scheduler.report.reading import RunData
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.45 system-ui, "Liberation Sans", sans-serif; color: #1c2430;
+  background: #f4f5f7; margin: 0; }
+main { max-width: 1400px; margin: 0 auto; padding: 16px; }
+h1 { font-size: 24px; margin: 8px 0 4px; } h2 { font-size: 16px; margin: 0 0 2px; }
+.state { padding: 8px 12px; border-radius: 6px; background: #fff3cd; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+.finished { background: #d7f0dd; } .failed { background: #f8d7da; }
+.about { color: #5a6472; margin: 0 0 6px; font-size: 13px; }
+.cards { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 12px;
+  margin-top: 12px; }
+.card { background: #fff; border: 1px solid #dde1e6; border-radius: 6px; padding: 12px;
+  margin-top: 12px; min-width: 0; }
+.cards .card { margin: 0; } .wide { grid-column: 1 / -1; }
+.none { color: #8a94a3; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); gap: 8px;
+  margin-top: 12px; }
+.figure { background: #fff; border: 1px solid #dde1e6; border-radius: 6px; padding: 8px 10px; }
+.figure b { display: block; font-size: 18px; overflow-wrap: anywhere; }
+.figure span { color: #5a6472; font-size: 12px; }
+table { border-collapse: collapse; } th, td { text-align: right; padding: 2px 12px 2px 0; }
+th { color: #5a6472; font-weight: normal; } th:first-child, td:first-child { text-align: left; }
+pre { overflow-x: auto; font-size: 13px; } summary { cursor: pointer; font-weight: bold; }
+.scroll { overflow-x: auto; }
+@media (max-width: 900px) { .cards { grid-template-columns: minmax(0, 1fr); } }
+"""
+
+
+def page_of(run: RunData) -> str:
+    """Return the whole page as HTML; scripts and styles are in it."""
+    charts = all_charts(run)
+    drawn = {f"{i}-{j}": plot for i, chart in enumerate(charts) for j, plot in enumerate(chart[2])}
+    script, divs = components(drawn) if drawn else ("", {})
+    cards = []
+    for i, (title, about, plots) in enumerate(charts):
+        inside = "".join(divs[f"{i}-{j}"] for j in range(len(plots)))
+        cards.append(_card(title, about, inside, wide=len(plots) > 1 and i > 0))
+    name = run.path.resolve().name
+    library = Resources(mode="inline", components=["bokeh"], minified=True).render()
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{html.escape(name)}</title>\n<style>{_STYLE}</style>",
+            library if drawn else "",
+            "</head>\n<body>\n<main>",
+            f"<h1>{html.escape(name)}</h1>",
+            _state(run),
+            *(f'<p class="about">{html.escape(note)}</p>' for note in run.notes),
+            _figures(summary(run)),
+            f'<div class="cards">{"".join(cards)}</div>',
+            _tables(run),
+            _job(run),
+            f"</main>\n{script}\n</body>\n</html>\n",
+        ]
+    )
+
+
+def summary(run: RunData) -> list[tuple[str, str]]:
+    """Return the figures that stand at the top, those of the result where there is one."""
+    result = run.result or {}
+    last = run.intervals[-1] if run.intervals else {}
+    seconds = result.get("train_seconds", last.get("train_seconds"))
+    samples = result.get("samples_trained", last.get("samples"))
+    batches = result.get("ledger") or last.get("batches") or {}
+    evaluation = result.get("eval") or {}
+    losses = [line["train_loss"] for line in run.intervals if line.get("train_loss") is not None]
+    stale = (result.get("staleness") or last.get("staleness") or {}).get("parameter", {})
+    modes = list(dict.fromkeys(line["mode"] for line in run.intervals if "mode" in line))
+    rows = sum(last.get("rows", {}).values())
+    found: list[tuple[str, Any]] = [
+        ("mode", ", ".join(modes) or None),
+        ("samples", _number(samples)),
+        ("samples/s", _number(samples / seconds if samples and seconds else None)),
+        ("training time", None if seconds is None else f"{seconds:,.1f} s"),
+        ("global step", _number(result.get("global_step", last.get("global_step")))),
+        ("AUC", _number(evaluation.get("auc", last.get("eval_auc")), 4)),
+        ("logloss", _number(evaluation.get("logloss"), 4)),
+        ("last training loss", _number(losses[-1] if losses else None, 4)),
+        ("parameter staleness, mean", _number(stale.get("mean"), 2)),
+        ("parameter staleness, p99", _number(stale.get("p99"))),
+        ("samples dropped", _number(result.get("samples_dropped", last.get("samples_dropped")))),
+        ("samples skipped", _number(result.get("samples_skipped", last.get("samples_skipped")))),
+        ("batches given out again", _number(batches.get("reissued"))),
+        ("workers replaced", _number(result.get("worker_restarts"))),
+        ("rows", _number(rows if last else None)),
+        ("model digest", (result.get("model_digest") or "")[:12] or None),
+    ]
+    return [(name, value) for name, value in found if value is not None]
+
+
+def _number(value: float | None, digits: int = 0) -> str | None:
+    return None if value is None else f"{value:,.{digits}f}"
+
+
+def _state(run: RunData) -> str:
+    return f'<p class="state {run.outcome}">{html.escape(run.state)}</p>'
+
+
+def _figures(figures: list[tuple[str, str]]) -> str:
+    boxes = (
+        f'<div class="figure"><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>'
+        for name, value in figures
+    )
+    return f'<div class="figures">{"".join(boxes)}</div>'
+
+
+def _card(title: str, about: str, inside: str, *, wide: bool) -> str:
+    inside = inside or '<p class="none">Nothing of this was recorded.</p>'
+    return (
+        f'<section class="card{" wide" if wide else ""}"><h2>{html.escape(title)}</h2>'
+        f'<p class="about">{html.escape(about)}</p>{inside}</section>'
+    )
+
+
+def _tables(run: RunData) -> str:
+    """The tables of the result, or of the last interval where there is none."""
+    tables: dict[str, dict[str, Any]] = (run.result or {}).get("tables", {})
+    if not tables and run.intervals:
+        last = run.intervals[-1]
+        sizes = last.get("table_bytes", {})
+        tables = {
+            name: {"rows": rows, **({"bytes": sizes[name]} if name in sizes else {})}
+            for name, rows in last.get("rows", {}).items()
+        }
+    if not tables:
+        return ""
+    columns = list(dict.fromkeys(key for table in tables.values() for key in table))
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("table", *columns))
+    rows = []
+    for name, table in tables.items():
+        cells = "".join(f"<td>{_cell(table.get(column))}</td>" for column in columns)
+        rows.append(f"<tr><td>{html.escape(name)}</td>{cells}</tr>")
+    body = "".join(rows)
+    return (
+        '<section class="card"><h2>Tables</h2><div class="scroll">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"
+    )
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int | float) else html.escape(str(value or ""))
+
+
+def _job(run: RunData) -> str:
+    if run.job is None:
+        return ""
+    return (
+        '<section class="card"><details><summary>Job file</summary>'
+        f"<pre>{html.escape(run.job)}</pre></details></section>"
+    )

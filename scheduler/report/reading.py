@@ -1,0 +1,177 @@
+"""What a run directory holds, as far as it is there: of jobs that ended, failed or still run."""
+
+import json
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from scheduler.errors import RunDirectoryError
+from scheduler.run_files import BATCHES_FILE, FAILURE_FILE, JOB_FILE, METRICS_FILE, RESULT_FILE
+
+# A chart shows no more than so many points in time.
+MAX_INTERVALS = 600
+
+Line = dict[str, Any]
+Outcome = Literal["finished", "failed", "unfinished"]
+
+_COLOR_CODES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunData:
+    """The files of one run.
+
+    Args:
+        path: the run directory.
+        outcome: `finished` where it has its result.
+        state: the same in a sentence, with the reason of a failure.
+        intervals: lines of metrics.jsonl, the oldest first; neighbours are merged where there are
+            many.
+        batches: lines of batches.jsonl, ordered by their start.
+        result, job: None where the file is not there.
+        notes: what is missing or could not be read.
+    """
+
+    path: Path
+    outcome: Outcome
+    state: str
+    intervals: list[Line]
+    batches: list[Line]
+    result: dict[str, Any] | None
+    job: str | None
+    notes: list[str]
+
+    @property
+    def began(self) -> float:
+        """When the first batch or interval began, seconds since 1970."""
+        starts = [line["start"] for line in self.batches[:1]]
+        if self.intervals:
+            first = self.intervals[0]
+            starts.append(first["time"] - first.get("train_seconds", 0.0))
+        return min(starts, default=0.0)
+
+
+def read_run(path: Path) -> RunData:
+    """Read a run directory; a line that is not complete yet is left out.
+
+    Raises:
+        RunDirectoryError: there is no such directory, or it holds no file of a run.
+    """
+    if not path.is_dir():
+        raise RunDirectoryError(f"{path} is not a directory. Name the run.dir of a job")
+    if not (path / JOB_FILE).exists() and not (path / METRICS_FILE).exists():
+        raise RunDirectoryError(
+            f"{path} is not a run directory: it has neither {JOB_FILE} nor {METRICS_FILE}"
+        )
+    notes: list[str] = []
+    result = _read_object(path / RESULT_FILE, notes)
+    failure = _read_object(path / FAILURE_FILE, notes)
+    intervals = _read_lines(path / METRICS_FILE, {"time", "samples"}, notes)
+    batches = _read_lines(path / BATCHES_FILE, {"worker", "start", "seconds"}, notes)
+    job = path / JOB_FILE
+    if not job.exists():
+        notes.append(f"{JOB_FILE} is missing")
+    outcome, state = _state(result, failure, intervals)
+    return RunData(
+        path=path,
+        outcome=outcome,
+        state=state,
+        intervals=merge_intervals(intervals),
+        batches=sorted(batches, key=lambda line: line["start"]),
+        result=result,
+        job=job.read_text(errors="replace") if job.exists() else None,
+        notes=notes,
+    )
+
+
+def _state(result: Line | None, failure: Line | None, intervals: list[Line]) -> tuple[Outcome, str]:
+    if result is not None:
+        return "finished", "The job is finished."
+    if failure is not None:
+        reason = str(failure.get("error", "no reason is given"))
+        return "failed", f"The job failed: {_COLOR_CODES.sub('', reason)}"
+    if not intervals:
+        text = "The job has written no figures yet: it starts, or was killed before it began."
+        return "unfinished", text
+    age = max(0.0, time.time() - intervals[-1]["time"])
+    text = (
+        f"The job is not finished: it runs, or was killed. Its last figures are {age:,.0f} s old."
+    )
+    return "unfinished", text
+
+
+def _read_object(path: Path, notes: list[str]) -> Line | None:
+    if not path.exists():
+        return None
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        notes.append(f"{path.name} can't be read: {error}")
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _read_lines(path: Path, required: set[str], notes: list[str]) -> list[Line]:
+    if not path.exists():
+        notes.append(f"{path.name} is missing")
+        return []
+    lines, unreadable = [], 0
+    text = path.read_text(errors="replace")
+    for row in text.splitlines():
+        try:
+            line = json.loads(row)
+        except ValueError:
+            line = None
+        if isinstance(line, dict) and required <= set(line):
+            lines.append(line)
+        else:
+            unreadable += 1
+    torn = bool(text) and not text.endswith("\n")
+    if unreadable > torn:  # the last line may be in the middle of being written
+        notes.append(f"{path.name}: {unreadable} lines can't be read and are left out")
+    return lines
+
+
+def merge_intervals(lines: list[Line], most: int = MAX_INTERVALS) -> list[Line]:
+    """Merge neighbours, so that at most `most` lines are left."""
+    size = -(-len(lines) // most)
+    if size <= 1:
+        return lines
+    return [_merged(lines[i : i + size]) for i in range(0, len(lines), size)]
+
+
+def _merged(lines: list[Line]) -> Line:
+    """Sums since the start are those of the last line; figures of an interval are gathered."""
+    merged = dict(lines[-1])
+    for key in ("samples_per_second", "train_loss"):
+        values = [line[key] for line in lines if line.get(key) is not None]
+        merged[key] = sum(values) / len(values) if values else None
+    stale: dict[str, dict[str, int]] = {}
+    for line in lines:
+        for kind, counts in line.get("staleness_of_interval", {}).items():
+            sums = stale.setdefault(kind, {})
+            for value, count in counts.items():
+                sums[value] = sums.get(value, 0) + count
+    merged["staleness_of_interval"] = stale
+    merged["workers"] = _merged_workers(lines)
+    return merged
+
+
+def _merged_workers(lines: list[Line]) -> dict[str, Line]:
+    workers: dict[str, Line] = {}
+    seconds: dict[str, float] = {}
+    for line in lines:
+        for number, worker in line.get("workers", {}).items():
+            sums = workers.setdefault(number, {"batches": 0, "samples": 0})
+            sums["batches"] += worker["batches"]
+            sums["samples"] += worker["samples"]
+            spent = worker["batches"] * (worker["batch_seconds"] or 0.0)
+            seconds[number] = seconds.get(number, 0.0) + spent
+    total = sum(worker["samples"] for worker in workers.values())
+    for number, worker in workers.items():
+        done = worker["batches"]
+        worker["batch_seconds"] = seconds[number] / done if done else None
+        worker["share"] = worker["samples"] / total if total else 0.0
+    return workers

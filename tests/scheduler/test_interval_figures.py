@@ -1,0 +1,50 @@
+"""Figures of an interval are differences of sums, also where a worker begins anew."""
+
+from typing import Any
+
+from scheduler.interval_figures import HistogramOfInterval, WorkersOfInterval
+
+
+def state(batches: int, samples: int, seconds: float, incarnation: int = 0) -> dict[str, Any]:
+    return {
+        "incarnation": incarnation,
+        "lost": False,
+        "batches": batches,
+        "samples": samples,
+        "seconds": seconds,
+    }
+
+
+def test_a_histogram_of_an_interval_counts_only_what_came_in_it() -> None:
+    histogram = HistogramOfInterval()
+
+    assert histogram.since_last({0: 5, 2: 1}) == {"0": 5, "2": 1}
+    assert histogram.since_last({0: 5, 2: 4, 10: 1}) == {"2": 3, "10": 1}
+
+
+def test_a_worker_s_batch_time_and_share_are_of_the_interval() -> None:
+    workers = WorkersOfInterval()
+    workers.since_last({0: state(10, 100, 1.0), 1: state(10, 100, 4.0)})
+
+    figures = workers.since_last({0: state(40, 400, 4.0), 1: state(20, 200, 8.0)})
+
+    assert figures["0"] == {
+        "batches": 30, "samples": 300, "batch_seconds": 0.1, "share": 0.75, "lost": False
+    }  # fmt: skip
+    assert (figures["1"]["batch_seconds"], figures["1"]["share"]) == (0.4, 0.25)
+
+
+def test_a_replaced_worker_s_sums_begin_at_zero() -> None:
+    workers = WorkersOfInterval()
+    workers.since_last({0: state(10, 100, 1.0)})
+
+    figures = workers.since_last({0: state(4, 40, 2.0, incarnation=1)})
+
+    assert (figures["0"]["batches"], figures["0"]["batch_seconds"]) == (4, 0.5)
+
+
+def test_a_worker_without_batches_has_no_batch_time() -> None:
+    figures = WorkersOfInterval().since_last({0: state(0, 0, 0.0)})
+
+    assert figures["0"]["batch_seconds"] is None
+    assert figures["0"]["share"] == 0.0

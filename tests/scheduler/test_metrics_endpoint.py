@@ -1,0 +1,109 @@
+"""What a job exports is found at the endpoint that Prometheus scrapes on every node."""
+
+import re
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler import JobConfig, Trainer
+from scheduler.coordinating import Status
+from scheduler.coordinator_figures import coordinator_figures
+
+WORKER = {
+    "incarnation": 0, "lost": False, "batches": 4, "samples": 40, "seconds": 2.0,
+    "peak_rss_bytes": 7, "bytes_sent": 8, "bytes_received": 9,
+}  # fmt: skip
+STALE = {"mean": 1.5, "p50": 1, "p99": 3, "max": 4}
+
+
+def test_workers_and_shards_have_figures_of_their_own() -> None:
+    status = Status(
+        step=5, applied_step=4, clock=2, trained=False, evaluating=False,
+        samples={"applied": 80, "dropped": 1, "skipped": 2}, batches={"reissued": 6},
+        loss_sum=40.0, loss_samples=80, train_seconds=1.0, data_staleness=STALE,
+        parameter_staleness=STALE, staleness_counts={}, shard_lag=(0, 1), evaluations=(),
+        workers={3: WORKER}, give_up=(), warnings=(), failure=None, peak_rss_bytes=5, pid=1,
+    )  # fmt: skip
+
+    found = {
+        (f.name, f.role, f.index, *f.labels.values()): f.value for f in coordinator_figures(status)
+    }
+
+    assert found["global_step", "coordinator", 0] == 4
+    assert found["samples", "coordinator", 0, "dropped"] == 1
+    assert found["batches", "coordinator", 0, "reissued"] == 6
+    assert found["staleness_steps", "coordinator", 0, "parameter", "p99"] == 3
+    assert found["shard_lag_steps", "server", 1] == 1
+    assert found["batch_seconds", "worker", 3] == 2.0
+    assert ("eval_auc", "coordinator", 0) not in found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_export() -> Iterator[None]:
+    """Let Ray pass metrics on twice a second, instead of every ten; set before it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "500")
+        yield
+
+
+def scraped() -> str:
+    import ray
+
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.read().decode()
+    except (urllib.error.URLError, TimeoutError):
+        return ""
+
+
+def samples_of(text: str, name: str) -> Iterator[dict[str, str]]:
+    for line in text.splitlines():
+        if line.startswith(f"ray_synchromesh_{name}{{"):
+            yield dict(re.findall(r'(\w+)="([^"]*)"', line))
+
+
+@pytest.mark.ray
+def test_a_job_s_figures_can_be_scraped(ray_cluster: None, samples: Path, tmp_path: Path) -> None:
+    job: dict[str, Any] = {
+        "data": {
+            "train": str(samples / "train-*.parquet"),
+            "sparse": ["a", "b"],
+            "batch_size": 64,
+            "epochs": 1000,
+        },
+        "embedding": {"dim": 4},
+        "model": {"type": "deepfm", "mlp": [8]},
+        "training": {"max_seconds": 6},
+        "cluster": {"workers": 1, "servers": 1},
+        "run": {"dir": str(tmp_path / "watched"), "progress_every_seconds": 0.5},
+    }
+    seen: list[str] = []
+    ended = threading.Event()
+
+    def scrape() -> None:
+        while not ended.wait(0.5):
+            seen.append(scraped())
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    try:
+        Trainer(JobConfig.from_dict(job)).fit()
+    finally:
+        ended.set()
+        thread.join()
+
+    text = "\n".join(seen)
+    tables = [s for s in samples_of(text, "table_rows") if s["run"] == "watched"]
+    assert {(s["role"], s["index"], s["table"]) for s in tables} >= {
+        ("server", "0", "a"), ("server", "0", "b")
+    }  # fmt: skip
+    outcomes = {s["outcome"] for s in samples_of(text, "samples_total")}
+    assert "applied" in outcomes
+    assert {s["role"] for s in samples_of(text, "batches_computed_total")} == {"worker"}

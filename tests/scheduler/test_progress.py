@@ -1,0 +1,130 @@
+"""What a person sees: a live view in a terminal, plain lines elsewhere, at any width and size."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from scheduler.config import JobConfig
+from scheduler.live_view import MOST_WORKERS, view
+from scheduler.progress import Progress
+from worker.plan import Plan
+
+
+def line(**changes: Any) -> dict[str, Any]:
+    def worker(seconds: float | None, share: float, lost: bool = False) -> dict[str, Any]:
+        return {"batch_seconds": seconds, "share": share, "lost": lost}
+
+    return {
+        "train_seconds": 10.0,
+        "global_step": 1234,
+        "mode": "gba",
+        "samples": 2500,
+        "samples_per_second": 250.0,
+        "train_loss": 0.45678,
+        "eval_auc": 0.71234,
+        "staleness": {"parameter": {"mean": 1.5}},
+        "staleness_of_interval": {"data": {"0": 3, "1": 1}, "parameter": {"1": 4}},
+        "batches": {"dropped": 17, "skipped": 0, "reissued": 23},
+        "workers": {"0": worker(0.081, 0.75), "1": worker(0.32, 0.25), "2": worker(None, 0, True)},
+        "rows": {"user": 1000, "item": 20},
+        "table_bytes": {"user": 64000, "item": 1280},
+        "peak_rss_bytes": {"worker": [5 << 20], "server": [6 << 20], "coordinator": [7 << 20]},
+        **changes,
+    }
+
+
+def shown(metrics: dict[str, Any] | None, *, width: int = 80) -> str:
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+    console.print(view(metrics, name="job", phase="training", samples=2500, total=10_000))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_view_shows_every_figure_uncut(width: int) -> None:
+    text = shown(line(), width=width)
+
+    for figure in (
+        "gba", "training", "25%", "2,500 of 10,000", "0:00:30 left", "step 1,234", "samples/s 250",
+        "loss 0.4568", "AUC 0.7123", "dropped 17", "re-issued 23", "81 ms", "75%", "320 ms",
+        "2 lost", "parameter", "100%", "1,020 in 2 tables", "user 1,000",
+    ):  # fmt: skip
+        assert figure in text
+    assert "…" not in text
+    assert all(len(row) <= width for row in text.splitlines())
+
+
+def test_before_the_first_interval_the_view_says_what_goes_on() -> None:
+    assert "training" in shown(None)
+
+
+def test_an_interval_in_which_nothing_happened_can_be_shown() -> None:
+    nothing = line(
+        train_seconds=0.0,
+        train_loss=None,
+        eval_auc=None,
+        workers={},
+        staleness_of_interval={"data": {}, "parameter": {}},
+        rows={},
+        table_bytes={},
+    )
+
+    assert "loss -" in shown(nothing)
+    assert "-:--:-- left" in shown(nothing)
+
+
+def test_of_many_workers_the_slowest_are_shown() -> None:
+    workers = {str(i): {"batch_seconds": i / 10, "share": 0.01, "lost": False} for i in range(99)}
+
+    text = shown(line(workers=workers))
+    assert "9,800 ms" in text
+    assert "  100 ms" not in text
+    assert "the slowest of 99 workers" in text
+    assert len(text.splitlines()) < 14 + MOST_WORKERS
+
+
+def test_far_staleness_is_gathered_in_the_last_row() -> None:
+    counts = {str(i): 1 for i in range(20)}
+
+    text = shown(line(staleness_of_interval={"data": counts, "parameter": counts}))
+    assert "≥ 7   65%" in text
+
+
+@pytest.fixture
+def job() -> tuple[JobConfig, Plan]:
+    config = JobConfig.from_dict(
+        {
+            "data": {"train": "a", "sparse": ["c"]},
+            "model": {"type": "deepfm"},
+            "run": {"dir": "r"},
+        }
+    )
+    return config, Plan(files=(), batch_size=4, epochs=1, lanes=1)
+
+
+def test_a_file_gets_plain_lines_without_escape_codes(job: tuple[JobConfig, Plan]) -> None:
+    out = io.StringIO()
+    with Progress(*job, console=Console(file=out)) as progress:
+        progress.phase("training")
+        progress.advance(100)
+        progress.show(line())
+
+    assert out.getvalue().splitlines() == [
+        "training",
+        "samples=2500/0 step=1234 samples_per_second=250 loss=0.4568 staleness=1.50 rows=1020"
+        " eval_auc=0.7123",
+    ]
+
+
+def test_a_terminal_gets_the_view_and_notes_stay_above_it(job: tuple[JobConfig, Plan]) -> None:
+    out = io.StringIO()
+    with Progress(*job, console=Console(file=out, force_terminal=True, width=80)) as progress:
+        progress.phase("training")
+        progress.show(line())
+        progress.note("worker 3 died")
+
+    assert "note: worker 3 died" in out.getvalue()
+    assert "samples_per_second=" not in out.getvalue()
+    assert "batches dropped" in out.getvalue().replace("\x1b[2m", "")

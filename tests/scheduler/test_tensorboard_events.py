@@ -1,0 +1,127 @@
+"""TensorBoard events: what was written is read back from the files, record by record."""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+import scheduler.tensorboard_events as tensorboard_events
+from scheduler import ConfigError, JobConfig
+from scheduler.run_files import RunDirectory
+
+
+def line(samples: int, loss: float | None) -> dict[str, Any]:
+    return {
+        "time": 1000.0 + samples,
+        "train_loss": loss,
+        "samples_per_second": 5.0,
+        "global_step": 2,
+        "clock": 1,
+        "samples": samples,
+        "eval_auc": None,
+        "samples_dropped": 3,
+        "samples_skipped": 0,
+        "batches": {"reissued": 4},
+        "learning_rate": {"model": 0.5},
+        "rows": {"user": 10},
+        "table_bytes": {"user": 640},
+        "shard_lag": [0, 2],
+        "workers": {"0": {"batch_seconds": 0.25, "share": 1.0}},
+        "staleness_of_interval": {"data": {"0": 3, "2": 1}, "parameter": {}},
+        "peak_rss_bytes": {"worker": [7], "server": [8], "coordinator": [9]},
+    }
+
+
+def config(run: Path, **settings: Any) -> JobConfig:
+    return JobConfig.from_dict(
+        {
+            "data": {"train": "a", "sparse": ["c"]},
+            "model": {"type": "deepfm"},
+            "run": {"dir": str(run), "tensorboard": True, **settings},
+        }
+    )
+
+
+def events(run: Path) -> Iterator[Event]:
+    """Read the records of TensorFlow's format: length, its checksum, bytes, their checksum."""
+    (path,) = (run / "tensorboard").iterdir()
+    data = path.read_bytes()
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        yield Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    path = tmp_path / "run"
+    directory = RunDirectory(config(path), least_checkpoint_bytes=0)
+    directory.add_metrics(line(100, 0.75))
+    directory.add_metrics(line(200, None))
+    directory.close()
+    return path
+
+
+def test_every_figure_is_an_event_at_its_number_of_samples(run: Path) -> None:
+    found = {
+        (event.step, value.tag): value.simple_value
+        for event in events(run)
+        for value in event.summary.value
+        if value.HasField("simple_value")
+    }
+
+    assert found[100, "train/loss"] == 0.75
+    assert (200, "train/loss") not in found
+    assert (100, "eval/auc") not in found
+    assert found[200, "rows/user"] == 10
+    assert found[100, "worker_batch_seconds/0"] == 0.25
+    assert found[100, "shard_lag/1"] == 2
+    assert found[100, "batches/reissued"] == 4
+    assert found[100, "peak_rss_bytes/server-0"] == 8
+
+
+def test_an_event_has_the_time_of_its_interval(run: Path) -> None:
+    assert {event.wall_time for event in events(run) if event.step} == {1100.0, 1200.0}
+
+
+def test_staleness_is_a_histogram_with_exact_counts(run: Path) -> None:
+    histograms = [
+        value.histo
+        for event in events(run)
+        for value in event.summary.value
+        if value.tag == "staleness/data"
+    ]
+
+    assert len(histograms) == 2
+    assert list(histograms[0].bucket) == [3, 1]
+    assert list(histograms[0].bucket_limit) == [0.5, 2.5]
+    assert (histograms[0].num, histograms[0].sum, histograms[0].max) == (4, 2, 2)
+
+
+def test_overwriting_a_run_removes_its_events(run: Path) -> None:
+    again = RunDirectory(config(run, overwrite=True), least_checkpoint_bytes=0)
+    again.add_metrics(line(300, 0.5))
+    again.close()
+
+    assert {event.step for event in events(run) if event.step} == {300}
+
+
+def test_without_being_asked_no_events_are_written(tmp_path: Path) -> None:
+    directory = RunDirectory(config(tmp_path / "r", tensorboard=False), least_checkpoint_bytes=0)
+    directory.add_metrics(line(100, 0.75))
+    directory.close()
+
+    assert not (tmp_path / "r" / "tensorboard").exists()
+
+
+def test_a_missing_package_is_refused_before_a_run_is_overwritten(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorboard_events, "find_spec", lambda name: None)
+
+    with pytest.raises(ConfigError, match=r"synchromesh\[tensorboard\]"):
+        RunDirectory(config(run, overwrite=True), least_checkpoint_bytes=0)
+    assert (run / "metrics.jsonl").exists()
