@@ -8,7 +8,6 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from ps.client import ShardLostError
 from ps.memory import peak_rss_bytes
-from scheduler.batch_trace import BatchSpan
 from scheduler.config import JobConfig
 from scheduler.coordinating import Status
 from scheduler.errors import TrainingError
@@ -91,8 +90,11 @@ class Supervisor:
 
     def status(self) -> Status:
         """Ask the coordinator; raises TrainingError where it is gone."""
+        return self._answer_of_coordinator(self.processes.coordinator.status.remote())
+
+    def _answer_of_coordinator(self, call: Any) -> Any:
         try:
-            return ray.get(self.processes.coordinator.status.remote(), timeout=CALL_TIMEOUT_SECONDS)
+            return ray.get(call, timeout=CALL_TIMEOUT_SECONDS)
         except (RayActorError, GetTimeoutError) as error:
             facts = self.processes.coordinator_facts
             raise TrainingError(
@@ -105,12 +107,9 @@ class Supervisor:
         self._note_memory(status, servers)
         line = self._interval.line(status, servers)
         self._run.add_metrics(line)
-        self._run.add_batches(self._batches())
+        taken = self.processes.coordinator.take_batches.remote()
+        self._run.add_batches(self._answer_of_coordinator(taken))
         self._progress.show(line)
-
-    def _batches(self) -> list[BatchSpan]:
-        coordinator = self.processes.coordinator
-        return ray.get(coordinator.take_batches.remote(), timeout=CALL_TIMEOUT_SECONDS)
 
     def _report_if_due(self, status: Status) -> None:
         if time.monotonic() >= self._next_report:
