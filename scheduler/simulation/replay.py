@@ -111,7 +111,7 @@ class Replay:
     # Applying ---------------------------------------------------------------------------------
 
     def _apply(self, record: Record, seen: Seen) -> None:
-        if record.entries:
+        if record.divisor > 0 and any(entry.weight > 0 for entry in record.entries):
             self._update(record, seen)
         for eviction in record.evict:
             table = eviction.table
@@ -119,9 +119,10 @@ class Replay:
                 self._evicted[table][key] = record.step
 
     def _update(self, record: Record, seen: Seen) -> None:
-        joined = [self._join(seen, entry.batch_id, entry.attempt) for entry in record.entries]
+        live = [entry for entry in record.entries if entry.weight > 0]
+        joined = [self._join(seen, entry.batch_id, entry.attempt) for entry in live]
         contributions = [contribution for contribution, _ in joined]
-        weights = [entry.weight for entry in record.entries]
+        weights = [entry.weight for entry in live]
         scale = np.float32(1.0 / record.divisor)
         scalars = [np.array(values) for values in record.scalars]
         optimizers = self._spec.optimizers
