@@ -24,7 +24,11 @@ def warm_up(spec: StoreSpec) -> None:
         kinds[type(table.initializer), kernels, _counters_of(table)] = table
     tables = tuple(replace(table, dim=2) for table in kinds.values())
     small = StoreSpec(
-        tables=tables, dense_size=1, dense_optimizer=spec.dense_optimizer, num_shards=1
+        tables=tables,
+        dense_size=1,
+        dense_optimizer=spec.dense_optimizer,
+        num_shards=1,
+        sparse_mean=spec.sparse_mean,
     )
     shard = Shard(small, 0)
     shard.initialize(0, dense=np.zeros(1, np.float32))

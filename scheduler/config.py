@@ -34,6 +34,7 @@ from embedding.spec import (
     ValueDtype,
     Zeros,
 )
+from ps.spec import SparseMean
 from scheduler.config_errors import ConfigError, validated
 from scheduler.modes import Mode, ModeOptions, OnStale
 from scheduler.stale_weights import Cutoff, StaleWeight
@@ -190,6 +191,7 @@ class TrainingConfig(_Section):
 
     mode: Mode = "async"
     global_batch: PositiveInt | None = None
+    sparse_mean: SparseMean = "global"
     staleness_bound: int = Field(_MODES.staleness_bound, ge=0)
     stale_weight: StaleWeightConfig = _MODES.stale_weight
     on_stale: OnStale = _MODES.on_stale

@@ -123,10 +123,17 @@ class Replay:
         joined = [self._join(seen, entry.batch_id, entry.attempt) for entry in live]
         contributions = [contribution for contribution, _ in joined]
         weights = [entry.weight for entry in live]
-        scale = np.float32(1.0 / record.divisor)
+        of_contributors = self._spec.sparse_mean == "contributors"
+        scale = np.float32(1.0 if of_contributors else 1.0 / record.divisor)
         scalars = [np.array(values) for values in record.scalars]
         optimizers = self._spec.optimizers
-        merged = merge(contributions, weights, [mask for _, mask in joined], [DIM] * _NUM_TABLES)
+        merged = merge(
+            contributions,
+            weights,
+            [mask for _, mask in joined],
+            [DIM] * _NUM_TABLES,
+            mean_of_contributors=of_contributors,
+        )
         for table, part in zip(self._tables, merged, strict=True):
             table.apply(
                 part.keys,

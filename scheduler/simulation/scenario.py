@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from ps.spec import SparseMean
 from scheduler.ledger import LedgerPlan
 from scheduler.modes import Mode, ModeOptions, OnStale
 from scheduler.stale_weights import Cutoff, Inverse, Power, StaleWeight
@@ -80,6 +81,7 @@ class Scenario:
         min_count: admission of the first table.
         steps_to_live, evict_every_steps: eviction of the second table.
         evicted_min_count: admission of the second table; 0: every key.
+        sparse_mean: as in a job.
         dense_clip_norm: most of the norm of a step's dense gradient, or None.
         bad_batches: part of the batches that can't be read, or only in part.
         non_finite: part of the batches whose gradient is not finite.
@@ -107,6 +109,7 @@ class Scenario:
     evict_every_steps: int = 1
     evicted_min_count: int = 0
     dense_clip_norm: float | None = None
+    sparse_mean: SparseMean = "global"
     bad_batches: float = 0.0
     non_finite: float = 0.0
     flaky: bool = False
@@ -177,6 +180,7 @@ def draw(seed: int, **options: Any) -> Scenario:
         "faults": _draw_faults(rng),
         "dense_clip_norm": rng.choice([None, None, 5.0, 25.0]),
         "mode_options": _draw_mode_options(rng),
+        "sparse_mean": rng.choice(get_args(SparseMean)),
     }
     return _consistent(Scenario(seed=seed, **(drawn | options)))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ps.messages import Record
+from ps.messages import Contribution, Record
 from ps.shard import Shard
 from scheduler.coordinator import Coordinator
 from scheduler.ledger import Batch, Ledger, Status
@@ -232,6 +232,13 @@ class CountsWhatWeighsNothing(Shard):
         self.log[-1] = real
 
 
+class DividesByTheWholeStep(Shard):
+    def _update(self, record: Record, contributions: list[Contribution]) -> None:
+        right, self.spec = self.spec, replace(self.spec, sparse_mean="global")
+        super()._update(record, contributions)
+        self.spec = right
+
+
 # What catches them --------------------------------------------------------------------------------
 
 SEEDS = 12
@@ -264,6 +271,7 @@ MUTANTS: list[tuple[type[Coordinator] | type[Shard], dict[str, Any]]] = [
     (ClockCountsTheDropped, _DROP),
     (CountsDroppedAsApplied, _DROP),
     (CountsWhatWeighsNothing, _DROP),
+    (DividesByTheWholeStep, {**_DROP, "sparse_mean": "contributors"}),
     (GivesAgainWhatIsAtTheBound, _AGAIN),
     (NeverGivesAgain, _AGAIN),
     (TakesVoidAttempts, _AGAIN),
