@@ -72,7 +72,7 @@ class CoordinatorSpec:
     @property
     def credits(self) -> int:
         """Most batches that may be leased, or done and not applied on every shard."""
-        backup = rule_of(self.mode, self.options).backup_batches
+        backup = self.options.backup_batches if self.mode == "backup" else 0
         return self.workers * self.depth + 2 * (self.group_size + backup)
 
 
