@@ -18,7 +18,8 @@ class Merged:
     Args:
         keys: int64[n], distinct, in the order of their first appearance.
         counts: int64[n], occurrences over the contributions.
-        gradients: float32[n, dim], sums over the contributions, left to right.
+        gradients: float32[n, dim], sums over the contributions, left to right; or means, where
+            these were asked for.
         has_gradient: uint8[n], or None where every key has one.
     """
 
@@ -33,6 +34,8 @@ def merge(
     weights: Sequence[float],
     accepted: Sequence[npt.NDArray[np.uint8] | None],
     dims: Sequence[int],
+    *,
+    mean_of_contributors: bool = False,
 ) -> list[Merged]:
     """Sum contributions table by table, each sum taken in the order of the contributions.
 
@@ -42,9 +45,17 @@ def merge(
         accepted: for each contribution uint8[keys], 0 where a key is left out (its row was
             evicted after the pull), or None where none is.
         dims: embedding dimension of each table.
+        mean_of_contributors: whether the sum of each key is multiplied by 1 / n in float32, where
+            n is the samples of the contributions that have the key. They count whole, whatever
+            their weight, and where the key was not admitted, too.
     """
     if len(contributions) == 1 and weights[0] == 1.0 and accepted[0] is None:
-        return _single(contributions[0], dims)
+        merged = _single(contributions[0], dims)
+        if mean_of_contributors:
+            scale = np.float32(1.0 / max(1, contributions[0].samples))
+            for part in merged:
+                part.gradients = part.gradients * scale
+        return merged
     sizes = np.array([c.table_sizes for c in contributions], np.int64).reshape(-1, len(dims))
     keys = np.concatenate([c.keys for c in contributions])
     counts = np.concatenate([c.counts for c in contributions])
@@ -67,23 +78,25 @@ def merge(
     found = np.zeros(len(dims), np.int64)
     largest = int(capacity.max(initial=0))
     slots = np.zeros(1 << max(4, (2 * largest).bit_length()), np.int64)
+    samples = out_samples = None
+    if mean_of_contributors:
+        samples = np.array([c.samples for c in contributions], np.int64)
+        out_samples = np.zeros(keys.size, np.int64)
     _merge(
         sizes, dims_array, keys, counts, admitted, accept, gradients, first_gradient,
-        np.array(weights, np.float32), slots,
-        out_keys, out_counts, out_gradients, out_has, found,
+        np.array(weights, np.float32), samples, slots,
+        out_keys, out_counts, out_gradients, out_has, out_samples, found,
     )  # fmt: skip
 
     merged = []
     start = gradient_start = 0
     for n, size, dim in zip(found, capacity, dims, strict=True):
         stop, gradient_stop = start + n, gradient_start + n * dim
+        sums = out_gradients[gradient_start:gradient_stop].reshape(n, dim)
+        if out_samples is not None:
+            _divide(sums, out_samples[start:stop])
         merged.append(
-            Merged(
-                out_keys[start:stop],
-                out_counts[start:stop],
-                out_gradients[gradient_start:gradient_stop].reshape(n, dim),
-                out_has[start:stop],
-            )
+            Merged(out_keys[start:stop], out_counts[start:stop], sums, out_has[start:stop])
         )
         start += size
         gradient_start += size * dim
@@ -131,10 +144,12 @@ def _gradient_starts(sizes, admitted, dims):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def _merge(  # type: ignore[no-untyped-def]
     sizes, dims, keys, counts, admitted, accept, gradients, first_gradient,
-    weights, slots,
-    out_keys, out_counts, out_gradients, out_has, found,
+    weights, samples, slots,
+    out_keys, out_counts, out_gradients, out_has, out_samples, found,
 ):  # fmt: skip
     """Find each key's place in a scratch table and add to it; contribution by contribution.
+
+    samples, out_samples: int64 by contribution and by place, or None each: that is compiled apart.
 
     slots: int64[power of two], zero; holds place + 1 of a key in `out_keys`. Places only grow, so
     what an earlier table left is at most `out_start` and counts as empty.
@@ -168,6 +183,8 @@ def _merge(  # type: ignore[no-untyped-def]
                         slots[slot] = out_start + unique
                     place = slots[slot] - 1 - out_start
                     out_counts[out_start + place] += np.int64(counts[i])
+                    if samples is not None:
+                        out_samples[out_start + place] += samples[c]
                     if admitted[i]:
                         target = gradient_base + place * dim
                         # A sum starts with its first term and not with 0, as 0 + -0.0 is not -0.0:
@@ -186,6 +203,15 @@ def _merge(  # type: ignore[no-untyped-def]
         found[t] = unique
         out_start += capacity
         gradient_base += capacity * dim
+
+
+@njit(cache=True, nogil=True)
+def _divide(sums, samples):  # type: ignore[no-untyped-def]
+    """sums[i] *= 1 / samples[i], float32[n, dim] and int64[n]."""
+    for i in range(sums.shape[0]):
+        scale = np.float32(1.0 / max(1, samples[i]))
+        for c in range(sums.shape[1]):
+            sums[i, c] *= scale
 
 
 @njit(cache=True, nogil=True)

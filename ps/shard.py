@@ -284,9 +284,12 @@ class Shard:
     def _update(self, record: Record, contributions: list[Contribution]) -> None:
         weights = [entry.weight for entry in record.entries if entry.weight > 0]
         scalars = [np.array(values, np.float64) for values in record.scalars]
-        scale = np.float32(1.0 / record.divisor)
+        of_contributors = self.spec.sparse_mean == "contributors"
+        scale = np.float32(1.0 if of_contributors else 1.0 / record.divisor)
         accepted = [self._accepted(contribution) for contribution in contributions]
-        merged = merge(contributions, weights, accepted, self._dims)
+        merged = merge(
+            contributions, weights, accepted, self._dims, mean_of_contributors=of_contributors
+        )
         for table, part, slot in zip(self.tables, merged, self._slots_of, strict=True):
             if part.keys.size:
                 table.apply(

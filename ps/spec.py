@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,8 @@ import numpy.typing as npt
 from embedding.linking import check_links
 from embedding.mixing import NUM_BUCKETS
 from embedding.spec import Optimizer, TableSpec, optimizer_from_json, table_from_json, to_json
+
+SparseMean = Literal["global", "contributors"]
 
 # Parameters in a dense block. Fixed, so that a model is cut alike for any number of shards.
 BLOCK_SIZE = 1024
@@ -26,6 +28,8 @@ class StoreSpec:
         dense_optimizer: optimizer of the dense parameters.
         num_shards: how many shards there are.
         dense_clip_norm: most of the norm of the whole dense gradient of a step; None: no limit.
+        sparse_mean: what a key's sum of gradients is divided by: N, the samples of the step, or
+            those of the contributions of positive weight that have the key.
     """
 
     tables: tuple[TableSpec, ...]
@@ -33,6 +37,7 @@ class StoreSpec:
     dense_optimizer: Optimizer
     num_shards: int
     dense_clip_norm: float | None = None
+    sparse_mean: SparseMean = "global"
 
     def __post_init__(self) -> None:
         names = [table.name for table in self.tables]
@@ -46,6 +51,10 @@ class StoreSpec:
         limit = self.dense_clip_norm
         if limit is not None and not 0 < limit < math.inf:
             raise ValueError(f"dense_clip_norm must be > 0 and finite, got {limit}")
+        if self.sparse_mean not in get_args(SparseMean):
+            raise ValueError(
+                f"sparse_mean must be one of {get_args(SparseMean)}, got {self.sparse_mean!r}"
+            )
 
     @cached_property
     def optimizers(self) -> tuple[Optimizer, ...]:
@@ -77,11 +86,12 @@ class StoreSpec:
             "dense_optimizer": to_json(self.dense_optimizer),
             "num_shards": self.num_shards,
             "dense_clip_norm": self.dense_clip_norm,
+            "sparse_mean": self.sparse_mean,
         }
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "StoreSpec":
-        # Checkpoints of earlier versions do not have it.
+        # Checkpoints of earlier versions do not have it, nor sparse_mean.
         limit = data.get("dense_clip_norm")
         return StoreSpec(
             tables=tuple(table_from_json(table) for table in data["tables"]),
@@ -89,6 +99,7 @@ class StoreSpec:
             dense_optimizer=optimizer_from_json(data["dense_optimizer"]),
             num_shards=int(data["num_shards"]),
             dense_clip_norm=None if limit is None else float(limit),
+            sparse_mean=data.get("sparse_mean", "global"),
         )
 
 

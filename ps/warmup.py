@@ -26,7 +26,11 @@ def warm_up(spec: StoreSpec) -> None:
     names = {table.name for table in kinds.values()} | {table.base for table in kinds.values()}
     tables = tuple(replace(table, dim=2) for table in spec.tables if table.name in names)
     small = StoreSpec(
-        tables=tables, dense_size=1, dense_optimizer=spec.dense_optimizer, num_shards=1
+        tables=tables,
+        dense_size=1,
+        dense_optimizer=spec.dense_optimizer,
+        num_shards=1,
+        sparse_mean=spec.sparse_mean,
     )
     shard = Shard(small, 0)
     shard.initialize(0, dense=np.zeros(1, np.float32))

@@ -35,7 +35,10 @@ from embedding.spec import (
     ValueDtype,
     Zeros,
 )
+from ps.spec import SparseMean
 from scheduler.config_errors import ConfigError, validated
+from scheduler.modes import Mode, ModeOptions, OnStale
+from scheduler.stale_weights import Cutoff, StaleWeight
 
 InitializerConfig = Annotated[
     Uniform | GlorotUniform | Normal | TruncatedNormal | Constant | Zeros,
@@ -43,6 +46,8 @@ InitializerConfig = Annotated[
 ]
 OptimizerConfig = Annotated[Optimizer, Field(discriminator="type")]
 CompositionConfig = Annotated[Composition, Field(discriminator="type")]
+StaleWeightConfig = Annotated[StaleWeight, Field(discriminator="type")]
+_MODES = ModeOptions()
 
 
 def _counter_by_default(value: Any) -> Any:
@@ -194,13 +199,38 @@ class ModelConfig(BaseModel):
 class TrainingConfig(_Section):
     """How local batches become steps."""
 
-    mode: Literal["sync", "async"] = "async"
+    mode: Mode = "async"
     global_batch: PositiveInt | None = None
+    sparse_mean: SparseMean = "global"
+    staleness_bound: int = Field(_MODES.staleness_bound, ge=0)
+    stale_weight: StaleWeightConfig = _MODES.stale_weight
+    on_stale: OnStale = _MODES.on_stale
+    ssp_slack: int = Field(_MODES.ssp_slack, ge=0)
+    backup_batches: PositiveInt = _MODES.backup_batches
     eval_every_steps: int = Field(0, ge=0)
     max_samples: PositiveInt | None = None
     max_seconds: float | None = Field(None, gt=0)
     on_non_finite: Literal["fail", "skip"] = "fail"
     mixed_cpus: bool = False
+
+    @property
+    def mode_options(self) -> ModeOptions:
+        return ModeOptions(
+            staleness_bound=self.staleness_bound,
+            stale_weight=self.stale_weight,
+            on_stale=self.on_stale,
+            ssp_slack=self.ssp_slack,
+            backup_batches=self.backup_batches,
+        )
+
+    @model_validator(mode="after")
+    def _something_is_stale(self) -> "TrainingConfig":
+        if self.on_stale == "reissue" and not isinstance(self.stale_weight, Cutoff):
+            raise ValueError(
+                "on_stale: reissue trains again what weighs 0, and with stale_weight"
+                f" {self.stale_weight.type} everything counts; use cutoff, or on_stale: drop"
+            )
+        return self
 
 
 class ResourcesConfig(_Section):
@@ -303,6 +333,12 @@ class JobConfig(_Section):
             raise ValueError(
                 f"training.global_batch must be a multiple of data.batch_size"
                 f" ({self.data.batch_size}), got {self.global_batch}"
+            )
+        backup = self.training.backup_batches
+        if self.training.mode == "backup" and backup >= self.group_size:
+            raise ValueError(
+                f"training.backup_batches must be less than the {self.group_size} local batches of"
+                f" a global batch, got {backup}"
             )
         if self.training.eval_every_steps and self.data.eval is None:
             raise ValueError("training.eval_every_steps needs data.eval")

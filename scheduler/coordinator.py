@@ -30,7 +30,7 @@ from scheduler.events import (
 )
 from scheduler.evictions import evictions_due
 from scheduler.ledger import Batch, Ledger, LedgerPlan, Status
-from scheduler.modes import RULES, Mode
+from scheduler.modes import Mode, ModeOptions, rule_of
 from scheduler.staleness import Histogram
 from worker.protocol import Finished, Grant, Report, Token
 
@@ -43,7 +43,7 @@ class CoordinatorSpec:
         store: tables and dense parameters.
         plan: batches to train.
         evaluation_plan: batches of the evaluation files, or None.
-        mode: the mode rule.
+        mode, options: the mode rule.
         group_size: M, local batches of a global batch.
         global_batch: G, in samples.
         workers, depth: they bound the credits.
@@ -62,6 +62,7 @@ class CoordinatorSpec:
     global_batch: int
     workers: int
     depth: int
+    options: ModeOptions = field(default_factory=ModeOptions)
     recovery_epoch: int = 0
     eval_every_steps: int = 0
     max_seconds: float | None = None
@@ -71,17 +72,23 @@ class CoordinatorSpec:
     @property
     def credits(self) -> int:
         """Most batches that may be leased, or done and not applied on every shard."""
-        return self.workers * self.depth + 2 * self.group_size
+        backup = self.options.backup_batches if self.mode == "backup" else 0
+        return self.workers * self.depth + 2 * (self.group_size + backup)
 
 
 @dataclass(slots=True)
 class WorkerState:
-    """What the coordinator knows of one worker."""
+    """What the coordinator knows of one worker.
+
+    Args:
+        pace: batches that it ended, counted on from the slowest live worker's when it joined.
+    """
 
     incarnation: int = -1
     last_seen: float = 0.0
     last_grant: Grant | None = None
     lost: bool = False
+    pace: int = 0
     batches: int = 0
     samples: int = 0
     seconds: float = 0.0
@@ -107,9 +114,12 @@ class Coordinator:
 
     def __init__(self, spec: CoordinatorSpec) -> None:
         self.spec = spec
-        self.rule = RULES[spec.mode]
+        self.rule = rule_of(spec.mode, spec.options)
         self.ledger = Ledger(
-            spec.plan, group_size=spec.group_size, batch_is_step=self.rule.batch_is_step
+            spec.plan,
+            group_size=spec.group_size,
+            batch_is_step=self.rule.batch_is_step,
+            backup_batches=self.rule.backup_batches,
         )
         self.clock = ScheduleClock(spec.global_batch)
         self.dense_norms = DenseNorms(spec.store.dense_clip_norm)
@@ -181,7 +191,9 @@ class Coordinator:
             return [Answer(Grant(report.sequence, stop=True))]
         if report.incarnation > state.incarnation:
             self._lost(report.worker, state.incarnation)
-            state = self.workers[report.worker] = WorkerState(incarnation=report.incarnation)
+            state = self.workers[report.worker] = WorkerState(
+                incarnation=report.incarnation, pace=self._slowest_pace
+            )
         state.last_seen = now
         if state.last_grant is not None and report.sequence <= state.last_grant.sequence:
             return [Answer(state.last_grant)]
@@ -199,7 +211,10 @@ class Coordinator:
                 self._last_progress = now
                 self._end_evaluation_if_complete(now)
             return
-        if self.ledger.finish(finished) and finished.outcome == "done":
+        if not self.ledger.finish(finished):
+            return
+        state.pace += 1
+        if finished.outcome == "done":
             state.batches += 1
             state.samples += finished.samples
             state.seconds += finished.seconds
@@ -249,9 +264,23 @@ class Coordinator:
             return self.evaluation.lease(worker)
         in_flight = self.ledger.num_leased + self.ledger.num_ended
         in_flight += sum(count for _, count in self._unapplied)
-        if in_flight >= self.spec.credits:
+        if in_flight >= self.spec.credits or self._is_too_far_ahead(worker):
             return None
         return self._lease_train(worker, now)
+
+    def _is_too_far_ahead(self, worker: int) -> bool:
+        """Whether a worker, once it has ended all that it holds, had to wait for the slowest.
+
+        The slowest may always go on, and what it leads is held by workers that live.
+        """
+        if self.rule.slack is None:
+            return False
+        ahead = self.workers[worker].pace + len(self.ledger.leases_of(worker))
+        return ahead - self._slowest_pace > self.rule.slack
+
+    @property
+    def _slowest_pace(self) -> int:
+        return min((state.pace for state in self.workers.values() if not state.lost), default=0)
 
     def _lease_urgent(self, report: Report, now: float) -> Token | None:
         """What a waiting worker takes beyond its depth, because nothing can go on without it.
@@ -292,22 +321,26 @@ class Coordinator:
 
     def _make_record(self, batches: list[Batch]) -> Record:
         step, clock = self.step, self.clock.value
-        entries, discard, divisor = [], [], 0
+        entries, discard, divisor, applied = [], self.ledger.take_discards(), 0, 0
         for batch in batches:
             result = batch.result
             assert result is not None, "a step is made of ended batches"
+            weight = self.rule.weight(step - batch.step)
             if batch.status is Status.DONE:
-                entries.append(Entry(batch.batch_id, batch.attempt, 1.0))
+                entries.append(Entry(batch.batch_id, result.token.attempt, weight))
                 divisor += result.samples
+                applied += result.samples if weight > 0 else 0
                 self.data_staleness.add(step - batch.step)
                 self.parameter_staleness.add(step - result.pull_step)
+                self.ledger.resolve(batch, Status.APPLIED if weight > 0 else Status.DROPPED)
             else:
                 discard += [(batch.batch_id, attempt) for attempt in range(batch.attempt + 1)]
-        for batch in batches:
-            self.ledger.resolve(batch, Status.APPLIED)
+                self.ledger.resolve(batch, Status.SKIPPED)
         self._unapplied.append((step, len(batches)))
-        self.clock.advance(divisor, next_step=step + 1)
+        self.clock.advance(applied, next_step=step + 1)
         self.step += 1
+        for batch in self.rule.outdated(self.ledger, self.step):
+            self.ledger.give_again(batch, step=self.step)
         oldest = self.ledger.oldest_lease_step
         return Record(
             step=step,

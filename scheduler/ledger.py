@@ -6,7 +6,6 @@ not resolved yet, so a long job costs no more memory than a short one.
 """
 
 import enum
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -24,7 +23,13 @@ class Status(enum.Enum):
 
 @dataclass(slots=True)
 class Batch:
-    """One batch that was given a step and is not resolved."""
+    """One batch that was given a step and is not resolved.
+
+    Args:
+        attempt: the latest one; of a pending batch the one that comes next.
+        first_valid: attempts before this one are void: they don't count even if they complete.
+        leased_at_step: the step that every shard had reached when the first valid attempt began.
+    """
 
     batch_id: int
     step: int
@@ -32,6 +37,7 @@ class Batch:
     planned: int
     status: Status = Status.PENDING
     attempt: int = 0
+    first_valid: int = 0
     worker: int | None = None
     leased_at_step: int = 0
     result: Finished | None = None
@@ -99,6 +105,7 @@ class Ledger:
         plan: the batches.
         group_size: M, batches of one global batch; groups never span epochs.
         batch_is_step: whether every batch is a step of its own (async) or every group is one.
+        backup_batches: batches that the first group of an epoch has more.
         kind: of the tokens.
     """
 
@@ -108,6 +115,7 @@ class Ledger:
         *,
         group_size: int,
         batch_is_step: bool = False,
+        backup_batches: int = 0,
         kind: TokenKind = "train",
     ) -> None:
         self.plan = plan
@@ -120,10 +128,13 @@ class Ledger:
         self._limit = plan.total
         self._batches: dict[int, Batch] = {}
         self._pending: list[Batch] = []
-        self._ended: deque[int] = deque()
+        self._backup_batches = backup_batches
+        # In the order of completion.
+        self._ended: dict[int, Batch] = {}
+        self._discards: list[tuple[int, int]] = []
         self._next_fresh = 0
-        self._next_step = 0
-        self._unended: dict[int, int] = {}
+        # Where the steps of the epoch that is given out begin: (j0, k0).
+        self._anchor = (0, 0)
         self.num_leased = 0
         self.num_ended = 0
         self._lane_owner: dict[int, int] = {}
@@ -148,7 +159,7 @@ class Ledger:
         batch.status = Status.LEASED
         batch.worker = worker
         # A first attempt that was taken back may still be the one that counts.
-        if batch.attempt == 0:
+        if batch.attempt == batch.first_valid:
             batch.leased_at_step = step_now
         self.num_leased += 1
         self._lane_owner[batch.lane] = worker
@@ -192,17 +203,37 @@ class Ledger:
                 count += 1
         return count
 
+    def give_again(self, batch: Batch, *, step: int) -> None:
+        """Give a batch out anew at another step; what was given out of it before is void."""
+        if batch.status is not Status.PENDING:
+            self.num_leased -= batch.status is Status.LEASED
+            self.num_ended -= batch.ended
+            self._ended.pop(batch.batch_id, None)
+            self._pending.append(batch)
+            self.tallies.reissued += 1
+            batch.status, batch.worker, batch.result = Status.PENDING, None, None
+            batch.attempt += 1
+        void = range(batch.first_valid, batch.attempt)
+        self._discards += [(batch.batch_id, attempt) for attempt in void]
+        batch.first_valid, batch.step = batch.attempt, step
+
+    def take_discards(self) -> list[tuple[int, int]]:
+        """Return, once, the attempts that became void: what they pushed is to be discarded."""
+        discards, self._discards = self._discards, []
+        return discards
+
     def stop(self) -> None:
         """Give out no further batch; what was ever leased is still completed."""
-        given = [b.batch_id for b in self._batches.values() if self._was_leased(b)]
+        given = [
+            b.batch_id
+            for b in self._batches.values()
+            if b.status is not Status.PENDING or b.attempt > 0
+        ]
         resolved = [*self._resolved_above, self.low_water - 1]
         self._limit = max([*given, *resolved]) + 1
         for batch in [b for b in self._pending if b.batch_id >= self._limit]:
             self._pending.remove(batch)
             del self._batches[batch.batch_id]
-            self._unended[batch.step] -= 1
-            if not self.group(batch.step):
-                del self._unended[batch.step]
         self._next_fresh = max(self._limit, self._next_fresh)
 
     # Results ----------------------------------------------------------------------------------
@@ -215,35 +246,43 @@ class Ledger:
             if batch is not None and current and batch.status is Status.LEASED:
                 self.reclaim([finished.token.identity])
             return False
-        if batch is None or batch.ended or finished.token.attempt > batch.attempt:
+        if (
+            batch is None
+            or batch.ended
+            or not batch.first_valid <= finished.token.attempt <= batch.attempt
+        ):
             self.tallies.superseded += 1
             return False
         if batch.status is Status.PENDING:
             self._pending.remove(batch)
         else:
             self.num_leased -= 1
-        batch.attempt = finished.token.attempt
         batch.worker = None
         batch.result = finished
         batch.status = Status.SKIPPED if finished.outcome == "skipped" else Status.DONE
         self.tallies.done += batch.status is Status.DONE
         self.num_ended += 1
-        self._unended[batch.step] -= 1
-        self._ended.append(batch.batch_id)
+        self._ended[batch.batch_id] = batch
         return True
 
     def next_ended(self) -> Batch | None:
         """Return the next batch in the order of completion; it stays until `resolve`."""
-        return self._batches[self._ended[0]] if self._ended else None
+        return next(iter(self._ended.values()), None)
 
-    def group(self, step: int) -> list[Batch]:
-        """Return the batches of a step in the order of their ids."""
-        found = [batch for batch in self._batches.values() if batch.step == step]
-        return sorted(found, key=lambda batch: batch.batch_id)
+    def ended_of_epoch(self) -> list[Batch]:
+        """Return the ended batches of the earliest open epoch, in the order of completion."""
+        end = self._open_epoch_end
+        return [batch for batch in self._ended.values() if batch.batch_id < end]
 
-    def is_complete(self, step: int) -> bool:
-        """Whether every batch of a step has ended; a step without batches never is."""
-        return self._unended.get(step) == 0
+    @property
+    def num_due(self) -> int:
+        """How many batches make the next step: M, or what the earliest open epoch has left.
+
+        Meant for steps of M batches, none of which spans epochs.
+        """
+        end = self._open_epoch_end
+        resolved = sum(batch_id < end for batch_id in self._resolved_above)
+        return min(self.group_size, end - self.low_water - resolved)
 
     def resolve(self, batch: Batch, status: Status) -> None:
         """Book a batch that a record has applied or dropped, or that was skipped whole."""
@@ -266,11 +305,7 @@ class Ledger:
             by_reason[reason] = by_reason.get(reason, 0) + skipped
         self._planned_resolved += batch.planned
         self.num_ended -= 1
-        del self._batches[batch.batch_id]
-        while self._ended and self._ended[0] not in self._batches:
-            self._ended.popleft()
-        if self._unended.get(batch.step) == 0:
-            del self._unended[batch.step]
+        del self._batches[batch.batch_id], self._ended[batch.batch_id]
         self._resolved_above.add(batch.batch_id)
         while self.low_water in self._resolved_above:
             self._resolved_above.remove(self.low_water)
@@ -290,9 +325,17 @@ class Ledger:
 
     @property
     def oldest_lease_step(self) -> int | None:
-        """Return a step before which no outstanding batch was pulled."""
-        steps = [b.leased_at_step for b in self._batches.values() if self._was_leased(b)]
+        """Return a step before which no attempt that may still count was pulled."""
+        steps = [
+            b.leased_at_step
+            for b in self._batches.values()
+            if b.status is not Status.PENDING or b.attempt > b.first_valid
+        ]
         return min(steps, default=None)
+
+    def unresolved(self) -> list[Batch]:
+        """Return the batches that have a step and are not resolved."""
+        return list(self._batches.values())
 
     def outstanding(self) -> list[Batch]:
         """Return the batches that are leased or pending, for messages to people."""
@@ -306,20 +349,26 @@ class Ledger:
             return None
         lowest = min(batch.step // self._window for batch in self._pending)
         candidates = [b for b in self._pending if b.step // self._window == lowest]
-        return min(candidates, key=lambda b: (self._lane_distance(b.lane, worker), b.batch_id))
+        # What was taken back goes first: it was counted in the credits before.
+        return min(
+            candidates,
+            key=lambda b: (b.attempt == 0, self._lane_distance(b.lane, worker), b.batch_id),
+        )
 
     def _lane_distance(self, lane: int, worker: int) -> int:
         owner = self._lane_owner.get(lane)
         return 0 if owner == worker else 1 if owner is None else 2
 
-    @staticmethod
-    def _was_leased(batch: Batch) -> bool:
-        return batch.status is not Status.PENDING or batch.attempt > 0
-
     @property
     def _window(self) -> int:
         """Steps within which lanes may decide who gets which token."""
         return self.group_size if self._batch_is_step else 1
+
+    @property
+    def _open_epoch_end(self) -> int:
+        """One past the last batch of the earliest epoch that is not resolved."""
+        per_epoch = self.plan.batches_per_epoch
+        return min((self.low_water // per_epoch + 1) * per_epoch, self._limit)
 
     def _fill(self) -> None:
         """Give the next group of fresh batches their steps once the last one is all leased."""
@@ -327,18 +376,33 @@ class Ledger:
             return
         per_epoch = self.plan.batches_per_epoch
         first = self._next_fresh
+        size = self.group_size
+        if first % per_epoch == 0:
+            self._anchor = (first, self._anchor[1] + self._steps_of(first - self._anchor[0]))
+            size += self._backup_batches
         epoch_end = (first // per_epoch + 1) * per_epoch
-        last = min(first + self.group_size, epoch_end, self._limit)
+        last = min(first + size, epoch_end, self._limit)
         for batch_id in range(first, last):
             batch = Batch(
                 batch_id=batch_id,
-                step=self._next_step,
+                step=self._step_of(batch_id),
                 lane=(batch_id % per_epoch) % self.plan.lanes,
                 planned=self.plan.rows_of(batch_id),
             )
             self._batches[batch_id] = batch
             self._pending.append(batch)
-            self._unended[batch.step] = self._unended.get(batch.step, 0) + 1
-            self._next_step += self._batch_is_step
-        self._next_step += not self._batch_is_step
         self._next_fresh = last
+
+    def _step_of(self, batch_id: int) -> int:
+        """Return the step t of a fresh batch: k0 + floor((j - j0) / M)."""
+        batch, step = self._anchor
+        beyond_first = batch_id - batch - self._backup_batches
+        return step + max(0, beyond_first) // self._batches_per_step
+
+    def _steps_of(self, batches: int) -> int:
+        """Return how many steps so many batches of an epoch make."""
+        return -(-batches // self._batches_per_step)
+
+    @property
+    def _batches_per_step(self) -> int:
+        return 1 if self._batch_is_step else self.group_size

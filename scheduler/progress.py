@@ -71,6 +71,8 @@ class Progress:
             f"staleness={line['staleness']['parameter']['mean']:.2f}",
             f"rows={sum(line['rows'].values())}",
         ]
+        if line["samples_dropped"]:
+            parts.append(f"dropped={line['samples_dropped']}")
         if line["eval_auc"] is not None:
             parts.append(f"eval_auc={line['eval_auc']:.4f}")
         self._print(" ".join(parts))

@@ -58,6 +58,8 @@ class IntervalReport:
             "samples": samples,
             "samples_dropped": status.samples["dropped"],
             "samples_skipped": status.samples["skipped"],
+            "batches_dropped": status.batches["dropped"],
+            "batches_reissued": status.batches["reissued"],
             "samples_per_second": rate,
             "train_loss": loss_sum / loss_samples if loss_samples else None,
             "eval_auc": evaluation.auc if evaluation else None,
@@ -131,6 +133,7 @@ def make_result(
     seconds = status.train_seconds
     return {
         "name": config.name,
+        "mode": config.training.mode,
         "samples_trained": samples["applied"],
         "samples_dropped": samples["dropped"],
         "samples_skipped": samples["skipped"],
@@ -155,6 +158,7 @@ def make_result(
         "mode_history": [{"mode": config.training.mode, "from_step": 0}],
         "staleness": staleness(status),
         "dropped_contributions": status.batches["dropped"],
+        "reissued_batches": status.batches["reissued"],
         "gradients_of_evicted_keys": sum(s["gradients_of_evicted_keys"] for s in servers),
         "ledger": status.batches,
         "worker_restarts": worker_restarts,

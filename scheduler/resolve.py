@@ -107,6 +107,7 @@ def store_spec(config: JobConfig, model: ModelSpec) -> StoreSpec:
         dense_optimizer=config.model.optimizer,
         num_shards=config.cluster.servers,
         dense_clip_norm=config.model.clip_global_norm,
+        sparse_mean=config.training.sparse_mean,
     )
 
 

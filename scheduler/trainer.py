@@ -164,7 +164,6 @@ def resolve(config: JobConfig) -> JobSpecs:
     evaluation_plan = None
     if config.data.eval is not None:
         evaluation_plan = make_plan(config.data.eval, evaluation_data(config))
-    _check_buffers(config, store, model)
     if config.run.init_from is not None:
         reader = CheckpointReader(latest_checkpoint(config.run.init_from))
         check_fits(reader.store, store)
@@ -174,6 +173,7 @@ def resolve(config: JobConfig) -> JobSpecs:
         plan=_ledger_plan(plan, config.training.max_samples),
         evaluation_plan=None if evaluation_plan is None else _ledger_plan(evaluation_plan, None),
         mode=config.training.mode,
+        options=config.training.mode_options,
         group_size=config.group_size,
         global_batch=config.global_batch,
         workers=config.cluster.workers,
@@ -183,6 +183,7 @@ def resolve(config: JobConfig) -> JobSpecs:
         heartbeat_timeout_seconds=config.cluster.heartbeat_timeout_seconds,
         stall_seconds=config.cluster.stall_seconds,
     )
+    _check_buffers(config, coordinator, model)
     return JobSpecs(config, data, plan, evaluation_plan, model, store, coordinator)
 
 
@@ -224,11 +225,11 @@ def _ledger_plan(plan: Plan, max_samples: int | None) -> LedgerPlan:
     )
 
 
-def _check_buffers(config: JobConfig, store: StoreSpec, model: ModelSpec) -> None:
+def _check_buffers(config: JobConfig, coordinator: CoordinatorSpec, model: ModelSpec) -> None:
     """Refuse a job whose gradient buffers could not hold the credits that it hands out."""
+    store, credits = coordinator.store, coordinator.credits
     per_sample = sum(4 * part.dim + 13 for lookup in model.lookups for part in lookup.physical)
     contribution = config.data.batch_size * per_sample + 4 * store.dense_size
-    credits = config.cluster.workers * config.cluster.prefetch_batches + 2 * config.group_size
     needed = credits * contribution // store.num_shards
     if needed > config.cluster.buffer_bytes:
         raise ConfigError(

@@ -16,7 +16,8 @@ class Token:
     """The right to train (or evaluate) one local batch.
 
     Args:
-        step: t, the global step that would use the batch in synchronous training.
+        step: t, the global step that would use the batch in synchronous training, or the one at
+            which it had to be given out again.
         batch_id: of the plan.
         attempt: how often the batch was given out before.
         at_step: the step that its pull must read, or `ps.messages.ANY_STEP`.

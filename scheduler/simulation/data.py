@@ -58,6 +58,7 @@ class Workload:
             dense_optimizer=Adagrad(learning_rate=0.05),
             num_shards=shards,
             dense_clip_norm=scenario.dense_clip_norm,
+            sparse_mean=scenario.sparse_mean,
         )
         self._deduplicate = Deduplicator([DIM] * 2, even_routing(shards), shards)
         self._cache: dict[tuple[TokenKind, int, int], Samples] = {}

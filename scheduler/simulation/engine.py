@@ -67,6 +67,7 @@ class Outcome:
         failure: what ended the job early, or None.
         digest: of the model, None where the job failed.
         steps, batches: how many were applied or resolved.
+        dropped: batches that weighed nothing.
         kills: workers that died.
         reissued, superseded: batches given out again, and attempts that came too late.
         late_gradients: gradients of evicted keys that were dropped.
@@ -78,6 +79,7 @@ class Outcome:
     steps: int = 0
     batches: int = 0
     kills: int = 0
+    dropped: int = 0
     reissued: int = 0
     superseded: int = 0
     late_gradients: int = 0
@@ -192,6 +194,7 @@ class Simulation:
             steps=self.coordinator.step,
             batches=self.coordinator.ledger.low_water,
             kills=self.world.num_kills,
+            dropped=tallies.dropped,
             reissued=tallies.reissued,
             superseded=tallies.superseded,
             late_gradients=sum(shard.counts.gradients_of_evicted_keys for shard in self.shards),
@@ -210,8 +213,9 @@ class Simulation:
     def _handle(self, event: Event) -> list[Command]:
         if self._coordinator_dead:
             return []
+        step = self.coordinator.step
         commands = self.coordinator.handle(event, self.world.queue.now)
-        self.referee.coordinator_took(event, commands)
+        self.referee.coordinator_took(event, commands, step_before=step)
         for command in commands:
             match command:
                 case SendRecords():
@@ -385,6 +389,7 @@ def _coordinator_spec(scenario: Scenario, workload: Workload) -> CoordinatorSpec
         plan=scenario.plan,
         evaluation_plan=scenario.evaluation_plan,
         mode=scenario.mode,
+        options=scenario.mode_options,
         group_size=scenario.group_size,
         global_batch=scenario.global_batch,
         workers=scenario.workers,

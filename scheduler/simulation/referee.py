@@ -21,9 +21,10 @@ from ps.shard import Outgoing, Shard
 from scheduler.coordinator import Coordinator
 from scheduler.events import Answer, Command, Event, SendRecords, WorkerReported
 from scheduler.simulation.clipping import expected_dense_factor
+from scheduler.simulation.oracle import Oracle, Paces
 from scheduler.simulation.scenario import Scenario
 from scheduler.simulation.world import Story, train_batch
-from worker.protocol import Finished, Grant, Report, Token
+from worker.protocol import Grant, Report, Token
 
 
 class Violation(AssertionError):
@@ -49,7 +50,6 @@ class Seen:
         pushed: contributions that shards hold or held, by (batch, attempt, shard).
         pulls: what each shard answered: (shard, pull, reply).
         tokens: of training, by (batch, attempt).
-        skips: attempts that were reported as skipped.
         skipped: batches that each record resolves without using them.
     """
 
@@ -57,7 +57,6 @@ class Seen:
     pushed: dict[tuple[int, int, int], Contribution] = field(default_factory=dict)
     pulls: list[tuple[int, Pull, PullReply]] = field(default_factory=list)
     tokens: dict[tuple[int, int], Token] = field(default_factory=dict)
-    skips: dict[tuple[int, int], Finished] = field(default_factory=dict)
     skipped: dict[int, list[int]] = field(default_factory=dict)
 
 
@@ -81,15 +80,16 @@ class Referee:
         self._applied_samples = 0
         self._oldest_promised = 0
         self._groups = _groups(scenario)
+        self._oracle = Oracle(scenario, self.seen.tokens)
+        self._paces = Paces()
         self._measured: set[tuple[int, int]] = set()
 
     # The coordinator --------------------------------------------------------------------------
 
-    def coordinator_took(self, event: Event, commands: list[Command]) -> None:
-        """Look at what the coordinator made of an event."""
+    def coordinator_took(self, event: Event, commands: list[Command], *, step_before: int) -> None:
+        """Look at what the coordinator made of an event, and at which step it was before."""
         if isinstance(event, WorkerReported):
-            for finished in event.report.finished:
-                self._note_finished(event.report, finished)
+            self._note_ends(event.report, step_before)
         for command in commands:
             if isinstance(command, SendRecords):
                 for record in command.records:
@@ -101,20 +101,32 @@ class Referee:
         said, true = self._coordinator.applied_step, min(shard.step for shard in self._shards)
         require(said <= true, "step {} is said to be applied, a shard is at {}", said, true)
 
-    def _note_finished(self, report: Report, finished: Finished) -> None:
-        token = finished.token
-        name = f"worker {report.worker}.{report.incarnation}"
-        self._story.tell(
-            "%s reports %s of %s", name, finished.outcome, token, batch=train_batch(token)
-        )
-        if finished.outcome == "skipped":
-            self.seen.skips[token.batch_id, token.attempt] = finished
+    def _note_ends(self, report: Report, step: int) -> None:
+        name = report.worker, report.incarnation
+        gone = not self._is_live(name)
+        if not gone:
+            self._paces.joined(name, self._live_workers())
+        for finished in report.finished:
+            token = finished.token
+            self._story.tell(
+                "worker %s.%s reports %s of %s", *name, finished.outcome, token,
+                batch=train_batch(token),
+            )  # fmt: skip
+            known = gone or token.kind != "train" or finished.outcome == "superseded"
+            if not known and self._oracle.reported(finished, step=step):
+                self._paces.ended(name)
+
+    def _is_live(self, worker: tuple[int, int]) -> bool:
+        state = self._coordinator.workers[worker[0]]
+        return state.incarnation == worker[1] and not state.lost
+
+    def _live_workers(self) -> list[tuple[int, int]]:
+        workers = self._coordinator.workers
+        return [(w, s.incarnation) for w, s in workers.items() if not s.lost]
 
     def _check_answer(self, report: Report, grant: Grant) -> None:
         name = report.worker, report.incarnation
-        state = self._coordinator.workers[report.worker]
-        gone = state.incarnation != report.incarnation or state.lost
-        if gone:
+        if not self._is_live(name):
             stopped = grant.stop and not grant.tokens
             require(stopped, "worker {} is gone and was answered {}", name, grant)
             return
@@ -130,6 +142,15 @@ class Referee:
         self._answers[*name, grant.sequence] = grant
         for token in grant.tokens:
             self._check_token(token, name)
+        if self._scenario.mode == "ssp" and any(t.kind == "train" for t in grant.tokens):
+            self._check_lead(name)
+
+    def _check_lead(self, worker: tuple[int, int]) -> None:
+        """When the last of the tokens that it holds begins, the others have ended."""
+        lead = self._paces.lead(worker, self._live_workers())
+        lead += len(self._coordinator.ledger.leases_of(worker[0])) - 1
+        slack = self._scenario.mode_options.ssp_slack
+        require(lead <= slack, "worker {} may get {} ahead, the slack is {}", worker, lead, slack)
 
     def _check_token(self, token: Token, worker: tuple[int, int]) -> None:
         self._story.tell("worker %s.%s is given %s", *worker, token, batch=train_batch(token))
@@ -143,9 +164,13 @@ class Referee:
         require(holder == worker, text, token, holder, worker, batch=token.batch_id)
         if token.kind == "train":
             self.seen.tokens[token.batch_id, token.attempt] = token
-            if self._scenario.mode == "sync":
+            mode = self._scenario.mode
+            if mode == "sync" or (mode == "gba" and token.attempt == 0):
                 fits = token.batch_id in self._groups[token.step]
                 require(fits, "{} is of another step", token, batch=token.batch_id)
+            waits = mode in ("sync", "backup")
+            right = token.step if waits else ANY_STEP
+            require(token.at_step == right, "{} must pull at {}", token, right)
         elif self._coordinator.evaluation is not None:
             step = self._coordinator.evaluation.step
             require(token.at_step == step, "{} in the evaluation of step {}", token, step)
@@ -170,48 +195,33 @@ class Referee:
         seen, step = self.seen, len(self.seen.records)
         require(record.step == step, "record {} was ordered as number {}", record.step, step)
         require(record.recovery_epoch == self._epoch, "{} is of another epoch", record)
-        applied = [entry.batch_id for entry in record.entries]
-        skipped = self._skipped_in(record, applied)
-        for batch_id in applied + skipped:
-            again = batch_id in self._resolved
-            require(not again, "batch {} is resolved again by {}", batch_id, record, batch=batch_id)
-            self._resolved.add(batch_id)
-        for entry in record.entries:
-            self._check_entry(record, entry.batch_id, entry.attempt)
-        samples = sum(seen.pushed[e.batch_id, e.attempt, 0].samples for e in record.entries)
+        expected = self._oracle.step(record)
+        entries = [(e.batch_id, e.attempt, e.weight) for e in record.entries]
+        text = "step {} has to be {}, not {}"
+        require(entries == expected.entries, text, step, expected.entries, entries)
+        for batch_id, attempt, _ in entries:
+            self._check_entry(record, batch_id, attempt)
+        left_out = expected.discards - set(record.discard)
+        require(not left_out, "attempts {} are void and not in {}", sorted(left_out), record)
+        sizes = [(e.weight, seen.pushed[e.batch_id, e.attempt, 0].samples) for e in record.entries]
+        samples = sum(n for _, n in sizes)
         require(record.divisor == samples, "N is {}, not {}: {}", samples, record.divisor, record)
         factor = expected_dense_factor(record, seen.pushed, self._coordinator.spec.store)
         require(record.dense_factor == factor, "the dense factor is {}: {}", factor, record)
         require(record.clock == self._clock, "the clock is {}: {}", self._clock, record)
         seen.records.append(record)
-        seen.skipped[step] = skipped
-        self._applied_samples += samples
+        seen.skipped[step] = expected.skipped
+        self._applied_samples += sum(n for weight, n in sizes if weight > 0)
+        resolved = [entry.batch_id for entry in record.entries] + expected.skipped
+        self._resolved.update(resolved)
         while self._low_water in self._resolved:
             self._low_water += 1
         require(record.low_water == self._low_water, "low water is {}: {}", self._low_water, record)
         due = self._evictions_due(record)
         require(record.evict == due, "to evict are {}: {}", due, record)
         self._oldest_promised = max(self._oldest_promised, record.oldest_pull_step)
-        for batch_id in applied + skipped:
+        for batch_id in resolved:
             self._story.tell("resolved by %s", record, batch=batch_id)
-
-    def _skipped_in(self, record: Record, applied: list[int]) -> list[int]:
-        """Return the batches that a record resolves without using them."""
-        if self._scenario.mode == "async":
-            skipped = sorted({batch_id for batch_id, _ in record.discard})
-            one = len(applied) + len(skipped) == 1
-            require(one, "a step of an asynchronous job is one batch: {}", record)
-        else:
-            limit = self._coordinator.ledger.plan.total
-            group = self._groups[record.step] if record.step < len(self._groups) else []
-            require(applied == sorted(applied), "contributions are out of order: {}", record)
-            require(set(applied) <= set(group), "step {} is of {}: {}", record.step, group, record)
-            leased = {batch_id for batch_id, _ in self.seen.tokens}
-            skipped = [b for b in group if b not in applied and b < limit and b in leased]
-        for batch_id in skipped:
-            known = any(b == batch_id for b, _ in self.seen.skips)
-            require(known, "batch {} is left out of {}", batch_id, record, batch=batch_id)
-        return skipped
 
     def _check_entry(self, record: Record, batch_id: int, attempt: int) -> None:
         for shard in range(len(self._shards)):

@@ -111,7 +111,7 @@ class Replay:
     # Applying ---------------------------------------------------------------------------------
 
     def _apply(self, record: Record, seen: Seen) -> None:
-        if record.entries:
+        if record.divisor > 0 and any(entry.weight > 0 for entry in record.entries):
             self._update(record, seen)
         for eviction in record.evict:
             table = eviction.table
@@ -119,13 +119,21 @@ class Replay:
                 self._evicted[table][key] = record.step
 
     def _update(self, record: Record, seen: Seen) -> None:
-        joined = [self._join(seen, entry.batch_id, entry.attempt) for entry in record.entries]
+        live = [entry for entry in record.entries if entry.weight > 0]
+        joined = [self._join(seen, entry.batch_id, entry.attempt) for entry in live]
         contributions = [contribution for contribution, _ in joined]
-        weights = [entry.weight for entry in record.entries]
-        scale = np.float32(1.0 / record.divisor)
+        weights = [entry.weight for entry in live]
+        of_contributors = self._spec.sparse_mean == "contributors"
+        scale = np.float32(1.0 if of_contributors else 1.0 / record.divisor)
         scalars = [np.array(values) for values in record.scalars]
         optimizers = self._spec.optimizers
-        merged = merge(contributions, weights, [mask for _, mask in joined], [DIM] * _NUM_TABLES)
+        merged = merge(
+            contributions,
+            weights,
+            [mask for _, mask in joined],
+            [DIM] * _NUM_TABLES,
+            mean_of_contributors=of_contributors,
+        )
         for table, part in zip(self._tables, merged, strict=True):
             table.apply(
                 part.keys,

@@ -4,8 +4,10 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from ps.spec import SparseMean
 from scheduler.ledger import LedgerPlan
-from scheduler.modes import Mode
+from scheduler.modes import Mode, ModeOptions, OnStale
+from scheduler.stale_weights import Cutoff, Inverse, Power, StaleWeight
 
 Arrow = Literal[
     "started",
@@ -39,6 +41,7 @@ class Faults:
         duplicate: a message arrives twice.
         delay: a message takes far longer than usual.
         old_epoch: a shard gets a message of an older recovery epoch.
+        fleet_slow: virtual seconds from and to which every worker works ten times slower, or None.
         until: no fault happens from this virtual second on.
         shard_dies, coordinator_dies: the virtual second at which one of them dies, or None.
     """
@@ -54,6 +57,7 @@ class Faults:
     duplicate: float = 0.0
     delay: float = 0.0
     old_epoch: float = 0.0
+    fleet_slow: tuple[float, float] | None = None
     until: float = 0.0
     shard_dies: float | None = None
     coordinator_dies: float | None = None
@@ -65,7 +69,7 @@ class Scenario:
 
     Args:
         seed: of data, faults and times.
-        mode, workers, shards, depth: as in a job.
+        mode, mode_options, workers, shards, depth: as in a job.
         group_size: M, local batches of a step.
         batch_size: B, samples of a local batch.
         batches_per_epoch, epochs: the plan.
@@ -77,6 +81,7 @@ class Scenario:
         min_count: admission of the first table.
         steps_to_live, evict_every_steps: eviction of the second table.
         evicted_min_count: admission of the second table; 0: every key.
+        sparse_mean: as in a job.
         dense_clip_norm: most of the norm of a step's dense gradient, or None.
         bad_batches: part of the batches that can't be read, or only in part.
         non_finite: part of the batches whose gradient is not finite.
@@ -86,6 +91,7 @@ class Scenario:
 
     seed: int
     mode: Mode = "sync"
+    mode_options: ModeOptions = field(default_factory=ModeOptions)
     workers: int = 1
     shards: int = 1
     depth: int = 1
@@ -103,6 +109,7 @@ class Scenario:
     evict_every_steps: int = 1
     evicted_min_count: int = 0
     dense_clip_norm: float | None = None
+    sparse_mean: SparseMean = "global"
     bad_batches: float = 0.0
     non_finite: float = 0.0
     flaky: bool = False
@@ -172,8 +179,36 @@ def draw(seed: int, **options: Any) -> Scenario:
         "flaky": rng.random() < 0.5,
         "faults": _draw_faults(rng),
         "dense_clip_norm": rng.choice([None, None, 5.0, 25.0]),
+        "mode_options": _draw_mode_options(rng),
+        "sparse_mean": rng.choice(get_args(SparseMean)),
     }
-    scenario = Scenario(seed=seed, **(drawn | options))
+    return _consistent(Scenario(seed=seed, **(drawn | options)))
+
+
+def _draw_mode_options(rng: random.Random) -> ModeOptions:
+    on_stale = rng.choice(get_args(OnStale))
+    weights: list[StaleWeight] = [
+        Cutoff(),
+        Cutoff(),
+        Power(base=rng.choice([0.0, 0.5, 0.9])),
+        Inverse(),
+    ]
+    return ModeOptions(
+        staleness_bound=rng.choice([0, 0, 1, 2, 6]),
+        on_stale=on_stale,
+        stale_weight=Cutoff() if on_stale == "reissue" else rng.choice(weights),
+        ssp_slack=rng.choice([0, 1, 3]),
+        backup_batches=rng.randint(1, 3),
+    )
+
+
+def _consistent(scenario: Scenario) -> Scenario:
+    """What no job may have is left out."""
+    if scenario.mode == "backup":
+        m = max(2, scenario.group_size)
+        backup = min(scenario.mode_options.backup_batches, m - 1)
+        options = replace(scenario.mode_options, backup_batches=backup)
+        scenario = replace(scenario, group_size=m, mode_options=options)
     return replace(scenario, flaky=scenario.flaky and scenario.mode != "sync")
 
 
@@ -202,4 +237,5 @@ def _draw_faults(rng: random.Random) -> Faults:
         until=rng.uniform(0.5, 4.0),
         shard_dies=moment(),
         coordinator_dies=moment(),
+        fleet_slow=(0.1, 0.1 + rng.uniform(0.1, 1.0)) if rng.random() < 0.2 else None,
     )

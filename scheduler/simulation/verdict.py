@@ -65,11 +65,16 @@ def _check_samples(scenario: Scenario, seen: Seen, coordinator: Coordinator) -> 
     skipped = [batch_id for batches in seen.skipped.values() for batch_id in batches]
     ended = sorted([entry.batch_id for entry in applied] + skipped)
     require(ended == list(range(total)), "each of {} batches has to end once: {}", total, ended)
-    used = sum(seen.pushed[entry.batch_id, entry.attempt, 0].samples for entry in applied)
+    used = dropped = 0
+    for entry in applied:
+        samples_of = seen.pushed[entry.batch_id, entry.attempt, 0].samples
+        used += samples_of if entry.weight > 0 else 0
+        dropped += samples_of if entry.weight == 0 else 0
     planned = sum(map(scenario.rows_of, range(total)))
     samples = coordinator.ledger.samples
     counted = (samples.applied, samples.dropped, samples.skipped)
-    require(counted == (used, 0, planned - used), "{} of {} are used: {}", used, planned, counted)
+    right = (used, dropped, planned - used - dropped)
+    require(counted == right, "the samples are {}, not {}", right, counted)
     by_reason = sum(samples.skipped_by_reason.values())
     known = by_reason == samples.skipped and "unknown" not in samples.skipped_by_reason
     require(known, "reasons are missing: {}", samples.skipped_by_reason)
@@ -80,17 +85,20 @@ def _check_staleness(scenario: Scenario, seen: Seen, coordinator: Coordinator) -
     require(dict(data) == coordinator.data_staleness.counts, "data staleness is {}", data)
     counts = coordinator.parameter_staleness.counts
     require(dict(parameter) == counts, "parameter staleness is {}, not {}", parameter, counts)
-    if scenario.mode == "sync":
+    if scenario.mode in ("sync", "backup"):
         late = set(data) | set(parameter)
-        require(late <= {0}, "staleness in a synchronous job: {}, {}", data, parameter)
+        require(late <= {0}, "staleness in a job that waits: {}, {}", data, parameter)
 
 
 def _check_frequencies(seen: Seen, shards: list[Shard], min_count: int) -> None:
-    """In a table without eviction every occurrence in an applied batch is counted, by key."""
+    """In a table without eviction every occurrence in an applied batch is counted, by key.
+
+    What weighs nothing is not counted and changes no version.
+    """
     frequency: Counter[int] = Counter()
     version: dict[int, int] = {}
     for record in seen.records:
-        for entry in record.entries:
+        for entry in [entry for entry in record.entries if entry.weight > 0]:
             for index in range(len(shards)):
                 part = seen.pushed[entry.batch_id, entry.attempt, index]
                 keys = part.keys[: part.table_sizes[0]].tolist()

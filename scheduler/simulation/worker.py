@@ -122,7 +122,8 @@ class SimulatedWorker:
 
     def _later(self, seconds: float, action: Action) -> None:
         """Work for so long, then act, if still alive and not frozen."""
-        factor = 10.0 if self._world.queue.now < self._slow_until else 1.0
+        slow = self._world.queue.now < self._slow_until or self._world.fleet_is_slow
+        factor = 10.0 if slow else 1.0
         factor *= self._slowness * self._world.random.uniform(0.7, 1.3)
         self._world.queue.later(seconds * factor, lambda: self._now(action))
 

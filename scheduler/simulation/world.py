@@ -101,6 +101,12 @@ class World:
         self.num_kills += 1
         return True
 
+    @property
+    def fleet_is_slow(self) -> bool:
+        """Whether every worker is slow now."""
+        first, last = self.faults.fleet_slow or (0.0, 0.0)
+        return first <= self.queue.now < last
+
     def delay(self) -> float:
         """Return how long a message takes, in virtual seconds."""
         usual = NETWORK_SECONDS * self.random.uniform(0.5, 2.0)

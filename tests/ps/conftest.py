@@ -32,7 +32,7 @@ from ps.messages import (
 from ps.restore import start_shard_from
 from ps.shard import Shard
 from ps.sockets import ShardAddress, connect
-from ps.spec import StoreSpec, bucket_range, even_routing
+from ps.spec import SparseMean, StoreSpec, bucket_range, even_routing
 
 EPOCH = 3
 
@@ -53,6 +53,7 @@ class SmallJob:
         num_shards: int = 1,
         dense_size: int = 3,
         dense_optimizer: Optimizer | None = None,
+        sparse_mean: SparseMean = "global",
         initialize: bool = True,
         **limits: int,
     ) -> None:
@@ -61,6 +62,7 @@ class SmallJob:
             dense_size=dense_size,
             dense_optimizer=dense_optimizer or Adagrad(),
             num_shards=num_shards,
+            sparse_mean=sparse_mean,
         )
         self.dims = np.array([table.dim for table in tables], np.int64)
         self.deduplicate = Deduplicator(self.dims.tolist(), even_routing(num_shards), num_shards)

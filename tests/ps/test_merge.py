@@ -195,3 +195,60 @@ def test_weighted_sums_have_no_fused_or_reordered_arithmetic(weight: float) -> N
     add_weighted(total, values, np.float32(weight))
 
     assert total.tobytes() == expected.tobytes()
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_means_of_contributors_are_the_reference_in_float64(data: Any) -> None:
+    parts = data.draw(st.lists(contributions(), min_size=1, max_size=4))
+    for part in parts:
+        part.samples = data.draw(st.integers(1, 9))
+    weights = data.draw(st.lists(a_weight, min_size=len(parts), max_size=len(parts)))
+    dropped = data.draw(st.sampled_from([None, *range(len(parts))]))
+    accepted = [np.zeros(p.keys.size, np.uint8) if i == dropped else None
+                for i, p in enumerate(parts)]  # fmt: skip
+
+    got = merge(parts, weights, accepted, DIMS, mean_of_contributors=True)
+
+    sums = as_tables(merge(parts, weights, accepted, DIMS))
+    for t, (table, wanted) in enumerate(zip(as_tables(got), sums, strict=True)):
+        assert list(table) == list(wanted)
+        for key, (count, gradient) in table.items():
+            starts = [sum(p.table_sizes[:t]) for p in parts]
+            having = [
+                p.samples
+                for i, (p, start) in enumerate(zip(parts, starts, strict=True))
+                if i != dropped and key in p.keys[start : start + p.table_sizes[t]]
+            ]
+            assert count == wanted[key][0]
+            assert (gradient is None) == (wanted[key][1] is None)
+            if gradient is not None:
+                exact = wanted[key][1].astype(np.float64) / sum(having)
+                np.testing.assert_allclose(gradient, exact, rtol=1e-6, atol=1e-40)
+
+
+def test_a_contributor_counts_whole_whatever_its_weight_and_admission() -> None:
+    g = np.array([8.0], np.float32)
+    parts = [
+        contribution([[1, 2], [], []], [1, 1], [1, 0], g),
+        contribution([[2, 1], [], []], [1, 1], [1, 1], np.array([6.0, 2.0], np.float32)),
+    ]
+    parts[0].samples, parts[1].samples = 3, 5
+
+    merged = merge(parts, [1.0, 0.5], [None, None], DIMS, mean_of_contributors=True)[0]
+
+    assert merged.keys.tolist() == [1, 2]
+    np.testing.assert_allclose(merged.gradients[:, 0], [(8 + 1) / 8, 3 / 8], rtol=1e-6)
+
+
+@pytest.mark.parametrize("admitted", [[1, 1], [1, 0]])
+def test_the_mean_of_one_contributor_is_the_same_bits_on_either_path(admitted: list[int]) -> None:
+    values = np.array([0.3, -0.7][: sum(admitted)], np.float32)
+    part = contribution([[5, 6], [], []], [1, 1], admitted, values)
+    part.samples = 7
+    part.gradients.flags.writeable = False
+
+    alone = merge([part], [1.0], [None], DIMS, mean_of_contributors=True)
+    general = merge([part], [1.0], [np.ones(2, np.uint8)], DIMS, mean_of_contributors=True)
+
+    assert_same_bits(as_tables(alone), as_tables(general))

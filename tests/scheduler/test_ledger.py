@@ -1,7 +1,5 @@
 """The ledger: every batch once, lowest step first, nothing lost."""
 
-from collections import deque
-
 import pytest
 
 from ps.messages import ANY_STEP
@@ -136,20 +134,81 @@ def test_short_and_skipped_batches_add_up_to_all_samples() -> None:
     assert ledger.low_water == 3
 
 
-def test_a_step_is_complete_when_all_of_its_batches_have_ended() -> None:
-    ledger = make(batches=3, m=2)
-    first, second, last = lease_all(ledger)
-    assert not ledger.is_complete(0)
-    ledger.finish(done(second))
-    assert not ledger.is_complete(0)
+def test_what_ended_is_listed_by_completion_and_by_epoch() -> None:
+    ledger = make(batches=3, epochs=2, m=2)
+    tokens = lease_all(ledger)
+    for number in (4, 2, 0):
+        ledger.finish(done(tokens[number]))
+
+    assert [batch.batch_id for batch in ledger.ended_of_epoch()] == [2, 0]
+    assert ledger.num_due == 2
+    for batch in ledger.ended_of_epoch():
+        ledger.resolve(batch, Status.APPLIED)
+    assert ledger.num_due == 1, "what the epoch has left"
+    ledger.finish(done(tokens[1]))
+    settle(ledger)
+
+    assert [batch.batch_id for batch in ledger.ended_of_epoch()] == []
+    assert ledger.num_due == 2, "of the next epoch one is resolved, too"
+
+
+def test_a_batch_is_given_again_at_another_step_and_earlier_attempts_are_void() -> None:
+    ledger = make(batches=4, m=2)
+    first = lease(ledger, worker=1)
+    assert first is not None
+    ledger.reclaim(ledger.leases_of(1))
+    (batch,) = [b for b in ledger.unresolved() if b.batch_id == first.batch_id]
+
+    ledger.give_again(batch, step=5)
+    assert not ledger.finish(done(first)), "its time is over"
+    ledger.lease(2, step_now=3, at_step=lambda step: ANY_STEP)
+    again = next(t for t in lease_all(ledger) if t.batch_id == first.batch_id)
+
+    assert (again.step, again.attempt) == (5, 1)
+    assert ledger.take_discards() == [(first.batch_id, 0)]
+    assert ledger.take_discards() == []
+    assert ledger.finish(done(again))
+
+
+def test_an_ended_batch_that_is_given_again_gets_an_attempt_that_nobody_had() -> None:
+    ledger = make(batches=1)
+    first = lease(ledger, worker=1)
+    ledger.reclaim(ledger.leases_of(1))
+    second = lease(ledger, worker=2)
+    assert first is not None
+    assert second is not None
     ledger.finish(done(first))
 
-    assert ledger.is_complete(0)
-    assert [batch.batch_id for batch in ledger.group(0)] == [0, 1]
-    assert not ledger.is_complete(1)
-    ledger.finish(done(last))
-    assert ledger.is_complete(1)
-    assert not ledger.is_complete(2)
+    ledger.give_again(ledger.unresolved()[0], step=1)
+    third = lease(ledger, worker=3)
+
+    assert third is not None
+    assert third.attempt == 2
+    assert ledger.take_discards() == [(0, 0), (0, 1)]
+    assert not ledger.finish(done(second))
+    assert (ledger.num_leased, ledger.num_ended) == (1, 0)
+
+
+def test_void_attempts_keep_no_evicted_keys_in_memory() -> None:
+    ledger = make(batches=1)
+    ledger.lease(1, step_now=3, at_step=lambda step: ANY_STEP)
+    (batch,) = ledger.unresolved()
+
+    ledger.give_again(batch, step=9)
+    assert ledger.oldest_lease_step is None
+    ledger.lease(1, step_now=8, at_step=lambda step: ANY_STEP)
+
+    assert ledger.oldest_lease_step == 8
+
+
+def test_the_first_step_of_an_epoch_has_the_backup_batches() -> None:
+    plan = LedgerPlan(batches_per_epoch=9, epochs=2, rows_of=lambda batch_id: 10)
+
+    tokens = lease_all(Ledger(plan, group_size=4, backup_batches=1))
+
+    steps = [token.step for token in tokens]
+    # 9 batches are 3 steps of 4; the last one has what the others leave over.
+    assert steps == [0, 0, 0, 0, 0, 1, 1, 1, 1, 3, 3, 3, 3, 3, 4, 4, 4, 4]
 
 
 def test_the_low_water_mark_waits_for_the_oldest_batch() -> None:
@@ -176,7 +235,7 @@ def test_stopping_completes_what_was_leased_and_gives_out_no_more(batch_is_step:
     for token in held:
         assert token is not None
         ledger.finish(done(token))
-    assert ledger.is_complete(0)
+    assert ledger.num_due == 2
     settle(ledger)
 
     assert ledger.exhausted
@@ -219,10 +278,9 @@ def test_nothing_is_kept_of_batches_that_are_resolved(batch_is_step: bool) -> No
     ledger = make(batches=6, epochs=50, m=2, batch_is_step=batch_is_step)
     while (token := lease(ledger)) is not None:
         ledger.finish(done(token))
-        for batch in ledger.group(token.step) if ledger.is_complete(token.step) else []:
-            ledger.resolve(batch, Status.APPLIED)
+        settle(ledger)
 
-    collections = [v for v in vars(ledger).values() if isinstance(v, dict | list | set | deque)]
+    collections = [v for v in vars(ledger).values() if isinstance(v, dict | list | set)]
 
     assert ledger.low_water == 300
     assert sum(map(len, collections)) == ledger.plan.lanes

@@ -122,7 +122,8 @@ def test_metrics_show_the_learning_rates_of_the_interval() -> None:
     )
     status = Status(
         step=5, applied_step=5, clock=4, trained=False, evaluating=False,
-        samples={"applied": 80, "dropped": 0, "skipped": 0}, batches={}, loss_sum=1.0,
+        samples={"applied": 80, "dropped": 0, "skipped": 0},
+        batches={"dropped": 0, "reissued": 0}, loss_sum=1.0,
         loss_samples=80, train_seconds=1.0, data_staleness={}, parameter_staleness={},
         staleness_counts={"data": {}, "parameter": {}}, shard_lag=(0,),
         evaluations=(), workers={}, give_up=(), warnings=(), failure=None, peak_rss_bytes=0, pid=1,

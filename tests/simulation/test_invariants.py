@@ -82,6 +82,7 @@ def test_the_seeds_meet_what_they_are_meant_for() -> None:
     assert total("kills") > 10
     assert total("reissued") > 20
     assert total("superseded") > 0
+    assert total("dropped") > 0
     assert total("late_gradients") > 0
     assert total("steps") > 200
     assert any(len(outcome.evaluations) > 1 for outcome in outcomes)

@@ -1,0 +1,189 @@
+"""What each step has to be made of, worked out from tokens and reports alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ps.messages import Record
+from scheduler.simulation.scenario import Scenario
+from scheduler.stale_weights import Cutoff, Power
+from worker.protocol import Finished, Token
+
+Attempt = tuple[int, int]
+
+
+@dataclass(slots=True)
+class Expected:
+    """A step as it has to be.
+
+    Args:
+        entries: (batch, attempt, weight), in the order of summation.
+        skipped: batches that are resolved without being used.
+        discards: attempts that became void since the step before, and those of skipped batches.
+    """
+
+    entries: list[tuple[int, int, float]] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
+    discards: set[Attempt] = field(default_factory=set)
+
+
+class Oracle:
+    """Says what each step of a scenario is, from the order in which attempts ended.
+
+    Args:
+        tokens: of training, by (batch, attempt), as they are given out.
+    """
+
+    def __init__(self, scenario: Scenario, tokens: Mapping[Attempt, Token]) -> None:
+        self._scenario = scenario
+        self._tokens = tokens
+        # Ends that no step has looked at: (k when it was reported, end).
+        self._reported: list[tuple[int, Finished]] = []
+        self._ended: dict[int, Finished] = {}
+        self._resolved: set[int] = set()
+        self._void: set[Attempt] = set()
+
+    def reported(self, finished: Finished, *, step: int) -> bool:
+        """Take the end of an attempt, reported when so many steps had been formed.
+
+        Returns:
+            Whether it is the first of its batch.
+        """
+        known = {end.token.batch_id for _, end in self._reported} | set(self._ended)
+        self._reported.append((step, finished))
+        return finished.token.batch_id not in known | self._resolved
+
+    def step(self, record: Record) -> Expected:
+        """Return what a record has to be."""
+        step, named = record.step, set(record.discard)
+        newly_void = self._look_for_void(step)
+        self._take_reports(step)
+        eligible = [end for end in self._ended.values() if self._may_be_in(step, end)]
+        skipped = [end for end in eligible if end.outcome == "skipped"]
+        left_out = [end for end in skipped if end.token.identity[1:] in named]
+        size = len(record.entries) + len(left_out)
+        if size not in self._sizes():
+            return Expected()
+        chosen = eligible[:size]
+        if self._scenario.mode in ("sync", "backup"):
+            chosen.sort(key=lambda end: end.token.batch_id)
+        expected = Expected(discards=newly_void)
+        for end in chosen:
+            batch_id, attempt = end.token.batch_id, end.token.attempt
+            del self._ended[batch_id]
+            self._resolved.add(batch_id)
+            if end.outcome == "done":
+                expected.entries.append((batch_id, attempt, self.weight(step - end.token.step)))
+            else:
+                expected.skipped.append(batch_id)
+                expected.discards |= {(batch_id, a) for a in range(attempt + 1)}
+        return expected
+
+    def _sizes(self) -> set[int]:
+        """Return how many batches the next step may have.
+
+        Where time is limited it is not known from when on nothing fresh was given out, only that
+        everything that was given out is trained.
+        """
+        scenario = self._scenario
+        if scenario.mode in ("async", "ssp"):
+            return {1}
+        ends = {scenario.plan.total}
+        if scenario.max_seconds is not None:
+            ends.add(1 + max((batch_id for batch_id, _ in self._tokens), default=0))
+        first = self._epoch * scenario.batches_per_epoch
+        sizes = set()
+        for end in ends:
+            batches = range(first, min(first + scenario.batches_per_epoch, end))
+            left = sum(batch_id not in self._resolved for batch_id in batches)
+            sizes.add(min(scenario.group_size, left))
+        return sizes
+
+    def weight(self, staleness: int) -> float:
+        """What a contribution weighs."""
+        options = self._scenario.mode_options
+        if self._scenario.mode != "gba":
+            return 1.0
+        late = staleness - options.staleness_bound
+        rule = options.stale_weight
+        if isinstance(rule, Cutoff):
+            return float(late <= 0)
+        if isinstance(rule, Power):
+            return float(np.float32(rule.base**late)) if late > 0 else 1.0
+        return float(np.float32(1 / staleness)) if staleness > 1 else 1.0
+
+    def is_void(self, token: Token, step: int) -> bool:
+        """Whether an attempt can't count at step k and later, whatever becomes of it."""
+        options = self._scenario.mode_options
+        if self._scenario.mode == "backup":
+            return token.step < step
+        again = self._scenario.mode == "gba" and options.on_stale == "reissue"
+        return again and self.weight(step - token.step) == 0
+
+    @property
+    def _epoch(self) -> int:
+        low_water = 0
+        while low_water in self._resolved:
+            low_water += 1
+        return low_water // self._scenario.batches_per_epoch
+
+    def _may_be_in(self, step: int, end: Finished) -> bool:
+        mode, token = self._scenario.mode, end.token
+        if mode in ("sync", "backup"):
+            return token.step == step
+        open_epoch = token.batch_id // self._scenario.batches_per_epoch == self._epoch
+        return open_epoch if mode == "gba" else True
+
+    def _take_reports(self, step: int) -> None:
+        """Take the first end of each batch that counts; ends of void attempts don't."""
+        later: list[tuple[int, Finished]] = []
+        for reported_at, end in self._reported:
+            batch_id = end.token.batch_id
+            if reported_at > step:
+                later.append((reported_at, end))
+            elif batch_id in self._ended or batch_id in self._resolved:
+                continue
+            elif not self.is_void(end.token, reported_at):
+                self._ended[batch_id] = end
+        self._reported = later
+
+    def _look_for_void(self, step: int) -> set[Attempt]:
+        """Return the attempts that became void as step k came up, and forget their ends."""
+        self._take_reports(step - 1)
+        gone: set[Attempt] = set()
+        for identity, token in self._tokens.items():
+            batch_id = identity[0]
+            end = self._ended.get(batch_id)
+            if batch_id in self._resolved or not self.is_void(token, step):
+                continue
+            if self._scenario.mode == "gba" and end is not None and end.outcome == "skipped":
+                continue
+            gone.add(identity)
+            if end is not None and end.token.attempt == token.attempt:
+                del self._ended[batch_id]
+        newly = gone - self._void
+        self._void |= gone
+        return newly
+
+
+class Paces:
+    """How many batches each worker has ended, counted on from the slowest one when it joined."""
+
+    def __init__(self) -> None:
+        self._ended: dict[tuple[int, int], int] = {}
+
+    def joined(self, worker: tuple[int, int], live: Sequence[tuple[int, int]]) -> None:
+        """A worker is heard of, perhaps for the first time."""
+        if worker not in self._ended:
+            self._ended[worker] = self._slowest([other for other in live if other != worker])
+
+    def ended(self, worker: tuple[int, int]) -> None:
+        self._ended[worker] += 1
+
+    def lead(self, worker: tuple[int, int], live: Sequence[tuple[int, int]]) -> int:
+        """Return how many more batches a worker has ended than the slowest live one."""
+        return self._ended[worker] - self._slowest(live)
+
+    def _slowest(self, live: Sequence[tuple[int, int]]) -> int:
+        return min((self._ended[worker] for worker in live), default=0)

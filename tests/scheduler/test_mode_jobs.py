@@ -1,0 +1,127 @@
+"""A small job of each mode on a local Ray: every sample accounted for, and something learned."""
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from ps.checkpoint import CheckpointReader
+from scheduler import JobConfig, Result, Trainer
+
+pytestmark = pytest.mark.ray
+
+ROWS = 5000
+BATCHES = math.ceil(ROWS / 64)
+EPOCHS = 3
+JOBS: dict[str, dict[str, Any]] = {
+    "gba": {"mode": "gba"},
+    "gba-tight": {"mode": "gba", "staleness_bound": 0, "sparse_mean": "contributors"},
+    "gba-again": {"mode": "gba", "staleness_bound": 0, "on_stale": "reissue"},
+    "ssp": {"mode": "ssp", "ssp_slack": 1},
+    "backup": {"mode": "backup", "backup_batches": 2},
+}
+
+
+def job(samples: Path, run: Path, training: dict[str, Any], **data: Any) -> JobConfig:
+    adagrad = {"type": "adagrad", "learning_rate": 0.05, "initial_accumulator": 1e-4}
+    return JobConfig.from_dict(
+        {
+            "seed": 3,
+            "data": {
+                "train": str(samples / "train-*.parquet"),
+                "eval": str(samples / "test.parquet"),
+                "dense": ["d1", "d2"],
+                "dense_transform": "log1p",
+                "sparse": ["a", "b", {"column": "tags", "combiner": "mean"}],
+                "batch_size": 64,
+                "epochs": EPOCHS,
+                **data,
+            },
+            "embedding": {"dim": 4, "optimizer": adagrad},
+            "model": {
+                "type": "dlrm", "bottom_mlp": [8], "top_mlp": [8],
+                "optimizer": {**adagrad, "learning_rate": 0.02},
+            },
+            "training": {"global_batch": 256, **training},
+            "cluster": {"workers": 3, "servers": 2},
+            "run": {"dir": str(run), "progress_every_seconds": 0.1},
+        }
+    )  # fmt: skip
+
+
+def counts(result: Result) -> tuple[int, int, int]:
+    metrics = result.metrics
+    return metrics["samples_trained"], metrics["samples_dropped"], metrics["samples_skipped"]
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_of_each_mode_accounts_for_every_sample(
+    ray_cluster: None, samples: Path, tmp_path: Path, name: str
+) -> None:
+    training = JOBS[name]
+    result = Trainer(job(samples, tmp_path / "run", training)).fit()
+
+    metrics, ledger = result.metrics, result.metrics["ledger"]
+    trained, dropped, skipped = counts(result)
+    assert (trained + dropped, skipped) == (EPOCHS * ROWS, 0)
+    assert ledger["applied"] + ledger["dropped"] == EPOCHS * BATCHES
+    assert (dropped == 0) == (ledger["dropped"] == 0)
+    if name != "gba-tight":
+        assert dropped == 0 or metrics["staleness"]["data"]["max"] > 6
+    of_batches = training["mode"] == "ssp"
+    steps = BATCHES if of_batches else math.ceil(BATCHES / 4)
+    assert metrics["global_step"] == EPOCHS * steps
+    assert metrics["mode"] == training["mode"]
+    assert metrics["mode_history"] == [{"mode": training["mode"], "from_step": 0}]
+    assert metrics["reissued_batches"] == ledger["reissued"]
+    if training["mode"] == "backup":
+        assert metrics["staleness"]["parameter"]["max"] == 0
+        assert metrics["staleness"]["data"]["max"] == 0
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["mode"] == training["mode"]
+    assert line["batches_dropped"] <= ledger["dropped"]
+    assert metrics["eval"]["auc"] > 0.6
+    store = CheckpointReader(Path(result.checkpoint)).store
+    assert store.sparse_mean == training.get("sparse_mean", "global")
+
+
+@pytest.mark.parametrize("name", ["gba-again", "ssp"])
+def test_a_worker_may_die_in_each_mode(
+    ray_cluster: None, samples: Path, tmp_path: Path, name: str
+) -> None:
+    config = job(samples, tmp_path / "run", JOBS[name], epochs=40)
+    killer = threading.Thread(target=kill_a_worker_of, args=(tmp_path / "run",))
+    killer.start()
+
+    result = Trainer(config).fit()
+    killer.join()
+
+    assert result.metrics["worker_restarts"] == 1
+    assert counts(result) == (40 * ROWS, 0, 0)
+
+
+def kill_a_worker_of(run: Path) -> None:
+    """Kill a worker once a tenth of the samples are trained."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        metrics = run / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        if lines and json.loads(lines[-1])["samples"] >= 4 * ROWS:
+            workers = [p for p in psutil.Process().children(recursive=True) if _is_worker(p)]
+            os.kill(workers[0].pid, signal.SIGKILL)
+            return
+        time.sleep(0.02)
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return " ".join(process.cmdline()).startswith("ray::WorkerActor.run")
+    except psutil.Error:
+        return False
