@@ -246,9 +246,9 @@ def test_a_returning_key_starts_from_the_static_row_of_now() -> None:
 
 
 def test_a_table_is_made_with_the_base_that_it_names() -> None:
-    with pytest.raises(ValueError, match="table asking needs base t, got None"):
+    with pytest.raises(ValueError, match="table asking needs table t as its base, got none"):
         EmbeddingVariable(ASKING)
-    with pytest.raises(ValueError, match="table t needs base None, got t"):
+    with pytest.raises(ValueError, match="table t needs no base, got table t"):
         EmbeddingVariable(TABLE, base=EmbeddingVariable(TABLE))
 
 

@@ -196,6 +196,7 @@ def test_rows_of_other_keys_are_not_taken_over(
             Trainer(JobConfig.from_dict(job)).fit()
 
 
+@pytest.mark.slow
 def test_max_norm_and_the_maximum_make_other_models(
     ray_cluster: None, samples: Path, tmp_path: Path
 ) -> None:

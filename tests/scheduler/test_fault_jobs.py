@@ -31,6 +31,7 @@ def job(samples: Path, run: Path, inject: list[dict[str, Any]], **training: Any)
     }
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_killed_workers_are_replaced_and_the_model_stays_the_same(
     ray_cluster: None, samples: Path, tmp_path: Path

@@ -54,6 +54,7 @@ def trained(config: JobConfig) -> tuple[Result, float]:
     return result, float(np.linalg.norm(final.astype(np.float64) - initial))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_no_step_moves_the_parameters_further_than_the_limit(
     ray_cluster: None, samples: Path, tmp_path: Path, mode: str

@@ -92,7 +92,7 @@ def test_a_job_of_each_mode_accounts_for_every_sample(
     assert store.sparse_mean == training.get("sparse_mean", "global")
 
 
-@pytest.mark.parametrize("name", ["gba-again", "ssp"])
+@pytest.mark.parametrize("name", ["gba-again", pytest.param("ssp", marks=pytest.mark.slow)])
 def test_a_worker_may_die_in_each_mode(
     ray_cluster: None, samples: Path, tmp_path: Path, name: str
 ) -> None:

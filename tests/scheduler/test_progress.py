@@ -21,6 +21,7 @@ def line(**changes: Any) -> dict[str, Any]:
         "global_step": 1234,
         "mode": "gba",
         "samples": 2500,
+        "samples_dropped": 0,
         "samples_per_second": 250.0,
         "train_loss": 0.45678,
         "eval_auc": 0.71234,

@@ -169,7 +169,14 @@ def test_a_job_file_that_is_not_there_or_not_yaml_is_named(tmp_path: Path) -> No
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("bad", ["label", "null label", "row group"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "label",
+        pytest.param("null label", marks=pytest.mark.slow),
+        pytest.param("row group", marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_found_while_running_ends_the_job_with_exit_1_and_is_named(
     job: dict[str, Any], samples: Path, tmp_path: Path, bad: str
 ) -> None:
