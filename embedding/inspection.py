@@ -4,14 +4,12 @@ Everything takes rows part by part, so that a table of any size can be looked at
 files, without a copy of it.
 """
 
-from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from embedding.entries import TableEntries
-from embedding.mixing import NUM_BUCKETS
 from embedding.spec import TableSpec
 
 Int64Array = npt.NDArray[np.int64]
@@ -23,8 +21,6 @@ RankBy = Literal["frequency", "version", "norm"]
 BIN_STARTS = np.concatenate([np.zeros(1, np.int64), np.int64(1) << np.arange(63)])
 BIN_STARTS.flags.writeable = False
 
-_PART_BYTES = 64 << 20
-_MOST_PARTS = 64  # each looks through the whole index
 _VALUES_AT_ONCE = 1 << 20
 
 
@@ -94,10 +90,3 @@ class TopRows:
         if self._by == "norm":
             return norms(entries.vectors)
         return entries.frequency if self._by == "frequency" else entries.version
-
-
-def bucket_parts(num_rows: int, row_bytes: int) -> list[tuple[int, int]]:
-    """Cut the buckets of a table so that a part holds about 64 MiB, or a 64th of the table."""
-    parts = min(max(1, num_rows * row_bytes // _PART_BYTES), _MOST_PARTS)
-    cuts = [part * NUM_BUCKETS // parts for part in range(parts + 1)]
-    return list(pairwise(cuts))

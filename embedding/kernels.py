@@ -14,7 +14,7 @@ from embedding.counters import add_counts, counted, take_count
 from embedding.index import BLOCK, geometry_of, prefetch_homes, probe
 from embedding.initial_values import InitialValues, fill_initial
 from embedding.precision import FLOAT32, read_vector, write_vector
-from embedding.prefetch import VALUES_PER_LINE, prefetch
+from embedding.prefetch import prefetch, prefetch_row
 from embedding.rows import FREQUENCY, NUM_ROWS, SPLIT, VERSION, RowArrays, take_row
 
 Int64Array = npt.NDArray[np.int64]
@@ -51,8 +51,7 @@ def pull_rows(
             if found[i] < 0:
                 num_missing += 1
             else:
-                for column in range(0, vector_width, VALUES_PER_LINE):
-                    prefetch(stored, found[i], column)
+                prefetch_row(stored, found[i], vector_width)
         for i in range(length):
             if found[i] >= 0:
                 admitted[start + i] = 1
@@ -146,8 +145,7 @@ def settle_keys(
             positions[i] = row
             if row >= 0:
                 prefetch(metadata, row, 0)
-                for column in range(0, values.shape[1], VALUES_PER_LINE):
-                    prefetch(values, row, column)
+                prefetch_row(values, row, values.shape[1])
             else:
                 num_missing += 1
         if num_missing > 0:

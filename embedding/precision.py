@@ -20,7 +20,6 @@ from numba import njit
 from embedding.bits import bits_of, float_of
 from embedding.mixing import mix64
 from embedding.optimizers import rule_for
-from embedding.prefetch import prefetch_ahead
 from embedding.spec import TableSpec, ValueDtype
 
 Float32Array = npt.NDArray[np.float32]
@@ -150,7 +149,6 @@ def widen_rows(
     """
     narrow = (dim + 1) // 2
     for i in range(positions.size):
-        prefetch_ahead(values, positions, i)
         row = positions[i]
         if row >= 0:
             read_vector(values, row, kind, wide, i, dim)

@@ -9,10 +9,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-VALUES_PER_LINE = 16  # float32 values in a cache line
-_MAX_VALUES = (
-    8 * VALUES_PER_LINE
-)  # of a row that are asked for: the hardware follows a longer one by itself
+_LINE = 16  # float32 values in a cache line
+_MAX_VALUES = 8 * _LINE  # of a row that are asked for: the hardware follows a longer one by itself
 _READ, _KEEP, _DATA = 0, 3, 1  # the operands of LLVM's `llvm.prefetch` after the address
 
 
@@ -48,18 +46,5 @@ def prefetch(typing_context: Any, array: Any, row: Any, column: Any) -> Any:
 @njit(cache=True, nogil=True, inline="always")
 def prefetch_row(array: npt.NDArray[np.float32], row: np.int64, width: int) -> None:
     """Ask for the first `width` values of a row of float32[any, any]."""
-    for column in range(0, min(width, _MAX_VALUES), VALUES_PER_LINE):
+    for column in range(0, min(width, _MAX_VALUES), _LINE):
         prefetch(array, row, column)
-
-
-_AHEAD = 8  # rows asked for before their turn
-
-
-@njit(cache=True, nogil=True, inline="always")
-def prefetch_ahead(
-    rows: npt.NDArray[np.float32], positions: npt.NDArray[np.int64], i: np.int64
-) -> None:
-    """Ask for the whole row that is updated some places after the i-th; -1 is no row."""
-    ahead = i + _AHEAD
-    if ahead < positions.size and positions[ahead] >= 0:
-        prefetch_row(rows, positions[ahead], rows.shape[1])

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from embedding.buckets import check_buckets
 from embedding.index import (
     BLOCK,
     begin_doubling,
@@ -191,7 +192,7 @@ class Rows:
         find_batch(self.arrays.entries, self.arrays.state[SPLIT], keys, rows)
         return rows
 
-    def metadata_of(self, keys: Int64Array, column: int, absent: int) -> Int64Array:
+    def metadata_of(self, keys: Int64Array, column: int, absent: int | Int64Array) -> Int64Array:
         """Return the frequency or version of each key, `absent` where it has no row."""
         rows = self.find(keys)
         return np.where(rows >= 0, self.arrays.metadata[np.maximum(rows, 0), column], absent)
@@ -229,15 +230,6 @@ class Rows:
             "metadata": touched * METADATA_BYTES,
             "rows": touched * self.arrays.values.shape[1] * 4,
         }
-
-
-def check_buckets(buckets: tuple[int, int]) -> None:
-    """Raise ValueError unless buckets are (first, end) of a range that exists."""
-    first, end = buckets
-    if not 0 <= first <= end <= NUM_BUCKETS:
-        raise ValueError(
-            f"buckets must be (first, end), 0 <= first <= end <= {NUM_BUCKETS}, got {buckets}"
-        )
 
 
 def memory_of(num_keys: int, width: int) -> int:

@@ -7,18 +7,19 @@ import numpy.typing as npt
 
 from embedding.arguments import input_array, read_only
 from embedding.bloom import BloomBlocks, BloomFilter
+from embedding.buckets import ALL_BUCKETS, bucket_parts, check_buckets
 from embedding.counters import CounterEntries
 from embedding.entries import TableEntries
-from embedding.inspection import RankBy, TopRows, bucket_parts, frequency_histogram
+from embedding.inspection import RankBy, TopRows, frequency_histogram
 from embedding.optimizers import rule_for
 from embedding.precision import kind_of, stored_width
-from embedding.rows import FREQUENCY, METADATA_BYTES, VERSION, Rows, check_buckets
+from embedding.rows import FREQUENCY, METADATA_BYTES, VERSION, Rows
 from embedding.spec import BloomAdmission, TableSpec
 from embedding.transfer import read_rows, write_rows
 
 Int64Array = npt.NDArray[np.int64]
 
-ALL_BUCKETS = (0, 4096)
+_PART_BYTES = 64 << 20  # of a table that is looked at, at once
 
 _INT64, _FLOAT32 = np.dtype("int64"), np.dtype("float32")
 
@@ -176,20 +177,18 @@ class TableState:
 
         Of a key without a row a Bloom filter may say too much.
         """
-        found = self._metadata_of(keys, FREQUENCY, absent=0)
-        if self._bloom is not None:
-            found = np.where(self._rows.find(keys) >= 0, found, self._bloom.count(keys))
-        return found
+        keys = input_array("keys", keys, _INT64, (len(keys),))
+        if self._bloom is None:
+            counted = self._counters.metadata_of(keys, FREQUENCY, 0)
+        else:
+            counted = self._bloom.count(keys)
+        return self._rows.metadata_of(keys, FREQUENCY, counted)
 
     def version(self, keys: Int64Array) -> Int64Array:
         """Return the step that last changed each row or counter: int64[n], -1 if absent."""
-        return self._metadata_of(keys, VERSION, absent=-1)
-
-    def _metadata_of(self, keys: Int64Array, column: int, *, absent: int) -> Int64Array:
         keys = input_array("keys", keys, _INT64, (len(keys),))
-        counted = self._counters.metadata_of(keys, column, absent)
-        rows = self._rows.find(keys)
-        return np.where(rows >= 0, self._rows.metadata_of(keys, column, absent), counted)
+        counted = self._counters.metadata_of(keys, VERSION, -1)
+        return self._rows.metadata_of(keys, VERSION, counted)
 
     def top(self, n: int, by: RankBy = "frequency") -> TableEntries:
         """Copy the n rows that are highest, sorted by (value descending, key ascending).
@@ -202,7 +201,8 @@ class TableState:
             ValueError: n or by is not one of these.
         """
         highest = TopRows(self.spec, n, by)
-        for part in bucket_parts(len(self), 4 * self._rule.row_width(self.spec.dim)):
+        num_bytes = 4 * self._rule.row_width(self.spec.dim) * len(self)
+        for part in bucket_parts(num_bytes, _PART_BYTES):
             highest.add(self.export(part))
         return highest.entries
 
@@ -220,7 +220,7 @@ class TableState:
             raise ValueError(f"of must be rows or unadmitted, got {of!r}")
         rows = self._rows if of == "rows" else self._counters
         counts = frequency_histogram(np.empty(0, np.int64))
-        for part in bucket_parts(len(rows), METADATA_BYTES):
+        for part in bucket_parts(METADATA_BYTES * len(rows), _PART_BYTES):
             _, positions = rows.in_buckets(part)
             counts += frequency_histogram(rows.arrays.metadata[positions, FREQUENCY])
         return counts

@@ -5,7 +5,7 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.precision import read_vector, write_vector
-from embedding.prefetch import VALUES_PER_LINE, prefetch
+from embedding.prefetch import prefetch, prefetch_row
 from embedding.rows import FREQUENCY, VERSION, RowArrays
 
 Float32Array = npt.NDArray[np.float32]
@@ -39,8 +39,7 @@ def read_rows(
         if i + _AHEAD < positions.size:
             ahead = positions[i + _AHEAD]
             prefetch(metadata, ahead, 0)
-            for column in range(0, values.shape[1], VALUES_PER_LINE):
-                prefetch(values, ahead, column)
+            prefetch_row(values, ahead, values.shape[1])
         row = positions[i]
         frequency[i] = metadata[row, FREQUENCY]
         version[i] = metadata[row, VERSION]

@@ -12,7 +12,6 @@ within a version of the software.
 """
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding import EmbeddingVariable, rule_for
+from embedding.buckets import bucket_parts
 from embedding.mixing import NUM_BUCKETS, buckets_of
 from ps.dense import DenseBlocks
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 # What is exported at once, so that a digest of a large table needs little memory.
-_PART_BYTES, _MOST_PARTS = 1 << 28, 64
+_PART_BYTES = 1 << 28
 
 
 def bucket_digests(table: EmbeddingVariable, buckets: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -76,12 +76,9 @@ def bucket_slices(table: EmbeddingVariable, buckets: tuple[int, int]) -> list[tu
 
     Every part costs a look through the whole index.
     """
-    first, end = buckets
     row_bytes = 24 + 4 * rule_for(table.spec.optimizer, sparse=True).row_width(table.spec.dim)
     num_bytes = row_bytes * len(table) + 24 * table.num_unadmitted
-    parts = min(-(-num_bytes // _PART_BYTES), _MOST_PARTS, end - first)
-    cuts = np.unique(np.linspace(first, end, max(parts, 1) + 1).astype(int)).tolist()
-    return list(itertools.pairwise(cuts))
+    return bucket_parts(num_bytes, _PART_BYTES, buckets)
 
 
 def _as_bytes(*columns: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

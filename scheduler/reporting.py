@@ -105,6 +105,21 @@ def merge_tables(servers: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]
     return merged
 
 
+def _table_figures(servers: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Return what result.json says of each table."""
+    return {
+        name: {
+            "rows": table["rows"],
+            "admitted": table["rows"],
+            "unadmitted": table["unadmitted"],
+            "evicted": table["evicted"],
+            "non_finite": table["non_finite"],
+            "bytes": table["bytes"],
+        }
+        for name, table in merge_tables(servers).items()
+    }
+
+
 def make_result(
     *,
     config: JobConfig,
@@ -119,17 +134,6 @@ def make_result(
     """Return what result.json holds."""
     samples = status.samples
     last = status.evaluations[-1] if status.evaluations else None
-    tables = {
-        name: {
-            "rows": table["rows"],
-            "admitted": table["rows"],
-            "unadmitted": table["unadmitted"],
-            "evicted": table["evicted"],
-            "non_finite": table["non_finite"],
-            "bytes": table["bytes"],
-        }
-        for name, table in merge_tables(servers).items()
-    }
     seconds = status.train_seconds
     return {
         "name": config.name,
@@ -166,7 +170,7 @@ def make_result(
             str(number): {name: worker[name] for name in ("batches", "samples", "seconds")}
             for number, worker in sorted(status.workers.items())
         },
-        "tables": tables,
+        "tables": _table_figures(servers),
         "model_digest": model_digest,
         "peak_rss_bytes": peak_rss_bytes,
         "wire_bytes": {

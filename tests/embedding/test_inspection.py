@@ -82,7 +82,7 @@ def test_top_does_not_depend_on_the_parts_or_their_order(rows, n, by, data):
 def test_top_of_a_table_of_many_parts(monkeypatch):
     rows = {key: (key % 97, key % 89, (key, 0, 0)) for key in range(5000)}
     table = filled(rows)
-    monkeypatch.setattr("embedding.inspection._PART_BYTES", 1000)
+    monkeypatch.setattr("embedding.state._PART_BYTES", 1000)
 
     for by, value in VALUES.items():
         expected = sorted(rows, key=lambda key: (-value(rows[key]), key))[:200]
