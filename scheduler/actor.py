@@ -11,8 +11,8 @@ from ps.metrics_export import MetricsExport
 from ps.sockets import ShardAddress
 from scheduler.batch_trace import BatchSpan
 from scheduler.coordinating import CoordinatorServer, Status
-from scheduler.coordinator import CoordinatorSpec
 from scheduler.coordinator_figures import coordinator_figures
+from scheduler.coordinator_spec import CoordinatorSpec
 from worker.protocol import Grant, Report
 
 # The driver asks several times a second; Ray passes metrics on more seldom.

@@ -12,7 +12,8 @@ from ps.memory import peak_rss_bytes
 from ps.messages import Record
 from ps.sockets import ShardAddress, connect
 from scheduler.batch_trace import BatchSpan, BatchTrace
-from scheduler.coordinator import Coordinator, CoordinatorSpec
+from scheduler.coordinator import Coordinator
+from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.evaluation import EvaluationResult
 from scheduler.events import (
     Answer,

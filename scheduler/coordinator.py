@@ -4,109 +4,41 @@ A plain state machine: `handle(event, now)` returns commands; time comes in as a
 delivers reports and acknowledgements, sends records to the shards, and carries out commands.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from embedding.optimizers import step_scalars
 from ps.messages import Entry, Record
-from ps.spec import StoreSpec
 from scheduler.clock import ScheduleClock
+from scheduler.coordinator_spec import CoordinatorSpec
+from scheduler.coordinator_state import Progress, TrainingTime, WorkerState
 from scheduler.dense_norms import DenseNorms
-from scheduler.evaluation import EvaluationResult, EvaluationRound
+from scheduler.evaluation import EvaluationRound
 from scheduler.events import (
     Answer,
     Command,
+    CutTaken,
+    CutWanted,
     DenseNormMeasured,
+    EndOfTrainingWanted,
     EvaluationWanted,
     Event,
-    FailJob,
     GiveUpWorker,
+    PauseWanted,
     RecordsApplied,
+    ShiftWanted,
     StopWanted,
     TimePassed,
-    Warn,
     WorkerLost,
     WorkerReported,
+    WorkersWanted,
 )
 from scheduler.evictions import evictions_due
-from scheduler.ledger import Batch, Ledger, LedgerPlan, Status
-from scheduler.modes import Mode, ModeOptions, rule_of
+from scheduler.ledger import Batch, Ledger, Status
+from scheduler.modes import Mode, rule_of
+from scheduler.shifting import Shift, ShiftCause, shift
 from scheduler.staleness import Histogram
+from scheduler.stall_watch import StallWatch, who_waits
 from worker.protocol import Finished, Grant, Report, Token
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CoordinatorSpec:
-    """What does not change while a job runs.
-
-    Args:
-        store: tables and dense parameters.
-        plan: batches to train.
-        evaluation_plan: batches of the evaluation files, or None.
-        mode, options: the mode rule.
-        group_size: M, local batches of a global batch.
-        global_batch: G, in samples.
-        workers, depth: they bound the credits.
-        eval_every_steps: evaluate at every so many ticks of the schedule clock; 0: only at the end.
-        max_seconds: stop giving out batches after so much training time; None: no limit.
-        heartbeat_timeout_seconds: a worker that says nothing for so long is given up.
-        stall_seconds: without any progress for so long the job is said to stall, and fails after
-            as long again.
-    """
-
-    store: StoreSpec
-    plan: LedgerPlan
-    evaluation_plan: LedgerPlan | None
-    mode: Mode
-    group_size: int
-    global_batch: int
-    workers: int
-    depth: int
-    options: ModeOptions = field(default_factory=ModeOptions)
-    recovery_epoch: int = 0
-    eval_every_steps: int = 0
-    max_seconds: float | None = None
-    heartbeat_timeout_seconds: float = 60.0
-    stall_seconds: float = 120.0
-
-    @property
-    def credits(self) -> int:
-        """Most batches that may be leased, or done and not applied on every shard."""
-        backup = self.options.backup_batches if self.mode == "backup" else 0
-        return self.workers * self.depth + 2 * (self.group_size + backup)
-
-
-@dataclass(slots=True)
-class WorkerState:
-    """What the coordinator knows of one worker.
-
-    Args:
-        pace: batches that it ended, counted on from the slowest live worker's when it joined.
-    """
-
-    incarnation: int = -1
-    last_seen: float = 0.0
-    last_grant: Grant | None = None
-    lost: bool = False
-    pace: int = 0
-    batches: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    peak_rss_bytes: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-
-
-@dataclass(slots=True)
-class Progress:
-    """Sums over the whole job, from which reports take differences."""
-
-    loss_sum: float = 0.0
-    loss_samples: int = 0
-    first_lease: float | None = None
-    last_apply: float | None = None
-    evaluation_seconds: float = 0.0
-    evaluations: list[EvaluationResult] = field(default_factory=list)
 
 
 class Coordinator:
@@ -127,13 +59,16 @@ class Coordinator:
         self.data_staleness = Histogram()
         self.parameter_staleness = Histogram()
         self.progress = Progress()
+        self.time = TrainingTime()
         self.workers: dict[int, WorkerState] = {}
+        self.num_workers = spec.workers
         self.evaluation: EvaluationRound | None = None
+        self.shifts: list[Shift] = []
         self.stopping = False
+        self._mode_epoch = 0
         self._shard_steps = [0] * spec.store.num_shards
         self._unapplied: list[tuple[int, int]] = []
-        self._last_progress: float | None = None
-        self._warned = False
+        self._stall_watch = StallWatch(spec.stall_seconds)
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event at time `now`, in seconds of any steady clock; return what to do."""
@@ -148,13 +83,26 @@ class Coordinator:
                 return self.dense_norms.measured(event.step, event.parts)
             case TimePassed():
                 return self._look_at_time(now)
+            case ShiftWanted():
+                return self._shift(event.mode, now, cause="control", reason="asked for")
+            case PauseWanted():
+                self._pause(event.paused, now)
+            case WorkersWanted():
+                self.num_workers = event.count
+            case CutWanted():
+                self.time.hold("cut", now)
+            case CutTaken():
+                self.time.go_on("cut", now)
+                return self._order_steps(now)
+            case EndOfTrainingWanted():
+                self._pause(False, now)
+                self.ledger.stop()
             case EvaluationWanted():
                 assert self.trained, "training is not complete"
                 self._start_evaluation(now)
-                return []
             case StopWanted():
                 self.stopping = True
-                return []
+        return []
 
     # Questions --------------------------------------------------------------------------------
 
@@ -175,11 +123,26 @@ class Coordinator:
 
     @property
     def train_seconds(self) -> float:
-        """From the first lease to the last apply, without evaluations."""
-        first, last = self.progress.first_lease, self.progress.last_apply
-        if first is None or last is None:
-            return 0.0
-        return max(0.0, last - first - self.progress.evaluation_seconds)
+        """From the first lease to the last apply, without the time in which training was held."""
+        return self.time.at_last_apply
+
+    @property
+    def paused(self) -> bool:
+        return self.time.is_held_by("pause")
+
+    @property
+    def cut_wanted(self) -> bool:
+        return self.time.is_held_by("cut")
+
+    @property
+    def at_cut(self) -> bool:
+        """Whether every shard is at the same step, and stays there until `CutTaken`."""
+        return self.cut_wanted and self.applied_step == self.step
+
+    @property
+    def credits(self) -> int:
+        """Most batches that may be leased, or done and not applied on every shard."""
+        return self.spec.credits(self.num_workers, self.rule)
 
     # Workers ----------------------------------------------------------------------------------
 
@@ -201,14 +164,18 @@ class Coordinator:
         state.bytes_sent, state.bytes_received = report.bytes_sent, report.bytes_received
         for finished in report.finished:
             self._finish(finished, state, now)
-        commands = self.dense_norms.order(self._form_steps(now))
-        state.last_grant = self._grant(report, now)
+        commands = self._order_steps(now)
+        if report.worker >= self.num_workers:
+            self._lost(report.worker, report.incarnation)
+            state.last_grant = Grant(report.sequence, revoked=report.held, stop=True)
+        else:
+            state.last_grant = self._grant(report, now)
         return [*commands, Answer(state.last_grant)]
 
     def _finish(self, finished: Finished, state: WorkerState, now: float) -> None:
         if finished.token.kind == "eval":
             if self.evaluation is not None and self.evaluation.finish(finished):
-                self._last_progress = now
+                self._stall_watch.progress(now)
                 self._end_evaluation_if_complete(now)
             return
         if not self.ledger.finish(finished):
@@ -264,7 +231,7 @@ class Coordinator:
             return self.evaluation.lease(worker)
         in_flight = self.ledger.num_leased + self.ledger.num_ended
         in_flight += sum(count for _, count in self._unapplied)
-        if in_flight >= self.spec.credits or self._is_too_far_ahead(worker):
+        if self.paused or in_flight >= self.credits or self._is_too_far_ahead(worker):
             return None
         return self._lease_train(worker, now)
 
@@ -300,18 +267,25 @@ class Coordinator:
         return [b for b in self.ledger.outstanding() if b.worker == report.worker]
 
     def _lease_train(self, worker: int, now: float) -> Token | None:
-        token = self.ledger.lease(worker, step_now=self.applied_step, at_step=self.rule.at_step)
-        if token is not None and self.progress.first_lease is None:
-            self.progress.first_lease = now
-            self._last_progress = now
+        token = self.ledger.lease(
+            worker,
+            step_now=self.applied_step,
+            at_step=self.rule.at_step,
+            mode_epoch=self._mode_epoch,
+        )
+        if token is not None and self.time.begin(now):
+            self._stall_watch.progress(now)
         return token
 
     # Steps ------------------------------------------------------------------------------------
 
+    def _order_steps(self, now: float) -> list[Command]:
+        return self.dense_norms.order(self._form_steps(now))
+
     def _form_steps(self, now: float) -> list[Record]:
-        """Order every step that is complete, unless an evaluation holds the state as it is."""
+        """Order every step that is complete, unless something holds the state as it is."""
         records: list[Record] = []
-        while self.evaluation is None:
+        while not self.time.is_held_by("evaluation", "cut"):
             batches = self.rule.next_step(self.ledger, self.step)
             if batches is None:
                 break
@@ -345,7 +319,7 @@ class Coordinator:
         return Record(
             step=step,
             recovery_epoch=self.spec.recovery_epoch,
-            mode_epoch=0,
+            mode_epoch=self._mode_epoch,
             entries=tuple(entries),
             divisor=divisor,
             scalars=self._scalars(step, clock),
@@ -371,9 +345,8 @@ class Coordinator:
         before = self.applied_step
         self._shard_steps[shard] = max(self._shard_steps[shard], step)
         if self.applied_step > before:
-            self.progress.last_apply = now
-            self._last_progress = now
-            self._warned = False
+            self.time.applied(now)
+            self._stall_watch.progress(now)
             self._unapplied = [(s, n) for s, n in self._unapplied if s >= self.applied_step]
         return []
 
@@ -388,25 +361,54 @@ class Coordinator:
     def _start_evaluation(self, now: float) -> None:
         if self.spec.evaluation_plan is not None:
             self.evaluation = EvaluationRound(
-                self.spec.evaluation_plan, step=self.step, clock=self.clock.value, started=now
+                self.spec.evaluation_plan, step=self.step, clock=self.clock.value
             )
+            self.time.hold("evaluation", now)
             self._end_evaluation_if_complete(now)
 
     def _end_evaluation_if_complete(self, now: float) -> None:
         if self.evaluation is not None and self.evaluation.complete:
             self.progress.evaluations.append(self.evaluation.result())
-            if not self.trained:
-                self.progress.evaluation_seconds += now - self.evaluation.started
+            self.time.go_on("evaluation", now)
             self.evaluation = None
+
+    # What people and policies want ------------------------------------------------------------
+
+    def _shift(self, mode: Mode, now: float, *, cause: ShiftCause, reason: str) -> list[Command]:
+        """Go on in another mode; the steps that can be formed by its rule are ordered at once."""
+        before = self.rule.name
+        if mode == before:
+            return []
+        self.rule = rule_of(mode, self.spec.options)
+        self._mode_epoch += 1
+        reissued = shift(self.ledger, self.rule, step=self.step)
+        self.shifts.append(
+            Shift(
+                step=self.step,
+                samples=self.ledger.samples.applied,
+                seconds=self.time.elapsed(now),
+                from_mode=before,
+                to_mode=mode,
+                cause=cause,
+                reason=reason,
+                reissued=reissued,
+            )
+        )
+        return self._order_steps(now)
+
+    def _pause(self, paused: bool, now: float) -> None:
+        """Give out no batch, or go on; what is under way ends."""
+        if paused:
+            self.time.hold("pause", now)
+        else:
+            self.time.go_on("pause", now)
 
     # Time -------------------------------------------------------------------------------------
 
     def _look_at_time(self, now: float) -> list[Command]:
         commands: list[Command] = []
-        first = now if self.progress.first_lease is None else self.progress.first_lease
-        trained_for = now - first - self.progress.evaluation_seconds
         limit = self.spec.max_seconds
-        if limit is not None and self.evaluation is None and trained_for >= limit:
+        if limit is not None and self.evaluation is None and self.time.elapsed(now) >= limit:
             self.ledger.stop()
         for worker, state in self.workers.items():
             silent = now - state.last_seen
@@ -414,33 +416,17 @@ class Coordinator:
                 self._lost(worker, state.incarnation)
                 text = f"worker {worker} has said nothing for {silent:.0f} s"
                 commands.append(GiveUpWorker(worker, state.incarnation, text))
-        return commands + self._look_for_stall(now)
+        done = self.trained and self.evaluation is None
+        if done or self.time.is_held_by("pause", "cut"):
+            self._stall_watch.progress(now)
+        return commands + self._stall_watch.look(now, lambda: self.who_waits(now))
 
-    def _look_for_stall(self, now: float) -> list[Command]:
-        if self._last_progress is None or (self.trained and self.evaluation is None):
-            self._last_progress = now
-            return []
-        waited = now - self._last_progress
-        if waited > 2 * self.spec.stall_seconds:
-            return [FailJob(self.who_waits(waited))]
-        if waited > self.spec.stall_seconds and not self._warned:
-            self._warned = True
-            return [Warn(self.who_waits(waited))]
-        return []
-
-    def who_waits(self, waited: float) -> str:
+    def who_waits(self, now: float) -> str:
         """Say who waits for whom, for a person who wonders why nothing moves."""
-        parts = [f"no step was applied for {waited:.0f} s at global step {self.applied_step}"]
-        if self.dense_norms.awaited:
-            parts.append(f"the norms of steps {self.dense_norms.awaited[:8]} are being measured")
-        behind = [i for i, step in enumerate(self._shard_steps) if step < self.step]
-        if behind:
-            parts.append(f"step {self.step} is ordered, but shards {behind} have not applied it")
-        ledger = self.evaluation.ledger if self.evaluation is not None else self.ledger
-        for batch in ledger.outstanding()[:8]:
-            holder = "nobody" if batch.worker is None else f"worker {batch.worker}"
-            parts.append(
-                f"batch {batch.batch_id} (step {batch.step}, attempt {batch.attempt})"
-                f" is {batch.status.value}, held by {holder}"
-            )
-        return "; ".join(parts)
+        return who_waits(
+            self.evaluation.ledger if self.evaluation is not None else self.ledger,
+            waited=self._stall_watch.waited(now),
+            step=self.step,
+            shard_steps=self._shard_steps,
+            norms=self.dense_norms.awaited,
+        )

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from ps.client import Open
 from ps.messages import ApplyReply, DenseNorm, DenseNormReply, Entry, Record
+from scheduler.modes import Mode
 from worker.protocol import Grant, Report
 
 # Events -------------------------------------------------------------------------------------------
@@ -47,6 +48,42 @@ class TimePassed:
 
 
 @dataclass(frozen=True, slots=True)
+class ShiftWanted:
+    """Go on in another mode."""
+
+    mode: Mode
+
+
+@dataclass(frozen=True, slots=True)
+class PauseWanted:
+    """Give out no batch for now, or go on."""
+
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersWanted:
+    """So many workers, numbered from 0, are to train."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutWanted:
+    """Order no further step for now, so that all shards come to the same one."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutTaken:
+    """What the cut was wanted for is done, or given up: go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfTrainingWanted:
+    """Give out no further batch."""
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationWanted:
     """Evaluate the state as it is, once training is complete."""
 
@@ -62,6 +99,12 @@ Event = (
     | RecordsApplied
     | DenseNormMeasured
     | TimePassed
+    | ShiftWanted
+    | PauseWanted
+    | WorkersWanted
+    | CutWanted
+    | CutTaken
+    | EndOfTrainingWanted
     | EvaluationWanted
     | StopWanted
 )

@@ -16,7 +16,7 @@ from ps.server import ServerSetup
 from ps.sockets import ShardAddress
 from scheduler.actor import CoordinatorActor
 from scheduler.config import ClusterConfig
-from scheduler.coordinator import CoordinatorSpec
+from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.errors import StartError, TrainingError
 from scheduler.placement import Placement
 from worker.actor import WorkerActor

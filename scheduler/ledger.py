@@ -9,6 +9,7 @@ import enum
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from ps.messages import ANY_STEP
 from worker.protocol import Finished, Token, TokenKind
 
 
@@ -29,6 +30,7 @@ class Batch:
         attempt: the latest one; of a pending batch the one that comes next.
         first_valid: attempts before this one are void: they don't count even if they complete.
         leased_at_step: the step that every shard had reached when the first valid attempt began.
+        pull_step: the step that the pull of its latest lease must read, or `ps.messages.ANY_STEP`.
     """
 
     batch_id: int
@@ -40,6 +42,7 @@ class Batch:
     first_valid: int = 0
     worker: int | None = None
     leased_at_step: int = 0
+    pull_step: int = ANY_STEP
     result: Finished | None = None
 
     @property
@@ -161,6 +164,7 @@ class Ledger:
         # A first attempt that was taken back may still be the one that counts.
         if batch.attempt == batch.first_valid:
             batch.leased_at_step = step_now
+        batch.pull_step = at_step(batch.step)
         self.num_leased += 1
         self._lane_owner[batch.lane] = worker
         self.tallies.leased += 1
@@ -168,7 +172,7 @@ class Ledger:
             step=batch.step,
             batch_id=batch.batch_id,
             attempt=batch.attempt,
-            at_step=at_step(batch.step),
+            at_step=batch.pull_step,
             mode_epoch=mode_epoch,
             kind=self._kind,
         )
@@ -213,9 +217,32 @@ class Ledger:
             self.tallies.reissued += 1
             batch.status, batch.worker, batch.result = Status.PENDING, None, None
             batch.attempt += 1
+        batch.pull_step = ANY_STEP
         void = range(batch.first_valid, batch.attempt)
         self._discards += [(batch.batch_id, attempt) for attempt in void]
         batch.first_valid, batch.step = batch.attempt, step
+
+    def line_up(
+        self, *, step: int, batch_is_step: bool, goes_first: Callable[[Batch], bool]
+    ) -> None:
+        """Give every batch that is not resolved its step anew, from `step` on: a new anchor.
+
+        Args:
+            step: that comes next.
+            batch_is_step: whether every batch is a step of its own from now on.
+            goes_first: of an epoch's batches, which ones come before the others; else by id.
+        """
+        self._batch_is_step, self._backup_batches = batch_is_step, 0
+        per_epoch, waiting = self.plan.batches_per_epoch, 0
+        for epoch, batches in self._unresolved_by_epoch():
+            batches.sort(key=lambda batch: (not goes_first(batch), batch.batch_id))
+            for place, batch in enumerate(batches):
+                batch.step = step + place // self._batches_per_step
+            if self._next_fresh >= (epoch + 1) * per_epoch:
+                step += self._steps_of(len(batches))
+            else:
+                waiting = len(batches)
+        self._anchor = (self._next_fresh - waiting, step)
 
     def take_discards(self) -> list[tuple[int, int]]:
         """Return, once, the attempts that became void: what they pushed is to be discarded."""
@@ -392,6 +419,13 @@ class Ledger:
             self._batches[batch_id] = batch
             self._pending.append(batch)
         self._next_fresh = last
+
+    def _unresolved_by_epoch(self) -> list[tuple[int, list[Batch]]]:
+        found: dict[int, list[Batch]] = {}
+        for batch_id in sorted(self._batches):
+            epoch = batch_id // self.plan.batches_per_epoch
+            found.setdefault(epoch, []).append(self._batches[batch_id])
+        return list(found.items())
 
     def _step_of(self, batch_id: int) -> int:
         """Return the step t of a fresh batch: k0 + floor((j - j0) / M)."""

@@ -16,6 +16,9 @@ from scheduler.stale_weights import Cutoff, StaleWeight, weight_of
 Mode = Literal["sync", "gba", "async", "ssp", "backup"]
 OnStale = Literal["drop", "reissue"]
 
+# The modes that a running job may change to and from; the others are for comparison.
+SHIFTABLE: tuple[Mode, ...] = ("sync", "gba", "async")
+
 # Chosen by the rule in docs/modes.md: with a global batch of one local batch for each worker and
 # two prefetched batches, workers that are up to three times slower than the others are kept.
 STALENESS_BOUND = 6

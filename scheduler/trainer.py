@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from ps.server import ServerSetup
 from ps.spec import StoreSpec
 from scheduler.config import JobConfig
 from scheduler.config_errors import ConfigError
-from scheduler.coordinator import CoordinatorSpec
+from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.errors import TrainingError
 from scheduler.finishing import finish
 from scheduler.launching import Launcher, Processes, start_ray
 from scheduler.ledger import LedgerPlan
+from scheduler.modes import rule_of
 from scheduler.paths import with_absolute_paths
 from scheduler.progress import Progress
 from scheduler.resolve import evaluation_data, fault_plan, model_spec, store_spec, training_data
@@ -178,6 +179,7 @@ def resolve(config: JobConfig) -> JobSpecs:
         global_batch=config.global_batch,
         workers=config.cluster.workers,
         depth=config.cluster.prefetch_batches,
+        max_credits=_max_credits(config, store, model),
         eval_every_steps=config.training.eval_every_steps,
         max_seconds=config.training.max_seconds,
         heartbeat_timeout_seconds=config.cluster.heartbeat_timeout_seconds,
@@ -225,12 +227,26 @@ def _ledger_plan(plan: Plan, max_samples: int | None) -> LedgerPlan:
     )
 
 
+def _max_credits(config: JobConfig, store: StoreSpec, model: ModelSpec) -> int:
+    """Return how many batches in flight the gradient buffers can hold."""
+    return (
+        config.cluster.buffer_bytes * store.num_shards // _contribution_bytes(config, store, model)
+    )
+
+
+def _contribution_bytes(config: JobConfig, store: StoreSpec, model: ModelSpec) -> int:
+    """Return the most that one batch sends to all servers together."""
+    per_sample = sum(4 * part.dim + 13 for lookup in model.lookups for part in lookup.physical)
+    return config.data.batch_size * per_sample + 4 * store.dense_size
+
+
 def _check_buffers(config: JobConfig, coordinator: CoordinatorSpec, model: ModelSpec) -> None:
     """Refuse a job whose gradient buffers could not hold the credits that it hands out."""
-    store, credits = coordinator.store, coordinator.credits
-    per_sample = sum(4 * part.dim + 13 for lookup in model.lookups for part in lookup.physical)
-    contribution = config.data.batch_size * per_sample + 4 * store.dense_size
-    needed = credits * contribution // store.num_shards
+    store = coordinator.store
+    rule = rule_of(coordinator.mode, coordinator.options)
+    unlimited = replace(coordinator, max_credits=None)
+    credits = unlimited.credits(coordinator.workers, rule)
+    needed = credits * _contribution_bytes(config, store, model) // store.num_shards
     if needed > config.cluster.buffer_bytes:
         raise ConfigError(
             f"cluster.buffer_bytes is {config.cluster.buffer_bytes}, but {credits} batches in"
@@ -249,14 +265,15 @@ def _dense_parts(specs: JobSpecs) -> list[np.ndarray]:
 
 
 def _server_setups(specs: JobSpecs, secret: bytes) -> list[ServerSetup]:
-    cluster = specs.config.cluster
+    cluster, max_credits = specs.config.cluster, specs.coordinator.max_credits
+    assert max_credits is not None, "it follows from the size of the buffers"
     return [
         ServerSetup(
             store=specs.store,
             index=index,
             secret=secret,
             # Attempts of workers that died may stay until their batch is resolved.
-            max_contributions=2 * specs.coordinator.credits + 16,
+            max_contributions=2 * max_credits + 16,
             max_buffer_bytes=2 * cluster.buffer_bytes,
             compress=cluster.compress,
         )

@@ -9,7 +9,8 @@ import pytest
 from embedding.spec import Eviction, Sgd, TableSpec
 from ps.messages import ANY_STEP, Record
 from ps.spec import StoreSpec
-from scheduler.coordinator import Coordinator, CoordinatorSpec
+from scheduler.coordinator import Coordinator
+from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.events import (
     Answer,
     Command,
@@ -126,7 +127,7 @@ def test_staleness_is_counted_of_data_and_of_parameters() -> None:
 
 def test_credits_bound_what_is_leased_or_not_applied_everywhere() -> None:
     job = Driver(spec(mode="async", group_size=1, global_batch=10, workers=1, depth=1))
-    assert job.coordinator.spec.credits == 3
+    assert job.coordinator.credits == 3
     for _ in range(3):
         job.finish(job.lease())
     assert job.report(want=1).tokens == ()

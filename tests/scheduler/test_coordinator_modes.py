@@ -8,7 +8,8 @@ import pytest
 from embedding.spec import Sgd, TableSpec
 from ps.messages import Record
 from ps.spec import StoreSpec
-from scheduler.coordinator import Coordinator, CoordinatorSpec
+from scheduler.coordinator import Coordinator
+from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.events import Answer, RecordsApplied, SendRecords, WorkerLost, WorkerReported
 from scheduler.ledger import LedgerPlan
 from scheduler.modes import ModeOptions
@@ -210,6 +211,6 @@ def test_a_backup_step_goes_without_the_last() -> None:
 
 
 def test_backup_batches_have_credits_of_their_own() -> None:
-    plain, backup = (Job(mode, backup_batches=1).coordinator.spec for mode in ("sync", "backup"))
+    plain, backup = (Job(mode, backup_batches=1).coordinator for mode in ("sync", "backup"))
 
     assert backup.credits == plain.credits + 2
