@@ -13,6 +13,7 @@ from scheduler.batch_trace import BatchSpan
 from scheduler.coordinating import CoordinatorServer, Status
 from scheduler.coordinator_figures import coordinator_figures
 from scheduler.coordinator_spec import CoordinatorSpec
+from scheduler.events import Wanted
 from worker.protocol import Grant, Report
 
 # The driver asks several times a second; Ray passes metrics on more seldom.
@@ -50,6 +51,16 @@ class CoordinatorActor:
 
     def worker_lost(self, worker: int, incarnation: int) -> None:
         self._server.worker_lost(worker, incarnation)
+
+    def look(self) -> Status:
+        """Return the status; notices stay for the driver."""
+        return self._server.status(take_notices=False)
+
+    def order(self, wanted: Wanted) -> None:
+        self._server.order(wanted)
+
+    def cut_taken(self, path: str | None, error: str | None) -> None:
+        self._server.cut_taken(path, error)
 
     def evaluate(self) -> None:
         self._server.evaluate()

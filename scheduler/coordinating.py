@@ -18,28 +18,49 @@ from scheduler.evaluation import EvaluationResult
 from scheduler.events import (
     Answer,
     Command,
+    CutTaken,
     EvaluationWanted,
     Event,
     FailJob,
     GiveUpWorker,
     MeasureDenseNorm,
     SendRecords,
+    ShiftWanted,
     StopWanted,
     TimePassed,
+    Wanted,
     Warn,
     WorkerLost,
     WorkerReported,
+    WorkersWanted,
     events_of,
 )
+from scheduler.modes import Mode
+from scheduler.shifting import Shift, check_shift
 from worker.protocol import Grant, Report
 
 TICK_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
+class CutResult:
+    """What came of a checkpoint of the running job: its path, or what went wrong."""
+
+    step: int
+    path: str | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """What the driver sees of a job; sums run from its start."""
 
+    mode: Mode
+    paused: bool
+    at_cut: bool
+    num_workers: int
+    shifts: tuple[Shift, ...]
+    cuts: tuple[CutResult, ...]
     step: int
     applied_step: int
     clock: int
@@ -88,6 +109,7 @@ class CoordinatorServer:
         self._clock = time.monotonic
         self._lock = threading.Lock()
         self._notices = _Notices()
+        self._cuts: list[CutResult] = []
         self._trace = BatchTrace()
         self._outbox: list[Record] = []
         self._to_measure: list[MeasureDenseNorm] = []
@@ -117,6 +139,24 @@ class CoordinatorServer:
         """A worker's process is gone: take back what it held."""
         self._handle(WorkerLost(worker, incarnation))
 
+    def order(self, wanted: Wanted) -> None:
+        """Somebody wants something of the running job.
+
+        Raises:
+            ValueError: it can't be had.
+        """
+        if isinstance(wanted, ShiftWanted):
+            check_shift(self._coordinator.rule.name, wanted.mode)
+        if isinstance(wanted, WorkersWanted) and wanted.count < 1:
+            raise ValueError(f"a job needs at least one worker, {wanted.count} are wanted")
+        self._handle(wanted)
+
+    def cut_taken(self, path: str | None, error: str | None) -> None:
+        """The checkpoint of a cut is written, or could not be: go on."""
+        with self._lock:
+            self._cuts.append(CutResult(self._coordinator.step, path, error))
+        self._handle(CutTaken())
+
     def evaluate(self) -> None:
         """Evaluate the trained model; `status` tells when that is over."""
         self._handle(EvaluationWanted())
@@ -125,10 +165,13 @@ class CoordinatorServer:
         """Tell every worker to end at its next report."""
         self._handle(StopWanted())
 
-    def status(self) -> Status:
-        """Return a copy of what reports need; notices are given once."""
+    def status(self, *, take_notices: bool = True) -> Status:
+        """Return a copy of what reports need; notices are given once to who takes them."""
         with self._lock:
-            return self._status()
+            notices = self._notices
+            if take_notices:
+                self._notices = _Notices(failure=notices.failure)
+            return self._status(notices)
 
     def take_batches(self) -> list[BatchSpan]:
         """Return the batches that were computed since the last call; bounded."""
@@ -205,13 +248,17 @@ class CoordinatorServer:
         except BlockingIOError:
             pass
 
-    def _status(self) -> Status:
+    def _status(self, notices: _Notices) -> Status:
         c = self._coordinator
-        ledger, notices = c.ledger, self._notices
-        give_up, notices.give_up = tuple(notices.give_up), []
-        warnings, notices.warnings = tuple(notices.warnings), []
+        ledger = c.ledger
         samples, tallies = ledger.samples, ledger.tallies
         return Status(
+            mode=c.rule.name,
+            paused=c.paused,
+            at_cut=c.at_cut,
+            num_workers=c.num_workers,
+            shifts=tuple(c.shifts),
+            cuts=tuple(self._cuts),
             step=c.step,
             applied_step=c.applied_step,
             clock=c.clock.value,
@@ -256,8 +303,8 @@ class CoordinatorServer:
                 }
                 for number, state in c.workers.items()
             },
-            give_up=give_up,
-            warnings=warnings,
+            give_up=tuple(notices.give_up),
+            warnings=tuple(notices.warnings),
             failure=notices.failure,
             peak_rss_bytes=peak_rss_bytes(),
             pid=os.getpid(),

@@ -4,6 +4,7 @@ A plain state machine: `handle(event, now)` returns commands; time comes in as a
 delivers reports and acknowledgements, sends records to the shards, and carries out commands.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from embedding.optimizers import step_scalars
@@ -346,6 +347,7 @@ class Coordinator:
         self._shard_steps[shard] = max(self._shard_steps[shard], step)
         if self.applied_step > before:
             self.time.applied(now)
+            self._note_cost_of_shift()
             self._stall_watch.progress(now)
             self._unapplied = [(s, n) for s, n in self._unapplied if s >= self.applied_step]
         return []
@@ -395,6 +397,14 @@ class Coordinator:
             )
         )
         return self._order_steps(now)
+
+    def _note_cost_of_shift(self) -> None:
+        """Say of the last shift how long it took until the first step in the new mode."""
+        last = self.shifts[-1] if self.shifts else None
+        if last is None or last.seconds_to_next_step is not None or self.applied_step <= last.step:
+            return
+        seconds = self.time.at_last_apply - last.seconds
+        self.shifts[-1] = replace(last, seconds_to_next_step=seconds)
 
     def _pause(self, paused: bool, now: float) -> None:
         """Give out no batch, or go on; what is under way ends."""

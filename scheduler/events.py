@@ -93,18 +93,17 @@ class StopWanted:
     """End the workers."""
 
 
+Wanted = ShiftWanted | PauseWanted | WorkersWanted | CutWanted | EndOfTrainingWanted
+"""What people, and a cluster that scales, want of a running job."""
+
 Event = (
     WorkerReported
     | WorkerLost
     | RecordsApplied
     | DenseNormMeasured
     | TimePassed
-    | ShiftWanted
-    | PauseWanted
-    | WorkersWanted
-    | CutWanted
+    | Wanted
     | CutTaken
-    | EndOfTrainingWanted
     | EvaluationWanted
     | StopWanted
 )

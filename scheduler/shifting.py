@@ -10,7 +10,7 @@ from typing import Literal
 
 from ps.messages import ANY_STEP
 from scheduler.ledger import Batch, Ledger, Status
-from scheduler.modes import Mode, ModeRule
+from scheduler.modes import SHIFTABLE, Mode, ModeRule
 
 ShiftCause = Literal["policy", "control"]
 
@@ -28,6 +28,8 @@ class Shift:
         reason: in words.
         reissued: batches whose attempts were voided.
         sync_rate, gba_rate: predicted samples per second; None where nobody predicted.
+        seconds_to_next_step: until every shard had applied the first step in the new mode; None
+            before that.
     """
 
     step: int
@@ -40,6 +42,17 @@ class Shift:
     reissued: int
     sync_rate: float | None = None
     gba_rate: float | None = None
+    seconds_to_next_step: float | None = None
+
+
+def check_shift(before: Mode, after: Mode) -> None:
+    """Refuse what no running job can do; raises ValueError."""
+    for mode in (before, after):
+        if mode not in SHIFTABLE:
+            raise ValueError(
+                f"mode {mode} is for comparison and fixed for a job's life; a running job can"
+                f" change between {', '.join(SHIFTABLE)}"
+            )
 
 
 def shift(ledger: Ledger, rule: ModeRule, *, step: int) -> int:

@@ -15,8 +15,10 @@ from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.restore import check_fits
 from ps.server import ServerSetup
 from ps.spec import StoreSpec
+from scheduler.checkpointing import write_checkpoint
 from scheduler.config import JobConfig
 from scheduler.config_errors import ConfigError
+from scheduler.controlling import control_facts
 from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.errors import TrainingError
 from scheduler.finishing import finish
@@ -126,6 +128,9 @@ class Trainer:
                 parts = _dense_parts(specs)
                 launcher.start_servers(processes, parts, self._init_checkpoint())
                 launcher.start_coordinator(processes, specs.coordinator)
+                run.write_control(
+                    control_facts(processes, recovery_epoch=specs.coordinator.recovery_epoch)
+                )
                 supervisor = Supervisor(
                     launcher=launcher,
                     processes=processes,
@@ -133,6 +138,9 @@ class Trainer:
                     config=self.config,
                     run=run,
                     progress=progress,
+                    write_checkpoint=lambda status: write_checkpoint(specs, processes, run, status)[
+                        0
+                    ],
                 )
                 supervisor.start_workers()
                 progress.phase(f"training (started in {time.monotonic() - started:.1f} s)")
