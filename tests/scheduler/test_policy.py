@@ -334,6 +334,21 @@ def test_nothing_is_said_between_windows_or_before_anything_ended() -> None:
     assert policy.look(105, mode="sync", samples_applied=2, apply_rate=None) is not None
 
 
+def test_who_waited_begins_when_the_step_is_applied() -> None:
+    policy = SwitchPolicy(QUICK, group_size=2, global_batch=2, depth=1, step_share=1)
+    for now in (0, 0.5, 1):
+        policy.finished(0, samples=1, seconds=1, now=now)
+    policy.working(1, now=1.5)
+    policy.look(5, mode="sync", samples_applied=3, apply_rate=None, busy={1})
+    policy.finished(1, samples=1, seconds=8, now=9.5)
+    policy.step_applied(9.5)
+
+    verdict = policy.look(10, mode="sync", samples_applied=4, apply_rate=None, busy={0, 1})
+
+    assert verdict is not None
+    assert verdict.prediction.ratio == pytest.approx(4.5, rel=0.05)
+
+
 def test_a_pause_is_nobodys_fault() -> None:
     policy = SwitchPolicy(QUICK, group_size=2, global_batch=2, depth=1)
     for now in range(4):
