@@ -39,6 +39,7 @@ from scheduler.modes import Mode, rule_of
 from scheduler.shifting import Shift, ShiftCause, shift
 from scheduler.staleness import Histogram
 from scheduler.stall_watch import StallWatch, who_waits
+from scheduler.step_shares import StepShares
 from worker.protocol import Finished, Grant, Report, Token
 
 
@@ -66,8 +67,10 @@ class Coordinator:
         self.evaluation: EvaluationRound | None = None
         self.shifts: list[Shift] = []
         self.stopping = False
+        self._most_workers = spec.workers
         self._mode_epoch = 0
         self._shard_steps = [0] * spec.store.num_shards
+        self._step_shares = StepShares(spec.group_size)
         self._unapplied: list[tuple[int, int]] = []
         self._stall_watch = StallWatch(spec.stall_seconds)
 
@@ -90,6 +93,7 @@ class Coordinator:
                 self._pause(event.paused, now)
             case WorkersWanted():
                 self.num_workers = event.count
+                self._most_workers = max(self._most_workers, event.count)
             case CutWanted():
                 self.time.hold("cut", now)
             case CutTaken():
@@ -142,8 +146,12 @@ class Coordinator:
 
     @property
     def credits(self) -> int:
-        """Most batches that may be leased, or done and not applied on every shard."""
-        return self.spec.credits(self.num_workers, self.rule)
+        """Most batches that may be leased, or done and not applied on every shard.
+
+        They don't fall when workers leave: what is done already could take all of fewer, and what
+        it waits for could not be given out.
+        """
+        return self.spec.credits(self._most_workers, self.rule)
 
     # Workers ----------------------------------------------------------------------------------
 
@@ -164,7 +172,7 @@ class Coordinator:
         state.peak_rss_bytes = report.peak_rss_bytes
         state.bytes_sent, state.bytes_received = report.bytes_sent, report.bytes_received
         for finished in report.finished:
-            self._finish(finished, state, now)
+            self._finish(report.worker, finished, now)
         commands = self._order_steps(now)
         if report.worker >= self.num_workers:
             self._lost(report.worker, report.incarnation)
@@ -173,7 +181,7 @@ class Coordinator:
             state.last_grant = self._grant(report, now)
         return [*commands, Answer(state.last_grant)]
 
-    def _finish(self, finished: Finished, state: WorkerState, now: float) -> None:
+    def _finish(self, worker: int, finished: Finished, now: float) -> None:
         if finished.token.kind == "eval":
             if self.evaluation is not None and self.evaluation.finish(finished):
                 self._stall_watch.progress(now)
@@ -181,7 +189,10 @@ class Coordinator:
             return
         if not self.ledger.finish(finished):
             return
+        state = self.workers[worker]
         state.pace += 1
+        if self.rule.shares_steps:
+            self._step_shares.ended(worker, finished.token.step)
         if finished.outcome == "done":
             state.batches += 1
             state.samples += finished.samples
@@ -234,7 +245,19 @@ class Coordinator:
         in_flight += sum(count for _, count in self._unapplied)
         if self.paused or in_flight >= self.credits or self._is_too_far_ahead(worker):
             return None
+        if self.rule.shares_steps and self._has_its_share(worker):
+            return None
         return self._lease_train(worker, now)
+
+    def _has_its_share(self, worker: int) -> bool:
+        """Whether a worker has to leave the rest of the lowest open step to others."""
+        step = self.ledger.lowest_pending_step()
+        return step is None or self._step_shares.has_all(
+            worker,
+            step,
+            held=sum(batch.step == step for batch in self.ledger.leased_to(worker)),
+            workers=sum(not state.lost for state in self.workers.values()),
+        )
 
     def _is_too_far_ahead(self, worker: int) -> bool:
         """Whether a worker, once it has ended all that it holds, had to wait for the slowest.
@@ -258,14 +281,11 @@ class Coordinator:
         """
         if self.evaluation is not None:
             return self.evaluation.lease(report.worker)
-        steps = [batch.step for batch in self._held_train_tokens(report)]
+        steps = [batch.step for batch in self.ledger.leased_to(report.worker)]
         pending = self.ledger.lowest_pending_step()
         if not steps or pending is None or pending >= min(steps):
             return None
         return self._lease_train(report.worker, now)
-
-    def _held_train_tokens(self, report: Report) -> list[Batch]:
-        return [b for b in self.ledger.outstanding() if b.worker == report.worker]
 
     def _lease_train(self, worker: int, now: float) -> Token | None:
         token = self.ledger.lease(
@@ -314,6 +334,7 @@ class Coordinator:
         self._unapplied.append((step, len(batches)))
         self.clock.advance(applied, next_step=step + 1)
         self.step += 1
+        self._step_shares.forget(before=self.step)
         for batch in self.rule.outdated(self.ledger, self.step):
             self.ledger.give_again(batch, step=self.step)
         oldest = self.ledger.oldest_lease_step

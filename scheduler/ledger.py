@@ -6,7 +6,7 @@ not resolved yet, so a long job costs no more memory than a short one.
 """
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from ps.messages import ANY_STEP
@@ -139,6 +139,7 @@ class Ledger:
         # Where the steps of the epoch that is given out begin: (j0, k0).
         self._anchor = (0, 0)
         self.num_leased = 0
+        self._leases: dict[int, dict[int, Batch]] = {}
         self.num_ended = 0
         self._lane_owner: dict[int, int] = {}
         self._resolved_above: set[int] = set()
@@ -161,6 +162,7 @@ class Ledger:
         self._pending.remove(batch)
         batch.status = Status.LEASED
         batch.worker = worker
+        self._leases.setdefault(worker, {})[batch.batch_id] = batch
         # A first attempt that was taken back may still be the one that counts.
         if batch.attempt == batch.first_valid:
             batch.leased_at_step = step_now
@@ -184,11 +186,11 @@ class Ledger:
 
     def leases_of(self, worker: int) -> set[tuple[TokenKind, int, int]]:
         """Return the identities of the tokens that a worker should be holding."""
-        return {
-            (self._kind, batch.batch_id, batch.attempt)
-            for batch in self._batches.values()
-            if batch.status is Status.LEASED and batch.worker == worker
-        }
+        return {(self._kind, b.batch_id, b.attempt) for b in self.leased_to(worker)}
+
+    def leased_to(self, worker: int) -> Collection[Batch]:
+        """Return the batches that a worker should be holding."""
+        return self._leases.get(worker, {}).values()
 
     def reclaim(self, identities: Iterable[tuple[TokenKind, int, int]]) -> int:
         """Put leased tokens back with a new attempt; return how many."""
@@ -198,10 +200,9 @@ class Ledger:
             if kind != self._kind or batch is None:
                 continue
             if batch.status is Status.LEASED and batch.attempt == attempt:
+                self._end_lease(batch)
                 batch.status = Status.PENDING
-                batch.worker = None
                 batch.attempt += 1
-                self.num_leased -= 1
                 self._pending.append(batch)
                 self.tallies.reissued += 1
                 count += 1
@@ -210,12 +211,13 @@ class Ledger:
     def give_again(self, batch: Batch, *, step: int) -> None:
         """Give a batch out anew at another step; what was given out of it before is void."""
         if batch.status is not Status.PENDING:
-            self.num_leased -= batch.status is Status.LEASED
+            if batch.status is Status.LEASED:
+                self._end_lease(batch)
             self.num_ended -= batch.ended
             self._ended.pop(batch.batch_id, None)
             self._pending.append(batch)
             self.tallies.reissued += 1
-            batch.status, batch.worker, batch.result = Status.PENDING, None, None
+            batch.status, batch.result = Status.PENDING, None
             batch.attempt += 1
         batch.pull_step = ANY_STEP
         void = range(batch.first_valid, batch.attempt)
@@ -283,8 +285,7 @@ class Ledger:
         if batch.status is Status.PENDING:
             self._pending.remove(batch)
         else:
-            self.num_leased -= 1
-        batch.worker = None
+            self._end_lease(batch)
         batch.result = finished
         batch.status = Status.SKIPPED if finished.outcome == "skipped" else Status.DONE
         self.tallies.done += batch.status is Status.DONE
@@ -369,6 +370,15 @@ class Ledger:
         return [batch for batch in self._batches.values() if not batch.ended]
 
     # Inside -----------------------------------------------------------------------------------
+
+    def _end_lease(self, batch: Batch) -> None:
+        assert batch.worker is not None, "a leased batch has a holder"
+        held = self._leases[batch.worker]
+        del held[batch.batch_id]
+        if not held:
+            del self._leases[batch.worker]
+        batch.worker = None
+        self.num_leased -= 1
 
     def _choose(self, worker: int) -> Batch | None:
         self._fill()

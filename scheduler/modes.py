@@ -56,6 +56,8 @@ class ModeRule:
         outdated: returns the batches that step k, which comes next, can't use as they were given
             out. They are given out again with k as their step.
         backup_batches: how many batches more than M the first step of an epoch issues.
+        shares_steps: whether everyone waits for a step, so that no worker may take so many of its
+            tokens that others are left without.
         slack: batches by which a worker may be ahead of the slowest live one; None: any number.
     """
 
@@ -66,6 +68,7 @@ class ModeRule:
     weight: Callable[[int], float] = lambda staleness: 1.0
     outdated: Callable[[Ledger, int], list[Batch]] = lambda ledger, step: []
     backup_batches: int = 0
+    shares_steps: bool = False
     slack: int | None = None
 
 
@@ -75,7 +78,11 @@ def rule_of(mode: Mode, options: ModeOptions | None = None) -> ModeRule:
     match mode:
         case "sync":
             return ModeRule(
-                name=mode, batch_is_step=False, at_step=_own_step, next_step=_first_of_step
+                name=mode,
+                batch_is_step=False,
+                at_step=_own_step,
+                next_step=_first_of_step,
+                shares_steps=True,
             )
         case "backup":
             return ModeRule(
@@ -85,6 +92,7 @@ def rule_of(mode: Mode, options: ModeOptions | None = None) -> ModeRule:
                 next_step=_first_of_step,
                 outdated=_left_over,
                 backup_batches=options.backup_batches,
+                shares_steps=True,
             )
         case "gba":
             return _gba_rule(options)

@@ -105,7 +105,6 @@ class SwitchPolicy:
         group_size: M, local batches of a global batch.
         global_batch: G, in samples.
         depth: tokens that a worker holds beside the batch that it computes.
-        step_share: most tokens of one step that a worker holds at once in sync; None: any number.
     """
 
     def __init__(
@@ -115,12 +114,10 @@ class SwitchPolicy:
         group_size: int,
         global_batch: int,
         depth: int,
-        step_share: int | None = None,
     ) -> None:
         self.options = options
         self._group_size = group_size
         self._depth = depth
-        self._step_share = step_share
         self._samples_per_batch = global_batch / group_size
         self._workers: dict[int, _Worker] = {}
         # None until the first batch has ended: starting up is not part of any window.
@@ -258,9 +255,7 @@ class SwitchPolicy:
 
     def _predict(self, realised: float, apply_rate: float | None) -> Prediction:
         estimates = self._even_out()
-        step = sync_step_seconds(
-            estimates, group_size=self._group_size, depth=self._depth, step_share=self._step_share
-        )
+        step = sync_step_seconds(estimates, group_size=self._group_size, depth=self._depth)
         limit = float("inf") if apply_rate is None else apply_rate
         sync = self._samples_per_batch * self._group_size / step
         gba = self._samples_per_batch * sum(1 / seconds for seconds in estimates)

@@ -5,15 +5,15 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
 
+from scheduler.step_shares import StepShares
+
 # No two batches take the same time. Without this, workers whose times are multiples of one another
 # would end at the same moment for ever, and the order of a tie would decide who gets which token.
 _SPREAD = 0.04
 _GOLDEN = 0.618033988749895
 
 
-def sync_step_seconds(
-    batch_seconds: Sequence[float], *, group_size: int, depth: int, step_share: int | None = None
-) -> float:
+def sync_step_seconds(batch_seconds: Sequence[float], *, group_size: int, depth: int) -> float:
     """Return the mean time of a step of `sync` once leases have settled.
 
     Tokens are leased as the coordinator does: lowest step first, to whoever begins a batch and so
@@ -24,15 +24,13 @@ def sync_step_seconds(
         batch_seconds: of each worker, > 0; at least one.
         group_size: M, batches of a step.
         depth: tokens that a worker holds beside the batch that it computes, >= 1.
-        step_share: most tokens of one step that a worker holds at once, the one that it computes
-            included; None: any number.
 
     It is within 15 % of the coordinator where M is at least the number of workers, and of the right
     order where it is below. It takes time in proportion to M + workers x depth.
     """
     settling = -(-len(batch_seconds) * (depth + 1) // group_size) + 1
     measured = 4 * -(-len(batch_seconds) // group_size)
-    fleet = _Fleet(batch_seconds, group_size, depth, step_share or depth + 1)
+    fleet = _Fleet(batch_seconds, group_size, depth)
     ends = fleet.ends_of_steps(settling + measured)
     lengths = [after - before for before, after in pairwise(ends)]
     return sum(lengths[-measured:]) / measured
@@ -41,14 +39,12 @@ def sync_step_seconds(
 class _Fleet:
     """Workers that begin, wait and lease."""
 
-    def __init__(
-        self, batch_seconds: Sequence[float], group_size: int, depth: int, step_share: int
-    ) -> None:
+    def __init__(self, batch_seconds: Sequence[float], group_size: int, depth: int) -> None:
         workers = len(batch_seconds)
         self._seconds = batch_seconds
         self._group_size = group_size
         self._depth = depth
-        self._share = step_share
+        self._shares = StepShares(group_size)
         self._credits = workers * depth + 2 * group_size
         self._begun = self._leased = 0
         self._step = 0
@@ -73,11 +69,13 @@ class _Fleet:
         while len(ends) < steps:
             self._now, worker = heapq.heappop(self._ends)
             self._computing[worker] = False
+            self._shares.ended(worker, self._step)
             ended += 1
             opened = ended % self._group_size == 0
             if opened:
                 ends.append(self._now)
                 self._step += 1
+                self._shares.forget(before=self._step)
             before = self._leased
             self._lease(worker)
             self._begin(worker)
@@ -122,7 +120,8 @@ class _Fleet:
         while len(held) < self._depth:
             step = self._leased // self._group_size
             same = held.count(step) + (self._computing[worker] and step == self._step)
-            if same >= self._share or self._credits_used:
+            full = self._shares.has_all(worker, step, held=same, workers=len(self._seconds))
+            if full or self._credits_used:
                 if not self._is_short[worker]:
                     self._short.append(worker)
                     self._is_short[worker] = True

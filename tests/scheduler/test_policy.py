@@ -56,7 +56,6 @@ class Job:
         self.rng = random.Random(self.seed)
         self.policy = SwitchPolicy(
             self.options, group_size=self.m, global_batch=self.m * 10, depth=DEPTH,
-            step_share=self.share,
         )  # fmt: skip
         for worker in range(self.workers):
             self.join(worker)
@@ -335,7 +334,7 @@ def test_nothing_is_said_between_windows_or_before_anything_ended() -> None:
 
 
 def test_who_waited_begins_when_the_step_is_applied() -> None:
-    policy = SwitchPolicy(QUICK, group_size=2, global_batch=2, depth=1, step_share=1)
+    policy = SwitchPolicy(QUICK, group_size=2, global_batch=2, depth=1)
     for now in (0, 0.5, 1):
         policy.finished(0, samples=1, seconds=1, now=now)
     policy.working(1, now=1.5)
