@@ -16,6 +16,7 @@ from scheduler.config import (
     TableConfig,
     TrainingConfig,
 )
+from scheduler.fault_config import KillConfig, SlowConfig
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -26,8 +27,10 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
         ClusterConfig,
         DataConfig,
         EmbeddingConfig,
+        KillConfig,
         ModelConfig,
         RunConfig,
+        SlowConfig,
         SparseConfig,
         TableConfig,
         TrainingConfig,

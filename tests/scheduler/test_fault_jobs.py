@@ -1,11 +1,12 @@
 """Faults on purpose in whole jobs on a local Ray."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scheduler import ConfigError, JobConfig, Trainer
+from scheduler import ConfigError, JobConfig, Trainer, TrainingError
 
 SLOW = {"kind": "slow", "index": 0, "factor": 10.0}
 # So slow that neither worker has trained everything before the other has started.
@@ -13,7 +14,9 @@ BOTH_SLOW = {"kind": "slow", "index": [0, 1], "factor": 100.0}
 KILL = {"kind": "kill", "index": [0, 1], "at_step": 7}
 
 
-def job(samples: Path, run: Path, inject: list[dict[str, Any]], **training: Any) -> dict[str, Any]:
+def job(
+    samples: Path, run: Path, inject: list[dict[str, Any]], *, servers: int = 1, **training: Any
+) -> dict[str, Any]:
     adagrad = {"type": "adagrad", "initial_accumulator": 1e-4}
     return {
         "seed": 3,
@@ -26,7 +29,7 @@ def job(samples: Path, run: Path, inject: list[dict[str, Any]], **training: Any)
         "embedding": {"dim": 4, "optimizer": adagrad},
         "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8], "optimizer": adagrad},
         "training": training,
-        "cluster": {"workers": 2, "servers": 1, "inject": inject},
+        "cluster": {"workers": 2, "servers": servers, "inject": inject},
         "run": {"dir": str(run), "allow_faults": True},
     }
 
@@ -64,15 +67,46 @@ def test_batches_of_a_slow_worker_take_longer(
     assert slow["seconds"] / slow["batches"] > 3 * other["seconds"] / other["batches"]
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("role", "index", "named"),
+    [("server", 1, "server 1"), ("coordinator", 0, "the coordinator")],
+)
+def test_a_killed_server_or_coordinator_ends_the_job_with_its_name(
+    ray_cluster: None, samples: Path, tmp_path: Path, role: str, index: int, named: str
+) -> None:
+    kill = {**KILL, "role": role, "index": index}
+    config = job(samples, tmp_path / "run", [kill], servers=2, mode="sync", global_batch=256)
+
+    with pytest.raises(TrainingError, match=rf"{named} \(pid \d+\) died: .*job can't go on"):
+        Trainer(JobConfig.from_dict(config)).fit()
+
+    failure = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert failure["error"].startswith(named)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"run": {"allow_faults": False}}, "refused unless run.allow_faults is true"),
         ({"inject": [{**SLOW, "index": 2}]}, r"cluster.inject.0.index must be below .* \(2\)"),
-        ({"inject": [KILL, {**SLOW, "factor": 1.0}]}, "cluster.inject.1.*factor"),
-        ({"inject": [{**SLOW, "kind": "slwo"}]}, "cluster.inject.0"),
-        ({"inject": [{**SLOW, "role": "server"}]}, "cluster.inject.0.*role"),
-        ({"inject": [{**KILL, "index": []}]}, "cluster.inject.0.*index"),
+        ({"inject": [KILL, {**SLOW, "factor": 1.0}]}, "cluster.inject.1.factor"),
+        ({"inject": [{**SLOW, "kind": "slwo"}]}, "cluster.inject.0.kind .*did you mean 'slow'"),
+        ({"inject": [{"index": 0}]}, "cluster.inject.0.kind is required"),
+        ({"inject": [{**SLOW, "role": "server"}]}, "cluster.inject.0.role: .*'worker', got 'serv"),
+        ({"inject": [{**KILL, "role": "driver"}]}, "cluster.inject.0.role: .*, got 'driver'"),
+        ({"inject": [{**KILL, "index": []}]}, "cluster.inject.0.index"),
+        ({"inject": [{**KILL, "at_stpe": 1}]}, "cluster.inject.0.at_stpe; did you mean 'at_step'"),
+        (
+            {"inject": [{**KILL, "role": "server"}]},
+            r"cluster.inject.0.index must be below cluster.servers \(1\), got 1",
+        ),
+        (
+            {"inject": [SLOW, {**KILL, "role": "coordinator"}]},
+            "cluster.inject.1.index must be 0, as there is one coordinator, got 1",
+        ),
     ],
 )
 def test_faults_that_cannot_be_obeyed_are_refused(
