@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ps.client import Open, PsClient
+from ps.connection_faults import ConnectionFaults, with_faults
 from ps.memory import peak_rss_bytes
 from ps.messages import Record
 from ps.sockets import ShardAddress, connect
@@ -100,9 +101,11 @@ class CoordinatorFaults:
 
     Args:
         dies_at_step: its process kills itself once it has sent that step's record to every shard.
+        connections: what befalls its connections to the shards.
     """
 
     dies_at_step: int | None = None
+    connections: ConnectionFaults = field(default_factory=ConnectionFaults)
 
 
 class CoordinatorServer:
@@ -141,7 +144,11 @@ class CoordinatorServer:
         self._wake_reader.setblocking(False)
         self._client = PsClient(
             spec.store,
-            lambda shard: connect(addresses[shard], node_id=node_id, secret=secret),
+            with_faults(
+                lambda shard: connect(addresses[shard], node_id=node_id, secret=secret),
+                faults.connections,
+                process=(1, 0, 0),
+            ),
             recovery_epoch=spec.recovery_epoch,
             retry_seconds=retry_seconds,
         )

@@ -129,7 +129,9 @@ class Trainer:
                 parts = _dense_parts(specs)
                 launcher.start_servers(processes, parts, self._init_checkpoint())
                 launcher.start_coordinator(
-                    processes, specs.coordinator, coordinator_faults(self.config)
+                    processes,
+                    specs.coordinator,
+                    coordinator_faults(self.config, started=time.time()),
                 )
                 run.write_control(
                     control_facts(processes, recovery_epoch=specs.coordinator.recovery_epoch)

@@ -16,7 +16,7 @@ from scheduler.config import (
     TableConfig,
     TrainingConfig,
 )
-from scheduler.fault_config import KillConfig, SlowConfig
+from scheduler.fault_config import DelayConfig, KillConfig, LossConfig, SlowConfig
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -26,8 +26,10 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
     [
         ClusterConfig,
         DataConfig,
+        DelayConfig,
         EmbeddingConfig,
         KillConfig,
+        LossConfig,
         ModelConfig,
         RunConfig,
         SlowConfig,
