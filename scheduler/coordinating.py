@@ -147,7 +147,7 @@ class CoordinatorServer:
             with_faults(
                 lambda shard: connect(addresses[shard], node_id=node_id, secret=secret),
                 faults.connections,
-                process=(1, 0, 0),
+                process=(1, 0, 0),  # workers have 0 first
             ),
             recovery_epoch=spec.recovery_epoch,
             retry_seconds=retry_seconds,

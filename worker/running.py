@@ -78,7 +78,7 @@ def make_loop(
         with_faults(
             lambda shard: connect(setup.addresses[shard], node_id=node_id, secret=setup.secret),
             setup.faults.connections,
-            process=(0, worker, incarnation),
+            process=(0, worker, incarnation),  # the coordinator has 1 first
         ),
         recovery_epoch=setup.recovery_epoch,
         retry_seconds=setup.retry_seconds,
