@@ -10,7 +10,7 @@ from ray.util.metrics import Counter, Gauge
 from ps.metrics_export import MetricsExport
 from ps.sockets import ShardAddress
 from scheduler.batch_trace import BatchSpan
-from scheduler.coordinating import CoordinatorServer, Status
+from scheduler.coordinating import CoordinatorFaults, CoordinatorServer, Status
 from scheduler.coordinator_figures import coordinator_figures
 from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.events import Wanted
@@ -38,12 +38,18 @@ class CoordinatorActor:
         secret: bytes,
         retry_seconds: float,
         run: str,
+        faults: CoordinatorFaults,
     ) -> None:
         self._metrics = MetricsExport(run, Gauge, Counter)
         self._next_export = 0.0
         node_id = ray.get_runtime_context().get_node_id()
         self._server = CoordinatorServer(
-            spec, addresses, secret=secret, node_id=node_id, retry_seconds=retry_seconds
+            spec,
+            addresses,
+            secret=secret,
+            node_id=node_id,
+            retry_seconds=retry_seconds,
+            faults=faults,
         )
 
     def exchange(self, report: Report) -> Grant:

@@ -37,6 +37,7 @@ from embedding.spec import (
 )
 from ps.spec import SparseMean
 from scheduler.config_errors import ConfigError, validated
+from scheduler.fault_config import InjectConfig, check_targets
 from scheduler.modes import Mode, ModeOptions, OnStale
 from scheduler.stale_weights import Cutoff, StaleWeight
 
@@ -241,37 +242,6 @@ class ResourcesConfig(_Section):
     coordinator: dict[str, float] = {}
 
 
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
-class _FaultConfig(_Section):
-    role: Literal["worker"] = "worker"
-    index: Annotated[
-        list[Annotated[int, Field(ge=0)]], BeforeValidator(_listed), Field(min_length=1)
-    ]
-
-
-class SlowConfig(_FaultConfig):
-    """Workers that take longer for each batch; see `worker.faults.Slow`."""
-
-    kind: Literal["slow"]
-    factor: float = Field(gt=1)
-    jitter: float = Field(0.0, ge=0, lt=1)
-    from_seconds: float = Field(0.0, ge=0)
-    to_seconds: float | None = Field(None, gt=0)
-
-
-class KillConfig(_FaultConfig):
-    """Workers that die once; see `worker.faults.Kill`."""
-
-    kind: Literal["kill"]
-    at_step: int = Field(ge=0)
-
-
-InjectConfig = Annotated[SlowConfig | KillConfig, Field(discriminator="kind")]
-
-
 class ClusterConfig(_Section):
     """How many processes of each role, and what they may use."""
 
@@ -344,15 +314,12 @@ class JobConfig(_Section):
             raise ValueError("training.eval_every_steps needs data.eval")
         if self.cluster.inject and not self.run.allow_faults:
             raise ValueError(
-                "cluster.inject makes workers slow or kills them, for experiments; it is refused"
-                " unless run.allow_faults is true"
+                "cluster.inject disturbs the job on purpose, for experiments; it is refused unless"
+                " run.allow_faults is true"
             )
-        for number, fault in enumerate(self.cluster.inject):
-            if max(fault.index) >= self.cluster.workers:
-                raise ValueError(
-                    f"cluster.inject.{number}.index must be below cluster.workers"
-                    f" ({self.cluster.workers}), got {max(fault.index)}"
-                )
+        check_targets(
+            self.cluster.inject, workers=self.cluster.workers, servers=self.cluster.servers
+        )
         return self
 
     @staticmethod

@@ -1,6 +1,7 @@
 """The coordinator with its threads: everything that process does, but for being a Ray actor."""
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ps.client import Open, PsClient
+from ps.connection_faults import ConnectionFaults, with_faults
 from ps.memory import peak_rss_bytes
 from ps.messages import Record
 from ps.sockets import ShardAddress, connect
@@ -93,8 +95,30 @@ class _Notices:
     failure: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorFaults:
+    """What befalls the coordinator on purpose.
+
+    Args:
+        dies_at_step: its process kills itself once it has sent that step's record to every shard.
+        connections: what befalls its connections to the shards.
+    """
+
+    dies_at_step: int | None = None
+    connections: ConnectionFaults = field(default_factory=ConnectionFaults)
+
+
 class CoordinatorServer:
-    """Runs the state machine under a lock, and sends its records to the shards in order."""
+    """Runs the state machine under a lock, and sends its records to the shards in order.
+
+    Args:
+        spec: of the state machine.
+        addresses: of the shards, in their order.
+        secret: that the shards ask for.
+        node_id: of this process.
+        retry_seconds: how long a shard may be out of reach.
+        faults: what befalls it on purpose.
+    """
 
     def __init__(
         self,
@@ -104,7 +128,9 @@ class CoordinatorServer:
         secret: bytes,
         node_id: str,
         retry_seconds: float,
+        faults: CoordinatorFaults = CoordinatorFaults(),
     ) -> None:
+        self._faults = faults
         self._coordinator = Coordinator(spec)
         self._clock = time.monotonic
         self._lock = threading.Lock()
@@ -118,7 +144,11 @@ class CoordinatorServer:
         self._wake_reader.setblocking(False)
         self._client = PsClient(
             spec.store,
-            lambda shard: connect(addresses[shard], node_id=node_id, secret=secret),
+            with_faults(
+                lambda shard: connect(addresses[shard], node_id=node_id, secret=secret),
+                faults.connections,
+                process=(1, 0, 0),  # workers have 0 first
+            ),
             recovery_epoch=spec.recovery_epoch,
             retry_seconds=retry_seconds,
         )
@@ -225,6 +255,7 @@ class CoordinatorServer:
                 if records:
                     for shard in shards:
                         self._client.start_apply(shard, records)
+                    self._die_if_due(records[-1].step)
                 for request in self._client.poll(TICK_SECONDS):
                     self._acknowledge(request)
                 self._drain_wakes()
@@ -234,6 +265,10 @@ class CoordinatorServer:
         except Exception as error:
             with self._lock:
                 self._notices.failure = f"the coordinator can't go on: {error}"
+
+    def _die_if_due(self, step: int) -> None:
+        if self._faults.dies_at_step is not None and step >= self._faults.dies_at_step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _acknowledge(self, request: Open) -> None:
         for refusal in request.refusals.values():

@@ -17,6 +17,7 @@ from ps.server import ServerSetup
 from ps.sockets import ShardAddress
 from scheduler.actor import CoordinatorActor
 from scheduler.config import ClusterConfig
+from scheduler.coordinating import CoordinatorFaults
 from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.errors import StartError, TrainingError
 from scheduler.placement import Placement
@@ -169,13 +170,15 @@ class Launcher:
             calls = [server.start_from.remote(0, checkpoint) for server in servers]
         ray.get(calls)
 
-    def start_coordinator(self, processes: Processes, spec: CoordinatorSpec) -> None:
+    def start_coordinator(
+        self, processes: Processes, spec: CoordinatorSpec, faults: CoordinatorFaults
+    ) -> None:
         """Connect the coordinator to the shards."""
         coordinator = processes.coordinator
         processes.coordinator_facts = self._get([coordinator.describe.remote()])[0]
         retry_seconds = self._cluster.retry_seconds
         begun = coordinator.begin.remote(
-            spec, processes.addresses, self.secret, retry_seconds, self._run
+            spec, processes.addresses, self.secret, retry_seconds, self._run, faults
         )
         ray.get(begun)
 

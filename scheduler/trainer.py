@@ -21,13 +21,14 @@ from scheduler.config_errors import ConfigError
 from scheduler.controlling import control_facts
 from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.errors import TrainingError
+from scheduler.fault_plans import coordinator_faults, kill_step, worker_faults
 from scheduler.finishing import finish
 from scheduler.launching import Launcher, Processes, start_ray
 from scheduler.ledger import LedgerPlan
 from scheduler.modes import rule_of
 from scheduler.paths import with_absolute_paths
 from scheduler.progress import Progress
-from scheduler.resolve import evaluation_data, fault_plan, model_spec, store_spec, training_data
+from scheduler.resolve import evaluation_data, model_spec, store_spec, training_data
 from scheduler.run_files import RunDirectory, latest_checkpoint
 from scheduler.supervising import Supervisor
 from worker.errors import DataError
@@ -127,7 +128,11 @@ class Trainer:
                 processes = launcher.create(_server_setups(specs, launcher.secret))
                 parts = _dense_parts(specs)
                 launcher.start_servers(processes, parts, self._init_checkpoint())
-                launcher.start_coordinator(processes, specs.coordinator)
+                launcher.start_coordinator(
+                    processes,
+                    specs.coordinator,
+                    coordinator_faults(self.config, started=time.time()),
+                )
                 run.write_control(
                     control_facts(processes, recovery_epoch=specs.coordinator.recovery_epoch)
                 )
@@ -284,6 +289,7 @@ def _server_setups(specs: JobSpecs, secret: bytes) -> list[ServerSetup]:
             max_contributions=2 * max_credits + 16,
             max_buffer_bytes=2 * cluster.buffer_bytes,
             compress=cluster.compress,
+            dies_at_step=kill_step(specs.config, "server", index),
         )
         for index in range(cluster.servers)
     ]
@@ -306,5 +312,5 @@ def _worker_setup(specs: JobSpecs, secret: bytes, processes: Processes) -> Worke
         options=LoopOptions(on_non_finite=config.training.on_non_finite),
         retry_seconds=config.cluster.retry_seconds,
         compress=config.cluster.compress,
-        faults=fault_plan(config, started=time.time()),
+        faults=worker_faults(config, started=time.time()),
     )
