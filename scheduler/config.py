@@ -39,6 +39,7 @@ from ps.spec import SparseMean
 from scheduler.config_errors import ConfigError, validated
 from scheduler.fault_config import InjectConfig, check_targets
 from scheduler.modes import Mode, ModeOptions, OnStale
+from scheduler.policy import PolicyOptions
 from scheduler.stale_weights import Cutoff, StaleWeight
 
 InitializerConfig = Annotated[
@@ -200,12 +201,14 @@ class ModelConfig(BaseModel):
 class TrainingConfig(_Section):
     """How local batches become steps."""
 
-    mode: Mode = "async"
+    mode: Mode | Literal["auto"] = "async"
+    auto: PolicyOptions = PolicyOptions()
     global_batch: PositiveInt | None = None
     sparse_mean: SparseMean = "global"
     staleness_bound: int = Field(_MODES.staleness_bound, ge=0)
     stale_weight: StaleWeightConfig = _MODES.stale_weight
     on_stale: OnStale = _MODES.on_stale
+    async_learning_rate_scale: float = Field(_MODES.async_learning_rate_scale, gt=0)
     ssp_slack: int = Field(_MODES.ssp_slack, ge=0)
     backup_batches: PositiveInt = _MODES.backup_batches
     eval_every_steps: int = Field(0, ge=0)
@@ -220,6 +223,7 @@ class TrainingConfig(_Section):
             staleness_bound=self.staleness_bound,
             stale_weight=self.stale_weight,
             on_stale=self.on_stale,
+            async_learning_rate_scale=self.async_learning_rate_scale,
             ssp_slack=self.ssp_slack,
             backup_batches=self.backup_batches,
         )

@@ -1,6 +1,6 @@
 """Find a running job by its run directory, and ask things of it."""
 
-import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,6 @@ from scheduler.errors import ControlError
 from scheduler.events import CutWanted, Wanted
 from scheduler.launching import Processes
 from scheduler.ray_errors import first_line
-from scheduler.run_files import CONTROL_FILE, FAILURE_FILE, JOB_FILE, RESULT_FILE
 
 CALL_TIMEOUT_SECONDS = 30.0
 POLL_SECONDS = 0.25
@@ -27,6 +26,8 @@ def control_facts(processes: Processes, *, recovery_epoch: int) -> dict[str, Any
     return {
         "ray_address": context.gcs_address,
         "namespace": context.namespace,
+        # Ray turns tokens on itself where it starts a cluster, but not where it joins one.
+        "auth_mode": os.environ.get("RAY_AUTH_MODE", "disabled"),
         "coordinator": processes.coordinator_name,
         "recovery_epoch": recovery_epoch,
     }
@@ -69,13 +70,15 @@ class RunningJob:
 
 
 @contextmanager
-def running_job(run: Path) -> Iterator[RunningJob]:
+def running_job(run: Path, facts: dict[str, Any]) -> Iterator[RunningJob]:
     """Connect to the job that runs in a run directory.
 
+    Args:
+        facts: what `control_file.find_job` says of it.
+
     Raises:
-        ControlError: none runs there, or it can't be reached.
+        ControlError: it can't be reached.
     """
-    facts = _facts(run)
     joined = ray.is_initialized()
     if not joined:
         _join(facts["ray_address"], facts["namespace"], run)
@@ -88,24 +91,6 @@ def running_job(run: Path) -> Iterator[RunningJob]:
     finally:
         if not joined:
             ray.shutdown()
-
-
-def _facts(run: Path) -> dict[str, Any]:
-    if not (run / JOB_FILE).exists():
-        raise ControlError(f"{run} is not a run directory: it has no {JOB_FILE}")
-    for name, text in ((RESULT_FILE, "has ended"), (FAILURE_FILE, "has failed")):
-        if (run / name).exists():
-            raise ControlError(f"the job of {run} {text}; see {run / name}")
-    try:
-        facts: dict[str, Any] = json.loads((run / CONTROL_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise ControlError(
-            f"no job runs in {run}, or it is still starting: it has no {CONTROL_FILE}"
-        ) from error
-    missing = {"ray_address", "namespace", "coordinator"} - set(facts)
-    if missing:
-        raise ControlError(f"{run / CONTROL_FILE} has no {', '.join(sorted(missing))}")
-    return facts
 
 
 def _join(address: str, namespace: str, run: Path) -> None:

@@ -38,6 +38,7 @@ from scheduler.events import (
     events_of,
 )
 from scheduler.modes import Mode
+from scheduler.policy import Prediction
 from scheduler.shifting import Shift, check_shift
 from worker.protocol import Grant, Report
 
@@ -62,6 +63,9 @@ class Status:
     at_cut: bool
     num_workers: int
     shifts: tuple[Shift, ...]
+    automatic: bool
+    learning_rate_scale: float
+    prediction: Prediction | None
     cuts: tuple[CutResult, ...]
     step: int
     applied_step: int
@@ -292,7 +296,10 @@ class CoordinatorServer:
             paused=c.paused,
             at_cut=c.at_cut,
             num_workers=c.num_workers,
-            shifts=tuple(c.shifts),
+            shifts=tuple(c.modes.shifts),
+            automatic=c.modes.automatic,
+            learning_rate_scale=c.rule.learning_rate_scale,
+            prediction=c.modes.prediction,
             cuts=tuple(self._cuts),
             step=c.step,
             applied_step=c.applied_step,

@@ -4,10 +4,8 @@ A plain state machine: `handle(event, now)` returns commands; time comes in as a
 delivers reports and acknowledgements, sends records to the shards, and carries out commands.
 """
 
-from dataclasses import replace
 from typing import Any
 
-from embedding.optimizers import step_scalars
 from ps.messages import Entry, Record
 from scheduler.clock import ScheduleClock
 from scheduler.coordinator_spec import CoordinatorSpec
@@ -35,10 +33,12 @@ from scheduler.events import (
 )
 from scheduler.evictions import evictions_due
 from scheduler.ledger import Batch, Ledger, Status
-from scheduler.modes import Mode, rule_of
-from scheduler.shifting import Shift, ShiftCause, shift
+from scheduler.mode_control import ModeControl
+from scheduler.modes import ModeRule
+from scheduler.shifting import Wish
 from scheduler.staleness import Histogram
 from scheduler.stall_watch import StallWatch, who_waits
+from scheduler.step_scalars import scalars_of_step
 from scheduler.step_shares import StepShares
 from worker.protocol import Finished, Grant, Report, Token
 
@@ -48,7 +48,7 @@ class Coordinator:
 
     def __init__(self, spec: CoordinatorSpec) -> None:
         self.spec = spec
-        self.rule = rule_of(spec.mode, spec.options)
+        self.modes = ModeControl(spec)
         self.ledger = Ledger(
             spec.plan,
             group_size=spec.group_size,
@@ -65,10 +65,8 @@ class Coordinator:
         self.workers: dict[int, WorkerState] = {}
         self.num_workers = spec.workers
         self.evaluation: EvaluationRound | None = None
-        self.shifts: list[Shift] = []
         self.stopping = False
         self._most_workers = spec.workers
-        self._mode_epoch = 0
         self._shard_steps = [0] * spec.store.num_shards
         self._step_shares = StepShares(spec.group_size)
         self._unapplied: list[tuple[int, int]] = []
@@ -88,7 +86,9 @@ class Coordinator:
             case TimePassed():
                 return self._look_at_time(now)
             case ShiftWanted():
-                return self._shift(event.mode, now, cause="control", reason="asked for")
+                self.modes.set_automatic(event.mode == "auto")
+                if event.mode != "auto":
+                    return self._shift(Wish(event.mode, "control", "asked for"), now)
             case PauseWanted():
                 self._pause(event.paused, now)
             case WorkersWanted():
@@ -110,6 +110,11 @@ class Coordinator:
         return []
 
     # Questions --------------------------------------------------------------------------------
+
+    @property
+    def rule(self) -> ModeRule:
+        """The rule of the mode that the job is in."""
+        return self.modes.rule
 
     @property
     def applied_step(self) -> int:
@@ -199,12 +204,14 @@ class Coordinator:
             state.seconds += finished.seconds
             self.progress.loss_sum += finished.loss_sum
             self.progress.loss_samples += finished.samples
+            self.modes.finished(worker, finished, now)
 
     def _lost(self, worker: int, incarnation: int) -> list[Command]:
         state = self.workers.get(worker)
         if state is None or state.incarnation != incarnation:
             return []
         state.lost = True
+        self.modes.gone(worker)
         self.ledger.reclaim(self.ledger.leases_of(worker))
         if self.evaluation is not None:
             self.evaluation.ledger.reclaim(self.evaluation.ledger.leases_of(worker))
@@ -243,7 +250,7 @@ class Coordinator:
             return self.evaluation.lease(worker)
         in_flight = self.ledger.num_leased + self.ledger.num_ended
         in_flight += sum(count for _, count in self._unapplied)
-        if self.paused or in_flight >= self.credits or self._is_too_far_ahead(worker):
+        if in_flight >= self.credits or self._is_too_far_ahead(worker):
             return None
         if self.rule.shares_steps and self._has_its_share(worker):
             return None
@@ -288,14 +295,18 @@ class Coordinator:
         return self._lease_train(report.worker, now)
 
     def _lease_train(self, worker: int, now: float) -> Token | None:
+        if self.paused:
+            return None
         token = self.ledger.lease(
             worker,
             step_now=self.applied_step,
             at_step=self.rule.at_step,
-            mode_epoch=self._mode_epoch,
+            mode_epoch=self.modes.epoch,
         )
-        if token is not None and self.time.begin(now):
-            self._stall_watch.progress(now)
+        if token is not None:
+            if self.time.begin(now):
+                self._stall_watch.progress(now)
+            self.modes.leased(worker, self.ledger, now)
         return token
 
     # Steps ------------------------------------------------------------------------------------
@@ -341,10 +352,15 @@ class Coordinator:
         return Record(
             step=step,
             recovery_epoch=self.spec.recovery_epoch,
-            mode_epoch=self._mode_epoch,
+            mode_epoch=self.modes.epoch,
             entries=tuple(entries),
             divisor=divisor,
-            scalars=self._scalars(step, clock),
+            scalars=scalars_of_step(
+                self.spec.store,
+                step=step,
+                clock=clock,
+                learning_rate_scale=self.rule.learning_rate_scale,
+            ),
             clock=clock,
             evict=evictions_due(self.spec.store.tables, self.clock, clock_before=clock),
             discard=tuple(discard),
@@ -352,23 +368,12 @@ class Coordinator:
             oldest_pull_step=self.applied_step if oldest is None else oldest,
         )
 
-    def _scalars(self, step: int, clock: int) -> tuple[tuple[float, ...], ...]:
-        return tuple(
-            step_scalars(
-                optimizer,
-                learning_rate=optimizer.learning_rate_at(clock),
-                step=step,
-                clock=clock,
-            )
-            for optimizer in self.spec.store.optimizers
-        )
-
     def _applied(self, shard: int, step: int, now: float) -> list[Command]:
         before = self.applied_step
         self._shard_steps[shard] = max(self._shard_steps[shard], step)
         if self.applied_step > before:
             self.time.applied(now)
-            self._note_cost_of_shift()
+            self.modes.applied(self.applied_step, seconds=self.time.at_last_apply, now=now)
             self._stall_watch.progress(now)
             self._unapplied = [(s, n) for s, n in self._unapplied if s >= self.applied_step]
         return []
@@ -397,35 +402,11 @@ class Coordinator:
 
     # What people and policies want ------------------------------------------------------------
 
-    def _shift(self, mode: Mode, now: float, *, cause: ShiftCause, reason: str) -> list[Command]:
+    def _shift(self, wish: Wish, now: float) -> list[Command]:
         """Go on in another mode; the steps that can be formed by its rule are ordered at once."""
-        before = self.rule.name
-        if mode == before:
-            return []
-        self.rule = rule_of(mode, self.spec.options)
-        self._mode_epoch += 1
-        reissued = shift(self.ledger, self.rule, step=self.step)
-        self.shifts.append(
-            Shift(
-                step=self.step,
-                samples=self.ledger.samples.applied,
-                seconds=self.time.elapsed(now),
-                from_mode=before,
-                to_mode=mode,
-                cause=cause,
-                reason=reason,
-                reissued=reissued,
-            )
-        )
-        return self._order_steps(now)
-
-    def _note_cost_of_shift(self) -> None:
-        """Say of the last shift how long it took until the first step in the new mode."""
-        last = self.shifts[-1] if self.shifts else None
-        if last is None or last.seconds_to_next_step is not None or self.applied_step <= last.step:
-            return
-        seconds = self.time.at_last_apply - last.seconds
-        self.shifts[-1] = replace(last, seconds_to_next_step=seconds)
+        seconds = self.time.elapsed(now)
+        shifted = self.modes.shift(wish, self.ledger, step=self.step, seconds=seconds, now=now)
+        return self._order_steps(now) if shifted else []
 
     def _pause(self, paused: bool, now: float) -> None:
         """Give out no batch, or go on; what is under way ends."""
@@ -450,6 +431,10 @@ class Coordinator:
         done = self.trained and self.evaluation is None
         if done or self.time.is_held_by("pause", "cut"):
             self._stall_watch.progress(now)
+        held = self.time.is_held_by("evaluation", "pause", "cut")
+        wish = self.modes.advice(self.ledger, now, applied_step=self.applied_step, held=held)
+        if wish is not None:
+            commands += self._shift(wish, now)
         return commands + self._stall_watch.look(now, lambda: self.who_waits(now))
 
     def who_waits(self, now: float) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from ps.spec import StoreSpec
 from scheduler.ledger import LedgerPlan
 from scheduler.modes import Mode, ModeOptions, ModeRule
+from scheduler.policy import PolicyOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +17,8 @@ class CoordinatorSpec:
         plan: batches to train.
         evaluation_plan: batches of the evaluation files, or None.
         mode, options: the mode rule that it begins with.
+        automatic: whether the policy shifts between sync and gba.
+        policy: what it goes by.
         group_size: M, local batches of a global batch.
         global_batch: G, in samples.
         workers, depth: they bound the credits.
@@ -38,6 +41,8 @@ class CoordinatorSpec:
     depth: int
     max_credits: int | None = None
     options: ModeOptions = field(default_factory=ModeOptions)
+    automatic: bool = False
+    policy: PolicyOptions = field(default_factory=PolicyOptions)
     recovery_epoch: int = 0
     eval_every_steps: int = 0
     max_seconds: float | None = None

@@ -1,6 +1,7 @@
 """What the coordinator is told, and what it wants done."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -49,9 +50,9 @@ class TimePassed:
 
 @dataclass(frozen=True, slots=True)
 class ShiftWanted:
-    """Go on in another mode."""
+    """Go on in another mode, which is kept; `auto` lets the policy choose from now on."""
 
-    mode: Mode
+    mode: Mode | Literal["auto"]
 
 
 @dataclass(frozen=True, slots=True)

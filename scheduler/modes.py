@@ -32,6 +32,7 @@ class ModeOptions:
         staleness_bound: gba: steps that data may be late.
         stale_weight: gba: what a contribution weighs by its staleness.
         on_stale: gba: what becomes of a batch whose weight is 0: it is dropped, or trained again.
+        async_learning_rate_scale: async and ssp: every learning rate is multiplied by it.
         ssp_slack: ssp: batches by which a worker may be ahead of the slowest one.
         backup_batches: backup: batches that a step issues beyond the M that it takes.
     """
@@ -39,6 +40,7 @@ class ModeOptions:
     staleness_bound: int = STALENESS_BOUND
     stale_weight: StaleWeight = field(default_factory=Cutoff)
     on_stale: OnStale = "drop"
+    async_learning_rate_scale: float = 1.0
     ssp_slack: int = 3
     backup_batches: int = 1
 
@@ -59,6 +61,7 @@ class ModeRule:
         shares_steps: whether everyone waits for a step, so that no worker may take so many of its
             tokens that others are left without.
         slack: batches by which a worker may be ahead of the slowest live one; None: any number.
+        learning_rate_scale: every learning rate is multiplied by it.
     """
 
     name: Mode
@@ -70,6 +73,7 @@ class ModeRule:
     backup_batches: int = 0
     shares_steps: bool = False
     slack: int | None = None
+    learning_rate_scale: float = 1.0
 
 
 def rule_of(mode: Mode, options: ModeOptions | None = None) -> ModeRule:
@@ -97,7 +101,13 @@ def rule_of(mode: Mode, options: ModeOptions | None = None) -> ModeRule:
         case "gba":
             return _gba_rule(options)
         case "async":
-            return ModeRule(name=mode, batch_is_step=True, at_step=_any_step, next_step=_first)
+            return ModeRule(
+                name=mode,
+                batch_is_step=True,
+                at_step=_any_step,
+                next_step=_first,
+                learning_rate_scale=options.async_learning_rate_scale,
+            )
         case "ssp":
             return ModeRule(
                 name=mode,
@@ -105,6 +115,7 @@ def rule_of(mode: Mode, options: ModeOptions | None = None) -> ModeRule:
                 at_step=_any_step,
                 next_step=_first,
                 slack=options.ssp_slack,
+                learning_rate_scale=options.async_learning_rate_scale,
             )
 
 

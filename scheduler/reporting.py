@@ -54,8 +54,9 @@ class IntervalReport:
             "clock": status.clock,
             "mode": status.mode,
             "shifts": [asdict(shift) for shift in shifts],
+            "predicted": None if status.prediction is None else asdict(status.prediction),
             "learning_rate": {
-                name: optimizer.learning_rate_at(status.clock)
+                name: optimizer.learning_rate_at(status.clock) * status.learning_rate_scale
                 for name, optimizer in self._optimizers.items()
             },
             "samples": samples,

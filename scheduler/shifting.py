@@ -15,6 +15,15 @@ from scheduler.modes import SHIFTABLE, Mode, ModeRule
 ShiftCause = Literal["policy", "control"]
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Somebody wants the job to go on in a mode."""
+
+    mode: Mode
+    cause: ShiftCause
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shift:
     """One change of mode.
@@ -45,10 +54,10 @@ class Shift:
     seconds_to_next_step: float | None = None
 
 
-def check_shift(before: Mode, after: Mode) -> None:
+def check_shift(before: Mode, after: Mode | Literal["auto"]) -> None:
     """Refuse what no running job can do; raises ValueError."""
     for mode in (before, after):
-        if mode not in SHIFTABLE:
+        if mode not in (*SHIFTABLE, "auto"):
             raise ValueError(
                 f"mode {mode} is for comparison and fixed for a job's life; a running job can"
                 f" change between {', '.join(SHIFTABLE)}"

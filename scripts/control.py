@@ -1,11 +1,11 @@
 """Look at a running job and change it: python scripts/control.py RUN_DIR COMMAND
 
-    status               what it does now
-    mode sync|gba|async  go on in another mode
-    pause, resume        give out no batch for a while
-    workers N            train with so many workers from now on
-    checkpoint           write a full checkpoint now, and print its path
-    stop                 end training early; the final checkpoint and evaluation follow
+    status          what it does now
+    mode MODE       go on in sync, gba or async; auto lets the policy choose from now on
+    pause, resume   give out no batch for a while
+    workers N       train with so many workers from now on
+    checkpoint      write a full checkpoint now, and print its path
+    stop            end training early; the final checkpoint and evaluation follow
 
 Finds the job by RUN_DIR/control.json and connects to its Ray cluster. Exits 2 where no job runs
 there or the command is wrong, 1 where the job can't do it.
@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from scheduler.control_file import find_job, use_its_authentication
 from scheduler.errors import ControlError
 from scheduler.events import (
     EndOfTrainingWanted,
@@ -37,11 +38,12 @@ RATE_SECONDS = 1.0
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    # Ray takes a second to import; a wrong command line should not have to wait for it.
-    from scheduler.controlling import running_job
-
     try:
-        with running_job(arguments.run) as job:
+        facts = find_job(arguments.run)
+        use_its_authentication(facts)
+        from scheduler.controlling import running_job
+
+        with running_job(arguments.run, facts) as job:
             try:
                 return int(arguments.act(job, arguments))
             except ControlError as error:
@@ -65,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     status = add("status", _show_status, "show what the job does now")
     status.add_argument("--json", action="store_true", help="as one JSON line")
     mode = add("mode", _order(lambda a: ShiftWanted(a.mode)), "go on in another mode")
-    mode.add_argument("mode", choices=SHIFTABLE)
+    mode.add_argument("mode", choices=[*SHIFTABLE, "auto"])
     add("pause", _order(lambda _: PauseWanted(True)), "give out no batch until `resume`")
     add("resume", _order(lambda _: PauseWanted(False)), "go on after `pause`")
     workers = add("workers", _order(lambda a: WorkersWanted(a.count)), "have so many workers")

@@ -106,8 +106,8 @@ class Referee:
             self._note_ends(event.report, step_before)
         if isinstance(event, PauseWanted | EndOfTrainingWanted):
             self._paused = isinstance(event, PauseWanted) and event.paused
-        if isinstance(event, ShiftWanted) and event.mode != self._oracle.mode:
-            self._oracle.shifted(event.mode, step_before)
+        if isinstance(event, ShiftWanted) and event.mode not in (self._oracle.mode, "auto"):
+            self._oracle.shifted(event.mode, step_before)  # type: ignore[arg-type]
             self.seen.steps = self._oracle.steps
         for command in commands:
             if isinstance(command, SendRecords):

@@ -77,7 +77,7 @@ def gives_what_has_ended_no_precedence(ledger: Ledger, rule: ModeRule, *, step: 
 def test_a_wrong_shift_is_noticed(
     mutant: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scheduler.coordinator.shift", mutant)
+    monkeypatch.setattr("scheduler.mode_control.shift", mutant)
 
     assert caught(Coordinator, group_size=4, workers=4, batches_per_epoch=10)
 
@@ -107,9 +107,9 @@ class FormsStepsInACut(Coordinator):
 
 class KeepsTheOldRule(Coordinator):
     def _shift(self, mode, now, **why):  # type: ignore[no-untyped-def]
-        rule = self.rule
+        rule = self.modes.rule
         commands = super()._shift(mode, now, **why)
-        self.rule = rule
+        self.modes.rule = rule
         return commands
 
 
