@@ -17,6 +17,7 @@ from scheduler.progress import Progress
 from scheduler.ray_errors import first_line
 from scheduler.reporting import IntervalReport
 from scheduler.run_files import RunDirectory
+from scheduler.shifting import described
 from scheduler.workforce import Workforce
 from worker.running import WorkerSetup
 
@@ -51,6 +52,7 @@ class Supervisor:
             failed=self._worker_failed,
         )
         self._write_checkpoint = write_checkpoint
+        self._shifts_told = 0
         self._config = config
         self._run = run
         self._progress = progress
@@ -97,6 +99,9 @@ class Supervisor:
             self._workforce.want(status.num_workers)
         if status.at_cut:
             self._take_cut(status)
+        for shift in status.shifts[self._shifts_told :]:
+            self._progress.note(f"step {shift.step}: {described(shift)}")
+        self._shifts_told = len(status.shifts)
         for text in status.warnings:
             self._progress.note(text)
         if status.failure is not None:
