@@ -92,11 +92,12 @@ class Supervisor:
         self._look_at_servers()
         status = self.status()
         self._progress.advance(status.samples["applied"])
+        if not status.trained:
+            # Before anyone's end is judged: it may have been told to go.
+            self._workforce.want(status.num_workers)
         self._workforce.look(ended)
         for index, incarnation, text in status.give_up:
             self._workforce.give_up(index, incarnation, text)
-        if not status.trained:
-            self._workforce.want(status.num_workers)
         if status.at_cut:
             self._take_cut(status)
         for shift in status.shifts[self._shifts_told :]:
