@@ -20,10 +20,13 @@ from numba import njit
 from embedding.bits import bits_of, float_of
 from embedding.mixing import mix64
 from embedding.optimizers import rule_for
+from embedding.prefetch import prefetch_row
 from embedding.spec import TableSpec, ValueDtype
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
+
+_AHEAD = 32  # rows between asking for one and reading it
 
 FLOAT32, FLOAT16, BFLOAT16 = range(3)
 _KINDS: dict[ValueDtype, int] = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
@@ -113,6 +116,17 @@ def read_vector(
         out[target, 2 * c + 1] = _widen(word >> _16, kind)
     if dim & 1:
         out[target, dim - 1] = _widen(bits_of(values[row, dim >> 1]) & _LOW_16, kind)
+
+
+@njit(cache=True, nogil=True)
+def read_vectors(values: Float32Array, positions: Int64Array, kind: int, out: Float32Array) -> None:
+    """Write the vectors of rows, int64[n], to out, float32[n, dim]; -1 leaves out[i] as it is."""
+    n, dim = out.shape
+    width = dim if kind == FLOAT32 else (dim + 1) // 2
+    for i in range(n):
+        prefetch_row(values, max(positions[min(i + _AHEAD, n - 1)], 0), width)
+        if positions[i] >= 0:
+            read_vector(values, positions[i], kind, out, i, dim)
 
 
 @njit(cache=True, nogil=True, inline="always")
