@@ -21,6 +21,7 @@ from embedding.bits import bits_of, float_of
 from embedding.mixing import mix64
 from embedding.optimizers import rule_for
 from embedding.prefetch import prefetch_row
+from embedding.row_copy import copy_rows
 from embedding.spec import TableSpec, ValueDtype
 
 Float32Array = npt.NDArray[np.float32]
@@ -121,10 +122,12 @@ def read_vector(
 @njit(cache=True, nogil=True)
 def read_vectors(values: Float32Array, positions: Int64Array, kind: int, out: Float32Array) -> None:
     """Write the vectors of rows, int64[n], to out, float32[n, dim]; -1 leaves out[i] as it is."""
+    if kind == FLOAT32:
+        copy_rows(values, positions, 0, out)
+        return
     n, dim = out.shape
-    width = dim if kind == FLOAT32 else (dim + 1) // 2
     for i in range(n):
-        prefetch_row(values, max(positions[min(i + _AHEAD, n - 1)], 0), width)
+        prefetch_row(values, max(positions[min(i + _AHEAD, n - 1)], 0), (dim + 1) // 2)
         if positions[i] >= 0:
             read_vector(values, positions[i], kind, out, i, dim)
 
