@@ -28,7 +28,7 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.mixing import BUCKET_BITS, bucket_of, mix64
-from embedding.prefetch import prefetch
+from embedding.prefetch import AHEAD, prefetch
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -37,7 +37,6 @@ WORDS = 8  # of 8 bytes
 MAX_ROWS = 2**32 - 1  # a row plus one has 32 bits
 BLOCK = 1024  # keys a batch kernel works on at once
 
-_AHEAD = 32  # keys between asking for a line and reading it
 _ROWS, _LAST = np.uint64(5), np.uint64(7)  # the first and the last word with rows
 _LOW = np.int64(0xFFFFFFFF)
 _HALF = np.int64(32)
@@ -254,10 +253,10 @@ def find_batch(entries: Int64Array, split: int, keys: Int64Array, rows: Int64Arr
         length = min(BLOCK, keys.size - start)
         for i in range(length):
             lines[i] = home_line(keys[start + i], geometry)
-        for i in range(min(_AHEAD, length)):
+        for i in range(min(AHEAD, length)):
             prefetch(entries, lines[i], 0)
         for i in range(length):
-            prefetch(entries, lines[min(i + _AHEAD, length - 1)], 0)
+            prefetch(entries, lines[min(i + AHEAD, length - 1)], 0)
             row = _find_from(entries, lines[i], geometry.mask, keys[start + i])
             rows[start + i] = row
             num_missing += row < 0

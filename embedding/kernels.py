@@ -14,7 +14,7 @@ from embedding.counters import add_counts, counted, take_count
 from embedding.index import BLOCK, find, find_batch, geometry_of, insert
 from embedding.initial_values import InitialValues, fill_initial
 from embedding.precision import FLOAT32, read_vector, read_vectors, write_vector
-from embedding.prefetch import prefetch, prefetch_row
+from embedding.prefetch import AHEAD, prefetch
 from embedding.rows import FREQUENCY, NUM_ROWS, SPLIT, VERSION, RowArrays, take_row
 
 Int64Array = npt.NDArray[np.int64]
@@ -112,23 +112,16 @@ def settle_keys(
 ) -> None:
     """Count each key and give rows to those that get one; room for all has been made.
 
-    Rows that were there are prefetched as a whole, for the update that follows.
-
     Args:
         initial_slots: float32[sum of the slots' widths], what follows the vector of a new row.
         has_gradient: empty: 1 for each key.
         positions: int64[n], written: the row to update, or -1.
     """
-    entries, metadata, values = rows.entries, rows.metadata, rows.values
-    split = rows.state[SPLIT]
+    entries, metadata, split = rows.entries, rows.metadata, rows.state[SPLIT]
     new = np.empty(BLOCK, np.int64)
     for start in range(0, keys.size, BLOCK):
         end = min(start + BLOCK, keys.size)
         num_missing = find_batch(entries, split, keys[start:end], positions[start:end])
-        for i in range(start, end):
-            if positions[i] >= 0:
-                prefetch(metadata, positions[i], 0)
-                prefetch_row(values, positions[i], values.shape[1])
         if num_missing > 0:
             num_new = _give_rows(rows, keys, has_gradient, positions, start, end, new)
             if num_new > 0:
@@ -140,6 +133,7 @@ def settle_keys(
             if admission.kind == COUNTER:
                 add_counts(admission.counters, keys, counts, step, positions, start, end)
         for i in range(start, end):
+            prefetch(metadata, max(positions[min(i + AHEAD, end - 1)], 0), 0)
             if positions[i] >= 0:
                 metadata[positions[i], FREQUENCY] += counts[i]
                 metadata[positions[i], VERSION] = step

@@ -20,14 +20,12 @@ from numba import njit
 from embedding.bits import bits_of, float_of
 from embedding.mixing import mix64
 from embedding.optimizers import rule_for
-from embedding.prefetch import prefetch_row
+from embedding.prefetch import AHEAD, prefetch_ahead, prefetch_row
 from embedding.row_copy import copy_rows
 from embedding.spec import TableSpec, ValueDtype
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
-
-_AHEAD = 32  # rows between asking for one and reading it
 
 FLOAT32, FLOAT16, BFLOAT16 = range(3)
 _KINDS: dict[ValueDtype, int] = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
@@ -127,7 +125,7 @@ def read_vectors(values: Float32Array, positions: Int64Array, kind: int, out: Fl
         return
     n, dim = out.shape
     for i in range(n):
-        prefetch_row(values, max(positions[min(i + _AHEAD, n - 1)], 0), (dim + 1) // 2)
+        prefetch_row(values, max(positions[min(i + AHEAD, n - 1)], 0), (dim + 1) // 2)
         if positions[i] >= 0:
             read_vector(values, positions[i], kind, out, i, dim)
 
@@ -166,6 +164,7 @@ def widen_rows(
     """
     narrow = (dim + 1) // 2
     for i in range(positions.size):
+        prefetch_ahead(values, positions, i)
         row = positions[i]
         if row >= 0:
             read_vector(values, row, kind, wide, i, dim)

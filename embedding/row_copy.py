@@ -9,13 +9,12 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from embedding.prefetch import prefetch
+from embedding.prefetch import AHEAD, prefetch
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
 _LINE = 16  # float32 values in a cache line
-_AHEAD = 32  # rows between asking for a line and reading it
 
 
 @intrinsic
@@ -61,12 +60,12 @@ def copy_rows(
     whole = width - width % _LINE
     for c in range(0, whole, _LINE):
         for i in range(n):
-            prefetch(source, max(positions[min(i + _AHEAD, n - 1)], 0), first + c)
+            prefetch(source, max(positions[min(i + AHEAD, n - 1)], 0), first + c)
             if positions[i] >= 0:
                 _copy_line(source, positions[i], first + c, target, i, c)
     if whole < width:
         for i in range(n):
-            prefetch(source, max(positions[min(i + _AHEAD, n - 1)], 0), first + whole)
+            prefetch(source, max(positions[min(i + AHEAD, n - 1)], 0), first + whole)
             if positions[i] >= 0:
                 for c in range(whole, width):
                     target[i, c] = source[positions[i], first + c]

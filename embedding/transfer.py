@@ -6,14 +6,12 @@ from numba import njit
 
 from embedding.index import BLOCK
 from embedding.precision import read_vectors, write_vector
-from embedding.prefetch import prefetch
+from embedding.prefetch import AHEAD, prefetch
 from embedding.row_copy import copy_rows
 from embedding.rows import FREQUENCY, VERSION, RowArrays
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
-
-_AHEAD = 32  # rows between asking for one and reading it
 
 
 @njit(cache=True, nogil=True)
@@ -43,7 +41,7 @@ def read_rows(
         read_vectors(values, positions[part], precision, vectors[part])
         copy_rows(values, positions[part], first_slot, slots[part])
     for i in range(n):
-        prefetch(metadata, positions[min(i + _AHEAD, n - 1)], 0)
+        prefetch(metadata, positions[min(i + AHEAD, n - 1)], 0)
         frequency[i] = metadata[positions[i], FREQUENCY]
         version[i] = metadata[positions[i], VERSION]
 
