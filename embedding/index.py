@@ -115,19 +115,37 @@ def _row_in_line(entries: Int64Array, line: np.uint64, key: np.int64) -> np.int6
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _find_from(entries: Int64Array, line: np.uint64, mask: np.uint64, key: np.int64) -> np.int64:
-    """Return the row of a key, or -1, searching from its home line on."""
+def _search(
+    entries: Int64Array, line: np.uint64, mask: np.uint64, key: np.int64
+) -> tuple[np.int64, np.uint64]:
+    """Return the row of a key, or -1, and the line where the search from its home line ended."""
     row = _row_in_line(entries, line, key)
     while row < 0 and _is_full(entries, line):
         line = (line + _ONE) & mask
         row = _row_in_line(entries, line, key)
-    return row
+    return row, line
+
+
+@njit(cache=True, nogil=True, inline="always")
+def search(entries: Int64Array, geometry: Geometry, key: np.int64) -> tuple[np.int64, np.uint64]:
+    """Return the row of one key and its line, or -1 and the line where `put` may add it."""
+    return _search(entries, home_line(key, geometry), geometry.mask, key)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def find(entries: Int64Array, geometry: Geometry, key: np.int64) -> np.int64:
     """Return the row of one key, or -1."""
-    return _find_from(entries, home_line(key, geometry), geometry.mask, key)
+    row, _ = search(entries, geometry, key)
+    return row
+
+
+@njit(cache=True, nogil=True, inline="always")
+def put(entries: Int64Array, line: np.uint64, key: np.int64, row: np.int64) -> None:
+    """Add a key to a line that is not full, without a branch on how many there are."""
+    place = np.int64(0)
+    for other in range(PLACES - 1):
+        place += np.int64(row_at(entries, line, np.int64(other)) >= 0)
+    _write(entries, line, place, key, row)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -136,25 +154,18 @@ def insert(entries: Int64Array, geometry: Geometry, key: np.int64, row: np.int64
     line = home_line(key, geometry)
     while _is_full(entries, line):
         line = (line + _ONE) & geometry.mask
-    place = 0
-    while row_at(entries, line, place) >= 0:
-        place += 1
-    _write(entries, line, place, key, row)
+    put(entries, line, key, row)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def remove(entries: Int64Array, geometry: Geometry, key: np.int64) -> np.int64:
     """Remove a key and return the row it had, or -1 where it is absent."""
-    line = home_line(key, geometry)
-    while _row_in_line(entries, line, key) < 0:
-        if not _is_full(entries, line):
-            return np.int64(-1)
-        line = (line + _ONE) & geometry.mask
-    place = np.int64(0)
-    while entries[line, place] != key:
-        place += 1
-    row = row_at(entries, line, place)
-    _take_out(entries, geometry, line, place)
+    row, line = search(entries, geometry, key)
+    if row >= 0:
+        place = np.int64(0)
+        while entries[line, place] != key:
+            place += 1
+        _take_out(entries, geometry, line, place)
     return row
 
 
@@ -257,7 +268,7 @@ def find_batch(entries: Int64Array, split: int, keys: Int64Array, rows: Int64Arr
             prefetch(entries, lines[i], 0)
         for i in range(length):
             prefetch(entries, lines[min(i + AHEAD, length - 1)], 0)
-            row = _find_from(entries, lines[i], geometry.mask, keys[start + i])
+            row, _ = _search(entries, lines[i], geometry.mask, keys[start + i])
             rows[start + i] = row
             num_missing += row < 0
     return num_missing

@@ -11,7 +11,7 @@ from numba import njit
 from embedding.admission import ALWAYS, BLOOM, COUNTER, PROBABILISTIC, Admission, is_drawn
 from embedding.bloom import bloom_count
 from embedding.counters import add_counts, counted, take_count
-from embedding.index import BLOCK, find, find_batch, geometry_of, insert
+from embedding.index import BLOCK, find_batch, geometry_of, put, search
 from embedding.initial_values import InitialValues, fill_initial
 from embedding.precision import FLOAT32, read_vector, read_vectors, write_vector
 from embedding.prefetch import AHEAD, prefetch
@@ -165,10 +165,10 @@ def _give_rows(
     for i in range(start, end):
         if positions[i] >= 0 or (has_gradient.size > 0 and has_gradient[i] == 0):
             continue
-        row = find(entries, geometry, keys[i])  # even a repeated key must not get two rows
+        row, line = search(entries, geometry, keys[i])  # even a repeated key must not get two rows
         if row < 0:
             row = take_row(metadata, state)
-            insert(entries, geometry, keys[i], row)
+            put(entries, line, keys[i], row)
             new[count] = i
             count += 1
         positions[i] = row

@@ -15,11 +15,11 @@ from embedding.index import (
     begin_doubling,
     collect,
     continue_doubling,
-    find,
     find_batch,
     geometry_of,
-    insert,
+    put,
     remove,
+    search,
 )
 from embedding.mixing import NUM_BUCKETS, bucket_of, buckets_of
 from embedding.reservation import physical_memory_bytes, reserve
@@ -90,10 +90,10 @@ def _add_batch(rows: RowArrays, keys: Int64Array, positions: Int64Array) -> None
             continue
         for i in range(start, end):
             if positions[i] < 0:
-                row = find(entries, geometry, keys[i])  # a repeated key has one by now
+                row, line = search(entries, geometry, keys[i])  # a repeated key has one by now
                 if row < 0:
                     row = take_row(metadata, state)
-                    insert(entries, geometry, keys[i], row)
+                    put(entries, line, keys[i], row)
                 positions[i] = row
 
 
