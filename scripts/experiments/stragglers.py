@@ -1,0 +1,140 @@
+"""E2: what does one slow worker cost each mode, in speed and in quality?"""
+
+from experiments.figures import (
+    against,
+    auc,
+    cases,
+    dropped_percent,
+    over,
+    paired,
+    rate,
+    signed,
+    staleness,
+    table,
+)
+from experiments.runs import Experiment, Results, Row, Run, Scale
+from experiments.settings import batches, generated, slow
+
+JOB = "jobs/gba/dlrm.yaml"
+SAMPLES = 200_000
+BATCH_SIZE = 256
+# Every batch takes so many times as long as its computation, by sleeping, so that the cores are
+# not what limits W workers.
+SLEEP = {4: 10.0, 8: 20.0}
+MODES = ("sync", "ssp", "backup", "async", "gba")
+# Modes in which M decides who waits.
+BY_GLOBAL_BATCH = ("sync", "backup", "gba")
+
+
+def straggling(
+    scale: Scale, *, workers: int, m: int, mode: str, straggler: float, seed: int
+) -> Run:
+    """Return the run of a mode where one worker is `straggler` times slower than the others."""
+    return Run(
+        "E2",
+        {"W": workers, "M": m, "straggler": straggler, "mode": mode},
+        seed,
+        JOB,
+        (
+            *generated(scale, SAMPLES),
+            *batches(workers=workers, m=m, batch_size=BATCH_SIZE),
+            *slow(workers=workers, every=SLEEP[workers], straggler=straggler),
+            f"training.mode={mode}",
+        ),
+    )
+
+
+def plan(scale: Scale, results: Results) -> list[Run]:
+    seeds = range(1, scale.seeds + 1)
+    runs = [
+        straggling(scale, workers=4, m=4, mode=mode, straggler=8, seed=seed)
+        for seed in seeds
+        for mode in MODES
+    ]
+    runs += [
+        straggling(scale, workers=4, m=4, mode=mode, straggler=straggler, seed=1)
+        for straggler in (1, 4)
+        for mode in MODES
+    ]
+    runs += [
+        straggling(scale, workers=4, m=16, mode=mode, straggler=straggler, seed=1)
+        for straggler in (1, 4, 8)
+        for mode in BY_GLOBAL_BATCH
+    ]
+    runs += [
+        straggling(scale, workers=8, m=8, mode=mode, straggler=straggler, seed=1)
+        for straggler in (1, 4, 8)
+        for mode in MODES
+    ]
+    return runs
+
+
+def section(rows: list[Row]) -> list[str]:
+    head = ["W", "M", "straggler", "mode", "seeds", "samples/s", "of sync's", "test AUC",
+            "to sync, paired", "staleness of data, mean (p99, max)", "dropped", "cores"]  # fmt: skip
+    body, text = [], []
+    gathered = sorted(cases(rows), key=lambda item: _order(item[0]))
+    for setting in dict.fromkeys(_setting(case) for case, _ in gathered):
+        modes = {case["mode"]: found for case, found in gathered if _setting(case) == setting}
+        body += [
+            _cells(setting, mode, found, modes.get("sync", [])) for mode, found in modes.items()
+        ]
+        text += _verdict(setting, modes)
+    return [*QUESTION, "", *table(head, body), "", *text]
+
+
+def _setting(case: dict[str, float]) -> tuple[int, int, float]:
+    return int(case["W"]), int(case["M"]), case["straggler"]
+
+
+def _order(case: dict[str, float]) -> tuple[int, int, float, int]:
+    return (*_setting(case), MODES.index(str(case["mode"])))
+
+
+def _cells(
+    setting: tuple[int, int, float], mode: str, found: list[Row], sync: list[Row]
+) -> list[str]:
+    workers, m, straggler = setting
+    speed = over(found, rate).mean / over(sync, rate).mean if sync else float("nan")
+    late = [over(found, staleness("data", name)).mean for name in ("mean", "p99", "max")]
+    return [
+        str(workers), str(m), f"{straggler:g} ×" if straggler > 1 else "none", mode,
+        str(len(found)), over(found, rate).text(0), f"{speed:.2f} ×", over(found, auc).text(4),
+        paired(found, sync, auc).text(4).replace("-", "−") if mode != "sync" and sync else "",
+        f"{late[0]:.1f} ({late[1]:.0f}, {late[2]:.0f})",
+        f"{over(found, dropped_percent).mean:.1f} %",
+        over(found, lambda row: row["cores_used"]).text(1),
+    ]  # fmt: skip
+
+
+def _verdict(setting: tuple[int, int, float], modes: dict[str, list[Row]]) -> list[str]:
+    """Say how gba compares with sync where one worker is slow."""
+    workers, m, straggler = setting
+    sync, gba = modes.get("sync", []), modes.get("gba", [])
+    if straggler == 1 or not sync or not gba:
+        return []
+    speed = over(gba, rate).mean / over(sync, rate).mean
+    spread = over(sync, auc).deviation
+    differences = paired(gba, sync, auc)
+    quality = (
+        against("its AUC", differences, spread)
+        if spread is not None and differences.values
+        else f"its AUC differs from that of sync by {signed(differences.mean)} (one seed)"
+    )
+    where = f"W = {workers}, M = {m}, one worker {straggler:g} × slower"
+    return [f"{where}: gba trains {speed:.2f} times the samples/s of sync; {quality}.", ""]
+
+
+QUESTION = [
+    "One of W workers is 4 or 8 times slower than the others: how many samples a second does each"
+    " mode train, and how good is the model after the same samples? DLRM, B ="
+    f" {BATCH_SIZE}, {SAMPLES:,} samples, learning rates of `sync` in every mode, defaults of"
+    " `staleness_bound` (6), `ssp_slack` (3), `backup_batches` (1) and `prefetch_batches` (2).",
+    "",
+    "Two cores can't compute for eight workers, so sleep stands in for compute: every worker sleeps"
+    f" after each batch until it has taken {SLEEP[4]:g} times (W = 4) or {SLEEP[8]:g} times (W = 8)"
+    " as long as its computation took, and the straggler 4 or 8 times that. `cores` is what all"
+    " processes of the job used while training: below the machine's, so the workers' times decide"
+    " the speed, and not the cores. What sleeping can't show: contention for network and memory.",
+]  # fmt: skip
+E2 = Experiment(name="E2", title="One slow worker", plan=plan, section=section)
