@@ -17,15 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.ablation import E5
+from experiments.bounds import E4
 from experiments.page import Facts, page
 from experiments.parity import E1
 from experiments.runs import Experiment, Results, Run, Scale, carry_out
+from experiments.stragglers import E2
 from experiments.training import TrainingRuns
 from scheduler import ConfigError, RunDirectoryError, TrainingError
 from worker.dataset_files import DatasetError
 from worker.synthetic import CriteoLike, write_criteo_like
 
-EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (E1,)}
+EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (E1, E2, E4, E5)}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

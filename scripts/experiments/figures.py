@@ -7,6 +7,8 @@ from typing import Any
 
 from experiments.runs import Row
 
+Case = tuple[dict[str, Any], list[Row]]
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:
@@ -34,10 +36,17 @@ class Spread:
         shown = f"{self.mean:,.{digits}f}"
         return shown if self.deviation is None else f"{shown} ± {self.deviation:,.{digits}f}"
 
+    def signed_text(self, digits: int) -> str:
+        """Return the same with the sign of the mean, for differences."""
+        if not self.values:
+            return ""
+        shown = signed(self.mean, digits)
+        return shown if self.deviation is None else f"{shown} ± {self.deviation:.{digits}f}"
 
-def cases(rows: Iterable[Row]) -> list[tuple[dict[str, Any], list[Row]]]:
+
+def cases(rows: Iterable[Row]) -> list[Case]:
     """Gather the rows of one case each, in the order in which cases first appear."""
-    found: dict[str, tuple[dict[str, Any], list[Row]]] = {}
+    found: dict[str, Case] = {}
     for row in rows:
         found.setdefault(repr(row["case"]), (row["case"], []))[1].append(row)
     return list(found.values())
@@ -84,7 +93,8 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def signed(value: float, digits: int = 4) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
+    """Return a number with its sign; what rounds to 0 has a plus."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
 
 
 def against(name: str, differences: Spread, spread: float) -> str:

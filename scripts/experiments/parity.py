@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from experiments.figures import against, auc, cases, over, paired, rate, signed, staleness, table
+from experiments.figures import against, auc, cases, over, paired, rate, staleness, table
 from experiments.runs import Experiment, Results, Row, Run, Scale
 from experiments.settings import batches, generated, learning_rate_times
 
@@ -72,7 +72,7 @@ def plan(scale: Scale, results: Results) -> list[Run]:
 
 def section(rows: list[Row]) -> list[str]:
     head = ["task", "mode", "learning rate", "seeds", "test AUC", "to sync, paired", "log loss",
-            "samples/s", "staleness of parameters, mean (p99)", "of data, p99", "dropped"]  # fmt: skip
+            "samples/s", "stale parameters, mean (p99)", "data, p99", "dropped"]  # fmt: skip
     body, text = [], []
     gathered = cases(rows)
     for task in dict.fromkeys(case["task"] for case, _ in gathered):
@@ -84,7 +84,7 @@ def section(rows: list[Row]) -> list[str]:
                 [
                     task, case["mode"], case["learning rate"], str(len(found)),
                     over(found, auc).text(4),
-                    difference.text(4).replace("-", "−") if difference is not None else "",
+                    difference.signed_text(4) if difference is not None else "",
                     over(found, lambda row: row["logloss"]).text(4),
                     over(found, rate).text(0),
                     f"{over(found, staleness('parameter', 'mean')).text(1)}"

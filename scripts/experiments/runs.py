@@ -57,6 +57,7 @@ class Run:
     def key(self) -> str:
         """A digest of all that decides what comes out, but for the code."""
         settings = Path(self.job).read_text() if self.job else ""
+        settings = Path(self.job).read_text() if self.job else ""
         case = {} if self.job else self.case
         parts = [self.experiment, case, self.seed, settings, self.overrides]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -128,14 +129,14 @@ class Experiment:
         plan: returns its runs, first what matters most. Later ones may depend on what came of
             earlier ones; those that can't be known yet are left out.
         section: returns the lines of its section, from what came of finished runs.
-        execute: carries out a run; None: trains its job.
+        simulate: carries out the runs that have no job.
     """
 
     name: str
     title: str
     plan: Plan
     section: Section
-    execute: Execute | None = None
+    simulate: Execute | None = None
 
 
 def carry_out(
@@ -156,5 +157,7 @@ def carry_out(
         if not missing:
             return
         run = missing[0]
-        results.add(run, (experiment.execute or train)(run))
+        results.add(
+            run, train(run) if experiment.simulate is None or run.job else experiment.simulate(run)
+        )
         after(run)

@@ -1,8 +1,7 @@
 """Overrides of job files that experiments share."""
 
-from scheduler import JobConfig
-
 from experiments.runs import Scale
+from scheduler import JobConfig
 
 
 def generated(scale: Scale, samples: int) -> tuple[str, ...]:

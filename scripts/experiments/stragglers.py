@@ -71,7 +71,7 @@ def plan(scale: Scale, results: Results) -> list[Run]:
 
 def section(rows: list[Row]) -> list[str]:
     head = ["W", "M", "straggler", "mode", "seeds", "samples/s", "of sync's", "test AUC",
-            "to sync, paired", "staleness of data, mean (p99, max)", "dropped", "cores"]  # fmt: skip
+            "to sync, paired", "stale data, mean (p99, max)", "dropped", "cores"]  # fmt: skip
     body, text = [], []
     gathered = sorted(cases(rows), key=lambda item: _order(item[0]))
     for setting in dict.fromkeys(_setting(case) for case, _ in gathered):
@@ -100,7 +100,7 @@ def _cells(
     return [
         str(workers), str(m), f"{straggler:g} ×" if straggler > 1 else "none", mode,
         str(len(found)), over(found, rate).text(0), f"{speed:.2f} ×", over(found, auc).text(4),
-        paired(found, sync, auc).text(4).replace("-", "−") if mode != "sync" and sync else "",
+        paired(found, sync, auc).signed_text(4) if mode != "sync" and sync else "",
         f"{late[0]:.1f} ({late[1]:.0f}, {late[2]:.0f})",
         f"{over(found, dropped_percent).mean:.1f} %",
         over(found, lambda row: row["cores_used"]).text(1),
