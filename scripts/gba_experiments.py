@@ -72,7 +72,14 @@ def scale_of(arguments: argparse.Namespace) -> Scale:
         for name in ("criteo", "movielens")
         if (path := getattr(arguments, name)) is not None
     }
-    return Scale(data=data, rows=rows, seeds=arguments.seeds, real=real, quick=arguments.quick)
+    return Scale(
+        out=arguments.out,
+        data=data,
+        rows=rows,
+        seeds=arguments.seeds,
+        real=real,
+        quick=arguments.quick,
+    )
 
 
 def facts_of(arguments: argparse.Namespace) -> Facts:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from experiments.figures import auc, cases, dropped_percent, over, paired, rate, signed, table
 from experiments.lost_tokens import Setting, simulate
 from experiments.runs import Experiment, Results, Row, Run, Scale
+from experiments.settings import begun
 from experiments.stragglers import straggling
 
 STRAGGLER = 8
@@ -40,8 +41,9 @@ def plan(scale: Scale, results: Results) -> list[Run]:
         for tokens in ("given out again", "lost")
         if lost or tokens != "lost"
     ]
-    runs = []
+    runs: list[Run] = []
     for seed in range(1, scale.seeds + 1):
+        runs.append(begun(scale, seed))
         # The same bits with a straggler and without one, so it may be spared here.
         for name in list(VARIANTS)[:2]:
             runs.append(variant(scale, "sync", name, 1, seed))
@@ -50,7 +52,7 @@ def plan(scale: Scale, results: Results) -> list[Run]:
 
 
 def section(rows: list[Row]) -> list[str]:
-    trained = [row for row in rows if row["job"]]
+    trained = [row for row in rows if "variant" in row["case"]]
     simulated = [row for row in rows if not row["job"]]
     return [
         *QUESTION, "", *_variants(trained), "", *TOKENS, "", *_tokens(simulated), "",

@@ -16,6 +16,7 @@ class Scale:
     """How much is trained and on what.
 
     Args:
+        out: directory of the results and of all run directories.
         data: directory of the generated data set; its train/ and test/ are read.
         rows: train rows that it has.
         seeds: how many seeds headline figures are taken over.
@@ -24,6 +25,7 @@ class Scale:
         quick: train little: to see that everything runs.
     """
 
+    out: Path
     data: Path
     rows: int
     seeds: int
@@ -45,6 +47,7 @@ class Run:
         seed: of the job.
         job: path of the job file; empty where no job is trained.
         overrides: of the job file, each key.path=value.
+        keep_checkpoint: whether other runs start from it.
     """
 
     experiment: str
@@ -52,15 +55,19 @@ class Run:
     seed: int
     job: str = ""
     overrides: tuple[str, ...] = ()
+    keep_checkpoint: bool = False
 
     @property
     def key(self) -> str:
         """A digest of all that decides what comes out, but for the code."""
         settings = Path(self.job).read_text() if self.job else ""
-        settings = Path(self.job).read_text() if self.job else ""
         case = {} if self.job else self.case
         parts = [self.experiment, case, self.seed, settings, self.overrides]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def directory(self, out: Path) -> Path:
+        """Return its run directory."""
+        return out / f"{self.experiment}-{self.key}"
 
     def label(self) -> str:
         """Name the run for people."""
@@ -110,8 +117,9 @@ class Results:
         return self._rows.get(run.key)
 
     def rows(self, runs: Iterable[Run]) -> list[Row]:
-        """Return what came of those runs that are finished, in their order."""
-        return [row for run in runs if (row := self.of(run)) is not None]
+        """Return what came of those runs that are finished, in their order, by their names now."""
+        found = [(run, self.of(run)) for run in runs]
+        return [{**row, "case": run.case} for run, row in found if row is not None]
 
 
 Plan = Callable[[Scale, Results], list[Run]]
@@ -157,7 +165,6 @@ def carry_out(
         if not missing:
             return
         run = missing[0]
-        results.add(
-            run, train(run) if experiment.simulate is None or run.job else experiment.simulate(run)
-        )
+        execute = train if run.job or experiment.simulate is None else experiment.simulate
+        results.add(run, execute(run))
         after(run)

@@ -1,13 +1,16 @@
-"""Overrides of job files that experiments share."""
+"""Overrides of job files that experiments share, and the run that several of them start from."""
 
-from experiments.runs import Scale
+from experiments.runs import Run, Scale
 from scheduler import JobConfig
 
+DLRM = "jobs/gba/dlrm.yaml"
+_FILES = {"all": "*", "first half": "part-0000[0-3]", "second half": "part-0000[4-7]"}
 
-def generated(scale: Scale, samples: int) -> tuple[str, ...]:
-    """Read the generated data set, and train so many of its samples."""
+
+def generated(scale: Scale, samples: int, part: str = "all") -> tuple[str, ...]:
+    """Read a part of the generated data set's 8 files, and train so many of its samples."""
     return (
-        f"data.train={scale.data}/train/*.parquet",
+        f"data.train={scale.data}/train/{_FILES[part]}.parquet",
         f"data.eval={scale.data}/test/*.parquet",
         f"training.max_samples={scale.samples(samples)}",
     )
@@ -42,3 +45,30 @@ def slow(*, workers: int, every: float, straggler: float) -> tuple[str, ...]:
     if straggler > 1:
         entries.append(f"{{kind: slow, index: 0, factor: {straggler}}}")
     return ("run.allow_faults=true", f"cluster.inject=[{', '.join(entries)}]")
+
+
+def begun(scale: Scale, seed: int) -> Run:
+    """Return the run that experiments on a job in full swing start from.
+
+    It trains DLRM in sync mode on the first half of the data.
+    """
+    return Run(
+        "begun",
+        {"task": "DLRM, first half", "mode": "sync"},
+        seed,
+        DLRM,
+        (
+            *generated(scale, scale.rows, "first half"),
+            *batches(workers=4, m=4, batch_size=256),
+            "training.mode=sync",
+        ),
+        keep_checkpoint=True,
+    )
+
+
+def going_on(scale: Scale, seed: int, samples: int) -> tuple[str, ...]:
+    """Start from `begun` with the same seed and train samples of the second half."""
+    return (
+        *generated(scale, samples, "second half"),
+        f"run.init_from={begun(scale, seed).directory(scale.out)}",
+    )

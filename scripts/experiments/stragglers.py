@@ -13,9 +13,8 @@ from experiments.figures import (
     table,
 )
 from experiments.runs import Experiment, Results, Row, Run, Scale
-from experiments.settings import batches, generated, slow
+from experiments.settings import DLRM, batches, begun, going_on, slow
 
-JOB = "jobs/gba/dlrm.yaml"
 SAMPLES = 200_000
 BATCH_SIZE = 256
 # Every batch takes so many times as long as its computation, by sleeping, so that the cores are
@@ -34,9 +33,9 @@ def straggling(
         "E2",
         {"W": workers, "M": m, "straggler": straggler, "mode": mode},
         seed,
-        JOB,
+        DLRM,
         (
-            *generated(scale, SAMPLES),
+            *going_on(scale, seed, SAMPLES),
             *batches(workers=workers, m=m, batch_size=BATCH_SIZE),
             *slow(workers=workers, every=SLEEP[workers], straggler=straggler),
             f"training.mode={mode}",
@@ -45,12 +44,12 @@ def straggling(
 
 
 def plan(scale: Scale, results: Results) -> list[Run]:
-    seeds = range(1, scale.seeds + 1)
-    runs = [
-        straggling(scale, workers=4, m=4, mode=mode, straggler=8, seed=seed)
-        for seed in seeds
-        for mode in MODES
-    ]
+    runs = []
+    for seed in range(1, scale.seeds + 1):
+        runs.append(begun(scale, seed))
+        runs += [
+            straggling(scale, workers=4, m=4, mode=mode, straggler=8, seed=seed) for mode in MODES
+        ]
     runs += [
         straggling(scale, workers=4, m=4, mode=mode, straggler=straggler, seed=1)
         for straggler in (1, 4)
@@ -70,17 +69,21 @@ def plan(scale: Scale, results: Results) -> list[Run]:
 
 
 def section(rows: list[Row]) -> list[str]:
+    first = over([row for row in rows if row["experiment"] == "begun"], auc)
     head = ["W", "M", "straggler", "mode", "seeds", "samples/s", "of sync's", "test AUC",
             "to sync, paired", "stale data, mean (p99, max)", "dropped", "cores"]  # fmt: skip
     body, text = [], []
-    gathered = sorted(cases(rows), key=lambda item: _order(item[0]))
+    gathered = sorted(
+        cases(row for row in rows if "W" in row["case"]), key=lambda item: _order(item[0])
+    )
     for setting in dict.fromkeys(_setting(case) for case, _ in gathered):
         modes = {case["mode"]: found for case, found in gathered if _setting(case) == setting}
         body += [
             _cells(setting, mode, found, modes.get("sync", [])) for mode, found in modes.items()
         ]
         text += _verdict(setting, modes)
-    return [*QUESTION, "", *table(head, body), "", *text]
+    start = f"Test AUC at the start, after the first half: {first.text(4)}."
+    return [*QUESTION, "", start, "", *table(head, body), "", *text]
 
 
 def _setting(case: dict[str, float]) -> tuple[int, int, float]:
@@ -127,8 +130,9 @@ def _verdict(setting: tuple[int, int, float], modes: dict[str, list[Row]]) -> li
 
 QUESTION = [
     "One of W workers is 4 or 8 times slower than the others: how many samples a second does each"
-    " mode train, and how good is the model after the same samples? DLRM, B ="
-    f" {BATCH_SIZE}, {SAMPLES:,} samples, learning rates of `sync` in every mode, defaults of"
+    " mode train, and how good is the model after the same samples? DLRM that `sync` has trained on"
+    f" the first half of the data goes on for {SAMPLES:,} samples of the second half, B ="
+    f" {BATCH_SIZE}, with the learning rates of `sync` in every mode, and the defaults of"
     " `staleness_bound` (6), `ssp_slack` (3), `backup_batches` (1) and `prefetch_batches` (2).",
     "",
     "Two cores can't compute for eight workers, so sleep stands in for compute: every worker sleeps"

@@ -82,7 +82,7 @@ class TrainingRuns:
     """Trains runs one after another on one Ray.
 
     Args:
-        out: run directories go here; their checkpoints are removed.
+        out: run directories go here; checkpoints that nobody starts from are removed.
     """
 
     def __init__(self, out: Path) -> None:
@@ -98,13 +98,14 @@ class TrainingRuns:
         if not self._started:
             start_ray(_LARGEST, namespace=f"experiments-{os.getpid()}")
             self._started = True
-        directory = self._out / f"{run.experiment}-{run.key}"
+        directory = run.directory(self._out)
         overrides = [*run.overrides, f"seed={run.seed}", f"run.dir={directory}"]
         config = JobConfig.from_yaml(run.job, [*overrides, "run.overwrite=true"])
         begun = time.monotonic()
         with CpuUse() as use:
             metrics = _fit(config)
-        shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+        if not run.keep_checkpoint:
+            shutil.rmtree(directory / "checkpoints", ignore_errors=True)
         begin, end = _trained_between(directory, metrics["train_seconds"])
         own, everything = use.cores_between(begin, end)
         return {
