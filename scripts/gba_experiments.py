@@ -12,6 +12,7 @@ was called, 1 where a run failed.
 import argparse
 import os
 import platform
+import signal
 import sys
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from scheduler import ConfigError, RunDirectoryError, TrainingError
 from worker.dataset_files import DatasetError
 from worker.synthetic import CriteoLike, write_criteo_like
 
+# Real data sets that can be given: jobs/NAME.yaml trains on them.
+REAL = ("criteo", "movielens")
 EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (E1, E2, E4, E5)}
 
 
@@ -40,10 +43,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=2_000_000, help="default: %(default)s")
     parser.add_argument("--test-rows", type=int, default=250_000, help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--criteo", type=Path, help="directory of real data for jobs/criteo.yaml")
-    parser.add_argument(
-        "--movielens", type=Path, help="directory of real data for jobs/movielens.yaml"
-    )
+    for name in REAL:
+        parser.add_argument(
+            f"--{name}", type=Path, metavar="DIR", help=f"data for jobs/{name}.yaml: train/, test/"
+        )
     parser.add_argument("--quick", action="store_true", help="train little: see that it runs")
     parser.add_argument("--page", type=Path, help="write the page of results here")
     arguments = parser.parse_args(argv)
@@ -53,7 +56,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name in ("rows", "test_rows", "seeds"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be >= 1, got {getattr(arguments, name)}")
-    for name in ("criteo", "movielens"):
+    for name in REAL:
         path = getattr(arguments, name)
         if path is not None and not (path / "train").is_dir():
             parser.error(f"--{name}: {path} holds no folder train")
@@ -67,11 +70,7 @@ def scale_of(arguments: argparse.Namespace) -> Scale:
     if not (data / "about.json").exists():
         print(f"generating {rows:,} rows in {data}", file=sys.stderr)
         write_criteo_like(data, CriteoLike(rows=rows, test_rows=test_rows))
-    real = {
-        name: path
-        for name in ("criteo", "movielens")
-        if (path := getattr(arguments, name)) is not None
-    }
+    real = {name: path for name in REAL if (path := getattr(arguments, name)) is not None}
     return Scale(
         out=arguments.out,
         data=data,
@@ -84,22 +83,29 @@ def scale_of(arguments: argparse.Namespace) -> Scale:
 
 def facts_of(arguments: argparse.Namespace) -> Facts:
     """Return what the page says of the command and the machine."""
-    chosen = [*arguments.only]
-    for name in ("criteo", "movielens"):
-        chosen += [f"--{name} DIR"] if getattr(arguments, name) else []
-    chosen += [f"--rows {arguments.rows}", f"--seeds {arguments.seeds}"]
-    chosen += ["--quick"] if arguments.quick else []
+    options = [f"--{name} DIR" for name in REAL if getattr(arguments, name)]
+    options += [f"--rows {arguments.rows}", f"--seeds {arguments.seeds}"]
+    options += ["--quick"] if arguments.quick else []
     return Facts(
-        command=f"python scripts/gba_experiments.py {' '.join(chosen)} --out runs/gba"
-        " --page docs/gba-experiments.md",
-        machine=f"Machine: {os.cpu_count()} cores, {platform.machine()}, Python"
+        options=" ".join([*options, "--page docs/gba-experiments.md"]),
+        machine=f"Measured on {os.cpu_count()} cores ({_cpu_model()}), Python"
         f" {platform.python_version()}, NumPy {np.__version__}.",
     )
 
 
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
+    # Stopped from outside, it ends the actors of the run that goes on.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     chosen = [EXPERIMENTS[name] for name in arguments.only or EXPERIMENTS]
+    in_order = [experiment for experiment in EXPERIMENTS.values() if experiment in chosen]
     try:
         scale = scale_of(arguments)
         results = Results(arguments.out / "results.jsonl")
@@ -108,12 +114,12 @@ def main(argv: list[str] | None = None) -> int:
         def after(run: Run) -> None:
             print(f"finished {run.label()}", file=sys.stderr)
             if arguments.page is not None:
-                arguments.page.write_text(page(chosen, scale, results, facts_of(arguments)))
+                arguments.page.write_text(page(in_order, scale, results, facts_of(arguments)))
 
         for experiment in chosen:
             carry_out(experiment, scale, results, train, after)
         if arguments.page is not None:
-            arguments.page.write_text(page(chosen, scale, results, facts_of(arguments)))
+            arguments.page.write_text(page(in_order, scale, results, facts_of(arguments)))
     except (ConfigError, RunDirectoryError, DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

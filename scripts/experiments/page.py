@@ -14,23 +14,28 @@ class Facts:
     """What the page says of how it came about.
 
     Args:
-        command: that gives the results.
+        options: of the command, without the names of experiments.
         machine: cores, processor, versions.
     """
 
-    command: str
+    options: str
     machine: str
+
+    def command(self, names: Sequence[str]) -> str:
+        """Return the command that runs these experiments, or all."""
+        return " ".join(["    python scripts/gba_experiments.py", *names, self.options])
 
 
 def page(experiments: Sequence[Experiment], scale: Scale, results: Results, facts: Facts) -> str:
     """Return the page; runs that have not finished are named as missing."""
-    lines = [*_HEAD, "", f"    {facts.command}", "", facts.machine, ""]
+    lines = [*_HEAD, "", facts.command([]), "", *_folded(facts.machine), ""]
     for experiment in experiments:
         runs = experiment.plan(scale, results)
         rows = results.rows(runs)
-        if not rows:
+        if not any(row["experiment"] == experiment.name for row in rows):
             continue
         lines += [f"## {experiment.name}: {experiment.title}", ""]
+        lines += [facts.command([experiment.name]), ""]
         lines += [line for text in experiment.section(rows) for line in _folded(text)]
         lines += [*_folded(_cost(rows, planned=len(runs))), ""]
     return "\n".join(lines)
@@ -65,5 +70,7 @@ _HEAD = [
     "# Experiments on modes",
     "",
     "What the modes of [docs/modes.md](modes.md) do to speed and quality, measured. This page is",
-    "written by the runner from the results of this command:",
+    "written by the runner from the results of this command; each section names its own. `±` is the",
+    "standard deviation over seeds, `paired` the mean of the differences to `sync` with the same",
+    "seed.",
 ]

@@ -142,7 +142,7 @@ def _verdict(
         if case["mode"] != "sync" and whole:
             name = f"{case['mode']} (learning rate {case['learning rate']})"
             said.append(against(name, paired(found, sync, auc), spread))
-    return [f"{task}: {'; '.join(said)}.", ""]
+    return [f"{task}: {'; '.join(said)}.", ""] if said else []
 
 
 QUESTION = [
