@@ -256,10 +256,17 @@ class SlowConfig(_FaultConfig):
     """Workers that take longer for each batch; see `worker.faults.Slow`."""
 
     kind: Literal["slow"]
-    factor: float = Field(gt=1)
+    factor: float = Field(1.0, ge=1)
+    least_seconds: float = Field(0.0, ge=0)
     jitter: float = Field(0.0, ge=0, lt=1)
     from_seconds: float = Field(0.0, ge=0)
     to_seconds: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _is_slow(self) -> "SlowConfig":
+        if self.factor == 1 and self.least_seconds == 0:
+            raise ValueError("a slow worker needs a factor above 1 or least_seconds")
+        return self
 
 
 class KillConfig(_FaultConfig):

@@ -147,6 +147,7 @@ def fault_plan(config: JobConfig, *, started: float) -> FaultPlan:
             Slow(
                 workers=workers,
                 factor=fault.factor,
+                least_seconds=fault.least_seconds,
                 jitter=fault.jitter,
                 from_seconds=fault.from_seconds,
                 to_seconds=fault.to_seconds,

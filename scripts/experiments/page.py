@@ -70,7 +70,7 @@ _HEAD = [
     "# Experiments on modes",
     "",
     "What the modes of [docs/modes.md](modes.md) do to speed and quality, measured. This page is",
-    "written by the runner from the results of this command; each section names its own. `±` is the",
-    "standard deviation over seeds, `paired` the mean of the differences to `sync` with the same",
-    "seed.",
+    "written by the runner from the results of this command; each section names its own. `±` is",
+    "the standard deviation over seeds, `paired` the mean of the differences to `sync` with the",
+    "same seed.",
 ]

@@ -36,12 +36,17 @@ def learning_rate_times(job: str, factor: float) -> tuple[str, ...]:
     )
 
 
-def slow(*, workers: int, every: float, straggler: float) -> tuple[str, ...]:
-    """Let sleep stand in for compute: all workers `every` times slower, and the first one more.
+def slow(*, workers: int, batch_seconds: float, straggler: float) -> tuple[str, ...]:
+    """Let sleep stand in for compute, and the first worker be a straggler.
 
-    Factors of several entries multiply.
+    Args:
+        batch_seconds: what every batch takes on every worker, within 10 %.
+        straggler: so many times as long the first worker takes; 1: it is like the others.
     """
-    entries = [f"{{kind: slow, index: {list(range(workers))}, factor: {every}}}"]
+    entries = [
+        f"{{kind: slow, index: {list(range(workers))}, least_seconds: {batch_seconds},"
+        " jitter: 0.1}"
+    ]
     if straggler > 1:
         entries.append(f"{{kind: slow, index: 0, factor: {straggler}}}")
     return ("run.allow_faults=true", f"cluster.inject=[{', '.join(entries)}]")

@@ -17,9 +17,8 @@ from experiments.settings import DLRM, batches, begun, going_on, slow
 
 SAMPLES = 200_000
 BATCH_SIZE = 256
-# Every batch takes so many times as long as its computation, by sleeping, so that the cores are
-# not what limits W workers.
-SLEEP = {4: 10.0, 8: 20.0}
+# What a batch takes, by W, by sleeping: long enough that the cores are not what limits W workers.
+BATCH_SECONDS = {4: 0.05, 8: 0.1}
 MODES = ("sync", "ssp", "backup", "async", "gba")
 # How much faster than sync gba is, at the least, by the abstract of arXiv 2205.11048.
 PAPER = 2.4
@@ -39,7 +38,7 @@ def straggling(
         (
             *going_on(scale, seed, SAMPLES),
             *batches(workers=workers, m=m, batch_size=BATCH_SIZE),
-            *slow(workers=workers, every=SLEEP[workers], straggler=straggler),
+            *slow(workers=workers, batch_seconds=BATCH_SECONDS[workers], straggler=straggler),
             f"training.mode={mode}",
         ),
     )
@@ -158,9 +157,10 @@ QUESTION = [
     " `staleness_bound` (6), `ssp_slack` (3), `backup_batches` (1) and `prefetch_batches` (2).",
     "",
     "Two cores can't compute for eight workers, so sleep stands in for compute: every worker sleeps"
-    f" after each batch until it has taken {SLEEP[4]:g} times (W = 4) or {SLEEP[8]:g} times (W = 8)"
-    " as long as its computation took, and the straggler 4 or 8 times that. `cores` is what all"
-    " processes of the job used while training: below the machine's, so the workers' times decide"
-    " the speed, and not the cores. What sleeping can't show: contention for network and memory.",
+    f" after each batch until it has taken {1000 * BATCH_SECONDS[4]:g} ms (W = 4) or"
+    f" {1000 * BATCH_SECONDS[8]:g} ms (W = 8), within 10 %, and the straggler until it has taken 4"
+    " or 8 times that. `cores` is what all processes of the job used while training: below the"
+    " machine's, so the workers' times decide the speed, and not the cores. What sleeping can't"
+    " show: contention for network and memory.",
 ]  # fmt: skip
 E2 = Experiment(name="E2", title="One slow worker", plan=plan, section=section)
