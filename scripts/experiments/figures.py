@@ -102,7 +102,9 @@ def against(name: str, differences: Spread, spread: float) -> str:
     shown = ", ".join(signed(value) for value in differences.values)
     where = "within" if abs(differences.mean) <= spread else "outside"
     word = "above" if differences.mean > 0 else "below"
+    same = len({value > 0 for value in differences.values}) == 1
+    each = f"{word} on every seed" if same else "above on some seeds and below on others"
     return (
-        f"{name} is {abs(differences.mean):.4f} {word} sync (by seed {shown}),"
+        f"{name} is {abs(differences.mean):.4f} {word} sync on average ({shown}: {each}),"
         f" {where} sync's spread over seeds of {spread:.4f}"
     )

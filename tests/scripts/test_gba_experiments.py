@@ -146,7 +146,8 @@ def test_the_verdict_on_parity_follows_from_the_figures(
 
     text = page([E1], scale, results, FACTS).replace("\n", " ")
     verdict = text[text.index("DLRM: gba") :]
-    assert verdict.startswith(f"DLRM: gba (learning rate × 1) is 0.0010 {words}")
+    assert verdict.startswith(f"DLRM: gba (learning rate × 1) is 0.0010 {words} on average")
+    assert f"{words.split()[0]} on every seed" in verdict[: verdict.index(";")]
     assert f"{where} sync's spread" in verdict[: verdict.index(";")]
 
 
