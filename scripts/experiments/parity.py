@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from experiments.figures import against, auc, cases, over, paired, rate, staleness, table
 from experiments.runs import Experiment, Results, Row, Run, Scale
 from experiments.settings import DLRM, batches, begun, generated, going_on, learning_rate_times
+from scheduler.modes import Mode
 
 WORKERS = 4
 # What the learning rates of async are multiplied by, on one seed; the best is async's own.
@@ -23,6 +24,7 @@ class Task:
         overrides: of the job file.
         goes_on: samples that are trained after `sync` has trained the first half; None: the job
             starts from nothing.
+        modes: that are compared.
         tunes: whether async is tried with learning rates of its own.
     """
 
@@ -32,9 +34,10 @@ class Task:
     batch_size: int
     overrides: tuple[str, ...] = ()
     goes_on: Callable[[int], tuple[str, ...]] | None = None
+    modes: tuple[Mode, ...] = ("sync", "gba", "async")
     tunes: bool = True
 
-    def run(self, mode: str, seed: int, factor: float = 1.0) -> Run:
+    def run(self, mode: Mode, seed: int, factor: float = 1.0) -> Run:
         """Return the run of a mode with learning rates times `factor`."""
         return Run(
             "E1",
@@ -87,7 +90,7 @@ def plan(scale: Scale, results: Results) -> list[Run]:
     for task in tasks(scale):
         if task.goes_on is not None:
             runs += [begun(scale, seed) for seed in seeds]
-        runs += [task.run(mode, seed) for seed in seeds for mode in ("sync", "gba", "async")]
+        runs += [task.run(mode, seed) for seed in seeds for mode in task.modes]
         if task.tunes:
             runs += _tuned(task, seeds, results)
     return runs
