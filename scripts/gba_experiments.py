@@ -25,8 +25,7 @@ from experiments.parity import E1
 from experiments.runs import Experiment, Results, Run, Scale, carry_out
 from experiments.stragglers import E2
 from experiments.training import TrainingRuns
-from scheduler import ConfigError, RunDirectoryError, TrainingError
-from worker.dataset_files import DatasetError
+from scheduler import TrainingError
 from worker.synthetic import CriteoLike, write_criteo_like
 
 # Real data sets that can be given: jobs/NAME.yaml trains on them.
@@ -111,16 +110,18 @@ def main(argv: list[str] | None = None) -> int:
         results = Results(arguments.out / "results.jsonl")
         train = TrainingRuns(arguments.out)
 
-        def after(run: Run) -> None:
-            print(f"finished {run.label()}", file=sys.stderr)
+        def write_page() -> None:
             if arguments.page is not None:
                 arguments.page.write_text(page(in_order, scale, results, facts_of(arguments)))
 
+        def after(run: Run) -> None:
+            print(f"finished {run.label()}", file=sys.stderr)
+            write_page()
+
         for experiment in chosen:
             carry_out(experiment, scale, results, train, after)
-        if arguments.page is not None:
-            arguments.page.write_text(page(in_order, scale, results, facts_of(arguments)))
-    except (ConfigError, RunDirectoryError, DatasetError, OSError) as error:
+        write_page()
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except TrainingError as error:

@@ -7,6 +7,7 @@ from experiments.lost_tokens import Setting, simulate
 from experiments.runs import Experiment, Results, Row, Run, Scale
 from experiments.settings import begun
 from experiments.stragglers import straggling
+from scheduler.modes import Mode
 
 STRAGGLER = 8
 LOST = (0, 1, 5)
@@ -22,7 +23,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def variant(scale: Scale, mode: str, name: str, straggler: float, seed: int) -> Run:
+def variant(scale: Scale, mode: Mode, name: str, straggler: float, seed: int) -> Run:
     """Return the run of a mode with one part changed."""
     run = straggling(scale, workers=4, m=4, mode=mode, straggler=straggler, seed=seed)
     return replace(

@@ -6,11 +6,14 @@ from experiments.figures import auc, dropped_percent, over, rate, signed, stalen
 from experiments.runs import Experiment, Results, Row, Run, Scale
 from experiments.settings import begun
 from experiments.stragglers import straggling
+from scheduler.config import ClusterConfig
+from scheduler.modes import ModeOptions
 
-WORKERS, M, PREFETCH = 4, 4, 2
+WORKERS, M = 4, 4
+PREFETCH = ClusterConfig().prefetch_batches
 BOUNDS = (0, 1, 2, 4, 6, 9, 14, 25)
 STRAGGLERS = (4, 8)
-DEFAULT = 6
+DEFAULT = ModeOptions().staleness_bound
 
 
 def expected_staleness(straggler: float) -> float:

@@ -1,5 +1,7 @@
 """E2: what does one slow worker cost each mode, in speed and in quality?"""
 
+from typing import Any
+
 from experiments.figures import (
     against,
     auc,
@@ -14,20 +16,23 @@ from experiments.figures import (
 )
 from experiments.runs import Experiment, Results, Row, Run, Scale
 from experiments.settings import DLRM, batches, begun, going_on, slow
+from scheduler.config import ClusterConfig
+from scheduler.modes import Mode, ModeOptions
 
+OPTIONS = ModeOptions()
 SAMPLES = 200_000
 BATCH_SIZE = 256
 # What a batch takes, by W, by sleeping: long enough that the cores are not what limits W workers.
 BATCH_SECONDS = {4: 0.05, 8: 0.1}
-MODES = ("sync", "ssp", "backup", "async", "gba")
+MODES: tuple[Mode, ...] = ("sync", "ssp", "backup", "async", "gba")
 # How much faster than sync gba is, at the least, by the abstract of arXiv 2205.11048.
 PAPER = 2.4
 # Modes in which M decides who waits.
-BY_GLOBAL_BATCH = ("sync", "backup", "gba")
+BY_GLOBAL_BATCH: tuple[Mode, ...] = ("sync", "backup", "gba")
 
 
 def straggling(
-    scale: Scale, *, workers: int, m: int, mode: str, straggler: float, seed: int
+    scale: Scale, *, workers: int, m: int, mode: Mode, straggler: float, seed: int
 ) -> Run:
     """Return the run of a mode where one worker is `straggler` times slower than the others."""
     return Run(
@@ -86,12 +91,12 @@ def section(rows: list[Row]) -> list[str]:
     return [*QUESTION, "", start, "", *table(head, body), "", *text, *_same_bits(measured)]
 
 
-def _setting(case: dict[str, float]) -> tuple[int, int, float]:
+def _setting(case: dict[str, Any]) -> tuple[int, int, float]:
     return int(case["W"]), int(case["M"]), case["straggler"]
 
 
-def _order(case: dict[str, float]) -> tuple[int, int, float, int]:
-    return (*_setting(case), MODES.index(str(case["mode"])))
+def _order(case: dict[str, Any]) -> tuple[int, int, float, int]:
+    return (*_setting(case), MODES.index(case["mode"]))
 
 
 def _cells(
@@ -154,7 +159,9 @@ QUESTION = [
     " mode train, and how good is the model after the same samples? DLRM that `sync` has trained on"
     f" the first half of the data goes on for {SAMPLES:,} samples of the second half, B ="
     f" {BATCH_SIZE}, with the learning rates of `sync` in every mode, and the defaults of"
-    " `staleness_bound` (6), `ssp_slack` (3), `backup_batches` (1) and `prefetch_batches` (2).",
+    f" `staleness_bound` ({OPTIONS.staleness_bound}), `ssp_slack` ({OPTIONS.ssp_slack}),"
+    f" `backup_batches` ({OPTIONS.backup_batches}) and `prefetch_batches`"
+    f" ({ClusterConfig().prefetch_batches}).",
     "",
     "Two cores can't compute for eight workers, so sleep stands in for compute: every worker sleeps"
     f" after each batch until it has taken {1000 * BATCH_SECONDS[4]:g} ms (W = 4) or"
