@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Role = Literal["worker", "server", "coordinator"]
 
@@ -39,8 +39,15 @@ class SlowConfig(_TimedConfig):
     kind: Literal["slow"]
     role: Literal["worker"] = "worker"
     index: Indexes
-    factor: float = Field(gt=1)
+    factor: float = Field(1.0, ge=1)
+    least_seconds: float = Field(0.0, ge=0)
     jitter: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _is_slow(self) -> "SlowConfig":
+        if self.factor == 1 and self.least_seconds == 0:
+            raise ValueError("a slow worker needs a factor above 1 or least_seconds")
+        return self
 
 
 class KillConfig(_FaultConfig):

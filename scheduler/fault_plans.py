@@ -16,7 +16,13 @@ def worker_faults(config: JobConfig, *, started: float) -> FaultPlan:
         elif isinstance(fault, SlowConfig):
             workers = tuple(fault.index)
             faults.append(
-                Slow(workers=workers, factor=fault.factor, jitter=fault.jitter, **fault.times)
+                Slow(
+                    workers=workers,
+                    factor=fault.factor,
+                    least_seconds=fault.least_seconds,
+                    jitter=fault.jitter,
+                    **fault.times,
+                )
             )
     return FaultPlan(
         faults=tuple(faults),

@@ -14,13 +14,16 @@ class Slow:
 
     Args:
         workers: their numbers.
-        factor: a batch takes so many times as long, > 1.
+        factor: a batch takes so many times as long, >= 1.
+        least_seconds: what a batch takes at the least, before factors: sleep that stands in for a
+            computation, so that its time does not depend on what else the cores do.
         jitter: the factor is multiplied by a number in [1 - jitter, 1 + jitter), drawn per batch.
         from_seconds, to_seconds: of the training, in which they are slow.
     """
 
     workers: tuple[int, ...]
-    factor: float
+    factor: float = 1.0
+    least_seconds: float = 0.0
     jitter: float = 0.0
     from_seconds: float = 0.0
     to_seconds: float = math.inf
@@ -76,11 +79,12 @@ class Faults:
         Args:
             now: as `time.time()`.
         """
-        factor = 1.0
+        factor, least = 1.0, 0.0
         for fault in self._plan.faults:
             if isinstance(fault, Slow) and fault.holds(self._worker, now - self._plan.started):
                 factor *= fault.factor * (1 + fault.jitter * self._random.uniform(-1, 1))
-        return max(0.0, (factor - 1) * took)
+                least = max(least, fault.least_seconds)
+        return max(0.0, factor * max(took, least) - took)
 
     def dies_at(self, step: int) -> bool:
         """Whether the worker dies before it trains a batch of this step."""

@@ -29,6 +29,13 @@ def test_factors_of_several_faults_multiply():
     assert slow.pause(1.0, 100.0) == 5.0
 
 
+def test_sleep_stands_in_for_a_computation_and_is_multiplied_by_factors():
+    slow = faults(Slow(workers=(0, 1), least_seconds=0.5), Slow(workers=(0,), factor=4.0))
+
+    assert slow.pause(0.25, 100.0) == 1.75
+    assert slow.pause(1.0, 100.0) == 3.0
+
+
 def test_jitter_is_drawn_by_the_seed_and_stays_in_its_range():
     def pauses(seed):
         slow = faults(Slow(workers=(0,), factor=4.0, jitter=0.25), seed=seed)

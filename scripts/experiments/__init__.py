@@ -1,0 +1,1 @@
+"""Experiments on modes: what runs each consists of, and what its page says."""
