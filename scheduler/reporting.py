@@ -209,7 +209,8 @@ def mode_history(status: Status) -> list[dict[str, Any]]:
         begins.append((shift.samples, shift.seconds))
     ends = [*begins[1:], (status.samples["applied"], status.train_seconds)]
     for entry, (samples, seconds), (end_samples, end) in zip(history, begins, ends, strict=True):
-        entry["seconds"] = end - seconds
+        # The last step was applied before a shift that none came after.
+        entry["seconds"] = max(0.0, end - seconds)
         entry["samples"] = end_samples - samples
         entry["samples_per_second"] = entry["samples"] / entry["seconds"] if end > seconds else 0.0
     return history
