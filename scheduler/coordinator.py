@@ -7,9 +7,10 @@ delivers reports and acknowledgements, sends records to the shards, and carries 
 from typing import Any
 
 from ps.messages import Entry, Record
+from scheduler.batches import Batch, Status
 from scheduler.clock import ScheduleClock
 from scheduler.coordinator_spec import CoordinatorSpec
-from scheduler.coordinator_state import Progress, TrainingTime, WorkerState
+from scheduler.coordinator_state import Progress, ShardProgress, TrainingTime, WorkerState
 from scheduler.dense_norms import DenseNorms
 from scheduler.evaluation import EvaluationRound
 from scheduler.events import (
@@ -32,7 +33,8 @@ from scheduler.events import (
     WorkersWanted,
 )
 from scheduler.evictions import evictions_due
-from scheduler.ledger import Batch, Ledger, Status
+from scheduler.least import Least
+from scheduler.ledger import Ledger
 from scheduler.mode_control import ModeControl
 from scheduler.modes import ModeRule
 from scheduler.shifting import Wish
@@ -67,9 +69,9 @@ class Coordinator:
         self.evaluation: EvaluationRound | None = None
         self.stopping = False
         self._most_workers = spec.workers
-        self._shard_steps = [0] * spec.store.num_shards
+        self._shards = ShardProgress(spec.store.num_shards)
         self._step_shares = StepShares(spec.group_size)
-        self._unapplied: list[tuple[int, int]] = []
+        self._paces = Least()  # of the workers that live
         self._stall_watch = StallWatch(spec.stall_seconds)
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -119,12 +121,12 @@ class Coordinator:
     @property
     def applied_step(self) -> int:
         """The step that every shard has reached."""
-        return min(self._shard_steps)
+        return self._shards.step
 
     @property
     def shard_lag(self) -> tuple[int, ...]:
         """How many of the ordered steps each shard has not yet applied."""
-        return tuple(self.step - step for step in self._shard_steps)
+        return tuple(self.step - step for step in self._shards.steps)
 
     @property
     def trained(self) -> bool:
@@ -157,7 +159,7 @@ class Coordinator:
     # Workers ----------------------------------------------------------------------------------
 
     def _reported(self, report: Report, now: float) -> list[Command]:
-        state = self.workers.setdefault(report.worker, WorkerState())
+        state = self.workers.setdefault(report.worker, WorkerState(lost=True))
         given_up = state.lost and report.incarnation == state.incarnation
         if given_up or report.incarnation < state.incarnation:
             # Nobody would ever take back what it was given now.
@@ -167,6 +169,7 @@ class Coordinator:
             state = self.workers[report.worker] = WorkerState(
                 incarnation=report.incarnation, pace=self._slowest_pace
             )
+            self._paces.add(state.pace)
         state.last_seen = now
         if state.last_grant is not None and report.sequence <= state.last_grant.sequence:
             return [Answer(state.last_grant)]
@@ -191,6 +194,7 @@ class Coordinator:
         if not self.ledger.finish(finished):
             return
         state = self.workers[worker]
+        self._paces.move(state.pace, state.pace + 1)
         state.pace += 1
         if self.rule.shares_steps:
             self._step_shares.ended(worker, finished.token.step)
@@ -206,6 +210,8 @@ class Coordinator:
         state = self.workers.get(worker)
         if state is None or state.incarnation != incarnation:
             return []
+        if not state.lost:
+            self._paces.remove(state.pace)
         state.lost = True
         self.modes.gone(worker)
         self.ledger.reclaim(self.ledger.leases_of(worker))
@@ -227,8 +233,7 @@ class Coordinator:
         if report.waiting and not tokens:
             urgent = self._lease_urgent(report, now)
             tokens += [urgent] if urgent is not None else []
-        stop = self.stopping
-        return Grant(report.sequence, tuple(tokens), revoked, stop)
+        return Grant(report.sequence, tuple(tokens), revoked, self.stopping)
 
     def _leases_of(self, worker: int) -> set[Any]:
         leases = self.ledger.leases_of(worker)
@@ -244,8 +249,7 @@ class Coordinator:
     def _lease(self, worker: int, now: float) -> Token | None:
         if self.evaluation is not None:
             return self.evaluation.lease(worker)
-        in_flight = self.ledger.num_leased + self.ledger.num_ended
-        in_flight += sum(count for _, count in self._unapplied)
+        in_flight = self.ledger.num_leased + self.ledger.num_ended + self._shards.unapplied
         if in_flight >= self.credits or self._is_too_far_ahead(worker):
             return None
         if self.rule.shares_steps and self._has_its_share(worker):
@@ -259,7 +263,7 @@ class Coordinator:
             worker,
             step,
             held=sum(batch.step == step for batch in self.ledger.leased_to(worker)),
-            workers=sum(not state.lost for state in self.workers.values()),
+            workers=len(self._paces),
         )
 
     def _is_too_far_ahead(self, worker: int) -> bool:
@@ -274,7 +278,7 @@ class Coordinator:
 
     @property
     def _slowest_pace(self) -> int:
-        return min((state.pace for state in self.workers.values() if not state.lost), default=0)
+        return self._paces.value or 0
 
     def _lease_urgent(self, report: Report, now: float) -> Token | None:
         """What a waiting worker takes beyond its depth, because nothing can go on without it.
@@ -341,7 +345,7 @@ class Coordinator:
             else:
                 discard += [(batch.batch_id, attempt) for attempt in range(batch.attempt + 1)]
                 self.ledger.resolve(batch, Status.SKIPPED)
-        self._unapplied.append((step, len(batches)))
+        self._shards.ordered(step, len(batches))
         self.clock.advance(applied, next_step=step + 1)
         self.step += 1
         self._step_shares.forget(before=self.step)
@@ -368,13 +372,10 @@ class Coordinator:
         )
 
     def _applied(self, shard: int, step: int, now: float) -> list[Command]:
-        before = self.applied_step
-        self._shard_steps[shard] = max(self._shard_steps[shard], step)
-        if self.applied_step > before:
+        if self._shards.applied(shard, step):
             self.time.applied(now)
             self.modes.applied(self.applied_step, seconds=self.time.at_last_apply, now=now)
             self._stall_watch.progress(now)
-            self._unapplied = [(s, n) for s, n in self._unapplied if s >= self.applied_step]
         return []
 
     # Evaluation -------------------------------------------------------------------------------
@@ -444,6 +445,6 @@ class Coordinator:
             self.evaluation.ledger if self.evaluation is not None else self.ledger,
             waited=self._stall_watch.waited(now),
             step=self.step,
-            shard_steps=self._shard_steps,
+            shard_steps=self._shards.steps,
             norms=self.dense_norms.awaited,
         )

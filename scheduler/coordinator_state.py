@@ -1,5 +1,6 @@
 """What a coordinator remembers of its workers and of the whole job."""
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -38,6 +39,38 @@ class Progress:
     loss_sum: float = 0.0
     loss_samples: int = 0
     evaluations: list[EvaluationResult] = field(default_factory=list)
+
+
+class ShardProgress:
+    """How far the shards are with what was ordered.
+
+    `steps` are those that each has reached, `step` the one that all have; `unapplied` batches are
+    of steps that some shard has not applied.
+
+    Args:
+        shards: how many there are.
+    """
+
+    def __init__(self, shards: int) -> None:
+        self.steps = [0] * shards
+        self.step = 0
+        self.unapplied = 0
+        # Steps that some shard has not applied, in order, and the batches of each.
+        self._ordered: deque[tuple[int, int]] = deque()
+
+    def ordered(self, step: int, batches: int) -> None:
+        """A step of so many batches is ordered; they come in their order."""
+        self._ordered.append((step, batches))
+        self.unapplied += batches
+
+    def applied(self, shard: int, step: int) -> bool:
+        """A shard has reached a step; return whether that brings all of them further."""
+        before = self.step
+        self.steps[shard] = max(self.steps[shard], step)
+        self.step = min(self.steps)
+        while self._ordered and self._ordered[0][0] < self.step:
+            self.unapplied -= self._ordered.popleft()[1]
+        return self.step > before
 
 
 class TrainingTime:

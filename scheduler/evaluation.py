@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from scheduler.ledger import Ledger, LedgerPlan, Status
+from scheduler.batches import Status
+from scheduler.ledger import Ledger, LedgerPlan
 from worker.metrics import StreamingAuc
 from worker.protocol import Finished, Token
 

@@ -5,50 +5,15 @@ worker held, counts the first completed attempt of a batch, and keeps only the b
 not resolved yet, so a long job costs no more memory than a short one.
 """
 
-import enum
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from ps.messages import ANY_STEP
+from scheduler.batches import Batch, Status
+from scheduler.ended import EndedBatches, count
+from scheduler.least import Least
+from scheduler.pending import Pending
 from worker.protocol import Finished, Token, TokenKind
-
-
-class Status(enum.Enum):
-    PENDING = "pending"
-    LEASED = "leased"
-    DONE = "done"
-    SKIPPED = "skipped"
-    APPLIED = "applied"
-    DROPPED = "dropped"
-
-
-@dataclass(slots=True)
-class Batch:
-    """One batch that was given a step and is not resolved.
-
-    Args:
-        attempt: the latest one; of a pending batch the one that comes next.
-        first_valid: attempts before this one are void: they don't count even if they complete.
-        leased_at_step: the step that every shard had reached when the first valid attempt began.
-        pull_step: the step that the pull of its latest lease must read, or `ps.messages.ANY_STEP`.
-    """
-
-    batch_id: int
-    step: int
-    lane: int
-    planned: int
-    status: Status = Status.PENDING
-    attempt: int = 0
-    first_valid: int = 0
-    worker: int | None = None
-    leased_at_step: int = 0
-    pull_step: int = ANY_STEP
-    result: Finished | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether it waits for nothing but its step."""
-        return self.status in (Status.DONE, Status.SKIPPED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,19 +95,20 @@ class Ledger:
         self._kind: TokenKind = kind
         self._limit = plan.total
         self._batches: dict[int, Batch] = {}
-        self._pending: list[Batch] = []
         self._backup_batches = backup_batches
-        # In the order of completion.
-        self._ended: dict[int, Batch] = {}
+        self._pending = Pending(self._window)
+        self._ended = EndedBatches(plan.batches_per_epoch)
         self._discards: list[tuple[int, int]] = []
         self._next_fresh = 0
         # Where the steps of the epoch that is given out begin: (j0, k0).
         self._anchor = (0, 0)
         self.num_leased = 0
         self._leases: dict[int, dict[int, Batch]] = {}
-        self.num_ended = 0
-        self._lane_owner: dict[int, int] = {}
+        # Of the batches of which an attempt may count: `leased_at_step`.
+        self._lease_steps = Least()
         self._resolved_above: set[int] = set()
+        # How many of them there are of an epoch.
+        self._resolved_of: dict[int, int] = {}
         self._planned_resolved = 0
 
     # Leases -----------------------------------------------------------------------------------
@@ -156,19 +122,19 @@ class Ledger:
             step_now: the step that every shard has reached.
             at_step: maps a token's step to the step that its pull must read.
         """
-        batch = self._choose(worker)
+        self._fill()
+        batch = self._pending.take(worker)
         if batch is None:
             return None
-        self._pending.remove(batch)
+        # A first attempt that was taken back may still be the one that counts.
+        if not batch.may_count:
+            batch.leased_at_step = step_now
+            self._lease_steps.add(step_now)
         batch.status = Status.LEASED
         batch.worker = worker
         self._leases.setdefault(worker, {})[batch.batch_id] = batch
-        # A first attempt that was taken back may still be the one that counts.
-        if batch.attempt == batch.first_valid:
-            batch.leased_at_step = step_now
         batch.pull_step = at_step(batch.step)
         self.num_leased += 1
-        self._lane_owner[batch.lane] = worker
         self.tallies.leased += 1
         return Token(
             step=batch.step,
@@ -182,7 +148,7 @@ class Ledger:
     def lowest_pending_step(self) -> int | None:
         """Return the step of the next token that would be leased."""
         self._fill()
-        return min((batch.step for batch in self._pending), default=None)
+        return self._pending.lowest_step
 
     def leases_of(self, worker: int) -> set[tuple[TokenKind, int, int]]:
         """Return the identities of the tokens that a worker should be holding."""
@@ -202,19 +168,22 @@ class Ledger:
                 self._end_lease(batch)
                 batch.status = Status.PENDING
                 batch.attempt += 1
-                self._pending.append(batch)
+                self._pending.add(batch)
                 self.tallies.reissued += 1
                 count += 1
         return count
 
     def give_again(self, batch: Batch, *, step: int) -> None:
         """Give a batch out anew at another step; what was given out of it before is void."""
-        if batch.status is not Status.PENDING:
-            if batch.status is Status.LEASED:
+        if batch.may_count:
+            self._lease_steps.remove(batch.leased_at_step)
+        if batch.status is Status.PENDING:
+            self._pending.remove(batch)
+        else:
+            if batch.ended:
+                self._ended.remove(batch)
+            else:
                 self._end_lease(batch)
-            self.num_ended -= batch.ended
-            self._ended.pop(batch.batch_id, None)
-            self._pending.append(batch)
             self.tallies.reissued += 1
             batch.status, batch.result = Status.PENDING, None
             batch.attempt += 1
@@ -222,6 +191,7 @@ class Ledger:
         void = range(batch.first_valid, batch.attempt)
         self._discards += [(batch.batch_id, attempt) for attempt in void]
         batch.first_valid, batch.step = batch.attempt, step
+        self._pending.add(batch)
 
     def line_up(
         self, *, step: int, batch_is_step: bool, goes_first: Callable[[Batch], bool]
@@ -244,6 +214,8 @@ class Ledger:
             else:
                 waiting = len(batches)
         self._anchor = (self._next_fresh - waiting, step)
+        self._pending.rearrange(self._window)
+        self._ended.recount()
 
     def take_discards(self) -> list[tuple[int, int]]:
         """Return, once, the attempts that became void: what they pushed is to be discarded."""
@@ -281,6 +253,8 @@ class Ledger:
         ):
             self.tallies.superseded += 1
             return False
+        if not batch.may_count:
+            self._lease_steps.add(batch.leased_at_step)
         if batch.status is Status.PENDING:
             self._pending.remove(batch)
         else:
@@ -288,18 +262,30 @@ class Ledger:
         batch.result = finished
         batch.status = Status.SKIPPED if finished.outcome == "skipped" else Status.DONE
         self.tallies.done += batch.status is Status.DONE
-        self.num_ended += 1
-        self._ended[batch.batch_id] = batch
+        self._ended.add(batch)
         return True
 
     def next_ended(self) -> Batch | None:
         """Return the next batch in the order of completion; it stays until `resolve`."""
-        return next(iter(self._ended.values()), None)
+        return next(iter(self._ended), None)
 
     def ended_of_epoch(self) -> list[Batch]:
         """Return the ended batches of the earliest open epoch, in the order of completion."""
-        end = self._open_epoch_end
-        return [batch for batch in self._ended.values() if batch.batch_id < end]
+        epoch, per_epoch = self._open_epoch, self.plan.batches_per_epoch
+        return [batch for batch in self._ended if batch.batch_id // per_epoch == epoch]
+
+    @property
+    def num_ended(self) -> int:
+        return len(self._ended)
+
+    @property
+    def num_ended_of_epoch(self) -> int:
+        """How many batches of the earliest open epoch have ended."""
+        return self._ended.of_epoch(self._open_epoch)
+
+    def num_ended_of_step(self, step: int) -> int:
+        """Return how many tokens of a step have ended."""
+        return self._ended.of_step(step)
 
     @property
     def num_due(self) -> int:
@@ -307,9 +293,10 @@ class Ledger:
 
         Meant for steps of M batches, none of which spans epochs.
         """
-        end = self._open_epoch_end
-        resolved = sum(batch_id < end for batch_id in self._resolved_above)
-        return min(self.group_size, end - self.low_water - resolved)
+        epoch = self._open_epoch
+        end = min((epoch + 1) * self.plan.batches_per_epoch, self._limit)
+        left = end - self.low_water - self._resolved_of.get(epoch, 0)
+        return min(self.group_size, left)
 
     def resolve(self, batch: Batch, status: Status) -> None:
         """Book a batch that a record has applied or dropped, or that was skipped whole."""
@@ -331,11 +318,15 @@ class Ledger:
             by_reason = self.samples.skipped_by_reason
             by_reason[reason] = by_reason.get(reason, 0) + skipped
         self._planned_resolved += batch.planned
-        self.num_ended -= 1
-        del self._batches[batch.batch_id], self._ended[batch.batch_id]
+        self._lease_steps.remove(batch.leased_at_step)
+        self._ended.remove(batch)
+        del self._batches[batch.batch_id]
+        per_epoch = self.plan.batches_per_epoch
         self._resolved_above.add(batch.batch_id)
+        count(self._resolved_of, batch.batch_id // per_epoch, 1)
         while self.low_water in self._resolved_above:
             self._resolved_above.remove(self.low_water)
+            count(self._resolved_of, self.low_water // per_epoch, -1)
             self.low_water += 1
         self.check()
 
@@ -353,12 +344,7 @@ class Ledger:
     @property
     def oldest_lease_step(self) -> int | None:
         """Return a step before which no attempt that may still count was pulled."""
-        steps = [
-            b.leased_at_step
-            for b in self._batches.values()
-            if b.status is not Status.PENDING or b.attempt > b.first_valid
-        ]
-        return min(steps, default=None)
+        return self._lease_steps.value
 
     def unresolved(self) -> list[Batch]:
         """Return the batches that have a step and are not resolved."""
@@ -379,36 +365,19 @@ class Ledger:
         batch.worker = None
         self.num_leased -= 1
 
-    def _choose(self, worker: int) -> Batch | None:
-        self._fill()
-        if not self._pending:
-            return None
-        lowest = min(batch.step // self._window for batch in self._pending)
-        candidates = [b for b in self._pending if b.step // self._window == lowest]
-        # What was taken back goes first: it was counted in the credits before.
-        return min(
-            candidates,
-            key=lambda b: (b.attempt == 0, self._lane_distance(b.lane, worker), b.batch_id),
-        )
-
-    def _lane_distance(self, lane: int, worker: int) -> int:
-        owner = self._lane_owner.get(lane)
-        return 0 if owner == worker else 1 if owner is None else 2
-
     @property
     def _window(self) -> int:
         """Steps within which lanes may decide who gets which token."""
         return self.group_size if self._batch_is_step else 1
 
     @property
-    def _open_epoch_end(self) -> int:
-        """One past the last batch of the earliest epoch that is not resolved."""
-        per_epoch = self.plan.batches_per_epoch
-        return min((self.low_water // per_epoch + 1) * per_epoch, self._limit)
+    def _open_epoch(self) -> int:
+        """The earliest epoch that is not resolved."""
+        return self.low_water // self.plan.batches_per_epoch
 
     def _fill(self) -> None:
         """Give the next group of fresh batches their steps once the last one is all leased."""
-        if self._pending or self._next_fresh >= self._limit:
+        if len(self._pending) or self._next_fresh >= self._limit:
             return
         per_epoch = self.plan.batches_per_epoch
         first = self._next_fresh
@@ -426,7 +395,7 @@ class Ledger:
                 planned=self.plan.rows_of(batch_id),
             )
             self._batches[batch_id] = batch
-            self._pending.append(batch)
+            self._pending.add(batch)
         self._next_fresh = last
 
     def _unresolved_by_epoch(self) -> list[tuple[int, list[Batch]]]:

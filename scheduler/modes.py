@@ -10,7 +10,8 @@ from functools import partial
 from typing import Literal, get_args
 
 from ps.messages import ANY_STEP
-from scheduler.ledger import Batch, Ledger, Status
+from scheduler.batches import Batch, Status
+from scheduler.ledger import Ledger
 from scheduler.stale_weights import Cutoff, StaleWeight, weight_of
 
 Mode = Literal["sync", "gba", "async", "ssp", "backup"]
@@ -163,15 +164,17 @@ def _first(ledger: Ledger, step: int) -> list[Batch] | None:
 
 def _first_of_step(ledger: Ledger, step: int) -> list[Batch] | None:
     """The M batches of the step that ended first, ordered by id."""
-    ended = [batch for batch in ledger.ended_of_epoch() if batch.step == step]
     due = ledger.num_due
-    return sorted(ended[:due], key=lambda b: b.batch_id) if 0 < due <= len(ended) else None
+    if not 0 < due <= ledger.num_ended_of_step(step):
+        return None
+    ended = [batch for batch in ledger.ended_of_epoch() if batch.step == step]
+    return sorted(ended[:due], key=lambda b: b.batch_id) if due <= len(ended) else None
 
 
 def _first_of_epoch(ledger: Ledger, step: int) -> list[Batch] | None:
     """The M batches of the epoch that ended first, in that order, whatever their steps."""
-    ended, due = ledger.ended_of_epoch(), ledger.num_due
-    return ended[:due] if 0 < due <= len(ended) else None
+    due = ledger.num_due
+    return ledger.ended_of_epoch()[:due] if 0 < due <= ledger.num_ended_of_epoch else None
 
 
 def _left_over(ledger: Ledger, step: int) -> list[Batch]:

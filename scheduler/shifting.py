@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ps.messages import ANY_STEP
-from scheduler.ledger import Batch, Ledger, Status
+from scheduler.batches import Batch, Status
+from scheduler.ledger import Ledger
 from scheduler.modes import SHIFTABLE, Mode, ModeRule
 
 ShiftCause = Literal["job", "policy", "control"]

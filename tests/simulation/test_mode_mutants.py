@@ -8,8 +8,9 @@ import pytest
 
 from ps.messages import Contribution, Record
 from ps.shard import Shard
+from scheduler.batches import Batch, Status
 from scheduler.coordinator import Coordinator
-from scheduler.ledger import Batch, Ledger, Status
+from scheduler.ledger import Ledger
 from scheduler.modes import ModeOptions, ModeRule
 from scheduler.simulation.engine import Parts, SimulationError, run
 from scheduler.simulation.scenario import Faults
@@ -68,7 +69,7 @@ class SumsBackupByWorker(_Ordered):
 class StepsSpanEpochs(_WithRule):
     def changed(self, rule: ModeRule) -> ModeRule:
         def any_epoch(ledger: Ledger, step: int) -> list[Batch] | None:
-            ended = list(ledger._ended.values())
+            ended = list(ledger._ended)
             return ended[: ledger.group_size] if len(ended) >= ledger.num_due > 0 else None
 
         return replace(rule, next_step=any_epoch)
@@ -215,6 +216,7 @@ class StartsJoinersAtZero(Coordinator):
         commands = super()._reported(report, now)
         state = self.workers[report.worker]
         if not known or state.incarnation != before:
+            self._paces.move(state.pace, 0)
             state.pace = 0
         return commands
 

@@ -12,10 +12,11 @@ from ps.buffer import GradientBuffer
 from ps.client import Open
 from ps.messages import Apply, Contribution, Pull, PullReply, Record, Refusal, Request
 from ps.shard import Outgoing, Shard
+from scheduler.batches import Batch
 from scheduler.coordinator import Coordinator
 from scheduler.evaluation import EvaluationRound
 from scheduler.events import Command
-from scheduler.ledger import Batch, Ledger
+from scheduler.ledger import Ledger
 from scheduler.simulation.engine import Parts, SimulationError, run
 from scheduler.simulation.scenario import Faults
 from scheduler.simulation.worker import SimulatedWorker
@@ -142,7 +143,9 @@ class GivesTokensToTheDead(Coordinator):
         if state is None or not state.lost or state.incarnation != report.incarnation:
             return super()._reported(report, now)
         state.lost = False
+        self._paces.add(state.pace)
         commands = super()._reported(report, now)
+        self._paces.remove(state.pace)
         state.lost = True
         return commands
 

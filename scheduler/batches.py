@@ -1,0 +1,50 @@
+"""A batch of the plan on its way from pending to resolved."""
+
+import enum
+from dataclasses import dataclass
+
+from ps.messages import ANY_STEP
+from worker.protocol import Finished
+
+
+class Status(enum.Enum):
+    PENDING = "pending"
+    LEASED = "leased"
+    DONE = "done"
+    SKIPPED = "skipped"
+    APPLIED = "applied"
+    DROPPED = "dropped"
+
+
+@dataclass(slots=True)
+class Batch:
+    """One batch that was given a step and is not resolved.
+
+    Args:
+        attempt: the latest one; of a pending batch the one that comes next.
+        first_valid: attempts before this one are void: they don't count even if they complete.
+        leased_at_step: the step that every shard had reached when the first valid attempt began.
+        pull_step: the step that the pull of its latest lease must read, or `ps.messages.ANY_STEP`.
+    """
+
+    batch_id: int
+    step: int
+    lane: int
+    planned: int
+    status: Status = Status.PENDING
+    attempt: int = 0
+    first_valid: int = 0
+    worker: int | None = None
+    leased_at_step: int = 0
+    pull_step: int = ANY_STEP
+    result: Finished | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it waits for nothing but its step."""
+        return self.status in (Status.DONE, Status.SKIPPED)
+
+    @property
+    def may_count(self) -> bool:
+        """Whether an attempt of it was given out that is not void."""
+        return self.status is not Status.PENDING or self.attempt > self.first_valid

@@ -1,0 +1,46 @@
+"""The least of many numbers that come and go, without looking at all of them."""
+
+import heapq
+
+
+class Least:
+    """Whole numbers, each as often as it was added and not removed.
+
+    Adding and removing take time in proportion to the logarithm of how many different ones there
+    are; asking for the least takes none that adding has not paid for.
+    """
+
+    def __init__(self) -> None:
+        # Of every number in the heap; 0 until it comes to the top.
+        self._counts: dict[int, int] = {}
+        self._heap: list[int] = []
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, number: int) -> None:
+        count = self._counts.get(number)
+        if count is None:
+            heapq.heappush(self._heap, number)
+        self._counts[number] = (count or 0) + 1
+        self._size += 1
+
+    def remove(self, number: int) -> None:
+        """Remove a number once; it must be there."""
+        count = self._counts.get(number, 0)
+        assert count > 0, f"{number} is not there"
+        self._counts[number] = count - 1
+        self._size -= 1
+        while self._heap and self._counts[self._heap[0]] == 0:
+            del self._counts[heapq.heappop(self._heap)]
+
+    def move(self, number: int, to: int) -> None:
+        """Change a number that is there once."""
+        self.add(to)
+        self.remove(number)
+
+    @property
+    def value(self) -> int | None:
+        """The least number; None: there is none."""
+        return self._heap[0] if self._heap else None
