@@ -266,21 +266,7 @@ class Coordinator:
         in_flight += sum(count for _, count in self._unapplied)
         if in_flight >= self.spec.credits or self._is_too_far_ahead(worker):
             return None
-        if self.rule.name in ("sync", "backup") and self._has_its_share(worker):
-            return None
         return self._lease_train(worker, now)
-
-    @property
-    def step_share(self) -> int:
-        """Most tokens of one step that a worker holds where steps are shared."""
-        live = sum(not state.lost for state in self.workers.values())
-        return 1 if self.spec.group_size + self.rule.backup_batches <= live else 2
-
-    def _has_its_share(self, worker: int) -> bool:
-        """Whether a worker has to leave the rest of the lowest open step to others."""
-        step = self.ledger.lowest_pending_step()
-        mine = sum(b.worker == worker and b.step == step for b in self.ledger.outstanding())
-        return mine >= self.step_share
 
     def _is_too_far_ahead(self, worker: int) -> bool:
         """Whether a worker, once it has ended all that it holds, had to wait for the slowest.
