@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -53,6 +54,8 @@ class DataPlane:
         secret: what a peer must prove to know.
         compress: whether replies are compressed.
         on_error: called with an exception that nobody else would see.
+        dies_at_step: the process kills itself, on purpose, once the shard has reached that step;
+            the message that led there is not answered.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class DataPlane:
         secret: bytes,
         compress: bool = False,
         on_error: Callable[[BaseException], None] | None = None,
+        dies_at_step: int | None = None,
     ) -> None:
         self.shard = shard
         self.lock = lock
@@ -71,6 +75,7 @@ class DataPlane:
         self._secret = secret
         self._compress = compress
         self._on_error = on_error
+        self._dies_at_step = dies_at_step
         # From the moment they are accepted, so that those in the handshake are counted too.
         self._connections: dict[Hashable, _Connection] = {}
         self._guard = threading.Lock()  # of the connections and of what was sent
@@ -143,11 +148,16 @@ class DataPlane:
                     with self.lock:
                         self.bytes_received += nbytes
                         outgoing = self.shard.handle(message, connection.number)
+                        self._die_if_due()
                     self._deliver(outgoing, connection)
         except Exception as error:
             self._fail(error)
         finally:
             self._drop(connection)
+
+    def _die_if_due(self) -> None:
+        if self._dies_at_step is not None and self.shard.step >= self._dies_at_step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _handshake(self, sock: socket.socket) -> bool:
         try:

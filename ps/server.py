@@ -29,6 +29,7 @@ class ServerSetup:
         secret: that peers must prove to know.
         max_contributions, max_buffer_bytes: limits of the gradient buffer.
         compress: whether replies are compressed.
+        dies_at_step: the process kills itself, on purpose, once the shard has reached that step.
     """
 
     store: StoreSpec
@@ -37,6 +38,7 @@ class ServerSetup:
     max_contributions: int
     max_buffer_bytes: int
     compress: bool = False
+    dies_at_step: int | None = None
 
 
 class ShardServer:
@@ -61,6 +63,7 @@ class ShardServer:
             secret=setup.secret,
             compress=setup.compress,
             on_error=self._fail,
+            dies_at_step=setup.dies_at_step,
         )
 
     def address(self) -> ShardAddress:

@@ -10,9 +10,10 @@ from ray.util.metrics import Counter, Gauge
 from ps.metrics_export import MetricsExport
 from ps.sockets import ShardAddress
 from scheduler.batch_trace import BatchSpan
-from scheduler.coordinating import CoordinatorServer, Status
-from scheduler.coordinator import CoordinatorSpec
+from scheduler.coordinating import CoordinatorFaults, CoordinatorServer, Status
 from scheduler.coordinator_figures import coordinator_figures
+from scheduler.coordinator_spec import CoordinatorSpec
+from scheduler.events import Wanted
 from worker.protocol import Grant, Report
 
 # The driver asks several times a second; Ray passes metrics on more seldom.
@@ -37,12 +38,18 @@ class CoordinatorActor:
         secret: bytes,
         retry_seconds: float,
         run: str,
+        faults: CoordinatorFaults,
     ) -> None:
         self._metrics = MetricsExport(run, Gauge, Counter)
         self._next_export = 0.0
         node_id = ray.get_runtime_context().get_node_id()
         self._server = CoordinatorServer(
-            spec, addresses, secret=secret, node_id=node_id, retry_seconds=retry_seconds
+            spec,
+            addresses,
+            secret=secret,
+            node_id=node_id,
+            retry_seconds=retry_seconds,
+            faults=faults,
         )
 
     def exchange(self, report: Report) -> Grant:
@@ -50,6 +57,16 @@ class CoordinatorActor:
 
     def worker_lost(self, worker: int, incarnation: int) -> None:
         self._server.worker_lost(worker, incarnation)
+
+    def look(self) -> Status:
+        """Return the status; notices stay for the driver."""
+        return self._server.status(take_notices=False)
+
+    def order(self, wanted: Wanted) -> None:
+        self._server.order(wanted)
+
+    def cut_taken(self, path: str | None, error: str | None) -> None:
+        self._server.cut_taken(path, error)
 
     def evaluate(self) -> None:
         self._server.evaluate()

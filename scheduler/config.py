@@ -37,7 +37,9 @@ from embedding.spec import (
 )
 from ps.spec import SparseMean
 from scheduler.config_errors import ConfigError, validated
+from scheduler.fault_config import InjectConfig, check_targets
 from scheduler.modes import Mode, ModeOptions, OnStale
+from scheduler.policy import PolicyOptions
 from scheduler.stale_weights import Cutoff, StaleWeight
 
 InitializerConfig = Annotated[
@@ -199,12 +201,14 @@ class ModelConfig(BaseModel):
 class TrainingConfig(_Section):
     """How local batches become steps."""
 
-    mode: Mode = "async"
+    mode: Mode | Literal["auto"] = "async"
+    auto: PolicyOptions = PolicyOptions()
     global_batch: PositiveInt | None = None
     sparse_mean: SparseMean = "global"
     staleness_bound: int = Field(_MODES.staleness_bound, ge=0)
     stale_weight: StaleWeightConfig = _MODES.stale_weight
     on_stale: OnStale = _MODES.on_stale
+    async_learning_rate_scale: float = Field(_MODES.async_learning_rate_scale, gt=0)
     ssp_slack: int = Field(_MODES.ssp_slack, ge=0)
     backup_batches: PositiveInt = _MODES.backup_batches
     eval_every_steps: int = Field(0, ge=0)
@@ -219,6 +223,7 @@ class TrainingConfig(_Section):
             staleness_bound=self.staleness_bound,
             stale_weight=self.stale_weight,
             on_stale=self.on_stale,
+            async_learning_rate_scale=self.async_learning_rate_scale,
             ssp_slack=self.ssp_slack,
             backup_batches=self.backup_batches,
         )
@@ -239,44 +244,6 @@ class ResourcesConfig(_Section):
     server: dict[str, float] = {}
     worker: dict[str, float] = {}
     coordinator: dict[str, float] = {}
-
-
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
-class _FaultConfig(_Section):
-    role: Literal["worker"] = "worker"
-    index: Annotated[
-        list[Annotated[int, Field(ge=0)]], BeforeValidator(_listed), Field(min_length=1)
-    ]
-
-
-class SlowConfig(_FaultConfig):
-    """Workers that take longer for each batch; see `worker.faults.Slow`."""
-
-    kind: Literal["slow"]
-    factor: float = Field(1.0, ge=1)
-    least_seconds: float = Field(0.0, ge=0)
-    jitter: float = Field(0.0, ge=0, lt=1)
-    from_seconds: float = Field(0.0, ge=0)
-    to_seconds: float | None = Field(None, gt=0)
-
-    @model_validator(mode="after")
-    def _is_slow(self) -> "SlowConfig":
-        if self.factor == 1 and self.least_seconds == 0:
-            raise ValueError("a slow worker needs a factor above 1 or least_seconds")
-        return self
-
-
-class KillConfig(_FaultConfig):
-    """Workers that die once; see `worker.faults.Kill`."""
-
-    kind: Literal["kill"]
-    at_step: int = Field(ge=0)
-
-
-InjectConfig = Annotated[SlowConfig | KillConfig, Field(discriminator="kind")]
 
 
 class ClusterConfig(_Section):
@@ -351,15 +318,12 @@ class JobConfig(_Section):
             raise ValueError("training.eval_every_steps needs data.eval")
         if self.cluster.inject and not self.run.allow_faults:
             raise ValueError(
-                "cluster.inject makes workers slow or kills them, for experiments; it is refused"
-                " unless run.allow_faults is true"
+                "cluster.inject disturbs the job on purpose, for experiments; it is refused unless"
+                " run.allow_faults is true"
             )
-        for number, fault in enumerate(self.cluster.inject):
-            if max(fault.index) >= self.cluster.workers:
-                raise ValueError(
-                    f"cluster.inject.{number}.index must be below cluster.workers"
-                    f" ({self.cluster.workers}), got {max(fault.index)}"
-                )
+        check_targets(
+            self.cluster.inject, workers=self.cluster.workers, servers=self.cluster.servers
+        )
         return self
 
     @staticmethod

@@ -30,13 +30,13 @@ def _line(model: type[BaseModel], error: dict[str, Any]) -> str:
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _known_names(model, location[:-1])
         return f"unknown key {field}{nearest(str(location[-1]), known)}"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        field += "." + error["ctx"]["discriminator"].strip("'")
     if kind == "union_tag_invalid":
         known = [tag.strip(" '") for tag in error["ctx"]["expected_tags"].split(",")]
         tag = error["ctx"]["tag"]
-        return f"{field}.type must be one of {', '.join(known)}, got {tag!r}{nearest(tag, known)}"
-    if kind == "union_tag_not_found":
-        return f"{field}.type is required"
-    if kind == "missing":
+        return f"{field} must be one of {', '.join(known)}, got {tag!r}{nearest(tag, known)}"
+    if kind in ("missing", "union_tag_not_found"):
         return f"{field} is required"
     message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if kind == "value_error":
@@ -61,7 +61,7 @@ def _without_tags(model: type, location: tuple[Any, ...]) -> list[Any]:
     for part in location:
         following = _step(current, part)
         if following is None and _members(current):
-            tagged = [m for m in _members(current) if _tag(m) == part]
+            tagged = [m for m in _members(current) if part in _tags(m)]
             if tagged:
                 current = tagged[0]
                 continue
@@ -75,7 +75,7 @@ def _known_names(model: type, location: tuple[Any, ...]) -> list[str]:
     for part in location:
         following = _step(current, part)
         if following is None:
-            tagged = [m for m in _members(current) if _tag(m) == part]
+            tagged = [m for m in _members(current) if part in _tags(m)]
             following = tagged[0] if tagged else None
         current = following
     for member in _members(current):
@@ -118,7 +118,8 @@ def _step(annotation: Any, part: Any) -> Any:
     return _fields(member).get(str(part))
 
 
-def _tag(kind: Any) -> Any:
-    if not dataclasses.is_dataclass(kind):
-        return None
-    return {field.name: field.default for field in dataclasses.fields(kind)}.get("type")
+def _tags(kind: Any) -> tuple[Any, ...]:
+    """What the `type` or `kind` of a member of a union may say."""
+    if dataclasses.is_dataclass(kind):
+        return tuple(field.default for field in dataclasses.fields(kind) if field.name == "type")
+    return get_args(_fields(kind).get("kind"))

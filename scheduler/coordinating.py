@@ -1,6 +1,7 @@
 """The coordinator with its threads: everything that process does, but for being a Ray actor."""
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -8,37 +9,64 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ps.client import Open, PsClient
+from ps.connection_faults import ConnectionFaults, with_faults
 from ps.memory import peak_rss_bytes
 from ps.messages import Record
 from ps.sockets import ShardAddress, connect
 from scheduler.batch_trace import BatchSpan, BatchTrace
-from scheduler.coordinator import Coordinator, CoordinatorSpec
+from scheduler.coordinator import Coordinator
+from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.evaluation import EvaluationResult
 from scheduler.events import (
     Answer,
     Command,
+    CutTaken,
     EvaluationWanted,
     Event,
     FailJob,
     GiveUpWorker,
     MeasureDenseNorm,
     SendRecords,
+    ShiftWanted,
     StopWanted,
     TimePassed,
+    Wanted,
     Warn,
     WorkerLost,
     WorkerReported,
+    WorkersWanted,
     events_of,
 )
+from scheduler.modes import Mode
+from scheduler.policy import Prediction
+from scheduler.shifting import Shift, check_shift
 from worker.protocol import Grant, Report
 
 TICK_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
+class CutResult:
+    """What came of a checkpoint of the running job: its path, or what went wrong."""
+
+    step: int
+    path: str | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """What the driver sees of a job; sums run from its start."""
 
+    mode: Mode
+    paused: bool
+    at_cut: bool
+    num_workers: int
+    shifts: tuple[Shift, ...]
+    automatic: bool
+    learning_rate_scale: float
+    prediction: Prediction | None
+    cuts: tuple[CutResult, ...]
     step: int
     applied_step: int
     clock: int
@@ -71,8 +99,30 @@ class _Notices:
     failure: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorFaults:
+    """What befalls the coordinator on purpose.
+
+    Args:
+        dies_at_step: its process kills itself once it has sent that step's record to every shard.
+        connections: what befalls its connections to the shards.
+    """
+
+    dies_at_step: int | None = None
+    connections: ConnectionFaults = field(default_factory=ConnectionFaults)
+
+
 class CoordinatorServer:
-    """Runs the state machine under a lock, and sends its records to the shards in order."""
+    """Runs the state machine under a lock, and sends its records to the shards in order.
+
+    Args:
+        spec: of the state machine.
+        addresses: of the shards, in their order.
+        secret: that the shards ask for.
+        node_id: of this process.
+        retry_seconds: how long a shard may be out of reach.
+        faults: what befalls it on purpose.
+    """
 
     def __init__(
         self,
@@ -82,11 +132,14 @@ class CoordinatorServer:
         secret: bytes,
         node_id: str,
         retry_seconds: float,
+        faults: CoordinatorFaults = CoordinatorFaults(),
     ) -> None:
+        self._faults = faults
         self._coordinator = Coordinator(spec)
         self._clock = time.monotonic
         self._lock = threading.Lock()
         self._notices = _Notices()
+        self._cuts: list[CutResult] = []
         self._trace = BatchTrace()
         self._outbox: list[Record] = []
         self._to_measure: list[MeasureDenseNorm] = []
@@ -95,7 +148,11 @@ class CoordinatorServer:
         self._wake_reader.setblocking(False)
         self._client = PsClient(
             spec.store,
-            lambda shard: connect(addresses[shard], node_id=node_id, secret=secret),
+            with_faults(
+                lambda shard: connect(addresses[shard], node_id=node_id, secret=secret),
+                faults.connections,
+                process=(1, 0, 0),  # workers have 0 first
+            ),
             recovery_epoch=spec.recovery_epoch,
             retry_seconds=retry_seconds,
         )
@@ -116,6 +173,24 @@ class CoordinatorServer:
         """A worker's process is gone: take back what it held."""
         self._handle(WorkerLost(worker, incarnation))
 
+    def order(self, wanted: Wanted) -> None:
+        """Somebody wants something of the running job.
+
+        Raises:
+            ValueError: it can't be had.
+        """
+        if isinstance(wanted, ShiftWanted):
+            check_shift(self._coordinator.rule.name, wanted.mode)
+        if isinstance(wanted, WorkersWanted) and wanted.count < 1:
+            raise ValueError(f"a job needs at least one worker, {wanted.count} are wanted")
+        self._handle(wanted)
+
+    def cut_taken(self, path: str | None, error: str | None) -> None:
+        """The checkpoint of a cut is written, or could not be: go on."""
+        with self._lock:
+            self._cuts.append(CutResult(self._coordinator.step, path, error))
+        self._handle(CutTaken())
+
     def evaluate(self) -> None:
         """Evaluate the trained model; `status` tells when that is over."""
         self._handle(EvaluationWanted())
@@ -124,10 +199,13 @@ class CoordinatorServer:
         """Tell every worker to end at its next report."""
         self._handle(StopWanted())
 
-    def status(self) -> Status:
-        """Return a copy of what reports need; notices are given once."""
+    def status(self, *, take_notices: bool = True) -> Status:
+        """Return a copy of what reports need; notices are given once to who takes them."""
         with self._lock:
-            return self._status()
+            notices = self._notices
+            if take_notices:
+                self._notices = _Notices(failure=notices.failure)
+            return self._status(notices)
 
     def take_batches(self) -> list[BatchSpan]:
         """Return the batches that were computed since the last call; bounded."""
@@ -181,6 +259,7 @@ class CoordinatorServer:
                 if records:
                     for shard in shards:
                         self._client.start_apply(shard, records)
+                    self._die_if_due(records[-1].step)
                 for request in self._client.poll(TICK_SECONDS):
                     self._acknowledge(request)
                 self._drain_wakes()
@@ -190,6 +269,10 @@ class CoordinatorServer:
         except Exception as error:
             with self._lock:
                 self._notices.failure = f"the coordinator can't go on: {error}"
+
+    def _die_if_due(self, step: int) -> None:
+        if self._faults.dies_at_step is not None and step >= self._faults.dies_at_step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _acknowledge(self, request: Open) -> None:
         for refusal in request.refusals.values():
@@ -204,13 +287,20 @@ class CoordinatorServer:
         except BlockingIOError:
             pass
 
-    def _status(self) -> Status:
+    def _status(self, notices: _Notices) -> Status:
         c = self._coordinator
-        ledger, notices = c.ledger, self._notices
-        give_up, notices.give_up = tuple(notices.give_up), []
-        warnings, notices.warnings = tuple(notices.warnings), []
+        ledger = c.ledger
         samples, tallies = ledger.samples, ledger.tallies
         return Status(
+            mode=c.rule.name,
+            paused=c.paused,
+            at_cut=c.at_cut,
+            num_workers=c.num_workers,
+            shifts=tuple(c.modes.shifts),
+            automatic=c.modes.automatic,
+            learning_rate_scale=c.rule.learning_rate_scale,
+            prediction=c.modes.prediction,
+            cuts=tuple(self._cuts),
             step=c.step,
             applied_step=c.applied_step,
             clock=c.clock.value,
@@ -255,8 +345,8 @@ class CoordinatorServer:
                 }
                 for number, state in c.workers.items()
             },
-            give_up=give_up,
-            warnings=warnings,
+            give_up=tuple(notices.give_up),
+            warnings=tuple(notices.warnings),
             failure=notices.failure,
             peak_rss_bytes=peak_rss_bytes(),
             pid=os.getpid(),

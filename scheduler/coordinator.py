@@ -4,109 +4,43 @@ A plain state machine: `handle(event, now)` returns commands; time comes in as a
 delivers reports and acknowledgements, sends records to the shards, and carries out commands.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
-from embedding.optimizers import step_scalars
 from ps.messages import Entry, Record
-from ps.spec import StoreSpec
 from scheduler.clock import ScheduleClock
+from scheduler.coordinator_spec import CoordinatorSpec
+from scheduler.coordinator_state import Progress, TrainingTime, WorkerState
 from scheduler.dense_norms import DenseNorms
-from scheduler.evaluation import EvaluationResult, EvaluationRound
+from scheduler.evaluation import EvaluationRound
 from scheduler.events import (
     Answer,
     Command,
+    CutTaken,
+    CutWanted,
     DenseNormMeasured,
+    EndOfTrainingWanted,
     EvaluationWanted,
     Event,
-    FailJob,
     GiveUpWorker,
+    PauseWanted,
     RecordsApplied,
+    ShiftWanted,
     StopWanted,
     TimePassed,
-    Warn,
     WorkerLost,
     WorkerReported,
+    WorkersWanted,
 )
 from scheduler.evictions import evictions_due
-from scheduler.ledger import Batch, Ledger, LedgerPlan, Status
-from scheduler.modes import Mode, ModeOptions, rule_of
+from scheduler.ledger import Batch, Ledger, Status
+from scheduler.mode_control import ModeControl
+from scheduler.modes import ModeRule
+from scheduler.shifting import Wish
 from scheduler.staleness import Histogram
+from scheduler.stall_watch import StallWatch, who_waits
+from scheduler.step_scalars import scalars_of_step
+from scheduler.step_shares import StepShares
 from worker.protocol import Finished, Grant, Report, Token
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CoordinatorSpec:
-    """What does not change while a job runs.
-
-    Args:
-        store: tables and dense parameters.
-        plan: batches to train.
-        evaluation_plan: batches of the evaluation files, or None.
-        mode, options: the mode rule.
-        group_size: M, local batches of a global batch.
-        global_batch: G, in samples.
-        workers, depth: they bound the credits.
-        eval_every_steps: evaluate at every so many ticks of the schedule clock; 0: only at the end.
-        max_seconds: stop giving out batches after so much training time; None: no limit.
-        heartbeat_timeout_seconds: a worker that says nothing for so long is given up.
-        stall_seconds: without any progress for so long the job is said to stall, and fails after
-            as long again.
-    """
-
-    store: StoreSpec
-    plan: LedgerPlan
-    evaluation_plan: LedgerPlan | None
-    mode: Mode
-    group_size: int
-    global_batch: int
-    workers: int
-    depth: int
-    options: ModeOptions = field(default_factory=ModeOptions)
-    recovery_epoch: int = 0
-    eval_every_steps: int = 0
-    max_seconds: float | None = None
-    heartbeat_timeout_seconds: float = 60.0
-    stall_seconds: float = 120.0
-
-    @property
-    def credits(self) -> int:
-        """Most batches that may be leased, or done and not applied on every shard."""
-        backup = self.options.backup_batches if self.mode == "backup" else 0
-        return self.workers * self.depth + 2 * (self.group_size + backup)
-
-
-@dataclass(slots=True)
-class WorkerState:
-    """What the coordinator knows of one worker.
-
-    Args:
-        pace: batches that it ended, counted on from the slowest live worker's when it joined.
-    """
-
-    incarnation: int = -1
-    last_seen: float = 0.0
-    last_grant: Grant | None = None
-    lost: bool = False
-    pace: int = 0
-    batches: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    peak_rss_bytes: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-
-
-@dataclass(slots=True)
-class Progress:
-    """Sums over the whole job, from which reports take differences."""
-
-    loss_sum: float = 0.0
-    loss_samples: int = 0
-    first_lease: float | None = None
-    last_apply: float | None = None
-    evaluation_seconds: float = 0.0
-    evaluations: list[EvaluationResult] = field(default_factory=list)
 
 
 class Coordinator:
@@ -114,7 +48,7 @@ class Coordinator:
 
     def __init__(self, spec: CoordinatorSpec) -> None:
         self.spec = spec
-        self.rule = rule_of(spec.mode, spec.options)
+        self.modes = ModeControl(spec)
         self.ledger = Ledger(
             spec.plan,
             group_size=spec.group_size,
@@ -127,13 +61,16 @@ class Coordinator:
         self.data_staleness = Histogram()
         self.parameter_staleness = Histogram()
         self.progress = Progress()
+        self.time = TrainingTime()
         self.workers: dict[int, WorkerState] = {}
+        self.num_workers = spec.workers
         self.evaluation: EvaluationRound | None = None
         self.stopping = False
+        self._most_workers = spec.workers
         self._shard_steps = [0] * spec.store.num_shards
+        self._step_shares = StepShares(spec.group_size)
         self._unapplied: list[tuple[int, int]] = []
-        self._last_progress: float | None = None
-        self._warned = False
+        self._stall_watch = StallWatch(spec.stall_seconds)
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event at time `now`, in seconds of any steady clock; return what to do."""
@@ -148,15 +85,36 @@ class Coordinator:
                 return self.dense_norms.measured(event.step, event.parts)
             case TimePassed():
                 return self._look_at_time(now)
+            case ShiftWanted():
+                self.modes.set_automatic(event.mode == "auto")
+                if event.mode != "auto":
+                    return self._shift(Wish(event.mode, "control", "asked for"), now)
+            case PauseWanted():
+                self._pause(event.paused, now)
+            case WorkersWanted():
+                self.num_workers = event.count
+                self._most_workers = max(self._most_workers, event.count)
+            case CutWanted():
+                self.time.hold("cut", now)
+            case CutTaken():
+                self.time.go_on("cut", now)
+                return self._order_steps(now)
+            case EndOfTrainingWanted():
+                self._pause(False, now)
+                self.ledger.stop()
             case EvaluationWanted():
                 assert self.trained, "training is not complete"
                 self._start_evaluation(now)
-                return []
             case StopWanted():
                 self.stopping = True
-                return []
+        return []
 
     # Questions --------------------------------------------------------------------------------
+
+    @property
+    def rule(self) -> ModeRule:
+        """The rule of the mode that the job is in."""
+        return self.modes.rule
 
     @property
     def applied_step(self) -> int:
@@ -175,11 +133,30 @@ class Coordinator:
 
     @property
     def train_seconds(self) -> float:
-        """From the first lease to the last apply, without evaluations."""
-        first, last = self.progress.first_lease, self.progress.last_apply
-        if first is None or last is None:
-            return 0.0
-        return max(0.0, last - first - self.progress.evaluation_seconds)
+        """From the first lease to the last apply, without the time in which training was held."""
+        return self.time.at_last_apply
+
+    @property
+    def paused(self) -> bool:
+        return self.time.is_held_by("pause")
+
+    @property
+    def cut_wanted(self) -> bool:
+        return self.time.is_held_by("cut")
+
+    @property
+    def at_cut(self) -> bool:
+        """Whether every shard is at the same step, and stays there until `CutTaken`."""
+        return self.cut_wanted and self.applied_step == self.step
+
+    @property
+    def credits(self) -> int:
+        """Most batches that may be leased, or done and not applied on every shard.
+
+        They don't fall when workers leave: what is done already could take all of fewer, and what
+        it waits for could not be given out.
+        """
+        return self.spec.credits(self._most_workers, self.rule)
 
     # Workers ----------------------------------------------------------------------------------
 
@@ -200,32 +177,41 @@ class Coordinator:
         state.peak_rss_bytes = report.peak_rss_bytes
         state.bytes_sent, state.bytes_received = report.bytes_sent, report.bytes_received
         for finished in report.finished:
-            self._finish(finished, state, now)
-        commands = self.dense_norms.order(self._form_steps(now))
-        state.last_grant = self._grant(report, now)
+            self._finish(report.worker, finished, now)
+        commands = self._order_steps(now)
+        if report.worker >= self.num_workers:
+            self._lost(report.worker, report.incarnation)
+            state.last_grant = Grant(report.sequence, revoked=report.held, stop=True)
+        else:
+            state.last_grant = self._grant(report, now)
         return [*commands, Answer(state.last_grant)]
 
-    def _finish(self, finished: Finished, state: WorkerState, now: float) -> None:
+    def _finish(self, worker: int, finished: Finished, now: float) -> None:
         if finished.token.kind == "eval":
             if self.evaluation is not None and self.evaluation.finish(finished):
-                self._last_progress = now
+                self._stall_watch.progress(now)
                 self._end_evaluation_if_complete(now)
             return
         if not self.ledger.finish(finished):
             return
+        state = self.workers[worker]
         state.pace += 1
+        if self.rule.shares_steps:
+            self._step_shares.ended(worker, finished.token.step)
         if finished.outcome == "done":
             state.batches += 1
             state.samples += finished.samples
             state.seconds += finished.seconds
             self.progress.loss_sum += finished.loss_sum
             self.progress.loss_samples += finished.samples
+            self.modes.finished(worker, finished, now)
 
     def _lost(self, worker: int, incarnation: int) -> list[Command]:
         state = self.workers.get(worker)
         if state is None or state.incarnation != incarnation:
             return []
         state.lost = True
+        self.modes.gone(worker)
         self.ledger.reclaim(self.ledger.leases_of(worker))
         if self.evaluation is not None:
             self.evaluation.ledger.reclaim(self.evaluation.ledger.leases_of(worker))
@@ -264,9 +250,21 @@ class Coordinator:
             return self.evaluation.lease(worker)
         in_flight = self.ledger.num_leased + self.ledger.num_ended
         in_flight += sum(count for _, count in self._unapplied)
-        if in_flight >= self.spec.credits or self._is_too_far_ahead(worker):
+        if in_flight >= self.credits or self._is_too_far_ahead(worker):
+            return None
+        if self.rule.shares_steps and self._has_its_share(worker):
             return None
         return self._lease_train(worker, now)
+
+    def _has_its_share(self, worker: int) -> bool:
+        """Whether a worker has to leave the rest of the lowest open step to others."""
+        step = self.ledger.lowest_pending_step()
+        return step is None or self._step_shares.has_all(
+            worker,
+            step,
+            held=sum(batch.step == step for batch in self.ledger.leased_to(worker)),
+            workers=sum(not state.lost for state in self.workers.values()),
+        )
 
     def _is_too_far_ahead(self, worker: int) -> bool:
         """Whether a worker, once it has ended all that it holds, had to wait for the slowest.
@@ -290,28 +288,36 @@ class Coordinator:
         """
         if self.evaluation is not None:
             return self.evaluation.lease(report.worker)
-        steps = [batch.step for batch in self._held_train_tokens(report)]
+        steps = [batch.step for batch in self.ledger.leased_to(report.worker)]
         pending = self.ledger.lowest_pending_step()
         if not steps or pending is None or pending >= min(steps):
             return None
         return self._lease_train(report.worker, now)
 
-    def _held_train_tokens(self, report: Report) -> list[Batch]:
-        return [b for b in self.ledger.outstanding() if b.worker == report.worker]
-
     def _lease_train(self, worker: int, now: float) -> Token | None:
-        token = self.ledger.lease(worker, step_now=self.applied_step, at_step=self.rule.at_step)
-        if token is not None and self.progress.first_lease is None:
-            self.progress.first_lease = now
-            self._last_progress = now
+        if self.paused:
+            return None
+        token = self.ledger.lease(
+            worker,
+            step_now=self.applied_step,
+            at_step=self.rule.at_step,
+            mode_epoch=self.modes.epoch,
+        )
+        if token is not None:
+            if self.time.begin(now):
+                self._stall_watch.progress(now)
+            self.modes.leased(worker, self.ledger, now)
         return token
 
     # Steps ------------------------------------------------------------------------------------
 
+    def _order_steps(self, now: float) -> list[Command]:
+        return self.dense_norms.order(self._form_steps(now))
+
     def _form_steps(self, now: float) -> list[Record]:
-        """Order every step that is complete, unless an evaluation holds the state as it is."""
+        """Order every step that is complete, unless something holds the state as it is."""
         records: list[Record] = []
-        while self.evaluation is None:
+        while not self.time.is_held_by("evaluation", "cut"):
             batches = self.rule.next_step(self.ledger, self.step)
             if batches is None:
                 break
@@ -339,16 +345,22 @@ class Coordinator:
         self._unapplied.append((step, len(batches)))
         self.clock.advance(applied, next_step=step + 1)
         self.step += 1
+        self._step_shares.forget(before=self.step)
         for batch in self.rule.outdated(self.ledger, self.step):
             self.ledger.give_again(batch, step=self.step)
         oldest = self.ledger.oldest_lease_step
         return Record(
             step=step,
             recovery_epoch=self.spec.recovery_epoch,
-            mode_epoch=0,
+            mode_epoch=self.modes.epoch,
             entries=tuple(entries),
             divisor=divisor,
-            scalars=self._scalars(step, clock),
+            scalars=scalars_of_step(
+                self.spec.store,
+                step=step,
+                clock=clock,
+                learning_rate_scale=self.rule.learning_rate_scale,
+            ),
             clock=clock,
             evict=evictions_due(self.spec.store.tables, self.clock, clock_before=clock),
             discard=tuple(discard),
@@ -356,24 +368,13 @@ class Coordinator:
             oldest_pull_step=self.applied_step if oldest is None else oldest,
         )
 
-    def _scalars(self, step: int, clock: int) -> tuple[tuple[float, ...], ...]:
-        return tuple(
-            step_scalars(
-                optimizer,
-                learning_rate=optimizer.learning_rate_at(clock),
-                step=step,
-                clock=clock,
-            )
-            for optimizer in self.spec.store.optimizers
-        )
-
     def _applied(self, shard: int, step: int, now: float) -> list[Command]:
         before = self.applied_step
         self._shard_steps[shard] = max(self._shard_steps[shard], step)
         if self.applied_step > before:
-            self.progress.last_apply = now
-            self._last_progress = now
-            self._warned = False
+            self.time.applied(now)
+            self.modes.applied(self.applied_step, seconds=self.time.at_last_apply, now=now)
+            self._stall_watch.progress(now)
             self._unapplied = [(s, n) for s, n in self._unapplied if s >= self.applied_step]
         return []
 
@@ -388,25 +389,38 @@ class Coordinator:
     def _start_evaluation(self, now: float) -> None:
         if self.spec.evaluation_plan is not None:
             self.evaluation = EvaluationRound(
-                self.spec.evaluation_plan, step=self.step, clock=self.clock.value, started=now
+                self.spec.evaluation_plan, step=self.step, clock=self.clock.value
             )
+            self.time.hold("evaluation", now)
             self._end_evaluation_if_complete(now)
 
     def _end_evaluation_if_complete(self, now: float) -> None:
         if self.evaluation is not None and self.evaluation.complete:
             self.progress.evaluations.append(self.evaluation.result())
-            if not self.trained:
-                self.progress.evaluation_seconds += now - self.evaluation.started
+            self.time.go_on("evaluation", now)
             self.evaluation = None
+
+    # What people and policies want ------------------------------------------------------------
+
+    def _shift(self, wish: Wish, now: float) -> list[Command]:
+        """Go on in another mode; the steps that can be formed by its rule are ordered at once."""
+        seconds = self.time.elapsed(now)
+        shifted = self.modes.shift(wish, self.ledger, step=self.step, seconds=seconds, now=now)
+        return self._order_steps(now) if shifted else []
+
+    def _pause(self, paused: bool, now: float) -> None:
+        """Give out no batch, or go on; what is under way ends."""
+        if paused:
+            self.time.hold("pause", now)
+        else:
+            self.time.go_on("pause", now)
 
     # Time -------------------------------------------------------------------------------------
 
     def _look_at_time(self, now: float) -> list[Command]:
         commands: list[Command] = []
-        first = now if self.progress.first_lease is None else self.progress.first_lease
-        trained_for = now - first - self.progress.evaluation_seconds
         limit = self.spec.max_seconds
-        if limit is not None and self.evaluation is None and trained_for >= limit:
+        if limit is not None and self.evaluation is None and self.time.elapsed(now) >= limit:
             self.ledger.stop()
         for worker, state in self.workers.items():
             silent = now - state.last_seen
@@ -414,33 +428,21 @@ class Coordinator:
                 self._lost(worker, state.incarnation)
                 text = f"worker {worker} has said nothing for {silent:.0f} s"
                 commands.append(GiveUpWorker(worker, state.incarnation, text))
-        return commands + self._look_for_stall(now)
+        done = self.trained and self.evaluation is None
+        if done or self.time.is_held_by("pause", "cut"):
+            self._stall_watch.progress(now)
+        held = self.time.is_held_by("evaluation", "pause", "cut")
+        wish = self.modes.advice(self.ledger, now, applied_step=self.applied_step, held=held)
+        if wish is not None:
+            commands += self._shift(wish, now)
+        return commands + self._stall_watch.look(now, lambda: self.who_waits(now))
 
-    def _look_for_stall(self, now: float) -> list[Command]:
-        if self._last_progress is None or (self.trained and self.evaluation is None):
-            self._last_progress = now
-            return []
-        waited = now - self._last_progress
-        if waited > 2 * self.spec.stall_seconds:
-            return [FailJob(self.who_waits(waited))]
-        if waited > self.spec.stall_seconds and not self._warned:
-            self._warned = True
-            return [Warn(self.who_waits(waited))]
-        return []
-
-    def who_waits(self, waited: float) -> str:
+    def who_waits(self, now: float) -> str:
         """Say who waits for whom, for a person who wonders why nothing moves."""
-        parts = [f"no step was applied for {waited:.0f} s at global step {self.applied_step}"]
-        if self.dense_norms.awaited:
-            parts.append(f"the norms of steps {self.dense_norms.awaited[:8]} are being measured")
-        behind = [i for i, step in enumerate(self._shard_steps) if step < self.step]
-        if behind:
-            parts.append(f"step {self.step} is ordered, but shards {behind} have not applied it")
-        ledger = self.evaluation.ledger if self.evaluation is not None else self.ledger
-        for batch in ledger.outstanding()[:8]:
-            holder = "nobody" if batch.worker is None else f"worker {batch.worker}"
-            parts.append(
-                f"batch {batch.batch_id} (step {batch.step}, attempt {batch.attempt})"
-                f" is {batch.status.value}, held by {holder}"
-            )
-        return "; ".join(parts)
+        return who_waits(
+            self.evaluation.ledger if self.evaluation is not None else self.ledger,
+            waited=self._stall_watch.waited(now),
+            step=self.step,
+            shard_steps=self._shard_steps,
+            norms=self.dense_norms.awaited,
+        )

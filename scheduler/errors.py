@@ -11,3 +11,7 @@ class StartError(TrainingError):
 
 class RunDirectoryError(ValueError):
     """The run directory can't be used."""
+
+
+class ControlError(RuntimeError):
+    """A running job can't be found, does not answer, or can't do what it is asked for."""

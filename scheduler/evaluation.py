@@ -27,13 +27,11 @@ class EvaluationRound:
     Args:
         plan: of the evaluation files.
         step: the step that every pull must read; no record is formed meanwhile.
-        started: when the round began.
     """
 
-    def __init__(self, plan: LedgerPlan, *, step: int, clock: int, started: float) -> None:
+    def __init__(self, plan: LedgerPlan, *, step: int, clock: int) -> None:
         self.step = step
         self.clock = clock
-        self.started = started
         self.ledger = Ledger(plan, group_size=1, batch_is_step=True, kind="eval")
         self._auc = StreamingAuc()
         self._log_loss: dict[int, float] = {}

@@ -1,12 +1,14 @@
 """What the coordinator is told, and what it wants done."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ps.client import Open
 from ps.messages import ApplyReply, DenseNorm, DenseNormReply, Entry, Record
+from scheduler.modes import Mode
 from worker.protocol import Grant, Report
 
 # Events -------------------------------------------------------------------------------------------
@@ -47,6 +49,42 @@ class TimePassed:
 
 
 @dataclass(frozen=True, slots=True)
+class ShiftWanted:
+    """Go on in another mode, which is kept; `auto` lets the policy choose from now on."""
+
+    mode: Mode | Literal["auto"]
+
+
+@dataclass(frozen=True, slots=True)
+class PauseWanted:
+    """Give out no batch for now, or go on."""
+
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersWanted:
+    """So many workers, numbered from 0, are to train."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutWanted:
+    """Order no further step for now, so that all shards come to the same one."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutTaken:
+    """What the cut was wanted for is done, or given up: go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfTrainingWanted:
+    """Give out no further batch."""
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationWanted:
     """Evaluate the state as it is, once training is complete."""
 
@@ -56,12 +94,17 @@ class StopWanted:
     """End the workers."""
 
 
+Wanted = ShiftWanted | PauseWanted | WorkersWanted | CutWanted | EndOfTrainingWanted
+"""What people, and a cluster that scales, want of a running job."""
+
 Event = (
     WorkerReported
     | WorkerLost
     | RecordsApplied
     | DenseNormMeasured
     | TimePassed
+    | Wanted
+    | CutTaken
     | EvaluationWanted
     | StopWanted
 )

@@ -5,6 +5,7 @@ import os
 import secrets
 import signal
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,8 @@ from ps.server import ServerSetup
 from ps.sockets import ShardAddress
 from scheduler.actor import CoordinatorActor
 from scheduler.config import ClusterConfig
-from scheduler.coordinator import CoordinatorSpec
+from scheduler.coordinating import CoordinatorFaults
+from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.errors import StartError, TrainingError
 from scheduler.placement import Placement
 from worker.actor import WorkerActor
@@ -65,14 +67,28 @@ def _init_ray(**options: Any) -> None:
 
 @dataclass(slots=True)
 class WorkerProcess:
-    """One worker's actor, and the call in which it runs."""
+    """One worker's actor.
+
+    Args:
+        created: when it was asked for, as `time.monotonic()`.
+        described: the call that is answered once its process is up.
+        run: the call in which it works; None until it is up.
+        pid, node: known once it is up.
+    """
 
     index: int
     incarnation: int
     handle: Any
-    run: Any
-    pid: int
-    node: str
+    created: float
+    described: Any
+    run: Any = None
+    pid: int | None = None
+    node: str = ""
+
+    @property
+    def awaited(self) -> Any:
+        """The call whose end is the next thing that happens to it."""
+        return self.described if self.run is None else self.run
 
 
 @dataclass(slots=True)
@@ -82,7 +98,7 @@ class Processes:
     placement: Placement
     servers: list[Any]
     coordinator: Any
-    new_workers: dict[int, Any]
+    coordinator_name: str
     watches: list[Any] = field(default_factory=list)
     addresses: tuple[ShardAddress, ...] = ()
     server_facts: list[dict[str, Any]] = field(default_factory=list)
@@ -97,7 +113,7 @@ class Processes:
             timeout=CLOSE_SECONDS,
             num_returns=len(self.servers),
         )
-        handles = [*self.servers, self.coordinator, *self.new_workers.values()]
+        handles = [*self.servers, self.coordinator]
         handles += [worker.handle for worker in self.workers.values()]
         for handle in handles:
             ray.kill(handle)
@@ -121,20 +137,20 @@ class Launcher:
         self.secret = secrets.token_bytes(32)
 
     def create(self, setups: list[ServerSetup]) -> Processes:
-        """Place the job and create all of its processes side by side; servers are fenced."""
-        placement = Placement(self._cluster)
+        """Place the job and create servers and coordinator side by side; servers are fenced."""
+        placement = Placement(self._cluster, own_cluster="RAY_ADDRESS" not in os.environ)
         placement.wait()
+        name = f"coordinator-{self._run}-{secrets.token_hex(4)}"
         return Processes(
             placement,
             servers=[
                 _create(ServerActor, placement.options("server", i), setup, self._run)
                 for i, setup in enumerate(setups)
             ],
-            coordinator=_create(CoordinatorActor, placement.options("coordinator", 0)),
-            new_workers={
-                i: _create(WorkerActor, placement.options("worker", i))
-                for i in range(self._cluster.workers)
-            },
+            coordinator=_create(
+                CoordinatorActor, {**placement.options("coordinator", 0), "name": name}
+            ),
+            coordinator_name=name,
         )
 
     def start_servers(
@@ -154,35 +170,37 @@ class Launcher:
             calls = [server.start_from.remote(0, checkpoint) for server in servers]
         ray.get(calls)
 
-    def start_coordinator(self, processes: Processes, spec: CoordinatorSpec) -> None:
+    def start_coordinator(
+        self, processes: Processes, spec: CoordinatorSpec, faults: CoordinatorFaults
+    ) -> None:
         """Connect the coordinator to the shards."""
         coordinator = processes.coordinator
         processes.coordinator_facts = self._get([coordinator.describe.remote()])[0]
         retry_seconds = self._cluster.retry_seconds
         begun = coordinator.begin.remote(
-            spec, processes.addresses, self.secret, retry_seconds, self._run
+            spec, processes.addresses, self.secret, retry_seconds, self._run, faults
         )
         ray.get(begun)
 
-    def start_worker(
-        self, processes: Processes, setup: WorkerSetup, index: int, incarnation: int
-    ) -> WorkerProcess:
-        """Set a worker running; raises TrainingError where its CPU differs."""
-        handle = processes.new_workers.pop(index, None)
-        if handle is None:
-            handle = _create(WorkerActor, processes.placement.options("worker", index))
-        facts = self._get([handle.describe.remote()])[0]
-        self._check_fingerprint(index, facts["fingerprint"])
-        process = WorkerProcess(
+    def create_worker(self, processes: Processes, index: int, incarnation: int) -> None:
+        """Ask for a worker's process; it comes up when the cluster has a place for it."""
+        handle = _create(WorkerActor, processes.placement.options("worker", index))
+        processes.workers[index] = WorkerProcess(
             index=index,
             incarnation=incarnation,
             handle=handle,
-            run=handle.run.remote(setup, index, incarnation, processes.coordinator),
-            pid=facts["pid"],
-            node=facts["node"],
+            created=time.monotonic(),
+            described=handle.describe.remote(),
         )
-        processes.workers[index] = process
-        return process
+
+    def set_to_work(self, processes: Processes, setup: WorkerSetup, worker: WorkerProcess) -> None:
+        """Let a worker that is up train; raises TrainingError where its CPU differs."""
+        facts = ray.get(worker.described)
+        self._check_fingerprint(worker.index, facts["fingerprint"])
+        worker.pid, worker.node = facts["pid"], facts["node"]
+        worker.run = worker.handle.run.remote(
+            setup, worker.index, worker.incarnation, processes.coordinator
+        )
 
     def _learn_addresses(self, processes: Processes) -> None:
         """Ask where shards listen; beyond their node only where the cluster has other nodes."""

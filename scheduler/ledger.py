@@ -6,9 +6,10 @@ not resolved yet, so a long job costs no more memory than a short one.
 """
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
+from ps.messages import ANY_STEP
 from worker.protocol import Finished, Token, TokenKind
 
 
@@ -29,6 +30,7 @@ class Batch:
         attempt: the latest one; of a pending batch the one that comes next.
         first_valid: attempts before this one are void: they don't count even if they complete.
         leased_at_step: the step that every shard had reached when the first valid attempt began.
+        pull_step: the step that the pull of its latest lease must read, or `ps.messages.ANY_STEP`.
     """
 
     batch_id: int
@@ -40,6 +42,7 @@ class Batch:
     first_valid: int = 0
     worker: int | None = None
     leased_at_step: int = 0
+    pull_step: int = ANY_STEP
     result: Finished | None = None
 
     @property
@@ -136,6 +139,7 @@ class Ledger:
         # Where the steps of the epoch that is given out begin: (j0, k0).
         self._anchor = (0, 0)
         self.num_leased = 0
+        self._leases: dict[int, dict[int, Batch]] = {}
         self.num_ended = 0
         self._lane_owner: dict[int, int] = {}
         self._resolved_above: set[int] = set()
@@ -158,9 +162,11 @@ class Ledger:
         self._pending.remove(batch)
         batch.status = Status.LEASED
         batch.worker = worker
+        self._leases.setdefault(worker, {})[batch.batch_id] = batch
         # A first attempt that was taken back may still be the one that counts.
         if batch.attempt == batch.first_valid:
             batch.leased_at_step = step_now
+        batch.pull_step = at_step(batch.step)
         self.num_leased += 1
         self._lane_owner[batch.lane] = worker
         self.tallies.leased += 1
@@ -168,7 +174,7 @@ class Ledger:
             step=batch.step,
             batch_id=batch.batch_id,
             attempt=batch.attempt,
-            at_step=at_step(batch.step),
+            at_step=batch.pull_step,
             mode_epoch=mode_epoch,
             kind=self._kind,
         )
@@ -180,11 +186,11 @@ class Ledger:
 
     def leases_of(self, worker: int) -> set[tuple[TokenKind, int, int]]:
         """Return the identities of the tokens that a worker should be holding."""
-        return {
-            (self._kind, batch.batch_id, batch.attempt)
-            for batch in self._batches.values()
-            if batch.status is Status.LEASED and batch.worker == worker
-        }
+        return {(self._kind, b.batch_id, b.attempt) for b in self.leased_to(worker)}
+
+    def leased_to(self, worker: int) -> Collection[Batch]:
+        """Return the batches that a worker should be holding."""
+        return self._leases.get(worker, {}).values()
 
     def reclaim(self, identities: Iterable[tuple[TokenKind, int, int]]) -> int:
         """Put leased tokens back with a new attempt; return how many."""
@@ -194,10 +200,9 @@ class Ledger:
             if kind != self._kind or batch is None:
                 continue
             if batch.status is Status.LEASED and batch.attempt == attempt:
+                self._end_lease(batch)
                 batch.status = Status.PENDING
-                batch.worker = None
                 batch.attempt += 1
-                self.num_leased -= 1
                 self._pending.append(batch)
                 self.tallies.reissued += 1
                 count += 1
@@ -206,16 +211,40 @@ class Ledger:
     def give_again(self, batch: Batch, *, step: int) -> None:
         """Give a batch out anew at another step; what was given out of it before is void."""
         if batch.status is not Status.PENDING:
-            self.num_leased -= batch.status is Status.LEASED
+            if batch.status is Status.LEASED:
+                self._end_lease(batch)
             self.num_ended -= batch.ended
             self._ended.pop(batch.batch_id, None)
             self._pending.append(batch)
             self.tallies.reissued += 1
-            batch.status, batch.worker, batch.result = Status.PENDING, None, None
+            batch.status, batch.result = Status.PENDING, None
             batch.attempt += 1
+        batch.pull_step = ANY_STEP
         void = range(batch.first_valid, batch.attempt)
         self._discards += [(batch.batch_id, attempt) for attempt in void]
         batch.first_valid, batch.step = batch.attempt, step
+
+    def line_up(
+        self, *, step: int, batch_is_step: bool, goes_first: Callable[[Batch], bool]
+    ) -> None:
+        """Give every batch that is not resolved its step anew, from `step` on: a new anchor.
+
+        Args:
+            step: that comes next.
+            batch_is_step: whether every batch is a step of its own from now on.
+            goes_first: of an epoch's batches, which ones come before the others; else by id.
+        """
+        self._batch_is_step, self._backup_batches = batch_is_step, 0
+        per_epoch, waiting = self.plan.batches_per_epoch, 0
+        for epoch, batches in self._unresolved_by_epoch():
+            batches.sort(key=lambda batch: (not goes_first(batch), batch.batch_id))
+            for place, batch in enumerate(batches):
+                batch.step = step + place // self._batches_per_step
+            if self._next_fresh >= (epoch + 1) * per_epoch:
+                step += self._steps_of(len(batches))
+            else:
+                waiting = len(batches)
+        self._anchor = (self._next_fresh - waiting, step)
 
     def take_discards(self) -> list[tuple[int, int]]:
         """Return, once, the attempts that became void: what they pushed is to be discarded."""
@@ -256,8 +285,7 @@ class Ledger:
         if batch.status is Status.PENDING:
             self._pending.remove(batch)
         else:
-            self.num_leased -= 1
-        batch.worker = None
+            self._end_lease(batch)
         batch.result = finished
         batch.status = Status.SKIPPED if finished.outcome == "skipped" else Status.DONE
         self.tallies.done += batch.status is Status.DONE
@@ -343,6 +371,15 @@ class Ledger:
 
     # Inside -----------------------------------------------------------------------------------
 
+    def _end_lease(self, batch: Batch) -> None:
+        assert batch.worker is not None, "a leased batch has a holder"
+        held = self._leases[batch.worker]
+        del held[batch.batch_id]
+        if not held:
+            del self._leases[batch.worker]
+        batch.worker = None
+        self.num_leased -= 1
+
     def _choose(self, worker: int) -> Batch | None:
         self._fill()
         if not self._pending:
@@ -392,6 +429,13 @@ class Ledger:
             self._batches[batch_id] = batch
             self._pending.append(batch)
         self._next_fresh = last
+
+    def _unresolved_by_epoch(self) -> list[tuple[int, list[Batch]]]:
+        found: dict[int, list[Batch]] = {}
+        for batch_id in sorted(self._batches):
+            epoch = batch_id // self.plan.batches_per_epoch
+            found.setdefault(epoch, []).append(self._batches[batch_id])
+        return list(found.items())
 
     def _step_of(self, batch_id: int) -> int:
         """Return the step t of a fresh batch: k0 + floor((j - j0) / M)."""

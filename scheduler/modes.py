@@ -16,6 +16,9 @@ from scheduler.stale_weights import Cutoff, StaleWeight, weight_of
 Mode = Literal["sync", "gba", "async", "ssp", "backup"]
 OnStale = Literal["drop", "reissue"]
 
+# The modes that a running job may change to and from; the others are for comparison.
+SHIFTABLE: tuple[Mode, ...] = ("sync", "gba", "async")
+
 # Chosen by the rule in docs/modes.md: with a global batch of one local batch for each worker and
 # two prefetched batches, workers that are up to three times slower than the others are kept.
 STALENESS_BOUND = 6
@@ -29,6 +32,7 @@ class ModeOptions:
         staleness_bound: gba: steps that data may be late.
         stale_weight: gba: what a contribution weighs by its staleness.
         on_stale: gba: what becomes of a batch whose weight is 0: it is dropped, or trained again.
+        async_learning_rate_scale: async and ssp: every learning rate is multiplied by it.
         ssp_slack: ssp: batches by which a worker may be ahead of the slowest one.
         backup_batches: backup: batches that a step issues beyond the M that it takes.
     """
@@ -36,6 +40,7 @@ class ModeOptions:
     staleness_bound: int = STALENESS_BOUND
     stale_weight: StaleWeight = field(default_factory=Cutoff)
     on_stale: OnStale = "drop"
+    async_learning_rate_scale: float = 1.0
     ssp_slack: int = 3
     backup_batches: int = 1
 
@@ -53,7 +58,10 @@ class ModeRule:
         outdated: returns the batches that step k, which comes next, can't use as they were given
             out. They are given out again with k as their step.
         backup_batches: how many batches more than M the first step of an epoch issues.
+        shares_steps: whether everyone waits for a step, so that no worker may take so many of its
+            tokens that others are left without.
         slack: batches by which a worker may be ahead of the slowest live one; None: any number.
+        learning_rate_scale: every learning rate is multiplied by it.
     """
 
     name: Mode
@@ -63,7 +71,9 @@ class ModeRule:
     weight: Callable[[int], float] = lambda staleness: 1.0
     outdated: Callable[[Ledger, int], list[Batch]] = lambda ledger, step: []
     backup_batches: int = 0
+    shares_steps: bool = False
     slack: int | None = None
+    learning_rate_scale: float = 1.0
 
 
 def rule_of(mode: Mode, options: ModeOptions | None = None) -> ModeRule:
@@ -72,7 +82,11 @@ def rule_of(mode: Mode, options: ModeOptions | None = None) -> ModeRule:
     match mode:
         case "sync":
             return ModeRule(
-                name=mode, batch_is_step=False, at_step=_own_step, next_step=_first_of_step
+                name=mode,
+                batch_is_step=False,
+                at_step=_own_step,
+                next_step=_first_of_step,
+                shares_steps=True,
             )
         case "backup":
             return ModeRule(
@@ -82,11 +96,18 @@ def rule_of(mode: Mode, options: ModeOptions | None = None) -> ModeRule:
                 next_step=_first_of_step,
                 outdated=_left_over,
                 backup_batches=options.backup_batches,
+                shares_steps=True,
             )
         case "gba":
             return _gba_rule(options)
         case "async":
-            return ModeRule(name=mode, batch_is_step=True, at_step=_any_step, next_step=_first)
+            return ModeRule(
+                name=mode,
+                batch_is_step=True,
+                at_step=_any_step,
+                next_step=_first,
+                learning_rate_scale=options.async_learning_rate_scale,
+            )
         case "ssp":
             return ModeRule(
                 name=mode,
@@ -94,6 +115,7 @@ def rule_of(mode: Mode, options: ModeOptions | None = None) -> ModeRule:
                 at_step=_any_step,
                 next_step=_first,
                 slack=options.ssp_slack,
+                learning_rate_scale=options.async_learning_rate_scale,
             )
 
 

@@ -15,10 +15,17 @@ class Placement:
     """Bundles for every process of a job, held until `release`.
 
     Servers are spread over nodes, so that one node's loss costs as little as possible; workers
-    and the coordinator are packed.
+    and the coordinator are packed. Workers that are wanted later, beyond the planned ones, are
+    placed wherever there is room.
+
+    Args:
+        cluster: the processes, and what they ask for.
+        own_cluster: whether Ray was started for this job alone: later workers then ask for nothing,
+            as the machine's CPUs were counted for the planned ones.
     """
 
-    def __init__(self, cluster: ClusterConfig) -> None:
+    def __init__(self, cluster: ClusterConfig, *, own_cluster: bool) -> None:
+        self._own_cluster = own_cluster
         self._cluster = cluster
         self._bundles = {
             "coordinator": [_bundle(cluster.coordinator_cpus, cluster.resources.coordinator)],
@@ -44,6 +51,8 @@ class Placement:
 
     def options(self, role: str, index: int) -> dict[str, Any]:
         """Return the options with which an actor of a role is created in its bundle."""
+        if index >= len(self._bundles[role]):
+            return self._later_worker()
         group: PlacementGroup = self._spread if role == "server" else self._packed
         bundle = self._bundles[role][index]
         resources = {name: amount for name, amount in bundle.items() if name != "CPU"}
@@ -54,6 +63,14 @@ class Placement:
                 placement_group=group,
                 placement_group_bundle_index=index + (role == "worker"),
             ),
+        }
+
+    def _later_worker(self) -> dict[str, Any]:
+        if self._own_cluster:
+            return {"num_cpus": 0}
+        return {
+            "num_cpus": self._cluster.worker_cpus,
+            "resources": self._cluster.resources.worker,
         }
 
     def release(self) -> None:

@@ -3,6 +3,7 @@
 import platform
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -17,7 +18,6 @@ class IntervalReport:
     """Turns sums since the start into lines about an interval."""
 
     def __init__(self, config: JobConfig) -> None:
-        self._mode = config.training.mode
         self._optimizers = {
             "embedding": config.embedding.optimizer,
             "model": config.model.optimizer,
@@ -30,6 +30,7 @@ class IntervalReport:
         self._last_time: float | None = None
         self._last_samples = 0
         self._last_loss = (0.0, 0)
+        self._shifts_told = 0
         self._staleness = {kind: HistogramOfInterval() for kind in ("data", "parameter")}
         self._workers = WorkersOfInterval()
 
@@ -43,6 +44,7 @@ class IntervalReport:
         rate = (samples - self._last_samples) / seconds if seconds > 0 else 0.0
         self._last_time, self._last_samples = now, samples
         self._last_loss = (status.loss_sum, status.loss_samples)
+        shifts, self._shifts_told = status.shifts[self._shifts_told :], len(status.shifts)
         evaluation = status.evaluations[-1] if status.evaluations else None
         tables = merge_tables(servers)
         return {
@@ -50,9 +52,11 @@ class IntervalReport:
             "train_seconds": now,
             "global_step": status.applied_step,
             "clock": status.clock,
-            "mode": self._mode,
+            "mode": status.mode,
+            "shifts": [asdict(shift) for shift in shifts],
+            "predicted": None if status.prediction is None else asdict(status.prediction),
             "learning_rate": {
-                name: optimizer.learning_rate_at(status.clock)
+                name: optimizer.learning_rate_at(status.clock) * status.learning_rate_scale
                 for name, optimizer in self._optimizers.items()
             },
             "samples": samples,
@@ -159,7 +163,7 @@ def make_result(
             {"step": e.step, "clock": e.clock, "auc": e.auc, "logloss": e.logloss}
             for e in status.evaluations
         ],
-        "mode_history": [{"mode": config.training.mode, "from_step": 0}],
+        "mode_history": mode_history(status),
         "staleness": staleness(status),
         "dropped_contributions": status.batches["dropped"],
         "reissued_batches": status.batches["reissued"],
@@ -182,6 +186,33 @@ def make_result(
         "versions": versions(),
         "seed": config.seed,
     }
+
+
+def mode_history(status: Status) -> list[dict[str, Any]]:
+    """Return every mode that the job was in: why, and how fast it was in it."""
+    first = status.shifts[0].from_mode if status.shifts else status.mode
+    history: list[dict[str, Any]] = [{"mode": first, "from_step": 0, "cause": "job"}]
+    begins = [(0, 0.0)]
+    for shift in status.shifts:
+        history.append(
+            {
+                "mode": shift.to_mode,
+                "from_step": shift.step,
+                "cause": shift.cause,
+                "reason": shift.reason,
+                "reissued_batches": shift.reissued,
+                "seconds_to_next_step": shift.seconds_to_next_step,
+                "predicted_sync_samples_per_second": shift.sync_rate,
+                "predicted_gba_samples_per_second": shift.gba_rate,
+            }
+        )
+        begins.append((shift.samples, shift.seconds))
+    ends = [*begins[1:], (status.samples["applied"], status.train_seconds)]
+    for entry, (samples, seconds), (end_samples, end) in zip(history, begins, ends, strict=True):
+        entry["seconds"] = end - seconds
+        entry["samples"] = end_samples - samples
+        entry["samples_per_second"] = entry["samples"] / entry["seconds"] if end > seconds else 0.0
+    return history
 
 
 def versions() -> dict[str, str]:

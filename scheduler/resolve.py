@@ -8,9 +8,8 @@ from embedding import rows_per_bucket
 from embedding.composition_spec import Composed, compose
 from embedding.spec import Constant, TableSpec
 from ps.spec import StoreSpec
-from scheduler.config import EmbeddingConfig, JobConfig, KillConfig, TableConfig
+from scheduler.config import EmbeddingConfig, JobConfig, TableConfig
 from scheduler.config_errors import ConfigError
-from worker.faults import FaultPlan, Kill, Slow
 from worker.models import build_model, needed_lookups, num_parameters
 from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec, SparseFeature
 
@@ -133,27 +132,6 @@ def _composed(config: JobConfig, name: str) -> Composed | None:
         return compose(table, composition)
     except ValueError as error:
         raise ConfigError(f"tables.{name}.composition: {error}") from error
-
-
-def fault_plan(config: JobConfig, *, started: float) -> FaultPlan:
-    """The faults that befall workers on purpose, counted from `started`, as `time.time()`."""
-    faults: list[Slow | Kill] = []
-    for fault in config.cluster.inject:
-        workers = tuple(fault.index)
-        if isinstance(fault, KillConfig):
-            faults.append(Kill(workers=workers, at_step=fault.at_step))
-            continue
-        faults.append(
-            Slow(
-                workers=workers,
-                factor=fault.factor,
-                least_seconds=fault.least_seconds,
-                jitter=fault.jitter,
-                from_seconds=fault.from_seconds,
-                to_seconds=fault.to_seconds,
-            )
-        )
-    return FaultPlan(faults=tuple(faults), seed=config.seed, started=started)
 
 
 def _table(config: JobConfig, name: str, dim: int | None = None) -> TableSpec:

@@ -21,9 +21,10 @@ METRICS_FILE = "metrics.jsonl"
 BATCHES_FILE = "batches.jsonl"
 RESULT_FILE = "result.json"
 FAILURE_FILE = "failure.json"
+CONTROL_FILE = "control.json"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
-_FILES = (JOB_FILE, PLAN_FILE, METRICS_FILE, BATCHES_FILE, RESULT_FILE, FAILURE_FILE)
+_FILES = (JOB_FILE, PLAN_FILE, METRICS_FILE, BATCHES_FILE, RESULT_FILE, FAILURE_FILE, CONTROL_FILE)
 
 # A run needs at least this much beside its checkpoint: logs of metrics and the plan.
 _MIN_FREE_BYTES = 16 << 20
@@ -87,7 +88,8 @@ class RunDirectory:
             self._events.add(line)
 
     def close(self) -> None:
-        """Finish what is written in the background."""
+        """Finish what is written in the background; the job can't be found any more."""
+        (self.path / CONTROL_FILE).unlink(missing_ok=True)
         if self._events is not None:
             self._events.close()
 
@@ -98,6 +100,10 @@ class RunDirectory:
     def write_result(self, result: dict[str, Any]) -> None:
         """Write the result whole or not at all."""
         self._write_json(RESULT_FILE, strict_json(result))
+
+    def write_control(self, control: dict[str, Any]) -> None:
+        """Say how the running job can be found; no secrets."""
+        self._write_json(CONTROL_FILE, control)
 
     def write_failure(self, text: str) -> None:
         """Say why the run ended before its end, where that can still be written."""

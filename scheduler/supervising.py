@@ -1,6 +1,7 @@
-"""Watch a running job: replace workers that die, end the job where it can't go on, report."""
+"""Watch a running job: do what is wanted of it, end it where it can't go on, report."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -13,8 +14,10 @@ from scheduler.coordinating import Status
 from scheduler.errors import TrainingError
 from scheduler.launching import Launcher, Processes, WorkerProcess
 from scheduler.progress import Progress
+from scheduler.ray_errors import first_line
 from scheduler.reporting import IntervalReport
 from scheduler.run_files import RunDirectory
+from scheduler.workforce import Workforce
 from worker.running import WorkerSetup
 
 POLL_SECONDS = 0.25
@@ -35,22 +38,33 @@ class Supervisor:
         config: JobConfig,
         run: RunDirectory,
         progress: Progress,
+        write_checkpoint: Callable[[Status], str],
     ) -> None:
         self.processes = processes
-        self.worker_restarts = 0
         self.peak_rss: dict[str, int] = {"worker": 0, "server": 0, "coordinator": 0, "driver": 0}
-        self._launcher = launcher
-        self._setup = setup
+        self._workforce = Workforce(
+            launcher=launcher,
+            processes=processes,
+            setup=setup,
+            cluster=config.cluster,
+            note=progress.note,
+            failed=self._worker_failed,
+        )
+        self._write_checkpoint = write_checkpoint
         self._config = config
         self._run = run
         self._progress = progress
         self._interval = IntervalReport(config)
         self._next_report = time.monotonic() + config.run.progress_every_seconds
-        self._next_incarnation: dict[int, int] = {}
+
+    @property
+    def worker_restarts(self) -> int:
+        """How many workers died and were replaced."""
+        return self._workforce.restarts
 
     def start_workers(self) -> None:
-        for index in range(self._config.cluster.workers):
-            self._start_worker(index)
+        """Set the workers to work; raises StartError where they don't come up."""
+        self._workforce.start()
 
     def until_trained(self) -> Status:
         """Supervise until every batch is resolved and applied."""
@@ -71,16 +85,18 @@ class Supervisor:
 
     def poll(self) -> Status:
         """Look at every process once, after a short wait; raises TrainingError."""
-        runs = {worker.run: worker for worker in self.processes.workers.values()}
-        ended, _ = ray.wait([*runs, *self.processes.watches], num_returns=1, timeout=POLL_SECONDS)
+        calls = [*self._workforce.awaited, *self.processes.watches]
+        ended, _ = ray.wait(calls, num_returns=1, timeout=POLL_SECONDS)
         self._look_at_servers()
         status = self.status()
         self._progress.advance(status.samples["applied"])
-        for ref in ended:
-            if ref in runs:
-                self._worker_ended(runs[ref])
+        self._workforce.look(ended)
         for index, incarnation, text in status.give_up:
-            self._give_up(index, incarnation, text)
+            self._workforce.give_up(index, incarnation, text)
+        if not status.trained:
+            self._workforce.want(status.num_workers)
+        if status.at_cut:
+            self._take_cut(status)
         for text in status.warnings:
             self._progress.note(text)
         if status.failure is not None:
@@ -98,7 +114,8 @@ class Supervisor:
         except (RayActorError, GetTimeoutError) as error:
             facts = self.processes.coordinator_facts
             raise TrainingError(
-                f"the coordinator (pid {facts['pid']}) died: {_cause(error)}. The job can't go on"
+                f"the coordinator (pid {facts['pid']}) died: {first_line(error)}. The job can't go"
+                " on"
             ) from error
 
     def report(self, status: Status) -> None:
@@ -123,7 +140,7 @@ class Supervisor:
             return ray.get(calls, timeout=CALL_TIMEOUT_SECONDS)
         except (RayActorError, GetTimeoutError) as error:
             self._look_at_servers(wait=BLAME_SECONDS)
-            raise TrainingError(f"a server does not answer: {_cause(error)}") from error
+            raise TrainingError(f"a server does not answer: {first_line(error)}") from error
 
     def _note_memory(self, status: Status, servers: list[dict[str, Any]]) -> None:
         seen = {
@@ -145,19 +162,9 @@ class Supervisor:
                 ray.get(ref)
             except (RayActorError, RayTaskError) as error:
                 raise TrainingError(
-                    f"server {index} (pid {pid}) died: {_cause(error)}. Its part of the tables is"
-                    " gone, so the job can't go on"
+                    f"server {index} (pid {pid}) died: {first_line(error)}. Its part of the tables"
+                    " is gone, so the job can't go on"
                 ) from error
-
-    def _worker_ended(self, worker: WorkerProcess) -> None:
-        try:
-            ray.get(worker.run)
-        except RayActorError as error:
-            self._replace(worker, _cause(error))
-        except RayTaskError as error:
-            self._worker_failed(worker, error)
-        else:
-            self._replace(worker, "it returned before the end")
 
     def _worker_failed(self, worker: WorkerProcess, error: RayTaskError) -> None:
         """A worker raised: blame the server or coordinator that it missed, else the worker."""
@@ -167,35 +174,15 @@ class Supervisor:
             self.status()
         raise TrainingError(f"worker {worker.index}: {cause or error}") from error
 
-    def _give_up(self, index: int, incarnation: int, text: str) -> None:
-        worker = self.processes.workers.get(index)
-        if worker is not None and worker.incarnation == incarnation:
-            ray.kill(worker.handle)
-            self._replace(worker, text)
+    # Checkpoints of a running job -------------------------------------------------------------
 
-    def _replace(self, worker: WorkerProcess, cause: str) -> None:
-        ray.get(self.processes.coordinator.worker_lost.remote(worker.index, worker.incarnation))
-        limit = self._config.cluster.max_worker_restarts
-        if self.worker_restarts >= limit:
-            raise TrainingError(
-                f"worker {worker.index} (pid {worker.pid}) died: {cause}. Workers were replaced"
-                f" {limit} times already (cluster.max_worker_restarts)"
-            )
-        self.worker_restarts += 1
-        self._progress.note(
-            f"worker {worker.index} (pid {worker.pid}) died: {cause}. It is replaced, and its"
-            " batches are given out again"
-        )
-        self._start_worker(worker.index)
-
-    def _start_worker(self, index: int) -> None:
-        incarnation = self._next_incarnation.get(index, 0)
-        self._next_incarnation[index] = incarnation + 1
-        self._launcher.start_worker(self.processes, self._setup, index, incarnation)
-
-
-def _cause(error: BaseException) -> str:
-    """The first line of what Ray says, without its traceback."""
-    text = str(error).strip() or type(error).__name__
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0].rstrip(".")
+    def _take_cut(self, status: Status) -> None:
+        """Write the checkpoint that somebody wants; a failure is told and ends nothing."""
+        path, error = None, None
+        try:
+            path = self._write_checkpoint(status)
+            self._progress.note(f"checkpoint {path} is written")
+        except TrainingError as failure:
+            error = str(failure)
+            self._progress.note(error)
+        ray.get(self.processes.coordinator.cut_taken.remote(path, error))

@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,20 @@ from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.restore import check_fits
 from ps.server import ServerSetup
 from ps.spec import StoreSpec
+from scheduler.checkpointing import write_checkpoint
 from scheduler.config import JobConfig
 from scheduler.config_errors import ConfigError
-from scheduler.coordinator import CoordinatorSpec
+from scheduler.controlling import control_facts
+from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.errors import TrainingError
+from scheduler.fault_plans import coordinator_faults, kill_step, worker_faults
 from scheduler.finishing import finish
 from scheduler.launching import Launcher, Processes, start_ray
 from scheduler.ledger import LedgerPlan
+from scheduler.modes import rule_of
 from scheduler.paths import with_absolute_paths
 from scheduler.progress import Progress
-from scheduler.resolve import evaluation_data, fault_plan, model_spec, store_spec, training_data
+from scheduler.resolve import evaluation_data, model_spec, store_spec, training_data
 from scheduler.run_files import RunDirectory, latest_checkpoint
 from scheduler.supervising import Supervisor
 from worker.errors import DataError
@@ -124,7 +128,14 @@ class Trainer:
                 processes = launcher.create(_server_setups(specs, launcher.secret))
                 parts = _dense_parts(specs)
                 launcher.start_servers(processes, parts, self._init_checkpoint())
-                launcher.start_coordinator(processes, specs.coordinator)
+                launcher.start_coordinator(
+                    processes,
+                    specs.coordinator,
+                    coordinator_faults(self.config, started=time.time()),
+                )
+                run.write_control(
+                    control_facts(processes, recovery_epoch=specs.coordinator.recovery_epoch)
+                )
                 supervisor = Supervisor(
                     launcher=launcher,
                     processes=processes,
@@ -132,6 +143,9 @@ class Trainer:
                     config=self.config,
                     run=run,
                     progress=progress,
+                    write_checkpoint=lambda status: write_checkpoint(specs, processes, run, status)[
+                        0
+                    ],
                 )
                 supervisor.start_workers()
                 progress.phase(f"training (started in {time.monotonic() - started:.1f} s)")
@@ -172,12 +186,15 @@ def resolve(config: JobConfig) -> JobSpecs:
         store=store,
         plan=_ledger_plan(plan, config.training.max_samples),
         evaluation_plan=None if evaluation_plan is None else _ledger_plan(evaluation_plan, None),
-        mode=config.training.mode,
+        mode="sync" if config.training.mode == "auto" else config.training.mode,
+        automatic=config.training.mode == "auto",
+        policy=config.training.auto,
         options=config.training.mode_options,
         group_size=config.group_size,
         global_batch=config.global_batch,
         workers=config.cluster.workers,
         depth=config.cluster.prefetch_batches,
+        max_credits=_max_credits(config, store, model),
         eval_every_steps=config.training.eval_every_steps,
         max_seconds=config.training.max_seconds,
         heartbeat_timeout_seconds=config.cluster.heartbeat_timeout_seconds,
@@ -225,12 +242,26 @@ def _ledger_plan(plan: Plan, max_samples: int | None) -> LedgerPlan:
     )
 
 
+def _max_credits(config: JobConfig, store: StoreSpec, model: ModelSpec) -> int:
+    """Return how many batches in flight the gradient buffers can hold."""
+    return (
+        config.cluster.buffer_bytes * store.num_shards // _contribution_bytes(config, store, model)
+    )
+
+
+def _contribution_bytes(config: JobConfig, store: StoreSpec, model: ModelSpec) -> int:
+    """Return the most that one batch sends to all servers together."""
+    per_sample = sum(4 * part.dim + 13 for lookup in model.lookups for part in lookup.physical)
+    return config.data.batch_size * per_sample + 4 * store.dense_size
+
+
 def _check_buffers(config: JobConfig, coordinator: CoordinatorSpec, model: ModelSpec) -> None:
     """Refuse a job whose gradient buffers could not hold the credits that it hands out."""
-    store, credits = coordinator.store, coordinator.credits
-    per_sample = sum(4 * part.dim + 13 for lookup in model.lookups for part in lookup.physical)
-    contribution = config.data.batch_size * per_sample + 4 * store.dense_size
-    needed = credits * contribution // store.num_shards
+    store = coordinator.store
+    rule = rule_of(coordinator.mode, coordinator.options)
+    unlimited = replace(coordinator, max_credits=None)
+    credits = unlimited.credits(coordinator.workers, rule)
+    needed = credits * _contribution_bytes(config, store, model) // store.num_shards
     if needed > config.cluster.buffer_bytes:
         raise ConfigError(
             f"cluster.buffer_bytes is {config.cluster.buffer_bytes}, but {credits} batches in"
@@ -249,16 +280,18 @@ def _dense_parts(specs: JobSpecs) -> list[np.ndarray]:
 
 
 def _server_setups(specs: JobSpecs, secret: bytes) -> list[ServerSetup]:
-    cluster = specs.config.cluster
+    cluster, max_credits = specs.config.cluster, specs.coordinator.max_credits
+    assert max_credits is not None, "it follows from the size of the buffers"
     return [
         ServerSetup(
             store=specs.store,
             index=index,
             secret=secret,
             # Attempts of workers that died may stay until their batch is resolved.
-            max_contributions=2 * specs.coordinator.credits + 16,
+            max_contributions=2 * max_credits + 16,
             max_buffer_bytes=2 * cluster.buffer_bytes,
             compress=cluster.compress,
+            dies_at_step=kill_step(specs.config, "server", index),
         )
         for index in range(cluster.servers)
     ]
@@ -281,5 +314,5 @@ def _worker_setup(specs: JobSpecs, secret: bytes, processes: Processes) -> Worke
         options=LoopOptions(on_non_finite=config.training.on_non_finite),
         retry_seconds=config.cluster.retry_seconds,
         compress=config.cluster.compress,
-        faults=fault_plan(config, started=time.time()),
+        faults=worker_faults(config, started=time.time()),
     )

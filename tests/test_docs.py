@@ -16,6 +16,7 @@ from scheduler.config import (
     TableConfig,
     TrainingConfig,
 )
+from scheduler.fault_config import DelayConfig, KillConfig, LossConfig, SlowConfig
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -25,9 +26,13 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
     [
         ClusterConfig,
         DataConfig,
+        DelayConfig,
         EmbeddingConfig,
+        KillConfig,
+        LossConfig,
         ModelConfig,
         RunConfig,
+        SlowConfig,
         SparseConfig,
         TableConfig,
         TrainingConfig,

@@ -21,7 +21,16 @@ SCRIPTS = {"scripts", "tests", "jobs"}
 # Beside every actor.py: what starts, places and ends the actors of a job.
 MAY_IMPORT_RAY = {
     f"scheduler/{name}.py"
-    for name in ("trainer", "placement", "launching", "supervising", "finishing")
+    for name in (
+        "checkpointing",
+        "controlling",
+        "finishing",
+        "launching",
+        "placement",
+        "supervising",
+        "trainer",
+        "workforce",
+    )
 }
 
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "misc"}

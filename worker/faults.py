@@ -1,8 +1,11 @@
-"""Faults on purpose, for experiments and tests: workers that are slow, and workers that die."""
+"""Faults on purpose, for experiments and tests: slow workers, dying ones, bad connections."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import numpy as np
+
+from ps.connection_faults import ConnectionFaults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +18,7 @@ class Slow:
         least_seconds: what a batch takes at the least, before factors: sleep that stands in for a
             computation, so that its time does not depend on what else the cores do.
         jitter: the factor is multiplied by a number in [1 - jitter, 1 + jitter), drawn per batch.
-        from_seconds, to_seconds: of the training, in which they are slow; None: to its end.
+        from_seconds, to_seconds: of the training, in which they are slow.
     """
 
     workers: tuple[int, ...]
@@ -23,16 +26,11 @@ class Slow:
     least_seconds: float = 0.0
     jitter: float = 0.0
     from_seconds: float = 0.0
-    to_seconds: float | None = None
+    to_seconds: float = math.inf
 
     def holds(self, worker: int, seconds: float) -> bool:
         """Whether a worker is slow so many seconds after the start."""
-        begun = seconds >= self.from_seconds
-        return (
-            worker in self.workers
-            and begun
-            and (self.to_seconds is None or seconds < self.to_seconds)
-        )
+        return worker in self.workers and self.from_seconds <= seconds < self.to_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +49,13 @@ class FaultPlan:
         faults: of any worker.
         seed: of the jitter.
         started: when the training began, as `time.time()`.
+        connections: what befalls every worker's connections to the shards.
     """
 
     faults: tuple[Slow | Kill, ...] = ()
     seed: int = 0
     started: float = 0.0
+    connections: ConnectionFaults = field(default_factory=ConnectionFaults)
 
 
 class Faults:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ps.client import PsClient
+from ps.connection_faults import with_faults
 from ps.deduplicate import Deduplicator
 from ps.sockets import ShardAddress, connect
 from ps.spec import StoreSpec, even_routing
@@ -74,7 +75,11 @@ def make_loop(
     warm_up(setup.data.features, setup.model, setup.store, preparer, computation)
     client = PsClient(
         setup.store,
-        lambda shard: connect(setup.addresses[shard], node_id=node_id, secret=setup.secret),
+        with_faults(
+            lambda shard: connect(setup.addresses[shard], node_id=node_id, secret=setup.secret),
+            setup.faults.connections,
+            process=(0, worker, incarnation),  # the coordinator has 1 first
+        ),
         recovery_epoch=setup.recovery_epoch,
         retry_seconds=setup.retry_seconds,
         compress=setup.compress,

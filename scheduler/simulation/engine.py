@@ -4,6 +4,7 @@ The real coordinator, shards and worker sessions run under one event queue; netw
 data are simulated. `run(seed)` repeats a failure exactly.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -12,11 +13,13 @@ from typing import Any
 from ps.client import Open
 from ps.messages import Apply, DenseNorm, Record, Request
 from ps.shard import Shard
-from scheduler.coordinator import Coordinator, CoordinatorSpec
+from scheduler.coordinator import Coordinator
+from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.evaluation import EvaluationResult
 from scheduler.events import (
     Answer,
     Command,
+    CutTaken,
     EvaluationWanted,
     Event,
     FailJob,
@@ -121,7 +124,7 @@ def run_scenario(scenario: Scenario, parts: Parts) -> Outcome:
 def _compare(simulation: "Simulation", outcome: Outcome) -> None:
     """Hold the model against what it has to be."""
     scenario, seen = simulation.scenario, simulation.referee.seen
-    if scenario.mode == "sync":
+    if scenario.mode == "sync" and not scenario.shifts:
         limit = simulation.coordinator.ledger.low_water
         expected = _undisturbed(scenario.undisturbed(limit))
         if outcome.digest != expected.digest:
@@ -148,6 +151,7 @@ class _Staff:
 
     current: dict[int, SimulatedWorker] = field(default_factory=dict)
     replaced: set[tuple[int, int]] = field(default_factory=set)
+    incarnations: Counter[int] = field(default_factory=lambda: Counter())
 
 
 class Simulation:
@@ -174,6 +178,8 @@ class Simulation:
         for index in range(self.scenario.workers):
             self._start_worker(index, 0)
         self._plan_deaths()
+        for seconds, event in self.scenario.orders:
+            self.world.queue.at(seconds, self._orderer(event))
         self._tick()
         queue = self.world.queue
         while self.failure is None and queue.step():
@@ -202,7 +208,7 @@ class Simulation:
         )
 
     def _make_shard(self, kind: type[Shard], index: int) -> Shard:
-        limit = 2 * self.coordinator.spec.credits + 16
+        limit = 2 * self.coordinator.credits + 16
         shard = kind(self.workload.store, index, max_contributions=limit)
         part = slice(*self.workload.store.dense_range(index))
         shard.initialize(RECOVERY_EPOCH, dense=self.workload.initial_dense[part])
@@ -276,12 +282,24 @@ class Simulation:
         if world.strikes("duplicate"):
             world.queue.later(world.random.uniform(0.0, AGAIN_SECONDS), arrive)
 
+    def _orderer(self, event: Event) -> Action:
+        def order() -> None:
+            if not self.coordinator.stopping:
+                self.world.story.tell("%s", event)
+                self._handle(event)
+                self._hire()
+
+        return order
+
     # The driver's process ---------------------------------------------------------------------
 
     def _tick(self) -> None:
         """Look at the time; end the job in the order in which the driver does."""
         self._handle(TimePassed())
         coordinator = self.coordinator
+        if coordinator.at_cut:
+            self.referee.at_cut()
+            self._handle(CutTaken())
         if coordinator.trained and coordinator.evaluation is None and not coordinator.stopping:
             if self._evaluated or self.scenario.eval_batches == 0:
                 self._handle(StopWanted())
@@ -305,8 +323,15 @@ class Simulation:
             slowness=rng.choice([1.0, 1.0, 1.0, 3.0]) if self.scenario.workers > 1 else 1.0,
         )
         self._staff.current[index] = worker
+        self._staff.incarnations[index] = incarnation
         self.world.story.tell("%s starts", worker)
         worker.start()
+
+    def _hire(self) -> None:
+        """Start workers that are wanted beyond those that there are."""
+        for index in range(self.coordinator.num_workers):
+            if index not in self._staff.current:
+                self._start_worker(index, self._staff.incarnations[index] + 1)
 
     def worker_ended(self, worker: SimulatedWorker) -> None:
         """Ray tells of most deaths soon, and of a lost machine late."""
@@ -337,10 +362,11 @@ class Simulation:
             return
         staff.replaced.add(name)
         self._handle(WorkerLost(*name))
-        if self.coordinator.stopping:
+        wanted = self.coordinator.num_workers
+        if self.coordinator.stopping or worker.index >= wanted:
             staff.current.pop(worker.index, None)
             return
-        others = len(staff.current) - 1
+        others = sum(index < wanted for index in staff.current) - 1
         rng = self.world.random
         if others > 0 and rng.random() < self.world.faults.forever:
             self.world.story.tell("%s is not replaced", worker)
@@ -350,7 +376,8 @@ class Simulation:
         self.world.queue.later(seconds, lambda: self._start_again(worker))
 
     def _start_again(self, worker: SimulatedWorker) -> None:
-        if not self.coordinator.stopping:
+        wanted = worker.index < self.coordinator.num_workers
+        if wanted and not self.coordinator.stopping:
             self._start_worker(worker.index, worker.incarnation + 1)
         else:
             self._staff.current.pop(worker.index, None)

@@ -1,11 +1,12 @@
 """What each step has to be made of, worked out from tokens and reports alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ps.messages import Record
+from ps.messages import ANY_STEP, Record
+from scheduler.modes import Mode
 from scheduler.simulation.scenario import Scenario
 from scheduler.stale_weights import Cutoff, Power
 from worker.protocol import Finished, Token
@@ -36,6 +37,10 @@ class Oracle:
     """
 
     def __init__(self, scenario: Scenario, tokens: Mapping[Attempt, Token]) -> None:
+        self.mode: Mode = scenario.mode
+        # Steps that a change of mode gave to attempts, and those that it gives to fresh batches.
+        self.steps: dict[Attempt, int] = {}
+        self.planned = _planned(scenario)
         self._scenario = scenario
         self._tokens = tokens
         # Ends that no step has looked at: (k when it was reported, end).
@@ -43,6 +48,7 @@ class Oracle:
         self._ended: dict[int, Finished] = {}
         self._resolved: set[int] = set()
         self._void: set[Attempt] = set()
+        self._void_since_last_step: set[Attempt] = set()
 
     def reported(self, finished: Finished, *, step: int) -> bool:
         """Take the end of an attempt, reported when so many steps had been formed.
@@ -57,7 +63,8 @@ class Oracle:
     def step(self, record: Record) -> Expected:
         """Return what a record has to be."""
         step, named = record.step, set(record.discard)
-        newly_void = self._look_for_void(step)
+        newly_void = self._look_for_void(step) | self._void_since_last_step
+        self._void_since_last_step = set()
         self._take_reports(step)
         eligible = [end for end in self._ended.values() if self._may_be_in(step, end)]
         skipped = [end for end in eligible if end.outcome == "skipped"]
@@ -66,7 +73,7 @@ class Oracle:
         if size not in self._sizes():
             return Expected()
         chosen = eligible[:size]
-        if self._scenario.mode in ("sync", "backup"):
+        if self.mode in ("sync", "backup"):
             chosen.sort(key=lambda end: end.token.batch_id)
         expected = Expected(discards=newly_void)
         for end in chosen:
@@ -74,7 +81,8 @@ class Oracle:
             del self._ended[batch_id]
             self._resolved.add(batch_id)
             if end.outcome == "done":
-                expected.entries.append((batch_id, attempt, self.weight(step - end.token.step)))
+                weight = self.weight(step - self.step_of(end.token))
+                expected.entries.append((batch_id, attempt, weight))
             else:
                 expected.skipped.append(batch_id)
                 expected.discards |= {(batch_id, a) for a in range(attempt + 1)}
@@ -87,10 +95,10 @@ class Oracle:
         everything that was given out is trained.
         """
         scenario = self._scenario
-        if scenario.mode in ("async", "ssp"):
+        if self.mode in ("async", "ssp"):
             return {1}
         ends = {scenario.plan.total}
-        if scenario.max_seconds is not None:
+        if scenario.ends_early:
             ends.add(1 + max((batch_id for batch_id, _ in self._tokens), default=0))
         first = self._epoch * scenario.batches_per_epoch
         sizes = set()
@@ -103,7 +111,7 @@ class Oracle:
     def weight(self, staleness: int) -> float:
         """What a contribution weighs."""
         options = self._scenario.mode_options
-        if self._scenario.mode != "gba":
+        if self.mode != "gba":
             return 1.0
         late = staleness - options.staleness_bound
         rule = options.stale_weight
@@ -115,11 +123,71 @@ class Oracle:
 
     def is_void(self, token: Token, step: int) -> bool:
         """Whether an attempt can't count at step k and later, whatever becomes of it."""
+        if (token.batch_id, token.attempt) in self._void:
+            return True
         options = self._scenario.mode_options
-        if self._scenario.mode == "backup":
+        if self.mode == "backup":
             return token.step < step
-        again = self._scenario.mode == "gba" and options.on_stale == "reissue"
-        return again and self.weight(step - token.step) == 0
+        again = self.mode == "gba" and options.on_stale == "reissue"
+        return again and self.weight(step - self.step_of(token)) == 0
+
+    def step_of(self, token: Token) -> int:
+        """Return the step of a batch that was given out, as it is since the last change of mode."""
+        return self.steps.get((token.batch_id, token.attempt), token.step)
+
+    def shifted(self, mode: Mode, step: int) -> None:
+        """The mode changes before step k is formed.
+
+        The batches that are not resolved are lined up anew, those of an epoch by their ids. Where
+        steps are read that they belong to, those that ended with a pull of step k go first, and
+        only these stay; else only what waits for a later step goes.
+        """
+        self._void_since_last_step |= self._look_for_void(step)
+        self._take_reports(step)
+        self.mode = mode
+        if mode == "sync":
+            first = {b for b, end in self._ended.items() if self._was_pulled_at(end, step)}
+        else:
+            first = set()
+        self._line_up(step, first)
+        for identity, token in self._tokens.items():
+            if identity[0] not in self._resolved:
+                self.steps[identity] = self.planned[identity[0]]
+                if not self._may_stay(token, step):
+                    self._void_since_last_step |= {identity} - self._void
+                    self._void.add(identity)
+        for batch_id in [b for b, end in self._ended.items() if self._is_voided(end.token)]:
+            del self._ended[batch_id]
+
+    def _line_up(self, step: int, first: set[int]) -> None:
+        scenario = self._scenario
+        size = 1 if self.mode == "async" else scenario.group_size
+        for epoch in range(self._epoch, scenario.epochs):
+            start = epoch * scenario.batches_per_epoch
+            batches = range(start, min(start + scenario.batches_per_epoch, scenario.plan.total))
+            left = [batch_id for batch_id in batches if batch_id not in self._resolved]
+            left.sort(key=lambda batch_id: (batch_id not in first, batch_id))
+            for place, batch_id in enumerate(left):
+                self.planned[batch_id] = step + place // size
+            step += -(-len(left) // size)
+
+    def _may_stay(self, token: Token, step: int) -> bool:
+        end = self._ended.get(token.batch_id)
+        if self.mode == "sync":
+            return end is not None and self._was_pulled_at(end, self.planned[token.batch_id])
+        return end is not None or self._latest(token.batch_id).at_step <= step
+
+    def _was_pulled_at(self, end: Finished, step: int) -> bool:
+        return end.outcome == "skipped" or end.pull_step == step
+
+    def _is_voided(self, token: Token) -> bool:
+        return (token.batch_id, token.attempt) in self._void
+
+    def _latest(self, batch_id: int) -> Token:
+        """Return the attempt that was given out last, unless it is void."""
+        attempts = [token for (b, _), token in self._tokens.items() if b == batch_id]
+        token = max(attempts, key=lambda token: token.attempt)
+        return replace(token, at_step=ANY_STEP) if self._is_voided(token) else token
 
     @property
     def _epoch(self) -> int:
@@ -129,9 +197,9 @@ class Oracle:
         return low_water // self._scenario.batches_per_epoch
 
     def _may_be_in(self, step: int, end: Finished) -> bool:
-        mode, token = self._scenario.mode, end.token
+        mode, token = self.mode, end.token
         if mode in ("sync", "backup"):
-            return token.step == step
+            return self.step_of(token) == step
         open_epoch = token.batch_id // self._scenario.batches_per_epoch == self._epoch
         return open_epoch if mode == "gba" else True
 
@@ -157,7 +225,7 @@ class Oracle:
             end = self._ended.get(batch_id)
             if batch_id in self._resolved or not self.is_void(token, step):
                 continue
-            if self._scenario.mode == "gba" and end is not None and end.outcome == "skipped":
+            if self.mode == "gba" and end is not None and end.outcome == "skipped":
                 continue
             gone.add(identity)
             if end is not None and end.token.attempt == token.attempt:
@@ -165,6 +233,19 @@ class Oracle:
         newly = gone - self._void
         self._void |= gone
         return newly
+
+
+def _planned(scenario: Scenario) -> dict[int, int]:
+    """Return the step of each batch as synchronous training has it."""
+    planned: dict[int, int] = {}
+    step = 0
+    for epoch in range(scenario.epochs):
+        start = epoch * scenario.batches_per_epoch
+        batches = range(start, min(start + scenario.batches_per_epoch, scenario.plan.total))
+        for place, batch_id in enumerate(batches):
+            planned[batch_id] = step + place // scenario.group_size
+        step += -(-len(batches) // scenario.group_size)
+    return planned
 
 
 class Paces:

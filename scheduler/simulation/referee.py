@@ -19,7 +19,16 @@ from ps.messages import (
 )
 from ps.shard import Outgoing, Shard
 from scheduler.coordinator import Coordinator
-from scheduler.events import Answer, Command, Event, SendRecords, WorkerReported
+from scheduler.events import (
+    Answer,
+    Command,
+    EndOfTrainingWanted,
+    Event,
+    PauseWanted,
+    SendRecords,
+    ShiftWanted,
+    WorkerReported,
+)
 from scheduler.simulation.clipping import expected_dense_factor
 from scheduler.simulation.oracle import Oracle, Paces
 from scheduler.simulation.scenario import Scenario
@@ -51,6 +60,7 @@ class Seen:
         pulls: what each shard answered: (shard, pull, reply).
         tokens: of training, by (batch, attempt).
         skipped: batches that each record resolves without using them.
+        steps: of attempts that were given out before a change of mode, as they are since then.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -58,6 +68,7 @@ class Seen:
     pulls: list[tuple[int, Pull, PullReply]] = field(default_factory=list)
     tokens: dict[tuple[int, int], Token] = field(default_factory=dict)
     skipped: dict[int, list[int]] = field(default_factory=dict)
+    steps: dict[tuple[int, int], int] = field(default_factory=dict)
 
 
 class Referee:
@@ -79,10 +90,13 @@ class Referee:
         self._low_water = 0
         self._applied_samples = 0
         self._oldest_promised = 0
-        self._groups = _groups(scenario)
         self._oracle = Oracle(scenario, self.seen.tokens)
         self._paces = Paces()
         self._measured: set[tuple[int, int]] = set()
+        self._most_credits = 0
+        self._paused = False
+        # Whom the coordinator takes nothing from any more.
+        self._gone: set[tuple[int, int]] = set()
 
     # The coordinator --------------------------------------------------------------------------
 
@@ -90,6 +104,11 @@ class Referee:
         """Look at what the coordinator made of an event, and at which step it was before."""
         if isinstance(event, WorkerReported):
             self._note_ends(event.report, step_before)
+        if isinstance(event, PauseWanted | EndOfTrainingWanted):
+            self._paused = isinstance(event, PauseWanted) and event.paused
+        if isinstance(event, ShiftWanted) and event.mode not in (self._oracle.mode, "auto"):
+            self._oracle.shifted(event.mode, step_before)  # type: ignore[arg-type]
+            self.seen.steps = self._oracle.steps
         for command in commands:
             if isinstance(command, SendRecords):
                 for record in command.records:
@@ -98,12 +117,14 @@ class Referee:
                 assert isinstance(event, WorkerReported)
                 self._check_answer(event.report, command.grant)
         self._check_leases()
+        workers = self._coordinator.workers
+        self._gone |= {(w, state.incarnation) for w, state in workers.items() if state.lost}
         said, true = self._coordinator.applied_step, min(shard.step for shard in self._shards)
         require(said <= true, "step {} is said to be applied, a shard is at {}", said, true)
 
     def _note_ends(self, report: Report, step: int) -> None:
         name = report.worker, report.incarnation
-        gone = not self._is_live(name)
+        gone = name in self._gone or name[1] < self._coordinator.workers[name[0]].incarnation
         if not gone:
             self._paces.joined(name, self._live_workers())
         for finished in report.finished:
@@ -135,10 +156,9 @@ class Referee:
             text = "a repeated report of worker {} got {}, before it was {}"
             require(known == grant, text, name, grant, known)
             return
-        stopping = self._coordinator.stopping
-        require(
-            grant.stop == stopping, "worker {} is told otherwise than {}: {}", name, stopping, grant
-        )
+        leaves = self._coordinator.stopping or name[0] >= self._coordinator.num_workers
+        told = "worker {} is told otherwise than {}: {}"
+        require(grant.stop == leaves, told, name, leaves, grant)
         self._answers[*name, grant.sequence] = grant
         for token in grant.tokens:
             self._check_token(token, name)
@@ -152,6 +172,11 @@ class Referee:
         slack = self._scenario.mode_options.ssp_slack
         require(lead <= slack, "worker {} may get {} ahead, the slack is {}", worker, lead, slack)
 
+    def at_cut(self) -> None:
+        """The coordinator says that every shard stays at one step."""
+        steps = {shard.step for shard in self._shards}
+        require(steps == {len(self.seen.records)}, "a cut at steps {}", steps)
+
     def _check_token(self, token: Token, worker: tuple[int, int]) -> None:
         self._story.tell("worker %s.%s is given %s", *worker, token, batch=train_batch(token))
         # An evaluation's rounds use the same batches.
@@ -163,11 +188,12 @@ class Referee:
         text = "{} was given to worker {} and to worker {}"
         require(holder == worker, text, token, holder, worker, batch=token.batch_id)
         if token.kind == "train":
+            require(not self._paused, "{} is given out in a pause", token, batch=token.batch_id)
             self.seen.tokens[token.batch_id, token.attempt] = token
-            mode = self._scenario.mode
+            mode = self._oracle.mode
             if mode == "sync" or (mode == "gba" and token.attempt == 0):
-                fits = token.batch_id in self._groups[token.step]
-                require(fits, "{} is of another step", token, batch=token.batch_id)
+                planned = self._oracle.planned[token.batch_id]
+                require(token.step == planned, "{}: its step is {}", token, planned)
             waits = mode in ("sync", "backup")
             right = token.step if waits else ANY_STEP
             require(token.at_step == right, "{} must pull at {}", token, right)
@@ -177,13 +203,13 @@ class Referee:
 
     def _check_leases(self) -> None:
         coordinator = self._coordinator
-        ledger, spec = coordinator.ledger, coordinator.spec
+        ledger = coordinator.ledger
+        # Those of workers that leave end first.
+        self._most_credits = credits = max(self._most_credits, coordinator.credits)
         unapplied = self.seen.records[coordinator.applied_step :]
         waiting = sum(len(r.entries) + len(self.seen.skipped[r.step]) for r in unapplied)
         in_flight = ledger.num_leased + ledger.num_ended + waiting
-        require(
-            in_flight <= spec.credits, "{} batches in flight, {} credits", in_flight, spec.credits
-        )
+        require(in_flight <= credits, "{} batches in flight, {} credits", in_flight, credits)
         lost = {index for index, state in coordinator.workers.items() if state.lost}
         for batch in ledger.outstanding():
             gone = batch.worker is not None and batch.worker in lost
@@ -305,7 +331,7 @@ class Referee:
         shard = self._shards[index]
         require(shard.step == len(shard.log), "shard {} is at {}: {}", index, shard.step, shard.log)
         # What a dead worker left behind comes on top; the buffer's own limit has room for that.
-        held, credits = len(shard.buffer), self._coordinator.spec.credits
+        held, credits = len(shard.buffer), self._most_credits
         fits = held <= credits or self._coordinator.ledger.tallies.reissued > 0
         require(fits, "shard {} holds {} contributions, {} credits", index, held, credits)
         if isinstance(message, Apply):
@@ -317,18 +343,6 @@ class Referee:
             require([last] == ordered, "shard {} applied {} for {}", index, last, ordered)
 
 
-def _groups(scenario: Scenario) -> list[list[int]]:
-    """Return the batches of each synchronous step, cut at the ends of epochs and at the limit."""
-    total = scenario.plan.total
-    groups: list[list[int]] = []
-    for epoch in range(scenario.epochs):
-        first = epoch * scenario.batches_per_epoch
-        end = min(first + scenario.batches_per_epoch, total)
-        for start in range(first, end, scenario.group_size):
-            groups.append(list(range(start, min(start + scenario.group_size, end))))
-    return groups
-
-
 def staleness(seen: Seen) -> tuple[Counter[int], Counter[int]]:
     """Return how often each data and each parameter staleness occurred, from what was seen."""
     data: Counter[int] = Counter()
@@ -338,6 +352,7 @@ def staleness(seen: Seen) -> tuple[Counter[int], Counter[int]]:
         for entry in record.entries:
             token = seen.tokens[entry.batch_id, entry.attempt]
             parts = [seen.pushed[entry.batch_id, entry.attempt, s] for s in range(num_shards)]
-            data[record.step - token.step] += 1
+            own = seen.steps.get((entry.batch_id, entry.attempt), token.step)
+            data[record.step - own] += 1
             parameter[record.step - min(part.pull_step for part in parts)] += 1
     return data, parameter

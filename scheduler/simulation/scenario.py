@@ -5,8 +5,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from ps.spec import SparseMean
+from scheduler.events import (
+    CutWanted,
+    EndOfTrainingWanted,
+    Event,
+    PauseWanted,
+    ShiftWanted,
+    WorkersWanted,
+)
 from scheduler.ledger import LedgerPlan
-from scheduler.modes import Mode, ModeOptions, OnStale
+from scheduler.modes import SHIFTABLE, Mode, ModeOptions, OnStale
 from scheduler.stale_weights import Cutoff, Inverse, Power, StaleWeight
 
 Arrow = Literal[
@@ -87,6 +95,7 @@ class Scenario:
         non_finite: part of the batches whose gradient is not finite.
         flaky: whether a batch may read otherwise at another attempt; never in sync mode, where the
             model would then depend on which attempt came first.
+        orders: what somebody wants of the running job, and at which virtual second.
     """
 
     seed: int
@@ -114,6 +123,7 @@ class Scenario:
     non_finite: float = 0.0
     flaky: bool = False
     faults: Faults = field(default_factory=Faults)
+    orders: tuple[tuple[float, Event], ...] = ()
 
     @property
     def global_batch(self) -> int:
@@ -135,6 +145,17 @@ class Scenario:
         )
 
     @property
+    def shifts(self) -> bool:
+        """Whether the mode changes."""
+        return any(isinstance(event, ShiftWanted) for _, event in self.orders)
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether some batches may never be given out, at nobody knows which moment."""
+        ended = any(isinstance(event, EndOfTrainingWanted) for _, event in self.orders)
+        return ended or self.max_seconds is not None
+
+    @property
     def evaluation_plan(self) -> LedgerPlan | None:
         if self.eval_batches == 0:
             return None
@@ -145,8 +166,9 @@ class Scenario:
     def undisturbed(self, limit: int | None) -> "Scenario":
         """The same job on one worker and one shard, without any fault."""
         return replace(
-            self, workers=1, shards=1, depth=1, limit=limit, max_seconds=None, faults=Faults()
-        )
+            self, workers=1, shards=1, depth=1, limit=limit, max_seconds=None, faults=Faults(),
+            orders=(),
+        )  # fmt: skip
 
 
 def draw(seed: int, **options: Any) -> Scenario:
@@ -183,6 +205,28 @@ def draw(seed: int, **options: Any) -> Scenario:
         "sparse_mean": rng.choice(get_args(SparseMean)),
     }
     return _consistent(Scenario(seed=seed, **(drawn | options)))
+
+
+def with_orders(scenario: Scenario) -> Scenario:
+    """Return a scenario in which people, and a cluster that scales, want things of the job."""
+    rng = random.Random(f"orders {scenario.seed}")
+    wanted: list[Event] = [WorkersWanted(rng.randint(1, 6)) for _ in range(rng.randint(0, 3))]
+    if scenario.mode in SHIFTABLE:
+        wanted += [ShiftWanted(rng.choice(SHIFTABLE)) for _ in range(rng.randint(0, 5))]
+    wanted += [CutWanted() for _ in range(rng.randint(0, 1))]
+    if rng.random() < 0.1:
+        wanted.append(EndOfTrainingWanted())
+    orders = [(rng.uniform(0.0, 0.5), event) for event in wanted]
+    if rng.random() < 0.3:
+        paused = rng.uniform(0.0, 0.3)
+        orders += [(paused, PauseWanted(True)), (paused + rng.uniform(0, 0.5), PauseWanted(False))]
+    orders.sort(key=lambda order: order[0])
+    shifts = any(isinstance(event, ShiftWanted) for event in wanted)
+    flaky = scenario.flaky or (shifts and rng.random() < 0.5)
+    # The referee learns of a step that waits for its norm only when that is known: too late to say
+    # what a change of mode in between has to do.
+    clip_norm = None if shifts else scenario.dense_clip_norm
+    return replace(scenario, orders=tuple(orders), flaky=flaky, dense_clip_norm=clip_norm)
 
 
 def _draw_mode_options(rng: random.Random) -> ModeOptions:

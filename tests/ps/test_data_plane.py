@@ -1,5 +1,6 @@
 import errno
 import os
+import signal
 import socket
 import stat
 import threading
@@ -224,6 +225,25 @@ def test_a_reply_over_the_limits_is_reported(
 
     assert "a PullReply would take 1" in str(served.errors[0])
     assert "a PullReply would take 1" in str(served.errors[1])
+
+
+def test_a_server_that_is_to_die_does_so_once_it_has_reached_its_step(
+    small_job: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = small_job(TABLES)
+    served = serve(job)
+    served.planes[0]._dies_at_step = 2
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda *args: killed.append(args))
+
+    with served.connect(0) as sock:
+        send(sock, Apply(1, job.epoch, (job.record(0),)))
+        assert receive(sock)[0].step == 1
+        assert killed == []
+        send(sock, Apply(2, job.epoch, (job.record(1),)))
+        assert receive(sock)[0].step == 2
+
+    assert killed == [(os.getpid(), signal.SIGKILL)]
 
 
 def test_bytes_are_counted(small_job: Any, serve: Serve) -> None:

@@ -9,7 +9,8 @@ import pytest
 from embedding.spec import Eviction, Sgd, TableSpec
 from ps.messages import ANY_STEP, Record
 from ps.spec import StoreSpec
-from scheduler.coordinator import Coordinator, CoordinatorSpec
+from scheduler.coordinator import Coordinator
+from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.events import (
     Answer,
     Command,
@@ -126,7 +127,7 @@ def test_staleness_is_counted_of_data_and_of_parameters() -> None:
 
 def test_credits_bound_what_is_leased_or_not_applied_everywhere() -> None:
     job = Driver(spec(mode="async", group_size=1, global_batch=10, workers=1, depth=1))
-    assert job.coordinator.spec.credits == 3
+    assert job.coordinator.credits == 3
     for _ in range(3):
         job.finish(job.lease())
     assert job.report(want=1).tokens == ()
@@ -199,7 +200,7 @@ def test_a_parked_worker_takes_over_the_batch_of_a_dead_one() -> None:
     mine = job.lease(0)
     job.finish(mine, worker=0)
     ahead = job.report(0, want=2).tokens
-    assert [token.step for token in ahead] == [1, 1]
+    assert [token.step for token in ahead] == [1], "the other one is left for somebody else"
     assert job.report(0, waiting=True).tokens == ()
 
     job.handle(WorkerLost(1, 0))

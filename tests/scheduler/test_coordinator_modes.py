@@ -8,7 +8,8 @@ import pytest
 from embedding.spec import Sgd, TableSpec
 from ps.messages import Record
 from ps.spec import StoreSpec
-from scheduler.coordinator import Coordinator, CoordinatorSpec
+from scheduler.coordinator import Coordinator
+from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.events import Answer, RecordsApplied, SendRecords, WorkerLost, WorkerReported
 from scheduler.ledger import LedgerPlan
 from scheduler.modes import ModeOptions
@@ -198,7 +199,8 @@ def test_a_worker_that_joins_late_holds_no_one_up(incarnation: int) -> None:
 def test_a_backup_step_goes_without_the_last() -> None:
     job = Job("backup", backup_batches=1)
     (slow,) = job.lease(0)
-    job.finish(1, *job.lease(1, want=2))
+    job.finish(1, *job.lease(1))
+    job.finish(1, *job.lease(1))
 
     assert entries(job.records[0]) == [(1, 0, 1.0), (2, 0, 1.0)]
     assert job.report(0).revoked == (slow.identity,)
@@ -210,6 +212,6 @@ def test_a_backup_step_goes_without_the_last() -> None:
 
 
 def test_backup_batches_have_credits_of_their_own() -> None:
-    plain, backup = (Job(mode, backup_batches=1).coordinator.spec for mode in ("sync", "backup"))
+    plain, backup = (Job(mode, backup_batches=1).coordinator for mode in ("sync", "backup"))
 
     assert backup.credits == plain.credits + 2

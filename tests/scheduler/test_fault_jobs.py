@@ -1,19 +1,28 @@
 """Faults on purpose in whole jobs on a local Ray."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scheduler import ConfigError, JobConfig, Trainer
+from ps.connection_faults import ConnectionFault, ConnectionFaults
+from scheduler import ConfigError, JobConfig, Trainer, TrainingError
+from scheduler.fault_plans import coordinator_faults, worker_faults
 
 SLOW = {"kind": "slow", "index": 0, "factor": 10.0}
 # So slow that neither worker has trained everything before the other has started.
 BOTH_SLOW = {"kind": "slow", "index": [0, 1], "factor": 100.0}
 KILL = {"kind": "kill", "index": [0, 1], "at_step": 7}
+DROP = {"kind": "drop", "between": ["worker", "server"], "probability": 0.01}
+DELAY = {**DROP, "kind": "delay", "seconds": 0.2}
+BETWEEN = r"cluster.inject.0.between: must be \[worker, server\] or \[coordinator, server\], got"
 
 
-def job(samples: Path, run: Path, inject: list[dict[str, Any]], **training: Any) -> dict[str, Any]:
+def job(
+    samples: Path, run: Path, inject: list[dict[str, Any]], *, servers: int = 1, **training: Any
+) -> dict[str, Any]:
     adagrad = {"type": "adagrad", "initial_accumulator": 1e-4}
     return {
         "seed": 3,
@@ -26,7 +35,7 @@ def job(samples: Path, run: Path, inject: list[dict[str, Any]], **training: Any)
         "embedding": {"dim": 4, "optimizer": adagrad},
         "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8], "optimizer": adagrad},
         "training": training,
-        "cluster": {"workers": 2, "servers": 1, "inject": inject},
+        "cluster": {"workers": 2, "servers": servers, "inject": inject},
         "run": {"dir": str(run), "allow_faults": True},
     }
 
@@ -64,15 +73,83 @@ def test_batches_of_a_slow_worker_take_longer(
     assert slow["seconds"] / slow["batches"] > 3 * other["seconds"] / other["batches"]
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+def test_bad_connections_change_nothing_of_the_model(
+    ray_cluster: None, samples: Path, tmp_path: Path
+) -> None:
+    bad = [
+        {"kind": kind, "between": [role, "server"], "probability": 0.03, **options}
+        for role in ("worker", "coordinator")
+        for kind, options in (("delay", {"seconds": 0.05}), ("drop", {}), ("duplicate", {}))
+    ]
+
+    runs = [
+        Trainer(
+            JobConfig.from_dict(
+                job(samples, tmp_path / run, inject, servers=2, mode="sync", global_batch=256)
+            )
+        ).fit()
+        for run, inject in (("good", []), ("bad", bad))
+    ]
+
+    wires = [run.metrics["wire_bytes"].values() for run in runs]
+    received = [sum(server["received"] for server in servers) for servers in wires]
+    assert received[0] < received[1], "messages came twice"
+    assert [run.metrics["worker_restarts"] for run in runs] == [0, 0]
+    assert runs[0].metrics["model_digest"] == runs[1].metrics["model_digest"]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("role", "index", "named"),
+    [("server", 1, "server 1"), ("coordinator", 0, "the coordinator")],
+)
+def test_a_killed_server_or_coordinator_ends_the_job_with_its_name(
+    ray_cluster: None, samples: Path, tmp_path: Path, role: str, index: int, named: str
+) -> None:
+    kill = {**KILL, "role": role, "index": index}
+    config = job(samples, tmp_path / "run", [kill], servers=2, mode="sync", global_batch=256)
+
+    with pytest.raises(TrainingError, match=rf"{named} \(pid \d+\) died: .*job can't go on"):
+        Trainer(JobConfig.from_dict(config)).fit()
+
+    failure = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert failure["error"].startswith(named)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"run": {"allow_faults": False}}, "refused unless run.allow_faults is true"),
         ({"inject": [{**SLOW, "index": 2}]}, r"cluster.inject.0.index must be below .* \(2\)"),
-        ({"inject": [KILL, {**SLOW, "factor": 1.0}]}, "cluster.inject.1.*factor"),
-        ({"inject": [{**SLOW, "kind": "slwo"}]}, "cluster.inject.0"),
-        ({"inject": [{**SLOW, "role": "server"}]}, "cluster.inject.0.*role"),
-        ({"inject": [{**KILL, "index": []}]}, "cluster.inject.0.*index"),
+        ({"inject": [KILL, {**SLOW, "factor": 1.0}]}, "cluster.inject.1.factor"),
+        ({"inject": [{**SLOW, "kind": "slwo"}]}, "cluster.inject.0.kind .*did you mean 'slow'"),
+        ({"inject": [{"index": 0}]}, "cluster.inject.0.kind is required"),
+        ({"inject": [{**SLOW, "role": "server"}]}, "cluster.inject.0.role: .*'worker', got 'serv"),
+        ({"inject": [{**KILL, "role": "driver"}]}, "cluster.inject.0.role: .*, got 'driver'"),
+        ({"inject": [{**KILL, "index": []}]}, "cluster.inject.0.index"),
+        ({"inject": [{**KILL, "at_stpe": 1}]}, "cluster.inject.0.at_stpe; did you mean 'at_step'"),
+        (
+            {"inject": [{**KILL, "role": "server"}]},
+            r"cluster.inject.0.index must be below cluster.servers \(1\), got 1",
+        ),
+        (
+            {"inject": [SLOW, {**KILL, "role": "coordinator"}]},
+            "cluster.inject.1.index must be 0, as there is one coordinator, got 1",
+        ),
+        ({"inject": [{**DROP, "between": ["worker", "coordinator"]}]}, BETWEEN),
+        ({"inject": [{**DROP, "between": ["server"]}]}, BETWEEN),
+        (
+            {"inject": [{**DROP, "between": ["worker", "driver"]}]},
+            r"inject.0.between.1: .*'driver'",
+        ),
+        ({"inject": [{**DROP, "probability": 1.5}]}, "cluster.inject.0.probability"),
+        ({"inject": [{**DROP, "seconds": 0.2}]}, "unknown key cluster.inject.0.seconds"),
+        ({"inject": [{**DELAY, "seconds": 0}]}, "cluster.inject.0.seconds"),
+        ({"inject": [{**DROP, "kind": "delay"}]}, "cluster.inject.0.seconds is required"),
     ],
 )
 def test_faults_that_cannot_be_obeyed_are_refused(
@@ -83,3 +160,25 @@ def test_faults_that_cannot_be_obeyed_are_refused(
 
     with pytest.raises(ConfigError, match=message):
         JobConfig.from_dict(data)
+
+
+def test_faults_of_connections_reach_the_processes_that_they_name(
+    samples: Path, tmp_path: Path
+) -> None:
+    between = {"between": ["server", "coordinator"]}
+    inject = [{**DROP, "to_seconds": 9}, {**DELAY, "from_seconds": 5}, {**DELAY, **between}, KILL]
+    config = JobConfig.from_dict(job(samples, tmp_path, inject, mode="async"))
+
+    worker = worker_faults(config, started=50.0).connections
+    coordinator = coordinator_faults(config, started=50.0).connections
+
+    delay = ConnectionFault(kind="delay", probability=0.01, seconds=0.2)
+    assert worker == ConnectionFaults(
+        faults=(
+            ConnectionFault(kind="drop", probability=0.01, to_seconds=9.0),
+            replace(delay, from_seconds=5.0),
+        ),
+        seed=3,
+        started=50.0,
+    )
+    assert coordinator == ConnectionFaults(faults=(delay,), seed=3, started=50.0)

@@ -13,7 +13,8 @@ from ps.messages import Record
 from ps.spec import StoreSpec
 from scheduler import JobConfig
 from scheduler.coordinating import Status
-from scheduler.coordinator import Coordinator, CoordinatorSpec
+from scheduler.coordinator import Coordinator
+from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.events import RecordsApplied, SendRecords, WorkerReported
 from scheduler.ledger import LedgerPlan
 from scheduler.reporting import IntervalReport

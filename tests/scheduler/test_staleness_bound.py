@@ -8,7 +8,8 @@ import pytest
 
 from embedding.spec import Sgd, TableSpec
 from ps.spec import StoreSpec
-from scheduler.coordinator import Coordinator, CoordinatorSpec
+from scheduler.coordinator import Coordinator
+from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.events import Answer, RecordsApplied, WorkerReported
 from scheduler.ledger import LedgerPlan
 from scheduler.modes import ModeOptions

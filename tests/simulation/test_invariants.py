@@ -10,7 +10,7 @@ import pytest
 
 from ps.shard import Shard
 from scheduler.simulation.engine import Outcome, Parts, SimulationError, run, run_scenario
-from scheduler.simulation.scenario import ARROWS, Arrow, Faults, draw
+from scheduler.simulation.scenario import ARROWS, Arrow, Faults, draw, with_orders
 
 SEEDS = range(150)
 BLOCKS = 10
@@ -28,6 +28,12 @@ def seeds_of(block: int) -> list[int]:
 def test_a_job_ends_right_whatever_happens_to_it(block: int) -> None:
     for seed in seeds_of(block):
         run(seed)
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_a_job_ends_right_whatever_is_wanted_of_it_meanwhile(block: int) -> None:
+    for seed in seeds_of(block):
+        run_scenario(with_orders(draw(seed)), Parts())
 
 
 @pytest.mark.parametrize("arrow", ARROWS)

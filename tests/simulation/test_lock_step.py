@@ -8,7 +8,8 @@ import pytest
 from ps.deduplicate import keep_admitted
 from ps.messages import Apply, Contribution, Pull, PullReply
 from ps.shard import Shard
-from scheduler.coordinator import Coordinator, CoordinatorSpec
+from scheduler.coordinator import Coordinator
+from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.events import Answer, RecordsApplied, SendRecords, WorkerReported
 from scheduler.modes import Mode, ModeOptions
 from scheduler.simulation.data import DIM, Workload

@@ -23,7 +23,7 @@ class _WithRule(Coordinator):
 
     def __init__(self, spec: Any) -> None:
         super().__init__(spec)
-        self.rule = self.changed(self.rule)
+        self.modes.rule = self.changed(self.modes.rule)
 
     def changed(self, rule: ModeRule) -> ModeRule:
         raise NotImplementedError

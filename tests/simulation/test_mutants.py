@@ -216,9 +216,11 @@ class PromisesRecentPulls(Coordinator):
 
 class AppliesDuringEvaluations(Coordinator):
     def _form_steps(self, now: float) -> list[Record]:
-        held, self.evaluation = self.evaluation, None
+        if self.evaluation is None:
+            return super()._form_steps(now)
+        self.time.go_on("evaluation", now)
         records = super()._form_steps(now)
-        self.evaluation = self.evaluation or held
+        self.time.hold("evaluation", now)
         return records
 
 

@@ -1,0 +1,74 @@
+"""Write the model that the servers hold as a checkpoint."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+import ray
+
+from embedding.mixing import NUM_BUCKETS
+from ps.checkpoint import FileEntry, Manifest, write_manifest
+from ps.digest import DIGEST_BYTES, model_digest
+from ps.spec import StoreSpec, bucket_range
+from scheduler.coordinating import Status
+from scheduler.errors import TrainingError
+from scheduler.launching import Processes
+from scheduler.reporting import versions
+from scheduler.run_files import RunDirectory
+
+if TYPE_CHECKING:
+    from scheduler.trainer import JobSpecs
+
+
+def digest_of(store: StoreSpec, processes: Processes) -> str:
+    tables = {table.name: np.empty((NUM_BUCKETS, DIGEST_BYTES), np.uint8) for table in store.tables}
+    blocks: list[bytes] = []
+    digests = ray.get([server.digests.remote() for server in processes.servers])
+    for shard, (of_tables, of_blocks) in enumerate(digests):
+        part = slice(*bucket_range(shard, store.num_shards))
+        for name, values in of_tables.items():
+            tables[name][part] = values
+        blocks += of_blocks
+    return model_digest(tables, blocks)
+
+
+def write_checkpoint(
+    specs: "JobSpecs", processes: Processes, run: RunDirectory, status: Status
+) -> tuple[str, str]:
+    """Write a full checkpoint of a job that stays at one step.
+
+    Returns:
+        Its path, and the digest of the model.
+
+    Raises:
+        TrainingError: it could not be written.
+    """
+    digest = digest_of(specs.store, processes)
+    path = run.checkpoint_path("full", status.applied_step)
+    try:
+        written: list[list[FileEntry]] = ray.get(
+            [server.write_checkpoint.remote(str(path)) for server in processes.servers]
+        )
+        manifest = Manifest(
+            kind="full",
+            step=status.applied_step,
+            recovery_epoch=specs.coordinator.recovery_epoch,
+            store=specs.store.to_json(),
+            model={"spec": asdict(specs.model), "features": asdict(specs.data.features)},
+            job={
+                "name": specs.config.name,
+                "seed": specs.config.seed,
+                "samples": status.samples["applied"],
+                "mode": status.mode,
+                "global_batch": specs.config.global_batch,
+                "model_digest": digest,
+                "versions": versions(),
+            },
+            files=tuple(entry for entries in written for entry in entries),
+        )
+        write_manifest(path, manifest)
+    except ray.exceptions.RayTaskError as error:
+        raise TrainingError(f"checkpoint {path} could not be written: {error.cause}") from error
+    except OSError as error:
+        raise TrainingError(f"checkpoint {path} could not be written: {error}") from error
+    return str(path), digest

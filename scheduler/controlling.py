@@ -1,0 +1,103 @@
+"""Find a running job by its run directory, and ask things of it."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from scheduler.coordinating import CutResult, Status
+from scheduler.errors import ControlError
+from scheduler.events import CutWanted, Wanted
+from scheduler.launching import Processes
+from scheduler.ray_errors import first_line
+
+CALL_TIMEOUT_SECONDS = 30.0
+POLL_SECONDS = 0.25
+
+
+def control_facts(processes: Processes, *, recovery_epoch: int) -> dict[str, Any]:
+    """Return what control.json holds: where the coordinator is to be found."""
+    context = ray.get_runtime_context()
+    return {
+        "ray_address": context.gcs_address,
+        "namespace": context.namespace,
+        # Ray turns tokens on itself where it starts a cluster, but not where it joins one.
+        "auth_mode": os.environ.get("RAY_AUTH_MODE", "disabled"),
+        "coordinator": processes.coordinator_name,
+        "recovery_epoch": recovery_epoch,
+    }
+
+
+class RunningJob:
+    """A job that runs in another process.
+
+    Raises:
+        ControlError: from every method, where the job does not answer or can't do it.
+    """
+
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
+
+    def status(self) -> Status:
+        """Return the status as it is."""
+        status: Status = self._ask(self._coordinator.look.remote())
+        return status
+
+    def order(self, wanted: Wanted) -> None:
+        """Ask for something; the job does it in its own time."""
+        self._ask(self._coordinator.order.remote(wanted))
+
+    def checkpoint(self) -> CutResult:
+        """Have a checkpoint written, and wait for it."""
+        before = len(self.status().cuts)
+        self.order(CutWanted())
+        while len(cuts := self.status().cuts) == before:
+            time.sleep(POLL_SECONDS)
+        return cuts[before]
+
+    def _ask(self, call: Any) -> Any:
+        try:
+            return ray.get(call, timeout=CALL_TIMEOUT_SECONDS)
+        except RayTaskError as error:
+            raise ControlError(str(error.cause)) from error
+        except (RayActorError, GetTimeoutError) as error:
+            raise ControlError(f"the job does not answer: {first_line(error)}") from error
+
+
+@contextmanager
+def running_job(run: Path, facts: dict[str, Any]) -> Iterator[RunningJob]:
+    """Connect to the job that runs in a run directory.
+
+    Args:
+        facts: what `control_file.find_job` says of it.
+
+    Raises:
+        ControlError: it can't be reached.
+    """
+    joined = ray.is_initialized()
+    if not joined:
+        _join(facts["ray_address"], facts["namespace"], run)
+    try:
+        try:
+            actor = ray.get_actor(facts["coordinator"], namespace=facts["namespace"])
+        except ValueError as error:
+            raise ControlError(f"the job of {run} has ended: its coordinator is gone") from error
+        yield RunningJob(actor)
+    finally:
+        if not joined:
+            ray.shutdown()
+
+
+def _join(address: str, namespace: str, run: Path) -> None:
+    try:
+        ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level="error")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ControlError(
+            f"the Ray cluster of {run} at {address} can't be reached: {first_line(error)}. The job"
+            " was perhaps killed; else run this where the cluster can be reached"
+        ) from error

@@ -1,0 +1,55 @@
+"""What a job's coordinator is told when it begins."""
+
+from dataclasses import dataclass, field
+
+from ps.spec import StoreSpec
+from scheduler.ledger import LedgerPlan
+from scheduler.modes import Mode, ModeOptions, ModeRule
+from scheduler.policy import PolicyOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorSpec:
+    """What does not change while a job runs.
+
+    Args:
+        store: tables and dense parameters.
+        plan: batches to train.
+        evaluation_plan: batches of the evaluation files, or None.
+        mode, options: the mode rule that it begins with.
+        automatic: whether the policy shifts between sync and gba.
+        policy: what it goes by.
+        group_size: M, local batches of a global batch.
+        global_batch: G, in samples.
+        workers, depth: they bound the credits.
+        max_credits: more than these the shards' buffers can't hold, however many workers join;
+            None: any number.
+        eval_every_steps: evaluate at every so many ticks of the schedule clock; 0: only at the end.
+        max_seconds: stop giving out batches after so much training time; None: no limit.
+        heartbeat_timeout_seconds: a worker that says nothing for so long is given up.
+        stall_seconds: without any progress for so long the job is said to stall, and fails after
+            as long again.
+    """
+
+    store: StoreSpec
+    plan: LedgerPlan
+    evaluation_plan: LedgerPlan | None
+    mode: Mode
+    group_size: int
+    global_batch: int
+    workers: int
+    depth: int
+    max_credits: int | None = None
+    options: ModeOptions = field(default_factory=ModeOptions)
+    automatic: bool = False
+    policy: PolicyOptions = field(default_factory=PolicyOptions)
+    recovery_epoch: int = 0
+    eval_every_steps: int = 0
+    max_seconds: float | None = None
+    heartbeat_timeout_seconds: float = 60.0
+    stall_seconds: float = 120.0
+
+    def credits(self, workers: int, rule: ModeRule) -> int:
+        """Return the most batches that may be leased, or done and not applied on every shard."""
+        wanted = workers * self.depth + 2 * (self.group_size + rule.backup_batches)
+        return wanted if self.max_credits is None else min(wanted, self.max_credits)

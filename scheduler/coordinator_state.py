@@ -1,0 +1,88 @@
+"""What a coordinator remembers of its workers and of the whole job."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from scheduler.evaluation import EvaluationResult
+from worker.protocol import Grant
+
+HoldReason = Literal["evaluation", "pause", "cut"]
+
+
+@dataclass(slots=True)
+class WorkerState:
+    """What the coordinator knows of one worker.
+
+    Args:
+        lost: whether its process is gone, or was told to go.
+        pace: batches that it ended, counted on from the slowest live worker's when it joined.
+    """
+
+    incarnation: int = -1
+    last_seen: float = 0.0
+    last_grant: Grant | None = None
+    lost: bool = False
+    pace: int = 0
+    batches: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    peak_rss_bytes: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+@dataclass(slots=True)
+class Progress:
+    """Sums over the whole job, from which reports take differences."""
+
+    loss_sum: float = 0.0
+    loss_samples: int = 0
+    evaluations: list[EvaluationResult] = field(default_factory=list)
+
+
+class TrainingTime:
+    """Seconds of training: from the first lease on, without the time in which it was held.
+
+    Evaluations and checkpoints hold the steps as they are, a pause holds the batches back.
+    """
+
+    def __init__(self) -> None:
+        self.begun: float | None = None
+        self.at_last_apply = 0.0
+        self._held = 0.0
+        self._held_since = 0.0
+        self._reasons: set[HoldReason] = set()
+
+    def begin(self, now: float) -> bool:
+        """The first batch is given out; return whether it is news."""
+        if self.begun is not None:
+            return False
+        self.begun = now
+        return True
+
+    def hold(self, reason: HoldReason, now: float) -> None:
+        """Stop the watch; reasons may overlap."""
+        if not self._reasons:
+            self._held_since = now
+        self._reasons.add(reason)
+
+    def go_on(self, reason: HoldReason, now: float) -> None:
+        """A reason is gone."""
+        if self._reasons == {reason}:
+            self._held += now - self._held_since
+        self._reasons.discard(reason)
+
+    def is_held_by(self, *reasons: HoldReason) -> bool:
+        """Whether any of these reasons holds."""
+        return not self._reasons.isdisjoint(reasons)
+
+    def applied(self, now: float) -> None:
+        """Every shard has applied another step."""
+        self.at_last_apply = self.elapsed(now)
+
+    def elapsed(self, now: float) -> float:
+        """Return the seconds so far."""
+        if self.begun is None:
+            return 0.0
+        held = self._held + (now - self._held_since if self._reasons else 0.0)
+        return max(0.0, now - self.begun - held)

@@ -1,0 +1,65 @@
+"""From the faults of a job file to what each process is told of them."""
+
+from ps.connection_faults import ConnectionFault, ConnectionFaults
+from scheduler.config import JobConfig
+from scheduler.coordinating import CoordinatorFaults
+from scheduler.fault_config import DelayConfig, KillConfig, LossConfig, Role, SlowConfig
+from worker.faults import FaultPlan, Kill, Slow
+
+
+def worker_faults(config: JobConfig, *, started: float) -> FaultPlan:
+    """The faults that befall workers on purpose, counted from `started`, as `time.time()`."""
+    faults: list[Slow | Kill] = []
+    for fault in config.cluster.inject:
+        if isinstance(fault, KillConfig) and fault.role == "worker":
+            faults.append(Kill(workers=tuple(fault.index), at_step=fault.at_step))
+        elif isinstance(fault, SlowConfig):
+            workers = tuple(fault.index)
+            faults.append(
+                Slow(
+                    workers=workers,
+                    factor=fault.factor,
+                    least_seconds=fault.least_seconds,
+                    jitter=fault.jitter,
+                    **fault.times,
+                )
+            )
+    return FaultPlan(
+        faults=tuple(faults),
+        seed=config.seed,
+        started=started,
+        connections=_connection_faults(config, "worker", started=started),
+    )
+
+
+def coordinator_faults(config: JobConfig, *, started: float) -> CoordinatorFaults:
+    """The faults that befall the coordinator on purpose, counted from `started`."""
+    return CoordinatorFaults(
+        dies_at_step=kill_step(config, "coordinator", 0),
+        connections=_connection_faults(config, "coordinator", started=started),
+    )
+
+
+def _connection_faults(config: JobConfig, role: Role, *, started: float) -> ConnectionFaults:
+    """The faults of connections between processes of a role and the servers."""
+    faults = tuple(
+        ConnectionFault(
+            kind=fault.kind,
+            probability=fault.probability,
+            seconds=fault.seconds if isinstance(fault, DelayConfig) else 0.0,
+            **fault.times,
+        )
+        for fault in config.cluster.inject
+        if isinstance(fault, DelayConfig | LossConfig) and role in fault.between
+    )
+    return ConnectionFaults(faults=faults, seed=config.seed, started=started)
+
+
+def kill_step(config: JobConfig, role: Role, index: int) -> int | None:
+    """The step at which a process that is no worker kills itself, if it does."""
+    steps = [
+        fault.at_step
+        for fault in config.cluster.inject
+        if isinstance(fault, KillConfig) and fault.role == role and index in fault.index
+    ]
+    return min(steps, default=None)

@@ -1,0 +1,156 @@
+"""The worker processes of a running job: as many as are wanted, and new ones for those that die."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from scheduler.config import ClusterConfig
+from scheduler.errors import StartError, TrainingError
+from scheduler.launching import Launcher, Processes, WorkerProcess
+from scheduler.ray_errors import first_line
+from worker.running import WorkerSetup
+
+
+class Workforce:
+    """Starts, replaces and dismisses workers; never waits for one that is on its way.
+
+    Args:
+        launcher, processes: of the job.
+        setup: what every worker is told.
+        cluster: limits.
+        note: tells a person something.
+        failed: takes a worker and what it raised; raises TrainingError.
+    """
+
+    def __init__(
+        self,
+        *,
+        launcher: Launcher,
+        processes: Processes,
+        setup: WorkerSetup,
+        cluster: ClusterConfig,
+        note: Callable[[str], None],
+        failed: Callable[[WorkerProcess, RayTaskError], None],
+    ) -> None:
+        self.restarts = 0
+        self._launcher = launcher
+        self._processes = processes
+        self._setup = setup
+        self._cluster = cluster
+        self._note = note
+        self._failed = failed
+        self._wanted = cluster.workers
+        self._next_incarnation: dict[int, int] = {}
+        self._said_to_wait: set[tuple[int, int]] = set()
+
+    def start(self) -> None:
+        """Set the first workers to work; raises StartError where they don't come up in time."""
+        for index in range(self._wanted):
+            self._create(index)
+        limit = self._cluster.start_timeout_seconds
+        waiting = [worker.awaited for worker in self._workers]
+        _, late = ray.wait(waiting, num_returns=len(waiting), timeout=limit)
+        if late:
+            raise StartError(
+                f"{len(late)} of {len(waiting)} workers did not come up within {limit:.0f} s"
+                " (cluster.start_timeout_seconds)"
+            )
+        self.look(waiting)
+
+    @property
+    def awaited(self) -> list[Any]:
+        """Calls whose end is news: see `look`."""
+        return [worker.awaited for worker in self._workers]
+
+    def look(self, ended: list[Any]) -> None:
+        """Take what came of calls: a process that came up, or a worker that ended."""
+        for worker in [w for w in self._workers if w.awaited in ended]:
+            if worker.run is None:
+                self._came_up(worker)
+            else:
+                self._ended(worker)
+        self._look_for_late()
+
+    def want(self, count: int) -> None:
+        """Have so many workers, numbered from 0; what runs beyond them is told to go elsewhere."""
+        if count != self._wanted:
+            self._note(f"{count} workers are wanted, there were {self._wanted}")
+        self._wanted = count
+        for worker in [w for w in self._workers if w.run is None and w.index >= count]:
+            self._remove(worker)
+        for index in range(count):
+            if index not in self._processes.workers:
+                self._create(index)
+
+    def give_up(self, index: int, incarnation: int, text: str) -> None:
+        """End a worker that says nothing, and replace it."""
+        worker = self._processes.workers.get(index)
+        if worker is not None and worker.incarnation == incarnation:
+            ray.kill(worker.handle)
+            self._replace(worker, text)
+
+    # Inside -----------------------------------------------------------------------------------
+
+    @property
+    def _workers(self) -> list[WorkerProcess]:
+        return list(self._processes.workers.values())
+
+    def _create(self, index: int) -> None:
+        incarnation = self._next_incarnation.get(index, 0)
+        self._next_incarnation[index] = incarnation + 1
+        self._launcher.create_worker(self._processes, index, incarnation)
+
+    def _came_up(self, worker: WorkerProcess) -> None:
+        try:
+            self._launcher.set_to_work(self._processes, self._setup, worker)
+        except RayActorError as error:
+            self._replace(worker, first_line(error))
+
+    def _ended(self, worker: WorkerProcess) -> None:
+        try:
+            ray.get(worker.run)
+        except RayActorError as error:
+            self._replace(worker, first_line(error))
+        except RayTaskError as error:
+            self._failed(worker, error)
+        else:
+            self._replace(worker, "it returned before the end")
+
+    def _replace(self, worker: WorkerProcess, cause: str) -> None:
+        ray.get(self._processes.coordinator.worker_lost.remote(worker.index, worker.incarnation))
+        self._remove(worker)
+        if worker.index >= self._wanted:
+            self._note(f"worker {worker.index} (pid {worker.pid}) has left")
+            return
+        limit = self._cluster.max_worker_restarts
+        if self.restarts >= limit:
+            raise TrainingError(
+                f"worker {worker.index} (pid {worker.pid}) died: {cause}. Workers were replaced"
+                f" {limit} times already (cluster.max_worker_restarts)"
+            )
+        self.restarts += 1
+        self._note(
+            f"worker {worker.index} (pid {worker.pid}) died: {cause}. It is replaced, and its"
+            " batches are given out again"
+        )
+        self._create(worker.index)
+
+    def _remove(self, worker: WorkerProcess) -> None:
+        ray.kill(worker.handle)
+        del self._processes.workers[worker.index]
+
+    def _look_for_late(self) -> None:
+        """Say once that a worker has not come up: the cluster may have no place for it."""
+        limit = self._cluster.start_timeout_seconds
+        for worker in self._workers:
+            name = worker.index, worker.incarnation
+            late = worker.run is None and time.monotonic() - worker.created > limit
+            if late and name not in self._said_to_wait:
+                self._said_to_wait.add(name)
+                self._note(
+                    f"worker {worker.index} has not come up for {limit:.0f} s: the cluster has no"
+                    " place for it yet. The job goes on with the others"
+                )
