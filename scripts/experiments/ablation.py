@@ -116,14 +116,17 @@ def _tokens_verdict(rows: list[Row]) -> list[str]:
         return []
     said = []
     for row in rows:
-        if row["case"]["lost"] == 0:
-            continue
-        part = row["dropped_percent"][1] / normal["dropped_percent"][1]
-        said.append(
-            f"with {row['case']['lost']} % {row['case']['tokens']} the filter drops, in the last"
-            f" quarter, {part:.2f} times as much as with none forgotten"
-        )
-    return [f"{'; '.join(said)}.".capitalize()] if said else []
+        if row["case"]["lost"] > 0:
+            part = row["dropped_percent"][1] / normal["dropped_percent"][1]
+            said.append(f"{part:.0%} with {row['case']['lost']} % {row['case']['tokens']}")
+    return (
+        [
+            "Of what the filter drops in the last quarter with no token forgotten, it drops"
+            f" {'; '.join(said)}."
+        ]
+        if said
+        else []
+    )
 
 
 QUESTION = [
@@ -132,7 +135,7 @@ QUESTION = [
     " it is compared with `sync` under the same choice.",
 ]
 TOKENS = [
-    "The ledger gives the tokens of lost workers out again. The paper says that losing them does no"
+    "The ledger gives the tokens of lost workers out again. The paper says that losing one does no"
     " harm. On a virtual clock, with the real coordinator and ledger: W = M ="
     f" {SIMULATED.m}, P = {SIMULATED.prefetch}, one worker {SIMULATED.slower:g} × slower, a bound"
     f" of {SIMULATED.bound}, {SIMULATED.steps} steps; workers forget some of their tokens, and the"
