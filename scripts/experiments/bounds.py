@@ -78,8 +78,8 @@ def _verdict(straggler: float, rows: list[Row]) -> list[str]:
     kept = [row["case"]["bound"] for row in of_it if dropped_percent(row) < 0.5]
     text = (
         f"{straggler:g} × slower than the others: by the rule of docs/modes.md the slow worker's"
-        f" batches come {expected:.1f} steps late; the latest of each run were {min(seen.values):.0f} to"
-        f" {max(seen.values):.0f}."
+        f" batches come {expected:.1f} steps late; the latest of each run were"
+        f" {min(seen.values):.0f} to {max(seen.values):.0f}."
     )
     if kept:
         text += f" The smallest bound that dropped less than 0.5 % was {min(kept)}."
