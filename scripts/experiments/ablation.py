@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from experiments.figures import auc, cases, dropped_percent, over, paired, rate, signed, table
+from experiments.figures import auc, cases, dropped_percent, over, paired, signed, table
 from experiments.lost_tokens import Setting, simulate
 from experiments.runs import Experiment, Results, Row, Run, Scale
 from experiments.settings import begun
@@ -63,7 +63,7 @@ def section(rows: list[Row]) -> list[str]:
 
 def _variants(rows: list[Row]) -> list[str]:
     head = ["mode", "straggler", "variant", "seeds", "test AUC", "to sync of the same mean, paired",
-            "dropped", "re-issued", "samples/s"]  # fmt: skip
+            "dropped", "re-issued"]  # fmt: skip
     gathered = cases(rows)
     body = []
     for case, found in gathered:
@@ -87,7 +87,6 @@ def _variants(rows: list[Row]) -> list[str]:
                 "" if difference is None else difference.signed_text(4),
                 f"{over(found, dropped_percent).mean:.1f} %",
                 f"{over(found, lambda row: row['reissued']).mean:.0f}",
-                over(found, rate).text(0),
             ]
         )
     return table(head, body)
