@@ -1,4 +1,5 @@
 # Two commands do everything: `make train` and `make test`. Each makes its own .venv.
+# `make train MODE=auto` takes another mode than the job's, JOB=FILE another job.
 PYTHON ?= python3
 JOB ?= jobs/dlrm.yaml
 ROWS ?= 1000000
@@ -21,7 +22,7 @@ $(DATA)/about.json: | venv
 	$(BIN)/python scripts/make_criteo_like.py --rows $(ROWS) --out $(DATA)
 
 train: venv data
-	$(BIN)/python scripts/train.py $(JOB) run.overwrite=true $(ARGS)
+	$(BIN)/python scripts/train.py $(JOB) run.overwrite=true $(MODE:%=training.mode=%) $(ARGS)
 
 test: venv
 	$(BIN)/python -m pytest -q -m 'not slow' $(ARGS)

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.gradient_kernels import mean_square
+from embedding.prefetch import prefetch_ahead
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
@@ -32,6 +33,7 @@ def adam(
     epsilon = np.float32(scalars[4])
     dim = gradients.shape[1]
     for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
@@ -64,6 +66,7 @@ def momentum_rmsprop(
     rest2 = np.float32(1.0 - scalars[3])
     dim = gradients.shape[1]
     for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
@@ -96,6 +99,7 @@ def adamw(
     epsilon = np.float32(scalars[4])
     dim = gradients.shape[1]
     for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
@@ -126,6 +130,7 @@ def rowwise_adam(
     epsilon = np.float32(scalars[4])
     dim = gradients.shape[1]
     for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue

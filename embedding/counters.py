@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.index import Geometry, find, geometry_of, insert, remove
+from embedding.index import Geometry, find, geometry_of, put, remove, search
 from embedding.rows import FREQUENCY, NUM_ROWS, SPLIT, VERSION, RowArrays, free_row, take_row
 
 Int64Array = npt.NDArray[np.int64]
@@ -40,10 +40,10 @@ def add_counts(
     for i in range(start, end):
         if positions[i] >= 0:
             continue
-        counter = find(entries, geometry, keys[i])
+        counter, line = search(entries, geometry, keys[i])
         if counter < 0:
             counter = take_row(metadata, state)
-            insert(entries, geometry, keys[i], counter)
+            put(entries, line, keys[i], counter)
             metadata[counter, FREQUENCY] = 0
         metadata[counter, FREQUENCY] += counts[i]
         metadata[counter, VERSION] = step

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from embedding.index import entry, num_entries
 from embedding.mixing import NUM_BUCKETS, bucket_of
 from embedding.precision import read_vector, stored_width
 from embedding.prefetch import prefetch, prefetch_row
@@ -17,7 +18,7 @@ Float32Array = npt.NDArray[np.float32]
 
 EvictFirst = Literal["least_frequent", "least_recent"]
 
-# Of the index for each row, at most: an entry of 16 bytes, and 3 of 10 are in use after a doubling.
+# Of the index for each row, at most: a line of 64 bytes, which has 1.2 keys after a doubling.
 INDEX_BYTES = 54
 
 _AHEAD = 16  # entries between asking for a row and reading it
@@ -86,13 +87,13 @@ def _collect_expired(
     vector = np.empty((1, dim), np.float32)
     weigh = l2_weight_threshold > 0
     count = 0
-    for slot in range(entries.shape[0]):
-        if slot + _AHEAD < entries.shape[0]:
-            following = max(entries[slot + _AHEAD, 1] - 1, 0)
+    for number in range(num_entries(entries)):
+        if number + _AHEAD < num_entries(entries):
+            following = max(entry(entries, number + _AHEAD)[1], 0)
             prefetch(metadata, following, 0)
             if weigh:
                 prefetch_row(values, following, dim)
-        row = entries[slot, 1] - 1
+        key, row = entry(entries, number)
         if row < 0:
             continue
         gone = metadata[row, VERSION] < min_version
@@ -103,7 +104,7 @@ def _collect_expired(
                 total += np.float64(vector[0, c]) * np.float64(vector[0, c])
             gone = 0.5 * total < l2_weight_threshold
         if gone:
-            keys[count] = entries[slot, 0]
+            keys[count] = key
             count += 1
     return count
 
@@ -112,9 +113,10 @@ def _collect_expired(
 def _collect_overfull(rows: RowArrays, quota: int, column: int, keys: Int64Array) -> int:
     entries, metadata = rows.entries, rows.metadata
     sizes = np.zeros(NUM_BUCKETS, np.int64)
-    for slot in range(entries.shape[0]):
-        if entries[slot, 1] != 0:
-            sizes[bucket_of(entries[slot, 0])] += 1
+    for number in range(num_entries(entries)):
+        key, row = entry(entries, number)
+        if row >= 0:
+            sizes[bucket_of(key)] += 1
     # The rows of overfull buckets, bucket after bucket; `places` is where each one's next row goes.
     starts = np.zeros(NUM_BUCKETS + 1, np.int64)
     for bucket in range(NUM_BUCKETS):
@@ -122,14 +124,15 @@ def _collect_overfull(rows: RowArrays, quota: int, column: int, keys: Int64Array
     places = starts[:-1].copy()
     members = np.empty(starts[-1], np.int64)
     scores = np.empty(starts[-1], np.int64)
-    for slot in range(entries.shape[0]):
-        if slot + _AHEAD < entries.shape[0]:
-            prefetch(metadata, max(entries[slot + _AHEAD, 1] - 1, 0), 0)
-        if entries[slot, 1] != 0:
-            bucket = bucket_of(entries[slot, 0])
+    for number in range(num_entries(entries)):
+        if number + _AHEAD < num_entries(entries):
+            prefetch(metadata, max(entry(entries, number + _AHEAD)[1], 0), 0)
+        key, row = entry(entries, number)
+        if row >= 0:
+            bucket = bucket_of(key)
             if sizes[bucket] > quota:
-                members[places[bucket]] = entries[slot, 0]
-                scores[places[bucket]] = metadata[entries[slot, 1] - 1, column]
+                members[places[bucket]] = key
+                scores[places[bucket]] = metadata[row, column]
                 places[bucket] += 1
     count = 0
     for bucket in range(NUM_BUCKETS):

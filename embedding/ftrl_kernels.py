@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from embedding.prefetch import prefetch_ahead
+
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
@@ -40,6 +42,7 @@ def ftrl(
     two = np.float32(2.0)
     dim = gradients.shape[1]
     for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
@@ -74,6 +77,7 @@ def row_ftrl(
     two = np.float32(2.0)
     dim = gradients.shape[1]
     for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue

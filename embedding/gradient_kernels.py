@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from embedding.prefetch import prefetch_ahead
+
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
@@ -33,6 +35,7 @@ def sgd(
     learning_rate = np.float32(scalars[0])
     dim = gradients.shape[1]
     for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
@@ -53,6 +56,7 @@ def sgd_momentum(
     learning_rate, momentum = np.float32(scalars[0]), np.float32(scalars[1])
     dim = gradients.shape[1]
     for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
@@ -75,6 +79,7 @@ def sgd_nesterov(
     learning_rate, momentum = np.float32(scalars[0]), np.float32(scalars[1])
     dim = gradients.shape[1]
     for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
@@ -98,6 +103,7 @@ def adagrad(
     learning_rate = np.float32(scalars[0])
     dim = gradients.shape[1]
     for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
@@ -121,6 +127,7 @@ def rowwise_adagrad(
     learning_rate = np.float32(scalars[0])
     dim = gradients.shape[1]
     for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
@@ -162,6 +169,7 @@ def adagrad_decay(
     period, rate, most = np.int64(scalars[1]), scalars[2], np.int64(scalars[4])
     dim = gradients.shape[1]
     for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
@@ -196,6 +204,7 @@ def rmsprop(
     decay, rest = np.float32(scalars[1]), np.float32(1.0 - scalars[1])
     dim = gradients.shape[1]
     for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
@@ -224,6 +233,7 @@ def rmsprop_momentum(
     momentum = np.float32(scalars[3])
     dim = gradients.shape[1]
     for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue

@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from embedding.prefetch import prefetch_ahead
+
 Float32Array = npt.NDArray[np.float32]
 
 
@@ -33,6 +35,7 @@ def shape_gradients(
     l2 = np.float32(limits[2])
     dim = gradients.shape[1]
     for i in range(positions.size):
+        prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue

@@ -1,21 +1,24 @@
-"""The index: which row a key has. Open addressing with linear probing, made for batches.
+"""The index: which row a key has. Lines of five entries with linear probing, made for batches.
 
-An entry is 16 bytes: the key and its row plus one; 0 there means that the entry is empty, so every
-int64 is a legal key. The home slot of a key is given by the bits of its mix that follow the
-bucket's, because a shard holds whole buckets. Removal shifts later entries back, so there are no
-tombstones and probes stay as short as the load makes them.
+A line is one cache line of 64 bytes, int64[8]: five keys, then five rows plus one of 32 bits each,
+two in a word; the last half word is not used. 0 in place of a row means that the entry is empty,
+so every int64 is a legal key. The entries of a line are filled from the first on. A search starts
+at the key's home line and goes on where a line is full; nearly every key is in its home line, where
+it is compared with all five keys at once, without a branch. Home lines are given by the bits of the
+mix that follow the bucket's, because a shard holds whole buckets. Removal moves later entries back,
+so there are no tombstones and searches stay as short as the load makes them.
 
-`entries` below is int64[capacity, 2] with a capacity that is a power of two. At least one entry
-must be empty: probes end there.
+`entries` below is int64[capacity, 8] with a capacity in lines that is a power of two. At least one
+entry must be empty: searches end there.
 
 **Growth in small pieces.** The capacity doubles in place, and the entries move to their new homes
-from the last to the first, some at a time. Home slots are the *leading* bits, so a doubling takes
-slot s to 2s or 2s + 1: what has moved lies above what has not. `split` says how far it went: a key
+from the last to the first, some at a time. Home lines are the *leading* bits, so a doubling takes
+line s to 2s or 2s + 1: what has moved lies above what has not. `split` says how far it went: a key
 whose home in the smaller index is below it has not moved yet. Each key has one home at any time,
 so a search is the same during a doubling as before and after it.
 
 What works on one key is inlined and takes arrays: at a call that is not, Numba counts a reference
-to each array up and down, which costs more than the probe.
+to each array up and down, which costs more than the search.
 """
 
 from typing import NamedTuple
@@ -25,24 +28,30 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.mixing import BUCKET_BITS, bucket_of, mix64
-from embedding.prefetch import prefetch
+from embedding.prefetch import AHEAD, prefetch
 
 Int64Array = npt.NDArray[np.int64]
 
-BLOCK = 128  # keys a batch kernel works on at once: their rows fit the first-level cache
+PLACES = 5  # entries of a line
+WORDS = 8  # of 8 bytes
+MAX_ROWS = 2**32 - 1  # a row plus one has 32 bits
+BLOCK = 1024  # keys a batch kernel works on at once
 
+_ROWS, _LAST = np.uint64(5), np.uint64(7)  # the first and the last word with rows
+_LOW = np.int64(0xFFFFFFFF)
+_HALF = np.int64(32)
 _ONE = np.uint64(1)
 _BUCKET_BITS = np.uint64(BUCKET_BITS)
-_PIECE = 4096  # slots that are emptied before their entries are inserted anew
+_PIECE = 1024  # lines that are emptied before their entries are inserted anew
 
 
 class Geometry(NamedTuple):
-    """Where home slots are; the same for all keys of a batch.
+    """Where home lines are; the same for all keys of a batch.
 
     Args:
-        shift: what turns a mix without its bucket's bits into a slot.
+        shift: what turns a mix without its bucket's bits into a line.
         mask: the capacity minus one.
-        split: home slots of half the capacity from here on have moved; 0: all have.
+        split: home lines of half the capacity from here on have moved; 0: all have.
     """
 
     shift: np.uint64
@@ -62,58 +71,137 @@ def geometry_of(entries: Int64Array, split: np.int64) -> Geometry:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def home_slot(key: np.int64, geometry: Geometry) -> np.uint64:
+def home_line(key: np.int64, geometry: Geometry) -> np.uint64:
     """Return where the search for a key starts."""
-    slot = (mix64(np.uint64(key)) << _BUCKET_BITS) >> geometry.shift
-    half = slot >> _ONE
-    return half if half < geometry.split else slot
+    line = (mix64(np.uint64(key)) << _BUCKET_BITS) >> geometry.shift
+    half = line >> _ONE
+    return half if half < geometry.split else line
 
 
 @njit(cache=True, nogil=True, inline="always")
-def probe(entries: Int64Array, key: np.int64, slot: np.uint64, mask: np.uint64) -> np.uint64:
-    """Return where a key is, or else the empty slot where it belongs, searching from a slot on."""
-    while entries[slot, 1] != 0 and entries[slot, 0] != key:
-        slot = (slot + _ONE) & mask
-    return slot
+def row_at(entries: Int64Array, line: np.uint64, place: np.int64) -> np.int64:
+    """Return the row of one entry, or -1 where it is empty."""
+    word = entries[line, _ROWS + np.uint64(place >> 1)]
+    return ((word >> ((place & 1) << 5)) & _LOW) - 1
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _write(
+    entries: Int64Array, line: np.uint64, place: np.int64, key: np.int64, row: np.int64
+) -> None:
+    """Write one entry; key 0 and row -1 make it empty."""
+    word, shift = _ROWS + np.uint64(place >> 1), (place & 1) << 5
+    entries[line, word] = (entries[line, word] & ~(_LOW << shift)) | ((row + 1) << shift)
+    entries[line, place] = key
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _is_full(entries: Int64Array, line: np.uint64) -> bool:
+    return entries[line, _LAST] != 0
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _row_in_line(entries: Int64Array, line: np.uint64, key: np.int64) -> np.int64:
+    """Return the row that a key has in a line, or -1.
+
+    By masks that are all ones where a key is equal: which of the five it is can't be predicted.
+    """
+    low = entries[line, _ROWS] & -np.int64(entries[line, 0] == key)
+    high = entries[line, _ROWS] & -np.int64(entries[line, 1] == key)
+    low |= entries[line, _ROWS + _ONE] & -np.int64(entries[line, 2] == key)
+    high |= entries[line, _ROWS + _ONE] & -np.int64(entries[line, 3] == key)
+    low |= entries[line, _LAST] & -np.int64(entries[line, 4] == key)
+    return ((low | (high >> _HALF)) & _LOW) - 1
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _search(
+    entries: Int64Array, line: np.uint64, mask: np.uint64, key: np.int64
+) -> tuple[np.int64, np.uint64]:
+    """Return the row of a key, or -1, and the line where the search from its home line ended."""
+    row = _row_in_line(entries, line, key)
+    while row < 0 and _is_full(entries, line):
+        line = (line + _ONE) & mask
+        row = _row_in_line(entries, line, key)
+    return row, line
+
+
+@njit(cache=True, nogil=True, inline="always")
+def search(entries: Int64Array, geometry: Geometry, key: np.int64) -> tuple[np.int64, np.uint64]:
+    """Return the row of one key and its line, or -1 and the line where `put` may add it."""
+    return _search(entries, home_line(key, geometry), geometry.mask, key)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def find(entries: Int64Array, geometry: Geometry, key: np.int64) -> np.int64:
     """Return the row of one key, or -1."""
-    return entries[probe(entries, key, home_slot(key, geometry), geometry.mask), 1] - 1
+    row, _ = search(entries, geometry, key)
+    return row
+
+
+@njit(cache=True, nogil=True, inline="always")
+def put(entries: Int64Array, line: np.uint64, key: np.int64, row: np.int64) -> None:
+    """Add a key to a line that is not full, without a branch on how many there are."""
+    place = np.int64(0)
+    for other in range(PLACES - 1):
+        place += np.int64(row_at(entries, line, np.int64(other)) >= 0)
+    _write(entries, line, place, key, row)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def insert(entries: Int64Array, geometry: Geometry, key: np.int64, row: np.int64) -> None:
     """Add a key that is not in the index; the caller has made room."""
-    slot = home_slot(key, geometry)
-    while entries[slot, 1] != 0:
-        slot = (slot + _ONE) & geometry.mask
-    entries[slot, 0] = key
-    entries[slot, 1] = row + 1
+    line = home_line(key, geometry)
+    while _is_full(entries, line):
+        line = (line + _ONE) & geometry.mask
+    put(entries, line, key, row)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def remove(entries: Int64Array, geometry: Geometry, key: np.int64) -> np.int64:
     """Remove a key and return the row it had, or -1 where it is absent."""
-    mask = geometry.mask
-    hole = probe(entries, key, home_slot(key, geometry), mask)
-    row = entries[hole, 1] - 1
-    if row < 0:
-        return row
-    # Move back each later entry of the cluster that may stand in the hole: one whose home is not
-    # between the hole and itself, cyclically.
-    slot = (hole + _ONE) & mask
-    while entries[slot, 1] != 0:
-        home = home_slot(entries[slot, 0], geometry)
-        if (slot - home) & mask >= (slot - hole) & mask:
-            entries[hole, 0] = entries[slot, 0]
-            entries[hole, 1] = entries[slot, 1]
-            hole = slot
-        slot = (slot + _ONE) & mask
-    entries[hole, 0] = 0
-    entries[hole, 1] = 0
+    row, line = search(entries, geometry, key)
+    if row >= 0:
+        place = np.int64(0)
+        while entries[line, place] != key:
+            place += 1
+        _take_out(entries, geometry, line, place)
     return row
+
+
+@njit(cache=True, nogil=True)
+def _take_out(entries: Int64Array, geometry: Geometry, line: np.uint64, place: np.int64) -> None:
+    """Empty an entry. An entry that had to pass the line, as it was full, may move back into it."""
+    while place >= 0:
+        was_full = _is_full(entries, line)
+        last = place
+        while last + 1 < PLACES and row_at(entries, line, last + 1) >= 0:
+            last += 1
+        _write(entries, line, place, entries[line, last], row_at(entries, line, last))
+        _write(entries, line, last, 0, -1)
+        place = np.int64(-1)
+        if was_full:
+            after, place = _first_beyond(entries, geometry, line)
+            if place >= 0:
+                _write(entries, line, last, entries[after, place], row_at(entries, after, place))
+                line = after
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _first_beyond(
+    entries: Int64Array, geometry: Geometry, line: np.uint64
+) -> tuple[np.uint64, np.int64]:
+    """Return line and place of the first entry whose search passes a line; place -1: none."""
+    mask = geometry.mask
+    after = line
+    while True:
+        after = (after + _ONE) & mask
+        for place in range(PLACES):
+            if row_at(entries, after, np.int64(place)) < 0:
+                return after, np.int64(-1)
+            home = home_line(entries[after, place], geometry)
+            if (after - home) & mask >= (after - line) & mask:
+                return after, np.int64(place)
 
 
 @njit(cache=True, nogil=True)
@@ -130,9 +218,9 @@ def begin_doubling(entries: Int64Array) -> int:
 
 
 @njit(cache=True, nogil=True)
-def continue_doubling(entries: Int64Array, split: int, num_slots: int) -> int:
-    """Move the entries of at least so many slots to their new homes; return the new split."""
-    end = max(split - num_slots, 0)
+def continue_doubling(entries: Int64Array, split: int, num_lines: int) -> int:
+    """Move the entries of at least so many lines to their new homes; return the new split."""
+    end = max(split - num_lines, 0)
     while split > end:
         first = max(split - _PIECE, end)
         _insert_anew(entries, geometry_of(entries, first), first, split)
@@ -142,55 +230,61 @@ def continue_doubling(entries: Int64Array, split: int, num_slots: int) -> int:
 
 @njit(cache=True, nogil=True)
 def _insert_anew(entries: Int64Array, geometry: Geometry, first: int, end: int) -> None:
-    """Take out the entries of slots [first, end) and of the cluster at the end; insert them.
+    """Take out the entries of lines [first, end) and of those up to an empty one; insert them.
 
-    Taking the rest of a cluster leaves every other entry of it within reach, and nothing whose
-    home is in these slots stands anywhere else.
+    Nothing passes an empty line, so every other entry stays within reach, and nothing whose home
+    is in these lines stands anywhere else.
     """
     capacity = entries.shape[0]
     stop = end
-    while stop - first < capacity and entries[stop & (capacity - 1), 1] != 0:
+    while stop - first < capacity and row_at(entries, stop & (capacity - 1), 0) >= 0:
         stop += 1
-    taken = np.empty((stop - first, 2), np.int64)
+    taken = np.empty((PLACES * (stop - first), 2), np.int64)
     count = 0
     for position in range(first, stop):
-        slot = position & (capacity - 1)
-        if entries[slot, 1] != 0:
-            taken[count, 0] = entries[slot, 0]
-            taken[count, 1] = entries[slot, 1]
-            count += 1
-            entries[slot, 0] = 0
-            entries[slot, 1] = 0
+        line = position & (capacity - 1)
+        for place in range(PLACES):
+            row = row_at(entries, line, place)
+            if row >= 0:
+                taken[count, 0] = entries[line, place]
+                taken[count, 1] = row
+                count += 1
+        entries[line] = 0
     for i in range(count):
-        insert(entries, geometry, taken[i, 0], taken[i, 1] - 1)
+        insert(entries, geometry, taken[i, 0], taken[i, 1])
 
 
 @njit(cache=True, nogil=True)
-def find_batch(entries: Int64Array, split: int, keys: Int64Array, rows: Int64Array) -> None:
-    """Write the row of each key, or -1, to rows int64[n]."""
+def find_batch(entries: Int64Array, split: int, keys: Int64Array, rows: Int64Array) -> int:
+    """Write the row of each key, or -1, to rows int64[n]; return how many keys have none."""
     geometry = geometry_of(entries, split)
-    slots = np.empty(BLOCK, np.uint64)
+    lines = np.empty(min(BLOCK, keys.size), np.uint64)
+    num_missing = 0
     for start in range(0, keys.size, BLOCK):
         length = min(BLOCK, keys.size - start)
-        prefetch_homes(entries, geometry, keys, start, length, slots)
         for i in range(length):
-            slot = probe(entries, keys[start + i], slots[i], geometry.mask)
-            rows[start + i] = entries[slot, 1] - 1
+            lines[i] = home_line(keys[start + i], geometry)
+        for i in range(min(AHEAD, length)):
+            prefetch(entries, lines[i], 0)
+        for i in range(length):
+            prefetch(entries, lines[min(i + AHEAD, length - 1)], 0)
+            row, _ = _search(entries, lines[i], geometry.mask, keys[start + i])
+            rows[start + i] = row
+            num_missing += row < 0
+    return num_missing
 
 
 @njit(cache=True, nogil=True, inline="always")
-def prefetch_homes(
-    entries: Int64Array,
-    geometry: Geometry,
-    keys: Int64Array,
-    start: int,
-    length: int,
-    slots: npt.NDArray[np.uint64],
-) -> None:
-    """Write the home slots of a block of keys to `slots` and ask for their cache lines."""
-    for i in range(length):
-        slots[i] = home_slot(keys[start + i], geometry)
-        prefetch(entries, slots[i], 0)
+def num_entries(entries: Int64Array) -> int:
+    """Return how many entries there are, empty ones too."""
+    return PLACES * entries.shape[0]
+
+
+@njit(cache=True, nogil=True, inline="always")
+def entry(entries: Int64Array, number: int) -> tuple[np.int64, np.int64]:
+    """Return key and row of an entry by its number; row -1: it is empty."""
+    line, place = number // PLACES, number % PLACES
+    return entries[line, place], row_at(entries, line, place)
 
 
 @njit(cache=True, nogil=True)
@@ -199,11 +293,9 @@ def collect(
 ) -> int:
     """Write the keys of buckets [first, end) and their rows, in no order; return how many."""
     count = 0
-    for slot in range(entries.shape[0]):
-        if entries[slot, 1] != 0:
-            bucket = bucket_of(entries[slot, 0])
-            if first_bucket <= bucket < end_bucket:
-                keys[count] = entries[slot, 0]
-                rows[count] = entries[slot, 1] - 1
-                count += 1
+    for number in range(num_entries(entries)):
+        key, row = entry(entries, number)
+        if row >= 0 and first_bucket <= bucket_of(key) < end_bucket:
+            keys[count], rows[count] = key, row
+            count += 1
     return count

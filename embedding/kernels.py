@@ -1,7 +1,7 @@
 """The kernels of an embedding variable: a pull, and what an apply does before it updates.
 
-Both go over the keys in blocks, in passes that each leave the memory time to answer: hash and
-prefetch the index, probe and prefetch the row, then copy or write.
+Both go over the keys in blocks, in passes that each ask the memory ahead of what they read: rows
+are found, then what lies in them is copied or written.
 """
 
 import numpy as np
@@ -11,10 +11,10 @@ from numba import njit
 from embedding.admission import ALWAYS, BLOOM, COUNTER, PROBABILISTIC, Admission, is_drawn
 from embedding.bloom import bloom_count
 from embedding.counters import add_counts, counted, take_count
-from embedding.index import BLOCK, geometry_of, prefetch_homes, probe
+from embedding.index import BLOCK, find_batch, geometry_of, put, search
 from embedding.initial_values import InitialValues, fill_initial
-from embedding.precision import FLOAT32, read_vector, write_vector
-from embedding.prefetch import prefetch, prefetch_row
+from embedding.precision import FLOAT32, read_vector, read_vectors, write_vector
+from embedding.prefetch import AHEAD, prefetch
 from embedding.rows import FREQUENCY, NUM_ROWS, SPLIT, VERSION, RowArrays, take_row
 
 Int64Array = npt.NDArray[np.int64]
@@ -36,30 +36,18 @@ def pull_rows(
     admitted: UInt8Array,
 ) -> None:
     """Write vectors and admitted bits, changing nothing else; no counts: 0 for each key."""
-    dim = values.shape[1]
-    vector_width = dim if precision == FLOAT32 else (dim + 1) // 2
-    entries, stored = rows.entries, rows.values
-    geometry = geometry_of(entries, rows.state[SPLIT])
-    slots, found = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.int64)
+    entries, split, stored = rows.entries, rows.state[SPLIT], rows.values
+    found = np.empty(BLOCK, np.int64)
     for start in range(0, keys.size, BLOCK):
-        length = min(BLOCK, keys.size - start)
-        prefetch_homes(entries, geometry, keys, start, length, slots)
-        num_missing = 0
-        for i in range(length):
-            slot = probe(entries, keys[start + i], slots[i], geometry.mask)
-            found[i] = entries[slot, 1] - 1
-            if found[i] < 0:
-                num_missing += 1
-            else:
-                prefetch_row(stored, found[i], vector_width)
-        for i in range(length):
-            if found[i] >= 0:
-                admitted[start + i] = 1
-                read_vector(stored, found[i], precision, values, start + i, dim)
+        end = min(start + BLOCK, keys.size)
+        num_missing = find_batch(entries, split, keys[start:end], found)
+        for i in range(start, end):
+            admitted[i] = found[i - start] >= 0
+        read_vectors(stored, found[: end - start], precision, values[start:end])
         if num_missing > 0:
             _pull_missing(
                 precision, admission, initial, default_value,
-                keys, counts, step, values, admitted, found, start, length,
+                keys, counts, step, values, admitted, found, start, end,
             )  # fmt: skip
 
 
@@ -76,7 +64,7 @@ def _pull_missing(
     admitted: UInt8Array,
     found: Int64Array,
     start: int,
-    length: int,
+    end: int,
 ) -> None:
     """Write what the keys of a block get that have no row: `found` is -1."""
     dim = values.shape[1]
@@ -85,10 +73,9 @@ def _pull_missing(
     geometry = geometry_of(counters, admission.counters.state[SPLIT])
     bloom, hashes = admission.bloom.counters, admission.bloom.hashes
     narrow = np.empty((1, dim), np.float32)
-    for i in range(length):
-        if found[i] >= 0:
+    for out in range(start, end):
+        if found[out - start] >= 0:
             continue
-        out = start + i
         if kind != ALWAYS:
             count = np.int64(counts[out]) if counts.size > 0 else np.int64(0)
             if kind == PROBABILISTIC:
@@ -125,31 +112,18 @@ def settle_keys(
 ) -> None:
     """Count each key and give rows to those that get one; room for all has been made.
 
-    Rows that were there are prefetched as a whole, for the update that follows.
-
     Args:
         initial_slots: float32[sum of the slots' widths], what follows the vector of a new row.
         has_gradient: empty: 1 for each key.
         positions: int64[n], written: the row to update, or -1.
     """
-    entries, metadata, values = rows.entries, rows.metadata, rows.values
-    geometry = geometry_of(entries, rows.state[SPLIT])
-    slots, new = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.int64)
+    entries, metadata, split = rows.entries, rows.metadata, rows.state[SPLIT]
+    new = np.empty(BLOCK, np.int64)
     for start in range(0, keys.size, BLOCK):
         end = min(start + BLOCK, keys.size)
-        prefetch_homes(entries, geometry, keys, start, end - start, slots)
-        num_missing = 0
-        for i in range(start, end):
-            slots[i - start] = probe(entries, keys[i], slots[i - start], geometry.mask)
-            row = entries[slots[i - start], 1] - 1
-            positions[i] = row
-            if row >= 0:
-                prefetch(metadata, row, 0)
-                prefetch_row(values, row, values.shape[1])
-            else:
-                num_missing += 1
+        num_missing = find_batch(entries, split, keys[start:end], positions[start:end])
         if num_missing > 0:
-            num_new = _give_rows(rows, keys, has_gradient, positions, slots, start, end, new)
+            num_new = _give_rows(rows, keys, has_gradient, positions, start, end, new)
             if num_new > 0:
                 _start_rows(
                     rows, precision, dim, initial, initial_slots, keys, positions, new[:num_new]
@@ -159,6 +133,7 @@ def settle_keys(
             if admission.kind == COUNTER:
                 add_counts(admission.counters, keys, counts, step, positions, start, end)
         for i in range(start, end):
+            prefetch(metadata, max(positions[min(i + AHEAD, end - 1)], 0), 0)
             if positions[i] >= 0:
                 metadata[positions[i], FREQUENCY] += counts[i]
                 metadata[positions[i], VERSION] = step
@@ -172,7 +147,6 @@ def _give_rows(
     keys: Int64Array,
     has_gradient: UInt8Array,
     positions: Int64Array,
-    slots: npt.NDArray[np.uint64],
     start: int,
     end: int,
     new: Int64Array,
@@ -180,27 +154,24 @@ def _give_rows(
     """Give rows to the keys of a block that have a gradient and no row.
 
     Args:
-        slots: where the search for each key ended.
         new: written: the indices of the keys that got one.
 
     Returns:
         how many these are.
     """
     entries, metadata, state = rows.entries, rows.metadata, rows.state
-    mask = geometry_of(entries, state[SPLIT]).mask
+    geometry = geometry_of(entries, state[SPLIT])
     count = 0
     for i in range(start, end):
         if positions[i] >= 0 or (has_gradient.size > 0 and has_gradient[i] == 0):
             continue
-        # The search goes on where it ended: the slot may have been taken since, and even a
-        # repeated key must not get two rows.
-        slot = probe(entries, keys[i], slots[i - start], mask)
-        if entries[slot, 1] == 0:
-            entries[slot, 0] = keys[i]
-            entries[slot, 1] = take_row(metadata, state) + 1
+        row, line = search(entries, geometry, keys[i])  # even a repeated key must not get two rows
+        if row < 0:
+            row = take_row(metadata, state)
+            put(entries, line, keys[i], row)
             new[count] = i
             count += 1
-        positions[i] = entries[slot, 1] - 1
+        positions[i] = row
     return count
 
 

@@ -20,6 +20,8 @@ from numba import njit
 from embedding.bits import bits_of, float_of
 from embedding.mixing import mix64
 from embedding.optimizers import rule_for
+from embedding.prefetch import AHEAD, prefetch_ahead, prefetch_row
+from embedding.row_copy import copy_rows
 from embedding.spec import TableSpec, ValueDtype
 
 Float32Array = npt.NDArray[np.float32]
@@ -115,6 +117,19 @@ def read_vector(
         out[target, dim - 1] = _widen(bits_of(values[row, dim >> 1]) & _LOW_16, kind)
 
 
+@njit(cache=True, nogil=True)
+def read_vectors(values: Float32Array, positions: Int64Array, kind: int, out: Float32Array) -> None:
+    """Write the vectors of rows, int64[n], to out, float32[n, dim]; -1 leaves out[i] as it is."""
+    if kind == FLOAT32:
+        copy_rows(values, positions, 0, out)
+        return
+    n, dim = out.shape
+    for i in range(n):
+        prefetch_row(values, max(positions[min(i + AHEAD, n - 1)], 0), (dim + 1) // 2)
+        if positions[i] >= 0:
+            read_vector(values, positions[i], kind, out, i, dim)
+
+
 @njit(cache=True, nogil=True, inline="always")
 def write_vector(
     values: Float32Array,
@@ -149,6 +164,7 @@ def widen_rows(
     """
     narrow = (dim + 1) // 2
     for i in range(positions.size):
+        prefetch_ahead(values, positions, i)
         row = positions[i]
         if row >= 0:
             read_vector(values, row, kind, wide, i, dim)

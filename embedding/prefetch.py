@@ -9,6 +9,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+AHEAD = 32  # keys or rows between asking for one and working on it
+
 _LINE = 16  # float32 values in a cache line
 _MAX_VALUES = 8 * _LINE  # of a row that are asked for: the hardware follows a longer one by itself
 _READ, _KEEP, _DATA = 0, 3, 1  # the operands of LLVM's `llvm.prefetch` after the address
@@ -48,3 +50,10 @@ def prefetch_row(array: npt.NDArray[np.float32], row: np.int64, width: int) -> N
     """Ask for the first `width` values of a row of float32[any, any]."""
     for column in range(0, min(width, _MAX_VALUES), _LINE):
         prefetch(array, row, column)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def prefetch_ahead(rows: npt.NDArray[np.float32], positions: npt.NDArray[np.int64], i: int) -> None:
+    """Ask for the row whose turn comes some after that of positions[i]; -1 stands for none."""
+    ahead = positions[min(i + AHEAD, positions.size - 1)]
+    prefetch_row(rows, max(ahead, 0), rows.shape[1])

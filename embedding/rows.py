@@ -10,14 +10,16 @@ from numba import njit
 from embedding.buckets import check_buckets
 from embedding.index import (
     BLOCK,
+    MAX_ROWS,
+    WORDS,
     begin_doubling,
     collect,
     continue_doubling,
     find_batch,
     geometry_of,
-    prefetch_homes,
-    probe,
+    put,
     remove,
+    search,
 )
 from embedding.mixing import NUM_BUCKETS, bucket_of, buckets_of
 from embedding.reservation import physical_memory_bytes, reserve
@@ -29,13 +31,12 @@ FREQUENCY, VERSION = 0, 1  # columns of the metadata
 NUM_ROWS, NUM_TOUCHED, FIRST_FREE, SPLIT = 0, 1, 2, 3  # places in the state
 
 METADATA_BYTES = 16
-_ENTRY_BYTES = 16
-_MIN_ENTRIES = 64
-# Share of the index in use at which its next doubling begins, and the slots of it that are moved
-# for each key of a batch. Were all keys new, the last slots to move would be .6 + 1 / 4 full; a
-# batch of known keys moves as many, so the index is .3 to .85 full, 19 to 54 bytes a key.
-_LOAD_LIMIT = 0.6
-_SLOTS_PER_KEY = 4
+_LINE_BYTES = 8 * WORDS
+_MIN_LINES = 16
+# Keys for each line of the index, of five, at which its next doubling begins; with each key of a
+# batch a line is moved. Were all keys new, the last lines to move would hold 3.4 keys; a batch of
+# known keys moves as many, so a line holds 1.2 to 3.4 keys: 19 to 54 bytes a key.
+_KEYS_A_LINE = 2.4
 # Keys that are spread over buckets before they are sorted; fewer are faster sorted all at once.
 _KEYS_TO_SPREAD = 64 * NUM_BUCKETS
 
@@ -44,7 +45,7 @@ class RowArrays(NamedTuple):
     """What kernels take of a `Rows`.
 
     Args:
-        entries: int64[index capacity, 2], see `index`.
+        entries: int64[index capacity, 8], see `index`.
         metadata: int64[capacity, 2]: frequency and version. A free row holds in place of its
             version the next free row plus one.
         values: float32[capacity, width]: vector, then slots.
@@ -83,16 +84,17 @@ def free_row(metadata: Int64Array, state: Int64Array, row: np.int64) -> None:
 def _add_batch(rows: RowArrays, keys: Int64Array, positions: Int64Array) -> None:
     entries, metadata, state = rows.entries, rows.metadata, rows.state
     geometry = geometry_of(entries, state[SPLIT])
-    slots = np.empty(BLOCK, np.uint64)
     for start in range(0, keys.size, BLOCK):
-        length = min(BLOCK, keys.size - start)
-        prefetch_homes(entries, geometry, keys, start, length, slots)
-        for i in range(length):
-            slot = probe(entries, keys[start + i], slots[i], geometry.mask)
-            if entries[slot, 1] == 0:
-                entries[slot, 0] = keys[start + i]
-                entries[slot, 1] = take_row(metadata, state) + 1
-            positions[start + i] = entries[slot, 1] - 1
+        end = min(start + BLOCK, keys.size)
+        if find_batch(entries, state[SPLIT], keys[start:end], positions[start:end]) == 0:
+            continue
+        for i in range(start, end):
+            if positions[i] < 0:
+                row, line = search(entries, geometry, keys[i])  # a repeated key has one by now
+                if row < 0:
+                    row = take_row(metadata, state)
+                    put(entries, line, keys[i], row)
+                positions[i] = row
 
 
 @njit(cache=True, nogil=True)
@@ -144,16 +146,14 @@ class Rows:
     """
 
     def __init__(self, width: int) -> None:
-        row_bytes = 4 * width + METADATA_BYTES + round(_ENTRY_BYTES / _LOAD_LIMIT)
-        capacity = max(physical_memory_bytes() // row_bytes, _MIN_ENTRIES)
+        row_bytes = 4 * width + METADATA_BYTES + round(_LINE_BYTES / _KEYS_A_LINE)
+        capacity = min(max(physical_memory_bytes() // row_bytes, 4 * _MIN_LINES), MAX_ROWS)
         metadata = reserve(capacity, 2, np.int64)
         values = reserve(capacity, width, np.float32)
-        slots = 1 << int(capacity / _LOAD_LIMIT).bit_length()
-        self._entries = reserve(slots, 2, np.int64)
-        self._limit = min(len(metadata), len(values), int(len(self._entries) * _LOAD_LIMIT))
-        self.arrays = RowArrays(
-            self._entries[:_MIN_ENTRIES], metadata, values, np.zeros(4, np.int64)
-        )
+        lines = 1 << int(capacity / _KEYS_A_LINE).bit_length()
+        self._entries = reserve(lines, WORDS, np.int64)
+        self._limit = min(len(metadata), len(values), int(len(self._entries) * _KEYS_A_LINE))
+        self.arrays = RowArrays(self._entries[:_MIN_LINES], metadata, values, np.zeros(4, np.int64))
 
     def __len__(self) -> int:
         return int(self.arrays.state[NUM_ROWS])
@@ -174,17 +174,17 @@ class Rows:
                 f"{num_keys} more: address space is reserved for {self._limit}. Use more shards, "
                 "evict, or raise the limit on virtual memory (ulimit -v)"
             )
-        while len(self) + num_keys > int(len(self.arrays.entries) * _LOAD_LIMIT):
+        while len(self) + num_keys > int(len(self.arrays.entries) * _KEYS_A_LINE):
             self._continue_doubling(len(self.arrays.entries))
             entries = self._entries[: 2 * len(self.arrays.entries)]
             self.arrays.state[SPLIT] = begin_doubling(entries)
             self.arrays = self.arrays._replace(entries=entries)
-        self._continue_doubling(num_keys * _SLOTS_PER_KEY)
+        self._continue_doubling(num_keys)
 
-    def _continue_doubling(self, num_slots: int) -> None:
+    def _continue_doubling(self, num_lines: int) -> None:
         entries, state = self.arrays.entries, self.arrays.state
         if state[SPLIT] > 0:
-            state[SPLIT] = continue_doubling(entries, state[SPLIT], num_slots)
+            state[SPLIT] = continue_doubling(entries, state[SPLIT], num_lines)
 
     def find(self, keys: Int64Array) -> Int64Array:
         """Return the row of each key, or -1: int64[n]."""
@@ -234,7 +234,7 @@ class Rows:
 
 def memory_of(num_keys: int, width: int) -> int:
     """Return the bytes that `Rows` of so many keys and this width take where none were removed."""
-    entries = _MIN_ENTRIES
-    while num_keys > int(entries * _LOAD_LIMIT):
-        entries *= 2
-    return entries * _ENTRY_BYTES + num_keys * (METADATA_BYTES + 4 * width)
+    lines = _MIN_LINES
+    while num_keys > int(lines * _KEYS_A_LINE):
+        lines *= 2
+    return lines * _LINE_BYTES + num_keys * (METADATA_BYTES + 4 * width)

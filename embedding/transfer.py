@@ -4,14 +4,14 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.precision import read_vector, write_vector
-from embedding.prefetch import prefetch, prefetch_row
+from embedding.index import BLOCK
+from embedding.precision import read_vectors, write_vector
+from embedding.prefetch import AHEAD, prefetch
+from embedding.row_copy import copy_rows
 from embedding.rows import FREQUENCY, VERSION, RowArrays
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
-
-_AHEAD = 16  # rows asked for before their turn
 
 
 @njit(cache=True, nogil=True)
@@ -35,17 +35,15 @@ def read_rows(
     """
     metadata, values = rows.metadata, rows.values
     first_slot = values.shape[1] - slots.shape[1]
-    for i in range(positions.size):
-        if i + _AHEAD < positions.size:
-            ahead = positions[i + _AHEAD]
-            prefetch(metadata, ahead, 0)
-            prefetch_row(values, ahead, values.shape[1])
-        row = positions[i]
-        frequency[i] = metadata[row, FREQUENCY]
-        version[i] = metadata[row, VERSION]
-        read_vector(values, row, precision, vectors, i, vectors.shape[1])
-        for c in range(slots.shape[1]):
-            slots[i, c] = values[row, first_slot + c]
+    n = positions.size
+    for start in range(0, n, BLOCK):
+        part = slice(start, min(start + BLOCK, n))
+        read_vectors(values, positions[part], precision, vectors[part])
+        copy_rows(values, positions[part], first_slot, slots[part])
+    for i in range(n):
+        prefetch(metadata, positions[min(i + AHEAD, n - 1)], 0)
+        frequency[i] = metadata[positions[i], FREQUENCY]
+        version[i] = metadata[positions[i], VERSION]
 
 
 @njit(cache=True, nogil=True)

@@ -34,7 +34,7 @@ class ConnectionFault:
             midst of it or after it; `duplicate` sends it twice.
         probability: that it befalls a message.
         seconds: of a delay.
-        from_seconds, to_seconds: of the training, in which it happens.
+        from_seconds, to_seconds: since `ConnectionFaults.started`, in which it happens.
     """
 
     kind: Literal["delay", "drop", "duplicate"]
@@ -51,7 +51,7 @@ class ConnectionFaults:
     Args:
         faults: each drawn by itself for each message.
         seed: of the draws.
-        started: when the training began, as `time.time()`.
+        started: when the processes were set up, as `time.time()`.
     """
 
     faults: tuple[ConnectionFault, ...] = ()

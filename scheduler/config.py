@@ -5,6 +5,7 @@ command line as `key.path=value`.
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,7 +39,7 @@ from embedding.spec import (
 from ps.spec import SparseMean
 from scheduler.config_errors import ConfigError, validated
 from scheduler.fault_config import InjectConfig, check_targets
-from scheduler.modes import Mode, ModeOptions, OnStale
+from scheduler.modes import SHIFTABLE, Mode, ModeOptions, OnStale, PlannedShift
 from scheduler.policy import PolicyOptions
 from scheduler.stale_weights import Cutoff, StaleWeight
 
@@ -203,6 +204,7 @@ class TrainingConfig(_Section):
 
     mode: Mode | Literal["auto"] = "async"
     auto: PolicyOptions = PolicyOptions()
+    shifts: list[PlannedShift] = []
     global_batch: PositiveInt | None = None
     sparse_mean: SparseMean = "global"
     staleness_bound: int = Field(_MODES.staleness_bound, ge=0)
@@ -227,6 +229,18 @@ class TrainingConfig(_Section):
             ssp_slack=self.ssp_slack,
             backup_batches=self.backup_batches,
         )
+
+    @model_validator(mode="after")
+    def _shifts_in_order(self) -> "TrainingConfig":
+        if self.shifts and self.mode not in SHIFTABLE:
+            raise ValueError(
+                f"shifts can't be planned in mode {self.mode}; begin in one of"
+                f" {', '.join(SHIFTABLE)}"
+            )
+        times = [0, *(shift.at for shift in self.shifts)]
+        if any(after <= before for before, after in pairwise(times)):
+            raise ValueError(f"shifts must be at rising times above 0, got {times[1:]}")
+        return self
 
     @model_validator(mode="after")
     def _something_is_stale(self) -> "TrainingConfig":

@@ -141,13 +141,9 @@ class Coordinator:
         return self.time.is_held_by("pause")
 
     @property
-    def cut_wanted(self) -> bool:
-        return self.time.is_held_by("cut")
-
-    @property
     def at_cut(self) -> bool:
         """Whether every shard is at the same step, and stays there until `CutTaken`."""
-        return self.cut_wanted and self.applied_step == self.step
+        return self.time.is_held_by("cut") and self.applied_step == self.step
 
     @property
     def credits(self) -> int:
@@ -322,6 +318,9 @@ class Coordinator:
             if batches is None:
                 break
             records.append(self._make_record(batches))
+            wish = self.modes.planned(self.clock.value)
+            if wish is not None:
+                self._shift_mode(wish, now)
             self._evaluate_if_due(records[-1], now)
         return records
 
@@ -404,9 +403,11 @@ class Coordinator:
 
     def _shift(self, wish: Wish, now: float) -> list[Command]:
         """Go on in another mode; the steps that can be formed by its rule are ordered at once."""
+        return self._order_steps(now) if self._shift_mode(wish, now) else []
+
+    def _shift_mode(self, wish: Wish, now: float) -> bool:
         seconds = self.time.elapsed(now)
-        shifted = self.modes.shift(wish, self.ledger, step=self.step, seconds=seconds, now=now)
-        return self._order_steps(now) if shifted else []
+        return self.modes.shift(wish, self.ledger, step=self.step, seconds=seconds, now=now)
 
     def _pause(self, paused: bool, now: float) -> None:
         """Give out no batch, or go on; what is under way ends."""

@@ -2,6 +2,7 @@
 
 from ps.metrics_export import Figure
 from scheduler.coordinating import Status
+from scheduler.modes import MODES
 
 
 def coordinator_figures(status: Status) -> list[Figure]:
@@ -18,6 +19,8 @@ def coordinator_figures(status: Status) -> list[Figure]:
         _counter("train_loss", status.loss_sum),
         _counter("train_loss_samples", status.loss_samples),
     ]
+    for mode in MODES:
+        figures.append(_gauge("mode", float(mode == status.mode), mode=mode))
     if status.evaluations:
         figures.append(_gauge("eval_auc", status.evaluations[-1].auc))
     for outcome in ("applied", "dropped", "skipped"):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from ps.spec import StoreSpec
 from scheduler.ledger import LedgerPlan
-from scheduler.modes import Mode, ModeOptions, ModeRule
+from scheduler.modes import Mode, ModeOptions, ModeRule, PlannedShift
 from scheduler.policy import PolicyOptions
 
 
@@ -17,6 +17,7 @@ class CoordinatorSpec:
         plan: batches to train.
         evaluation_plan: batches of the evaluation files, or None.
         mode, options: the mode rule that it begins with.
+        shifts: planned changes of the mode, in their order.
         automatic: whether the policy shifts between sync and gba.
         policy: what it goes by.
         group_size: M, local batches of a global batch.
@@ -41,6 +42,7 @@ class CoordinatorSpec:
     depth: int
     max_credits: int | None = None
     options: ModeOptions = field(default_factory=ModeOptions)
+    shifts: tuple[PlannedShift, ...] = ()
     automatic: bool = False
     policy: PolicyOptions = field(default_factory=PolicyOptions)
     recovery_epoch: int = 0

@@ -189,7 +189,6 @@ class Ledger:
         return {(self._kind, b.batch_id, b.attempt) for b in self.leased_to(worker)}
 
     def leased_to(self, worker: int) -> Collection[Batch]:
-        """Return the batches that a worker should be holding."""
         return self._leases.get(worker, {}).values()
 
     def reclaim(self, identities: Iterable[tuple[TokenKind, int, int]]) -> int:

@@ -25,6 +25,7 @@ class ModeControl:
         self.policy: SwitchPolicy | None = None
         self.prediction: Prediction | None = None
         self._spec = spec
+        self._planned = list(spec.shifts)
         self.set_automatic(spec.automatic)
 
     @property
@@ -83,6 +84,14 @@ class ModeControl:
         if self.policy is not None:
             self.policy.shifted(now)
         return True
+
+    def planned(self, clock: int) -> Wish | None:
+        """Return, once, the change that the job file plans for this time of the clock."""
+        wish = None
+        while self._planned and self._planned[0].at <= clock:
+            planned = self._planned.pop(0)
+            wish = Wish(planned.mode, "job", f"planned at {planned.at} global batches")
+        return wish
 
     def applied(self, step: int, *, seconds: float, now: float) -> None:
         """Every shard has reached a step, after so many seconds of training."""

@@ -7,13 +7,14 @@ modes. docs/modes.md says what each mode is for.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 from ps.messages import ANY_STEP
 from scheduler.ledger import Batch, Ledger, Status
 from scheduler.stale_weights import Cutoff, StaleWeight, weight_of
 
 Mode = Literal["sync", "gba", "async", "ssp", "backup"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 OnStale = Literal["drop", "reissue"]
 
 # The modes that a running job may change to and from; the others are for comparison.
@@ -43,6 +44,19 @@ class ModeOptions:
     async_learning_rate_scale: float = 1.0
     ssp_slack: int = 3
     backup_batches: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedShift:
+    """The job goes on in a mode once so many global batches' worth of samples are applied.
+
+    Args:
+        at: on the schedule clock, > 0.
+        mode: one of those that a running job can change to.
+    """
+
+    at: int
+    mode: Literal["sync", "gba", "async"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

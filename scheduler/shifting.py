@@ -12,7 +12,7 @@ from ps.messages import ANY_STEP
 from scheduler.ledger import Batch, Ledger, Status
 from scheduler.modes import SHIFTABLE, Mode, ModeRule
 
-ShiftCause = Literal["policy", "control"]
+ShiftCause = Literal["job", "policy", "control"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,14 @@ class Shift:
     sync_rate: float | None = None
     gba_rate: float | None = None
     seconds_to_next_step: float | None = None
+
+
+def described(shift: Shift) -> str:
+    """Say in a line what changed and why."""
+    text = f"{shift.from_mode} to {shift.to_mode}, {shift.reason}"
+    if shift.sync_rate is not None and shift.gba_rate is not None:
+        text += f" (predicted samples/s: sync {shift.sync_rate:,.0f}, gba {shift.gba_rate:,.0f})"
+    return text
 
 
 def check_shift(before: Mode, after: Mode | Literal["auto"]) -> None:

@@ -17,6 +17,7 @@ from scheduler.progress import Progress
 from scheduler.ray_errors import first_line
 from scheduler.reporting import IntervalReport
 from scheduler.run_files import RunDirectory
+from scheduler.shifting import described
 from scheduler.workforce import Workforce
 from worker.running import WorkerSetup
 
@@ -51,6 +52,7 @@ class Supervisor:
             failed=self._worker_failed,
         )
         self._write_checkpoint = write_checkpoint
+        self._shifts_told = 0
         self._config = config
         self._run = run
         self._progress = progress
@@ -90,13 +92,17 @@ class Supervisor:
         self._look_at_servers()
         status = self.status()
         self._progress.advance(status.samples["applied"])
+        if not status.trained:
+            # Before anyone's end is judged: it may have been told to go.
+            self._workforce.want(status.num_workers)
         self._workforce.look(ended)
         for index, incarnation, text in status.give_up:
             self._workforce.give_up(index, incarnation, text)
-        if not status.trained:
-            self._workforce.want(status.num_workers)
         if status.at_cut:
             self._take_cut(status)
+        for shift in status.shifts[self._shifts_told :]:
+            self._progress.note(f"step {shift.step}: {described(shift)}")
+        self._shifts_told = len(status.shifts)
         for text in status.warnings:
             self._progress.note(text)
         if status.failure is not None:

@@ -63,6 +63,9 @@ class TensorBoardEvents:
         at = {"global_step": line["samples"], "walltime": line["time"]}
         for tag, value in scalars_of(line).items():
             self._writer.add_scalar(tag, value, **at)
+        for shift in line["shifts"]:
+            text = f"step {shift['step']}: {shift['from_mode']} to {shift['to_mode']}"
+            self._writer.add_text("mode", f"{text}, {shift['reason']}", **at)
         for kind, counts in line["staleness_of_interval"].items():
             if counts:
                 self._add_histogram(f"staleness/{kind}", counts, at)

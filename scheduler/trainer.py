@@ -187,6 +187,7 @@ def resolve(config: JobConfig) -> JobSpecs:
         plan=_ledger_plan(plan, config.training.max_samples),
         evaluation_plan=None if evaluation_plan is None else _ledger_plan(evaluation_plan, None),
         mode="sync" if config.training.mode == "auto" else config.training.mode,
+        shifts=tuple(config.training.shifts),
         automatic=config.training.mode == "auto",
         policy=config.training.auto,
         options=config.training.mode_options,

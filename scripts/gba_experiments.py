@@ -24,13 +24,14 @@ from experiments.page import Facts, page
 from experiments.parity import E1
 from experiments.runs import Experiment, Results, Run, Scale, carry_out
 from experiments.stragglers import E2
+from experiments.switching import E3
 from experiments.training import TrainingRuns
 from scheduler import TrainingError
 from worker.synthetic import CriteoLike, write_criteo_like
 
 # Real data sets that can be given: jobs/NAME.yaml trains on them.
 REAL = ("criteo", "movielens")
-EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (E1, E2, E4, E5)}
+EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (E1, E2, E3, E4, E5)}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -18,7 +18,7 @@ class Slow:
         least_seconds: what a batch takes at the least, before factors: sleep that stands in for a
             computation, so that its time does not depend on what else the cores do.
         jitter: the factor is multiplied by a number in [1 - jitter, 1 + jitter), drawn per batch.
-        from_seconds, to_seconds: of the training, in which they are slow.
+        from_seconds, to_seconds: since `FaultPlan.started`, in which they are slow.
     """
 
     workers: tuple[int, ...]
@@ -48,7 +48,7 @@ class FaultPlan:
     Args:
         faults: of any worker.
         seed: of the jitter.
-        started: when the training began, as `time.time()`.
+        started: when the workers were set up, as `time.time()`.
         connections: what befalls every worker's connections to the shards.
     """
 

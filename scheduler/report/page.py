@@ -61,6 +61,7 @@ def page_of(run: RunData) -> str:
             *(f'<p class="about">{html.escape(note)}</p>' for note in run.notes),
             _figures(summary(run)),
             f'<div class="cards">{"".join(cards)}</div>',
+            _modes(run),
             _tables(run),
             _job(run),
             f"</main>\n{script}\n</body>\n</html>\n",
@@ -146,6 +147,29 @@ def _tables(run: RunData) -> str:
     body = "".join(rows)
     return (
         '<section class="card"><h2>Tables</h2><div class="scroll">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"
+    )
+
+
+def _modes(run: RunData) -> str:
+    """The modes that a job was in, where it was in several."""
+    history: list[dict[str, Any]] = (run.result or {}).get("mode_history", [])
+    if len(history) < 2:
+        return ""
+    columns = {
+        "mode": "mode", "from_step": "from step", "samples": "samples",
+        "samples_per_second": "samples/s", "predicted_sync_samples_per_second": "predicted sync",
+        "predicted_gba_samples_per_second": "predicted gba", "reissued_batches": "re-issued",
+        "seconds_to_next_step": "s to next step", "reason": "why",
+    }  # fmt: skip
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in columns.values())
+    rows = []
+    for entry in history:
+        rounded = {k: round(v, 2) if isinstance(v, float) else v for k, v in entry.items()}
+        rows.append("".join(f"<td>{_cell(rounded.get(name))}</td>" for name in columns))
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return (
+        '<section class="card wide"><h2>Modes</h2><div class="scroll">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"
     )
 

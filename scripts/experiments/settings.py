@@ -36,19 +36,27 @@ def learning_rate_times(job: str, factor: float) -> tuple[str, ...]:
     )
 
 
-def slow(*, workers: int, batch_seconds: float, straggler: float) -> tuple[str, ...]:
+def slow(
+    *,
+    workers: int,
+    batch_seconds: float,
+    straggler: float,
+    between: tuple[float, float] | None = None,
+) -> tuple[str, ...]:
     """Let sleep stand in for compute, and the first worker be a straggler.
 
     Args:
         batch_seconds: what every batch takes on every worker, within 10 %.
         straggler: so many times as long the first worker takes; 1: it is like the others.
+        between: from when to when it does, in seconds; None: all the time.
     """
     entries = [
         f"{{kind: slow, index: {list(range(workers))}, least_seconds: {batch_seconds},"
         " jitter: 0.1}"
     ]
     if straggler > 1:
-        entries.append(f"{{kind: slow, index: 0, factor: {straggler}}}")
+        times = "" if between is None else ", from_seconds: {}, to_seconds: {}".format(*between)
+        entries.append(f"{{kind: slow, index: 0, factor: {straggler}{times}}}")
     return ("run.allow_faults=true", f"cluster.inject=[{', '.join(entries)}]")
 
 

@@ -115,6 +115,7 @@ class TrainingRuns:
             "cores_used": own,
             "cores_used_by_others": everything - own,
             **figures(metrics),
+            "intervals": intervals(directory),
         }
 
 
@@ -138,6 +139,23 @@ def _trained_between(directory: Path, train_seconds: float) -> tuple[float, floa
     return 0.0, 0.0
 
 
+def intervals(directory: Path) -> list[Row]:
+    """Return what experiments keep of each line of metrics.jsonl while it trains."""
+    lines = [json.loads(text) for text in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {
+            "seconds": line["train_seconds"],
+            "samples": line["samples"],
+            "mode": line["mode"],
+            "batch_seconds": {
+                number: worker["batch_seconds"] for number, worker in line["workers"].items()
+            },
+        }
+        for line in lines
+        if line["train_seconds"] > 0
+    ]
+
+
 def figures(metrics: dict[str, Any]) -> Row:
     """Return what experiments keep of result.json."""
     evaluation = metrics["eval"] or {}
@@ -154,6 +172,8 @@ def figures(metrics: dict[str, Any]) -> Row:
         "reissued": metrics["reissued_batches"],
         "global_step": metrics["global_step"],
         "staleness": metrics["staleness"],
+        "evaluations": metrics["evaluations"],
+        "mode_history": metrics["mode_history"],
         "batch_seconds": {
             number: worker["seconds"] / worker["batches"] if worker["batches"] else None
             for number, worker in metrics["workers"].items()

@@ -23,6 +23,8 @@ STALE = {"mean": 1.5, "p50": 1, "p99": 3, "max": 4}
 
 def test_workers_and_shards_have_figures_of_their_own() -> None:
     status = Status(
+        mode="sync", paused=False, at_cut=False, num_workers=1, shifts=(), automatic=False,
+        learning_rate_scale=1.0, prediction=None, cuts=(),
         step=5, applied_step=4, clock=2, trained=False, evaluating=False,
         samples={"applied": 80, "dropped": 1, "skipped": 2}, batches={"reissued": 6},
         loss_sum=40.0, loss_samples=80, train_seconds=1.0, data_staleness=STALE,
@@ -40,6 +42,8 @@ def test_workers_and_shards_have_figures_of_their_own() -> None:
     assert found["staleness_steps", "coordinator", 0, "parameter", "p99"] == 3
     assert found["shard_lag_steps", "server", 1] == 1
     assert found["batch_seconds", "worker", 3] == 2.0
+    assert found["mode", "coordinator", 0, "sync"] == 1.0
+    assert found["mode", "coordinator", 0, "gba"] == 0.0
     assert ("eval_auc", "coordinator", 0) not in found
 
 

@@ -19,6 +19,7 @@ def line(samples: int, loss: float | None) -> dict[str, Any]:
         "train_loss": loss,
         "samples_per_second": 5.0,
         "global_step": 2,
+        "shifts": [],
         "clock": 1,
         "samples": samples,
         "eval_auc": None,

@@ -14,11 +14,26 @@ from experiments.page import Facts, page
 from experiments.parity import E1
 from experiments.runs import Experiment, Results, Row, Run, Scale, carry_out
 from experiments.stragglers import E2
+from experiments.switching import E3, oracle_seconds, straggler_window
 from scheduler import JobConfig
 
 ROOT = Path(__file__).parents[2]
 FACTS = Facts(options="--seeds 2", machine="Measured on 2 cores.")
-EXPERIMENTS = pytest.mark.parametrize("experiment", [E1, E2, E4, E5], ids=lambda e: e.name)
+EXPERIMENTS = pytest.mark.parametrize("experiment", [E1, E2, E3, E4, E5], ids=lambda e: e.name)
+INTERVALS = [
+    {
+        "seconds": t,
+        "samples": 100 * t,
+        "mode": "sync",
+        "batch_seconds": {"0": s, "1": 0.1, "2": 0.1},
+    }
+    for t, s in enumerate([0.1, 0.1, 0.8, 0.8, 0.8, 0.1, 0.1], start=1)
+]
+SHIFT = {
+    "mode": "gba", "from_step": 7, "seconds": 1.0, "samples_per_second": 900.0,
+    "reissued_batches": 3, "seconds_to_next_step": 0.25, "reason": "r",
+    "predicted_sync_samples_per_second": 100.0, "predicted_gba_samples_per_second": 300.0,
+}  # fmt: skip
 Train = Callable[[Run], Row]
 
 
@@ -50,7 +65,9 @@ def training(auc: Callable[[Run], float] = lambda run: 0.77) -> Train:
             "auc": auc(run), "logloss": 0.46, "samples_per_second": 1000.0, "train_seconds": 2.0,
             "wall_seconds": 6.0, "samples": 2000, "samples_dropped": 0, "reissued": 0,
             "staleness": stale, "cores_used": 1.0, "cores_used_by_others": 0.0,
-            "model_digest": "00",
+            "model_digest": "00", "intervals": INTERVALS, "samples_trained": 2000,
+            "evaluations": [{"auc": 0.7}, {"auc": 0.71}],
+            "mode_history": [{"mode": "sync", "seconds": 1.0}, SHIFT],
         }  # fmt: skip
 
     return train
@@ -182,3 +199,34 @@ def test_a_wrong_call_is_refused(arguments: list[str]) -> None:
     assert done.returncode == 2
     assert "error:" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_straggler_is_seen_in_the_times_of_its_batches() -> None:
+    assert straggler_window(INTERVALS) == (3, 5)
+    assert straggler_window(INTERVALS[:2]) is None
+
+
+def test_the_oracle_changes_the_mode_at_exactly_the_right_moments() -> None:
+    def at(samples: list[int]) -> list[Row]:
+        return [{"seconds": float(t), "samples": n} for t, n in enumerate(samples)]
+
+    # 100 a second, 10 while the straggler is there; gba 90 all the time.
+    sync = at([0, 100, 200, 210, 220, 320, 420])
+    gba = at([0, 90, 180, 270, 360, 450, 540])
+
+    seconds = oracle_seconds(sync, gba, (2.0, 4.0), samples=480)
+
+    assert seconds == pytest.approx(4 + (480 - 200 - 180) / 100)
+    assert oracle_seconds(sync, gba, (2.0, 4.0), samples=290) == pytest.approx(3)
+
+
+def test_the_page_tells_each_shift_with_what_was_predicted_and_realised(
+    scale: Scale, results: Results
+) -> None:
+    carry_out(E3, scale, results, training())
+
+    text = " ".join(page([E3], scale, results, FACTS).split())
+
+    assert "step 7: to gba, predicted 100 samples/s in sync and 300 in gba, realised" in text
+    assert "straggler was there from second 3 to 5" in text
+    assert "0.25 (0.25)" in text, "what the shifts cost"

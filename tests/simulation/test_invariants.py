@@ -127,6 +127,7 @@ def test_a_failure_tells_its_seed_and_its_story() -> None:
 def test_thousands_of_jobs_end_right(block: int) -> None:
     for seed in range(1000 + 500 * block, 1000 + 500 * (block + 1)):
         run(seed)
+        run_scenario(with_orders(draw(seed)), Parts())
 
 
 @pytest.mark.slow

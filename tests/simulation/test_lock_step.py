@@ -11,7 +11,7 @@ from ps.shard import Shard
 from scheduler.coordinator import Coordinator
 from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.events import Answer, RecordsApplied, SendRecords, WorkerReported
-from scheduler.modes import Mode, ModeOptions
+from scheduler.modes import Mode, ModeOptions, PlannedShift
 from scheduler.simulation.data import DIM, Workload
 from scheduler.simulation.engine import run
 from scheduler.simulation.scenario import Faults, Scenario
@@ -26,12 +26,14 @@ WORKERS = 3
 class LockStep:
     """As many workers as a step has batches: all pull, then all push and report in their order."""
 
-    def __init__(self, mode: Mode, options: ModeOptions) -> None:
+    def __init__(
+        self, mode: Mode, options: ModeOptions, shifts: tuple[PlannedShift, ...] = ()
+    ) -> None:
         self._workload = Workload(SCENARIO, shards=1)
         self._coordinator = Coordinator(
             CoordinatorSpec(
                 store=self._workload.store, plan=SCENARIO.plan, evaluation_plan=None, mode=mode,
-                options=options, group_size=SCENARIO.group_size,
+                shifts=shifts, options=options, group_size=SCENARIO.group_size,
                 global_batch=SCENARIO.global_batch, workers=WORKERS, depth=1,
             )
         )  # fmt: skip
@@ -105,6 +107,18 @@ def test_gba_is_bit_identical_to_sync_where_nothing_is_late(options: dict[str, A
     gba = LockStep("gba", ModeOptions(**options)).train()
 
     assert gba == LockStep("sync", ModeOptions()).train()
+
+
+@pytest.mark.parametrize("first", [1, 3, 4, 7])
+@pytest.mark.parametrize("last", [8, 10])
+def test_shifts_where_nothing_is_late_change_no_bit(first: int, last: int) -> None:
+    """Slots, learning rates, schedules and the order of the samples are those of sync."""
+    there, back = PlannedShift(at=first, mode="gba"), PlannedShift(at=last, mode="sync")
+    options = ModeOptions(staleness_bound=0)
+
+    shifted = LockStep("sync", options, (there, back)).train()
+
+    assert shifted == LockStep("sync", options).train()
 
 
 def test_lock_step_gives_the_model_of_the_whole_simulation() -> None:

@@ -93,7 +93,7 @@ class GivesOutInAPause(Coordinator):
 
 class FormsStepsInACut(Coordinator):
     def _form_steps(self, now: float) -> list[Record]:
-        wanted = self.cut_wanted
+        wanted = self.time.is_held_by("cut")
         self.time.go_on("cut", now)
         records = super()._form_steps(now)
         if wanted:
@@ -102,7 +102,7 @@ class FormsStepsInACut(Coordinator):
 
     @property
     def at_cut(self) -> bool:
-        return self.cut_wanted
+        return self.time.is_held_by("cut")
 
 
 class KeepsTheOldRule(Coordinator):
