@@ -17,11 +17,12 @@ DEFAULT = ModeOptions().staleness_bound
 
 
 def expected_staleness(straggler: float) -> float:
-    """Return (P + 1) (r - 1) W / M of docs/modes.md; r is the slow worker's time over the mean.
+    """Return (P + 1) (r - 1) W / M of docs/modes.md for a worker so many times slower than others.
 
-    As there, r is taken against the other workers, which are nearly the mean.
+    r is against the average of all workers, of which it is one.
     """
-    return (PREFETCH + 1) * (straggler - 1) * WORKERS / M
+    r = (straggler * (WORKERS - 1) + 1) / WORKERS
+    return (PREFETCH + 1) * (r - 1) * WORKERS / M
 
 
 def bounded(scale: Scale, straggler: float, bound: int) -> Run:
@@ -76,9 +77,9 @@ def _verdict(straggler: float, rows: list[Row]) -> list[str]:
     seen = over(of_it, staleness("data", "max"))
     kept = [row["case"]["bound"] for row in of_it if dropped_percent(row) < 0.5]
     text = (
-        f"{straggler:g} × slower: the rule of docs/modes.md expects the slow worker's batches"
-        f" {expected:g} steps late; the latest of each run were {min(seen.values):.0f} to"
-        f" {max(seen.values):.0f}."
+        f"{straggler:g} × slower than the others: by the rule of docs/modes.md the slow worker's"
+        f" batches come {expected:.1f} steps late; the latest of each run were"
+        f" {min(seen.values):.0f} to {max(seen.values):.0f}."
     )
     if kept:
         text += f" The smallest bound that dropped less than 0.5 % was {min(kept)}."

@@ -148,7 +148,7 @@ def _same_bits(rows: list[Row]) -> list[str]:
         return []
     same = sum(len(set(found)) == 1 for found in several)
     return [
-        f"`sync` was run with the same W, M and seed but other stragglers {len(several)} times; the"
+        f"`sync` was run with several stragglers in {len(several)} settings of W, M and seed. Its"
         f" models were the same to the last bit in {same} of them.",
         "",
     ]
