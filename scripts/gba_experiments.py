@@ -48,6 +48,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             f"--{name}", type=Path, metavar="DIR", help=f"data for jobs/{name}.yaml: train/, test/"
         )
     parser.add_argument("--quick", action="store_true", help="train little: see that it runs")
+    parser.add_argument(
+        "--no-runs", action="store_true", help="only write the page, from what has been run"
+    )
     parser.add_argument("--page", type=Path, help="write the page of results here")
     arguments = parser.parse_args(argv)
     unknown = sorted(set(arguments.only) - set(EXPERIMENTS))
@@ -119,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"finished {run.label()}", file=sys.stderr)
             write_page()
 
-        for experiment in chosen:
+        for experiment in [] if arguments.no_runs else chosen:
             carry_out(experiment, scale, results, train, after)
         write_page()
     except (ValueError, OSError) as error:
