@@ -121,7 +121,7 @@ class MergesByArrival(Coordinator):
             return batches and sorted(batches, key=lambda b: arrived.index(b.batch_id))
 
         self.ledger.finish = note  # type: ignore[method-assign]
-        self.rule = replace(self.rule, next_step=by_arrival)
+        self.modes.rule = replace(self.rule, next_step=by_arrival)
 
 
 class NeverReclaimsLostGrants(Coordinator):
