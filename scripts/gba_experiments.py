@@ -20,6 +20,7 @@ import numpy as np
 
 from experiments.ablation import E5
 from experiments.bounds import E4
+from experiments.fleets import E6
 from experiments.page import Facts, page
 from experiments.parity import E1
 from experiments.runs import Experiment, Results, Run, Scale, carry_out
@@ -31,7 +32,7 @@ from worker.synthetic import CriteoLike, write_criteo_like
 
 # Real data sets that can be given: jobs/NAME.yaml trains on them.
 REAL = ("criteo", "movielens")
-EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (E1, E2, E3, E4, E5)}
+EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (E1, E2, E3, E4, E5, E6)}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

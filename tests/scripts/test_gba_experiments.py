@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from experiments.ablation import E5
 from experiments.bounds import E4
+from experiments.fleets import E6
 from experiments.lost_tokens import Setting, play
 from experiments.page import Facts, page
 from experiments.parity import E1
@@ -230,3 +232,23 @@ def test_the_page_tells_each_shift_with_what_was_predicted_and_realised(
     assert "step 7: to gba, predicted 100 samples/s in sync and 300 in gba, realised" in text
     assert "straggler was there from second 3 to 5" in text
     assert "0.25 (0.25)" in text, "what the shifts cost"
+
+
+def test_fleets_are_simulated_and_the_page_says_what_one_coordinator_serves(
+    scale: Scale, results: Results
+) -> None:
+    stale = {"mean": 1.0, "p99": 3, "max": 4}
+
+    def simulate(run: Run) -> Row:
+        return {
+            "us_per_report": 50.0, "us_per_report_p50": 40.0, "us_per_report_p99": 90.0,
+            "us_per_batch": 50.0, "batches_per_report": 1.0, "batches_per_second": 300.0,
+            "batches_per_second_without_waiting": 320.0, "steps_per_second": 19.0, "busy": 0.5,
+            "data_staleness": stale, "parameter_staleness": stale, "wall_seconds": 1.0,
+        }  # fmt: skip
+
+    carry_out(replace(E6, simulate=simulate), scale, results, refuse)
+
+    text = " ".join(page([E6], scale, results, FACTS).split())
+    assert "up to 1,111 batches/s with a call for each, that is 56 workers" in text
+    assert "20,000 without what calls cost. 4,096 workers of this kind make 81,920" in text
