@@ -264,6 +264,7 @@ class ClusterConfig(_Section):
     """How many processes of each role, and what they may use."""
 
     workers: PositiveInt = 2
+    max_workers: PositiveInt | None = None
     servers: PositiveInt = Field(2, le=4096)
     worker_threads: PositiveInt = 1
     worker_cpus: float = Field(0.5, gt=0)
@@ -311,6 +312,11 @@ class JobConfig(_Section):
         return self.training.global_batch or self.data.batch_size * self.cluster.workers
 
     @property
+    def max_workers(self) -> int:
+        """Most workers that a running job may be asked to have; by default 8 times the first."""
+        return self.cluster.max_workers or 8 * self.cluster.workers
+
+    @property
     def group_size(self) -> int:
         """M, local batches of a global batch."""
         return self.global_batch // self.data.batch_size
@@ -327,6 +333,11 @@ class JobConfig(_Section):
             raise ValueError(
                 f"training.backup_batches must be less than the {self.group_size} local batches of"
                 f" a global batch, got {backup}"
+            )
+        if self.max_workers < self.cluster.workers:
+            raise ValueError(
+                f"cluster.max_workers must be at least cluster.workers ({self.cluster.workers}),"
+                f" got {self.max_workers}"
             )
         if self.training.eval_every_steps and self.data.eval is None:
             raise ValueError("training.eval_every_steps needs data.eval")

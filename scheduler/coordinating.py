@@ -181,8 +181,8 @@ class CoordinatorServer:
         """
         if isinstance(wanted, ShiftWanted):
             check_shift(self._coordinator.rule.name, wanted.mode)
-        if isinstance(wanted, WorkersWanted) and wanted.count < 1:
-            raise ValueError(f"a job needs at least one worker, {wanted.count} are wanted")
+        if isinstance(wanted, WorkersWanted):
+            self._coordinator.spec.check_workers(wanted.count)
         self._handle(wanted)
 
     def cut_taken(self, path: str | None, error: str | None) -> None:

@@ -23,6 +23,7 @@ class CoordinatorSpec:
         group_size: M, local batches of a global batch.
         global_batch: G, in samples.
         workers, depth: they bound the credits.
+        max_workers: more than these may not be asked for; None: any number.
         max_credits: more than these the shards' buffers can't hold, however many workers join;
             None: any number.
         eval_every_steps: evaluate at every so many ticks of the schedule clock; 0: only at the end.
@@ -40,6 +41,7 @@ class CoordinatorSpec:
     global_batch: int
     workers: int
     depth: int
+    max_workers: int | None = None
     max_credits: int | None = None
     options: ModeOptions = field(default_factory=ModeOptions)
     shifts: tuple[PlannedShift, ...] = ()
@@ -50,6 +52,15 @@ class CoordinatorSpec:
     max_seconds: float | None = None
     heartbeat_timeout_seconds: float = 60.0
     stall_seconds: float = 120.0
+
+    def check_workers(self, count: int) -> None:
+        """Refuse a number of workers that the job can't have; raises ValueError."""
+        if count < 1:
+            raise ValueError(f"a job needs at least one worker, {count} are wanted")
+        if self.max_workers is not None and count > self.max_workers:
+            raise ValueError(
+                f"{count} workers are wanted, cluster.max_workers is {self.max_workers}"
+            )
 
     def credits(self, workers: int, rule: ModeRule) -> int:
         """Return the most batches that may be leased, or done and not applied on every shard."""

@@ -195,6 +195,7 @@ def resolve(config: JobConfig) -> JobSpecs:
         global_batch=config.global_batch,
         workers=config.cluster.workers,
         depth=config.cluster.prefetch_batches,
+        max_workers=config.max_workers,
         max_credits=_max_credits(config, store, model),
         eval_every_steps=config.training.eval_every_steps,
         max_seconds=config.training.max_seconds,

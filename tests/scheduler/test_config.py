@@ -280,6 +280,11 @@ def test_an_override_that_leads_nowhere_is_refused(
         ("model", {"type": "dlrm", "since": date(2020, 1, 1)}, "option 'since' must be"),
         ("model", {"type": "dlrm", "names": {1: 2}}, "option 'names' must be"),
         ("training", {"mode": "bsp"}, "got 'bsp'"),
+        (
+            "cluster",
+            {"workers": 3, "max_workers": 2},
+            "cluster.max_workers must be at least cluster.workers (3), got 2",
+        ),
         ("training", {"auto": {"windows": 0}}, "training.auto: windows must be >= 1, got 0"),
         ("training", {"auto": {"to_sync_ratio": 0.9}}, "to_sync_ratio must be above 1"),
         ("training", {"async_learning_rate_scale": 0}, "training.async_learning_rate_scale: "),

@@ -93,6 +93,7 @@ def test_a_running_job_shifts_grows_saves_and_stops(
     running.control("workers", "3")
     running.wait(lambda line: "2" in line["workers"] and line["workers"]["2"]["batches"] > 0)
     checkpoint = running.control("checkpoint").strip()
+    too_many = running.control("workers", "17", code=1)
     running.control("mode", "sync")
     running.control("workers", "1")
     status = json.loads(running.control("status", "--json"))
@@ -102,6 +103,7 @@ def test_a_running_job_shifts_grows_saves_and_stops(
     assert [entry["mode"] for entry in metrics["mode_history"]] == ["sync", "gba", "sync"]
     assert all(entry["seconds_to_next_step"] > 0 for entry in metrics["mode_history"][1:])
     assert sum(entry["samples"] for entry in metrics["mode_history"]) == metrics["samples_trained"]
+    assert "17 workers are wanted, cluster.max_workers is 16" in too_many
     assert status["mode"] == "sync"
     assert status["workers_wanted"] == 1
     assert CheckpointReader(checkpoint).manifest.job["mode"] == "gba"
