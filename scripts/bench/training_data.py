@@ -11,6 +11,9 @@ from bench.training_jobs import Data
 from scheduler.trainer import JobSpecs
 from worker.synthetic import CriteoLike, write_criteo_like
 
+# So that a data set made for a small measurement serves others too; `make data` makes as many.
+LEAST_ROWS = 1_000_000
+
 
 class DataTooSmallError(ValueError):
     """The data set has fewer train rows than are wanted."""
@@ -25,8 +28,9 @@ def find_data(directory: Path, rows: int) -> Data:
     """
     about = directory / "about.json"
     if not about.exists():
-        print(f"generating {rows:,} rows in {directory}", file=sys.stderr)
-        write_criteo_like(directory, CriteoLike(rows=rows))
+        made = max(rows, LEAST_ROWS)
+        print(f"generating {made:,} rows in {directory}", file=sys.stderr)
+        write_criteo_like(directory, CriteoLike(rows=made))
     found = json.loads(about.read_text())["rows"]
     if found < rows:
         raise DataTooSmallError(
