@@ -138,6 +138,7 @@ class PsClient:
         self.routing_version = routing_version
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.waited_ns = 0  # by `poll`, with nothing to receive
         self._connect = connect
         self._retry_seconds = retry_seconds
         self._compress = compress
@@ -264,7 +265,10 @@ class PsClient:
 
     def poll(self, timeout: float | None) -> list[Open]:
         """Wait at most `timeout` seconds for replies; return the requests now answered by all."""
-        for key, _ in self._selector.select(0 if self._answered else timeout):
+        began = time.perf_counter_ns()
+        ready = self._selector.select(0 if self._answered else timeout)
+        self.waited_ns += time.perf_counter_ns() - began
+        for key, _ in ready:
             if key.data is not None:
                 self._receive_from(key.data)
         answered, self._answered = self._answered, []

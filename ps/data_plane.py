@@ -14,9 +14,10 @@ from pathlib import Path
 
 import psutil
 
-from ps.messages import Message, Reply, Request
+from ps.messages import Apply, Contribution, Message, Pull, Reply, Request
 from ps.shard import Outgoing, Shard
 from ps.sockets import HANDSHAKE_TIMEOUT_SECONDS, prove_as_server, receive, send, tune
+from ps.stage_times import StageTimes
 from ps.wire import WireError
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 MAX_CONNECTIONS = 8192
 ACCEPT_PAUSE_SECONDS = 0.2
 _PREFIX = "synchromesh-"
+_STAGES: dict[type[Request], str] = {Pull: "pull", Contribution: "push", Apply: "apply"}
 
 
 class _Connection:
@@ -72,6 +74,8 @@ class DataPlane:
         self.lock = lock
         self.bytes_sent = 0
         self.bytes_received = 0
+        self._times = StageTimes(*_STAGES.values(), "other", "send")
+        self._begun_ns = time.perf_counter_ns()
         self._secret = secret
         self._compress = compress
         self._on_error = on_error
@@ -97,6 +101,18 @@ class DataPlane:
             self._network = (host, listener.getsockname()[1])
             self._listen(listener)
         return self._network
+
+    def stage_seconds(self) -> dict[str, float]:
+        """Return the seconds since the start by what the shard did; the lock is held.
+
+        `pull`, `push` (taking a contribution into the buffer), `apply` and `other` messages;
+        `idle`: none of them. `send` is the time of writing replies, in any thread, so it overlaps
+        the others.
+        """
+        seconds = self._times.seconds()
+        handling = sum(seconds.values()) - seconds["send"]
+        elapsed = (time.perf_counter_ns() - self._begun_ns) / 1e9
+        return {**seconds, "idle": elapsed - handling}
 
     def close(self) -> None:
         """Stop listening and drop all connections; their threads end by themselves."""
@@ -147,7 +163,8 @@ class DataPlane:
                     message, nbytes = received
                     with self.lock:
                         self.bytes_received += nbytes
-                        outgoing = self.shard.handle(message, connection.number)
+                        with self._times.measure(_STAGES.get(type(message), "other")):
+                            outgoing = self.shard.handle(message, connection.number)
                         self._die_if_due()
                     self._deliver(outgoing, connection)
         except Exception as error:
@@ -194,6 +211,7 @@ class DataPlane:
                 threading.Thread(target=self._send, args=args, daemon=True).start()
 
     def _send(self, connection: _Connection, reply: Reply) -> None:
+        began = time.perf_counter_ns()
         try:
             sent = connection.send(reply, compress=self._compress)
         except OSError:
@@ -204,6 +222,7 @@ class DataPlane:
         else:
             with self._guard:
                 self.bytes_sent += sent
+                self._times.add("send", time.perf_counter_ns() - began)
 
     def _fail(self, error: Exception) -> None:
         logger.error("shard %d failed at a message", self.shard.index, exc_info=error)

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,7 @@ class ShardServer:
             on_error=self._fail,
             dies_at_step=setup.dies_at_step,
         )
+        self._cpu_seconds_before = time.process_time()
 
     def address(self) -> ShardAddress:
         return ShardAddress(self._node_id, self._plane.path)
@@ -128,6 +130,8 @@ class ShardServer:
                 "bytes_sent": self._plane.bytes_sent,
                 "bytes_received": self._plane.bytes_received,
                 "peak_rss_bytes": peak_rss_bytes(),
+                "cpu_seconds": time.process_time() - self._cpu_seconds_before,
+                "stage_seconds": self._plane.stage_seconds(),
                 "pid": os.getpid(),
                 "node": self._node_id,
             }

@@ -87,6 +87,7 @@ class Status:
     warnings: tuple[str, ...]
     failure: str | None
     peak_rss_bytes: int
+    cpu_seconds: float
     pid: int
 
 
@@ -144,6 +145,7 @@ class CoordinatorServer:
         self._outbox: list[Record] = []
         self._to_measure: list[MeasureDenseNorm] = []
         self._closing = False
+        self._cpu_seconds_before = time.process_time()
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._client = PsClient(
@@ -342,6 +344,8 @@ class CoordinatorServer:
                     "peak_rss_bytes": state.peak_rss_bytes,
                     "bytes_sent": state.bytes_sent,
                     "bytes_received": state.bytes_received,
+                    "cpu_seconds": state.cpu_seconds,
+                    "stage_seconds": state.stage_seconds,
                 }
                 for number, state in c.workers.items()
             },
@@ -349,5 +353,6 @@ class CoordinatorServer:
             warnings=tuple(notices.warnings),
             failure=notices.failure,
             peak_rss_bytes=peak_rss_bytes(),
+            cpu_seconds=time.process_time() - self._cpu_seconds_before,
             pid=os.getpid(),
         )

@@ -175,6 +175,7 @@ class Coordinator:
             return [Answer(state.last_grant)]
         state.peak_rss_bytes = report.peak_rss_bytes
         state.bytes_sent, state.bytes_received = report.bytes_sent, report.bytes_received
+        state.cpu_seconds, state.stage_seconds = report.cpu_seconds, report.stage_seconds
         for finished in report.finished:
             self._finish(report.worker, finished, now)
         commands = self._order_steps(now)

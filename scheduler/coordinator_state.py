@@ -30,6 +30,8 @@ class WorkerState:
     peak_rss_bytes: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
+    cpu_seconds: float = 0.0
+    stage_seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -90,12 +90,33 @@ class IntervalReport:
                 "sent_by_servers": [server["bytes_sent"] for server in servers],
                 "received_by_servers": [server["bytes_received"] for server in servers],
             },
+            "cpu_seconds": cpu_seconds(status, servers),
+            "stage_seconds": stage_seconds(status, servers),
         }
 
 
 def staleness(status: Status) -> dict[str, dict[str, float]]:
     """Return both kinds of staleness, in steps."""
     return {"data": status.data_staleness, "parameter": status.parameter_staleness}
+
+
+def cpu_seconds(status: Status, servers: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Return the CPU time of each process since it was ready, by role."""
+    return {
+        "worker": [worker["cpu_seconds"] for worker in status.workers.values()],
+        "server": [server["cpu_seconds"] for server in servers],
+        "coordinator": [status.cpu_seconds],
+    }
+
+
+def stage_seconds(
+    status: Status, servers: list[dict[str, Any]]
+) -> dict[str, list[dict[str, float]]]:
+    """Return the time that each process spent in each stage since it was ready, by role."""
+    return {
+        "worker": [worker["stage_seconds"] for worker in status.workers.values()],
+        "server": [server["stage_seconds"] for server in servers],
+    }
 
 
 def merge_tables(servers: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
@@ -177,6 +198,8 @@ def make_result(
         "tables": _table_figures(servers),
         "model_digest": model_digest,
         "peak_rss_bytes": peak_rss_bytes,
+        "cpu_seconds": cpu_seconds(status, servers),
+        "stage_seconds": stage_seconds(status, servers),
         "wire_bytes": {
             f"server-{i}": {"sent": s["bytes_sent"], "received": s["bytes_received"]}
             for i, s in enumerate(servers)

@@ -19,9 +19,10 @@ from typing import Literal
 from embedding.finite import all_finite
 from ps.client import Identity, Open, PsClient, PulledBatch
 from ps.memory import peak_rss_bytes
+from ps.stage_times import StageTimes
 from worker.batch import Batch
 from worker.choosing import choose_rows
-from worker.computing import Computation
+from worker.computing import Computation, Float32s
 from worker.faults import Faults
 from worker.metrics import bin_of, log_loss_sum
 from worker.preparing import Prepared, Preparer
@@ -29,6 +30,12 @@ from worker.protocol import Coordinator, Evaluation, Finished, Token, TokenKind
 from worker.session import Session
 
 AUC_BINS = 1 << 16
+
+# Of the preparing thread: read, deduplicate. Of the main thread: sending pulls and receiving rows
+# (pull), waiting while a pull is open (wait_rows) and while none is (wait_batch), computing,
+# checking and sending gradients (push).
+STAGES = ("read", "deduplicate", "pull", "wait_rows", "forward", "backward", "push", "evaluate",
+          "wait_batch")  # fmt: skip
 
 
 class RefusedError(RuntimeError):
@@ -98,6 +105,8 @@ class WorkerLoop:
         self._computation = computation
         self._options = options
         self._faults = faults
+        self._times = StageTimes(*STAGES)
+        self._cpu_seconds_before = 0.0
         self._lock = threading.Lock()
         self._news = threading.Condition(self._lock)
         self._to_prepare: queue.PriorityQueue[Token] = queue.PriorityQueue()
@@ -113,6 +122,7 @@ class WorkerLoop:
 
     def run(self) -> None:
         """Work until told to stop; raises what any of the threads raised."""
+        self._cpu_seconds_before = time.process_time()
         threads = [
             threading.Thread(target=self._guarded, args=(work,), daemon=True)
             for work in (self._talk, self._prepare)
@@ -163,15 +173,25 @@ class WorkerLoop:
         elif pull is not None and prepared is not None:
             self._start_pull(pull, prepared)
         else:
-            for request in self._client.poll(self._options.heartbeat_seconds):
-                self._answered(request)
-            with contextlib.suppress(BlockingIOError):
-                self._wake_reader.recv(4096)
+            self._receive()
+
+    def _receive(self) -> None:
+        """Wait for answers of shards or for a wake-up, and take what has come."""
+        waiting_for = "wait_rows" if self._pulls else "wait_batch"
+        began, waited = time.perf_counter_ns(), self._client.waited_ns
+        for request in self._client.poll(self._options.heartbeat_seconds):
+            self._answered(request)
+        with contextlib.suppress(BlockingIOError):
+            self._wake_reader.recv(4096)
+        waited = self._client.waited_ns - waited
+        self._times.add(waiting_for, waited)
+        self._times.add("pull", time.perf_counter_ns() - began - waited)
 
     def _start_pull(self, token: Token, ready: _Ready) -> None:
-        pulled = self._client.start_pull(
-            ready.prepared.unique, at_step=token.at_step, evaluate=token.kind == "eval"
-        )
+        with self._times.measure("pull"):
+            pulled = self._client.start_pull(
+                ready.prepared.unique, at_step=token.at_step, evaluate=token.kind == "eval"
+            )
         self._pulls[pulled.request_id] = token
 
     def _answered(self, request: Open) -> None:
@@ -213,19 +233,23 @@ class WorkerLoop:
         if token.kind == "train" and self._faults.dies_at(token.step):
             os.kill(os.getpid(), signal.SIGKILL)
         started = time.perf_counter()
-        prepared, trained = choose_rows(ready.prepared, pulled.admitted)
+        with self._times.measure("forward"):
+            prepared, trained = choose_rows(ready.prepared, pulled.admitted)
         skipped = ready.skipped
         if token.kind == "eval":
-            evaluation = self._evaluate(prepared, pulled)
+            with self._times.measure("evaluate"):
+                evaluation = self._evaluate(prepared, pulled)
             self._finish(
                 Finished(token, "done", prepared.num_samples, skipped, evaluation=evaluation)
             )
             return
-        loss, gradients, dense = self._computation.train(prepared, pulled.values, pulled.dense)
+        loss, gradients, dense = self._train(prepared, pulled)
         time.sleep(self._faults.pause(time.perf_counter() - started, time.time()))
         seconds = time.perf_counter() - started
         planned = prepared.num_samples + skipped
-        if not (all_finite(gradients) and all_finite(dense)):
+        with self._times.measure("push"):
+            finite = all_finite(gradients) and all_finite(dense)
+        if not finite:
             if self._options.on_non_finite == "fail":
                 raise NonFiniteGradientError(
                     f"batch {token.batch_id} gave a gradient that is not finite (loss {loss})."
@@ -235,9 +259,10 @@ class WorkerLoop:
             self._finish(Finished(token, "skipped", 0, planned, "non_finite"))
             return
         identity = Identity(token.mode_epoch, token.batch_id, token.attempt, prepared.num_samples)
-        push = self._client.start_push(
-            pulled, identity, gradients=gradients, dense=dense, trained=trained
-        )
+        with self._times.measure("push"):
+            push = self._client.start_push(
+                pulled, identity, gradients=gradients, dense=dense, trained=trained
+            )
         self._pushes[push.request_id] = Finished(
             token,
             "done",
@@ -249,6 +274,14 @@ class WorkerLoop:
             seconds=seconds,
             started_at=time.time() - (time.perf_counter() - started),
         )
+
+    def _train(self, prepared: Prepared, pulled: PulledBatch) -> tuple[float, Float32s, Float32s]:
+        began = time.perf_counter_ns()
+        result = self._computation.train(prepared, pulled.values, pulled.dense)
+        forward = self._computation.forward_ns
+        self._times.add("forward", forward)
+        self._times.add("backward", time.perf_counter_ns() - began - forward)
+        return result
 
     def _evaluate(self, prepared: Prepared, pulled: PulledBatch) -> Evaluation:
         logits = self._computation.predict(prepared, pulled.values, pulled.dense)
@@ -269,12 +302,14 @@ class WorkerLoop:
                 wanted = self._session.holds(token)
             if not wanted:
                 continue
-            batch, skipped = self._readers[token.kind](token.batch_id)
+            with self._times.measure("read"):
+                batch, skipped = self._readers[token.kind](token.batch_id)
             if batch.num_samples == 0:
                 self._finish(Finished(token, "skipped", 0, skipped, "bad_file"))
                 self._wake()
                 continue
-            prepared = self._preparer(batch)
+            with self._times.measure("deduplicate"):
+                prepared = self._preparer(batch)
             with self._lock:
                 if self._session.holds(token):
                     self._prepared[token] = _Ready(prepared, skipped)
@@ -290,6 +325,8 @@ class WorkerLoop:
                     peak_rss_bytes=peak_rss_bytes(),
                     bytes_sent=self._client.bytes_sent,
                     bytes_received=self._client.bytes_received,
+                    cpu_seconds=time.process_time() - self._cpu_seconds_before,
+                    stage_seconds=self._times.seconds(),
                 )
             grant = self._coordinator.exchange(report)
             with self._news:

@@ -1,6 +1,6 @@
 """What a worker and the coordinator say to each other, and nothing else."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -89,6 +89,8 @@ class Report:
         waiting: its compute slot is free and every batch it holds waits for a later step.
         peak_rss_bytes: the most memory it had resident.
         bytes_sent, bytes_received: on the data plane so far.
+        cpu_seconds: user and system time of its process since it was ready.
+        stage_seconds: time by stage since then, as `worker.loop.STAGES` names them.
     """
 
     worker: int
@@ -101,6 +103,8 @@ class Report:
     peak_rss_bytes: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
+    cpu_seconds: float = 0.0
+    stage_seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

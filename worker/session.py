@@ -8,6 +8,7 @@ over what a dead one left undone.
 
 import enum
 from dataclasses import dataclass
+from typing import Any
 
 from ps.messages import ANY_STEP
 from worker.protocol import Finished, Grant, Report, Token, TokenKind
@@ -105,8 +106,12 @@ class Session:
         self._held[token.identity].stage = Stage.PUSHING
         return token
 
-    def report(self, **measured: int) -> Report:
-        """Return the next report; what it says has ended is said again until it is answered."""
+    def report(self, **measured: Any) -> Report:
+        """Return the next report; what it says has ended is said again until it is answered.
+
+        Args:
+            measured: fields of `Report` that are not about tokens.
+        """
         self._reported = (*self._reported, *self._finished)
         self._finished.clear()
         self._sequence += 1

@@ -51,6 +51,8 @@ def emit(name: str, value: float | None, unit: str, **fields: Any) -> None:
 
 
 def _short(entry: Any) -> Any:
+    if isinstance(entry, dict):
+        return {key: _short(value) for key, value in entry.items()}
     return float(f"{entry:.4g}") if isinstance(entry, float) else entry
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from scheduler import JobConfig, Result, Trainer, TrainingError
 from scheduler.errors import RunDirectoryError
+from worker.loop import STAGES
 
 pytestmark = pytest.mark.ray
 
@@ -117,6 +118,7 @@ def test_the_run_directory_holds_what_the_readme_says(sync_result: Result) -> No
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     expected = {"time", "global_step", "samples", "samples_per_second", "train_loss", "mode"}
     assert expected | {"staleness", "rows", "peak_rss_bytes", "wire_bytes"} <= set(line)
+    assert {"cpu_seconds", "stage_seconds"} <= set(line)
     assert (Path(sync_result.checkpoint) / "manifest.json").exists()
 
 
@@ -135,6 +137,26 @@ def test_intervals_and_spans_account_for_every_batch(sync_result: Result) -> Non
     assert sum(span["samples"] for span in spans) == 2 * ROWS
     ends = [span["start"] + span["seconds"] for span in spans]
     assert all(a <= b["start"] + 1e-3 for a, b in zip(ends, spans[1:], strict=False))
+
+
+def test_stages_are_measured_and_no_thread_s_exceed_the_time_that_passed(
+    sync_result: Result,
+) -> None:
+    run = Path(sync_result.path)
+    passed = (run / "result.json").stat().st_mtime - (run / "job.yaml").stat().st_mtime
+
+    (worker,) = sync_result.metrics["stage_seconds"]["worker"]
+    preparing = worker["read"] + worker["deduplicate"]
+    assert 0 < preparing < passed
+    assert 0 < sum(worker.values()) - preparing < passed
+    assert set(worker) == set(STAGES)
+    assert min(worker.values()) > 0
+
+    (server,) = sync_result.metrics["stage_seconds"]["server"]
+    assert 0 < sum(server.values()) - server["send"] < passed
+    assert all(server[stage] > 0 for stage in ("pull", "push", "apply", "send", "idle"))
+    for (seconds,) in sync_result.metrics["cpu_seconds"].values():
+        assert 0 < seconds < passed * (os.cpu_count() or 1)
 
 
 def test_workers_servers_and_coordinator_are_distinct_processes(sync_result: Result) -> None:
