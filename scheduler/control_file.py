@@ -17,7 +17,7 @@ def find_job(run: Path) -> dict[str, Any]:
     """
     if not (run / JOB_FILE).exists():
         raise ControlError(f"{run} is not a run directory: it has no {JOB_FILE}")
-    for name, text in ((RESULT_FILE, "has ended"), (FAILURE_FILE, "has failed")):
+    for name, text in ((RESULT_FILE, "has ended"), (FAILURE_FILE, "ended before its end")):
         if (run / name).exists():
             raise ControlError(f"the job of {run} {text}; see {run / name}")
     try:

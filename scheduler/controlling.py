@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from scheduler.control_file import find_job
 from scheduler.coordinating import CutResult, Status
 from scheduler.errors import ControlError
 from scheduler.events import CutWanted, Wanted
@@ -97,6 +98,7 @@ def _join(address: str, namespace: str, run: Path) -> None:
     try:
         ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError) as error:
+        find_job(run)  # It may have ended just now, which says more.
         raise ControlError(
             f"the Ray cluster of {run} at {address} can't be reached: {first_line(error)}. The job"
             " was perhaps killed; else run this where the cluster can be reached"

@@ -173,9 +173,7 @@ class Coordinator:
         state.last_seen = now
         if state.last_grant is not None and report.sequence <= state.last_grant.sequence:
             return [Answer(state.last_grant)]
-        state.peak_rss_bytes = report.peak_rss_bytes
-        state.bytes_sent, state.bytes_received = report.bytes_sent, report.bytes_received
-        state.cpu_seconds, state.stage_seconds = report.cpu_seconds, report.stage_seconds
+        state.note(report)
         for finished in report.finished:
             self._finish(report.worker, finished, now)
         commands = self._order_steps(now)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from scheduler.evaluation import EvaluationResult
-from worker.protocol import Grant
+from worker.protocol import Grant, Report
 
 HoldReason = Literal["evaluation", "pause", "cut"]
 
@@ -32,6 +32,12 @@ class WorkerState:
     bytes_received: int = 0
     cpu_seconds: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=dict)
+
+    def note(self, report: Report) -> None:
+        """Keep what a worker measured of itself."""
+        self.peak_rss_bytes = report.peak_rss_bytes
+        self.bytes_sent, self.bytes_received = report.bytes_sent, report.bytes_received
+        self.cpu_seconds, self.stage_seconds = report.cpu_seconds, report.stage_seconds
 
 
 @dataclass(slots=True)
@@ -112,7 +118,9 @@ class TrainingTime:
         return not self._reasons.isdisjoint(reasons)
 
     def applied(self, now: float) -> None:
-        """Every shard has applied another step."""
+        """Every shard has applied another step: until now it was training, held or not."""
+        if self._reasons:
+            self._held_since = now
         self.at_last_apply = self.elapsed(now)
 
     def elapsed(self, now: float) -> float:

@@ -235,7 +235,8 @@ def mode_history(status: Status) -> list[dict[str, Any]]:
         # The last step was applied before a shift that none came after.
         entry["seconds"] = max(0.0, end - seconds)
         entry["samples"] = end_samples - samples
-        entry["samples_per_second"] = entry["samples"] / entry["seconds"] if end > seconds else 0.0
+        rate = entry["samples"] / entry["seconds"] if end > seconds else None
+        entry["samples_per_second"] = rate
     return history
 
 

@@ -78,18 +78,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def _order(wanted_of: Callable[[Any], Wanted]) -> Callable[[Any, Any], int]:
     def act(job: Any, arguments: Any) -> int:
         job.order(wanted_of(arguments))
         status = job.status()
+        automatic = " (auto)" if status.automatic else ""
         paused = ", paused" if status.paused else ""
-        print(f"mode {status.mode}{paused}, {status.num_workers} workers, step {status.step}")
+        print(
+            f"mode {status.mode}{automatic}{paused}, workers wanted: {status.num_workers},"
+            f" step {status.step}"
+        )
         return 0
 
     return act
@@ -111,6 +114,7 @@ def _show_status(job: Any, arguments: Any) -> int:
     rate = (status.samples["applied"] - before.samples["applied"]) / seconds if seconds else 0.0
     facts = {
         "mode": status.mode,
+        "automatic": status.automatic,
         "paused": status.paused,
         "global_step": status.applied_step,
         "samples": status.samples["applied"],
@@ -142,9 +146,11 @@ def _show_status(job: Any, arguments: Any) -> int:
     table = Table("worker", "batches", "ms a batch", box=None)
     for number, worker in workers.items():
         spent = worker["seconds_per_batch"]
-        name = f"{number} (left or lost)" if worker["lost"] else str(number)
-        table.add_row(name, f"{worker['batches']:,}", f"{1000 * spent:,.0f}" if spent else "-")
-    console.print(table)
+        if not worker["lost"]:
+            row = f"{worker['batches']:,}", f"{1000 * spent:,.0f}" if spent else "-"
+            table.add_row(str(number), *row)
+    if table.row_count:
+        console.print(table)
     return 0
 
 

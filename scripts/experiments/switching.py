@@ -158,7 +158,7 @@ def _story(shift: dict[str, Any]) -> str:
     return (
         f"* step {shift['from_step']}: to {shift['mode']}, predicted {sync:,.0f} samples/s in sync"
         f" and {gba:,.0f} in gba, realised until the next shift"
-        f" {shift['samples_per_second']:,.0f}."
+        f" {shift['samples_per_second'] or 0.0:,.0f}."
     )
 
 

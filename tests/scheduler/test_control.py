@@ -116,11 +116,12 @@ def test_a_running_job_shifts_grows_saves_and_stops(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_paused_job_waits_and_goes_on(samples: Path, tmp_path: Path, ray_cluster: None) -> None:
     running = Running(job(samples, tmp_path / "run", mode="async"))
     running.wait(lambda line: line["samples"] > 0)
 
-    assert "paused" in running.control("pause")
+    assert "async, paused" in running.control("pause")
     time.sleep(0.5)
     before, after = (json.loads(running.control("status", "--json")) for _ in range(2))
     running.control("resume")
@@ -135,6 +136,7 @@ def test_a_paused_job_waits_and_goes_on(samples: Path, tmp_path: Path, ray_clust
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_modes_for_comparison_stay_as_they_are(
     samples: Path, tmp_path: Path, ray_cluster: None
 ) -> None:
@@ -154,7 +156,7 @@ def test_modes_for_comparison_stay_as_they_are(
         ([], "is not a run directory"),
         ([JOB_FILE], "no job runs in"),
         ([JOB_FILE, RESULT_FILE], "has ended"),
-        ([JOB_FILE, FAILURE_FILE], "has failed"),
+        ([JOB_FILE, FAILURE_FILE], "ended before its end"),
     ],
 )
 def test_a_run_without_a_running_job_is_told_so(

@@ -11,6 +11,7 @@ from ps.messages import ANY_STEP, Record
 from ps.spec import StoreSpec
 from scheduler.coordinator import Coordinator
 from scheduler.coordinator_spec import CoordinatorSpec
+from scheduler.coordinator_state import TrainingTime
 from scheduler.events import (
     Answer,
     Command,
@@ -401,3 +402,15 @@ def test_a_job_that_stalls_says_who_waits_and_then_fails(leased: bool) -> None:
     assert "no step was applied for 61 s" in failure.text
     if leased:
         assert "batch 0 (step 0, attempt 0) is leased, held by worker 1" in failure.text
+
+
+def test_time_in_which_steps_are_applied_counts_though_training_is_held() -> None:
+    time = TrainingTime()
+    time.begin(10.0)
+    time.applied(12.0)
+    time.hold("pause", 13.0)
+    time.applied(15.0)
+    time.go_on("pause", 25.0)
+    time.applied(26.0)
+
+    assert time.at_last_apply == 6.0, "10 to 15 and 25 to 26"
