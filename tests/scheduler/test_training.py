@@ -195,7 +195,7 @@ def test_a_killed_worker_is_replaced_and_no_sample_is_lost_or_repeated(
         return job(
             samples,
             tmp_path / name,
-            data={"epochs": 40, "batch_size": 64},
+            data={"epochs": 12, "batch_size": 64},
             training={"mode": mode},
             cluster={"workers": 2, "servers": 2},
             run={"dir": str(tmp_path / name), "progress_every_seconds": 0.1},
@@ -206,7 +206,7 @@ def test_a_killed_worker_is_replaced_and_no_sample_is_lost_or_repeated(
     killer.join()
 
     assert killed.metrics["worker_restarts"] == 1
-    assert counts(killed) == (40 * ROWS, 0, 0)
+    assert counts(killed) == (12 * ROWS, 0, 0)
     if mode == "sync":
         undisturbed = Trainer(config("undisturbed")).fit()
         assert killed.metrics["model_digest"] == undisturbed.metrics["model_digest"]
