@@ -127,7 +127,15 @@ def config(samples: Path, run: Path, job: dict[str, Any], servers: int) -> JobCo
     )
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "multi_hash",
+        "adaptive",
+        pytest.param("dynamic_dimension", marks=pytest.mark.slow),
+        pytest.param("max_and_max_norm", marks=pytest.mark.slow),
+    ],
+)
 def test_a_job_gives_the_same_bits_on_any_number_of_servers_and_scores_them_alike(
     ray_cluster: None, samples: Path, tmp_path: Path, name: str
 ) -> None:
