@@ -48,6 +48,7 @@ def train(samples: Path, run: Path, servers: int, *, init_from: str | None = Non
     return Trainer(JobConfig.from_dict(job)).fit()
 
 
+@pytest.mark.slow
 def test_rules_act_alike_on_one_and_three_servers_and_after_a_restart(
     ray_cluster: None, samples: Path, tmp_path: Path
 ) -> None:

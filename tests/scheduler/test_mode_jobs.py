@@ -61,7 +61,16 @@ def counts(result: Result) -> tuple[int, int, int]:
     return metrics["samples_trained"], metrics["samples_dropped"], metrics["samples_skipped"]
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gba",
+        "backup",
+        pytest.param("gba-tight", marks=pytest.mark.slow),
+        pytest.param("gba-again", marks=pytest.mark.slow),
+        pytest.param("ssp", marks=pytest.mark.slow),
+    ],
+)
 def test_a_job_of_each_mode_accounts_for_every_sample(
     ray_cluster: None, samples: Path, tmp_path: Path, name: str
 ) -> None:

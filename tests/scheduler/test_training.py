@@ -187,7 +187,7 @@ def test_sync_gives_the_same_bits_on_any_topology(
     assert counts(result) == (2 * ROWS, 0, 0)
 
 
-@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("mode", ["sync", pytest.param("async", marks=pytest.mark.slow)])
 def test_a_killed_worker_is_replaced_and_no_sample_is_lost_or_repeated(
     ray_cluster: None, samples: Path, tmp_path: Path, mode: str
 ) -> None:
