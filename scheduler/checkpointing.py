@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from scheduler.trainer import JobSpecs
 
 
-def digest_of(store: StoreSpec, processes: Processes) -> str:
+def _digest(store: StoreSpec, processes: Processes) -> str:
+    """Return the model digest of what all servers hold."""
     tables = {table.name: np.empty((NUM_BUCKETS, DIGEST_BYTES), np.uint8) for table in store.tables}
     blocks: list[bytes] = []
     digests = ray.get([server.digests.remote() for server in processes.servers])
@@ -43,7 +44,7 @@ def write_checkpoint(
     Raises:
         TrainingError: it could not be written.
     """
-    digest = digest_of(specs.store, processes)
+    digest = _digest(specs.store, processes)
     path = run.checkpoint_path("full", status.applied_step)
     try:
         written: list[list[FileEntry]] = ray.get(

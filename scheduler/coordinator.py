@@ -272,7 +272,7 @@ class Coordinator:
         """
         if self.rule.slack is None:
             return False
-        ahead = self.workers[worker].pace + len(self.ledger.leases_of(worker))
+        ahead = self.workers[worker].pace + len(self.ledger.leased_to(worker))
         return ahead - self._slowest_pace > self.rule.slack
 
     @property

@@ -115,21 +115,13 @@ def rule_of(mode: Mode, options: ModeOptions | None = None) -> ModeRule:
             )
         case "gba":
             return _gba_rule(options)
-        case "async":
+        case "async" | "ssp":
             return ModeRule(
                 name=mode,
                 batch_is_step=True,
                 at_step=_any_step,
                 next_step=_first,
-                learning_rate_scale=options.async_learning_rate_scale,
-            )
-        case "ssp":
-            return ModeRule(
-                name=mode,
-                batch_is_step=True,
-                at_step=_any_step,
-                next_step=_first,
-                slack=options.ssp_slack,
+                slack=options.ssp_slack if mode == "ssp" else None,
                 learning_rate_scale=options.async_learning_rate_scale,
             )
 

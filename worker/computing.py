@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from worker.assembling import Vectors, add_gradient, pool_vectors, vectors_of
-from worker.models import Model, build_model, num_parameters
+from worker.models import Model, SampleVectors, build_model, num_parameters
 from worker.preparing import Prepared
 from worker.spec import Lookup, ModelSpec
 
@@ -31,7 +32,8 @@ class Computation:
 
     def __init__(self, spec: ModelSpec, *, threads: int = 1) -> None:
         self.spec = spec
-        self._models: list[Model] = [build_model(spec) for _ in range(threads)]
+        self._models: list[Model[Any]] = [build_model(spec) for _ in range(threads)]
+        self._reads_vectors: bool = getattr(self._models[0], "reads_vectors", False)
         self._num_parameters = num_parameters(self._models[0])
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._groups = lookups_by_tables(spec.lookups)
@@ -51,31 +53,21 @@ class Computation:
         Returns:
             Gradients of the sum of losses: float32 laid out as `values`, and as `parameters`.
         """
+        if self._in_place(prepared):
+            return self._train_in_place(prepared, values, parameters)
         began = time.perf_counter_ns()
         n = prepared.num_samples
         pooled, vectors = self._pool_rows(prepared, values)
         pooling_ns = time.perf_counter_ns() - began
         grad_pooled = self._grad_pooled[:n]
-        parts = self._parts(n)
-        losses = [0.0] * len(parts)
-        grads = [np.empty(self._num_parameters, np.float32) for _ in parts]
-
-        def run(part: int) -> None:
-            rows = parts[part]
-            losses[part] = self._models[part].train(
-                parameters,
-                prepared.dense[rows],
-                pooled[rows],
-                prepared.labels[rows],
-                grads[part],
-                grad_pooled[rows],
-            )
-
-        self._run(run, len(parts))
-        network_ns: int = getattr(self._models[0], "forward_ns", 0)
-        self.forward_ns = pooling_ns + network_ns if network_ns else 0
-        for grad in grads[1:]:
-            grads[0] += grad
+        inputs = [self._pooled_inputs(pooled[rows]) for rows in self._parts(n)]
+        grads = [grad_pooled[rows] for rows in self._parts(n)]
+        if self._reads_vectors:
+            grad_pooled[:] = 0
+            grads = [grad.reshape(-1) for grad in grads]
+        loss, grad_parameters = self._run_models(prepared, parameters, inputs, grads)
+        if self.forward_ns:
+            self.forward_ns += pooling_ns
 
         grad_values = np.zeros(values.size, np.float32)
 
@@ -85,21 +77,84 @@ class Computation:
                 add_gradient(lookup, bag, values, vectors[number], grad_pooled, grad_values)
 
         self._run(spread, len(self._groups))
-        return sum(losses), grad_values, grads[0]
+        return loss, grad_values, grad_parameters
 
     def predict(self, prepared: Prepared, values: Float32s, parameters: Float32s) -> Float32s:
         """Return the logit of each sample, float32[n]."""
-        pooled, _ = self._pool_rows(prepared, values)
-        logits = np.empty(prepared.num_samples, np.float32)
         parts = self._parts(prepared.num_samples)
+        inputs: list[Any]
+        if self._in_place(prepared):
+            inputs = [self._vectors(prepared, values, rows) for rows in parts]
+        else:
+            pooled, _ = self._pool_rows(prepared, values)
+            inputs = [self._pooled_inputs(pooled[rows]) for rows in parts]
+        logits = np.empty(prepared.num_samples, np.float32)
 
         def run(part: int) -> None:
             rows = parts[part]
             model = self._models[part]
-            logits[rows] = model.predict(parameters, prepared.dense[rows], pooled[rows])
+            logits[rows] = model.predict(parameters, prepared.dense[rows], inputs[part])
 
         self._run(run, len(parts))
         return logits
+
+    def _in_place(self, prepared: Prepared) -> bool:
+        """Whether pulled rows are the samples' vectors, and the model can read them as they lie."""
+        return self._reads_vectors and all(
+            bag.offsets is None and bag.coefficients is None and not lookup.assembled
+            for bag, lookup in zip(prepared.bags, self.spec.lookups, strict=True)
+        )
+
+    def _train_in_place(
+        self, prepared: Prepared, values: Float32s, parameters: Float32s
+    ) -> tuple[float, Float32s, Float32s]:
+        """As `train`, without pooled vectors: every thread adds to gradients of its own."""
+        parts = self._parts(prepared.num_samples)
+        inputs = [self._vectors(prepared, values, rows) for rows in parts]
+        grads = [np.zeros(values.size, np.float32) for _ in parts]
+        loss, grad_parameters = self._run_models(prepared, parameters, inputs, grads)
+        for grad in grads[1:]:
+            grads[0] += grad
+        return loss, grads[0], grad_parameters
+
+    def _run_models(
+        self,
+        prepared: Prepared,
+        parameters: Float32s,
+        inputs: Sequence[Any],
+        grad_inputs: Sequence[Float32s],
+    ) -> tuple[float, Float32s]:
+        """Train every part of the batch on its thread; return (sum of losses, gradient)."""
+        parts = self._parts(prepared.num_samples)
+        losses = [0.0] * len(parts)
+        grads = [np.empty(self._num_parameters, np.float32) for _ in parts]
+
+        def run(part: int) -> None:
+            rows = parts[part]
+            losses[part] = self._models[part].train(
+                parameters,
+                prepared.dense[rows],
+                inputs[part],
+                prepared.labels[rows],
+                grads[part],
+                grad_inputs[part],
+            )
+
+        self._run(run, len(parts))
+        self.forward_ns = getattr(self._models[0], "forward_ns", 0)
+        for grad in grads[1:]:
+            grads[0] += grad
+        return sum(losses), grads[0]
+
+    def _vectors(self, prepared: Prepared, values: Float32s, rows: slice) -> SampleVectors:
+        positions = [bag.positions[0][rows] for bag in prepared.bags]
+        return SampleVectors(values, np.stack(positions))
+
+    def _pooled_inputs(self, pooled: Float32s) -> Float32s | SampleVectors:
+        """Return what the model takes of float32[n, W], C-contiguous."""
+        if not self._reads_vectors:
+            return pooled
+        return SampleVectors.of_pooled(pooled, [lookup.column for lookup in self.spec.lookups])
 
     def _pool_rows(
         self, prepared: Prepared, values: Float32s

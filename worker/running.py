@@ -1,5 +1,6 @@
 """From a setup to a running worker loop: everything a worker does, but for being a Ray actor."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +21,7 @@ from worker.preparing import Preparer
 from worker.protocol import Coordinator, TokenKind
 from worker.reading import Reader
 from worker.session import Session
-from worker.spec import DataSpec, FeatureSpec, ModelSpec
+from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec, SparseFeature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +72,7 @@ def make_loop(
 ) -> WorkerLoop:
     """Compile the kernels, connect to the shards and return a loop that is ready to run."""
     computation = Computation(setup.model, threads=setup.threads)
-    preparer = _preparer(setup)
+    preparer = make_preparer(setup.store, setup.model.lookups, setup.data.features.sparse)
     warm_up(setup.data.features, setup.model, setup.store, preparer, computation)
     client = PsClient(
         setup.store,
@@ -128,12 +129,14 @@ def warm_up(
         bin_of(logits, 1 << 16)
 
 
-def _preparer(setup: WorkerSetup) -> Preparer:
-    store = setup.store
+def make_preparer(
+    store: StoreSpec, lookups: Sequence[Lookup], sparse: Sequence[SparseFeature]
+) -> Preparer:
+    """Return what prepares the batches of a job that is spread evenly over its shards."""
     return Preparer(
         tables=[table.name for table in store.tables],
-        sparse=setup.data.features.sparse,
-        lookups=setup.model.lookups,
+        sparse=sparse,
+        lookups=lookups,
         deduplicator=Deduplicator(
             [table.dim for table in store.tables],
             even_routing(store.num_shards),

@@ -9,18 +9,16 @@ import numpy as np
 from bench.shard_process import NODE, ShardProcess
 from embedding.finite import all_finite
 from ps.client import Identity, Open, PsClient
-from ps.deduplicate import Deduplicator
 from ps.messages import ANY_STEP, Entry, Record
 from ps.server import ServerSetup
 from ps.sockets import connect
-from ps.spec import even_routing
 from scheduler.step_scalars import scalars_of_step
 from scheduler.trainer import JobSpecs
 from worker.choosing import choose_rows
 from worker.computing import Computation
 from worker.models import build_model, initial_parameters
-from worker.preparing import Preparer
 from worker.reading import Reader
+from worker.running import make_preparer
 
 
 class OneWorker:
@@ -39,16 +37,7 @@ class OneWorker:
         self._epoch = specs.coordinator.recovery_epoch
         self._computation = Computation(specs.model)
         self._reader = Reader(specs.plan, specs.data.features)
-        self._preparer = Preparer(
-            tables=[table.name for table in store.tables],
-            sparse=specs.data.features.sparse,
-            lookups=specs.model.lookups,
-            deduplicator=Deduplicator(
-                [table.dim for table in store.tables],
-                even_routing(store.num_shards),
-                store.num_shards,
-            ),
-        )
+        self._preparer = make_preparer(store, specs.model.lookups, specs.data.features.sparse)
         secret = secrets.token_bytes(32)
         dense = initial_parameters(build_model(specs.model), specs.model.seed)
         self.shards: list[ShardProcess] = []

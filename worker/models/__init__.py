@@ -13,6 +13,7 @@ from worker.models.loss import LogLossModel, Network, log_loss
 from worker.models.protocol import (
     Model,
     Parameter,
+    SampleVectors,
     check_model,
     custom_class,
     initial_parameters,
@@ -29,6 +30,7 @@ __all__ = [
     "Model",
     "Network",
     "Parameter",
+    "SampleVectors",
     "build_model",
     "initial_parameters",
     "log_loss",
@@ -37,7 +39,7 @@ __all__ = [
     "parameter_views",
 ]
 
-_NETWORKS: dict[str, Callable[[ModelSpec], Network]] = {
+_NETWORKS: dict[str, Callable[[ModelSpec], Network[Any]]] = {
     "dlrm": Dlrm,
     "deepfm": DeepFm,
     "wide_deep": WideDeep,
@@ -49,7 +51,7 @@ _OPTIONS: dict[str, Mapping[str, tuple[int, ...]]] = {
 }
 
 
-def build_model(spec: ModelSpec) -> Model:
+def build_model(spec: ModelSpec) -> Model[Any]:
     """Build a model with work buffers of its own: one for each compute thread.
 
     Raises:

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from worker.models.interaction import PairwiseDots, common_dim
+from worker.models.interaction import Interaction, common_dim
 from worker.models.layers import Mlp, RowBuffer, read_widths
-from worker.models.protocol import FloatArray
+from worker.models.protocol import FloatArray, SampleVectors
 from worker.spec import ModelSpec
 
 DEFAULTS = {"bottom_mlp": (512, 256, 64), "top_mlp": (512, 256)}
 
 
 class Dlrm:
-    """The network of DLRM; satisfies `worker.models.loss.Network`.
+    """The network of DLRM; a `worker.models.loss.Network` that reads the vectors where they lie.
 
     The top layers see the bottom layers' output, then the dot products of that output and of the
     pooled vectors. Without dense features there is no bottom: the top layers see the dot products
@@ -26,6 +26,8 @@ class Dlrm:
     Raises:
         ValueError: an option is not legal, the lookups differ in width, or there are too few.
     """
+
+    reads_vectors = True
 
     def __init__(self, spec: ModelSpec) -> None:
         widths = read_widths("dlrm", spec.options, DEFAULTS)
@@ -39,55 +41,46 @@ class Dlrm:
         # Without dense features the bottom has no layers: its output is as empty as its input.
         bottom = (spec.num_dense, *widths["bottom_mlp"], dim) if spec.num_dense else (0,)
         self._bottom = Mlp("bottom", bottom, relu_last=True)
-        self._bottom_width = bottom[-1]
         self._num_bottom = len(self._bottom.parameters)
-        self._dots = PairwiseDots(num_vectors, dim)
-        top = (self._bottom_width + self._dots.num_pairs, *widths["top_mlp"], 1)
+        self._interaction = Interaction(len(spec.lookups), dim, has_first=spec.num_dense > 0)
+        top = (self._interaction.width, *widths["top_mlp"], 1)
         self._top = Mlp("top", top, relu_last=False)
         self.parameters = (*self._bottom.parameters, *self._top.parameters)
 
-        # A sample's vectors: [bottom's output | pooled]. The top's input: [bottom's output | dots].
-        self._vectors = RowBuffer(num_vectors * dim)
+        self._bottom_outputs = np.empty((0, 0), np.float32)
         self._top_inputs = RowBuffer(top[0])
-        self._grad_vectors = RowBuffer(num_vectors * dim)
         self._grad_top_inputs = RowBuffer(top[0])
-        self._grad_bottom = RowBuffer(self._bottom_width)
+        self._grad_bottom = RowBuffer(bottom[-1])
 
     def forward(
-        self, weights: Sequence[FloatArray], dense: FloatArray, pooled: FloatArray
+        self, weights: Sequence[FloatArray], dense: FloatArray, vectors: SampleVectors
     ) -> FloatArray:
-        n, width = len(pooled), self._bottom_width
-        bottom = self._bottom.forward(weights[: self._num_bottom], dense)
-        vectors, top_inputs = self._vectors.rows(n), self._top_inputs.rows(n)
-        vectors[:, :width] = bottom
-        vectors[:, width:] = pooled
-        top_inputs[:, :width] = bottom
-        self._dots.forward(vectors, top_inputs[:, width:])
+        self._bottom_outputs = self._bottom.forward(weights[: self._num_bottom], dense)
+        top_inputs = self._top_inputs.rows(len(dense))
+        self._interaction.forward(self._bottom_outputs, vectors, top_inputs)
         return self._top.forward(weights[self._num_bottom :], top_inputs)
 
     def backward(
         self,
         weights: Sequence[FloatArray],
         dense: FloatArray,
-        pooled: FloatArray,
+        vectors: SampleVectors,
         grad_logits: FloatArray,
         gradients: Sequence[FloatArray],
-        grad_pooled: FloatArray,
+        grad_flat: FloatArray,
     ) -> None:
-        n, width = len(pooled), self._bottom_width
-        top_inputs, grad_top_inputs = self._top_inputs.rows(n), self._grad_top_inputs.rows(n)
+        n = len(dense)
+        grad_top_inputs, grad_bottom = self._grad_top_inputs.rows(n), self._grad_bottom.rows(n)
         self._top.backward(
             weights[self._num_bottom :],
-            top_inputs,
+            self._top_inputs.rows(n),
             grad_logits,
             gradients[self._num_bottom :],
             grad_top_inputs,
         )
-        grad_vectors = self._grad_vectors.rows(n)
-        self._dots.backward(self._vectors.rows(n), grad_top_inputs[:, width:], grad_vectors)
-        grad_pooled[:] = grad_vectors[:, width:]
-        grad_bottom = self._grad_bottom.rows(n)
-        np.add(grad_vectors[:, :width], grad_top_inputs[:, :width], out=grad_bottom)
+        self._interaction.backward(
+            self._bottom_outputs, vectors, grad_top_inputs, grad_bottom, grad_flat
+        )
         self._bottom.backward(
             weights[: self._num_bottom], dense, grad_bottom, gradients[: self._num_bottom], None
         )

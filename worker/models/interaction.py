@@ -1,56 +1,72 @@
-"""Pairwise dot products of a sample's vectors, forward and backward: the interaction of DLRM."""
+"""Pairwise dot products of a sample's vectors, forward and backward: the interaction of DLRM.
+
+The kernels work on one sample at a time, so that its vectors stay in registers and the nearest
+cache, and on four of its vectors at once, which share what is loaded of the others.
+"""
 
 from collections.abc import Mapping
 
 import numpy as np
 from numba import njit
 
-from worker.models.layers import RowBuffer
-from worker.models.protocol import FloatArray
+from embedding.lines import (
+    WIDTH,
+    add_row,
+    copy_row,
+    line_of_zeros,
+    load_line,
+    multiply_add,
+    repeated,
+    store_line,
+)
+from worker.models.protocol import FloatArray, SampleVectors
 
 
-class PairwiseDots:
-    """The dot products v_i . v_j, j < i, in the order (1,0), (2,0), (2,1), (3,0), ...
+class Interaction:
+    """A sample's first vector as it is, then the dot products of all its vectors.
+
+    Its vectors v_0, v_1, ... are the first one, where there is one, and those of its lookups; the
+    dot products v_i . v_j, j < i, are in the order (1,0), (2,0), (2,1), (3,0), ...
 
     Args:
-        num_vectors: f, vectors of a sample, >= 1.
+        num_lookups: vectors of a sample beside the first.
         dim: d, width of a vector.
+        has_first: whether there is a first vector.
     """
 
-    def __init__(self, num_vectors: int, dim: int) -> None:
-        self.num_pairs = num_vectors * (num_vectors - 1) // 2
-        self._shape = (num_vectors, dim)
-        self._dots = RowBuffer((num_vectors - 1) ** 2)
-        self._grad_dots = RowBuffer(num_vectors**2)
+    def __init__(self, num_lookups: int, dim: int, *, has_first: bool) -> None:
+        num_vectors = num_lookups + has_first
+        self.width = dim * has_first + num_vectors * (num_vectors - 1) // 2
+        self._dim = dim
 
-    def forward(self, vectors: FloatArray, out: FloatArray) -> None:
-        """Write the dot products.
-
-        Args:
-            vectors: float32[n, f d], C-contiguous, a sample's vectors side by side.
-            out: float32[n, f (f - 1) / 2], written.
-        """
-        n, (f, dim) = len(vectors), self._shape
-        stacked = vectors.reshape(n, f, dim)
-        # Rows 1 to f - 1 against rows 0 to f - 2: the pairs are the lower triangle, diagonal
-        # included.
-        dots = self._dots.rows(n).reshape(n, f - 1, f - 1)
-        np.matmul(stacked[:, 1:], stacked[:, :-1].transpose(0, 2, 1), out=dots)
-        _take_lower(dots, out)
-
-    def backward(self, vectors: FloatArray, grad_out: FloatArray, grad_vectors: FloatArray) -> None:
-        """Write the gradients of the vectors: that of v_i is the sum of g_ij v_j over j != i.
+    def forward(self, first: FloatArray, vectors: SampleVectors, out: FloatArray) -> None:
+        """Write float32[n, `width`].
 
         Args:
-            vectors: as given to `forward`.
-            grad_out: float32[n, f (f - 1) / 2], gradient of what `forward` wrote.
-            grad_vectors: float32[n, f d], C-contiguous, written.
+            first: float32[n, d], or [n, 0] without a first vector.
+            vectors: of the lookups.
+            out: C-contiguous, written.
         """
-        n, (f, dim) = len(vectors), self._shape
-        stacked = vectors.reshape(n, f, dim)
-        grad_dots = self._grad_dots.rows(n).reshape(n, f, f)
-        _fill_symmetric(grad_out, grad_dots)
-        np.matmul(grad_dots, stacked, out=grad_vectors.reshape(n, f, dim))
+        _dots(first, vectors.flat, vectors.positions, self._dim, out)
+
+    def backward(
+        self,
+        first: FloatArray,
+        vectors: SampleVectors,
+        grad_out: FloatArray,
+        grad_first: FloatArray,
+        grad_flat: FloatArray,
+    ) -> None:
+        """Write the gradient of `first`, add those of the other vectors.
+
+        Args:
+            first, vectors: as given to `forward`.
+            grad_out: float32[n, `width`], gradient of what `forward` wrote.
+            grad_first: as `first`, written.
+            grad_flat: float32[any], laid out as `vectors.flat`; added to in the order of samples.
+        """
+        arrays = (grad_out, grad_first, grad_flat)
+        _dots_gradient(first, vectors.flat, vectors.positions, self._dim, *arrays)
 
 
 def common_dim(model_type: str, dims: Mapping[str, int]) -> int:
@@ -70,26 +86,110 @@ def common_dim(model_type: str, dims: Mapping[str, int]) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _take_lower(dots: FloatArray, out: FloatArray) -> None:
-    """Write the lower triangles of dots[n, m, m], diagonal included, row by row to out."""
-    n, m, _ = dots.shape
-    for s in range(n):
+def _dots(first, flat, positions, dim, out):  # type: ignore[no-untyped-def]
+    """out[s] = first[s], then v_i . v_j for all j < i of sample s."""
+    num_lookups = positions.shape[0]
+    has_first = 1 if first.shape[1] > 0 else 0
+    num_vectors = num_lookups + has_first
+    num_pairs = num_vectors * (num_vectors - 1) // 2
+    stride = -(-num_vectors // WIDTH) * WIDTH
+    columns = np.zeros(dim * stride, np.float32)  # element k of vector i at k * stride + i
+    dots = np.empty(stride * stride, np.float32)
+    pairs = np.empty(num_pairs + stride, np.float32)
+    start = first.shape[1]
+    for s in range(out.shape[0]):
+        for k in range(start):
+            columns[np.uintp(k * stride)] = first[s, k]
+            out[s, k] = first[s, k]
+        for i in range(num_lookups):
+            at = positions[i, s]
+            for k in range(dim):
+                columns[np.uintp(k * stride + i + has_first)] = flat[np.uintp(at + k)]
+        for i in range(0, num_vectors, 4):
+            for j in range(0, i + 3, WIDTH):
+                d0 = d1 = d2 = d3 = line_of_zeros()
+                for k in range(dim):
+                    row = k * stride
+                    others = load_line(columns, row + j)
+                    d0 = multiply_add(repeated(columns, row + i), others, d0)
+                    d1 = multiply_add(repeated(columns, row + i + 1), others, d1)
+                    d2 = multiply_add(repeated(columns, row + i + 2), others, d2)
+                    d3 = multiply_add(repeated(columns, row + i + 3), others, d3)
+                store_line(d0, dots, i * stride + j)
+                store_line(d1, dots, (i + 1) * stride + j)
+                store_line(d2, dots, (i + 2) * stride + j)
+                store_line(d3, dots, (i + 3) * stride + j)
         pair = 0
-        for i in range(m):
-            for j in range(i + 1):
-                out[s, pair + j] = dots[s, i, j]
-            pair += i + 1
+        for i in range(1, num_vectors):
+            # Whole lines: what is too much of one vector is overwritten by the next one's.
+            for j in range(0, i, WIDTH):
+                store_line(load_line(dots, i * stride + j), pairs, pair + j)
+            pair += i
+        for pair in range(num_pairs):
+            out[s, start + pair] = pairs[pair]
 
 
 @njit(cache=True, nogil=True)
-def _fill_symmetric(pairs: FloatArray, out: FloatArray) -> None:
-    """Write the matrices out[n, f, f] with `pairs` below and above a diagonal of zeros."""
-    n, f, _ = out.shape
-    for s in range(n):
-        pair = 0
-        for i in range(f):
-            for j in range(i):
-                out[s, i, j] = pairs[s, pair + j]
-                out[s, j, i] = pairs[s, pair + j]
-            out[s, i, i] = 0
-            pair += i
+def _dots_gradient(  # type: ignore[no-untyped-def]
+    first, flat, positions, dim, grad_out, grad_first, grad_flat
+):
+    """The gradient of v_i is the sum of g_ij v_j over j != i, and grad_out of v_0 itself."""
+    num_lookups = positions.shape[0]
+    has_first = 1 if first.shape[1] > 0 else 0
+    num_vectors = num_lookups + has_first
+    rounded = -(-num_vectors // 4) * 4
+    stride = -(-dim // WIDTH) * WIDTH
+    vectors = np.zeros(rounded * stride, np.float32)
+    gradients = np.empty(rounded * stride, np.float32)
+    pairs = np.zeros(rounded * (rounded - 1) // 2, np.float32)
+    block = np.zeros(16, np.float32)
+    start = first.shape[1]
+    num_pairs = num_vectors * (num_vectors - 1) // 2
+    for s in range(grad_out.shape[0]):
+        for k in range(start):
+            vectors[k] = first[s, k]
+        for i in range(num_lookups):
+            copy_row(flat, positions[i, s], dim, vectors, (i + has_first) * stride)
+        for pair in range(num_pairs):
+            pairs[pair] = grad_out[s, start + pair]
+        for i in range(0, num_vectors, 4):
+            row0 = i * (i - 1) // 2
+            row1 = row0 + i
+            row2 = row1 + i + 1
+            row3 = row2 + i + 2
+            # g among the four themselves, 4 x 4 and symmetric; its diagonal stays 0.
+            block[1] = block[4] = pairs[row1 + i]
+            block[2] = block[8] = pairs[row2 + i]
+            block[6] = block[9] = pairs[row2 + i + 1]
+            block[3] = block[12] = pairs[row3 + i]
+            block[7] = block[13] = pairs[row3 + i + 1]
+            block[11] = block[14] = pairs[row3 + i + 2]
+            for c in range(0, stride, WIDTH):
+                d0 = d1 = d2 = d3 = line_of_zeros()
+                for j in range(i):
+                    other = load_line(vectors, j * stride + c)
+                    d0 = multiply_add(repeated(pairs, row0 + j), other, d0)
+                    d1 = multiply_add(repeated(pairs, row1 + j), other, d1)
+                    d2 = multiply_add(repeated(pairs, row2 + j), other, d2)
+                    d3 = multiply_add(repeated(pairs, row3 + j), other, d3)
+                for j in range(4):
+                    other = load_line(vectors, (i + j) * stride + c)
+                    d0 = multiply_add(repeated(block, j), other, d0)
+                    d1 = multiply_add(repeated(block, 4 + j), other, d1)
+                    d2 = multiply_add(repeated(block, 8 + j), other, d2)
+                    d3 = multiply_add(repeated(block, 12 + j), other, d3)
+                for j in range(i + 4, num_vectors):
+                    other = load_line(vectors, j * stride + c)
+                    column = j * (j - 1) // 2 + i
+                    d0 = multiply_add(repeated(pairs, column), other, d0)
+                    d1 = multiply_add(repeated(pairs, column + 1), other, d1)
+                    d2 = multiply_add(repeated(pairs, column + 2), other, d2)
+                    d3 = multiply_add(repeated(pairs, column + 3), other, d3)
+                store_line(d0, gradients, i * stride + c)
+                store_line(d1, gradients, (i + 1) * stride + c)
+                store_line(d2, gradients, (i + 2) * stride + c)
+                store_line(d3, gradients, (i + 3) * stride + c)
+        for k in range(start):
+            grad_first[s, k] = grad_out[s, k] + gradients[k]
+        for i in range(num_lookups):
+            add_row(gradients, (i + has_first) * stride, dim, grad_flat, positions[i, s])

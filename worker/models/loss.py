@@ -3,13 +3,13 @@
 import math
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Generic, Protocol
 
 import numpy as np
 from numba import njit
 
 from worker.models.layers import RowBuffer
-from worker.models.protocol import FloatArray, Parameter, parameter_views
+from worker.models.protocol import FloatArray, Inputs, Parameter, parameter_views
 
 
 @njit(cache=True, nogil=True)
@@ -34,16 +34,17 @@ def log_loss(logits: FloatArray, labels: FloatArray, grad: FloatArray) -> float:
     return total
 
 
-class Network(Protocol):
+class Network(Protocol[Inputs]):
     """Logits from dense and pooled inputs, forward and backward. Shapes as in `Model`.
 
-    `weights` and `gradients` are views of the parameters in the order of `parameters`.
+    `weights` and `gradients` are views of the parameters in the order of `parameters`. A network
+    may have `reads_vectors` with what goes with it, as a `Model` may.
     """
 
     parameters: tuple[Parameter, ...]
 
     def forward(
-        self, weights: Sequence[FloatArray], dense: FloatArray, pooled: FloatArray
+        self, weights: Sequence[FloatArray], dense: FloatArray, pooled: Inputs
     ) -> FloatArray:
         """Return the logits, float32[n, 1], in a buffer that the next call overwrites."""
         ...
@@ -52,7 +53,7 @@ class Network(Protocol):
         self,
         weights: Sequence[FloatArray],
         dense: FloatArray,
-        pooled: FloatArray,
+        pooled: Inputs,
         grad_logits: FloatArray,
         gradients: Sequence[FloatArray],
         grad_pooled: FloatArray,
@@ -64,15 +65,16 @@ class Network(Protocol):
         ...
 
 
-class LogLossModel:
+class LogLossModel(Generic[Inputs]):
     """A network trained by log loss; satisfies `Model`.
 
     `forward_ns` is how long the last `train` took to the loss.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network[Inputs]) -> None:
         self.parameters = network.parameters
-        self._network = network
+        self.reads_vectors: bool = getattr(network, "reads_vectors", False)
+        self._network: Network[Inputs] = network
         self._grad_logits = RowBuffer(1)
         self.forward_ns = 0
 
@@ -80,7 +82,7 @@ class LogLossModel:
         self,
         params: FloatArray,
         dense: FloatArray,
-        pooled: FloatArray,
+        pooled: Inputs,
         labels: FloatArray,
         grad_params: FloatArray,
         grad_pooled: FloatArray,
@@ -95,6 +97,6 @@ class LogLossModel:
         self._network.backward(weights, dense, pooled, grad_logits, gradients, grad_pooled)
         return loss
 
-    def predict(self, params: FloatArray, dense: FloatArray, pooled: FloatArray) -> FloatArray:
+    def predict(self, params: FloatArray, dense: FloatArray, pooled: Inputs) -> FloatArray:
         weights = parameter_views(params, self.parameters)
         return self._network.forward(weights, dense, pooled)[:, 0].copy()

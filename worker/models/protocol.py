@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -51,8 +51,34 @@ class Parameter:
         return prod(self.shape)
 
 
-class Model(Protocol):
+@dataclass(frozen=True, slots=True)
+class SampleVectors:
+    """The vector of each lookup of each sample, where it lies.
+
+    Args:
+        flat: float32[any], what holds them.
+        positions: int64[lookups, n], C-contiguous: where in `flat` each one begins.
+    """
+
+    flat: FloatArray
+    positions: npt.NDArray[np.int64]
+
+    @classmethod
+    def of_pooled(cls, pooled: FloatArray, columns: Sequence[int]) -> "SampleVectors":
+        """Return views of float32[n, W], C-contiguous, where lookups begin at these columns."""
+        samples = np.arange(len(pooled)) * pooled.shape[1]
+        return cls(pooled.reshape(-1), np.array(columns)[:, np.newaxis] + samples)
+
+
+Inputs = TypeVar("Inputs", FloatArray, SampleVectors, contravariant=True)
+
+
+class Model(Protocol[Inputs]):
     """The dense part of a model, for one compute thread: it holds work buffers.
+
+    A model may have an attribute `reads_vectors`; where that is true it gets the samples' vectors
+    where they lie, and no pooled copy: `pooled` is then `SampleVectors`, and `grad_pooled`
+    float32[any], laid out as `pooled.flat`, to which the gradient of every vector is added.
 
     The parameters lie one after another, in the order of `parameters` and each in C order, in one
     float32 vector of length P. A batch has n >= 0 samples; W is `ModelSpec.pooled_width`.
@@ -64,7 +90,7 @@ class Model(Protocol):
         self,
         params: FloatArray,
         dense: FloatArray,
-        pooled: FloatArray,
+        pooled: Inputs,
         labels: FloatArray,
         grad_params: FloatArray,
         grad_pooled: FloatArray,
@@ -84,12 +110,12 @@ class Model(Protocol):
         """
         ...
 
-    def predict(self, params: FloatArray, dense: FloatArray, pooled: FloatArray) -> FloatArray:
+    def predict(self, params: FloatArray, dense: FloatArray, pooled: Inputs) -> FloatArray:
         """Return the samples' logits, float32[n], in a new array. Arguments as in `train`."""
         ...
 
 
-def num_parameters(model: Model) -> int:
+def num_parameters(model: Model[Any]) -> int:
     """Return the length P of the model's parameter vector."""
     return sum(parameter.size for parameter in model.parameters)
 
@@ -105,7 +131,7 @@ def parameter_views(flat: FloatArray, parameters: Sequence[Parameter]) -> list[F
     return views
 
 
-def initial_parameters(model: Model, seed: int) -> FloatArray:
+def initial_parameters(model: Model[Any], seed: int) -> FloatArray:
     """Draw the initial values, float32[P]: one Philox stream, parameter after parameter."""
     generator = np.random.Generator(np.random.Philox(seed))
     flat = np.empty(num_parameters(model), np.float32)

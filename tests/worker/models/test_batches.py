@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from embedding.spec import Sgd
-from worker.models import build_model, initial_parameters, needed_lookups, num_parameters
+from worker.models import initial_parameters, needed_lookups, num_parameters
 from worker.spec import ModelSpec, SparseFeature
 
 OPTIONS = {
@@ -40,8 +40,8 @@ def train(model, params, inputs):
     return loss, grad_params, grad_pooled
 
 
-def test_an_empty_batch_has_no_loss_and_zero_gradients(spec):
-    model = build_model(spec)
+def test_an_empty_batch_has_no_loss_and_zero_gradients(spec, pooled_model):
+    model = pooled_model(spec)
     params = initial_parameters(model, 0)
     dense, pooled, labels = make_inputs(spec, 0)
     grad_params = np.full_like(params, np.nan)
@@ -53,8 +53,8 @@ def test_an_empty_batch_has_no_loss_and_zero_gradients(spec):
     assert model.predict(params, dense, pooled).shape == (0,)
 
 
-def test_an_empty_batch_after_a_full_one_has_zero_gradients(spec):
-    model = build_model(spec)
+def test_an_empty_batch_after_a_full_one_has_zero_gradients(spec, pooled_model):
+    model = pooled_model(spec)
     params = initial_parameters(model, 0)
     train(model, params, make_inputs(spec, 9))
 
@@ -63,8 +63,8 @@ def test_an_empty_batch_after_a_full_one_has_zero_gradients(spec):
     np.testing.assert_array_equal(grad_params, 0)
 
 
-def test_gradients_are_sums_over_samples(spec):
-    model = build_model(spec)
+def test_gradients_are_sums_over_samples(spec, pooled_model):
+    model = pooled_model(spec)
     params = initial_parameters(model, 0)
     whole = make_inputs(spec, 21)
 
@@ -77,12 +77,12 @@ def test_gradients_are_sums_over_samples(spec):
     np.testing.assert_allclose(np.vstack([first[2], second[2]]), grad_pooled, rtol=1e-4, atol=1e-6)
 
 
-def test_the_same_batch_gives_the_same_bits_whatever_was_trained_before(spec):
-    params = initial_parameters(build_model(spec), 0)
+def test_the_same_batch_gives_the_same_bits_whatever_was_trained_before(spec, pooled_model):
+    params = initial_parameters(pooled_model(spec), 0)
     inputs = make_inputs(spec, 33)
-    fresh = train(build_model(spec), params, inputs)
+    fresh = train(pooled_model(spec), params, inputs)
 
-    used = build_model(spec)
+    used = pooled_model(spec)
     train(used, params, make_inputs(spec, 57))
     train(used, params, make_inputs(spec, 5))
     again = train(used, params, inputs)
@@ -92,8 +92,8 @@ def test_the_same_batch_gives_the_same_bits_whatever_was_trained_before(spec):
     np.testing.assert_array_equal(fresh[2], again[2])
 
 
-def test_parameters_may_be_read_only_and_lie_anywhere(spec):
-    model = build_model(spec)
+def test_parameters_may_be_read_only_and_lie_anywhere(spec, pooled_model):
+    model = pooled_model(spec)
     params = initial_parameters(model, 0)
     inputs = make_inputs(spec, 17)
     expected = train(model, params, inputs)
@@ -110,8 +110,8 @@ def test_parameters_may_be_read_only_and_lie_anywhere(spec):
     np.testing.assert_array_equal(grad_pooled, expected[2])
 
 
-def test_training_leaves_its_inputs_alone(spec):
-    model = build_model(spec)
+def test_training_leaves_its_inputs_alone(spec, pooled_model):
+    model = pooled_model(spec)
     params = initial_parameters(model, 0)
     inputs = make_inputs(spec, 8)
     before = [x.copy() for x in (params, *inputs)]
@@ -122,8 +122,8 @@ def test_training_leaves_its_inputs_alone(spec):
         np.testing.assert_array_equal(kept, now)
 
 
-def test_a_prediction_is_not_overwritten_by_the_next(spec):
-    model = build_model(spec)
+def test_a_prediction_is_not_overwritten_by_the_next(spec, pooled_model):
+    model = pooled_model(spec)
     params = initial_parameters(model, 0)
     dense, pooled, _ = make_inputs(spec, 8)
     logits = model.predict(params, dense, pooled)
@@ -134,8 +134,8 @@ def test_a_prediction_is_not_overwritten_by_the_next(spec):
     np.testing.assert_array_equal(logits, kept)
 
 
-def test_a_parameter_that_is_not_finite_shows_in_the_loss(spec):
-    model = build_model(spec)
+def test_a_parameter_that_is_not_finite_shows_in_the_loss(spec, pooled_model):
+    model = pooled_model(spec)
     for parameter in range(0, num_parameters(model), 37):
         params = initial_parameters(model, 0)
         params[parameter] = np.nan
@@ -145,8 +145,8 @@ def test_a_parameter_that_is_not_finite_shows_in_the_loss(spec):
         assert np.isnan(loss)
 
 
-def test_training_in_the_steady_state_allocates_nothing_large(spec):
-    model = build_model(spec)
+def test_training_in_the_steady_state_allocates_nothing_large(spec, pooled_model):
+    model = pooled_model(spec)
     params = initial_parameters(model, 0)
     dense, pooled, labels = make_inputs(spec, 2000)
     grad_params, grad_pooled = np.empty_like(params), np.empty_like(pooled)

@@ -186,10 +186,10 @@ def test_the_reference_gradient_equals_finite_differences(spec):
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 64])
-def test_a_model_equals_the_reference(spec, n):
+def test_a_model_equals_the_reference(spec, n, pooled_model):
     params, dense, pooled, labels = make_batch(spec, n)
     loss, logits, grad_params, grad_pooled = Reference(spec, params).run(dense, pooled, labels)
-    model = build_model(spec)
+    model = pooled_model(spec)
 
     got_loss, got_params, got_pooled = train(model, params, dense, pooled, labels)
 
@@ -202,12 +202,12 @@ def test_a_model_equals_the_reference(spec, n):
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
-def test_a_model_of_full_width_equals_the_reference(name):
+def test_a_model_of_full_width_equals_the_reference(name, pooled_model):
     spec = FULL_SIZE[name]
     params, dense, pooled, labels = make_batch(spec, 300)
     loss, _, grad_params, grad_pooled = Reference(spec, params).run(dense, pooled, labels)
 
-    got_loss, got_params, got_pooled = train(build_model(spec), params, dense, pooled, labels)
+    got_loss, got_params, got_pooled = train(pooled_model(spec), params, dense, pooled, labels)
 
     assert got_loss == pytest.approx(loss, rel=1e-5)
     scale = np.abs(grad_params).max()

@@ -2,9 +2,13 @@ import numpy as np
 import pytest
 
 from worker.models.factorization import add_pair_sums, add_pair_sums_gradient
-from worker.models.interaction import PairwiseDots
+from worker.models.interaction import Interaction
+from worker.models.protocol import SampleVectors
 
-SHAPES = [(3, 2, 1), (1, 3, 16), (5, 27, 16), (2, 9, 7), (0, 4, 4)]
+SHAPES = [
+    *[(3, 2, 1), (1, 3, 16), (5, 27, 16), (2, 9, 7), (0, 4, 4), (4, 5, 33), (2, 16, 8)],
+    *[(2, 17, 48), (3, 33, 3), (2, 1, 5)],
+]
 
 
 @pytest.fixture(params=SHAPES, ids=str)
@@ -12,41 +16,83 @@ def vectors(request):
     return np.random.default_rng(0).normal(size=request.param).astype(np.float32)
 
 
+@pytest.fixture(params=[False, True], ids=["lookups only", "with a first vector"])
+def first(request, vectors):
+    """The first vector of each sample, or none."""
+    return np.ascontiguousarray(vectors[:, 0, : vectors.shape[2] * request.param])
+
+
 def pairs_of(vectors):
     return [(i, j) for i in range(vectors.shape[1]) for j in range(i)]
 
 
-def test_dots_are_those_of_all_pairs_row_by_row(vectors):
+def scattered(vectors, has_first):
+    """All vectors but the first, in random order and with gaps between them."""
+    n, f, dim = vectors[:, has_first:].shape
+    places = np.random.default_rng(5).permutation(n * f).reshape(f, n) * (dim + 3) + 2
+    flat = np.full(n * f * (dim + 3) + 2, np.nan, np.float32)
+    for (i, s), place in np.ndenumerate(places):
+        flat[place : place + dim] = vectors[s, has_first + i]
+    return SampleVectors(flat, places)
+
+
+def test_dots_are_those_of_all_pairs_row_by_row(vectors, first):
     n, f, dim = vectors.shape
+    has_first = first.shape[1] > 0
+    interaction = Interaction(f - has_first, dim, has_first=has_first)
     pairs = pairs_of(vectors)
-    dots = PairwiseDots(f, dim)
-    # The columns beside the dot products belong to others.
-    out = np.full((n, len(pairs) + 2), 7, np.float32)
+    out = np.full((n + 2, interaction.width), 7, np.float32)
 
-    dots.forward(vectors.reshape(n, f * dim), out[:, 1:-1])
+    interaction.forward(first, scattered(vectors, has_first), out[1:-1])
 
+    assert interaction.width == first.shape[1] + len(pairs)
+    assert np.array_equal(out[1:-1, : first.shape[1]], first)
     exact = vectors.astype(np.float64)
     for pair, (i, j) in enumerate(pairs):
         expected = (exact[:, i] * exact[:, j]).sum(axis=1)
-        np.testing.assert_allclose(out[:, 1 + pair], expected, rtol=1e-4, atol=1e-5)
-    assert dots.num_pairs == len(pairs)
-    assert (out[:, [0, -1]] == 7).all()
+        found = out[1:-1, first.shape[1] + pair]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert (out[[0, -1]] == 7).all()
 
 
-def test_the_gradient_of_dots_is_the_other_vector_times_that_of_the_pair(vectors):
+def test_the_gradient_of_dots_is_the_other_vector_times_that_of_the_pair(vectors, first):
     n, f, dim = vectors.shape
-    pairs = pairs_of(vectors)
-    dots = PairwiseDots(f, dim)
-    grad_out = np.random.default_rng(1).normal(size=(n, len(pairs))).astype(np.float32)
-    grad = np.full((n, f * dim), np.nan, np.float32)
+    has_first = first.shape[1] > 0
+    interaction = Interaction(f - has_first, dim, has_first=has_first)
+    inputs = scattered(vectors, has_first)
+    grad_out = np.random.default_rng(1).normal(size=(n, interaction.width)).astype(np.float32)
+    grad_first = np.full_like(first, np.nan)
+    grad_flat = np.ones_like(inputs.flat)
 
-    dots.backward(vectors.reshape(n, f * dim), grad_out, grad)
+    interaction.backward(first, inputs, grad_out, grad_first, grad_flat)
 
     expected = np.zeros(vectors.shape)
-    for pair, (i, j) in enumerate(pairs):
+    expected[:, :1, : first.shape[1]] += grad_out[:, np.newaxis, : first.shape[1]]
+    for pair, (i, j) in enumerate(pairs_of(vectors), first.shape[1]):
         expected[:, i] += grad_out[:, [pair]].astype(np.float64) * vectors[:, j]
         expected[:, j] += grad_out[:, [pair]].astype(np.float64) * vectors[:, i]
-    np.testing.assert_allclose(grad.reshape(vectors.shape), expected, rtol=1e-4, atol=1e-4)
+    if has_first:
+        np.testing.assert_allclose(grad_first, expected[:, 0], rtol=1e-4, atol=1e-4)
+    elements = inputs.positions[..., np.newaxis] + np.arange(dim)
+    found = grad_flat[elements].transpose(1, 0, 2) - 1
+    np.testing.assert_allclose(found, expected[:, has_first:], rtol=1e-4, atol=1e-4)
+    assert grad_flat.sum() == pytest.approx(grad_flat.size + found.sum(), rel=1e-3, abs=1e-2)
+
+
+def test_samples_that_share_a_vector_add_their_gradients():
+    positions = np.zeros((2, 3), np.int64)
+    grad_flat = np.zeros(16, np.float32)
+    flat = np.arange(16, dtype=np.float32)
+
+    Interaction(2, 16, has_first=False).backward(
+        np.empty((3, 0), np.float32),
+        SampleVectors(flat, positions),
+        np.array([[1], [2], [4]], np.float32),
+        np.empty((3, 0), np.float32),
+        grad_flat,
+    )
+
+    np.testing.assert_array_equal(grad_flat, 14 * flat)
 
 
 def test_pair_sums_are_the_sums_of_the_dots_of_all_pairs(vectors):

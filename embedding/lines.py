@@ -1,0 +1,135 @@
+"""Vectors of 16 float32, one cache line, as values in compiled code.
+
+A loop over the columns of a row is vectorised only if the compiler can tell that the arrays do not
+overlap and how often it runs, which of rows it can't. Here one line is one value:
+
+    total = line_of_zeros()
+    for i in range(n):
+        total = multiply_add(repeated(weights, i), load_line(rows, 16 * i), total)
+    store_line(total, out, 0)
+
+Arrays are flat, C-contiguous and of float32; positions are in elements, not negative, and all 16
+elements must lie inside: nothing is checked. Any position will do, a line need not begin with one.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.datamodel import models
+from numba.extending import intrinsic, register_model
+
+WIDTH = 16
+
+_VECTOR = ir.VectorType(ir.FloatType(), WIDTH)
+_UNALIGNED = 4
+
+
+class _LineType(types.Type):
+    pass
+
+
+@register_model(_LineType)
+class _LineModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, line_type: Any) -> None:
+        super().__init__(manager, line_type, _VECTOR)
+
+
+_line = _LineType("float32x16")
+
+
+def _pointer(context: Any, builder: Any, signature: Any, arguments: Any, first: int) -> Any:
+    """Return the address of the element that arguments `first` and the next name."""
+    array_type, position_type = signature.args[first : first + 2]
+    view = context.make_array(array_type)(context, builder, arguments[first])
+    position = context.cast(builder, arguments[first + 1], position_type, types.intp)
+    return builder.gep(view.data, [position])
+
+
+@intrinsic
+def load_line(typing_context: Any, array: Any, position: Any) -> Any:
+    """Return array[position : position + 16]."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _pointer(context, builder, signature, arguments, 0)
+        return builder.load(builder.bitcast(pointer, _VECTOR.as_pointer()), align=_UNALIGNED)
+
+    return _line(array, position), generate
+
+
+@intrinsic
+def store_line(typing_context: Any, value: Any, array: Any, position: Any) -> Any:
+    """array[position : position + 16] = value."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _pointer(context, builder, signature, arguments, 1)
+        target = builder.bitcast(pointer, _VECTOR.as_pointer())
+        builder.store(arguments[0], target, align=_UNALIGNED)
+        return context.get_dummy_value()
+
+    return types.void(value, array, position), generate
+
+
+@intrinsic
+def repeated(typing_context: Any, array: Any, position: Any) -> Any:
+    """Return a line of which every element is array[position]."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        element = builder.load(_pointer(context, builder, signature, arguments, 0))
+        undefined, integer = ir.Constant(_VECTOR, ir.Undefined), ir.IntType(32)
+        first = builder.insert_element(undefined, element, integer(0))
+        zeros = ir.Constant(ir.VectorType(integer, WIDTH), [0] * WIDTH)
+        return builder.shuffle_vector(first, undefined, zeros)
+
+    return _line(array, position), generate
+
+
+@intrinsic
+def line_of_zeros(typing_context: Any) -> Any:
+    """Return a line of zeros."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return ir.Constant(_VECTOR, [0.0] * WIDTH)
+
+    return _line(), generate
+
+
+@intrinsic
+def multiply_add(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+    """Return a * b + c, rounded once where the processor can."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+        fma = cgutils.get_or_insert_function(builder.module, kind, "llvm.fmuladd.v16f32")
+        return builder.call(fma, arguments)
+
+    return _line(a, b, c), generate
+
+
+@intrinsic
+def _sum(typing_context: Any, a: Any, b: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fadd(*arguments)
+
+    return _line(a, b), generate
+
+
+@njit(cache=True, nogil=True, inline="always")
+def copy_row(source, at, dim, target, to):  # type: ignore[no-untyped-def]
+    """target[to : to + dim] = source[at : at + dim], flat arrays of float32."""
+    whole = dim - dim % WIDTH
+    for c in range(0, whole, WIDTH):
+        store_line(load_line(source, at + c), target, to + c)
+    for c in range(whole, dim):
+        target[to + c] = source[at + c]
+
+
+@njit(cache=True, nogil=True, inline="always")
+def add_row(source, at, dim, target, to):  # type: ignore[no-untyped-def]
+    """target[to : to + dim] += source[at : at + dim], flat arrays of float32."""
+    whole = dim - dim % WIDTH
+    for c in range(0, whole, WIDTH):
+        store_line(_sum(load_line(target, to + c), load_line(source, at + c)), target, to + c)
+    for c in range(whole, dim):
+        target[to + c] += source[at + c]
