@@ -31,6 +31,13 @@ class _Held:
     token: Token
     stage: Stage
 
+    @property
+    def leaves_its_place(self) -> bool:
+        """Whether nothing has to be prepared for it any more, and nothing keeps it."""
+        if self.stage in (Stage.PULLING, Stage.PULLED):
+            return self.token.at_step == ANY_STEP
+        return self.stage is Stage.PUSHING
+
 
 class Session:
     """The tokens of one worker.
@@ -133,9 +140,12 @@ class Session:
 
     @property
     def want(self) -> int:
-        """How many more tokens can be prepared."""
-        active = sum(held.stage is not Stage.PUSHING for held in self._held.values())
-        return max(0, self.depth - active)
+        """How many more tokens can be prepared.
+
+        A pull that no step holds up is as good as computed: so that the report of one batch asks
+        for the next, and a second report for it alone is not needed.
+        """
+        return max(0, self.depth - sum(not held.leaves_its_place for held in self._held.values()))
 
     @property
     def waiting(self) -> bool:

@@ -97,7 +97,7 @@ MUTANTS: list[tuple[Parts, dict[str, Any]]] = [
     (Parts(shard=MeasuresOnlyTheFirst), {"mode": "sync", "group_size": 4, "batches_per_epoch": 10}),
     (Parts(shard=AppliesAsItMeasures), {}),
     (Parts(coordinator=NeverClips), {}),
-    (Parts(coordinator=AddsNormsShardByShard), {"shards": 2}),
+    (Parts(coordinator=AddsNormsShardByShard), {"shards": 2, "batches_per_epoch": 24}),
     (Parts(coordinator=SendsStepsAsTheyAreMeasured), {"mode": "async", "workers": 4}),
 ]
 

@@ -123,3 +123,11 @@ def test_a_batch_being_pushed_makes_room_for_the_next_one() -> None:
 
     assert session.want == 1
     assert token(1).identity in session.report().held
+
+
+def test_a_pull_that_no_step_holds_up_makes_room_already() -> None:
+    free, bound = session_with(replace(token(1), at_step=ANY_STEP)), session_with(token(1))
+    free.next_pull()
+    bound.next_pull()
+
+    assert (free.want, bound.want) == (2, 1)
