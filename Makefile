@@ -15,6 +15,9 @@ venv: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
+# Two at a time; tests/conftest.py says which must not run beside one another.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
 # The generated data are made once; the file below is written last.
 data: $(DATA)/about.json
 
@@ -25,10 +28,10 @@ train: venv data
 	$(BIN)/python scripts/train.py $(JOB) run.overwrite=true $(MODE:%=training.mode=%) $(ARGS)
 
 test: venv
-	$(BIN)/python -m pytest -q -m 'not slow' $(ARGS)
+	$(PYTEST) -m 'not slow' $(ARGS)
 
 test-slow: venv
-	$(BIN)/python -m pytest -q -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check .
