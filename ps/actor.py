@@ -7,7 +7,7 @@ from ray.util.metrics import Counter, Gauge
 
 from ps.metrics_export import MetricsExport, server_figures
 from ps.server import ServerSetup, ShardServer
-from ps.sockets import ShardAddress
+from ps.sockets import Address
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"watch": 1})
@@ -25,7 +25,7 @@ class ServerActor(ShardServer):
         self._metrics.publish(server_figures(self._index, stats))
         return stats
 
-    def open_network_here(self) -> ShardAddress:
+    def open_network_here(self) -> Address:
         """Listen on the address by which the cluster knows this node."""
         return self.open_network(ray.util.get_node_ip_address())
 

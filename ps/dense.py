@@ -85,8 +85,12 @@ class DenseBlocks:
     ) -> npt.NDArray[np.float32]:
         """Return float32[blocks, BLOCK_SIZE], valid until the next call."""
         total = self._sum[: self.size]
-        total[:] = 0
-        for contribution, weight in zip(contributions, weights, strict=True):
+        if not contributions:
+            total[:] = 0
+            return self._sum.reshape(-1, BLOCK_SIZE)
+        # A sum starts with its first term: one pass less, and in `async` it is the only one.
+        np.multiply(contributions[0].dense, np.float32(weights[0]), out=total)
+        for contribution, weight in zip(contributions[1:], weights[1:], strict=True):
             add_weighted(total, contribution.dense, np.float32(weight))
         return self._sum.reshape(-1, BLOCK_SIZE)
 

@@ -15,7 +15,7 @@ from ps.digest import block_digests, bucket_digests
 from ps.memory import peak_rss_bytes
 from ps.restore import start_shard_from
 from ps.shard import Shard
-from ps.sockets import ShardAddress
+from ps.sockets import Address
 from ps.spec import StoreSpec, bucket_range
 from ps.warmup import warm_up
 
@@ -68,13 +68,13 @@ class ShardServer:
         )
         self._cpu_seconds_before = time.process_time()
 
-    def address(self) -> ShardAddress:
-        return ShardAddress(self._node_id, self._plane.path)
+    def address(self) -> Address:
+        return self._plane.address(self._node_id)
 
-    def open_network(self, host: str) -> ShardAddress:
+    def open_network(self, host: str) -> Address:
         """Listen on this node's address too, for peers on other nodes."""
-        host, port = self._plane.open_network(host)
-        return ShardAddress(self._node_id, self._plane.path, host, port)
+        self._plane.open_network(host)
+        return self.address()
 
     def initialize(self, recovery_epoch: int, dense: npt.NDArray[np.float32]) -> None:
         """Start a new job with empty tables and these dense parameters."""

@@ -32,8 +32,8 @@ _SOCKET_BUFFER_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class ShardAddress:
-    """Where a shard listens.
+class Address:
+    """Where a process of the job listens.
 
     Args:
         node_id: the node it runs on; peers on the same node use the local socket.
@@ -47,17 +47,17 @@ class ShardAddress:
     port: int | None = None
 
 
-def connect(address: ShardAddress, *, node_id: str, secret: bytes) -> socket.socket:
-    """Connect to a shard and prove the secret; raises OSError where that fails.
+def connect(address: Address, *, node_id: str, secret: bytes) -> socket.socket:
+    """Connect to a process and prove the secret; raises OSError where that fails.
 
-    From then on the socket blocks without a timeout: a shard that is busy is not lost.
+    From then on the socket blocks without a timeout: who is busy is not lost.
     """
     if address.node_id == node_id:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     elif address.host is not None and address.port is not None:
         sock = socket.create_connection((address.host, address.port), HANDSHAKE_TIMEOUT_SECONDS)
     else:
-        raise ConnectionError(f"the shard on node {address.node_id} has no network socket")
+        raise ConnectionError(f"the process on node {address.node_id} has no network socket")
     try:
         sock.settimeout(HANDSHAKE_TIMEOUT_SECONDS)
         if address.node_id == node_id:
@@ -90,7 +90,7 @@ def prove_as_client(sock: socket.socket, secret: bytes) -> None:
     sock.sendall(_proof(secret, b"client", theirs) + ours)
     answer = receive_exactly(sock, hashlib.sha256().digest_size)
     if not hmac.compare_digest(answer, _proof(secret, b"server", ours)):
-        raise WireError("the shard does not know the job's secret")
+        raise WireError("the other end does not know the job's secret")
 
 
 def prove_as_server(sock: socket.socket, secret: bytes) -> None:

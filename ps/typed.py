@@ -1,11 +1,14 @@
 """Values that msgpack or JSON gave, checked against the annotations of the dataclasses they fill.
 
-A dataclass is the list of its fields in order, a tuple is a list.
+A dataclass is the list of its fields in order, a tuple is a list, an array of one axis its bytes.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 Decoder = Callable[[Any], Any]
 
@@ -24,6 +27,8 @@ def decoder_of(hint: Any) -> Decoder:
 
     Its errors are ValueError. Integers are int64; a float may come as an integer.
     """
+    if hint is Any:
+        return lambda value: value
     if hint in _DECODERS:
         return _DECODERS[hint]
     if get_origin(hint) is Literal:
@@ -34,7 +39,12 @@ def decoder_of(hint: Any) -> Decoder:
             return _tuple_of(decoder_of(items[0]))
         return _fixed_tuple([decoder_of(item) for item in (*items, last)])
     if get_origin(hint) is dict:
-        return _dict
+        return _dict_of(*map(decoder_of, get_args(hint)))
+    if get_origin(hint) in (Union, UnionType) and type(None) in get_args(hint):
+        (other,) = (each for each in get_args(hint) if each is not type(None))
+        return _none_or(decoder_of(other))
+    if get_origin(hint) is np.ndarray:
+        return _array_of(np.dtype(get_args(get_args(hint)[1])[0]))
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         hints = get_type_hints(hint)
         fields = [decoder_of(hints[field.name]) for field in dataclasses.fields(hint)]
@@ -72,12 +82,6 @@ def _str(value: Any) -> str:
     return value
 
 
-def _dict(value: Any) -> dict[Any, Any]:
-    if type(value) is not dict:
-        raise _wrong("a mapping", value)
-    return value
-
-
 _DECODERS: dict[Any, Decoder] = {int: _int, float: _float, bool: _bool, str: _str}
 
 
@@ -86,6 +90,30 @@ def _one_of(choices: tuple[Any, ...]) -> Decoder:
         if value not in choices:
             raise _wrong(f"one of {choices}", value)
         return value
+
+    return decode
+
+
+def _dict_of(key: Decoder, item: Decoder) -> Decoder:
+    def decode(value: Any) -> dict[Any, Any]:
+        if type(value) is not dict:
+            raise _wrong("a mapping", value)
+        return {key(k): item(v) for k, v in value.items()}
+
+    return decode
+
+
+def _none_or(other: Decoder) -> Decoder:
+    return lambda value: None if value is None else other(value)
+
+
+def _array_of(dtype: np.dtype[Any]) -> Decoder:
+    def decode(value: Any) -> Any:
+        if type(value) is not bytes or len(value) % dtype.itemsize:
+            raise _wrong(f"the bytes of {dtype}", value)
+        if dtype == np.bool_:
+            return np.frombuffer(value, np.uint8) != 0
+        return np.frombuffer(value, dtype)
 
     return decode
 

@@ -8,13 +8,13 @@ import ray
 from ray.util.metrics import Counter, Gauge
 
 from ps.metrics_export import MetricsExport
-from ps.sockets import ShardAddress
+from ps.sockets import Address
 from scheduler.batch_trace import BatchSpan
+from scheduler.control_plane import ControlPlane
 from scheduler.coordinating import CoordinatorFaults, CoordinatorServer, Status
 from scheduler.coordinator_figures import coordinator_figures
 from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.events import Wanted
-from worker.protocol import Grant, Report
 
 # The driver asks several times a second; Ray passes metrics on more seldom.
 EXPORT_SECONDS = 2.0
@@ -25,6 +25,8 @@ class CoordinatorActor:
     """The one coordinator of a job; it begins once the shards have addresses."""
 
     _server: CoordinatorServer
+    _plane: ControlPlane | None = None
+    _node_id: str
     _metrics: MetricsExport
     _next_export: float
 
@@ -34,7 +36,7 @@ class CoordinatorActor:
     def begin(
         self,
         spec: CoordinatorSpec,
-        addresses: tuple[ShardAddress, ...],
+        addresses: tuple[Address, ...],
         secret: bytes,
         retry_seconds: float,
         run: str,
@@ -42,18 +44,27 @@ class CoordinatorActor:
     ) -> None:
         self._metrics = MetricsExport(run, Gauge, Counter)
         self._next_export = 0.0
-        node_id = ray.get_runtime_context().get_node_id()
+        self._node_id = ray.get_runtime_context().get_node_id()
         self._server = CoordinatorServer(
             spec,
             addresses,
             secret=secret,
-            node_id=node_id,
+            node_id=self._node_id,
             retry_seconds=retry_seconds,
             faults=faults,
         )
+        self._plane = ControlPlane(self._server.exchange, secret=secret, on_error=self._server.fail)
 
-    def exchange(self, report: Report) -> Grant:
-        return self._server.exchange(report)
+    def address(self) -> Address:
+        """Return where workers of this node find it."""
+        assert self._plane is not None, "it has begun"
+        return self._plane.listener.address(self._node_id)
+
+    def open_network_here(self) -> Address:
+        """Listen on the address by which the cluster knows this node, too."""
+        assert self._plane is not None, "it has begun"
+        self._plane.listener.open_network(ray.util.get_node_ip_address())
+        return self.address()
 
     def worker_lost(self, worker: int, incarnation: int) -> None:
         self._server.worker_lost(worker, incarnation)
@@ -73,6 +84,11 @@ class CoordinatorActor:
 
     def stop_workers(self) -> None:
         self._server.stop_workers()
+
+    def close(self) -> None:
+        """Let no worker in any more."""
+        if self._plane is not None:
+            self._plane.close()
 
     def take_batches(self) -> list[BatchSpan]:
         return self._server.take_batches()

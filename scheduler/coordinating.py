@@ -12,7 +12,7 @@ from ps.client import Open, PsClient
 from ps.connection_faults import ConnectionFaults, with_faults
 from ps.memory import peak_rss_bytes
 from ps.messages import Record
-from ps.sockets import ShardAddress, connect
+from ps.sockets import Address, connect
 from scheduler.batch_trace import BatchSpan, BatchTrace
 from scheduler.coordinator import Coordinator
 from scheduler.coordinator_spec import CoordinatorSpec
@@ -128,7 +128,7 @@ class CoordinatorServer:
     def __init__(
         self,
         spec: CoordinatorSpec,
-        addresses: tuple[ShardAddress, ...],
+        addresses: tuple[Address, ...],
         *,
         secret: bytes,
         node_id: str,
@@ -170,6 +170,11 @@ class CoordinatorServer:
             if isinstance(command, Answer):
                 return command.grant
         raise AssertionError("every report has an answer")
+
+    def fail(self, error: Exception) -> None:
+        """Something went wrong that nobody else would see: the job can't go on."""
+        with self._lock:
+            self._notices.failure = f"the coordinator can't go on: {error}"
 
     def worker_lost(self, worker: int, incarnation: int) -> None:
         """A worker's process is gone: take back what it held."""
@@ -269,8 +274,7 @@ class CoordinatorServer:
                     last_tick = self._clock()
                     self._handle(TimePassed())
         except Exception as error:
-            with self._lock:
-                self._notices.failure = f"the coordinator can't go on: {error}"
+            self.fail(error)
 
     def _die_if_due(self, step: int) -> None:
         if self._faults.dies_at_step is not None and step >= self._faults.dies_at_step:

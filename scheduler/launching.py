@@ -14,7 +14,7 @@ import ray
 
 from ps.actor import ServerActor
 from ps.server import ServerSetup
-from ps.sockets import ShardAddress
+from ps.sockets import Address
 from scheduler.actor import CoordinatorActor
 from scheduler.config import ClusterConfig
 from scheduler.coordinating import CoordinatorFaults
@@ -100,20 +100,18 @@ class Processes:
     coordinator: Any
     coordinator_name: str
     watches: list[Any] = field(default_factory=list)
-    addresses: tuple[ShardAddress, ...] = ()
+    addresses: tuple[Address, ...] = ()
     server_facts: list[dict[str, Any]] = field(default_factory=list)
     coordinator_facts: dict[str, Any] = field(default_factory=dict)
+    coordinator_address: Address | None = None
     workers: dict[int, WorkerProcess] = field(default_factory=dict)
 
     def release(self) -> None:
         """End every actor; on a shared cluster they would live as long as the driver."""
-        # A server that is still there removes its socket's folder first.
-        ray.wait(
-            [server.close.remote() for server in self.servers],
-            timeout=CLOSE_SECONDS,
-            num_returns=len(self.servers),
-        )
         handles = [*self.servers, self.coordinator]
+        # Who is still there removes its socket's folder first.
+        closed = [handle.close.remote() for handle in handles]
+        ray.wait(closed, timeout=CLOSE_SECONDS, num_returns=len(closed))
         handles += [worker.handle for worker in self.workers.values()]
         for handle in handles:
             ray.kill(handle)
@@ -181,6 +179,8 @@ class Launcher:
             spec, processes.addresses, self.secret, retry_seconds, self._run, faults
         )
         ray.get(begun)
+        reachable = coordinator.open_network_here if _several_nodes() else coordinator.address
+        processes.coordinator_address = self._get([reachable.remote()])[0]
 
     def create_worker(self, processes: Processes, index: int, incarnation: int) -> None:
         """Ask for a worker's process; it comes up when the cluster has a place for it."""
@@ -198,13 +198,11 @@ class Launcher:
         facts = ray.get(worker.described)
         self._check_fingerprint(worker.index, facts["fingerprint"])
         worker.pid, worker.node = facts["pid"], facts["node"]
-        worker.run = worker.handle.run.remote(
-            setup, worker.index, worker.incarnation, processes.coordinator
-        )
+        worker.run = worker.handle.run.remote(setup, worker.index, worker.incarnation)
 
     def _learn_addresses(self, processes: Processes) -> None:
         """Ask where shards listen; beyond their node only where the cluster has other nodes."""
-        several_nodes = sum(node["Alive"] for node in ray.nodes()) > 1
+        several_nodes = _several_nodes()
         calls = [
             server.open_network_here.remote() if several_nodes else server.address.remote()
             for server in processes.servers
@@ -231,6 +229,10 @@ class Launcher:
                 f"a process did not come up within {self._cluster.start_timeout_seconds:.0f} s"
                 " (cluster.start_timeout_seconds)"
             ) from error
+
+
+def _several_nodes() -> bool:
+    return sum(node["Alive"] for node in ray.nodes()) > 1
 
 
 def _create(actor: Any, options: dict[str, Any], *arguments: Any) -> Any:

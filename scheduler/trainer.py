@@ -301,6 +301,7 @@ def _server_setups(specs: JobSpecs, secret: bytes) -> list[ServerSetup]:
 
 def _worker_setup(specs: JobSpecs, secret: bytes, processes: Processes) -> WorkerSetup:
     config = specs.config
+    assert processes.coordinator_address is not None, "workers come after the coordinator"
     return WorkerSetup(
         store=specs.store,
         model=specs.model,
@@ -311,6 +312,7 @@ def _worker_setup(specs: JobSpecs, secret: bytes, processes: Processes) -> Worke
         depth=config.cluster.prefetch_batches,
         cache_bytes=config.data.cache_bytes,
         addresses=processes.addresses,
+        coordinator=processes.coordinator_address,
         secret=secret,
         recovery_epoch=specs.coordinator.recovery_epoch,
         options=LoopOptions(on_non_finite=config.training.on_non_finite),

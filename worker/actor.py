@@ -7,18 +7,7 @@ import ray
 from threadpoolctl import threadpool_limits
 
 from worker.fingerprint import numeric_fingerprint
-from worker.protocol import Grant, Report
 from worker.running import WorkerSetup, make_loop
-
-
-class _CoordinatorHandle:
-    """The coordinator actor as a worker sees it."""
-
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
-
-    def exchange(self, report: Report) -> Grant:
-        return ray.get(self._handle.exchange.remote(report))
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -37,12 +26,7 @@ class WorkerActor:
             "fingerprint": numeric_fingerprint(),
         }
 
-    def run(self, setup: WorkerSetup, worker: int, incarnation: int, coordinator: Any) -> None:
+    def run(self, setup: WorkerSetup, worker: int, incarnation: int) -> None:
         """Work until the coordinator says stop; raises what made the worker fail."""
-        make_loop(
-            setup,
-            worker=worker,
-            incarnation=incarnation,
-            node_id=ray.get_runtime_context().get_node_id(),
-            coordinator=_CoordinatorHandle(coordinator),
-        ).run()
+        node_id = ray.get_runtime_context().get_node_id()
+        make_loop(setup, worker=worker, incarnation=incarnation, node_id=node_id).run()

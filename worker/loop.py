@@ -137,6 +137,7 @@ class WorkerLoop:
             for thread in threads:
                 thread.join(timeout=5.0)
             self._client.close()
+            self._coordinator.close()
         if self._failure is not None:
             raise self._failure
 

@@ -123,3 +123,7 @@ class Coordinator(Protocol):
     def exchange(self, report: Report) -> Grant:
         """Deliver a report and return the answer; may block for the time of one call."""
         ...
+
+    def close(self) -> None:
+        """No more reports follow."""
+        ...

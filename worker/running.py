@@ -8,17 +8,18 @@ import numpy as np
 from ps.client import PsClient
 from ps.connection_faults import with_faults
 from ps.deduplicate import Deduplicator
-from ps.sockets import ShardAddress, connect
+from ps.sockets import Address, connect
 from ps.spec import StoreSpec, even_routing
 from worker.batch import Bags, Batch
 from worker.choosing import choose_rows
 from worker.computing import Computation
+from worker.coordinator_client import CoordinatorClient
 from worker.faults import FaultPlan, Faults
 from worker.loop import LoopOptions, ReadBatch, WorkerLoop
 from worker.metrics import bin_of, log_loss_sum
 from worker.plan import Plan
 from worker.preparing import Preparer
-from worker.protocol import Coordinator, TokenKind
+from worker.protocol import TokenKind
 from worker.reading import Reader
 from worker.session import Session
 from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec, SparseFeature
@@ -37,11 +38,12 @@ class WorkerSetup:
         depth: batches prepared ahead, the one being computed included.
         cache_bytes: limit of decoded row groups.
         addresses: of the shards, in their order.
-        secret: that the shards ask for.
+        coordinator: its address.
+        secret: that shards and coordinator ask for.
         recovery_epoch: that messages carry.
         options: of the loop.
         faults: that befall workers on purpose.
-        retry_seconds: how long a shard may be out of reach.
+        retry_seconds: how long a shard or the coordinator may be out of reach.
         compress: whether frames are compressed.
     """
 
@@ -53,7 +55,8 @@ class WorkerSetup:
     threads: int
     depth: int
     cache_bytes: int
-    addresses: tuple[ShardAddress, ...]
+    addresses: tuple[Address, ...]
+    coordinator: Address
     secret: bytes = field(repr=False)
     recovery_epoch: int
     options: LoopOptions
@@ -68,7 +71,6 @@ def make_loop(
     worker: int,
     incarnation: int,
     node_id: str,
-    coordinator: Coordinator,
 ) -> WorkerLoop:
     """Compile the kernels, connect to the shards and return a loop that is ready to run."""
     computation = Computation(setup.model, threads=setup.threads)
@@ -90,7 +92,10 @@ def make_loop(
         readers["eval"] = _reader(setup, setup.evaluation_plan)
     return WorkerLoop(
         session=Session(worker, incarnation, depth=setup.depth),
-        coordinator=coordinator,
+        coordinator=CoordinatorClient(
+            lambda: connect(setup.coordinator, node_id=node_id, secret=setup.secret),
+            retry_seconds=setup.retry_seconds,
+        ),
         client=client,
         readers=readers,
         preparer=preparer,

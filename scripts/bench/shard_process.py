@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ps.server import ServerSetup, ShardServer
-from ps.sockets import ShardAddress
+from ps.sockets import Address
 
 NODE = "here"
 
@@ -27,7 +27,7 @@ class ShardProcess:
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         other.close()
-        self.address: ShardAddress = self._pipe.recv()
+        self.address: Address = self._pipe.recv()
 
     def stats(self) -> dict[str, Any]:
         """Return what `ShardServer.stats` says."""

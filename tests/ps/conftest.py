@@ -31,7 +31,7 @@ from ps.messages import (
 )
 from ps.restore import start_shard_from
 from ps.shard import Shard
-from ps.sockets import ShardAddress, connect
+from ps.sockets import Address, connect
 from ps.spec import SparseMean, StoreSpec, bucket_range, even_routing
 
 EPOCH = 3
@@ -286,11 +286,11 @@ class ServedJob:
             on_error=self.errors.append,
         )
 
-    def address(self, shard: int) -> ShardAddress:
+    def address(self, shard: int) -> Address:
         plane = self.planes[shard]
         if not self._network:
-            return ShardAddress("here", plane.path)
-        return ShardAddress("elsewhere", "", *plane.open_network("127.0.0.1"))
+            return Address("here", plane.listener.path)
+        return Address("elsewhere", "", *plane.listener.open_network("127.0.0.1"))
 
     def connect(self, shard: int) -> socket.socket:
         return connect(self.address(shard), node_id="here", secret=self.secret)
@@ -308,9 +308,9 @@ class ServedJob:
 
     def break_connections(self, shard: int) -> None:
         """Break what is connected now, from the shard's side."""
-        for connection in list(self.planes[shard]._connections.values()):
+        for peer in self.planes[shard].listener.peers:
             with contextlib.suppress(OSError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
+                peer.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         for client in self._clients:
@@ -385,7 +385,9 @@ def serve() -> Iterator[Callable[..., ServedJob]]:
         time.sleep(0.01)
     assert not set(threading.enumerate()) - threads, "every thread has ended"
     assert open_descriptors() <= descriptors, "every socket is closed"
-    assert not [p.path for one in served for p in one.planes if os.path.exists(p.path)]
+    assert not [
+        p.listener.path for one in served for p in one.planes if os.path.exists(p.listener.path)
+    ]
 
 
 def open_descriptors() -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from embedding.spec import TableSpec
-from ps import data_plane, wire
+from ps import listener, wire
 from ps.client import PsClient
 from ps.messages import ANY_STEP, Apply, PullReply, PushReply, Refusal
 from ps.sockets import connect, receive, send
@@ -27,7 +27,7 @@ def raw(served: Any) -> socket.socket:
     """A connection to the first shard without a handshake."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(5)
-    sock.connect(served.planes[0].path)
+    sock.connect(served.planes[0].listener.path)
     return sock
 
 
@@ -56,12 +56,12 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_the_local_socket_can_only_be_reached_by_this_user(small_job: Any, serve: Serve) -> None:
-    path = serve(small_job(TABLES)).planes[0].path
+    path = serve(small_job(TABLES)).planes[0].listener.path
 
     assert stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode) == 0o700
 
 
-@pytest.mark.parametrize("start", [b"", b"SMF1" + bytes(60), os.urandom(64)])
+@pytest.mark.parametrize("start", [b"", b"SMF1" + bytes(60), b"\xf5" * 64])
 def test_nothing_is_read_from_a_peer_without_the_secret(
     small_job: Any, serve: Serve, start: bytes
 ) -> None:
@@ -80,7 +80,7 @@ def test_nothing_is_read_from_a_peer_without_the_secret(
 def test_silent_peers_are_dropped_and_hinder_nobody(
     small_job: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_plane, "HANDSHAKE_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(listener, "HANDSHAKE_TIMEOUT_SECONDS", 0.3)
     job = small_job(TABLES)
     served = serve(job)
     silent = [raw(served) for _ in range(20)]
@@ -96,15 +96,15 @@ def test_silent_peers_are_dropped_and_hinder_nobody(
 def test_connections_are_limited_those_in_the_handshake_too(
     small_job: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_plane, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(listener, "MAX_CONNECTIONS", 3)
     served = serve(small_job(TABLES))
 
     silent = [raw(served) for _ in range(3)]
-    until(lambda: len(served.planes[0]._connections) == 3)
+    until(lambda: len(served.planes[0].listener.peers) == 3)
     with raw(served) as one_too_many:
         assert is_closed(one_too_many)
     silent.pop().close()
-    until(lambda: len(served.planes[0]._connections) == 2)
+    until(lambda: len(served.planes[0].listener.peers) == 2)
     served.connect(0).close()
 
     for sock in silent:

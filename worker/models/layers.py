@@ -125,7 +125,9 @@ class Mlp:
                 column_sums(grad, grad_bias)
             if layer > 0:
                 np.matmul(self._outputs[layer - 1].rows(n).T, grad, out=grad_weight)
-                grad = np.matmul(grad, weight.T, out=self._gradients[layer - 1].rows(n))
+                # Of one column it is an outer product, which BLAS is slow at.
+                multiply = np.multiply if weight.shape[1] == 1 else np.matmul
+                grad = multiply(grad, weight.T, out=self._gradients[layer - 1].rows(n))
             else:
                 np.matmul(inputs.T, grad, out=grad_weight)
         if grad_inputs is not None:

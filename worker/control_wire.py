@@ -1,0 +1,61 @@
+"""Reports and grants on a socket: frames of a length and msgpack. No pickle.
+
+    frame = magic (4) | bytes (u32) | the message's fields, as `ps.typed` has them
+
+A frame's length is checked before anything is allocated.
+"""
+
+import socket
+import struct
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from ps.sockets import receive_exactly
+from ps.typed import Decoder, decoder_of, field_values
+from ps.wire import WireError
+from worker.protocol import Grant, Report
+
+MAX_BYTES = 16 << 20
+_PREFIX = struct.Struct("<4sI")
+_MAGIC = b"SMC1"
+
+_decode_report = decoder_of(Report)
+_decode_grant = decoder_of(Grant)
+
+
+def send_message(sock: socket.socket, message: Report | Grant) -> None:
+    """Send a frame; ValueError where it would be over the limit, OSError where the peer is gone."""
+    body = msgpack.packb(message, default=_plain)
+    if len(body) > MAX_BYTES:
+        raise ValueError(
+            f"a {type(message).__name__} would take {len(body)} bytes, a frame holds {MAX_BYTES}."
+            " Use smaller batches"
+        )
+    sock.sendall(_PREFIX.pack(_MAGIC, len(body)) + body)
+
+
+def receive_report(sock: socket.socket) -> Report:
+    """Receive a report; raises WireError for what is none, OSError where the peer is gone."""
+    return _receive(sock, _decode_report)
+
+
+def receive_grant(sock: socket.socket) -> Grant:
+    """Receive a grant; raises as `receive_report`."""
+    return _receive(sock, _decode_grant)
+
+
+def _plain(value: Any) -> list[Any] | bytes:
+    return value.tobytes() if isinstance(value, np.ndarray) else field_values(value)
+
+
+def _receive(sock: socket.socket, decode: Decoder) -> Any:
+    magic, nbytes = _PREFIX.unpack(receive_exactly(sock, _PREFIX.size))
+    if magic != _MAGIC or nbytes > MAX_BYTES:
+        raise WireError(f"not a frame of ours: it starts with {magic!r} and {nbytes} bytes")
+    body = receive_exactly(sock, nbytes)
+    try:
+        return decode(msgpack.unpackb(body, strict_map_key=True))
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise WireError(f"a frame that can't be read: {error}") from error

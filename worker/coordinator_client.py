@@ -1,0 +1,57 @@
+"""The coordinator as a worker sees it: a socket on which a report is answered by a grant."""
+
+import socket
+import time
+from collections.abc import Callable
+
+from worker.control_wire import receive_grant, send_message
+from worker.protocol import Grant, Report
+
+_RETRY_PAUSE_SECONDS = 0.2
+
+
+class CoordinatorLostError(ConnectionError):
+    """The coordinator could not be reached again in time."""
+
+
+class CoordinatorClient:
+    """Exchanges reports for grants; one thread uses it.
+
+    A report whose answer did not come is sent again on a new connection: the coordinator knows it
+    by its sequence and answers as before.
+
+    Args:
+        connect: opens an authenticated connection.
+        retry_seconds: how long the coordinator may be out of reach.
+    """
+
+    def __init__(self, connect: Callable[[], socket.socket], *, retry_seconds: float) -> None:
+        self._connect = connect
+        self._retry_seconds = retry_seconds
+        self._sock: socket.socket | None = None
+
+    def exchange(self, report: Report) -> Grant:
+        """Deliver a report and return the answer; raises CoordinatorLostError."""
+        lost_since: float | None = None
+        while True:
+            try:
+                if self._sock is None:
+                    self._sock = self._connect()
+                send_message(self._sock, report)
+                return receive_grant(self._sock)
+            except OSError as error:
+                self.close()
+                now = time.monotonic()
+                lost_since = now if lost_since is None else lost_since
+                if now - lost_since > self._retry_seconds:
+                    raise CoordinatorLostError(
+                        "the coordinator could not be reached for"
+                        f" {self._retry_seconds:.0f} s: {error}"
+                    ) from error
+                time.sleep(_RETRY_PAUSE_SECONDS)
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
