@@ -250,5 +250,5 @@ def test_fleets_are_simulated_and_the_page_says_what_one_coordinator_serves(
     carry_out(replace(E6, simulate=simulate), scale, results, refuse)
 
     text = " ".join(page([E6], scale, results, FACTS).split())
-    assert "up to 1,111 batches/s with a call for each, that is 56 workers" in text
-    assert "20,000 without what calls cost. 4,096 workers of this kind make 81,920" in text
+    assert "up to 7,692 batches/s with a report for each, that is 385 workers" in text
+    assert "20,000 without what sockets cost. 4,096 workers of this kind make 81,920" in text
