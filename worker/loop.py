@@ -25,6 +25,7 @@ from worker.choosing import choose_rows
 from worker.computing import Computation, Float32s
 from worker.faults import Faults
 from worker.metrics import bin_of, log_loss_sum
+from worker.pipeline_depth import PipelineDepth
 from worker.preparing import Prepared, Preparer
 from worker.protocol import Coordinator, Evaluation, Finished, Token, TokenKind
 from worker.session import Session
@@ -32,10 +33,10 @@ from worker.session import Session
 AUC_BINS = 1 << 16
 
 # Of the preparing thread: read, deduplicate. Of the main thread: sending pulls and receiving rows
-# (pull), waiting while a pull is open (wait_rows) and while none is (wait_batch), computing,
-# checking and sending gradients (push).
+# (pull), waiting while a pull is open (wait_rows), for a batch that is being prepared (wait_batch),
+# with nothing to do (wait_lease), computing, checking and sending gradients (push).
 STAGES = ("read", "deduplicate", "pull", "wait_rows", "forward", "backward", "push", "evaluate",
-          "wait_batch")  # fmt: skip
+          "wait_batch", "wait_lease")  # fmt: skip
 
 
 class RefusedError(RuntimeError):
@@ -106,6 +107,8 @@ class WorkerLoop:
         self._options = options
         self._faults = faults
         self._times = StageTimes(*STAGES)
+        self._depth = PipelineDepth(session.depth)
+        self._computed_at = (time.perf_counter(), 0.0)  # and what was waited for batches till then
         self._cpu_seconds_before = 0.0
         self._lock = threading.Lock()
         self._news = threading.Condition(self._lock)
@@ -178,7 +181,9 @@ class WorkerLoop:
 
     def _receive(self) -> None:
         """Wait for answers of shards or for a wake-up, and take what has come."""
-        waiting_for = "wait_rows" if self._pulls else "wait_batch"
+        waiting_for = "wait_rows"
+        if not self._pulls:
+            waiting_for = "wait_batch" if self._session.preparing else "wait_lease"
         began, waited = time.perf_counter_ns(), self._client.waited_ns
         for request in self._client.poll(self._options.heartbeat_seconds):
             self._answered(request)
@@ -264,6 +269,7 @@ class WorkerLoop:
             push = self._client.start_push(
                 pulled, identity, gradients=gradients, dense=dense, trained=trained
             )
+        self._adapt_depth()
         self._pushes[push.request_id] = Finished(
             token,
             "done",
@@ -275,6 +281,12 @@ class WorkerLoop:
             seconds=seconds,
             started_at=time.time() - (time.perf_counter() - started),
         )
+
+    def _adapt_depth(self) -> None:
+        now, waited = time.perf_counter(), self._times.seconds()["wait_batch"]
+        (before, waited_before), self._computed_at = self._computed_at, (now, waited)
+        with self._lock:
+            self._session.depth = self._depth.computed(now - before, waited - waited_before)
 
     def _train(self, prepared: Prepared, pulled: PulledBatch) -> tuple[float, Float32s, Float32s]:
         began = time.perf_counter_ns()
@@ -303,6 +315,7 @@ class WorkerLoop:
                 wanted = self._session.holds(token)
             if not wanted:
                 continue
+            began = time.perf_counter()
             with self._times.measure("read"):
                 batch, skipped = self._readers[token.kind](token.batch_id)
             if batch.num_samples == 0:
@@ -312,6 +325,7 @@ class WorkerLoop:
             with self._times.measure("deduplicate"):
                 prepared = self._preparer(batch)
             with self._lock:
+                self._depth.prepared(time.perf_counter() - began)
                 if self._session.holds(token):
                     self._prepared[token] = _Ready(prepared, skipped)
                     self._session.prepared(token)

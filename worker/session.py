@@ -45,7 +45,7 @@ class Session:
     Args:
         worker: its number.
         incarnation: which process with that number this is.
-        depth: how many batches are prepared ahead, the one being computed included.
+        depth: how many batches are prepared ahead of the one being computed; may be changed.
     """
 
     def __init__(self, worker: int, incarnation: int, *, depth: int) -> None:
@@ -137,6 +137,11 @@ class Session:
     def has_news(self) -> bool:
         """Whether a report would say that something has ended."""
         return bool(self._finished)
+
+    @property
+    def preparing(self) -> bool:
+        """Whether a batch that was given out is not ready to be pulled yet."""
+        return bool(self._in(Stage.GRANTED))
 
     @property
     def want(self) -> int:
