@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from types import TracebackType
 
 import numpy as np
+import numpy.typing as npt
 
 from bench.shard_process import NODE, ShardProcess
 from embedding.finite import all_finite
-from ps.client import Identity, Open, PsClient
+from ps.client import Identity, Open, PsClient, PulledBatch
 from ps.messages import ANY_STEP, Entry, Record
 from ps.server import ServerSetup
 from ps.sockets import connect
@@ -19,6 +20,8 @@ from worker.computing import Computation
 from worker.models import build_model, initial_parameters
 from worker.reading import Reader
 from worker.running import make_preparer
+
+Float32Array = npt.NDArray[np.float32]
 
 
 class OneWorker:
@@ -70,8 +73,12 @@ class OneWorker:
         for shard in self.shards:
             shard.close()
 
-    def step(self, number: int) -> None:
-        """Train a batch from its file to the applied gradient; they count from 0, without gaps."""
+    def step(self, number: int) -> tuple[PulledBatch, Float32Array, Float32Array]:
+        """Train a batch from its file to the applied gradient; they count from 0, without gaps.
+
+        Returns what was pulled, and the gradients of its rows and of the dense parameters; the
+        gradients are overwritten by the next step.
+        """
         batch, _ = self._reader.read(number)
         prepared = self._preparer(batch)
         pulled = self._client.start_pull(prepared.unique, at_step=ANY_STEP)
@@ -100,6 +107,7 @@ class OneWorker:
         self._wait_for(
             [self._client.start_apply(shard, [record]) for shard in range(store.num_shards)]
         )
+        return pulled, gradients, dense
 
     def _wait_for(self, requests: Sequence[Open]) -> None:
         while not all(request.done for request in requests):
