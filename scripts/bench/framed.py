@@ -15,7 +15,7 @@ from bench.exchanges import EMPTY_PULL, EMPTY_REPLY, AnyMessage, Exchange, blank
 from bench.server_process import ServerProcess
 from bench.shared_memory import SharedMemoryChannel, create_region
 from ps.messages import Contribution, Message, Pull, PullReply, PushReply
-from ps.sockets import ShardAddress, connect, prove_as_server, receive, send, tune
+from ps.sockets import Address, connect, prove_as_server, receive, send, tune
 from ps.wire import Header, WireError, array_names, array_sizes
 
 Kind = Literal["unix", "tcp", "shared_memory", "shared_memory_in_place"]
@@ -135,7 +135,7 @@ class FramedTransport:
         self._directory.cleanup()
 
 
-def start_server(exchange: Exchange, path: str, secret: bytes) -> ShardAddress:
+def start_server(exchange: Exchange, path: str, secret: bytes) -> Address:
     """Answer pulls with the exchange's rows, in a thread for each connection."""
     local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     local.bind(path)
@@ -143,7 +143,7 @@ def start_server(exchange: Exchange, path: str, secret: bytes) -> ShardAddress:
     for listener in (local, network):
         listener.listen()
         threading.Thread(target=_accept, args=(listener, exchange, secret), daemon=True).start()
-    return ShardAddress(_NODE, path, *network.getsockname())
+    return Address(_NODE, path, *network.getsockname())
 
 
 def _accept(listener: socket.socket, exchange: Exchange, secret: bytes) -> None:
