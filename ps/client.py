@@ -77,8 +77,10 @@ class PulledBatch(Open):
         unique: the batch's distinct keys.
         values: float32, the flat buffer of rows.
         admitted: uint8[u], in the order of the keys.
-        dense: float32[dense parameters], or empty where they were not wanted.
+        dense: float32[dense parameters], to be read only: where no shard sent any it is that of an
+            earlier batch. Empty where they were not wanted.
         steps: int64[shards], the step each shard answered at.
+        held: the dense parameters that the client had when it asked.
     """
 
     unique: Deduplicated = None  # type: ignore[assignment]
@@ -86,6 +88,15 @@ class PulledBatch(Open):
     admitted: npt.NDArray[np.uint8] = None  # type: ignore[assignment]
     dense: npt.NDArray[np.float32] = None  # type: ignore[assignment]
     steps: npt.NDArray[np.int64] = None  # type: ignore[assignment]
+    held: "_Dense | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Dense:
+    """Dense parameters, and the step of each shard's part: -1 where there is none."""
+
+    values: npt.NDArray[np.float32]
+    steps: npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -143,6 +154,8 @@ class PsClient:
         self._retry_seconds = retry_seconds
         self._compress = compress
         self._dims = np.array([table.dim for table in spec.tables], np.int64)
+        none = np.full(spec.num_shards, -1)
+        self._dense = _Dense(np.empty(spec.dense_size, np.float32), none)
         self._open: dict[int, Open] = {}
         self._answered: list[Open] = []
         self._next_request = 0
@@ -170,7 +183,10 @@ class PsClient:
     def start_pull(
         self, unique: Deduplicated, *, at_step: int, evaluate: bool = False, dense: bool = True
     ) -> PulledBatch:
-        """Ask every shard for a batch's rows and the dense parameters; replies land in place."""
+        """Ask every shard for a batch's rows and the dense parameters; replies land in place.
+
+        A shard leaves dense parameters out that the last answer brought already.
+        """
         request_id = self._new_id()
         messages: dict[int, Request] = {}
         for shard in range(self.spec.num_shards):
@@ -184,6 +200,7 @@ class PsClient:
                 keys=unique.keys[part],
                 counts=np.empty(0, np.uint32) if evaluate else unique.counts[part],
                 dense=dense,
+                dense_step=int(self._dense.steps[shard]),
             )
         pulled = PulledBatch(
             request_id,
@@ -192,8 +209,9 @@ class PsClient:
             unique=unique,
             values=np.empty(unique.value_starts[-1], np.float32),
             admitted=np.empty(unique.keys.size, np.uint8),
-            dense=np.empty(self.spec.dense_size if dense else 0, np.float32),
+            dense=np.empty(0, np.float32),
             steps=np.zeros(self.spec.num_shards, np.int64),
+            held=self._dense if dense else None,
         )
         self._start(pulled)
         return pulled
@@ -331,6 +349,8 @@ class PsClient:
         request.waiting.discard(shard)
         if request.done:
             del self._open[request.request_id]
+            if isinstance(request, PulledBatch) and not request.refusals:
+                self._complete_dense(request)
             self._answered.append(request)
 
     def _places(self, shard: int, header: Header) -> list[npt.NDArray[np.uint8]] | None:
@@ -342,16 +362,35 @@ class PsClient:
             return None
         unique = request.unique
         values = request.values[unique.value_starts[shard] : unique.value_starts[shard + 1]]
-        dense = request.dense[slice(*self.spec.dense_range(shard))] if request.dense.size else None
+        dense = self._place_of_dense(request, shard, header)
         admitted = request.admitted[unique.key_starts[shard] : unique.key_starts[shard + 1]]
-        places = [
-            values.view(np.uint8),
-            np.empty(0, np.uint8) if dense is None else dense.view(np.uint8),
-            admitted,
-        ]
+        places = [values.view(np.uint8), dense.view(np.uint8), admitted]
         if tuple(place.nbytes for place in places) != array_sizes(header):
             raise ConnectionError(f"shard {shard} answered a pull with arrays of other sizes")
         return places
+
+    def _place_of_dense(
+        self, pulled: PulledBatch, shard: int, header: Header
+    ) -> npt.NDArray[np.float32]:
+        """Return where a shard's dense parameters go; empty where it rightly sends none."""
+        unchanged = pulled.held is None or header.scalars["step"] == pulled.held.steps[shard]
+        if unchanged:
+            return np.empty(0, np.float32)
+        if pulled.dense.size == 0:
+            pulled.dense = np.empty(self.spec.dense_size, np.float32)
+        return pulled.dense[slice(*self.spec.dense_range(shard))]
+
+    def _complete_dense(self, pulled: PulledBatch) -> None:
+        """Take the parts that did not change from what was held, and hold all for later pulls."""
+        if pulled.held is None:
+            return
+        if pulled.dense.size == 0:
+            pulled.dense = pulled.held.values
+        else:
+            for shard in np.flatnonzero(pulled.steps == pulled.held.steps).tolist():
+                part = slice(*self.spec.dense_range(shard))
+                pulled.dense[part] = pulled.held.values[part]
+        self._dense = _Dense(pulled.dense, pulled.steps)
 
     def _reconnect(self, shard: int, cause: OSError) -> None:
         """Connect again and send again what that shard has not answered."""

@@ -42,6 +42,8 @@ class Pull:
         keys: int64[n], distinct within a table.
         counts: uint32[n], occurrences in the batch; empty for evaluation, which counts as 0.
         dense: whether the shard's dense parameters are wanted too.
+        dense_step: at which step the sender has them already, -1: at none. They are left out of
+            an answer of that step.
     """
 
     request_id: int
@@ -52,6 +54,7 @@ class Pull:
     keys: Int64s
     counts: UInt32s
     dense: bool
+    dense_step: int = -1
 
 
 @dataclass(slots=True)
@@ -61,7 +64,8 @@ class PullReply:
     Args:
         step: the shard's global step that was read.
         values: float32[sum over tables of keys x dim].
-        dense: float32, the shard's dense parameters, or empty.
+        dense: float32, the shard's dense parameters; empty where they were not wanted or are those
+            of the pull's `dense_step`.
         admitted: uint8[n], 1 where the key has a row or gets one when its gradient arrives.
     """
 

@@ -199,7 +199,8 @@ class Shard:
                 step=self.step,
             )
             start, value_start = stop, value_stop
-        dense = self.dense.vector if pull.dense else np.empty(0, np.float32)
+        wanted = pull.dense and pull.dense_step != self.step
+        dense = self.dense.vector if wanted else np.empty(0, np.float32)
         return PullReply(pull.request_id, self.step, values, dense, admitted)
 
     def _measure(self, message: DenseNorm) -> Reply:

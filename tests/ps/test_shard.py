@@ -185,6 +185,19 @@ def test_parameters_are_only_sent_where_they_are_wanted(small_job: Any) -> None:
     assert job.send(0, job.pull(0, job.unique([1], []), dense=False)).dense.size == 0
 
 
+def test_parameters_are_not_sent_to_who_has_those_of_this_step(small_job: Any) -> None:
+    job = small_job(TABLES)
+    job.train(0, [1], [])
+
+    def size(dense_step: int) -> int:
+        pull = replace(job.pull(0, job.unique([1], [])), dense_step=dense_step)
+        return job.send(0, pull).dense.size
+
+    assert [size(step) for step in (-1, 0, 1, 2)] == [job.spec.dense_size] * 2 + [0] + [
+        job.spec.dense_size
+    ]
+
+
 @pytest.mark.parametrize("optimizer", [Sgd(), Adagrad()])
 def test_a_reply_does_not_change_with_the_next_step(small_job: Any, optimizer: Any) -> None:
     """It may still be on its way."""
