@@ -16,6 +16,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.pop("RAY_ADDRESS", None)
 
 
+@pytest.hookimpl(tryfirst=True)  # the plugin reads the groups in a hook of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run in more than one process, keep those of a file together, and all with Ray.
 
