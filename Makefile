@@ -16,7 +16,7 @@ venv: .venv/installed
 	touch $@
 
 # Two at a time; tests/conftest.py says which must not run beside one another.
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # The generated data are made once; the file below is written last.
 data: $(DATA)/about.json

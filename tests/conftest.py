@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 # Before anything imports Ray. One thread a process, as in the actors of a job.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -15,18 +18,33 @@ os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.pop("RAY_ADDRESS", None)
 
+ROOT = Path(__file__).parents[1]
 
-@pytest.hookimpl(tryfirst=True)  # the plugin reads the groups in a hook of its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in more than one process, keep those of a file together, and all with Ray.
 
-    Files compile kernels and make fixtures once, and two Rays would fight for a port of the node.
-    Those with Ray take longest, so they begin.
+class Scheduling(LoadFileScheduling):
+    """Deals tests out by the file, as files compile kernels and make fixtures once.
+
+    Those with Ray go to one process: two Rays would fight for a port of the node.
     """
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "ray" if _starts_ray(ROOT / file) else file
+
+
+@cache
+def _starts_ray(file: Path) -> bool:
+    return "mark.ray" in file.read_text()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with those with Ray, as they take longest."""
+    items.sort(key=lambda item: not _starts_ray(item.path))
 
 
 @pytest.fixture(scope="session")
