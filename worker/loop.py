@@ -10,6 +10,7 @@ import os
 import queue
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -71,6 +72,14 @@ class _Ready:
 
 
 ReadBatch = Callable[[int], tuple[Batch, int]]
+
+_PREPARING_NICENESS = 5
+
+
+def _give_way() -> None:
+    """Let this thread run where computing leaves a gap: what it prepares is not needed yet."""
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PREPARING_NICENESS)
 
 
 class WorkerLoop:
@@ -307,6 +316,7 @@ class WorkerLoop:
     # The preparing thread ---------------------------------------------------------------------
 
     def _prepare(self) -> None:
+        _give_way()
         while True:
             token = self._to_prepare.get()
             if self._ended:
