@@ -1,16 +1,21 @@
-"""Where compiled kernels are kept, so that a stale one can't be loaded.
+"""Where compiled kernels are kept, so that a stale one can't be loaded and none is compiled twice.
 
 Numba ties a cached kernel to its own file only: a change in a file whose functions were inlined
-would go unnoticed. So the folder's name is a digest of every file with kernels.
+would go unnoticed. So the folder's name is a digest of every file with kernels. Numba also ties it
+to the path of its file, which is another one in every job that uploads its sources: so here our
+files are known by their path inside the packages. See docs/performance.md, "Start-up".
 """
 
 import hashlib
 import os
 import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numba
 
+_ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("embedding", "ps", "worker")
 _KEPT = 8
 
@@ -19,18 +24,65 @@ def use_own_cache() -> None:
     """Set Numba's cache folder, unless NUMBA_CACHE_DIR sets it."""
     if os.environ.get("NUMBA_CACHE_DIR"):
         return
-    root = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for path in sorted(p for name in _PACKAGES for p in (root / name).rglob("*.py")):
-        source = path.read_bytes()
-        if b"njit" in source:
-            digest.update(path.relative_to(root).as_posix().encode())
-            digest.update(source)
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "synchromesh" / "kernels" / digest.hexdigest()[:16]
+    folder = home / "synchromesh" / "kernels" / _digest()
     if not folder.exists():
         _forget_old(folder.parent)
     numba.config.CACHE_DIR = str(folder)
+    # Files that are not ours, as those of a custom model, are known by their whole path.
+    numba.config.CACHE_LOCATOR_CLASSES = f"{__name__}.KernelLocator,UserProvidedCacheLocator"
+
+
+class KernelLocator:
+    """Where Numba finds the compiled functions of one of our files, wherever that file lies.
+
+    Numba makes one for each function, by `from_function`; the methods are those that it calls.
+    """
+
+    def __init__(self, file: Path, line: int) -> None:
+        self._py_file = str(file)
+        self._line = line
+        self._folder = Path(numba.config.CACHE_DIR) / file.parent.relative_to(_ROOT)
+
+    @classmethod
+    def from_function(cls, function: Any, file: str) -> "KernelLocator | None":
+        """Return None where the file is not ours, or the folder can't be written."""
+        path = Path(file).resolve()
+        if not any(path.is_relative_to(_ROOT / name) for name in _PACKAGES):
+            return None
+        locator = cls(path, function.__code__.co_firstlineno)
+        try:
+            locator.ensure_cache_path()
+        except OSError:
+            return None
+        return locator
+
+    def ensure_cache_path(self) -> None:
+        """Make the folder; raises OSError where nothing can be written to it."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=self._folder).close()
+
+    def get_cache_path(self) -> str:
+        return str(self._folder)
+
+    def get_source_stamp(self) -> str:
+        """Return what a compiled function is stale without: nothing, as the folder has it all."""
+        return ""
+
+    def get_disambiguator(self) -> str:
+        """Return what tells functions of one name in a file apart."""
+        return str(self._line)
+
+
+def _digest() -> str:
+    """Return a name for Numba's version and the text of every file with kernels."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(p for name in _PACKAGES for p in (_ROOT / name).rglob("*.py")):
+        source = path.read_bytes()
+        if b"njit" in source:
+            digest.update(path.relative_to(_ROOT).as_posix().encode())
+            digest.update(source)
+    return digest.hexdigest()[:16]
 
 
 def _forget_old(parent: Path) -> None:

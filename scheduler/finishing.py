@@ -21,6 +21,8 @@ def finish(
     supervisor: Supervisor,
     run: RunDirectory,
     progress: Progress,
+    *,
+    started_at: dict[str, float],
 ) -> tuple[dict[str, Any], str]:
     """Write the final checkpoint, evaluate, and write the result; return it and the checkpoint."""
     status = supervisor.status()
@@ -40,6 +42,7 @@ def finish(
         processes=_describe(processes),
         worker_restarts=supervisor.worker_restarts,
         checkpoint=checkpoint,
+        started_at=started_at,
     )
     run.write_result(result)
     return result, checkpoint

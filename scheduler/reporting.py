@@ -155,6 +155,7 @@ def make_result(
     processes: list[dict[str, Any]],
     worker_restarts: int,
     checkpoint: str,
+    started_at: dict[str, float],
 ) -> dict[str, Any]:
     """Return what result.json holds."""
     samples = status.samples
@@ -169,6 +170,7 @@ def make_result(
         "skipped_by_reason": samples["skipped_by_reason"],
         "epochs": config.data.epochs,
         "global_step": status.applied_step,
+        "started_at": started_at,
         "train_seconds": seconds,
         "samples_per_second": samples["applied"] / seconds if seconds > 0 else 0.0,
         "train_loss": status.loss_sum / status.loss_samples if status.loss_samples else None,

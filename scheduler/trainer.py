@@ -80,6 +80,7 @@ class Trainer:
 
     def __init__(self, config: JobConfig) -> None:
         self.config = with_absolute_paths(config, os.environ, Path.cwd())
+        self._started_at: dict[str, float] = {}
 
     def fit(self) -> Result:
         """Run the job to its end.
@@ -89,12 +90,14 @@ class Trainer:
                 names can't be used; nothing was started.
             TrainingError: the job failed while it ran.
         """
+        self._reached("called")
         specs = resolve(self.config)
         rule = rule_for(specs.store.dense_optimizer, sparse=False)
         run = RunDirectory(
             self.config, least_checkpoint_bytes=4 * rule.row_width(specs.store.dense_size)
         )
         run.write_plan(specs.plan.to_json())
+        self._reached("planned")
         try:
             return self._run(specs, run)
         except (OSError, ValueError, ray.exceptions.RayError) as error:
@@ -115,6 +118,7 @@ class Trainer:
         joined = ray.is_initialized()
         if not joined:
             start_ray(self.config.cluster, namespace=f"synchromesh-{run.path.name}-{os.getpid()}")
+        self._reached("ray")
         processes: Processes | None = None
         try:
             launcher = Launcher(
@@ -128,11 +132,13 @@ class Trainer:
                 processes = launcher.create(_server_setups(specs, launcher.secret))
                 parts = _dense_parts(specs)
                 launcher.start_servers(processes, parts, self._init_checkpoint())
+                self._reached("servers")
                 launcher.start_coordinator(
                     processes,
                     specs.coordinator,
                     coordinator_faults(self.config, started=time.time()),
                 )
+                self._reached("coordinator")
                 run.write_control(
                     control_facts(processes, recovery_epoch=specs.coordinator.recovery_epoch)
                 )
@@ -148,15 +154,22 @@ class Trainer:
                     ],
                 )
                 supervisor.start_workers()
+                self._reached("workers")
                 progress.phase(f"training (started in {time.monotonic() - started:.1f} s)")
                 supervisor.until_trained()
-                metrics, checkpoint = finish(specs, processes, supervisor, run, progress)
+                metrics, checkpoint = finish(
+                    specs, processes, supervisor, run, progress, started_at=self._started_at
+                )
         finally:
             if processes is not None:
                 processes.release()
             if not joined:
                 ray.shutdown()
         return Result(metrics, checkpoint, str(run.path))
+
+    def _reached(self, moment: str) -> None:
+        """Note when the job's start got so far."""
+        self._started_at[moment] = time.time()
 
     def _init_checkpoint(self) -> str | None:
         init_from = self.config.run.init_from

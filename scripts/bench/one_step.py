@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
@@ -15,13 +16,87 @@ from ps.server import ServerSetup
 from ps.sockets import connect
 from scheduler.step_scalars import scalars_of_step
 from scheduler.trainer import JobSpecs
+from worker.batch import Batch
 from worker.choosing import choose_rows
 from worker.computing import Computation
 from worker.models import build_model, initial_parameters
 from worker.reading import Reader
 from worker.running import make_preparer
+from worker.spec import ModelSpec, SparseFeature
 
 Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """What came of a batch: its pull, and the gradients of its rows and of dense parameters."""
+
+    samples: int
+    pulled: PulledBatch
+    gradients: Float32Array
+    dense: Float32Array
+
+
+class Contributor:
+    """Computes batches and pushes what they contribute to the servers.
+
+    Args:
+        client: connected to the servers.
+        model, sparse: of the job.
+    """
+
+    def __init__(self, client: PsClient, model: ModelSpec, sparse: Sequence[SparseFeature]) -> None:
+        self.client = client
+        self._computation = Computation(model)
+        self._preparer = make_preparer(client.spec, model.lookups, sparse)
+
+    def push(self, number: int, batch: Batch) -> Pushed:
+        """Pull, train and push a batch; return what was pushed once every shard holds it."""
+        prepared = self._preparer(batch)
+        pulled = self.client.start_pull(prepared.unique, at_step=ANY_STEP)
+        wait_for(self.client, [pulled])
+        prepared, trained = choose_rows(prepared, pulled.admitted)
+        _, gradients, dense = self._computation.train(prepared, pulled.values, pulled.dense)
+        if not (all_finite(gradients) and all_finite(dense)):
+            raise ValueError(f"batch {number} gave a gradient that is not finite")
+        identity = Identity(0, number, 0, prepared.num_samples)
+        push = self.client.start_push(
+            pulled, identity, gradients=gradients, dense=dense, trained=trained
+        )
+        wait_for(self.client, [push])
+        return Pushed(prepared.num_samples, pulled, gradients, dense)
+
+
+def apply_batch(
+    client: PsClient, *, step: int, batch_id: int, samples: int, low_water: int
+) -> None:
+    """Make a step of a pushed batch on every shard, as the coordinator does in `async`.
+
+    Args:
+        low_water: every batch id below it was applied before.
+    """
+    store = client.spec
+    record = Record(
+        step=step,
+        recovery_epoch=client.recovery_epoch,
+        mode_epoch=0,
+        entries=(Entry(batch_id, 0, 1.0),),
+        divisor=samples,
+        scalars=scalars_of_step(store, step=step, clock=step, learning_rate_scale=1.0),
+        clock=step,
+        low_water=low_water,
+        oldest_pull_step=step,
+    )
+    wait_for(client, [client.start_apply(shard, [record]) for shard in range(store.num_shards)])
+
+
+def wait_for(client: PsClient, requests: Sequence[Open]) -> None:
+    """Wait until all are answered; raises RuntimeError where one is refused."""
+    while not all(request.done for request in requests):
+        client.poll(None)
+    for request in requests:
+        for refusal in request.refusals.values():
+            raise RuntimeError(refusal.text)
 
 
 class OneWorker:
@@ -36,11 +111,9 @@ class OneWorker:
     """
 
     def __init__(self, specs: JobSpecs) -> None:
-        self._specs, store = specs, specs.store
-        self._epoch = specs.coordinator.recovery_epoch
-        self._computation = Computation(specs.model)
+        store = specs.store
+        epoch = specs.coordinator.recovery_epoch
         self._reader = Reader(specs.plan, specs.data.features)
-        self._preparer = make_preparer(store, specs.model.lookups, specs.data.features.sparse)
         secret = secrets.token_bytes(32)
         dense = initial_parameters(build_model(specs.model), specs.model.seed)
         self.shards: list[ShardProcess] = []
@@ -53,12 +126,13 @@ class OneWorker:
                 max_buffer_bytes=1 << 30,
             )
             part = np.ascontiguousarray(dense[slice(*store.dense_range(index))])
-            self.shards.append(ShardProcess(setup, part, recovery_epoch=self._epoch))
-        self._client = PsClient(
+            self.shards.append(ShardProcess(setup, part, recovery_epoch=epoch))
+        client = PsClient(
             store,
             lambda shard: connect(self.shards[shard].address, node_id=NODE, secret=secret),
-            recovery_epoch=self._epoch,
+            recovery_epoch=epoch,
         )
+        self._contributor = Contributor(client, specs.model, specs.data.features.sparse)
 
     def __enter__(self) -> "OneWorker":
         return self
@@ -69,49 +143,19 @@ class OneWorker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._client.close()
+        self._contributor.client.close()
         for shard in self.shards:
             shard.close()
 
-    def step(self, number: int) -> tuple[PulledBatch, Float32Array, Float32Array]:
-        """Train a batch from its file to the applied gradient; they count from 0, without gaps.
-
-        Returns what was pulled, and the gradients of its rows and of the dense parameters; the
-        gradients are overwritten by the next step.
-        """
+    def step(self, number: int) -> Pushed:
+        """Train a batch from its file to the applied gradient; they count from 0, without gaps."""
         batch, _ = self._reader.read(number)
-        prepared = self._preparer(batch)
-        pulled = self._client.start_pull(prepared.unique, at_step=ANY_STEP)
-        self._wait_for([pulled])
-        prepared, trained = choose_rows(prepared, pulled.admitted)
-        _, gradients, dense = self._computation.train(prepared, pulled.values, pulled.dense)
-        if not (all_finite(gradients) and all_finite(dense)):
-            raise ValueError(f"batch {number} gave a gradient that is not finite")
-        identity = Identity(0, number, 0, prepared.num_samples)
-        push = self._client.start_push(
-            pulled, identity, gradients=gradients, dense=dense, trained=trained
-        )
-        self._wait_for([push])
-        store = self._specs.store
-        record = Record(
+        pushed = self._contributor.push(number, batch)
+        apply_batch(
+            self._contributor.client,
             step=number,
-            recovery_epoch=self._epoch,
-            mode_epoch=0,
-            entries=(Entry(number, 0, 1.0),),
-            divisor=prepared.num_samples,
-            scalars=scalars_of_step(store, step=number, clock=number, learning_rate_scale=1.0),
-            clock=number,
+            batch_id=number,
+            samples=pushed.samples,
             low_water=number,
-            oldest_pull_step=number,
         )
-        self._wait_for(
-            [self._client.start_apply(shard, [record]) for shard in range(store.num_shards)]
-        )
-        return pulled, gradients, dense
-
-    def _wait_for(self, requests: Sequence[Open]) -> None:
-        while not all(request.done for request in requests):
-            self._client.poll(None)
-        for request in requests:
-            for refusal in request.refusals.values():
-                raise RuntimeError(refusal.text)
+        return pushed

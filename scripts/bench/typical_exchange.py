@@ -21,7 +21,8 @@ def typical_exchange(data: Path, batch: int, steps: int) -> Exchange:
     found: list[Exchange] = []
     with OneWorker(specs) as worker, threadpool_limits(limits=1):
         for number in range(steps):
-            pulled, gradients, dense_gradients = worker.step(number)
+            pushed = worker.step(number)
+            pulled = pushed.pulled
             found.append(
                 Exchange(
                     batch=batch,
@@ -30,9 +31,9 @@ def typical_exchange(data: Path, batch: int, steps: int) -> Exchange:
                     counts=pulled.unique.counts,
                     admitted=pulled.admitted,
                     values=pulled.values,
-                    gradients=gradients.copy(),
+                    gradients=pushed.gradients,
                     dense=pulled.dense,
-                    dense_gradients=dense_gradients.copy(),
+                    dense_gradients=pushed.dense,
                 )
             )
     return sorted(found, key=lambda exchange: exchange.keys.size)[steps // 2]

@@ -159,6 +159,16 @@ def test_stages_are_measured_and_no_thread_s_exceed_the_time_that_passed(
         assert 0 < seconds < passed * (os.cpu_count() or 1)
 
 
+def test_the_moments_of_a_start_come_in_their_order_before_the_first_batch(
+    sync_result: Result,
+) -> None:
+    moments = sync_result.metrics["started_at"]
+    assert list(moments) == ["called", "planned", "ray", "servers", "coordinator", "workers"]
+    spans = [json.loads(line) for line in (Path(sync_result.path) / "batches.jsonl").open()]
+    in_time = [*moments.values(), min(span["start"] + span["seconds"] for span in spans)]
+    assert in_time == sorted(in_time)
+
+
 def test_workers_servers_and_coordinator_are_distinct_processes(sync_result: Result) -> None:
     processes = sync_result.metrics["processes"]
     assert {p["role"] for p in processes} == {"worker", "server", "coordinator"}

@@ -1,0 +1,61 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import embedding
+
+PACKAGE = Path(embedding.__file__).parent
+MIX_SOME_KEYS = """
+import json
+import numpy as np
+from embedding import mixing
+mixing.buckets_of(np.arange(4))
+stats = mixing._buckets.stats
+folder = mixing._buckets.stats.cache_path
+print(json.dumps([sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), folder]))
+"""
+
+
+def sources(folder: Path) -> Path:
+    shutil.copytree(PACKAGE, folder / "embedding", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def run(folder: Path, home: Path, **environment: str) -> tuple[int, int, Path]:
+    """Return how many kernels were loaded and how many compiled, and where they are kept."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
+    done = subprocess.run(
+        [sys.executable, "-c", MIX_SOME_KEYS],
+        cwd=folder,  # from where `-c` imports
+        env={**kept, "XDG_CACHE_HOME": str(home), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded, compiled, cache = json.loads(done.stdout)
+    return loaded, compiled, Path(cache)
+
+
+def test_the_same_sources_at_another_path_load_what_was_compiled(tmp_path: Path) -> None:
+    assert run(sources(tmp_path / "first"), tmp_path / "home")[:2] == (0, 1)
+    assert run(sources(tmp_path / "second"), tmp_path / "home")[:2] == (1, 0)
+
+
+def test_a_change_in_any_file_with_kernels_compiles_all_anew(tmp_path: Path) -> None:
+    *_, before = run(sources(tmp_path / "first"), tmp_path / "home")
+    changed = sources(tmp_path / "second")
+    with (changed / "embedding" / "finite.py").open("a") as file:
+        file.write("\n# changed\n")
+    loaded, compiled, after = run(changed, tmp_path / "home")
+    assert (loaded, compiled) == (0, 1)
+    assert before != after
+
+
+def test_numba_cache_dir_is_left_to_the_person_who_set_it(tmp_path: Path) -> None:
+    wanted = tmp_path / "mine"
+    *_, folder = run(sources(tmp_path / "first"), tmp_path / "home", NUMBA_CACHE_DIR=str(wanted))
+    assert folder.is_relative_to(wanted)
+    assert not (tmp_path / "home" / "synchromesh").exists()
