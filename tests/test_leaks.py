@@ -23,6 +23,7 @@ from ps.buffer import GradientBuffer
 from ps.messages import Contribution, Refusal
 from ps.server import ServerSetup, ShardServer
 from scheduler import JobConfig
+from scheduler.control_plane import ControlPlane
 from scheduler.coordinating import CoordinatorServer
 from scheduler.trainer import JobSpecs, resolve
 from worker.faults import FaultPlan
@@ -119,6 +120,15 @@ class Job:
                 )
             )
         )
+        plane = stack.enter_context(
+            closing(
+                ControlPlane(
+                    self.coordinator.exchange,
+                    secret=self._secret,
+                    on_error=self.coordinator.fail,
+                )
+            )
+        )
         setup = WorkerSetup(
             store=specs.store,
             model=specs.model,
@@ -129,12 +139,13 @@ class Job:
             depth=2,
             cache_bytes=1 << 20,
             addresses=addresses,
+            coordinator=plane.listener.address(NODE),
             secret=self._secret,
             recovery_epoch=specs.coordinator.recovery_epoch,
             options=LoopOptions(),
             faults=FaultPlan(),
         )
-        loop = make_loop(setup, worker=0, incarnation=0, node_id=NODE, coordinator=self.coordinator)
+        loop = make_loop(setup, worker=0, incarnation=0, node_id=NODE)
         self._thread = threading.Thread(target=loop.run)
 
     def _server(self, specs: JobSpecs, index: int) -> ShardServer:
