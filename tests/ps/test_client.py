@@ -120,53 +120,6 @@ def test_a_pull_gathers_rows_bits_and_parameters_of_all_shards(
     assert evaluated.admitted.sum() == 20 + 1, "of the second table only key 3 has a row"
 
 
-def test_parameters_are_sent_again_only_by_shards_that_changed_theirs(
-    small_job: Any, serve: Serve
-) -> None:
-    job = small_job(TABLES, num_shards=2, dense_size=50_000)
-    served = serve(job)
-    client, unique = served.client(), job.unique([1, 2], [3])
-    received = [0]
-
-    def pulled_dense() -> tuple[bytes, int]:
-        found = pull(client, unique).dense.tobytes()
-        received.append(client.bytes_received)
-        return found, received[-1] - received[-2]
-
-    first, all_bytes = pulled_dense()
-    again, few_bytes = pulled_dense()
-    answer(client, push(client, job, pull(client, unique), 0))
-    received.append(client.bytes_received)
-    answer(client, client.start_apply(0, [job.record(0, 0)]))
-    received.append(client.bytes_received)
-    one_changed, half_the_bytes = pulled_dense()
-
-    assert again == first
-    assert few_bytes < 2_000
-    assert all_bytes > 200_000
-    assert 90_000 < half_the_bytes < 120_000
-    fresh = pull(served.client(), unique)
-    assert one_changed == fresh.dense.tobytes() != first
-    assert fresh.steps.tolist() == [1, 0]
-
-
-def test_pulls_that_are_open_at_once_each_get_the_parameters_of_their_step(
-    small_job: Any, serve: Serve
-) -> None:
-    job = small_job(TABLES, num_shards=2, dense_size=3000)
-    client, unique = serve(job).client(), job.unique([1], [])
-    answer(client, push(client, job, pull(client, unique), 0))
-    late = client.start_pull(unique, at_step=1)
-    now = pull(client, unique, at_step=0)
-    before = now.dense.copy()
-    answer(client, late, *(client.start_apply(s, [job.record(0, 0)]) for s in range(2)))
-
-    expected = [shard.dense.vector for shard in job.shards]
-    assert late.dense.tobytes() == np.concatenate(expected).tobytes()
-    assert now.dense.tobytes() == before.tobytes() != late.dense.tobytes()
-    assert pull(client, unique).dense.tobytes() == late.dense.tobytes()
-
-
 def test_two_clients_work_at_once(small_job: Any, serve: Serve) -> None:
     job, alone = small_job(TABLES, num_shards=2), small_job(TABLES)
     served = serve(job)
