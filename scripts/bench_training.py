@@ -38,7 +38,7 @@ TOPOLOGIES = ("1+1", "1+2", "2+1", "2+2")
 BATCHES = ("512", "2048", "8192")
 HEADLINE = (
     *(Case(2, servers, mode, 2048) for servers in (1, 2) for mode in ("async", "gba")),
-    Case(1, 1, "sync", 2048),
+    *(Case(1, servers, "sync", 2048) for servers in (1, 2)),
 )
 PARTS = ("limits", "torch", "jobs")
 _QUICK = {"rows": 16_384, "repeats": 1, "bound_seconds": 0.05, "look_seconds": 0.5}
