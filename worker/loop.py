@@ -73,7 +73,7 @@ class _Ready:
 
 ReadBatch = Callable[[int], tuple[Batch, int]]
 
-_PREPARING_NICENESS = 5
+_PREPARING_NICENESS = 19
 
 
 def _give_way() -> None:
