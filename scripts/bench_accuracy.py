@@ -66,10 +66,11 @@ def runs(case: Case, in_step: int, data: Data, seeds: int) -> Iterator[Run]:
         yield Run("accuracy", names, seed, JOB, (*settings, step))
 
 
-def measure(mode: str, arguments: argparse.Namespace, data: Data, out: Path) -> None:
+def measure(
+    mode: str, arguments: argparse.Namespace, data: Data, train: TrainingRuns
+) -> None:
     """Train both by every seed and print the line."""
     together, alone, in_step = pair_of(mode, arguments.servers)
-    train = TrainingRuns(out)
     of_pair = [[train(run)["auc"] for run in runs(case, in_step, data, arguments.seeds)]
                for case in (together, alone)]  # fmt: skip
     differences = [one - other for one, other in zip(*of_pair, strict=True)]
@@ -100,8 +101,9 @@ def main(argv: list[str] | None = None) -> int:
             write_criteo_like(arguments.data, wanted)
         data = find_data(arguments.data, arguments.rows)
         with tempfile.TemporaryDirectory(prefix="bench-accuracy-") as out:
+            train = TrainingRuns(Path(out))
             for mode in arguments.modes.split(","):
-                measure(mode, arguments, data, Path(out))
+                measure(mode, arguments, data, train)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
