@@ -135,7 +135,7 @@ class OptimizerRule:
                 f"optimizer {self.kernel.__name__} takes float64[{self.num_scalars}] as scalars "
                 f"(see step_scalars), got shape {list(numbers.shape)}"
             )
-        if not np.isfinite(numbers).all():
+        if not all(map(math.isfinite, numbers.tolist())):
             raise ValueError(
                 f"optimizer {self.kernel.__name__} takes finite scalars, got {numbers.tolist()}"
             )

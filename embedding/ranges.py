@@ -17,11 +17,11 @@ _SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 def require_finite(name: str, value: float) -> None:
-    """A number that float32 can hold."""
-    require(math.isfinite(value), f"{name} must be finite, got {value}")
-    require(
-        abs(value) <= _LARGEST, f"{name} must be at most {_LARGEST:.7g}, as float32, got {value}"
-    )
+    """A number that float32 can hold. Every apply asks, so no message is made in vain."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    if abs(value) > _LARGEST:
+        raise ValueError(f"{name} must be at most {_LARGEST:.7g}, as float32, got {value}")
 
 
 def require_positive(name: str, value: float) -> None:

@@ -77,11 +77,14 @@ class EmbeddingVariable(TableState):
         )
         self._default_value = np.float32(spec.default_value)
         self._update = RowUpdate(spec, self._rule)
+        self._counts_keys = isinstance(spec.admission, CounterAdmission)
         self._first_admission = admission_of(spec, self._counters.arrays, self._bloom)
 
     @property
     def _admission(self) -> Admission:
         """The rule of admission, with the counters where they are now: growth replaces them."""
+        if not self._counts_keys and not len(self._counters):
+            return self._first_admission
         return self._first_admission._replace(counters=self._counters.arrays)
 
     def pull(
@@ -225,14 +228,15 @@ class EmbeddingVariable(TableState):
     def _make_room(self, keys: Int64Array, flags: UInt8Array) -> None:
         """Make room for what an apply may add."""
         new_rows = new_counters = keys.size
-        if not (self._rows.can_take(keys.size) and self._counters.can_take(keys.size)):
+        can_count = not self._counts_keys or self._counters.can_take(keys.size)
+        if not (self._rows.can_take(keys.size) and can_count):
             # Near the end of the reserved memory: what is really missing may still fit.
             missing = self._rows.find(keys) < 0
             with_gradient = missing & (flags != 0) if flags.size else missing
             new_rows = int(np.count_nonzero(with_gradient))
             new_counters = int(np.count_nonzero(missing)) - new_rows
         self._rows.make_room(new_rows)
-        if isinstance(self.spec.admission, CounterAdmission):
+        if self._counts_keys:
             self._counters.make_room(new_counters)
 
     def evict(
