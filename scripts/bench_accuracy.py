@@ -66,9 +66,7 @@ def runs(case: Case, in_step: int, data: Data, seeds: int) -> Iterator[Run]:
         yield Run("accuracy", names, seed, JOB, (*settings, step))
 
 
-def measure(
-    mode: str, arguments: argparse.Namespace, data: Data, train: TrainingRuns
-) -> None:
+def measure(mode: str, arguments: argparse.Namespace, data: Data, train: TrainingRuns) -> None:
     """Train both by every seed and print the line."""
     together, alone, in_step = pair_of(mode, arguments.servers)
     of_pair = [[train(run)["auc"] for run in runs(case, in_step, data, arguments.seeds)]
