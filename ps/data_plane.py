@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ps.listener import Listener, Peer
 from ps.messages import Apply, Contribution, Pull, Reply, Request
 from ps.shard import Outgoing, Shard
-from ps.sockets import Address, receive, send
+from ps.sockets import receive, send
 from ps.stage_times import StageTimes
 from ps.wire import WireError
 
@@ -53,14 +53,6 @@ class DataPlane:
         self._dies_at_step = dies_at_step
         self._guard = threading.Lock()  # of what was sent
         self.listener = Listener(f"shard {shard.index}", secret=secret, serve=self._serve)
-
-    def open_network(self, host: str) -> None:
-        """Listen on an address of this node too, for peers on other nodes; idempotent."""
-        self.listener.open_network(host)
-
-    def address(self, node_id: str) -> Address:
-        """Return where peers find it, from the node that it runs on or from others."""
-        return self.listener.address(node_id)
 
     def stage_seconds(self) -> dict[str, float]:
         """Return the seconds since the start by what the shard did; the lock is held.

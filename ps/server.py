@@ -69,11 +69,11 @@ class ShardServer:
         self._cpu_seconds_before = time.process_time()
 
     def address(self) -> Address:
-        return self._plane.address(self._node_id)
+        return self._plane.listener.address(self._node_id)
 
     def open_network(self, host: str) -> Address:
         """Listen on this node's address too, for peers on other nodes."""
-        self._plane.open_network(host)
+        self._plane.listener.open_network(host)
         return self.address()
 
     def initialize(self, recovery_epoch: int, dense: npt.NDArray[np.float32]) -> None:

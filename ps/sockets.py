@@ -150,6 +150,13 @@ def send(
     return total
 
 
+def receive_header(sock: socket.socket) -> tuple[Header, int]:
+    """Receive the head of a frame; return it with the bytes of the whole frame."""
+    header_bytes, body_bytes = decode_prefix(receive_exactly(sock, PREFIX.size))
+    header = decode_header(receive_exactly(sock, header_bytes), body_bytes)
+    return header, PREFIX.size + header_bytes + body_bytes
+
+
 Places = Callable[[Header], list[npt.NDArray[np.uint8]] | None]
 
 
@@ -160,17 +167,14 @@ def receive(sock: socket.socket, places: Places | None = None) -> tuple[Message,
         places: may name, for a header, where the bytes of each array are to be written: uint8
             views, in order, of exactly the right sizes. The arrays of the message are then empty.
     """
-    prefix = receive_exactly(sock, PREFIX.size)
-    header_bytes, body_bytes = decode_prefix(prefix)
-    header = decode_header(receive_exactly(sock, header_bytes), body_bytes)
-    total = PREFIX.size + header_bytes + body_bytes
+    header, total = receive_header(sock)
     targets = places(header) if places is not None else None
     if targets is None:
-        body = np.empty(body_bytes, np.uint8)
+        body = np.empty(header.body_bytes, np.uint8)
         receive_into(sock, body.data)
         return decode_body(header, body), total
     if header.compressed:
-        body = np.empty(body_bytes, np.uint8)
+        body = np.empty(header.body_bytes, np.uint8)
         receive_into(sock, body.data)
         _scatter(decode_body(header, body), header, targets)
     else:

@@ -158,7 +158,7 @@ class Launcher:
         servers = processes.servers
         processes.server_facts = self._get([server.stats.remote() for server in servers])
         processes.watches = [server.watch.remote() for server in servers]
-        self._learn_addresses(processes)
+        processes.addresses = self._addresses_of(servers)
         if checkpoint is None:
             calls = [
                 server.initialize.remote(0, part)
@@ -179,8 +179,7 @@ class Launcher:
             spec, processes.addresses, self.secret, retry_seconds, self._run, faults
         )
         ray.get(begun)
-        reachable = coordinator.open_network_here if _several_nodes() else coordinator.address
-        processes.coordinator_address = self._get([reachable.remote()])[0]
+        (processes.coordinator_address,) = self._addresses_of([coordinator])
 
     def create_worker(self, processes: Processes, index: int, incarnation: int) -> None:
         """Ask for a worker's process; it comes up when the cluster has a place for it."""
@@ -200,14 +199,14 @@ class Launcher:
         worker.pid, worker.node = facts["pid"], facts["node"]
         worker.run = worker.handle.run.remote(setup, worker.index, worker.incarnation)
 
-    def _learn_addresses(self, processes: Processes) -> None:
-        """Ask where shards listen; beyond their node only where the cluster has other nodes."""
-        several_nodes = _several_nodes()
+    def _addresses_of(self, handles: list[Any]) -> tuple[Address, ...]:
+        """Ask where processes listen; beyond their node only where the cluster has others."""
+        several_nodes = sum(node["Alive"] for node in ray.nodes()) > 1
         calls = [
-            server.open_network_here.remote() if several_nodes else server.address.remote()
-            for server in processes.servers
+            handle.open_network_here.remote() if several_nodes else handle.address.remote()
+            for handle in handles
         ]
-        processes.addresses = tuple(self._get(calls))
+        return tuple(self._get(calls))
 
     def _check_fingerprint(self, index: int, fingerprint: dict[str, Any]) -> None:
         if self._fingerprint is None:
@@ -229,10 +228,6 @@ class Launcher:
                 f"a process did not come up within {self._cluster.start_timeout_seconds:.0f} s"
                 " (cluster.start_timeout_seconds)"
             ) from error
-
-
-def _several_nodes() -> bool:
-    return sum(node["Alive"] for node in ray.nodes()) > 1
 
 
 def _create(actor: Any, options: dict[str, Any], *arguments: Any) -> Any:

@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
 
+from bench.command_line import finish
 from bench.lines import emit
 from bench.training_data import find_data
 from bench.training_jobs import JOB, Case, Data, overrides
 from experiments.runs import Run
 from experiments.training import TrainingRuns
-from scheduler import TrainingError
 from worker.synthetic import CriteoLike, write_criteo_like
 
 BATCH = 2048
@@ -90,25 +90,21 @@ def measure(mode: str, arguments: argparse.Namespace, data: Data, train: Trainin
     )
 
 
+def run(arguments: argparse.Namespace) -> None:
+    if not (arguments.data / "about.json").exists():
+        wanted = CriteoLike(rows=arguments.rows, test_rows=arguments.test_rows)
+        print(f"generating {wanted.rows:,} rows in {arguments.data}", file=sys.stderr)
+        write_criteo_like(arguments.data, wanted)
+    data = find_data(arguments.data, arguments.rows)
+    with tempfile.TemporaryDirectory(prefix="bench-accuracy-") as out:
+        train = TrainingRuns(Path(out))
+        for mode in arguments.modes.split(","):
+            measure(mode, arguments, data, train)
+
+
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
-    try:
-        if not (arguments.data / "about.json").exists():
-            wanted = CriteoLike(rows=arguments.rows, test_rows=arguments.test_rows)
-            print(f"generating {wanted.rows:,} rows in {arguments.data}", file=sys.stderr)
-            write_criteo_like(arguments.data, wanted)
-        data = find_data(arguments.data, arguments.rows)
-        with tempfile.TemporaryDirectory(prefix="bench-accuracy-") as out:
-            train = TrainingRuns(Path(out))
-            for mode in arguments.modes.split(","):
-                measure(mode, arguments, data, train)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except TrainingError as error:
-        print(f"error: a job failed: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return finish(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ docs/performance.md.
 import argparse
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 
+from bench.command_line import some_of
 from bench.growth_fleet import Cost, Fleet
 from bench.growth_job import Point
 from bench.lines import emit
@@ -49,7 +49,7 @@ _QUICK = {"rows": 20_000, "batch": 128}
 def parse(argv: list[str] | None) -> argparse.Namespace:
     names = tuple(axis.field for axis in AXES)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", type=_some_of(names), default=names, help=",".join(names))
+    parser.add_argument("--only", type=some_of(names), default=names, help=",".join(names))
     parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a repeat (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="small sizes: see that it runs")
@@ -61,17 +61,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         if not getattr(arguments, name) > 0:
             parser.error(f"--{name} must be > 0, got {getattr(arguments, name)}")
     return arguments
-
-
-def _some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
-    def read(text: str) -> tuple[str, ...]:
-        names = tuple(text.split(","))
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"knows {', '.join(known)}, got {name!r}")
-        return names
-
-    return read
 
 
 def points_of(axis: Axis, *, quick: bool) -> list[Point]:

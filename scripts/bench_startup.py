@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
+from bench.command_line import finish
 from bench.lines import emit
 from bench.training_data import find_data
 from bench.training_jobs import JOB
@@ -139,18 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     # A Ray of its own, even where another one is running.
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    try:
-        measure(arguments, environment)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        print(f"error: a job failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+    return finish(lambda: measure(arguments, environment))
 
 
 if __name__ == "__main__":

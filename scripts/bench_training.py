@@ -14,7 +14,6 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
@@ -22,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
+from bench.command_line import finish, some_of
 from bench.limits import copying
 from bench.lines import GIGA, alternate, emit, emit_rate
 from bench.matrix_products import ProductsBound, layers_of
 from bench.torch_dlrm import BagTables, MergedTables, TorchDlrm, table_sizes
-from bench.training_data import DataTooSmallError, decoding, find_data
+from bench.training_data import decoding, find_data
 from bench.training_jobs import MODES, Case, Jobs, job_of
 from experiments.runs import Row
-from scheduler import TrainingError
 from scheduler.trainer import JobSpecs, resolve
 from worker.models import build_model
 from worker.reading import Reader
@@ -47,11 +46,11 @@ _QUICK = {"rows": 16_384, "repeats": 1, "bound_seconds": 0.05, "look_seconds": 0
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--topologies", type=_some_of(TOPOLOGIES), help=f"workers+servers: {','.join(TOPOLOGIES)}"
+        "--topologies", type=some_of(TOPOLOGIES), help=f"workers+servers: {','.join(TOPOLOGIES)}"
     )
-    parser.add_argument("--modes", type=_some_of(MODES), help=",".join(MODES))
-    parser.add_argument("--batches", type=_some_of(BATCHES), help=",".join(BATCHES))
-    parser.add_argument("--only", type=_some_of(PARTS), default=PARTS, help=",".join(PARTS))
+    parser.add_argument("--modes", type=some_of(MODES), help=",".join(MODES))
+    parser.add_argument("--batches", type=some_of(BATCHES), help=",".join(BATCHES))
+    parser.add_argument("--only", type=some_of(PARTS), default=PARTS, help=",".join(PARTS))
     parser.add_argument("--rows", type=int, default=1_000_000, help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--data", type=Path, default=Path("data/criteo-like"), help="%(default)s")
@@ -69,17 +68,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be >= 1, got {getattr(arguments, name)}")
     return arguments
-
-
-def _some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
-    def read(text: str) -> tuple[str, ...]:
-        names = tuple(text.split(","))
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"knows {', '.join(known)}, got {name!r}")
-        return names
-
-    return read
 
 
 def cases_of(arguments: argparse.Namespace) -> list[Case]:
@@ -244,19 +232,12 @@ def emit_bound(bound: ProductsBound, batch: int, flops_per_sample: int, repeats:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
-    try:
+
+    def work() -> None:
         with tempfile.TemporaryDirectory(prefix="bench-training-") as temporary:
             run(arguments, arguments.out or Path(temporary))
-    except (DataTooSmallError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except TrainingError as error:
-        print(f"error: a job failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+
+    return finish(work)
 
 
 if __name__ == "__main__":

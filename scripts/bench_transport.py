@@ -13,7 +13,7 @@ import argparse
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ from statistics import median
 
 import numpy as np
 
+from bench.command_line import finish, some_of
 from bench.exchanges import Exchange
 from bench.lines import emit
 from bench.transport_turns import TRANSPORTS, Turn, take_turn
@@ -35,10 +36,8 @@ _QUICK = {"batches": ("512",), "rounds": 3, "repeats": 1, "steps": 3}
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--batches", type=_some_of(BATCHES), default=BATCHES, help=",".join(BATCHES)
-    )
-    parser.add_argument("--only", type=_some_of(PARTS), default=PARTS, help=",".join(PARTS))
+    parser.add_argument("--batches", type=some_of(BATCHES), default=BATCHES, help=",".join(BATCHES))
+    parser.add_argument("--only", type=some_of(PARTS), default=PARTS, help=",".join(PARTS))
     parser.add_argument("--rounds", type=int, default=100, help="in a turn (%(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="turns (%(default)s)")
     parser.add_argument(
@@ -65,17 +64,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if not 0 < arguments.step_ms < float("inf"):
         parser.error(f"--step-ms must be > 0, got {arguments.step_ms}")
     return arguments
-
-
-def _some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
-    def read(text: str) -> tuple[str, ...]:
-        names = tuple(dict.fromkeys(text.split(",")))
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"knows {', '.join(known)}, got {name!r}")
-        return names
-
-    return read
 
 
 def emit_machine(arguments: argparse.Namespace) -> None:
@@ -169,7 +157,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     emit_machine(arguments)
     with ray_cluster() if "ray_call" in arguments.only else ExitStack():
-        for batch in arguments.batches:
+        for batch in dict.fromkeys(arguments.batches):
             measured = typical_exchange(arguments.data, int(batch), arguments.steps)
             exchange = measured.resized(keys=arguments.keys, dense=arguments.dense)
             emit_exchange(exchange)
@@ -180,15 +168,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
-    try:
-        run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+    return finish(lambda: run(arguments))
 
 
 if __name__ == "__main__":

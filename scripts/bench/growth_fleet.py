@@ -13,15 +13,12 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from threadpoolctl import threadpool_limits
 
 from bench.growth_job import Point, batches, fill
 from bench.one_step import Contributor, apply_batch
-from bench.shard_process import NODE, ShardProcess
-from ps.client import PsClient
-from ps.server import ServerSetup
-from ps.sockets import Address, connect
+from bench.shard_process import client_of, start_shards
+from ps.sockets import Address
 from worker.models import build_model, initial_parameters
 
 # Occurrences of keys in the batches that a worker draws before, and trains in turns.
@@ -49,27 +46,24 @@ class Fleet:
 
     def __init__(self, point: Point) -> None:
         self.point = point
-        self._store = point.store()
+        store = point.store()
         secret = secrets.token_bytes(32)
         dense = initial_parameters(build_model(point.model()), seed=0)
-        self.shards: list[ShardProcess] = []
         self._workers: list[_WorkerProcess] = []
+        self.shards = start_shards(
+            store,
+            dense,
+            secret=secret,
+            recovery_epoch=_EPOCH,
+            max_contributions=2 * point.workers + 2,
+            max_buffer_bytes=4 << 30,
+            fill=partial(fill, point),
+        )
         try:
-            for index in range(point.shards):
-                setup = ServerSetup(
-                    store=self._store,
-                    index=index,
-                    secret=secret,
-                    max_contributions=2 * point.workers + 2,
-                    max_buffer_bytes=4 << 30,
-                )
-                part = np.ascontiguousarray(dense[slice(*self._store.dense_range(index))])
-                rows = partial(fill, point)
-                self.shards.append(ShardProcess(setup, part, recovery_epoch=_EPOCH, fill=rows))
             addresses = [shard.address for shard in self.shards]
             for index in range(point.workers):
                 self._workers.append(_WorkerProcess(point, index, addresses, secret))
-            self._client = _client(point, addresses, secret)
+            self._client = client_of(store, addresses, secret=secret, recovery_epoch=_EPOCH)
         except BaseException:
             self._end_processes()
             raise
@@ -168,7 +162,7 @@ def _work(
     pipe: Connection, point: Point, index: int, addresses: list[Address], secret: bytes
 ) -> None:
     drawn = batches(point, worker=index, count=max(4, _DRAWN_KEYS // (point.keys * point.batch)))
-    client = _client(point, addresses, secret)
+    client = client_of(point.store(), addresses, secret=secret, recovery_epoch=_EPOCH)
     contributor = Contributor(client, point.model(), point.sparse())
     try:
         with threadpool_limits(limits=1):
@@ -184,11 +178,3 @@ def _work(
         pass  # the other end is closed or gone
     finally:
         client.close()
-
-
-def _client(point: Point, addresses: list[Address], secret: bytes) -> PsClient:
-    return PsClient(
-        point.store(),
-        lambda shard: connect(addresses[shard], node_id=NODE, secret=secret),
-        recovery_epoch=_EPOCH,
-    )

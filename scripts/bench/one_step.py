@@ -8,12 +8,10 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from bench.shard_process import NODE, ShardProcess
+from bench.shard_process import client_of, start_shards
 from embedding.finite import all_finite
 from ps.client import Identity, Open, PsClient, PulledBatch
 from ps.messages import ANY_STEP, Entry, Record
-from ps.server import ServerSetup
-from ps.sockets import connect
 from scheduler.step_scalars import scalars_of_step
 from scheduler.trainer import JobSpecs
 from worker.batch import Batch
@@ -116,22 +114,16 @@ class OneWorker:
         self._reader = Reader(specs.plan, specs.data.features)
         secret = secrets.token_bytes(32)
         dense = initial_parameters(build_model(specs.model), specs.model.seed)
-        self.shards: list[ShardProcess] = []
-        for index in range(store.num_shards):
-            setup = ServerSetup(
-                store=store,
-                index=index,
-                secret=secret,
-                max_contributions=4,
-                max_buffer_bytes=1 << 30,
-            )
-            part = np.ascontiguousarray(dense[slice(*store.dense_range(index))])
-            self.shards.append(ShardProcess(setup, part, recovery_epoch=epoch))
-        client = PsClient(
+        self.shards = start_shards(
             store,
-            lambda shard: connect(self.shards[shard].address, node_id=NODE, secret=secret),
+            dense,
+            secret=secret,
             recovery_epoch=epoch,
+            max_contributions=4,
+            max_buffer_bytes=1 << 30,
         )
+        addresses = [shard.address for shard in self.shards]
+        client = client_of(store, addresses, secret=secret, recovery_epoch=epoch)
         self._contributor = Contributor(client, specs.model, specs.data.features.sparse)
 
     def __enter__(self) -> "OneWorker":

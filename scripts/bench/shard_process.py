@@ -1,15 +1,17 @@
 """A parameter server in a child process, without Ray."""
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
+from ps.client import PsClient
 from ps.server import ServerSetup, ShardServer
 from ps.shard import Shard
-from ps.sockets import Address
+from ps.sockets import Address, connect
+from ps.spec import StoreSpec
 
 NODE = "here"
 
@@ -48,6 +50,53 @@ class ShardProcess:
         """End the process."""
         self._pipe.close()
         self._process.join(timeout=10.0)
+
+
+def start_shards(
+    store: StoreSpec,
+    dense: np.ndarray,
+    *,
+    secret: bytes,
+    recovery_epoch: int,
+    max_contributions: int,
+    max_buffer_bytes: int,
+    fill: Callable[[Shard], None] | None = None,
+) -> list[ShardProcess]:
+    """Start all servers of a store; none is left where one fails.
+
+    Args:
+        dense: float32, all dense parameters.
+        secret, max_contributions, max_buffer_bytes: as of `ServerSetup`.
+        recovery_epoch, fill: as of `ShardProcess`.
+    """
+    shards: list[ShardProcess] = []
+    try:
+        for index in range(store.num_shards):
+            setup = ServerSetup(
+                store=store,
+                index=index,
+                secret=secret,
+                max_contributions=max_contributions,
+                max_buffer_bytes=max_buffer_bytes,
+            )
+            part = np.ascontiguousarray(dense[slice(*store.dense_range(index))])
+            shards.append(ShardProcess(setup, part, recovery_epoch=recovery_epoch, fill=fill))
+    except BaseException:
+        for shard in shards:
+            shard.close()
+        raise
+    return shards
+
+
+def client_of(
+    store: StoreSpec, addresses: Sequence[Address], *, secret: bytes, recovery_epoch: int
+) -> PsClient:
+    """Connect to the servers of a store."""
+    return PsClient(
+        store,
+        lambda shard: connect(addresses[shard], node_id=NODE, secret=secret),
+        recovery_epoch=recovery_epoch,
+    )
 
 
 def _serve(

@@ -17,17 +17,8 @@ import numpy.typing as npt
 
 from bench.exchanges import AnyMessage, blank
 from ps.messages import Message
-from ps.sockets import receive_exactly
-from ps.wire import (
-    PREFIX,
-    Header,
-    WireError,
-    array_names,
-    decode_body,
-    decode_header,
-    decode_prefix,
-    encode,
-)
+from ps.sockets import receive_header
+from ps.wire import Header, WireError, array_names, decode_body, encode
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -92,12 +83,11 @@ class SharedMemoryChannel:
 
     def receive(self) -> Message:
         """Wait for a message; its arrays are overwritten by the next one."""
-        prefix = receive_exactly(self.sock, PREFIX.size)
-        header_bytes, body_bytes = decode_prefix(prefix)
-        header = decode_header(receive_exactly(self.sock, header_bytes), body_bytes)
-        if body_bytes > self._incoming.size:
-            raise WireError(f"a body of {body_bytes} bytes, room is for {self._incoming.size}")
-        return decode_body(header, self._incoming[:body_bytes])
+        header, _ = receive_header(self.sock)
+        size = header.body_bytes
+        if size > self._incoming.size:
+            raise WireError(f"a body of {size} bytes, room is for {self._incoming.size}")
+        return decode_body(header, self._incoming[:size])
 
     def _room(self, nbytes: int) -> npt.NDArray[np.uint8]:
         if nbytes > self._outgoing.size:
