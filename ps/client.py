@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ps.deduplicate import Deduplicated, keep_admitted
 from ps.messages import (
+    ANY_STEP,
     Apply,
     Contribution,
     DenseNorm,
@@ -181,11 +182,21 @@ class PsClient:
     # Requests ---------------------------------------------------------------------------------
 
     def start_pull(
-        self, unique: Deduplicated, *, at_step: int, evaluate: bool = False, dense: bool = True
+        self,
+        unique: Deduplicated,
+        *,
+        at_step: int,
+        not_before: int = ANY_STEP,
+        evaluate: bool = False,
+        dense: bool = True,
     ) -> PulledBatch:
         """Ask every shard for a batch's rows and the dense parameters; replies land in place.
 
         A shard leaves dense parameters out that the last answer brought already.
+
+        Args:
+            at_step, not_before: what may be read, as of `ps.messages.Pull`.
+            evaluate: read as serving does, where nothing of the batch is counted.
         """
         request_id = self._new_id()
         messages: dict[int, Request] = {}
@@ -201,6 +212,7 @@ class PsClient:
                 counts=np.empty(0, np.uint32) if evaluate else unique.counts[part],
                 dense=dense,
                 dense_step=int(self._dense.steps[shard]),
+                not_before=not_before,
             )
         pulled = PulledBatch(
             request_id,

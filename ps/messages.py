@@ -44,6 +44,7 @@ class Pull:
         dense: whether the shard's dense parameters are wanted too.
         dense_step: at which step the sender has them already, -1: at none. They are left out of
             an answer of that step.
+        not_before: the earliest step that may be read, which is waited for, or ANY_STEP.
     """
 
     request_id: int
@@ -55,6 +56,7 @@ class Pull:
     counts: UInt32s
     dense: bool
     dense_step: int = -1
+    not_before: int = ANY_STEP
 
 
 @dataclass(slots=True)

@@ -179,10 +179,13 @@ class Shard:
         if pull.at_step != ANY_STEP and pull.at_step < self.step:
             text = f"step {pull.at_step} was asked for, the shard is at {self.step}"
             return [Outgoing(sender, self._refusal(pull, "superseded", text))]
-        if pull.at_step > self.step:
+        if self._is_ahead(pull):
             self._parked.append((sender, pull))
             return []
         return [Outgoing(sender, self._read(pull))]
+
+    def _is_ahead(self, pull: Pull) -> bool:
+        return max(pull.at_step, pull.not_before) > self.step
 
     def _read(self, pull: Pull) -> PullReply:
         sizes = pull.table_sizes
@@ -326,10 +329,10 @@ class Shard:
         return mask
 
     def _answer_parked(self) -> list[Outgoing]:
-        ready = [(sender, pull) for sender, pull in self._parked if pull.at_step <= self.step]
+        ready = [(sender, pull) for sender, pull in self._parked if not self._is_ahead(pull)]
         if not ready:
             return []
-        self._parked = [(s, pull) for s, pull in self._parked if pull.at_step > self.step]
+        self._parked = [(s, pull) for s, pull in self._parked if self._is_ahead(pull)]
         out = []
         for sender, pull in ready:
             out += self._pull(pull, sender)

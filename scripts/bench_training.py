@@ -28,6 +28,7 @@ from bench.matrix_products import ProductsBound, layers_of
 from bench.torch_dlrm import BagTables, MergedTables, TorchDlrm, table_sizes
 from bench.training_data import decoding, find_data
 from bench.training_jobs import MODES, Case, Jobs, job_of
+from embedding import Adagrad, Adam
 from experiments.runs import Row
 from scheduler.trainer import JobSpecs, resolve
 from worker.models import build_model
@@ -116,13 +117,19 @@ def beside_torch(arguments: argparse.Namespace, specs: JobSpecs, cores: int) -> 
     except ImportError:
         emit("torch", None, "", error="torch is not installed: pip install '.[bench]'")
         return
+    sparse, dense = specs.store.tables[0].optimizer, specs.store.dense_optimizer
+    assert isinstance(sparse, Adagrad), "what torch trains here"
+    assert isinstance(dense, Adam), "what torch trains here"
     sizes = table_sizes(arguments.torch_rows)
     batches = -(-arguments.rows // specs.data.batch_size)
     for tables in (BagTables, MergedTables):
         rates, aucs = [], []
         for repeat in range(arguments.repeats):
             torch.manual_seed(repeat)
-            model = TorchDlrm(torch, tables(torch, sizes, lr=0.02, accumulator=1e-8), threads=cores)
+            rows = tables(
+                torch, sizes, lr=sparse.learning_rate, accumulator=sparse.initial_accumulator
+            )
+            model = TorchDlrm(torch, rows, lr=dense.learning_rate, threads=cores)
             rates.append(model.train(_reader(specs), batches))
             aucs.append(_auc(model, specs))
         emit(

@@ -20,6 +20,7 @@ from typing import Literal
 from embedding.finite import all_finite
 from ps.client import Identity, Open, PsClient, PulledBatch
 from ps.memory import peak_rss_bytes
+from ps.messages import ANY_STEP
 from ps.stage_times import StageTimes
 from worker.batch import Batch
 from worker.choosing import choose_rows
@@ -205,7 +206,10 @@ class WorkerLoop:
     def _start_pull(self, token: Token, ready: _Ready) -> None:
         with self._times.measure("pull"):
             pulled = self._client.start_pull(
-                ready.prepared.unique, at_step=token.at_step, evaluate=token.kind == "eval"
+                ready.prepared.unique,
+                at_step=token.at_step,
+                not_before=self._session.read_from if token.at_step == ANY_STEP else ANY_STEP,
+                evaluate=token.kind == "eval",
             )
         self._pulls[pulled.request_id] = token
 
@@ -359,6 +363,7 @@ class WorkerLoop:
                 self._forget_dropped()
             for token in tokens:
                 self._to_prepare.put(token)
+            self._wake()  # the answer may set a pull free
             if self._session.stopped:
                 return
             self._pause(nothing_new=not tokens)

@@ -6,6 +6,8 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ps.messages import ANY_STEP
+
 TokenKind = Literal["train", "eval"]
 Outcome = Literal["done", "skipped", "superseded"]
 SkipReason = Literal["bad_file", "non_finite"]
@@ -109,12 +111,19 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The answer to a report: new tokens, tokens to drop, and whether all is over."""
+    """The answer to a report: new tokens, tokens to drop, and whether all is over.
+
+    Args:
+        read_from: pulls that may read any step wait for this one, which has what the report said
+            has ended, unless its step is not complete; and so they wait for the answer to the last
+            batch. `ps.messages.ANY_STEP`: they wait for nothing.
+    """
 
     sequence: int
     tokens: tuple[Token, ...] = ()
     revoked: tuple[tuple[TokenKind, int, int], ...] = ()
     stop: bool = False
+    read_from: int = ANY_STEP
 
 
 class Coordinator(Protocol):

@@ -1,9 +1,10 @@
 """What a worker does next with the tokens it holds: a state machine without threads or clocks.
 
-A batch is prepared ahead (read and de-duplicated) but pulled late, when the compute slot is free:
-an early pull would only make the gradient stale. A pull that has to wait for its step leaves the
-slot free for a batch of an earlier step, so a worker that parked on the next step can still take
-over what a dead one left undone.
+A batch is prepared ahead (read and de-duplicated) but pulled late, when the compute slot is free,
+and where workers are few when the own last batch is in the step that it completed: an early pull
+would only make the gradient stale. A pull that has to wait for its step leaves the slot free for a
+batch of an earlier step, so a worker that parked on the next step can still take over what a dead
+one left undone.
 """
 
 import enum
@@ -46,6 +47,8 @@ class Session:
         worker: its number.
         incarnation: which process with that number this is.
         depth: how many batches are prepared ahead of the one being computed; may be changed.
+
+    `read_from`: as of the last answer, see `worker.protocol.Grant`.
     """
 
     def __init__(self, worker: int, incarnation: int, *, depth: int) -> None:
@@ -53,6 +56,7 @@ class Session:
         self.incarnation = incarnation
         self.depth = depth
         self.stopped = False
+        self.read_from = ANY_STEP
         self._held: dict[Identity, _Held] = {}
         self._finished: list[Finished] = []
         self._reported: tuple[Finished, ...] = ()
@@ -68,6 +72,7 @@ class Session:
         self._answered = self._sequence
         self._reported = ()
         self.stopped = self.stopped or grant.stop
+        self.read_from = grant.read_from
         for identity in grant.revoked:
             self._held.pop(identity, None)
         for token in grant.tokens:
@@ -100,6 +105,8 @@ class Session:
             return None
         candidate = min(prepared)
         if any(open_token.step <= candidate.step for open_token in self._in(Stage.PULLING)):
+            return None
+        if self._waits_for_answer(candidate) and not self._is_answered:
             return None
         self._held[candidate.identity].stage = Stage.PULLING
         return candidate
@@ -147,10 +154,16 @@ class Session:
     def want(self) -> int:
         """How many more tokens can be prepared.
 
-        A pull that no step holds up is as good as computed: so that the report of one batch asks
-        for the next, and a second report for it alone is not needed.
+        A pull that no step holds up is as good as computed, and so is one that the answer to the
+        next report sets free: so that the report of one batch asks for the next, and a second
+        report for it alone is not needed.
         """
-        return max(0, self.depth - sum(not held.leaves_its_place for held in self._held.values()))
+        staying = sum(not held.leaves_its_place for held in self._held.values())
+        prepared = self._in(Stage.PREPARED)
+        slot_is_taken = self._in(Stage.PULLING) or self._in(Stage.PULLED)
+        if prepared and not slot_is_taken and self._waits_for_answer(min(prepared)):
+            staying -= 1
+        return max(0, self.depth - staying)
 
     @property
     def waiting(self) -> bool:
@@ -162,6 +175,14 @@ class Session:
             return False  # it is answered at once
         ahead = self._in(Stage.GRANTED) + self._in(Stage.PREPARED)
         return not any(token.step < min(pulling).step for token in ahead)
+
+    def _waits_for_answer(self, token: Token) -> bool:
+        return token.at_step == ANY_STEP and self.read_from != ANY_STEP
+
+    @property
+    def _is_answered(self) -> bool:
+        """Whether the coordinator has answered what it was told of all batches that ended."""
+        return not (self._finished or self._reported or self._in(Stage.PUSHING))
 
     def _in(self, stage: Stage) -> list[Token]:
         return [held.token for held in self._held.values() if held.stage is stage]

@@ -90,6 +90,7 @@ class _Worker:
     Args:
         typical: median seconds of its batches.
         pulling, computing: the tokens whose pull is open, and whose batch is computed.
+        waits_for: the step that the open pull needs.
         talks: whether a report of it has no answer yet.
         reports_at: when it reports next, unless it has news before; None: it is not known yet.
         reported_at: when it reported last.
@@ -98,6 +99,7 @@ class _Worker:
     session: Session
     typical: float
     pulling: Token | None = None
+    waits_for: int = 0
     computing: Token | None = None
     computing_seconds: float = 0.0
     pull_step: int = 0
@@ -268,15 +270,19 @@ class Fleet:
         worker = self._workers[number]
         if worker.computing is not None:
             return
-        pulling = worker.session.next_pull() or worker.pulling
-        if pulling is None:
+        pulling = worker.session.next_pull()
+        if pulling is not None:
+            any_step = pulling.at_step == ANY_STEP
+            worker.pulling = pulling
+            worker.waits_for = worker.session.read_from if any_step else pulling.at_step
+        elif worker.pulling is None:
             return
-        worker.pulling = pulling
-        if pulling.at_step not in (ANY_STEP, self._applied):
-            self._parked.setdefault(pulling.at_step, set()).add(number)
+        if worker.waits_for > self._applied:
+            self._parked.setdefault(worker.waits_for, set()).add(number)
             return
+        assert worker.pulling is not None, "it was set with what it waits for"
+        worker.session.pulled(worker.pulling)
         worker.pulling = None
-        worker.session.pulled(pulling)
         worker.computing = worker.session.next_compute()
         if worker.computing is None:
             return

@@ -313,7 +313,7 @@ class Referee:
 
     def _check_pull(self, index: int, pull: Pull, reply: PullReply) -> None:
         wanted = pull.at_step
-        fits = wanted in (ANY_STEP, reply.step)
+        fits = wanted in (ANY_STEP, reply.step) and reply.step >= pull.not_before
         require(
             fits, "shard {} was asked for step {} and answered at {}", index, wanted, reply.step
         )

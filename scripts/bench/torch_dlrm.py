@@ -89,7 +89,9 @@ class MergedTables:
 class TorchDlrm:
     """Trains and evaluates; both tables have the same dense part around them."""
 
-    def __init__(self, torch: Any, tables: BagTables | MergedTables, *, threads: int) -> None:
+    def __init__(
+        self, torch: Any, tables: BagTables | MergedTables, *, lr: float, threads: int
+    ) -> None:
         torch.set_num_threads(threads)
         self._torch, self._tables = torch, tables
         pairs = (len(CARDINALITIES) + 1) * len(CARDINALITIES) // 2
@@ -97,11 +99,8 @@ class TorchDlrm:
         self._top = _layers(torch, (DIM + pairs, *TOP), relu_last=False)
         self._lower = torch.tril_indices(len(CARDINALITIES) + 1, len(CARDINALITIES) + 1, -1)
         self._loss = torch.nn.BCEWithLogitsLoss()
-        self._optimizer = torch.optim.Adagrad(
-            [*self._bottom.parameters(), *self._top.parameters()],
-            lr=0.01,
-            initial_accumulator_value=1e-4,
-        )
+        dense = [*self._bottom.parameters(), *self._top.parameters()]
+        self._optimizer = torch.optim.Adam(dense, lr=lr)
 
     def train(self, reader: Reader, batches: int) -> float:
         """Train so many batches from their files to the last update; return samples a second."""

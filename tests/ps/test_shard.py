@@ -233,6 +233,23 @@ def test_a_pull_of_a_later_step_is_answered_at_that_step(small_job: Any) -> None
     assert job.shards[0].num_parked == 0
 
 
+def test_a_pull_of_any_step_may_wait_for_the_first_that_suits_it(small_job: Any) -> None:
+    job = small_job(TABLES)
+    unique = job.unique([1], [5])
+    for batch_id in range(3):
+        job.push(batch_id, [1], [5])
+    pull = job.pull(0, unique, not_before=2)
+    assert pull.at_step == ANY_STEP
+
+    assert job.shards[0].handle(pull, "worker") == []
+    job.send(0, Apply(7, job.epoch, (job.record(0, 0),)))
+    assert job.shards[0].num_parked == 1
+    out = job.shards[0].handle(Apply(8, job.epoch, (job.record(1, 1), job.record(2, 2))), "all")
+
+    assert [(o.to, o.reply.step) for o in out] == [("worker", 2), ("all", 3)]
+    assert job.send(0, pull).step == 3  # a later one does as well
+
+
 def test_a_parked_pull_of_a_peer_that_is_gone_is_forgotten(small_job: Any) -> None:
     job = small_job(TABLES)
     shard = job.shards[0]

@@ -103,6 +103,20 @@ def test_a_job_of_each_mode_accounts_for_every_sample(
     assert store.sparse_mean == training.get("sparse_mean", "global")
 
 
+def test_a_lone_worker_in_async_trains_what_it_trains_in_sync(
+    ray_cluster: None, samples: Path, tmp_path: Path
+) -> None:
+    digests = []
+    for mode in ("async", "sync"):
+        config = job(samples, tmp_path / mode, {"mode": mode, "global_batch": 64}, epochs=1)
+        alone = config.cluster.model_copy(update={"workers": 1})
+        metrics = Trainer(config.model_copy(update={"cluster": alone})).fit().metrics
+        assert metrics["staleness"]["parameter"]["max"] == 0
+        digests.append(metrics["model_digest"])
+
+    assert digests[0] == digests[1]
+
+
 @pytest.mark.parametrize("name", ["gba-again", pytest.param("ssp", marks=pytest.mark.slow)])
 def test_a_worker_may_die_in_each_mode(
     ray_cluster: None, samples: Path, tmp_path: Path, name: str

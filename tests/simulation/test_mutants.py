@@ -336,7 +336,7 @@ _EVALUATING: dict[str, Any] = {"eval_every_steps": 1, "eval_batches": 6, "worker
 MUTANTS = [
     shard(AcceptsOldEpochs, 5, faults=Faults(old_epoch=0.05, until=3.0)),
     shard(AppliesRecordsAgain, 10, faults=_RESENDS, bad_batches=0.3),
-    shard(TakesLatePushes, 10, faults=_RESENDS),
+    shard(TakesLatePushes, 10, faults=_RESENDS, workers=5),
     shard(DropsWhatItAcknowledged, 5),
     shard(AdmitsEveryKey, 5),
     shard(AnswersTooEarly, 5, mode="sync", workers=3),

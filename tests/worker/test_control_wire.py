@@ -58,7 +58,7 @@ def test_the_arrays_of_an_evaluation_come_as_they_were_sent(
 
 
 def test_a_grant_comes_as_it_was_sent(pair: tuple[socket.socket, socket.socket]) -> None:
-    grant = Grant(7, tokens=(TOKEN,), revoked=(("train", 1, 0),), stop=True)
+    grant = Grant(7, tokens=(TOKEN,), revoked=(("train", 1, 0),), stop=True, read_from=3)
 
     send_message(pair[0], grant)
 
@@ -76,9 +76,9 @@ def frame(body: bytes, magic: bytes = b"SMC1", nbytes: int | None = None) -> byt
         frame(b"", nbytes=control_wire.MAX_BYTES + 1),
         frame(b"\xc1"),
         frame(msgpack.packb([1, 2])),
-        frame(msgpack.packb([1, [], [], False, 5])),
-        frame(msgpack.packb(["one", [], [], False])),
-        frame(msgpack.packb([1, [[0, 0, 0, 0, 0, "test"]], [], False])),
+        frame(msgpack.packb([1, [], [], False, 5, 6])),
+        frame(msgpack.packb(["one", [], [], False, 0])),
+        frame(msgpack.packb([1, [[0, 0, 0, 0, 0, "test"]], [], False, 0])),
     ],
 )
 def test_what_is_no_grant_is_refused(

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from ps.messages import ANY_STEP
 from worker.protocol import Finished, Grant, Token
 from worker.session import Session
@@ -74,6 +76,57 @@ def test_a_pull_that_reads_any_step_is_no_reason_to_take_more() -> None:
     session.next_pull()
 
     assert not session.report().waiting
+
+
+def free_to_read_from(step: int, *steps: int) -> tuple[Session, list[Token]]:
+    """A session with prepared tokens that may read any step from this one."""
+    tokens = [replace(token(each), at_step=ANY_STEP) for each in steps]
+    session = session_with(*tokens)
+    session.granted(Grant(session.report().sequence, read_from=step))
+    return session, tokens
+
+
+def test_a_pull_of_any_step_waits_until_the_last_batch_is_in_its_step() -> None:
+    session, (first, second) = free_to_read_from(6, 1, 2)
+    session.next_pull()
+    session.pulled(first)
+    session.next_compute()
+    assert session.next_pull() is None  # it is being pushed
+    session.finished(Finished(first, "done"))
+    assert session.next_pull() is None  # nobody knows
+    report = session.report()
+    assert session.next_pull() is None  # nobody has answered
+
+    session.granted(Grant(report.sequence, read_from=7))
+
+    assert (session.next_pull(), session.read_from) == (second, 7)
+
+
+@pytest.mark.parametrize(("at_step", "read_from"), [(2, 6), (ANY_STEP, ANY_STEP)])
+def test_other_pulls_do_not_wait_for_what_ended(at_step: int, read_from: int) -> None:
+    session, (first, _) = free_to_read_from(read_from, 1, 2)
+    second = replace(token(2), at_step=at_step)
+    session.granted(Grant(session.report().sequence, (second,), read_from=read_from))
+    session.prepared(second)
+    session.next_pull()
+    session.pulled(first)
+    session.next_compute()
+
+    assert session.next_pull() == second
+
+
+def test_one_report_says_what_ended_and_asks_for_a_batch_in_its_place() -> None:
+    session, (first, _) = free_to_read_from(6, 1, 2)
+    session.next_pull()
+    session.pulled(first)
+    session.next_compute()
+    third = replace(token(3), at_step=ANY_STEP)
+    session.granted(Grant(session.report().sequence, (third,), read_from=6))
+    session.finished(Finished(first, "done"))
+
+    report = session.report()
+
+    assert (report.finished, report.want) == ((Finished(first, "done"),), 1)
 
 
 def test_what_has_ended_is_said_again_until_it_is_answered() -> None:
