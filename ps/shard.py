@@ -5,6 +5,7 @@ shell that runs it in threads holds a lock around it. Pulls never change anythin
 buffer, and records are the only writes, applied exactly in order.
 """
 
+from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -61,6 +62,9 @@ class Shard:
         spec: of the whole job.
         index: number of this shard.
         max_contributions, max_buffer_bytes: limits of the gradient buffer.
+
+    Attributes:
+        log: the latest records, as far back as another shard may lack them.
     """
 
     def __init__(
@@ -82,7 +86,7 @@ class Shard:
         self.recovery_epoch: int | None = None
         self.routing_version = 0
         self.step = 0
-        self.log: list[Record] = []
+        self.log: deque[Record] = deque()
         self.counts = ShardCounts()
         self._parked: list[tuple[Hashable, Pull]] = []
         self._dims = [table.dim for table in spec.tables]
@@ -277,8 +281,23 @@ class Shard:
             for step in [s for s in evicted if s < record.oldest_pull_step]:
                 del evicted[step]
         self.buffer.settle(record)
-        self.log.append(record)
+        self._remember(record)
         self.step += 1
+
+    def _remember(self, record: Record) -> None:
+        """Log a record; forget those that every shard has applied and whose batches are known.
+
+        Whoever takes over the job sends the log to shards that lack some of it, and learns from
+        it which batches are resolved: those below the low-water mark are anyway.
+        """
+        self.log.append(record)
+        while self.log and self._is_known(self.log[0], record):
+            self.log.popleft()
+
+    def _is_known(self, old: Record, record: Record) -> bool:
+        if old.step >= record.oldest_pull_step:
+            return False
+        return all(entry.batch_id < record.low_water for entry in old.entries)
 
     def _held(self, batch_id: int, attempt: int) -> Contribution:
         contribution = self.buffer.get(batch_id, attempt)

@@ -176,9 +176,6 @@ class Job:
             assert status.failure is None, status.failure
             assert self._thread.is_alive()
             self.coordinator.take_batches()
-            for server in self.servers:
-                with server._lock:
-                    server._shard.log.clear()
             if status.applied_step >= step:
                 return Held.now(status.applied_step)
             time.sleep(0.02)

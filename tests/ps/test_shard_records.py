@@ -128,6 +128,23 @@ def test_a_list_of_old_and_new_records_applies_the_new_ones(small_job: Any) -> N
     assert [record.step for record in job.shards[0].log] == [0, 1, 2]
 
 
+def test_the_log_goes_back_to_what_others_may_lack_or_not_know(small_job: Any) -> None:
+    job = small_job(TABLES)
+    shard = job.shards[0]
+
+    def logged_after(step: int, batch_id: int, **changes: int) -> list[int]:
+        job.push(batch_id, [1], [5])
+        job.step(batch_id, **changes)
+        assert shard.step == step + 1
+        return [record.step for record in shard.log]
+
+    # Batch 0 is applied after batches 1 and 2.
+    assert logged_after(0, 1) == [0]
+    assert logged_after(1, 2, oldest_pull_step=1) == [0, 1]
+    assert logged_after(2, 0, oldest_pull_step=1, low_water=3) == [1, 2]
+    assert logged_after(3, 3, oldest_pull_step=3, low_water=4) == [3]
+
+
 def test_a_list_is_applied_up_to_the_record_that_is_refused(small_job: Any) -> None:
     job, other = trained(small_job), trained(small_job)
     other.step(1)
