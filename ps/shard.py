@@ -297,7 +297,8 @@ class Shard:
     def _is_known(self, old: Record, record: Record) -> bool:
         if old.step >= record.oldest_pull_step:
             return False
-        return all(entry.batch_id < record.low_water for entry in old.entries)
+        named = [entry.batch_id for entry in old.entries] + [batch for batch, _ in old.discard]
+        return all(batch_id < record.low_water for batch_id in named)
 
     def _held(self, batch_id: int, attempt: int) -> Contribution:
         contribution = self.buffer.get(batch_id, attempt)

@@ -1,5 +1,6 @@
 """The coordinator with its threads: everything that process does, but for being a Ray actor."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -148,6 +149,7 @@ class CoordinatorServer:
         self._cpu_seconds_before = time.process_time()
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
         self._client = PsClient(
             spec.store,
             with_faults(
@@ -250,7 +252,8 @@ class CoordinatorServer:
                 self._notices.failure = command.text
 
     def _wake(self) -> None:
-        self._wake_writer.send(b"x")
+        with contextlib.suppress(BlockingIOError):  # full: a wake-up is under way anyway
+            self._wake_writer.send(b"x")
 
     def _speak_to_shards(self) -> None:
         """Send records to every shard as they come; many small steps share a message."""

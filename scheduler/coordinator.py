@@ -9,7 +9,7 @@ from typing import Any
 from ps.messages import ANY_STEP, Entry, Record
 from scheduler.batches import Batch, Status
 from scheduler.clock import ScheduleClock
-from scheduler.coordinator_spec import CoordinatorSpec
+from scheduler.coordinator_spec import FEW_WORKERS, CoordinatorSpec
 from scheduler.coordinator_state import Progress, ShardProgress, TrainingTime, WorkerState
 from scheduler.dense_norms import DenseNorms
 from scheduler.evaluation import EvaluationRound
@@ -43,10 +43,6 @@ from scheduler.stall_watch import StallWatch, who_waits
 from scheduler.step_scalars import scalars_of_step
 from scheduler.step_shares import StepShares
 from worker.protocol import Finished, Grant, Report, Token
-
-# A worker's own batch is one part of W of the staleness that W workers cause; where they are more
-# than these, that is less than waiting for its step would cost in speed.
-_FEW_WORKERS = 4
 
 
 class Coordinator:
@@ -236,7 +232,7 @@ class Coordinator:
         if report.waiting and not tokens:
             urgent = self._lease_urgent(report, now)
             tokens += [urgent] if urgent is not None else []
-        read_from = self.step if len(self._paces) <= _FEW_WORKERS else ANY_STEP
+        read_from = self.step if len(self._paces) <= FEW_WORKERS else ANY_STEP
         return Grant(report.sequence, tuple(tokens), revoked, self.stopping, read_from)
 
     def _leases_of(self, worker: int) -> set[Any]:

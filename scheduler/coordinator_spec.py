@@ -7,6 +7,10 @@ from scheduler.ledger import LedgerPlan
 from scheduler.modes import Mode, ModeOptions, ModeRule, PlannedShift
 from scheduler.policy import PolicyOptions
 
+# A worker's own batch is one part of W of the staleness that W workers cause; where they are more
+# than these, that is less than waiting for its step would cost in speed.
+FEW_WORKERS = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorSpec:

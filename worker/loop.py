@@ -20,7 +20,6 @@ from typing import Literal
 from embedding.finite import all_finite
 from ps.client import Identity, Open, PsClient, PulledBatch
 from ps.memory import peak_rss_bytes
-from ps.messages import ANY_STEP
 from ps.stage_times import StageTimes
 from worker.batch import Batch
 from worker.choosing import choose_rows
@@ -36,7 +35,7 @@ AUC_BINS = 1 << 16
 
 # Of the preparing thread: read, deduplicate. Of the main thread: sending pulls and receiving rows
 # (pull), waiting while a pull is open (wait_rows), for a batch that is being prepared (wait_batch),
-# with nothing to do (wait_lease), computing, checking and sending gradients (push).
+# for the coordinator (wait_lease), computing, checking and sending gradients (push).
 STAGES = ("read", "deduplicate", "pull", "wait_rows", "forward", "backward", "push", "evaluate",
           "wait_batch", "wait_lease")  # fmt: skip
 
@@ -131,6 +130,7 @@ class WorkerLoop:
         self._ended = False
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)  # where it is full, a wake-up is under way anyway
         client.watch(self._wake_reader)
 
     def run(self) -> None:
@@ -208,7 +208,7 @@ class WorkerLoop:
             pulled = self._client.start_pull(
                 ready.prepared.unique,
                 at_step=token.at_step,
-                not_before=self._session.read_from if token.at_step == ANY_STEP else ANY_STEP,
+                not_before=self._session.not_before(token),
                 evaluate=token.kind == "eval",
             )
         self._pulls[pulled.request_id] = token

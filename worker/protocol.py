@@ -115,8 +115,9 @@ class Grant:
 
     Args:
         read_from: pulls that may read any step wait for this one, which has what the report said
-            has ended, unless its step is not complete; and so they wait for the answer to the last
-            batch. `ps.messages.ANY_STEP`: they wait for nothing.
+            has ended, unless its step is not complete or held by an evaluation or a cut; and so
+            they wait for the answer to the last batch. `ps.messages.ANY_STEP`: they wait for
+            nothing.
     """
 
     sequence: int

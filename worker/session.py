@@ -92,6 +92,10 @@ class Session:
         if self._held.pop(finished.token.identity, None) is not None:
             self._finished.append(finished)
 
+    def not_before(self, token: Token) -> int:
+        """Return the earliest step that the token's pull may read, or ANY_STEP."""
+        return self.read_from if token.at_step == ANY_STEP else ANY_STEP
+
     def holds(self, token: Token) -> bool:
         """Whether the token is still wanted; it may have been revoked meanwhile."""
         return token.identity in self._held
@@ -147,8 +151,8 @@ class Session:
 
     @property
     def preparing(self) -> bool:
-        """Whether a batch that was given out is not ready to be pulled yet."""
-        return bool(self._in(Stage.GRANTED))
+        """Whether there is no batch to pull, but one that will be when it is prepared."""
+        return bool(self._in(Stage.GRANTED)) and not self._in(Stage.PREPARED)
 
     @property
     def want(self) -> int:
@@ -160,8 +164,8 @@ class Session:
         """
         staying = sum(not held.leaves_its_place for held in self._held.values())
         prepared = self._in(Stage.PREPARED)
-        slot_is_taken = self._in(Stage.PULLING) or self._in(Stage.PULLED)
-        if prepared and not slot_is_taken and self._waits_for_answer(min(prepared)):
+        busy = any(map(self._in, (Stage.PULLING, Stage.PULLED, Stage.PUSHING)))
+        if prepared and not busy and self._waits_for_answer(min(prepared)):
             staying -= 1
         return max(0, self.depth - staying)
 
@@ -172,7 +176,7 @@ class Session:
         if not pulling or self._in(Stage.PULLED):
             return False
         if any(token.at_step == ANY_STEP for token in pulling):
-            return False  # it is answered at once
+            return False  # its step is ordered already
         ahead = self._in(Stage.GRANTED) + self._in(Stage.PREPARED)
         return not any(token.step < min(pulling).step for token in ahead)
 

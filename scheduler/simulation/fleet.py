@@ -272,15 +272,15 @@ class Fleet:
             return
         pulling = worker.session.next_pull()
         if pulling is not None:
-            any_step = pulling.at_step == ANY_STEP
             worker.pulling = pulling
-            worker.waits_for = worker.session.read_from if any_step else pulling.at_step
+            worker.waits_for = max(pulling.at_step, worker.session.not_before(pulling))
         elif worker.pulling is None:
             return
-        if worker.waits_for > self._applied:
+        assert worker.pulling is not None, "it was set with what it waits for"
+        over = worker.pulling.at_step != ANY_STEP and worker.pulling.at_step < self._applied
+        if worker.waits_for > self._applied or over:
             self._parked.setdefault(worker.waits_for, set()).add(number)
             return
-        assert worker.pulling is not None, "it was set with what it waits for"
         worker.session.pulled(worker.pulling)
         worker.pulling = None
         worker.computing = worker.session.next_compute()

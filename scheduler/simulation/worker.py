@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ps.client import Open
 from ps.deduplicate import keep_admitted
-from ps.messages import ANY_STEP, Contribution, Pull, PullReply, Request
+from ps.messages import Contribution, Pull, PullReply, Request
 from scheduler.simulation.data import DIM, Samples, Workload
 from scheduler.simulation.network import Client, Network
 from scheduler.simulation.scenario import Arrow
@@ -173,7 +173,7 @@ class SimulatedWorker:
                 keys=unique.keys[part],
                 counts=unique.counts[part] if token.kind == "train" else np.empty(0, np.uint32),
                 dense=True,
-                not_before=self.session.read_from if token.at_step == ANY_STEP else ANY_STEP,
+                not_before=self.session.not_before(token),
             )
         self._pulls[request_id] = token
         self._world.story.tell("%s pulls %s", self, token, batch=train_batch(token))

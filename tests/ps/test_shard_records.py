@@ -132,7 +132,7 @@ def test_the_log_goes_back_to_what_others_may_lack_or_not_know(small_job: Any) -
     job = small_job(TABLES)
     shard = job.shards[0]
 
-    def logged_after(step: int, batch_id: int, **changes: int) -> list[int]:
+    def logged_after(step: int, batch_id: int, **changes: Any) -> list[int]:
         job.push(batch_id, [1], [5])
         job.step(batch_id, **changes)
         assert shard.step == step + 1
@@ -143,6 +143,9 @@ def test_the_log_goes_back_to_what_others_may_lack_or_not_know(small_job: Any) -
     assert logged_after(1, 2, oldest_pull_step=1) == [0, 1]
     assert logged_after(2, 0, oldest_pull_step=1, low_water=3) == [1, 2]
     assert logged_after(3, 3, oldest_pull_step=3, low_water=4) == [3]
+    # A skipped batch is named among what is discarded.
+    assert logged_after(4, 4, oldest_pull_step=4, low_water=4, discard=((6, 0),)) == [4]
+    assert logged_after(5, 5, oldest_pull_step=5, low_water=6) == [4, 5]
 
 
 def test_a_list_is_applied_up_to_the_record_that_is_refused(small_job: Any) -> None:

@@ -168,6 +168,19 @@ def test_a_worker_that_was_given_up_is_told_to_end() -> None:
     assert job.report(0, want=1) == Grant(2, stop=True)
 
 
+@pytest.mark.parametrize(("workers", "waits"), [(1, True), (4, True), (5, False)])
+def test_few_workers_read_from_the_step_of_what_they_ended(workers: int, waits: bool) -> None:
+    job = Driver(spec(mode="async", workers=workers))
+    for worker in range(workers):
+        job.report(worker)
+    token = job.lease()
+
+    grant = job.report(0, Finished(token, "done", samples=10))
+
+    assert job.coordinator.step == 1
+    assert grant.read_from == (1 if waits else ANY_STEP)
+
+
 def test_a_repeated_report_gets_the_same_answer_and_counts_once() -> None:
     job = Driver(spec(mode="async"))
     token = job.lease()

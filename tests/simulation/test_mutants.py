@@ -365,7 +365,7 @@ MUTANTS = [
         WaitsForAnyPull,
         40,
         mode="async",
-        workers=3,
+        workers=5,
         depth=3,
         group_size=4,
         batches_per_epoch=10,

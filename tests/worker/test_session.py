@@ -102,6 +102,21 @@ def test_a_pull_of_any_step_waits_until_the_last_batch_is_in_its_step() -> None:
     assert (session.next_pull(), session.read_from) == (second, 7)
 
 
+def test_a_batch_that_may_be_pulled_is_not_waited_for() -> None:
+    session, (first, second) = free_to_read_from(6, 1, 2)
+    assert not session.preparing
+    session.next_pull()
+    session.pulled(first)
+    session.next_compute()
+    third = replace(token(3), at_step=ANY_STEP)
+    session.granted(Grant(session.report().sequence, (third,), read_from=6))
+
+    assert session.next_pull() is None
+    assert not session.preparing  # the second one waits for an answer, not for its preparation
+    session.granted(Grant(session.report().sequence, revoked=(second.identity,), read_from=6))
+    assert session.preparing
+
+
 @pytest.mark.parametrize(("at_step", "read_from"), [(2, 6), (ANY_STEP, ANY_STEP)])
 def test_other_pulls_do_not_wait_for_what_ended(at_step: int, read_from: int) -> None:
     session, (first, _) = free_to_read_from(read_from, 1, 2)
@@ -122,6 +137,7 @@ def test_one_report_says_what_ended_and_asks_for_a_batch_in_its_place() -> None:
     session.next_compute()
     third = replace(token(3), at_step=ANY_STEP)
     session.granted(Grant(session.report().sequence, (third,), read_from=6))
+    assert session.want == 0  # nothing sets the second one free yet
     session.finished(Finished(first, "done"))
 
     report = session.report()

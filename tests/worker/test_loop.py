@@ -1,0 +1,88 @@
+"""The worker's threads: what one of them must not hold up."""
+
+import select
+import socket
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+from ps.client import PulledBatch
+from ps.messages import ANY_STEP
+from worker.faults import FaultPlan, Faults
+from worker.loop import LoopOptions, WorkerLoop
+from worker.protocol import Finished, Grant, Report, Token
+from worker.session import Session
+
+# More than a socket holds wake-ups that nobody takes: 278 on Linux.
+REPORTS = 400
+
+
+class OneBatch:
+    """A coordinator that has a single batch, and counts the reports while it is computed."""
+
+    def __init__(self) -> None:
+        self.reports = 0
+        self.computing = False
+        self.enough = threading.Event()
+
+    def exchange(self, report: Report) -> Grant:
+        self.reports += self.computing
+        if self.reports == REPORTS:
+            self.enough.set()
+        tokens = (Token(0, 0, 0, ANY_STEP),) if report.sequence == 1 else ()
+        return Grant(report.sequence, tokens, stop=bool(report.finished))
+
+    def close(self) -> None:
+        pass
+
+
+class AnswersAtOnce:
+    """Shards without anything in them."""
+
+    bytes_sent = bytes_received = waited_ns = 0
+
+    def __init__(self) -> None:
+        self._open: list[Any] = []
+
+    def watch(self, sock: socket.socket) -> None:
+        self._wakes = sock
+
+    def start_pull(self, unique: Any, **options: Any) -> Any:
+        pulled = PulledBatch.__new__(PulledBatch)
+        pulled.request_id, pulled.replies, pulled.admitted = 1, {}, None
+        self._open.append(pulled)
+        return pulled
+
+    def poll(self, timeout: float) -> list[Any]:
+        answered, self._open = self._open, []
+        if not answered:
+            select.select([self._wakes], [], [], timeout)
+        return answered
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_worker_reports_on_however_long_a_batch_takes() -> None:
+    coordinator = OneBatch()
+
+    class Slow(WorkerLoop):
+        def _compute(self, token: Token, ready: Any, pulled: Any) -> None:
+            coordinator.computing = True
+            coordinator.enough.wait(timeout=20.0)
+            coordinator.computing = False
+            self._finish(Finished(token, "done", samples=1))
+
+    loop = Slow(
+        session=Session(0, 0, depth=2),
+        coordinator=coordinator,
+        client=AnswersAtOnce(),  # type: ignore[arg-type]
+        readers={"train": lambda batch_id: (SimpleNamespace(num_samples=1), 0)},  # type: ignore[dict-item, return-value]
+        preparer=lambda batch: SimpleNamespace(unique=None),  # type: ignore[arg-type, return-value]
+        computation=None,  # type: ignore[arg-type]
+        options=LoopOptions(poll_seconds=0.002),
+        faults=Faults(FaultPlan(), worker=0, incarnation=0),
+    )
+    loop.run()
+
+    assert coordinator.enough.is_set(), f"{coordinator.reports} reports, then silence"
