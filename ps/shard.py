@@ -64,7 +64,7 @@ class Shard:
         max_contributions, max_buffer_bytes: limits of the gradient buffer.
 
     Attributes:
-        log: the latest records, as far back as another shard may lack them.
+        log: the latest records, see `_remember`.
     """
 
     def __init__(

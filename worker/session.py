@@ -110,7 +110,7 @@ class Session:
         candidate = min(prepared)
         if any(open_token.step <= candidate.step for open_token in self._in(Stage.PULLING)):
             return None
-        if self._waits_for_answer(candidate) and not self._is_answered:
+        if self.not_before(candidate) != ANY_STEP and not self._is_answered:
             return None
         self._held[candidate.identity].stage = Stage.PULLING
         return candidate
@@ -165,7 +165,7 @@ class Session:
         staying = sum(not held.leaves_its_place for held in self._held.values())
         prepared = self._in(Stage.PREPARED)
         busy = any(map(self._in, (Stage.PULLING, Stage.PULLED, Stage.PUSHING)))
-        if prepared and not busy and self._waits_for_answer(min(prepared)):
+        if prepared and not busy and self.not_before(min(prepared)) != ANY_STEP:
             staying -= 1
         return max(0, self.depth - staying)
 
@@ -179,9 +179,6 @@ class Session:
             return False  # its step is ordered already
         ahead = self._in(Stage.GRANTED) + self._in(Stage.PREPARED)
         return not any(token.step < min(pulling).step for token in ahead)
-
-    def _waits_for_answer(self, token: Token) -> bool:
-        return token.at_step == ANY_STEP and self.read_from != ANY_STEP
 
     @property
     def _is_answered(self) -> bool:
