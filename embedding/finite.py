@@ -16,10 +16,10 @@ _EXPONENT = np.uint32(0x7F800000)
 
 @njit(cache=True, nogil=True)
 def _all_finite(bits: npt.NDArray[np.uint32]) -> bool:
-    bad = np.uint32(0)
+    largest = np.uint32(0)
     for i in range(bits.size):
-        bad |= np.uint32((bits[i] & _EXPONENT) == _EXPONENT)
-    return bool(bad == 0)
+        largest = max(largest, np.uint32(bits[i] & _EXPONENT))
+    return bool(largest < _EXPONENT)
 
 
 def all_finite(values: npt.NDArray[Any]) -> bool:

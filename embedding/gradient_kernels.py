@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from embedding.lines import WIDTH, line_of, load_line, roots, store_line
 from embedding.prefetch import prefetch_ahead
 
 Float32Array = npt.NDArray[np.float32]
@@ -99,20 +100,32 @@ def adagrad(
     scale: np.float32,
     scalars: Float64Array,
 ) -> None:
-    """a += g^2; w -= lr g / sqrt(a). Scalars: lr. Source: Duchi et al. 2011, as in DeepRec."""
+    """a += g^2; w -= lr g / sqrt(a). Scalars: lr. Source: Duchi et al. 2011, as in DeepRec.
+
+    By lines, see `lines`, what a row has over by single values.
+    """
     learning_rate = np.float32(scalars[0])
-    dim = gradients.shape[1]
+    learning_rates, scales = line_of(learning_rate), line_of(scale)
+    dim, width = gradients.shape[1], rows.shape[1]
+    whole = dim - dim % WIDTH
+    values, sums = rows.reshape(-1), gradients.reshape(-1)
     for i in range(positions.size):
         prefetch_ahead(rows, positions, i)
         row = positions[i]
         if row < 0:
             continue
-        vector, accumulators, gradient = rows[row, :dim], rows[row, dim : 2 * dim], gradients[i]
-        for c in range(dim):
-            g = gradient[c] * scale
-            accumulator = accumulators[c] + g * g
-            accumulators[c] = accumulator
-            vector[c] -= learning_rate * g / math.sqrt(accumulator)
+        vector, accumulators, gradient = row * width, row * width + dim, i * dim
+        for c in range(0, whole, WIDTH):
+            g = load_line(sums, gradient + c) * scales
+            accumulator = load_line(values, accumulators + c) + g * g
+            store_line(accumulator, values, accumulators + c)
+            update = learning_rates * g / roots(accumulator)
+            store_line(load_line(values, vector + c) - update, values, vector + c)
+        for c in range(whole, dim):
+            value = sums[gradient + c] * scale
+            total = values[accumulators + c] + value * value
+            values[accumulators + c] = total
+            values[vector + c] -= learning_rate * value / math.sqrt(total)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -27,10 +27,12 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from embedding.line_search import row_in_line
 from embedding.mixing import BUCKET_BITS, bucket_of, mix64
 from embedding.prefetch import AHEAD, prefetch
 
 Int64Array = npt.NDArray[np.int64]
+UInt64Array = npt.NDArray[np.uint64]
 
 PLACES = 5  # entries of a line
 WORDS = 8  # of 8 bytes
@@ -39,7 +41,6 @@ BLOCK = 1024  # keys a batch kernel works on at once
 
 _ROWS, _LAST = np.uint64(5), np.uint64(7)  # the first and the last word with rows
 _LOW = np.int64(0xFFFFFFFF)
-_HALF = np.int64(32)
 _ONE = np.uint64(1)
 _BUCKET_BITS = np.uint64(BUCKET_BITS)
 _PIECE = 1024  # lines that are emptied before their entries are inserted anew
@@ -78,6 +79,17 @@ def home_line(key: np.int64, geometry: Geometry) -> np.uint64:
     return half if half < geometry.split else line
 
 
+@njit(cache=True, nogil=True)
+def home_lines(keys: Int64Array, geometry: Geometry, lines: UInt64Array) -> None:
+    """Write the home line of each key to lines uint64[at least n + AHEAD], then the last again.
+
+    So that a loop over the keys may ask for the line `AHEAD` keys on without looking for the end.
+    """
+    for i in range(keys.size):
+        lines[i] = home_line(keys[i], geometry)
+    lines[keys.size : keys.size + AHEAD] = lines[keys.size - 1]
+
+
 @njit(cache=True, nogil=True, inline="always")
 def row_at(entries: Int64Array, line: np.uint64, place: np.int64) -> np.int64:
     """Return the row of one entry, or -1 where it is empty."""
@@ -101,35 +113,21 @@ def _is_full(entries: Int64Array, line: np.uint64) -> bool:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _row_in_line(entries: Int64Array, line: np.uint64, key: np.int64) -> np.int64:
-    """Return the row that a key has in a line, or -1.
-
-    By masks that are all ones where a key is equal: which of the five it is can't be predicted.
-    """
-    low = entries[line, _ROWS] & -np.int64(entries[line, 0] == key)
-    high = entries[line, _ROWS] & -np.int64(entries[line, 1] == key)
-    low |= entries[line, _ROWS + _ONE] & -np.int64(entries[line, 2] == key)
-    high |= entries[line, _ROWS + _ONE] & -np.int64(entries[line, 3] == key)
-    low |= entries[line, _LAST] & -np.int64(entries[line, 4] == key)
-    return ((low | (high >> _HALF)) & _LOW) - 1
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _search(
+def search_from(
     entries: Int64Array, line: np.uint64, mask: np.uint64, key: np.int64
 ) -> tuple[np.int64, np.uint64]:
     """Return the row of a key, or -1, and the line where the search from its home line ended."""
-    row = _row_in_line(entries, line, key)
+    row = row_in_line(entries, line, key)
     while row < 0 and _is_full(entries, line):
         line = (line + _ONE) & mask
-        row = _row_in_line(entries, line, key)
+        row = row_in_line(entries, line, key)
     return row, line
 
 
 @njit(cache=True, nogil=True, inline="always")
 def search(entries: Int64Array, geometry: Geometry, key: np.int64) -> tuple[np.int64, np.uint64]:
     """Return the row of one key and its line, or -1 and the line where `put` may add it."""
-    return _search(entries, home_line(key, geometry), geometry.mask, key)
+    return search_from(entries, home_line(key, geometry), geometry.mask, key)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -149,11 +147,12 @@ def put(entries: Int64Array, line: np.uint64, key: np.int64, row: np.int64) -> N
 
 
 @njit(cache=True, nogil=True, inline="always")
-def insert(entries: Int64Array, geometry: Geometry, key: np.int64, row: np.int64) -> None:
-    """Add a key that is not in the index; the caller has made room."""
-    line = home_line(key, geometry)
+def insert_from(
+    entries: Int64Array, line: np.uint64, mask: np.uint64, key: np.int64, row: np.int64
+) -> None:
+    """Add a key that is not in the index, from its home line on; the caller has made room."""
     while _is_full(entries, line):
-        line = (line + _ONE) & geometry.mask
+        line = (line + _ONE) & mask
     put(entries, line, key, row)
 
 
@@ -239,37 +238,38 @@ def _insert_anew(entries: Int64Array, geometry: Geometry, first: int, end: int) 
     stop = end
     while stop - first < capacity and row_at(entries, stop & (capacity - 1), 0) >= 0:
         stop += 1
-    taken = np.empty((PLACES * (stop - first), 2), np.int64)
+    keys, rows = np.empty((2, PLACES * (stop - first)), np.int64)
     count = 0
     for position in range(first, stop):
         line = position & (capacity - 1)
         for place in range(PLACES):
-            row = row_at(entries, line, place)
-            if row >= 0:
-                taken[count, 0] = entries[line, place]
-                taken[count, 1] = row
-                count += 1
+            # Without a branch: an empty entry is overwritten by the next.
+            keys[count], rows[count] = entries[line, place], row_at(entries, line, place)
+            count += rows[count] >= 0
         entries[line] = 0
+    if count == 0:
+        return
+    lines = np.empty(count + AHEAD, np.uint64)
+    home_lines(keys[:count], geometry, lines)
     for i in range(count):
-        insert(entries, geometry, taken[i, 0], taken[i, 1])
+        insert_from(entries, lines[i], geometry.mask, keys[i], rows[i])
 
 
 @njit(cache=True, nogil=True)
 def find_batch(entries: Int64Array, split: int, keys: Int64Array, rows: Int64Array) -> int:
     """Write the row of each key, or -1, to rows int64[n]; return how many keys have none."""
     geometry = geometry_of(entries, split)
-    lines = np.empty(min(BLOCK, keys.size), np.uint64)
+    lines = np.empty(BLOCK + AHEAD, np.uint64)
     num_missing = 0
     for start in range(0, keys.size, BLOCK):
-        length = min(BLOCK, keys.size - start)
-        for i in range(length):
-            lines[i] = home_line(keys[start + i], geometry)
-        for i in range(min(AHEAD, length)):
+        end = min(start + BLOCK, keys.size)
+        home_lines(keys[start:end], geometry, lines)
+        for i in range(AHEAD):
             prefetch(entries, lines[i], 0)
-        for i in range(length):
-            prefetch(entries, lines[min(i + AHEAD, length - 1)], 0)
-            row, _ = _search(entries, lines[i], geometry.mask, keys[start + i])
-            rows[start + i] = row
+        for i in range(start, end):
+            prefetch(entries, lines[i - start + AHEAD], 0)
+            row, _ = search_from(entries, lines[i - start], geometry.mask, keys[i])
+            rows[i] = row
             num_missing += row < 0
     return num_missing
 

@@ -11,11 +11,11 @@ from numba import njit
 from embedding.admission import ALWAYS, BLOOM, COUNTER, PROBABILISTIC, Admission, is_drawn
 from embedding.bloom import bloom_count
 from embedding.counters import add_counts, counted, take_count
-from embedding.index import BLOCK, find_batch, geometry_of, put, search
+from embedding.index import BLOCK, find_batch, geometry_of
 from embedding.initial_values import InitialValues, fill_initial
 from embedding.precision import FLOAT32, read_vector, read_vectors, write_vector
 from embedding.prefetch import AHEAD, prefetch
-from embedding.rows import FREQUENCY, NUM_ROWS, SPLIT, VERSION, RowArrays, take_row
+from embedding.rows import FREQUENCY, NUM_ROWS, SPLIT, VERSION, RowArrays, find_or_add
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
@@ -117,21 +117,19 @@ def settle_keys(
         has_gradient: empty: 1 for each key.
         positions: int64[n], written: the row to update, or -1.
     """
-    entries, metadata, split = rows.entries, rows.metadata, rows.state[SPLIT]
+    metadata = rows.metadata
     new = np.empty(BLOCK, np.int64)
     for start in range(0, keys.size, BLOCK):
         end = min(start + BLOCK, keys.size)
-        num_missing = find_batch(entries, split, keys[start:end], positions[start:end])
-        if num_missing > 0:
-            num_new = _give_rows(rows, keys, has_gradient, positions, start, end, new)
-            if num_new > 0:
-                _start_rows(
-                    rows, precision, dim, initial, initial_slots, keys, positions, new[:num_new]
-                )
-                if admission.kind == BLOOM or admission.counters.state[NUM_ROWS] > 0:
-                    _hand_over_counts(rows, admission, keys, positions, new[:num_new])
-            if admission.kind == COUNTER:
-                add_counts(admission.counters, keys, counts, step, positions, start, end)
+        num_new = find_or_add(rows, keys, has_gradient, positions, start, end, new)
+        if num_new > 0:
+            _start_rows(
+                rows, precision, dim, initial, initial_slots, keys, positions, new[:num_new]
+            )
+            if admission.kind == BLOOM or admission.counters.state[NUM_ROWS] > 0:
+                _hand_over_counts(rows, admission, keys, positions, new[:num_new])
+        if admission.kind == COUNTER:
+            add_counts(admission.counters, keys, counts, step, positions, start, end)
         for i in range(start, end):
             prefetch(metadata, max(positions[min(i + AHEAD, end - 1)], 0), 0)
             if positions[i] >= 0:
@@ -139,40 +137,6 @@ def settle_keys(
                 metadata[positions[i], VERSION] = step
                 if has_gradient.size > 0 and has_gradient[i] == 0:
                     positions[i] = -1
-
-
-@njit(cache=True, nogil=True)
-def _give_rows(
-    rows: RowArrays,
-    keys: Int64Array,
-    has_gradient: UInt8Array,
-    positions: Int64Array,
-    start: int,
-    end: int,
-    new: Int64Array,
-) -> int:
-    """Give rows to the keys of a block that have a gradient and no row.
-
-    Args:
-        new: written: the indices of the keys that got one.
-
-    Returns:
-        how many these are.
-    """
-    entries, metadata, state = rows.entries, rows.metadata, rows.state
-    geometry = geometry_of(entries, state[SPLIT])
-    count = 0
-    for i in range(start, end):
-        if positions[i] >= 0 or (has_gradient.size > 0 and has_gradient[i] == 0):
-            continue
-        row, line = search(entries, geometry, keys[i])  # even a repeated key must not get two rows
-        if row < 0:
-            row = take_row(metadata, state)
-            put(entries, line, keys[i], row)
-            new[count] = i
-            count += 1
-        positions[i] = row
-    return count
 
 
 @njit(cache=True, nogil=True)

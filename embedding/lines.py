@@ -8,17 +8,19 @@ overlap and how often it runs, which of rows it can't. Here one line is one valu
         total = multiply_add(repeated(weights, i), load_line(rows, 16 * i), total)
     store_line(total, out, 0)
 
+Lines can be added, subtracted, multiplied and divided, element by element and rounded as float32.
 Arrays are flat, C-contiguous and of float32; positions are in elements, not negative, and all 16
 elements must lie inside: nothing is checked. Any position will do, a line need not begin with one.
 """
 
+import operator
 from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.core.datamodel import models
-from numba.extending import intrinsic, register_model
+from numba.extending import intrinsic, lower_builtin, register_model, type_callable
 
 WIDTH = 16
 
@@ -45,6 +47,14 @@ def _pointer(context: Any, builder: Any, signature: Any, arguments: Any, first: 
     view = context.make_array(array_type)(context, builder, arguments[first])
     position = context.cast(builder, arguments[first + 1], position_type, types.intp)
     return builder.gep(view.data, [position])
+
+
+def _spread(builder: Any, element: Any) -> Any:
+    """Return a line of one float32 in every place."""
+    undefined, integer = ir.Constant(_VECTOR, ir.Undefined), ir.IntType(32)
+    first = builder.insert_element(undefined, element, integer(0))
+    zeros = ir.Constant(ir.VectorType(integer, WIDTH), [0] * WIDTH)
+    return builder.shuffle_vector(first, undefined, zeros)
 
 
 @intrinsic
@@ -77,10 +87,7 @@ def repeated(typing_context: Any, array: Any, position: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         element = builder.load(_pointer(context, builder, signature, arguments, 0))
-        undefined, integer = ir.Constant(_VECTOR, ir.Undefined), ir.IntType(32)
-        first = builder.insert_element(undefined, element, integer(0))
-        zeros = ir.Constant(ir.VectorType(integer, WIDTH), [0] * WIDTH)
-        return builder.shuffle_vector(first, undefined, zeros)
+        return _spread(builder, element)
 
     return _line(array, position), generate
 
@@ -108,11 +115,43 @@ def multiply_add(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @intrinsic
-def _sum(typing_context: Any, a: Any, b: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fadd(*arguments)
+def line_of(typing_context: Any, value: Any) -> Any:
+    """Return a line of which every element is a float32."""
 
-    return _line(a, b), generate
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _spread(builder, arguments[0])
+
+    return _line(types.float32), generate
+
+
+@intrinsic
+def roots(typing_context: Any, a: Any) -> Any:
+    """Return the square roots of a line's elements."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(_VECTOR, [_VECTOR])
+        root = cgutils.get_or_insert_function(builder.module, kind, "llvm.sqrt.v16f32")
+        return builder.call(root, arguments)
+
+    return _line(a), generate
+
+
+def _define(operation: Any, instruction: str) -> None:
+    """Let an operator work on two lines, element by element."""
+
+    @type_callable(operation)
+    def type_of(context: Any) -> Any:
+        return lambda a, b: _line if a == b == _line else None
+
+    @lower_builtin(operation, _line, _line)
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return getattr(builder, instruction)(*arguments)
+
+
+_define(operator.add, "fadd")
+_define(operator.sub, "fsub")
+_define(operator.mul, "fmul")
+_define(operator.truediv, "fdiv")
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -130,6 +169,6 @@ def add_row(source, at, dim, target, to):  # type: ignore[no-untyped-def]
     """target[to : to + dim] += source[at : at + dim], flat arrays of float32."""
     whole = dim - dim % WIDTH
     for c in range(0, whole, WIDTH):
-        store_line(_sum(load_line(target, to + c), load_line(source, at + c)), target, to + c)
+        store_line(load_line(target, to + c) + load_line(source, at + c), target, to + c)
     for c in range(whole, dim):
         target[to + c] += source[at + c]

@@ -47,8 +47,13 @@ def prefetch(typing_context: Any, array: Any, row: Any, column: Any) -> Any:
 
 @njit(cache=True, nogil=True, inline="always")
 def prefetch_row(array: npt.NDArray[np.float32], row: np.int64, width: int) -> None:
-    """Ask for the first `width` values of a row of float32[any, any]."""
-    for column in range(0, min(width, _MAX_VALUES), _LINE):
+    """Ask for the first `width` values of a row of float32[any, any], for two lines at least.
+
+    Those two without a loop: it would cost an update of 32 values 6 of its 35 ns.
+    """
+    prefetch(array, row, 0)
+    prefetch(array, row, _LINE)
+    for column in range(2 * _LINE, min(width, _MAX_VALUES), _LINE):
         prefetch(array, row, column)
 
 

@@ -17,14 +17,17 @@ from embedding.index import (
     continue_doubling,
     find_batch,
     geometry_of,
+    home_lines,
     put,
     remove,
-    search,
+    search_from,
 )
 from embedding.mixing import NUM_BUCKETS, bucket_of, buckets_of
+from embedding.prefetch import AHEAD, prefetch
 from embedding.reservation import physical_memory_bytes, reserve
 
 Int64Array = npt.NDArray[np.int64]
+UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 
 FREQUENCY, VERSION = 0, 1  # columns of the metadata
@@ -81,20 +84,51 @@ def free_row(metadata: Int64Array, state: Int64Array, row: np.int64) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _add_batch(rows: RowArrays, keys: Int64Array, positions: Int64Array) -> None:
+def find_or_add(
+    rows: RowArrays,
+    keys: Int64Array,
+    may_add: UInt8Array,
+    positions: Int64Array,
+    start: int,
+    end: int,
+    new: Int64Array,
+) -> int:
+    """Find the rows of the keys in [start, end), at most `BLOCK`, and give rows to new keys.
+
+    Room has been made. A new row's metadata and values are the caller's to write.
+
+    Args:
+        may_add: uint8[n], 0 for a key that gets no row; empty: 1 each.
+        positions: int64[n], written: the row of each key, or -1.
+        new: int64[at least end - start], written: the indices of keys that got a row.
+
+    Returns:
+        how many these are.
+    """
     entries, metadata, state = rows.entries, rows.metadata, rows.state
     geometry = geometry_of(entries, state[SPLIT])
+    lines = np.empty(BLOCK + AHEAD, np.uint64)
+    home_lines(keys[start:end], geometry, lines)
+    for i in range(AHEAD):
+        prefetch(entries, lines[i], 0)
+    count = 0
+    for i in range(start, end):
+        prefetch(entries, lines[i - start + AHEAD], 0)
+        row, line = search_from(entries, lines[i - start], geometry.mask, keys[i])
+        if row < 0 and (may_add.size == 0 or may_add[i] != 0):
+            row = take_row(metadata, state)
+            put(entries, line, keys[i], row)
+            new[count] = i
+            count += 1
+        positions[i] = row
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _add_batch(rows: RowArrays, keys: Int64Array, positions: Int64Array) -> None:
+    each, new = np.empty(0, np.uint8), np.empty(BLOCK, np.int64)
     for start in range(0, keys.size, BLOCK):
-        end = min(start + BLOCK, keys.size)
-        if find_batch(entries, state[SPLIT], keys[start:end], positions[start:end]) == 0:
-            continue
-        for i in range(start, end):
-            if positions[i] < 0:
-                row, line = search(entries, geometry, keys[i])  # a repeated key has one by now
-                if row < 0:
-                    row = take_row(metadata, state)
-                    put(entries, line, keys[i], row)
-                positions[i] = row
+        find_or_add(rows, keys, each, positions, start, min(start + BLOCK, keys.size), new)
 
 
 @njit(cache=True, nogil=True)
@@ -174,12 +208,16 @@ class Rows:
                 f"{num_keys} more: address space is reserved for {self._limit}. Use more shards, "
                 "evict, or raise the limit on virtual memory (ulimit -v)"
             )
-        while len(self) + num_keys > int(len(self.arrays.entries) * _KEYS_A_LINE):
+        while not self._has_room(num_keys):
             self._continue_doubling(len(self.arrays.entries))
             entries = self._entries[: 2 * len(self.arrays.entries)]
             self.arrays.state[SPLIT] = begin_doubling(entries)
             self.arrays = self.arrays._replace(entries=entries)
         self._continue_doubling(num_keys)
+
+    def _has_room(self, num_keys: int) -> bool:
+        """Return whether the index can hold that many more keys as large as it is."""
+        return len(self) + num_keys <= int(len(self.arrays.entries) * _KEYS_A_LINE)
 
     def _continue_doubling(self, num_lines: int) -> None:
         entries, state = self.arrays.entries, self.arrays.state
@@ -205,7 +243,10 @@ class Rows:
         Raises:
             MemoryError: see `make_room`.
         """
-        self.make_room(int(np.count_nonzero(self.find(keys) < 0)) if len(self) else keys.size)
+        num_new = keys.size
+        if len(self) and not self._has_room(num_new):
+            num_new = int(np.count_nonzero(self.find(keys) < 0))
+        self.make_room(num_new)
         rows = np.empty(keys.size, np.int64)
         _add_batch(self.arrays, keys, rows)
         return rows

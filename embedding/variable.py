@@ -23,7 +23,7 @@ Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
 
-_KEYS_AT_ONCE = 4096  # their rows, new ones above all, are still in the cache when they are updated
+_KEYS_AT_ONCE = 16384  # their rows, 2 MB of 32 values, are still in the cache when they are updated
 
 _INT64, _UINT32, _UINT8, _FLOAT32 = map(np.dtype, ("int64", "uint32", "uint8", "float32"))
 _NO_COUNTS = read_only(np.empty(0, _UINT32))

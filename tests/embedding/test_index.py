@@ -19,7 +19,8 @@ from embedding.index import (
     find,
     find_batch,
     geometry_of,
-    insert,
+    home_line,
+    insert_from,
     remove,
 )
 from embedding.mixing import buckets_of, mix64
@@ -77,7 +78,8 @@ def longest_search(entries, split=0):
 
 @njit
 def insert_one(entries, split, key, row):
-    insert(entries, geometry_of(entries, split), key, row)
+    geometry = geometry_of(entries, split)
+    insert_from(entries, home_line(np.int64(key), geometry), geometry.mask, key, row)
 
 
 @njit

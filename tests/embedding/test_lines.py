@@ -5,10 +5,12 @@ from numba import njit
 from embedding.lines import (
     add_row,
     copy_row,
+    line_of,
     line_of_zeros,
     load_line,
     multiply_add,
     repeated,
+    roots,
     store_line,
 )
 
@@ -31,6 +33,23 @@ def test_a_sum_of_multiples_of_lines():
 
     np.testing.assert_allclose(out[1:17], factors @ rows, rtol=1e-5, atol=1e-6)
     assert out[0] == out[17] == 7
+
+
+@njit
+def _by_elements(a, b, factor, out):
+    """out = the root of (a * factor + b) / b - a."""
+    x, y = load_line(a, 0), load_line(b, 0)
+    store_line(roots((x * line_of(factor) + y) / y - x), out, 0)
+
+
+def test_arithmetic_on_lines_is_that_of_single_float32():
+    rng = np.random.default_rng(1)
+    a, b = rng.uniform(-0.5, 0.0, 16).astype(np.float32), rng.uniform(1, 2, 16).astype(np.float32)
+    out = np.empty(16, np.float32)
+
+    _by_elements(a, b, np.float32(0.3), out)
+
+    np.testing.assert_array_equal(out, np.sqrt((a * np.float32(0.3) + b) / b - a))
 
 
 @njit
