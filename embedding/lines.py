@@ -136,6 +136,48 @@ def roots(typing_context: Any, a: Any) -> Any:
     return _line(a), generate
 
 
+@intrinsic
+def transpose_lines(
+    typing_context: Any, source: Any, at: Any, step: Any, target: Any, to: Any, stride: Any
+) -> Any:
+    """target[to + k stride + i] = source[at + i step + k] for i, k < 16: 16 lines, transposed.
+
+    By four rounds that each exchange quarters between lines 8, 4, 2 and 1 apart. Both arrays and
+    what is said of positions are as of `load_line`.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        index = types.intp
+        first = _pointer(context, builder, signature, arguments, 0)
+        output = _pointer(context, builder, signature, arguments, 3)
+        step, stride = (
+            context.cast(builder, arguments[i], signature.args[i], index) for i in (2, 5)
+        )
+
+        def line_at(start: Any, number: int, distance: Any) -> Any:
+            offset = builder.mul(distance, ir.IntType(64)(number))
+            return builder.bitcast(builder.gep(start, [offset]), _VECTOR.as_pointer())
+
+        def mixed(a: Any, b: Any, elements: list[int]) -> Any:
+            return builder.shuffle_vector(
+                a, b, ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), elements)
+            )
+
+        lines = [builder.load(line_at(first, i, step), align=_UNALIGNED) for i in range(WIDTH)]
+        for apart in (8, 4, 2, 1):
+            low = [WIDTH + k - apart if k & apart else k for k in range(WIDTH)]
+            high = [WIDTH + k if k & apart else k + apart for k in range(WIDTH)]
+            for i in range(WIDTH):
+                if not i & apart:
+                    a, b = lines[i], lines[i + apart]
+                    lines[i], lines[i + apart] = mixed(a, b, low), mixed(a, b, high)
+        for k, line in enumerate(lines):
+            builder.store(line, line_at(output, k, stride), align=_UNALIGNED)
+        return context.get_dummy_value()
+
+    return types.void(source, at, step, target, to, stride), generate
+
+
 def _define(operation: Any, instruction: str) -> None:
     """Let an operator work on two lines, element by element."""
 

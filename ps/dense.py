@@ -1,6 +1,6 @@
 """A shard's dense parameters: fixed-size blocks, each a row with its optimizer slots beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -60,9 +60,23 @@ class DenseBlocks:
         scalars: npt.NDArray[np.float64],
     ) -> None:
         """Sum the dense gradients left to right and update every block."""
-        self.rule.update(
-            self.rows, self._positions, self._summed(contributions, weights), scale, scalars
-        )
+        for positions, gradients in self._gradients(contributions, weights):
+            self.rule.update(self.rows, positions, gradients, scale, scalars)
+
+    def _gradients(
+        self, contributions: Sequence[Contribution], weights: Sequence[float]
+    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        """Yield blocks and their summed gradients, float32[blocks, BLOCK_SIZE]."""
+        if len(contributions) != 1 or weights[0] != 1.0:
+            yield self._positions, self._summed(contributions, weights)
+            return
+        # The only gradient is the sum; but its last block may be a part, which needs zeros behind.
+        whole = self.size // BLOCK_SIZE
+        yield self._positions[:whole], _as_blocks(contributions[0].dense[: whole * BLOCK_SIZE])
+        if whole < len(self.rows):
+            rest = self._sum[whole * BLOCK_SIZE :]
+            rest[: self.size - whole * BLOCK_SIZE] = contributions[0].dense[whole * BLOCK_SIZE :]
+            yield self._positions[whole:], _as_blocks(rest)
 
     def sums_of_squares(
         self,
@@ -87,12 +101,16 @@ class DenseBlocks:
         total = self._sum[: self.size]
         if not contributions:
             total[:] = 0
-            return self._sum.reshape(-1, BLOCK_SIZE)
-        # A sum starts with its first term: one pass less, and in `async` it is the only one.
+            return _as_blocks(self._sum)
+        # A sum starts with its first term: one pass less.
         np.multiply(contributions[0].dense, np.float32(weights[0]), out=total)
         for contribution, weight in zip(contributions[1:], weights[1:], strict=True):
             add_weighted(total, contribution.dense, np.float32(weight))
-        return self._sum.reshape(-1, BLOCK_SIZE)
+        return _as_blocks(self._sum)
+
+
+def _as_blocks(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return values.reshape(-1, BLOCK_SIZE)
 
 
 @njit(cache=True, nogil=True)

@@ -15,6 +15,7 @@ from ps.digest import block_digests, bucket_digests
 from ps.memory import peak_rss_bytes
 from ps.restore import start_shard_from
 from ps.shard import Shard
+from ps.side_by_side import Threads
 from ps.sockets import Address
 from ps.spec import StoreSpec, bucket_range
 from ps.warmup import warm_up
@@ -52,11 +53,13 @@ class ShardServer:
         self._lock = threading.Lock()
         self._failed = threading.Event()
         self._failure: BaseException | None = None
+        self._updates = Threads(2)
         self._shard = Shard(
             setup.store,
             setup.index,
             max_contributions=setup.max_contributions,
             max_buffer_bytes=setup.max_buffer_bytes,
+            run_all=self._updates,
         )
         self._plane = DataPlane(
             self._shard,
@@ -144,6 +147,7 @@ class ShardServer:
 
     def close(self) -> None:
         self._plane.close()
+        self._updates.close()
 
     @property
     def _buckets(self) -> tuple[int, int]:

@@ -33,6 +33,7 @@ from ps.messages import (
     Request,
 )
 from ps.record_checks import what_is_wrong, what_is_wrong_in_sum
+from ps.side_by_side import RunAll, in_turn
 from ps.spec import StoreSpec
 
 
@@ -62,6 +63,7 @@ class Shard:
         spec: of the whole job.
         index: number of this shard.
         max_contributions, max_buffer_bytes: limits of the gradient buffer.
+        run_all: how updates that do not touch each other are run, see `ps.side_by_side`.
 
     Attributes:
         log: the latest records, see `_remember`.
@@ -74,6 +76,7 @@ class Shard:
         *,
         max_contributions: int = 1024,
         max_buffer_bytes: int = 1 << 30,
+        run_all: RunAll = in_turn,
     ) -> None:
         self.spec = spec
         self.index = index
@@ -88,6 +91,7 @@ class Shard:
         self.step = 0
         self.log: deque[Record] = deque()
         self.counts = ShardCounts()
+        self._run_all = run_all
         self._parked: list[tuple[Hashable, Pull]] = []
         self._dims = [table.dim for table in spec.tables]
         self._slots_of = [spec.optimizers.index(table.optimizer) for table in spec.tables]
@@ -308,6 +312,25 @@ class Shard:
     def _update(self, record: Record, contributions: list[Contribution]) -> None:
         weights = [entry.weight for entry in record.entries if entry.weight > 0]
         scalars = [np.array(values, np.float64) for values in record.scalars]
+        self._run_all(
+            [
+                lambda: self._update_tables(record, contributions, weights, scalars),
+                lambda: self.dense.apply(
+                    contributions,
+                    weights,
+                    scale=np.float32(record.dense_factor / record.divisor),
+                    scalars=scalars[self._dense_scalars],
+                ),
+            ]
+        )
+
+    def _update_tables(
+        self,
+        record: Record,
+        contributions: list[Contribution],
+        weights: list[float],
+        scalars: list[npt.NDArray[np.float64]],
+    ) -> None:
         of_contributors = self.spec.sparse_mean == "contributors"
         scale = np.float32(1.0 if of_contributors else 1.0 / record.divisor)
         accepted = [self._accepted(contribution) for contribution in contributions]
@@ -325,12 +348,6 @@ class Shard:
                     scale=float(scale),
                     scalars=scalars[slot],
                 )
-        self.dense.apply(
-            contributions,
-            weights,
-            scale=np.float32(record.dense_factor / record.divisor),
-            scalars=scalars[self._dense_scalars],
-        )
 
     def _accepted(self, contribution: Contribution) -> npt.NDArray[np.uint8] | None:
         """Mark the keys that were evicted after the pull: their gradients must not return them."""

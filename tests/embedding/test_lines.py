@@ -12,6 +12,7 @@ from embedding.lines import (
     repeated,
     roots,
     store_line,
+    transpose_lines,
 )
 
 
@@ -50,6 +51,23 @@ def test_arithmetic_on_lines_is_that_of_single_float32():
     _by_elements(a, b, np.float32(0.3), out)
 
     np.testing.assert_array_equal(out, np.sqrt((a * np.float32(0.3) + b) / b - a))
+
+
+@njit
+def _transpose(source, at, step, target, to, stride):
+    transpose_lines(source, at, step, target, to, stride)
+
+
+def test_a_block_of_lines_is_transposed_and_nothing_beside_it():
+    source = np.arange(16 * 20 + 3, dtype=np.float32)
+    target = np.full(2 + 16 * 24, -1, np.float32)
+
+    _transpose(source, 3, 20, target, 2, 24)
+
+    rows = target[2:].reshape(16, 24)
+    np.testing.assert_array_equal(rows[:, :16], source[3:].reshape(16, 20)[:, :16].T)
+    assert (rows[:, 16:] == -1).all()
+    assert (target[:2] == -1).all()
 
 
 @njit

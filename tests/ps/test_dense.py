@@ -82,6 +82,28 @@ def test_an_update_is_the_optimizer_on_the_mean() -> None:
         np.testing.assert_array_equal(dense.vector, w)
 
 
+@pytest.mark.parametrize("dense_size", [0, 1, 1024, 1500, 5000])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o.type)
+def test_a_sole_gradient_is_applied_where_it_lies_as_if_it_were_summed(
+    dense_size: int, optimizer: Optimizer
+) -> None:
+    rng = np.random.default_rng(3)
+    alone, summed = (DenseBlocks(spec(dense_size, 1, optimizer), 0) for _ in range(2))
+    zeros = contribution(np.zeros(dense_size, np.float32))
+    for step in range(3):
+        gradient = contribution(rng.normal(size=dense_size).astype(np.float32))
+        before = gradient.dense.copy()
+        how = {
+            "scale": np.float32(0.3),
+            "scalars": np.array(step_scalars(optimizer, learning_rate=0.1, step=step)),
+        }
+        alone.apply([gradient], [1.0], **how)
+        summed.apply([gradient, zeros], [1.0, 1.0], **how)
+        assert gradient.dense.tobytes() == before.tobytes()
+
+    assert alone.rows.tobytes() == summed.rows.tobytes()
+
+
 def test_padding_stays_as_it_was() -> None:
     _, rows = train(1500, 1, Adagrad(initial_accumulator=0.5))
 

@@ -18,6 +18,7 @@ from embedding.lines import (
     multiply_add,
     repeated,
     store_line,
+    transpose_lines,
 )
 from worker.models.protocol import FloatArray, SampleVectors
 
@@ -92,19 +93,22 @@ def _dots(first, flat, positions, dim, out):  # type: ignore[no-untyped-def]
     has_first = 1 if first.shape[1] > 0 else 0
     num_vectors = num_lookups + has_first
     num_pairs = num_vectors * (num_vectors - 1) // 2
-    stride = -(-num_vectors // WIDTH) * WIDTH
-    columns = np.zeros(dim * stride, np.float32)  # element k of vector i at k * stride + i
+    stride, width = -(-num_vectors // WIDTH) * WIDTH, -(-dim // WIDTH) * WIDTH
+    vectors = np.zeros(stride * width, np.float32)
+    columns = np.zeros(width * stride, np.float32)  # element k of vector i at k * stride + i
     dots = np.empty(stride * stride, np.float32)
     pairs = np.empty(num_pairs + stride, np.float32)
     start = first.shape[1]
+    firsts, outputs = first.reshape(-1), out.reshape(-1)
     for s in range(out.shape[0]):
-        for k in range(start):
-            columns[np.uintp(k * stride)] = first[s, k]
-            out[s, k] = first[s, k]
+        to = s * out.shape[1]
+        copy_row(firsts, s * start, start, vectors, 0)
+        copy_row(firsts, s * start, start, outputs, to)
         for i in range(num_lookups):
-            at = positions[i, s]
-            for k in range(dim):
-                columns[np.uintp(k * stride + i + has_first)] = flat[np.uintp(at + k)]
+            copy_row(flat, positions[i, s], dim, vectors, (i + has_first) * width)
+        for i in range(0, num_vectors, WIDTH):
+            for k in range(0, dim, WIDTH):
+                transpose_lines(vectors, i * width + k, width, columns, k * stride + i, stride)
         for i in range(0, num_vectors, 4):
             for j in range(0, i + 3, WIDTH):
                 d0 = d1 = d2 = d3 = line_of_zeros()
@@ -125,8 +129,7 @@ def _dots(first, flat, positions, dim, out):  # type: ignore[no-untyped-def]
             for j in range(0, i, WIDTH):
                 store_line(load_line(dots, i * stride + j), pairs, pair + j)
             pair += i
-        for pair in range(num_pairs):
-            out[s, start + pair] = pairs[pair]
+        copy_row(pairs, 0, num_pairs, outputs, to + start)
 
 
 @njit(cache=True, nogil=True)
@@ -145,13 +148,13 @@ def _dots_gradient(  # type: ignore[no-untyped-def]
     block = np.zeros(16, np.float32)
     start = first.shape[1]
     num_pairs = num_vectors * (num_vectors - 1) // 2
+    firsts, grad_firsts, grad_outs = first.reshape(-1), grad_first.reshape(-1), grad_out.reshape(-1)
     for s in range(grad_out.shape[0]):
-        for k in range(start):
-            vectors[k] = first[s, k]
+        at = s * grad_out.shape[1]
+        copy_row(firsts, s * start, start, vectors, 0)
         for i in range(num_lookups):
             copy_row(flat, positions[i, s], dim, vectors, (i + has_first) * stride)
-        for pair in range(num_pairs):
-            pairs[pair] = grad_out[s, start + pair]
+        copy_row(grad_outs, at + start, num_pairs, pairs, 0)
         for i in range(0, num_vectors, 4):
             row0 = i * (i - 1) // 2
             row1 = row0 + i
@@ -189,7 +192,7 @@ def _dots_gradient(  # type: ignore[no-untyped-def]
                 store_line(d1, gradients, (i + 1) * stride + c)
                 store_line(d2, gradients, (i + 2) * stride + c)
                 store_line(d3, gradients, (i + 3) * stride + c)
-        for k in range(start):
-            grad_first[s, k] = grad_out[s, k] + gradients[k]
+        copy_row(grad_outs, at, start, grad_firsts, s * start)
+        add_row(gradients, 0, start, grad_firsts, s * start)
         for i in range(num_lookups):
             add_row(gradients, (i + has_first) * stride, dim, grad_flat, positions[i, s])
