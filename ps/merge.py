@@ -56,6 +56,17 @@ def merge(
             for part in merged:
                 part.gradients = part.gradients * scale
         return merged
+    return _sum(contributions, weights, accepted, dims, mean_of_contributors)
+
+
+def _sum(
+    contributions: Sequence[Contribution],
+    weights: Sequence[float],
+    accepted: Sequence[npt.NDArray[np.uint8] | None],
+    dims: Sequence[int],
+    mean_of_contributors: bool,
+) -> list[Merged]:
+    """Any contributions, key by key."""
     sizes = np.array([c.table_sizes for c in contributions], np.int64).reshape(-1, len(dims))
     keys = np.concatenate([c.keys for c in contributions])
     counts = np.concatenate([c.counts for c in contributions])
@@ -91,13 +102,11 @@ def merge(
     merged = []
     start = gradient_start = 0
     for n, size, dim in zip(found, capacity, dims, strict=True):
-        stop, gradient_stop = start + n, gradient_start + n * dim
-        sums = out_gradients[gradient_start:gradient_stop].reshape(n, dim)
+        part = slice(start, start + n)
+        sums = out_gradients[gradient_start : gradient_start + n * dim].reshape(n, dim)
         if out_samples is not None:
-            _divide(sums, out_samples[start:stop])
-        merged.append(
-            Merged(out_keys[start:stop], out_counts[start:stop], sums, out_has[start:stop])
-        )
+            _divide(sums, out_samples[part])
+        merged.append(Merged(out_keys[part], out_counts[part], sums, out_has[part]))
         start += size
         gradient_start += size * dim
     return merged

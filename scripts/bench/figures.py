@@ -25,6 +25,8 @@ def limits(setting: Setting) -> None:
         ("limit_gather_uniform", gather, setting.uniform),
         ("limit_gather_zipf", gather, setting.zipf),
         ("limit_gather_zipf_deduplicated", gather, _distinct(setting)),
+        ("limit_line_uniform", setting.bare.read_lines, setting.uniform),
+        ("limit_count_uniform", setting.bare.count, setting.uniform),
         ("limit_read_modify_write_uniform", update, setting.uniform),
         ("limit_read_modify_write_zipf_deduplicated", update, _distinct(setting)),
     ]

@@ -37,6 +37,27 @@ def _gather(rows: Float32Array, positions: Int64Array, out: Float32Array) -> Non
             out[i, c] = rows[row, c]
 
 
+@njit(nogil=True)
+def _read_lines(lines: Int64Array, positions: Int64Array) -> int:
+    """Return the sum of lines[positions[i], 0]."""
+    total = 0
+    for i in range(positions.size):
+        if i + _AHEAD < positions.size:
+            prefetch(lines, positions[i + _AHEAD], 0)
+        total += lines[positions[i], 0]
+    return total
+
+
+@njit(nogil=True)
+def _count(counters: Int64Array, positions: Int64Array) -> None:
+    """Count each position, and note when it was last counted."""
+    for i in range(positions.size):
+        if i + _AHEAD < positions.size:
+            prefetch(counters, positions[i + _AHEAD], 0)
+        counters[positions[i], 0] += 1
+        counters[positions[i], 1] = i
+
+
 def read_modify_write_kernel(dim: int) -> Callable[..., None]:
     """Return kernel(rows, positions, gradients): Adagrad on rows of vector and accumulator.
 
@@ -69,6 +90,10 @@ class BareRows:
         self._out = np.empty((size.batch, size.dim), np.float32)
         self._gradients = np.full((size.batch, size.dim), 0.01, np.float32)
         self._update = read_modify_write_kernel(size.dim)
+        num_lines = 1 << (2 * size.rows // 5).bit_length()  # an index has up to 2.4 keys a line
+        self._lines: Int64Array = reserve(num_lines, 8, np.int64)
+        self._counters: Int64Array = reserve(size.rows, 2, np.int64)
+        self._lines[:] = self._counters[:] = 0
 
     def gather(self, batches: list[Int64Array]) -> None:
         """Read the vectors of each batch of row numbers."""
@@ -79,6 +104,16 @@ class BareRows:
         """Update each batch of rows, which must be distinct."""
         for positions in batches:
             self._update(self.rows, positions, self._gradients)
+
+    def read_lines(self, batches: list[Int64Array]) -> None:
+        """Read a cache line for each row number, out of as many as a table's index has."""
+        for positions in batches:
+            _read_lines(self._lines, positions & (len(self._lines) - 1))
+
+    def count(self, batches: list[Int64Array]) -> None:
+        """Count in an array as large as a table's frequencies and versions."""
+        for positions in batches:
+            _count(self._counters, positions)
 
 
 def copying(num_bytes: int) -> tuple[Callable[[], Any], Callable[[], Any]]:

@@ -17,6 +17,8 @@ NAMES = [
     "limit_gather_uniform",
     "limit_gather_zipf",
     "limit_gather_zipf_deduplicated",
+    "limit_line_uniform",
+    "limit_count_uniform",
     "limit_read_modify_write_uniform",
     "limit_read_modify_write_zipf_deduplicated",
     "pull_uniform",
