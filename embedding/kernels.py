@@ -41,8 +41,7 @@ def pull_rows(
     for start in range(0, keys.size, BLOCK):
         end = min(start + BLOCK, keys.size)
         num_missing = find_batch(entries, split, keys[start:end], found)
-        for i in range(start, end):
-            admitted[i] = found[i - start] >= 0
+        admitted[start:end] = 1
         read_vectors(stored, found[: end - start], precision, values[start:end])
         if num_missing > 0:
             _pull_missing(
@@ -66,7 +65,7 @@ def _pull_missing(
     start: int,
     end: int,
 ) -> None:
-    """Write what the keys of a block get that have no row: `found` is -1."""
+    """Write what the keys of a block get that have no row: `found` is -1, `admitted` 1 so far."""
     dim = values.shape[1]
     kind, min_count = admission.kind, admission.min_count
     counters, metadata = admission.counters.entries, admission.counters.metadata
@@ -89,7 +88,6 @@ def _pull_missing(
                 for c in range(dim):
                     values[out, c] = default_value
                 continue
-        admitted[out] = 1
         fill_initial(values, out, dim, initial, keys[out])
         if precision != FLOAT32:
             write_vector(narrow, 0, precision, values, out, dim)
