@@ -78,13 +78,17 @@ class EmbeddingVariable(TableState):
         self._default_value = np.float32(spec.default_value)
         self._update = RowUpdate(spec, self._rule)
         self._counts_keys = isinstance(spec.admission, CounterAdmission)
+        self._has_rule = spec.admission is not None
         self._first_admission = admission_of(spec, self._counters.arrays, self._bloom)
 
     @property
-    def _admission(self) -> Admission:
-        """The rule of admission, with the counters where they are now: growth replaces them."""
+    def _admission(self) -> Admission | None:
+        """The rule of admission, with the counters where they are now: growth replaces them.
+
+        None: every key is admitted, and none has a counter.
+        """
         if not self._counts_keys and not len(self._counters):
-            return self._first_admission
+            return self._first_admission if self._has_rule else None
         return self._first_admission._replace(counters=self._counters.arrays)
 
     def pull(
@@ -202,7 +206,7 @@ class EmbeddingVariable(TableState):
     ) -> Int64Array:
         """Count keys and make rows; return the row of each that is updated, else -1."""
         admission = self._admission
-        if self._counting is not None:
+        if self._counting is not None and admission is not None:
             admission = admission._replace(kind=ALWAYS)
         static = self._static
         starts = None if static is None else static.starts(self._rows, keys, flags)
