@@ -79,7 +79,7 @@ def _digest() -> str:
     digest = hashlib.sha256(numba.__version__.encode())
     for path in sorted(p for name in _PACKAGES for p in (_ROOT / name).rglob("*.py")):
         source = path.read_bytes()
-        if b"njit" in source:
+        if b"numba" in source:  # kernels, and what is compiled into them
             digest.update(path.relative_to(_ROOT).as_posix().encode())
             digest.update(source)
     return digest.hexdigest()[:16]

@@ -244,7 +244,7 @@ class Rows:
             MemoryError: see `make_room`.
         """
         num_new = keys.size
-        if len(self) and not self._has_room(num_new):
+        if len(self) and not (self._has_room(num_new) and self.can_take(num_new)):
             num_new = int(np.count_nonzero(self.find(keys) < 0))
         self.make_room(num_new)
         rows = np.empty(keys.size, np.int64)

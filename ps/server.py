@@ -147,7 +147,8 @@ class ShardServer:
 
     def close(self) -> None:
         self._plane.close()
-        self._updates.close()
+        with self._lock:  # a message that came before may be under way
+            self._updates.close()
 
     @property
     def _buckets(self) -> tuple[int, int]:

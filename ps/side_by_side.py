@@ -19,13 +19,18 @@ def in_turn(tasks: Sequence[Callable[[], None]]) -> None:
 class Threads:
     """Runs tasks at the same time: the first where it is called, each other on a thread.
 
-    Returns, or raises what the first of them raised, once all have ended.
+    Returns, or raises what the first of them raised, once all have ended. After `close` they are
+    run in turn.
     """
 
     def __init__(self, most_tasks: int) -> None:
         self._pool = ThreadPoolExecutor(most_tasks - 1, thread_name_prefix="update")
+        self._closed = False
 
     def __call__(self, tasks: Sequence[Callable[[], None]]) -> None:
+        if self._closed:
+            in_turn(tasks)
+            return
         others = [self._pool.submit(task) for task in tasks[1:]]
         try:
             tasks[0]()
@@ -35,4 +40,6 @@ class Threads:
             other.result()
 
     def close(self) -> None:
+        """End the threads; not while tasks are run."""
+        self._closed = True
         self._pool.shutdown()

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import embedding
 
 PACKAGE = Path(embedding.__file__).parent
@@ -44,10 +46,11 @@ def test_the_same_sources_at_another_path_load_what_was_compiled(tmp_path: Path)
     assert run(sources(tmp_path / "second"), tmp_path / "home")[:2] == (1, 0)
 
 
-def test_a_change_in_any_file_with_kernels_compiles_all_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_what", ["finite.py", "line_search.py"], ids=["kernel", "intrinsic"])
+def test_a_change_in_any_file_of_kernels_compiles_all_anew(tmp_path: Path, with_what: str) -> None:
     *_, before = run(sources(tmp_path / "first"), tmp_path / "home")
     changed = sources(tmp_path / "second")
-    with (changed / "embedding" / "finite.py").open("a") as file:
+    with (changed / "embedding" / with_what).open("a") as file:
         file.write("\n# changed\n")
     loaded, compiled, after = run(changed, tmp_path / "home")
     assert (loaded, compiled) == (0, 1)

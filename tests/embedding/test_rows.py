@@ -91,6 +91,19 @@ def test_a_full_reservation_refuses_more_keys_and_stays_as_it_was(monkeypatch):
     assert len(rows) == capacity
 
 
+def test_keys_that_have_rows_are_taken_where_there_is_no_room_for_more(monkeypatch):
+    """The index may have places left when the reserved rows have not."""
+    monkeypatch.setattr(rows_module, "physical_memory_bytes", lambda: 40_000)
+    rows = Rows(4)
+    keys = np.arange(650)
+    first = rows.add(keys)
+
+    again = rows.add(keys[:100])
+
+    assert again.tolist() == first[:100].tolist()
+    assert len(rows) == 650
+
+
 def test_no_batch_moves_more_than_its_share_of_a_doubling(monkeypatch):
     moved, real = [], rows_module.continue_doubling
 

@@ -35,6 +35,16 @@ def test_what_a_task_raises_is_raised(run_all: RunAll, failing: int) -> None:
         run_all(tasks)
 
 
+def test_closed_threads_leave_tasks_to_the_caller() -> None:
+    threads = Threads(2)
+    threads.close()
+    done: list[int] = []
+
+    threads([partial(done.append, i) for i in range(3)])
+
+    assert done == [0, 1, 2]
+
+
 def test_threads_run_tasks_at_the_same_time_and_end_all_of_them_before_one_failure_is_raised() -> (
     None
 ):
