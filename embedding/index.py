@@ -256,6 +256,16 @@ def _insert_anew(entries: Int64Array, geometry: Geometry, first: int, end: int) 
 
 
 @njit(cache=True, nogil=True)
+def begin_search(
+    entries: Int64Array, keys: Int64Array, geometry: Geometry, lines: UInt64Array
+) -> None:
+    """Write home lines as `home_lines` does, and ask for the first `AHEAD` of them."""
+    home_lines(keys, geometry, lines)
+    for i in range(AHEAD):
+        prefetch(entries, lines[i], 0)
+
+
+@njit(cache=True, nogil=True)
 def find_batch(entries: Int64Array, split: int, keys: Int64Array, rows: Int64Array) -> int:
     """Write the row of each key, or -1, to rows int64[n]; return how many keys have none."""
     geometry = geometry_of(entries, split)
@@ -263,9 +273,7 @@ def find_batch(entries: Int64Array, split: int, keys: Int64Array, rows: Int64Arr
     num_missing = 0
     for start in range(0, keys.size, BLOCK):
         end = min(start + BLOCK, keys.size)
-        home_lines(keys[start:end], geometry, lines)
-        for i in range(AHEAD):
-            prefetch(entries, lines[i], 0)
+        begin_search(entries, keys[start:end], geometry, lines)
         for i in range(start, end):
             prefetch(entries, lines[i - start + AHEAD], 0)
             row, _ = search_from(entries, lines[i - start], geometry.mask, keys[i])

@@ -1,8 +1,8 @@
 """The kernels of an embedding variable: a pull, and what an apply does before it updates.
 
 Both go over the keys in blocks, in passes that each ask the memory ahead of what they read: rows
-are found, then what lies in them is copied or written. Where a table admits every key and counts
-none, `admission` is None, and they are compiled without it: handing it over takes 3 microseconds.
+are found, then what lies in them is copied or written. Where a table has no rule of
+admission, they are compiled without one, `admission` is None: handing it over takes 3 microseconds.
 """
 
 import numpy as np
@@ -83,10 +83,8 @@ def _pull_missing(
                 passes = is_drawn(admission.seed, admission.probability, keys[out], step, count)
             elif kind == BLOOM:
                 passes = bloom_count(bloom, hashes, keys[out]) + count >= min_count
-            elif kind == COUNTER:
-                passes = counted(counters, metadata, geometry, keys[out]) + count >= min_count
             else:
-                passes = True  # there is no rule, but there are counters of another time
+                passes = counted(counters, metadata, geometry, keys[out]) + count >= min_count
             if not passes:
                 admitted[out] = 0
                 for c in range(dim):

@@ -13,11 +13,11 @@ from embedding.index import (
     MAX_ROWS,
     WORDS,
     begin_doubling,
+    begin_search,
     collect,
     continue_doubling,
     find_batch,
     geometry_of,
-    home_lines,
     put,
     remove,
     search_from,
@@ -108,9 +108,7 @@ def find_or_add(
     entries, metadata, state = rows.entries, rows.metadata, rows.state
     geometry = geometry_of(entries, state[SPLIT])
     lines = np.empty(BLOCK + AHEAD, np.uint64)
-    home_lines(keys[start:end], geometry, lines)
-    for i in range(AHEAD):
-        prefetch(entries, lines[i], 0)
+    begin_search(entries, keys[start:end], geometry, lines)
     count = 0
     for i in range(start, end):
         prefetch(entries, lines[i - start + AHEAD], 0)

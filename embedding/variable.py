@@ -78,17 +78,13 @@ class EmbeddingVariable(TableState):
         self._default_value = np.float32(spec.default_value)
         self._update = RowUpdate(spec, self._rule)
         self._counts_keys = isinstance(spec.admission, CounterAdmission)
-        self._has_rule = spec.admission is not None
         self._first_admission = admission_of(spec, self._counters.arrays, self._bloom)
 
     @property
-    def _admission(self) -> Admission | None:
-        """The rule of admission, with the counters where they are now: growth replaces them.
-
-        None: every key is admitted, and none has a counter.
-        """
+    def _admission(self) -> Admission:
+        """The rule of admission, with the counters where they are now: growth replaces them."""
         if not self._counts_keys and not len(self._counters):
-            return self._first_admission if self._has_rule else None
+            return self._first_admission
         return self._first_admission._replace(counters=self._counters.arrays)
 
     def pull(
@@ -123,7 +119,7 @@ class EmbeddingVariable(TableState):
         pull_rows(
             self._rows.arrays,
             self._precision,
-            self._admission,
+            None if self.spec.admission is None else self._admission,
             self._initial,
             self._default_value,
             keys,
@@ -205,9 +201,11 @@ class EmbeddingVariable(TableState):
         self, keys: Int64Array, counts: Int64Array, flags: UInt8Array, step: int
     ) -> Int64Array:
         """Count keys and make rows; return the row of each that is updated, else -1."""
-        admission = self._admission
-        if self._counting is not None and admission is not None:
-            admission = admission._replace(kind=ALWAYS)
+        admission = None
+        if self.spec.admission is not None or len(self._counters):  # a rule of now, or of before
+            admission = self._admission
+            if self._counting is not None:
+                admission = admission._replace(kind=ALWAYS)
         static = self._static
         starts = None if static is None else static.starts(self._rows, keys, flags)
         positions = np.empty(keys.size, np.int64)

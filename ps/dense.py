@@ -60,23 +60,23 @@ class DenseBlocks:
         scalars: npt.NDArray[np.float64],
     ) -> None:
         """Sum the dense gradients left to right and update every block."""
-        for positions, gradients in self._gradients(contributions, weights):
-            self.rule.update(self.rows, positions, gradients, scale, scalars)
+        for blocks, gradients in self._gradients(contributions, weights):
+            self.rule.update(self.rows, self._positions[blocks], gradients, scale, scalars)
 
     def _gradients(
         self, contributions: Sequence[Contribution], weights: Sequence[float]
-    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
         """Yield blocks and their summed gradients, float32[blocks, BLOCK_SIZE]."""
         if len(contributions) != 1 or weights[0] != 1.0:
-            yield self._positions, self._summed(contributions, weights)
+            yield slice(None), self._summed(contributions, weights)
             return
         # The only gradient is the sum; but its last block may be a part, which needs zeros behind.
         whole = self.size // BLOCK_SIZE
-        yield self._positions[:whole], _as_blocks(contributions[0].dense[: whole * BLOCK_SIZE])
+        yield slice(whole), _as_blocks(contributions[0].dense[: whole * BLOCK_SIZE])
         if whole < len(self.rows):
             rest = self._sum[whole * BLOCK_SIZE :]
             rest[: self.size - whole * BLOCK_SIZE] = contributions[0].dense[whole * BLOCK_SIZE :]
-            yield self._positions[whole:], _as_blocks(rest)
+            yield slice(whole, None), _as_blocks(rest)
 
     def sums_of_squares(
         self,
@@ -91,7 +91,8 @@ class DenseBlocks:
         added in float64 in the order of the parameters. Changes no parameter and no slot.
         """
         sums = np.empty(len(self.rows), np.float64)
-        _add_squares(self._summed(contributions, weights), scale, sums)
+        for blocks, gradients in self._gradients(contributions, weights):
+            _add_squares(gradients, scale, sums[blocks])
         return sums
 
     def _summed(

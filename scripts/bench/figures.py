@@ -6,7 +6,7 @@ from functools import partial
 from statistics import median
 
 from bench.keys import Int64Array
-from bench.limits import BareRows, copying, row_bytes
+from bench.limits import BareIndex, BareRows, copying, row_bytes
 from bench.lines import GIGA, alternate, emit, emit_rate
 from bench.tables import Setting, Table, key_batches, millions, new_keys
 
@@ -21,12 +21,13 @@ def limits(setting: Setting) -> None:
     emit_rate("limit_memcpy", num_bytes / GIGA, touched, "GB/s", bytes=num_bytes)
     emit_rate("limit_memcpy_new_memory", num_bytes / GIGA, new, "GB/s", bytes=num_bytes)
     gather, update = setting.bare.gather, setting.bare.read_modify_write
+    index = BareIndex(size)
     runs: list[tuple[str, Callable[[Batches], None], Batches]] = [
         ("limit_gather_uniform", gather, setting.uniform),
         ("limit_gather_zipf", gather, setting.zipf),
         ("limit_gather_zipf_deduplicated", gather, _distinct(setting)),
-        ("limit_line_uniform", setting.bare.read_lines, setting.uniform),
-        ("limit_count_uniform", setting.bare.count, setting.uniform),
+        ("limit_line_uniform", index.read_lines, setting.uniform),
+        ("limit_count_uniform", index.count, setting.uniform),
         ("limit_read_modify_write_uniform", update, setting.uniform),
         ("limit_read_modify_write_zipf_deduplicated", update, _distinct(setting)),
     ]

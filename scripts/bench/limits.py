@@ -90,10 +90,6 @@ class BareRows:
         self._out = np.empty((size.batch, size.dim), np.float32)
         self._gradients = np.full((size.batch, size.dim), 0.01, np.float32)
         self._update = read_modify_write_kernel(size.dim)
-        num_lines = 1 << (2 * size.rows // 5).bit_length()  # an index has up to 2.4 keys a line
-        self._lines: Int64Array = reserve(num_lines, 8, np.int64)
-        self._counters: Int64Array = reserve(size.rows, 2, np.int64)
-        self._lines[:] = self._counters[:] = 0
 
     def gather(self, batches: list[Int64Array]) -> None:
         """Read the vectors of each batch of row numbers."""
@@ -104,6 +100,16 @@ class BareRows:
         """Update each batch of rows, which must be distinct."""
         for positions in batches:
             self._update(self.rows, positions, self._gradients)
+
+
+class BareIndex:
+    """Arrays as large as a table's index and its metadata: what it touches besides its rows."""
+
+    def __init__(self, size: Size) -> None:
+        num_lines = 1 << (2 * size.rows // 5).bit_length()  # an index has up to 2.4 keys a line
+        self._lines: Int64Array = reserve(num_lines, 8, np.int64)
+        self._counters: Int64Array = reserve(size.rows, 2, np.int64)
+        self._lines[:] = self._counters[:] = 0
 
     def read_lines(self, batches: list[Int64Array]) -> None:
         """Read a cache line for each row number, out of as many as a table's index has."""
