@@ -12,11 +12,12 @@ import argparse
 import importlib
 import os
 import platform
+import signal
 import sys
 import tempfile
 from itertools import pairwise, product
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--torch-rows", type=int, default=100_000, help="most rows of a torch table (%(default)s)"
     )
     parser.add_argument("--quick", action="store_true", help="small sizes: see that it runs")
-    parser.set_defaults(bound_seconds=1.0, look_seconds=2.0)
+    parser.set_defaults(bound_seconds=0.3, look_seconds=2.0)
     arguments = parser.parse_args(argv)
     if arguments.quick:
         parser.set_defaults(**_QUICK)
@@ -157,23 +158,31 @@ def _auc(model: TorchDlrm, specs: JobSpecs) -> float:
 
 
 def measure(case: Case, jobs: Jobs, bound: ProductsBound, repeats: int) -> None:
-    """Train a case, with the bound before and after every run, and print its line."""
-    bounds = [bound.samples_per_second()]
+    """Train a case, with the bound inside every run, then once undisturbed, and print its line."""
+    around = [bound.samples_per_second()]
     rows: list[Row] = []
     for repeat in range(repeats):
-        rows.append(jobs(case, repeat))
-        bounds.append(bound.samples_per_second())
-    beside = [(before + after) / 2 for before, after in pairwise(bounds)]
+        rows.append(jobs.interrupted(case, repeat, bound.samples_per_second))
+        around.append(bound.samples_per_second())
+    # Stages, CPU time and memory are those of a run that nothing stopped.
+    undisturbed = jobs(case, repeats)
+    inside = all(row["measured"] for row in rows)
+    if inside:
+        limits = [mean(row["measured"]) for row in rows]
+    else:  # a run was over before it could be stopped
+        limits = [mean(pair) for pair in pairwise(around)]
     rates = [row["samples_per_second"] for row in rows]
-    ratios = [rate / limit for rate, limit in zip(rates, beside, strict=True)]
-    # Stages, CPU time and memory are those of the run with the median rate: they belong together.
-    middle = rows[rates.index(sorted(rates)[len(rates) // 2])]
+    ratios = [rate / limit for rate, limit in zip(rates, limits, strict=True)]
     emit(
         "train",
         median(rates),
         "samples/s",
-        limit=median(beside),
+        limit=median(limits),
         limit_name="bound_products",
+        limit_measured="inside" if inside else "before and after",
+        bounds_inside=sum(len(row["measured"]) for row in rows),
+        stopped_share=sum(row["stopped_seconds"] for row in rows)
+        / sum(row["train_seconds"] for row in rows),
         ratio=median(ratios),
         ratio_min=min(ratios),
         ratio_max=max(ratios),
@@ -186,7 +195,8 @@ def measure(case: Case, jobs: Jobs, bound: ProductsBound, repeats: int) -> None:
         batch=case.batch,
         batches_per_step=case.batches_per_step,
         auc=median(row["auc"] for row in rows),
-        **{name: middle[name] for name in _OF_A_RUN},
+        undisturbed=undisturbed["samples_per_second"],
+        **{name: undisturbed[name] for name in _OF_A_RUN},
     )
 
 
@@ -239,6 +249,8 @@ def emit_bound(bound: ProductsBound, batch: int, flops_per_sample: int, repeats:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
+    # Nobody stays stopped where this is ended by a signal.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def work() -> None:
         with tempfile.TemporaryDirectory(prefix="bench-training-") as temporary:

@@ -2,17 +2,23 @@
 
 import json
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.pauses import Pauses, actors
 from experiments.runs import Row, Run
 from experiments.training import TrainingRuns
 from scheduler import JobConfig
 
 JOB = str(Path(__file__).resolve().parents[2] / "jobs" / "dlrm.yaml")
 MODES = ("sync", "gba", "async")
+# How long a job runs between two stops, and after what share of its samples there are no more: a
+# later one might come when all are trained, and is no part of the time that training took.
+RUN_SECONDS = 1.2
+LAST_STOP = 0.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +96,7 @@ class Jobs:
         Raises:
             ConfigError, DataError, TrainingError: as Trainer.fit.
         """
-        settings = overrides(case, self._data, cores=self._cores, seconds=self._seconds)
-        names = {"topology": case.topology, "mode": case.mode, "batch": case.batch}
-        run = Run("bench", {**names, "repeat": repeat}, 1, JOB, settings)
+        run = self._run(case, repeat)
         row = self._train(run)
         directory = run.directory(self._out)
         lines = [json.loads(text) for text in (directory / "metrics.jsonl").open()]
@@ -103,6 +107,62 @@ class Jobs:
         # Ray and the driver. Too short a run has no figure for everything.
         cpu["rest"] = None if math.isnan(everything) else everything - sum(cpu.values())
         return {**row, **found}
+
+    def interrupted(self, case: Case, repeat: int, measure: Callable[[], float]) -> Row:
+        """Train once, stopping the job now and then to measure something else meanwhile.
+
+        Returns:
+            auc, train_seconds, and
+            measured: what `measure` returned at each stop; none where the run was too short.
+            stopped_seconds: of train_seconds, all stops together.
+            samples_per_second: of the time in which it was not stopped.
+
+        Raises:
+            ConfigError, DataError, TrainingError: as Trainer.fit; what `measure` raises.
+        """
+        run = self._run(case, repeat)
+        metrics = run.directory(self._out) / "metrics.jsonl"
+        metrics.unlink(missing_ok=True)  # of the run before, in the same directory
+
+        def wanted() -> bool:
+            return 0.0 < share_trained(metrics, self._data.rows, time.time()) < LAST_STOP
+
+        with Pauses(measure, actors, wanted, every_seconds=RUN_SECONDS) as pauses:
+            row = self._train(run)
+        return {
+            "auc": row["auc"],
+            "train_seconds": row["train_seconds"],
+            "measured": pauses.measured,
+            "stopped_seconds": pauses.seconds,
+            "samples_per_second": row["samples_trained"] / (row["train_seconds"] - pauses.seconds),
+        }
+
+    def _run(self, case: Case, repeat: int) -> Run:
+        settings = overrides(case, self._data, cores=self._cores, seconds=self._seconds)
+        names = {"topology": case.topology, "mode": case.mode, "batch": case.batch}
+        return Run("bench", {**names, "repeat": repeat}, 1, JOB, settings)
+
+
+def share_trained(metrics: Path, samples: int, now: float) -> float:
+    """Return about what share of the samples is over by now; 0 where training has not begun.
+
+    Lines of metrics.jsonl are seconds apart; the job is taken to go on after the last one as fast
+    as it went before.
+
+    Args:
+        samples: of the whole job.
+        now: as `time.time()`.
+    """
+    try:
+        lines = metrics.read_text().splitlines(keepends=True)
+    except FileNotFoundError:
+        return 0.0
+    whole = [text for text in lines if text.endswith("\n")]  # the last one may be being written
+    line = json.loads(whole[-1]) if whole else {"train_seconds": 0.0}
+    if line["train_seconds"] == 0.0:
+        return 0.0
+    over = line["samples"] + line["samples_dropped"] + line["samples_skipped"]
+    return float(over * (1 + (now - line["time"]) / line["train_seconds"]) / samples)
 
 
 def figures(lines: list[Row], result: Row, case: Case) -> Row:

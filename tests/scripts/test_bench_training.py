@@ -131,6 +131,10 @@ def test_a_job_s_line_has_all_its_figures(data: Path) -> None:
     (line,) = (line for line in lines if line["name"] == "train")
     assert (line["topology"], line["mode"], line["batch"]) == ("2+1", "gba", 512)
     assert line["ratio"] == pytest.approx(line["value"] / line["limit"], rel=1e-2)
+    # Such a short run may be over before it could be stopped.
+    assert line["limit_measured"] == ("inside" if line["bounds_inside"] else "before and after")
+    assert 0 <= line["stopped_share"] < 1
+    assert line["undisturbed"] > 0
     assert set(line["worker_ms_per_batch"]) == set(STAGES)
     assert {"pull", "push", "apply", "idle"} <= set(line["server_ms_per_batch"])
     assert set(line["cpu_seconds_per_million"]) == {"worker", "server", "coordinator", "rest"}
