@@ -103,9 +103,12 @@ class Jobs:
         result = json.loads((directory / "result.json").read_text())
         found = figures(lines, result, case)
         cpu = found["cpu_seconds_per_million"]
+        own = sum(cpu.values())
+        cpu["rest"] = None
+        if math.isnan(row["cores_used"]):  # too short a run has no figure for everything
+            return {**row, **found, "cores_used": None, "cores_used_by_others": None}
         everything = 1e6 * row["cores_used"] * row["train_seconds"] / row["samples_trained"]
-        # Ray and the driver. Too short a run has no figure for everything.
-        cpu["rest"] = None if math.isnan(everything) else everything - sum(cpu.values())
+        cpu["rest"] = everything - own  # Ray and the driver
         return {**row, **found}
 
     def interrupted(self, case: Case, repeat: int, measure: Callable[[], float]) -> Row:
