@@ -1,6 +1,7 @@
 """Rows as Arrow columns: the form of checkpoint files, and of exports for other tools.
 
-    key, frequency, version   int64
+    key                       int64
+    frequency, version        int64, of tables that track usage
     vector, slot_NAME...      fixed_size_list<float>, a slot for each of the optimizer's
 
 The only module here that needs pyarrow; importing the package does not load it.
@@ -27,7 +28,8 @@ COUNTER_SCHEMA = pa.schema([(name, pa.int64()) for name in _NUMBERS])
 
 def row_schema(spec: TableSpec, *, slots: bool = True) -> pa.Schema:
     """Return the columns of a table's rows, with or without the optimizer's slots."""
-    fields = [*COUNTER_SCHEMA, ("vector", pa.list_(pa.float32(), spec.dim))]
+    numbers = [(name, pa.int64()) for name in _numbers_of(spec)]
+    fields = [*numbers, ("vector", pa.list_(pa.float32(), spec.dim))]
     if slots:
         fields += slot_fields(rule_for(spec.optimizer, sparse=True), spec.dim)
     return pa.schema(fields)
@@ -50,7 +52,8 @@ def to_arrow(entries: TableEntries, spec: TableSpec, *, slots: bool = True) -> p
     """
     rule, n = rule_for(spec.optimizer, sparse=True), len(entries.keys)
     vectors = input_array("vectors", entries.vectors, _FLOAT32, (n, spec.dim))
-    columns = [*_number_columns(entries), list_column(vectors)]
+    numbers = _number_columns(entries)[: len(_numbers_of(spec))]
+    columns = [*numbers, list_column(vectors)]
     if slots:
         width = rule.row_width(spec.dim) - spec.dim
         of_rows = input_array("slots", entries.slots, _FLOAT32, (n, width))
@@ -76,11 +79,12 @@ def from_arrow(
     schema = row_schema(spec)
     check_columns(table.schema, schema, of=f"rows of table {spec.name}")
     check_no_nulls(table)
-    keys, frequency, version = (_numbers(table, name) for name in _NUMBERS)
+    names = _numbers_of(spec)
+    keys, *usage = (_numbers(table, name) for name in names)
     vectors, *slots = [
-        _floats(table, name, allow_nonfinite=allow_nonfinite)
-        for name in schema.names[len(_NUMBERS) :]
+        _floats(table, name, allow_nonfinite=allow_nonfinite) for name in schema.names[len(names) :]
     ]
+    frequency, version = usage or np.zeros((2, len(keys)), np.int64)
     none = np.empty((len(keys), 0), np.float32)
     return TableEntries(keys, frequency, version, vectors, np.hstack([none, *slots]))
 
@@ -146,6 +150,11 @@ def slot_columns(rule: OptimizerRule, dim: int, slots: npt.NDArray[np.float32]) 
 def matrix(column: pa.FixedSizeListArray) -> npt.NDArray[Any]:
     """Return lists of fixed size, without nulls, as an array [n, width]; not copied."""
     return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+
+
+def _numbers_of(spec: TableSpec) -> tuple[str, ...]:
+    """Return the names of the columns of rows that are numbers, `key` first."""
+    return _NUMBERS if spec.track_usage else _NUMBERS[:1]
 
 
 def _number_columns(entries: TableEntries | CounterEntries) -> list[pa.Array]:

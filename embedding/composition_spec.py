@@ -160,13 +160,14 @@ def _dynamic_dimension(table: TableSpec, composition: DynamicDimension) -> Compo
         table.dim % num_blocks == 0,
         f"dim must be a multiple of its {num_blocks} blocks, got {table.dim}",
     )
-    first = replace(table, dim=table.dim // num_blocks)
+    first = replace(table, dim=table.dim // num_blocks, track_usage=True)
     further = (
         replace(
             first,
             name=f"{table.name}_block{number}",
             admission=FrequencyAdmission(table=table.name, min_count=min_count),
             default_value=0.0,
+            track_usage=table.track_usage,
         )
         for number, min_count in enumerate(composition.min_counts, start=1)
     )

@@ -52,6 +52,8 @@ def expired(
 ) -> Int64Array:
     """Return the keys, in no order, of rows that are older or lighter than they must be.
 
+    None is older where usage is not tracked.
+
     Args:
         dim: width of the vector.
         precision: of the vector, see `precision`.
@@ -60,7 +62,9 @@ def expired(
             float64, is below it.
     """
     keys = np.empty(len(rows), np.int64)
-    count = _collect_expired(rows.arrays, dim, precision, min_version, l2_weight_threshold, keys)
+    count = _collect_expired(
+        rows.arrays, dim, precision, rows.track_usage, min_version, l2_weight_threshold, keys
+    )
     return keys[:count].copy()
 
 
@@ -79,6 +83,7 @@ def _collect_expired(
     rows: RowArrays,
     dim: int,
     precision: int,
+    track_usage: bool,
     min_version: int,
     l2_weight_threshold: float,
     keys: Int64Array,
@@ -90,13 +95,14 @@ def _collect_expired(
     for number in range(num_entries(entries)):
         if number + _AHEAD < num_entries(entries):
             following = max(entry(entries, number + _AHEAD)[1], 0)
-            prefetch(metadata, following, 0)
+            if track_usage:
+                prefetch(metadata, following, 0)
             if weigh:
                 prefetch_row(values, following, dim)
         key, row = entry(entries, number)
         if row < 0:
             continue
-        gone = metadata[row, VERSION] < min_version
+        gone = track_usage and metadata[row, VERSION] < min_version
         if not gone and weigh:
             total = 0.0
             read_vector(values, row, precision, vector, 0, dim)

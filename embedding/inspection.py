@@ -59,7 +59,7 @@ class TopRows:
         by: which value; the norm is the Euclidean one of the vector.
 
     Raises:
-        ValueError: n or by is not one of these.
+        ValueError: n or by is not one of these, or the table does not track what it asks for.
     """
 
     def __init__(self, spec: TableSpec, n: int, by: RankBy) -> None:
@@ -67,6 +67,8 @@ class TopRows:
             raise ValueError(f"n must be >= 0, got {n}")
         if by not in get_args(RankBy):
             raise ValueError(f"by must be one of {', '.join(get_args(RankBy))}, got {by!r}")
+        if by != "norm":
+            spec.require_usage(f"to rank rows by {by}")
         self.entries = TableEntries.empty(spec)
         self._n = n
         self._by = by

@@ -107,6 +107,7 @@ def settle_keys(
     keys: Int64Array,
     counts: Int64Array,
     has_gradient: UInt8Array,
+    track_usage: bool,
     step: int,
     positions: Int64Array,
 ) -> None:
@@ -115,6 +116,7 @@ def settle_keys(
     Args:
         initial_slots: float32[sum of the slots' widths], what follows the vector of a new row.
         has_gradient: empty: 1 for each key.
+        track_usage: whether rows have a frequency and a version.
         positions: int64[n], written: the row to update, or -1.
     """
     metadata = rows.metadata
@@ -126,16 +128,22 @@ def settle_keys(
             _start_rows(
                 rows, precision, dim, initial, initial_slots, keys, positions, new[:num_new]
             )
+            if track_usage:
+                for i in new[:num_new]:
+                    metadata[positions[i], FREQUENCY] = 0
             if admission is not None:
-                _hand_over_counts(rows, admission, keys, positions, new[:num_new])
+                _hand_over_counts(rows, admission, keys, track_usage, positions, new[:num_new])
         if admission is not None and admission.kind == COUNTER:
             add_counts(admission.counters, keys, counts, step, positions, start, end)
-        for i in range(start, end):
-            prefetch(metadata, max(positions[min(i + AHEAD, end - 1)], 0), 0)
-            if positions[i] >= 0:
-                metadata[positions[i], FREQUENCY] += counts[i]
-                metadata[positions[i], VERSION] = step
-                if has_gradient.size > 0 and has_gradient[i] == 0:
+        if track_usage:
+            for i in range(start, end):
+                prefetch(metadata, max(positions[min(i + AHEAD, end - 1)], 0), 0)
+                if positions[i] >= 0:
+                    metadata[positions[i], FREQUENCY] += counts[i]
+                    metadata[positions[i], VERSION] = step
+        if has_gradient.size > 0:
+            for i in range(start, end):
+                if has_gradient[i] == 0:
                     positions[i] = -1
 
 
@@ -150,13 +158,12 @@ def _start_rows(
     positions: Int64Array,
     new: Int64Array,
 ) -> None:
-    """Write the initial vector, slots and metadata of new rows."""
-    metadata, values = rows.metadata, rows.values
+    """Write the initial vector and slots of new rows."""
+    values = rows.values
     vector_width = values.shape[1] - initial_slots.size
     vector = np.empty((1, dim), np.float32)
     for i in new:
         row = positions[i]
-        metadata[row, FREQUENCY] = 0
         if precision == FLOAT32:
             fill_initial(values, row, dim, initial, keys[i])
         else:
@@ -168,9 +175,14 @@ def _start_rows(
 
 @njit(cache=True, nogil=True)
 def _hand_over_counts(
-    rows: RowArrays, admission: Admission, keys: Int64Array, positions: Int64Array, new: Int64Array
+    rows: RowArrays,
+    admission: Admission,
+    keys: Int64Array,
+    track_usage: bool,
+    positions: Int64Array,
+    new: Int64Array,
 ) -> None:
-    """Give new rows the frequency that was counted while their keys had none."""
+    """Remove the counters of new rows' keys; the rows get the frequency, if they have one."""
     metadata = rows.metadata
     bloom, hashes = admission.bloom.counters, admission.bloom.hashes
     counters, counter_metadata = admission.counters.entries, admission.counters.metadata
@@ -181,4 +193,5 @@ def _hand_over_counts(
             count = bloom_count(bloom, hashes, keys[i])
         else:
             count = take_count(counters, counter_metadata, counter_state, geometry, keys[i])
-        metadata[positions[i], FREQUENCY] = count
+        if track_usage:
+            metadata[positions[i], FREQUENCY] = count

@@ -13,7 +13,7 @@ def check_links(specs: Sequence[TableSpec]) -> None:
     Raises:
         ValueError: a name is there twice, there is no such table, it has a base itself, or a table
             of static rows has another dim or value_dtype, an admission rule, or comes before the
-            table that starts from it.
+            table that starts from it, or one whose frequency is asked does not track usage.
     """
     tables = {spec.name: spec for spec in specs}
     if len(tables) < len(specs):
@@ -29,6 +29,7 @@ def check_links(specs: Sequence[TableSpec]) -> None:
             found = "there is none" if base is None else f"it reads table {base.base} itself"
             raise ValueError(f"table {spec.name} reads table {spec.base}, but {found}")
         if spec.warm_start is None:
+            base.require_usage(f"by the admission of table {spec.name}")
             continue
         found_as = (base.dim, base.value_dtype, base.admission)
         if found_as != (spec.dim, spec.value_dtype, None):

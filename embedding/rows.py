@@ -49,8 +49,8 @@ class RowArrays(NamedTuple):
 
     Args:
         entries: int64[index capacity, 8], see `index`.
-        metadata: int64[capacity, 2]: frequency and version. A free row holds in place of its
-            version the next free row plus one.
+        metadata: int64[capacity, 2]: frequency and version, where usage is tracked. A free row
+            holds in place of its version the next free row plus one.
         values: float32[capacity, width]: vector, then slots.
         state: int64[4]: rows in use, rows ever used, the first free row plus one, and how far
             the index is doubled (see `index.Geometry`).
@@ -175,9 +175,13 @@ class Rows:
 
     Args:
         width: float32 values of a row; 0 keeps frequency and version only.
+        track_usage: whether rows have a frequency and a version; if not, only what was freed once
+            takes their memory.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, track_usage: bool = True) -> None:
+        self.track_usage = track_usage
+        self._any_freed = False
         row_bytes = 4 * width + METADATA_BYTES + round(_LINE_BYTES / _KEYS_A_LINE)
         capacity = min(max(physical_memory_bytes() // row_bytes, 4 * _MIN_LINES), MAX_ROWS)
         metadata = reserve(capacity, 2, np.int64)
@@ -251,6 +255,7 @@ class Rows:
 
     def remove(self, keys: Int64Array) -> None:
         """Remove keys and free their rows; absent keys are left out."""
+        self._any_freed |= keys.size > 0
         _remove_batch(self.arrays, keys)
 
     def in_buckets(self, buckets: tuple[int, int]) -> tuple[Int64Array, Int64Array]:
@@ -266,14 +271,14 @@ class Rows:
         touched = int(self.arrays.state[NUM_TOUCHED])
         return {
             "index": self.arrays.entries.nbytes,
-            "metadata": touched * METADATA_BYTES,
+            "metadata": touched * METADATA_BYTES * (self.track_usage or self._any_freed),
             "rows": touched * self.arrays.values.shape[1] * 4,
         }
 
 
-def memory_of(num_keys: int, width: int) -> int:
+def memory_of(num_keys: int, width: int, *, track_usage: bool = True) -> int:
     """Return the bytes that `Rows` of so many keys and this width take where none were removed."""
     lines = _MIN_LINES
     while num_keys > int(lines * _KEYS_A_LINE):
         lines *= 2
-    return lines * _LINE_BYTES + num_keys * (METADATA_BYTES + 4 * width)
+    return lines * _LINE_BYTES + num_keys * (METADATA_BYTES * track_usage + 4 * width)

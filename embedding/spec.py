@@ -276,6 +276,12 @@ class Eviction:
         )
         _require(self.every_steps >= 1, f"every_steps must be >= 1, got {self.every_steps}")
 
+    @property
+    def needs_usage(self) -> bool:
+        """Whether a rule asks how often or when rows were updated."""
+        rules = (self.steps_to_live, self.max_rows, self.max_bytes)
+        return any(rule is not None for rule in rules)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableSpec:
@@ -288,6 +294,8 @@ class TableSpec:
         default_value: what a pull returns for a key that is not admitted.
         value_dtype: what vectors are kept as (see `precision`); pulls, gradients, optimizers and
             their slots are float32 with all of them.
+        track_usage: whether rows have a frequency and a version: 16 bytes of memory, and a cache
+            miss for every update.
         warm_start: what new rows start with; None: their initial values.
     """
 
@@ -299,6 +307,7 @@ class TableSpec:
     eviction: Eviction | None = None
     default_value: float = 0.0
     value_dtype: ValueDtype = "float32"
+    track_usage: bool = True
     seed: int = 0
     warm_start: WarmStart | None = None
 
@@ -326,9 +335,22 @@ class TableSpec:
             f"value_dtype must be one of {', '.join(dtypes)}, got {self.value_dtype!r}",
         )
         _require(
+            self.track_usage or self.eviction is None or not self.eviction.needs_usage,
+            f"track_usage of table {self.name} can't be false: its eviction by steps_to_live,"
+            " max_rows or max_bytes needs frequency and version of rows",
+        )
+        _require(
             self.warm_start is None or not isinstance(self.admission, FrequencyAdmission),
             f"table {self.name} can't have both warm_start and an admission of type frequency_of",
         )
+
+    def require_usage(self, what_for: str) -> None:
+        """Raise ValueError where rows have no frequency and version, which something needs."""
+        if not self.track_usage:
+            raise ValueError(
+                f"table {self.name} does not track usage, which is needed {what_for};"
+                " set track_usage: true"
+            )
 
     @property
     def base(self) -> str | None:

@@ -36,7 +36,7 @@ class TableState:
         self._rule = rule_for(spec.optimizer, sparse=True)
         self._initial_slots = self._rule.initial_slots(spec.dim)
         self._precision = kind_of(spec.value_dtype)
-        self._rows = Rows(stored_width(spec))
+        self._rows = Rows(stored_width(spec), track_usage=spec.track_usage)
         self._counters = Rows(0)
         rule = spec.admission
         self._bloom = BloomFilter(rule) if isinstance(rule, BloomAdmission) else None
@@ -54,14 +54,17 @@ class TableState:
     def export(self, buckets: tuple[int, int] = ALL_BUCKETS) -> TableEntries:
         """Copy the rows of the keys in buckets [first, end), sorted by (bucket, key).
 
+        Frequencies and versions are 0 where the table does not track usage.
+
         Each call looks through the whole index, so ask for many buckets at once.
         """
         keys, rows = self._rows.in_buckets(buckets)
         n = keys.size
+        tracked = slice(n if self.spec.track_usage else 0)
         entries = TableEntries(
             keys=keys,
-            frequency=np.empty(n, np.int64),
-            version=np.empty(n, np.int64),
+            frequency=np.zeros(n, np.int64),
+            version=np.zeros(n, np.int64),
             vectors=np.empty((n, self.spec.dim), np.float32),
             slots=np.empty((n, self._initial_slots.size), np.float32),
         )
@@ -69,8 +72,8 @@ class TableState:
             self._rows.arrays,
             rows,
             self._precision,
-            entries.frequency,
-            entries.version,
+            entries.frequency[tracked],
+            entries.version[tracked],
             entries.vectors,
             entries.slots,
         )
@@ -133,6 +136,8 @@ class TableState:
     def import_rows(self, entries: TableEntries) -> None:
         """Insert or overwrite rows; a counter of the same key is removed.
 
+        Frequencies and versions are left out where the table does not track usage.
+
         Raises:
             ValueError: a column has another type or shape.
             MemoryError: there is no room for the new keys.
@@ -146,7 +151,16 @@ class TableState:
         rows = self._rows.add(keys)
         if len(self._counters):
             self._counters.remove(keys)
-        write_rows(self._rows.arrays, rows, self._precision, frequency, version, vectors, slots)
+        tracked = slice(n if self.spec.track_usage else 0)
+        write_rows(
+            self._rows.arrays,
+            rows,
+            self._precision,
+            frequency[tracked],
+            version[tracked],
+            vectors,
+            slots,
+        )
 
     def import_counters(self, entries: CounterEntries) -> None:
         """Insert or overwrite counters; a row of the same key is removed.
@@ -176,7 +190,11 @@ class TableState:
         """Return how often each key was seen, in its row or counter: int64[n], 0 if absent.
 
         Of a key without a row a Bloom filter may say too much.
+
+        Raises:
+            ValueError: the table does not track usage.
         """
+        self.spec.require_usage("for frequencies")
         keys = input_array("keys", keys, _INT64, (len(keys),))
         if self._bloom is None:
             counted = self._counters.metadata_of(keys, FREQUENCY, 0)
@@ -185,7 +203,12 @@ class TableState:
         return self._rows.metadata_of(keys, FREQUENCY, counted)
 
     def version(self, keys: Int64Array) -> Int64Array:
-        """Return the step that last changed each row or counter: int64[n], -1 if absent."""
+        """Return the step that last changed each row or counter: int64[n], -1 if absent.
+
+        Raises:
+            ValueError: the table does not track usage.
+        """
+        self.spec.require_usage("for versions")
         keys = input_array("keys", keys, _INT64, (len(keys),))
         counted = self._counters.metadata_of(keys, VERSION, -1)
         return self._rows.metadata_of(keys, VERSION, counted)
@@ -198,7 +221,7 @@ class TableState:
             by: which value; the norm is the Euclidean one of the vector.
 
         Raises:
-            ValueError: n or by is not one of these.
+            ValueError: n or by is not one of these, or the table does not track what it asks for.
         """
         highest = TopRows(self.spec, n, by)
         num_bytes = 4 * self._rule.row_width(self.spec.dim) * len(self)
@@ -214,10 +237,12 @@ class TableState:
             unadmitted keys all 0 where a Bloom filter counts them: it does not know its keys.
 
         Raises:
-            ValueError: `of` is not one of these.
+            ValueError: `of` is not one of these, or rows of a table that does not track usage.
         """
         if of not in ("rows", "unadmitted"):
             raise ValueError(f"of must be rows or unadmitted, got {of!r}")
+        if of == "rows":
+            self.spec.require_usage("for frequencies of rows")
         rows = self._rows if of == "rows" else self._counters
         counts = frequency_histogram(np.empty(0, np.int64))
         for part in bucket_parts(METADATA_BYTES * len(rows), _PART_BYTES):

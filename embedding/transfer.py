@@ -29,7 +29,7 @@ def read_rows(
     Args:
         positions: int64[n], the rows.
         precision: of the vectors, see `precision`.
-        frequency, version: int64[n], written.
+        frequency, version: int64[n], written; empty where rows have none.
         vectors: float32[n, dim], written.
         slots: float32[n, sum of the slots' widths], written.
     """
@@ -40,7 +40,7 @@ def read_rows(
         part = slice(start, min(start + BLOCK, n))
         read_vectors(values, positions[part], precision, vectors[part])
         copy_rows(values, positions[part], first_slot, slots[part])
-    for i in range(n):
+    for i in range(frequency.size):
         prefetch(metadata, positions[min(i + AHEAD, n - 1)], 0)
         frequency[i] = metadata[positions[i], FREQUENCY]
         version[i] = metadata[positions[i], VERSION]
@@ -61,8 +61,9 @@ def write_rows(
     first_slot = values.shape[1] - slots.shape[1]
     for i in range(positions.size):
         row = positions[i]
-        metadata[row, FREQUENCY] = frequency[i]
-        metadata[row, VERSION] = version[i]
+        if frequency.size > 0:
+            metadata[row, FREQUENCY] = frequency[i]
+            metadata[row, VERSION] = version[i]
         write_vector(values, row, precision, vectors, i, vectors.shape[1])
         for c in range(slots.shape[1]):
             values[row, first_slot + c] = slots[i, c]

@@ -144,9 +144,9 @@ class EmbeddingVariable(TableState):
     ) -> None:
         """Apply what one step brings for this table.
 
-        A key with a row is counted and, where it has a gradient, updated. One without a row gets
-        one where it has a gradient (what was counted goes with it), else it is counted if the
-        table's admission rule counts.
+        A key with a row is counted, in a table that tracks usage, and updated where it has a
+        gradient. One without a row gets one where it has a gradient (what was counted goes with
+        it), else it is counted if the table's admission rule counts.
 
         Args:
             keys: int64[n], each once, which is not checked.
@@ -219,6 +219,7 @@ class EmbeddingVariable(TableState):
             keys,
             counts,
             flags,
+            self.spec.track_usage,
             step,
             positions,
         )
@@ -261,8 +262,11 @@ class EmbeddingVariable(TableState):
             int64[n], the keys of all of them, ascending. Their rows are used again for new keys.
 
         Raises:
-            ValueError: an argument is out of range.
+            ValueError: an argument is out of range, or the table does not track the usage that a
+                rule needs.
         """
+        if min_version > 0 or rows_per_bucket > 0:
+            self.spec.require_usage("to evict by version or number of rows")
         require_one_of("evict_first", evict_first, get_args(EvictFirst))
         require(rows_per_bucket >= 0, f"rows_per_bucket must be >= 0, got {rows_per_bucket}")
         require_not_negative("l2_weight_threshold", l2_weight_threshold)

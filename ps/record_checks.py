@@ -22,6 +22,10 @@ def what_is_wrong(record: Record, spec: StoreSpec) -> str | None:
         return "it evicts from a table twice"
     if any(e.rows_per_bucket < 0 or not e.l2_weight_threshold >= 0 for e in record.evict):
         return "a quota or threshold of eviction is negative or not a number"
+    for e in record.evict:
+        table = spec.tables[e.table]
+        if (e.min_version > 0 or e.rows_per_bucket > 0) and not table.track_usage:
+            return f"it evicts by version or number from table {table.name}, which tracks no usage"
     expected = [rule_for(optimizer, sparse=True).num_scalars for optimizer in spec.optimizers]
     if [len(numbers) for numbers in record.scalars] != expected:
         return f"its scalars are not those of the {len(expected)} optimizers"

@@ -6,7 +6,7 @@ memory for one part of a file (about a million rows) and for the samples of its 
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,14 +52,14 @@ class KeyState:
     Args:
         state: `row`, `counter` (not admitted: it has a frequency only) or `absent`.
         frequency: how often the key was seen. Without a row, and where a Bloom filter counts: at
-            most so often.
+            most so often. None of a row in a table that does not track usage.
         version: the step that last changed row or counter; None where there is none.
         row: the one row.
     """
 
     key: int
     state: str
-    frequency: int = 0
+    frequency: int | None = 0
     version: int | None = None
     row: TableEntries | None = None
 
@@ -70,11 +70,13 @@ class TableSummary:
 
     Args:
         overview: what the manifest says.
-        ranges: of `frequency`, `version` and `norm` of the vectors each: `min`, the `QUANTILES`
-            and `max`; empty where there is no row. Norms are of the vectors that are finite.
+        ranges: of `frequency` and `version`, where the table tracks usage, and `norm` of the
+            vectors each: `min`, the `QUANTILES` and `max`; empty where there is no row. Norms are
+            of the vectors that are finite.
         sampled_rows: rows that the quantiles are of; all others are exact.
         nonfinite_rows: rows whose vector holds NaN or infinity.
-        row_histogram: int64[64] of the rows' frequencies, see `embedding.inspection`.
+        row_histogram: int64[64] of the rows' frequencies, see `embedding.inspection`; all 0 where
+            the table does not track usage.
         unadmitted_histogram: int64[64] of the counters' frequencies.
         top: the highest rows.
         keys: the keys that were asked for, in that order.
@@ -99,7 +101,8 @@ def overview_of(reader: CheckpointReader, spec: TableSpec) -> TableOverview:
         if folder == f"tables/{spec.name}":
             rows[name.split("-")[0]] += entry.rows
             file_bytes += entry.bytes
-    memory = memory_of(rows["rows"], stored_width(spec)) + memory_of(rows["counters"], 0)
+    memory = memory_of(rows["rows"], stored_width(spec), track_usage=spec.track_usage)
+    memory += memory_of(rows["counters"], 0)
     has_bloom = isinstance(spec.admission, BloomAdmission)
     if isinstance(spec.admission, BloomAdmission):
         counter_bytes = spec.admission.counter_bits // 8
@@ -125,13 +128,14 @@ def summarize(
 
     Raises:
         CheckpointError: a file is missing or damaged.
-        ValueError: `top` or `by` is not one of these.
+        ValueError: `top` or `by` is not one of these, or the table does not track what `by` asks.
     """
     overview = overview_of(reader, spec)
     highest = TopRows(spec, top, by)
     stride = max(1, -(-overview.rows // _SAMPLE_ROWS))
-    values = {name: _Range(stride) for name in ("frequency", "version", "norm")}
-    lookup = _Lookup(keys)
+    usage = ("frequency", "version") if spec.track_usage else ()
+    values = {name: _Range(stride) for name in (*usage, "norm")}
+    lookup = _Lookup(keys, spec)
     histogram = frequency_histogram(np.empty(0, np.int64))
     unadmitted = histogram.copy()
     nonfinite = 0
@@ -139,10 +143,11 @@ def summarize(
         norm = norms(rows.vectors)
         finite = np.isfinite(norm)
         nonfinite += int(np.count_nonzero(~finite))
-        values["frequency"].add(rows.frequency)
-        values["version"].add(rows.version)
         values["norm"].add(norm[finite])
-        histogram += frequency_histogram(rows.frequency)
+        if usage:
+            values["frequency"].add(rows.frequency)
+            values["version"].add(rows.version)
+            histogram += frequency_histogram(rows.frequency)
         highest.add(rows)
         lookup.add_rows(rows)
     for counters in reader.counters(spec):
@@ -153,7 +158,7 @@ def summarize(
     return TableSummary(
         overview=overview,
         ranges={name: found.result() for name, found in values.items()},
-        sampled_rows=values["version"].sampled,
+        sampled_rows=-(-overview.rows // stride),
         nonfinite_rows=nonfinite,
         row_histogram=histogram,
         unadmitted_histogram=unadmitted,
@@ -181,10 +186,6 @@ class _Range:
         self._next += taken.size * self._stride - values.size
         self._sample.append(taken)
 
-    @property
-    def sampled(self) -> int:
-        return sum(part.size for part in self._sample)
-
     def result(self) -> dict[str, float]:
         if not self._ends:
             return {}
@@ -198,8 +199,9 @@ class _Range:
 class _Lookup:
     """Finds keys in parts of a table."""
 
-    def __init__(self, keys: Sequence[int]) -> None:
+    def __init__(self, keys: Sequence[int], spec: TableSpec) -> None:
         self._keys = list(keys)
+        self._track_usage = spec.track_usage
         self._wanted = np.unique(np.array(self._keys, np.int64))
         self._found: dict[int, KeyState] = {}
 
@@ -207,7 +209,10 @@ class _Lookup:
         for row in self._places(rows.keys):
             one = rows.take(np.array([row]))
             key, frequency, version = (int(c[0]) for c in (one.keys, one.frequency, one.version))
-            self._found[key] = KeyState(key, "row", frequency, version, one)
+            state = KeyState(key, "row", frequency, version, one)
+            if not self._track_usage:
+                state = replace(state, frequency=None, version=None)
+            self._found[key] = state
 
     def add_counters(self, counters: CounterEntries) -> None:
         for place in self._places(counters.keys):

@@ -24,7 +24,11 @@ def warm_up(spec: StoreSpec) -> None:
         warm = table.warm_start is not None
         kinds[type(table.initializer), kernels, _counters_of(table), warm] = table
     names = {table.name for table in kinds.values()} | {table.base for table in kinds.values()}
-    tables = tuple(replace(table, dim=2) for table in spec.tables if table.name in names)
+    tables = tuple(
+        replace(table, dim=2, track_usage=True)  # so that each can evict
+        for table in spec.tables
+        if table.name in names
+    )
     small = StoreSpec(
         tables=tables,
         dense_size=1,

@@ -148,6 +148,7 @@ class TableConfig(_Section):
     eviction: Eviction | None = None
     default_value: float | None = None
     value_dtype: ValueDtype | None = None
+    track_usage: bool | None = None
     composition: CompositionConfig | None = None
 
 
@@ -161,6 +162,7 @@ class EmbeddingConfig(_Section):
     eviction: Eviction | None = None
     default_value: float = 0.0
     value_dtype: ValueDtype = "float32"
+    track_usage: bool | None = None
 
 
 class ModelConfig(BaseModel):

@@ -48,6 +48,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=7, help="default: %(default)s")
+    parser.add_argument(
+        "--track-usage",
+        action="store_true",
+        help="rows have a frequency and a version; default: as in jobs, where eviction needs them",
+    )
     parser.add_argument("--only", default="", help=f"some of {','.join(GROUPS)}")
     parser.add_argument("--smoke", action="store_true", help="small sizes: see that it runs")
     arguments = parser.parse_args(argv)
@@ -85,6 +90,7 @@ def emit_machine(size: Size) -> None:
         dim=size.dim,
         batch=size.batch,
         seed=size.seed,
+        track_usage=size.track_usage,
     )
 
 
@@ -103,6 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         batch=arguments.batch,
         repeats=arguments.repeats,
         seed=arguments.seed,
+        track_usage=arguments.track_usage,
     )
     emit_machine(size)
     compile_kernels(size)

@@ -1,9 +1,10 @@
 """Export tables: python scripts/export_embeddings.py CHECKPOINT_OR_RUN OUT_DIR
 
-Writes OUT_DIR/TABLE/part-00000.parquet, ... for each table, with the columns key, frequency and
-version (int64) and vector (float32 list of fixed size), and at the end OUT_DIR/export.json. Keys
-that are counted but not admitted have no row. Prints one JSON line with the rows of each table.
-Exits 2 where the checkpoint or OUT_DIR can't be used, 1 where writing failed.
+Writes OUT_DIR/TABLE/part-00000.parquet, ... for each table, with the columns key (int64), vector
+(float32 list of fixed size) and, where the job tracked usage, frequency and version (int64), and at
+the end OUT_DIR/export.json. Keys that are counted but not admitted have no row. Prints one JSON
+line with the rows of each table. Exits 2 where the checkpoint or OUT_DIR can't be used, 1 where
+writing failed.
 """
 
 import argparse

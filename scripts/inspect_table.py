@@ -37,8 +37,8 @@ EIGHTHS = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"]
 ALL_KEYS, NEVER = "all keys", "never"
 
 
-class UnknownTableError(ValueError):
-    """A table that the checkpoint does not have."""
+class UnknownError(ValueError):
+    """A table that the checkpoint does not have, or what it does not know of one."""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -51,7 +51,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--top", type=int, metavar="N", help=f"how many of the highest rows (default: {TOP_ROWS})"
     )
     parser.add_argument(
-        "--by", choices=get_args(RankBy), help="what rows are highest in (default: frequency)"
+        "--by",
+        choices=get_args(RankBy),
+        help="what rows are highest in (default: frequency, if known)",
     )
     parser.add_argument(
         "--key", type=int, nargs="+", action="extend", metavar="KEY", help="look up int64 keys"
@@ -106,14 +108,20 @@ def rows_json(entries: TableEntries, spec: TableSpec) -> list[dict[str, Any]]:
     rule = rule_for(spec.optimizer, sparse=True)
     columns: dict[str, list[Any]] = {
         "key": entries.keys.tolist(),
-        "frequency": entries.frequency.tolist(),
-        "version": entries.version.tolist(),
+        **usage_columns(entries, spec),
         "norm": norms(entries.vectors).tolist(),
         "vector": entries.vectors.tolist(),
     }
     for slot, part in zip(rule.slots, rule.columns(spec.dim), strict=True):
         columns[f"slot_{slot.name}"] = entries.slots[:, part].tolist()
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def usage_columns(entries: TableEntries, spec: TableSpec) -> dict[str, list[int]]:
+    """Return frequency and version of rows, where the table tracks them."""
+    if not spec.track_usage:
+        return {}
+    return {"frequency": entries.frequency.tolist(), "version": entries.version.tolist()}
 
 
 def key_json(state: KeyState, spec: TableSpec) -> dict[str, Any]:
@@ -164,14 +172,19 @@ def show_overviews(console: Console, overviews: list[TableOverview]) -> None:
 
 def show_summary(console: Console, summary: TableSummary, by: RankBy) -> None:
     show_spec(console, summary.overview)
-    if summary.ranges["version"]:
+    if any(summary.ranges.values()):
         show_ranges(console, summary)
+    if summary.nonfinite_rows:
+        console.print(
+            f"{summary.nonfinite_rows:,} rows hold NaN or infinity; --by norm shows them first",
+            style="bold red",
+        )
     rows, unadmitted = summary.row_histogram, summary.unadmitted_histogram
     show_chart(console, "Rows by how often their key was seen", rows)
     show_chart(console, "Unadmitted keys by how often they were seen", unadmitted)
     if summary.top.keys.size:
         console.print(f"\nRows that are highest by {by}", style="bold")
-        show_rows(console, summary.top)
+        show_rows(console, summary.top, summary.overview.spec)
     for state in summary.keys:
         show_key(console, state, summary.overview.spec)
 
@@ -190,6 +203,7 @@ def show_spec(console: Console, overview: TableOverview) -> None:
         if spec.admission is None
         else in_short(spec.admission, defaults=True),
         "eviction": in_short(spec.eviction, defaults=True) or NEVER,
+        "usage": "tracked" if spec.track_usage else "not tracked (track_usage)",
     }
     grid = Table.grid(padding=(0, 2))
     for name, value in facts.items():
@@ -206,16 +220,10 @@ def show_ranges(console: Console, summary: TableSummary) -> None:
     names = {"p50": "median", "p10": "10 %", "p90": "90 %", "p99": "99 %"}
     for name in next(filter(None, summary.ranges.values())):
         table.add_column(names.get(name, name), justify="right")
-    for label, values in zip(
-        ("frequency", "version", "vector norm"), summary.ranges.values(), strict=True
-    ):
+    for name, values in summary.ranges.items():
+        label = "vector norm" if name == "norm" else name
         table.add_row(label, *(number_text(value, 10**7) for value in values.values()))
     console.print(table)
-    if summary.nonfinite_rows:
-        console.print(
-            f"{summary.nonfinite_rows:,} rows hold NaN or infinity; --by norm shows them first",
-            style="bold red",
-        )
 
 
 def show_chart(console: Console, title: str, counts: np.ndarray) -> None:
@@ -246,11 +254,13 @@ def bar_text(share: float, width: int, *, ascii_only: bool) -> str:
     return "█" * full + EIGHTHS[eighths]
 
 
-def show_rows(console: Console, entries: TableEntries) -> None:
+def show_rows(console: Console, entries: TableEntries, spec: TableSpec) -> None:
     columns = {
         "key": [str(key) for key in entries.keys.tolist()],
-        "frequency": [number_text(frequency, 10**12) for frequency in entries.frequency.tolist()],
-        "version": [number_text(version, 10**12) for version in entries.version.tolist()],
+        **{
+            name: [number_text(number, 10**12) for number in numbers]
+            for name, numbers in usage_columns(entries, spec).items()
+        },
         "norm": [f"{norm:.4g}" for norm in norms(entries.vectors).tolist()],
     }
     table = Table(box=None, pad_edge=False)
@@ -280,6 +290,9 @@ def show_key(console: Console, state: KeyState, spec: TableSpec) -> None:
 def key_text(state: KeyState) -> str:
     if state.state == "absent":
         return "absent, it has neither row nor counter"
+    if state.frequency is None:
+        assert state.row is not None, "counters have a frequency"
+        return f"a row, norm {norms(state.row.vectors)[0]:.4g}"
     times = "once" if state.frequency == 1 else f"{state.frequency:,} times"
     if state.row is not None:
         norm = norms(state.row.vectors)[0]
@@ -349,8 +362,14 @@ def open_checkpoint(args: argparse.Namespace) -> tuple[Path, CheckpointReader, l
         return path, reader, list(tables.values())
     if args.table not in tables:
         hint = nearest(args.table, list(tables))
-        raise UnknownTableError(f"the checkpoint has no table {args.table!r}{hint}")
-    return path, reader, [tables[args.table]]
+        raise UnknownError(f"the checkpoint has no table {args.table!r}{hint}")
+    spec = tables[args.table]
+    if args.by in ("frequency", "version") and not spec.track_usage:
+        raise UnknownError(
+            f"table {spec.name} was trained without track_usage, so its rows have no {args.by};"
+            " take --by norm"
+        )
+    return path, reader, [spec]
 
 
 def show(
@@ -368,7 +387,7 @@ def show(
         console.print(f"Checkpoint {path}, step {head['step']:,}\n", style="bold", soft_wrap=True)
         show_overviews(console, overviews)
         return
-    by: RankBy = args.by or "frequency"
+    by: RankBy = args.by or ("frequency" if tables[0].track_usage else "norm")
     top = TOP_ROWS if args.top is None else args.top
     summary = summarize(reader, tables[0], top=top, by=by, keys=args.key or ())
     if args.json:
@@ -384,7 +403,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         opened = open_checkpoint(args)
-    except (CheckpointError, RunDirectoryError, UnknownTableError) as error:
+    except (CheckpointError, RunDirectoryError, UnknownError) as error:
         print(f"inspect_table: {'; '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     try:

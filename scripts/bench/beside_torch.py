@@ -105,7 +105,7 @@ class Ours:
         self._steps = count(1)
         self._tables = []
         for part in np.split(np.arange(len(vectors)), tables):
-            table = EmbeddingVariable(TableSpec(name=f"t{part[0]}", dim=dim))
+            table = EmbeddingVariable(TableSpec(name=f"t{part[0]}", dim=dim, track_usage=False))
             slots = np.full((part.size, dim), _ACCUMULATOR, np.float32)
             zeros = np.zeros(part.size, np.int64)
             table.import_rows(TableEntries(keys_of(part), zeros, zeros, vectors[part], slots))

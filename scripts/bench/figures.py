@@ -6,7 +6,7 @@ from functools import partial
 from statistics import median
 
 from bench.keys import Int64Array
-from bench.limits import BareIndex, BareRows, copying, row_bytes
+from bench.limits import BareIndex, BareRows, copying
 from bench.lines import GIGA, alternate, emit, emit_rate
 from bench.tables import Setting, Table, key_batches, millions, new_keys
 
@@ -16,7 +16,7 @@ Batches = list[Int64Array]
 def limits(setting: Setting) -> None:
     """The machine alone. Figures measure their limit again, in turns with themselves."""
     size = setting.size
-    num_bytes = size.rows * row_bytes(size.dim)
+    num_bytes = size.rows * size.row_bytes
     touched, new = alternate(size.repeats, *copying(num_bytes))
     emit_rate("limit_memcpy", num_bytes / GIGA, touched, "GB/s", bytes=num_bytes)
     emit_rate("limit_memcpy_new_memory", num_bytes / GIGA, new, "GB/s", bytes=num_bytes)

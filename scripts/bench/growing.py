@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.keys import Size, in_order, uniform
-from bench.limits import row_bytes
 from bench.lines import MEGA, Times, emit, emit_rate
 from bench.tables import Setting, Table, key_batches, new_keys
 
@@ -96,13 +95,13 @@ def _usual_time(seconds: Float64Array, i: int) -> float:
 
 
 def memory(setting: Setting) -> None:
-    """Bytes of a row, by the table's own count and by what the process grew, at two sizes."""
+    """Bytes of a row with its usage, by the table's count and by what the process grew."""
     for rows in (setting.size.rows // 10, setting.size.rows):
-        _emit_memory(replace(setting.size, rows=rows))
+        _emit_memory(replace(setting.size, rows=rows, track_usage=True))
 
 
 def _emit_memory(size: Size) -> None:
-    payload = row_bytes(size.dim)
+    payload = size.row_bytes
     batches = new_keys(size)
     before = _resident_bytes()
     table = Table(size)

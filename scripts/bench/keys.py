@@ -15,13 +15,22 @@ _ODD = np.int64(-7046029254386353131)  # a bijection of 64 bits that leaves no o
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What is measured: rows of a table, its dimension, keys in a batch, repeats, seed."""
+    """What is measured: rows of a table, its dimension, keys in a batch, repeats, seed.
+
+    Rows have a frequency and a version where `track_usage` says so.
+    """
 
     rows: int
     dim: int
     batch: int
     repeats: int
     seed: int
+    track_usage: bool = False
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of a row's payload: key, vector, accumulator, and frequency and version."""
+        return 8 + 16 * self.track_usage + 2 * 4 * self.dim
 
     def rng(self) -> np.random.Generator:
         return np.random.default_rng(self.seed)

@@ -127,8 +127,3 @@ def copying(num_bytes: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
     source = np.ones(num_bytes // 8, np.int64)
     target = np.ones_like(source)
     return lambda: np.copyto(target, source), lambda: source.copy()
-
-
-def row_bytes(dim: int) -> int:
-    """Return the bytes of a row's payload: key, vector, accumulator, frequency, version."""
-    return 3 * 8 + 2 * 4 * dim

@@ -1,8 +1,9 @@
 """Figures of whole tables: export, import, eviction."""
 
+from dataclasses import replace
 from statistics import median
 
-from bench.limits import copying, row_bytes
+from bench.limits import copying
 from bench.lines import GIGA, MEGA, Times, emit_rate
 from bench.tables import Setting, Table, new_keys
 from embedding import TableEntries
@@ -11,7 +12,7 @@ from embedding import TableEntries
 def transfer(setting: Setting) -> None:
     """Export of all rows and import into an empty table, beside copies of as many bytes."""
     size, source = setting.size, setting.resident.rows
-    num_bytes = size.rows * row_bytes(size.dim)
+    num_bytes = size.rows * size.row_bytes
     copy, copy_new = copying(num_bytes)
     copy()
     copies, new_copies, exports, imports = Times(), Times(), Times(), Times()
@@ -39,7 +40,7 @@ def transfer(setting: Setting) -> None:
 
 def evict(setting: Setting) -> None:
     """Looking through all rows where none is old, and where the oldest tenth goes each time."""
-    size = setting.size
+    size = replace(setting.size, track_usage=True)
     table = Table(size)
     batches = new_keys(size)
     table.apply(batches)  # a step for each batch, so a tenth of the batches is a tenth of the rows

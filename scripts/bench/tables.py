@@ -1,5 +1,6 @@
 """Tables to measure, through the public calls of an embedding variable alone."""
 
+from dataclasses import replace
 from functools import cached_property
 from itertools import count
 
@@ -21,7 +22,13 @@ class Table:
 
     def __init__(self, size: Size, *, zeros: bool = False, name: str = "bench") -> None:
         initializer: Initializer = Zeros() if zeros else Uniform()
-        self.spec = TableSpec(name=name, dim=size.dim, initializer=initializer, seed=size.seed)
+        self.spec = TableSpec(
+            name=name,
+            dim=size.dim,
+            initializer=initializer,
+            track_usage=size.track_usage,
+            seed=size.seed,
+        )
         self.rows = EmbeddingVariable(self.spec)
         self._values = np.empty((size.batch, size.dim), np.float32)
         self._admitted = np.empty(size.batch, np.uint8)
@@ -73,12 +80,12 @@ def new_keys(size: Size, first: int = 0) -> list[Int64Array]:
 
 def compile_kernels(size: Size) -> None:
     """Use a small table once in every way, so that no figure has a compilation in it."""
-    few = Size(rows=4 * size.batch, dim=size.dim, batch=size.batch, repeats=1, seed=size.seed)
+    few = replace(size, rows=4 * size.batch, repeats=1)
     table = Table(few)
     table.apply(new_keys(few))
     table.pull(new_keys(few, first=few.rows // 2))
     Table(few).rows.import_rows(table.rows.export())
-    table.rows.evict(1 << 40)
+    table.rows.evict(1 << 40 if size.track_usage else 0)
 
 
 class Setting:

@@ -1,6 +1,7 @@
 """A table against a plain dict, through any sequence of operations."""
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -43,9 +44,10 @@ class TableMachine(RuleBasedStateMachine):
                 BloomAdmission(min_count=2, max_elements=10**5, counter_bits=32),
                 ProbabilisticAdmission(probability=0.4),
             ]
-        )
+        ),
+        track_usage=st.booleans(),
     )
-    def start(self, rule):
+    def start(self, rule, track_usage):
         self.rule = rule
         self.counts = isinstance(rule, CounterAdmission)
         self.largest = 2 ** getattr(rule, "counter_bits", 1) - 1
@@ -57,6 +59,7 @@ class TableMachine(RuleBasedStateMachine):
             optimizer=Adagrad(initial_accumulator=0.5),
             admission=rule,
             default_value=-7.0,
+            track_usage=track_usage,
         )
         self.table = EmbeddingVariable(self.spec)
         self.rows, self.counters = {}, {}
@@ -162,6 +165,10 @@ class TableMachine(RuleBasedStateMachine):
     )
     def evict(self, age, threshold, quota, evict_first):
         min_version = 0 if age is None else self.step - age
+        if not self.spec.track_usage and (min_version > 0 or quota):
+            with pytest.raises(ValueError, match="does not track usage"):
+                self.table.evict(min_version, rows_per_bucket=quota)
+            return
         gone = {
             key
             for part in (self.rows, self.counters)
@@ -242,9 +249,12 @@ class TableMachine(RuleBasedStateMachine):
             vector, accumulator, frequency, version = self.rows[key]
             assert np.array_equal(entries.vectors[i], vector)
             assert np.array_equal(entries.slots[i], accumulator)
-            assert (entries.frequency[i], entries.version[i]) == (frequency, version)
+            usage = (frequency, version) if self.spec.track_usage else (0, 0)
+            assert (entries.frequency[i], entries.version[i]) == usage
         for i, key in enumerate(counters.keys.tolist()):
             assert [counters.frequency[i], counters.version[i]] == self.counters[key]
+        if not self.spec.track_usage:
+            return
         known = {**self.counters, **self.rows}
         asked = np.array([*known, 987654321], np.int64)
         strange = self.frequency(987654321)

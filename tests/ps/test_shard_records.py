@@ -104,6 +104,23 @@ def test_a_record_that_can_not_be_right_changes_nothing(
     assert refused(job, job.record(1, 1, **changes)).reason == "malformed"
 
 
+@pytest.mark.parametrize(
+    "eviction",
+    [TableEviction(1, 1), TableEviction(1, rows_per_bucket=1)],
+    ids=["version", "number of rows"],
+)
+def test_a_table_that_tracks_no_usage_is_evicted_by_weight_alone(
+    small_job: Any, eviction: TableEviction
+) -> None:
+    job = small_job((ALL, replace(RARE, admission=None, track_usage=False)))
+    job.train(0, [1, 2], [5])
+
+    assert refused(job, job.record(1, evict=(eviction,))).reason == "malformed"
+
+    job.step(evict=(TableEviction(0, 0), TableEviction(1, l2_weight_threshold=1e9)))
+    assert [len(table) for table in job.shards[0].tables] == [2, 0]
+
+
 def test_records_sent_again_are_acknowledged_without_effect(small_job: Any) -> None:
     job = trained(small_job)
     job.step(1)

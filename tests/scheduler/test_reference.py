@@ -39,7 +39,11 @@ def job(samples: Path, run_dir: Path, servers: int, limit: float | None) -> JobC
                 "batch_size": BATCH,
                 "epochs": EPOCHS,
             },
-            "embedding": {"dim": DIM, "optimizer": adagrad(TABLE_LR, TABLE_ACC)},
+            "embedding": {
+                "dim": DIM,
+                "optimizer": adagrad(TABLE_LR, TABLE_ACC),
+                "track_usage": True,
+            },
             "model": {
                 "type": "dlrm",
                 "bottom_mlp": [5],

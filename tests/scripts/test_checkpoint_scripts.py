@@ -58,7 +58,7 @@ def run(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "batch_size": 128,
         },
         "embedding": {"dim": 4},
-        "tables": {"b": {"admission": {"type": "counter", "min_count": 2}}},
+        "tables": {"b": {"admission": {"type": "counter", "min_count": 2}, "track_usage": True}},
         "model": {"type": "deepfm", "mlp": [8]},
         "run": {"dir": str(folder / "run")},
     }
@@ -239,7 +239,11 @@ def test_export_holds_every_row_of_the_checkpoint(run: Path, tmp_path: Path) -> 
         table = pq.read_table(out / spec.name)
         assert table.schema.field("vector").type.list_size == spec.dim
         parts = list(reader.rows(spec))
-        for name, of in (("key", "keys"), ("frequency", "frequency"), ("version", "version")):
+        names = {"key": "keys"}
+        if spec.name == "b":
+            names |= {"frequency": "frequency", "version": "version"}
+        assert set(table.column_names) == {*names, "vector"}
+        for name, of in names.items():
             expected = np.concatenate([getattr(part, of) for part in parts])
             assert table[name].to_numpy().tolist() == expected.tolist()
         vectors = table["vector"].combine_chunks().flatten().to_numpy()

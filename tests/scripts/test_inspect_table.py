@@ -22,7 +22,7 @@ from ps.spec import StoreSpec
 
 SCRIPT = Path(__file__).parents[2] / "scripts/inspect_table.py"
 
-USER, ITEM, NEVER_SEEN = TABLES = (
+USER, ITEM, NEVER_SEEN, PLAIN = TABLES = (
     TableSpec(
         name="user",
         dim=16,
@@ -31,6 +31,7 @@ USER, ITEM, NEVER_SEEN = TABLES = (
     ),
     TableSpec(name="item", dim=2, admission=BloomAdmission(min_count=3, max_elements=5000)),
     TableSpec(name="never_seen", dim=4),
+    TableSpec(name="plain", dim=1, track_usage=False),
 )
 LARGEST_KEY = -(2**63)
 
@@ -45,8 +46,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     keys = np.append(np.arange(1, 1001), LARGEST_KEY)
     frequency = np.append(3000 // keys[:-1], 2**40)
     vectors = np.random.default_rng(0).normal(size=(1001, 16)).astype(np.float32)
-    user, item, _ = shard.tables
+    user, item, _, plain = shard.tables
     user.import_rows(TableEntries(keys, frequency, keys % 77, vectors, vectors + 9))
+    plain.import_rows(TableEntries(keys, keys, keys, vectors[:, :1], vectors[:, :1]))
     unadmitted = np.array([5001, 5002, 5003])
     user.import_counters(CounterEntries(unadmitted, np.array([1, 2, 2]), unadmitted))
     none = np.zeros(3, np.int64)
@@ -109,7 +111,7 @@ def test_each_table_has_a_line(checkpoint: Path) -> None:
     ]  # fmt: skip
     assert lines[4].split()[:3] == ["item", "0", "unknown"]
     assert " ".join(lines[5].split()[4:]) == "bytes 4 adagrad all keys never"
-    assert lines[-1].startswith("3 tables: 1,001 rows, ")
+    assert lines[-1].startswith("4 tables: 2,002 rows, ")
 
 
 def test_a_table_is_shown_in_80_columns(checkpoint: Path) -> None:
@@ -173,6 +175,23 @@ def test_a_table_without_rows_is_shown(checkpoint: Path) -> None:
     assert not any("by how often" in line for line in lines)
 
 
+def test_a_table_without_usage_is_ranked_by_norm(checkpoint: Path) -> None:
+    lines = shown(checkpoint, "plain", "--top", "1", "--key", "2")
+    found = object_of(checkpoint, "plain", "--top", "1", "--key", "2")
+
+    assert "usage              not tracked (track_usage)" in lines
+    assert "Rows that are highest by norm" in lines
+    assert not any("frequency" in line or "version" in line for line in lines)
+    assert not any("by how often" in line for line in lines)
+    assert re.fullmatch(r"Key 2: a row, norm [\d.]+", lines[-3])
+    assert list(found["ranges"]) == ["norm"]
+    (highest,) = found["top"]["rows"]
+    assert found["top"]["by"] == "norm"
+    assert highest["norm"] == found["ranges"]["norm"]["max"]
+    assert highest.keys() == {"key", "norm", "vector", "slot_accumulator"}
+    assert found["frequencies"] == []
+
+
 def test_a_bloom_filter_says_what_it_knows(checkpoint: Path) -> None:
     lines = shown(checkpoint, "item", "--key", "5001", "5002")
 
@@ -191,10 +210,11 @@ def test_json_of_a_checkpoint_has_the_specs_and_the_sizes(checkpoint: Path) -> N
     found = object_of(checkpoint)
 
     assert (found["checkpoint"], found["step"]) == (str(checkpoint), 1234)
-    user, item, never_seen = found["tables"]
+    user, item, never_seen, plain = found["tables"]
     assert (user["name"], user["rows"], user["unadmitted"]) == ("user", 1001, 3)
     assert user["admission"] == {"type": "counter", "min_count": 3}
     assert (item["unadmitted"], never_seen["rows"]) == (None, 0)
+    assert (user["track_usage"], plain["track_usage"]) == (True, False)
     assert user["file_bytes"] > 1001 * (24 + 128)
     assert user["memory_bytes"] > 1001 * (16 + 128)
 
@@ -233,6 +253,7 @@ def test_json_of_a_table_has_everything(checkpoint: Path) -> None:
         (["CHECKPOINT", "--key", "3"], "--key needs TABLE"),
         (["CHECKPOINT", "user", "--top", "-1"], "--top must be >= 0, got -1"),
         (["CHECKPOINT", "user", "--by", "age"], "invalid choice: 'age'"),
+        (["CHECKPOINT", "plain", "--by", "version"], "no version; take --by norm"),
         (["CHECKPOINT", "user", "--key", "x"], "invalid int value: 'x'"),
         (["CHECKPOINT", "user", "--key", str(2**63)], "--key must be an int64"),
     ],
