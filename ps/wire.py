@@ -36,6 +36,9 @@ MAX_BODY_BYTES = 1 << 30
 # What a header of that size can hold of records: so that no length in it makes much memory.
 _MAX_ITEMS = 1 << 16
 
+# What is allocated for a header at first: the default of 256 KiB would be for every message.
+_HEADER_BUFFER_BYTES = 1 << 12
+
 _KINDS: tuple[type, ...] = (
     Pull,
     PullReply,
@@ -135,7 +138,7 @@ def encode(message: Message, *, compress: bool = False) -> list[bytes | memoryvi
     if compress and body:
         body = [memoryview(zstandard.ZstdCompressor(level=1).compress(b"".join(body)))]
     fields = [_CODE[kind], bool(compress and body), lengths, scalars]
-    header = msgpack.packb(fields, default=field_values)
+    header = msgpack.packb(fields, default=field_values, buf_size=_HEADER_BUFFER_BYTES)
     _check_size(kind, "header", len(header), MAX_HEADER_BYTES)
     size = sum(len(part) for part in body)
     return [PREFIX.pack(MAGIC, len(header), size) + header, *body]

@@ -125,9 +125,12 @@ class Mlp:
                 column_sums(grad, grad_bias)
             if layer > 0:
                 np.matmul(self._outputs[layer - 1].rows(n).T, grad, out=grad_weight)
-                # Of one column it is an outer product, which BLAS is slow at.
-                multiply = np.multiply if weight.shape[1] == 1 else np.matmul
-                grad = multiply(grad, weight.T, out=self._gradients[layer - 1].rows(n))
+                grad_below = self._gradients[layer - 1].rows(n)
+                if weight.shape[1] == 1:  # BLAS is slow at an outer product
+                    outer_product(grad, weight, grad_below)
+                else:
+                    np.matmul(grad, weight.T, out=grad_below)
+                grad = grad_below
             else:
                 np.matmul(inputs.T, grad, out=grad_weight)
         if grad_inputs is not None:
@@ -159,6 +162,15 @@ def add_bias_relu(outputs: FloatArray, bias: FloatArray) -> None:
         for j in range(m):
             value = outputs[i, j] + bias[j]
             outputs[i, j] = np.float32(0) if value < 0 else value
+
+
+@njit(cache=True, nogil=True)
+def outer_product(column: FloatArray, other: FloatArray, out: FloatArray) -> None:
+    """Write the product of column[n, 1] and the transpose of other[m, 1] to out[n, m]."""
+    n, m = out.shape
+    for i in range(n):
+        for j in range(m):
+            out[i, j] = column[i, 0] * other[j, 0]
 
 
 @njit(cache=True, nogil=True)

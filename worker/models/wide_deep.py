@@ -52,6 +52,7 @@ class WideDeep:
         deep_width = self.embedding_width + spec.num_dense
         self._deep = Mlp("mlp", (deep_width, *widths["mlp"], 1), relu_last=False)
         self._deep_inputs = RowBuffer(deep_width)
+        self._linear = RowBuffer(1)
         wide = Parameter("linear.weight", (spec.num_dense,), Constant())
         self.parameters = (wide, *self._deep.parameters)
 
@@ -63,8 +64,9 @@ class WideDeep:
         deep_inputs[:, : self.embedding_width] = pooled[:, : self.embedding_width]
         deep_inputs[:, self.embedding_width :] = dense
         logits = self._deep.forward(deep, deep_inputs)
-        logits[:, 0] += pooled[:, self.embedding_width :].sum(axis=1)
-        logits[:, 0] += np.matmul(dense, wide)
+        linear = self._linear.rows(len(pooled))[:, 0]
+        logits[:, 0] += np.sum(pooled[:, self.embedding_width :], axis=1, out=linear)
+        logits[:, 0] += np.matmul(dense, wide, out=linear)
         return logits
 
     def backward(
