@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ps.deduplicate import Deduplicated, keep_admitted
+from ps.dense_copies import DenseCopies, DenseCopy
+from ps.free_list import FreeList
 from ps.messages import (
     ANY_STEP,
     Apply,
@@ -60,6 +62,7 @@ class Open:
     messages: dict[int, Request]
     waiting: set[int]
     replies: dict[int, Reply] = field(default_factory=dict)
+    kept: npt.NDArray[np.float32] | None = None  # gradients of admitted keys, where not all are
 
     @property
     def refusals(self) -> dict[int, Refusal]:
@@ -81,7 +84,8 @@ class PulledBatch(Open):
         dense: float32[dense parameters], to be read only: where no shard sent any it is that of an
             earlier batch. Empty where they were not wanted.
         steps: int64[shards], the step each shard answered at.
-        held: the dense parameters that the client had when it asked.
+        held: the dense parameters that the client had when it asked, None where not wanted.
+        received: those of the answer, None until a shard sends a part.
     """
 
     unique: Deduplicated = None  # type: ignore[assignment]
@@ -89,15 +93,8 @@ class PulledBatch(Open):
     admitted: npt.NDArray[np.uint8] = None  # type: ignore[assignment]
     dense: npt.NDArray[np.float32] = None  # type: ignore[assignment]
     steps: npt.NDArray[np.int64] = None  # type: ignore[assignment]
-    held: "_Dense | None" = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Dense:
-    """Dense parameters, and the step of each shard's part: -1 where there is none."""
-
-    values: npt.NDArray[np.float32]
-    steps: npt.NDArray[np.int64]
+    held: DenseCopy | None = None
+    received: DenseCopy | None = None
 
 
 @dataclass(slots=True)
@@ -155,8 +152,9 @@ class PsClient:
         self._retry_seconds = retry_seconds
         self._compress = compress
         self._dims = np.array([table.dim for table in spec.tables], np.int64)
-        none = np.full(spec.num_shards, -1)
-        self._dense = _Dense(np.empty(spec.dense_size, np.float32), none)
+        self._dense = DenseCopies(spec)
+        self._floats = FreeList(np.float32)
+        self._bits = FreeList(np.uint8)
         self._open: dict[int, Open] = {}
         self._answered: list[Open] = []
         self._next_request = 0
@@ -199,6 +197,7 @@ class PsClient:
             evaluate: read as serving does, where nothing of the batch is counted.
         """
         request_id = self._new_id()
+        held = self._dense.latest() if dense else None
         messages: dict[int, Request] = {}
         for shard in range(self.spec.num_shards):
             part = slice(unique.key_starts[shard], unique.key_starts[shard + 1])
@@ -211,7 +210,7 @@ class PsClient:
                 keys=unique.keys[part],
                 counts=np.empty(0, np.uint32) if evaluate else unique.counts[part],
                 dense=dense,
-                dense_step=int(self._dense.steps[shard]),
+                dense_step=-1 if held is None else int(held.steps[shard]),
                 not_before=not_before,
             )
         pulled = PulledBatch(
@@ -219,11 +218,11 @@ class PsClient:
             messages,
             set(messages),
             unique=unique,
-            values=np.empty(unique.value_starts[-1], np.float32),
-            admitted=np.empty(unique.keys.size, np.uint8),
+            values=self._floats.take(int(unique.value_starts[-1])),
+            admitted=self._bits.take(unique.keys.size),
             dense=np.empty(0, np.float32),
             steps=np.zeros(self.spec.num_shards, np.int64),
-            held=self._dense if dense else None,
+            held=held,
         )
         self._start(pulled)
         return pulled
@@ -239,6 +238,8 @@ class PsClient:
     ) -> Open:
         """Send a batch's contribution to every shard, those without a key of it included.
 
+        Its arrays, those of the pull included, must stay as they are until all have answered.
+
         Args:
             pulled: the batch's pull.
             identity: of the attempt.
@@ -250,12 +251,14 @@ class PsClient:
         trained = pulled.admitted if trained is None else trained
         request_id = self._new_id()
         unique = pulled.unique
+        kept = None if trained.all() else self._floats.take(gradients.size)
         messages: dict[int, Request] = {}
         for shard in range(self.spec.num_shards):
             part = slice(unique.key_starts[shard], unique.key_starts[shard + 1])
             values = slice(unique.value_starts[shard], unique.value_starts[shard + 1])
             sizes = unique.sizes[shard]
             admitted = trained[part]
+            out = None if kept is None else kept[values]
             messages[shard] = Contribution(
                 request_id=request_id,
                 recovery_epoch=self.recovery_epoch,
@@ -268,11 +271,11 @@ class PsClient:
                 table_sizes=tuple(sizes.tolist()),
                 keys=unique.keys[part],
                 counts=unique.counts[part],
-                gradients=keep_admitted(gradients[values], admitted, sizes, self._dims),
+                gradients=keep_admitted(gradients[values], admitted, sizes, self._dims, out=out),
                 dense=dense[slice(*self.spec.dense_range(shard))],
                 admitted=admitted,
             )
-        push = Open(request_id, messages, set(messages))
+        push = Open(request_id, messages, set(messages), kept=kept)
         self._start(push)
         return push
 
@@ -303,6 +306,19 @@ class PsClient:
                 self._receive_from(key.data)
         answered, self._answered = self._answered, []
         return answered
+
+    def release(self, request: Open) -> None:
+        """Use the arrays of an answered request again; nothing may read them any more.
+
+        Those of requests that are not released are freed like any others.
+        """
+        if request.kept is not None:
+            self._floats.give(request.kept)
+        if isinstance(request, PulledBatch):
+            self._floats.give(request.values)
+            self._bits.give(request.admitted)
+            if request.received is not None:
+                self._dense.drop(request.received)
 
     def forget(self, request: Open) -> None:
         """Stop waiting for a request; late replies to it are dropped."""
@@ -361,8 +377,9 @@ class PsClient:
         request.waiting.discard(shard)
         if request.done:
             del self._open[request.request_id]
-            if isinstance(request, PulledBatch) and not request.refusals:
-                self._complete_dense(request)
+            if isinstance(request, PulledBatch) and not request.refusals and request.held:
+                request.received = self._dense.completed(request.held, request.received)
+                request.dense = request.received.values
             self._answered.append(request)
 
     def _places(self, shard: int, header: Header) -> list[npt.NDArray[np.uint8]] | None:
@@ -388,21 +405,9 @@ class PsClient:
         unchanged = pulled.held is None or header.scalars["step"] == pulled.held.steps[shard]
         if unchanged:
             return np.empty(0, np.float32)
-        if pulled.dense.size == 0:
-            pulled.dense = np.empty(self.spec.dense_size, np.float32)
-        return pulled.dense[slice(*self.spec.dense_range(shard))]
-
-    def _complete_dense(self, pulled: PulledBatch) -> None:
-        """Take the parts that did not change from what was held, and hold all for later pulls."""
-        if pulled.held is None:
-            return
-        if pulled.dense.size == 0:
-            pulled.dense = pulled.held.values
-        else:
-            for shard in np.flatnonzero(pulled.steps == pulled.held.steps).tolist():
-                part = slice(*self.spec.dense_range(shard))
-                pulled.dense[part] = pulled.held.values[part]
-        self._dense = _Dense(pulled.dense, pulled.steps)
+        if pulled.received is None:
+            pulled.received = self._dense.new(pulled.steps)
+        return pulled.received.values[slice(*self.spec.dense_range(shard))]
 
     def _reconnect(self, shard: int, cause: OSError) -> None:
         """Connect again and send again what that shard has not answered."""

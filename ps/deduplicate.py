@@ -13,6 +13,7 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.mixing import BUCKET_BITS, mix64
+from ps.free_list import FreeList
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Deduplicator:
         routing: uint16[4096], the shard of each bucket.
         num_shards: how many shards there are.
 
-    Not for use by two threads at once.
+    Not for use by two threads at once, but any may give back.
     """
 
     def __init__(
@@ -58,20 +59,24 @@ class Deduplicator:
         self._num_shards = num_shards
         self._slots = np.zeros(1 << 10, np.int64)
         self._base = 0
+        self._int64s = FreeList(np.int64)
+        self._uint32s = FreeList(np.uint32)
+        self._uint16s = FreeList(np.uint16)
 
     def __call__(
         self, keys: npt.NDArray[np.int64], table_starts: npt.NDArray[np.int64]
     ) -> Deduplicated:
-        """Return the distinct keys of a batch.
+        """Return the distinct keys of a batch, in arrays for `give_back`.
 
         Args:
             keys: int64[n], the occurrences of all tables, table after table.
             table_starts: int64[tables + 1], each table's part of `keys`.
         """
         self._make_room(int(np.diff(table_starts).max(initial=0)), keys.size)
-        unique_keys = np.empty(keys.size, np.int64)
-        unique_counts = np.zeros(keys.size, np.uint32)
-        inverse = np.empty(keys.size, np.int64)
+        unique_keys = self._int64s.take(keys.size)
+        unique_counts = self._uint32s.take(keys.size)
+        unique_counts[:] = 0
+        inverse = self._int64s.take(keys.size)
         unique_starts = np.zeros(table_starts.size, np.int64)
         _find_unique(
             keys, table_starts, self._slots, self._base,
@@ -80,20 +85,32 @@ class Deduplicator:
         self._base += int(unique_starts[-1])
 
         num_unique = int(unique_starts[-1])
-        grouped_keys = np.empty(num_unique, np.int64)
-        grouped_counts = np.empty(num_unique, np.uint32)
+        grouped_keys = self._int64s.take(num_unique)
+        grouped_counts = self._uint32s.take(num_unique)
         sizes = np.zeros((self._num_shards, self._dims.size), np.int64)
         key_starts = np.zeros(self._num_shards + 1, np.int64)
         value_starts = np.zeros(self._num_shards + 1, np.int64)
-        positions = np.empty(keys.size, np.int64)
-        places = np.empty(keys.size, np.int64)
+        positions = self._int64s.take(keys.size)
+        places = self._int64s.take(keys.size)
+        owner = self._uint16s.take(num_unique)
+        value_of = self._int64s.take(num_unique)
+        place_of = self._int64s.take(num_unique)
         _group_by_shard(
             unique_keys, unique_counts, unique_starts, self._routing, self._dims, inverse,
             grouped_keys, grouped_counts, sizes, key_starts, value_starts, positions, places,
+            owner, value_of, place_of,
         )  # fmt: skip
+        self._int64s.give(unique_keys, inverse, value_of, place_of)
+        self._uint32s.give(unique_counts)
+        self._uint16s.give(owner)
         return Deduplicated(
             grouped_keys, grouped_counts, sizes, key_starts, value_starts, positions, places
         )
+
+    def give_back(self, unique: Deduplicated) -> None:
+        """Use the arrays of a batch again; nothing may read them any more."""
+        self._int64s.give(unique.keys, unique.positions, unique.places)
+        self._uint32s.give(unique.counts)
 
     def _make_room(self, largest: int, occurrences: int) -> None:
         wanted = 1 << max(10, (2 * largest).bit_length())
@@ -135,11 +152,11 @@ def _find_unique(  # type: ignore[no-untyped-def]
 def _group_by_shard(  # type: ignore[no-untyped-def]
     unique_keys, unique_counts, unique_starts, routing, dims, inverse,
     keys, counts, sizes, key_starts, value_starts, positions, places,
+    owner, value_of, place_of,
 ):  # fmt: skip
+    """Write what `Deduplicated` holds; the last three, of a value for each key, are scratch."""
     num_shards, num_tables = sizes.shape
-    num_unique = keys.size
     shift = np.uint64(64 - BUCKET_BITS)
-    owner = np.empty(num_unique, np.uint16)
     for t in range(num_tables):
         for u in range(unique_starts[t], unique_starts[t + 1]):
             owner[u] = routing[mix64(np.uint64(unique_keys[u])) >> shift]
@@ -157,8 +174,6 @@ def _group_by_shard(  # type: ignore[no-untyped-def]
         key_starts[s + 1] = key
         value_starts[s + 1] = value
 
-    value_of = np.empty(num_unique, np.int64)
-    place_of = np.empty(num_unique, np.int64)
     for t in range(num_tables):
         for u in range(unique_starts[t], unique_starts[t + 1]):
             s = owner[u]
@@ -195,6 +210,8 @@ def keep_admitted(
     admitted: npt.NDArray[np.uint8],
     sizes: npt.NDArray[np.int64],
     dims: npt.NDArray[np.int64],
+    *,
+    out: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Return the gradient rows of the admitted keys of one shard; a view where that is all.
 
@@ -202,8 +219,9 @@ def keep_admitted(
         gradients: float32, one row a key, table after table.
         admitted: uint8[keys].
         sizes, dims: int64[tables], keys and dimension.
+        out: as large as `gradients`, where they are copied to; None: a new array.
     """
     if admitted.all():
         return gradients
-    out = np.empty_like(gradients)
+    out = np.empty_like(gradients) if out is None else out
     return out[: _copy_admitted(gradients, admitted, sizes, dims, out)]

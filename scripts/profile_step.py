@@ -65,12 +65,12 @@ def profile(specs: JobSpecs, steps: int) -> list[Part]:
     """Train, and return all parts of a step, the largest first."""
     with OneWorker(specs) as worker, threadpool_limits(limits=1):
         for number in range(WARM_UP):
-            worker.step(number)
+            worker.give_back(worker.step(number))
         before = [shard.stats() for shard in worker.shards]
         profiler = cProfile.Profile(time.thread_time)
         profiler.enable()
         for number in range(WARM_UP, WARM_UP + steps):
-            worker.step(number)
+            worker.give_back(worker.step(number))
         profiler.disable()
         after = [shard.stats() for shard in worker.shards]
     parts = [Part("worker", *part) for part in _own_times(profiler, steps).items()]

@@ -11,15 +11,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from resource import getpagesize
+from socket import SHUT_RDWR
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ps.buffer import GradientBuffer
+from ps.free_list import FreeList
 from ps.messages import Contribution, Refusal
 from ps.server import ServerSetup, ShardServer
 from scheduler import JobConfig
@@ -204,11 +207,51 @@ class KeepsGradients(GradientBuffer):
         return super().add(contribution)
 
 
+class Taken:
+    """Counts the arrays that free lists ever gave out; each of them is kept."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._arrays: dict[int, np.ndarray] = {}
+        take = FreeList.take
+
+        def remember(free: Any, n: int) -> np.ndarray:
+            array = take(free, n)
+            self._arrays[id(array.base)] = array.base
+            return array
+
+        monkeypatch.setattr(FreeList, "take", remember)
+
+    @property
+    def count(self) -> int:
+        return len(self._arrays)
+
+
 def keep_gradients(server: ShardServer) -> None:
     buffer = server._shard.buffer
     server._shard.buffer = KeepsGradients(
         max_contributions=buffer.max_contributions, max_bytes=buffer.max_bytes
     )
+
+
+@pytest.mark.usefixtures("spoiled_arrays")
+def test_workers_use_arrays_again_and_read_none_that_was_given_back(
+    samples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = Taken(monkeypatch)
+    with running(samples) as job:
+        job.held_at(300)
+        before = taken.count
+        for step in range(320, 1000, 20):  # what is not answered yet is sent again
+            job.held_at(step)
+            for peer in job.servers[step % 40 // 20]._plane.listener.peers:
+                with suppress(OSError):
+                    peer.sock.shutdown(SHUT_RDWR)
+        after = taken.count
+        dense = [server._shard.dense.vector for server in job.servers]
+
+    # A batch takes 20. Few are new: one after another finds that it is too small for its batch.
+    assert after - before < 20
+    assert all(np.isfinite(vector).all() for vector in dense)
 
 
 @pytest.mark.slow

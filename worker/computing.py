@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ps.free_list import FreeList
 from worker.assembling import Vectors, add_gradient, pool_vectors, vectors_of
 from worker.models import Model, SampleVectors, build_model, num_parameters
 from worker.preparing import Prepared
@@ -26,6 +27,8 @@ class Computation:
         spec: of the model.
         threads: compute threads; BLAS itself runs on one.
 
+    What `train` returns stays the caller's until it is given to `give_back`, to be used again.
+
     `forward_ns` is how long the forward pass of the last training batch took, from pulled rows to
     the loss; 0 where a custom model does not tell it from the backward pass.
     """
@@ -39,6 +42,9 @@ class Computation:
         self._groups = lookups_by_tables(spec.lookups)
         self._pooled = np.empty((0, spec.pooled_width), np.float32)
         self._grad_pooled = np.empty_like(self._pooled)
+        self._grad_values = FreeList(np.float32)
+        self._grad_parameters = FreeList(np.float32)
+        self._positions = FreeList(np.int64)
         self.forward_ns = 0
 
     def train(
@@ -66,10 +72,11 @@ class Computation:
             grad_pooled[:] = 0
             grads = [grad.reshape(-1) for grad in grads]
         loss, grad_parameters = self._run_models(prepared, parameters, inputs, grads)
+        self._give_positions(inputs)
         if self.forward_ns:
             self.forward_ns += pooling_ns
 
-        grad_values = np.zeros(values.size, np.float32)
+        grad_values = self._zeros(values.size)
 
         def spread(group: int) -> None:
             for number in self._groups[group]:
@@ -78,6 +85,11 @@ class Computation:
 
         self._run(spread, len(self._groups))
         return loss, grad_values, grad_parameters
+
+    def give_back(self, grad_values: Float32s, grad_parameters: Float32s) -> None:
+        """Take the gradients of a batch back; nothing may read them any more."""
+        self._grad_values.give(grad_values)
+        self._grad_parameters.give(grad_parameters)
 
     def predict(self, prepared: Prepared, values: Float32s, parameters: Float32s) -> Float32s:
         """Return the logit of each sample, float32[n]."""
@@ -96,6 +108,7 @@ class Computation:
             logits[rows] = model.predict(parameters, prepared.dense[rows], inputs[part])
 
         self._run(run, len(parts))
+        self._give_positions(inputs)
         return logits
 
     def _in_place(self, prepared: Prepared) -> bool:
@@ -111,11 +124,10 @@ class Computation:
         """As `train`, without pooled vectors: every thread adds to gradients of its own."""
         parts = self._parts(prepared.num_samples)
         inputs = [self._vectors(prepared, values, rows) for rows in parts]
-        grads = [np.zeros(values.size, np.float32) for _ in parts]
+        grads = [self._zeros(values.size) for _ in parts]
         loss, grad_parameters = self._run_models(prepared, parameters, inputs, grads)
-        for grad in grads[1:]:
-            grads[0] += grad
-        return loss, grads[0], grad_parameters
+        self._give_positions(inputs)
+        return loss, _sum_of(grads, self._grad_values), grad_parameters
 
     def _run_models(
         self,
@@ -127,7 +139,7 @@ class Computation:
         """Train every part of the batch on its thread; return (sum of losses, gradient)."""
         parts = self._parts(prepared.num_samples)
         losses = [0.0] * len(parts)
-        grads = [np.empty(self._num_parameters, np.float32) for _ in parts]
+        grads = [self._grad_parameters.take(self._num_parameters) for _ in parts]
 
         def run(part: int) -> None:
             rows = parts[part]
@@ -142,19 +154,32 @@ class Computation:
 
         self._run(run, len(parts))
         self.forward_ns = getattr(self._models[0], "forward_ns", 0)
-        for grad in grads[1:]:
-            grads[0] += grad
-        return sum(losses), grads[0]
+        return sum(losses), _sum_of(grads, self._grad_parameters)
 
     def _vectors(self, prepared: Prepared, values: Float32s, rows: slice) -> SampleVectors:
-        positions = [bag.positions[0][rows] for bag in prepared.bags]
-        return SampleVectors(values, np.stack(positions))
+        positions = self._take_positions(rows.stop - rows.start)
+        np.stack([bag.positions[0][rows] for bag in prepared.bags], out=positions)
+        return SampleVectors(values, positions)
 
     def _pooled_inputs(self, pooled: Float32s) -> Float32s | SampleVectors:
         """Return what the model takes of float32[n, W], C-contiguous."""
         if not self._reads_vectors:
             return pooled
-        return SampleVectors.of_pooled(pooled, [lookup.column for lookup in self.spec.lookups])
+        columns = [lookup.column for lookup in self.spec.lookups]
+        return SampleVectors.of_pooled(pooled, columns, self._take_positions(len(pooled)))
+
+    def _take_positions(self, n: int) -> npt.NDArray[np.int64]:
+        num_lookups = len(self.spec.lookups)
+        return self._positions.take(num_lookups * n).reshape(num_lookups, n)
+
+    def _give_positions(self, inputs: Sequence[Any]) -> None:
+        if self._reads_vectors:
+            self._positions.give(*(vectors.positions for vectors in inputs))
+
+    def _zeros(self, size: int) -> Float32s:
+        grad_values = self._grad_values.take(size)
+        grad_values[:] = 0
+        return grad_values
 
     def _pool_rows(
         self, prepared: Prepared, values: Float32s
@@ -185,6 +210,14 @@ class Computation:
                 task(number)
         else:
             list(self._pool.map(task, range(count)))
+
+
+def _sum_of(grads: Sequence[Float32s], free: FreeList[np.float32]) -> Float32s:
+    """Add all arrays, in order, to the first of them and give the others back."""
+    for grad in grads[1:]:
+        grads[0] += grad
+    free.give(*grads[1:])
+    return grads[0]
 
 
 def lookups_by_tables(lookups: Sequence[Lookup]) -> list[list[int]]:

@@ -128,7 +128,9 @@ class Predictor:
         values, admitted = self._pull(prepared.unique)
         prepared, _ = choose_rows(prepared, admitted)
         with self._blas.limit(limits=1):
-            return self._computation.predict(prepared, values, self._dense)
+            logits = self._computation.predict(prepared, values, self._dense)
+        self._preparer.give_back(prepared)
+        return logits
 
     def evaluate(self, plan: Plan, data: DataSpec) -> Scores:
         """Score every batch of a plan once, in order.

@@ -71,6 +71,17 @@ class _Ready:
     skipped: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Pushed:
+    """A batch whose push is not answered yet, and its arrays: they may have to be sent again."""
+
+    finished: Finished
+    prepared: Prepared
+    pulled: PulledBatch
+    gradients: Float32s
+    dense: Float32s
+
+
 ReadBatch = Callable[[int], tuple[Batch, int]]
 
 _PREPARING_NICENESS = 19
@@ -125,7 +136,7 @@ class WorkerLoop:
         self._prepared: dict[Token, _Ready] = {}
         self._pulls: dict[int, Token] = {}
         self._pulled: dict[Token, PulledBatch] = {}
-        self._pushes: dict[int, Finished] = {}
+        self._pushes: dict[int, _Pushed] = {}
         self._failure: BaseException | None = None
         self._ended = False
         self._wake_reader, self._wake_writer = socket.socketpair()
@@ -223,9 +234,12 @@ class WorkerLoop:
                     self._pulled[token] = request
                     self._session.pulled(token)
         else:
-            finished = self._pushes.pop(request.request_id)
-            if not self._superseded(request, finished.token):
-                self._finish(finished)
+            pushed = self._pushes.pop(request.request_id)
+            self._computation.give_back(pushed.gradients, pushed.dense)
+            self._client.release(request)
+            self._release(pushed.prepared, pushed.pulled)
+            if not self._superseded(request, pushed.finished.token):
+                self._finish(pushed.finished)
 
     def _superseded(self, request: Open, token: Token) -> bool:
         if not request.refusals:
@@ -258,6 +272,7 @@ class WorkerLoop:
         if token.kind == "eval":
             with self._times.measure("evaluate"):
                 evaluation = self._evaluate(prepared, pulled)
+            self._release(prepared, pulled)
             self._finish(
                 Finished(token, "done", prepared.num_samples, skipped, evaluation=evaluation)
             )
@@ -275,6 +290,8 @@ class WorkerLoop:
                     " Lower the learning rate, check the dense columns for huge values, or set"
                     " training.on_non_finite=skip to leave such batches out"
                 )
+            self._computation.give_back(gradients, dense)
+            self._release(prepared, pulled)
             self._finish(Finished(token, "skipped", 0, planned, "non_finite"))
             return
         identity = Identity(token.mode_epoch, token.batch_id, token.attempt, prepared.num_samples)
@@ -283,7 +300,7 @@ class WorkerLoop:
                 pulled, identity, gradients=gradients, dense=dense, trained=trained
             )
         self._adapt_depth()
-        self._pushes[push.request_id] = Finished(
+        finished = Finished(
             token,
             "done",
             samples=prepared.num_samples,
@@ -294,6 +311,12 @@ class WorkerLoop:
             seconds=seconds,
             started_at=time.time() - (time.perf_counter() - started),
         )
+        self._pushes[push.request_id] = _Pushed(finished, prepared, pulled, gradients, dense)
+
+    def _release(self, prepared: Prepared, pulled: PulledBatch) -> None:
+        """Use a batch's arrays again. Those of a batch that is dropped before are just freed."""
+        self._client.release(pulled)
+        self._preparer.give_back(prepared)
 
     def _adapt_depth(self) -> None:
         now, waited = time.perf_counter(), self._times.seconds()["wait_batch"]

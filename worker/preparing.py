@@ -9,6 +9,7 @@ import numpy.typing as npt
 from embedding.key_maps import map_keys
 from embedding.pooling import coefficients
 from ps.deduplicate import Deduplicated, Deduplicator
+from ps.free_list import FreeList
 from worker.batch import Batch
 from worker.spec import Lookup, SparseFeature
 
@@ -79,6 +80,7 @@ class Preparer:
             for name in tables
         ]
         self._deduplicate = deduplicator
+        self._keys = FreeList(np.int64)
 
     def __call__(self, batch: Batch) -> Prepared:
         """Prepare a batch; the result keeps views of its arrays."""
@@ -94,13 +96,20 @@ class Preparer:
                 slices[i, number] = slice(total, total + keys.size)
                 total += keys.size
             table_starts[table + 1] = total
-        keys = np.concatenate(parts) if parts else np.empty(0, np.int64)
+        keys = self._keys.take(total)
+        if parts:
+            np.concatenate(parts, out=keys)
         unique = self._deduplicate(keys, table_starts)
+        self._keys.give(keys)
         bags = tuple(
             self._bag(batch, i, unique, [slices[i, n] for n in range(len(lookup.physical))])
             for i, lookup in enumerate(self._lookups)
         )
         return Prepared(batch.labels, batch.dense, unique, bags)
+
+    def give_back(self, prepared: Prepared) -> None:
+        """Use the arrays of a batch again; nothing may read them any more, its bags included."""
+        self._deduplicate.give_back(prepared.unique)
 
     def _bag(self, batch: Batch, number: int, unique: Deduplicated, parts: Sequence[slice]) -> Bag:
         lookup = self._lookups[number]

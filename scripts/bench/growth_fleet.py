@@ -173,7 +173,9 @@ def _work(
                     pipe.send(time.process_time())
                 else:
                     batch = drawn[number // point.workers % len(drawn)]
-                    pipe.send(contributor.push(number, batch).samples)
+                    pushed = contributor.push(number, batch)
+                    contributor.give_back(pushed)
+                    pipe.send(pushed.samples)
     except (EOFError, OSError):
         pass  # the other end is closed or gone
     finally:

@@ -18,6 +18,7 @@ from worker.batch import Batch
 from worker.choosing import choose_rows
 from worker.computing import Computation
 from worker.models import build_model, initial_parameters
+from worker.preparing import Prepared
 from worker.reading import Reader
 from worker.running import make_preparer
 from worker.spec import ModelSpec, SparseFeature
@@ -27,12 +28,17 @@ Float32Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """What came of a batch: its pull, and the gradients of its rows and of dense parameters."""
+    """What came of a batch: its pull and push, the gradients of its rows and dense parameters."""
 
-    samples: int
+    prepared: Prepared
+    push: Open
     pulled: PulledBatch
     gradients: Float32Array
     dense: Float32Array
+
+    @property
+    def samples(self) -> int:
+        return self.prepared.num_samples
 
 
 class Contributor:
@@ -62,7 +68,14 @@ class Contributor:
             pulled, identity, gradients=gradients, dense=dense, trained=trained
         )
         wait_for(self.client, [push])
-        return Pushed(prepared.num_samples, pulled, gradients, dense)
+        return Pushed(prepared, push, pulled, gradients, dense)
+
+    def give_back(self, pushed: Pushed) -> None:
+        """Use the arrays of a batch again; nothing may read them any more."""
+        self._computation.give_back(pushed.gradients, pushed.dense)
+        self._preparer.give_back(pushed.prepared)
+        self.client.release(pushed.push)
+        self.client.release(pushed.pulled)
 
 
 def apply_batch(
@@ -151,3 +164,7 @@ class OneWorker:
             low_water=number,
         )
         return pushed
+
+    def give_back(self, pushed: Pushed) -> None:
+        """Use the arrays of a batch again, as workers do; nothing may read them any more."""
+        self._contributor.give_back(pushed)

@@ -3,10 +3,13 @@
 import select
 import socket
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
-from ps.client import PulledBatch
+import numpy as np
+
+from ps.client import Open, PulledBatch
 from ps.messages import ANY_STEP
 from worker.faults import FaultPlan, Faults
 from worker.loop import LoopOptions, WorkerLoop
@@ -50,6 +53,7 @@ class AnswersAtOnce:
     def start_pull(self, unique: Any, **options: Any) -> Any:
         pulled = PulledBatch.__new__(PulledBatch)
         pulled.request_id, pulled.replies, pulled.admitted = 1, {}, None
+        pulled.values = pulled.dense = pulled.steps = np.zeros(1, np.float32)
         self._open.append(pulled)
         return pulled
 
@@ -86,3 +90,67 @@ def test_a_worker_reports_on_however_long_a_batch_takes() -> None:
     loop.run()
 
     assert coordinator.enough.is_set(), f"{coordinator.reports} reports, then silence"
+
+
+class AnswersPushesLate(AnswersAtOnce):
+    """Shards that leave a push unanswered for a while; `events` says what happened when."""
+
+    def __init__(self, events: list[str]) -> None:
+        super().__init__()
+        self.events = events
+        self._push: Open | None = None
+
+    def start_push(self, *arguments: Any, **options: Any) -> Open:
+        self.events.append("pushed")
+        self._push = Open(2, {}, set())
+        return self._push
+
+    def poll(self, timeout: float) -> list[Any]:
+        if self._push is None:
+            return super().poll(timeout)
+        time.sleep(0.1)
+        self.events.append("answered")
+        answered, self._push = [self._push], None
+        return answered
+
+    def release(self, request: Open) -> None:
+        self.events.append("released " + type(request).__name__)
+
+
+def test_a_batch_keeps_its_arrays_until_its_push_is_answered() -> None:
+    events: list[str] = []
+
+    class Computation:
+        forward_ns = 0
+
+        def train(self, *arguments: Any) -> tuple[float, np.ndarray, np.ndarray]:
+            return 0.0, np.zeros(1, np.float32), np.zeros(1, np.float32)
+
+        def give_back(self, *gradients: np.ndarray) -> None:
+            events.append("gradients given back")
+
+    class Preparer:
+        def __call__(self, batch: Any) -> Any:
+            return SimpleNamespace(unique=None, bags=(), num_samples=1)
+
+        def give_back(self, prepared: Any) -> None:
+            events.append("keys given back")
+
+    WorkerLoop(
+        session=Session(0, 0, depth=2),
+        coordinator=OneBatch(),
+        client=AnswersPushesLate(events),  # type: ignore[arg-type]
+        readers={"train": lambda batch_id: (SimpleNamespace(num_samples=1), 0)},  # type: ignore[dict-item, return-value]
+        preparer=Preparer(),  # type: ignore[arg-type]
+        computation=Computation(),  # type: ignore[arg-type]
+        options=LoopOptions(poll_seconds=0.002),
+        faults=Faults(FaultPlan(), worker=0, incarnation=0),
+    ).run()
+
+    assert events[:2] == ["pushed", "answered"]
+    assert sorted(events[2:]) == [
+        "gradients given back",
+        "keys given back",
+        "released Open",
+        "released PulledBatch",
+    ]

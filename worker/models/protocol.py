@@ -64,10 +64,17 @@ class SampleVectors:
     positions: npt.NDArray[np.int64]
 
     @classmethod
-    def of_pooled(cls, pooled: FloatArray, columns: Sequence[int]) -> "SampleVectors":
-        """Return views of float32[n, W], C-contiguous, where lookups begin at these columns."""
-        samples = np.arange(len(pooled)) * pooled.shape[1]
-        return cls(pooled.reshape(-1), np.array(columns)[:, np.newaxis] + samples)
+    def of_pooled(
+        cls, pooled: FloatArray, columns: Sequence[int], positions: npt.NDArray[np.int64]
+    ) -> "SampleVectors":
+        """Return views of float32[n, W], C-contiguous, where lookups begin at these columns.
+
+        Args:
+            positions: int64[lookups, n], C-contiguous, written and kept.
+        """
+        samples = np.arange(0, pooled.size, pooled.shape[1])
+        np.add(np.array(columns)[:, np.newaxis], samples, out=positions)
+        return cls(pooled.reshape(-1), positions)
 
 
 Inputs = TypeVar("Inputs", FloatArray, SampleVectors, contravariant=True)

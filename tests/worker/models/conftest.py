@@ -30,7 +30,8 @@ class PooledModel:
         n = len(pooled)
         if n not in self._positions:
             # Kept, as a test that measures memory means the model's.
-            self._positions[n] = SampleVectors.of_pooled(pooled, self._columns).positions
+            self._positions[n] = np.empty((len(self._columns), n), np.int64)
+            SampleVectors.of_pooled(pooled, self._columns, self._positions[n])
         return SampleVectors(pooled.reshape(-1), self._positions[n])
 
 

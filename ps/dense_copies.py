@@ -1,0 +1,70 @@
+"""A client's copies of the dense parameters: kept while a pull needs them, then used again."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ps.free_list import FreeList
+from ps.spec import StoreSpec
+
+
+@dataclass(slots=True, eq=False)
+class DenseCopy:
+    """Dense parameters.
+
+    Args:
+        values: float32[dense parameters].
+        steps: int64[shards], the step of each shard's part; -1 where there is none.
+        users: how many keep it: pulls that asked with it or got it, and the client.
+    """
+
+    values: npt.NDArray[np.float32]
+    steps: npt.NDArray[np.int64]
+    users: int = 1
+
+
+class DenseCopies:
+    """The copy of the last answer, with which the next pull asks, and older ones still in use."""
+
+    def __init__(self, spec: StoreSpec) -> None:
+        self._spec = spec
+        self._free = FreeList(np.float32)
+        self._latest = self.new(np.full(spec.num_shards, -1))
+
+    def new(self, steps: npt.NDArray[np.int64]) -> DenseCopy:
+        """Return a copy of arbitrary values, for the caller."""
+        return DenseCopy(self._free.take(self._spec.dense_size), steps)
+
+    def latest(self) -> DenseCopy:
+        """Return the copy of the last answer, for one more user."""
+        self._latest.users += 1
+        return self._latest
+
+    def completed(self, held: DenseCopy, received: DenseCopy | None) -> DenseCopy:
+        """Take the parts that did not change from what was held, and keep all for later pulls.
+
+        Args:
+            held: what the pull asked with, whose user it no longer is.
+            received: with the parts that have changed; None where none has.
+
+        Returns:
+            The pull's own.
+        """
+        if received is None:
+            received = held
+        else:
+            for shard in np.flatnonzero(received.steps == held.steps).tolist():
+                part = slice(*self._spec.dense_range(shard))
+                received.values[part] = held.values[part]
+            self.drop(held)
+        received.users += 1
+        self.drop(self._latest)
+        self._latest = received
+        return received
+
+    def drop(self, copy: DenseCopy) -> None:
+        """Say that one user less needs a copy."""
+        copy.users -= 1
+        if copy.users == 0:
+            self._free.give(copy.values)
