@@ -85,12 +85,21 @@ class Deduplicator:
         self._base += int(unique_starts[-1])
 
         num_unique = int(unique_starts[-1])
-        grouped_keys = self._int64s.take(num_unique)
-        grouped_counts = self._uint32s.take(num_unique)
         sizes = np.zeros((self._num_shards, self._dims.size), np.int64)
         key_starts = np.zeros(self._num_shards + 1, np.int64)
         value_starts = np.zeros(self._num_shards + 1, np.int64)
         positions = self._int64s.take(keys.size)
+        if self._num_shards == 1:
+            _keep_together(
+                unique_starts, table_starts, self._dims, inverse,
+                sizes, key_starts, value_starts, positions,
+            )  # fmt: skip
+            return Deduplicated(
+                unique_keys[:num_unique], unique_counts[:num_unique],
+                sizes, key_starts, value_starts, positions, inverse,
+            )  # fmt: skip
+        grouped_keys = self._int64s.take(num_unique)
+        grouped_counts = self._uint32s.take(num_unique)
         places = self._int64s.take(keys.size)
         owner = self._uint16s.take(num_unique)
         value_of = self._int64s.take(num_unique)
@@ -187,6 +196,21 @@ def _group_by_shard(  # type: ignore[no-untyped-def]
     for i in range(inverse.size):
         positions[i] = value_of[inverse[i]]
         places[i] = place_of[inverse[i]]
+
+
+@njit(cache=True, nogil=True)
+def _keep_together(  # type: ignore[no-untyped-def]
+    unique_starts, table_starts, dims, inverse, sizes, key_starts, value_starts, positions
+):
+    """As `_group_by_shard` for one shard: keys stay where they are, numbers are places."""
+    value = np.int64(0)
+    for t in range(dims.size):
+        sizes[0, t] = unique_starts[t + 1] - unique_starts[t]
+        first = value - unique_starts[t] * dims[t]
+        for i in range(table_starts[t], table_starts[t + 1]):
+            positions[i] = first + inverse[i] * dims[t]
+        value += sizes[0, t] * dims[t]
+    key_starts[1], value_starts[1] = unique_starts[-1], value
 
 
 @njit(cache=True, nogil=True)

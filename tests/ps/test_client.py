@@ -259,7 +259,7 @@ def test_what_a_shard_has_answered_is_not_sent_to_it_again(small_job: Any, serve
     unique = job.unique(range(100), [])
 
     pulled = client.start_pull(unique, at_step=1)  # the second shard has to wait
-    while 0 in pulled.waiting:
+    while 0 in pulled.waiting or not job.shards[1].num_parked:
         client.poll(0.1)
     before = client.bytes_sent
     served.break_connections(0)
