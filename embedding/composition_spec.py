@@ -185,7 +185,14 @@ def _adaptive(table: TableSpec, composition: Adaptive) -> Composed:
         "adaptive needs an admission rule on the table, which says when a key gets its own row",
     )
     warm_start = WarmStart(table=f"{table.name}_static", static_rows=composition.static_rows)
-    static = replace(table, name=warm_start.table, admission=None, eviction=None)
+    for_eviction = table.eviction is not None and table.eviction.needs_usage
+    static = replace(
+        table,
+        name=warm_start.table,
+        admission=None,
+        eviction=None,
+        track_usage=table.track_usage and not for_eviction,
+    )
     return Composed(
         # In this order, so that a step makes own rows before it changes static ones.
         tables=(replace(table, warm_start=warm_start), static),

@@ -181,7 +181,7 @@ class Rows:
 
     def __init__(self, width: int, *, track_usage: bool = True) -> None:
         self.track_usage = track_usage
-        self._any_freed = False
+        self._num_freed = 0
         row_bytes = 4 * width + METADATA_BYTES + round(_LINE_BYTES / _KEYS_A_LINE)
         capacity = min(max(physical_memory_bytes() // row_bytes, 4 * _MIN_LINES), MAX_ROWS)
         metadata = reserve(capacity, 2, np.int64)
@@ -255,8 +255,9 @@ class Rows:
 
     def remove(self, keys: Int64Array) -> None:
         """Remove keys and free their rows; absent keys are left out."""
-        self._any_freed |= keys.size > 0
+        before = len(self)
         _remove_batch(self.arrays, keys)
+        self._num_freed += before - len(self)
 
     def in_buckets(self, buckets: tuple[int, int]) -> tuple[Int64Array, Int64Array]:
         """Return the keys of buckets [first, end), sorted by (bucket, key), and their rows."""
@@ -269,9 +270,10 @@ class Rows:
     def memory(self) -> dict[str, int]:
         """Return the bytes that the index, the metadata and the values have taken."""
         touched = int(self.arrays.state[NUM_TOUCHED])
+        with_metadata = touched if self.track_usage else min(self._num_freed, touched)
         return {
             "index": self.arrays.entries.nbytes,
-            "metadata": touched * METADATA_BYTES * (self.track_usage or self._any_freed),
+            "metadata": with_metadata * METADATA_BYTES,
             "rows": touched * self.arrays.values.shape[1] * 4,
         }
 

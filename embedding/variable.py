@@ -47,7 +47,7 @@ class EmbeddingVariable(TableState):
         num_non_finite: gradients left out so far.
 
     Raises:
-        ValueError: the base is missing or another one.
+        ValueError: the base is missing or another one, or does not track the usage that is asked.
     """
 
     def __init__(
@@ -69,6 +69,8 @@ class EmbeddingVariable(TableState):
             self._static = StaticRows(base, spec.warm_start, spec.dim)
         else:
             self._counting = base  # whose frequencies admit keys; nothing is counted here
+            if base is not None:
+                base.spec.require_usage(f"by the admission of table {spec.name}")
         self.num_evicted = 0
         self.num_non_finite = 0
         self._on_non_finite = on_non_finite

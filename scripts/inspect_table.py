@@ -367,7 +367,7 @@ def open_checkpoint(args: argparse.Namespace) -> tuple[Path, CheckpointReader, l
     if args.by in ("frequency", "version") and not spec.track_usage:
         raise UnknownError(
             f"table {spec.name} was trained without track_usage, so its rows have no {args.by};"
-            " take --by norm"
+            " take --by norm, or train with embedding.track_usage=true"
         )
     return path, reader, [spec]
 

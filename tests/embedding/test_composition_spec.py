@@ -98,7 +98,9 @@ def test_own_rows_come_before_the_static_ones_that_they_start_from() -> None:
 
     own, static = composed.tables
     assert own == replace(TABLE, warm_start=WarmStart(table="t_static", static_rows=8192))
-    assert static == replace(TABLE, name="t_static", admission=None, eviction=None)
+    # Usage was for the eviction.
+    plain = {"admission": None, "eviction": None, "track_usage": False}
+    assert static == replace(TABLE, name="t_static", **plain)
     assert [(part.table, part.keys, part.divisor) for part in composed.parts] == [
         ("t", "own", 1),
         ("t_static", "static", 2),

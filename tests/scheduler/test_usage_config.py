@@ -41,6 +41,16 @@ def test_blocks_by_frequency_turn_it_on_for_the_block_that_is_asked() -> None:
     assert tracked({}, composition=composition) == {"C2"}
 
 
+def test_static_rows_have_none_for_an_eviction_that_they_do_not_have() -> None:
+    table: dict[str, Any] = {
+        "composition": {"type": "adaptive", "static_rows": 4096},
+        "admission": {"type": "counter", "min_count": 2},
+    }
+
+    assert tracked({}, **table, eviction={"steps_to_live": 5}) == {"C2"}
+    assert tracked({}, **table, track_usage=True) == {"C2", "C2_static"}
+
+
 def test_it_can_be_asked_for() -> None:
     assert tracked({"track_usage": True}) == {"C1", "C2"}
     assert tracked({"track_usage": True}, track_usage=False) == {"C1"}

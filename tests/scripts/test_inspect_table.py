@@ -253,7 +253,7 @@ def test_json_of_a_table_has_everything(checkpoint: Path) -> None:
         (["CHECKPOINT", "--key", "3"], "--key needs TABLE"),
         (["CHECKPOINT", "user", "--top", "-1"], "--top must be >= 0, got -1"),
         (["CHECKPOINT", "user", "--by", "age"], "invalid choice: 'age'"),
-        (["CHECKPOINT", "plain", "--by", "version"], "no version; take --by norm"),
+        (["CHECKPOINT", "plain", "--by", "version"], "so its rows have no version; take --by norm"),
         (["CHECKPOINT", "user", "--key", "x"], "invalid int value: 'x'"),
         (["CHECKPOINT", "user", "--key", str(2**63)], "--key must be an int64"),
     ],
