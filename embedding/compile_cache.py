@@ -4,16 +4,22 @@ Numba ties a cached kernel to its own file only: a change in a file whose functi
 would go unnoticed. So the folder's name is a digest of every file with kernels. Numba also ties it
 to the path of its file, which is another one in every job that uploads its sources: so here our
 files are known by their path inside the packages. See docs/performance.md, "Start-up".
+
+Numba numbers the files of one function's kernels by its index, without a lock. Two processes that
+compile it for other types at the same time take the same number, and one then loads the kernel that
+the other compiled: silently, as it is not looked at again. So here each file has a name of its own.
 """
 
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.caching import IndexDataCacheFile
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("embedding", "ps", "worker")
@@ -21,7 +27,8 @@ _KEPT = 8
 
 
 def use_own_cache() -> None:
-    """Set Numba's cache folder, unless NUMBA_CACHE_DIR sets it."""
+    """Set Numba's cache folder, unless NUMBA_CACHE_DIR sets it, and how files in it are named."""
+    IndexDataCacheFile._data_name = _name_of_its_own
     if os.environ.get("NUMBA_CACHE_DIR"):
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -72,6 +79,11 @@ class KernelLocator:
     def get_disambiguator(self) -> str:
         """Return what tells functions of one name in a file apart."""
         return str(self._line)
+
+
+def _name_of_its_own(index: IndexDataCacheFile, number: int) -> str:
+    """Return a name for a compiled kernel that no other process takes, whatever the number."""
+    return str(index._data_name_pattern.format(number=secrets.randbits(64)))
 
 
 def _digest() -> str:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from numba.core.caching import IndexDataCacheFile
 
 import embedding
 
@@ -62,3 +63,24 @@ def test_numba_cache_dir_is_left_to_the_person_who_set_it(tmp_path: Path) -> Non
     *_, folder = run(sources(tmp_path / "first"), tmp_path / "home", NUMBA_CACHE_DIR=str(wanted))
     assert folder.is_relative_to(wanted)
     assert not (tmp_path / "home" / "synchromesh").exists()
+
+
+def test_kernels_that_are_saved_at_the_same_time_are_not_taken_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (IndexDataCacheFile(str(tmp_path), "kernel", "") for _ in range(2))
+    save_data = first._save_data
+
+    def save_after_the_other(name: str, data: str) -> None:
+        second.save("other types", "kernel of other types")
+        save_data(name, data)
+
+    # The second process has read the index before the first one wrote it.
+    monkeypatch.setattr(second, "_load_index", dict)
+    monkeypatch.setattr(first, "_save_data", save_after_the_other)
+
+    first.save("types", "kernel")
+
+    later = IndexDataCacheFile(str(tmp_path), "kernel", "")
+    assert later.load("other types") == "kernel of other types"
+    assert later.load("types") in ("kernel", None)
