@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Literal
 
 from embedding.ranges import require
-from embedding.spec import FrequencyAdmission, TableSpec, WarmStart
+from embedding.spec import FrequencyAdmission, TableSpec, WarmStart, needs_usage
 
 KeyMap = Literal["own", "quotient", "remainder", "static"]
 Operation = Literal["add", "multiply", "concatenate", "select"]
@@ -185,13 +185,12 @@ def _adaptive(table: TableSpec, composition: Adaptive) -> Composed:
         "adaptive needs an admission rule on the table, which says when a key gets its own row",
     )
     warm_start = WarmStart(table=f"{table.name}_static", static_rows=composition.static_rows)
-    for_eviction = table.eviction is not None and table.eviction.needs_usage
     static = replace(
         table,
         name=warm_start.table,
         admission=None,
         eviction=None,
-        track_usage=table.track_usage and not for_eviction,
+        track_usage=table.track_usage and not needs_usage(table.eviction),
     )
     return Composed(
         # In this order, so that a step makes own rows before it changes static ones.

@@ -276,11 +276,13 @@ class Eviction:
         )
         _require(self.every_steps >= 1, f"every_steps must be >= 1, got {self.every_steps}")
 
-    @property
-    def needs_usage(self) -> bool:
-        """Whether a rule asks how often or when rows were updated."""
-        rules = (self.steps_to_live, self.max_rows, self.max_bytes)
-        return any(rule is not None for rule in rules)
+
+def needs_usage(eviction: Eviction | None) -> bool:
+    """Whether an eviction asks how often or when rows were updated."""
+    if eviction is None:
+        return False
+    rules = (eviction.steps_to_live, eviction.max_rows, eviction.max_bytes)
+    return any(rule is not None for rule in rules)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,7 +337,7 @@ class TableSpec:
             f"value_dtype must be one of {', '.join(dtypes)}, got {self.value_dtype!r}",
         )
         _require(
-            self.track_usage or self.eviction is None or not self.eviction.needs_usage,
+            self.track_usage or not needs_usage(self.eviction),
             f"track_usage of table {self.name} can't be false: its eviction by steps_to_live,"
             " max_rows or max_bytes needs frequency and version of rows",
         )

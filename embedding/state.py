@@ -60,7 +60,6 @@ class TableState:
         """
         keys, rows = self._rows.in_buckets(buckets)
         n = keys.size
-        tracked = slice(n if self.spec.track_usage else 0)
         entries = TableEntries(
             keys=keys,
             frequency=np.zeros(n, np.int64),
@@ -72,8 +71,9 @@ class TableState:
             self._rows.arrays,
             rows,
             self._precision,
-            entries.frequency[tracked],
-            entries.version[tracked],
+            self.spec.track_usage,
+            entries.frequency,
+            entries.version,
             entries.vectors,
             entries.slots,
         )
@@ -151,13 +151,13 @@ class TableState:
         rows = self._rows.add(keys)
         if len(self._counters):
             self._counters.remove(keys)
-        tracked = slice(n if self.spec.track_usage else 0)
         write_rows(
             self._rows.arrays,
             rows,
             self._precision,
-            frequency[tracked],
-            version[tracked],
+            self.spec.track_usage,
+            frequency,
+            version,
             vectors,
             slots,
         )

@@ -19,6 +19,7 @@ def read_rows(
     rows: RowArrays,
     positions: Int64Array,
     precision: int,
+    track_usage: bool,
     frequency: Int64Array,
     version: Int64Array,
     vectors: Float32Array,
@@ -29,7 +30,8 @@ def read_rows(
     Args:
         positions: int64[n], the rows.
         precision: of the vectors, see `precision`.
-        frequency, version: int64[n], written; empty where rows have none.
+        track_usage: whether rows have a frequency and a version.
+        frequency, version: int64[n], written where rows have them.
         vectors: float32[n, dim], written.
         slots: float32[n, sum of the slots' widths], written.
     """
@@ -40,7 +42,9 @@ def read_rows(
         part = slice(start, min(start + BLOCK, n))
         read_vectors(values, positions[part], precision, vectors[part])
         copy_rows(values, positions[part], first_slot, slots[part])
-    for i in range(frequency.size):
+    if not track_usage:
+        return
+    for i in range(n):
         prefetch(metadata, positions[min(i + AHEAD, n - 1)], 0)
         frequency[i] = metadata[positions[i], FREQUENCY]
         version[i] = metadata[positions[i], VERSION]
@@ -51,6 +55,7 @@ def write_rows(
     rows: RowArrays,
     positions: Int64Array,
     precision: int,
+    track_usage: bool,
     frequency: Int64Array,
     version: Int64Array,
     vectors: Float32Array,
@@ -61,7 +66,7 @@ def write_rows(
     first_slot = values.shape[1] - slots.shape[1]
     for i in range(positions.size):
         row = positions[i]
-        if frequency.size > 0:
+        if track_usage:
             metadata[row, FREQUENCY] = frequency[i]
             metadata[row, VERSION] = version[i]
         write_vector(values, row, precision, vectors, i, vectors.shape[1])

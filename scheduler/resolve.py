@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from embedding import rows_per_bucket
 from embedding.composition_spec import Composed, compose
-from embedding.spec import Constant, Eviction, TableSpec
+from embedding.spec import Constant, TableSpec, needs_usage
 from ps.spec import StoreSpec
 from scheduler.config import EmbeddingConfig, JobConfig, TableConfig
 from scheduler.config_errors import ConfigError
@@ -146,11 +146,10 @@ def _table(config: JobConfig, name: str, dim: int | None = None) -> TableSpec:
         values["dim"] = dim
         if name.endswith(LINEAR_SUFFIX) and own.initializer is None:
             values["initializer"] = Constant(value=0.0)
-    eviction: Eviction | None = values["eviction"]
-    needs_usage = eviction is not None and eviction.needs_usage
+    needed = needs_usage(values["eviction"])
     if values["track_usage"] is None:
-        values["track_usage"] = needs_usage
-    if needs_usage and not values["track_usage"]:
+        values["track_usage"] = needed
+    if needed and not values["track_usage"]:
         where = "embedding" if own.track_usage is None else f"tables.{name}"
         raise ConfigError(
             f"{where}.track_usage can't be false: eviction of table {name} by steps_to_live,"

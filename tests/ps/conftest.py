@@ -15,7 +15,7 @@ import pytest
 from embedding.optimizers import step_scalars
 from embedding.spec import Adagrad, AdamAsync, CounterAdmission, Optimizer, Sgd, TableSpec
 from ps.checkpoint import CheckpointReader, Manifest, write_manifest, write_shard
-from ps.client import PsClient
+from ps.client import Identity, Open, PsClient, PulledBatch
 from ps.data_plane import DataPlane
 from ps.deduplicate import Deduplicated, Deduplicator, keep_admitted
 from ps.digest import block_digests, bucket_digests, model_digest
@@ -138,6 +138,29 @@ class SmallJob:
             "admitted": bits[part],
         }
         return Contribution(**{**fields, **changes})
+
+    def wait_for(self, client: PsClient, *requests: Open) -> None:
+        """Poll until all of them are answered, whatever else is."""
+        deadline = time.monotonic() + 20
+        while not all(request.done for request in requests):
+            assert time.monotonic() < deadline, "the requests were not answered"
+            client.poll(0.5)
+
+    def pulled(
+        self, client: PsClient, unique: Deduplicated, at_step: int = ANY_STEP
+    ) -> PulledBatch:
+        """Pull through a client."""
+        pulled = client.start_pull(unique, at_step=at_step)
+        self.wait_for(client, pulled)
+        return pulled
+
+    def start_push(self, client: PsClient, pulled: PulledBatch, batch_id: int) -> Open:
+        """Push through a client what `contribution` makes from batch_id."""
+        rng = np.random.default_rng(batch_id + 10)
+        gradients = self._gradients(pulled.unique, rng)
+        dense = rng.normal(size=self.spec.dense_size).astype(np.float32)
+        identity = Identity(0, batch_id, 0, 4)
+        return client.start_push(pulled, identity, gradients=gradients, dense=dense)
 
     def _gradients(self, unique: Deduplicated, rng: np.random.Generator) -> np.ndarray:
         """Values that depend on the key and not on where its row lies."""

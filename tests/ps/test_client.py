@@ -10,7 +10,7 @@ import pytest
 
 from embedding.spec import AdamAsync, CounterAdmission, TableSpec
 from ps import sockets
-from ps.client import Identity, Open, PsClient, PulledBatch, ShardLostError
+from ps.client import Open, PsClient, PulledBatch, ShardLostError
 from ps.messages import ANY_STEP, Apply, ApplyReply, PullReply, PushReply
 
 Serve = Callable[..., Any]
@@ -38,13 +38,6 @@ def pull(client: PsClient, unique: Any, at_step: int = ANY_STEP, **options: Any)
     return pulled
 
 
-def push(client: PsClient, job: Any, pulled: PulledBatch, batch_id: int) -> Open:
-    rng = np.random.default_rng(batch_id + 10)
-    gradients = job._gradients(pulled.unique, rng)
-    dense = rng.normal(size=job.spec.dense_size).astype(np.float32)
-    return client.start_push(pulled, Identity(0, batch_id, 0, 4), gradients=gradients, dense=dense)
-
-
 def apply(client: PsClient, job: Any, step: int, *batch_ids: int) -> None:
     record = job.record(step, *batch_ids)
     applies = [client.start_apply(s, [record]) for s in range(len(job.shards))]
@@ -66,7 +59,7 @@ BATCHES = [
 def train(client: PsClient, job: Any) -> None:
     for step, keys in enumerate(BATCHES):
         pulled = pull(client, job.unique(*keys), at_step=step)
-        pushed = push(client, job, pulled, step)
+        pushed = job.start_push(client, pulled, step)
         answer(client, pushed)
         assert all(isinstance(reply, PushReply) for reply in pushed.replies.values())
         apply(client, job, step, step)
@@ -132,7 +125,7 @@ def test_two_clients_work_at_once(small_job: Any, serve: Serve) -> None:
             client = served.client()
             for batch_id in range(worker, 40, 2):
                 pulled = pull(client, uniques[batch_id])
-                answer(client, push(client, job, pulled, batch_id))
+                answer(client, job.start_push(client, pulled, batch_id))
         except Exception as error:
             failures.append(error)
 
@@ -160,7 +153,7 @@ def test_a_parked_pull_is_answered_by_the_apply_of_another_client(
 
     parked = worker.start_pull(job.unique(*keys), at_step=1)
     assert worker.poll(0.1) == []
-    answer(worker, push(worker, job, pull(worker, job.unique(*keys), at_step=0), 0))
+    answer(worker, job.start_push(worker, pull(worker, job.unique(*keys), at_step=0), 0))
     apply(coordinator, job, 0, 0)
     answer(worker, parked)
 
@@ -240,7 +233,7 @@ def test_a_push_whose_reply_was_lost_is_counted_once(small_job: Any, serve: Serv
     client = served.client()
     pulled = pull(client, job.unique([1], [2]))
 
-    pushed = push(client, job, pulled, 0)
+    pushed = job.start_push(client, pulled, 0)
     while not len(job.shards[0].buffer):
         time.sleep(0.01)
     served.break_connections(0)
@@ -373,9 +366,9 @@ def test_a_large_push_and_a_large_reply_pass_each_other(
     first = pull(client, unique)
 
     second = client.start_pull(unique, at_step=ANY_STEP)
-    pushed = push(client, job, first, 0)
+    pushed = job.start_push(client, first, 0)
     third = client.start_pull(unique, at_step=ANY_STEP)
-    also = push(client, job, first, 1)
+    also = job.start_push(client, first, 1)
     answer(client, second, pushed, third, also)
 
     assert np.array_equal(second.values, first.values)
@@ -395,7 +388,7 @@ def test_large_requests_pass_each_other_on_a_new_connection_too(
     with served.locks[0]:
         second = client.start_pull(unique, at_step=ANY_STEP)
         served.break_connections(0)
-    pushed = push(client, job, first, 0)
+    pushed = job.start_push(client, first, 0)
     served.break_connections(0)
     answer(client, second, pushed)
 
@@ -436,7 +429,7 @@ def test_a_busy_shard_is_not_lost(
     served.locks[0].acquire()
     threading.Timer(0.6, served.locks[0].release).start()
 
-    pushes = [push(client, job, first, batch_id) for batch_id in range(3)]
+    pushes = [job.start_push(client, first, batch_id) for batch_id in range(3)]
     answer(client, *pushes)
 
     assert len(job.shards[0].buffer) == 3

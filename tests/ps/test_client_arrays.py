@@ -1,6 +1,5 @@
 """Arrays of pulls and pushes are used again once they are released, and not before."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +8,7 @@ import pytest
 
 from embedding.admission import CounterAdmission
 from embedding.spec import TableSpec
-from ps.client import Identity, Open, PsClient, PulledBatch
-from ps.messages import ANY_STEP
+from ps.client import PulledBatch
 
 Serve = Callable[..., Any]
 
@@ -23,26 +21,6 @@ TABLES = (
 pytestmark = pytest.mark.usefixtures("spoiled_arrays")
 
 
-def answer(client: PsClient, *requests: Open) -> None:
-    deadline = time.monotonic() + 20
-    while not all(request.done for request in requests):
-        assert time.monotonic() < deadline, "the requests were not answered"
-        client.poll(0.5)
-
-
-def pull(client: PsClient, unique: Any) -> PulledBatch:
-    pulled = client.start_pull(unique, at_step=ANY_STEP)
-    answer(client, pulled)
-    return pulled
-
-
-def push(client: PsClient, job: Any, pulled: PulledBatch, batch_id: int) -> Open:
-    rng = np.random.default_rng(batch_id)
-    gradients = job._gradients(pulled.unique, rng)
-    dense = rng.normal(size=job.spec.dense_size).astype(np.float32)
-    return client.start_push(pulled, Identity(0, batch_id, 0, 4), gradients=gradients, dense=dense)
-
-
 def arrays(pulled: PulledBatch) -> tuple[np.ndarray, ...]:
     return pulled.values, pulled.admitted, pulled.dense
 
@@ -50,10 +28,10 @@ def arrays(pulled: PulledBatch) -> tuple[np.ndarray, ...]:
 def test_a_released_pull_leaves_its_arrays_to_the_next(small_job: Any, serve: Serve) -> None:
     job = small_job(TABLES, num_shards=2, dense_size=100)
     client, unique = serve(job).client(), job.unique([1, 2], [3, 4, 4])
-    released, kept = pull(client, unique), pull(client, unique)
+    released, kept = job.pulled(client, unique), job.pulled(client, unique)
     client.release(released)
 
-    again = pull(client, unique)
+    again = job.pulled(client, unique)
 
     for one, two, other in zip(arrays(again), arrays(released), arrays(kept), strict=True):
         assert np.shares_memory(one, two)
@@ -68,16 +46,16 @@ def test_pulls_in_flight_keep_what_they_brought(small_job: Any, serve: Serve, se
     in_flight: list[tuple[PulledBatch, Any, list[bytes]]] = []
     for batch_id in range(40):
         keys = [rng.integers(0, 200, rng.integers(1, 300)) for _ in TABLES]
-        pulled = pull(client, job.unique(*keys))
-        expected = pull(served.client(), pulled.unique)
+        pulled = job.pulled(client, job.unique(*keys))
+        expected = job.pulled(served.client(), pulled.unique)
         assert [a.tobytes() for a in arrays(pulled)] == [a.tobytes() for a in arrays(expected)]
-        pushed = push(client, job, pulled, batch_id)
+        pushed = job.start_push(client, pulled, batch_id)
         if rng.random() < 0.3:
             served.break_connections(int(rng.integers(2)))
-        answer(client, pushed)
+        job.wait_for(client, pushed)
         for shard in np.flatnonzero(rng.random(2) < 0.6).tolist():
             record = job.record(job.shards[shard].step, batch_id)
-            answer(client, client.start_apply(shard, [record]))
+            job.wait_for(client, client.start_apply(shard, [record]))
         in_flight.append((pulled, pushed, [array.tobytes() for array in arrays(pulled)]))
         while len(in_flight) > rng.integers(1, 4):
             pulled, pushed, before = in_flight.pop(int(rng.integers(len(in_flight))))

@@ -9,7 +9,7 @@ import pytest
 
 from embedding.spec import AdamAsync, CounterAdmission, TableSpec
 from ps import connection_faults
-from ps.client import Identity, Open, PsClient, PulledBatch, ShardLostError
+from ps.client import Open, PsClient, PulledBatch, ShardLostError
 from ps.connection_faults import ConnectionFault, ConnectionFaults, Fate, Fates, with_faults
 from ps.messages import ANY_STEP, Apply, ApplyReply, PushReply
 from ps.sockets import send
@@ -53,13 +53,6 @@ def pull(client: PsClient, unique: Any, at_step: int = ANY_STEP) -> PulledBatch:
     return pulled
 
 
-def push(client: PsClient, job: Any, pulled: PulledBatch, batch_id: int) -> Open:
-    rng = np.random.default_rng(batch_id)
-    gradients = job._gradients(pulled.unique, rng)
-    dense = rng.normal(size=job.spec.dense_size).astype(np.float32)
-    return client.start_push(pulled, Identity(0, batch_id, 0, 4), gradients=gradients, dense=dense)
-
-
 def train(client: PsClient, job: Any, steps: int = 12) -> None:
     """Steps of two batches, of which much is under way at a time."""
     rng = np.random.default_rng(7)
@@ -67,7 +60,7 @@ def train(client: PsClient, job: Any, steps: int = 12) -> None:
         uniques = [job.unique(rng.zipf(1.3, 200) % 300, rng.zipf(1.3, 50) % 99) for _ in range(2)]
         pulls = [client.start_pull(unique, at_step=step) for unique in uniques]
         answer(client, *pulls)
-        pushes = [push(client, job, pulled, 2 * step + i) for i, pulled in enumerate(pulls)]
+        pushes = [job.start_push(client, pulled, 2 * step + i) for i, pulled in enumerate(pulls)]
         answer(client, *pushes)
         assert all(isinstance(r, PushReply) for each in pushes for r in each.replies.values())
         record = job.record(step, 2 * step, 2 * step + 1)
@@ -162,7 +155,7 @@ def test_a_push_that_is_lost_with_its_connection_is_counted_once(
     client = client_of(serve(job), DROP)
     pulled = pull(client, job.unique([1], [2]))
 
-    pushed = push(client, job, pulled, 0)
+    pushed = job.start_push(client, pulled, 0)
     answer(client, pushed)
     answer(client, client.start_apply(0, [job.record(0, 0)]))
 
@@ -264,7 +257,7 @@ def test_a_large_push_and_a_large_reply_pass_each_other_in_a_relay(
     first = pull(client, unique)
 
     second = client.start_pull(unique, at_step=ANY_STEP)
-    pushes = [push(client, job, first, batch_id) for batch_id in range(3)]
+    pushes = [job.start_push(client, first, batch_id) for batch_id in range(3)]
     answer(client, second, *pushes)
 
     assert np.array_equal(second.values, first.values)
