@@ -4,7 +4,6 @@ Nulls, lists, strings and weights end here: behind this module everything is an 
 docs/data.md says which columns are accepted and what becomes of their values.
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from worker.batch import Bags, Batch
+from worker.column_types import is_list
 from worker.errors import DataError, UnreadableError
-from worker.key_hash import KEY_TYPES, NotAKeyError, key_kind, keys_of, valid_of, values_of
+from worker.key_hash import NotAKeyError, exact_integers, keys_of, stored, valid_of, values_of
 from worker.spec import FeatureSpec, SparseFeature
 
 Where = tuple[str, int | None]
@@ -25,8 +25,6 @@ Where = tuple[str, int | None]
 _Ints = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.float32]
 _Mask = npt.NDArray[np.bool_]
-
-_KEYS = f"{KEY_TYPES}, or lists of one of these"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,111 +108,10 @@ def concatenate(parts: Sequence[Batch]) -> Batch:
     )
 
 
-def check_schema(schema: pa.Schema, features: FeatureSpec, file: str) -> None:
-    """Refuse a file that lacks a column or has one of an unusable type.
-
-    Raises:
-        DataError: names the file and the column, and the nearest name where one is missing.
-    """
-    column_kinds(schema, features, file)
-
-
-def column_kinds(
-    schema: pa.Schema, features: FeatureSpec, file: str
-) -> dict[tuple[str, str], str | None]:
-    """Return what each column holds, as far as all files of a data set must agree on it.
-
-    Returns:
-        By (role, column): `number`, `integer`, `string`, `date32[day]`, `timestamp[us]`,
-        `list of integer`, ... None where every value is null, which agrees with everything.
-
-    Raises:
-        DataError: as `check_schema`.
-    """
-    kinds: dict[tuple[str, str], str | None] = {}
-    numeric = [(name, "dense column") for name in features.dense]
-    if features.label is not None:
-        numeric.append((features.label, "label"))
-    for name, role in numeric:
-        kind = _field_type(schema, name, file)
-        if not _is_number(kind):
-            raise _unusable(name, role, kind, "integers, floats or booleans", file)
-        kinds[role, name] = None if pa.types.is_null(kind) else "number"
-    for feature in features.sparse:
-        kind = _field_type(schema, feature.column, file)
-        try:
-            kinds["sparse column", feature.column] = _list_kind(kind, key_kind(_item(kind)))
-        except TypeError:
-            raise _unusable(feature.column, "sparse column", kind, _KEYS, file) from None
-        if feature.weights is not None:
-            own = _field_type(schema, feature.weights, file)
-            if _is_list(own) != _is_list(kind) or not _is_number(_item(own)):
-                expected = "lists of numbers" if _is_list(kind) else "numbers"
-                raise _unusable(feature.weights, "weights column", own, expected, file)
-            number = None if pa.types.is_null(_item(own)) else "number"
-            kinds["weights column", feature.weights] = _list_kind(own, number)
-    return kinds
-
-
-def _field_type(schema: pa.Schema, name: str, file: str) -> pa.DataType:
-    found = schema.get_all_field_indices(name)
-    if len(found) == 1:
-        return schema.field(found[0]).type
-    if found:
-        raise DataError(
-            what="the file has two columns of one name",
-            file=file,
-            column=name,
-            remedy="Write the file again with distinct names",
-        )
-    near = difflib.get_close_matches(name, schema.names, n=1, cutoff=0.0)
-    raise DataError(
-        what="the file lacks a column",
-        file=file,
-        column=name,
-        got=f"its {len(schema.names)} columns have no such name"
-        + (f", the nearest is {near[0]!r}" if near else ""),
-        remedy="Correct the names in the job's data section, or leave the file out",
-    )
-
-
-def _unusable(name: str, role: str, kind: pa.DataType, expected: str, file: str) -> DataError:
-    return DataError(
-        what=f"a {role} has an unusable type",
-        file=file,
-        column=name,
-        got=f"got {kind}, expected {expected}",
-        remedy="Cast or hash it when the files are written",
-    )
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    types = pa.types
-    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-
-
-def _item(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if _is_list(kind) else kind
-
-
-def _list_kind(kind: pa.DataType, scalar: str | None) -> str | None:
-    return f"list of {scalar}" if scalar and _is_list(kind) else scalar
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    types = pa.types
-    return (
-        types.is_integer(kind)
-        or types.is_floating(kind)
-        or types.is_boolean(kind)
-        or types.is_null(kind)
-    )
-
-
 def _array(table: pa.Table, name: str) -> pa.Array:
-    """One array of a column, its chunks joined."""
+    """One array of a column, its chunks joined, extension types as what they store."""
     column = table.column(name)
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    return stored(column.chunk(0) if column.num_chunks == 1 else column.combine_chunks())
 
 
 def _numbers(array: pa.Array) -> _Floats:
@@ -224,8 +121,12 @@ def _numbers(array: pa.Array) -> _Floats:
 
 
 def _labels(array: pa.Array, name: str, where: Where) -> _Floats:
-    values = values_of(array)
-    legal = (values == 0) | (values == 1)
+    if pa.types.is_decimal(array.type):
+        values, legal = exact_integers(array)
+        legal &= (values == 0) | (values == 1)
+    else:
+        values = values_of(array)
+        legal = (values == 0) | (values == 1)
     valid = valid_of(array)
     if valid is not None:
         legal &= valid
@@ -275,15 +176,18 @@ def _shown(array: pa.Array, row: int) -> str:
     return "null" if value is None else repr(value)
 
 
-def _flat(array: pa.Array) -> tuple[_Ints | None, pa.Array]:
+def _flat(array: pa.Array, *, nulls_are_lists: bool) -> tuple[_Ints | None, pa.Array]:
     """Offsets of the lists, int64[n + 1], and their elements; null lists as empty ones.
 
-    Offsets are None where the array has no lists.
+    Offsets are None where the array has no lists. `nulls_are_lists` takes the values of Arrow's
+    null type as null lists: a writer infers it for lists and for single values alike.
     """
-    if not _is_list(array.type):
+    if nulls_are_lists and pa.types.is_null(array.type):
+        return np.zeros(len(array) + 1, np.int64), array.slice(0, 0)
+    if not is_list(array.type):
         return None, array
     lengths = pc.fill_null(pc.list_value_length(array), 0)
-    return _prefix_sums(values_of(lengths)), array.flatten()
+    return _prefix_sums(values_of(lengths)), stored(array.flatten())
 
 
 def _prefix_sums(lengths: npt.NDArray[Any]) -> _Ints:
@@ -293,7 +197,9 @@ def _prefix_sums(lengths: npt.NDArray[Any]) -> _Ints:
 
 
 def _bags(table: pa.Table, feature: SparseFeature, where: Where) -> Bags:
-    offsets, elements = _flat(_array(table, feature.column))
+    named = [name for name in (feature.column, feature.weights) if name is not None]
+    has_lists = any(is_list(table.schema.field(name).type) for name in named)
+    offsets, elements = _flat(_array(table, feature.column), nulls_are_lists=has_lists)
     try:
         keys, valid = keys_of(elements)
     except IndexError as error:
@@ -314,7 +220,7 @@ def _bags(table: pa.Table, feature: SparseFeature, where: Where) -> Bags:
             column=feature.column,
             row_group=where[1],
             row=row,
-            got=f"got {error.value}, expected a whole number that its type holds exactly",
+            got=f"got {error.value}, expected {error.expected}",
             remedy="Use the column as a dense one, or write it as integers or strings",
         ) from error
     weights = None
@@ -341,7 +247,7 @@ def _weights(
     """Weights of all elements; that of a null key is left out with it, so it may be anything."""
     name = feature.weights
     assert name is not None
-    own_offsets, elements = _flat(_array(table, name))
+    own_offsets, elements = _flat(_array(table, name), nulls_are_lists=offsets is not None)
     if offsets is not None and own_offsets is not None:
         differs = np.diff(offsets) != np.diff(own_offsets)
         if differs.any():

@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from numba import njit
 
 from embedding.mixing import mix64
 
-KEY_TYPES = "integers, strings, binary, booleans, dates, timestamps or a dictionary of one of these"
+KEY_TYPES = (
+    "integers, whole decimals and floats, strings, binary, UUIDs, booleans, dates, timestamps or a"
+    " dictionary of one of these"
+)
 
 _WORD = np.uint64(8)
 _BYTE_BITS = np.uint64(8)
@@ -90,15 +94,17 @@ def keys_of(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool
     """Return the keys of an array whose type `key_kind` accepts.
 
     Integers, dates and timestamps are their number (unsigned 64-bit ones the int64 of the same
-    bits), false and true are 0 and 1, strings are hashed, a dictionary's values once each.
+    bits), false and true are 0 and 1, strings are hashed, a dictionary's values once each. Of
+    extension types what they store counts: 16 bytes of a UUID.
 
     Returns:
         int64[n], writable and unspecified where null; and `valid_of` the array.
 
     Raises:
         IndexError: an index is outside its dictionary, which Arrow doesn't check in damaged files.
+        NotAKeyError: a float or a decimal is no whole number, or one that isn't known exactly.
     """
-    types = pa.types
+    types, array = pa.types, stored(array)
     if types.is_dictionary(array.type):
         return _dictionary_keys(array)
     valid = valid_of(array)
@@ -106,6 +112,8 @@ def keys_of(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool
         return hash_strings(array), valid
     if types.is_floating(array.type):
         return _whole_number_keys(array)
+    if types.is_decimal(array.type):
+        return _decimal_keys(array)
     if types.is_date32(array.type):
         array = array.view(pa.int32())
     elif types.is_temporal(array.type):
@@ -120,7 +128,8 @@ def key_kind(kind: pa.DataType) -> str | None:
     """Return which values are the same key: equal values of two types of one kind are.
 
     Returns:
-        `integer`, `string`, `date32[day]`, `timestamp[us]`, ...; None for the type of nulls.
+        `integer`, `string`, `uuid`, `date32[day]`, `timestamp[us]`, ...; None for the type of
+        nulls. UUIDs are apart from strings, as their text would be other keys.
 
     Raises:
         TypeError: values of this type are no keys.
@@ -128,9 +137,16 @@ def key_kind(kind: pa.DataType) -> str | None:
     types = pa.types
     if types.is_dictionary(kind):
         kind = kind.value_type
+    if isinstance(kind, pa.BaseExtensionType):
+        if kind.extension_name == "arrow.uuid":
+            return "uuid"
+        if kind.extension_name != "arrow.json":  # its text is no key: blanks in it may differ
+            return key_kind(kind.storage_type)
     if types.is_null(kind):
         return None
     if types.is_integer(kind) or types.is_boolean(kind) or types.is_floating(kind):
+        return "integer"
+    if types.is_decimal(kind):
         return "integer"
     if _is_string_like(kind):
         return "string"
@@ -142,7 +158,9 @@ def key_kind(kind: pa.DataType) -> str | None:
 
 
 def values_of(array: pa.Array) -> npt.NDArray[Any]:
-    """Return the numbers of an array, of NumPy's type for them (booleans as uint8).
+    """Return the numbers of an array, of NumPy's type for them.
+
+    Booleans are uint8 and decimals float64, to the last bit or its neighbour.
 
     Returns:
         [n], a view where possible; unspecified where null.
@@ -151,6 +169,8 @@ def values_of(array: pa.Array) -> npt.NDArray[Any]:
         array = array.cast(pa.uint8())
     elif pa.types.is_null(array.type):
         array = array.cast(pa.int64())
+    elif pa.types.is_decimal(array.type):
+        array = array.cast(pa.float64())
     kind = array.type.to_pandas_dtype()
     if len(array) == 0:
         return np.empty(0, kind)
@@ -165,30 +185,77 @@ def valid_of(array: pa.Array) -> npt.NDArray[np.bool_] | None:
     return array.is_valid().to_numpy(zero_copy_only=False)
 
 
-class NotAKeyError(ValueError):
-    """A float that is not a whole number, or too large to be an exact one."""
+def stored(array: pa.Array) -> pa.Array:
+    """Return what an array of an extension type stores, any other as it is."""
+    while isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    return array
 
-    def __init__(self, position: int, value: float) -> None:
-        super().__init__(position, value)
-        self.position, self.value = position, value
+
+def exact_integers(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Return decimals as integers.
+
+    Returns:
+        int64[n], and which of them are the decimal's very value, bool[n]: it is whole, and an
+        int64. Both are unspecified where null.
+    """
+    wide = pa.decimal256(76, 0) if pa.types.is_decimal256(array.type) else pa.decimal128(38, 0)
+    whole = array.cast(wide, safe=False)  # cut towards zero
+    integers = whole.cast(pa.int64(), safe=False)
+    exact = pc.equal(integers.cast(wide), whole)
+    if array.type.scale > 0:
+        exact = pc.and_(exact, pc.equal(whole.cast(array.type, safe=False), array))
+    return values_of(integers), values_of(exact).astype(bool)
+
+
+class NotAKeyError(ValueError):
+    """A float or decimal that is not a whole number, or too large to be an exact key.
+
+    Args:
+        position: in the array.
+        value: that stands there.
+        expected: what a key of the array's type must be.
+    """
+
+    def __init__(self, position: int, value: Any, expected: str) -> None:
+        super().__init__(position, value, expected)
+        self.position, self.value, self.expected = position, value, expected
 
 
 def _whole_number_keys(
     array: pa.Array,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_] | None]:
-    """Keys of whole numbers that came as floats, as pandas writes integers with missing values."""
+    """Keys of whole numbers that came as floats, as pandas writes integers with missing values.
+
+    From 2^53 on (float64) more than one integer comes as the same float, so none of them is known.
+    """
     values = values_of(array)
-    exact = 2 ** (np.finfo(values.dtype).nmant + 1)
+    bits = np.finfo(values.dtype).nmant + 1
     known = ~np.isnan(values)
     valid = valid_of(array)
     known = known if valid is None else known & valid
     with np.errstate(invalid="ignore"):
-        wrong = known & ((values != np.trunc(values)) | (np.abs(values) > exact))
+        wrong = known & ((values != np.trunc(values)) | (np.abs(values) >= 2**bits))
     if wrong.any():
         position = int(np.flatnonzero(wrong)[0])
-        raise NotAKeyError(position, float(values[position]))
+        expected = f"a whole number of a magnitude below 2^{bits}, where {array.type} is exact"
+        raise NotAKeyError(position, float(values[position]), expected)
     keys = np.where(known, values, 0).astype(np.int64)
     return keys, None if known.all() else known
+
+
+def _decimal_keys(
+    array: pa.Array,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_] | None]:
+    """Keys of whole numbers that came as decimals, as databases write integers."""
+    keys, exact = exact_integers(array)
+    valid = valid_of(array)
+    wrong = ~exact if valid is None else ~exact & valid
+    if wrong.any():
+        position = int(np.argmax(wrong))
+        expected = "a whole number from -2^63 to 2^63 - 1"
+        raise NotAKeyError(position, array[position].as_py(), expected)
+    return np.require(keys, np.int64, ["C", "A", "W"]), valid
 
 
 def _dictionary_keys(

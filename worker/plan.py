@@ -20,7 +20,7 @@ from numba import njit
 
 from embedding.mixing import mix64, mix_text
 from ps.storage import expand, open_filesystem
-from worker.columns import column_kinds
+from worker.column_types import column_kinds
 from worker.errors import DataError, UnreadableError
 from worker.spec import DataSpec, FeatureSpec
 
@@ -244,7 +244,7 @@ class Footer:
         size: of the file in bytes.
         digest: sha256 of the footer, in hexadecimal.
         metadata: as pyarrow has it.
-        schema: the columns as Arrow types.
+        schema: the columns as Arrow types, as they will be decoded.
         row_group_rows: rows of each row group.
         byte_columns: paths of the leaf columns of byte strings.
     """
@@ -278,7 +278,9 @@ def read_footer(source: pa.NativeFile, path: str) -> Footer:
 
 
 def _parsed(footer: bytes, size: int) -> Footer:
-    metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+    # As the reader opens it, which knows more types than the metadata alone: UUID, JSON.
+    with pq.ParquetFile(pa.BufferReader(_MAGIC + footer)) as file:
+        metadata, schema = file.metadata, file.schema_arrow
     rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
     if sum(rows) != metadata.num_rows or min(rows, default=0) < 0:
         raise ValueError(f"its row groups have {sum(rows)} rows, the file {metadata.num_rows}")
@@ -288,7 +290,7 @@ def _parsed(footer: bytes, size: int) -> Footer:
         size=size,
         digest=hashlib.sha256(footer).hexdigest(),
         metadata=metadata,
-        schema=metadata.schema.to_arrow_schema(),
+        schema=schema,
         row_group_rows=rows,
         byte_columns=tuple(path for path, kind in paths if kind == "BYTE_ARRAY"),
     )

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from worker.batch import Bags, Batch
-from worker.columns import Columns, check_schema, columns_from_table, concatenate
+from worker.column_types import check_schema
+from worker.columns import Columns, columns_from_table, concatenate
 from worker.errors import DataError, UnreadableError
 from worker.plan import FilePlan, Footer, Plan, open_source, read_footer, unreadable
 from worker.spec import FeatureSpec

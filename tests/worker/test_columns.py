@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.batch import Bags
-from worker.columns import Columns, check_schema, columns_from_table, concatenate
+from worker.column_types import check_schema
+from worker.columns import Columns, columns_from_table, concatenate
 from worker.errors import DataError, UnreadableError
 from worker.key_hash import hash_strings
 from worker.spec import FeatureSpec, SparseFeature
@@ -275,13 +276,12 @@ def test_a_name_that_two_columns_have_is_refused() -> None:
 @pytest.mark.parametrize(
     ("features", "kind"),
     [
-        (spec(sparse()), pa.decimal128(5)),
         (spec(sparse()), pa.struct([("a", pa.int64())])),
         (spec(sparse()), pa.map_(pa.string(), pa.int64())),
         (spec(sparse()), pa.list_(pa.list_(pa.int64()))),
         (spec(label="c"), pa.string()),
-        (spec(label="c"), pa.decimal128(5)),
-        (spec(dense=("c",)), pa.decimal128(5)),
+        (spec(label="c"), pa.uuid()),
+        (spec(dense=("c",)), pa.list_(pa.decimal128(5))),
         (spec(dense=("c",)), pa.list_(pa.float32())),
         (spec(dense=("c",)), pa.timestamp("s")),
         (spec(dense=("c",)), pa.dictionary(pa.int8(), pa.string())),
@@ -409,7 +409,7 @@ def test_whole_numbers_that_came_as_floats_are_keys(kind: pa.DataType) -> None:
     assert lists.keys.tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize("bad", [0.5, float("inf"), 2.0**25])
+@pytest.mark.parametrize("bad", [0.5, float("inf"), 2.0**24, -(2.0**25)])
 def test_a_float_that_is_no_exact_whole_number_is_named_with_its_row(bad: float) -> None:
     error = refused(spec(sparse()), c=pa.array([[1.0], [2.0, bad]], pa.list_(pa.float32())))
 
