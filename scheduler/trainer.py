@@ -35,7 +35,8 @@ from worker.errors import DataError
 from worker.inference import saved_model
 from worker.loop import LoopOptions
 from worker.models import build_model, initial_parameters
-from worker.plan import Plan, make_plan
+from worker.plan import Plan
+from worker.planning import make_plan
 from worker.running import WorkerSetup
 from worker.spec import DataSpec, Lookup, ModelSpec
 
@@ -48,11 +49,13 @@ class Result:
         metrics: what result.json holds.
         checkpoint: directory of the final checkpoint.
         path: the run directory.
+        evaluated: the files that `data.eval` named when the job began.
     """
 
     metrics: dict[str, Any]
     checkpoint: str
     path: str
+    evaluated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,8 @@ class Trainer:
                 processes.release()
             if not joined:
                 ray.shutdown()
-        return Result(metrics, checkpoint, str(run.path))
+        evaluated = specs.evaluation_plan.files if specs.evaluation_plan is not None else ()
+        return Result(metrics, checkpoint, str(run.path), tuple(file.path for file in evaluated))
 
     def _reached(self, moment: str) -> None:
         """Note when the job's start got so far."""

@@ -23,7 +23,7 @@ from scheduler.resolve import evaluation_data
 from scheduler.run_files import JOB_FILE, latest_checkpoint, strict_json
 from worker.errors import DataError
 from worker.inference import ModelError, Predictor, saved_model
-from worker.plan import make_plan
+from worker.planning import make_plan
 from worker.spec import DataSpec, FeatureSpec
 from worker.synthetic import best_auc_for
 

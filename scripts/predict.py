@@ -27,8 +27,10 @@ from scheduler import RunDirectoryError
 from scheduler.config_errors import nearest
 from scheduler.run_files import latest_checkpoint
 from worker.errors import DataError, UnreadableError
+from worker.file_columns import named_schema
 from worker.inference import ModelError, Predictor, saved_model
-from worker.plan import Plan, make_plan, open_source, read_footer
+from worker.plan import Plan, open_source, read_footer
+from worker.planning import make_plan
 from worker.reading import read_file
 from worker.spec import DataSpec
 
@@ -51,7 +53,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         epilog=f"OUTPUT has the column {PREDICTION!r} (float32) after those of --columns.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT_OR_RUN", help="a run: its newest one")
-    parser.add_argument("input", metavar="INPUT", help="file, folder, glob or URL, as data.train")
+    parser.add_argument(
+        "input", metavar="INPUT", help="file, folder, glob, URL or table, as data.train"
+    )
     parser.add_argument("output", metavar="OUTPUT", help="local file")
     parser.add_argument(
         "--columns",
@@ -71,7 +75,8 @@ def predict(args: argparse.Namespace) -> dict[str, Any]:
     output = checked_output(args.output, overwrite=args.overwrite)
     checkpoint = latest_checkpoint(args.checkpoint)
     features = replace(saved_model(CheckpointReader(checkpoint)).features, label=None)
-    plan = make_plan([args.input], DataSpec(features=features, batch_size=BATCH_SIZE))
+    data = DataSpec(features=features, batch_size=BATCH_SIZE)
+    plan = make_plan([args.input], data, keep=args.columns)
     schema = output_schema(plan, args.columns)
     if output.resolve() in {Path(file.path).resolve() for file in plan.files}:
         raise OutputError(f"{output} is a file of INPUT; name another OUTPUT")
@@ -97,7 +102,7 @@ def predicted(predictor: Predictor, plan: Plan, schema: pa.Schema) -> Iterator[p
     features = replace(predictor.features, label=None)
     for file in plan.files:
         done = 0
-        for rows, batch in read_file(file.path, features, BATCH_SIZE, keep=schema.names[:-1]):
+        for rows, batch in read_file(file, features, BATCH_SIZE, keep=schema.names[:-1]):
             logits = predictor.logits(batch)
             undefined = np.isnan(logits)
             if undefined.any():
@@ -136,7 +141,7 @@ def output_schema(plan: Plan, columns: list[str]) -> pa.Schema:
     fields: dict[str, pa.Field] = {}
     for file in plan.files if columns else ():
         with open_source(file.path) as source:
-            found = read_footer(source, file.path).schema
+            found = named_schema(read_footer(source, file.path).schema, file.columns)
         for name in columns:
             times = len(found.get_all_field_indices(name))
             if times != 1:

@@ -13,7 +13,6 @@ from typing import Any
 
 from rich.console import Console
 
-from ps.storage import expand
 from scheduler import ConfigError, JobConfig, RunDirectoryError, Trainer, TrainingError
 from worker.synthetic import best_auc_for
 
@@ -29,8 +28,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         config = JobConfig.from_yaml(arguments.job, arguments.override)
-        trainer = Trainer(config)
-        result = trainer.fit()
+        result = Trainer(config).fit()
     except (ConfigError, RunDirectoryError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -40,9 +38,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("stopped before the end; no checkpoint was written", file=sys.stderr)
         return 130
-    # The trainer's paths: those of the job file may be relative to another folder.
-    evaluated = trainer.config.data.eval
-    best = best_auc_for(expand(evaluated)) if evaluated else None
+    best = best_auc_for(result.evaluated)
     _show(result.metrics, best, result.path)
     print(json.dumps(_summary(result.metrics, best, result.path)))
     return 0

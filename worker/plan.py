@@ -5,9 +5,6 @@ docs/design.md, section 4. It depends on the files and on `DataSpec` alone, neve
 
 import hashlib
 import itertools
-import logging
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -19,14 +16,10 @@ import pyarrow.parquet as pq
 from numba import njit
 
 from embedding.mixing import mix64, mix_text
-from ps.storage import expand, open_filesystem
-from worker.column_types import column_kinds
-from worker.errors import DataError, UnreadableError
-from worker.spec import DataSpec, FeatureSpec
+from ps.storage import open_filesystem
+from worker.errors import UnreadableError
+from worker.file_columns import FileColumn
 
-_log = logging.getLogger(__name__)
-
-_FOOTER_THREADS = 16
 _TAIL_BYTES = 1 << 16
 _MAGIC = b"PAR1"
 _ORDERS_KEPT = 2
@@ -43,12 +36,14 @@ class FilePlan:
         size: of the file in bytes.
         row_group_rows: rows of each row group.
         footer_digest: sha256 of the footer, in hexadecimal: the file is what was planned.
+        columns: those of the job that the file has by another name or not at all.
     """
 
     path: str
     size: int
     row_group_rows: tuple[int, ...]
     footer_digest: str
+    columns: tuple[FileColumn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +80,7 @@ class Plan:
         shuffle: `none`, `files` or `rows`, as in `DataSpec`.
         seed: of the shuffle.
         skipped_files: files that were left out because their footers can't be read.
+        tables: the tables that were named, with their versions.
     """
 
     files: tuple[FilePlan, ...]
@@ -94,6 +90,7 @@ class Plan:
     shuffle: Literal["none", "files", "rows"] = "none"
     seed: int = 0
     skipped_files: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in (("batch_size", self.batch_size), ("lanes", self.lanes)):
@@ -170,10 +167,17 @@ class Plan:
     def from_json(data: dict[str, Any]) -> "Plan":
         """Read a plan back from `to_json`."""
         files = tuple(
-            FilePlan(**{**file, "row_group_rows": tuple(file["row_group_rows"])})
+            FilePlan(
+                **{
+                    **file,
+                    "row_group_rows": tuple(file["row_group_rows"]),
+                    "columns": tuple(FileColumn(**column) for column in file["columns"]),
+                }
+            )
             for file in data["files"]
         )
-        return Plan(**{**data, "files": files, "skipped_files": tuple(data["skipped_files"])})
+        names = {name: tuple(data[name]) for name in ("skipped_files", "tables")}
+        return Plan(**{**data, "files": files, **names})
 
     def _position(self, batch_id: int) -> tuple[int, int]:
         """Epoch, and position in it."""
@@ -320,76 +324,3 @@ def open_source(path: str) -> pa.NativeFile:
         return filesystem.open_input_file(inner)
     except (OSError, pa.ArrowException) as error:
         raise unreadable("a file can't be opened", path, error) from error
-
-
-def make_plan(patterns: Sequence[str], data: DataSpec) -> Plan:
-    """Plan the files that patterns name. Only their footers are read, several at a time.
-
-    Args:
-        patterns: as `ps.storage.expand` takes them.
-        data: features, batch size, lanes, epochs, shuffle; with `on_bad_file` `skip`, files whose
-            footers can't be read are left out and logged.
-
-    Raises:
-        NoSuchFileError: a pattern names no file.
-        DataError: a file can't be read, lacks a column, has one of an unusable type, or of another
-            type than the files before it.
-    """
-    paths = expand(patterns)
-    with ThreadPoolExecutor(min(_FOOTER_THREADS, max(1, len(paths)))) as threads:
-        outcomes = list(threads.map(_plan_file, paths))
-    files, skipped = [], []
-    first: dict[tuple[str, str], tuple[str, str]] = {}
-    for path, outcome in zip(paths, outcomes, strict=True):
-        if isinstance(outcome, UnreadableError):
-            if data.on_bad_file == "fail":
-                raise outcome
-            _log.warning("left out: %s", outcome)
-            skipped.append(path)
-        else:
-            file, schema = outcome
-            _check_agreement(schema, data.features, path, first)
-            files.append(file)
-    return Plan(
-        files=tuple(files),
-        batch_size=data.batch_size,
-        lanes=data.lanes,
-        epochs=data.epochs,
-        shuffle=data.shuffle,
-        seed=data.seed,
-        skipped_files=tuple(skipped),
-    )
-
-
-def _plan_file(path: str) -> tuple[FilePlan, pa.Schema] | UnreadableError:
-    try:
-        with open_source(path) as source:
-            footer = read_footer(source, path)
-    except UnreadableError as error:
-        return error
-    return FilePlan(path, footer.size, footer.row_group_rows, footer.digest), footer.schema
-
-
-def _check_agreement(
-    schema: pa.Schema,
-    features: FeatureSpec,
-    path: str,
-    first: dict[tuple[str, str], tuple[str, str]],
-) -> None:
-    """Check a file's columns, and that they hold what those of the files before it hold.
-
-    `first` has the kind of each column and the first file that has it, and is added to.
-    """
-    for place, kind in column_kinds(schema, features, path).items():
-        if kind is None:
-            continue
-        expected, example = first.setdefault(place, (kind, path))
-        if kind != expected:
-            role, column = place
-            raise DataError(
-                what=f"a {role} differs between files",
-                file=path,
-                column=column,
-                got=f"got {kind}, expected {expected} as in {example!r}",
-                remedy="Write the files with one type, or leave one of them out",
-            )

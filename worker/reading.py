@@ -13,6 +13,7 @@ from worker.batch import Bags, Batch
 from worker.column_types import check_schema
 from worker.columns import Columns, columns_from_table, concatenate
 from worker.errors import DataError, UnreadableError
+from worker.file_columns import FileColumn, named_schema, named_table, names_in_file
 from worker.plan import FilePlan, Footer, Plan, open_source, read_footer, unreadable
 from worker.spec import FeatureSpec
 
@@ -27,14 +28,15 @@ class _OpenFile:
     source: pa.NativeFile
     parquet: pq.ParquetFile
     footer: Footer
+    columns: tuple[FileColumn, ...]
 
-    def read(self, row_group: int, columns: Sequence[str] | None) -> pa.Table:
-        """Decode some columns of a row group (None: all).
+    def read(self, row_group: int, columns: Sequence[str]) -> pa.Table:
+        """Decode some columns of a row group, by the names that the job has for them.
 
         Raises:
             UnreadableError: its bytes can't be read or decoded.
         """
-        names = None if columns is None else list(columns)
+        names = names_in_file(columns, self.columns)
         try:
             table = self.parquet.read_row_group(row_group, columns=names, use_threads=False)
             table.validate()
@@ -46,7 +48,7 @@ class _OpenFile:
         if table.num_rows != planned:
             wrong = ValueError(f"it has {table.num_rows} rows, the footer says {planned}")
             raise unreadable("a row group can't be read", self.path, wrong, row_group)
-        return table
+        return named_table(table, columns, self.columns)
 
     def close(self) -> None:
         self.parquet.close()
@@ -158,7 +160,7 @@ class Reader:
             self._open.move_to_end(index)
             return file
         planned = self._plan.files[index]
-        file = _open_file(planned.path, self._features, planned)
+        file = _open_file(planned, self._features, dictionaries=True)
         self._open[index] = file
         if len(self._open) > _OPEN_FILES:
             _, oldest = self._open.popitem(last=False)
@@ -167,19 +169,19 @@ class Reader:
 
 
 def read_file(
-    path: str,
+    planned: FilePlan,
     features: FeatureSpec,
     batch_rows: int,
     *,
-    keep: Sequence[str] | None = (),
+    keep: Sequence[str] = (),
 ) -> Iterator[tuple[pa.Table, Batch]]:
     """Read one file from its first row to its last, for prediction.
 
     Args:
-        path: local path or URL.
+        planned: the file, as a plan for these columns has it.
         features: what makes the batches; without a label for samples that have none.
         batch_rows: most samples in a batch; batches end with their row group.
-        keep: further columns of the table that comes with each batch; None: all of the file.
+        keep: further columns of the table that comes with each batch.
 
     Yields:
         The batch, and before it its rows as a table with the columns of `features` and `keep`.
@@ -187,12 +189,12 @@ def read_file(
     Raises:
         DataError: as `Reader.read`, and for a column that is missing or of an unusable type.
     """
-    file = _open_file(path, features)
+    file = _open_file(planned, features)
     try:
-        columns = None if keep is None else list(dict.fromkeys([*features.columns(), *keep]))
+        columns = list(dict.fromkeys([*features.columns(), *keep]))
         for row_group in range(len(file.footer.row_group_rows)):
             table = file.read(row_group, columns)
-            whole = columns_from_table(table, features, where=(path, row_group))
+            whole = columns_from_table(table, features, where=(file.path, row_group))
             for start in range(0, whole.num_rows, batch_rows):
                 stop = min(start + batch_rows, whole.num_rows)
                 yield table.slice(start, stop - start), whole.batch(start, stop)
@@ -200,37 +202,40 @@ def read_file(
         file.close()
 
 
-def _open_file(path: str, features: FeatureSpec, planned: FilePlan | None = None) -> _OpenFile:
-    """Open a file that has the columns of `features`, and is the planned one."""
+def _open_file(
+    planned: FilePlan, features: FeatureSpec, *, dictionaries: bool = False
+) -> _OpenFile:
+    """Open a planned file that has the columns of `features`.
+
+    With `dictionaries` strings come as such, so that each is hashed once; a table for the caller
+    keeps the file's types.
+    """
+    path = planned.path
     source = open_source(path)
     try:
         try:
             footer = read_footer(source, path)
         except UnreadableError:
-            if planned is not None:
-                _check_unchanged(planned, source.size(), planned.footer_digest)
+            _check_unchanged(planned, source.size(), planned.footer_digest)
             raise
-        if planned is not None:
-            _check_unchanged(planned, footer.size, footer.digest)
-        check_schema(footer.schema, features, path)
+        _check_unchanged(planned, footer.size, footer.digest)
+        check_schema(named_schema(footer.schema, planned.columns), features, path)
+        names = names_in_file(features.columns(), planned.columns)
         parquet = pq.ParquetFile(
             source,
             metadata=footer.metadata,
-            # Strings of a plan come as dictionaries, so that each is hashed once; a table for the
-            # caller keeps the file's types.
-            read_dictionary=[] if planned is None else _string_columns(footer, features),
+            read_dictionary=_string_columns(footer, names) if dictionaries else [],
             pre_buffer=True,  # one request for neighbouring columns, not one for each
             page_checksum_verification=True,
         )
     except BaseException:
         source.close()
         raise
-    return _OpenFile(path, source, parquet, footer)
+    return _OpenFile(path, source, parquet, footer, planned.columns)
 
 
-def _string_columns(footer: Footer, features: FeatureSpec) -> list[str]:
-    wanted = set(features.columns())
-    return [path for path in footer.byte_columns if path.split(".")[0] in wanted]
+def _string_columns(footer: Footer, names: Sequence[str]) -> list[str]:
+    return [path for path in footer.byte_columns if path.split(".")[0] in names]
 
 
 def _check_unchanged(planned: FilePlan, size: int, digest: str) -> None:

@@ -12,7 +12,7 @@ from ps.checkpoint import CheckpointError
 from scheduler import JobConfig, Trainer
 from scheduler.resolve import evaluation_data
 from worker.inference import Predictor
-from worker.plan import make_plan
+from worker.planning import make_plan
 
 pytestmark = pytest.mark.ray
 

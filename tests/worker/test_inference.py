@@ -23,7 +23,7 @@ from ps.shard import Shard
 from ps.spec import StoreSpec, bucket_range
 from worker.batch import Bags, Batch
 from worker.inference import ModelError, Predictor
-from worker.plan import make_plan
+from worker.planning import make_plan
 from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec, SparseFeature
 from worker.spec_json import saved_model_from_json
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.errors import DataError, UnreadableError
-from worker.plan import FilePlan, Plan, make_plan
+from worker.plan import FilePlan, Plan
+from worker.planning import make_plan
 from worker.spec import DataSpec, FeatureSpec, SparseFeature
 
 FEATURES = FeatureSpec(

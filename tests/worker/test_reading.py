@@ -13,7 +13,8 @@ import pytest
 from worker.batch import Bags, Batch
 from worker.columns import columns_from_table
 from worker.errors import DataError, UnreadableError
-from worker.plan import Plan, make_plan
+from worker.plan import Plan
+from worker.planning import make_plan
 from worker.reading import Reader, read_file
 from worker.spec import DataSpec, FeatureSpec, SparseFeature
 
@@ -372,7 +373,7 @@ def test_files_of_a_memory_filesystem_are_planned_and_read() -> None:
 
 
 def test_a_file_is_read_in_order_with_its_rows(files: list[str]) -> None:
-    parts = list(read_file(files[0], FEATURES, 16, keep=["unused"]))
+    parts = list(read_file(plan_of(files).files[0], FEATURES, 16, keep=["unused"]))
 
     assert [batch.num_samples for _, batch in parts] == [16, 14] * 3 + [10]
     rows = pa.concat_tables([rows for rows, _ in parts])
@@ -383,24 +384,23 @@ def test_a_file_is_read_in_order_with_its_rows(files: list[str]) -> None:
 
 
 def test_kept_columns_are_those_of_the_features_unless_more_are_wanted(files: list[str]) -> None:
-    def names(**options: Any) -> set[str]:
-        return set(next(read_file(files[0], DENSE_ONLY, 8, **options))[0].column_names)
+    planned = plan_of(files, DENSE_ONLY).files[0]
 
-    assert names() == {"d"}
-    assert names(keep=["id"]) == {"d", "id"}
-    assert names(keep=None) == set(table().column_names)
+    def names(**options: Any) -> list[str]:
+        return next(read_file(planned, DENSE_ONLY, 8, **options))[0].column_names
+
+    assert names() == ["d"]
+    assert names(keep=["id", "d"]) == ["d", "id"]
 
 
 def test_prediction_names_what_is_wrong_with_a_file(files: list[str], tmp_path: Path) -> None:
     overwrite(files[0], 1, "d")
-    pq.write_table(table().drop_columns(["d"]), tmp_path / "lacks.parquet")
-    (tmp_path / "text.parquet").write_text("d\n1\n")
+    damaged, whole = plan_of(files[:2], DENSE_ONLY).files
+    pq.write_table(table().drop_columns(["d"]), files[1])
 
     with pytest.raises(UnreadableError) as corrupt:
-        list(read_file(files[0], DENSE_ONLY, 8))
-    with pytest.raises(DataError, match="lacks a column"):
-        next(read_file(str(tmp_path / "lacks.parquet"), DENSE_ONLY, 8))
-    with pytest.raises(UnreadableError, match=r"text\.parquet"):
-        next(read_file(str(tmp_path / "text.parquet"), DENSE_ONLY, 8))
+        list(read_file(damaged, DENSE_ONLY, 8))
+    with pytest.raises(DataError, match="changed since it was planned"):
+        next(read_file(whole, DENSE_ONLY, 8))
 
     assert corrupt.value.row_group == 1

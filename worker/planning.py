@@ -1,0 +1,95 @@
+"""Make the plan of a job's data: find the files, read their footers, check their columns."""
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+
+from worker.column_types import column_kinds
+from worker.data_files import DataFile, find_files
+from worker.errors import DataError, UnreadableError
+from worker.file_columns import named_schema
+from worker.plan import FilePlan, Footer, Plan, open_source, read_footer
+from worker.spec import DataSpec, FeatureSpec
+
+_log = logging.getLogger(__name__)
+
+_FOOTER_THREADS = 16
+
+
+def make_plan(patterns: Sequence[str], data: DataSpec, *, keep: Sequence[str] = ()) -> Plan:
+    """Plan the files that patterns name. Only their footers are read, several at a time.
+
+    Args:
+        patterns: as `worker.data_files.find_files` takes them.
+        data: features, batch size, lanes, epochs, shuffle; with `on_bad_file` `skip`, files whose
+            footers can't be read are left out and logged.
+        keep: further columns that will be read, if the files have them.
+
+    Raises:
+        StorageError: a pattern names no file, a store or table can't be read.
+        DataError: a file can't be read, lacks a column, has one of an unusable type, or of another
+            type than the files before it; a file is not the one that its table lists.
+    """
+    found = find_files(patterns)
+    with ThreadPoolExecutor(min(_FOOTER_THREADS, max(1, len(found)))) as threads:
+        outcomes = list(threads.map(_read_footer, found))
+    names = list(dict.fromkeys([*data.features.columns(), *keep]))
+    files, skipped = [], []
+    first: dict[tuple[str, str], tuple[str, str]] = {}
+    for file, footer in zip(found, outcomes, strict=True):
+        if isinstance(footer, UnreadableError):
+            if data.on_bad_file == "fail":
+                raise footer
+            _log.warning("left out: %s", footer)
+            skipped.append(file.path)
+            continue
+        columns = file.columns(footer.schema, names)
+        schema = named_schema(footer.schema, columns)
+        _check_agreement(schema, data.features, file.path, first)
+        plan = FilePlan(file.path, footer.size, footer.row_group_rows, footer.digest, columns)
+        files.append(plan)
+    return Plan(
+        files=tuple(files),
+        batch_size=data.batch_size,
+        lanes=data.lanes,
+        epochs=data.epochs,
+        shuffle=data.shuffle,
+        seed=data.seed,
+        skipped_files=tuple(skipped),
+        tables=tuple(dict.fromkeys(file.table for file in found if file.table is not None)),
+    )
+
+
+def _read_footer(file: DataFile) -> Footer | UnreadableError:
+    try:
+        with open_source(file.path) as source:
+            return read_footer(source, file.path)
+    except UnreadableError as error:
+        return error
+
+
+def _check_agreement(
+    schema: pa.Schema,
+    features: FeatureSpec,
+    path: str,
+    first: dict[tuple[str, str], tuple[str, str]],
+) -> None:
+    """Check a file's columns, and that they hold what those of the files before it hold.
+
+    `first` has the kind of each column and the first file that has it, and is added to.
+    """
+    for place, kind in column_kinds(schema, features, path).items():
+        if kind is None:
+            continue
+        expected, example = first.setdefault(place, (kind, path))
+        if kind != expected:
+            role, column = place
+            raise DataError(
+                what=f"a {role} differs between files",
+                file=path,
+                column=column,
+                got=f"got {kind}, expected {expected} as in {example!r}",
+                remedy="Write the files with one type, or leave one of them out",
+            )
