@@ -39,6 +39,7 @@ from embedding.spec import (
 from ps.spec import SparseMean
 from scheduler.config_errors import ConfigError, validated
 from scheduler.fault_config import InjectConfig, check_targets
+from scheduler.job_yaml import JobYamlError, read_yaml
 from scheduler.modes import SHIFTABLE, Mode, ModeOptions, OnStale, PlannedShift
 from scheduler.policy import PolicyOptions
 from scheduler.stale_weights import Cutoff, StaleWeight
@@ -367,9 +368,9 @@ class JobConfig(_Section):
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path} is not a text file: {error}") from error
         try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path} is not valid YAML: {error}") from error
+            data = read_yaml(text)
+        except JobYamlError as error:
+            raise ConfigError(f"{path}: {error}") from error
         if not isinstance(data, dict):
             raise ConfigError(f"{path} must hold a mapping of sections, got {type(data).__name__}")
         for override in overrides or []:
@@ -392,9 +393,9 @@ def _override(data: dict[str, Any], text: str) -> None:
     if not equals or not path:
         raise ConfigError(f"an override must look like key.path=value, got {text!r}")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the value of override {text!r} is not valid YAML: {error}") from error
+        parsed = read_yaml(value)
+    except JobYamlError as error:
+        raise ConfigError(f"the value of override {text!r}: {error}") from error
     *parents, last = path.split(".")
     node: Any = data
     for depth, part in enumerate(parents):

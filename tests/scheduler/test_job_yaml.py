@@ -1,0 +1,71 @@
+"""Job files say every key once; PyYAML alone would keep the last one in silence."""
+
+from pathlib import Path
+
+import pytest
+
+from scheduler import ConfigError, JobConfig
+from scheduler.job_yaml import JobYamlError, read_yaml
+
+JOB = """\
+data: {train: x, sparse: [a]}
+model: {type: wide_deep}
+run: {dir: d}
+training: {mode: sync}
+tables:
+  a: {dim: 4}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "lines"),
+    [
+        (JOB + "training: {max_seconds: 5}\n", "training", (4, 7)),
+        (JOB + "  a: {dim: 8}\n", "a", (6, 7)),
+        ("a:\n  - b: 1\n    c: 2\n    b: 3\n", "b", (2, 4)),
+        ("{a: 1, 'a': 2}", "a", (1, 1)),
+        ("1: x\n1: y\n", "1", (1, 2)),
+    ],
+)
+def test_a_key_given_twice_is_refused_with_both_lines(
+    text: str, key: str, lines: tuple[int, int]
+) -> None:
+    with pytest.raises(JobYamlError) as caught:
+        read_yaml(text)
+
+    assert f"{key!r} is there twice, on line {lines[0]} and on line {lines[1]}" in str(caught.value)
+
+
+def test_a_job_file_with_a_section_twice_is_refused_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(JOB + "training: {max_seconds: 5}\n")
+
+    with pytest.raises(ConfigError, match=r"job\.yaml: key 'training' is there twice"):
+        JobConfig.from_yaml(path)
+
+
+def test_an_override_with_a_key_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(JOB)
+
+    with pytest.raises(ConfigError, match=r"override 'model\.optimizer="):
+        JobConfig.from_yaml(path, ["model.optimizer={type: sgd, type: adam}"])
+
+
+def test_what_a_merge_brings_in_may_be_said_again_wherever_it_stands() -> None:
+    text = "a: &a {dim: 1, rate: 2}\nb: {n: &b {<<: *a, dim: 3}}\nc: {<<: *b, rate: 4}\n"
+
+    assert read_yaml(text) == {
+        "a": {"dim": 1, "rate": 2},
+        "b": {"n": {"dim": 3, "rate": 2}},
+        "c": {"dim": 3, "rate": 4},
+    }
+
+
+def test_the_same_key_in_several_mappings_is_fine() -> None:
+    assert read_yaml("a: {x: 1}\nb: {x: 1}\n") == {"a": {"x": 1}, "b": {"x": 1}}
+
+
+def test_what_is_no_yaml_is_refused_with_its_place() -> None:
+    with pytest.raises(JobYamlError, match=r"(?s)not valid YAML.*line 1"):
+        read_yaml("a: [1")
