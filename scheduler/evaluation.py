@@ -12,7 +12,7 @@ from worker.protocol import Finished, Token
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Scores over the evaluation files."""
+    """Scores over the evaluation files; `samples_skipped` of them could not be read."""
 
     step: int
     clock: int
@@ -20,6 +20,7 @@ class EvaluationResult:
     auc_error_bound: float
     logloss: float
     samples: int
+    samples_skipped: int = 0
 
 
 class EvaluationRound:
@@ -77,4 +78,5 @@ class EvaluationRound:
             auc_error_bound=self._auc.error_bound(),
             logloss=total / samples if samples else float("nan"),
             samples=samples,
+            samples_skipped=self.ledger.samples.skipped,
         )

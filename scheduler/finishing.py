@@ -42,6 +42,10 @@ def finish(
         processes=_describe(processes),
         worker_restarts=supervisor.worker_restarts,
         checkpoint=checkpoint,
+        skipped_files={
+            "train": list(specs.plan.skipped_files),
+            "eval": list(specs.evaluation_plan.skipped_files if specs.evaluation_plan else ()),
+        },
         started_at=started_at,
     )
     run.write_result(result)

@@ -155,6 +155,7 @@ def make_result(
     processes: list[dict[str, Any]],
     worker_restarts: int,
     checkpoint: str,
+    skipped_files: dict[str, list[str]],
     started_at: dict[str, float],
 ) -> dict[str, Any]:
     """Return what result.json holds."""
@@ -168,6 +169,7 @@ def make_result(
         "samples_dropped": samples["dropped"],
         "samples_skipped": samples["skipped"],
         "skipped_by_reason": samples["skipped_by_reason"],
+        "skipped_files": skipped_files,
         "epochs": config.data.epochs,
         "global_step": status.applied_step,
         "started_at": started_at,
@@ -181,6 +183,7 @@ def make_result(
             "auc_error_bound": last.auc_error_bound,
             "logloss": last.logloss,
             "samples": last.samples,
+            "samples_skipped": last.samples_skipped,
         },
         "evaluations": [
             {"step": e.step, "clock": e.clock, "auc": e.auc, "logloss": e.logloss}

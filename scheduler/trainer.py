@@ -190,7 +190,8 @@ def resolve(config: JobConfig) -> JobSpecs:
         raise DataError(
             what="the training files hold no sample",
             file=", ".join(config.data.train),
-            remedy="check data.train",
+            got=f"{len(plan.skipped_files)} files were left out" if plan.skipped_files else None,
+            remedy="Check data.train",
         )
     evaluation_plan = None
     if config.data.eval is not None:

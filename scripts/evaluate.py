@@ -77,6 +77,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     best = best_auc_for([file.path for file in plan.files])
     return {
         **scores,
+        "files_skipped": len(plan.skipped_files),
         **({} if best is None else {"best_auc": best}),
         "checkpoint": str(checkpoint),
         "step": predictor.step,

@@ -54,7 +54,8 @@ def _summary(metrics: dict[str, Any], best: float | None, path: str) -> dict[str
         "eval",
         "model_digest",
     )
-    return {**{key: metrics[key] for key in keys}, "best_auc": best, "run": path}
+    files = {"files_skipped": sum(map(len, metrics["skipped_files"].values()))}
+    return {**{key: metrics[key] for key in keys}, **files, "best_auc": best, "run": path}
 
 
 def _show(metrics: dict[str, Any], best: float | None, path: str) -> None:
@@ -66,6 +67,13 @@ def _show(metrics: dict[str, Any], best: float | None, path: str) -> None:
     )
     for reason, count in metrics["skipped_by_reason"].items():
         console.print(f"skipped {count:,} samples: {reason}")
+    for what, files in metrics["skipped_files"].items():
+        if files:
+            console.print(
+                f"left out {len(files):,} file{'s' if len(files) > 1 else ''} of data.{what} with"
+                f" an unreadable footer, whose rows nobody can count: {files[0]}"
+                + (", ..." if len(files) > 1 else "")
+            )
     if metrics["eval"] is not None:
         auc = metrics["eval"]["auc"]
         line = f"test AUC {auc:.4f}, logloss {metrics['eval']['logloss']:.4f}"

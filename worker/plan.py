@@ -22,6 +22,7 @@ from worker.file_columns import FileColumn
 
 _TAIL_BYTES = 1 << 16
 _MAGIC = b"PAR1"
+_MAGIC_ENCRYPTED = b"PARE"
 _ORDERS_KEPT = 2
 
 _Ints = npt.NDArray[np.int64]
@@ -266,16 +267,25 @@ def read_footer(source: pa.NativeFile, path: str) -> Footer:
 
     Raises:
         UnreadableError: the file is cut off, damaged or no Parquet file.
+        DataError: it is intact, but encrypted or of a type that can't be read.
     """
     try:
         size = source.size()
         tail = source.read_at(min(size, _TAIL_BYTES), max(0, size - _TAIL_BYTES))
         length = int.from_bytes(tail[-8:-4], "little") + 8
+        if tail[-4:] == _MAGIC_ENCRYPTED:
+            raise DataError(
+                what="a file is encrypted", file=path, remedy="Write it without encryption"
+            )
         if tail[-4:] != _MAGIC or length > size:
             raise ValueError(f"its {size} bytes don't end with a Parquet footer")
         if length > len(tail):
             tail = source.read_at(length, size - length)
         return _parsed(tail[-length:], size)
+    except DataError:
+        raise
+    except pa.ArrowNotImplementedError as error:
+        raise _unsupported(tail[-length:], path, error) from error
     # pyarrow raises UnicodeDecodeError, a ValueError, where a name is damaged.
     except (OSError, ValueError, pa.ArrowException) as error:
         raise unreadable("a file is cut off, damaged or no Parquet file", path, error) from error
@@ -300,6 +310,28 @@ def _parsed(footer: bytes, size: int) -> Footer:
     )
 
 
+def _unsupported(footer: bytes, path: str, error: Exception) -> DataError:
+    """The error for an intact file that pyarrow doesn't open for the type of one of its columns."""
+    column, got = None, str(error)
+    if "more than 64 bits" in got:
+        got = "128-bit integer"
+        # Arrow's schema, kept beside Parquet's own, is what has the type: look without it.
+        own = pq.read_metadata(pa.BufferReader(_MAGIC + footer.replace(b"ARROW:", b"-----:")))
+        leaves = [own.schema.column(i) for i in range(own.num_columns)]
+        wide = [leaf.path for leaf in leaves if (leaf.length, str(leaf.logical_type)) == _WIDE]
+        column = ", ".join(name.split(".")[0] for name in wide) or None
+    return DataError(
+        what="a column has a type that can't be read",
+        file=path,
+        column=column,
+        got=got,
+        remedy="The file can't be opened for any of its columns: write it again without this one,"
+        " or cast it, to 64 bits say (Polars: .cast(pl.Int64))",
+    )
+
+
+_WIDE = (16, "None")  # a 128-bit integer's length in bytes and logical type
+
 _UNREADABLE_REMEDY = "Write the file again, leave it out, or set data.on_bad_file to skip"
 
 
@@ -318,9 +350,21 @@ def unreadable(
 
 
 def open_source(path: str) -> pa.NativeFile:
-    """Open a file for reading at any position; raises UnreadableError where that is refused."""
+    """Open a file for reading at any position.
+
+    Raises:
+        UnreadableError: it can't be opened.
+        DataError: it may not be read, which is no damage.
+    """
     try:
         filesystem, inner = open_filesystem(path)
         return filesystem.open_input_file(inner)
+    except PermissionError as error:
+        raise DataError(
+            what="a file may not be read",
+            file=path,
+            got=str(error),
+            remedy="Give the job the right to read it, or leave the file out",
+        ) from error
     except (OSError, pa.ArrowException) as error:
         raise unreadable("a file can't be opened", path, error) from error

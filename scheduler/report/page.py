@@ -77,6 +77,7 @@ def summary(run: RunData) -> list[tuple[str, str]]:
     samples = result.get("samples_trained", last.get("samples"))
     batches = result.get("ledger") or last.get("batches") or {}
     evaluation = result.get("eval") or {}
+    skipped_files = result.get("skipped_files", {})
     losses = [line["train_loss"] for line in run.intervals if line.get("train_loss") is not None]
     stale = (result.get("staleness") or last.get("staleness") or {}).get("parameter", {})
     modes = list(dict.fromkeys(line["mode"] for line in run.intervals if "mode" in line))
@@ -94,6 +95,7 @@ def summary(run: RunData) -> list[tuple[str, str]]:
         ("parameter staleness, p99", _number(stale.get("p99"))),
         ("samples dropped", _number(result.get("samples_dropped", last.get("samples_dropped")))),
         ("samples skipped", _number(result.get("samples_skipped", last.get("samples_skipped")))),
+        ("files left out", _number(sum(map(len, skipped_files.values())) or None)),
         ("batches given out again", _number(batches.get("reissued"))),
         ("workers replaced", _number(result.get("worker_restarts"))),
         ("rows", _number(rows if last else None)),

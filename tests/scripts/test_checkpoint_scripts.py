@@ -84,7 +84,7 @@ def test_evaluate_prints_the_scores_of_training(run: Path) -> None:
 
     expected = {
         **result["eval"],
-        "samples_skipped": 0,
+        "files_skipped": 0,
         "checkpoint": str(checkpoint_of(run)),
         "step": result["global_step"],
     }

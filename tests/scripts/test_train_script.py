@@ -223,7 +223,8 @@ def test_a_bad_row_group_is_skipped_counted_and_reported(
     start = metadata.dictionary_page_offset or metadata.data_page_offset
     data[start : start + 40] = b"\xff" * 40
     path.write_bytes(data)
-    job["data"] |= {"train": str(path), "on_bad_file": "skip"}
+    (tmp_path / "cut.parquet").write_bytes(data[:-9])
+    job["data"] |= {"train": str(tmp_path / "*.parquet"), "on_bad_file": "skip"}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
 
     done = subprocess.run(
@@ -237,6 +238,10 @@ def test_a_bad_row_group_is_skipped_counted_and_reported(
     assert result["samples_trained"] == 1300
     assert result["samples_skipped"] == 700
     assert result["skipped_by_reason"] == {"bad_file": 700}
+    # What nobody can count is told as files.
+    assert result["skipped_files"] == {"train": [str(tmp_path / "cut.parquet")], "eval": []}
+    assert json.loads(done.stdout)["files_skipped"] == 1
+    assert "left out 1 file of data.train" in done.stderr
 
 
 @pytest.mark.ray
