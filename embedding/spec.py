@@ -285,6 +285,12 @@ def needs_usage(eviction: Eviction | None) -> bool:
     return any(rule is not None for rule in rules)
 
 
+def is_table_name(name: str) -> bool:
+    """Return whether a table may have this name, which files of checkpoints bear too."""
+    legal = all(c.isascii() and (c.isalnum() or c in "_.-") for c in name)
+    return bool(name) and legal and not name.startswith(".")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableSpec:
     """One embedding variable.
@@ -314,11 +320,8 @@ class TableSpec:
     warm_start: WarmStart | None = None
 
     def __post_init__(self) -> None:
-        legal = bool(self.name) and all(
-            c.isascii() and (c.isalnum() or c in "_.-") for c in self.name
-        )
         _require(
-            legal and not self.name.startswith("."),
+            is_table_name(self.name),
             f"a table's name may hold letters, digits, '_', '.' and '-', got {self.name!r}",
         )
         _require(1 <= self.dim <= 4096, f"dim must be in [1, 4096], got {self.dim}")

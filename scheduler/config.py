@@ -16,6 +16,8 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveInt,
+    StrictInt,
+    StrictStr,
     field_validator,
     model_validator,
 )
@@ -41,6 +43,7 @@ from scheduler.config_errors import ConfigError, validated
 from scheduler.fault_config import InjectConfig, check_targets
 from scheduler.job_yaml import JobYamlError, read_yaml
 from scheduler.modes import SHIFTABLE, Mode, ModeOptions, OnStale, PlannedShift
+from scheduler.names import Name, check_table_name
 from scheduler.policy import PolicyOptions
 from scheduler.stale_weights import Cutoff, StaleWeight
 
@@ -73,12 +76,13 @@ class _Section(BaseModel):
 class SparseConfig(_Section):
     """One sparse feature. A plain column name in the job file is short for {column: NAME}."""
 
-    column: str
-    name: str | None = None
-    table: str | None = None
+    column: Name
+    name: Name | None = None
+    table: Name | None = None
     combiner: Literal["sum", "mean", "sqrtn", "max"] = "sum"
-    weights: str | None = None
+    weights: Name | None = None
     max_length: PositiveInt | None = None
+    pad: StrictStr | Annotated[StrictInt, Field(ge=-(2**63), lt=2**64)] | None = None
     max_norm: float | None = Field(None, gt=0)
 
     @model_validator(mode="before")
@@ -86,7 +90,12 @@ class SparseConfig(_Section):
     def _from_name(cls, value: Any) -> Any:
         if isinstance(value, dict) and "column" not in value and "name" in value:
             return {**value, "column": value["name"]}
-        return {"column": value} if isinstance(value, str) else value
+        return value if isinstance(value, dict | SparseConfig) else {"column": value}
+
+    @model_validator(mode="after")
+    def _legal_table(self) -> "SparseConfig":
+        check_table_name(self.column, self.feature, self.table_name)
+        return self
 
     @model_validator(mode="after")
     def _no_weighted_maximum(self) -> "SparseConfig":
@@ -108,8 +117,8 @@ class DataConfig(_Section):
 
     train: list[str] = Field(min_length=1)
     eval: list[str] | None = None
-    label: str = "label"
-    dense: list[str] = []
+    label: Name = "label"
+    dense: list[Name] = []
     dense_transform: Literal["none", "log1p"] = "none"
     sparse: list[SparseConfig] = Field(min_length=1)
     batch_size: PositiveInt = 2048
@@ -136,6 +145,29 @@ class DataConfig(_Section):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{what} lists {twice[0]!r} twice")
+        return self
+
+    @model_validator(mode="after")
+    def _inputs_are_no_answers(self) -> "DataConfig":
+        """Whoever lists all columns of a file would train on the label, or on a weight as a key."""
+        weights = {sparse.weights for sparse in self.sparse if sparse.weights is not None}
+        if self.label in weights:
+            raise ValueError(f"the label {self.label!r} is given as weights; leave it out there")
+        for what, names in (
+            ("data.dense", self.dense),
+            ("data.sparse", [sparse.column for sparse in self.sparse]),
+        ):
+            if self.label in names:
+                raise ValueError(
+                    f"{what} lists {self.label!r}, the label: a model that is given its answers"
+                    " learns nothing else; leave it out, or name another column in data.label"
+                )
+            listed = sorted(weights & set(names))
+            if listed:
+                raise ValueError(
+                    f"{what} lists {listed[0]!r}, which holds the weights of a feature; leave it"
+                    " out in one of the two places"
+                )
         return self
 
 
@@ -303,7 +335,7 @@ class JobConfig(_Section):
     seed: int = Field(0, ge=0, lt=2**63)
     data: DataConfig
     embedding: EmbeddingConfig = EmbeddingConfig()
-    tables: dict[str, TableConfig] = {}
+    tables: dict[Name, TableConfig] = {}
     model: ModelConfig
     training: TrainingConfig = TrainingConfig()
     cluster: ClusterConfig = ClusterConfig()

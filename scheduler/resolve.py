@@ -26,6 +26,7 @@ def feature_spec(config: JobConfig) -> FeatureSpec:
             combiner=feature.combiner,
             weights=feature.weights,
             max_length=feature.max_length,
+            pad=feature.pad,
             max_norm=feature.max_norm,
         )
         for feature in config.data.sparse

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from worker.errors import DataError
 from worker.key_hash import KEY_TYPES, key_kind
-from worker.spec import FeatureSpec
+from worker.spec import FeatureSpec, SparseFeature
 
 _KEYS = f"{KEY_TYPES}, or lists of one of these"
 _NUMBERS = "integers, floats, decimals or booleans"
@@ -56,9 +56,11 @@ def column_kinds(
     for feature in features.sparse:
         kind = _field_type(schema, feature.column, file)
         try:
-            kinds["sparse column", feature.column] = _list_kind(kind, key_kind(_item(kind)))
+            keys = key_kind(_item(kind))
         except TypeError:
             raise _unusable(feature.column, "sparse column", kind, _KEYS, file) from None
+        kinds["sparse column", feature.column] = _list_kind(kind, keys)
+        _check_pad(feature, keys, file)
         if feature.weights is not None:
             own = _field_type(schema, feature.weights, file)
             alike = is_list(own) == is_list(kind) or pa.types.is_null(own) or pa.types.is_null(kind)
@@ -68,6 +70,20 @@ def column_kinds(
             number = None if pa.types.is_null(_item(own)) else "number"
             kinds["weights column", feature.weights] = _list_kind(own, number)
     return kinds
+
+
+def _check_pad(feature: SparseFeature, keys: str | None, file: str) -> None:
+    """Refuse padding that can't be among the keys: nothing would be left out."""
+    if feature.pad is None or keys is None:
+        return
+    if keys != ("string" if isinstance(feature.pad, str) else "integer"):
+        raise DataError(
+            what="pad is no value of the feature's column",
+            file=file,
+            column=feature.column,
+            got=f"got pad {feature.pad!r}, the column holds keys of the kind {keys}",
+            remedy="Write a number for integers, and a text in quotes for strings",
+        )
 
 
 def storage_type(kind: pa.DataType) -> pa.DataType:

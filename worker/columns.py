@@ -16,7 +16,15 @@ import pyarrow.compute as pc
 from worker.batch import Bags, Batch
 from worker.column_types import is_list
 from worker.errors import DataError, UnreadableError
-from worker.key_hash import NotAKeyError, exact_integers, keys_of, stored, valid_of, values_of
+from worker.key_hash import (
+    NotAKeyError,
+    exact_integers,
+    key_of,
+    keys_of,
+    stored,
+    valid_of,
+    values_of,
+)
 from worker.spec import FeatureSpec, SparseFeature
 
 Where = tuple[str, int | None]
@@ -223,6 +231,10 @@ def _bags(table: pa.Table, feature: SparseFeature, where: Where) -> Bags:
             got=f"got {error.value}, expected {error.expected}",
             remedy="Use the column as a dense one, or write it as integers or strings",
         ) from error
+    if feature.pad is not None:
+        padding = keys == key_of(feature.pad)
+        if padding.any():
+            valid = ~padding if valid is None else valid & ~padding
     weights = None
     if feature.weights is not None:
         weights = _weights(table, feature, offsets, valid, where)
@@ -244,7 +256,7 @@ def _weights(
     keys_valid: _Mask | None,
     where: Where,
 ) -> _Floats:
-    """Weights of all elements; that of a null key is left out with it, so it may be anything."""
+    """Weights of all elements; those of nulls and padding are left out, so they may be anything."""
     name = feature.weights
     assert name is not None
     own_offsets, elements = _flat(_array(table, name), nulls_are_lists=offsets is not None)

@@ -124,6 +124,13 @@ def keys_of(array: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool
     return np.require(values, np.int64, ["C", "A", "W"]), valid
 
 
+def key_of(value: int | str) -> int:
+    """Return the key of an integer, signed or unsigned of 64 bits, or of a string."""
+    if isinstance(value, str):
+        return int(hash_strings(pa.array([value]))[0])
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
 def key_kind(kind: pa.DataType) -> str | None:
     """Return which values are the same key: equal values of two types of one kind are.
 

@@ -24,6 +24,8 @@ class SparseFeature:
         max_norm: a longer row is scaled to this Euclidean norm before it is pooled. None: no limit.
         weights: Parquet column of weights, one for each key; None: all 1.
         max_length: longest bag; later keys of a longer one are left out. None: no limit.
+        pad: value that is no key, as it fills lists up to one length: an integer, or a text where
+            the column holds strings. Left out wherever it stands. None: every value is a key.
     """
 
     name: str
@@ -32,6 +34,7 @@ class SparseFeature:
     combiner: Combiner = "sum"
     weights: str | None = None
     max_length: int | None = None
+    pad: int | str | None = None
     max_norm: float | None = None
 
     def __post_init__(self) -> None:

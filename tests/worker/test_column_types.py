@@ -311,3 +311,69 @@ def test_what_a_column_holds_has_a_name_that_never_changes(
     kinds = column_kinds(pa.schema([("x", kind)]), features("x"), "f")
 
     assert kinds == {("sparse column", "x"): name}
+
+
+# Padding
+
+
+def padded(pad: int | str, weights: str | None = None, **options: Any) -> FeatureSpec:
+    feature = SparseFeature(name="x", column="x", table="t", pad=pad, weights=weights, **options)
+    return FeatureSpec(label=None, dense=(), dense_transform="none", sparse=(feature,))
+
+
+def test_padding_is_left_out_with_its_weights(tmp_path: Path) -> None:
+    lists = pa.array([[5, 0, 0], [0, 0, 0], [0, 6, 7], None], pa.list_(pa.int64(), 3))
+    weights = pa.array([[0.5, None, float("nan")], [0, 0, 0], [1, 2, 3], None], FLOATS)
+    path = write(tmp_path / "a.parquet", x=lists, w=weights)
+
+    batch = read([path], padded(0, "w"))
+
+    assert lists_of(batch) == [[5], [], [6, 7], []]
+    assert batch.sparse[0].weights is not None
+    assert batch.sparse[0].weights.tolist() == [0.5, 2, 3]
+    assert lists_of(read([path], padded(-1))) == [[5, 0, 0], [0, 0, 0], [0, 6, 7], []]
+    assert lists_of(read([path], padded(0, max_length=1))) == [[5], [], [6], []]
+
+
+@pytest.mark.parametrize(
+    ("values", "pad"),
+    [
+        (pa.array([["a", ""], ["", ""]]), ""),
+        (pa.array([["a", "0"], ["0", "0"]], pa.list_(pa.large_string())), "0"),
+        (pa.array([[b"a", b"<pad>"], [b"<pad>", b"<pad>"]]), "<pad>"),
+    ],
+)
+def test_padding_of_strings_is_a_string(tmp_path: Path, values: pa.Array, pad: str) -> None:
+    path = write(tmp_path / "a.parquet", x=values)
+
+    (key,) = hash_strings(pa.array(["a"])).tolist()
+    assert lists_of(read([path], padded(pad))) == [[key], []]
+
+
+def test_padding_of_other_numbers_is_an_integer(tmp_path: Path) -> None:
+    last = 2**64 - 1
+    path = write(
+        tmp_path / "a.parquet", x=pa.array([[last, 1], [last, last]], pa.list_(pa.uint64()))
+    )
+    single = write(tmp_path / "b.parquet", x=pa.array([0.0, 3.0, None]))
+
+    assert lists_of(read([path], padded(last))) == [[1], []]
+    assert lists_of(read([single], padded(0))) == [[], [3], []]
+
+
+@pytest.mark.parametrize(
+    ("kind", "pad"),
+    [
+        (pa.string(), 0),
+        (pa.int64(), "0"),
+        (pa.list_(pa.string()), 0),
+        (pa.uuid(), ""),
+        (pa.date32(), 0),
+    ],
+)
+def test_padding_that_the_column_cant_hold_is_refused(kind: pa.DataType, pad: int | str) -> None:
+    with pytest.raises(DataError, match="pad is no value") as caught:
+        column_kinds(pa.schema([("x", kind)]), padded(pad), "f")
+    assert caught.value.column == "x"
+
+    column_kinds(pa.schema([("x", pa.null())]), padded(pad), "f")

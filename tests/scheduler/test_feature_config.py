@@ -1,0 +1,143 @@
+"""Columns as a job file names them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scheduler import ConfigError, JobConfig
+from scheduler.resolve import feature_spec, model_spec, store_spec
+
+
+def job(**data: Any) -> dict[str, Any]:
+    return {
+        "data": {"train": "a.parquet", "sparse": ["a"], **data},
+        "model": {"type": "wide_deep", "mlp": []},
+        "run": {"dir": "run"},
+    }
+
+
+def refusal(**data: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        JobConfig.from_dict(job(**data))
+    return str(caught.value)
+
+
+# Inputs and answers
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"sparse": ["x", "label"]},
+        {"sparse": ["a"], "dense": ["d", "label"]},
+        {"sparse": [{"column": "label", "name": "clicks"}]},
+        {"sparse": ["clicked"], "label": "clicked"},
+    ],
+)
+def test_the_label_is_no_feature(data: dict[str, Any]) -> None:
+    assert f"lists '{data.get('label', 'label')}', the label" in refusal(**data)
+
+
+def test_the_label_is_no_weight() -> None:
+    assert "the label 'label' is given as weights" in refusal(
+        sparse=[{"column": "a", "weights": "label"}]
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"sparse": [{"column": "a", "weights": "w"}, "w"]},
+        {"sparse": [{"column": "a", "weights": "w"}], "dense": ["w"]},
+        {"sparse": [{"column": "w", "weights": "w"}]},
+    ],
+)
+def test_a_column_of_weights_is_no_feature(data: dict[str, Any]) -> None:
+    assert "lists 'w', which holds the weights of a feature" in refusal(**data)
+
+
+def test_features_may_share_a_column_of_weights() -> None:
+    config = JobConfig.from_dict(job(sparse=[{"column": c, "weights": "w"} for c in ("a", "b")]))
+
+    assert [feature.weights for feature in feature_spec(config).sparse] == ["w", "w"]
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "shown"),
+    [
+        ("sparse: [a, 1]", "data.sparse.1", "an int, 1"),
+        ("sparse: [{column: 2}]", "data.sparse.0.column", "an int, 2"),
+        ("sparse: [{column: a, name: 7}]", "data.sparse.0.name", "an int, 7"),
+        ("sparse: [{column: a, weights: 3}]", "data.sparse.0.weights", "an int, 3"),
+        ("dense: [1.5]", "data.dense.0", "a float, 1.5"),
+        ("dense: [yes]", "data.dense.0", "a truth value, True"),
+        ("dense: [2026-01-02]", "data.dense.0", "a date, 2026-01-02"),
+        ("label: on", "data.label", "a truth value, True"),
+    ],
+)
+def test_a_name_that_yaml_reads_as_something_else_needs_quotes(
+    text: str, field: str, shown: str
+) -> None:
+    told = refusal(**yaml.safe_load(text))
+
+    assert f"{field}" in told
+    assert shown in told
+    assert 'put it into quotes as the file has it ("1", "on")' in told
+
+
+def test_a_name_that_is_missing_is_told() -> None:
+    assert "data.dense.0: a name is missing" in refusal(dense=[None])
+
+
+def test_quoted_numbers_are_names(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(job()).replace("- a\n", '- "1"\n'))
+
+    config = JobConfig.from_yaml(path)
+
+    assert store_spec(config, model_spec(config)).tables[0].name == "1"
+
+
+@pytest.mark.parametrize(
+    ("column", "advice"), [("C 1", "name: C_1"), ("a/b", "name: a_b"), (".x", "name: x")]
+)
+def test_a_column_whose_name_no_table_can_have_needs_another_name(column: str, advice: str) -> None:
+    told = refusal(sparse=[column])
+
+    assert told.startswith("job: data.sparse.0: column ")
+    assert f"{{column: {column!r}, {advice}}}" in told
+
+    named = job(sparse=[{"column": column, "name": "c1"}])
+    config = JobConfig.from_dict(named)
+    assert store_spec(config, model_spec(config)).tables[0].name == "c1"
+    assert feature_spec(config).columns() == ["label", column]
+
+
+@pytest.mark.parametrize("field", ["name", "table"])
+def test_a_name_that_no_table_can_have_is_told(field: str) -> None:
+    told = refusal(sparse=[{"column": "a", field: "x y"}])
+
+    assert f"{field} 'x y' is the name of a table" in told
+    assert "write x_y" in told
+
+
+# Padding
+
+
+@pytest.mark.parametrize("pad", [0, -1, "", "<pad>", 2**64 - 1, None])
+def test_padding_goes_into_the_features(pad: int | str | None) -> None:
+    config = JobConfig.from_dict(job(sparse=[{"column": "a", "pad": pad}]))
+
+    assert feature_spec(config).sparse[0].pad == pad
+    again = JobConfig.from_dict(yaml.safe_load(config.to_yaml()))
+    assert again.data.sparse[0].pad == pad
+
+
+@pytest.mark.parametrize("pad", [True, 0.0, [0], 2**64])
+def test_padding_that_is_no_key_is_refused(pad: Any) -> None:
+    assert "data.sparse.0.pad" in refusal(sparse=[{"column": "a", "pad": pad}])
