@@ -28,8 +28,9 @@ from scheduler.config_errors import nearest
 from scheduler.run_files import latest_checkpoint
 from worker.errors import DataError, UnreadableError
 from worker.file_columns import named_schema
+from worker.footers import open_source, read_footer
 from worker.inference import ModelError, Predictor, saved_model
-from worker.plan import Plan, open_source, read_footer
+from worker.plan import Plan
 from worker.planning import make_plan
 from worker.reading import read_file
 from worker.spec import DataSpec

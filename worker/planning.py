@@ -10,7 +10,8 @@ from worker.column_types import column_kinds
 from worker.data_files import DataFile, find_files
 from worker.errors import DataError, UnreadableError
 from worker.file_columns import named_schema
-from worker.plan import FilePlan, Footer, Plan, open_source, read_footer
+from worker.footers import Footer, open_source, read_footer
+from worker.plan import FilePlan, Plan
 from worker.spec import DataSpec, FeatureSpec
 
 _log = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ from worker.column_types import check_schema
 from worker.columns import Columns, columns_from_table, concatenate
 from worker.errors import DataError, UnreadableError
 from worker.file_columns import FileColumn, named_schema, named_table, names_in_file
-from worker.plan import FilePlan, Footer, Plan, open_source, read_footer, unreadable
+from worker.footers import Footer, open_source, read_footer, unreadable
+from worker.plan import FilePlan, Plan
 from worker.spec import FeatureSpec
 
 _OPEN_FILES = 32

@@ -14,7 +14,7 @@ from worker.batch import Batch
 from worker.column_types import column_kinds
 from worker.errors import DataError
 from worker.key_hash import hash_strings
-from worker.plan import make_plan
+from worker.planning import make_plan
 from worker.reading import Reader, read_file
 from worker.spec import DataSpec, FeatureSpec, SparseFeature
 
@@ -40,7 +40,7 @@ def read(paths: list[Path], wanted: FeatureSpec) -> Batch:
     batch, skipped = Reader(plan, wanted).read(0)
     assert skipped == 0
     if len(paths) == 1:
-        ((_, predicted),) = read_file(str(paths[0]), wanted, 1000)
+        ((_, predicted),) = read_file(plan.files[0], wanted, 1000)
         for mine, other in zip(batch.sparse, predicted.sparse, strict=True):
             np.testing.assert_array_equal(mine.keys, other.keys)
         np.testing.assert_array_equal(batch.dense, predicted.dense)

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from worker.errors import DataError, UnreadableError
-from worker.plan import make_plan, open_source, read_footer
+from worker.footers import open_source, read_footer
+from worker.planning import make_plan
 from worker.spec import DataSpec, FeatureSpec, SparseFeature
 
 FEATURES = FeatureSpec(
@@ -72,7 +73,7 @@ def test_a_file_that_may_not_be_read_is_no_damaged_one(
     def open_filesystem(url: str) -> Any:  # root may read every file, so none can be closed to it
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("worker.plan.open_filesystem", open_filesystem)
+    monkeypatch.setattr("worker.footers.open_filesystem", open_filesystem)
 
     assert "a file may not be read" in str(refused(path, on_bad_file))
 
