@@ -309,7 +309,7 @@ def test_inspection_agrees_with_the_result_of_the_run(run: Path) -> None:
         ("evaluate.py", ["RUN", "data.eval=null"], "the job has no data.eval"),
         ("evaluate.py", ["RUN", "--data", "NOWHERE"], "there is no such file"),
         ("evaluate.py", ["RUN", "data.dense_transform=none"], "got none, expected log1p"),
-        ("evaluate.py", ["RUN", "data.label=tags"], "a label has an unusable type"),
+        ("evaluate.py", ["RUN", "data.label=tags"], "data.sparse lists 'tags', the label"),
         ("evaluate.py", ["RUN", "data.dense.0=d3"], "got d3, expected d1"),
         ("predict.py", ["NOWHERE", "TEST", "OUT"], "neither a checkpoint nor a run directory"),
         ("predict.py", ["RUN", "NOWHERE", "OUT"], "there is no such file"),
