@@ -66,7 +66,7 @@ def open_filesystem(url_or_path: str) -> tuple[pafs.FileSystem, str]:
         ) from error
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """Return the first line of what a library says."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
@@ -83,6 +83,19 @@ def split_url(url: str) -> tuple[str, str, str, str]:
     before, mark, options = rest.rpartition("?")
     authority, slash, path = (before if mark else rest).partition("/")
     return scheme, authority, slash + path, options if mark else ""
+
+
+def join_url(folder: str, name: str) -> str:
+    """Write the path or URL of a file by its path from a folder on.
+
+    Where the name has a `?` and the folder no options, a `?` at the end says that these are none.
+    """
+    scheme, authority, path, options = split_url(folder)
+    whole = f"{path.rstrip('/')}/{name}"
+    if not scheme:
+        return whole
+    mark = options or ("?" in whole and scheme in ARROW_SCHEMES)
+    return f"{scheme}://{authority}{whole}" + (f"?{options}" if mark else "")
 
 
 @lru_cache(maxsize=64)

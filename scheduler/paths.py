@@ -7,10 +7,12 @@ SYNCHROMESH_ROOT where that is set.
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from scheduler.config import JobConfig
 from scheduler.config_errors import ConfigError
+from worker.data_files import table_name
 
 ROOT_VARIABLE = "SYNCHROMESH_ROOT"
 
@@ -26,7 +28,13 @@ def with_absolute_paths(config: JobConfig, environment: Mapping[str, str], cwd: 
     submitted = inside_ray_job(environment)
 
     def absolute(field: str, path: str) -> str:
-        if "://" in path or os.path.isabs(path):
+        table = table_name(path)
+        if table is not None and not table.in_catalog:
+            return str(replace(table, place=absolute(field, table.place)))
+        if table is not None or "://" in path:
+            return path
+        path = os.path.expanduser(path)
+        if os.path.isabs(path):
             return path
         if root is not None:
             return os.path.normpath(os.path.join(root, path))

@@ -47,7 +47,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="job file whose data.eval is read (default: the run's own), and overrides of its keys",
     )
     parser.add_argument(
-        "--data", nargs="+", metavar="PATH", help="files, globs or URLs in place of data.eval"
+        "--data",
+        nargs="+",
+        metavar="PATH",
+        help="what to read in place of data.eval",
     )
     args = parser.parse_intermixed_args(argv)
     named = bool(args.job) and "=" not in args.job[0]

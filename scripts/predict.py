@@ -153,7 +153,9 @@ def output_schema(plan: Plan, columns: list[str]) -> pa.Schema:
                     got=f"got {times}" + ("" if times else nearest(name, found.names)),
                 )
             own = pa.field(name, found.field(name).type)
-            if fields.setdefault(name, own).type != own.type:
+            if pa.types.is_null(fields.setdefault(name, own).type):
+                fields[name] = own
+            if fields[name].type != own.type and not pa.types.is_null(own.type):
                 raise DataError(
                     what="a column that --columns names differs between files",
                     file=file.path,

@@ -1,14 +1,20 @@
-"""The files that a job's data are: files, folders and patterns, and tables of Delta and Iceberg."""
+"""What a job's data can be: files by path, folder and pattern, and tables of Delta and Iceberg."""
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 
+from ps.storage import StorageError, brief, split_url
 from worker.file_columns import FileColumn, constant
-from worker.patterns import expand, folder_values
+from worker.patterns import folder_values
 
-Columns = Callable[[pa.Schema, Sequence[str]], tuple[FileColumn, ...]]
+FileColumns = Callable[[pa.Schema, Sequence[str]], tuple[FileColumn, ...]]
+
+_TABLE = re.compile(r"(delta|iceberg)://(.+?)(?:@([0-9]+))?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,45 +24,91 @@ class DataFile:
     Args:
         path: local path or URL.
         columns: gives, for the file's schema and the names that are wanted, those columns that the
-            file has by another name or not at all; raises DataError for a name that can't be had.
+            file has by another name or not at all; raises DataError for one that its table lacks.
         table: the table that lists the file, with its version; None: no table does.
-        size: of the file in bytes, where the table says it.
-        rows: of the file, where the table says it.
+        size: of the file in bytes, where a table says it.
+        rows: of the file, where a table says it.
     """
 
     path: str
-    columns: Columns
+    columns: FileColumns
     table: str | None = None
     size: int | None = None
     rows: int | None = None
 
 
-def find_files(patterns: Sequence[str]) -> list[DataFile]:
-    """Return the files that patterns name, in the order of the patterns.
+@dataclass(frozen=True, slots=True)
+class TableName:
+    """A table as a job names it: `FORMAT://PLACE[@VERSION]`.
 
     Args:
-        patterns: as `worker.patterns.expand` takes them.
-
-    Raises:
-        StorageError: a pattern names no file, or a store can't be opened or listed.
+        format: `delta` or `iceberg`.
+        place: a path or URL; of Iceberg also CATALOG/NAMESPACE.TABLE.
+        version: a version of Delta or a snapshot of Iceberg; None: the newest one.
     """
-    if isinstance(patterns, str):
-        patterns = [patterns]
-    found: list[DataFile] = []
-    for pattern in patterns:
-        found += (DataFile(path, _from_folders(path)) for path in expand([pattern]))
-    return found
+
+    format: Literal["delta", "iceberg"]
+    place: str
+    version: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.format}://{self.place}" + (
+            "" if self.version is None else f"@{self.version}"
+        )
+
+    @property
+    def in_catalog(self) -> bool:
+        """Whether a catalog knows where the table is: the place is neither a path nor a URL."""
+        return self.format == "iceberg" and not re.match(r"[/.~]|.*://", self.place)
+
+    def error(self, problem: str, remedy: str) -> StorageError:
+        """Return the error for a table that can't be read."""
+        return StorageError(str(self), problem, remedy)
+
+    @contextmanager
+    def refused_where(self, package: str, remedy: str) -> Iterator[None]:
+        """Raise StorageError for whatever a package raises."""
+        try:
+            yield
+        except StorageError:
+            raise
+        except ImportError as error:
+            problem = f"it is read by the package {package}, which is not installed here"
+            raise self.error(problem, "Install it: pip install 'synchromesh[tables]'") from error
+        except BaseException as error:
+            # Where Rust code panics, pyo3's exception is none of Exception's.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise self.error(f"the table can't be read ({brief(error)})", remedy) from error
+
+    def located(self, path: str) -> str:
+        """Return how a file is opened that the table names by its absolute path or URL."""
+        if found := re.match(r"file:/+", path):
+            return "/" + path[found.end() :]
+        options = split_url(self.place)[3]
+        if options and split_url(path)[:2] == split_url(self.place)[:2]:
+            return f"{path}?{options}"
+        return f"{path}?" if "://" in path and "?" in path else path
 
 
-def _from_folders(path: str) -> Columns:
-    """Columns that the folders of a path say; those that the file has itself are its own."""
+def table_name(pattern: str) -> TableName | None:
+    """Return the table that a pattern names; None where it names files."""
+    found = _TABLE.fullmatch(pattern)
+    if found is None:
+        return None
+    version = None if found[3] is None else int(found[3])
+    return TableName("delta" if found[1] == "delta" else "iceberg", found[2], version)
+
+
+def file_of_folders(path: str) -> DataFile:
+    """Return a file that no table lists; its folders `key=value` say the columns that it lacks."""
     values = folder_values(path)
 
-    def columns(schema: pa.Schema, names: Iterable[str]) -> tuple[FileColumn, ...]:
+    def columns(schema: pa.Schema, names: Sequence[str]) -> tuple[FileColumn, ...]:
         return tuple(
             constant(name, values[name], pa.string())
             for name in names
             if name in values and name not in schema.names
         )
 
-    return columns
+    return DataFile(path, columns)

@@ -38,14 +38,14 @@ def constant(name: str, value: Any, kind: pa.DataType) -> FileColumn:
         name: of the column.
         value: what `pa.scalar` takes for the type; None is null.
         kind: an integer, float, boolean, decimal, string, binary, date or timestamp type. A null
-            of another type becomes one without a type.
+            has none, so that it goes with what other files have.
 
     Raises:
         ValueError: a value of another type.
     """
-    text = _type_text(kind)
     if value is None:
-        return FileColumn(name, type=text or "null")
+        return FileColumn(name)
+    text = _type_text(kind)
     if text is None:
         raise ValueError(f"a value of type {kind} can't be the same for all rows")
     scalar = pa.scalar(value, kind)

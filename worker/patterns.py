@@ -234,7 +234,9 @@ class _Search:
                     " files, such as with Spark, and name their folder",
                 ),
             }[table]
-            problem = f"{written} is a {kind} table, and not all files in its folder are part of it"
+            problem = (
+                f"{written} is a table ({kind}), and not all files in its folder are part of it"
+            )
             raise StorageError(self._pattern, problem, remedy)
 
 

@@ -7,10 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 
 from worker.column_types import column_kinds
-from worker.data_files import DataFile, find_files
+from worker.data_files import DataFile, file_of_folders, table_name
+from worker.delta import delta_files
 from worker.errors import DataError, UnreadableError
 from worker.file_columns import named_schema
 from worker.footers import Footer, open_source, read_footer
+from worker.iceberg import iceberg_files
+from worker.patterns import expand
 from worker.plan import FilePlan, Plan
 from worker.spec import DataSpec, FeatureSpec
 
@@ -23,10 +26,10 @@ def make_plan(patterns: Sequence[str], data: DataSpec, *, keep: Sequence[str] = 
     """Plan the files that patterns name. Only their footers are read, several at a time.
 
     Args:
-        patterns: as `worker.data_files.find_files` takes them.
+        patterns: as `find_files` takes them.
         data: features, batch size, lanes, epochs, shuffle; with `on_bad_file` `skip`, files whose
             footers can't be read are left out and logged.
-        keep: further columns that will be read, if the files have them.
+        keep: further columns that will be read; they are not checked.
 
     Raises:
         StorageError: a pattern names no file, a store or table can't be read.
@@ -63,12 +66,51 @@ def make_plan(patterns: Sequence[str], data: DataSpec, *, keep: Sequence[str] = 
     )
 
 
+def find_files(patterns: Sequence[str]) -> list[DataFile]:
+    """Return the files that patterns name, in the order of the patterns.
+
+    Args:
+        patterns: as `worker.patterns.expand` takes them, and tables: `delta://PLACE[@VERSION]`,
+            `iceberg://PLACE[@SNAPSHOT]`.
+
+    Raises:
+        StorageError: a pattern names no file; a store or a table can't be read.
+    """
+    found: list[DataFile] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        table = table_name(pattern)
+        if table is None:
+            found += map(file_of_folders, expand([pattern]))
+        else:
+            found += delta_files(table) if table.format == "delta" else iceberg_files(table)
+    return found
+
+
 def _read_footer(file: DataFile) -> Footer | UnreadableError:
     try:
         with open_source(file.path) as source:
-            return read_footer(source, file.path)
+            footer = read_footer(source, file.path)
     except UnreadableError as error:
-        return error
+        if file.table is None or not isinstance(error.__cause__, FileNotFoundError):
+            return error
+        raise DataError(
+            what="a file of a table is gone",
+            file=file.path,
+            got=f"{file.table} lists it",
+            remedy="Read a newer version: files of old ones are removed when a table is cleaned up",
+        ) from error
+    for what, listed, held in (
+        ("bytes", file.size, footer.size),
+        ("rows", file.rows, footer.metadata.num_rows),
+    ):
+        if listed is not None and listed != held:
+            raise DataError(
+                what="a file is not the one that its table lists",
+                file=file.path,
+                got=f"it has {held} {what}, {file.table} says {listed}",
+                remedy="Restore the file, or read another version of the table",
+            )
+    return footer
 
 
 def _check_agreement(

@@ -357,6 +357,25 @@ def test_relative_paths_become_absolute_and_urls_stay(job: dict[str, Any], tmp_p
     assert config.run.init_from == str(tmp_path / "runs/old")
 
 
+def test_relative_paths_of_tables_and_of_home_become_absolute(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    train = ["delta://t", "delta://a@b@3", "delta://s3://b/t@3", "iceberg://./t@3", "~/x"]
+    job["data"] |= {
+        "train": train,
+        "eval": ["iceberg://catalog/ns.t@5", "delta://~/t", "delta:///t"],
+    }
+
+    config = with_absolute_paths(JobConfig.from_dict(job), {}, tmp_path)
+
+    assert config.data.train == [
+        f"delta://{tmp_path}/t", f"delta://{tmp_path}/a@b@3", "delta://s3://b/t@3",
+        f"iceberg://{tmp_path}/t@3", "/home/me/x",
+    ]  # fmt: skip
+    assert config.data.eval == ["iceberg://catalog/ns.t@5", "delta:///home/me/t", "delta:///t"]
+
+
 def test_lanes_are_the_batches_of_a_global_batch(job: dict[str, Any]) -> None:
     job["training"] = {"global_batch": 4 * 2048}
 

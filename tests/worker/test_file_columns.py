@@ -54,7 +54,7 @@ def test_columns_by_another_name_and_of_one_value_are_read_as_the_plan_says(
         FileColumn("s", None, "string", "00"),
         FileColumn("b", None, "binary", b"00".hex()),
         FileColumn("day", None, "date32[day]", "1970-01-03"),
-        FileColumn("none", None, "int64", None),
+        FileColumn("none"),
         FileColumn("d", None, "decimal128(4, 1)", "2.0"),
     )
     plan = plan_of(path, features_of("u"))
@@ -106,7 +106,7 @@ def test_a_value_of_no_usable_type_is_refused_but_null_has_none() -> None:
     with pytest.raises(ValueError, match="time64"):
         constant("x", 1, pa.time64("us"))
 
-    assert constant("x", None, pa.list_(pa.int64())) == FileColumn("x", type="null")
+    assert constant("x", None, pa.list_(pa.int64())) == FileColumn("x")
 
 
 def test_folders_give_columns_that_their_files_lack(tmp_path: Path) -> None:

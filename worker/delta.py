@@ -1,0 +1,106 @@
+"""Delta tables: the files of a version, as the package `deltalake` lists them."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+from urllib.parse import parse_qs, unquote
+
+import pyarrow as pa
+
+from ps.storage import join_url, split_url
+from worker.data_files import DataFile, TableName
+from worker.table_columns import TableColumn, TableSchema, by_field_id, by_name
+
+# Those that are honoured or refused below, or change nothing for a reader of rows.
+_FEATURES = {
+    "columnMapping",
+    "deletionVectors",
+    "timestampNtz",
+    "typeWidening",
+    "typeWidening-preview",
+    "v2Checkpoint",
+    "vacuumProtocolCheck",
+    "variantType",
+    "variantType-preview",
+}
+
+
+def delta_files(name: TableName) -> list[DataFile]:
+    """Return the files of a Delta table in the order in which `deltalake` lists them.
+
+    Raises:
+        StorageError: the package is missing, there is no such table or version, or its rows can't
+            be told from its files alone.
+    """
+    scheme, authority, path, options = split_url(name.place)
+    if unquote(path) != path:  # another folder would be read, or none
+        remedy = "Rename the folder, or write the table to another one"
+        raise name.error("deltalake takes a percent escape for another character", remedy)
+    place = f"{scheme}://{authority}{path}" if scheme else os.path.abspath(os.path.expanduser(path))
+    with name.refused_where("deltalake", "Correct the path or the version, or make the table"):
+        from deltalake import DeltaTable
+
+        table = DeltaTable(place, name.version, _storage_options(options))
+        features = set(table.protocol().reader_features or ())
+        mode = table.metadata().configuration.get("delta.columnMapping.mode", "none")
+        schema = pa.schema(table.schema())
+        actions = pa.table(table.get_add_actions())
+        masked = 0
+        if "deletionVectors" in features:
+            masked = sum(batch.num_rows for batch in table.deletion_vectors())
+        version = table.version()
+    if unknown := features - _FEATURES:
+        problem = f"the table needs what is not known here: {', '.join(sorted(unknown))}"
+        raise name.error(problem, "Write the table anew without it")
+    if masked:
+        problem = f"deletion vectors delete rows of {masked} of its files, which can't be read yet"
+        remedy = "Rewrite these files: REORG TABLE ... APPLY (PURGE) in Spark"
+        raise name.error(problem, remedy)
+    root = name.place if scheme else place
+    named = str(TableName("delta", root, version))
+    columns = TableSchema(named, {field.name: _column(field, mode) for field in schema})
+    values: Sequence[Mapping[str, Any]] = [{}] * actions.num_rows
+    if "partition" in actions.column_names:
+        values = actions.column("partition").to_pylist()
+    listed = actions.select(["path", "size_bytes", "num_records"]).to_pylist()
+    files = []
+    for action, partition in zip(listed, values, strict=True):
+        relative = unquote(action["path"])
+        absolute = re.match(r"/|[a-z][a-z0-9]*:/", relative)
+        file = name.located(relative) if absolute else join_url(root, relative)
+        files.append(
+            DataFile(
+                file,
+                partial(columns.in_file, file, values=partition),
+                table=named,
+                size=action["size_bytes"],
+                rows=action["num_records"],
+            )
+        )
+    return files
+
+
+def _column(field: pa.Field, mode: str) -> TableColumn:
+    mapping = field.metadata or {}
+    if mode == "id":
+        return TableColumn(field.type, by_field_id(int(mapping[b"delta.columnMapping.id"])))
+    if mode == "name":
+        own = mapping[b"delta.columnMapping.physicalName"].decode()
+        return TableColumn(field.type, by_name(own))
+    return TableColumn(field.type, by_name(field.name))
+
+
+def _storage_options(options: str) -> dict[str, str]:
+    """What deltalake calls pyarrow's options of S3; other stores are set by the environment."""
+    given = {key: values[-1] for key, values in parse_qs(options).items()}
+    found = {}
+    if region := given.get("region"):
+        found["AWS_REGION"] = region
+    if endpoint := given.get("endpoint_override"):
+        scheme = given.get("scheme", "https")
+        found["AWS_ENDPOINT_URL"] = endpoint if "://" in endpoint else f"{scheme}://{endpoint}"
+        if found["AWS_ENDPOINT_URL"].startswith("http://"):
+            found["AWS_ALLOW_HTTP"] = "true"
+    return found

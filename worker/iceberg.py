@@ -1,0 +1,142 @@
+"""Iceberg tables: the files of a snapshot, as the package `pyiceberg` lists them."""
+
+import os
+import re
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+from pyarrow import fs as pafs
+
+from ps.storage import join_url, open_filesystem, split_url
+from worker.data_files import DataFile, TableName
+from worker.table_columns import TableColumn, TableSchema, by_field_id
+
+if TYPE_CHECKING:
+    from pyiceberg.manifest import DataFile as ListedFile
+    from pyiceberg.table import DataScan, Table
+
+_METADATA = ".metadata.json"
+
+
+def iceberg_files(name: TableName) -> list[DataFile]:
+    """Return the files of an Iceberg table in the order in which its manifests list them.
+
+    Raises:
+        StorageError: the package is missing, there is no such table or snapshot, or its rows can't
+            be told from its files alone.
+    """
+    with name.refused_where("pyiceberg", "Correct the name or the snapshot, or make the table"):
+        table, place = _opened(name)
+        snapshot = table.current_snapshot()
+        if name.version is not None:
+            snapshot = table.snapshot_by_id(name.version)
+            if snapshot is None:
+                known = ", ".join(str(s.snapshot_id) for s in table.snapshots()[-5:])
+                raise name.error("the table has no such snapshot", f"Its newest are {known}")
+        if snapshot is None:
+            return []  # nothing was ever written
+        scan = table.scan(snapshot_id=name.version)
+        tasks = list(scan.plan_files())
+        columns = _columns(TableName("iceberg", place, snapshot.snapshot_id), table, scan)
+        others = sorted({t.file.file_format.value for t in tasks} - {"PARQUET"})
+        masked = sum(bool(task.delete_files) for task in tasks)
+        files = [_file(name, table, columns, task.file) for task in tasks]
+    if others:
+        problem = f"it has files of the format {', '.join(others)}"
+        raise name.error(problem, "Only Parquet files are read: rewrite the table's files")
+    if masked:
+        problem = f"delete files delete rows of {masked} of its files, which can't be read yet"
+        raise name.error(problem, "Rewrite these files: CALL ...rewrite_data_files(...) in Spark")
+    return files
+
+
+def _opened(name: TableName) -> tuple["Table", str]:
+    """The table, and its place as the plan keeps it."""
+    from pyiceberg.catalog import load_catalog
+    from pyiceberg.table import StaticTable
+
+    if name.in_catalog:
+        catalog, _, identifier = name.place.partition("/")
+        return load_catalog(catalog).load_table(identifier), name.place
+    scheme, _, path, options = split_url(name.place)
+    place = name.place if scheme else os.path.abspath(os.path.expanduser(path))
+    metadata = place if path.endswith(_METADATA) else _newest_metadata(name, place)
+    bare = metadata.partition("?")[0] if scheme else metadata
+    return StaticTable.from_metadata(bare, _properties(options)), place
+
+
+def _newest_metadata(name: TableName, place: str) -> str:
+    """The metadata file of a table's folder with the highest number, or the one of its hint."""
+    folder = join_url(place, "metadata")
+    filesystem, inner = open_filesystem(folder)
+    hint = f"{inner}/version-hint.text"
+    if filesystem.get_file_info(hint).type == pafs.FileType.File:
+        with filesystem.open_input_file(hint) as source:
+            number = source.read(100).decode().strip()
+        return join_url(folder, number if number.endswith(_METADATA) else f"v{number}{_METADATA}")
+    entries = filesystem.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    names = [entry.base_name for entry in entries if entry.base_name.endswith(_METADATA)]
+    numbers = {own: int(found[1]) for own in names if (found := re.match(r"v?([0-9]+)", own))}
+    newest = [own for own in numbers if numbers[own] == max(numbers.values())]
+    if len(newest) != 1:
+        problem = (
+            f"two metadata files are the newest: {', '.join(sorted(newest))}"
+            if newest
+            else "the folder has no metadata of an Iceberg table"
+        )
+        raise name.error(problem, "Name the metadata file, or the table by its catalog")
+    return join_url(folder, newest[0])
+
+
+def _columns(named: TableName, table: "Table", scan: "DataScan") -> TableSchema:
+    from pyiceberg.io.pyarrow import schema_to_pyarrow
+
+    mapping = table.name_mapping()
+    names = None if mapping is None else {m.field_id: tuple(m.names) for m in mapping}
+    columns = {
+        field.name: TableColumn(
+            type=schema_to_pyarrow(field.field_type),
+            find=by_field_id(
+                field.field_id, None if names is None else names.get(field.field_id, ())
+            ),
+            default=field.initial_default,
+        )
+        for field in scan.projection().fields
+    }
+    return TableSchema(str(named), columns)
+
+
+def _file(name: TableName, table: "Table", columns: TableSchema, file: "ListedFile") -> DataFile:
+    path = name.located(file.file_path)
+    return DataFile(
+        path,
+        partial(columns.in_file, path, missing=_partition_values(table, file)),
+        table=columns.table,
+        size=file.file_size_in_bytes,
+        rows=file.record_count,
+    )
+
+
+def _partition_values(table: "Table", file: "ListedFile") -> dict[str, Any]:
+    """Values that a table keeps by its partitions: those of files that were added to it as such."""
+    from pyiceberg.transforms import IdentityTransform
+
+    spec = table.specs()[file.spec_id]
+    return {
+        table.schema().find_column_name(field.source_id) or "": file.partition[at]
+        for at, field in enumerate(spec.fields)
+        if isinstance(field.transform, IdentityTransform)
+    }
+
+
+def _properties(options: str) -> dict[str, str]:
+    """What pyiceberg calls pyarrow's options of S3; other stores are set by the environment."""
+    given = {key: values[-1] for key, values in parse_qs(options).items()}
+    found = {}
+    if region := given.get("region"):
+        found["s3.region"] = region
+    if endpoint := given.get("endpoint_override"):
+        scheme = given.get("scheme", "https")
+        found["s3.endpoint"] = endpoint if "://" in endpoint else f"{scheme}://{endpoint}"
+    return found
