@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from ps.storage import StorageError, brief, split_url
@@ -28,6 +30,7 @@ class DataFile:
         table: the table that lists the file, with its version; None: no table does.
         size: of the file in bytes, where a table says it.
         rows: of the file, where a table says it.
+        deleted: int64, positions of rows that the table no longer has; None: it has all of them.
     """
 
     path: str
@@ -35,6 +38,7 @@ class DataFile:
     table: str | None = None
     size: int | None = None
     rows: int | None = None
+    deleted: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)

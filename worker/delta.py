@@ -7,13 +7,15 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from ps.storage import join_url, split_url
 from worker.data_files import DataFile, TableName
 from worker.table_columns import TableColumn, TableSchema, by_field_id, by_name
 
-# Those that are honoured or refused below, or change nothing for a reader of rows.
+# Those that are honoured below, or change nothing for a reader of rows.
 _FEATURES = {
     "columnMapping",
     "deletionVectors",
@@ -47,17 +49,12 @@ def delta_files(name: TableName) -> list[DataFile]:
         mode = table.metadata().configuration.get("delta.columnMapping.mode", "none")
         schema = pa.schema(table.schema())
         actions = pa.table(table.get_add_actions())
-        masked = 0
-        if "deletionVectors" in features:
-            masked = sum(batch.num_rows for batch in table.deletion_vectors())
-        version = table.version()
+        masks = pa.table(table.deletion_vectors()) if "deletionVectors" in features else None
+        uri, version = table.table_uri, table.version()
     if unknown := features - _FEATURES:
         problem = f"the table needs what is not known here: {', '.join(sorted(unknown))}"
         raise name.error(problem, "Write the table anew without it")
-    if masked:
-        problem = f"deletion vectors delete rows of {masked} of its files, which can't be read yet"
-        remedy = "Rewrite these files: REORG TABLE ... APPLY (PURGE) in Spark"
-        raise name.error(problem, remedy)
+    deleted = {} if masks is None else _deleted(masks)
     root = name.place if scheme else place
     named = str(TableName("delta", root, version))
     columns = TableSchema(named, {field.name: _column(field, mode) for field in schema})
@@ -70,6 +67,7 @@ def delta_files(name: TableName) -> list[DataFile]:
         relative = unquote(action["path"])
         absolute = re.match(r"/|[a-z][a-z0-9]*:/", relative)
         file = name.located(relative) if absolute else join_url(root, relative)
+        written = action["path"] if absolute else f"{uri.rstrip('/')}/{action['path']}"
         files.append(
             DataFile(
                 file,
@@ -77,9 +75,24 @@ def delta_files(name: TableName) -> list[DataFile]:
                 table=named,
                 size=action["size_bytes"],
                 rows=action["num_records"],
+                deleted=deleted.pop(written, None),
             )
         )
+    if deleted:  # rather than that their rows are read
+        problem = (
+            f"deletion vectors are of files that it doesn't list: {', '.join(sorted(deleted))}"
+        )
+        raise name.error(problem, "Rewrite its files: REORG TABLE ... APPLY (PURGE) in Spark")
     return files
+
+
+def _deleted(masks: pa.Table) -> dict[str, npt.NDArray[np.int64]]:
+    """Positions of deleted rows by the URIs of their files."""
+    columns = (masks.column(name) for name in ("filepath", "selection_vector"))
+    return {
+        path.as_py(): np.flatnonzero(~mask.values.to_numpy(zero_copy_only=False))
+        for path, mask in zip(*columns, strict=True)
+    }
 
 
 def _column(field: pa.Field, mode: str) -> TableColumn:

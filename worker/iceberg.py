@@ -2,19 +2,24 @@
 
 import os
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from ps.storage import join_url, open_filesystem, split_url
 from worker.data_files import DataFile, TableName
+from worker.footers import open_source
 from worker.table_columns import TableColumn, TableSchema, by_field_id
 
 if TYPE_CHECKING:
     from pyiceberg.manifest import DataFile as ListedFile
-    from pyiceberg.table import DataScan, Table
+    from pyiceberg.table import DataScan, FileScanTask, Table
 
 _METADATA = ".metadata.json"
 
@@ -40,14 +45,11 @@ def iceberg_files(name: TableName) -> list[DataFile]:
         tasks = list(scan.plan_files())
         columns = _columns(TableName("iceberg", place, snapshot.snapshot_id), table, scan)
         others = sorted({t.file.file_format.value for t in tasks} - {"PARQUET"})
-        masked = sum(bool(task.delete_files) for task in tasks)
-        files = [_file(name, table, columns, task.file) for task in tasks]
+        deleted = _deleted(name, table, tasks)
+        files = [_file(name, table, columns, t.file, deleted) for t in tasks]
     if others:
         problem = f"it has files of the format {', '.join(others)}"
         raise name.error(problem, "Only Parquet files are read: rewrite the table's files")
-    if masked:
-        problem = f"delete files delete rows of {masked} of its files, which can't be read yet"
-        raise name.error(problem, "Rewrite these files: CALL ...rewrite_data_files(...) in Spark")
     return files
 
 
@@ -107,7 +109,13 @@ def _columns(named: TableName, table: "Table", scan: "DataScan") -> TableSchema:
     return TableSchema(str(named), columns)
 
 
-def _file(name: TableName, table: "Table", columns: TableSchema, file: "ListedFile") -> DataFile:
+def _file(
+    name: TableName,
+    table: "Table",
+    columns: TableSchema,
+    file: "ListedFile",
+    deleted: Mapping[str, npt.NDArray[np.int64]],
+) -> DataFile:
     path = name.located(file.file_path)
     return DataFile(
         path,
@@ -115,7 +123,53 @@ def _file(name: TableName, table: "Table", columns: TableSchema, file: "ListedFi
         table=columns.table,
         size=file.file_size_in_bytes,
         rows=file.record_count,
+        deleted=deleted.get(file.file_path),
     )
+
+
+def _deleted(
+    name: TableName, table: "Table", tasks: Sequence["FileScanTask"]
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Positions of deleted rows by the paths of their files, as the table writes them."""
+    files: dict[str, ListedFile] = {}
+    listed: dict[str, set[str]] = {}  # a delete file counts for what it is listed with
+    for task in tasks:
+        for file in task.delete_files:
+            files[file.file_path] = file
+            listed.setdefault(file.file_path, set()).add(task.file.file_path)
+    found: dict[str, list[npt.NDArray[np.int64]]] = {}
+    for own, file in files.items():
+        for path, positions in _positions(name, table, file):
+            if path in listed[own]:
+                found.setdefault(path, []).append(positions)
+    return {path: np.unique(np.concatenate(positions)) for path, positions in found.items()}
+
+
+def _positions(
+    name: TableName, table: "Table", file: "ListedFile"
+) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
+    """Each data file's path and the positions that a delete file deletes of it."""
+    from pyiceberg.table.deletion_vector import deletion_vectors_from_puffin_file
+    from pyiceberg.table.puffin import PuffinFile
+
+    kind = file.file_format.value
+    if kind == "PUFFIN":
+        with table.io.new_input(file.file_path).open() as source:
+            content = PuffinFile(source.read())
+        for vector in deletion_vectors_from_puffin_file(content):
+            yield vector.referenced_data_file, vector.to_vector().to_numpy().astype(np.int64)
+        return
+    if kind != "PARQUET":
+        problem = f"it has delete files of the format {kind}"
+        raise name.error(problem, "Rewrite its files: CALL ...rewrite_data_files(...) in Spark")
+    with open_source(name.located(file.file_path)) as source:
+        rows = pq.read_table(source, columns=["file_path", "pos"])
+    paths = rows.column("file_path").combine_chunks().dictionary_encode()
+    numbers = paths.indices.to_numpy()
+    order = np.argsort(numbers, kind="stable")
+    starts = np.searchsorted(numbers[order], np.arange(len(paths.dictionary)))
+    positions = np.split(rows.column("pos").to_numpy()[order], starts[1:])
+    yield from zip(paths.dictionary.to_pylist(), positions, strict=False)
 
 
 def _partition_values(table: "Table", file: "ListedFile") -> dict[str, Any]:

@@ -27,9 +27,10 @@ class FilePlan:
     Args:
         path: local path or URL.
         size: of the file in bytes.
-        row_group_rows: rows of each row group.
+        row_group_rows: rows of each row group, without deleted ones.
         footer_digest: sha256 of the footer, in hexadecimal: the file is what was planned.
         columns: those of the job that the file has by another name or not at all.
+        kept: which rows its table still has, as `worker.deleted_rows.pack` writes it; empty: all.
     """
 
     path: str
@@ -37,6 +38,7 @@ class FilePlan:
     row_group_rows: tuple[int, ...]
     footer_digest: str
     columns: tuple[FileColumn, ...] = ()
+    kept: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from worker.column_types import column_kinds
 from worker.data_files import DataFile, file_of_folders, table_name
+from worker.deleted_rows import pack, rows_kept, without
 from worker.delta import delta_files
 from worker.errors import DataError, UnreadableError
 from worker.file_columns import named_schema
@@ -52,8 +53,8 @@ def make_plan(patterns: Sequence[str], data: DataSpec, *, keep: Sequence[str] = 
         columns = file.columns(footer.schema, names)
         schema = named_schema(footer.schema, columns)
         _check_agreement(schema, data.features, file.path, first)
-        plan = FilePlan(file.path, footer.size, footer.row_group_rows, footer.digest, columns)
-        files.append(plan)
+        rows, kept = _rows_kept(file, footer)
+        files.append(FilePlan(file.path, footer.size, rows, footer.digest, columns, kept))
     return Plan(
         files=tuple(files),
         batch_size=data.batch_size,
@@ -111,6 +112,22 @@ def _read_footer(file: DataFile) -> Footer | UnreadableError:
                 remedy="Restore the file, or read another version of the table",
             )
     return footer
+
+
+def _rows_kept(file: DataFile, footer: Footer) -> tuple[tuple[int, ...], str]:
+    """The rows of each row group that the table still has, and which these are."""
+    if file.deleted is None:
+        return footer.row_group_rows, ""
+    try:
+        kept = without(file.deleted, footer.metadata.num_rows)
+    except ValueError as error:
+        raise DataError(
+            what="the deleted rows of a table are not those of its file",
+            file=file.path,
+            got=str(error),
+            remedy="Repair the table, or read another version of it",
+        ) from error
+    return rows_kept(kept, footer.row_group_rows), pack(kept)
 
 
 def _check_agreement(

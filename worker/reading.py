@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from worker.batch import Bags, Batch
 from worker.column_types import check_schema
 from worker.columns import Columns, columns_from_table, concatenate
+from worker.deleted_rows import Kept, unpack
 from worker.errors import DataError, UnreadableError
 from worker.file_columns import FileColumn, named_schema, named_table, names_in_file
 from worker.footers import Footer, open_source, read_footer, unreadable
@@ -30,9 +31,12 @@ class _OpenFile:
     parquet: pq.ParquetFile
     footer: Footer
     columns: tuple[FileColumn, ...]
+    kept: Kept | None
 
     def read(self, row_group: int, columns: Sequence[str]) -> pa.Table:
         """Decode some columns of a row group, by the names that the job has for them.
+
+        Rows that the file's table no longer has are left out.
 
         Raises:
             UnreadableError: its bytes can't be read or decoded.
@@ -49,7 +53,11 @@ class _OpenFile:
         if table.num_rows != planned:
             wrong = ValueError(f"it has {table.num_rows} rows, the footer says {planned}")
             raise unreadable("a row group can't be read", self.path, wrong, row_group)
-        return named_table(table, columns, self.columns)
+        table = named_table(table, columns, self.columns)
+        if self.kept is None:
+            return table
+        start = sum(self.footer.row_group_rows[:row_group])
+        return table.filter(pa.array(self.kept[start : start + planned]))
 
     def close(self) -> None:
         self.parquet.close()
@@ -232,7 +240,8 @@ def _open_file(
     except BaseException:
         source.close()
         raise
-    return _OpenFile(path, source, parquet, footer, planned.columns)
+    kept = unpack(planned.kept, footer.metadata.num_rows) if planned.kept else None
+    return _OpenFile(path, source, parquet, footer, planned.columns, kept)
 
 
 def _string_columns(footer: Footer, names: Sequence[str]) -> list[str]:

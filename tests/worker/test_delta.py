@@ -16,6 +16,8 @@ from deltalake import DeltaTable, write_deltalake
 from ps.storage import StorageError
 from worker.errors import DataError
 from worker.key_hash import hash_strings
+from worker.plan import Plan
+from worker.reading import read_file
 
 pytestmark = pytest.mark.writers
 
@@ -258,22 +260,68 @@ def deletion_vector(*deleted: int) -> dict[str, Any]:
     }
 
 
-def test_deletion_vectors_are_refused(tmp_path: Path, read: Read) -> None:
-    pq.write_table(rows(0, 5), tmp_path / "a.parquet")
+def test_rows_that_deletion_vectors_delete_are_not_read(tmp_path: Path, read: Read) -> None:
+    folder = tmp_path / "day=a%20b"
+    folder.mkdir()
+    pq.write_table(rows(0, 5), folder / "a.parquet", row_group_size=2)
+    pq.write_table(rows(5, 7), tmp_path / "b.parquet")
+    pq.write_table(rows(7, 9), tmp_path / "c.parquet")
+    size = (folder / "a.parquet").stat().st_size
     table = write_log(
         tmp_path,
-        fields={"label": {}, "x": {}},
+        fields={"label": {}, "x": {}, "p": {}},
+        adds=[
+            {
+                "path": path,
+                "size": size if "/" in path else (tmp_path / path).stat().st_size,
+                "partitionValues": {"p": "1"},
+                "deletionVector": deletion_vector(*deleted) if deleted else None,
+                "stats": json.dumps({"numRecords": records}),
+            }
+            for path, deleted, records in (
+                ("day=a%2520b/a.parquet", [0, 2, 3], 5),
+                ("b.parquet", [], 2),
+                ("c.parquet", [0, 1], 2),
+            )
+        ],
+        features=["deletionVectors"],
+        partitioned_by=["p"],
+    )
+
+    found = read(table, sparse=["x", "p"], label="label")
+
+    assert found.keys("x") == [[1], [4], [5], [6]]
+    assert found.batch.labels.tolist() == [1, 0, 1, 0]
+    assert [file.row_group_rows for file in found.plan.files] == [(1, 0, 1), (2,), (0,)]
+    assert Plan.from_json(json.loads(json.dumps(found.plan.to_json()))) == found.plan
+    assert read(table, sparse=["p"]).keys("p") == [[1]] * 4
+    shuffled = read(table, sparse=["x"], shuffle="rows")
+    assert sorted(shuffled.keys("x")) == [[1], [4], [5], [6]]
+    (planned, *_), features = found.plan.files, found.features
+    parts = list(read_file(planned, features, 8, keep=["x"]))
+    assert [n for rows, _ in parts for n in rows["x"].to_pylist()] == [1, 4]
+
+
+@pytest.mark.parametrize("deleted", [5, 60000])
+def test_a_deletion_vector_of_another_file_is_refused(
+    tmp_path: Path, read: Read, deleted: int
+) -> None:
+    pq.write_table(rows(0, 5), tmp_path / "a.parquet")
+    vector = deletion_vector(deleted)
+    table = write_log(
+        tmp_path,
+        fields={"x": {}},
         adds=[
             {
                 "path": "a.parquet",
-                "deletionVector": deletion_vector(1, 3),
+                "deletionVector": vector,
                 "stats": json.dumps({"numRecords": 5}),
             }
         ],
         features=["deletionVectors"],
     )
 
-    with pytest.raises(StorageError, match="deletion vectors delete rows of 1 of its files"):
+    with pytest.raises((DataError, StorageError)):
         read(table, sparse=["x"])
 
 

@@ -1,5 +1,8 @@
 """Iceberg tables are read by the fields of a snapshot; freshly written by pyiceberg."""
 
+import json
+import struct
+import zlib
 from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
@@ -229,23 +232,92 @@ def test_files_of_another_format_are_refused(
         read(f"iceberg://{folder_of(table)}", sparse=["x"])
 
 
+def files_of(table: Table) -> list[str]:
+    return [task.file.file_path for task in table.scan().plan_files()]
+
+
+def test_rows_that_delete_files_delete_are_not_read(
+    catalog: SqlCatalog, read: Read, tmp_path: Path
+) -> None:
+    table = catalog.create_table("ns.t", rows(0, 1).schema)
+    table.append(rows(0, 4))
+    table.append(rows(4, 8))
+    newer, older = files_of(table)
+    for name, deletes in (
+        ("one", {"file_path": [older, newer, older], "pos": [3, 0, 1]}),
+        ("two", {"file_path": [older], "pos": [1]}),
+    ):
+        pq.write_table(pa.table(deletes), tmp_path / f"{name}.parquet")
+        file = data_file(
+            tmp_path / f"{name}.parquet",
+            rows=3,
+            partition=[],
+            content=DataFileContent.POSITION_DELETES,
+        )
+        append_file(table, file)
+    table.append(rows(8, 9))  # which the delete files are older than
+
+    found = read(f"iceberg://{folder_of(table)}", sparse=["x"])
+
+    assert sorted(found.keys("x")) == [[n] for n in (0, 2, 5, 6, 7, 8)]
+    assert sorted(table.scan().to_arrow()["x"].to_pylist()) == [0, 2, 5, 6, 7, 8]
+
+
+def puffin(path: Path, data: str, *deleted: int) -> None:
+    """Write a deletion vector of a data file: a Roaring bitmap of one container in Puffin."""
+    bitmap = struct.pack("<IIHHI", 12346, 1, 0, len(deleted) - 1, 16)
+    bitmap += struct.pack(f"<{len(deleted)}H", *deleted)
+    vector = struct.pack("<IQI", 1681511377, 1, 0) + bitmap
+    blob = struct.pack(">I", len(vector)) + vector + struct.pack(">I", zlib.crc32(vector))
+    about = {
+        "type": "deletion-vector-v1",
+        "fields": [],
+        "snapshot-id": -1,
+        "sequence-number": -1,
+        "offset": 4,
+        "length": len(blob),
+        "properties": {"referenced-data-file": data, "cardinality": str(len(deleted))},
+    }
+    footer = json.dumps({"blobs": [about], "properties": {}}).encode()
+    whole = b"PFA1" + blob + b"PFA1" + footer + struct.pack("<iI", len(footer), 0) + b"PFA1"
+    path.write_bytes(whole)
+
+
+def test_rows_that_deletion_vectors_delete_are_not_read(
+    catalog: SqlCatalog, read: Read, tmp_path: Path
+) -> None:
+    table = catalog.create_table("ns.t", rows(0, 1).schema)
+    table.append(rows(0, 4))
+    puffin(tmp_path / "deleted.puffin", files_of(table)[0], 0, 3)
+    file = data_file(
+        tmp_path / "deleted.puffin",
+        rows=2,
+        partition=[],
+        content=DataFileContent.POSITION_DELETES,
+        file_format=FileFormat.PUFFIN,
+    )
+    append_file(table, file)
+
+    assert read(f"iceberg://{folder_of(table)}", sparse=["x"]).keys("x") == [[1], [2]]
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("options", "message"),
     [
-        (DataFileContent.POSITION_DELETES, "delete files delete rows of 1 of its files"),
-        (DataFileContent.EQUALITY_DELETES, "equality deletes"),
+        ({"content": DataFileContent.EQUALITY_DELETES}, "equality deletes"),
+        (
+            {"content": DataFileContent.POSITION_DELETES, "file_format": FileFormat.AVRO},
+            "delete files of the format AVRO",
+        ),
     ],
 )
-def test_delete_files_are_refused(
-    catalog: SqlCatalog, read: Read, tmp_path: Path, content: DataFileContent, message: str
+def test_deletes_that_cannot_be_read_are_refused(
+    catalog: SqlCatalog, read: Read, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     table = catalog.create_table("ns.t", rows(0, 1).schema)
     table.append(rows(0, 3))
-    (data,) = (task.file.file_path for task in table.scan().plan_files())
-    deletes = pa.table({"file_path": [data], "pos": pa.array([1])})
-    pq.write_table(deletes, tmp_path / "deletes.parquet")
-    file = data_file(tmp_path / "deletes.parquet", rows=1, partition=[], content=content)
-    append_file(table, file)
+    pq.write_table(rows(0, 1), tmp_path / "deletes.parquet")
+    append_file(table, data_file(tmp_path / "deletes.parquet", rows=1, partition=[], **options))
 
     with pytest.raises(StorageError, match=message):
         read(f"iceberg://{folder_of(table)}", sparse=["x"])
