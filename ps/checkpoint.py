@@ -18,7 +18,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -88,6 +88,7 @@ class Manifest:
         model: the dense model and the features, for those who predict.
         job: facts about the job that wrote it, for people.
         files: every data file.
+        time: clock and counts with which a job goes on from here; empty where they were not kept.
     """
 
     kind: str
@@ -97,6 +98,7 @@ class Manifest:
     model: dict[str, Any]
     job: dict[str, Any]
     files: tuple[FileEntry, ...]
+    time: dict[str, Any] = field(default_factory=dict)
 
 
 class _HashingFile(io.RawIOBase):

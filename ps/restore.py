@@ -64,11 +64,13 @@ def _check_bloom_fits(saved: TableSpec, wanted: TableSpec) -> None:
         )
 
 
-def start_shard_from(shard: Shard, reader: CheckpointReader, *, recovery_epoch: int) -> None:
+def start_shard_from(
+    shard: Shard, reader: CheckpointReader, *, recovery_epoch: int, goes_on: bool = False
+) -> None:
     """Give a shard its part of a checkpoint as the first state of a new job.
 
-    Rows keep vector, slots and frequency; versions start at 0 with the new job's steps, and so do
-    slots that count time.
+    Rows keep vector, slots and frequency. If time `goes_on`, the first step is the checkpoint's,
+    and versions, and slots that count time, are kept. Else all of them start at 0.
     """
     check_fits(reader.store, shard.spec)
     buckets = bucket_range(shard.index, shard.spec.num_shards)
@@ -76,11 +78,12 @@ def start_shard_from(shard: Shard, reader: CheckpointReader, *, recovery_epoch: 
     for table in shard.tables:
         old = saved.get(table.spec.name)
         if old is not None:
-            _import(table, old, reader, buckets, keep_versions=False)
+            _import(table, old, reader, buckets, keep_versions=goes_on)
     blocks = reader.dense_rows(shard.spec.blocks_of(shard.index))
-    _start_time_anew(shard.dense.rule, BLOCK_SIZE, blocks[:, BLOCK_SIZE:])
+    if not goes_on:
+        _start_time_anew(shard.dense.rule, BLOCK_SIZE, blocks[:, BLOCK_SIZE:])
     shard.dense.restore(blocks)
-    shard.unfence(recovery_epoch, step=0)
+    shard.unfence(recovery_epoch, step=reader.manifest.step if goes_on else 0)
 
 
 def _start_time_anew(rule: OptimizerRule, dim: int, slots: npt.NDArray[np.float32]) -> None:

@@ -84,11 +84,11 @@ class ShardServer:
         with self._lock:
             self._shard.initialize(recovery_epoch, dense=dense)
 
-    def start_from(self, recovery_epoch: int, checkpoint: str) -> None:
-        """Start a new job with this shard's part of a checkpoint."""
+    def start_from(self, recovery_epoch: int, checkpoint: str, goes_on: bool = False) -> None:
+        """Start a new job with this shard's part of a checkpoint, see `start_shard_from`."""
         with self._lock:
             reader = CheckpointReader(checkpoint)
-            start_shard_from(self._shard, reader, recovery_epoch=recovery_epoch)
+            start_shard_from(self._shard, reader, recovery_epoch=recovery_epoch, goes_on=goes_on)
 
     def write_checkpoint(self, directory: str) -> list[FileEntry]:
         """Write this shard's files; the caller writes the manifest."""

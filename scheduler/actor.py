@@ -10,6 +10,7 @@ from ray.util.metrics import Counter, Gauge
 from ps.metrics_export import MetricsExport
 from ps.sockets import Address
 from scheduler.batch_trace import BatchSpan
+from scheduler.clock import ClockState
 from scheduler.control_plane import ControlPlane
 from scheduler.coordinating import CoordinatorFaults, CoordinatorServer, Status
 from scheduler.coordinator_figures import coordinator_figures
@@ -89,6 +90,9 @@ class CoordinatorActor:
         """Let no worker in any more."""
         if self._plane is not None:
             self._plane.close()
+
+    def clock_state(self) -> ClockState:
+        return self._server.clock_state()
 
     def take_batches(self) -> list[BatchSpan]:
         return self._server.take_batches()

@@ -15,6 +15,7 @@ from scheduler.errors import TrainingError
 from scheduler.launching import Processes
 from scheduler.reporting import versions
 from scheduler.run_files import RunDirectory
+from scheduler.start import time_to_json
 
 if TYPE_CHECKING:
     from scheduler.trainer import JobSpecs
@@ -66,6 +67,12 @@ def write_checkpoint(
                 "versions": versions(),
             },
             files=tuple(entry for entries in written for entry in entries),
+            time=time_to_json(
+                specs.coordinator.start,
+                ray.get(processes.coordinator.clock_state.remote()),
+                step=status.applied_step,
+                global_batch=specs.config.global_batch,
+            ),
         )
         write_manifest(path, manifest)
     except ray.exceptions.RayTaskError as error:

@@ -46,6 +46,7 @@ from scheduler.modes import SHIFTABLE, Mode, ModeOptions, OnStale, PlannedShift
 from scheduler.names import Name, check_table_name
 from scheduler.policy import PolicyOptions
 from scheduler.stale_weights import Cutoff, StaleWeight
+from scheduler.start import InitClock
 
 InitializerConfig = Annotated[
     Uniform | GlorotUniform | Normal | TruncatedNormal | Constant | Zeros,
@@ -324,6 +325,7 @@ class RunConfig(_Section):
     overwrite: bool = False
     progress_every_seconds: float = Field(5, gt=0)
     init_from: str | None = None
+    init_clock: InitClock = "continue"
     allow_faults: bool = False
     tensorboard: bool = False
 

@@ -15,6 +15,7 @@ from ps.memory import peak_rss_bytes
 from ps.messages import Record
 from ps.sockets import Address, connect
 from scheduler.batch_trace import BatchSpan, BatchTrace
+from scheduler.clock import ClockState
 from scheduler.coordinator import Coordinator
 from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.evaluation import EvaluationResult
@@ -63,6 +64,7 @@ class Status:
     paused: bool
     at_cut: bool
     num_workers: int
+    first_step: int
     shifts: tuple[Shift, ...]
     automatic: bool
     learning_rate_scale: float
@@ -216,6 +218,11 @@ class CoordinatorServer:
                 self._notices = _Notices(failure=notices.failure)
             return self._status(notices)
 
+    def clock_state(self) -> ClockState:
+        """Return the clock as a checkpoint keeps it."""
+        with self._lock:
+            return self._coordinator.clock.state()
+
     def take_batches(self) -> list[BatchSpan]:
         """Return the batches that were computed since the last call; bounded."""
         with self._lock:
@@ -305,6 +312,7 @@ class CoordinatorServer:
             paused=c.paused,
             at_cut=c.at_cut,
             num_workers=c.num_workers,
+            first_step=c.spec.start.step,
             shifts=tuple(c.modes.shifts),
             automatic=c.modes.automatic,
             learning_rate_scale=c.rule.learning_rate_scale,

@@ -8,7 +8,6 @@ from typing import Any
 
 from ps.messages import ANY_STEP, Entry, Record
 from scheduler.batches import Batch, Status
-from scheduler.clock import ScheduleClock
 from scheduler.coordinator_spec import FEW_WORKERS, CoordinatorSpec
 from scheduler.coordinator_state import Progress, ShardProgress, TrainingTime, WorkerState
 from scheduler.dense_norms import DenseNorms
@@ -56,10 +55,11 @@ class Coordinator:
             group_size=spec.group_size,
             batch_is_step=self.rule.batch_is_step,
             backup_batches=self.rule.backup_batches,
+            first_step=spec.start.step,
         )
-        self.clock = ScheduleClock(spec.global_batch)
+        self.clock = spec.new_clock()
         self.dense_norms = DenseNorms(spec.store.dense_clip_norm)
-        self.step = 0
+        self.step = spec.start.step
         self.data_staleness = Histogram()
         self.parameter_staleness = Histogram()
         self.progress = Progress()
@@ -69,7 +69,7 @@ class Coordinator:
         self.evaluation: EvaluationRound | None = None
         self.stopping = False
         self._most_workers = spec.workers
-        self._shards = ShardProgress(spec.store.num_shards)
+        self._shards = ShardProgress(spec.store.num_shards, first_step=spec.start.step)
         self._step_shares = StepShares(spec.group_size)
         self._paces = Least()  # of the workers that live
         self._stall_watch = StallWatch(spec.stall_seconds)
@@ -322,7 +322,7 @@ class Coordinator:
             if batches is None:
                 break
             records.append(self._make_record(batches))
-            wish = self.modes.planned(self.clock.value)
+            wish = self.modes.planned(self.clock.value - self.spec.start.clock.value)
             if wish is not None:
                 self._shift_mode(wish, now)
             self._evaluate_if_due(records[-1], now)
@@ -360,7 +360,7 @@ class Coordinator:
             divisor=divisor,
             scalars=scalars_of_step(
                 self.spec.store,
-                step=step,
+                step=self.spec.start.optimizer_steps + step - self.spec.start.step,
                 clock=clock,
                 learning_rate_scale=self.rule.learning_rate_scale,
             ),

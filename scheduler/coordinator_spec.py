@@ -3,9 +3,12 @@
 from dataclasses import dataclass, field
 
 from ps.spec import StoreSpec
+from scheduler.clock import ScheduleClock
+from scheduler.evictions import longest_life
 from scheduler.ledger import LedgerPlan
 from scheduler.modes import Mode, ModeOptions, ModeRule, PlannedShift
 from scheduler.policy import PolicyOptions
+from scheduler.start import Start
 
 # A worker's own batch is one part of W of the staleness that W workers cause; where they are more
 # than these, that is less than waiting for its step would cost in speed.
@@ -21,7 +24,8 @@ class CoordinatorSpec:
         plan: batches to train.
         evaluation_plan: batches of the evaluation files, or None.
         mode, options: the mode rule that it begins with.
-        shifts: planned changes of the mode, in their order.
+        start: where steps and clock begin.
+        shifts: planned changes of the mode, in their order; their times count from the start.
         automatic: whether the policy shifts between sync and gba.
         policy: what it goes by.
         group_size: M, local batches of a global batch.
@@ -30,7 +34,8 @@ class CoordinatorSpec:
         max_workers: more than these may not be asked for; None: any number.
         max_credits: more than these the shards' buffers can't hold, however many workers join;
             None: any number.
-        eval_every_steps: evaluate at every so many ticks of the schedule clock; 0: only at the end.
+        eval_every_steps: evaluate at every multiple of so many ticks of the schedule clock; 0: only
+            at the end.
         max_seconds: stop giving out batches after so much training time; None: no limit.
         heartbeat_timeout_seconds: a worker that says nothing for so long is given up.
         stall_seconds: without any progress for so long the job is said to stall, and fails after
@@ -48,6 +53,7 @@ class CoordinatorSpec:
     max_workers: int | None = None
     max_credits: int | None = None
     options: ModeOptions = field(default_factory=ModeOptions)
+    start: Start = field(default_factory=Start)
     shifts: tuple[PlannedShift, ...] = ()
     automatic: bool = False
     policy: PolicyOptions = field(default_factory=PolicyOptions)
@@ -56,6 +62,11 @@ class CoordinatorSpec:
     max_seconds: float | None = None
     heartbeat_timeout_seconds: float = 60.0
     stall_seconds: float = 120.0
+
+    def new_clock(self) -> ScheduleClock:
+        """Return the clock of the schedules as the job begins."""
+        remembered = longest_life(self.store.tables)
+        return ScheduleClock(self.global_batch, remembered=remembered, start=self.start.clock)
 
     def check_workers(self, count: int) -> None:
         """Refuse a number of workers that the job can't have; raises ValueError."""

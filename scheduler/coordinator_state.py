@@ -57,11 +57,12 @@ class ShardProgress:
 
     Args:
         shards: how many there are.
+        first_step: that all of them begin at.
     """
 
-    def __init__(self, shards: int) -> None:
-        self.steps = [0] * shards
-        self.step = 0
+    def __init__(self, shards: int, *, first_step: int = 0) -> None:
+        self.steps = [first_step] * shards
+        self.step = first_step
         self.unapplied = 0
         # Steps that some shard has not applied, in order, and the batches of each.
         self._ordered: deque[tuple[int, int]] = deque()

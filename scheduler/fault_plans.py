@@ -7,12 +7,15 @@ from scheduler.fault_config import DelayConfig, KillConfig, LossConfig, Role, Sl
 from worker.faults import FaultPlan, Kill, Slow
 
 
-def worker_faults(config: JobConfig, *, started: float) -> FaultPlan:
-    """The faults that befall workers on purpose, counted from `started`, as `time.time()`."""
+def worker_faults(config: JobConfig, *, started: float, first_step: int = 0) -> FaultPlan:
+    """The faults that befall workers on purpose, counted from `started`, as `time.time()`.
+
+    Steps count from the job's first one, here and below.
+    """
     faults: list[Slow | Kill] = []
     for fault in config.cluster.inject:
         if isinstance(fault, KillConfig) and fault.role == "worker":
-            faults.append(Kill(workers=tuple(fault.index), at_step=fault.at_step))
+            faults.append(Kill(workers=tuple(fault.index), at_step=first_step + fault.at_step))
         elif isinstance(fault, SlowConfig):
             workers = tuple(fault.index)
             faults.append(
@@ -32,10 +35,12 @@ def worker_faults(config: JobConfig, *, started: float) -> FaultPlan:
     )
 
 
-def coordinator_faults(config: JobConfig, *, started: float) -> CoordinatorFaults:
+def coordinator_faults(
+    config: JobConfig, *, started: float, first_step: int = 0
+) -> CoordinatorFaults:
     """The faults that befall the coordinator on purpose, counted from `started`."""
     return CoordinatorFaults(
-        dies_at_step=kill_step(config, "coordinator", 0),
+        dies_at_step=kill_step(config, "coordinator", 0, first_step=first_step),
         connections=_connection_faults(config, "coordinator", started=started),
     )
 
@@ -55,10 +60,10 @@ def _connection_faults(config: JobConfig, role: Role, *, started: float) -> Conn
     return ConnectionFaults(faults=faults, seed=config.seed, started=started)
 
 
-def kill_step(config: JobConfig, role: Role, index: int) -> int | None:
+def kill_step(config: JobConfig, role: Role, index: int, *, first_step: int = 0) -> int | None:
     """The step at which a process that is no worker kills itself, if it does."""
     steps = [
-        fault.at_step
+        first_step + fault.at_step
         for fault in config.cluster.inject
         if isinstance(fault, KillConfig) and fault.role == role and index in fault.index
     ]

@@ -152,7 +152,12 @@ class Launcher:
         )
 
     def start_servers(
-        self, processes: Processes, parts: list[np.ndarray], checkpoint: str | None
+        self,
+        processes: Processes,
+        parts: list[np.ndarray],
+        checkpoint: str | None,
+        *,
+        goes_on: bool,
     ) -> None:
         """Wait for the servers and give each its first state: fresh, or from a checkpoint."""
         servers = processes.servers
@@ -165,7 +170,7 @@ class Launcher:
                 for server, part in zip(servers, parts, strict=True)
             ]
         else:
-            calls = [server.start_from.remote(0, checkpoint) for server in servers]
+            calls = [server.start_from.remote(0, checkpoint, goes_on) for server in servers]
         ray.get(calls)
 
     def start_coordinator(

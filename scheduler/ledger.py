@@ -74,6 +74,7 @@ class Ledger:
         group_size: M, batches of one global batch; groups never span epochs.
         batch_is_step: whether every batch is a step of its own (async) or every group is one.
         backup_batches: batches that the first group of an epoch has more.
+        first_step: of the job.
         kind: of the tokens.
     """
 
@@ -84,6 +85,7 @@ class Ledger:
         group_size: int,
         batch_is_step: bool = False,
         backup_batches: int = 0,
+        first_step: int = 0,
         kind: TokenKind = "train",
     ) -> None:
         self.plan = plan
@@ -101,7 +103,7 @@ class Ledger:
         self._discards: list[tuple[int, int]] = []
         self._next_fresh = 0
         # Where the steps of the epoch that is given out begin: (j0, k0).
-        self._anchor = (0, 0)
+        self._anchor = (0, first_step)
         self.num_leased = 0
         self._leases: dict[int, dict[int, Batch]] = {}
         # Of the batches of which an attempt may count: `leased_at_step`.

@@ -86,7 +86,7 @@ class ModeControl:
         return True
 
     def planned(self, clock: int) -> Wish | None:
-        """Return, once, the change that the job file plans for this time of the clock."""
+        """Return, once, the change that the job file plans for so many ticks after its start."""
         wish = None
         while self._planned and self._planned[0].at <= clock:
             planned = self._planned.pop(0)

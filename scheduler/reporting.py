@@ -219,7 +219,9 @@ def make_result(
 def mode_history(status: Status) -> list[dict[str, Any]]:
     """Return every mode that the job was in: why, and how fast it was in it."""
     first = status.shifts[0].from_mode if status.shifts else status.mode
-    history: list[dict[str, Any]] = [{"mode": first, "from_step": 0, "cause": "job"}]
+    history: list[dict[str, Any]] = [
+        {"mode": first, "from_step": status.first_step, "cause": "job"}
+    ]
     begins = [(0, 0.0)]
     for shift in status.shifts:
         history.append(

@@ -10,7 +10,7 @@ def scalars_of_step(
     """Return what a record says to each of the store's optimizers, in their order.
 
     Args:
-        step: k; clock: of the schedules.
+        step: how many the optimizers' state has seen before it; clock: of the schedules.
         learning_rate_scale: of the mode that the step is formed in.
     """
     return tuple(

@@ -30,6 +30,7 @@ from scheduler.paths import with_absolute_paths
 from scheduler.progress import Progress
 from scheduler.resolve import evaluation_data, model_spec, store_spec, training_data
 from scheduler.run_files import RunDirectory, latest_checkpoint
+from scheduler.start import Start, start_from
 from scheduler.supervising import Supervisor
 from worker.errors import DataError
 from worker.inference import saved_model
@@ -69,6 +70,7 @@ class JobSpecs:
     model: ModelSpec
     store: StoreSpec
     coordinator: CoordinatorSpec
+    init_checkpoint: str | None = None
 
 
 class Trainer:
@@ -134,12 +136,21 @@ class Trainer:
                 started = time.monotonic()
                 processes = launcher.create(_server_setups(specs, launcher.secret))
                 parts = _dense_parts(specs)
-                launcher.start_servers(processes, parts, self._init_checkpoint())
+                launcher.start_servers(
+                    processes,
+                    parts,
+                    specs.init_checkpoint,
+                    goes_on=specs.coordinator.start.goes_on,
+                )
                 self._reached("servers")
                 launcher.start_coordinator(
                     processes,
                     specs.coordinator,
-                    coordinator_faults(self.config, started=time.time()),
+                    coordinator_faults(
+                        self.config,
+                        started=time.time(),
+                        first_step=specs.coordinator.start.step,
+                    ),
                 )
                 self._reached("coordinator")
                 run.write_control(
@@ -175,10 +186,6 @@ class Trainer:
         """Note when the job's start got so far."""
         self._started_at[moment] = time.time()
 
-    def _init_checkpoint(self) -> str | None:
-        init_from = self.config.run.init_from
-        return None if init_from is None else str(latest_checkpoint(init_from))
-
 
 def resolve(config: JobConfig) -> JobSpecs:
     """Check a job against its files and its checkpoint, and derive every spec."""
@@ -196,15 +203,21 @@ def resolve(config: JobConfig) -> JobSpecs:
     evaluation_plan = None
     if config.data.eval is not None:
         evaluation_plan = make_plan(config.data.eval, evaluation_data(config))
+    start, init_checkpoint = Start(), None
     if config.run.init_from is not None:
         reader = CheckpointReader(latest_checkpoint(config.run.init_from))
+        init_checkpoint = str(reader.directory)
         check_fits(reader.store, store)
         _check_compositions(saved_model(reader).spec, model)
+        start = start_from(
+            reader, global_batch=config.global_batch, init_clock=config.run.init_clock
+        )
     coordinator = CoordinatorSpec(
         store=store,
         plan=_ledger_plan(plan, config.training.max_samples),
         evaluation_plan=None if evaluation_plan is None else _ledger_plan(evaluation_plan, None),
         mode="sync" if config.training.mode == "auto" else config.training.mode,
+        start=start,
         shifts=tuple(config.training.shifts),
         automatic=config.training.mode == "auto",
         policy=config.training.auto,
@@ -221,7 +234,7 @@ def resolve(config: JobConfig) -> JobSpecs:
         stall_seconds=config.cluster.stall_seconds,
     )
     _check_buffers(config, coordinator, model)
-    return JobSpecs(config, data, plan, evaluation_plan, model, store, coordinator)
+    return JobSpecs(config, data, plan, evaluation_plan, model, store, coordinator, init_checkpoint)
 
 
 def _check_compositions(saved: ModelSpec, wanted: ModelSpec) -> None:
@@ -311,7 +324,9 @@ def _server_setups(specs: JobSpecs, secret: bytes) -> list[ServerSetup]:
             max_contributions=2 * max_credits + 16,
             max_buffer_bytes=2 * cluster.buffer_bytes,
             compress=cluster.compress,
-            dies_at_step=kill_step(specs.config, "server", index),
+            dies_at_step=kill_step(
+                specs.config, "server", index, first_step=specs.coordinator.start.step
+            ),
         )
         for index in range(cluster.servers)
     ]
@@ -336,5 +351,5 @@ def _worker_setup(specs: JobSpecs, secret: bytes, processes: Processes) -> Worke
         options=LoopOptions(on_non_finite=config.training.on_non_finite),
         retry_seconds=config.cluster.retry_seconds,
         compress=config.cluster.compress,
-        faults=worker_faults(config, started=time.time()),
+        faults=worker_faults(config, started=time.time(), first_step=specs.coordinator.start.step),
     )

@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embedding.optimizer_spec import Adam
+from embedding.optimizers import step_scalars
 from embedding.spec import Eviction, Sgd, TableSpec
 from ps.messages import ANY_STEP, Record
 from ps.spec import StoreSpec
+from scheduler.clock import ClockState
 from scheduler.coordinator import Coordinator
 from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.coordinator_state import TrainingTime
@@ -29,6 +32,7 @@ from scheduler.events import (
     WorkerReported,
 )
 from scheduler.ledger import LedgerPlan
+from scheduler.start import Start
 from worker.protocol import Evaluation, Finished, Grant, Report, Token
 
 
@@ -101,6 +105,22 @@ def test_a_sync_step_is_its_batches_in_the_order_of_their_ids() -> None:
     assert [(e.batch_id, e.weight) for e in record.entries] == [(0, 1.0), (1, 1.0)]
     assert (record.step, record.divisor, record.low_water) == (0, 20, 2)
     assert record.scalars == ((0.5,), (0.25,))
+
+
+def test_a_job_that_goes_on_counts_steps_and_bias_corrections_from_where_it_begins() -> None:
+    adam = Adam(learning_rate=0.5)
+    store = replace(spec().store, tables=(), dense_optimizer=adam)
+    start = Start(step=7, clock=ClockState(value=3, samples=15), optimizer_steps=107)
+    job = Driver(spec(store=store, start=start))
+    for worker, token in enumerate([job.lease(0), job.lease(1)]):
+        job.finish(token, worker, pull_step=token.at_step)
+
+    (record,) = job.records
+    assert (record.step, record.clock, record.oldest_pull_step) == (7, 3, 7)
+    assert record.scalars == (step_scalars(adam, learning_rate=0.5, step=107, clock=3),)
+    assert job.coordinator.clock.state().samples == 15, "of 35"
+    assert job.coordinator.data_staleness.counts == {0: 2}
+    assert job.lease(0).at_step == 8
 
 
 def test_an_async_step_is_each_batch_as_it_ends() -> None:

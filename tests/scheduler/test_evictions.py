@@ -11,7 +11,7 @@ from scheduler.evictions import evictions_due
 def run(eviction: Eviction | None, steps: int, *, samples: int = 10) -> dict[int, TableEviction]:
     """What each step of a job evicts from its second table; G is 10."""
     tables = (TableSpec(name="a", dim=1), TableSpec(name="b", dim=16, eviction=eviction))
-    clock = ScheduleClock(10)
+    clock = ScheduleClock(10, remembered=10)
     found = {}
     for step in range(steps):
         before = clock.value
