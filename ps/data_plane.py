@@ -1,22 +1,48 @@
-"""The socket shell of a shard: one thread a connection, one lock around the state machine."""
+"""The socket shell of a shard: one thread a connection, many readers or one writer at a time.
 
+A connection's thread receives its requests one after another, makes their replies and writes them.
+Pulls read side by side; what only buffers (pushes, pulls that have to wait) goes on beside them,
+one at a time; records are applied alone. A pull that had to wait is handed back to its connection's
+thread once its step is reached. Replies that are made and not yet written take a bounded number of
+bytes: the next one is made when one of them has gone out.
+"""
+
+import contextlib
+import dataclasses
 import logging
 import os
+import select
 import signal
+import socket
+import struct
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 
+from ps.byte_budget import ByteBudget
 from ps.listener import Listener, Peer
-from ps.messages import Apply, Contribution, Pull, Reply, Request
+from ps.messages import Apply, ApplyReply, Contribution, Pull, Reply, Request
+from ps.read_write_lock import ReadWriteLock
 from ps.shard import Outgoing, Shard
 from ps.sockets import receive, send
 from ps.stage_times import StageTimes
+from ps.wake import Wake
 from ps.wire import WireError
 
 logger = logging.getLogger(__name__)
 
+STALLED_SECONDS = 20
 _STAGES: dict[type[Request], str] = {Pull: "pull", Contribution: "push", Apply: "apply"}
+
+
+class _Connection:
+    """A peer, and its pulls that need wait no longer: any thread adds, its own takes."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.ready: deque[Pull] = deque()
+        self.wake = Wake()
 
 
 class DataPlane:
@@ -24,9 +50,11 @@ class DataPlane:
 
     Args:
         shard: the state machine.
-        lock: held around every use of the shard, by others too.
+        lock: held exclusively where the shard's state is changed, shared where it is read.
         secret: what a peer must prove to know.
         compress: whether replies are compressed.
+        max_reply_bytes: of replies to pulls that are made and not yet written. A peer that takes
+            nothing of its reply for `STALLED_SECONDS` while others wait loses its connection.
         on_error: called with an exception that nobody else would see.
         dies_at_step: the process kills itself, on purpose, once the shard has reached that step;
             the message that led there is not answered.
@@ -36,9 +64,10 @@ class DataPlane:
         self,
         shard: Shard,
         *,
-        lock: threading.Lock,
+        lock: ReadWriteLock,
         secret: bytes,
         compress: bool = False,
+        max_reply_bytes: int = 1 << 28,
         on_error: Callable[[BaseException], None] | None = None,
         dies_at_step: int | None = None,
     ) -> None:
@@ -46,50 +75,85 @@ class DataPlane:
         self.lock = lock
         self.bytes_sent = 0
         self.bytes_received = 0
-        self._times = StageTimes(*_STAGES.values(), "other", "send")
-        self._begun_ns = time.perf_counter_ns()
+        self.replies = ByteBudget(max_reply_bytes)
+        self._times = StageTimes(*_STAGES.values(), "other", "send", "idle")
+        self._num_handled = 0  # messages in work
+        self._changed_ns = time.perf_counter_ns()  # when that became none, or any
         self._compress = compress
         self._on_error = on_error
         self._dies_at_step = dies_at_step
-        self._guard = threading.Lock()  # of what was sent
+        self._guard = threading.Lock()  # of figures and connections
+        self._buffering = threading.Lock()  # of what changes beside reads; the lock is held too
+        self._connections: dict[int, _Connection] = {}
         self.listener = Listener(f"shard {shard.index}", secret=secret, serve=self._serve)
 
     def stage_seconds(self) -> dict[str, float]:
-        """Return the seconds since the start by what the shard did; the lock is held.
+        """Return the seconds since the start by what the shard did.
 
-        `pull`, `push` (taking a contribution into the buffer), `apply` and `other` messages;
-        `idle`: none of them. `send` is the time of writing replies, in any thread, so it overlaps
-        the others.
+        `pull`, `push` (taking a contribution into the buffer), `apply` and `other` messages, each
+        in any number of threads; `idle`: none of them. `send` is the time of writing replies, so it
+        overlaps the others.
         """
-        seconds = self._times.seconds()
-        handling = sum(seconds.values()) - seconds["send"]
-        elapsed = (time.perf_counter_ns() - self._begun_ns) / 1e9
-        return {**seconds, "idle": elapsed - handling}
+        with self._guard:
+            if self._num_handled == 0:
+                self._count_idle()
+            return self._times.seconds()
 
     def close(self) -> None:
         """Stop listening and drop all connections; their threads end by themselves."""
         self.listener.close()
 
+    def hand_back(self) -> None:
+        """Let waiting pulls whose step is reached be answered; the lock is held exclusively."""
+        for sender, pull in self.shard.take_ready():
+            assert isinstance(sender, int)
+            with self._guard:
+                connection = self._connections.get(sender)
+            if connection is not None:
+                connection.ready.append(pull)
+                connection.wake.set()
+
+    # A connection's thread --------------------------------------------------------------------
+
     def _serve(self, peer: Peer) -> None:
+        connection = _Connection(peer)
+        with self._guard:
+            self._connections[peer.number] = connection
         try:
-            while (received := self._receive(peer)) is not None:
-                message, nbytes = received
-                with self.lock:
-                    self.bytes_received += nbytes
-                    with self._times.measure(_STAGES.get(type(message), "other")):
-                        outgoing = self.shard.handle(message, peer.number)
-                    self._die_if_due()
-                self._deliver(outgoing, peer)
+            for message in self._requests(connection):
+                self._answer(message, peer)
         except Exception as error:
             self._fail(error)
         finally:
-            self._drop(peer)
+            self._drop(connection)
 
-    def _die_if_due(self) -> None:
-        if self._dies_at_step is not None and self.shard.step >= self._dies_at_step:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def _requests(self, connection: _Connection) -> Iterator[Request]:
+        """Yield what the peer asks, new or after it had to wait, until it is gone."""
+        sock, wake = connection.peer.sock, connection.wake
+        # A write that the peer takes nothing of returns now and then, see `_write`.
+        limit = struct.pack("@ll", STALLED_SECONDS, 0)
+        poll = select.poll()
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            poll.register(sock, select.POLLIN)
+            poll.register(wake.sock, select.POLLIN)
+        except (OSError, ValueError):
+            return  # closed meanwhile
+        own = wake.sock.fileno()
+        while True:
+            events = poll.poll()
+            if any(descriptor == own for descriptor, _ in events):
+                wake.clear()
+            while connection.ready:
+                yield connection.ready.popleft()
+            if all(descriptor == own for descriptor, _ in events):
+                continue
+            message = self._receive(connection.peer)
+            if message is None:
+                return
+            yield message
 
-    def _receive(self, peer: Peer) -> tuple[Request, int] | None:
+    def _receive(self, peer: Peer) -> Request | None:
         """Return the next request; None where the peer is gone or sends what is none."""
         try:
             message, nbytes = receive(peer.sock)
@@ -100,39 +164,106 @@ class DataPlane:
             return None
         except OSError:
             return None  # the peer resends what it still wants on a new connection
-        return message, nbytes
+        with self._guard:
+            self.bytes_received += nbytes
+        return message
 
-    def _deliver(self, outgoing: list[Outgoing], own: Peer) -> None:
-        """Send replies; one for another peer gets a thread: that peer may not read for long."""
-        for out in outgoing:
-            assert isinstance(out.to, int)
-            peer = self.listener.peer(out.to)
-            if peer is own:
-                self._send(peer, out.reply)
-            elif peer is not None:
-                threading.Thread(target=self._send, args=(peer, out.reply), daemon=True).start()
+    def _answer(self, message: Request, peer: Peer) -> None:
+        if isinstance(message, Pull):
+            # Held until it is written; asked for before the lock, so that no write waits for it.
+            with self.replies.hold(self.shard.reply_bytes(message)):
+                self._write(self._handle(message, peer), peer)
+        else:
+            self._write(self._handle(message, peer), peer)
 
-    def _send(self, peer: Peer, reply: Reply) -> None:
+    def _handle(self, message: Request, peer: Peer) -> Reply | None:
+        if isinstance(message, Apply):
+            return self._apply(message, peer)
+        with self.lock.shared(), self._measure(_STAGES.get(type(message), "other")):
+            if isinstance(message, Pull):
+                reply = self.shard.answer(message)
+                if reply is not None:
+                    return reply
+            with self._buffering:
+                return _only(self.shard.handle(message, peer.number))
+
+    def _apply(self, message: Apply, peer: Peer) -> Reply | None:
+        """Apply the records of a message; readers get their turn after each."""
+        reply: Reply | None = None
+        for number in range(max(len(message.records), 1)):
+            one = dataclasses.replace(message, records=message.records[number : number + 1])
+            with self.lock.exclusive(), self._measure("apply"):
+                reply = _only(self.shard.handle(one, peer.number))
+                self._die_if_due()
+                self.hand_back()
+            if not isinstance(reply, ApplyReply):
+                break
+        return reply
+
+    def _die_if_due(self) -> None:
+        if self._dies_at_step is not None and self.shard.step >= self._dies_at_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _write(self, reply: Reply | None, peer: Peer) -> None:
+        """Write a reply, as fast as the peer takes it."""
+        if reply is None:
+            return
         began = time.perf_counter_ns()
         try:
-            with peer.sending:
-                sent = send(peer.sock, reply, compress=self._compress)
-        except OSError:
-            self._drop(peer)
-        except Exception as error:
-            self._drop(peer)
-            self._fail(error)
+            sent = send(peer.sock, reply, compress=self._compress, when_stalled=self._stalled)
+        except OSError as error:
+            if isinstance(error, TimeoutError):
+                logger.warning("shard %d drops a connection: %s", self.shard.index, error)
+            self.listener.drop(peer)  # so the thread finds that it is gone
         else:
             with self._guard:
                 self.bytes_sent += sent
                 self._times.add("send", time.perf_counter_ns() - began)
+
+    def _stalled(self) -> None:
+        if self.replies.is_short:
+            raise TimeoutError(
+                f"its peer took nothing of a reply for {STALLED_SECONDS} s while others wait"
+            )
+
+    def _drop(self, connection: _Connection) -> None:
+        number = connection.peer.number
+        self.listener.drop(connection.peer)
+        with self._guard:
+            self._connections.pop(number, None)
+        connection.wake.close()
+        with self.lock.shared(), self._buffering:
+            self.shard.disconnect(number)
+
+    # Figures ----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _measure(self, stage: str) -> Iterator[None]:
+        """Add the time that the block takes to a stage, and to `idle` what went before it."""
+        began = time.perf_counter_ns()
+        with self._guard:
+            if self._num_handled == 0:
+                self._count_idle()
+            self._num_handled += 1
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._num_handled -= 1
+                self._changed_ns = time.perf_counter_ns()
+                self._times.add(stage, self._changed_ns - began)
+
+    def _count_idle(self) -> None:
+        now = time.perf_counter_ns()
+        self._times.add("idle", now - self._changed_ns)
+        self._changed_ns = now
 
     def _fail(self, error: Exception) -> None:
         logger.error("shard %d failed at a message", self.shard.index, exc_info=error)
         if self._on_error is not None:
             self._on_error(error)
 
-    def _drop(self, peer: Peer) -> None:
-        self.listener.drop(peer)
-        with self.lock:
-            self.shard.disconnect(peer.number)
+
+def _only(outgoing: list[Outgoing]) -> Reply | None:
+    """Return the reply to a message, where it has one yet."""
+    return outgoing[0].reply if outgoing else None

@@ -13,6 +13,7 @@ from ps.checkpoint import CheckpointReader, FileEntry, write_shard
 from ps.data_plane import DataPlane
 from ps.digest import block_digests, bucket_digests
 from ps.memory import peak_rss_bytes
+from ps.read_write_lock import ReadWriteLock
 from ps.restore import start_shard_from
 from ps.shard import Shard
 from ps.side_by_side import Threads
@@ -30,6 +31,7 @@ class ServerSetup:
         index: number of the shard.
         secret: that peers must prove to know.
         max_contributions, max_buffer_bytes: limits of the gradient buffer.
+        max_reply_bytes: of replies to pulls that are made and not yet written.
         compress: whether replies are compressed.
         dies_at_step: the process kills itself, on purpose, once the shard has reached that step.
     """
@@ -39,6 +41,7 @@ class ServerSetup:
     secret: bytes = field(repr=False)
     max_contributions: int
     max_buffer_bytes: int
+    max_reply_bytes: int = 1 << 28
     compress: bool = False
     dies_at_step: int | None = None
 
@@ -50,7 +53,7 @@ class ShardServer:
         warm_up(setup.store)
         self._setup = setup
         self._node_id = node_id
-        self._lock = threading.Lock()
+        self._lock = ReadWriteLock()
         self._failed = threading.Event()
         self._failure: BaseException | None = None
         self._updates = Threads(2)
@@ -66,6 +69,7 @@ class ShardServer:
             lock=self._lock,
             secret=setup.secret,
             compress=setup.compress,
+            max_reply_bytes=setup.max_reply_bytes,
             on_error=self._fail,
             dies_at_step=setup.dies_at_step,
         )
@@ -81,18 +85,20 @@ class ShardServer:
 
     def initialize(self, recovery_epoch: int, dense: npt.NDArray[np.float32]) -> None:
         """Start a new job with empty tables and these dense parameters."""
-        with self._lock:
+        with self._lock.exclusive():
             self._shard.initialize(recovery_epoch, dense=dense)
+            self._plane.hand_back()
 
     def start_from(self, recovery_epoch: int, checkpoint: str, goes_on: bool = False) -> None:
         """Start a new job with this shard's part of a checkpoint, see `start_shard_from`."""
-        with self._lock:
+        with self._lock.exclusive():
             reader = CheckpointReader(checkpoint)
             start_shard_from(self._shard, reader, recovery_epoch=recovery_epoch, goes_on=goes_on)
+            self._plane.hand_back()
 
     def write_checkpoint(self, directory: str) -> list[FileEntry]:
         """Write this shard's files; the caller writes the manifest."""
-        with self._lock:
+        with self._lock.shared():
             return write_shard(
                 directory,
                 tables=self._shard.tables,
@@ -104,7 +110,7 @@ class ShardServer:
 
     def digests(self) -> tuple[dict[str, npt.NDArray[np.uint8]], list[bytes]]:
         """Return digests of this shard's buckets, by table, and of its dense blocks."""
-        with self._lock:
+        with self._lock.shared():
             tables = {
                 table.spec.name: bucket_digests(table, self._buckets)
                 for table in self._shard.tables
@@ -113,7 +119,7 @@ class ShardServer:
 
     def stats(self) -> dict[str, Any]:
         """Return what reports show of a server."""
-        with self._lock:
+        with self._lock.shared():
             tables = {
                 table.spec.name: {
                     "rows": len(table),
@@ -147,7 +153,7 @@ class ShardServer:
 
     def close(self) -> None:
         self._plane.close()
-        with self._lock:  # a message that came before may be under way
+        with self._lock.exclusive():  # a message that came before may be under way
             self._updates.close()
 
     @property

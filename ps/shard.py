@@ -1,8 +1,9 @@
 """The shard: one parameter server's part of a job, as a deterministic state machine.
 
-`handle(message, sender)` returns the replies to send. It knows no Ray, clock, socket or thread; a
-shell that runs it in threads holds a lock around it. Pulls never change anything, pushes only
-buffer, and records are the only writes, applied exactly in order.
+`handle(message, sender)` returns the replies to send. It knows no Ray, clock, socket or thread.
+Pulls never change anything, pushes only buffer, and records are the only writes, applied exactly in
+order. A shell that runs it in threads sees to it that nothing else runs beside a write; `answer`
+may run beside all that only buffers: pushes, pulls that have to wait, norms.
 """
 
 from collections import deque
@@ -62,7 +63,8 @@ class Shard:
     Args:
         spec: of the whole job.
         index: number of this shard.
-        max_contributions, max_buffer_bytes: limits of the gradient buffer.
+        max_contributions, max_buffer_bytes: limits of the gradient buffer; no more pulls than
+            contributions may wait.
         run_all: how updates that do not touch each other are run, see `ps.side_by_side`.
 
     Attributes:
@@ -120,12 +122,15 @@ class Shard:
         self.log.clear()
 
     def handle(self, message: Request, sender: Hashable) -> list[Outgoing]:
-        """Take one message; return the replies, this one's and those of pulls it set free."""
+        """Take one message; return its reply, or nothing where it is a pull that has to wait.
+
+        What has waited is answered when it is handled again, see `take_ready`.
+        """
+        if isinstance(message, Pull):
+            return self._pull(message, sender)
         refusal = self._refuse_early(message)
         if refusal is not None:
             return [Outgoing(sender, refusal)]
-        if isinstance(message, Pull):
-            return self._pull(message, sender)
         if isinstance(message, Contribution):
             return [Outgoing(sender, self._push(message))]
         if isinstance(message, DenseNorm):
@@ -139,6 +144,18 @@ class Shard:
     @property
     def num_parked(self) -> int:
         return len(self._parked)
+
+    def take_ready(self) -> list[tuple[Hashable, Pull]]:
+        """Take the waiting pulls that can be answered now, each with its sender.
+
+        They are handled as if they came now: one whose step has gone by meanwhile is superseded.
+        """
+        ready = [(sender, pull) for sender, pull in self._parked if not self._has_to_wait(pull)]
+        self._parked = [(s, pull) for s, pull in self._parked if self._has_to_wait(pull)]
+        return ready
+
+    def _has_to_wait(self, pull: Pull) -> bool:
+        return pull.recovery_epoch == self.recovery_epoch and self._is_ahead(pull)
 
     # Checks -----------------------------------------------------------------------------------
 
@@ -184,13 +201,32 @@ class Shard:
     # Reads ------------------------------------------------------------------------------------
 
     def _pull(self, pull: Pull, sender: Hashable) -> list[Outgoing]:
+        reply = self.answer(pull)
+        if reply is None:
+            if self.num_parked < self.buffer.max_contributions:
+                self._parked.append((sender, pull))
+                return []
+            text = f"{self.num_parked} pulls wait for a step, no more may"
+            reply = self._refusal(pull, "full", text)
+        return [Outgoing(sender, reply)]
+
+    def answer(self, pull: Pull) -> Reply | None:
+        """Return what a pull gets at the step of now, None where it has to wait; changes nothing.
+
+        Any number may run at once, not beside a write.
+        """
+        refusal = self._refuse_early(pull)
+        if refusal is not None:
+            return refusal
         if pull.at_step != ANY_STEP and pull.at_step < self.step:
             text = f"step {pull.at_step} was asked for, the shard is at {self.step}"
-            return [Outgoing(sender, self._refusal(pull, "superseded", text))]
-        if self._is_ahead(pull):
-            self._parked.append((sender, pull))
-            return []
-        return [Outgoing(sender, self._read(pull))]
+            return self._refusal(pull, "superseded", text)
+        return None if self._is_ahead(pull) else self._read(pull)
+
+    def reply_bytes(self, pull: Pull) -> int:
+        """Return what the arrays of the reply to a pull take at most."""
+        num_values = sum(n * d for n, d in zip(pull.table_sizes, self._dims, strict=False))
+        return 4 * (num_values + self.dense.size * pull.dense) + pull.keys.size
 
     def _is_ahead(self, pull: Pull) -> bool:
         return max(pull.at_step, pull.not_before) > self.step
@@ -243,16 +279,14 @@ class Shard:
     # The only write ---------------------------------------------------------------------------
 
     def _apply(self, message: Apply, sender: Hashable) -> list[Outgoing]:
-        out: list[Outgoing] = []
         for record in message.records:
             if record.step < self.step:
                 continue
             refusal = self._refuse_record(message, record)
             if refusal is not None:
-                return [*out, Outgoing(sender, refusal)]
+                return [Outgoing(sender, refusal)]
             self._apply_record(record)
-            out += self._answer_parked()
-        return [*out, Outgoing(sender, ApplyReply(message.request_id, self.step))]
+        return [Outgoing(sender, ApplyReply(message.request_id, self.step))]
 
     def _refuse_record(self, message: Apply, record: Record) -> Refusal | None:
         if record.step > self.step:
@@ -364,13 +398,3 @@ class Shard:
                     self.counts.gradients_of_evicted_keys += int(gone.sum())
             start += size
         return mask
-
-    def _answer_parked(self) -> list[Outgoing]:
-        ready = [(sender, pull) for sender, pull in self._parked if not self._is_ahead(pull)]
-        if not ready:
-            return []
-        self._parked = [(s, pull) for s, pull in self._parked if self._is_ahead(pull)]
-        out = []
-        for sender, pull in ready:
-            out += self._pull(pull, sender)
-        return out

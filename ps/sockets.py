@@ -126,12 +126,15 @@ def send(
     *,
     compress: bool = False,
     when_full: Callable[[], None] | None = None,
+    when_stalled: Callable[[], None] | None = None,
 ) -> int:
     """Send a message as one frame without copying its arrays; return the bytes sent.
 
     Args:
         when_full: called, again and again, while the socket takes no more; it waits until it may
             do so. Without it the call itself waits.
+        when_stalled: called each time that the socket has taken nothing for as long as its
+            SO_SNDTIMEO says, where it has one; it may raise OSError to end the waiting.
     """
     buffers = [memoryview(part) for part in encode(message, compress=compress)]
     total = sum(part.nbytes for part in buffers)
@@ -140,8 +143,9 @@ def send(
         try:
             sent = sock.sendmsg(buffers, (), flags)
         except BlockingIOError:
-            assert when_full is not None, "a socket without a timeout waits by itself"
-            when_full()
+            wait = when_full or when_stalled
+            assert wait is not None, "a socket without a timeout waits by itself"
+            wait()
             continue
         while buffers and sent >= buffers[0].nbytes:
             sent -= buffers.pop(0).nbytes

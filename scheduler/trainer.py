@@ -323,6 +323,7 @@ def _server_setups(specs: JobSpecs, secret: bytes) -> list[ServerSetup]:
             # Attempts of workers that died may stay until their batch is resolved.
             max_contributions=2 * max_credits + 16,
             max_buffer_bytes=2 * cluster.buffer_bytes,
+            max_reply_bytes=cluster.buffer_bytes // 4,
             compress=cluster.compress,
             dies_at_step=kill_step(
                 specs.config, "server", index, first_step=specs.coordinator.start.step

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from ps.client import Open
-from ps.messages import Apply, Contribution, Record, Reply, Request
+from ps.messages import Apply, Contribution, Pull, Record, Reply, Request
 from ps.shard import Outgoing, Shard
 from scheduler.simulation.world import AGAIN_SECONDS, World
 
@@ -102,11 +102,21 @@ class Network:
         known = connection.number in self._connections
         if connection.lost or not known or connection.shard in self.dead:
             return
-        outgoing = self.shards[connection.shard].handle(message, connection.number)
+        shard = self.shards[connection.shard]
+        outgoing = shard.handle(message, connection.number)
         self._observer.shard_took(connection.shard, connection.number, message, outgoing)
         for out in outgoing:
             assert isinstance(out.to, int)
             self._answer(self._connections.get(out.to), out.reply)
+        for sender, pull in shard.take_ready():
+            assert isinstance(sender, int)
+            self._hand_back(sender, pull)
+
+    def _hand_back(self, sender: int, pull: Pull) -> None:
+        """Let a pull that had to wait be answered some time later: others may come in between."""
+        connection = self._connections.get(sender)
+        if connection is not None:
+            self.world.queue.later(self.world.delay(), lambda: self._arrive(connection, pull))
 
     def _answer(self, connection: Connection | None, reply: Reply) -> None:
         if connection is None:

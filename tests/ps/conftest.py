@@ -14,6 +14,7 @@ import pytest
 
 from embedding.optimizers import step_scalars
 from embedding.spec import Adagrad, AdamAsync, CounterAdmission, Optimizer, Sgd, TableSpec
+from ps import sockets
 from ps.checkpoint import CheckpointReader, Manifest, write_manifest, write_shard
 from ps.client import Identity, Open, PsClient, PulledBatch
 from ps.data_plane import DataPlane
@@ -29,6 +30,7 @@ from ps.messages import (
     Record,
     Reply,
 )
+from ps.read_write_lock import ReadWriteLock
 from ps.restore import start_shard_from
 from ps.shard import Shard
 from ps.sockets import Address, connect
@@ -291,12 +293,20 @@ class ServedJob:
 
     secret = b"a secret of this job"
 
-    def __init__(self, job: SmallJob, *, network: bool = False, compress: bool = False) -> None:
+    def __init__(
+        self,
+        job: SmallJob,
+        *,
+        network: bool = False,
+        compress: bool = False,
+        max_reply_bytes: int = 1 << 28,
+    ) -> None:
         self.job = job
         self.errors: list[BaseException] = []
-        self.locks = [threading.Lock() for _ in job.shards]
+        self.locks = [ReadWriteLock() for _ in job.shards]
         self._network = network
         self._compress = compress
+        self._max_reply_bytes = max_reply_bytes
         self._clients: list[PsClient] = []
         self.planes = [self._serve(index) for index in range(len(job.shards))]
 
@@ -306,6 +316,7 @@ class ServedJob:
             lock=self.locks[index],
             secret=self.secret,
             compress=self._compress,
+            max_reply_bytes=self._max_reply_bytes,
             on_error=self.errors.append,
         )
 
@@ -416,6 +427,12 @@ def serve() -> Iterator[Callable[..., ServedJob]]:
     assert not [
         p.listener.path for one in served for p in one.planes if os.path.exists(p.listener.path)
     ]
+
+
+@pytest.fixture
+def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sockets that hold little, as on most machines, so that large frames have to wait."""
+    monkeypatch.setattr(sockets, "_SOCKET_BUFFER_BYTES", 64 << 10)
 
 
 def open_descriptors() -> int:

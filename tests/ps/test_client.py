@@ -324,7 +324,7 @@ def test_a_shard_that_drops_every_request_counts_as_lost(small_job: Any, serve: 
     def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    job.shards[0].handle = fail
+    job.shards[0].answer = fail
     with pytest.raises(ShardLostError, match="shard 0"):
         pull(client, job.unique([1], [2]))
 
@@ -346,12 +346,6 @@ def test_a_shard_of_another_job_counts_as_lost(small_job: Any, serve: Serve) -> 
 
 WIDE = (TableSpec(name="a", dim=64),)
 LARGE = range(20_000)  # 5 MB of rows
-
-
-@pytest.fixture
-def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sockets that hold little, as on most machines, so that large frames have to wait."""
-    monkeypatch.setattr(sockets, "_SOCKET_BUFFER_BYTES", 64 << 10)
 
 
 @pytest.mark.usefixtures("small_buffers")
@@ -385,7 +379,7 @@ def test_large_requests_pass_each_other_on_a_new_connection_too(
     unique = job.unique(LARGE)
     first = pull(client, unique)
 
-    with served.locks[0]:
+    with served.locks[0].exclusive():
         second = client.start_pull(unique, at_step=ANY_STEP)
         served.break_connections(0)
     pushed = job.start_push(client, first, 0)
@@ -419,15 +413,22 @@ def test_a_client_that_does_not_read_delays_nobody(small_job: Any, serve: Serve)
 def test_a_busy_shard_is_not_lost(
     small_job: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While it writes a checkpoint, say: longer than any time limit of a handshake."""
+    """While it applies a large step, say: longer than any time limit of a handshake."""
     job = small_job(WIDE)
     served = serve(job)
     monkeypatch.setattr(sockets, "HANDSHAKE_TIMEOUT_SECONDS", 0.1)
     client = served.client(retry_seconds=0.1)
     unique = job.unique(LARGE)
     first = pull(client, unique)
-    served.locks[0].acquire()
-    threading.Timer(0.6, served.locks[0].release).start()
+    held = threading.Event()
+
+    def hold() -> None:
+        with served.locks[0].exclusive():
+            held.set()
+            time.sleep(0.6)
+
+    threading.Thread(target=hold).start()
+    held.wait(5)
 
     pushes = [job.start_push(client, first, batch_id) for batch_id in range(3)]
     answer(client, *pushes)

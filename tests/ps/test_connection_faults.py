@@ -168,13 +168,14 @@ def test_whatever_comes_twice_is_taken_once(small_job: Any, serve: Serve) -> Non
     """Requests and replies are doubled, so each request has four replies."""
     good, bad = small_job(TABLES), small_job(TABLES)
     handled: list[tuple[str, int]] = []
-    handle = bad.shards[0].handle
+    shard = bad.shards[0]
+    answer_pull, handle = shard.answer, shard.handle
 
-    def count(message: Any, sender: Any) -> Any:
+    def count(message: Any, *sender: Any) -> Any:
         handled.append((type(message).__name__, message.request_id))
-        return handle(message, sender)
+        return handle(message, *sender) if sender else answer_pull(message)
 
-    bad.shards[0].handle = count
+    shard.answer = shard.handle = count
     client = client_of(serve(bad), ConnectionFault(kind="duplicate", probability=1.0))
 
     train(serve(good).client(), good, steps=3)
@@ -198,7 +199,7 @@ def test_a_reply_that_comes_again_changes_nothing_of_what_the_first_one_brought(
     unique = job.unique(range(100), [])
     job.push(0, range(100), [])
 
-    with served.locks[1]:
+    with served.locks[1].exclusive():
         pulled = client.start_pull(unique, at_step=ANY_STEP)
         while 0 in pulled.waiting:
             client.poll(1)

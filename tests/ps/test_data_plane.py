@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from embedding.spec import TableSpec
-from ps import listener, wire
+from ps import data_plane, listener, wire
 from ps.client import PsClient
 from ps.messages import ANY_STEP, Apply, PullReply, PushReply, Refusal
 from ps.sockets import connect, receive, send
@@ -181,7 +181,7 @@ def test_a_peer_that_leaves_loses_its_parked_pulls(small_job: Any, serve: Serve)
             until(lambda: job.shards[0].num_parked == 2)
         until(lambda: job.shards[0].num_parked == 1)
 
-        with served.locks[0]:
+        with served.locks[0].exclusive():
             assert isinstance(job.send(0, job.pull(0, job.unique([1]))), PullReply)
         send(stays, job.pull(0, job.unique([1]), request_id=9))
         assert receive(stays)[0].request_id == 9
@@ -198,7 +198,7 @@ def test_an_unexpected_failure_is_reported_and_not_taken_for_a_lost_peer(
         def fail(*_: object, error: Exception = error) -> None:
             raise error
 
-        job.shards[0].handle = fail
+        job.shards[0].answer = fail
         with served.connect(0) as sock:
             send(sock, job.pull(0, job.unique([1])))
             assert is_closed(sock)
@@ -287,10 +287,94 @@ def test_many_pulls_of_one_peer_are_all_answered(small_job: Any, serve: Serve) -
     assert not any(isinstance(reply, Refusal) for reply in replies)
 
 
+def test_pulls_and_pushes_are_answered_while_the_state_is_read(
+    small_job: Any, serve: Serve
+) -> None:
+    """By a digest or a checkpoint, say; records wait, and then everything goes on."""
+    job = small_job(TABLES)
+    served = serve(job)
+    unique = job.unique([1, 2])
+    with served.connect(0) as worker, served.connect(0) as coordinator:
+        for sock in (worker, coordinator):
+            sock.settimeout(5)
+        with served.locks[0].shared():
+            send(worker, job.pull(0, unique))
+            assert isinstance(receive(worker)[0], PullReply)
+            send(worker, job.contribution(0, unique))
+            assert isinstance(receive(worker)[0], PushReply)
+            send(worker, job.pull(0, unique, at_step=1))
+            until(lambda: job.shards[0].num_parked == 1)
+            send(coordinator, Apply(1, job.epoch, (job.record(0, 0),)))
+            until(lambda: len(served.locks[0]._waiting_writers) == 1)
+            assert job.shards[0].step == 0
+
+        assert receive(coordinator)[0].step == 1
+        assert receive(worker)[0].step == 1
+
+
+def test_parked_pulls_take_bounded_memory_and_no_threads_of_their_own(
+    small_job: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replies are made one after another as the sockets take them: one of 30 fits the bound."""
+    job = small_job(TABLES)
+    unique = job.unique(range(30_000))
+    size = job.shards[0].reply_bytes(job.pull(0, unique))
+    served = serve(job, max_reply_bytes=size)
+    made, at_once = [], []
+    read = job.shards[0].answer
+
+    def answer(pull: Any) -> Any:
+        at_once.append(served.planes[0].replies._held)
+        reply = read(pull)
+        if reply is not None:
+            made.append(pull.request_id)
+        return reply
+
+    job.shards[0].answer = answer
+    socks = [served.connect(0) for _ in range(30)]
+    for number, sock in enumerate(socks):
+        send(sock, job.pull(0, unique, request_id=number, at_step=1))
+    until(lambda: job.shards[0].num_parked == 30)
+    threads = threading.active_count()
+
+    with served.connect(0) as coordinator:
+        send(coordinator, Apply(1, job.epoch, (job.record(0),)))
+        assert receive(coordinator)[0].step == 1
+        assert threading.active_count() <= threads + 1, "the coordinator's connection has one"
+    replies = [receive(sock)[0] for sock in socks]
+
+    assert sorted(made) == list(range(30))
+    assert max(at_once) == size
+    assert [reply.request_id for reply in replies] == list(range(30))
+    assert {reply.step for reply in replies} == {1}
+    for sock in socks:
+        sock.close()
+
+
+@pytest.mark.usefixtures("small_buffers")
+def test_a_peer_that_reads_nothing_loses_its_connection_where_others_wait(
+    small_job: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(data_plane, "STALLED_SECONDS", 1)
+    job = small_job(TABLES)
+    unique = job.unique(range(100_000))
+    served = serve(job, max_reply_bytes=1)
+    with served.connect(0) as stopped, served.connect(0) as reads:
+        send(stopped, job.pull(0, unique))
+        until(lambda: served.planes[0].replies._held > 0)
+        time.sleep(1.5)
+        assert len(served.planes[0].listener.peers) == 2, "alone, it may take its time"
+
+        assert isinstance(ask(reads, job, [1]), PullReply)
+        assert is_closed(stopped)
+
+    assert "its peer took nothing of a reply for 1 s while others wait" in caplog.text
+    assert not served.errors
+
+
 def test_parked_pulls_and_direct_replies_of_one_peer_do_not_mix(
     small_job: Any, serve: Serve
 ) -> None:
-    """Both are sent by threads of their own, on one socket."""
     job = small_job(TABLES)
     served = serve(job)
     unique = job.unique(range(30_000))

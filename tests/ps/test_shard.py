@@ -217,20 +217,71 @@ def test_a_pull_of_a_later_step_is_answered_at_that_step(small_job: Any) -> None
     for batch_id in range(3):
         job.push(batch_id, [1], [5])
 
+    shard = job.shards[0]
     for step, sender in ((2, "two"), (1, "one")):
-        pull = job.pull(0, unique, at_step=step, request_id=step)
-        assert job.shards[0].handle(pull, sender) == []
-    records = [job.record(step, step) for step in range(3)]
-    out = job.shards[0].handle(Apply(7, job.epoch, tuple(records)), "coordinator")
+        assert shard.handle(job.pull(0, unique, at_step=step), sender) == []
+    assert shard.take_ready() == []
+    for step, sender in ((1, "one"), (2, "two")):
+        job.step(step - 1)
+        alone.train(step - 1, [1], [5])
+        ((to, pull),) = shard.take_ready()
+        reply = job.send(0, pull)
 
-    assert [(o.to, o.reply.request_id, o.reply.step) for o in out] == [
-        ("one", 1, 1),
-        ("two", 2, 2),
-        ("coordinator", 7, 3),
-    ]
-    alone.train(0, [1], [5])
-    assert out[0].reply.values.tobytes() == alone.send(0, alone.pull(0, unique)).values.tobytes()
-    assert job.shards[0].num_parked == 0
+        assert (to, reply.step) == (sender, step)
+        assert reply.values.tobytes() == alone.send(0, alone.pull(0, unique)).values.tobytes()
+    assert shard.num_parked == 0
+
+
+def test_a_waiting_pull_that_is_not_answered_before_the_next_step_is_superseded(
+    small_job: Any,
+) -> None:
+    job = small_job(TABLES)
+    unique = job.unique([1], [5])
+    for batch_id in range(2):
+        job.push(batch_id, [1], [5])
+    job.shards[0].handle(job.pull(0, unique, at_step=1, request_id=9), "worker")
+
+    job.step(0)
+    ((_, pull),) = job.shards[0].take_ready()
+    job.step(1)
+
+    reply = job.send(0, pull)
+    assert isinstance(reply, Refusal)
+    assert (reply.request_id, reply.reason) == (9, "superseded")
+
+
+def test_a_waiting_pull_learns_of_a_new_recovery_epoch(small_job: Any) -> None:
+    job = small_job(TABLES)
+    shard = job.shards[0]
+    shard.handle(job.pull(0, job.unique([1], []), at_step=9), "worker")
+
+    shard.unfence(job.epoch + 1, step=0)
+
+    replies = [job.send(0, pull) for _, pull in shard.take_ready()]
+    assert [reply.reason for reply in replies] == ["epoch"]
+
+
+def test_no_more_pulls_may_wait_than_the_buffer_holds_contributions(small_job: Any) -> None:
+    job = small_job(TABLES, max_contributions=2)
+    pull = job.pull(0, job.unique([1], []), at_step=1)
+    for _ in range(2):
+        assert job.shards[0].handle(pull, "worker") == []
+
+    reply = job.send(0, pull)
+
+    assert isinstance(reply, Refusal)
+    assert reply.reason == "full"
+    assert job.shards[0].num_parked == 2
+
+
+def test_the_size_of_a_reply_is_known_before_it_is_made(small_job: Any) -> None:
+    job = small_job(TABLES, dense_size=5000)
+    for dense in (True, False):
+        pull = job.pull(0, job.unique([1, 2], [5]), dense=dense)
+        reply = job.send(0, pull)
+
+        nbytes = reply.values.nbytes + reply.dense.nbytes + reply.admitted.nbytes
+        assert job.shards[0].reply_bytes(pull) == nbytes
 
 
 def test_a_pull_of_any_step_may_wait_for_the_first_that_suits_it(small_job: Any) -> None:
@@ -244,9 +295,12 @@ def test_a_pull_of_any_step_may_wait_for_the_first_that_suits_it(small_job: Any)
     assert job.shards[0].handle(pull, "worker") == []
     job.send(0, Apply(7, job.epoch, (job.record(0, 0),)))
     assert job.shards[0].num_parked == 1
-    out = job.shards[0].handle(Apply(8, job.epoch, (job.record(1, 1), job.record(2, 2))), "all")
+    assert job.shards[0].take_ready() == []
+    job.step(1)
+    assert job.shards[0].take_ready() == [("worker", pull)]
 
-    assert [(o.to, o.reply.step) for o in out] == [("worker", 2), ("all", 3)]
+    assert job.send(0, pull).step == 2
+    job.step(2)
     assert job.send(0, pull).step == 3  # a later one does as well
 
 
@@ -257,9 +311,9 @@ def test_a_parked_pull_of_a_peer_that_is_gone_is_forgotten(small_job: Any) -> No
         shard.handle(job.pull(0, job.unique([1], []), at_step=1), sender)
 
     shard.disconnect("leaves")
-    out = shard.handle(Apply(7, job.epoch, (job.record(0),)), "coordinator")
+    job.step()
 
-    assert [o.to for o in out] == ["stays", "coordinator"]
+    assert [sender for sender, _ in shard.take_ready()] == ["stays"]
 
 
 @pytest.mark.parametrize("at_step", [0, -2])

@@ -7,10 +7,8 @@ import pytest
 from embedding.mixing import buckets_of
 from embedding.spec import Constant, CounterAdmission, Sgd, TableSpec
 from ps.messages import (
-    Apply,
     ApplyReply,
     Entry,
-    PullReply,
     Refusal,
     TableEviction,
 )
@@ -168,13 +166,11 @@ def test_the_log_goes_back_to_what_others_may_lack_or_not_know(small_job: Any) -
 def test_a_list_is_applied_up_to_the_record_that_is_refused(small_job: Any) -> None:
     job, other = trained(small_job), trained(small_job)
     other.step(1)
-    job.shards[0].handle(job.pull(0, job.unique([1], []), at_step=2), "waits")
-
     records = (job.record(1, 1), job.record(2, Entry(9, 0, 1.0)), job.record(3))
-    out = job.shards[0].handle(Apply(3, job.epoch, records), "coordinator")
+    reply = job.apply(0, *records)
 
-    assert [(o.to, type(o.reply)) for o in out] == [("waits", PullReply), ("coordinator", Refusal)]
-    assert out[1].reply.reason == "missing"
+    assert isinstance(reply, Refusal)
+    assert reply.reason == "missing"
     assert job.shards[0].step == 2
     assert job.digest == other.digest
 

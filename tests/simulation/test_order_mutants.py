@@ -13,7 +13,7 @@ from scheduler.simulation.engine import Parts, SimulationError, run_scenario
 from scheduler.simulation.scenario import draw, with_orders
 from worker.protocol import Token
 
-SEEDS = 60
+SEEDS = 120
 
 # Shifts -------------------------------------------------------------------------------------------
 
