@@ -1,10 +1,12 @@
 """What a job's data can be: files by path, folder and pattern, and tables of Delta and Iceberg."""
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import parse_qs
 
 import numpy as np
 import numpy.typing as npt
@@ -93,6 +95,23 @@ class TableName:
         if options and split_url(path)[:2] == split_url(self.place)[:2]:
             return f"{path}?{options}"
         return f"{path}?" if "://" in path and "?" in path else path
+
+
+def s3_settings(options: str) -> dict[str, str]:
+    """Return `region` and `endpoint` of S3 as far as they are said, for packages with own clients.
+
+    Args:
+        options: of a URL, as pyarrow takes them; what they don't say comes from the environment.
+    """
+    given = {key: values[-1] for key, values in parse_qs(options).items()}
+    region = given.get("region") or os.environ.get("AWS_REGION")
+    endpoint = given.get("endpoint_override")
+    if endpoint and "://" not in endpoint:
+        endpoint = f"{given.get('scheme', 'https')}://{endpoint}"
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        endpoint = endpoint or os.environ.get(name)
+    found = {"region": region, "endpoint": endpoint}
+    return {key: value for key, value in found.items() if value}
 
 
 def table_name(pattern: str) -> TableName | None:

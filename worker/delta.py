@@ -5,14 +5,14 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from ps.storage import join_url, split_url
-from worker.data_files import DataFile, TableName
+from worker.data_files import DataFile, TableName, s3_settings
 from worker.table_columns import TableColumn, TableSchema, by_field_id, by_name
 
 # Those that are honoured below, or change nothing for a reader of rows.
@@ -106,14 +106,8 @@ def _column(field: pa.Field, mode: str) -> TableColumn:
 
 
 def _storage_options(options: str) -> dict[str, str]:
-    """What deltalake calls pyarrow's options of S3; other stores are set by the environment."""
-    given = {key: values[-1] for key, values in parse_qs(options).items()}
-    found = {}
-    if region := given.get("region"):
-        found["AWS_REGION"] = region
-    if endpoint := given.get("endpoint_override"):
-        scheme = given.get("scheme", "https")
-        found["AWS_ENDPOINT_URL"] = endpoint if "://" in endpoint else f"{scheme}://{endpoint}"
-        if found["AWS_ENDPOINT_URL"].startswith("http://"):
-            found["AWS_ALLOW_HTTP"] = "true"
+    names = {"region": "AWS_REGION", "endpoint": "AWS_ENDPOINT_URL"}
+    found = {names[key]: value for key, value in s3_settings(options).items()}
+    if found.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+        found["AWS_ALLOW_HTTP"] = "true"
     return found

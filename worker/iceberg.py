@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from ps.storage import join_url, open_filesystem, split_url
-from worker.data_files import DataFile, TableName
+from worker.data_files import DataFile, TableName, s3_settings
 from worker.footers import open_source
 from worker.table_columns import TableColumn, TableSchema, by_field_id
 
@@ -64,8 +63,9 @@ def _opened(name: TableName) -> tuple["Table", str]:
     scheme, _, path, options = split_url(name.place)
     place = name.place if scheme else os.path.abspath(os.path.expanduser(path))
     metadata = place if path.endswith(_METADATA) else _newest_metadata(name, place)
+    settings = {f"s3.{key}": value for key, value in s3_settings(options).items()}
     bare = metadata.partition("?")[0] if scheme else metadata
-    return StaticTable.from_metadata(bare, _properties(options)), place
+    return StaticTable.from_metadata(bare, settings), place
 
 
 def _newest_metadata(name: TableName, place: str) -> str:
@@ -182,15 +182,3 @@ def _partition_values(table: "Table", file: "ListedFile") -> dict[str, Any]:
         for at, field in enumerate(spec.fields)
         if isinstance(field.transform, IdentityTransform)
     }
-
-
-def _properties(options: str) -> dict[str, str]:
-    """What pyiceberg calls pyarrow's options of S3; other stores are set by the environment."""
-    given = {key: values[-1] for key, values in parse_qs(options).items()}
-    found = {}
-    if region := given.get("region"):
-        found["s3.region"] = region
-    if endpoint := given.get("endpoint_override"):
-        scheme = given.get("scheme", "https")
-        found["s3.endpoint"] = endpoint if "://" in endpoint else f"{scheme}://{endpoint}"
-    return found

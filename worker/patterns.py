@@ -26,12 +26,12 @@ from ps.storage import (
 NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 """The value in a folder's name that stands for null."""
 
-_NUMBER = re.compile("([0-9]+)")
+_NUMBER = re.compile("[0-9]+")
 _DELTA, _ICEBERG, _HUDI = "_delta_log", "metadata", ".hoodie"
 _MARKS = (_DELTA, _ICEBERG, _HUDI)
 
 
-def expand(patterns: Sequence[str]) -> list[str]:
+def expand(patterns: Sequence[str], plain: set[str] | None = None) -> list[str]:
     """Return the files that patterns name.
 
     A pattern is a file; a folder, which stands for its `*.parquet` or, where it has none, for those
@@ -39,6 +39,10 @@ def expand(patterns: Sequence[str]) -> list[str]:
     A name that exists is meant by it: `day[1]/a.parquet` is that file where there is one. In a URL
     `?` begins the options and is no wildcard. Wildcards match files only, and no name that begins
     with `.` or `_`.
+
+    Args:
+        patterns: in the order in which their files are wanted.
+        plain: folders that are known not to be tables; is added to, so that each is asked once.
 
     Returns:
         Absolute paths and URLs that `open_filesystem` takes: those of each pattern in
@@ -50,19 +54,23 @@ def expand(patterns: Sequence[str]) -> list[str]:
     """
     if isinstance(patterns, str):
         patterns = [patterns]
-    return [path for pattern in patterns for path in _files(pattern)]
+    plain = set() if plain is None else plain
+    return [path for pattern in patterns for path in _files(pattern, plain)]
 
 
-def natural_order(path: str) -> tuple[list[tuple[int, int]], str]:
+def natural_order(path: str) -> tuple[str, str]:
     """Return what paths are sorted by: as text, but each run of digits as one number.
 
     So `part.2` comes before `part.10`. Beside any other character a number stands where its digits
     would; paths that are equal but for leading zeros are sorted as text.
     """
-    key: list[tuple[int, int]] = []
-    for at, run in enumerate(_NUMBER.split(path)):
-        key += [(ord("0"), int(run))] if at % 2 else [(ord(c), 0) for c in run]
-    return key, path
+
+    def number(run: re.Match[str]) -> str:
+        # Begins like any digit; of two numbers the one with more digits is the larger one.
+        digits = run[0].lstrip("0")
+        return f"0{chr(len(digits))}{digits}"
+
+    return _NUMBER.sub(number, path), path
 
 
 def folder_values(path: str) -> dict[str, str | None]:
@@ -125,8 +133,9 @@ class _Folder:
 class _Search:
     """The search for the files of one pattern."""
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, plain: set[str]) -> None:
         self._pattern = pattern
+        self._plain = plain
         self._scheme, authority, path, options = split_url(pattern)
         self._path = path if self._scheme else os.path.abspath(os.path.expanduser(path))
         self._prefix = f"{self._scheme}://{authority}" if self._scheme else ""
@@ -215,16 +224,17 @@ class _Search:
 
     def _refuse_tables(self, base: _Folder, paths: list[str]) -> None:
         for folder in (*base.and_above(), *self._perhaps_tables):
+            written = self._written(folder.path)
             inside = f"{folder.path.rstrip('/')}/"
-            if not any(path.startswith(inside) for path in paths):
+            if written in self._plain or not any(path.startswith(inside) for path in paths):
                 continue
             try:
                 table = folder.table()
             except (OSError, pa.ArrowException):  # no right to look there
-                continue
+                table = None
             if table is None:
+                self._plain.add(written)
                 continue
-            written = self._written(folder.path)
             kind, remedy = {
                 _DELTA: ("Delta", f"Write delta://{written} to read the table"),
                 _ICEBERG: ("Iceberg", f"Write iceberg://{written} to read the table"),
@@ -240,9 +250,9 @@ class _Search:
             raise StorageError(self._pattern, problem, remedy)
 
 
-def _files(pattern: str) -> list[str]:
+def _files(pattern: str, plain: set[str]) -> list[str]:
     try:
-        return _Search(pattern).files()
+        return _Search(pattern, plain).files()
     except StorageError:
         raise
     except (OSError, pa.ArrowException) as error:

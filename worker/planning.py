@@ -78,10 +78,11 @@ def find_files(patterns: Sequence[str]) -> list[DataFile]:
         StorageError: a pattern names no file; a store or a table can't be read.
     """
     found: list[DataFile] = []
+    plain: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         table = table_name(pattern)
         if table is None:
-            found += map(file_of_folders, expand([pattern]))
+            found += map(file_of_folders, expand([pattern], plain))
         else:
             found += delta_files(table) if table.format == "delta" else iceberg_files(table)
     return found

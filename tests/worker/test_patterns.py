@@ -9,7 +9,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import fs as pafs
 
 from ps.storage import NoSuchFileError, StorageError, open_filesystem
-from worker.patterns import expand, folder_values, natural_order
+from worker.patterns import _Folder, expand, folder_values, natural_order
 
 
 @pytest.fixture
@@ -271,3 +271,20 @@ def test_a_folder_of_metadata_alone_makes_no_table(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").touch()
 
     assert relative(tmp_path, "") == ["a.parquet"]
+
+
+def test_folders_are_asked_once_whether_they_are_tables(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    table = _Folder.table
+
+    def counted(folder: _Folder) -> str | None:
+        asked.append(folder.path)
+        return table(folder)
+
+    monkeypatch.setattr(_Folder, "table", counted)
+    expand([f"{tree}/a.parquet", f"{tree}/b.parquet", f"{tree}/**/*.parquet"])
+
+    assert str(tree) in asked
+    assert len(asked) == len(set(asked))
