@@ -27,6 +27,14 @@ class GradientBuffer:
         self._resolved: set[int] = set()
         self._discarded: set[tuple[int, int]] = set()
 
+    def clear(self) -> None:
+        """Forget everything: another history begins."""
+        self.low_water = 0
+        self.nbytes = 0
+        self._held.clear()
+        self._resolved.clear()
+        self._discarded.clear()
+
     def __len__(self) -> int:
         return len(self._held)
 

@@ -197,7 +197,7 @@ class PsClient:
             evaluate: read as serving does, where nothing of the batch is counted.
         """
         request_id = self._new_id()
-        held = self._dense.latest() if dense else None
+        held = self._dense.latest(self.recovery_epoch) if dense else None
         messages: dict[int, Request] = {}
         for shard in range(self.spec.num_shards):
             part = slice(unique.key_starts[shard], unique.key_starts[shard + 1])
@@ -211,6 +211,7 @@ class PsClient:
                 counts=np.empty(0, np.uint32) if evaluate else unique.counts[part],
                 dense=dense,
                 dense_step=-1 if held is None else int(held.steps[shard]),
+                dense_epoch=self.recovery_epoch,
                 not_before=not_before,
             )
         pulled = PulledBatch(
@@ -402,11 +403,10 @@ class PsClient:
         self, pulled: PulledBatch, shard: int, header: Header
     ) -> npt.NDArray[np.float32]:
         """Return where a shard's dense parameters go; empty where it rightly sends none."""
-        unchanged = pulled.held is None or header.scalars["step"] == pulled.held.steps[shard]
-        if unchanged:
+        if pulled.held is None or header.scalars["step"] == pulled.held.steps[shard]:
             return np.empty(0, np.float32)
         if pulled.received is None:
-            pulled.received = self._dense.new(pulled.steps)
+            pulled.received = self._dense.new(pulled.steps, pulled.held.recovery_epoch)
         return pulled.received.values[slice(*self.spec.dense_range(shard))]
 
     def _reconnect(self, shard: int, cause: OSError) -> None:

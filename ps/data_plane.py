@@ -193,9 +193,11 @@ class DataPlane:
         for number in range(max(len(message.records), 1)):
             one = dataclasses.replace(message, records=message.records[number : number + 1])
             with self.lock.exclusive(), self._measure("apply"):
-                reply = _only(self.shard.handle(one, peer.number))
-                self._die_if_due()
-                self.hand_back()
+                try:
+                    reply = _only(self.shard.handle(one, peer.number))
+                    self._die_if_due()
+                finally:
+                    self.hand_back()  # of a dead shard, too: who waits is to hear of it
             if not isinstance(reply, ApplyReply):
                 break
         return reply

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from embedding.finite import all_finite
 from embedding.optimizers import rule_for
 from ps.merge import add_weighted
 from ps.messages import Contribution
@@ -20,6 +21,7 @@ class DenseBlocks:
     Attributes:
         rows: float32[blocks, BLOCK_SIZE + sum of the slots' widths].
         first_block: number of the first block.
+        num_non_finite: updates of a block that were left out, see `apply`.
     """
 
     def __init__(self, spec: StoreSpec, shard: int) -> None:
@@ -29,6 +31,7 @@ class DenseBlocks:
         self.size = stop - first
         num_blocks = last - self.first_block
         self.rows = np.zeros((num_blocks, self.rule.row_width(BLOCK_SIZE)), np.float32)
+        self.num_non_finite = 0
         self._positions = np.arange(num_blocks)
         self._sum = np.zeros(num_blocks * BLOCK_SIZE, np.float32)
 
@@ -59,9 +62,18 @@ class DenseBlocks:
         scale: np.float32,
         scalars: npt.NDArray[np.float64],
     ) -> None:
-        """Sum the dense gradients left to right and update every block."""
+        """Sum the dense gradients left to right and update every block.
+
+        Finite gradients may have a sum that is not. A block where it is stays as it is, and is
+        counted: what tables do with rows, and the same for any number of shards.
+        """
         for blocks, gradients in self._gradients(contributions, weights):
-            self.rule.update(self.rows, self._positions[blocks], gradients, scale, scalars)
+            positions = self._positions[blocks]
+            if not all_finite(gradients):
+                finite = np.isfinite(gradients).all(axis=1)
+                positions = np.where(finite, positions, -1)
+                self.num_non_finite += int(np.count_nonzero(~finite))
+            self.rule.update(self.rows, positions, gradients, scale, scalars)
 
     def _gradients(
         self, contributions: Sequence[Contribution], weights: Sequence[float]

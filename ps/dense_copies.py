@@ -16,11 +16,13 @@ class DenseCopy:
     Args:
         values: float32[dense parameters].
         steps: int64[shards], the step of each shard's part; -1 where there is none.
+        recovery_epoch: whose steps these are.
         users: how many keep it: pulls that asked with it or got it, and the client.
     """
 
     values: npt.NDArray[np.float32]
     steps: npt.NDArray[np.int64]
+    recovery_epoch: int
     users: int = 1
 
 
@@ -30,14 +32,20 @@ class DenseCopies:
     def __init__(self, spec: StoreSpec) -> None:
         self._spec = spec
         self._free = FreeList(np.float32)
-        self._latest = self.new(np.full(spec.num_shards, -1))
+        self._latest = self._of_no_step(0)
 
-    def new(self, steps: npt.NDArray[np.int64]) -> DenseCopy:
+    def new(self, steps: npt.NDArray[np.int64], recovery_epoch: int) -> DenseCopy:
         """Return a copy of arbitrary values, for the caller."""
-        return DenseCopy(self._free.take(self._spec.dense_size), steps)
+        return DenseCopy(self._free.take(self._spec.dense_size), steps, recovery_epoch)
 
-    def latest(self) -> DenseCopy:
-        """Return the copy of the last answer, for one more user."""
+    def latest(self, recovery_epoch: int) -> DenseCopy:
+        """Return the copy of the last answer, for one more user.
+
+        One of another recovery epoch is forgotten: there a step of its number is another one.
+        """
+        if self._latest.recovery_epoch != recovery_epoch:
+            self.drop(self._latest)
+            self._latest = self._of_no_step(recovery_epoch)
         self._latest.users += 1
         return self._latest
 
@@ -62,6 +70,9 @@ class DenseCopies:
         self.drop(self._latest)
         self._latest = received
         return received
+
+    def _of_no_step(self, recovery_epoch: int) -> DenseCopy:
+        return self.new(np.full(self._spec.num_shards, -1), recovery_epoch)
 
     def drop(self, copy: DenseCopy) -> None:
         """Say that one user less needs a copy."""

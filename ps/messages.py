@@ -21,6 +21,7 @@ ANY_STEP = -1
 
 RefusalReason = Literal[
     "fenced",  # the shard is not initialised
+    "dead",  # the shard failed in the middle of a step
     "epoch",  # the message is of another recovery epoch
     "routing",  # keys were sliced by another routing table
     "superseded",  # the batch was applied, discarded, or is below the low-water mark
@@ -42,8 +43,9 @@ class Pull:
         keys: int64[n], distinct within a table.
         counts: uint32[n], occurrences in the batch; empty for evaluation, which counts as 0.
         dense: whether the shard's dense parameters are wanted too.
-        dense_step: at which step the sender has them already, -1: at none. They are left out of
-            an answer of that step.
+        dense_step, dense_epoch: at which step of which recovery epoch the sender has them already,
+            -1: at none. They are left out of an answer of that step, as two epochs may have other
+            histories before it.
         not_before: the earliest step that may be read, which is waited for, or ANY_STEP.
     """
 
@@ -56,6 +58,7 @@ class Pull:
     counts: UInt32s
     dense: bool
     dense_step: int = -1
+    dense_epoch: int = -1
     not_before: int = ANY_STEP
 
 

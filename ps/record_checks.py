@@ -29,6 +29,8 @@ def what_is_wrong(record: Record, spec: StoreSpec) -> str | None:
     expected = [rule_for(optimizer, sparse=True).num_scalars for optimizer in spec.optimizers]
     if [len(numbers) for numbers in record.scalars] != expected:
         return f"its scalars are not those of the {len(expected)} optimizers"
+    if not all(math.isfinite(number) for numbers in record.scalars for number in numbers):
+        return f"a scalar of an optimizer is not finite: {record.scalars}"
     return None
 
 

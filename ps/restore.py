@@ -83,7 +83,7 @@ def start_shard_from(
     if not goes_on:
         _start_time_anew(shard.dense.rule, BLOCK_SIZE, blocks[:, BLOCK_SIZE:])
     shard.dense.restore(blocks)
-    shard.unfence(recovery_epoch, step=reader.manifest.step if goes_on else 0)
+    shard.enter(recovery_epoch, step=reader.manifest.step if goes_on else 0)
 
 
 def _start_time_anew(rule: OptimizerRule, dim: int, slots: npt.NDArray[np.float32]) -> None:

@@ -99,6 +99,7 @@ class ShardServer:
     def write_checkpoint(self, directory: str) -> list[FileEntry]:
         """Write this shard's files; the caller writes the manifest."""
         with self._lock.shared():
+            self._shard.check_alive()
             return write_shard(
                 directory,
                 tables=self._shard.tables,
@@ -111,6 +112,7 @@ class ShardServer:
     def digests(self) -> tuple[dict[str, npt.NDArray[np.uint8]], list[bytes]]:
         """Return digests of this shard's buckets, by table, and of its dense blocks."""
         with self._lock.shared():
+            self._shard.check_alive()
             tables = {
                 table.spec.name: bucket_digests(table, self._buckets)
                 for table in self._shard.tables
@@ -134,6 +136,7 @@ class ShardServer:
             return {
                 "step": self._shard.step,
                 "tables": tables,
+                "dense_non_finite": self._shard.dense.num_non_finite,
                 "contributions_superseded": counts.contributions_superseded,
                 "gradients_of_evicted_keys": counts.gradients_of_evicted_keys,
                 "bytes_sent": self._plane.bytes_sent,

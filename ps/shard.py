@@ -16,6 +16,7 @@ import numpy.typing as npt
 from embedding.linking import make_variables
 from ps.buffer import GradientBuffer
 from ps.dense import DenseBlocks
+from ps.evicted_keys import EvictedKeys
 from ps.merge import merge
 from ps.messages import (
     ANY_STEP,
@@ -58,7 +59,9 @@ class ShardCounts:
 class Shard:
     """Tables, dense blocks, gradient buffer and record log of one parameter server.
 
-    A new shard is fenced: it refuses everything until `initialize` gives it its first state.
+    A new shard is fenced: it refuses everything until `initialize` gives it its first state. One
+    that failed in the middle of a step is dead: some of its tables may have made that step and
+    others not, so it refuses everything for ever.
 
     Args:
         spec: of the whole job.
@@ -69,6 +72,7 @@ class Shard:
 
     Attributes:
         log: the latest records, see `_remember`.
+        dead: why the shard is dead, None as long as it is not.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Shard:
         self.buffer = GradientBuffer(
             max_contributions=max_contributions, max_bytes=max_buffer_bytes
         )
+        self.dead: str | None = None
         self.recovery_epoch: int | None = None
         self.routing_version = 0
         self.step = 0
@@ -98,8 +103,7 @@ class Shard:
         self._dims = [table.dim for table in spec.tables]
         self._slots_of = [spec.optimizers.index(table.optimizer) for table in spec.tables]
         self._dense_scalars = spec.optimizers.index(spec.dense_optimizer)
-        # Keys by the step that evicted them, one dict a table, for late gradients.
-        self._evicted: list[dict[int, npt.NDArray[np.int64]]] = [{} for _ in spec.tables]
+        self._evicted = [EvictedKeys() for _ in spec.tables]
 
     @property
     def fenced(self) -> bool:
@@ -113,13 +117,26 @@ class Shard:
         if dense.shape != (last - first,):
             raise ValueError(f"dense must have shape ({last - first},), got {dense.shape}")
         self.dense.initialize(dense)
-        self.unfence(recovery_epoch, step=step)
+        self.enter(recovery_epoch, step=step)
 
-    def unfence(self, recovery_epoch: int, *, step: int) -> None:
-        """Answer from now on, at `step`, in this recovery epoch; the state was set before."""
+    def enter(self, recovery_epoch: int, *, step: int) -> None:
+        """Answer from now on, at `step`, in this recovery epoch; the state was set before.
+
+        What belongs to another history goes: contributions, evictions, records. Pulls that wait
+        are told when they are handled again.
+        """
+        self.check_alive()
         self.recovery_epoch = recovery_epoch
         self.step = step
+        self.buffer.clear()
         self.log.clear()
+        for evicted in self._evicted:
+            evicted.clear()
+
+    def check_alive(self) -> None:
+        """Raise RuntimeError where the shard is dead: what it holds is of no step."""
+        if self.dead is not None:
+            raise RuntimeError(f"shard {self.index} is dead: {self.dead}")
 
     def handle(self, message: Request, sender: Hashable) -> list[Outgoing]:
         """Take one message; return its reply, or nothing where it is a pull that has to wait.
@@ -155,11 +172,14 @@ class Shard:
         return ready
 
     def _has_to_wait(self, pull: Pull) -> bool:
-        return pull.recovery_epoch == self.recovery_epoch and self._is_ahead(pull)
+        lives_on = self.dead is None and pull.recovery_epoch == self.recovery_epoch
+        return lives_on and self._is_ahead(pull)
 
     # Checks -----------------------------------------------------------------------------------
 
     def _refuse_early(self, message: Request) -> Refusal | None:
+        if self.dead is not None:
+            return self._refusal(message, "dead", self.dead)
         if self.fenced:
             return self._refusal(message, "fenced", "it has no state yet")
         if message.recovery_epoch != self.recovery_epoch:
@@ -246,7 +266,8 @@ class Shard:
                 step=self.step,
             )
             start, value_start = stop, value_stop
-        wanted = pull.dense and pull.dense_step != self.step
+        has_them = (pull.dense_epoch, pull.dense_step) == (self.recovery_epoch, self.step)
+        wanted = pull.dense and not has_them
         dense = self.dense.vector if wanted else np.empty(0, np.float32)
         return PullReply(pull.request_id, self.step, values, dense, admitted)
 
@@ -285,7 +306,11 @@ class Shard:
             refusal = self._refuse_record(message, record)
             if refusal is not None:
                 return [Outgoing(sender, refusal)]
-            self._apply_record(record)
+            try:
+                self._apply_record(record)
+            except BaseException as error:
+                self.dead = f"step {record.step} failed halfway: {error!r}"
+                raise
         return [Outgoing(sender, ApplyReply(message.request_id, self.step))]
 
     def _refuse_record(self, message: Apply, record: Record) -> Refusal | None:
@@ -313,11 +338,9 @@ class Shard:
                 evict_first=eviction.evict_first,
             )
             self.counts.evicted += keys.size
-            if keys.size:
-                self._evicted[eviction.table][record.step] = keys
+            self._evicted[eviction.table].add(record.step, keys)
         for evicted in self._evicted:
-            for step in [s for s in evicted if s < record.oldest_pull_step]:
-                del evicted[step]
+            evicted.forget(before=record.oldest_pull_step)
         self.buffer.settle(record)
         self._remember(record)
         self.step += 1
@@ -388,10 +411,9 @@ class Shard:
         mask: npt.NDArray[np.uint8] | None = None
         start = 0
         for evicted, size in zip(self._evicted, contribution.table_sizes, strict=True):
-            late = [keys for step, keys in evicted.items() if step >= contribution.pull_step]
-            if late and size:
+            if size and len(evicted):
                 keys = contribution.keys[start : start + size]
-                gone = np.isin(keys, np.concatenate(late))
+                gone = evicted.evicted_since(contribution.pull_step, keys)
                 if gone.any():
                     mask = np.ones(contribution.keys.size, np.uint8) if mask is None else mask
                     mask[start : start + size][gone] = 0

@@ -193,6 +193,7 @@ def make_result(
         "staleness": staleness(status),
         "dropped_contributions": status.batches["dropped"],
         "reissued_batches": status.batches["reissued"],
+        "dense_non_finite": sum(s["dense_non_finite"] for s in servers),
         "gradients_of_evicted_keys": sum(s["gradients_of_evicted_keys"] for s in servers),
         "ledger": status.batches,
         "worker_restarts": worker_restarts,

@@ -152,3 +152,31 @@ def test_rows_are_restored_with_their_slots() -> None:
 def test_a_negative_number_of_parameters_is_refused() -> None:
     with pytest.raises(ValueError, match="dense_size must be >= 0, got -1"):
         spec(-1, 1, Sgd())
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 3])
+def test_a_sum_that_is_not_finite_leaves_its_block_as_it_is_on_any_number_of_shards(
+    num_shards: int,
+) -> None:
+    size, huge = 3 * BLOCK_SIZE, np.float32(3e38)
+    store = spec(size, num_shards, Adagrad())
+    gradient = np.ones(size, np.float32)
+    gradient[BLOCK_SIZE + 5] = huge  # finite, but not twice that
+    parts = []
+    left_out = 0
+    for shard in range(num_shards):
+        part = slice(*store.dense_range(shard))
+        dense = DenseBlocks(store, shard)
+        dense.initialize(np.zeros(part.stop - part.start, np.float32))
+        batches = [contribution(gradient[part].copy())] * 2
+        scalars = np.array(step_scalars(Adagrad(), learning_rate=0.1, step=0))
+        dense.apply(batches, [1.0, 1.0], scale=np.float32(0.5), scalars=scalars)
+        parts.append(dense.rows)
+        left_out += dense.num_non_finite
+    rows = np.concatenate(parts)
+
+    assert left_out == 1
+    assert np.isfinite(rows).all()
+    assert not rows[1, :BLOCK_SIZE].any(), "the parameters of that block have not moved"
+    assert (rows[1, BLOCK_SIZE:] == rows[1, BLOCK_SIZE]).all(), "nor have its slots"
+    assert (rows[[0, 2], :BLOCK_SIZE] < 0).all()

@@ -190,7 +190,9 @@ def test_parameters_are_not_sent_to_who_has_those_of_this_step(small_job: Any) -
     job.train(0, [1], [])
 
     def size(dense_step: int) -> int:
-        pull = replace(job.pull(0, job.unique([1], [])), dense_step=dense_step)
+        pull = replace(
+            job.pull(0, job.unique([1], [])), dense_step=dense_step, dense_epoch=job.epoch
+        )
         return job.send(0, pull).dense.size
 
     assert [size(step) for step in (-1, 0, 1, 2)] == [job.spec.dense_size] * 2 + [0] + [
@@ -255,7 +257,7 @@ def test_a_waiting_pull_learns_of_a_new_recovery_epoch(small_job: Any) -> None:
     shard = job.shards[0]
     shard.handle(job.pull(0, job.unique([1], []), at_step=9), "worker")
 
-    shard.unfence(job.epoch + 1, step=0)
+    shard.enter(job.epoch + 1, step=0)
 
     replies = [job.send(0, pull) for _, pull in shard.take_ready()]
     assert [reply.reason for reply in replies] == ["epoch"]

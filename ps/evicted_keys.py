@@ -1,0 +1,73 @@
+"""The keys that were evicted from a table a short while ago, for gradients that come late."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Evicted keys in ascending order, each once, and the step that evicted it last.
+
+    Args:
+        keys, steps: int64[n].
+        newest: the latest of the steps.
+    """
+
+    keys: Int64Array
+    steps: Int64Array
+    newest: int
+
+
+class EvictedKeys:
+    """Keys by the step that evicted them, 16 bytes each.
+
+    They are kept in sorted runs, each less than half as long as the one before it, so that a
+    look-up is a few binary searches however many evictions are remembered.
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[_Run] = []
+        self._forgotten_before = 0
+
+    def __len__(self) -> int:
+        """Keys that are held; one may count once for every run."""
+        return sum(run.keys.size for run in self._runs)
+
+    def add(self, step: int, keys: Int64Array) -> None:
+        """Remember that a step, later than those before it, evicted keys, int64[n], each once."""
+        if keys.size == 0:
+            return
+        run = _Run(np.sort(keys), np.full(keys.size, step, np.int64), step)
+        while self._runs and self._runs[-1].keys.size < 2 * run.keys.size:
+            run = self._merged(self._runs.pop(), run)
+        self._runs.append(run)
+
+    def forget(self, *, before: int) -> None:
+        """Forget evictions of steps before one; nobody may ask for them any more."""
+        self._forgotten_before = before
+        self._runs = [run for run in self._runs if run.newest >= before]
+
+    def clear(self) -> None:
+        self._runs.clear()
+
+    def evicted_since(self, step: int, keys: Int64Array) -> npt.NDArray[np.bool_]:
+        """Return which of some keys, int64[n], were evicted by that step or a later one."""
+        found = np.zeros(keys.size, np.bool_)
+        for run in self._runs:
+            if run.newest >= step:
+                places = np.minimum(np.searchsorted(run.keys, keys), run.keys.size - 1)
+                found |= (run.keys[places] == keys) & (run.steps[places] >= step)
+        return found
+
+    def _merged(self, older: _Run, newer: _Run) -> _Run:
+        kept = older.steps >= self._forgotten_before
+        keys = np.concatenate([older.keys[kept], newer.keys])
+        steps = np.concatenate([older.steps[kept], newer.steps])
+        order = np.argsort(keys, kind="stable")  # of two equal keys the newer one is the second
+        keys, steps = keys[order], steps[order]
+        last = np.append(keys[1:] != keys[:-1], True)
+        return _Run(keys[last], steps[last], newer.newest)
