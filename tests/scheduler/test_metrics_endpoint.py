@@ -30,7 +30,7 @@ def test_workers_and_shards_have_figures_of_their_own() -> None:
         loss_sum=40.0, loss_samples=80, train_seconds=1.0, data_staleness=STALE,
         parameter_staleness=STALE, staleness_counts={}, shard_lag=(0, 1), evaluations=(),
         workers={3: WORKER}, give_up=(), warnings=(), failure=None, peak_rss_bytes=5, pid=1,
-        cpu_seconds=0.0,
+        cpu_seconds=0.0, first_step=0,
     )  # fmt: skip
 
     found = {
