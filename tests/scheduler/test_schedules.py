@@ -130,7 +130,7 @@ def test_metrics_show_the_learning_rates_of_the_interval() -> None:
         loss_samples=80, train_seconds=1.0, data_staleness={}, parameter_staleness={},
         staleness_counts={"data": {}, "parameter": {}}, shard_lag=(0,),
         evaluations=(), workers={}, give_up=(), warnings=(), failure=None, peak_rss_bytes=0, pid=1,
-        cpu_seconds=0.0,
+        cpu_seconds=0.0, first_step=0,
     )  # fmt: skip
 
     line = IntervalReport(config).line(status, [])
