@@ -41,7 +41,7 @@ def delta_files(name: TableName) -> list[DataFile]:
         remedy = "Rename the folder, or write the table to another one"
         raise name.error("deltalake takes a percent escape for another character", remedy)
     place = f"{scheme}://{authority}{path}" if scheme else os.path.abspath(os.path.expanduser(path))
-    with name.refused_where("deltalake", "Correct the path or the version, or make the table"):
+    with name.refused_where("deltalake", "Check the path, the version and the rights to it"):
         from deltalake import DeltaTable
 
         table = DeltaTable(place, name.version, _storage_options(options))

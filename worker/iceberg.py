@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pyiceberg.table import DataScan, FileScanTask, Table
 
 _METADATA = ".metadata.json"
+_REWRITE = "Rewrite its files: CALL ...rewrite_data_files(...) in Spark"
 
 
 def iceberg_files(name: TableName) -> list[DataFile]:
@@ -30,7 +31,7 @@ def iceberg_files(name: TableName) -> list[DataFile]:
         StorageError: the package is missing, there is no such table or snapshot, or its rows can't
             be told from its files alone.
     """
-    with name.refused_where("pyiceberg", "Correct the name or the snapshot, or make the table"):
+    with name.refused_where("pyiceberg", "Check the name, the snapshot and the rights to it"):
         table, place = _opened(name)
         snapshot = table.current_snapshot()
         if name.version is not None:
@@ -41,15 +42,25 @@ def iceberg_files(name: TableName) -> list[DataFile]:
         if snapshot is None:
             return []  # nothing was ever written
         scan = table.scan(snapshot_id=name.version)
-        tasks = list(scan.plan_files())
+        tasks = _tasks(name, scan)
         columns = _columns(TableName("iceberg", place, snapshot.snapshot_id), table, scan)
         others = sorted({t.file.file_format.value for t in tasks} - {"PARQUET"})
         deleted = _deleted(name, table, tasks)
-        files = [_file(name, table, columns, t.file, deleted) for t in tasks]
+        values = partial(_partition_values, table, scan)
+        files = [_file(name, columns, t.file, deleted, values(t.file)) for t in tasks]
     if others:
         problem = f"it has files of the format {', '.join(others)}"
         raise name.error(problem, "Only Parquet files are read: rewrite the table's files")
     return files
+
+
+def _tasks(name: TableName, scan: "DataScan") -> list["FileScanTask"]:
+    try:
+        return list(scan.plan_files())
+    except (ValueError, NotImplementedError) as error:
+        if "equality deletes" not in str(error):
+            raise
+        raise name.error("it has equality deletes, which can't be read", _REWRITE) from error
 
 
 def _opened(name: TableName) -> tuple["Table", str]:
@@ -111,15 +122,15 @@ def _columns(named: TableName, table: "Table", scan: "DataScan") -> TableSchema:
 
 def _file(
     name: TableName,
-    table: "Table",
     columns: TableSchema,
     file: "ListedFile",
     deleted: Mapping[str, npt.NDArray[np.int64]],
+    values: Mapping[str, Any],
 ) -> DataFile:
     path = name.located(file.file_path)
     return DataFile(
         path,
-        partial(columns.in_file, path, missing=_partition_values(table, file)),
+        partial(columns.in_file, path, missing=values),
         table=columns.table,
         size=file.file_size_in_bytes,
         rows=file.record_count,
@@ -161,7 +172,7 @@ def _positions(
         return
     if kind != "PARQUET":
         problem = f"it has delete files of the format {kind}"
-        raise name.error(problem, "Rewrite its files: CALL ...rewrite_data_files(...) in Spark")
+        raise name.error(problem, _REWRITE)
     with open_source(name.located(file.file_path)) as source:
         rows = pq.read_table(source, columns=["file_path", "pos"])
     paths = rows.column("file_path").combine_chunks().dictionary_encode()
@@ -172,13 +183,13 @@ def _positions(
     yield from zip(paths.dictionary.to_pylist(), positions, strict=False)
 
 
-def _partition_values(table: "Table", file: "ListedFile") -> dict[str, Any]:
+def _partition_values(table: "Table", scan: "DataScan", file: "ListedFile") -> dict[str, Any]:
     """Values that a table keeps by its partitions: those of files that were added to it as such."""
     from pyiceberg.transforms import IdentityTransform
 
-    spec = table.specs()[file.spec_id]
+    spec, schema = table.specs()[file.spec_id], scan.projection()
     return {
-        table.schema().find_column_name(field.source_id) or "": file.partition[at]
+        schema.find_column_name(field.source_id) or "": file.partition[at]
         for at, field in enumerate(spec.fields)
         if isinstance(field.transform, IdentityTransform)
     }

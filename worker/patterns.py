@@ -230,7 +230,7 @@ class _Search:
                 continue
             try:
                 table = folder.table()
-            except (OSError, pa.ArrowException):  # no right to look there
+            except Exception:  # no right to look there, or whatever the package of a URL raises
                 table = None
             if table is None:
                 self._plain.add(written)

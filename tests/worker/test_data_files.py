@@ -1,6 +1,10 @@
+import sys
+
 import pytest
 
+from ps.storage import StorageError
 from worker.data_files import TableName, s3_settings, table_name
+from worker.planning import find_files
 
 
 @pytest.mark.parametrize(
@@ -65,3 +69,15 @@ def test_settings_of_s3_come_from_the_options_then_from_the_environment(
     assert s3_settings("") == {"region": "e", "endpoint": "http://all"}
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://s3")
     assert s3_settings("region=r") == {"region": "r", "endpoint": "http://s3"}
+
+
+@pytest.mark.parametrize(("form", "package"), [("delta", "deltalake"), ("iceberg", "pyiceberg")])
+def test_a_package_that_is_missing_is_named(
+    form: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)  # importing it fails
+
+    with pytest.raises(StorageError, match=rf"{package}.*pip install 'synchromesh\[tables\]'"):
+        find_files([f"{form}:///nowhere/t"])

@@ -133,6 +133,16 @@ def test_wider_types_are_the_same_values(catalog: SqlCatalog, read: Read) -> Non
     assert read(f"iceberg://{folder_of(table)}", sparse=["x"]).keys("x") == [[2**40], [1]]
 
 
+def test_a_column_that_came_later_has_its_default_before(catalog: SqlCatalog, read: Read) -> None:
+    table = catalog.create_table("ns.t", rows(0, 1).schema)
+    table.append(rows(0, 1))
+    with table.update_schema() as change:
+        change.add_column("day", DateType(), default_value=date(2024, 1, 1))
+    table.append(rows(1, 2, day=pa.array([None], pa.date32())))
+
+    assert read(f"iceberg://{folder_of(table)}", sparse=["x", "day"]).keys("day") == [[], [19723]]
+
+
 PARTITIONED = Schema(
     NestedField(1, "x", LongType()),
     NestedField(2, "day", DateType()),
