@@ -39,10 +39,12 @@ KINDS = {
     "at": "timestamps",
     "tags": "lists of integers",
     "names": "lists of strings",
+    "id": "UUIDs",
 }
 """The sparse columns of `rows()`, and what the table of the documentation calls them."""
 
-SIGNED = tuple(name for name in KINDS if name != "u")
+COMMON = tuple(name for name in KINDS if name != "id")
+SIGNED = tuple(name for name in COMMON if name != "u")
 
 
 def rows() -> pa.Table:
@@ -53,6 +55,7 @@ def rows() -> pa.Table:
     def some(values: Sequence[Any], every: int) -> list[Any]:
         return [None if n % every == 0 else value for n, value in enumerate(values)]
 
+    ids = pa.array(some([n.to_bytes(16, "big") for n in numbers], 7), pa.binary(16))
     return pa.table(
         {
             "label": pa.array([n % 2 for n in numbers], pa.int64()),
@@ -70,6 +73,7 @@ def rows() -> pa.Table:
             "names": pa.array(
                 some([[f"t{n % 5}", None][: n % 3] for n in numbers], 7), pa.list_(pa.string())
             ),
+            "id": pa.ExtensionArray.from_storage(pa.uuid(), ids),
         }
     )
 
@@ -86,7 +90,7 @@ class Case:
         what: a few words for the documentation.
         write: writes a table to an empty folder, and returns what a job names; None: the folder.
         sparse: columns of `rows()` that it is given, beside `label`, `n` and `f`.
-        kinds: what the documentation calls these; None: all of `KINDS` that they are.
+        kinds: what the documentation calls them; None: as `KINDS` does.
         in_order: whether the rows come in the order in which they were written.
         refused: what the message says, where it can't be read.
     """
@@ -94,7 +98,7 @@ class Case:
     package: str
     what: str
     write: Write
-    sparse: tuple[str, ...] = tuple(KINDS)
+    sparse: tuple[str, ...] = COMMON
     kinds: str | None = None
     in_order: bool = True
     refused: str | None = None
@@ -153,6 +157,10 @@ def duckdb_decimals(table: pa.Table, folder: Path) -> None:
     case = "CASE WHEN label = 1 THEN 1.0 ELSE 0.0 END AS label"
     select = f"* REPLACE ({case}, i::DECIMAL(38, 0) AS i, f::DECIMAL(9, 3) AS f)"
     copy(table, folder / "a.parquet", select=select)
+
+
+def duckdb_json(table: pa.Table, folder: Path) -> None:
+    copy(table, folder / "a.parquet", select="* REPLACE (to_json(tags) AS tags)")
 
 
 # Delta
@@ -221,11 +229,14 @@ CASES = (
     Case("duckdb", "`COPY ... TO`", duckdb_file),
     Case("duckdb", "folders by `PARTITION_BY`", duckdb_folders, ("i", "s"), in_order=False),
     Case("duckdb", "decimals", duckdb_decimals, ("i",), "label, dense and sparse"),
+    Case("duckdb", "UUIDs", duckdb_file, ("id",)),
+    Case("duckdb", "`to_json` of lists", duckdb_json, ("tags",), refused="JSON text"),
     Case("deltalake", "`write_deltalake`", delta, SIGNED),
     Case("deltalake", "the same after `delete`", delta_deleted, SIGNED, in_order=False),
     Case("deltalake", "`partition_by`", delta_partitioned, SIGNED, in_order=False),
     Case("deltalake", "its folder as files", delta_folder, SIGNED, refused="delta://"),
     Case("pyiceberg", "`append`", iceberg, SIGNED),
+    Case("pyiceberg", "UUIDs", iceberg, ("id",)),
     Case("pyiceberg", "columns renamed, rows deleted", iceberg_changed, SIGNED, in_order=False),
     Case("pyiceberg", "its folder as files", iceberg_folder, SIGNED, refused="iceberg://"),
 )
@@ -269,7 +280,7 @@ def test_the_documentation_has_the_table_of_these() -> None:
         if not case.in_order:
             outcome += ", in another order"
         if case.refused is not None:
-            outcome = f"refuses it: {case.refused}"
+            outcome = f"refuses it: `{case.refused}`"
         lines.append(
             f"| {case.package} {version(case.package)} | {case.what} | {kinds} | {outcome} |"
         )
