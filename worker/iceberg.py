@@ -86,8 +86,9 @@ def _newest_metadata(name: TableName, place: str) -> str:
     hint = f"{inner}/version-hint.text"
     if filesystem.get_file_info(hint).type == pafs.FileType.File:
         with filesystem.open_input_file(hint) as source:
-            number = source.read(100).decode().strip()
-        return join_url(folder, number if number.endswith(_METADATA) else f"v{number}{_METADATA}")
+            said = source.read(1000).decode().strip()
+        said = f"v{said}" if said.isdecimal() else said.removesuffix(_METADATA)
+        return join_url(folder, said + _METADATA)
     entries = filesystem.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
     names = [entry.base_name for entry in entries if entry.base_name.endswith(_METADATA)]
     numbers = {own: int(found[1]) for own in names if (found := re.match(r"v?([0-9]+)", own))}

@@ -223,10 +223,17 @@ class _Search:
         return "Correct the pattern or make the files"
 
     def _refuse_tables(self, base: _Folder, paths: list[str]) -> None:
-        for folder in (*base.and_above(), *self._perhaps_tables):
-            written = self._written(folder.path)
+        suspects = [*base.and_above()]
+        for folder in self._perhaps_tables:
             inside = f"{folder.path.rstrip('/')}/"
-            if written in self._plain or not any(path.startswith(inside) for path in paths):
+            if any(path.startswith(inside) for path in paths):
+                suspects.append(folder)
+        if isinstance(base.filesystem, pafs.LocalFileSystem):
+            for path in _linked_folders(paths):
+                suspects += _Folder(base.filesystem, path, path).and_above()
+        for folder in suspects:
+            written = self._written(folder.path)
+            if written in self._plain:
                 continue
             try:
                 table = folder.table()
@@ -258,6 +265,14 @@ def _files(pattern: str, plain: set[str]) -> list[str]:
     except (OSError, pa.ArrowException) as error:
         remedy = "Check the address and the rights to it"
         raise StorageError(pattern, f"it can't be listed ({brief(error)})", remedy) from error
+
+
+def _linked_folders(paths: list[str]) -> set[str]:
+    """Where files really lie that are found through symbolic links."""
+    folders = {os.path.dirname(path) for path in paths}
+    real = {os.path.realpath(folder) for folder in folders}
+    real |= {os.path.dirname(os.path.realpath(path)) for path in paths if os.path.islink(path)}
+    return real - folders
 
 
 def _is_folder(kind: pafs.FileType) -> bool:

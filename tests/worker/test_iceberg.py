@@ -380,8 +380,10 @@ def test_the_newest_metadata_of_a_folder_must_be_one(
     (newest.parent / newest.name.replace("-", "-0", 1)).write_bytes(newest.read_bytes())
     with pytest.raises(StorageError, match="two metadata files are the newest"):
         read(name, sparse=["x"])
-    (newest.parent / "version-hint.text").write_text(first.name)
-    assert read(name, sparse=["x"]).plan.rows_per_epoch == 2
+    (newest.parent / "v1.metadata.json").write_bytes(first.read_bytes())
+    for hint in (first.name, first.name.removesuffix(".metadata.json"), "1\n"):
+        (newest.parent / "version-hint.text").write_text(hint)
+        assert read(name, sparse=["x"]).plan.rows_per_epoch == 2
 
     (tmp_path / "plain").mkdir()
     with pytest.raises(StorageError, match="no metadata of an Iceberg table"):

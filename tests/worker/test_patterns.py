@@ -260,6 +260,17 @@ def test_files_of_a_table_are_refused_with_what_to_write(
     assert caught.value.url.endswith(pattern)
 
 
+@pytest.mark.parametrize("pattern", ["folder", "file.parquet", "*/*.parquet", "*.parquet"])
+def test_links_into_a_table_lead_into_the_table(table_folder: Path, pattern: str) -> None:
+    links = table_folder.parents[1] / "links"
+    links.mkdir()
+    (links / "folder").symlink_to(table_folder / "day=1")
+    (links / "file.parquet").symlink_to(table_folder / "a.parquet")
+
+    with pytest.raises(StorageError, match=f"{table_folder} is a table"):
+        expand([f"{links}/{pattern}"])
+
+
 @pytest.mark.parametrize("pattern", ["store", "store/*", "store/**/c.parquet"])
 def test_files_beside_a_table_are_read(table_folder: Path, pattern: str) -> None:
     assert relative(table_folder.parents[1], pattern) == ["store/c.parquet"]
