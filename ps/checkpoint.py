@@ -6,16 +6,18 @@
     tables/NAME/bloom-00000-of-00002.arrow     bucket, counters of its block of the Bloom filter
     dense/blocks-00000-of-00002.arrow          block, values, slot_NAME...
 
-There is one file of each for every shard that wrote it; keys are sorted by (bucket, key).
-Blocks of a Bloom filter that were never written are left out. A reader takes the buckets that it
-wants from all of them, so any number of shards can restore. A directory without a manifest is not
-a checkpoint.
+Every file is written under another name and renamed when it is on the disk, so nothing of an older
+checkpoint changes under who reads it. There is one file of each for every shard that wrote it; keys
+are sorted by (bucket, key). Blocks of a Bloom filter that were never written are left out. A reader
+takes the buckets that it wants from all of them, so any number of shards can restore. A directory
+without a manifest is not a checkpoint.
 """
 
 import hashlib
 import io
+import itertools
 import json
-import os
+import secrets
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -52,6 +54,7 @@ from embedding.mixing import NUM_BUCKETS, buckets_of
 from embedding.spec import BloomAdmission
 from ps.dense import DenseBlocks
 from ps.digest import bucket_slices
+from ps.durable import PARTIAL, new_file, publish, write_text
 from ps.spec import BLOCK_SIZE, StoreSpec
 from ps.typed import decoder_of, field_values
 
@@ -159,6 +162,26 @@ def write_shard(
     return entries
 
 
+def begin_checkpoint(path: Path) -> Path:
+    """Make the empty directory beside a checkpoint's place in which it is written."""
+    partial = path.with_name(f"{PARTIAL}-{path.name}-{secrets.token_hex(4)}")
+    partial.mkdir(parents=True)
+    return partial
+
+
+def publish_checkpoint(partial: Path, path: Path) -> Path:
+    """Give a checkpoint that has its manifest its name, one that is free; return it.
+
+    A name is taken where another history has come to the same step, or something broke there.
+    """
+    for number in itertools.count(1):
+        wanted = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        if not wanted.exists():
+            publish(partial, wanted)
+            return wanted
+    raise AssertionError("unreachable")
+
+
 def write_manifest(directory: str | Path, manifest: Manifest) -> None:
     """Make the files a checkpoint: check that all are there, then write the manifest at once."""
     root = Path(directory)
@@ -171,12 +194,7 @@ def write_manifest(directory: str | Path, manifest: Manifest) -> None:
                 " run.dir must be one folder that every node sees"
             )
     data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
-    temporary = root / (MANIFEST + ".tmp")
-    with open(temporary, "w") as file:
-        json.dump(data, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, root / MANIFEST)
+    write_text(root / MANIFEST, json.dumps(data, indent=1, allow_nan=False))
 
 
 def _write(
@@ -184,14 +202,12 @@ def _write(
 ) -> FileEntry:
     (root / path).parent.mkdir(parents=True, exist_ok=True)
     rows = 0
-    with open(root / path, "wb") as file:
+    with new_file(root / path) as file:
         sink = _HashingFile(file)
         with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), schema) as writer:
             for part in parts:
                 writer.write(part)
                 rows += part.num_rows
-        file.flush()
-        os.fsync(file.fileno())
     return FileEntry(path.as_posix(), sink.length, sink.hexdigest(), rows)
 
 

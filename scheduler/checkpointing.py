@@ -1,13 +1,23 @@
 """Write the model that the servers hold as a checkpoint."""
 
+import shutil
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
 
 from embedding.mixing import NUM_BUCKETS
-from ps.checkpoint import FileEntry, Manifest, write_manifest
+from ps.checkpoint import (
+    CheckpointError,
+    CheckpointReader,
+    FileEntry,
+    Manifest,
+    begin_checkpoint,
+    publish_checkpoint,
+    write_manifest,
+)
 from ps.digest import DIGEST_BYTES, model_digest
 from ps.spec import StoreSpec, bucket_range
 from scheduler.coordinating import Status
@@ -43,13 +53,28 @@ def write_checkpoint(
         Its path, and the digest of the model.
 
     Raises:
-        TrainingError: it could not be written.
+        TrainingError: it could not be written; what was there before is as it was.
     """
-    digest = _digest(specs.store, processes)
     path = run.checkpoint_path("full", status.applied_step)
     try:
+        return _write(specs, processes, run, status)
+    except ray.exceptions.RayTaskError as error:
+        raise TrainingError(f"checkpoint {path} could not be written: {error.cause}") from error
+    except (OSError, ValueError, ray.exceptions.RayError) as error:
+        raise TrainingError(f"checkpoint {path} could not be written: {error}") from error
+
+
+def _write(
+    specs: "JobSpecs", processes: Processes, run: RunDirectory, status: Status
+) -> tuple[str, str]:
+    digest = _digest(specs.store, processes)
+    path = run.checkpoint_path("full", status.applied_step)
+    if _is_written(path, digest):
+        return str(path), digest
+    partial = begin_checkpoint(path)
+    try:
         written: list[list[FileEntry]] = ray.get(
-            [server.write_checkpoint.remote(str(path)) for server in processes.servers]
+            [server.write_checkpoint.remote(str(partial)) for server in processes.servers]
         )
         manifest = Manifest(
             kind="full",
@@ -74,9 +99,19 @@ def write_checkpoint(
                 global_batch=specs.config.global_batch,
             ),
         )
-        write_manifest(path, manifest)
-    except ray.exceptions.RayTaskError as error:
-        raise TrainingError(f"checkpoint {path} could not be written: {error.cause}") from error
-    except OSError as error:
-        raise TrainingError(f"checkpoint {path} could not be written: {error}") from error
+        write_manifest(partial, manifest)
+        path = publish_checkpoint(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return str(path), digest
+
+
+def _is_written(path: Path, digest: str) -> bool:
+    """Whether a checkpoint of the same model is there already, as of a job that was paused."""
+    if not path.exists():
+        return False
+    try:
+        return bool(CheckpointReader(path).manifest.job.get("model_digest") == digest)
+    except CheckpointError:
+        return False

@@ -3,16 +3,18 @@
 import contextlib
 import json
 import math
-import os
+import re
 import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ps.durable import PARTIAL, write_text
 from scheduler.batch_trace import BatchFile, BatchSpan
 from scheduler.config import JobConfig
 from scheduler.errors import RunDirectoryError
+from scheduler.run_lease import LEASE_FILES, RunLease
 from scheduler.tensorboard_events import TensorBoardEvents, require_tensorboard
 
 JOB_FILE = "job.yaml"
@@ -53,17 +55,15 @@ class RunDirectory:
                 f"run.init_from {source} lies in run.dir {self.path}, which this run would replace."
                 " Choose another run.dir"
             )
-        self._make_way(overwrite=config.run.overwrite)
+        self._check_place(overwrite=config.run.overwrite)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self.path).free
-            needed = least_checkpoint_bytes + _MIN_FREE_BYTES
-            if free < needed:
-                raise RunDirectoryError(
-                    f"run.dir {self.path} has {free >> 20} MiB free, the run needs at least"
-                    f" {needed >> 20} MiB"
-                )
-            (self.path / JOB_FILE).write_text(config.to_yaml())
+            self._lease = RunLease(self.path, job=config.name)
+            try:
+                self._begin(config, least_checkpoint_bytes)
+            except BaseException:
+                self._lease.close()
+                raise
         except OSError as error:
             raise RunDirectoryError(
                 f"run.dir {self.path} can't be written: {error.strerror or error}"
@@ -74,11 +74,22 @@ class RunDirectory:
             TensorBoardEvents(self.path / TENSORBOARD) if config.run.tensorboard else None
         )
 
+    def _begin(self, config: JobConfig, least_checkpoint_bytes: int) -> None:
+        self._make_way()
+        free = shutil.disk_usage(self.path).free
+        needed = least_checkpoint_bytes + _MIN_FREE_BYTES
+        if free < needed:
+            raise RunDirectoryError(
+                f"run.dir {self.path} has {free >> 20} MiB free, the run needs at least"
+                f" {needed >> 20} MiB"
+            )
+        write_text(self.path / JOB_FILE, config.to_yaml())
+
     def checkpoint_path(self, kind: str, step: int) -> Path:
         return self.path / CHECKPOINTS / f"{kind}-{step:012d}"
 
     def write_plan(self, plan: dict[str, Any]) -> None:
-        (self.path / PLAN_FILE).write_text(json.dumps(plan))
+        write_text(self.path / PLAN_FILE, json.dumps(plan, allow_nan=False))
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Append one line, at once visible to who follows the file."""
@@ -92,6 +103,7 @@ class RunDirectory:
         (self.path / CONTROL_FILE).unlink(missing_ok=True)
         if self._events is not None:
             self._events.close()
+        self._lease.close()
 
     def add_batches(self, spans: Iterable[BatchSpan]) -> None:
         """Append who computed which batch when; the file is bounded."""
@@ -99,7 +111,7 @@ class RunDirectory:
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write the result whole or not at all."""
-        self._write_json(RESULT_FILE, strict_json(result))
+        self._write_json(RESULT_FILE, result)
 
     def write_control(self, control: dict[str, Any]) -> None:
         """Say how the running job can be found; no secrets."""
@@ -111,16 +123,15 @@ class RunDirectory:
             self._write_json(FAILURE_FILE, {"time": time.time(), "error": text})
 
     def _write_json(self, name: str, value: dict[str, Any]) -> None:
-        temporary = self.path / (name + ".tmp")
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
-        os.replace(temporary, self.path / name)
+        write_text(self.path / name, json.dumps(strict_json(value), indent=1) + "\n")
 
-    def _make_way(self, *, overwrite: bool) -> None:
+    def _check_place(self, *, overwrite: bool) -> None:
+        """Refuse a place where the run may not be; nothing is changed."""
         if not self.path.exists():
             return
         if not self.path.is_dir():
             raise RunDirectoryError(f"run.dir {self.path} is a file")
-        if not any(self.path.iterdir()):
+        if not {entry.name for entry in self.path.iterdir()} - LEASE_FILES:
             return
         if not overwrite:
             raise RunDirectoryError(
@@ -132,9 +143,12 @@ class RunDirectory:
                 f"run.dir {self.path} exists and is not a run directory (it has no {JOB_FILE});"
                 " it is left as it is"
             )
+
+    def _make_way(self) -> None:
+        """Remove what a run before has left."""
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
-            (self.path / (name + ".tmp")).unlink(missing_ok=True)
+            (self.path / (name + PARTIAL)).unlink(missing_ok=True)
         for name in (CHECKPOINTS, TENSORBOARD):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
@@ -157,9 +171,14 @@ def latest_checkpoint(path: str | Path) -> Path:
     path = Path(path)
     if (path / "manifest.json").exists():
         return path
-    found = sorted((path / CHECKPOINTS).glob("full-*/manifest.json"))
+    found = [manifest.parent for manifest in (path / CHECKPOINTS).glob("full-*/manifest.json")]
     if not found:
         raise RunDirectoryError(
             f"{path} is neither a checkpoint nor a run directory with a finished checkpoint"
         )
-    return found[-1].parent
+    return max(found, key=_order)
+
+
+def _order(checkpoint: Path) -> tuple[int, ...]:
+    """Return the step of a checkpoint, and which one of that step it is."""
+    return tuple(int(number) for number in re.findall(r"\d+", checkpoint.name))

@@ -19,7 +19,6 @@ from embedding.spec import (
 from scheduler import ConfigError, JobConfig
 from scheduler.paths import with_absolute_paths
 from scheduler.resolve import model_spec, store_spec, training_data
-from scheduler.run_files import RunDirectory, RunDirectoryError, latest_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -380,24 +379,6 @@ def test_lanes_are_the_batches_of_a_global_batch(job: dict[str, Any]) -> None:
     job["training"] = {"global_batch": 4 * 2048}
 
     assert training_data(JobConfig.from_dict(job)).lanes == 4
-
-
-def test_an_overwritten_run_loses_its_old_files_only(job: dict[str, Any], tmp_path: Path) -> None:
-    job["run"] = {"dir": str(tmp_path / "run"), "overwrite": True}
-    config = JobConfig.from_dict(job)
-    run = RunDirectory(config, least_checkpoint_bytes=0)
-    run.write_result({"a": 1})
-    (run.path / "notes.txt").write_text("mine")
-    old = run.checkpoint_path("full", 3)
-    old.mkdir(parents=True)
-    (old / "manifest.json").write_text("{}")
-    assert latest_checkpoint(run.path) == old
-
-    RunDirectory(config, least_checkpoint_bytes=0)
-
-    assert sorted(path.name for path in run.path.iterdir()) == ["job.yaml", "notes.txt"]
-    with pytest.raises(RunDirectoryError, match="neither a checkpoint nor a run"):
-        latest_checkpoint(run.path)
 
 
 def test_a_job_file_that_is_no_text_is_refused(tmp_path: Path) -> None:

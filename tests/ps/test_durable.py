@@ -1,0 +1,109 @@
+"""Files that are written whole or not at all, whatever happens to who writes them."""
+
+import mmap
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ps.checkpoint import CheckpointReader, begin_checkpoint, publish_checkpoint
+from ps.durable import PARTIAL, new_file, write_text
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_who_has_the_old_file_mapped_keeps_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text(path, "old" * 5000)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        write_text(path, "new")
+
+        assert bytes(view[-3:]) == b"old"
+    assert path.read_text() == "new"
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text(path, "old")
+
+    def write_half() -> None:
+        with new_file(path) as file:
+            file.write(b"half of")
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        write_half()
+
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_checkpoint_of_a_step_that_is_there_gets_another_name(
+    saved_job: Any, tmp_path: Path
+) -> None:
+    first, job = tmp_path / "full-000000000004", saved_job(1)
+    published = []
+    for _ in range(3):
+        partial = begin_checkpoint(first)
+        job.write_checkpoint(partial)
+        published.append(publish_checkpoint(partial, first).name)
+
+    assert published == [first.name, f"{first.name}-2", f"{first.name}-3"]
+    assert all(CheckpointReader(tmp_path / name).manifest.step == 4 for name in published)
+
+
+# Writes a checkpoint of one table where another one stands, and dies as it gives a file its name.
+DYING = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from embedding.spec import Sgd, TableSpec
+from ps.checkpoint import (Manifest, begin_checkpoint, publish_checkpoint, write_manifest,
+                           write_shard)
+from ps.shard import Shard
+from ps.spec import StoreSpec
+
+path, names_left = Path(sys.argv[1]), int(sys.argv[2])
+
+def dying(real):
+    def call(*arguments):
+        global names_left
+        if names_left == 0:
+            os._exit(9)
+        names_left -= 1
+        real(*arguments)
+    return call
+
+os.replace, os.rename = dying(os.replace), dying(os.rename)
+store = StoreSpec(tables=(TableSpec(name="a", dim=2, optimizer=Sgd()),), dense_size=4,
+                  dense_optimizer=Sgd(), num_shards=1)
+shard = Shard(store, 0)
+shard.initialize(0, dense=np.full(4, float(sys.argv[2]), np.float32))
+partial = begin_checkpoint(path)
+files = write_shard(partial, tables=shard.tables, dense=shard.dense, shard=0, num_shards=1,
+                    buckets=(0, 4096))
+write_manifest(partial, Manifest("full", 5, 0, store.to_json(), {}, {}, tuple(files)))
+publish_checkpoint(partial, path)
+"""
+
+
+def test_a_writer_that_is_killed_leaves_the_checkpoint_that_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "full-000000000005"
+
+    def write(names: int) -> int:
+        command = [sys.executable, "-c", DYING, str(path), str(names)]
+        return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+    assert write(99) == 0
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    assert len(before) == 3, "rows, blocks and a manifest"
+    # A file, both files, the manifest too: killed before the next gets its name.
+    assert [write(names) for names in (1, 2, 3)] == [9, 9, 9]
+
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+    assert CheckpointReader(path).dense_vector().tolist() == [99.0] * 4
+    others = [entry.name for entry in tmp_path.iterdir() if entry != path]
+    assert len(others) == 3
+    assert all(name.startswith(PARTIAL) for name in others), "none looks like a checkpoint"

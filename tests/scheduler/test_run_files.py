@@ -1,0 +1,120 @@
+"""The run directory: who may write in it, and what it keeps."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scheduler import JobConfig
+from scheduler.errors import RunDirectoryError
+from scheduler.run_files import RunDirectory, latest_checkpoint
+from scheduler.run_lease import LEASE_FILES
+
+ROOT = Path(__file__).parents[2]
+
+
+def config(path: Path, *, overwrite: bool = True, name: str = "first") -> JobConfig:
+    return JobConfig.from_dict(
+        {
+            "name": name,
+            "data": {"train": "x", "sparse": ["a"]},
+            "model": {"type": "wide_deep"},
+            "run": {"dir": str(path), "overwrite": overwrite},
+        }
+    )
+
+
+def names(path: Path) -> set[str]:
+    return {entry.name for entry in path.iterdir()} - LEASE_FILES
+
+
+def test_an_overwritten_run_loses_its_old_files_only(tmp_path: Path) -> None:
+    run = RunDirectory(config(tmp_path / "run"), least_checkpoint_bytes=0)
+    run.write_result({"a": 1})
+    (run.path / "notes.txt").write_text("mine")
+    old = run.checkpoint_path("full", 3)
+    old.mkdir(parents=True)
+    (old / "manifest.json").write_text("{}")
+    assert latest_checkpoint(run.path) == old
+    run.close()
+
+    RunDirectory(config(tmp_path / "run"), least_checkpoint_bytes=0).close()
+
+    assert names(run.path) == {"job.yaml", "notes.txt"}
+    with pytest.raises(RunDirectoryError, match="neither a checkpoint nor a run"):
+        latest_checkpoint(run.path)
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_second_job_is_refused_while_the_first_one_lives_and_changes_nothing(
+    tmp_path: Path, overwrite: bool
+) -> None:
+    run = RunDirectory(config(tmp_path), least_checkpoint_bytes=0)
+    run.write_control({"pid": 1})
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+
+    second = config(tmp_path, overwrite=overwrite, name="second")
+    wanted = "belongs to a job that runs: 'first', process \\d+ on" if overwrite else "exists"
+    with pytest.raises(RunDirectoryError, match=wanted):
+        RunDirectory(second, least_checkpoint_bytes=0)
+
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    run.close()
+    RunDirectory(config(tmp_path, name="third"), least_checkpoint_bytes=0).close()
+
+
+def test_two_jobs_that_begin_in_one_new_directory_do_not_both_get_it(tmp_path: Path) -> None:
+    first = RunDirectory(config(tmp_path / "r", overwrite=False), least_checkpoint_bytes=0)
+    (tmp_path / "r" / "job.yaml").unlink()  # as if the first had not come to write it yet
+
+    with pytest.raises(RunDirectoryError, match="belongs to a job that runs: 'first'"):
+        RunDirectory(config(tmp_path / "r", overwrite=False), least_checkpoint_bytes=0)
+    first.close()
+
+
+def test_the_lease_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
+    program = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from scheduler.run_lease import RunLease\n"
+        "RunLease(Path(sys.argv[1]), job='killed')\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, check=False
+    )  # fmt: skip
+    assert done.returncode == -9
+    assert "killed" in (tmp_path / ".lease.json").read_text()
+
+    RunDirectory(config(tmp_path, overwrite=False), least_checkpoint_bytes=0).close()
+
+
+def test_a_run_that_can_not_begin_gives_its_lease_back(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="MiB free"):
+        RunDirectory(config(tmp_path / "r"), least_checkpoint_bytes=1 << 60)
+
+    RunDirectory(config(tmp_path / "r"), least_checkpoint_bytes=0).close()
+
+
+def test_the_newest_checkpoint_has_the_highest_step_and_is_the_last_of_that_step(
+    tmp_path: Path,
+) -> None:
+    run = RunDirectory(config(tmp_path), least_checkpoint_bytes=0)
+    for name in ("full-000000000007", "full-000000000012", "full-000000000012-2",
+                 "full-000000000012-10", "full-000000000009"):  # fmt: skip
+        path = tmp_path / "checkpoints" / name
+        path.mkdir(parents=True)
+        (path / "manifest.json").write_text("{}")
+    run.close()
+
+    assert latest_checkpoint(tmp_path).name == "full-000000000012-10"
+
+
+def test_json_files_hold_null_for_what_json_has_no_number_for(tmp_path: Path) -> None:
+    run = RunDirectory(config(tmp_path), least_checkpoint_bytes=0)
+    run.write_result({"auc": float("nan")})
+    run.write_control({"time": float("inf")})
+    run.close()
+
+    assert '"auc": null' in (tmp_path / "result.json").read_text()
