@@ -1,6 +1,7 @@
 """Fill a shard, or a whole store in one process, from a checkpoint."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,11 @@ from ps.shard import Shard
 from ps.spec import BLOCK_SIZE, StoreSpec, bucket_range
 
 
-def check_fits(saved: StoreSpec, wanted: StoreSpec) -> None:
+def check_fits(saved: StoreSpec, wanted: StoreSpec, *, dense_size: bool = True) -> None:
     """Raise CheckpointError where tables or dense parameters have another shape.
 
-    A table that only the job has starts empty; one that only the checkpoint has is left out.
+    A table that only the job has starts empty; one that only the checkpoint has is left out. The
+    number of dense parameters may differ where `dense_size` is false.
     """
     tables = {table.name: table for table in saved.tables}
     for table in wanted.tables:
@@ -33,7 +35,8 @@ def check_fits(saved: StoreSpec, wanted: StoreSpec) -> None:
         _check_bloom_fits(old, table)
     optimizers = _state_of(saved.dense_optimizer), _state_of(wanted.dense_optimizer)
     _check_same("model: the optimizer", *optimizers)
-    _check_same("model: the number of dense parameters", saved.dense_size, wanted.dense_size)
+    if dense_size:
+        _check_same("model: the number of dense parameters", saved.dense_size, wanted.dense_size)
 
 
 def _check_same(what: str, saved: object, wanted: object) -> None:
@@ -64,26 +67,69 @@ def _check_bloom_fits(saved: TableSpec, wanted: TableSpec) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class MovedDense:
+    """A shard's dense parameters where they are not at the checkpoint's places.
+
+    Args:
+        initial: float32[n], of parameters that the checkpoint does not have.
+        sources: int64[n], place of each in the checkpoint's vector, -1 where it has none.
+    """
+
+    initial: npt.NDArray[np.float32]
+    sources: npt.NDArray[np.int64]
+
+
 def start_shard_from(
-    shard: Shard, reader: CheckpointReader, *, recovery_epoch: int, goes_on: bool = False
+    shard: Shard,
+    reader: CheckpointReader,
+    *,
+    recovery_epoch: int,
+    goes_on: bool = False,
+    moved: MovedDense | None = None,
 ) -> None:
     """Give a shard its part of a checkpoint as the first state of a new job.
 
     Rows keep vector, slots and frequency. If time `goes_on`, the first step is the checkpoint's,
     and versions, and slots that count time, are kept. Else all of them start at 0.
     """
-    check_fits(reader.store, shard.spec)
+    check_fits(reader.store, shard.spec, dense_size=moved is None)
     buckets = bucket_range(shard.index, shard.spec.num_shards)
     saved = {table.name: table for table in reader.store.tables}
     for table in shard.tables:
         old = saved.get(table.spec.name)
         if old is not None:
             _import(table, old, reader, buckets, keep_versions=goes_on)
-    blocks = reader.dense_rows(shard.spec.blocks_of(shard.index))
+    if moved is None:
+        blocks = reader.dense_rows(shard.spec.blocks_of(shard.index))
+    else:
+        blocks = _moved_blocks(shard, reader, moved)
     if not goes_on:
         _start_time_anew(shard.dense.rule, BLOCK_SIZE, blocks[:, BLOCK_SIZE:])
     shard.dense.restore(blocks)
     shard.enter(recovery_epoch, step=reader.manifest.step if goes_on else 0)
+
+
+def _moved_blocks(
+    shard: Shard, reader: CheckpointReader, moved: MovedDense
+) -> npt.NDArray[np.float32]:
+    """Return a shard's blocks with values and slots from elsewhere in the checkpoint."""
+    shard.dense.initialize(moved.initial)
+    new, old = shard.dense.rows.copy(), reader.dense_rows()
+    places = np.flatnonzero(moved.sources >= 0)
+    sources = moved.sources[places]
+    slots = [
+        slice(BLOCK_SIZE + columns.start, BLOCK_SIZE + columns.stop)
+        for columns in shard.dense.rule.columns(BLOCK_SIZE)
+    ]
+    for columns in (slice(0, BLOCK_SIZE), *slots):
+        if columns.stop - columns.start == BLOCK_SIZE:
+            at = columns.start + places % BLOCK_SIZE
+            found = old[:, columns][sources // BLOCK_SIZE, sources % BLOCK_SIZE]
+            new[places // BLOCK_SIZE, at] = found
+        elif len(old):  # one number a block: every step updates all blocks, so all have the same
+            new[:, columns] = old[0, columns]
+    return new
 
 
 def _start_time_anew(rule: OptimizerRule, dim: int, slots: npt.NDArray[np.float32]) -> None:

@@ -14,7 +14,7 @@ from ps.data_plane import DataPlane
 from ps.digest import block_digests, bucket_digests
 from ps.memory import peak_rss_bytes
 from ps.read_write_lock import ReadWriteLock
-from ps.restore import start_shard_from
+from ps.restore import MovedDense, start_shard_from
 from ps.shard import Shard
 from ps.side_by_side import Threads
 from ps.sockets import Address
@@ -89,11 +89,20 @@ class ShardServer:
             self._shard.initialize(recovery_epoch, dense=dense)
             self._plane.hand_back()
 
-    def start_from(self, recovery_epoch: int, checkpoint: str, goes_on: bool = False) -> None:
+    def start_from(
+        self,
+        recovery_epoch: int,
+        checkpoint: str,
+        *,
+        goes_on: bool = False,
+        moved: MovedDense | None = None,
+    ) -> None:
         """Start a new job with this shard's part of a checkpoint, see `start_shard_from`."""
         with self._lock.exclusive():
             reader = CheckpointReader(checkpoint)
-            start_shard_from(self._shard, reader, recovery_epoch=recovery_epoch, goes_on=goes_on)
+            start_shard_from(
+                self._shard, reader, recovery_epoch=recovery_epoch, goes_on=goes_on, moved=moved
+            )
             self._plane.hand_back()
 
     def write_checkpoint(self, directory: str) -> list[FileEntry]:

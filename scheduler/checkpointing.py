@@ -81,7 +81,11 @@ def _write(
             step=status.applied_step,
             recovery_epoch=specs.coordinator.recovery_epoch,
             store=specs.store.to_json(),
-            model={"spec": asdict(specs.model), "features": asdict(specs.data.features)},
+            model={
+                "spec": asdict(specs.model),
+                "features": asdict(specs.data.features),
+                "contract": asdict(specs.contract),
+            },
             job={
                 "name": specs.config.name,
                 "seed": specs.config.seed,

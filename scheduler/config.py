@@ -46,7 +46,7 @@ from scheduler.modes import SHIFTABLE, Mode, ModeOptions, OnStale, PlannedShift
 from scheduler.names import Name, check_table_name
 from scheduler.policy import PolicyOptions
 from scheduler.stale_weights import Cutoff, StaleWeight
-from scheduler.start import InitClock
+from scheduler.start import InitClock, InitFeatures
 
 InitializerConfig = Annotated[
     Uniform | GlorotUniform | Normal | TruncatedNormal | Constant | Zeros,
@@ -326,6 +326,7 @@ class RunConfig(_Section):
     progress_every_seconds: float = Field(5, gt=0)
     init_from: str | None = None
     init_clock: InitClock = "continue"
+    init_features: InitFeatures = InitFeatures()
     allow_faults: bool = False
     tensorboard: bool = False
 

@@ -13,9 +13,11 @@ import numpy as np
 import ray
 
 from ps.actor import ServerActor
+from ps.restore import MovedDense
 from ps.server import ServerSetup
 from ps.sockets import Address
 from scheduler.actor import CoordinatorActor
+from scheduler.beginning import Beginning
 from scheduler.config import ClusterConfig
 from scheduler.coordinating import CoordinatorFaults
 from scheduler.coordinator_spec import CoordinatorSpec
@@ -155,22 +157,30 @@ class Launcher:
         self,
         processes: Processes,
         parts: list[np.ndarray],
-        checkpoint: str | None,
-        *,
-        goes_on: bool,
+        beginning: Beginning,
     ) -> None:
         """Wait for the servers and give each its first state: fresh, or from a checkpoint."""
         servers = processes.servers
         processes.server_facts = self._get([server.stats.remote() for server in servers])
         processes.watches = [server.watch.remote() for server in servers]
         processes.addresses = self._addresses_of(servers)
-        if checkpoint is None:
+        if beginning.checkpoint is None:
             calls = [
                 server.initialize.remote(0, part)
                 for server, part in zip(servers, parts, strict=True)
             ]
         else:
-            calls = [server.start_from.remote(0, checkpoint, goes_on) for server in servers]
+            sources, at = beginning.dense_sources, 0
+            calls = []
+            for server, part in zip(servers, parts, strict=True):
+                moved = None
+                if sources is not None:
+                    moved = MovedDense(part, sources[at : at + part.size])
+                at += part.size
+                call = server.start_from.remote(
+                    0, beginning.checkpoint, goes_on=beginning.start.goes_on, moved=moved
+                )
+                calls.append(call)
         ray.get(calls)
 
     def start_coordinator(

@@ -14,6 +14,22 @@ InitClock = Literal["continue", "anew"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InitFeatures:
+    """How the features of a job may differ from those of the checkpoint that it starts from.
+
+    Args:
+        added, removed: names of features.
+        changed: sparse features of which an option is another, or `dense_transform`.
+        moved: whether their order is another.
+    """
+
+    added: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    moved: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
     """The time at which a job begins.
 

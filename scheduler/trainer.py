@@ -3,18 +3,17 @@
 import math
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 
-from embedding import NUM_BUCKETS, rule_for
-from ps.checkpoint import CheckpointError, CheckpointReader
-from ps.restore import check_fits
+from embedding import rule_for
 from ps.server import ServerSetup
 from ps.spec import StoreSpec
+from scheduler.beginning import Beginning, beginning_of
 from scheduler.checkpointing import write_checkpoint
 from scheduler.config import JobConfig
 from scheduler.config_errors import ConfigError
@@ -29,17 +28,16 @@ from scheduler.modes import rule_of
 from scheduler.paths import with_absolute_paths
 from scheduler.progress import Progress
 from scheduler.resolve import evaluation_data, model_spec, store_spec, training_data
-from scheduler.run_files import RunDirectory, latest_checkpoint
-from scheduler.start import Start, start_from
+from scheduler.run_files import RunDirectory
 from scheduler.supervising import Supervisor
+from worker.contract import DataContract, check_kinds, check_same_kinds, kinds_of_features
 from worker.errors import DataError
-from worker.inference import saved_model
 from worker.loop import LoopOptions
 from worker.models import build_model, initial_parameters
 from worker.plan import Plan
 from worker.planning import make_plan
 from worker.running import WorkerSetup
-from worker.spec import DataSpec, Lookup, ModelSpec
+from worker.spec import DataSpec, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,14 @@ class JobSpecs:
     model: ModelSpec
     store: StoreSpec
     coordinator: CoordinatorSpec
-    init_checkpoint: str | None = None
+    beginning: Beginning = field(default_factory=Beginning)
+
+    @property
+    def contract(self) -> DataContract:
+        """What decides keys and inputs beside the features, for those who go on from here."""
+        found = kinds_of_features(self.data.features, self.plan.kinds)
+        kinds = {name: each.kind for name, each in found.items()}
+        return DataContract(keys={**self.beginning.keys, **kinds})
 
 
 class Trainer:
@@ -139,8 +144,7 @@ class Trainer:
                 launcher.start_servers(
                     processes,
                     parts,
-                    specs.init_checkpoint,
-                    goes_on=specs.coordinator.start.goes_on,
+                    specs.beginning,
                 )
                 self._reached("servers")
                 launcher.start_coordinator(
@@ -203,21 +207,20 @@ def resolve(config: JobConfig) -> JobSpecs:
     evaluation_plan = None
     if config.data.eval is not None:
         evaluation_plan = make_plan(config.data.eval, evaluation_data(config))
-    start, init_checkpoint = Start(), None
-    if config.run.init_from is not None:
-        reader = CheckpointReader(latest_checkpoint(config.run.init_from))
-        init_checkpoint = str(reader.directory)
-        check_fits(reader.store, store)
-        _check_compositions(saved_model(reader).spec, model)
-        start = start_from(
-            reader, global_batch=config.global_batch, init_clock=config.run.init_clock
-        )
+    beginning = beginning_of(
+        config, features=data.features, kinds=plan.kinds, model=model, store=store
+    )
+    if evaluation_plan is not None:
+        check_same_kinds(data.features, evaluation_plan.kinds, plan.kinds)
+        # Also where data.train has nothing but nulls.
+        where = f"the checkpoint {beginning.checkpoint}"
+        check_kinds(data.features, evaluation_plan.kinds, beginning.keys, where)
     coordinator = CoordinatorSpec(
         store=store,
         plan=_ledger_plan(plan, config.training.max_samples),
         evaluation_plan=None if evaluation_plan is None else _ledger_plan(evaluation_plan, None),
         mode="sync" if config.training.mode == "auto" else config.training.mode,
-        start=start,
+        start=beginning.start,
         shifts=tuple(config.training.shifts),
         automatic=config.training.mode == "auto",
         policy=config.training.auto,
@@ -234,31 +237,7 @@ def resolve(config: JobConfig) -> JobSpecs:
         stall_seconds=config.cluster.stall_seconds,
     )
     _check_buffers(config, coordinator, model)
-    return JobSpecs(config, data, plan, evaluation_plan, model, store, coordinator, init_checkpoint)
-
-
-def _check_compositions(saved: ModelSpec, wanted: ModelSpec) -> None:
-    """Refuse a checkpoint whose tables are composed otherwise: its rows mean something else."""
-    before = {lookup.table: lookup for lookup in saved.lookups}
-    for lookup in wanted.lookups:
-        old = before.get(lookup.table, lookup)
-        if (old.parts, old.operation) != (lookup.parts, lookup.operation):
-            raise CheckpointError(
-                f"tables.{lookup.table}.composition: the checkpoint has {_described(old)}, the job"
-                f" {_described(lookup)}. Keep the composition as it was, or give the table of the"
-                " feature another name to train it anew"
-            )
-
-
-def _described(lookup: Lookup) -> str:
-    """Say what a table is made of."""
-    if lookup.operation is None:
-        return "a plain table"
-    numbers = {"own": "", "static": f" (static_rows {lookup.parts[-1].divisor * NUM_BUCKETS})"}
-    parts = (
-        part.table + numbers.get(part.keys, f" (modulus {part.divisor})") for part in lookup.parts
-    )
-    return f"{', '.join(parts)} by {lookup.operation}"
+    return JobSpecs(config, data, plan, evaluation_plan, model, store, coordinator, beginning)
 
 
 def _ledger_plan(plan: Plan, max_samples: int | None) -> LedgerPlan:

@@ -21,6 +21,7 @@ from scheduler import ConfigError, JobConfig, RunDirectoryError
 from scheduler.paths import with_absolute_paths
 from scheduler.resolve import evaluation_data
 from scheduler.run_files import JOB_FILE, latest_checkpoint, strict_json
+from worker.contract import check_contract
 from worker.errors import DataError
 from worker.inference import ModelError, Predictor, saved_model
 from worker.planning import make_plan
@@ -64,7 +65,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     checkpoint = latest_checkpoint(args.checkpoint)
-    features = saved_model(CheckpointReader(checkpoint)).features
+    saved = saved_model(CheckpointReader(checkpoint))
+    features = saved.features
     config = load_job(args, checkpoint)
     if config is None:
         data, threads, patterns = DataSpec(features=features, batch_size=BATCH_SIZE), 1, args.data
@@ -75,6 +77,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     if patterns is None:
         raise ConfigError("the job has no data.eval; set it, or name files with --data")
     plan = make_plan(patterns, data)
+    check_contract(data.features, plan.kinds, saved.contract, str(checkpoint))
     predictor = Predictor.from_checkpoint(checkpoint, threads=threads)
     scores = predictor.evaluate(plan, data)
     best = best_auc_for([file.path for file in plan.files])

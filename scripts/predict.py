@@ -26,6 +26,7 @@ from ps.storage import StorageError
 from scheduler import RunDirectoryError
 from scheduler.config_errors import nearest
 from scheduler.run_files import latest_checkpoint
+from worker.contract import check_contract
 from worker.errors import DataError, UnreadableError
 from worker.file_columns import named_schema
 from worker.footers import open_source, read_footer
@@ -75,9 +76,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def predict(args: argparse.Namespace) -> dict[str, Any]:
     output = checked_output(args.output, overwrite=args.overwrite)
     checkpoint = latest_checkpoint(args.checkpoint)
-    features = replace(saved_model(CheckpointReader(checkpoint)).features, label=None)
+    saved = saved_model(CheckpointReader(checkpoint))
+    features = replace(saved.features, label=None)
     data = DataSpec(features=features, batch_size=BATCH_SIZE)
     plan = make_plan([args.input], data, keep=args.columns)
+    check_contract(features, plan.kinds, saved.contract, str(checkpoint))
     schema = output_schema(plan, args.columns)
     if output.resolve() in {Path(file.path).resolve() for file in plan.files}:
         raise OutputError(f"{output} is a file of INPUT; name another OUTPUT")

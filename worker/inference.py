@@ -17,6 +17,7 @@ from ps.spec import even_routing
 from worker.batch import Batch
 from worker.choosing import choose_rows
 from worker.computing import Computation
+from worker.contract import DataContract, check_kinds
 from worker.metrics import StreamingAuc, log_loss_sum
 from worker.models import build_model, num_parameters
 from worker.plan import Plan
@@ -54,6 +55,7 @@ class Predictor:
         tables: the tables that the lookups name; kept and never written.
         dense: float32[dense parameters]; kept.
         step: global step of the checkpoint.
+        contract: what the keys of batches must be; None: not known.
         threads: compute threads. A batch is cut into as many parts, so another number may change
             the last bits of a logit.
 
@@ -73,11 +75,13 @@ class Predictor:
         tables: Mapping[str, EmbeddingVariable],
         dense: Float32s,
         step: int = 0,
+        contract: DataContract | None = None,
         threads: int = 1,
     ) -> None:
         self.model = model
         self.features = features
         self.step = step
+        self.contract = contract
         self._dense = dense
         self._computation = Computation(model, threads=threads)
         used = {part.table: _table(tables, part) for part in _parts(model)}
@@ -115,6 +119,7 @@ class Predictor:
                 tables=load_tables(reader, [part.table for part in _parts(saved.spec)]),
                 dense=reader.dense_vector(),
                 step=reader.manifest.step,
+                contract=saved.contract,
                 threads=threads,
             )
         except CheckpointError:
@@ -144,11 +149,13 @@ class Predictor:
                 column.
 
         Raises:
-            DataError: as `Reader.read`.
+            DataError: as `Reader.read`, or the data's keys are not those of the model.
             ValueError: the data have no label, or a logit is NaN.
         """
         if data.features.label is None:
             raise ValueError("an evaluation needs a label column, the features have none")
+        if self.contract is not None:
+            check_kinds(data.features, plan.kinds, self.contract.keys, "the checkpoint")
         auc = StreamingAuc()
         losses: list[float] = []
         skipped = 0

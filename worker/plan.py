@@ -13,6 +13,7 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.mixing import mix64, mix_text
+from worker.contract import ColumnKind
 from worker.file_columns import FileColumn
 
 _ORDERS_KEPT = 2
@@ -76,6 +77,7 @@ class Plan:
         seed: of the shuffle.
         skipped_files: files that were left out because their footers can't be read.
         tables: the tables that were named, with their versions.
+        kinds: what the sparse columns hold.
     """
 
     files: tuple[FilePlan, ...]
@@ -86,6 +88,7 @@ class Plan:
     seed: int = 0
     skipped_files: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
+    kinds: tuple[ColumnKind, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in (("batch_size", self.batch_size), ("lanes", self.lanes)):
@@ -172,7 +175,8 @@ class Plan:
             for file in data["files"]
         )
         names = {name: tuple(data[name]) for name in ("skipped_files", "tables")}
-        return Plan(**{**data, "files": files, **names})
+        kinds = tuple(ColumnKind(**kind) for kind in data["kinds"])
+        return Plan(**{**data, "files": files, "kinds": kinds, **names})
 
     def _position(self, batch_id: int) -> tuple[int, int]:
         """Epoch, and position in it."""

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 
 from worker.column_types import column_kinds
+from worker.contract import ColumnKind
 from worker.data_files import DataFile, file_of_folders, table_name
 from worker.deleted_rows import pack, rows_kept, without
 from worker.delta import delta_files
@@ -64,6 +65,11 @@ def make_plan(patterns: Sequence[str], data: DataSpec, *, keep: Sequence[str] = 
         seed=data.seed,
         skipped_files=tuple(skipped),
         tables=tuple(dict.fromkeys(file.table for file in found if file.table is not None)),
+        kinds=tuple(
+            ColumnKind(column, kind.removeprefix("list of "), file)
+            for (role, column), (kind, file) in first.items()
+            if role == "sparse column"
+        ),
     )
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from worker.contract import DataContract
 from worker.spec import FeatureSpec, ModelSpec
 
 
@@ -13,12 +14,14 @@ class SavedModel(BaseModel):
     Attributes:
         spec: the dense model and its lookups.
         features: the columns of a sample, as they were in training.
+        contract: what else decides keys and inputs; None where the manifest does not say it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     spec: ModelSpec
     features: FeatureSpec
+    contract: DataContract | None = None
 
 
 def saved_model_from_json(data: dict[str, Any]) -> SavedModel:

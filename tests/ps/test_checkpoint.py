@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from embedding.optimizer_spec import AdagradDecay, AdagradDecayV2
 from embedding.spec import Adagrad, AdamAsync, Optimizer, Sgd, TableSpec
 from ps.checkpoint import (
     CheckpointReader,
 )
 from ps.digest import bucket_digests, model_digest
-from ps.restore import load_tables, start_shard_from
+from ps.restore import MovedDense, load_tables, start_shard_from
 
 # What comes back ----------------------------------------------------------------------------------
 
@@ -65,6 +66,51 @@ def test_a_restored_job_has_vectors_slots_frequencies_and_counters(
     assert before.shards[0].tables[0].num_unadmitted > 0
     assert before.shards[0].dense.rows.tobytes() == after.shards[0].dense.rows.tobytes()
     assert (after.shards[0].step, after.shards[0].fenced) == (0, False)
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+@pytest.mark.parametrize(
+    "optimizer",
+    [Adagrad(), AdamAsync(), AdagradDecay(decay_steps=2), AdagradDecayV2(decay_steps=2)],
+)
+def test_dense_parameters_come_from_elsewhere_with_their_slots_or_begin_anew(
+    small_job: Any, tmp_path: Path, num_shards: int, optimizer: Optimizer
+) -> None:
+    """2500 parameters, of which the job has every third, the last first, and 1000 new ones."""
+    tables = [TableSpec(name="t", dim=2)]
+    job = small_job(tables, num_shards=2, dense_size=2500, dense_optimizer=optimizer)
+    for step in range(3):
+        job.train(step, range(20))
+    sources = np.concatenate([np.full(1000, -1), np.arange(0, 2500, 3)[::-1]])
+    initial = np.linspace(5, 6, sources.size, dtype=np.float32)
+    again, fresh = (
+        small_job(
+            tables,
+            num_shards=shards,
+            dense_size=sources.size,
+            dense_optimizer=optimizer,
+            initialize=initialize,
+        )
+        for shards, initialize in ((num_shards, False), (1, True))
+    )
+    reader = CheckpointReader(job.write_checkpoint(tmp_path))
+
+    for shard in again.shards:
+        part = slice(*again.spec.dense_range(shard.index))
+        moved = MovedDense(initial[part], sources[part])
+        start_shard_from(shard, reader, recovery_epoch=3, goes_on=True, moved=moved)
+
+    new = np.vstack([shard.dense.rows for shard in again.shards])
+    old, begun = reader.dense_rows(), fresh.shards[0].dense.rows
+    whole = new.shape[1] // 1024
+    for slot in range(whole):
+        values, was, first = (
+            rows[:, 1024 * slot : 1024 * (slot + 1)].reshape(-1) for rows in (new, old, begun)
+        )
+        assert (values[1000 : sources.size] == was[sources[1000:]]).all()
+        assert (values[:1000] == (initial if slot == 0 else first)[:1000]).all()
+    rest = slice(1024 * whole, None)
+    assert (new[:, rest] == old[:1, rest]).all(), "one number a block is that of all blocks"
 
 
 def test_training_goes_on_alike_on_any_number_of_shards(saved_job: Any, saved: Path) -> None:

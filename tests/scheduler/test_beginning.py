@@ -1,0 +1,213 @@
+"""A job that starts from a checkpoint has its features, or says how they differ."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ps.checkpoint import CheckpointReader
+from scheduler import ConfigError, JobConfig, Result, Trainer
+from scheduler.trainer import JobSpecs, resolve
+from worker.errors import DataError
+from worker.inference import Predictor
+from worker.planning import make_plan
+from worker.spec import DataSpec
+
+pytestmark = pytest.mark.ray
+
+ROWS = 64
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One data set twice: `u` and `v` are integers, or text of them."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(3)
+    u = rng.integers(0, 9, ROWS)
+    columns: dict[str, Any] = {"label": u % 2, "u": u, "v": u + 1, "none": pa.nulls(ROWS)}
+    columns |= {name: rng.normal(size=ROWS) for name in ("x1", "x2", "x3")}
+    pq.write_table(pa.table(columns), folder / "ints.parquet")
+    columns["u"], columns["v"] = u.astype(str), (u + 1).astype(str)
+    pq.write_table(pa.table(columns), folder / "text.parquet")
+    return folder
+
+
+def job(folder: Path, run: dict[str, Any], **data: Any) -> JobConfig:
+    data = {"dense": ["x1", "x2"], "sparse": ["u", "v"], "train": "ints.parquet", **data}
+    for key in {"train", "eval"} & set(data):
+        data[key] = str(folder / data[key])
+    return JobConfig.from_dict(
+        {
+            "data": {"batch_size": 16, **data},
+            "embedding": {"dim": 4},
+            "model": {"type": "deepfm", "mlp": [5]},
+            "training": {"mode": "sync"},
+            "cluster": {"workers": 1, "servers": 1},
+            "run": run,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def day1(ray_cluster: None, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    run = {"dir": str(tmp_path_factory.mktemp("day1") / "run")}
+    return Trainer(job(folder, run, epochs=3)).fit()
+
+
+def next_day(folder: Path, day1: Result, said: dict[str, Any] | None = None, **data: Any) -> Any:
+    run = {"dir": str(folder / "no run"), "init_from": day1.path, "init_features": said or {}}
+    return resolve(job(folder, run, **data))
+
+
+@pytest.mark.parametrize(
+    ("data", "text", "said"),
+    [
+        (
+            {"dense": ["x2", "x1"]},
+            "data.dense has the order x2, x1, it was x1, x2",
+            {"moved": True},
+        ),
+        (
+            {"sparse": ["v", "u"]},
+            "data.sparse has the order v, u, it was u, v",
+            {"moved": True},
+        ),
+        ({"dense": ["x1", "x2", "x3"]}, "dense feature 'x3' is new", {"added": ["x3"]}),
+        ({"dense": ["x1"]}, "dense feature 'x2' is gone", {"removed": ["x2"]}),
+        (
+            {"sparse": [{"column": "u", "name": "user"}, "v"]},
+            "sparse feature 'user' is new; sparse feature 'u' is gone",
+            {"added": ["user"], "removed": ["u"]},
+        ),
+        (
+            {"dense_transform": "log1p"},
+            "data.dense_transform is 'log1p', it was 'none'",
+            {"changed": ["dense_transform"]},
+        ),
+        (
+            {"sparse": [{"column": "u", "combiner": "mean", "pad": 0}, "v"]},
+            "combiner of sparse feature 'u' is 'mean', it was 'sum'; pad of sparse feature 'u' is"
+            " 0, it was None",
+            {"changed": ["u"]},
+        ),
+        (
+            {"sparse": ["u", {"column": "u", "name": "v"}]},
+            "column of sparse feature 'v' is 'u', it was 'v'",
+            {"changed": ["v"]},
+        ),
+    ],
+)
+def test_other_features_are_refused_unless_the_job_says_so(
+    folder: Path, day1: Result, data: dict[str, Any], text: str, said: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        next_day(folder, day1, **data)
+    assert text in str(caught.value)
+    shown = ", ".join(
+        f"{how}: true" if names is True else f"{how}: [{', '.join(names)}]"
+        for how, names in said.items()
+    )
+    assert str(caught.value).endswith(f"say run.init_features: {{{shown}}}")
+
+    specs: JobSpecs = next_day(folder, day1, said, **data)
+    assert specs.beginning.dense_sources is not None
+
+
+def test_what_was_said_of_an_earlier_job_does_no_harm(folder: Path, day1: Result) -> None:
+    said = {"added": ["x2"], "removed": ["gone"], "changed": ["u"], "moved": True}
+
+    assert next_day(folder, day1, said).beginning.dense_sources is None
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({}, {}),
+        # A new feature on an old table, an old one of another column.
+        ({"sparse": ["u", {"column": "v", "name": "w", "table": "v"}]}, ["v", "w"]),
+        ({"sparse": [{"column": "v", "name": "u"}, "v"]}, ["u"]),
+    ],
+)
+def test_a_table_takes_keys_of_the_type_that_its_rows_were_trained_for(
+    folder: Path, day1: Result, data: dict[str, Any], said: Any
+) -> None:
+    changes = dict.fromkeys(("added", "removed", "changed"), said) if said else {}
+    with pytest.raises(DataError, match=r"got string, expected integer as in .*full-"):
+        next_day(folder, day1, changes, train="text.parquet", **data)
+
+
+def test_a_table_of_another_name_may_have_keys_of_another_type(folder: Path, day1: Result) -> None:
+    sparse = [{"column": name, "table": f"{name}_text"} for name in "uv"]
+    said = {"changed": ["u", "v"]}
+
+    specs = next_day(folder, day1, said, train="text.parquet", sparse=sparse)
+
+    assert specs.contract.keys == {"u": "string", "v": "string"}
+
+
+def test_evaluation_data_have_the_keys_of_training_and_of_the_checkpoint(
+    folder: Path, day1: Result
+) -> None:
+    with pytest.raises(DataError, match=r"text.parquet.*expected integer as in '.*ints.parquet'"):
+        resolve(job(folder, {"dir": "no run"}, eval="text.parquet"))
+    nulls = folder / "nulls.parquet"
+    table = pq.read_table(folder / "ints.parquet")
+    for number, name in ((1, "u"), (2, "v")):
+        table = table.set_column(number, name, pa.nulls(ROWS))
+    pq.write_table(table, nulls)
+
+    specs = next_day(folder, day1, train="nulls.parquet")
+    assert specs.contract.keys == {"u": "integer", "v": "integer"}, "as the checkpoint says"
+    with pytest.raises(DataError, match="expected integer as in the checkpoint"):
+        next_day(folder, day1, train="nulls.parquet", eval="text.parquet")
+
+
+def test_a_loaded_model_refuses_to_be_evaluated_on_other_keys(folder: Path, day1: Result) -> None:
+    predictor = Predictor.from_checkpoint(day1.checkpoint)
+    data = DataSpec(features=predictor.features, batch_size=16)
+
+    scores = predictor.evaluate(make_plan([str(folder / "ints.parquet")], data), data)
+    assert scores["samples"] == ROWS
+    with pytest.raises(DataError, match="got string, expected integer as in the checkpoint"):
+        predictor.evaluate(make_plan([str(folder / "text.parquet")], data), data)
+
+
+def test_a_checkpoint_without_a_contract_is_taken_with_a_warning(
+    folder: Path, day1: Result, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = Path(day1.checkpoint) / "manifest.json"
+    whole = manifest.read_text()
+    data = json.loads(whole)
+    del data["model"]["contract"]
+    manifest.write_text(json.dumps(data))
+    try:
+        with caplog.at_level(logging.WARNING):
+            next_day(folder, day1)
+    finally:
+        manifest.write_text(whole)
+    assert "does not say which types its columns had" in caplog.text
+
+
+def test_dense_weights_follow_the_names_of_features_through_a_job(
+    folder: Path, day1: Result, tmp_path: Path
+) -> None:
+    """A learning rate of next to nothing, so that the model stays what it was."""
+    run = {"dir": str(tmp_path / "day2"), "init_from": day1.path, "init_features": {"moved": True}}
+    changed = job(folder, run, dense=["x2", "x1"], sparse=["v", "u"], eval="ints.parquet")
+    still = {"type": "adagrad", "learning_rate": 1e-12}
+    values = changed.model_dump(mode="json")
+    values["model"]["optimizer"] = values["embedding"]["optimizer"] = still
+    day2 = Trainer(JobConfig.from_dict(values)).fit()
+
+    predictor = Predictor.from_checkpoint(day1.checkpoint)
+    data = DataSpec(features=predictor.features, batch_size=16)
+    before = predictor.evaluate(make_plan([str(folder / "ints.parquet")], data), data)
+    assert day2.metrics["eval"]["logloss"] == pytest.approx(before["logloss"], rel=1e-6)
+    a, b = (CheckpointReader(run.checkpoint).dense_vector() for run in (day1, day2))
+    assert (a != b).any()
+    np.testing.assert_allclose(np.sort(a), np.sort(b), rtol=1e-6)
