@@ -1,7 +1,6 @@
 """The job file: one YAML document, validated with messages that name the field.
 
-A public contract. Keys follow the vocabulary of docs/design.md; every one can be overridden on the
-command line as `key.path=value`.
+A public contract in the words of docs/design.md; `key.path=value` overrides any key of it.
 """
 
 import json
@@ -126,6 +125,7 @@ class DataConfig(_Section):
     eval_batch_size: PositiveInt = 8192
     epochs: PositiveInt = 1
     shuffle: Literal["none", "files", "rows"] = "none"
+    order: Literal["lanes", "sequential"] = "lanes"
     on_bad_file: Literal["fail", "skip"] = "fail"
     cache_bytes: PositiveInt = 1 << 30
 

@@ -44,7 +44,7 @@ def training_data(config: JobConfig) -> DataSpec:
     return DataSpec(
         features=feature_spec(config),
         batch_size=config.data.batch_size,
-        lanes=config.group_size,
+        lanes=config.group_size if config.data.order == "lanes" else 1,
         epochs=config.data.epochs,
         shuffle=config.data.shuffle,
         seed=config.seed,

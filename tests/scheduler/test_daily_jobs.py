@@ -40,7 +40,8 @@ def train(days: Path, out: Path, day: str, **changes: Any) -> Result:
             "train": str(days / f"day{day}.parquet"),
             "dense": ["x"],
             "sparse": ["u"],
-            "batch_size": 8,
+            "batch_size": 4,
+            "order": "sequential",
         },
         "embedding": {
             "dim": 4,
@@ -48,7 +49,7 @@ def train(days: Path, out: Path, day: str, **changes: Any) -> Result:
             "eviction": {"steps_to_live": 5, "every_steps": 1},
         },
         "model": {"type": "dlrm", "bottom_mlp": [4], "top_mlp": [4], "optimizer": adam},
-        "training": {"mode": "sync"},
+        "training": {"mode": "sync", "global_batch": 8},
         "cluster": {"workers": 1, "servers": 1},
         "run": {"dir": str(out)},
     }
