@@ -56,6 +56,7 @@ from ps.dense import DenseBlocks
 from ps.digest import bucket_slices
 from ps.durable import PARTIAL, new_file, publish, write_text
 from ps.spec import BLOCK_SIZE, StoreSpec
+from ps.strict_json import json_text
 from ps.typed import decoder_of, field_values
 
 FORMAT = "synchromesh-checkpoint"
@@ -194,7 +195,7 @@ def write_manifest(directory: str | Path, manifest: Manifest) -> None:
                 " run.dir must be one folder that every node sees"
             )
     data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
-    write_text(root / MANIFEST, json.dumps(data, indent=1, allow_nan=False))
+    write_text(root / MANIFEST, json_text(data, indent=1))
 
 
 def _write(

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ps.strict_json import json_text
 from worker.protocol import Report
 
 # Between two takes of the driver; what comes beyond is not recorded.
@@ -106,7 +107,7 @@ class BatchFile:
             full = self._kept.get(window, 0) >= self._limit // 8
             if window % self._stride == 0 and not full:
                 self._kept[window] = self._kept.get(window, 0) + 1
-                lines.append(json.dumps(asdict(span)) + "\n")
+                lines.append(json_text(asdict(span)) + "\n")
         if lines:
             with open(self._path, "a") as file:
                 file.writelines(lines)

@@ -220,8 +220,8 @@ class ModelConfig(BaseModel):
         """Options travel in checkpoints as JSON, and have to come back as they were."""
         for name, value in self.options.items():
             try:
-                same = json.loads(json.dumps(value)) == value
-            except TypeError:
+                same = json.loads(json.dumps(value, allow_nan=False)) == value
+            except (TypeError, ValueError):
                 same = False
             if not same:
                 raise ValueError(

@@ -109,7 +109,7 @@ def _bar(line: dict[str, Any], samples: int, total: int) -> RenderableType:
 
 
 def _figures(line: dict[str, Any]) -> RenderableType:
-    loss, auc = line["train_loss"], line["eval_auc"]
+    rate, loss, auc = line["samples_per_second"], line["train_loss"], line["eval_auc"]
     batches = [
         (name, f"{line['batches'][key]:,}")
         for name, key in (
@@ -120,7 +120,7 @@ def _figures(line: dict[str, Any]) -> RenderableType:
     ]
     figures = [
         ("step", f"{line['global_step']:,}"),
-        ("samples/s", f"{line['samples_per_second']:,.0f}"),
+        ("samples/s", "-" if rate is None else f"{rate:,.0f}"),
         ("loss", "-" if loss is None else f"{loss:.4f}"),
         ("AUC", "-" if auc is None else f"{auc:.4f}"),
     ]

@@ -66,8 +66,8 @@ class Progress:
         parts = [
             f"samples={line['samples']}/{self._total}",
             f"step={line['global_step']}",
-            f"samples_per_second={rate:.0f}",
-            f"loss={loss:.4f}" if loss is not None else "loss=-",
+            *([] if rate is None else [f"samples_per_second={rate:.0f}"]),
+            *([] if loss is None else [f"loss={loss:.4f}"]),
             f"staleness={line['staleness']['parameter']['mean']:.2f}",
             f"rows={sum(line['rows'].values())}",
         ]

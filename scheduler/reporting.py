@@ -10,6 +10,7 @@ from typing import Any
 from scheduler.config import JobConfig
 from scheduler.coordinating import Status
 from scheduler.interval_figures import HistogramOfInterval, WorkersOfInterval
+from worker.metrics import why_no_auc
 
 _PACKAGES = ("synchromesh", "ray", "numpy", "numba", "pyarrow")
 
@@ -41,7 +42,7 @@ class IntervalReport:
         seconds = now - (self._last_time or 0.0)
         loss_sum = status.loss_sum - self._last_loss[0]
         loss_samples = status.loss_samples - self._last_loss[1]
-        rate = (samples - self._last_samples) / seconds if seconds > 0 else 0.0
+        rate = (samples - self._last_samples) / seconds if seconds > 0 else None
         self._last_time, self._last_samples = now, samples
         self._last_loss = (status.loss_sum, status.loss_samples)
         shifts, self._shifts_told = status.shifts[self._shifts_told :], len(status.shifts)
@@ -67,6 +68,7 @@ class IntervalReport:
             "samples_per_second": rate,
             "train_loss": loss_sum / loss_samples if loss_samples else None,
             "eval_auc": evaluation.auc if evaluation else None,
+            "eval_logloss": evaluation.logloss if evaluation else None,
             "eval_step": evaluation.step if evaluation else None,
             "staleness": staleness(status),
             "staleness_of_interval": {
@@ -93,6 +95,23 @@ class IntervalReport:
             "cpu_seconds": cpu_seconds(status, servers),
             "stage_seconds": stage_seconds(status, servers),
         }
+
+
+def evaluations(status: Status) -> list[dict[str, Any]]:
+    """Return the scores of every evaluation, in their order."""
+    return [
+        {"step": e.step, "clock": e.clock, "auc": e.auc, "logloss": e.logloss}
+        for e in status.evaluations
+    ]
+
+
+def reached(status: Status) -> dict[str, Any]:
+    """Return how far a job came, for one that does not come to its end."""
+    return {
+        "global_step": status.applied_step,
+        "samples": status.samples,
+        "evaluations": evaluations(status),
+    }
 
 
 def staleness(status: Status) -> dict[str, dict[str, float]]:
@@ -180,15 +199,13 @@ def make_result(
         if last is None
         else {
             "auc": last.auc,
+            "auc_missing": why_no_auc(last.auc),
             "auc_error_bound": last.auc_error_bound,
             "logloss": last.logloss,
             "samples": last.samples,
             "samples_skipped": last.samples_skipped,
         },
-        "evaluations": [
-            {"step": e.step, "clock": e.clock, "auc": e.auc, "logloss": e.logloss}
-            for e in status.evaluations
-        ],
+        "evaluations": evaluations(status),
         "mode_history": mode_history(status),
         "staleness": staleness(status),
         "dropped_contributions": status.batches["dropped"],

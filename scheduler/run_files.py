@@ -1,8 +1,6 @@
 """The run directory: what a run leaves behind."""
 
 import contextlib
-import json
-import math
 import re
 import shutil
 import time
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ps.durable import PARTIAL, write_text
+from ps.strict_json import json_text
 from scheduler.batch_trace import BatchFile, BatchSpan
 from scheduler.config import JobConfig
 from scheduler.errors import RunDirectoryError
@@ -89,12 +88,12 @@ class RunDirectory:
         return self.path / CHECKPOINTS / f"{kind}-{step:012d}"
 
     def write_plan(self, plan: dict[str, Any]) -> None:
-        write_text(self.path / PLAN_FILE, json.dumps(plan, allow_nan=False))
+        write_text(self.path / PLAN_FILE, json_text(plan))
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Append one line, at once visible to who follows the file."""
         with open(self.path / METRICS_FILE, "a") as file:
-            file.write(json.dumps(strict_json(line)) + "\n")
+            file.write(json_text(line) + "\n")
         if self._events is not None:
             self._events.add(line)
 
@@ -117,13 +116,17 @@ class RunDirectory:
         """Say how the running job can be found; no secrets."""
         self._write_json(CONTROL_FILE, control)
 
-    def write_failure(self, text: str) -> None:
-        """Say why the run ended before its end, where that can still be written."""
+    def write_failure(self, text: str, reached: dict[str, Any]) -> None:
+        """Say why the run ended before its end, where that can still be written.
+
+        Args:
+            reached: how far it came, see `reporting.reached`.
+        """
         with contextlib.suppress(OSError):
-            self._write_json(FAILURE_FILE, {"time": time.time(), "error": text})
+            self._write_json(FAILURE_FILE, {"time": time.time(), "error": text, **reached})
 
     def _write_json(self, name: str, value: dict[str, Any]) -> None:
-        write_text(self.path / name, json.dumps(strict_json(value), indent=1) + "\n")
+        write_text(self.path / name, json_text(value, indent=1) + "\n")
 
     def _check_place(self, *, overwrite: bool) -> None:
         """Refuse a place where the run may not be; nothing is changed."""
@@ -151,15 +154,6 @@ class RunDirectory:
             (self.path / (name + PARTIAL)).unlink(missing_ok=True)
         for name in (CHECKPOINTS, TENSORBOARD):
             shutil.rmtree(self.path / name, ignore_errors=True)
-
-
-def strict_json(value: Any) -> Any:
-    """Return JSON-able values with null for NaN and the infinities, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: strict_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def latest_checkpoint(path: str | Path) -> Path:

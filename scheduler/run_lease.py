@@ -14,6 +14,7 @@ from pathlib import Path
 import filelock
 
 from ps.durable import write_text
+from ps.strict_json import json_text
 from scheduler.errors import RunDirectoryError
 
 LOCK_FILE = ".lease.lock"
@@ -49,7 +50,7 @@ class RunLease:
             logger.warning("the file system of %s knows no locks: see to it yourself that only one"
                            " job at a time has this run.dir", path)  # fmt: skip
         facts = {"job": job, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
-        write_text(self._holder, json.dumps(facts) + "\n")
+        write_text(self._holder, json_text(facts) + "\n")
 
     def close(self) -> None:
         """Give it back."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -58,6 +59,8 @@ class Supervisor:
         self._progress = progress
         self._interval = IntervalReport(config)
         self._next_report = time.monotonic() + config.run.progress_every_seconds
+        self._evaluations_told = 0
+        self.last_status: Status | None = None
 
     @property
     def worker_restarts(self) -> int:
@@ -82,7 +85,7 @@ class Supervisor:
         while True:
             status = self.poll()
             if not status.evaluating:
-                self.report(status)
+                self._report_evaluations(status)
                 return status
 
     def poll(self) -> Status:
@@ -92,6 +95,7 @@ class Supervisor:
         self._look_at_servers()
         status = self.status()
         self._progress.advance(status.samples["applied"])
+        self._report_evaluations(status)
         if not status.trained:
             # Before anyone's end is judged: it may have been told to go.
             self._workforce.want(status.num_workers)
@@ -112,7 +116,8 @@ class Supervisor:
 
     def status(self) -> Status:
         """Ask the coordinator; raises TrainingError where it is gone."""
-        return self._answer_of_coordinator(self.processes.coordinator.status.remote())
+        self.last_status = self._answer_of_coordinator(self.processes.coordinator.status.remote())
+        return self.last_status
 
     def _answer_of_coordinator(self, call: Any) -> Any:
         try:
@@ -133,6 +138,13 @@ class Supervisor:
         taken = self.processes.coordinator.take_batches.remote()
         self._run.add_batches(self._answer_of_coordinator(taken))
         self._progress.show(line)
+
+    def _report_evaluations(self, status: Status) -> None:
+        """Write a line for each evaluation that has ended, so that every one is found there."""
+        while self._evaluations_told < len(status.evaluations):
+            self._evaluations_told += 1
+            evaluations = status.evaluations[: self._evaluations_told]
+            self.report(replace(status, evaluations=evaluations))
 
     def _report_if_due(self, status: Status) -> None:
         if time.monotonic() >= self._next_report:

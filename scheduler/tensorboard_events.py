@@ -28,6 +28,7 @@ def scalars_of(line: Line) -> dict[str, float]:
         "train/global_step": line["global_step"],
         "train/clock": line["clock"],
         "eval/auc": line["eval_auc"],
+        "eval/logloss": line["eval_logloss"],
         "samples/dropped": line["samples_dropped"],
         "samples/skipped": line["samples_skipped"],
         **{f"batches/{name}": count for name, count in line["batches"].items()},

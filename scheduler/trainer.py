@@ -27,6 +27,7 @@ from scheduler.ledger import LedgerPlan
 from scheduler.modes import rule_of
 from scheduler.paths import with_absolute_paths
 from scheduler.progress import Progress
+from scheduler.reporting import reached
 from scheduler.resolve import evaluation_data, model_spec, store_spec, training_data
 from scheduler.run_files import RunDirectory
 from scheduler.supervising import Supervisor
@@ -91,6 +92,7 @@ class Trainer:
     def __init__(self, config: JobConfig) -> None:
         self.config = with_absolute_paths(config, os.environ, Path.cwd())
         self._started_at: dict[str, float] = {}
+        self._supervisor: Supervisor | None = None
 
     def fit(self) -> Result:
         """Run the job to its end.
@@ -113,16 +115,23 @@ class Trainer:
         except (OSError, ValueError, ray.exceptions.RayError) as error:
             # Ray wraps what an actor raised; the person wants to read the cause.
             text = str(getattr(error, "cause", None) or error)
-            run.write_failure(text)
+            run.write_failure(text, self._how_far())
             raise TrainingError(text) from error
         except TrainingError as error:
-            run.write_failure(str(error))
+            run.write_failure(str(error), self._how_far())
             raise
         except KeyboardInterrupt:
-            run.write_failure("stopped before the end")
+            run.write_failure("stopped before the end", self._how_far())
+            raise
+        except BaseException as error:  # of our own making, or no memory: it goes on as it is
+            run.write_failure(f"{type(error).__name__}: {error}", self._how_far())
             raise
         finally:
             run.close()
+
+    def _how_far(self) -> dict[str, Any]:
+        status = None if self._supervisor is None else self._supervisor.last_status
+        return {} if status is None else reached(status)
 
     def _run(self, specs: JobSpecs, run: RunDirectory) -> Result:
         joined = ray.is_initialized()
@@ -160,7 +169,7 @@ class Trainer:
                 run.write_control(
                     control_facts(processes, recovery_epoch=specs.coordinator.recovery_epoch)
                 )
-                supervisor = Supervisor(
+                supervisor = self._supervisor = Supervisor(
                     launcher=launcher,
                     processes=processes,
                     setup=_worker_setup(specs, launcher.secret, processes),

@@ -5,10 +5,10 @@ python scripts/bench_coordinator.py --workers 16 256 --markdown
 """
 
 import argparse
-import json
 import sys
 
 from bench.fleets import CASES, measure, section
+from ps.strict_json import json_text
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     for case in [case for case in CASES if case["workers"] in arguments.workers]:
         rows.append(measure(case))
         if not arguments.markdown:
-            print(json.dumps(rows[-1]), flush=True)
+            print(json_text(rows[-1]), flush=True)
     if arguments.markdown:
         print("\n".join(section(rows)))
     return 0

@@ -12,7 +12,6 @@ there or the command is wrong, 1 where the job can't do it.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ps.strict_json import json_text
 from scheduler.control_file import find_job, use_its_authentication
 from scheduler.errors import ControlError
 from scheduler.events import (
@@ -137,7 +137,7 @@ def _show_status(job: Any, arguments: Any) -> int:
         for number, worker in sorted(status.workers.items())
     }
     if arguments.json:
-        print(json.dumps({**facts, "workers": workers}))
+        print(json_text({**facts, "workers": workers}))
         return 0
     console = Console(highlight=False)
     for name, value in facts.items():

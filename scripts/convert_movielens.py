@@ -6,10 +6,10 @@ Prints one JSON line.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
+from ps.strict_json import json_text
 from worker.convert import Layout, convert_movielens
 from worker.dataset_files import DatasetError
 
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("convert_movielens: interrupted, nothing was written", file=sys.stderr)
         return 130
-    print(json.dumps({"out": str(args.out), "rows": rows}))
+    print(json_text({"out": str(args.out), "rows": rows}))
     return 0
 
 

@@ -6,7 +6,6 @@ checkpoint or the samples can't be used, 1 where scoring failed.
 """
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -17,13 +16,15 @@ from typing import Any
 
 from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.storage import StorageError
+from ps.strict_json import json_text
 from scheduler import ConfigError, JobConfig, RunDirectoryError
 from scheduler.paths import with_absolute_paths
 from scheduler.resolve import evaluation_data
-from scheduler.run_files import JOB_FILE, latest_checkpoint, strict_json
+from scheduler.run_files import JOB_FILE, latest_checkpoint
 from worker.contract import check_contract
 from worker.errors import DataError
 from worker.inference import ModelError, Predictor, saved_model
+from worker.metrics import why_no_auc
 from worker.planning import make_plan
 from worker.spec import DataSpec, FeatureSpec
 from worker.synthetic import best_auc_for
@@ -83,6 +84,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     best = best_auc_for([file.path for file in plan.files])
     return {
         **scores,
+        "auc_missing": why_no_auc(scores["auc"]),
         "files_skipped": len(plan.skipped_files),
         **({} if best is None else {"best_auc": best}),
         "checkpoint": str(checkpoint),
@@ -136,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("evaluate: interrupted", file=sys.stderr)
         return 130
-    print(json.dumps(strict_json(line)))
+    print(json_text(line))
     return 0
 
 

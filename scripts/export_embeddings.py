@@ -23,6 +23,7 @@ import pyarrow as pa
 from embedding import TableSpec
 from embedding.arrow import row_schema, to_arrow
 from ps.checkpoint import CheckpointError, CheckpointReader
+from ps.strict_json import json_text
 from scheduler import RunDirectoryError
 from scheduler.config_errors import nearest
 from scheduler.run_files import latest_checkpoint
@@ -66,7 +67,7 @@ def export(args: argparse.Namespace) -> dict[str, Any]:
     with staged(out, overwrite=args.overwrite) as staging:
         rows = {table.name: write_table(staging / table.name, table, reader) for table in tables}
         about = {"format": FORMAT, **line, "tables": rows}
-        (staging / ABOUT_FILE).write_text(json.dumps(about, indent=1) + "\n")
+        (staging / ABOUT_FILE).write_text(json_text(about, indent=1) + "\n")
     return {**line, "rows": rows}
 
 
@@ -156,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("export_embeddings: interrupted, nothing was written", file=sys.stderr)
         return 130
-    print(json.dumps(line))
+    print(json_text(line))
     return 0
 
 

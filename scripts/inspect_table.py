@@ -8,7 +8,6 @@ checkpoint or table, 1 where its files can't be read.
 
 import argparse
 import dataclasses
-import json
 import os
 import signal
 import sys
@@ -25,10 +24,11 @@ from embedding import TableEntries, TableSpec, rule_for
 from embedding.inspection import BIN_STARTS, RankBy, norms
 from embedding.spec import to_json
 from ps.checkpoint import CheckpointError, CheckpointReader
+from ps.strict_json import json_text
 from ps.table_summary import KeyState, TableOverview, TableSummary, overview_of, summarize
 from scheduler import RunDirectoryError
 from scheduler.config_errors import nearest
-from scheduler.run_files import latest_checkpoint, strict_json
+from scheduler.run_files import latest_checkpoint
 
 PIPED_WIDTH = 200
 TOP_ROWS = 10
@@ -382,7 +382,7 @@ def show(
     if args.table is None:
         overviews = [overview_of(reader, spec) for spec in tables]
         if args.json:
-            print(json.dumps({**head, "tables": [overview_json(one) for one in overviews]}))
+            print(json_text({**head, "tables": [overview_json(one) for one in overviews]}))
             return
         console.print(f"Checkpoint {path}, step {head['step']:,}\n", style="bold", soft_wrap=True)
         show_overviews(console, overviews)
@@ -391,7 +391,7 @@ def show(
     top = TOP_ROWS if args.top is None else args.top
     summary = summarize(reader, tables[0], top=top, by=by, keys=args.key or ())
     if args.json:
-        print(json.dumps(strict_json({**head, **summary_json(summary, by)})))
+        print(json_text({**head, **summary_json(summary, by)}))
         return
     title = f"Table {args.table} of {path}, step {head['step']:,}\n"
     console.print(title, style="bold", soft_wrap=True)

@@ -6,13 +6,13 @@ Prints one JSON line. The rows depend on --seed alone; see worker/planted.py for
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from ps.strict_json import json_text
 from worker.dataset_files import DatasetError
 from worker.synthetic import CriteoLike, write_criteo_like
 
@@ -48,7 +48,7 @@ def write(args: argparse.Namespace) -> None:
             on_rows=lambda rows: progress.advance(task, rows),
         )
     names = ("rows", "test_rows", "seed", "base_rate", "best_auc", "best_logloss")
-    print(json.dumps({"out": str(args.out), **{name: about[name] for name in names}}))
+    print(json_text({"out": str(args.out), **{name: about[name] for name in names}}))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,7 +6,6 @@ at all. Exits 2 where the checkpoint, INPUT or OUTPUT can't be used, 1 where pre
 """
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 
 from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.storage import StorageError
+from ps.strict_json import json_text
 from scheduler import RunDirectoryError
 from scheduler.config_errors import nearest
 from scheduler.run_files import latest_checkpoint
@@ -211,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"predict: interrupted, {args.output} was not written", file=sys.stderr)
         return 130
-    print(json.dumps(line))
+    print(json_text(line))
     return 0
 
 

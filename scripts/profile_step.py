@@ -11,7 +11,6 @@ as it was called.
 
 import argparse
 import cProfile
-import json
 import pstats
 import sys
 import time
@@ -27,6 +26,7 @@ from bench.matrix_products import ProductsBound, layers_of
 from bench.one_step import OneWorker
 from bench.training_data import find_data
 from bench.training_jobs import Case, job_of
+from ps.strict_json import json_text
 from scheduler.trainer import JobSpecs, resolve
 from worker.models import build_model
 
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     for part in [*parts, Part("", "matrix products alone, within the above", products)]:
         line = {"role": part.role, "name": part.name, "ms": round(part.milliseconds, 3)}
-        print(json.dumps(line))
+        print(json_text(line))
     return 0
 
 

@@ -6,13 +6,13 @@ failed while running.
 """
 
 import argparse
-import json
 import signal
 import sys
 from typing import Any
 
 from rich.console import Console
 
+from ps.strict_json import json_text
 from scheduler import ConfigError, JobConfig, RunDirectoryError, Trainer, TrainingError
 from worker.synthetic import best_auc_for
 
@@ -40,7 +40,7 @@ def main() -> int:
         return 130
     best = best_auc_for(result.evaluated)
     _show(result.metrics, best, result.path)
-    print(json.dumps(_summary(result.metrics, best, result.path)))
+    print(json_text(_summary(result.metrics, best, result.path)))
     return 0
 
 
@@ -48,6 +48,7 @@ def _summary(metrics: dict[str, Any], best: float | None, path: str) -> dict[str
     keys = (
         "name",
         "samples_trained",
+        "samples_dropped",
         "samples_skipped",
         "global_step",
         "samples_per_second",
@@ -65,6 +66,8 @@ def _show(metrics: dict[str, Any], best: float | None, path: str) -> None:
         f"trained {metrics['samples_trained']:,} samples in {seconds:.1f} s:"
         f" {metrics['samples_per_second']:,.0f} samples/s"
     )
+    if metrics["samples_dropped"]:
+        console.print(f"dropped {metrics['samples_dropped']:,} samples: their gradients were stale")
     for reason, count in metrics["skipped_by_reason"].items():
         console.print(f"skipped {count:,} samples: {reason}")
     for what, files in metrics["skipped_files"].items():
@@ -75,9 +78,10 @@ def _show(metrics: dict[str, Any], best: float | None, path: str) -> None:
                 + (", ..." if len(files) > 1 else "")
             )
     if metrics["eval"] is not None:
-        auc = metrics["eval"]["auc"]
-        line = f"test AUC {auc:.4f}, logloss {metrics['eval']['logloss']:.4f}"
-        if best is not None:
+        auc, missing = metrics["eval"]["auc"], metrics["eval"]["auc_missing"]
+        shown = f"test AUC {auc:.4f}" if missing is None else f"no test AUC: {missing}"
+        line = f"{shown}, logloss {metrics['eval']['logloss']:.4f}"
+        if best is not None and missing is None:
             covered = (auc - 0.5) / (best - 0.5)
             line += f"; the best possible AUC is {best:.4f}, {covered:.1%} of the way from .5"
         console.print(line)

@@ -156,3 +156,23 @@ def test_modules_stay_short(path: Path) -> None:
     assert lines <= MAX_LINES, (
         f"{path} has {lines} lines, {MAX_LINES} are the limit: split off one concern"
     )
+
+
+@pytest.mark.parametrize("path", modules(*MAY_IMPORT, "scripts"), ids=str)
+def test_json_is_written_so_that_every_reader_takes_it(path: Path) -> None:
+    """Python writes NaN unless told not to; `ps.strict_json` writes null."""
+    calls = [
+        node
+        for node in ast.walk(ast.parse((ROOT / path).read_text(), str(path)))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("dump", "dumps")
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "json"
+    ]
+    loose = [
+        f"{path}:{call.lineno}"
+        for call in calls
+        if not any(keyword.arg == "allow_nan" for keyword in call.keywords)
+    ]
+    assert not loose, f"use json_text there: {loose}"

@@ -4,6 +4,8 @@ Predictions are logits throughout: both metrics need no probability, and a logit
 where a probability rounds to 0 or 1.
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 from numba import njit
@@ -88,6 +90,11 @@ def bin_of(logits: _Floats, num_bins: int) -> npt.NDArray[np.int32]:
     out = np.empty(len(logits), np.int32)
     _bins(np.ascontiguousarray(logits, np.float32), num_bins // 2, out)
     return out
+
+
+def why_no_auc(auc: float) -> str | None:
+    """Say why there is no AUC, None where there is one."""
+    return "all labels are of one class" if math.isnan(auc) else None
 
 
 def log_loss_sum(logits: _Floats, labels: _Floats) -> float:

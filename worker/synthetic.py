@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ps.strict_json import json_text
 from worker.dataset_files import ABOUT_FILE, DatasetError, PartWriter, staged
 from worker.metrics import StreamingAuc, bin_of, log_loss_sum
 from worker.planted import (
@@ -106,7 +107,7 @@ def write_criteo_like(
         _write_split(staging / "train", wanted, "train", wanted.rows, wanted.files, on_rows)
         quality = _write_split(staging / "test", wanted, "test", test_rows, test_files, on_rows)
         about = _about(wanted, quality)
-        (staging / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n")
+        (staging / ABOUT_FILE).write_text(json_text(about, indent=2) + "\n")
     return about
 
 

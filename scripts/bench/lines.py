@@ -1,11 +1,12 @@
 """Timing, and the lines that a benchmark prints: one JSON object for each figure."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
+
+from ps.strict_json import json_text
 
 MEGA, GIGA = 1e6, 1e9
 
@@ -47,7 +48,7 @@ def alternate(repeats: int, *runs: Callable[[], object]) -> tuple[Times, ...]:
 def emit(name: str, value: float | None, unit: str, **fields: Any) -> None:
     """Print one line; floats are cut to four digits that mean something."""
     line = {"name": name, "value": value, "unit": unit, **fields}
-    print(json.dumps({key: _short(entry) for key, entry in line.items()}), flush=True)
+    print(json_text({key: _short(entry) for key, entry in line.items()}), flush=True)
 
 
 def _short(entry: Any) -> Any:

@@ -4,11 +4,12 @@ PART is `ray`: import Ray, start it as a job does, create an actor that does not
 `worker`: import what such a process needs, load its kernels. Prints seconds by phase as JSON.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+from ps.strict_json import json_text
 
 
 class Phases:
@@ -98,4 +99,4 @@ PARTS: dict[str, Callable[[list[str]], dict[str, float]]] = {
 }
 
 if __name__ == "__main__":
-    print(json.dumps(PARTS[sys.argv[1]](sys.argv[2:])))
+    print(json_text(PARTS[sys.argv[1]](sys.argv[2:])))

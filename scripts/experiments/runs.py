@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ps.strict_json import json_text
+
 Row = dict[str, Any]
 
 
@@ -63,7 +65,9 @@ class Run:
         settings = Path(self.job).read_text() if self.job else ""
         case = {} if self.job else self.case
         parts = [self.experiment, case, self.seed, settings, self.overrides]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(
+            json.dumps(parts, sort_keys=True, allow_nan=False).encode()
+        ).hexdigest()[:16]
 
     def directory(self, out: Path) -> Path:
         """Return its run directory."""
@@ -107,7 +111,7 @@ class Results:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # Begun with a line feed, it is readable even behind a line that was cut off.
         with self._path.open("a") as file:
-            file.write("\n" + json.dumps(row))
+            file.write("\n" + json_text(row))
             file.flush()
             os.fsync(file.fileno())
         self._rows[run.key] = row

@@ -65,6 +65,7 @@ def test_an_interval_in_which_nothing_happened_can_be_shown() -> None:
     nothing = line(
         train_seconds=0.0,
         train_loss=None,
+        samples_per_second=None,
         eval_auc=None,
         workers={},
         staleness_of_interval={"data": {}, "parameter": {}},
@@ -72,7 +73,7 @@ def test_an_interval_in_which_nothing_happened_can_be_shown() -> None:
         table_bytes={},
     )
 
-    assert "loss -" in shown(nothing)
+    assert "samples/s -   loss -" in shown(nothing)
     assert "-:--:-- left" in shown(nothing)
 
 
@@ -117,6 +118,14 @@ def test_a_file_gets_plain_lines_without_escape_codes(job: tuple[JobConfig, Plan
         "samples=2500/0 step=1234 samples_per_second=250 loss=0.4568 staleness=1.50 rows=1020"
         " eval_auc=0.7123",
     ]
+
+
+def test_a_line_without_an_interval_shows_no_rate_of_0(job: tuple[JobConfig, Plan]) -> None:
+    out = io.StringIO()
+    with Progress(*job, console=Console(file=out)) as progress:
+        progress.show(line(samples_per_second=None, train_loss=None))
+
+    assert out.getvalue() == ("samples=2500/0 step=1234 staleness=1.50 rows=1020 eval_auc=0.7123\n")
 
 
 def test_a_terminal_gets_the_view_and_notes_stay_above_it(job: tuple[JobConfig, Plan]) -> None:

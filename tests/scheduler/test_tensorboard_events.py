@@ -23,6 +23,7 @@ def line(samples: int, loss: float | None) -> dict[str, Any]:
         "clock": 1,
         "samples": samples,
         "eval_auc": None,
+        "eval_logloss": None,
         "samples_dropped": 3,
         "samples_skipped": 0,
         "batches": {"reissued": 4},

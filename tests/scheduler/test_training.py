@@ -233,6 +233,7 @@ def test_a_dead_server_or_coordinator_ends_the_job_with_its_name(
         samples,
         tmp_path / "run",
         data={"epochs": 400},
+        training={"eval_every_steps": 5},
         cluster={"workers": 2, "servers": 2},
         run={"dir": str(tmp_path / "run"), "progress_every_seconds": 0.1},
     )
@@ -244,7 +245,10 @@ def test_a_dead_server_or_coordinator_ends_the_job_with_its_name(
 
     killer.join()
     assert time.monotonic() - started < 90
-    assert named in json.loads((tmp_path / "run" / "failure.json").read_text())["error"]
+    failure = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert named in failure["error"]
+    assert failure["samples"]["applied"] >= 2000
+    assert [e["clock"] for e in failure["evaluations"]][:2] == [5, 10]
     assert not (tmp_path / "run" / "result.json").exists()
 
 
@@ -312,6 +316,9 @@ def test_evaluations_during_training_see_one_step_and_cost_no_training_time(
     assert [e["clock"] for e in evaluations[:-1]] == [10, 20, 30]
     assert evaluations[-1]["step"] == 2 * 79
     assert counts(result) == (2 * ROWS, 0, 0)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    told = {line["eval_step"]: line["eval_auc"] for line in lines if line["eval_step"] is not None}
+    assert told == {e["step"]: e["auc"] for e in evaluations}
 
 
 def test_training_stops_at_max_samples(ray_cluster: None, samples: Path, tmp_path: Path) -> None:

@@ -1,0 +1,18 @@
+"""JSON that every reader takes: NaN and infinities, which Python would write, are none of it."""
+
+import json
+import math
+from typing import Any
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return JSON text of values, null for NaN and the infinities."""
+    return json.dumps(_strict(value), indent=indent, allow_nan=False)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
