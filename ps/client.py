@@ -429,6 +429,8 @@ class PsClient:
             failed = self._connections.pop(shard, None)
             if failed is not None:
                 self._drop(failed)
+                if failed.ended_outage:  # it was there, and broke while requests were sent again
+                    lost_since = time.monotonic()
             time.sleep(_RETRY_PAUSE_SECONDS)
         raise ShardLostError(shard, self._retry_seconds, str(cause)) from cause
 

@@ -174,6 +174,9 @@ class _Relay:
 
 
 def _receive_frame(sock: socket.socket) -> bytearray:
+    poll = select.poll()  # between frames any time may pass
+    poll.register(sock, select.POLLIN)
+    poll.poll()
     prefix = receive_exactly(sock, PREFIX.size)
     frame = bytearray(PREFIX.size + sum(decode_prefix(prefix)))
     frame[: PREFIX.size] = prefix

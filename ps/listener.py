@@ -1,6 +1,7 @@
 """Sockets that let in peers who know the job's secret: a thread for each of them."""
 
 import contextlib
+import fcntl
 import logging
 import os
 import shutil
@@ -11,37 +12,49 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
-from ps.sockets import HANDSHAKE_TIMEOUT_SECONDS, Address, prove_as_server, tune
+from ps.sockets import Address, local_place, network_place, prove_as_server, tune
 
 logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 8192
+# Peers in the handshake. Where they are as many, the one that is at it for longest makes place: an
+# honest handshake takes milliseconds.
+MAX_UNPROVEN = 64
 ACCEPT_PAUSE_SECONDS = 0.2
+_BACKLOG = 1024
+_LOCK_NAME = "lock"
 _PREFIX = "synchromesh-"
 
 
 class Peer:
-    """One connection; `sending` is held by who writes to it, as several threads may."""
+    """One connection; `sending` is held by who writes to it, as several threads may.
 
-    def __init__(self, number: int, sock: socket.socket) -> None:
+    Only its own thread closes the descriptor: another one could be about to receive on it, and
+    would then receive what a new connection with that number is sent.
+
+    Attributes:
+        place: the listener's end, as it is in proofs.
+        name: that the peer gave itself; empty in the handshake.
+    """
+
+    def __init__(self, number: int, sock: socket.socket, place: str) -> None:
         self.number = number
         self.sock = sock
+        self.place = place
+        self.name = ""
         self.sending = threading.Lock()
 
-    def close(self) -> None:
-        """Close the socket, waking whoever waits on it."""
+    def shut(self) -> None:
+        """End the connection, waking whoever waits on it; any thread may call it."""
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
-        self.sock.close()
 
 
 class Listener:
     """Listens on a local socket, and on a network socket once asked to.
 
     Args:
-        name: of who listens, for its socket and for messages.
+        name: of who listens, for its socket, its proofs and for messages.
         secret: what a peer must prove to know.
         serve: called with each peer, in a thread of its own; the connection ends when it returns.
 
@@ -53,18 +66,19 @@ class Listener:
         self._name = name
         self._secret = secret
         self._serve = serve
-        # From the moment they are accepted, so that those in the handshake are counted too.
         self._peers: dict[int, Peer] = {}
-        self._guard = threading.Lock()
+        self._unproven: dict[int, Peer] = {}  # in the order in which they came
+        self._guard = threading.Condition()
         self._next_number = 0
         self._listeners: list[socket.socket] = []
+        self._accepting: list[threading.Thread] = []
         self._closing = False
         # Only this user may enter the directory, so only this user can reach the local socket.
-        self._directory = _make_directory()
+        self._directory, self._lock = _make_directory()
         self.path = os.path.join(self._directory, name.replace(" ", "-"))
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(self.path)
-        self._listen(listener)
+        self._listen(listener, local_place(name, self.path))
         self._network: tuple[str, int] | None = None
 
     def open_network(self, host: str) -> tuple[str, int]:
@@ -72,12 +86,13 @@ class Listener:
         if self._network is None:
             listener = socket.create_server((host, 0))
             self._network = (host, listener.getsockname()[1])
-            self._listen(listener)
+            self._listen(listener, network_place(self._name, *self._network))
         return self._network
 
     def address(self, node_id: str) -> Address:
         """Return where peers find it, from the node that it runs on or from others."""
-        return Address(node_id, self.path, *(self._network or (None, None)))
+        host, port = self._network or (None, None)
+        return Address(node_id, self.path, host, port, name=self._name)
 
     def peer(self, number: int) -> Peer | None:
         """Return a peer that is still connected."""
@@ -88,80 +103,147 @@ class Listener:
         return list(self._peers.values())
 
     def drop(self, peer: Peer) -> None:
-        """Close a connection and forget it; idempotent."""
-        with self._guard:
-            self._peers.pop(peer.number, None)
-        peer.close()
+        """End a connection and forget it; idempotent. Its thread closes it."""
+        self._forget(peer)
+        peer.shut()
 
     def close(self) -> None:
         """Stop listening and drop all connections; their threads end by themselves."""
         with self._guard:
+            if self._closing:
+                return
             self._closing = True
-            peers = list(self._peers.values())
+            peers = [*self._peers.values(), *self._unproven.values()]
+            self._guard.notify_all()
         for listener in self._listeners:
             with contextlib.suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
-            listener.close()
         for peer in peers:
-            peer.close()
+            peer.shut()
+        for thread in self._accepting:
+            thread.join(timeout=5.0)
         shutil.rmtree(self._directory, ignore_errors=True)
+        os.close(self._lock)
 
-    def _listen(self, listener: socket.socket) -> None:
-        listener.listen(128)
+    def _listen(self, listener: socket.socket, place: str) -> None:
+        listener.listen(_BACKLOG)
         self._listeners.append(listener)
-        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+        thread = threading.Thread(target=self._accept, args=(listener, place), daemon=True)
+        self._accepting.append(thread)
+        thread.start()
 
-    def _accept(self, listener: socket.socket) -> None:
-        while not self._closing:
-            try:
-                sock, _ = listener.accept()
-            except OSError as error:
-                if not self._closing:  # too many open files, or the peer is gone again
-                    logger.warning("%s can't accept: %s", self._name, error)
-                    time.sleep(ACCEPT_PAUSE_SECONDS)
-                continue
-            peer = self._admit(sock)
-            if peer is None:
-                sock.close()
-            else:
-                threading.Thread(target=self._run, args=(peer,), daemon=True).start()
+    def _accept(self, listener: socket.socket, place: str) -> None:
+        with listener:
+            while not self._closing:
+                try:
+                    sock, _ = listener.accept()
+                except OSError as error:
+                    self._cannot(error)
+                    continue
+                peer = self._admit(sock, place)
+                if peer is None:
+                    sock.close()
+                    continue
+                try:
+                    threading.Thread(target=self._run, args=(peer,), daemon=True).start()
+                except RuntimeError as error:  # no more threads; the peer tries again
+                    self._forget(peer)
+                    sock.close()
+                    self._cannot(error)
 
-    def _admit(self, sock: socket.socket) -> Peer | None:
+    def _cannot(self, error: Exception) -> None:
+        """Tell why a connection was not taken (or say nothing, in the end) and let time pass."""
+        if not self._closing:  # too many open files or threads, or the peer is gone again
+            logger.warning("%s can't accept a connection: %s", self._name, error)
+            time.sleep(ACCEPT_PAUSE_SECONDS)
+
+    def _admit(self, sock: socket.socket, place: str) -> Peer | None:
+        """Give a new connection its place among those in the handshake."""
         with self._guard:
-            if self._closing or len(self._peers) >= MAX_CONNECTIONS:
+            if len(self._unproven) >= MAX_UNPROVEN:
+                self._guard.wait_for(
+                    lambda: self._closing or len(self._unproven) < MAX_UNPROVEN,
+                    ACCEPT_PAUSE_SECONDS,
+                )
+            if self._closing:
                 return None
-            peer = Peer(self._next_number, sock)
+            if len(self._unproven) >= MAX_UNPROVEN:
+                oldest = self._unproven.pop(next(iter(self._unproven)))
+                oldest.shut()
+            peer = Peer(self._next_number, sock, place)
             self._next_number += 1
-            self._peers[peer.number] = peer
+            self._unproven[peer.number] = peer
             return peer
+
+    def _forget(self, peer: Peer) -> None:
+        with self._guard:
+            self._peers.pop(peer.number, None)
+            self._unproven.pop(peer.number, None)
+            self._guard.notify()
 
     def _run(self, peer: Peer) -> None:
         try:
-            if self._handshake(peer.sock):
+            if self._handshake(peer):
                 self._serve(peer)
         finally:
             self.drop(peer)
+            peer.sock.close()
 
-    def _handshake(self, sock: socket.socket) -> bool:
+    def _handshake(self, peer: Peer) -> bool:
         try:
-            sock.settimeout(HANDSHAKE_TIMEOUT_SECONDS)
-            prove_as_server(sock, self._secret)
-            tune(sock)
+            peer.name = prove_as_server(peer.sock, self._secret, peer.place)
+            tune(peer.sock)
+            self._welcome(peer)
         except OSError as error:
             if not self._closing:
                 logger.warning("%s refused a connection: %s", self._name, error)
             return False
         return True
 
+    def _welcome(self, peer: Peer) -> None:
+        """Let a peer that proved itself leave its place to others; raises ConnectionError."""
+        with self._guard:
+            if self._unproven.pop(peer.number, None) is None:
+                raise ConnectionError("it had to make place for another one")
+            self._guard.notify()
+            if self._closing or len(self._peers) >= MAX_CONNECTIONS:
+                raise ConnectionError(f"there are {len(self._peers)} connections already")
+            self._peers[peer.number] = peer
 
-def _make_directory() -> str:
-    """Make a folder that names its process, and remove those of processes that were killed."""
+
+def _make_directory() -> tuple[str, int]:
+    """Make a folder and hold its lock; remove those whose lock nobody holds any more.
+
+    A lock and not a process id says who is alive: ids mean nothing in another container that shares
+    the temporary folder.
+
+    Returns:
+        The folder, and the descriptor that holds the lock.
+    """
     parent = Path(tempfile.gettempdir())
     # A Unix socket's path is limited to about 100 bytes; temporary folders can be longer.
     if len(str(parent)) >= 60:
         parent = Path("/tmp")
-    for old in parent.glob(f"{_PREFIX}*-*"):
-        pid = old.name.removeprefix(_PREFIX).partition("-")[0]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(old, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent)
+    for old in parent.glob(f"{_PREFIX}*"):
+        _remove_if_abandoned(old)
+    # It gets the name that others look for once the lock is held.
+    new = tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent)
+    lock = os.open(os.path.join(new, _LOCK_NAME), os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    directory = str(parent / os.path.basename(new).removeprefix("."))
+    os.rename(new, directory)
+    return directory, lock
+
+
+def _remove_if_abandoned(directory: Path) -> None:
+    try:
+        lock = os.open(directory / _LOCK_NAME, os.O_RDWR)
+    except OSError:
+        return  # of another user, or none of ours
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(directory, ignore_errors=True)
+    except OSError:
+        pass  # its owner lives
+    finally:
+        os.close(lock)

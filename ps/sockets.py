@@ -1,16 +1,25 @@
 """Frames over stream sockets: sending, receiving in place, and the handshake.
 
-Both ends prove that they know the job's secret before any frame is read (HMAC-SHA256 over the
-other's nonce), so nothing else on the machine or network can feed a shard.
+Both ends prove that they know the job's secret before any frame is read, so nothing else on the
+machine or network can feed a shard. What is proved is bound to who speaks to whom: HMAC-SHA256 over
+the direction, both nonces, who listens and where, and who connects. So a proof that was made for
+one listener is worth nothing to another, whoever passes it on.
+
+    listener: nonce (32)
+    client:   proof (32) | nonce (32) | bytes of its name (u8) | its name
+    listener: proof (32)
 """
 
 import hashlib
 import hmac
 import os
 import socket
+import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgpack
 import numpy as np
 import numpy.typing as npt
 
@@ -27,7 +36,13 @@ from ps.wire import (
 )
 
 NONCE_BYTES = 32
+PROOF_BYTES = hashlib.sha256().digest_size
+# Of the whole handshake, however many bytes trickle in.
 HANDSHAKE_TIMEOUT_SECONDS = 10.0
+# After so long a node that is silent is lost: one that acknowledges nothing, and one that sends
+# nothing in the midst of a frame. Who is only busy between two frames may take any time.
+SILENT_SECONDS = 30
+_KEEPALIVE_IDLE_SECONDS, _KEEPALIVE_PAUSE_SECONDS, _KEEPALIVE_PROBES = 10, 5, 4
 _SOCKET_BUFFER_BYTES = 4 << 20
 
 
@@ -39,19 +54,35 @@ class Address:
         node_id: the node it runs on; peers on the same node use the local socket.
         path: of its local (Unix) socket.
         host, port: of its network socket, where it was asked to open one.
+        name: of who listens there, such as `shard 3`: who connects speaks to nobody else.
     """
 
     node_id: str
     path: str
     host: str | None = None
     port: int | None = None
+    name: str = ""
 
 
-def connect(address: Address, *, node_id: str, secret: bytes) -> socket.socket:
+def local_place(name: str, path: str) -> str:
+    """Return how both ends of a local socket call the listener in their proofs."""
+    return f"{name} at {path}"
+
+
+def network_place(name: str, host: str, port: int) -> str:
+    """Return how both ends of a network socket call the listener in their proofs."""
+    return f"{name} at {host} port {port}"
+
+
+def connect(address: Address, *, node_id: str, secret: bytes, name: str = "") -> socket.socket:
     """Connect to a process and prove the secret; raises OSError where that fails.
 
-    From then on the socket blocks without a timeout: who is busy is not lost.
+    From then on the socket blocks without a timeout between frames: who is busy is not lost.
+
+    Args:
+        name: of who connects, such as `worker 3`; at most 255 bytes.
     """
+    deadline = time.monotonic() + HANDSHAKE_TIMEOUT_SECONDS
     if address.node_id == node_id:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     elif address.host is not None and address.port is not None:
@@ -62,7 +93,12 @@ def connect(address: Address, *, node_id: str, secret: bytes) -> socket.socket:
         sock.settimeout(HANDSHAKE_TIMEOUT_SECONDS)
         if address.node_id == node_id:
             sock.connect(address.path)
-        prove_as_client(sock, secret)
+            place = local_place(address.name, address.path)
+        else:
+            assert address.host is not None, "it has a network socket"
+            assert address.port is not None, "it has a network socket"
+            place = network_place(address.name, address.host, address.port)
+        prove_as_client(sock, secret, place, name, deadline=deadline)
         tune(sock)
     except BaseException:
         sock.close()
@@ -75,33 +111,94 @@ def tune(sock: socket.socket) -> None:
     sock.settimeout(None)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER_BYTES)
+    limit = struct.pack("@ll", SILENT_SECONDS, 0)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
     if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tcp = socket.IPPROTO_TCP
+        sock.setsockopt(tcp, socket.TCP_NODELAY, 1)
+        # What waits is probed, and what was sent and is not acknowledged has a limit.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(tcp, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_SECONDS)
+        sock.setsockopt(tcp, socket.TCP_KEEPINTVL, _KEEPALIVE_PAUSE_SECONDS)
+        sock.setsockopt(tcp, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
+        sock.setsockopt(tcp, socket.TCP_USER_TIMEOUT, SILENT_SECONDS * 1000)
 
 
-def _proof(secret: bytes, role: bytes, nonce: bytes) -> bytes:
-    return hmac.new(secret, role + nonce, hashlib.sha256).digest()
+def _proof(
+    secret: bytes, direction: str, nonces: tuple[bytes, bytes], ends: tuple[str, str]
+) -> bytes:
+    """Return a proof; nonces and ends: the listener's and the client's."""
+    text = msgpack.packb(["synchromesh handshake 2", direction, *nonces, *ends])
+    return hmac.new(secret, text, hashlib.sha256).digest()
 
 
-def prove_as_client(sock: socket.socket, secret: bytes) -> None:
-    """Answer the server's nonce and check its answer to ours."""
-    theirs = receive_exactly(sock, NONCE_BYTES)
+def prove_as_client(
+    sock: socket.socket, secret: bytes, place: str, name: str = "", *, deadline: float | None = None
+) -> None:
+    """Answer the listener's nonce and check its answer to ours; raises OSError.
+
+    Args:
+        place: whom we mean to speak to, as `local_place` or `network_place` has it.
+        name: who we are.
+        deadline: of the whole handshake, as `time.monotonic()` has it.
+    """
+    deadline = _deadline(deadline)
+    said = name.encode()
+    theirs = _receive_by(sock, NONCE_BYTES, deadline)
     ours = os.urandom(NONCE_BYTES)
-    sock.sendall(_proof(secret, b"client", theirs) + ours)
-    answer = receive_exactly(sock, hashlib.sha256().digest_size)
-    if not hmac.compare_digest(answer, _proof(secret, b"server", ours)):
-        raise WireError("the other end does not know the job's secret")
+    nonces, ends = (theirs, ours), (place, name)
+    proof = _proof(secret, "client", nonces, ends)
+    sock.sendall(proof + ours + bytes([len(said)]) + said)
+    answer = _receive_by(sock, PROOF_BYTES, deadline)
+    if not hmac.compare_digest(answer, _proof(secret, "listener", nonces, ends)):
+        raise WireError(f"the other end does not know the job's secret, or is not {place}")
 
 
-def prove_as_server(sock: socket.socket, secret: bytes) -> None:
-    """Send a nonce, check the client's answer and answer its nonce; raises WireError."""
+def prove_as_server(
+    sock: socket.socket, secret: bytes, place: str, *, deadline: float | None = None
+) -> str:
+    """Send a nonce, check the client's answer and answer its nonce; raises OSError.
+
+    Args:
+        place: who and where we are, as `local_place` or `network_place` has it.
+        deadline: of the whole handshake, as `time.monotonic()` has it.
+
+    Returns:
+        The name that the client gave itself.
+    """
+    deadline = _deadline(deadline)
     ours = os.urandom(NONCE_BYTES)
+    sock.settimeout(max(deadline - time.monotonic(), 0.001))
     sock.sendall(ours)
-    answer = receive_exactly(sock, hashlib.sha256().digest_size + NONCE_BYTES)
-    proof, theirs = answer[:-NONCE_BYTES], answer[-NONCE_BYTES:]
-    if not hmac.compare_digest(proof, _proof(secret, b"client", ours)):
-        raise WireError("a client does not know the job's secret")
-    sock.sendall(_proof(secret, b"server", theirs))
+    answer = _receive_by(sock, PROOF_BYTES + NONCE_BYTES + 1, deadline)
+    proof, theirs, length = answer[:PROOF_BYTES], answer[PROOF_BYTES:-1], answer[-1]
+    name = _receive_by(sock, length, deadline).decode(errors="replace")
+    nonces, ends = (ours, theirs), (place, name)
+    if not hmac.compare_digest(proof, _proof(secret, "client", nonces, ends)):
+        raise WireError(
+            f"a client does not know the job's secret, or means somebody else than {place}"
+        )
+    sock.sendall(_proof(secret, "listener", nonces, ends))
+    return name
+
+
+def _deadline(deadline: float | None) -> float:
+    return time.monotonic() + HANDSHAKE_TIMEOUT_SECONDS if deadline is None else deadline
+
+
+def _receive_by(sock: socket.socket, nbytes: int, deadline: float) -> bytes:
+    """Receive so many bytes before a point in time, however they trickle in."""
+    data = bytearray()
+    while len(data) < nbytes:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the handshake took too long")
+        sock.settimeout(left)
+        part = sock.recv(nbytes - len(data))
+        if not part:
+            raise ConnectionError("the peer closed the connection in the handshake")
+        data += part
+    return bytes(data)
 
 
 def receive_exactly(sock: socket.socket, nbytes: int) -> bytes:
@@ -112,9 +209,12 @@ def receive_exactly(sock: socket.socket, nbytes: int) -> bytes:
 
 
 def receive_into(sock: socket.socket, view: memoryview) -> None:
-    """Fill a buffer from the socket."""
+    """Fill a buffer from the socket; raises ConnectionError or TimeoutError."""
     while view.nbytes:
-        received = sock.recv_into(view)
+        try:
+            received = sock.recv_into(view)
+        except BlockingIOError:  # by SO_RCVTIMEO, see `tune`
+            raise TimeoutError(f"the peer sent nothing for {SILENT_SECONDS} s") from None
         if received == 0:
             raise ConnectionError("the peer closed the connection")
         view = view[received:]

@@ -155,7 +155,9 @@ class CoordinatorServer:
         self._client = PsClient(
             spec.store,
             with_faults(
-                lambda shard: connect(addresses[shard], node_id=node_id, secret=secret),
+                lambda shard: connect(
+                    addresses[shard], node_id=node_id, secret=secret, name="coordinator"
+                ),
                 faults.connections,
                 process=(1, 0, 0),  # workers have 0 first
             ),

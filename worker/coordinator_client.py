@@ -8,6 +8,7 @@ from worker.control_wire import receive_grant, send_message
 from worker.protocol import Grant, Report
 
 _RETRY_PAUSE_SECONDS = 0.2
+_LEAST_WAIT_SECONDS = 1.0  # for an answer
 
 
 class CoordinatorLostError(ConnectionError):
@@ -22,7 +23,7 @@ class CoordinatorClient:
 
     Args:
         connect: opens an authenticated connection.
-        retry_seconds: how long the coordinator may be out of reach.
+        retry_seconds: how long the coordinator may be out of reach, or leave a report unanswered.
     """
 
     def __init__(self, connect: Callable[[], socket.socket], *, retry_seconds: float) -> None:
@@ -37,13 +38,15 @@ class CoordinatorClient:
             try:
                 if self._sock is None:
                     self._sock = self._connect()
+                    self._sock.settimeout(max(self._retry_seconds, _LEAST_WAIT_SECONDS))
                 send_message(self._sock, report)
                 return receive_grant(self._sock)
             except OSError as error:
                 self.close()
                 now = time.monotonic()
                 lost_since = now if lost_since is None else lost_since
-                if now - lost_since > self._retry_seconds:
+                silent = isinstance(error, TimeoutError)  # its time is over by that
+                if silent or now - lost_since > self._retry_seconds:
                     raise CoordinatorLostError(
                         "the coordinator could not be reached for"
                         f" {self._retry_seconds:.0f} s: {error}"

@@ -73,13 +73,16 @@ def make_loop(
     node_id: str,
 ) -> WorkerLoop:
     """Compile the kernels, connect to the shards and return a loop that is ready to run."""
+    name = f"worker {worker} incarnation {incarnation}"
     computation = Computation(setup.model, threads=setup.threads)
     preparer = make_preparer(setup.store, setup.model.lookups, setup.data.features.sparse)
     warm_up(setup.data.features, setup.model, setup.store, preparer, computation)
     client = PsClient(
         setup.store,
         with_faults(
-            lambda shard: connect(setup.addresses[shard], node_id=node_id, secret=setup.secret),
+            lambda shard: connect(
+                setup.addresses[shard], node_id=node_id, secret=setup.secret, name=name
+            ),
             setup.faults.connections,
             process=(0, worker, incarnation),  # the coordinator has 1 first
         ),
@@ -93,7 +96,7 @@ def make_loop(
     return WorkerLoop(
         session=Session(worker, incarnation, depth=setup.depth),
         coordinator=CoordinatorClient(
-            lambda: connect(setup.coordinator, node_id=node_id, secret=setup.secret),
+            lambda: connect(setup.coordinator, node_id=node_id, secret=setup.secret, name=name),
             retry_seconds=setup.retry_seconds,
         ),
         client=client,

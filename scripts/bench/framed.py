@@ -15,7 +15,16 @@ from bench.exchanges import EMPTY_PULL, EMPTY_REPLY, AnyMessage, Exchange, blank
 from bench.server_process import ServerProcess
 from bench.shared_memory import SharedMemoryChannel, create_region
 from ps.messages import Contribution, Message, Pull, PullReply, PushReply
-from ps.sockets import Address, connect, prove_as_server, receive, send, tune
+from ps.sockets import (
+    Address,
+    connect,
+    local_place,
+    network_place,
+    prove_as_server,
+    receive,
+    send,
+    tune,
+)
 from ps.wire import Header, WireError, array_names, array_sizes
 
 Kind = Literal["unix", "tcp", "shared_memory", "shared_memory_in_place"]
@@ -154,7 +163,9 @@ def _accept(listener: socket.socket, exchange: Exchange, secret: bytes) -> None:
 
 def _serve(sock: socket.socket, exchange: Exchange, secret: bytes) -> None:
     try:
-        prove_as_server(sock, secret)
+        own = sock.getsockname()
+        local = sock.family == socket.AF_UNIX
+        prove_as_server(sock, secret, local_place("", own) if local else network_place("", *own))
         tune(sock)
         answer(_accepted_channel(sock), exchange)
     except ConnectionError:

@@ -323,8 +323,9 @@ class ServedJob:
     def address(self, shard: int) -> Address:
         plane = self.planes[shard]
         if not self._network:
-            return Address("here", plane.listener.path)
-        return Address("elsewhere", "", *plane.listener.open_network("127.0.0.1"))
+            return plane.listener.address("here")
+        plane.listener.open_network("127.0.0.1")
+        return plane.listener.address("elsewhere")
 
     def connect(self, shard: int) -> socket.socket:
         return connect(self.address(shard), node_id="here", secret=self.secret)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from embedding.spec import TableSpec
-from ps import data_plane, listener, wire
+from ps import data_plane, listener, sockets, wire
 from ps.client import PsClient
 from ps.messages import ANY_STEP, Apply, PullReply, PushReply, Refusal
 from ps.sockets import connect, receive, send
@@ -80,7 +80,7 @@ def test_nothing_is_read_from_a_peer_without_the_secret(
 def test_silent_peers_are_dropped_and_hinder_nobody(
     small_job: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener, "HANDSHAKE_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(sockets, "HANDSHAKE_TIMEOUT_SECONDS", 0.3)
     job = small_job(TABLES)
     served = serve(job)
     silent = [raw(served) for _ in range(20)]
@@ -93,15 +93,15 @@ def test_silent_peers_are_dropped_and_hinder_nobody(
         sock.close()
 
 
-def test_connections_are_limited_those_in_the_handshake_too(
+def test_connections_are_limited(
     small_job: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "MAX_CONNECTIONS", 3)
     served = serve(small_job(TABLES))
 
-    silent = [raw(served) for _ in range(3)]
+    silent = [served.connect(0) for _ in range(3)]
     until(lambda: len(served.planes[0].listener.peers) == 3)
-    with raw(served) as one_too_many:
+    with served.connect(0) as one_too_many:
         assert is_closed(one_too_many)
     silent.pop().close()
     until(lambda: len(served.planes[0].listener.peers) == 2)

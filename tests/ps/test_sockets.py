@@ -1,7 +1,9 @@
+import contextlib
 import gc
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,12 +16,15 @@ from ps.sockets import (
     NONCE_BYTES,
     Address,
     connect,
+    local_place,
     prove_as_client,
     prove_as_server,
     receive,
     send,
 )
 from ps.wire import Header, WireError, array_sizes, encode
+
+PLACE = "shard 0 at /folder/shard-0"
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -74,16 +79,16 @@ def arrays_of(message: Message) -> list[bytes]:
 
 
 def test_both_ends_accept_the_same_secret(pair: Pair) -> None:
-    server = beside(prove_as_server, pair[0], b"secret")
+    server = beside(prove_as_server, pair[0], b"secret", PLACE)
 
-    prove_as_client(pair[1], b"secret")
+    prove_as_client(pair[1], b"secret", PLACE)
 
-    assert server() is None
+    assert server() == ""
 
 
 def test_a_server_refuses_a_client_with_another_secret(pair: Pair) -> None:
-    server = beside(prove_as_server, pair[0], b"secret")
-    client = beside(prove_as_client, pair[1], b"Secret")
+    server = beside(prove_as_server, pair[0], b"secret", PLACE)
+    client = beside(prove_as_client, pair[1], b"Secret", PLACE)
 
     assert "client does not know" in str(server())
     pair[0].close()
@@ -94,13 +99,15 @@ def test_a_client_refuses_a_server_with_another_secret(pair: Pair) -> None:
     """One that takes anybody and answers as well as it can."""
 
     def impostor() -> None:
-        pair[0].sendall(os.urandom(NONCE_BYTES))
-        proof = sockets.receive_exactly(pair[0], 64)
-        pair[0].sendall(sockets._proof(b"guess", b"server", proof[32:]))
+        nonce = os.urandom(NONCE_BYTES)
+        pair[0].sendall(nonce)
+        theirs = sockets.receive_exactly(pair[0], 65)[32:64]
+        proof = sockets._proof(b"guess", "listener", (nonce, theirs), (PLACE, ""))
+        pair[0].sendall(proof)
 
     other = beside(impostor)
     with pytest.raises(WireError, match="other end does not know"):
-        prove_as_client(pair[1], b"secret")
+        prove_as_client(pair[1], b"secret", PLACE)
     assert other() is None
 
 
@@ -110,25 +117,64 @@ def test_a_proof_sent_back_proves_nothing(pair: Pair) -> None:
 
     def mirror() -> bytes:
         pair[0].sendall(bytes(NONCE_BYTES))
-        nonce = sockets.receive_exactly(pair[0], 64)[32:]
+        nonce = sockets.receive_exactly(pair[0], 65)[32:64]
         second_ours.sendall(nonce)
-        proof = sockets.receive_exactly(second_ours, 64)[:32]
+        proof = sockets.receive_exactly(second_ours, 65)[:32]
         pair[0].sendall(proof)
         second_ours.close()
         return proof
 
     other = beside(mirror)
-    second = beside(prove_as_client, second_theirs, b"secret")
+    second = beside(prove_as_client, second_theirs, b"secret", PLACE)
     with pytest.raises(WireError, match="other end does not know"):
-        prove_as_client(pair[1], b"secret")
+        prove_as_client(pair[1], b"secret", PLACE)
     assert len(other()) == 32
     assert isinstance(second(), ConnectionError)
     second_theirs.close()
 
 
-@pytest.mark.parametrize("sent", [b"", b"x", bytes(63)])
+@pytest.mark.parametrize(
+    "meant", ["shard 1 at /folder/shard-0", "shard 0 at /other/shard-0", "coordinator at /c"]
+)
+def test_a_proof_for_another_listener_or_place_is_refused(pair: Pair, meant: str) -> None:
+    server = beside(prove_as_server, pair[0], b"secret", PLACE)
+    client = beside(prove_as_client, pair[1], b"secret", meant)
+
+    assert "means somebody else than shard 0 at /folder/shard-0" in str(server())
+    pair[0].close()
+    assert isinstance(client(), ConnectionError)
+
+
+def test_a_client_can_not_be_given_another_name(pair: Pair) -> None:
+    """Somebody on the way changes the name that a client says."""
+    ours, theirs = socket.socketpair()
+
+    def rename() -> None:
+        ours.sendall(sockets.receive_exactly(pair[1], NONCE_BYTES))
+        answer = sockets.receive_exactly(ours, 65 + len("worker 1"))
+        pair[1].sendall(answer[:65] + b"worker 2")
+
+    server = beside(prove_as_server, pair[0], b"secret", PLACE)
+    client = beside(prove_as_client, theirs, b"secret", PLACE, "worker 1")
+    rename()
+
+    assert "does not know" in str(server())
+    ours.close()
+    assert isinstance(client(), ConnectionError)
+    theirs.close()
+
+
+def test_a_client_says_who_it_is(pair: Pair) -> None:
+    server = beside(prove_as_server, pair[0], b"secret", PLACE)
+
+    prove_as_client(pair[1], b"secret", PLACE, "worker 3 incarnation 1")
+
+    assert server() == "worker 3 incarnation 1"
+
+
+@pytest.mark.parametrize("sent", [b"", b"x", bytes(64)])
 def test_a_client_that_leaves_in_the_handshake_is_an_error(pair: Pair, sent: bytes) -> None:
-    server = beside(prove_as_server, pair[0], b"secret")
+    server = beside(prove_as_server, pair[0], b"secret", PLACE)
 
     pair[1].sendall(sent)
     pair[1].close()
@@ -136,20 +182,28 @@ def test_a_client_that_leaves_in_the_handshake_is_an_error(pair: Pair, sent: byt
     assert isinstance(server(), ConnectionError)
 
 
-@pytest.mark.parametrize("sent", [bytes(64), b"\xf5" * 64, b"GET / HTTP/1.1\r\n".ljust(64)])
+@pytest.mark.parametrize("sent", [bytes(65), b"\xf5" * 400, b"GET / HTTP/1.1\r\n".ljust(400)])
 def test_garbage_is_no_proof(pair: Pair, sent: bytes) -> None:
-    server = beside(prove_as_server, pair[0], b"secret")
+    server = beside(prove_as_server, pair[0], b"secret", PLACE)
 
     pair[1].sendall(sent)
 
     assert "does not know" in str(server())
 
 
-def test_a_silent_peer_is_not_waited_for(pair: Pair) -> None:
-    pair[0].settimeout(0.05)
+@pytest.mark.parametrize("trickles", [False, True])
+def test_a_peer_that_is_silent_or_trickles_is_not_waited_for(pair: Pair, trickles: bool) -> None:
+    def trickle() -> None:
+        with contextlib.suppress(OSError):
+            while trickles:
+                pair[1].sendall(b"x")
+                time.sleep(0.02)
 
+    other = beside(trickle)
     with pytest.raises(TimeoutError):
-        prove_as_server(pair[0], b"secret")
+        prove_as_server(pair[0], b"secret", PLACE, deadline=time.monotonic() + 0.1)
+    pair[0].close()
+    other()
 
 
 def listening(path: str) -> socket.socket:
@@ -195,10 +249,38 @@ def test_a_shard_on_another_node_needs_a_network_socket() -> None:
 def test_a_connected_socket_has_no_timeout(tmp_path: Any) -> None:
     path = str(tmp_path / "s")
     with listening(path) as listener:
-        server = beside(lambda: prove_as_server(listener.accept()[0], b"secret"))
-        with connect(Address("here", path), node_id="here", secret=b"secret") as sock:
+        place = local_place("shard 0", path)
+        server = beside(lambda: prove_as_server(listener.accept()[0], b"secret", place))
+        address = Address("here", path, name="shard 0")
+        with connect(address, node_id="here", secret=b"secret") as sock:
             assert sock.gettimeout() is None
-        assert server() is None
+        assert server() == ""
+
+
+def test_a_network_socket_notices_a_silent_node() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as sock,
+    ):
+        sockets.tune(sock)
+
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        idle, pause, probes = (sock.getsockopt(socket.IPPROTO_TCP, name) for name in options)
+        assert idle + pause * probes <= sockets.SILENT_SECONDS
+        limit = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        assert limit == sockets.SILENT_SECONDS * 1000
+
+
+def test_a_peer_that_is_silent_in_the_midst_of_a_frame_is_an_error(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "SILENT_SECONDS", 1)
+    sockets.tune(pair[1])
+    pair[0].sendall(b"".join(encode(reply(5, 3, 7)))[:-1])
+
+    with pytest.raises(TimeoutError, match="sent nothing for 1 s"):
+        receive(pair[1])
 
 
 # Frames -------------------------------------------------------------------------------------------

@@ -3,10 +3,11 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from ps.sockets import connect
+from ps.sockets import Address, connect, local_place, prove_as_server
 from ps.wire import WireError
 from scheduler.control_plane import ControlPlane
 from worker.coordinator_client import CoordinatorClient, CoordinatorLostError
@@ -113,3 +114,29 @@ def test_a_failure_of_the_coordinator_is_told(answering: Answering) -> None:
         client.exchange(Report(0, 0, 1))
 
     assert [str(error) for error in answering.errors[:1]] == ["a bug"]
+
+
+def test_a_coordinator_that_never_answers_is_lost(tmp_path: Path) -> None:
+    """It accepts, proves the secret, and is silent from then on."""
+    path = str(tmp_path / "c")
+    secret = b"s" * 32
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        accepted: list[socket.socket] = []
+
+        def accept() -> None:
+            sock, _ = listener.accept()
+            accepted.append(sock)
+            prove_as_server(sock, secret, local_place("coordinator", path))
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        address = Address("here", path, name="coordinator")
+        client = CoordinatorClient(
+            lambda: connect(address, node_id="here", secret=secret), retry_seconds=0.5
+        )
+        with pytest.raises(CoordinatorLostError, match="coordinator"):
+            client.exchange(Report(0, 0, 1))
+        thread.join(10)
+        accepted[0].close()
