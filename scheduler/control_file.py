@@ -2,33 +2,49 @@
 
 import json
 import os
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
-from scheduler.errors import ControlError
-from scheduler.run_files import CONTROL_FILE, FAILURE_FILE, JOB_FILE, RESULT_FILE
+from scheduler.errors import NotRunningError, RunDirectoryError
+from scheduler.run_files import (
+    CONTROL_FILE,
+    FAILURE_FILE,
+    JOB_FILE,
+    METRICS_FILE,
+    RESULT_FILE,
+    latest_checkpoint,
+)
+
+# Ray's head answers a connection at once; the time is for the network.
+PROBE_SECONDS = 1.0
+# What a server of HTTP/2, which Ray's is, says first: a frame of type SETTINGS.
+_SETTINGS_TYPE = 4
+# A line of metrics with a thousand workers has some 60 KB.
+_TAIL_BYTES = 1 << 20
 
 
 def find_job(run: Path) -> dict[str, Any]:
     """Return where the job that runs in a run directory is to be found.
 
     Raises:
-        ControlError: none runs there.
+        NotRunningError: none runs there.
     """
     if not (run / JOB_FILE).exists():
-        raise ControlError(f"{run} is not a run directory: it has no {JOB_FILE}")
+        raise NotRunningError(f"{run} is not a run directory: it has no {JOB_FILE}")
     for name, text in ((RESULT_FILE, "has ended"), (FAILURE_FILE, "ended before its end")):
         if (run / name).exists():
-            raise ControlError(f"the job of {run} {text}; see {run / name}")
+            raise NotRunningError(f"the job of {run} {text}; see {run / name}")
     try:
         facts: dict[str, Any] = json.loads((run / CONTROL_FILE).read_text())
     except (OSError, ValueError) as error:
-        raise ControlError(
+        raise NotRunningError(
             f"no job runs in {run}, or it is still starting: it has no {CONTROL_FILE}"
         ) from error
     missing = {"ray_address", "namespace", "auth_mode", "coordinator"} - set(facts)
     if missing:
-        raise ControlError(f"{run / CONTROL_FILE} has no {', '.join(sorted(missing))}")
+        raise NotRunningError(f"{run / CONTROL_FILE} has no {', '.join(sorted(missing))}")
     return facts
 
 
@@ -38,3 +54,64 @@ def use_its_authentication(facts: dict[str, Any]) -> None:
     Ray does so by itself where it starts a cluster, but not where it joins one.
     """
     os.environ.setdefault("RAY_AUTH_MODE", facts["auth_mode"])
+
+
+def check_reachable(run: Path, facts: dict[str, Any]) -> None:
+    """See whether a Ray cluster answers at a job's address, which Ray itself tries for minutes.
+
+    Raises:
+        NotRunningError: none does; says what is known of the job.
+    """
+    address = str(facts["ray_address"])
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), PROBE_SECONDS) as peer:
+            peer.settimeout(PROBE_SECONDS)
+            greeting = peer.recv(9, socket.MSG_WAITALL)
+    except (OSError, ValueError) as error:
+        raise unreachable(run, facts, str(error) or type(error).__name__) from error
+    if len(greeting) < 9 or greeting[3] != _SETTINGS_TYPE:
+        raise unreachable(run, facts, "something else listens there")
+
+
+def unreachable(run: Path, facts: dict[str, Any], cause: str) -> NotRunningError:
+    """Return the error for a job whose Ray cluster does not answer."""
+    return NotRunningError(
+        f"the Ray cluster of {run} at {facts['ray_address']} can't be reached: {cause}. The job was"
+        f" perhaps killed; else run this where the cluster can be reached. {last_known(run)}"
+    )
+
+
+def last_known(run: Path) -> str:
+    """Say what the run directory tells of a job that can't be asked."""
+    line = _last_metrics(run)
+    if line is None:
+        told = "It has written no metrics"
+    else:
+        ago = max(0.0, time.time() - line["time"])
+        told = (
+            f"It last wrote metrics {ago:,.0f} s ago: mode {line['mode']}, step"
+            f" {line['global_step']:,}, {line['samples']:,} samples"
+        )
+    try:
+        return f"{told}. Newest checkpoint: {latest_checkpoint(run)}"
+    except (RunDirectoryError, OSError):
+        return f"{told}. It has written no checkpoint"
+
+
+def _last_metrics(run: Path) -> dict[str, Any] | None:
+    """Return the last whole line of the metrics, or None."""
+    try:
+        with open(run / METRICS_FILE, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            found: dict[str, Any] = json.loads(line)
+            if {"time", "mode", "global_step", "samples"} <= set(found):
+                return found
+        except (ValueError, TypeError):
+            continue  # the last one was cut off
+    return None

@@ -1,6 +1,7 @@
 """Find a running job by its run directory, and ask things of it."""
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from scheduler.control_file import find_job
+from scheduler.control_file import check_reachable, find_job, last_known, unreachable
 from scheduler.coordinating import CutResult, Status
-from scheduler.errors import ControlError
+from scheduler.errors import ControlError, NotRunningError
 from scheduler.events import CutWanted, Wanted
 from scheduler.launching import Processes
 from scheduler.ray_errors import first_line
 
 CALL_TIMEOUT_SECONDS = 30.0
+# Joining takes .05 s where the cluster answers; Ray itself tries for 20 s, or without end.
+JOIN_SECONDS = 3.0
 POLL_SECONDS = 0.25
 
 
@@ -41,8 +44,9 @@ class RunningJob:
         ControlError: from every method, where the job does not answer or can't do it.
     """
 
-    def __init__(self, coordinator: Any) -> None:
+    def __init__(self, coordinator: Any, run: Path) -> None:
         self._coordinator = coordinator
+        self._run = run
 
     def status(self) -> Status:
         """Return the status as it is."""
@@ -66,7 +70,11 @@ class RunningJob:
             return ray.get(call, timeout=CALL_TIMEOUT_SECONDS)
         except RayTaskError as error:
             raise ControlError(str(error.cause)) from error
-        except (RayActorError, GetTimeoutError) as error:
+        except RayActorError as error:
+            raise NotRunningError(
+                f"the job of {self._run} has ended: {first_line(error)}. {last_known(self._run)}"
+            ) from error
+        except GetTimeoutError as error:
             raise ControlError(f"the job does not answer: {first_line(error)}") from error
 
 
@@ -78,28 +86,51 @@ def running_job(run: Path, facts: dict[str, Any]) -> Iterator[RunningJob]:
         facts: what `control_file.find_job` says of it.
 
     Raises:
-        ControlError: it can't be reached.
+        NotRunningError: it can't be reached.
     """
     joined = ray.is_initialized()
     if not joined:
-        _join(facts["ray_address"], facts["namespace"], run)
+        check_reachable(run, facts)
+        _join(facts, run)
     try:
         try:
             actor = ray.get_actor(facts["coordinator"], namespace=facts["namespace"])
         except ValueError as error:
-            raise ControlError(f"the job of {run} has ended: its coordinator is gone") from error
-        yield RunningJob(actor)
+            raise NotRunningError(
+                f"the job of {run} has ended: its coordinator is gone. {last_known(run)}"
+            ) from error
+        yield RunningJob(actor, run)
     finally:
         if not joined:
             ray.shutdown()
 
 
-def _join(address: str, namespace: str, run: Path) -> None:
-    try:
-        ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level="error")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        find_job(run)  # It may have ended just now, which says more.
-        raise ControlError(
-            f"the Ray cluster of {run} at {address} can't be reached: {first_line(error)}. The job"
-            " was perhaps killed; else run this where the cluster can be reached"
-        ) from error
+def _join(facts: dict[str, Any], run: Path) -> None:
+    """Join a job's Ray cluster; where that takes too long, the thread that tries is left behind."""
+    failures: list[BaseException] = []
+
+    def join() -> None:
+        try:
+            ray.init(
+                address=facts["ray_address"],
+                namespace=facts["namespace"],
+                log_to_driver=False,
+                logging_level="error",
+            )
+        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=join, daemon=True)
+    thread.start()
+    thread.join(JOIN_SECONDS)
+    if not failures and not thread.is_alive():
+        return
+    find_job(run)  # It may have ended just now, which says more.
+    if failures:
+        raise unreachable(run, facts, first_line(failures[0])) from failures[0]
+    raise unreachable(
+        run,
+        facts,
+        f"it lets nobody in within {JOIN_SECONDS:.0f} s (a token of Ray's that is missing or wrong,"
+        " or a head that hangs)",
+    )

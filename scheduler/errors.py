@@ -15,3 +15,7 @@ class RunDirectoryError(ValueError):
 
 class ControlError(RuntimeError):
     """A running job can't be found, does not answer, or can't do what it is asked for."""
+
+
+class NotRunningError(ControlError):
+    """No job runs there, as far as can be seen from here."""

@@ -8,7 +8,8 @@
     stop            end training early; the final checkpoint and evaluation follow
 
 Finds the job by RUN_DIR/control.json and connects to its Ray cluster. Exits 2 where no job runs
-there or the command is wrong, 1 where the job can't do it.
+there (it then says what the run directory tells) or the command is wrong, 1 where the job can't do
+it.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from rich.table import Table
 
 from ps.strict_json import json_text
 from scheduler.control_file import find_job, use_its_authentication
-from scheduler.errors import ControlError
+from scheduler.errors import ControlError, NotRunningError
 from scheduler.events import (
     EndOfTrainingWanted,
     PauseWanted,
@@ -44,14 +45,10 @@ def main(argv: list[str] | None = None) -> int:
         from scheduler.controlling import running_job
 
         with running_job(arguments.run, facts) as job:
-            try:
-                return int(arguments.act(job, arguments))
-            except ControlError as error:
-                print(f"error: {error}", file=sys.stderr)
-                return 1
+            return int(arguments.act(job, arguments))
     except ControlError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, NotRunningError) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
