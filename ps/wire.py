@@ -8,6 +8,7 @@ Sizes are checked against limits before anything is allocated. All numbers are l
 
 import dataclasses
 import struct
+from collections.abc import Sequence
 from typing import Any, get_origin, get_type_hints
 
 import msgpack
@@ -25,16 +26,20 @@ from ps.messages import (
     Pull,
     PullReply,
     PushReply,
+    Record,
     Refusal,
 )
 from ps.typed import decoder_of, field_values
 
 PREFIX = struct.Struct("<4sIQ")
 MAGIC = b"SMF1"
-MAX_HEADER_BYTES = 1 << 20
+MAX_HEADER_BYTES = 4 << 20
 MAX_BODY_BYTES = 1 << 30
-# What a header of that size can hold of records: so that no length in it makes much memory.
-_MAX_ITEMS = 1 << 16
+# Of each list in a header: so that no length in it makes much memory. It is the most batches that
+# one step can have; an entry takes at most 28 bytes, so they fit the header.
+_MAX_ITEMS = 1 << 17
+# Of records in one message; a larger record goes alone.
+_MAX_APPLY_BYTES = 1 << 20
 
 # What is allocated for a header at first: the default of 256 KiB would be for every message.
 _HEADER_BUFFER_BYTES = 1 << 12
@@ -142,6 +147,27 @@ def encode(message: Message, *, compress: bool = False) -> list[bytes | memoryvi
     _check_size(kind, "header", len(header), MAX_HEADER_BYTES)
     size = sum(len(part) for part in body)
     return [PREFIX.pack(MAGIC, len(header), size) + header, *body]
+
+
+def in_messages(records: Sequence[Record]) -> list[tuple[Record, ...]]:
+    """Divide records, in order, into what one message may hold of them."""
+    messages: list[list[Record]] = []
+    room = 0
+    for record in records:
+        nbytes = _most_bytes(record)
+        if nbytes > room or not messages:
+            messages.append([])
+            room = _MAX_APPLY_BYTES
+        messages[-1].append(record)
+        room -= nbytes
+    return [tuple(message) for message in messages]
+
+
+def _most_bytes(record: Record) -> int:
+    """Return how many bytes of a header a record takes at most."""
+    scalars = sum(5 + 9 * len(numbers) for numbers in record.scalars)
+    lists = 28 * len(record.entries) + 19 * len(record.discard) + 64 * len(record.evict)
+    return 256 + scalars + lists
 
 
 def _check_size(kind: type, what: str, nbytes: int, limit: int) -> None:

@@ -14,6 +14,7 @@ from ps.connection_faults import ConnectionFaults, with_faults
 from ps.memory import peak_rss_bytes
 from ps.messages import Record
 from ps.sockets import Address, connect
+from ps.wire import in_messages
 from scheduler.batch_trace import BatchSpan, BatchTrace
 from scheduler.clock import ClockState
 from scheduler.coordinator import Coordinator
@@ -276,8 +277,9 @@ class CoordinatorServer:
                 for norm in to_measure:
                     self._client.start_dense_norm(norm.step, norm.entries, norm.divisor)
                 if records:
-                    for shard in shards:
-                        self._client.start_apply(shard, records)
+                    for message in in_messages(records):
+                        for shard in shards:
+                            self._client.start_apply(shard, message)
                     self._die_if_due(records[-1].step)
                 for request in self._client.poll(TICK_SECONDS):
                     self._acknowledge(request)

@@ -1,0 +1,60 @@
+"""Records of large jobs: as many as there are, in messages that a frame holds."""
+
+import pytest
+
+from ps.messages import Apply, DenseNorm, Entry, Record
+from ps.wire import MAX_HEADER_BYTES, PREFIX, decode_header, decode_prefix, encode, in_messages
+
+LARGE = 2**62
+SCALARS = ((0.01,), (0.001, 0.001, 0.9, 0.999, 1e-8))
+
+
+def entries(count: int) -> tuple[Entry, ...]:
+    return tuple(Entry(LARGE + i, LARGE, 1 / 3) for i in range(count))
+
+
+def record(step: int, num_entries: int = 1, num_discards: int = 0) -> Record:
+    discard = tuple((LARGE + i, LARGE) for i in range(num_discards))
+    return Record(step, 1, 1, entries(num_entries), 2048, SCALARS, discard=discard, low_water=LARGE)
+
+
+def received(message: Apply | DenseNorm) -> Apply | DenseNorm:
+    (frame,) = encode(message)
+    start = PREFIX.size
+    header_bytes, body_bytes = decode_prefix(bytes(frame[:start]))
+    assert header_bytes <= MAX_HEADER_BYTES
+    header = decode_header(bytes(frame[start:]), body_bytes)
+    return header.kind(**header.scalars)
+
+
+@pytest.mark.parametrize(
+    ("count", "num_entries", "num_discards"),
+    [(1, 1, 0), (16_000, 1, 0), (4_096, 4, 4), (40, 4_096, 4_096)],
+)
+def test_any_number_of_records_is_sent_in_order(
+    count: int, num_entries: int, num_discards: int
+) -> None:
+    records = tuple(record(step, num_entries, num_discards) for step in range(count))
+
+    got: list[Record] = []
+    for message in in_messages(records):
+        apply = received(Apply(1, 1, message))
+        assert isinstance(apply, Apply)
+        got += apply.records
+
+    assert tuple(got) == records
+
+
+@pytest.mark.parametrize("num_batches", [30_000, 66_000, 100_000, 1 << 17])
+def test_a_step_of_many_batches_is_sent(num_batches: int) -> None:
+    large = record(7, num_batches)
+
+    messages = in_messages([record(6), large, record(8)])
+    assert [each.step for message in messages for each in message] == [6, 7, 8]
+    assert received(Apply(1, 1, (large,))) == Apply(1, 1, (large,))
+    norm = DenseNorm(1, 1, 7, large.entries, 2048)
+    assert received(norm) == norm
+
+
+def test_no_records_make_no_message() -> None:
+    assert in_messages([]) == []
