@@ -20,15 +20,19 @@ def check_buckets(buckets: tuple[int, int]) -> None:
 
 
 def bucket_parts(
-    num_bytes: int, part_bytes: int, buckets: tuple[int, int] = ALL_BUCKETS
+    num_bytes: int,
+    part_bytes: int,
+    buckets: tuple[int, int] = ALL_BUCKETS,
+    most_parts: int = _MOST_PARTS,
 ) -> list[tuple[int, int]]:
-    """Cut a range of buckets into parts that hold about so many bytes, or a 64th of all.
+    """Cut a range of buckets into parts that hold about so many bytes, or the least share.
 
     Args:
         num_bytes: that the whole range holds.
         part_bytes: that a part should hold.
+        most_parts: there are at most.
     """
     first, end = buckets
-    parts = min(-(-num_bytes // part_bytes), _MOST_PARTS, end - first)
+    parts = min(-(-num_bytes // part_bytes), most_parts, end - first)
     cuts = np.unique(np.linspace(first, end, max(parts, 1) + 1).astype(int)).tolist()
     return list(itertools.pairwise(cuts))

@@ -1,5 +1,6 @@
 """What a table holds: rows, counters and filter; how it is moved in and out, and looked at."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from embedding.buckets import ALL_BUCKETS, bucket_parts, check_buckets
 from embedding.counters import CounterEntries
 from embedding.entries import TableEntries
 from embedding.inspection import RankBy, TopRows, frequency_histogram
+from embedding.mixing import NUM_BUCKETS, buckets_of
 from embedding.optimizers import rule_for
 from embedding.precision import kind_of, stored_width
 from embedding.rows import FREQUENCY, METADATA_BYTES, VERSION, Rows
@@ -19,6 +21,7 @@ from embedding.transfer import read_rows, write_rows
 
 Int64Array = npt.NDArray[np.int64]
 
+_LISTED_BYTES = 1 << 28  # keys and row numbers that are sorted at once
 _PART_BYTES = 64 << 20  # of a table that is looked at, at once
 
 _INT64, _FLOAT32 = np.dtype("int64"), np.dtype("float32")
@@ -58,7 +61,25 @@ class TableState:
 
         Each call looks through the whole index, so ask for many buckets at once.
         """
-        keys, rows = self._rows.in_buckets(buckets)
+        return self._read(*self._rows.in_buckets(buckets))
+
+    def export_parts(
+        self, buckets: tuple[int, int], part_bytes: int
+    ) -> Iterator[tuple[tuple[int, int], TableEntries]]:
+        """Yield ranges of buckets with what `export` returns for each: about so many bytes.
+
+        The index is looked through, and keys are sorted, once for many of them. The table must not
+        change meanwhile.
+        """
+        row_bytes = 24 + 4 * (self.spec.dim + self._initial_slots.size)
+        for part in bucket_parts(16 * len(self), _LISTED_BYTES, buckets):
+            keys, rows = self._rows.in_buckets(part)
+            cuts = bucket_parts(row_bytes * keys.size, part_bytes, part, most_parts=NUM_BUCKETS)
+            ends = np.searchsorted(buckets_of(keys), [end for _, end in cuts]).tolist()
+            for cut, start, end in zip(cuts, [0, *ends], ends, strict=False):
+                yield cut, self._read(keys[start:end], rows[start:end])
+
+    def _read(self, keys: Int64Array, rows: Int64Array) -> TableEntries:
         n = keys.size
         entries = TableEntries(
             keys=keys,

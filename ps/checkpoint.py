@@ -40,21 +40,20 @@ from embedding.arrow import (
     COUNTER_SCHEMA,
     check_no_nulls,
     counters_from_arrow,
-    counters_to_arrow,
     from_arrow,
     list_column,
     matrix,
     row_schema,
     slot_columns,
     slot_fields,
-    to_arrow,
 )
 from embedding.bloom import BloomSize
 from embedding.mixing import NUM_BUCKETS, buckets_of
 from embedding.spec import BloomAdmission
 from ps.dense import DenseBlocks
-from ps.digest import bucket_slices
+from ps.digest import BucketDigests, bucket_slices
 from ps.durable import PARTIAL, new_file, publish, write_text
+from ps.file_rows import counters_of, rows_of
 from ps.spec import BLOCK_SIZE, StoreSpec
 from ps.strict_json import json_text
 from ps.typed import decoder_of, field_values
@@ -138,24 +137,30 @@ def write_shard(
     shard: int,
     num_shards: int,
     buckets: tuple[int, int],
+    digests: dict[str, BucketDigests] | None = None,
 ) -> list[FileEntry]:
-    """Write one shard's files below `directory`; return what the manifest says of them."""
+    """Write one shard's files below `directory`; return what the manifest says of them.
+
+    Args:
+        digests: of each table, that are given what is read on the way.
+    """
     root = Path(directory)
     suffix = f"{shard:05d}-of-{num_shards:05d}.arrow"
     entries = []
     for table in tables:
         folder = Path("tables") / table.spec.name
         slices = bucket_slices(table, buckets)
-        rows = (to_arrow(table.export(part), table.spec) for part in slices)
+        taken = BucketDigests(buckets) if digests is None else digests[table.spec.name]
+        rows = rows_of(table, buckets, taken)
         schema = row_schema(table.spec)
         entries.append(_write(root, folder / f"rows-{suffix}", schema, rows))
         if table.num_unadmitted:
-            counters = (counters_to_arrow(table.export_counters(part)) for part in slices)
+            counters = counters_of(table, slices, taken)
             path = folder / f"counters-{suffix}"
             entries.append(_write(root, path, COUNTER_SCHEMA, counters))
         if isinstance(table.spec.admission, BloomAdmission):
             schema = _bloom_schema(table.spec.admission)
-            blocks = _bloom_batches(table, buckets, schema)
+            blocks = _bloom_batches(table, buckets, schema, taken)
             entries.append(_write(root, folder / f"bloom-{suffix}", schema, blocks))
     schema = _block_schema(dense.rule)
     batch = _block_batch(dense, schema)
@@ -219,13 +224,14 @@ def _bloom_schema(rule: BloomAdmission) -> pa.Schema:
 
 
 def _bloom_batches(
-    table: EmbeddingVariable, buckets: tuple[int, int], schema: pa.Schema
+    table: EmbeddingVariable, buckets: tuple[int, int], schema: pa.Schema, digests: BucketDigests
 ) -> Iterator[pa.RecordBatch]:
     first, end = buckets
     width = schema.field("counters").type.list_size
     at_once = max(1, _BLOOM_BYTES_AT_ONCE // table.bloom_block(0).nbytes)
     for low in range(first, end, at_once):
         blocks = table.export_bloom((low, min(low + at_once, end)))
+        digests.add_blooms(blocks)
         flat = pa.array(np.ascontiguousarray(blocks.counters).reshape(-1))
         counters = pa.FixedSizeListArray.from_arrays(flat, width)
         yield pa.record_batch([pa.array(blocks.buckets), counters], schema=schema)

@@ -1,8 +1,9 @@
 """The digest of a model: equal for equal rows, slots, counters and dense parameters.
 
-    bucket = sha256 of its rows by ascending key, then of its counters by ascending key, then of
-             its block of the Bloom filter, if the table has one
-    row    = key, frequency, version (int64), admitted (uint8) = 1, vector, slots (float32)
+    bucket = sha256 of three: what its rows give, its counters, and its block of the Bloom filter.
+             Each is a sha256, or 32 zeros where there are no rows, or no counts but 0
+    rows   = keys, frequencies, versions (int64), vectors, slots (float32), by ascending key, one
+             column after another; counters alike: keys, frequencies, versions
     table  = sha256 of its 4096 bucket digests
     block  = sha256 of parameters and slots (float32)
     model  = sha256 over tables by name of (name, table), then of the block digests in order
@@ -18,40 +19,75 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedding import EmbeddingVariable, rule_for
+from embedding import BloomBlocks, CounterEntries, EmbeddingVariable, TableEntries
 from embedding.buckets import bucket_parts
 from embedding.mixing import NUM_BUCKETS, buckets_of
 from ps.dense import DenseBlocks
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
-# What is exported at once, so that a digest of a large table needs little memory.
-_PART_BYTES = 1 << 28
+# Of rows that are read at once: they are still in the cache when they are hashed and written.
+PART_BYTES = 8 << 20
+_COUNTER_BYTES = 64 << 20
+
+
+class BucketDigests:
+    """Digests of the buckets of one table, from its parts as they are read for files too.
+
+    Args:
+        buckets: (first, end) of all that will be added.
+    """
+
+    def __init__(self, buckets: tuple[int, int]) -> None:
+        self._first = buckets[0]
+        self._parts = np.zeros((buckets[1] - buckets[0], 3, DIGEST_BYTES), np.uint8)
+
+    def add_rows(self, buckets: tuple[int, int], rows: TableEntries) -> None:
+        """Take all rows of some buckets, sorted by (bucket, key)."""
+        columns = (rows.keys, rows.frequency, rows.version, rows.vectors, rows.slots)
+        self._add(0, buckets, columns)
+
+    def add_counters(self, buckets: tuple[int, int], counters: CounterEntries) -> None:
+        """Take all counters of some buckets, sorted by (bucket, key)."""
+        self._add(1, buckets, (counters.keys, counters.frequency, counters.version))
+
+    def add_blooms(self, blooms: BloomBlocks) -> None:
+        """Take blocks of the filter; those that are left out have counted nothing."""
+        for bucket, block in zip(blooms.buckets.tolist(), blooms.counters, strict=True):
+            if block.any():
+                self._set(bucket, 2, hashlib.sha256(np.ascontiguousarray(block)))
+
+    def digests(self) -> npt.NDArray[np.uint8]:
+        """Return the digest of each bucket, uint8[buckets, 32]."""
+        digests = [hashlib.sha256(part).digest() for part in self._parts]
+        return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
+
+    def _add(
+        self, kind: int, buckets: tuple[int, int], columns: tuple[npt.NDArray[Any], ...]
+    ) -> None:
+        low, high = buckets
+        starts = np.searchsorted(buckets_of(columns[0]), np.arange(low, high + 1))
+        for i in np.flatnonzero(np.diff(starts)).tolist():
+            part = slice(starts[i], starts[i + 1])
+            digest = hashlib.sha256()
+            for column in columns:
+                if column[part].size:
+                    digest.update(np.ascontiguousarray(column[part]))
+            self._set(low + i, kind, digest)
+
+    def _set(self, bucket: int, kind: int, digest: "hashlib._Hash") -> None:
+        self._parts[bucket - self._first, kind] = np.frombuffer(digest.digest(), np.uint8)
 
 
 def bucket_digests(table: EmbeddingVariable, buckets: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """Return the digest of each bucket in [first, end), uint8[end - first, 32]."""
-    first, end = buckets
-    nothing = hashlib.sha256(bytes(table.bloom_block(first).nbytes) if end > first else b"")
-    digests = np.tile(np.frombuffer(nothing.digest(), np.uint8), (end - first, 1))
-    for low, high in bucket_slices(table, buckets):
-        rows, counters = table.export((low, high)), table.export_counters((low, high))
-        admitted = np.ones((len(rows.keys), 1), np.uint8)
-        row_bytes = _as_bytes(
-            rows.keys, rows.frequency, rows.version, admitted, rows.vectors, rows.slots
-        )
-        row_starts = _starts(rows.keys, low, high)
-        not_admitted = np.zeros((len(counters.keys), 1), np.uint8)
-        counter_bytes = _as_bytes(counters.keys, counters.frequency, counters.version, not_admitted)
-        counter_starts = _starts(counters.keys, low, high)
-        held = [buckets_of(rows.keys), buckets_of(counters.keys)]
-        held.append(table.export_bloom((low, high)).buckets.astype(np.uint16))
-        for i in (np.unique(np.concatenate(held)) - np.int64(low)).tolist():
-            digest = hashlib.sha256(row_bytes[row_starts[i] : row_starts[i + 1]])
-            digest.update(counter_bytes[counter_starts[i] : counter_starts[i + 1]])
-            digest.update(np.ascontiguousarray(table.bloom_block(low + i)))
-            digests[low + i - first] = np.frombuffer(digest.digest(), np.uint8)
-    return digests
+    digests = BucketDigests(buckets)
+    for part, rows in table.export_parts(buckets, PART_BYTES):
+        digests.add_rows(part, rows)
+    for part in bucket_slices(table, buckets):
+        digests.add_counters(part, table.export_counters(part))
+        digests.add_blooms(table.export_bloom(part))
+    return digests.digests()
 
 
 def block_digests(dense: DenseBlocks) -> list[bytes]:
@@ -72,25 +108,6 @@ def model_digest(tables: Mapping[str, npt.NDArray[np.uint8]], blocks: Iterable[b
 
 
 def bucket_slices(table: EmbeddingVariable, buckets: tuple[int, int]) -> list[tuple[int, int]]:
-    """Cut a range of buckets so that each part holds about 256 MiB, or a 64th of the table.
-
-    Every part costs a look through the whole index.
-    """
-    row_bytes = 24 + 4 * rule_for(table.spec.optimizer, sparse=True).row_width(table.spec.dim)
-    num_bytes = row_bytes * len(table) + 24 * table.num_unadmitted
-    return bucket_parts(num_bytes, _PART_BYTES, buckets)
-
-
-def _as_bytes(*columns: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Lay columns side by side, uint8[n, bytes of a row]."""
-    n = len(columns[0])
-    if n == 0:
-        return np.empty((0, 0), np.uint8)
-    return np.hstack(
-        [np.ascontiguousarray(c.reshape(n, -1)).view(np.uint8).reshape(n, -1) for c in columns]
-    )
-
-
-def _starts(keys: npt.NDArray[np.int64], low: int, high: int) -> npt.NDArray[np.int64]:
-    """Where each bucket's rows start, int64[high - low + 1]; keys are sorted by bucket."""
-    return np.searchsorted(buckets_of(keys), np.arange(low, high + 1))
+    """Cut a range of buckets so that each part has about 64 MiB of counters, or a 64th of them."""
+    blooms = NUM_BUCKETS * table.bloom_block(0).nbytes
+    return bucket_parts(24 * table.num_unadmitted + blooms, _COUNTER_BYTES, buckets)

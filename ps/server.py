@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ps.checkpoint import CheckpointReader, FileEntry, write_shard
+from ps.checkpoint import CheckpointError, CheckpointReader, FileEntry, write_shard
 from ps.data_plane import DataPlane
-from ps.digest import block_digests, bucket_digests
+from ps.digest import BucketDigests, block_digests
 from ps.memory import peak_rss_bytes
 from ps.read_write_lock import ReadWriteLock
 from ps.restore import MovedDense, start_shard_from
@@ -44,6 +44,21 @@ class ServerSetup:
     max_reply_bytes: int = 1 << 28
     compress: bool = False
     dies_at_step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCut:
+    """What a shard has written of a checkpoint.
+
+    Args:
+        files: for the manifest.
+        tables: the digest of each of the shard's buckets, by table: uint8[buckets, 32].
+        blocks: the digest of each of its dense blocks.
+    """
+
+    files: list[FileEntry]
+    tables: dict[str, npt.NDArray[np.uint8]]
+    blocks: list[bytes]
 
 
 class ShardServer:
@@ -105,28 +120,36 @@ class ShardServer:
             )
             self._plane.hand_back()
 
-    def write_checkpoint(self, directory: str) -> list[FileEntry]:
-        """Write this shard's files; the caller writes the manifest."""
+    def write_checkpoint(self, directory: str, step: int) -> ShardCut:
+        """Write this shard's files; the caller writes the manifest.
+
+        Pulls and pushes are answered meanwhile; no record is applied, so all is of one step.
+
+        Raises:
+            CheckpointError: the shard is at another step than the caller wants to write.
+        """
         with self._lock.shared():
             self._shard.check_alive()
-            return write_shard(
+            if self._shard.step != step:
+                raise CheckpointError(
+                    f"shard {self._setup.index} is at step {self._shard.step}, the checkpoint is of"
+                    f" step {step}: records must be held while it is written"
+                )
+            digests = {t.spec.name: BucketDigests(self._buckets) for t in self._shard.tables}
+            files = write_shard(
                 directory,
                 tables=self._shard.tables,
                 dense=self._shard.dense,
                 shard=self._setup.index,
                 num_shards=self._setup.store.num_shards,
                 buckets=self._buckets,
+                digests=digests,
             )
-
-    def digests(self) -> tuple[dict[str, npt.NDArray[np.uint8]], list[bytes]]:
-        """Return digests of this shard's buckets, by table, and of its dense blocks."""
-        with self._lock.shared():
-            self._shard.check_alive()
-            tables = {
-                table.spec.name: bucket_digests(table, self._buckets)
-                for table in self._shard.tables
-            }
-            return tables, block_digests(self._shard.dense)
+            return ShardCut(
+                files,
+                {name: digest.digests() for name, digest in digests.items()},
+                block_digests(self._shard.dense),
+            )
 
     def stats(self) -> dict[str, Any]:
         """Return what reports show of a server."""

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import ray
 
-from embedding.mixing import NUM_BUCKETS
 from ps.checkpoint import (
     CheckpointError,
     CheckpointReader,
-    FileEntry,
     Manifest,
     begin_checkpoint,
     publish_checkpoint,
     write_manifest,
 )
-from ps.digest import DIGEST_BYTES, model_digest
-from ps.spec import StoreSpec, bucket_range
+from ps.digest import model_digest
+from ps.server import ShardCut
+from ps.spec import StoreSpec
 from scheduler.coordinating import Status
 from scheduler.errors import TrainingError
 from scheduler.launching import Processes
@@ -31,17 +30,13 @@ if TYPE_CHECKING:
     from scheduler.trainer import JobSpecs
 
 
-def _digest(store: StoreSpec, processes: Processes) -> str:
-    """Return the model digest of what all servers hold."""
-    tables = {table.name: np.empty((NUM_BUCKETS, DIGEST_BYTES), np.uint8) for table in store.tables}
-    blocks: list[bytes] = []
-    digests = ray.get([server.digests.remote() for server in processes.servers])
-    for shard, (of_tables, of_blocks) in enumerate(digests):
-        part = slice(*bucket_range(shard, store.num_shards))
-        for name, values in of_tables.items():
-            tables[name][part] = values
-        blocks += of_blocks
-    return model_digest(tables, blocks)
+def _digest(store: StoreSpec, cuts: list[ShardCut]) -> str:
+    """Return the model digest of what all servers have written."""
+    tables = {
+        table.name: np.concatenate([cut.tables[table.name] for cut in cuts])
+        for table in store.tables
+    }
+    return model_digest(tables, [block for cut in cuts for block in cut.blocks])
 
 
 def write_checkpoint(
@@ -67,15 +62,17 @@ def write_checkpoint(
 def _write(
     specs: "JobSpecs", processes: Processes, run: RunDirectory, status: Status
 ) -> tuple[str, str]:
-    digest = _digest(specs.store, processes)
     path = run.checkpoint_path("full", status.applied_step)
-    if _is_written(path, digest):
-        return str(path), digest
     partial = begin_checkpoint(path)
     try:
-        written: list[list[FileEntry]] = ray.get(
-            [server.write_checkpoint.remote(str(partial)) for server in processes.servers]
+        step = status.applied_step
+        cuts: list[ShardCut] = ray.get(
+            [server.write_checkpoint.remote(str(partial), step) for server in processes.servers]
         )
+        digest = _digest(specs.store, cuts)
+        if _is_written(path, digest):
+            shutil.rmtree(partial)
+            return str(path), digest
         manifest = Manifest(
             kind="full",
             step=status.applied_step,
@@ -95,7 +92,7 @@ def _write(
                 "model_digest": digest,
                 "versions": versions(),
             },
-            files=tuple(entry for entries in written for entry in entries),
+            files=tuple(entry for cut in cuts for entry in cut.files),
             time=time_to_json(
                 specs.coordinator.start,
                 ray.get(processes.coordinator.clock_state.remote()),

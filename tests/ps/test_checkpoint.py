@@ -170,7 +170,7 @@ def test_rows_are_read_by_bucket(saved: Path) -> None:
 def test_large_tables_are_written_in_parts(
     saved_job: Any, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ps.digest._PART_BYTES", 50 * 40)
+    monkeypatch.setattr("ps.file_rows.PART_BYTES", 50 * 40)
     job = saved_job(2)
 
     directory = job.write_checkpoint(tmp_path)

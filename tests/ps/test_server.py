@@ -53,13 +53,13 @@ def client_of(servers: list[ShardServer], store: StoreSpec) -> PsClient:
     )
 
 
-def digest_of(servers: list[ShardServer], store: StoreSpec) -> str:
-    parts = [server.digests() for server in servers]
+def digest_of(servers: list[ShardServer], store: StoreSpec, directory: Path) -> str:
+    cuts = [server.write_checkpoint(str(directory), 0) for server in servers]
     tables = {
-        table.name: np.concatenate([part[0][table.name] for part in parts])
+        table.name: np.concatenate([cut.tables[table.name] for cut in cuts])
         for table in store.tables
     }
-    return model_digest(tables, [block for part in parts for block in part[1]])
+    return model_digest(tables, [block for cut in cuts for block in cut.blocks])
 
 
 def test_a_server_is_fenced_until_it_is_initialised(
@@ -88,12 +88,69 @@ def test_a_model_goes_from_servers_to_a_checkpoint_and_back(
     for server in servers:
         server.start_from(5, str(first))
     store = saved_job.restore(first, 2).spec
-    assert digest_of(servers, store) == saved_job.restore(first, 1).digest
+    assert digest_of(servers, store, tmp_path / "1") == saved_job.restore(first, 1).digest
 
-    files = [entry for server in servers for entry in server.write_checkpoint(str(tmp_path / "2"))]
+    cuts = [server.write_checkpoint(str(tmp_path / "2"), 0) for server in servers]
+    files = [entry for cut in cuts for entry in cut.files]
     write_manifest(tmp_path / "2", Manifest("full", 0, 5, store.to_json(), {}, {}, tuple(files)))
 
-    assert saved_job.restore(tmp_path / "2", 1).digest == digest_of(servers, store)
+    assert saved_job.restore(tmp_path / "2", 1).digest == digest_of(servers, store, tmp_path / "3")
+
+
+def test_a_checkpoint_of_another_step_is_refused_and_nothing_is_written(
+    servers: list[ShardServer], saved_job: Any, tmp_path: Path
+) -> None:
+    first = saved_job(3).write_checkpoint(tmp_path / "first")
+    servers[0].start_from(5, str(first))
+
+    with pytest.raises(CheckpointError, match="shard 0 is at step 0, the checkpoint is of step 1"):
+        servers[0].write_checkpoint(str(tmp_path / "2"), 1)
+
+    assert not (tmp_path / "2").exists()
+
+
+def test_pulls_and_pushes_are_answered_while_a_checkpoint_is_written(
+    servers: list[ShardServer],
+    small_job: Any,
+    saved_job: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = small_job(saved_job.tables, num_shards=2, dense_size=2500)
+    for index, server in enumerate(servers):
+        first, last = job.spec.dense_range(index)
+        server.initialize(5, np.zeros(last - first, np.float32))
+    client = client_of(servers, job.spec)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def write(*_: Any, **__: Any) -> list[Any]:
+        begun.set()
+        assert go_on.wait(10)
+        return []
+
+    monkeypatch.setattr("ps.server.write_shard", write)
+    writers = [
+        threading.Thread(target=server.write_checkpoint, args=(str(tmp_path), 0))
+        for server in servers
+    ]
+    for writer in writers:
+        writer.start()
+    assert begun.wait(10)
+    pulled = client.start_pull(job.unique([1], [2], [], []), at_step=ANY_STEP)
+    while not pulled.done:
+        client.poll(5)
+    push = client.start_push(
+        pulled, Identity(0, 0, 0, 4), gradients=pulled.values, dense=pulled.dense
+    )
+    while not push.done:
+        client.poll(5)
+    go_on.set()
+    for writer in writers:
+        writer.join(10)
+    client.close()
+
+    assert not pulled.refusals
+    assert not push.refusals
 
 
 def test_a_server_that_can_not_restore_stays_fenced(
