@@ -65,7 +65,10 @@ class Columns:
         )
 
     def batch(self, start: int, stop: int) -> Batch:
-        """Return rows [start, stop): views, but for the offsets of bags."""
+        """Return rows [start, stop): views, but for the offsets of bags.
+
+        Bags of one key each have no offsets, whatever those of other rows have.
+        """
         return Batch(
             self.labels[start:stop],
             self.dense[start:stop],
@@ -78,13 +81,16 @@ class Columns:
         return Columns(labels, self.dense[order], tuple(_take_bags(b, order) for b in self.sparse))
 
 
-def columns_from_table(table: pa.Table, features: FeatureSpec, *, where: Where) -> Columns:
+def columns_from_table(
+    table: pa.Table, features: FeatureSpec, *, where: Where, first_row: int = 0
+) -> Columns:
     """Convert a table whose schema has passed `check_schema`.
 
     Args:
         table: n rows, with the columns of `features` and perhaps others.
         features: the columns to convert.
-        where: file and row group, for messages; rows are counted from the table's first one.
+        where: file and row group, for messages.
+        first_row: position of the table's first row in the row group, for messages.
 
     Returns:
         n samples, in the table's order, in writable C-contiguous arrays. Keys may share memory with
@@ -96,13 +102,42 @@ def columns_from_table(table: pa.Table, features: FeatureSpec, *, where: Where) 
             that only a damaged file has.
     """
     labels = np.empty(0, np.float32)
-    if features.label is not None:
-        labels = _labels(_array(table, features.label), features.label, where)
-    return Columns(
-        labels,
-        _dense(table, features, where),
-        tuple(_bags(table, feature, where) for feature in features.sparse),
+    try:
+        if features.label is not None:
+            labels = _labels(_array(table, features.label), features.label, where)
+        return Columns(
+            labels,
+            _dense(table, features, where),
+            tuple(_bags(table, feature, where) for feature in features.sparse),
+        )
+    except DataError as error:
+        if error.row is not None:
+            error.row += first_row
+        raise
+
+
+def join(parts: list[Columns], order: _Ints | None = None) -> Columns:
+    """Join the rows of parts, in another order where one is given; `parts` is emptied.
+
+    Memory beyond that of the parts is about that of a column at a time.
+    """
+    if len(parts) == 1:
+        whole = parts.pop()
+        return whole if order is None else whole.take(order)
+    whole = Columns(
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.dense for part in parts]),
+        (),
     )
+    if order is not None:
+        whole = whole.take(order)
+    columns = [list(bags) for bags in zip(*(part.sparse for part in parts), strict=True)]
+    parts.clear()
+    sparse = []
+    while columns:
+        bags = _join_bags(columns.pop(0))
+        sparse.append(bags if order is None else _take_bags(bags, order))
+    return Columns(whole.labels, whole.dense, tuple(sparse))
 
 
 def concatenate(parts: Sequence[Batch]) -> Batch:
@@ -301,7 +336,9 @@ def _slice_bags(bags: Bags, start: int, stop: int) -> Bags:
     offsets = bags.offsets[start : stop + 1]
     first, last = int(offsets[0]), int(offsets[-1])
     weights = None if bags.weights is None else bags.weights[first:last]
-    return Bags(bags.keys[first:last], offsets - first, weights)
+    # Which rows were decoded together must not show in a batch.
+    all_single = last - first == stop - start and bool((np.diff(offsets) == 1).all())
+    return Bags(bags.keys[first:last], None if all_single else offsets - first, weights)
 
 
 def _take_bags(bags: Bags, order: _Ints) -> Bags:

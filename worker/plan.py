@@ -4,6 +4,7 @@ docs/design.md, section 4. It depends on the files and on `DataSpec` alone, neve
 """
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -44,12 +45,16 @@ class FilePlan:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows [start, stop) of one row group, counted in the order of `Plan.row_order`."""
+    """Rows [start, stop) of one row group, counted in the order of `Plan.row_order`.
+
+    `position` is that of the row group in the epoch's order.
+    """
 
     file: int
     row_group: int
     start: int
     stop: int
+    position: int
 
 
 class _EpochOrder(NamedTuple):
@@ -141,10 +146,17 @@ class Plan:
             first, end = int(order.starts[at]), min(stop, int(order.starts[at + 1]))
             if start < end:  # row groups may be empty
                 file, row_group = int(order.files[at]), int(order.row_groups[at])
-                pieces.append(Piece(file, row_group, start - first, end - first))
+                pieces.append(Piece(file, row_group, start - first, end - first, at))
                 start = end
             at += 1
         return pieces
+
+    def row_groups_from(self, epoch: int, position: int) -> Iterator[tuple[int, int]]:
+        """Yield files and row groups of an epoch's order from a position on, but for empty ones."""
+        order = self._order(epoch)
+        for at in range(position, len(order.files)):
+            if order.starts[at] < order.starts[at + 1]:
+                yield int(order.files[at]), int(order.row_groups[at])
 
     def row_order(self, epoch: int, file: int, row_group: int) -> _Ints | None:
         """Return the order in which an epoch takes the rows of a row group.

@@ -1,88 +1,50 @@
-"""Read the batches of a plan from Parquet files: one row group at a time, only needed columns."""
+"""Read the batches of a plan from Parquet files, only the columns that are needed."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from worker.batch import Bags, Batch
-from worker.column_types import check_schema
 from worker.columns import Columns, columns_from_table, concatenate
-from worker.deleted_rows import Kept, unpack
+from worker.decoding import Decoder, Part
 from worker.errors import DataError, UnreadableError
-from worker.file_columns import FileColumn, named_schema, named_table, names_in_file
-from worker.footers import Footer, open_source, read_footer, unreadable
-from worker.plan import FilePlan, Plan
+from worker.open_file import OpenFile, open_file
+from worker.plan import FilePlan, Piece, Plan
 from worker.spec import FeatureSpec
 
-_OPEN_FILES = 32
+# What is read ahead at once: as many rows as a row group of a good size has, but not so many row
+# groups or bytes of a file that a batch would wait for them.
+AHEAD_ROWS = 1 << 16
+_AHEAD_ROW_GROUPS = 256
+_AHEAD_FILE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class _OpenFile:
-    """A Parquet file whose row groups are read by number."""
+class _Block:
+    """Rows that were decoded at once, and of which parts of the plan they are."""
 
-    path: str
-    source: pa.NativeFile
-    parquet: pq.ParquetFile
-    footer: Footer
-    columns: tuple[FileColumn, ...]
-    kept: Kept | None
-
-    def read(self, row_group: int, columns: Sequence[str]) -> pa.Table:
-        """Decode some columns of a row group, by the names that the job has for them.
-
-        Rows that the file's table no longer has are left out.
-
-        Raises:
-            UnreadableError: its bytes can't be read or decoded.
-        """
-        names = names_in_file(columns, self.columns)
-        try:
-            table = self.parquet.read_row_group(row_group, columns=names, use_threads=False)
-            table.validate()
-        except MemoryError:
-            raise
-        except Exception as error:  # whatever a decoder or the package behind a URL raises
-            raise unreadable("a row group can't be read", self.path, error, row_group) from error
-        planned = self.footer.row_group_rows[row_group]
-        if table.num_rows != planned:
-            wrong = ValueError(f"it has {table.num_rows} rows, the footer says {planned}")
-            raise unreadable("a row group can't be read", self.path, wrong, row_group)
-        table = named_table(table, columns, self.columns)
-        if self.kept is None:
-            return table
-        start = sum(self.footer.row_group_rows[:row_group])
-        return table.filter(pa.array(self.kept[start : start + planned]))
-
-    def close(self) -> None:
-        self.parquet.close()
-        self.source.close()
-
-
-class _RowGroup(NamedTuple):
-    epoch: int  # 0 where all epochs have the same rows in the same order
-    file: int
-    row_group: int
+    columns: Columns
+    parts: list[Part]
 
 
 class Reader:
     """Reads batches by id, for one thread.
 
-    Row groups are decoded whole and kept while they fit, so that batches that follow each other in
-    a lane decode each row group once.
+    Decoded rows are kept while they fit, so that batches that follow each other in a lane decode
+    each row group once. Small row groups are decoded with those that come next. Of a large one the
+    part is decoded that a batch needs; where rows are shuffled within it, all of it.
 
     Args:
         plan: what the batch ids mean.
         features: the columns to read.
         on_bad_file: `fail` raises at a file or row group that can't be read; `skip` leaves its
-            rows out of their batches.
-        cache_bytes: limit of the decoded row groups that are kept, in bytes; the newest is kept in
-            any case.
+            rows out of their batches, of a large row group those from the damaged part on.
+        cache_bytes: limit of the decoded rows that are kept, in bytes; what was decoded last is
+            kept in any case.
     """
 
     def __init__(
@@ -97,11 +59,11 @@ class Reader:
         self._features = features
         self._skip = on_bad_file == "skip"
         self._cache_bytes = cache_bytes
-        self._cached: OrderedDict[_RowGroup, Columns] = OrderedDict()
+        self._decoder = Decoder(plan, features)
+        self._blocks: OrderedDict[int, _Block] = OrderedDict()
+        self._places: dict[Part, tuple[int, int]] = {}  # a block, and the first row in it
+        self._next_block = 0
         self._cached_bytes = 0
-        self._open: OrderedDict[int, _OpenFile] = OrderedDict()
-        # What was unreadable once stays so for this reader: a row group is never half skipped.
-        self._bad: dict[tuple[int, int], UnreadableError] = {}
 
     def read(self, batch_id: int) -> tuple[Batch, int]:
         """Return a batch, and how many of its planned samples were skipped.
@@ -114,67 +76,113 @@ class Reader:
                 `fail`, a file or row group can't be read (`UnreadableError`).
             IndexError: the plan has no such batch.
         """
-        epoch = self._plan.epoch_of(batch_id) if self._plan.shuffle == "rows" else 0
-        parts, skipped = [], 0
+        epoch = self._plan.epoch_of(batch_id)
+        slices: list[tuple[Columns, int, int]] = []
+        skipped = 0
         for piece in self._plan.pieces(batch_id):
-            try:
-                columns = self._columns(_RowGroup(epoch, piece.file, piece.row_group))
-            except UnreadableError:
-                if not self._skip:
-                    raise
-                skipped += piece.stop - piece.start
-            else:
-                parts.append(columns.batch(piece.start, piece.stop))
+            for part, start, stop in self._cut(epoch, piece):
+                try:
+                    columns, first = self._find(part, epoch, piece.position)
+                except UnreadableError:
+                    if not self._skip:
+                        raise
+                    skipped += stop - start
+                    continue
+                begin = first + start
+                if slices and slices[-1][0] is columns and slices[-1][2] == begin:
+                    begin = slices.pop()[1]
+                slices.append((columns, begin, first + stop))
+        parts = [columns.batch(start, stop) for columns, start, stop in slices]
         return concatenate(parts) if parts else _empty_batch(self._features), skipped
 
     def close(self) -> None:
-        """Close the files and forget the row groups; the reader may be used again."""
-        for file in self._open.values():
-            file.close()
-        self._open.clear()
-        self._cached.clear()
+        """Close the files and forget what was decoded; the reader may be used again."""
+        self._decoder.close()
+        self._blocks.clear()
+        self._places.clear()
         self._cached_bytes = 0
 
-    def _columns(self, key: _RowGroup) -> Columns:
-        columns = self._cached.get(key)
-        if columns is not None:
-            self._cached.move_to_end(key)
-            return columns
-        known = self._bad.get((key.file, key.row_group))
-        if known is not None:
-            raise known.with_traceback(None)
-        try:
-            columns = self._decode(key)
-        except UnreadableError as error:
-            self._bad[key.file, key.row_group] = error
-            raise
-        self._cached[key] = columns
+    def _cut(self, epoch: int, piece: Piece) -> Iterator[tuple[Part, int, int]]:
+        """Yield the parts that a piece's rows are in, and which of their rows they are."""
+        epoch = epoch if self._plan.shuffle == "rows" else 0
+        rows = self._decoder.part_rows(piece.file, piece.row_group)
+        at = piece.start
+        while at < piece.stop:
+            number, first = divmod(at, rows)
+            end = min(piece.stop, (number + 1) * rows)
+            yield Part(epoch, piece.file, piece.row_group, number), first, first + end - at
+            at = end
+
+    def _find(self, part: Part, epoch: int, position: int) -> tuple[Columns, int]:
+        """Return what holds the rows of a part, and the first of them, decoded if need be.
+
+        Raises:
+            DataError: why the part can't be used.
+        """
+        if part not in self._places and part[1:] not in self._decoder.errors:
+            rows = self._plan.files[part.file].row_group_rows[part.row_group]
+            if self._decoder.part_rows(part.file, part.row_group) < rows:
+                room = self._cache_bytes // 2
+                for each, columns in self._decoder.parts_up_to(part, room=room):
+                    if each not in self._places:
+                        self._keep(columns, [each])
+            else:
+                found = self._decoder.row_groups(self._ahead(part, epoch, position))
+                if found is not None:
+                    self._keep(*found)
+        if part not in self._places:
+            raise self._decoder.errors[part[1:]].with_traceback(None)
+        block, first = self._places[part]
+        self._blocks.move_to_end(block)
+        return self._blocks[block].columns, first
+
+    def _ahead(self, part: Part, epoch: int, position: int) -> list[Part]:
+        """Return a row group, and those that come next where they are small."""
+        chosen: list[Part] = []
+        limit = _Limit()
+        for file, row_group in self._plan.row_groups_from(epoch, position):
+            each = Part(part.epoch, file, row_group)
+            known = each in self._places or each[1:] in self._decoder.errors
+            full = limit.reached_with(self._plan.files[file], row_group)
+            if chosen and (known or full):
+                break
+            chosen.append(each)
+        return chosen
+
+    def _keep(self, columns: Columns, parts: list[Part]) -> None:
+        """Keep decoded rows, and forget those used longest ago where there are too many."""
+        first = 0
+        for part in parts:
+            self._places[part] = self._next_block, first
+            first += self._plan.files[part.file].row_group_rows[part.row_group]
+        self._blocks[self._next_block] = _Block(columns, parts)
+        self._next_block += 1
         self._cached_bytes += columns.nbytes
-        while self._cached_bytes > self._cache_bytes and len(self._cached) > 1:
-            _, oldest = self._cached.popitem(last=False)
-            self._cached_bytes -= oldest.nbytes
-        return columns
+        while self._cached_bytes > self._cache_bytes and len(self._blocks) > 1:
+            _, oldest = self._blocks.popitem(last=False)
+            self._cached_bytes -= oldest.columns.nbytes
+            for part in oldest.parts:
+                del self._places[part]
 
-    def _decode(self, key: _RowGroup) -> Columns:
-        file = self._file(key.file)
-        table = file.read(key.row_group, self._features.columns())
-        where = (file.path, key.row_group)
-        columns = columns_from_table(table, self._features, where=where)
-        order = self._plan.row_order(*key)
-        return columns if order is None else columns.take(order)
 
-    def _file(self, index: int) -> _OpenFile:
-        file = self._open.get(index)
-        if file is not None:
-            self._open.move_to_end(index)
-            return file
-        planned = self._plan.files[index]
-        file = _open_file(planned, self._features, dictionaries=True)
-        self._open[index] = file
-        if len(self._open) > _OPEN_FILES:
-            _, oldest = self._open.popitem(last=False)
-            oldest.close()
-        return file
+class _Limit:
+    """How many row groups are decoded at once."""
+
+    def __init__(self) -> None:
+        self._row_groups = self._rows = 0
+        self._bytes = 0.0
+
+    def reached_with(self, file: FilePlan, row_group: int) -> bool:
+        """Add a row group; return whether they are too many with it."""
+        rows = file.row_group_rows[row_group]
+        self._row_groups += 1
+        self._rows += rows
+        self._bytes += file.size * rows / max(1, sum(file.row_group_rows))
+        return (
+            self._rows > AHEAD_ROWS
+            or self._row_groups > _AHEAD_ROW_GROUPS
+            or self._bytes > _AHEAD_FILE_BYTES
+        )
 
 
 def read_file(
@@ -189,7 +197,7 @@ def read_file(
     Args:
         planned: the file, as a plan for these columns has it.
         features: what makes the batches; without a label for samples that have none.
-        batch_rows: most samples in a batch; batches end with their row group.
+        batch_rows: most samples in a batch; some have fewer.
         keep: further columns of the table that comes with each batch.
 
     Yields:
@@ -198,66 +206,49 @@ def read_file(
     Raises:
         DataError: as `Reader.read`, and for a column that is missing or of an unusable type.
     """
-    file = _open_file(planned, features)
+    names = list(dict.fromkeys([*features.columns(), *keep]))
+    file = open_file(planned, features)
     try:
-        columns = list(dict.fromkeys([*features.columns(), *keep]))
-        for row_group in range(len(file.footer.row_group_rows)):
-            table = file.read(row_group, columns)
-            whole = columns_from_table(table, features, where=(file.path, row_group))
-            for start in range(0, whole.num_rows, batch_rows):
-                stop = min(start + batch_rows, whole.num_rows)
-                yield table.slice(start, stop - start), whole.batch(start, stop)
+        for row_groups in _runs(planned):
+            for table, whole in _converted(file, row_groups, names, features):
+                for start in range(0, whole.num_rows, batch_rows):
+                    stop = min(start + batch_rows, whole.num_rows)
+                    yield table.slice(start, stop - start), whole.batch(start, stop)
     finally:
         file.close()
 
 
-def _open_file(
-    planned: FilePlan, features: FeatureSpec, *, dictionaries: bool = False
-) -> _OpenFile:
-    """Open a planned file that has the columns of `features`.
-
-    With `dictionaries` strings come as such, so that each is hashed once; a table for the caller
-    keeps the file's types.
-    """
-    path = planned.path
-    source = open_source(path)
-    try:
-        try:
-            footer = read_footer(source, path)
-        except UnreadableError:
-            _check_unchanged(planned, source.size(), planned.footer_digest)
-            raise
-        _check_unchanged(planned, footer.size, footer.digest)
-        check_schema(named_schema(footer.schema, planned.columns), features, path)
-        names = names_in_file(features.columns(), planned.columns)
-        parquet = pq.ParquetFile(
-            source,
-            metadata=footer.metadata,
-            read_dictionary=_string_columns(footer, names) if dictionaries else [],
-            pre_buffer=True,  # one request for neighbouring columns, not one for each
-            page_checksum_verification=True,
-        )
-    except BaseException:
-        source.close()
-        raise
-    kept = unpack(planned.kept, footer.metadata.num_rows) if planned.kept else None
-    return _OpenFile(path, source, parquet, footer, planned.columns, kept)
+def _runs(planned: FilePlan) -> Iterator[list[int]]:
+    """Yield the row groups of a file, as many as are decoded at once."""
+    run: list[int] = []
+    limit = _Limit()
+    for row_group in range(len(planned.row_group_rows)):
+        if limit.reached_with(planned, row_group) and run:
+            yield run
+            run, limit = [], _Limit()
+            limit.reached_with(planned, row_group)
+        run.append(row_group)
+    if run:
+        yield run
 
 
-def _string_columns(footer: Footer, names: Sequence[str]) -> list[str]:
-    return [path for path in footer.byte_columns if path.split(".")[0] in names]
-
-
-def _check_unchanged(planned: FilePlan, size: int, digest: str) -> None:
-    if (size, digest) == (planned.size, planned.footer_digest):
+def _converted(
+    file: OpenFile, row_groups: list[int], names: list[str], features: FeatureSpec
+) -> Iterator[tuple[pa.Table, Columns]]:
+    if len(row_groups) == 1:
+        (row_group,) = row_groups
+        for table, first_row in file.tables(row_group, names):
+            where = (file.path, row_group)
+            yield table, columns_from_table(table, features, where=where, first_row=first_row)
         return
-    resized = f"got {size} bytes, expected {planned.size}"
-    raise DataError(
-        what="a file changed since it was planned",
-        file=planned.path,
-        got=resized if size != planned.size else "its footer is another one",
-        remedy="Restore the file, or start a new run",
-    )
+    try:
+        table = file.read(row_groups, names)
+        columns = columns_from_table(table, features, where=(file.path, None))
+    except DataError:  # one after the other, so that the message names it
+        for row_group in row_groups:
+            yield from _converted(file, [row_group], names, features)
+    else:
+        yield table, columns
 
 
 def _empty_batch(features: FeatureSpec) -> Batch:
