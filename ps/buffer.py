@@ -16,11 +16,15 @@ class GradientBuffer:
         max_contributions: the credits that the coordinator may hand out, with room for attempts
             whose worker died.
         max_bytes: limit of the arrays held.
+        always: there is room for so many batches beyond the limits, the lowest by id. They are what
+            a step is waiting for: where every shard is full of other batches, each of another
+            one's, none of them would be on all shards, no step would come and no room be made.
     """
 
-    def __init__(self, *, max_contributions: int, max_bytes: int) -> None:
+    def __init__(self, *, max_contributions: int, max_bytes: int, always: int = 0) -> None:
         self.max_contributions = max_contributions
         self.max_bytes = max_bytes
+        self.always = always
         self.low_water = 0
         self.nbytes = 0
         self._held: dict[tuple[int, int], Contribution] = {}
@@ -47,10 +51,7 @@ class GradientBuffer:
         if self._is_superseded(identity):
             text = f"batch {identity[0]}, attempt {identity[1]}, is no longer wanted"
             return Refusal(request_id, "superseded", text)
-        if (
-            len(self._held) >= self.max_contributions
-            or self.nbytes + contribution.nbytes > self.max_bytes
-        ):
+        if self._is_full_for(contribution):
             text = (
                 f"the gradient buffer holds {len(self._held)} contributions of {self.nbytes} bytes;"
                 f" its limits are {self.max_contributions} and {self.max_bytes}"
@@ -60,6 +61,15 @@ class GradientBuffer:
         self._held[identity] = contribution
         self.nbytes += contribution.nbytes
         return None
+
+    def _is_full_for(self, contribution: Contribution) -> bool:
+        if (
+            len(self._held) < self.max_contributions
+            and self.nbytes + contribution.nbytes <= self.max_bytes
+        ):
+            return False
+        lower = {batch_id for batch_id, _ in self._held if batch_id < contribution.batch_id}
+        return len(lower) >= self.always
 
     def get(self, batch_id: int, attempt: int) -> Contribution | None:
         """Return a contribution that is held."""

@@ -10,7 +10,7 @@ import select
 import selectors
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,6 +71,12 @@ class Open:
     @property
     def done(self) -> bool:
         return not self.waiting
+
+    @property
+    def buffer_bytes(self) -> int:
+        """What its largest contribution takes in a shard's buffer."""
+        pushed = (m.nbytes for m in self.messages.values() if isinstance(m, Contribution))
+        return max(pushed, default=0)
 
 
 @dataclass(slots=True, eq=False)
@@ -280,6 +286,13 @@ class PsClient:
         self._start(push)
         return push
 
+    def send_again(self, request: Open) -> None:
+        """Send an answered request again to the shards that refused it: the same messages."""
+        request.waiting = set(request.refusals)
+        for shard in request.waiting:
+            del request.replies[shard]
+        self._start(request, shards=sorted(request.waiting))
+
     def start_apply(self, shard: int, records: Sequence[Record]) -> Open:
         """Send records to one shard, as the coordinator does."""
         request_id = self._new_id()
@@ -332,11 +345,11 @@ class PsClient:
         self._next_request += 1
         return self._next_request
 
-    def _start(self, request: Open) -> None:
+    def _start(self, request: Open, *, shards: Iterable[int] | None = None) -> None:
         self._open[request.request_id] = request
-        for shard, message in request.messages.items():
+        for shard in request.messages if shards is None else shards:
             try:
-                self._send(self._connections[shard].sock, shard, message)
+                self._send(self._connections[shard].sock, shard, request.messages[shard])
             except OSError as error:
                 self._reconnect(shard, error)
 

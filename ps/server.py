@@ -30,7 +30,7 @@ class ServerSetup:
         store: tables and dense parameters of the job.
         index: number of the shard.
         secret: that peers must prove to know.
-        max_contributions, max_buffer_bytes: limits of the gradient buffer.
+        max_contributions, max_buffer_bytes, always_buffered: limits of the gradient buffer.
         max_reply_bytes: of replies to pulls that are made and not yet written.
         compress: whether replies are compressed.
         dies_at_step: the process kills itself, on purpose, once the shard has reached that step.
@@ -41,6 +41,7 @@ class ServerSetup:
     secret: bytes = field(repr=False)
     max_contributions: int
     max_buffer_bytes: int
+    always_buffered: int = 0
     max_reply_bytes: int = 1 << 28
     compress: bool = False
     dies_at_step: int | None = None
@@ -77,6 +78,7 @@ class ShardServer:
             setup.index,
             max_contributions=setup.max_contributions,
             max_buffer_bytes=setup.max_buffer_bytes,
+            always_buffered=setup.always_buffered,
             run_all=self._updates,
         )
         self._plane = DataPlane(

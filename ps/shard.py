@@ -66,8 +66,8 @@ class Shard:
     Args:
         spec: of the whole job.
         index: number of this shard.
-        max_contributions, max_buffer_bytes: limits of the gradient buffer; no more pulls than
-            contributions may wait.
+        max_contributions, max_buffer_bytes, always_buffered: limits of the gradient buffer; no more
+            pulls than contributions may wait.
         run_all: how updates that do not touch each other are run, see `ps.side_by_side`.
 
     Attributes:
@@ -82,6 +82,7 @@ class Shard:
         *,
         max_contributions: int = 1024,
         max_buffer_bytes: int = 1 << 30,
+        always_buffered: int = 0,
         run_all: RunAll = in_turn,
     ) -> None:
         self.spec = spec
@@ -90,7 +91,9 @@ class Shard:
         self.tables = make_variables(spec.tables, on_non_finite="skip")
         self.dense = DenseBlocks(spec, index)
         self.buffer = GradientBuffer(
-            max_contributions=max_contributions, max_bytes=max_buffer_bytes
+            max_contributions=max_contributions,
+            max_bytes=max_buffer_bytes,
+            always=always_buffered,
         )
         self.dead: str | None = None
         self.recovery_epoch: int | None = None

@@ -10,6 +10,7 @@ from ps.messages import ANY_STEP, Entry, Record
 from scheduler.batches import Batch, Status
 from scheduler.coordinator_spec import FEW_WORKERS, CoordinatorSpec
 from scheduler.coordinator_state import Progress, ShardProgress, TrainingTime, WorkerState
+from scheduler.credits import Credits
 from scheduler.dense_norms import DenseNorms
 from scheduler.evaluation import EvaluationRound
 from scheduler.events import (
@@ -71,6 +72,7 @@ class Coordinator:
         self._most_workers = spec.workers
         self._shards = ShardProgress(spec.store.num_shards, first_step=spec.start.step)
         self._step_shares = StepShares(spec.group_size)
+        self._credits = Credits(spec)
         self._paces = Least()  # of the workers that live
         self._stall_watch = StallWatch(spec.stall_seconds)
 
@@ -154,7 +156,7 @@ class Coordinator:
         They don't fall when workers leave: what is done already could take all of fewer, and what
         it waits for could not be given out.
         """
-        return self.spec.credits(self._most_workers, self.rule)
+        return self._credits.most(self._most_workers, self.rule)
 
     # Workers ----------------------------------------------------------------------------------
 
@@ -198,6 +200,7 @@ class Coordinator:
         if self.rule.shares_steps:
             self._step_shares.ended(worker, finished.token.step)
         if finished.outcome == "done":
+            self._credits.measured(finished.buffer_bytes)
             state.batches += 1
             state.samples += finished.samples
             state.seconds += finished.seconds
@@ -250,11 +253,21 @@ class Coordinator:
         if self.evaluation is not None:
             return self.evaluation.lease(worker)
         in_flight = self.ledger.num_leased + self.ledger.num_ended + self._shards.unapplied
-        if in_flight >= self.credits or self._is_too_far_ahead(worker):
+        if in_flight >= self.credits and not self._is_needed_now():
+            return None
+        if self._is_too_far_ahead(worker):
             return None
         if self.rule.shares_steps and self._has_its_share(worker):
             return None
         return self._lease_train(worker, now)
+
+    def _is_needed_now(self) -> bool:
+        """Whether the next token is one that a step waits for, where the buffers are short.
+
+        Batches of a later step or epoch may have taken all credits when these became fewer.
+        """
+        short = self._credits.are_short(self._most_workers, self.rule)
+        return short and self.ledger.lowest_pending_is_among(self.spec.step_batches(self.rule))
 
     def _has_its_share(self, worker: int) -> bool:
         """Whether a worker has to leave the rest of the lowest open step to others."""

@@ -34,6 +34,7 @@ class CoordinatorSpec:
         max_workers: more than these may not be asked for; None: any number.
         max_credits: more than these the shards' buffers can't hold, however many workers join;
             None: any number.
+        buffer_bytes: what each shard keeps of them; None: without limit.
         eval_every_steps: evaluate at every multiple of so many ticks of the schedule clock; 0: only
             at the end.
         max_seconds: stop giving out batches after so much training time; None: no limit.
@@ -52,6 +53,7 @@ class CoordinatorSpec:
     depth: int
     max_workers: int | None = None
     max_credits: int | None = None
+    buffer_bytes: int | None = None
     options: ModeOptions = field(default_factory=ModeOptions)
     start: Start = field(default_factory=Start)
     shifts: tuple[PlannedShift, ...] = ()
@@ -80,4 +82,10 @@ class CoordinatorSpec:
     def credits(self, workers: int, rule: ModeRule) -> int:
         """Return the most batches that may be leased, or done and not applied on every shard."""
         wanted = workers * self.depth + 2 * (self.group_size + rule.backup_batches)
-        return wanted if self.max_credits is None else min(wanted, self.max_credits)
+        if self.max_credits is None:
+            return wanted
+        return max(self.step_batches(rule), min(wanted, self.max_credits))
+
+    def step_batches(self, rule: ModeRule) -> int:
+        """Return how many batches a step gives out: what must be in flight at least."""
+        return self.group_size + rule.backup_batches

@@ -152,6 +152,15 @@ class Ledger:
         self._fill()
         return self._pending.lowest_step
 
+    def lowest_pending_is_among(self, count: int) -> bool:
+        """Return whether the lowest pending batch is one of so many unresolved ones, the lowest."""
+        lowest = min((batch.batch_id for batch in self._pending), default=None)
+        if lowest is None:
+            return False
+        if lowest - self.low_water - len(self._resolved_above) >= count:
+            return False  # so many at least are lower, without counting them
+        return sum(batch_id < lowest for batch_id in self._batches) < count
+
     def leases_of(self, worker: int) -> set[tuple[TokenKind, int, int]]:
         """Return the identities of the tokens that a worker should be holding."""
         return {(self._kind, b.batch_id, b.attempt) for b in self.leased_to(worker)}

@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from scheduler.reporting import reached
 from scheduler.resolve import evaluation_data, model_spec, store_spec, training_data
 from scheduler.run_files import RunDirectory
 from scheduler.supervising import Supervisor
+from worker.batch_size import keys_in_a_sample
 from worker.contract import DataContract, check_kinds, check_same_kinds, kinds_of_features
 from worker.errors import DataError
 from worker.loop import LoopOptions
@@ -239,13 +241,16 @@ def resolve(config: JobConfig) -> JobSpecs:
         workers=config.cluster.workers,
         depth=config.cluster.prefetch_batches,
         max_workers=config.max_workers,
-        max_credits=_max_credits(config, store, model),
+        buffer_bytes=config.cluster.buffer_bytes,
         eval_every_steps=config.training.eval_every_steps,
         max_seconds=config.training.max_seconds,
         heartbeat_timeout_seconds=config.cluster.heartbeat_timeout_seconds,
         stall_seconds=config.cluster.stall_seconds,
     )
-    _check_buffers(config, coordinator, model)
+    lengths = keys_in_a_sample(plan, data.features)
+    batch_bytes = _contribution_bytes(config, store, model, lengths)
+    max_credits = _max_credits(config, coordinator, batch_bytes)
+    coordinator = replace(coordinator, max_credits=max_credits)
     return JobSpecs(config, data, plan, evaluation_plan, model, store, coordinator, beginning)
 
 
@@ -263,32 +268,38 @@ def _ledger_plan(plan: Plan, max_samples: int | None) -> LedgerPlan:
     )
 
 
-def _max_credits(config: JobConfig, store: StoreSpec, model: ModelSpec) -> int:
-    """Return how many batches in flight the gradient buffers can hold."""
-    return (
-        config.cluster.buffer_bytes * store.num_shards // _contribution_bytes(config, store, model)
+def _contribution_bytes(
+    config: JobConfig, store: StoreSpec, model: ModelSpec, lengths: Sequence[float]
+) -> int:
+    """Return about the most that one batch sends to all servers together.
+
+    Args:
+        lengths: keys of each sparse feature in a sample, on average.
+    """
+    per_sample = sum(
+        lengths[lookup.feature] * (4 * part.dim + 13)
+        for lookup in model.lookups
+        for part in lookup.physical
     )
+    return math.ceil(config.data.batch_size * per_sample) + 4 * store.dense_size
 
 
-def _contribution_bytes(config: JobConfig, store: StoreSpec, model: ModelSpec) -> int:
-    """Return the most that one batch sends to all servers together."""
-    per_sample = sum(4 * part.dim + 13 for lookup in model.lookups for part in lookup.physical)
-    return config.data.batch_size * per_sample + 4 * store.dense_size
+def _max_credits(config: JobConfig, coordinator: CoordinatorSpec, batch_bytes: int) -> int:
+    """Return how many batches in flight the gradient buffers can hold.
 
-
-def _check_buffers(config: JobConfig, coordinator: CoordinatorSpec, model: ModelSpec) -> None:
-    """Refuse a job whose gradient buffers could not hold the credits that it hands out."""
+    Raises:
+        ConfigError: not even those of one step.
+    """
     store = coordinator.store
-    rule = rule_of(coordinator.mode, coordinator.options)
-    unlimited = replace(coordinator, max_credits=None)
-    credits = unlimited.credits(coordinator.workers, rule)
-    needed = credits * _contribution_bytes(config, store, model) // store.num_shards
+    least = coordinator.step_batches(rule_of(coordinator.mode, coordinator.options))
+    needed = least * batch_bytes // store.num_shards
     if needed > config.cluster.buffer_bytes:
         raise ConfigError(
-            f"cluster.buffer_bytes is {config.cluster.buffer_bytes}, but {credits} batches in"
-            f" flight may need {needed} bytes on each server. Raise it, add servers, or make"
+            f"cluster.buffer_bytes is {config.cluster.buffer_bytes}, but the {least} batches of a"
+            f" step need about {needed} bytes on each server. Raise it, add servers, or make"
             " training.global_batch or data.batch_size smaller"
         )
+    return config.cluster.buffer_bytes * store.num_shards // batch_bytes
 
 
 def _dense_parts(specs: JobSpecs) -> list[np.ndarray]:
@@ -303,6 +314,8 @@ def _dense_parts(specs: JobSpecs) -> list[np.ndarray]:
 def _server_setups(specs: JobSpecs, secret: bytes) -> list[ServerSetup]:
     cluster, max_credits = specs.config.cluster, specs.coordinator.max_credits
     assert max_credits is not None, "it follows from the size of the buffers"
+    # The mode may change, and with it what a step has.
+    least = specs.coordinator.group_size + specs.coordinator.options.backup_batches
     return [
         ServerSetup(
             store=specs.store,
@@ -311,6 +324,7 @@ def _server_setups(specs: JobSpecs, secret: bytes) -> list[ServerSetup]:
             # Attempts of workers that died may stay until their batch is resolved.
             max_contributions=2 * max_credits + 16,
             max_buffer_bytes=2 * cluster.buffer_bytes,
+            always_buffered=least,
             max_reply_bytes=cluster.buffer_bytes // 4,
             compress=cluster.compress,
             dies_at_step=kill_step(

@@ -34,7 +34,7 @@ MAY_IMPORT_RAY = {
 }
 
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "misc"}
-MAX_LINES = 450
+MAX_LINES = 600
 
 
 def modules(*folders: str) -> list[Path]:

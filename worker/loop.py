@@ -55,11 +55,13 @@ class LoopOptions:
     Args:
         heartbeat_seconds: the longest pause between two reports.
         poll_seconds: the pause between two reports while tokens are wanted and none came.
+        full_seconds: the pause before a shard that had no room is asked again.
         on_non_finite: what a non-finite gradient does: `fail` the job or `skip` the batch.
     """
 
     heartbeat_seconds: float = 1.0
     poll_seconds: float = 0.05
+    full_seconds: float = 0.02
     on_non_finite: Literal["fail", "skip"] = "fail"
 
 
@@ -137,6 +139,7 @@ class WorkerLoop:
         self._pulls: dict[int, Token] = {}
         self._pulled: dict[Token, PulledBatch] = {}
         self._pushes: dict[int, _Pushed] = {}
+        self._full: list[tuple[float, Open]] = []  # what shards have no room for, and until when
         self._failure: BaseException | None = None
         self._ended = False
         self._wake_reader, self._wake_writer = socket.socketpair()
@@ -202,11 +205,14 @@ class WorkerLoop:
 
     def _receive(self) -> None:
         """Wait for answers of shards or for a wake-up, and take what has come."""
+        limit = self._options.heartbeat_seconds
+        if self._full:
+            limit = min(limit, self._send_full_again())
         waiting_for = "wait_rows"
         if not self._pulls:
             waiting_for = "wait_batch" if self._session.preparing else "wait_lease"
         began, waited = time.perf_counter_ns(), self._client.waited_ns
-        for request in self._client.poll(self._options.heartbeat_seconds):
+        for request in self._client.poll(limit):
             self._answered(request)
         with contextlib.suppress(BlockingIOError):
             self._wake_reader.recv(4096)
@@ -225,6 +231,10 @@ class WorkerLoop:
         self._pulls[pulled.request_id] = token
 
     def _answered(self, request: Open) -> None:
+        reasons = {refusal.reason for refusal in request.refusals.values()}
+        if reasons == {"full"}:
+            self._full.append((time.monotonic() + self._options.full_seconds, request))
+            return
         if isinstance(request, PulledBatch):
             token = self._pulls.pop(request.request_id)
             if self._superseded(request, token):
@@ -241,11 +251,33 @@ class WorkerLoop:
             if not self._superseded(request, pushed.finished.token):
                 self._finish(pushed.finished)
 
+    def _send_full_again(self) -> float:
+        """Send again what shards had no room for, once it is due; return when the next is due.
+
+        The same messages: what a batch contributes is computed once. One that is not wanted any
+        more is let go.
+        """
+        now = time.monotonic()
+        due = [request for at, request in self._full if at <= now]
+        self._full = [(at, request) for at, request in self._full if at > now]
+        for request in due:
+            number = request.request_id
+            pushed = self._pushes.get(number)
+            token = self._pulls[number] if pushed is None else pushed.finished.token
+            with self._lock:
+                wanted = self._session.holds(token)
+            if wanted:
+                self._client.send_again(request)
+            else:
+                self._pulls.pop(number, None)
+                self._pushes.pop(number, None)
+        return min((at - now for at, _ in self._full), default=self._options.full_seconds)
+
     def _superseded(self, request: Open, token: Token) -> bool:
         if not request.refusals:
             return False
         for refusal in request.refusals.values():
-            if refusal.reason != "superseded":
+            if refusal.reason not in ("superseded", "full"):
                 raise RefusedError(refusal.text)
         self._finish(Finished(token, "superseded"))
         return True
@@ -303,6 +335,7 @@ class WorkerLoop:
         finished = Finished(
             token,
             "done",
+            buffer_bytes=push.buffer_bytes,
             samples=prepared.num_samples,
             skipped=skipped,
             reason="bad_file" if skipped else None,

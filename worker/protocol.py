@@ -65,6 +65,7 @@ class Finished:
         pull_step: the oldest step among the shards when the batch was pulled.
         seconds: from the pull's reply to the end of the computation.
         started_at: when the computation began, seconds since 1970; 0: not measured.
+        buffer_bytes: what its largest part takes in a shard's buffer.
     """
 
     token: Token
@@ -76,6 +77,7 @@ class Finished:
     pull_step: int = 0
     seconds: float = 0.0
     started_at: float = 0.0
+    buffer_bytes: int = 0
     evaluation: Evaluation | None = None
 
 

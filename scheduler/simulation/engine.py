@@ -208,8 +208,14 @@ class Simulation:
         )
 
     def _make_shard(self, kind: type[Shard], index: int) -> Shard:
-        limit = 2 * self.coordinator.credits + 16
-        shard = kind(self.workload.store, index, max_contributions=limit)
+        limit = self.scenario.buffered or 2 * self.coordinator.credits + 16
+        options = self.scenario.mode_options
+        shard = kind(
+            self.workload.store,
+            index,
+            max_contributions=limit,
+            always_buffered=self.scenario.group_size + options.backup_batches,
+        )
         part = slice(*self.workload.store.dense_range(index))
         shard.initialize(RECOVERY_EPOCH, dense=self.workload.initial_dense[part])
         return shard
@@ -421,6 +427,7 @@ def _coordinator_spec(scenario: Scenario, workload: Workload) -> CoordinatorSpec
         global_batch=scenario.global_batch,
         workers=scenario.workers,
         depth=scenario.depth,
+        buffer_bytes=scenario.buffered,
         recovery_epoch=RECOVERY_EPOCH,
         eval_every_steps=scenario.eval_every_steps,
         max_seconds=scenario.max_seconds,

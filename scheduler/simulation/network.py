@@ -168,7 +168,20 @@ class Client:
         """Send one message to each shard; None where the client dies before one of them."""
         request_id = next(iter(messages.values())).request_id
         request = Open(request_id, messages, set(messages))
-        self._open[request_id] = request
+        return self._send(request, messages, survives)
+
+    def start_again(self, request: Open, *, survives: Callable[[], bool]) -> None:
+        """Send an answered request again to the shards that refused it."""
+        again = {shard: request.messages[shard] for shard in request.refusals}
+        request.waiting = set(again)
+        for shard in again:
+            del request.replies[shard]
+        self._send(request, again, survives)
+
+    def _send(
+        self, request: Open, messages: dict[int, Request], survives: Callable[[], bool]
+    ) -> Open | None:
+        self._open[request.request_id] = request
         for shard, message in messages.items():
             if not survives():
                 return None

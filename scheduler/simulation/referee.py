@@ -201,6 +201,12 @@ class Referee:
             step = self._coordinator.evaluation.step
             require(token.at_step == step, "{} in the evaluation of step {}", token, step)
 
+    @property
+    def _always(self) -> int:
+        """What a step needs beyond the credits, where buffers are short."""
+        spec = self._coordinator.spec
+        return 0 if spec.buffer_bytes is None else spec.step_batches(self._coordinator.rule)
+
     def _check_leases(self) -> None:
         coordinator = self._coordinator
         ledger = coordinator.ledger
@@ -209,6 +215,7 @@ class Referee:
         unapplied = self.seen.records[coordinator.applied_step :]
         waiting = sum(len(r.entries) + len(self.seen.skipped[r.step]) for r in unapplied)
         in_flight = ledger.num_leased + ledger.num_ended + waiting
+        credits += self._always
         require(in_flight <= credits, "{} batches in flight, {} credits", in_flight, credits)
         lost = {index for index, state in coordinator.workers.items() if state.lost}
         for batch in ledger.outstanding():
@@ -309,7 +316,9 @@ class Referee:
         if isinstance(message, DenseNorm):
             # One that arrives once more when its step was applied.
             return reply.reason == "missing" and (index, message.request_id) in self._measured
-        return reply.reason == "superseded" and not isinstance(message, Apply)
+        if isinstance(message, Apply):
+            return False
+        return reply.reason == "superseded" or (reply.reason == "full" and self._always > 0)
 
     def _check_pull(self, index: int, pull: Pull, reply: PullReply) -> None:
         wanted = pull.at_step
@@ -333,7 +342,7 @@ class Referee:
         lacking = min(other.step for other in self._shards)
         require(first <= lacking, "shard {} logs from {}, one is at {}", index, first, lacking)
         # What a dead worker left behind comes on top; the buffer's own limit has room for that.
-        held, credits = len(shard.buffer), self._most_credits
+        held, credits = len(shard.buffer), self._most_credits + self._always
         fits = held <= credits or self._coordinator.ledger.tallies.reissued > 0
         require(fits, "shard {} holds {} contributions, {} credits", index, held, credits)
         if isinstance(message, Apply):

@@ -92,6 +92,7 @@ class Scenario:
         sparse_mean: as in a job.
         dense_clip_norm: most of the norm of a step's dense gradient, or None.
         bad_batches: part of the batches that can't be read, or only in part.
+        buffered: contributions that a shard has room for; None: more than there ever are.
         non_finite: part of the batches whose gradient is not finite.
         flaky: whether a batch may read otherwise at another attempt; never in sync mode, where the
             model would then depend on which attempt came first.
@@ -118,6 +119,7 @@ class Scenario:
     evict_every_steps: int = 1
     evicted_min_count: int = 0
     dense_clip_norm: float | None = None
+    buffered: int | None = None
     sparse_mean: SparseMean = "global"
     bad_batches: float = 0.0
     non_finite: float = 0.0

@@ -24,6 +24,7 @@ COMPUTE_SECONDS = 0.012
 POLL_SECONDS = 0.03
 HEARTBEAT_SECONDS = 0.2
 ANSWER_SECONDS = 0.3
+FULL_SECONDS = 0.01
 LONGEST_PAUSE_SECONDS = 3.0
 
 
@@ -184,6 +185,9 @@ class SimulatedWorker:
         self._advance()
 
     def _take(self, request: Open) -> None:
+        if {refusal.reason for refusal in request.refusals.values()} == {"full"}:
+            self._later(FULL_SECONDS, lambda: self._ask_shards_again(request))
+            return
         if request.request_id in self._pulls:
             token = self._pulls.pop(request.request_id)
             if self._dies("pull answered", token):
@@ -199,9 +203,19 @@ class SimulatedWorker:
         if not self._is_superseded(request, finished.token):
             self._finish(finished)
 
+    def _ask_shards_again(self, request: Open) -> None:
+        """Send what shards had no room for again, where it is still wanted."""
+        number = request.request_id
+        token = self._pulls.get(number) or self._pushes[number].token
+        if self.session.holds(token):
+            self._client.start_again(request, survives=lambda: not self.dead)
+        else:
+            self._pulls.pop(number, None)
+            self._pushes.pop(number, None)
+
     def _is_superseded(self, request: Open, token: Token) -> bool:
         for refusal in request.refusals.values():
-            assert refusal.reason == "superseded", refusal.text
+            assert refusal.reason in ("superseded", "full"), refusal.text
             self._finish(Finished(token, "superseded"))
             return True
         return False
@@ -237,6 +251,7 @@ class SimulatedWorker:
                 loss_sum=loss,
                 pull_step=min(pulled.steps),
                 seconds=COMPUTE_SECONDS,
+                buffer_bytes=1,
             )
             self._start_push(finished, samples, pulled, gradients, dense)
         self._advance()

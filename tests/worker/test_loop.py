@@ -8,9 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from ps.client import Open, PulledBatch
-from ps.messages import ANY_STEP
+from ps.messages import ANY_STEP, Refusal
 from worker.faults import FaultPlan, Faults
 from worker.loop import LoopOptions, WorkerLoop
 from worker.protocol import Finished, Grant, Report, Token
@@ -154,3 +155,68 @@ def test_a_batch_keeps_its_arrays_until_its_push_is_answered() -> None:
         "released Open",
         "released PulledBatch",
     ]
+
+
+@pytest.fixture
+def no_model() -> dict[str, Any]:
+    """What a loop needs beside coordinator and client, with nothing in it."""
+    computation = SimpleNamespace(
+        forward_ns=0,
+        train=lambda *_: (0.0, np.zeros(1, np.float32), np.zeros(1, np.float32)),
+        give_back=lambda *_: None,
+    )
+
+    class Preparer:
+        def __call__(self, batch: Any) -> Any:
+            return SimpleNamespace(unique=None, bags=(), num_samples=1)
+
+        def give_back(self, prepared: Any) -> None:
+            pass
+
+    return {
+        "session": Session(0, 0, depth=2),
+        "readers": {"train": lambda batch_id: (SimpleNamespace(num_samples=1), 0)},
+        "preparer": Preparer(),
+        "computation": computation,
+        "options": LoopOptions(poll_seconds=0.002, full_seconds=0.001),
+        "faults": Faults(FaultPlan(), worker=0, incarnation=0),
+    }
+
+
+class HasNoRoomAtFirst(AnswersPushesLate):
+    """A shard that refuses a push as often as it is told, and then takes it."""
+
+    def __init__(self, events: list[str], refusals: int) -> None:
+        super().__init__(events)
+        self._refusals = refusals
+
+    def poll(self, timeout: float) -> list[Any]:
+        push = self._push
+        if push is not None and self._refusals:
+            self._refusals -= 1
+            self.events.append("refused")
+            push.replies = {0: Refusal(2, "full", "no room")}
+            self._push = None
+            return [push]
+        return super().poll(timeout)
+
+    def send_again(self, request: Open) -> None:
+        self.events.append("sent again")
+        request.replies.clear()
+        self._push = request
+
+
+def test_a_push_that_a_shard_has_no_room_for_is_sent_again_until_it_has(
+    no_model: dict[str, Any],
+) -> None:
+    events: list[str] = []
+    coordinator = OneBatch()
+
+    WorkerLoop(
+        coordinator=coordinator,
+        client=HasNoRoomAtFirst(events, refusals=3),  # type: ignore[arg-type]
+        **no_model,
+    ).run()
+
+    assert events[:8] == ["pushed", *["refused", "sent again"] * 3, "answered"]
+    assert events.count("pushed") == 1, "what a batch contributes is computed once"

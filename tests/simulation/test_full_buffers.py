@@ -1,0 +1,62 @@
+"""Jobs whose shards have room for a few contributions only: they go on, and end alike."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ps.shard import Shard
+from scheduler.coordinator import Coordinator
+from scheduler.simulation.engine import Parts, SimulationError, run, run_scenario
+from scheduler.simulation.scenario import Faults, draw, with_orders
+
+ROOM = (1, 2, 4)
+
+
+@pytest.mark.parametrize("room", ROOM)
+@pytest.mark.parametrize("block", range(4))
+def test_a_job_ends_right_with_hardly_any_room(room: int, block: int) -> None:
+    for seed in range(block, 48, 4):
+        run_scenario(replace(draw(seed), buffered=room), Parts())
+        run_scenario(replace(with_orders(draw(seed)), buffered=room), Parts())
+
+
+@pytest.mark.parametrize("mode", ["sync", "gba"])
+def test_a_model_in_sync_does_not_depend_on_the_room(mode: str) -> None:
+    options: dict[str, Any] = {
+        "mode": mode, "workers": 5, "shards": 3, "depth": 3, "group_size": 4, "epochs": 2,
+        "batches_per_epoch": 9, "limit": None, "max_seconds": None, "faults": Faults(),
+    }  # fmt: skip
+    plenty, tight = (run(7, buffered=room, **options) for room in (None, 1))
+
+    assert plenty.batches == tight.batches == 18
+    if mode == "sync":
+        assert plenty.digest == tight.digest
+
+
+class RefusesWhateverIsTooMuch(Shard):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{**options, "always_buffered": 0})
+
+
+class GivesNothingBeyondItsCredits(Coordinator):
+    def _is_needed_now(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [Parts(shard=RefusesWhateverIsTooMuch), Parts(coordinator=GivesNothingBeyondItsCredits)],
+    ids=["shards without room for a step", "credits that hold back what a step waits for"],
+)
+def test_what_a_step_waits_for_must_always_have_room(parts: Parts) -> None:
+    def fails(seed: int) -> bool:
+        for scenario in (draw(seed), with_orders(draw(seed))):
+            for room in ROOM:
+                try:
+                    run_scenario(replace(scenario, buffered=room), parts)
+                except SimulationError:
+                    return True
+        return False
+
+    assert any(fails(seed) for seed in range(300))
