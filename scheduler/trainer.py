@@ -1,5 +1,6 @@
 """One training job from its job file to its result: plan, launch, supervise, finish."""
 
+import logging
 import math
 import os
 import time
@@ -32,6 +33,7 @@ from scheduler.reporting import reached
 from scheduler.resolve import evaluation_data, model_spec, store_spec, training_data
 from scheduler.run_files import RunDirectory
 from scheduler.supervising import Supervisor
+from worker.advice import advice
 from worker.batch_size import keys_in_a_sample
 from worker.contract import DataContract, check_kinds, check_same_kinds, kinds_of_features
 from worker.errors import DataError
@@ -41,6 +43,8 @@ from worker.plan import Plan
 from worker.planning import make_plan
 from worker.running import WorkerSetup
 from worker.spec import DataSpec, ModelSpec
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +219,8 @@ def resolve(config: JobConfig) -> JobSpecs:
             got=f"{len(plan.skipped_files)} files were left out" if plan.skipped_files else None,
             remedy="Check data.train",
         )
+    for warning in advice(plan, data.features):
+        _log.warning("%s", warning)
     evaluation_plan = None
     if config.data.eval is not None:
         evaluation_plan = make_plan(config.data.eval, evaluation_data(config))

@@ -92,7 +92,8 @@ class Decoder:
         rows = 0
         for file in dict.fromkeys(part.file for part in parts):
             for columns, held in self._of_file([part for part in parts if part.file == file]):
-                decoded.append(columns)
+                decoded += columns
+                columns.clear()  # joining frees column after column
                 for part in held:
                     first[part] = rows
                     rows += self._rows(part)
@@ -141,8 +142,11 @@ class Decoder:
     def _rows(self, part: Part) -> int:
         return self._plan.files[part.file].row_group_rows[part.row_group]
 
-    def _of_file(self, parts: list[Part]) -> Iterator[tuple[Columns, list[Part]]]:
-        """Decode row groups of one file, each on its own where one has an error."""
+    def _of_file(self, parts: list[Part]) -> Iterator[tuple[list[Columns], list[Part]]]:
+        """Decode row groups of one file, each on its own where one has an error.
+
+        Yields the columns of the row groups, in pieces that follow each other.
+        """
         tables: Iterable[tuple[pa.Table, int]]
         try:
             file = self._file(parts[0].file)
@@ -151,12 +155,10 @@ class Decoder:
             else:
                 tables = file.tables(parts[0].row_group, self._names)
             where = (file.path, parts[0].row_group if len(parts) == 1 else None)
-            columns = join(
-                [
-                    columns_from_table(table, self._features, where=where, first_row=first_row)
-                    for table, first_row in tables
-                ]
-            )
+            columns = [
+                columns_from_table(table, self._features, where=where, first_row=first_row)
+                for table, first_row in tables
+            ]
         except DataError as error:
             if len(parts) == 1:
                 self.errors[parts[0][1:]] = error
