@@ -311,6 +311,7 @@ class ClusterConfig(_Section):
     prefetch_batches: PositiveInt = 2
     buffer_bytes: PositiveInt = 1 << 30
     max_worker_restarts: int = Field(10, ge=0)
+    restart_window_seconds: float = Field(3600, gt=0)
     heartbeat_timeout_seconds: float = Field(60, gt=0)
     stall_seconds: float = Field(120, gt=0)
     retry_seconds: float = Field(20, gt=0)

@@ -74,7 +74,7 @@ class Coordinator:
         self._step_shares = StepShares(spec.group_size)
         self._credits = Credits(spec)
         self._paces = Least()  # of the workers that live
-        self._stall_watch = StallWatch(spec.stall_seconds)
+        self._stall_watch = StallWatch(spec.stall_seconds, place_limit=spec.place_seconds)
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event at time `now`, in seconds of any steady clock; return what to do."""
@@ -443,14 +443,14 @@ class Coordinator:
                 self._lost(worker, state.incarnation)
                 text = f"worker {worker} has said nothing for {silent:.0f} s"
                 commands.append(GiveUpWorker(worker, state.incarnation, text))
-        done = self.trained and self.evaluation is None
-        if done or self.time.is_held_by("pause", "cut"):
+        if (self.trained and self.evaluation is None) or self.time.is_held_by("pause", "cut"):
             self._stall_watch.progress(now)
         held = self.time.is_held_by("evaluation", "pause", "cut")
         wish = self.modes.advice(self.ledger, now, applied_step=self.applied_step, held=held)
         if wish is not None:
             commands += self._shift(wish, now)
-        return commands + self._stall_watch.look(now, lambda: self.who_waits(now))
+        up, wanted = len(self._paces), self.num_workers
+        return commands + self._stall_watch.look(now, self.who_waits, workers=up, wanted=wanted)
 
     def who_waits(self, now: float) -> str:
         """Say who waits for whom, for a person who wonders why nothing moves."""

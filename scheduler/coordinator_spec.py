@@ -41,6 +41,8 @@ class CoordinatorSpec:
         heartbeat_timeout_seconds: a worker that says nothing for so long is given up.
         stall_seconds: without any progress for so long the job is said to stall, and fails after
             as long again.
+        place_seconds: without any worker for so long the job is said to wait for a place, and fails
+            after as long again.
     """
 
     store: StoreSpec
@@ -64,6 +66,7 @@ class CoordinatorSpec:
     max_seconds: float | None = None
     heartbeat_timeout_seconds: float = 60.0
     stall_seconds: float = 120.0
+    place_seconds: float = 180.0
 
     def new_clock(self) -> ScheduleClock:
         """Return the clock of the schedules as the job begins."""

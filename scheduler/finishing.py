@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-import ray
-
 from scheduler.checkpointing import write_checkpoint
 from scheduler.launching import Processes
 from scheduler.progress import Progress
@@ -30,9 +28,9 @@ def finish(
     checkpoint, digest = write_checkpoint(specs, processes, run, status)
     if specs.evaluation_plan is not None:
         progress.phase("evaluating")
-        ray.get(processes.coordinator.evaluate.remote())
+        supervisor.tell_coordinator(processes.coordinator.evaluate.remote())
         status = supervisor.until_evaluated()
-    ray.get(processes.coordinator.stop_workers.remote())
+    supervisor.tell_coordinator(processes.coordinator.stop_workers.remote())
     result = make_result(
         config=specs.config,
         status=status,

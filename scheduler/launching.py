@@ -193,7 +193,7 @@ class Launcher:
         begun = coordinator.begin.remote(
             spec, processes.addresses, self.secret, retry_seconds, self._run, faults
         )
-        ray.get(begun)
+        self._get([begun])
         (processes.coordinator_address,) = self._addresses_of([coordinator])
 
     def create_worker(self, processes: Processes, index: int, incarnation: int) -> None:

@@ -9,12 +9,17 @@ from scheduler.ledger import Ledger
 class StallWatch:
     """Warns after so many seconds without progress, and fails the job after as many again.
 
+    The time in which no worker lives, as the cluster has no place for one, is not that of a stall:
+    it has a limit of its own.
+
     Args:
         limit: in seconds.
+        place_limit: without any worker, in seconds.
     """
 
-    def __init__(self, limit: float) -> None:
-        self._limit = limit
+    def __init__(self, limit: float, *, place_limit: float) -> None:
+        self._limits = {False: limit, True: place_limit}
+        self._placing = True
         self._last_progress: float | None = None
         self._warned = False
 
@@ -27,21 +32,36 @@ class StallWatch:
         """Return the seconds without progress."""
         return 0.0 if self._last_progress is None else now - self._last_progress
 
-    def look(self, now: float, text: Callable[[], str]) -> list[Command]:
+    def look(
+        self, now: float, text: Callable[[float], str], *, workers: int, wanted: int
+    ) -> list[Command]:
         """Return what to do about it.
 
         Args:
-            text: says who waits for whom.
+            text: says at a time who waits for whom.
+            workers: that live.
+            wanted: workers that there should be.
         """
-        if self._last_progress is None:
+        placing = workers == 0
+        if self._last_progress is None or placing is not self._placing:
+            self._placing = placing
             self.progress(now)
-        waited = self.waited(now)
-        if waited > 2 * self._limit:
-            return [FailJob(text())]
-        if waited > self._limit and not self._warned:
-            self._warned = True
-            return [Warn(text())]
-        return []
+        waited, limit = self.waited(now), self._limits[placing]
+        if waited <= limit or (self._warned and waited <= 2 * limit):
+            return []
+        self._warned = True
+        said = (
+            f"waiting for a place for {wanted} workers: none has been up for {waited:.0f} s"
+            if placing
+            else text(now)
+        )
+        if waited <= 2 * limit:
+            return [Warn(said)]
+        return [
+            FailJob(f"{said} (limit: cluster.start_timeout_seconds + 2 x stall_seconds)")
+            if placing
+            else FailJob(said)
+        ]
 
 
 def who_waits(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from ps.client import ShardLostError
 from ps.memory import peak_rss_bytes
@@ -20,6 +20,7 @@ from scheduler.reporting import IntervalReport
 from scheduler.run_files import RunDirectory
 from scheduler.shifting import described
 from scheduler.workforce import Workforce
+from worker.errors import UnreadableError
 from worker.running import WorkerSetup
 
 POLL_SECONDS = 0.25
@@ -51,8 +52,12 @@ class Supervisor:
             cluster=config.cluster,
             note=progress.note,
             failed=self._worker_failed,
+            lost=lambda index, incarnation: self._answer_of_coordinator(
+                processes.coordinator.worker_lost.remote(index, incarnation)
+            ),
         )
         self._write_checkpoint = write_checkpoint
+        self._unread: set[tuple[str, int | None]] = set()
         self._shifts_told = 0
         self._config = config
         self._run = run
@@ -119,6 +124,10 @@ class Supervisor:
         self.last_status = self._answer_of_coordinator(self.processes.coordinator.status.remote())
         return self.last_status
 
+    def tell_coordinator(self, call: Any) -> None:
+        """Wait until the coordinator has done a call; raises TrainingError where it is gone."""
+        self._answer_of_coordinator(call)
+
     def _answer_of_coordinator(self, call: Any) -> Any:
         try:
             return ray.get(call, timeout=CALL_TIMEOUT_SECONDS)
@@ -184,13 +193,30 @@ class Supervisor:
                     " is gone, so the job can't go on"
                 ) from error
 
-    def _worker_failed(self, worker: WorkerProcess, error: RayTaskError) -> None:
-        """A worker raised: blame the server or coordinator that it missed, else the worker."""
+    def _worker_failed(self, worker: WorkerProcess, error: RayTaskError) -> str:
+        """A worker raised: return why it is to be replaced, as one that died.
+
+        Raises:
+            TrainingError: a server or the coordinator is gone, or the data or numbers of the job
+                are wrong, which another worker would find too.
+        """
         cause = error.cause
         if isinstance(cause, RayActorError | ShardLostError | ConnectionError):
             self._look_at_servers(wait=BLAME_SECONDS)
             self.status()
+        if self._is_of_the_place(cause):
+            return str(cause)
         raise TrainingError(f"worker {worker.index}: {cause or error}") from error
+
+    def _is_of_the_place(self, cause: BaseException | None) -> bool:
+        """Whether a failure comes from where a worker runs, so that another may do better."""
+        if isinstance(cause, UnreadableError):
+            # A store that failed can't be told from damage, but damage is found a second time.
+            place = str(cause.file), cause.row_group
+            again = place in self._unread
+            self._unread.add(place)
+            return "://" in place[0] and not again
+        return isinstance(cause, RayError | ShardLostError | OSError | MemoryError)
 
     # Checkpoints of a running job -------------------------------------------------------------
 
@@ -203,4 +229,4 @@ class Supervisor:
         except TrainingError as failure:
             error = str(failure)
             self._progress.note(error)
-        ray.get(self.processes.coordinator.cut_taken.remote(path, error))
+        self._answer_of_coordinator(self.processes.coordinator.cut_taken.remote(path, error))

@@ -252,6 +252,8 @@ def resolve(config: JobConfig) -> JobSpecs:
         max_seconds=config.training.max_seconds,
         heartbeat_timeout_seconds=config.cluster.heartbeat_timeout_seconds,
         stall_seconds=config.cluster.stall_seconds,
+        # From when the coordinator is up: workers are placed, and compile before they report.
+        place_seconds=config.cluster.start_timeout_seconds / 2 + config.cluster.stall_seconds,
     )
     lengths = keys_in_a_sample(plan, data.features)
     batch_bytes = _contribution_bytes(config, store, model, lengths)

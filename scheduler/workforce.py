@@ -1,11 +1,12 @@
 """The worker processes of a running job: as many as are wanted, and new ones for those that die."""
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from scheduler.config import ClusterConfig
 from scheduler.errors import StartError, TrainingError
@@ -22,7 +23,9 @@ class Workforce:
         setup: what every worker is told.
         cluster: limits.
         note: tells a person something.
-        failed: takes a worker and what it raised; raises TrainingError.
+        failed: takes a worker and what it raised; says why it is to be replaced, or raises
+            TrainingError.
+        lost: tells the coordinator that a worker's process is gone: its number and incarnation.
     """
 
     def __init__(
@@ -33,7 +36,8 @@ class Workforce:
         setup: WorkerSetup,
         cluster: ClusterConfig,
         note: Callable[[str], None],
-        failed: Callable[[WorkerProcess, RayTaskError], None],
+        failed: Callable[[WorkerProcess, RayTaskError], str],
+        lost: Callable[[int, int], None],
     ) -> None:
         self.restarts = 0
         self._launcher = launcher
@@ -42,6 +46,8 @@ class Workforce:
         self._cluster = cluster
         self._note = note
         self._failed = failed
+        self._lost = lost
+        self._replaced_at: deque[float] = deque()
         self._wanted = cluster.workers
         self._next_incarnation: dict[int, int] = {}
         self._said_to_wait: set[tuple[int, int]] = set()
@@ -112,31 +118,39 @@ class Workforce:
     def _ended(self, worker: WorkerProcess) -> None:
         try:
             ray.get(worker.run)
-        except RayActorError as error:
-            self._replace(worker, first_line(error))
         except RayTaskError as error:
-            self._failed(worker, error)
+            self._replace(worker, self._failed(worker, error))
+        except RayError as error:  # it died, or Ray killed it as the node's memory ran out
+            self._replace(worker, first_line(error))
         else:
             self._replace(worker, "it returned before the end")
 
     def _replace(self, worker: WorkerProcess, cause: str) -> None:
-        ray.get(self._processes.coordinator.worker_lost.remote(worker.index, worker.incarnation))
+        self._lost(worker.index, worker.incarnation)
         self._remove(worker)
         if worker.index >= self._wanted:
             self._note(f"worker {worker.index} (pid {worker.pid}) has left")
             return
-        limit = self._cluster.max_worker_restarts
-        if self.restarts >= limit:
-            raise TrainingError(
-                f"worker {worker.index} (pid {worker.pid}) died: {cause}. Workers were replaced"
-                f" {limit} times already (cluster.max_worker_restarts)"
-            )
-        self.restarts += 1
+        self._count_restart(f"worker {worker.index} (pid {worker.pid}) died: {cause}")
         self._note(
             f"worker {worker.index} (pid {worker.pid}) died: {cause}. It is replaced, and its"
             " batches are given out again"
         )
         self._create(worker.index)
+
+    def _count_restart(self, text: str) -> None:
+        """Count a replacement; raises TrainingError where there were too many of late."""
+        limit, window = self._cluster.max_worker_restarts, self._cluster.restart_window_seconds
+        now = time.monotonic()
+        while self._replaced_at and now - self._replaced_at[0] > window:
+            self._replaced_at.popleft()
+        if len(self._replaced_at) >= limit:
+            raise TrainingError(
+                f"{text}. Workers were replaced {limit} times within the last {window:.0f} s"
+                " already (cluster.max_worker_restarts, cluster.restart_window_seconds)"
+            )
+        self._replaced_at.append(now)
+        self.restarts += 1
 
     def _remove(self, worker: WorkerProcess) -> None:
         ray.kill(worker.handle)
