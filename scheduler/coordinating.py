@@ -1,9 +1,7 @@
 """The coordinator with its threads: everything that process does, but for being a Ray actor."""
 
-import contextlib
 import os
 import signal
-import socket
 import threading
 import time
 from dataclasses import dataclass, field
@@ -14,6 +12,7 @@ from ps.connection_faults import ConnectionFaults, with_faults
 from ps.memory import peak_rss_bytes
 from ps.messages import Record
 from ps.sockets import Address, connect
+from ps.wake import Wake
 from ps.wire import in_messages
 from scheduler.batch_trace import BatchSpan, BatchTrace
 from scheduler.clock import ClockState
@@ -150,9 +149,7 @@ class CoordinatorServer:
         self._to_measure: list[MeasureDenseNorm] = []
         self._closing = False
         self._cpu_seconds_before = time.process_time()
-        self._wake_reader, self._wake_writer = socket.socketpair()
-        self._wake_reader.setblocking(False)
-        self._wake_writer.setblocking(False)
+        self._wakes = Wake()
         self._client = PsClient(
             spec.store,
             with_faults(
@@ -165,7 +162,7 @@ class CoordinatorServer:
             recovery_epoch=spec.recovery_epoch,
             retry_seconds=retry_seconds,
         )
-        self._client.watch(self._wake_reader)
+        self._client.watch(self._wakes.sock)
         self._thread = threading.Thread(target=self._speak_to_shards, daemon=True)
         self._thread.start()
 
@@ -233,9 +230,10 @@ class CoordinatorServer:
 
     def close(self) -> None:
         self._closing = True
-        self._wake()
+        self._wakes.set()
         self._thread.join(timeout=5.0)
         self._client.close()
+        self._wakes.close()
 
     # Inside -----------------------------------------------------------------------------------
 
@@ -250,20 +248,16 @@ class CoordinatorServer:
         match command:
             case SendRecords():
                 self._outbox.extend(command.records)
-                self._wake()
+                self._wakes.set()
             case MeasureDenseNorm():
                 self._to_measure.append(command)
-                self._wake()
+                self._wakes.set()
             case GiveUpWorker():
                 self._notices.give_up.append((command.worker, command.incarnation, command.text))
             case Warn():
                 self._notices.warnings.append(command.text)
             case FailJob():
                 self._notices.failure = command.text
-
-    def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # full: a wake-up is under way anyway
-            self._wake_writer.send(b"x")
 
     def _speak_to_shards(self) -> None:
         """Send records to every shard as they come; many small steps share a message."""
@@ -283,7 +277,7 @@ class CoordinatorServer:
                     self._die_if_due(records[-1].step)
                 for request in self._client.poll(TICK_SECONDS):
                     self._acknowledge(request)
-                self._drain_wakes()
+                self._wakes.clear()
                 if self._clock() - last_tick > TICK_SECONDS:
                     last_tick = self._clock()
                     self._handle(TimePassed())
@@ -299,13 +293,6 @@ class CoordinatorServer:
             raise RuntimeError(refusal.text)
         for event in events_of(request):
             self._handle(event)
-
-    def _drain_wakes(self) -> None:
-        try:
-            while self._wake_reader.recv(4096):
-                pass
-        except BlockingIOError:
-            pass
 
     def _status(self, notices: _Notices) -> Status:
         c = self._coordinator

@@ -2,7 +2,8 @@
 
     frame = magic (4) | bytes (u32) | the message's fields, as `ps.typed` has them
 
-A frame's length is checked before anything is allocated.
+A frame's length is checked before anything is allocated, and so are those of its lists: tokens that
+a worker holds or is granted, and stages that it measures.
 """
 
 import socket
@@ -18,6 +19,7 @@ from ps.wire import WireError
 from worker.protocol import Grant, Report
 
 MAX_BYTES = 16 << 20
+_MAX_ITEMS, _MAX_STAGES, _MAX_TEXT_BYTES = 1 << 14, 256, 256
 _PREFIX = struct.Struct("<4sI")
 _MAGIC = b"SMC1"
 
@@ -56,6 +58,14 @@ def _receive(sock: socket.socket, decode: Decoder) -> Any:
         raise WireError(f"not a frame of ours: it starts with {magic!r} and {nbytes} bytes")
     body = receive_exactly(sock, nbytes)
     try:
-        return decode(msgpack.unpackb(body, strict_map_key=True))
+        fields = msgpack.unpackb(
+            body,
+            strict_map_key=True,
+            max_array_len=_MAX_ITEMS,
+            max_map_len=_MAX_STAGES,
+            max_str_len=_MAX_TEXT_BYTES,
+            max_ext_len=0,
+        )
+        return decode(fields)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise WireError(f"a frame that can't be read: {error}") from error

@@ -5,11 +5,9 @@ socket. The preparing thread reads and de-duplicates ahead. The talking thread e
 for tokens and is the heartbeat, so a long computation does not look like a death.
 """
 
-import contextlib
 import os
 import queue
 import signal
-import socket
 import sys
 import threading
 import time
@@ -21,6 +19,7 @@ from embedding.finite import all_finite
 from ps.client import Identity, Open, PsClient, PulledBatch
 from ps.memory import peak_rss_bytes
 from ps.stage_times import StageTimes
+from ps.wake import Wake
 from worker.batch import Batch
 from worker.choosing import choose_rows
 from worker.computing import Computation, Float32s
@@ -142,10 +141,8 @@ class WorkerLoop:
         self._full: list[tuple[float, Open]] = []  # what shards have no room for, and until when
         self._failure: BaseException | None = None
         self._ended = False
-        self._wake_reader, self._wake_writer = socket.socketpair()
-        self._wake_reader.setblocking(False)
-        self._wake_writer.setblocking(False)  # where it is full, a wake-up is under way anyway
-        client.watch(self._wake_reader)
+        self._wakes = Wake()
+        client.watch(self._wakes.sock)
 
     def run(self) -> None:
         """Work until told to stop; raises what any of the threads raised."""
@@ -165,6 +162,7 @@ class WorkerLoop:
                 thread.join(timeout=5.0)
             self._client.close()
             self._coordinator.close()
+            self._wakes.close()
         if self._failure is not None:
             raise self._failure
 
@@ -180,11 +178,7 @@ class WorkerLoop:
         except BaseException as error:
             self._failure = error
         finally:
-            self._wake()
-
-    def _wake(self) -> None:
-        with contextlib.suppress(OSError):
-            self._wake_writer.send(b"x")
+            self._wakes.set()
 
     # The main thread --------------------------------------------------------------------------
 
@@ -214,8 +208,7 @@ class WorkerLoop:
         began, waited = time.perf_counter_ns(), self._client.waited_ns
         for request in self._client.poll(limit):
             self._answered(request)
-        with contextlib.suppress(BlockingIOError):
-            self._wake_reader.recv(4096)
+        self._wakes.clear()
         waited = self._client.waited_ns - waited
         self._times.add(waiting_for, waited)
         self._times.add("pull", time.perf_counter_ns() - began - waited)
@@ -390,7 +383,7 @@ class WorkerLoop:
                 batch, skipped = self._readers[token.kind](token.batch_id)
             if batch.num_samples == 0:
                 self._finish(Finished(token, "skipped", 0, skipped, "bad_file"))
-                self._wake()
+                self._wakes.set()
                 continue
             with self._times.measure("deduplicate"):
                 prepared = self._preparer(batch)
@@ -399,7 +392,7 @@ class WorkerLoop:
                 if self._session.holds(token):
                     self._prepared[token] = _Ready(prepared, skipped)
                     self._session.prepared(token)
-            self._wake()
+            self._wakes.set()
 
     # The talking thread -----------------------------------------------------------------------
 
@@ -419,7 +412,7 @@ class WorkerLoop:
                 self._forget_dropped()
             for token in tokens:
                 self._to_prepare.put(token)
-            self._wake()  # the answer may set a pull free
+            self._wakes.set()  # the answer may set a pull free
             if self._session.stopped:
                 return
             self._pause(nothing_new=not tokens)

@@ -109,3 +109,22 @@ def test_what_would_be_over_the_limit_is_not_sent(
 
     with pytest.raises(ValueError, match="a frame holds 10"):
         send_message(pair[0], Report(0, 0, 1, held=(TOKEN.identity,)))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        msgpack.packb([0] * ((1 << 14) + 1)),
+        msgpack.packb([0, 0, 1, [], [], 0, False, 0, 0, 0, 0.0, {str(i): 0.0 for i in range(257)}]),
+        msgpack.packb(["x" * 257]),
+        msgpack.packb([msgpack.ExtType(1, b"x")]),
+        b"\xdd" + struct.pack(">I", 2**32 - 1),
+    ],
+)
+def test_lists_longer_than_any_report_has_are_refused(
+    pair: tuple[socket.socket, socket.socket], body: bytes
+) -> None:
+    pair[0].sendall(struct.pack("<4sI", b"SMC1", len(body)) + body)
+
+    with pytest.raises(WireError, match="exceeds"):
+        receive_report(pair[1])
