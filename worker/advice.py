@@ -67,11 +67,12 @@ def _padding(plan: Plan, features: FeatureSpec) -> list[str]:
         if place is not None:
             row, at = place
             values = [v for v in table.column(feature.column)[row].as_py() if v is not None]
+            shown = json.dumps(values[at], default=str, allow_nan=False)
             told.append(
                 f"column {feature.column!r} has lists of one length, {len(values)}, that end or"
                 f" begin in runs of {values[at]!r}, as lists do that were filled up: it is trained"
                 " as a key of every such sample, and counts in the mean. Say"
-                f" pad: {json.dumps(values[at], default=str)} in the feature to leave it out, or"
+                f" pad: {shown} in the feature to leave it out, or"
                 f" write lists of their true length ({file.path})"
             )
     return told
