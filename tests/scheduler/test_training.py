@@ -248,7 +248,10 @@ def test_a_dead_server_or_coordinator_ends_the_job_with_its_name(
     failure = json.loads((tmp_path / "run" / "failure.json").read_text())
     assert named in failure["error"]
     assert failure["samples"]["applied"] >= 2000
-    assert [e["clock"] for e in failure["evaluations"]][:2] == [5, 10]
+    # Those that the driver had heard of.
+    clocks = [evaluation["clock"] for evaluation in failure["evaluations"]]
+    assert clocks
+    assert clocks == [5 * (i + 1) for i in range(len(clocks))]
     assert not (tmp_path / "run" / "result.json").exists()
 
 
