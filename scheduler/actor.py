@@ -16,6 +16,7 @@ from scheduler.coordinating import CoordinatorFaults, CoordinatorServer, Status
 from scheduler.coordinator_figures import coordinator_figures
 from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.events import Wanted
+from scheduler.history import Told
 
 # The driver asks several times a second; Ray passes metrics on more seldom.
 EXPORT_SECONDS = 2.0
@@ -70,9 +71,9 @@ class CoordinatorActor:
     def worker_lost(self, worker: int, incarnation: int) -> None:
         self._server.worker_lost(worker, incarnation)
 
-    def look(self) -> Status:
-        """Return the status; notices stay for the driver."""
-        return self._server.status(take_notices=False)
+    def look(self, told: Told) -> Status:
+        """Return the status, with what its caller was not told yet."""
+        return self._server.status(told)
 
     def order(self, wanted: Wanted) -> None:
         self._server.order(wanted)
@@ -97,9 +98,9 @@ class CoordinatorActor:
     def take_batches(self) -> list[BatchSpan]:
         return self._server.take_batches()
 
-    def status(self) -> Status:
-        """Return the status, and export it as metrics of Ray every few seconds."""
-        status = self._server.status()
+    def status(self, told: Told) -> Status:
+        """Return the status as `look`, and export it as metrics of Ray every few seconds."""
+        status = self._server.status(told)
         began = time.monotonic()
         if began >= self._next_export:
             self._metrics.publish(coordinator_figures(status))

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from scheduler.control_file import check_reachable, find_job, last_known, unreac
 from scheduler.coordinating import CutResult, Status
 from scheduler.errors import ControlError, NotRunningError
 from scheduler.events import CutWanted, Wanted
+from scheduler.history import EVERYTHING, Told
 from scheduler.launching import Processes
 from scheduler.ray_errors import first_line
 
@@ -48,9 +50,9 @@ class RunningJob:
         self._coordinator = coordinator
         self._run = run
 
-    def status(self) -> Status:
-        """Return the status as it is."""
-        status: Status = self._ask(self._coordinator.look.remote())
+    def status(self, told: Told = EVERYTHING) -> Status:
+        """Return the status as it is, with what was not told yet; by default nothing of before."""
+        status: Status = self._ask(self._coordinator.look.remote(told))
         return status
 
     def order(self, wanted: Wanted) -> None:
@@ -59,11 +61,11 @@ class RunningJob:
 
     def checkpoint(self) -> CutResult:
         """Have a checkpoint written, and wait for it."""
-        before = len(self.status().cuts)
+        told = replace(EVERYTHING, cuts=self.status().told.cuts)
         self.order(CutWanted())
-        while len(cuts := self.status().cuts) == before:
+        while not (cuts := self.status(told).cuts):
             time.sleep(POLL_SECONDS)
-        return cuts[before]
+        return cuts[0]
 
     def _ask(self, call: Any) -> Any:
         try:

@@ -39,6 +39,7 @@ from scheduler.events import (
     WorkersWanted,
     events_of,
 )
+from scheduler.history import NOTHING, Told
 from scheduler.modes import Mode
 from scheduler.policy import Prediction
 from scheduler.shifting import Shift, check_shift
@@ -58,7 +59,13 @@ class CutResult:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What the driver sees of a job; sums run from its start."""
+    """What the driver sees of a job; sums run from its start.
+
+    Args:
+        shifts, cuts, evaluations, give_up, warnings: what was not told before, see `told`.
+        last_evaluation: told before or not.
+        told: what to say when the next status is asked for.
+    """
 
     mode: Mode
     paused: bool
@@ -85,6 +92,7 @@ class Status:
     staleness_counts: dict[str, dict[int, int]]
     shard_lag: tuple[int, ...]
     evaluations: tuple[EvaluationResult, ...]
+    last_evaluation: EvaluationResult | None
     workers: dict[int, dict[str, Any]]
     give_up: tuple[tuple[int, int, str], ...]
     warnings: tuple[str, ...]
@@ -92,11 +100,12 @@ class Status:
     peak_rss_bytes: int
     cpu_seconds: float
     pid: int
+    told: Told
 
 
 @dataclass(slots=True)
 class _Notices:
-    """Commands that are for the driver."""
+    """Commands that are for the driver: all since the start, a handful a lost worker."""
 
     give_up: list[tuple[int, int, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -210,13 +219,14 @@ class CoordinatorServer:
         """Tell every worker to end at its next report."""
         self._handle(StopWanted())
 
-    def status(self, *, take_notices: bool = True) -> Status:
-        """Return a copy of what reports need; notices are given once to who takes them."""
+    def status(self, told: Told = NOTHING) -> Status:
+        """Return a copy of what reports need.
+
+        Args:
+            told: what the caller has been told already; an answer that got lost is given again.
+        """
         with self._lock:
-            notices = self._notices
-            if take_notices:
-                self._notices = _Notices(failure=notices.failure)
-            return self._status(notices)
+            return self._status(told)
 
     def clock_state(self) -> ClockState:
         """Return the clock as a checkpoint keeps it."""
@@ -294,8 +304,9 @@ class CoordinatorServer:
         for event in events_of(request):
             self._handle(event)
 
-    def _status(self, notices: _Notices) -> Status:
-        c = self._coordinator
+    def _status(self, told: Told) -> Status:
+        c, notices = self._coordinator, self._notices
+        evaluations, shifts = c.progress.evaluations, c.modes.shifts
         ledger = c.ledger
         samples, tallies = ledger.samples, ledger.tallies
         return Status(
@@ -304,11 +315,11 @@ class CoordinatorServer:
             at_cut=c.at_cut,
             num_workers=c.num_workers,
             first_step=c.spec.start.step,
-            shifts=tuple(c.modes.shifts),
+            shifts=tuple(shifts[told.whole_shifts :]),
             automatic=c.modes.automatic,
             learning_rate_scale=c.rule.learning_rate_scale,
             prediction=c.modes.prediction,
-            cuts=tuple(self._cuts),
+            cuts=tuple(self._cuts[told.cuts :]),
             step=c.step,
             applied_step=c.applied_step,
             clock=c.clock.value,
@@ -339,7 +350,8 @@ class CoordinatorServer:
                 "parameter": dict(c.parameter_staleness.counts),
             },
             shard_lag=c.shard_lag,
-            evaluations=tuple(c.progress.evaluations),
+            evaluations=tuple(evaluations[told.evaluations :]),
+            last_evaluation=evaluations[-1] if evaluations else None,
             workers={
                 number: {
                     "incarnation": state.incarnation,
@@ -355,10 +367,17 @@ class CoordinatorServer:
                 }
                 for number, state in c.workers.items()
             },
-            give_up=tuple(notices.give_up),
-            warnings=tuple(notices.warnings),
+            give_up=tuple(notices.give_up[told.give_up :]),
+            warnings=tuple(notices.warnings[told.warnings :]),
             failure=notices.failure,
             peak_rss_bytes=peak_rss_bytes(),
             cpu_seconds=time.process_time() - self._cpu_seconds_before,
             pid=os.getpid(),
+            told=Told(
+                evaluations=len(evaluations),
+                shifts=len(shifts),
+                cuts=len(self._cuts),
+                give_up=len(notices.give_up),
+                warnings=len(notices.warnings),
+            ),
         )

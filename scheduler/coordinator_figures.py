@@ -21,8 +21,8 @@ def coordinator_figures(status: Status) -> list[Figure]:
     ]
     for mode in MODES:
         figures.append(_gauge("mode", float(mode == status.mode), mode=mode))
-    if status.evaluations:
-        figures.append(_gauge("eval_auc", status.evaluations[-1].auc))
+    if status.last_evaluation is not None:
+        figures.append(_gauge("eval_auc", status.last_evaluation.auc))
     for outcome in ("applied", "dropped", "skipped"):
         figures.append(_counter("samples", status.samples[outcome], outcome=outcome))
     for event, count in status.batches.items():

@@ -32,9 +32,10 @@ class WorkersOfInterval:
                 worker that was replaced start at 0 again.
         """
         figures: dict[str, dict[str, Any]] = {}
+        before, self._before = self._before, {}  # processes that are gone are forgotten
         for number, state in sorted(workers.items()):
             process = number, state["incarnation"]
-            batches, samples, seconds = self._before.get(process, (0, 0, 0.0))
+            batches, samples, seconds = before.get(process, (0, 0, 0.0))
             self._before[process] = state["batches"], state["samples"], state["seconds"]
             done = state["batches"] - batches
             figures[str(number)] = {

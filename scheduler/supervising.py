@@ -1,6 +1,7 @@
 """Watch a running job: do what is wanted of it, end it where it can't go on, report."""
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from ps.memory import peak_rss_bytes
 from scheduler.config import JobConfig
 from scheduler.coordinating import Status
 from scheduler.errors import TrainingError
+from scheduler.history import NOTHING, joined
 from scheduler.launching import Launcher, Processes, WorkerProcess
 from scheduler.progress import Progress
 from scheduler.ray_errors import first_line
@@ -65,6 +67,9 @@ class Supervisor:
         self._interval = IntervalReport(config)
         self._next_report = time.monotonic() + config.run.progress_every_seconds
         self._evaluations_told = 0
+        # What was told to whoever asked, until `poll` comes to it.
+        self._to_give_up: deque[tuple[int, int, str]] = deque()
+        self._warnings: deque[str] = deque()
         self.last_status: Status | None = None
 
     @property
@@ -105,24 +110,33 @@ class Supervisor:
             # Before anyone's end is judged: it may have been told to go.
             self._workforce.want(status.num_workers)
         self._workforce.look(ended)
-        for index, incarnation, text in status.give_up:
-            self._workforce.give_up(index, incarnation, text)
+        while self._to_give_up:
+            self._workforce.give_up(*self._to_give_up.popleft())
         if status.at_cut:
             self._take_cut(status)
         for shift in status.shifts[self._shifts_told :]:
             self._progress.note(f"step {shift.step}: {described(shift)}")
         self._shifts_told = len(status.shifts)
-        for text in status.warnings:
-            self._progress.note(text)
+        while self._warnings:
+            self._progress.note(self._warnings.popleft())
         if status.failure is not None:
             self._look_at_servers(wait=BLAME_SECONDS)
             raise TrainingError(status.failure)
         return status
 
     def status(self) -> Status:
-        """Ask the coordinator; raises TrainingError where it is gone."""
-        self.last_status = self._answer_of_coordinator(self.processes.coordinator.status.remote())
-        return self.last_status
+        """Ask the coordinator what is new; raises TrainingError where it is gone.
+
+        Returns:
+            The status with all evaluations and shifts since the start.
+        """
+        before = self.last_status
+        told = NOTHING if before is None else before.told
+        new = self._answer_of_coordinator(self.processes.coordinator.status.remote(told))
+        self._to_give_up.extend(new.give_up)
+        self._warnings.extend(new.warnings)
+        self.last_status = status = joined(before, new)
+        return status
 
     def tell_coordinator(self, call: Any) -> None:
         """Wait until the coordinator has done a call; raises TrainingError where it is gone."""

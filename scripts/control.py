@@ -120,7 +120,7 @@ def _show_status(job: Any, arguments: Any) -> int:
         "samples_per_second": round(rate, 1),
         "train_seconds": round(status.train_seconds, 3),
         "evaluating": status.evaluating,
-        "shifts": len(status.shifts),
+        "shifts": status.told.shifts,
         "workers_wanted": status.num_workers,
     }
     workers = {

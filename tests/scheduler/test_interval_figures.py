@@ -48,3 +48,11 @@ def test_a_worker_without_batches_has_no_batch_time() -> None:
 
     assert figures["0"]["batch_seconds"] is None
     assert figures["0"]["share"] == 0.0
+
+
+def test_processes_that_are_gone_are_forgotten() -> None:
+    workers = WorkersOfInterval()
+    for incarnation in range(1000):
+        workers.since_last({0: state(4, 40, 2.0, incarnation)})
+
+    assert len(workers._before) == 1

@@ -13,6 +13,7 @@ import pytest
 from scheduler import JobConfig, Trainer
 from scheduler.coordinating import Status
 from scheduler.coordinator_figures import coordinator_figures
+from scheduler.history import Told
 
 WORKER = {
     "incarnation": 0, "lost": False, "batches": 4, "samples": 40, "seconds": 2.0,
@@ -29,8 +30,8 @@ def test_workers_and_shards_have_figures_of_their_own() -> None:
         samples={"applied": 80, "dropped": 1, "skipped": 2}, batches={"reissued": 6},
         loss_sum=40.0, loss_samples=80, train_seconds=1.0, data_staleness=STALE,
         parameter_staleness=STALE, staleness_counts={}, shard_lag=(0, 1), evaluations=(),
-        workers={3: WORKER}, give_up=(), warnings=(), failure=None, peak_rss_bytes=5, pid=1,
-        cpu_seconds=0.0, first_step=0,
+        last_evaluation=None, workers={3: WORKER}, give_up=(), warnings=(), failure=None,
+        peak_rss_bytes=5, pid=1, cpu_seconds=0.0, first_step=0, told=Told(),
     )  # fmt: skip
 
     found = {

@@ -16,6 +16,7 @@ from scheduler.coordinating import Status
 from scheduler.coordinator import Coordinator
 from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.events import RecordsApplied, SendRecords, WorkerReported
+from scheduler.history import Told
 from scheduler.ledger import LedgerPlan
 from scheduler.reporting import IntervalReport
 from worker.protocol import Finished, Report
@@ -129,8 +130,8 @@ def test_metrics_show_the_learning_rates_of_the_interval() -> None:
         batches={"dropped": 0, "reissued": 0}, loss_sum=1.0,
         loss_samples=80, train_seconds=1.0, data_staleness={}, parameter_staleness={},
         staleness_counts={"data": {}, "parameter": {}}, shard_lag=(0,),
-        evaluations=(), workers={}, give_up=(), warnings=(), failure=None, peak_rss_bytes=0, pid=1,
-        cpu_seconds=0.0, first_step=0,
+        evaluations=(), last_evaluation=None, workers={}, give_up=(), warnings=(), failure=None,
+        peak_rss_bytes=0, pid=1, cpu_seconds=0.0, first_step=0, told=Told(),
     )  # fmt: skip
 
     line = IntervalReport(config).line(status, [])

@@ -58,12 +58,13 @@ class Fleet:
                 "run": {"dir": "run"},
             }
         )
+        told_nothing = SimpleNamespace(give_up=(), warnings=())
         self.processes = SimpleNamespace(
             workers={},
             watches=[],
             coordinator=SimpleNamespace(
                 worker_lost=SimpleNamespace(remote=lambda *name: self.lost.append(name)),
-                status=SimpleNamespace(remote=lambda: None),
+                status=SimpleNamespace(remote=lambda told: told_nothing),
             ),
         )
         self.supervisor = Supervisor(
@@ -75,6 +76,7 @@ class Fleet:
             progress=SimpleNamespace(note=self.notes.append),  # type: ignore[arg-type]
             write_checkpoint=lambda status: "",
         )
+        monkeypatch.setattr(scheduler.supervising, "joined", lambda before, new: None)
         self.workforce = self.supervisor._workforce
         self.workforce.want(1)
 
