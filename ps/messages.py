@@ -163,7 +163,8 @@ class Record:
         scalars: for each of `StoreSpec.optimizers` its time-dependent numbers.
         clock: floor(samples applied / G) before this step: what schedules run on.
         evict: what is removed from tables after the update, for each table at most once.
-        discard: (batch id, attempt): buffered contributions that no step will name.
+        discard: (batch id, attempt): no step will name a contribution of that attempt or of an
+            earlier one.
         low_water: every batch id below it is resolved.
         oldest_pull_step: no contribution still to come was pulled before this step.
         routing_version: raised where this step moves buckets.

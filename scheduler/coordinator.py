@@ -356,7 +356,7 @@ class Coordinator:
                 self.parameter_staleness.add(step - result.pull_step)
                 self.ledger.resolve(batch, Status.APPLIED if weight > 0 else Status.DROPPED)
             else:
-                discard += [(batch.batch_id, attempt) for attempt in range(batch.attempt + 1)]
+                discard.append((batch.batch_id, batch.attempt))
                 self.ledger.resolve(batch, Status.SKIPPED)
         self._shards.ordered(step, len(batches))
         self.clock.advance(applied, next_step=step + 1)

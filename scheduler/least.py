@@ -2,16 +2,20 @@
 
 import heapq
 
+# Removed numbers that are not worth a look at all of them.
+_FEW = 64
+
 
 class Least:
     """Whole numbers, each as often as it was added and not removed.
 
     Adding and removing take time in proportion to the logarithm of how many different ones there
-    are; asking for the least takes none that adding has not paid for.
+    are; asking for the least takes none that adding has not paid for. However long the least stays,
+    the memory is in proportion to the most that were there at a time.
     """
 
     def __init__(self) -> None:
-        # Of every number in the heap; 0 until it comes to the top.
+        # Of every number in the heap; 0 until it comes to the top or the heap is made anew.
         self._counts: dict[int, int] = {}
         self._heap: list[int] = []
         self._size = 0
@@ -22,6 +26,8 @@ class Least:
     def add(self, number: int) -> None:
         count = self._counts.get(number)
         if count is None:
+            if len(self._heap) > 2 * self._size + _FEW:
+                self._forget_removed()
             heapq.heappush(self._heap, number)
         self._counts[number] = (count or 0) + 1
         self._size += 1
@@ -34,6 +40,11 @@ class Least:
         self._size -= 1
         while self._heap and self._counts[self._heap[0]] == 0:
             del self._counts[heapq.heappop(self._heap)]
+
+    def _forget_removed(self) -> None:
+        self._counts = {number: count for number, count in self._counts.items() if count}
+        self._heap = list(self._counts)
+        heapq.heapify(self._heap)
 
     def move(self, number: int, to: int) -> None:
         """Change a number that is there once."""

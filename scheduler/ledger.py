@@ -8,6 +8,7 @@ not resolved yet, so a long job costs no more memory than a short one.
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
+from ps.intervals import Intervals
 from ps.messages import ANY_STEP
 from scheduler.batches import Batch, Status
 from scheduler.ended import EndedBatches, count
@@ -100,7 +101,8 @@ class Ledger:
         self._backup_batches = backup_batches
         self._pending = Pending(self._window)
         self._ended = EndedBatches(plan.batches_per_epoch)
-        self._discards: list[tuple[int, int]] = []
+        # The latest attempt of each batch that became void: earlier ones are void too.
+        self._discards: dict[int, int] = {}
         self._next_fresh = 0
         # Where the steps of the epoch that is given out begin: (j0, k0).
         self._anchor = (0, first_step)
@@ -108,8 +110,9 @@ class Ledger:
         self._leases: dict[int, dict[int, Batch]] = {}
         # Of the batches of which an attempt may count: `leased_at_step`.
         self._lease_steps = Least()
-        self._resolved_above: set[int] = set()
-        # How many of them there are of an epoch.
+        self._resolved_above = Intervals()
+        # How many batches they are, and how many of an epoch.
+        self._num_resolved_above = 0
         self._resolved_of: dict[int, int] = {}
         self._planned_resolved = 0
 
@@ -157,7 +160,7 @@ class Ledger:
         lowest = min((batch.batch_id for batch in self._pending), default=None)
         if lowest is None:
             return False
-        if lowest - self.low_water - len(self._resolved_above) >= count:
+        if lowest - self.low_water - self._num_resolved_above >= count:
             return False  # so many at least are lower, without counting them
         return sum(batch_id < lowest for batch_id in self._batches) < count
 
@@ -199,8 +202,8 @@ class Ledger:
             batch.status, batch.result = Status.PENDING, None
             batch.attempt += 1
         batch.pull_step = ANY_STEP
-        void = range(batch.first_valid, batch.attempt)
-        self._discards += [(batch.batch_id, attempt) for attempt in void]
+        if batch.attempt > batch.first_valid:
+            self._discards[batch.batch_id] = batch.attempt - 1
         batch.first_valid, batch.step = batch.attempt, step
         self._pending.add(batch)
 
@@ -229,9 +232,12 @@ class Ledger:
         self._ended.recount()
 
     def take_discards(self) -> list[tuple[int, int]]:
-        """Return, once, the attempts that became void: what they pushed is to be discarded."""
-        discards, self._discards = self._discards, []
-        return discards
+        """Return, once, which attempts became void: of each batch the latest one.
+
+        What they and earlier ones pushed is to be discarded.
+        """
+        discards, self._discards = self._discards, {}
+        return list(discards.items())
 
     def stop(self) -> None:
         """Give out no further batch; what was ever leased is still completed."""
@@ -240,8 +246,8 @@ class Ledger:
             for b in self._batches.values()
             if b.status is not Status.PENDING or b.attempt > 0
         ]
-        resolved = [*self._resolved_above, self.low_water - 1]
-        self._limit = max([*given, *resolved]) + 1
+        ends_of_resolved = [self.low_water, *(end for _, end in self._resolved_above)]
+        self._limit = max([*(batch_id + 1 for batch_id in given), *ends_of_resolved])
         for batch in [b for b in self._pending if b.batch_id >= self._limit]:
             self._pending.remove(batch)
             del self._batches[batch.batch_id]
@@ -332,13 +338,10 @@ class Ledger:
         self._lease_steps.remove(batch.leased_at_step)
         self._ended.remove(batch)
         del self._batches[batch.batch_id]
-        per_epoch = self.plan.batches_per_epoch
         self._resolved_above.add(batch.batch_id)
-        count(self._resolved_of, batch.batch_id // per_epoch, 1)
-        while self.low_water in self._resolved_above:
-            self._resolved_above.remove(self.low_water)
-            count(self._resolved_of, self.low_water // per_epoch, -1)
-            self.low_water += 1
+        self._num_resolved_above += 1
+        count(self._resolved_of, batch.batch_id // self.plan.batches_per_epoch, 1)
+        self._raise_low_water()
         self.check()
 
     def check(self) -> None:
@@ -375,6 +378,17 @@ class Ledger:
             del self._leases[batch.worker]
         batch.worker = None
         self.num_leased -= 1
+
+    def _raise_low_water(self) -> None:
+        """Count what was resolved after the first batch that was not, now that it is."""
+        per_epoch, end = self.plan.batches_per_epoch, self._resolved_above.end_of(self.low_water)
+        while self.low_water < end:
+            epoch = self.low_water // per_epoch
+            passed = min(end, (epoch + 1) * per_epoch) - self.low_water
+            count(self._resolved_of, epoch, -passed)
+            self._num_resolved_above -= passed
+            self.low_water += passed
+        self._resolved_above.forget(below=end)
 
     @property
     def _window(self) -> int:

@@ -62,13 +62,13 @@ class Oracle:
 
     def step(self, record: Record) -> Expected:
         """Return what a record has to be."""
-        step, named = record.step, set(record.discard)
+        step = record.step
         newly_void = self._look_for_void(step) | self._void_since_last_step
         self._void_since_last_step = set()
         self._take_reports(step)
         eligible = [end for end in self._ended.values() if self._may_be_in(step, end)]
         skipped = [end for end in eligible if end.outcome == "skipped"]
-        left_out = [end for end in skipped if end.token.identity[1:] in named]
+        left_out = [end for end in skipped if _is_discarded(end.token, record)]
         size = len(record.entries) + len(left_out)
         if size not in self._sizes():
             return Expected()
@@ -233,6 +233,13 @@ class Oracle:
         newly = gone - self._void
         self._void |= gone
         return newly
+
+
+def _is_discarded(token: Token, record: Record) -> bool:
+    return any(
+        batch_id == token.batch_id and attempt >= token.attempt
+        for batch_id, attempt in record.discard
+    )
 
 
 def _planned(scenario: Scenario) -> dict[int, int]:

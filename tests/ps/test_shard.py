@@ -394,6 +394,37 @@ def test_only_the_discarded_attempt_is_superseded(small_job: Any) -> None:
     assert reasons == ["superseded", "held", "held", "superseded", "held"]
 
 
+def test_with_an_attempt_the_earlier_ones_are_discarded(small_job: Any) -> None:
+    job = small_job(TABLES)
+    unique = job.unique([1], [5])
+    for attempt in range(3):
+        job.send(0, job.contribution(0, unique, batch_id=4, attempt=attempt))
+
+    job.step(discard=((4, 1),))
+
+    assert len(job.shards[0].buffer) == 1
+    for attempt in range(2):
+        reply = job.send(0, job.contribution(0, unique, batch_id=4, attempt=attempt))
+        assert (type(reply), reply.reason) == (Refusal, "superseded")
+
+
+def test_what_is_remembered_of_resolved_batches_does_not_grow_with_them(small_job: Any) -> None:
+    job = small_job(TABLES)
+    buffer = job.shards[0].buffer
+    job.step(discard=((0, 0),))
+    for batch_id in range(1, 500):
+        job.step(discard=((batch_id, 2),))
+        job.push(batch_id, [1], [5], attempt=3)
+        job.step(Entry(batch_id, 3, 1.0))
+
+    assert list(buffer._resolved) == [(1, 500)]
+    assert buffer._wanted_from == {0: 1}
+    unique = job.unique([1], [5])
+    for identity in ((0, 0), (1, 3), (1, 4), (499, 9)):
+        message = job.contribution(0, unique, batch_id=identity[0], attempt=identity[1])
+        assert job.send(0, message).reason == "superseded"
+
+
 def test_batches_below_the_low_water_mark_are_superseded(small_job: Any) -> None:
     job = small_job(TABLES)
     unique = job.unique([1], [5])

@@ -41,3 +41,16 @@ def test_numbers_that_come_back_behind_the_least_take_no_memory() -> None:
         least.remove(5)
 
     assert len(least._heap) == 2
+
+
+def test_numbers_that_pass_behind_a_least_that_stays_take_no_memory() -> None:
+    least = Least()
+    least.add(0)
+    least.add(1)
+    for number in range(1, 10_000):
+        least.move(number, number + 1)
+
+    assert len(least._heap) == len(least._counts) < 100
+    assert least.value == 0
+    least.remove(0)
+    assert least.value == 10_000

@@ -49,10 +49,9 @@ class _WithBuffer(Shard):
 
 class _TakesLatePushes(GradientBuffer):
     def add(self, contribution: Contribution) -> Refusal | None:
-        identity = (contribution.batch_id, contribution.attempt)
-        if self._is_superseded(identity):
-            self._held[identity] = contribution
-            self.nbytes += contribution.nbytes
+        batch_id, attempt = contribution.batch_id, contribution.attempt
+        if self.get(batch_id, attempt) is None and self._is_superseded(batch_id, attempt):
+            self._keep(contribution)
             return None
         return super().add(contribution)
 
