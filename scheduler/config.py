@@ -14,10 +14,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PositiveInt,
+    SerializerFunctionWrapHandler,
     StrictInt,
     StrictStr,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -44,6 +45,15 @@ from scheduler.job_yaml import JobYamlError, read_yaml
 from scheduler.modes import SHIFTABLE, Mode, ModeOptions, OnStale, PlannedShift
 from scheduler.names import Name, check_table_name
 from scheduler.policy import PolicyOptions
+from scheduler.quantities import (
+    Amount,
+    Count,
+    CountOrNone,
+    Cpus,
+    PathText,
+    PositiveFloat32,
+    Seconds,
+)
 from scheduler.stale_weights import Cutoff, StaleWeight
 from scheduler.start import InitClock, InitFeatures
 
@@ -77,13 +87,20 @@ class SparseConfig(_Section):
     """One sparse feature. A plain column name in the job file is short for {column: NAME}."""
 
     column: Name
-    name: Name | None = None
-    table: Name | None = None
+    name: Name | None = Field(None, min_length=1)
+    table: Name | None = Field(None, min_length=1)
     combiner: Literal["sum", "mean", "sqrtn", "max"] = "sum"
     weights: Name | None = None
-    max_length: PositiveInt | None = None
+    max_length: Count | None = None
     pad: StrictStr | Annotated[StrictInt, Field(ge=-(2**63), lt=2**64)] | None = None
-    max_norm: float | None = Field(None, gt=0)
+    max_norm: PositiveFloat32 | None = None
+
+    @field_validator("pad", mode="before")
+    @classmethod
+    def _is_a_value(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int | str | None):
+            raise ValueError(f"must be a whole number or text, as the column has it, got {value!r}")
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -115,19 +132,19 @@ class SparseConfig(_Section):
 class DataConfig(_Section):
     """Where samples come from and how they become batches."""
 
-    train: list[str] = Field(min_length=1)
-    eval: list[str] | None = None
+    train: list[PathText] = Field(min_length=1)
+    eval: list[PathText] | None = Field(None, min_length=1)
     label: Name = "label"
     dense: list[Name] = []
     dense_transform: Literal["none", "log1p"] = "none"
     sparse: list[SparseConfig] = Field(min_length=1)
-    batch_size: PositiveInt = 2048
-    eval_batch_size: PositiveInt = 8192
-    epochs: PositiveInt = 1
+    batch_size: Count = 2048
+    eval_batch_size: Count = 8192
+    epochs: Count = 1
     shuffle: Literal["none", "files", "rows"] = "none"
     order: Literal["lanes", "sequential"] = "lanes"
     on_bad_file: Literal["fail", "skip"] = "fail"
-    cache_bytes: PositiveInt = 1 << 30
+    cache_bytes: Amount = 1 << 30
 
     @model_validator(mode="before")
     @classmethod
@@ -199,14 +216,31 @@ class EmbeddingConfig(_Section):
     track_usage: bool | None = None
 
 
-class ModelConfig(BaseModel):
-    """The dense model; what a type takes beyond these keys is described in docs/models.md."""
+class ModelConfig(_Section):
+    """The dense model; what a type takes beyond these keys is described in docs/models.md.
 
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+    Args:
+        options: those keys, which stand beside the others in a job file.
+    """
 
     type: Literal["dlrm", "deepfm", "wide_deep", "custom"]
     optimizer: OptimizerConfig = Adagrad(learning_rate=0.01)
     clip_global_norm: float | None = Field(None, gt=0)
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options_apart(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        own = {name: value[name] for name in cls.model_fields if name in value}
+        own.pop("options", None)
+        return {**own, "options": {k: v for k, v in value.items() if k not in own}}
+
+    @model_serializer(mode="wrap")
+    def _options_beside(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = handler(self)
+        return {**{k: v for k, v in values.items() if k != "options"}, **values["options"]}
 
     @field_validator("optimizer")
     @classmethod
@@ -215,43 +249,40 @@ class ModelConfig(BaseModel):
             raise ValueError(f"{NO_DENSE_CLIP_NORM}, or model.clip_global_norm")
         return value
 
-    @model_validator(mode="after")
-    def _plain_options(self) -> "ModelConfig":
+    @field_validator("options")
+    @classmethod
+    def _plain_options(cls, value: dict[str, Any]) -> dict[str, Any]:
         """Options travel in checkpoints as JSON, and have to come back as they were."""
-        for name, value in self.options.items():
+        for name, option in value.items():
             try:
-                same = json.loads(json.dumps(value, allow_nan=False)) == value
+                same = json.loads(json.dumps(option, allow_nan=False)) == option
             except (TypeError, ValueError):
                 same = False
             if not same:
                 raise ValueError(
                     f"option {name!r} must be numbers, texts, lists and mappings by text,"
-                    f" got {value!r}"
+                    f" got {option!r}"
                 )
-        return self
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
+        return value
 
 
 class TrainingConfig(_Section):
     """How local batches become steps."""
 
-    mode: Mode | Literal["auto"] = "async"
+    mode: Literal[Mode, "auto"] = "async"
     auto: PolicyOptions = PolicyOptions()
     shifts: list[PlannedShift] = []
-    global_batch: PositiveInt | None = None
+    global_batch: Count | None = None
     sparse_mean: SparseMean = "global"
-    staleness_bound: int = Field(_MODES.staleness_bound, ge=0)
+    staleness_bound: CountOrNone = _MODES.staleness_bound
     stale_weight: StaleWeightConfig = _MODES.stale_weight
     on_stale: OnStale = _MODES.on_stale
     async_learning_rate_scale: float = Field(_MODES.async_learning_rate_scale, gt=0)
-    ssp_slack: int = Field(_MODES.ssp_slack, ge=0)
-    backup_batches: PositiveInt = _MODES.backup_batches
-    eval_every_steps: int = Field(0, ge=0)
-    max_samples: PositiveInt | None = None
-    max_seconds: float | None = Field(None, gt=0)
+    ssp_slack: CountOrNone = _MODES.ssp_slack
+    backup_batches: Count = _MODES.backup_batches
+    eval_every_steps: CountOrNone = 0
+    max_samples: Amount | None = None
+    max_seconds: Seconds | None = None
     on_non_finite: Literal["fail", "skip"] = "fail"
     mixed_cpus: bool = False
 
@@ -291,30 +322,30 @@ class TrainingConfig(_Section):
 class ResourcesConfig(_Section):
     """Named Ray resources that a role asks for, beside its CPUs."""
 
-    server: dict[str, float] = {}
-    worker: dict[str, float] = {}
-    coordinator: dict[str, float] = {}
+    server: dict[str, Cpus] = {}
+    worker: dict[str, Cpus] = {}
+    coordinator: dict[str, Cpus] = {}
 
 
 class ClusterConfig(_Section):
     """How many processes of each role, and what they may use."""
 
-    workers: PositiveInt = 2
-    max_workers: PositiveInt | None = None
-    servers: PositiveInt = Field(2, le=4096)
-    worker_threads: PositiveInt = 1
-    worker_cpus: float = Field(0.5, gt=0)
-    server_cpus: float = Field(0.25, gt=0)
-    coordinator_cpus: float = Field(0.25, gt=0)
+    workers: int = Field(2, gt=0, le=65536)
+    max_workers: int | None = Field(None, gt=0, le=65536)
+    servers: int = Field(2, gt=0, le=4096)
+    worker_threads: int = Field(1, gt=0, le=1024)
+    worker_cpus: Cpus = 0.5
+    server_cpus: Cpus = 0.25
+    coordinator_cpus: Cpus = 0.25
     resources: ResourcesConfig = ResourcesConfig()
-    start_timeout_seconds: float = Field(120, gt=0)
-    prefetch_batches: PositiveInt = 2
-    buffer_bytes: PositiveInt = 1 << 30
-    max_worker_restarts: int = Field(10, ge=0)
-    restart_window_seconds: float = Field(3600, gt=0)
-    heartbeat_timeout_seconds: float = Field(60, gt=0)
-    stall_seconds: float = Field(120, gt=0)
-    retry_seconds: float = Field(20, gt=0)
+    start_timeout_seconds: Seconds = 120
+    prefetch_batches: Count = 2
+    buffer_bytes: Amount = 1 << 30
+    max_worker_restarts: CountOrNone = 10
+    restart_window_seconds: Seconds = 3600
+    heartbeat_timeout_seconds: Seconds = 60
+    stall_seconds: Seconds = 120
+    retry_seconds: Seconds = 20
     compress: bool = False
     inject: list[InjectConfig] = []
 
@@ -322,10 +353,10 @@ class ClusterConfig(_Section):
 class RunConfig(_Section):
     """Where a run's files go."""
 
-    dir: str
+    dir: PathText
     overwrite: bool = False
-    progress_every_seconds: float = Field(5, gt=0)
-    init_from: str | None = None
+    progress_every_seconds: Seconds = 5
+    init_from: PathText | None = None
     init_clock: InitClock = "continue"
     init_features: InitFeatures = InitFeatures()
     allow_faults: bool = False

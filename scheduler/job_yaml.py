@@ -1,14 +1,16 @@
 """YAML as job files have it: plain values, and no key twice in a mapping."""
 
+import re
 from typing import Any
 
 import yaml
 
 _MERGE = "tag:yaml.org,2002:merge"
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class JobYamlError(ValueError):
-    """Text that is not YAML, or that says one key twice."""
+    """Text that is not YAML, says one key twice, or has numbers that are not what they seem."""
 
 
 def read_yaml(text: str) -> Any:
@@ -18,16 +20,34 @@ def read_yaml(text: str) -> Any:
     pasted in again would silently replace the first.
 
     Raises:
-        JobYamlError: the text is not YAML, or has a key twice; with the lines.
+        JobYamlError: the text is not YAML, has a key twice, or a number like 010; with the lines.
     """
     try:
-        return yaml.load(text, _UniqueKeys)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise JobYamlError(f"it is not valid YAML: {error}") from error
+    except RecursionError:
+        raise JobYamlError("its brackets or indents are nested too deeply") from None
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Looks at mappings as they are written: what a merge (`<<`) brings in may be said again."""
+_OTHER_NUMBERS = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+
+
+class _Loader(yaml.SafeLoader):
+    """Looks at mappings as they are written: what a merge (`<<`) brings in may be said again.
+
+    Numbers with another base than they seem to have are refused.
+    """
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        if node.tag in _NUMBERS and _OTHER_NUMBERS.fullmatch(node.value):
+            raise JobYamlError(
+                f"{node.value} on line {node.start_mark.line + 1} is the number"
+                f" {self.construct_object(node)} to YAML, which reads a leading 0 as base 8 and"
+                " colons as base 60. Write the number without them, or text in quotes"
+            )
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

@@ -156,7 +156,10 @@ def _table(config: JobConfig, name: str, dim: int | None = None) -> TableSpec:
             f"{where}.track_usage can't be false: eviction of table {name} by steps_to_live,"
             " max_rows or max_bytes needs it; leave it out"
         )
-    table = TableSpec(name=name, seed=config.seed, **values)
+    try:
+        table = TableSpec(name=name, seed=config.seed, **values)
+    except ValueError as error:
+        raise ConfigError(f"tables.{name}, with the defaults of embedding: {error}") from error
     try:
         rows_per_bucket(table)
     except ValueError as error:

@@ -13,7 +13,7 @@ from ps.strict_json import json_text
 from scheduler.batch_trace import BatchFile, BatchSpan
 from scheduler.config import JobConfig
 from scheduler.errors import RunDirectoryError
-from scheduler.run_lease import LEASE_FILES, RunLease
+from scheduler.run_lease import LEASE_FILES, LOCK_FILE, RunLease
 from scheduler.tensorboard_events import TensorBoardEvents, require_tensorboard
 
 JOB_FILE = "job.yaml"
@@ -141,10 +141,13 @@ class RunDirectory:
                 f"run.dir {self.path} exists. Choose another run.dir, or set run.overwrite=true"
                 " to replace it"
             )
-        if not (self.path / JOB_FILE).exists():
+        # A job.yaml alone may be the one that a person wrote.
+        if not (self.path / JOB_FILE).exists() or not any(
+            (self.path / name).exists() for name in (PLAN_FILE, LOCK_FILE)
+        ):
             raise RunDirectoryError(
-                f"run.dir {self.path} exists and is not a run directory (it has no {JOB_FILE});"
-                " it is left as it is"
+                f"run.dir {self.path} exists and is not a run directory (it lacks {JOB_FILE} or"
+                f" {PLAN_FILE}); it is left as it is. Choose another run.dir"
             )
 
     def _make_way(self) -> None:

@@ -277,6 +277,72 @@ def test_an_override_that_leads_nowhere_is_refused(
             "embedding.initializer: fan_in must be",
         ),
         ("model", {"type": "dlrm", "since": date(2020, 1, 1)}, "option 'since' must be"),
+        (
+            "model",
+            {"type": "dlrm", "optimizer": {"type": "adagrad", "lr": 1}},
+            "unknown key model.optimizer.lr; known: clip_norm, ",
+        ),
+        (
+            "model",
+            {"type": "dlrm", "optimizer": {"type": "adam", "schedule": {"step": 3}}},
+            "unknown key model.optimizer.schedule.step",
+        ),
+        ("model", None, "model is empty; give it keys"),
+        ("embedding", None, "embedding is empty; give it keys, or leave it out"),
+        ("embedding", {"optimizer": "adam"}, "got 'adam'; write {type: adam}"),
+        ("embedding", {"dim": True}, "embedding.dim must be a number, got True; YAML reads yes"),
+        (
+            "embedding",
+            {"admission": {"min_count": True}},
+            "embedding.admission.min_count must be a number, got True",
+        ),
+        (
+            "tables",
+            {"C1": {"optimizer": {"type": "adam", "schedule": {"warmup_steps": True}}}},
+            "tables.C1.optimizer.schedule.warmup_steps must be a number, got True",
+        ),
+        ("tables", {"C1": 8}, "tables.C1 must have keys of its own (`key: value`), got 8"),
+        ("training", {"max_seconds": False}, "training.max_seconds must be a number, got False"),
+        ("training", {"mode": "Sync"}, "training.mode: input should be 'sync', 'gba', 'async', "),
+        ("cluster", {"inject": [{"kind": "kill", "index": True}]}, "index must be a number"),
+        ("cluster", {"inject": ["slow"]}, "got 'slow'; write {kind: slow}"),
+        ("cluster", {"worker_threads": 10**9}, "cluster.worker_threads: "),
+        ("cluster", {"workers": 10**30}, "cluster.workers: "),
+        ("cluster", {"retry_seconds": 1e300}, "cluster.retry_seconds: "),
+        (
+            "cluster",
+            {"stall_seconds": "soon"},
+            "cluster.stall_seconds must be a number, got 'soon'",
+        ),
+        ("cluster", {"resources": {"worker": {"gpu": -1}}}, "cluster.resources.worker.gpu: "),
+        ("cluster", {"compress": "zstd"}, "cluster.compress must be true or false, got 'zstd'"),
+        ("run", {"dir": ""}, "run.dir: must be a path, got ''"),
+        ("run", {"dir": 2026}, "run.dir must be text, got 2026; put it into quotes"),
+        ("run", {"dir": "x", "init_from": "a\0b"}, "run.init_from: must be a path"),
+        ("data", {"train": "", "sparse": ["a"]}, "data.train.0: must be a path, got ''"),
+        ("data", {"train": [], "sparse": ["a"]}, "data.train must have at least 1 item, got []"),
+        (
+            "data",
+            {"train": "x", "eval": [], "sparse": ["a"]},
+            "data.eval must have at least 1 item",
+        ),
+        ("data", {"train": "x", "sparse": "a"}, "data.sparse must be a list, got 'a'; write [a]"),
+        (
+            "data",
+            {"train": "x", "sparse": [{"column": "a", "pad": 0.5}]},
+            "data.sparse.0.pad: must be a whole number or text, as the column has it, got 0.5",
+        ),
+        ("data", {"train": "x", "sparse": [{"column": "a", "table": ""}]}, "data.sparse.0.table must not be an empty text"),
+        (
+            "data",
+            {"train": "x", "sparse": [{"column": "a", "max_length": 10**30}]},
+            "data.sparse.0.max_length: ",
+        ),
+        (
+            "data",
+            {"train": "x", "sparse": ["a"], "batch_size": "1e3"},
+            "data.batch_size must be a whole number, got '1e3'",
+        ),
         ("model", {"type": "dlrm", "names": {1: 2}}, "option 'names' must be"),
         ("training", {"mode": "bsp"}, "got 'bsp'"),
         (
@@ -317,7 +383,7 @@ def test_an_override_that_leads_nowhere_is_refused(
     ],
 )
 def test_mistakes_are_named_with_their_field(
-    job: dict[str, Any], section: str, values: dict[str, Any], said: str
+    job: dict[str, Any], section: str, values: dict[str, Any] | None, said: str
 ) -> None:
     job[section] = values
 
@@ -325,6 +391,31 @@ def test_mistakes_are_named_with_their_field(
         JobConfig.from_dict(job)
 
     assert said in str(caught.value)
+
+
+def test_options_of_the_model_are_read_back_as_they_were_written(job: dict[str, Any]) -> None:
+    job["model"] = {"type": "custom", "class": "a:B", "type_of": True, "options": {"x": [1, 2.5]}}
+
+    config = JobConfig.from_dict(job)
+
+    options = {"class": "a:B", "type_of": True, "options": {"x": [1, 2.5]}}
+    assert config.model.options == options
+    written = yaml.safe_load(config.to_yaml())
+    assert written["model"] == {
+        "type": "custom",
+        "optimizer": written["model"]["optimizer"],
+        "clip_global_norm": None,
+        **options,
+    }
+    assert JobConfig.from_dict(written) == config
+
+
+def test_a_default_that_no_table_can_have_is_refused_with_the_table(job: dict[str, Any]) -> None:
+    job["embedding"] = {"default_value": 1e300}
+    config = JobConfig.from_dict(job)
+
+    with pytest.raises(ConfigError, match=r"tables\.C[12], with .*: default_value must be at most"):
+        store_spec(config, model_spec(config))
 
 
 def test_a_budget_of_bytes_is_refused_where_the_width_of_the_rows_is_known(

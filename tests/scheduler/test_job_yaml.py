@@ -69,3 +69,21 @@ def test_the_same_key_in_several_mappings_is_fine() -> None:
 def test_what_is_no_yaml_is_refused_with_its_place() -> None:
     with pytest.raises(JobYamlError, match=r"(?s)not valid YAML.*line 1"):
         read_yaml("a: [1")
+
+
+@pytest.mark.parametrize("text", ["010", "-0_17", "00", "1:30", "1:30:05.5"])
+def test_numbers_that_are_not_what_they_seem_are_refused(text: str) -> None:
+    with pytest.raises(JobYamlError, match=rf"{text} on line 2 is the number .* to YAML"):
+        read_yaml(f"a: 1\nb: [{text}]\n")
+
+
+def test_quoted_numbers_and_other_ways_to_write_them_stay() -> None:
+    text = "[0, 10, 0x10, 0.5, 2_048, 1e-3, '010', \"1:30\", 09, 12:30x]"
+
+    assert read_yaml(text) == [0, 10, 16, 0.5, 2048, "1e-3", "010", "1:30", "09", "12:30x"]
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "{" * 5000, "a: " + "[" * 5000 + "]" * 5000])
+def test_what_is_nested_too_deeply_is_refused(text: str) -> None:
+    with pytest.raises(JobYamlError, match="nested too deeply"):
+        read_yaml(text)

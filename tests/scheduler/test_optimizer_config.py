@@ -65,7 +65,7 @@ def test_a_table_has_its_own_optimizer() -> None:
             {"type": "adamw", "wieght_decay": 1},
             "unknown key embedding.optimizer.wieght_decay; did you mean 'weight_decay'?",
         ),
-        ({"type": "sgd", "momentum": "much"}, "embedding.optimizer.momentum: "),
+        ({"type": "sgd", "momentum": "much"}, "embedding.optimizer.momentum must be a number"),
         (
             {"type": "sgd", "schedule": {"type": "cosine"}},
             "embedding.optimizer.schedule: decay_steps is required for cosine",

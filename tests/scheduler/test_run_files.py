@@ -46,6 +46,17 @@ def test_an_overwritten_run_loses_its_old_files_only(tmp_path: Path) -> None:
         latest_checkpoint(run.path)
 
 
+def test_the_folder_of_a_persons_own_job_file_is_no_run_directory(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("run: {dir: ., overwrite: true}\n")
+    (tmp_path / "metrics.jsonl").write_text("mine\n")
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+
+    with pytest.raises(RunDirectoryError, match="is not a run directory"):
+        RunDirectory(config(tmp_path), least_checkpoint_bytes=0)
+
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_a_second_job_is_refused_while_the_first_one_lives_and_changes_nothing(
     tmp_path: Path, overwrite: bool

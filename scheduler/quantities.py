@@ -1,0 +1,25 @@
+"""Numbers and paths in a job file, with bounds beyond which something else would break later."""
+
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BeforeValidator, Field
+
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+CountOrNone = Annotated[int, Field(ge=0, le=2**31 - 1)]
+# Bytes and samples.
+Amount = Annotated[int, Field(ge=1, le=2**62)]
+# What operating systems and locks take as a time limit; 31 years.
+Seconds = Annotated[float, Field(gt=0, le=1e9)]
+# Ray counts in units of 0.0001.
+Cpus = Annotated[float, Field(ge=0.0001, le=1e6)]
+PositiveFloat32 = Annotated[float, Field(gt=0, le=float(np.finfo(np.float32).max))]
+
+
+def _named_path(value: Any) -> Any:
+    if isinstance(value, str) and (not value.strip() or "\0" in value):
+        raise ValueError(f"must be a path, got {value!r}; '.' is the folder that you are in")
+    return value
+
+
+PathText = Annotated[str, BeforeValidator(_named_path)]
