@@ -34,13 +34,16 @@ class Oracle:
 
     Args:
         tokens: of training, by (batch, attempt), as they are given out.
+        first_step: of the job.
     """
 
-    def __init__(self, scenario: Scenario, tokens: Mapping[Attempt, Token]) -> None:
+    def __init__(
+        self, scenario: Scenario, tokens: Mapping[Attempt, Token], *, first_step: int = 0
+    ) -> None:
         self.mode: Mode = scenario.mode
         # Steps that a change of mode gave to attempts, and those that it gives to fresh batches.
         self.steps: dict[Attempt, int] = {}
-        self.planned = _planned(scenario)
+        self.planned = _planned(scenario, first_step)
         self._scenario = scenario
         self._tokens = tokens
         # Ends that no step has looked at: (k when it was reported, end).
@@ -242,10 +245,9 @@ def _is_discarded(token: Token, record: Record) -> bool:
     )
 
 
-def _planned(scenario: Scenario) -> dict[int, int]:
-    """Return the step of each batch as synchronous training has it."""
+def _planned(scenario: Scenario, step: int) -> dict[int, int]:
+    """Return the step of each batch as synchronous training from `step` on has it."""
     planned: dict[int, int] = {}
-    step = 0
     for epoch in range(scenario.epochs):
         start = epoch * scenario.batches_per_epoch
         batches = range(start, min(start + scenario.batches_per_epoch, scenario.plan.total))

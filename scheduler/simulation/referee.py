@@ -1,7 +1,8 @@
 """What must hold in every run: looked at after every event of the coordinator and of a shard."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from itertools import chain
 
 from ps.messages import (
     ANY_STEP,
@@ -32,7 +33,9 @@ from scheduler.events import (
 from scheduler.simulation.clipping import expected_dense_factor
 from scheduler.simulation.oracle import Oracle, Paces
 from scheduler.simulation.scenario import Scenario
+from scheduler.simulation.seen import Seen
 from scheduler.simulation.world import Story, train_batch
+from scheduler.step_scalars import scalars_of_step
 from worker.protocol import Grant, Report, Token
 
 
@@ -50,34 +53,19 @@ def require(condition: bool, text: str, *values: object, batch: int | None = Non
         raise Violation(text.format(*values), batch)
 
 
-@dataclass(slots=True)
-class Seen:
-    """What a run has done, for the checks at its end.
-
-    Args:
-        records: all that were ordered, in their order.
-        pushed: contributions that shards hold or held, by (batch, attempt, shard).
-        pulls: what each shard answered: (shard, pull, reply).
-        tokens: of training, by (batch, attempt).
-        skipped: batches that each record resolves without using them.
-        steps: of attempts that were given out before a change of mode, as they are since then.
-    """
-
-    records: list[Record] = field(default_factory=list)
-    pushed: dict[tuple[int, int, int], Contribution] = field(default_factory=dict)
-    pulls: list[tuple[int, Pull, PullReply]] = field(default_factory=list)
-    tokens: dict[tuple[int, int], Token] = field(default_factory=dict)
-    skipped: dict[int, list[int]] = field(default_factory=dict)
-    steps: dict[tuple[int, int], int] = field(default_factory=dict)
-
-
 class Referee:
     """Checks a run while it goes on."""
 
     def __init__(
-        self, scenario: Scenario, coordinator: Coordinator, shards: list[Shard], story: Story
+        self,
+        scenario: Scenario,
+        coordinator: Coordinator,
+        shards: list[Shard],
+        story: Story,
+        *,
+        earlier: Sequence[Record] = (),
     ) -> None:
-        self.seen = Seen()
+        self.seen = Seen(earlier)
         self._scenario = scenario
         self._coordinator = coordinator
         self._shards = shards
@@ -88,9 +76,10 @@ class Referee:
         self._open_pulls: dict[tuple[int, int, int], Pull] = {}
         self._resolved: set[int] = set()
         self._low_water = 0
-        self._applied_samples = 0
+        clock = coordinator.spec.start.clock
+        self._applied_samples = clock.value * scenario.global_batch + clock.samples
         self._oldest_promised = 0
-        self._oracle = Oracle(scenario, self.seen.tokens)
+        self._oracle = Oracle(scenario, self.seen.tokens, first_step=self.seen.first_step)
         self._paces = Paces()
         self._measured: set[tuple[int, int]] = set()
         self._most_credits = 0
@@ -175,7 +164,7 @@ class Referee:
     def at_cut(self) -> None:
         """The coordinator says that every shard stays at one step."""
         steps = {shard.step for shard in self._shards}
-        require(steps == {len(self.seen.records)}, "a cut at steps {}", steps)
+        require(steps == {self.seen.step}, "a cut at steps {}", steps)
 
     def _check_token(self, token: Token, worker: tuple[int, int]) -> None:
         self._story.tell("worker %s.%s is given %s", *worker, token, batch=train_batch(token))
@@ -212,7 +201,7 @@ class Referee:
         ledger = coordinator.ledger
         # Those of workers that leave end first.
         self._most_credits = credits = max(self._most_credits, coordinator.credits)
-        unapplied = self.seen.records[coordinator.applied_step :]
+        unapplied = self.seen.records_between(coordinator.applied_step, self.seen.step)
         waiting = sum(len(r.entries) + len(self.seen.skipped[r.step]) for r in unapplied)
         in_flight = ledger.num_leased + ledger.num_ended + waiting
         credits += self._always
@@ -225,7 +214,7 @@ class Referee:
     # Records ----------------------------------------------------------------------------------
 
     def _check_record(self, record: Record) -> None:
-        seen, step = self.seen, len(self.seen.records)
+        seen, step = self.seen, self.seen.step
         require(record.step == step, "record {} was ordered as number {}", record.step, step)
         require(record.recovery_epoch == self._epoch, "{} is of another epoch", record)
         expected = self._oracle.step(record)
@@ -245,6 +234,8 @@ class Referee:
         factor = expected_dense_factor(record, seen.pushed, self._coordinator.spec.store)
         require(record.dense_factor == factor, "the dense factor is {}: {}", factor, record)
         require(record.clock == self._clock, "the clock is {}: {}", self._clock, record)
+        scalars = self._scalars(record)
+        require(record.scalars == scalars, "the scalars are {}: {}", scalars, record)
         seen.records.append(record)
         seen.skipped[step] = expected.skipped
         self._applied_samples += sum(n for weight, n in sizes if weight > 0)
@@ -270,6 +261,17 @@ class Referee:
             old, promised = part.pull_step, self._oldest_promised
             require(old >= promised, text, batch_id, old, promised, batch=batch_id)
 
+    def _scalars(self, record: Record) -> tuple[tuple[float, ...], ...]:
+        """Return what optimizers are told; their state has seen the steps of an earlier job."""
+        asynchronous = self._oracle.mode in ("async", "ssp")
+        options = self._scenario.mode_options
+        return scalars_of_step(
+            self._coordinator.spec.store,
+            step=record.step,
+            clock=self._clock,
+            learning_rate_scale=options.async_learning_rate_scale if asynchronous else 1.0,
+        )
+
     @property
     def _clock(self) -> int:
         return self._applied_samples // self._scenario.global_batch
@@ -280,7 +282,8 @@ class Referee:
         if clock // every == record.clock // every:
             return ()
         lived = clock - scenario.steps_to_live
-        old = (r.step for r in self.seen.records if r.clock >= lived)
+        records = chain(self.seen.earlier, self.seen.records)
+        old = (r.step for r in records if r.clock >= lived)
         min_version = next(old, record.step + 1) if lived > 0 else 0
         return (TableEviction(1, min_version),) if min_version > 0 else ()
 
@@ -325,6 +328,8 @@ class Referee:
 
     def _check_pull(self, index: int, pull: Pull, reply: PullReply) -> None:
         wanted = pull.at_step
+        first = self.seen.first_step
+        require(reply.step >= first, "a pull of step {}, the job began at {}", reply.step, first)
         fits = wanted in (ANY_STEP, reply.step) and reply.step >= pull.not_before
         require(
             fits, "shard {} was asked for step {} and answered at {}", index, wanted, reply.step
@@ -353,20 +358,6 @@ class Referee:
             require(
                 shard.step >= end, "shard {} acknowledged {} at step {}", index, end, shard.step
             )
-            last, ordered = shard.log[-1], self.seen.records[shard.step - 1 : shard.step]
+            last = shard.log[-1]
+            ordered = self.seen.records_between(shard.step - 1, shard.step)
             require([last] == ordered, "shard {} applied {} for {}", index, last, ordered)
-
-
-def staleness(seen: Seen) -> tuple[Counter[int], Counter[int]]:
-    """Return how often each data and each parameter staleness occurred, from what was seen."""
-    data: Counter[int] = Counter()
-    parameter: Counter[int] = Counter()
-    num_shards = 1 + max((shard for _, _, shard in seen.pushed), default=0)
-    for record in seen.records:
-        for entry in record.entries:
-            token = seen.tokens[entry.batch_id, entry.attempt]
-            parts = [seen.pushed[entry.batch_id, entry.attempt, s] for s in range(num_shards)]
-            own = seen.steps.get((entry.batch_id, entry.attempt), token.step)
-            data[record.step - own] += 1
-            parameter[record.step - min(part.pull_step for part in parts)] += 1
-    return data, parameter

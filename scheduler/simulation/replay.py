@@ -14,10 +14,13 @@ from ps.dense import DenseBlocks
 from ps.digest import block_digests, bucket_digests, model_digest
 from ps.merge import merge
 from ps.messages import Contribution, Pull, PullReply, Record
+from ps.restore import load_tables
 from ps.spec import StoreSpec
 from scheduler.evaluation import EvaluationResult
 from scheduler.simulation.data import AUC_BINS, DIM, Workload
-from scheduler.simulation.referee import Seen, require
+from scheduler.simulation.referee import require
+from scheduler.simulation.saved import SavedJob
+from scheduler.simulation.seen import Seen
 from worker.metrics import StreamingAuc, log_loss_sum
 
 _NUM_TABLES = 2
@@ -29,15 +32,22 @@ class Replay:
     Args:
         workload: of the run, sliced for one shard.
         sharded: the store of the run.
+        earlier: the job that it goes on from.
     """
 
-    def __init__(self, workload: Workload, sharded: StoreSpec) -> None:
+    def __init__(
+        self, workload: Workload, sharded: StoreSpec, earlier: SavedJob | None = None
+    ) -> None:
         self._workload = workload
         self._sharded = sharded
         self._spec = workload.store
-        self._tables = [EmbeddingVariable(table) for table in self._spec.tables]
         self._dense = DenseBlocks(self._spec, 0)
-        self._dense.initialize(workload.initial_dense)
+        if earlier is None:
+            self._tables = [EmbeddingVariable(table) for table in self._spec.tables]
+            self._dense.initialize(workload.initial_dense)
+        else:
+            self._tables = list(load_tables(earlier).values())
+            self._dense.restore(earlier.dense_rows())
         # The latest step that evicted a key, never forgotten: one dict a table.
         self._evicted: list[dict[int, int]] = [{} for _ in self._tables]
 
@@ -49,13 +59,13 @@ class Replay:
         results: dict[int, list[EvaluationResult]] = {}
         for result in evaluations:
             results.setdefault(result.step, []).append(result)
-        for step in range(len(seen.records) + 1):
+        for step in range(seen.first_step, seen.step + 1):
             for shard, pull, reply in pulls.get(step, []):
                 self._compare_pull(shard, pull, reply)
             for result in results.get(step, []):
                 self._compare_evaluation(result)
-            if step < len(seen.records):
-                self._apply(seen.records[step], seen)
+            for record in seen.records_between(step, step + 1):
+                self._apply(record, seen)
 
     def digest(self) -> str:
         tables = {

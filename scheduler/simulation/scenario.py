@@ -83,6 +83,7 @@ class Scenario:
         batches_per_epoch, epochs: the plan.
         last_rows: samples of the last batch of an epoch.
         limit: batches given out at most, or None.
+        earlier: batches of the job from whose end this one goes on; 0: there was none.
         max_seconds: virtual seconds after which no more are given out, or None.
         eval_batches: batches of the evaluation files; 0: there are none.
         eval_every_steps: as in a job.
@@ -111,6 +112,7 @@ class Scenario:
     epochs: int = 1
     last_rows: int = 1
     limit: int | None = None
+    earlier: int = 0
     max_seconds: float | None = None
     eval_batches: int = 0
     eval_every_steps: int = 0
@@ -172,6 +174,13 @@ class Scenario:
             orders=(),
         )  # fmt: skip
 
+    @property
+    def earlier_job(self) -> "Scenario":
+        """The job that this one goes on from, with nothing happening to it."""
+        return replace(
+            self.undisturbed(self.earlier), earlier=0, eval_batches=0, eval_every_steps=0
+        )
+
 
 def draw(seed: int, **options: Any) -> Scenario:
     """Return the scenario of a seed; options are fields of `Scenario` that it must have."""
@@ -205,6 +214,7 @@ def draw(seed: int, **options: Any) -> Scenario:
         "dense_clip_norm": rng.choice([None, None, 5.0, 25.0]),
         "mode_options": _draw_mode_options(rng),
         "sparse_mean": rng.choice(get_args(SparseMean)),
+        "earlier": rng.randint(1, total) if rng.random() < 0.3 else 0,
     }
     return _consistent(Scenario(seed=seed, **(drawn | options)))
 

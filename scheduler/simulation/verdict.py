@@ -3,14 +3,18 @@
 from collections import Counter
 
 import numpy as np
+import numpy.typing as npt
 
+from embedding import CounterEntries, TableEntries
 from embedding.mixing import NUM_BUCKETS
 from ps.digest import DIGEST_BYTES, block_digests, bucket_digests, model_digest
 from ps.shard import Shard
 from ps.spec import bucket_range
 from scheduler.coordinator import Coordinator
-from scheduler.simulation.referee import Seen, require, staleness
+from scheduler.simulation.referee import require
+from scheduler.simulation.saved import SavedJob
 from scheduler.simulation.scenario import Scenario
+from scheduler.simulation.seen import Seen, staleness
 
 
 def digest_of(shards: list[Shard]) -> str:
@@ -28,7 +32,7 @@ def digest_of(shards: list[Shard]) -> str:
 def logs_the_end(shard: Shard, seen: Seen) -> bool:
     """Whether a shard logs the last of the records that it was sent, and as they were sent."""
     first = shard.step - len(shard.log)
-    return first >= 0 and seen.records[first : shard.step] == list(shard.log)
+    return first >= seen.first_step and seen.records_between(first, shard.step) == list(shard.log)
 
 
 def check_failed(seen: Seen, coordinator: Coordinator, shards: list[Shard]) -> None:
@@ -48,11 +52,16 @@ def check_failed(seen: Seen, coordinator: Coordinator, shards: list[Shard]) -> N
 
 
 def check_ended(
-    scenario: Scenario, seen: Seen, coordinator: Coordinator, shards: list[Shard]
+    scenario: Scenario,
+    seen: Seen,
+    coordinator: Coordinator,
+    shards: list[Shard],
+    *,
+    earlier: SavedJob | None = None,
 ) -> None:
     """Everything is accounted for and nothing is left behind."""
     steps = [shard.step for shard in shards]
-    require(steps == [len(seen.records)] * len(shards), "shards ended at steps {}", steps)
+    require(steps == [seen.step] * len(shards), "shards ended at steps {}", steps)
     for shard in shards:
         log = logs_the_end(shard, seen)
         require(log, "shard {} has another log than was sent", shard.index)
@@ -60,7 +69,7 @@ def check_ended(
         require(left == (0, 0, 0), "shard {} still holds {}", shard.index, left)
     _check_samples(scenario, seen, coordinator)
     _check_staleness(scenario, seen, coordinator)
-    _check_frequencies(seen, shards, scenario.min_count)
+    _check_frequencies(seen, shards, scenario.min_count, earlier)
 
 
 def _check_samples(scenario: Scenario, seen: Seen, coordinator: Coordinator) -> None:
@@ -101,13 +110,23 @@ def _check_staleness(scenario: Scenario, seen: Seen, coordinator: Coordinator) -
         require(late <= {0}, "staleness in a job that waits: {}, {}", data, parameter)
 
 
-def _check_frequencies(seen: Seen, shards: list[Shard], min_count: int) -> None:
+def _check_frequencies(
+    seen: Seen, shards: list[Shard], min_count: int, earlier: SavedJob | None
+) -> None:
     """In a table without eviction every occurrence in an applied batch is counted, by key.
 
     What weighs nothing is not counted and changes no version.
     """
     frequency: Counter[int] = Counter()
     version: dict[int, int] = {}
+    if earlier is not None:
+        table = earlier.store.tables[0]
+        known: list[TableEntries | CounterEntries] = [
+            *earlier.rows(table), *earlier.counters(table)
+        ]  # fmt: skip
+        for entries in known:
+            frequency.update(_by_key(entries.keys, entries.frequency))
+            version.update(_by_key(entries.keys, entries.version))
     for record in seen.records:
         for entry in [entry for entry in record.entries if entry.weight > 0]:
             for index in range(len(shards)):
@@ -120,13 +139,16 @@ def _check_frequencies(seen: Seen, shards: list[Shard], min_count: int) -> None:
         rows, counters = shard.tables[0].export(), shard.tables[0].export_counters()
         early = rows.keys[rows.frequency < min_count].tolist()
         require(not early, "keys {} have rows and were seen less than {} times", early, min_count)
-        for entries in (rows, counters):
+        for held in (rows, counters):
             for key, count, step in zip(
-                entries.keys.tolist(), entries.frequency.tolist(), entries.version.tolist(),
-                strict=True,
-            ):  # fmt: skip
+                held.keys.tolist(), held.frequency.tolist(), held.version.tolist(), strict=True
+            ):
                 right = (frequency.pop(key, 0), version.get(key))
                 require(
                     (count, step) == right, "key {}: {}, expected {}", key, (count, step), right
                 )
     require(not frequency, "keys without row and counter: {}", frequency)
+
+
+def _by_key(keys: npt.NDArray[np.int64], values: npt.NDArray[np.int64]) -> dict[int, int]:
+    return dict(zip(keys.tolist(), values.tolist(), strict=True))

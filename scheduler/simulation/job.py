@@ -1,0 +1,406 @@
+"""One simulated job: the processes around the real state machines, and the driver that supervises.
+
+`engine` runs it and says whether what came out is right.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from ps.client import Open
+from ps.messages import Apply, DenseNorm, Record, Request
+from ps.restore import start_shard_from
+from ps.shard import Shard
+from scheduler.coordinator import Coordinator
+from scheduler.coordinator_spec import CoordinatorSpec
+from scheduler.evaluation import EvaluationResult
+from scheduler.events import (
+    Answer,
+    Command,
+    CutTaken,
+    EvaluationWanted,
+    Event,
+    FailJob,
+    GiveUpWorker,
+    MeasureDenseNorm,
+    SendRecords,
+    StopWanted,
+    TimePassed,
+    WorkerLost,
+    WorkerReported,
+    events_of,
+)
+from scheduler.simulation.data import Workload
+from scheduler.simulation.network import Client, Network
+from scheduler.simulation.referee import Referee, Violation
+from scheduler.simulation.saved import SavedJob
+from scheduler.simulation.scenario import Scenario
+from scheduler.simulation.verdict import check_ended, check_failed, digest_of
+from scheduler.simulation.worker import SimulatedWorker
+from scheduler.simulation.world import AGAIN_SECONDS, Action, World
+from scheduler.start import Start
+from worker.protocol import Grant, Report
+from worker.session import Session
+
+RECOVERY_EPOCH = 3
+HEARTBEAT_TIMEOUT_SECONDS = 1.0
+STALL_SECONDS = 8.0
+TICK_SECONDS = 0.1
+# Far more than any job of this size needs once faults have stopped.
+END_SECONDS = 120.0
+MOST_EVENTS = 400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The classes under test; a mutant takes the place of one of them."""
+
+    coordinator: type[Coordinator] = Coordinator
+    shard: type[Shard] = Shard
+    session: type[Session] = Session
+    worker: type[SimulatedWorker] = SimulatedWorker
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended.
+
+    Args:
+        failure: what ended the job early, or None.
+        digest: of the model, None where the job failed.
+        steps, batches: how many were applied or resolved.
+        dropped: batches that weighed nothing.
+        kills: workers that died.
+        reissued, superseded: batches given out again, and attempts that came too late.
+        late_gradients: gradients of evicted keys that were dropped.
+    """
+
+    failure: str | None
+    digest: str | None
+    evaluations: tuple[EvaluationResult, ...] = ()
+    steps: int = 0
+    batches: int = 0
+    kills: int = 0
+    dropped: int = 0
+    reissued: int = 0
+    superseded: int = 0
+    late_gradients: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Staff:
+    """Workers and what the supervisor knows of them."""
+
+    current: dict[int, SimulatedWorker] = field(default_factory=dict)
+    replaced: set[tuple[int, int]] = field(default_factory=set)
+    incarnations: Counter[int] = field(default_factory=lambda: Counter())
+
+
+class Simulation:
+    """One job: the processes around the state machines, and the driver that supervises them."""
+
+    def __init__(self, scenario: Scenario, parts: Parts) -> None:
+        self.scenario = scenario
+        self.world = World(scenario)
+        self.workload = Workload(scenario, shards=scenario.shards)
+        self.earlier = _end_of(scenario.earlier_job) if scenario.earlier else None
+        start = Start() if self.earlier is None else self.earlier.start
+        self.coordinator = parts.coordinator(_coordinator_spec(scenario, self.workload, start))
+        self.shards = [self._make_shard(parts.shard, i) for i in range(scenario.shards)]
+        self.referee = Referee(
+            scenario,
+            self.coordinator,
+            self.shards,
+            self.world.story,
+            earlier=() if self.earlier is None else self.earlier.records,
+        )
+        self.failure: str | None = None
+        self._parts = parts
+        self._network = Network(self.world, self.shards, self.referee)
+        self._client = Client(self._network, answered=self._acknowledged, run=lambda act: act())
+        self._outbox: list[Record] = []
+        self._coordinator_dead = False
+        self._staff = _Staff()
+        self._evaluated = False
+
+    def run(self) -> Outcome:
+        """Run to the end, or to the failure that a dead shard or coordinator makes."""
+        for index in range(self.scenario.workers):
+            self._start_worker(index, 0)
+        self._plan_deaths()
+        for seconds, event in self.scenario.orders:
+            self.world.queue.at(seconds, self._orderer(event))
+        self._tick()
+        queue = self.world.queue
+        while self.failure is None and queue.step():
+            if queue.now > END_SECONDS or queue.done > MOST_EVENTS:
+                raise Violation(f"no end in sight: {self.coordinator.who_waits(queue.now)}")
+        if self.failure is not None:
+            check_failed(self.referee.seen, self.coordinator, self.shards)
+            return Outcome(self.failure, None)
+        check_ended(
+            self.scenario,
+            self.referee.seen,
+            self.coordinator,
+            self.shards,
+            earlier=self.earlier,
+        )
+        return self._outcome()
+
+    def _outcome(self) -> Outcome:
+        tallies = self.coordinator.ledger.tallies
+        return Outcome(
+            failure=None,
+            digest=digest_of(self.shards),
+            evaluations=tuple(self.coordinator.progress.evaluations),
+            steps=self.coordinator.step,
+            batches=self.coordinator.ledger.low_water,
+            kills=self.world.num_kills,
+            dropped=tallies.dropped,
+            reissued=tallies.reissued,
+            superseded=tallies.superseded,
+            late_gradients=sum(shard.counts.gradients_of_evicted_keys for shard in self.shards),
+            seconds=self.world.queue.now,
+        )
+
+    def _make_shard(self, kind: type[Shard], index: int) -> Shard:
+        limit = self.scenario.buffered or 2 * self.coordinator.credits + 16
+        options = self.scenario.mode_options
+        shard = kind(
+            self.workload.store,
+            index,
+            max_contributions=limit,
+            always_buffered=self.scenario.group_size + options.backup_batches,
+        )
+        if self.earlier is None:
+            part = slice(*self.workload.store.dense_range(index))
+            shard.initialize(RECOVERY_EPOCH, dense=self.workload.initial_dense[part])
+        else:
+            start_shard_from(shard, self.earlier, recovery_epoch=RECOVERY_EPOCH, goes_on=True)
+        return shard
+
+    # The coordinator's process ----------------------------------------------------------------
+
+    def _handle(self, event: Event) -> list[Command]:
+        if self._coordinator_dead:
+            return []
+        step = self.coordinator.step
+        commands = self.coordinator.handle(event, self.world.queue.now)
+        self.referee.coordinator_took(event, commands, step_before=step)
+        for command in commands:
+            match command:
+                case SendRecords():
+                    if not self._outbox:
+                        self.world.queue.later(self.world.delay(), self._send_records)
+                    self._outbox.extend(command.records)
+                case MeasureDenseNorm():
+                    self.world.queue.later(self.world.delay(), self._measurer(command))
+                case GiveUpWorker():
+                    self.world.story.tell("%s", command.text)
+                    self._give_up(command.worker, command.incarnation)
+                case FailJob():
+                    raise Violation(command.text)
+        return commands
+
+    def _send_records(self) -> None:
+        records, self._outbox = tuple(self._outbox), []
+        if self._coordinator_dead:
+            return
+        for shard in range(self.scenario.shards):
+            request_id = self._client.new_id()
+            message = Apply(request_id, RECOVERY_EPOCH, records)
+            self._client.start({shard: message}, survives=lambda: True)
+
+    def _measurer(self, norm: MeasureDenseNorm) -> Action:
+        def measure() -> None:
+            if not self._coordinator_dead:
+                request_id = self._client.new_id()
+                message = DenseNorm(
+                    request_id, RECOVERY_EPOCH, norm.step, norm.entries, norm.divisor
+                )
+                messages: dict[int, Request] = dict.fromkeys(range(self.scenario.shards), message)
+                self._client.start(messages, survives=lambda: True)
+
+        return measure
+
+    def _acknowledged(self, request: Open) -> None:
+        for event in events_of(request):
+            self._handle(event)
+
+    def exchange(self, worker: SimulatedWorker, report: Report) -> None:
+        """Carry a report: it can be lost, repeated or late."""
+        self._carry(lambda: self._take_report(worker, report))
+
+    def _take_report(self, worker: SimulatedWorker, report: Report) -> None:
+        for command in self._handle(WorkerReported(report)):
+            if isinstance(command, Answer):
+                self._answer(worker, command.grant)
+
+    def _answer(self, worker: SimulatedWorker, grant: Grant) -> None:
+        self._carry(lambda: worker.answered(grant))
+
+    def _carry(self, arrive: Action) -> None:
+        """Carry half of a call: it can be late, be lost, or arrive once more later on."""
+        world = self.world
+        if not world.strikes("lose"):
+            world.queue.later(world.delay(), arrive)
+        if world.strikes("duplicate"):
+            world.queue.later(world.random.uniform(0.0, AGAIN_SECONDS), arrive)
+
+    def _orderer(self, event: Event) -> Action:
+        def order() -> None:
+            if not self.coordinator.stopping:
+                self.world.story.tell("%s", event)
+                self._handle(event)
+                self._hire()
+
+        return order
+
+    # The driver's process ---------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        """Look at the time; end the job in the order in which the driver does."""
+        self._handle(TimePassed())
+        coordinator = self.coordinator
+        if coordinator.at_cut:
+            self.referee.at_cut()
+            self._handle(CutTaken())
+        if coordinator.trained and coordinator.evaluation is None and not coordinator.stopping:
+            if self._evaluated or self.scenario.eval_batches == 0:
+                self._handle(StopWanted())
+            else:
+                self._evaluated = True
+                self._handle(EvaluationWanted())
+        if self._staff.current or not coordinator.stopping:
+            self.world.queue.later(TICK_SECONDS, self._tick)
+        else:
+            self._client.close()
+
+    def _start_worker(self, index: int, incarnation: int) -> None:
+        rng = self.world.random
+        worker = self._parts.worker(
+            self.world,
+            self._network,
+            self.workload,
+            self,
+            self._parts.session(index, incarnation, depth=self.scenario.depth),
+            recovery_epoch=RECOVERY_EPOCH,
+            slowness=rng.choice([1.0, 1.0, 1.0, 3.0]) if self.scenario.workers > 1 else 1.0,
+        )
+        self._staff.current[index] = worker
+        self._staff.incarnations[index] = incarnation
+        self.world.story.tell("%s starts", worker)
+        worker.start()
+
+    def _hire(self) -> None:
+        """Start workers that are wanted beyond those that there are."""
+        for index in range(self.coordinator.num_workers):
+            if index not in self._staff.current:
+                self._start_worker(index, self._staff.incarnations[index] + 1)
+
+    def worker_ended(self, worker: SimulatedWorker) -> None:
+        """Ray tells of most deaths soon, and of a lost machine late."""
+        if self.coordinator.stopping and not self._coordinator_dead:
+            self._staff.current.pop(worker.index, None)
+            return
+        rng = self.world.random
+        seconds = rng.uniform(2.0, 4.0) if rng.random() < 0.3 else rng.uniform(0.0, 0.3)
+        self.world.queue.later(seconds, lambda: self._replace(worker))
+
+    def _give_up(self, index: int, incarnation: int) -> None:
+        worker = self._staff.current.get(index)
+        if worker is not None and worker.incarnation == incarnation:
+            seconds = self.world.random.uniform(0.0, 0.5)
+            self.world.queue.later(seconds, self._killer(worker))
+
+    def _killer(self, worker: SimulatedWorker) -> Callable[[], None]:
+        def kill() -> None:
+            worker.die()
+            self._replace(worker)
+
+        return kill
+
+    def _replace(self, worker: SimulatedWorker) -> None:
+        """Tell the coordinator; start a new process, unless this worker is gone for good."""
+        staff, name = self._staff, (worker.index, worker.incarnation)
+        if name in staff.replaced:
+            return
+        staff.replaced.add(name)
+        self._handle(WorkerLost(*name))
+        wanted = self.coordinator.num_workers
+        if self.coordinator.stopping or worker.index >= wanted:
+            staff.current.pop(worker.index, None)
+            return
+        others = sum(index < wanted for index in staff.current) - 1
+        rng = self.world.random
+        if others > 0 and rng.random() < self.world.faults.forever:
+            self.world.story.tell("%s is not replaced", worker)
+            del staff.current[worker.index]
+            return
+        seconds = rng.uniform(0.05, 0.6)
+        self.world.queue.later(seconds, lambda: self._start_again(worker))
+
+    def _start_again(self, worker: SimulatedWorker) -> None:
+        wanted = worker.index < self.coordinator.num_workers
+        if wanted and not self.coordinator.stopping:
+            self._start_worker(worker.index, worker.incarnation + 1)
+        else:
+            self._staff.current.pop(worker.index, None)
+
+    # Deaths that end the job ------------------------------------------------------------------
+
+    def _plan_deaths(self) -> None:
+        faults, queue = self.world.faults, self.world.queue
+        if faults.shard_dies is not None:
+            queue.at(faults.shard_dies, self._kill_shard)
+        if faults.coordinator_dies is not None:
+            queue.at(faults.coordinator_dies, self._kill_coordinator)
+
+    def _kill_shard(self) -> None:
+        if not self.coordinator.stopping:
+            shard = self.world.random.randrange(self.scenario.shards)
+            self._network.kill_shard(shard)
+            self._fail_soon(f"shard {shard} died")
+
+    def _kill_coordinator(self) -> None:
+        if not self.coordinator.stopping:
+            self._coordinator_dead = True
+            self._client.close()
+            self._fail_soon("the coordinator died")
+
+    def _fail_soon(self, text: str) -> None:
+        def fail() -> None:
+            self.failure = text
+
+        self.world.queue.later(self.world.random.uniform(0.0, 1.0), fail)
+
+
+@lru_cache(maxsize=1024)
+def _end_of(scenario: Scenario) -> SavedJob:
+    simulation = Simulation(scenario, Parts())
+    simulation.run()
+    (shard,) = simulation.shards
+    return SavedJob(shard, simulation.coordinator, simulation.referee.seen.records)
+
+
+def _coordinator_spec(scenario: Scenario, workload: Workload, start: Start) -> CoordinatorSpec:
+    return CoordinatorSpec(
+        store=workload.store,
+        plan=scenario.plan,
+        evaluation_plan=scenario.evaluation_plan,
+        mode=scenario.mode,
+        options=scenario.mode_options,
+        group_size=scenario.group_size,
+        global_batch=scenario.global_batch,
+        workers=scenario.workers,
+        depth=scenario.depth,
+        buffer_bytes=scenario.buffered,
+        start=start,
+        recovery_epoch=RECOVERY_EPOCH,
+        eval_every_steps=scenario.eval_every_steps,
+        max_seconds=scenario.max_seconds,
+        heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
+        stall_seconds=STALL_SECONDS,
+    )

@@ -1,0 +1,71 @@
+"""The end of a simulated job as a checkpoint that was never written: another one starts from it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from embedding import CounterEntries, TableEntries, TableSpec, buckets_of
+from embedding.mixing import NUM_BUCKETS
+from ps.checkpoint import CheckpointReader, Manifest
+from ps.messages import Record
+from ps.shard import Shard
+from scheduler.coordinator import Coordinator
+from scheduler.start import Start, start_from, time_to_json
+
+
+class SavedJob(CheckpointReader):
+    """A checkpoint of a job on one shard, in memory.
+
+    Attributes:
+        start: where steps and clock of a job begin that goes on from here.
+        records: of the job.
+    """
+
+    def __init__(self, shard: Shard, coordinator: Coordinator, records: Sequence[Record]) -> None:
+        assert shard.spec.num_shards == 1, "its tables are whole"
+        spec = coordinator.spec
+        self.directory = Path("in-memory")
+        self.store = shard.spec
+        time = time_to_json(
+            spec.start, coordinator.clock.state(), step=shard.step, global_batch=spec.global_batch
+        )
+        self.manifest = Manifest(
+            kind="full",
+            step=shard.step,
+            recovery_epoch=spec.recovery_epoch,
+            store=shard.spec.to_json(),
+            model={},
+            job={},
+            files=(),
+            time=json.loads(json.dumps(time)),
+        )
+        self.records = tuple(records)
+        self._rows = {table.spec.name: table.export() for table in shard.tables}
+        self._counters = {table.spec.name: table.export_counters() for table in shard.tables}
+        self._dense = shard.dense.rows.copy()
+        self.start: Start = start_from(self, global_batch=spec.global_batch, init_clock="continue")
+
+    def rows(
+        self, table: TableSpec, buckets: tuple[int, int] = (0, NUM_BUCKETS)
+    ) -> Iterator[TableEntries]:
+        rows = self._rows[table.name]
+        yield rows.take(_in_buckets(rows.keys, buckets))
+
+    def counters(
+        self, table: TableSpec, buckets: tuple[int, int] = (0, NUM_BUCKETS)
+    ) -> Iterator[CounterEntries]:
+        counters = self._counters[table.name]
+        places = _in_buckets(counters.keys, buckets)
+        yield CounterEntries(
+            counters.keys[places], counters.frequency[places], counters.version[places]
+        )
+
+    def dense_rows(self, blocks: tuple[int, int] | None = None) -> np.ndarray:
+        return self._dense[slice(*(blocks or (0, len(self._dense))))].copy()
+
+
+def _in_buckets(keys: np.ndarray, buckets: tuple[int, int]) -> np.ndarray:
+    numbers = buckets_of(keys)
+    return np.flatnonzero((numbers >= buckets[0]) & (numbers < buckets[1]))

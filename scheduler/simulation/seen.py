@@ -1,0 +1,59 @@
+"""What a simulated run has done, as it was seen from outside of the state machines."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ps.messages import Contribution, Pull, PullReply, Record
+from worker.protocol import Token
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a run has done, for the checks at its end.
+
+    Args:
+        earlier: the records of the job that this one goes on from; its steps come after theirs.
+        records: all that were ordered, in their order.
+        pushed: contributions that shards hold or held, by (batch, attempt, shard).
+        pulls: what each shard answered: (shard, pull, reply).
+        tokens: of training, by (batch, attempt).
+        skipped: batches that each record resolves without using them.
+        steps: of attempts that were given out before a change of mode, as they are since then.
+    """
+
+    earlier: Sequence[Record] = ()
+    records: list[Record] = field(default_factory=list)
+    pushed: dict[tuple[int, int, int], Contribution] = field(default_factory=dict)
+    pulls: list[tuple[int, Pull, PullReply]] = field(default_factory=list)
+    tokens: dict[tuple[int, int], Token] = field(default_factory=dict)
+    skipped: dict[int, list[int]] = field(default_factory=dict)
+    steps: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    @property
+    def first_step(self) -> int:
+        return len(self.earlier)
+
+    @property
+    def step(self) -> int:
+        """The step that the next record has to be of."""
+        return len(self.earlier) + len(self.records)
+
+    def records_between(self, first: int, end: int) -> list[Record]:
+        """Return the records of steps [first, end), those of the earlier job left out."""
+        return self.records[max(0, first - self.first_step) : max(0, end - self.first_step)]
+
+
+def staleness(seen: Seen) -> tuple[Counter[int], Counter[int]]:
+    """Return how often each data and each parameter staleness occurred, from what was seen."""
+    data: Counter[int] = Counter()
+    parameter: Counter[int] = Counter()
+    num_shards = 1 + max((shard for _, _, shard in seen.pushed), default=0)
+    for record in seen.records:
+        for entry in record.entries:
+            token = seen.tokens[entry.batch_id, entry.attempt]
+            parts = [seen.pushed[entry.batch_id, entry.attempt, s] for s in range(num_shards)]
+            own = seen.steps.get((entry.batch_id, entry.attempt), token.step)
+            data[record.step - own] += 1
+            parameter[record.step - min(part.pull_step for part in parts)] += 1
+    return data, parameter

@@ -1,0 +1,100 @@
+"""Deliberate faults in how a job goes on from another one: the simulation notices each of them."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ps.shard import Shard
+from scheduler.clock import ClockState
+from scheduler.coordinator import Coordinator
+from scheduler.coordinator_spec import CoordinatorSpec
+from scheduler.simulation.engine import Parts, SimulationError, run
+from scheduler.start import Start
+
+
+class _StartsOtherwise(Coordinator):
+    def __init__(self, spec: CoordinatorSpec) -> None:
+        super().__init__(replace(spec, start=self.start_of(spec.start)))
+
+    @staticmethod
+    def start_of(start: Start) -> Start:
+        raise NotImplementedError
+
+
+class CountsOptimizerStepsAnew(_StartsOtherwise):
+    @staticmethod
+    def start_of(start: Start) -> Start:
+        return replace(start, optimizer_steps=0)
+
+
+class StartsTheClockAnew(_StartsOtherwise):
+    @staticmethod
+    def start_of(start: Start) -> Start:
+        return replace(start, clock=ClockState())
+
+
+class ForgetsWhereClockValuesBegan(_StartsOtherwise):
+    """What was there before counts as if it had come with the latest tick."""
+
+    @staticmethod
+    def start_of(start: Start) -> Start:
+        runs = ((0, 0, 0, 1),) if start.step == 0 else ((start.clock.value, start.step, 0, 1),)
+        return replace(start, clock=replace(start.clock, first_steps=runs))
+
+
+class DropsTheRestOfATick(_StartsOtherwise):
+    @staticmethod
+    def start_of(start: Start) -> Start:
+        return replace(start, clock=replace(start.clock, samples=0))
+
+
+class StartsAtStepZero(Shard):
+    def enter(self, recovery_epoch: int, *, step: int) -> None:
+        super().enter(recovery_epoch, step=0)
+
+
+class ForgetsCounters(Shard):
+    """Keys that are not admitted yet have to be seen all over again."""
+
+    def enter(self, recovery_epoch: int, *, step: int) -> None:
+        super().enter(recovery_epoch, step=step)
+        for table in self.tables:
+            table._counters.remove(table.export_counters().keys)
+
+
+SEEDS = 12
+OPTIONS: dict[str, Any] = {"limit": None, "max_seconds": None, "batches_per_epoch": 9}
+MUTANTS = [
+    Parts(coordinator=CountsOptimizerStepsAnew),
+    Parts(coordinator=StartsTheClockAnew),
+    Parts(coordinator=ForgetsWhereClockValuesBegan),
+    Parts(coordinator=DropsTheRestOfATick),
+    Parts(shard=StartsAtStepZero),
+    Parts(shard=ForgetsCounters),
+]
+
+
+def _name(parts: Parts) -> str:
+    return (parts.shard if parts.shard is not Shard else parts.coordinator).__name__
+
+
+def is_caught(parts: Parts, *, earlier: int) -> bool:
+    for seed in range(SEEDS):
+        try:
+            run(seed, parts, earlier=earlier, **OPTIONS)
+        except SimulationError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("parts", MUTANTS, ids=_name)
+def test_a_wrong_start_is_noticed_where_a_job_goes_on_and_only_there(parts: Parts) -> None:
+    assert is_caught(parts, earlier=7)
+    assert not is_caught(parts, earlier=0)
+
+
+def test_a_job_that_goes_on_ends_right_and_with_another_model() -> None:
+    for seed in range(SEEDS):
+        ended = {run(seed, earlier=earlier, **OPTIONS).digest for earlier in (0, 7)}
+        assert len(ended) == 2 or ended == {None}
