@@ -11,6 +11,7 @@ from embedding.mixing import NUM_BUCKETS
 from ps.checkpoint import CheckpointReader, Manifest
 from ps.messages import Record
 from ps.shard import Shard
+from ps.strict_json import json_text
 from scheduler.coordinator import Coordinator
 from scheduler.start import Start, start_from, time_to_json
 
@@ -39,7 +40,7 @@ class SavedJob(CheckpointReader):
             model={},
             job={},
             files=(),
-            time=json.loads(json.dumps(time)),
+            time=json.loads(json_text(time)),
         )
         self.records = tuple(records)
         self._rows = {table.spec.name: table.export() for table in shard.tables}
