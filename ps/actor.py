@@ -4,7 +4,9 @@ from typing import Any
 
 import ray
 from ray.util.metrics import Counter, Gauge
+from threadpoolctl import threadpool_limits
 
+from ps.fingerprint import process_facts
 from ps.metrics_export import MetricsExport, server_figures
 from ps.server import ServerSetup, ShardServer
 from ps.sockets import Address
@@ -15,9 +17,14 @@ class ServerActor(ShardServer):
     """One parameter server. A dead one is not restarted: its state would be gone."""
 
     def __init__(self, setup: ServerSetup, run: str) -> None:
+        threadpool_limits(limits=1)  # as in workers, whatever the number of cores
         super().__init__(setup, node_id=ray.get_runtime_context().get_node_id())
         self._index = setup.index
         self._metrics = MetricsExport(run, Gauge, Counter)
+
+    def describe(self) -> dict[str, Any]:
+        """Return where this process runs and what its numbers depend on."""
+        return process_facts(ray.get_runtime_context().get_node_id())
 
     def stats(self) -> dict[str, Any]:
         """Return the server's statistics, and export them as metrics of Ray."""

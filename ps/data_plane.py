@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from ps.byte_budget import ByteBudget
+from ps.fingerprint import check_float_mode
 from ps.listener import Listener, Peer
 from ps.messages import Apply, ApplyReply, Contribution, Pull, Reply, Request
 from ps.read_write_lock import ReadWriteLock
@@ -56,6 +57,7 @@ class DataPlane:
         max_reply_bytes: of replies to pulls that are made and not yet written. A peer that takes
             nothing of its reply for `STALLED_SECONDS` while others wait loses its connection.
         on_error: called with an exception that nobody else would see.
+        any_float_mode: whether records are applied in an unusual float mode too.
         dies_at_step: the process kills itself, on purpose, once the shard has reached that step;
             the message that led there is not answered.
     """
@@ -69,6 +71,7 @@ class DataPlane:
         compress: bool = False,
         max_reply_bytes: int = 1 << 28,
         on_error: Callable[[BaseException], None] | None = None,
+        any_float_mode: bool = False,
         dies_at_step: int | None = None,
     ) -> None:
         self.shard = shard
@@ -81,6 +84,7 @@ class DataPlane:
         self._changed_ns = time.perf_counter_ns()  # when that became none, or any
         self._compress = compress
         self._on_error = on_error
+        self._any_float_mode = any_float_mode
         self._dies_at_step = dies_at_step
         self._guard = threading.Lock()  # of figures and connections
         self._buffering = threading.Lock()  # of what changes beside reads; the lock is held too
@@ -189,6 +193,8 @@ class DataPlane:
 
     def _apply(self, message: Apply, peer: Peer) -> Reply | None:
         """Apply the records of a message; readers get their turn after each."""
+        if not self._any_float_mode:
+            check_float_mode()
         reply: Reply | None = None
         for number in range(max(len(message.records), 1)):
             one = dataclasses.replace(message, records=message.records[number : number + 1])

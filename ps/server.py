@@ -33,6 +33,7 @@ class ServerSetup:
         max_contributions, max_buffer_bytes, always_buffered: limits of the gradient buffer.
         max_reply_bytes: of replies to pulls that are made and not yet written.
         compress: whether replies are compressed.
+        any_float_mode: whether records are applied in an unusual float mode too.
         dies_at_step: the process kills itself, on purpose, once the shard has reached that step.
     """
 
@@ -44,6 +45,7 @@ class ServerSetup:
     always_buffered: int = 0
     max_reply_bytes: int = 1 << 28
     compress: bool = False
+    any_float_mode: bool = False
     dies_at_step: int | None = None
 
 
@@ -88,6 +90,7 @@ class ShardServer:
             compress=setup.compress,
             max_reply_bytes=setup.max_reply_bytes,
             on_error=self._fail,
+            any_float_mode=setup.any_float_mode,
             dies_at_step=setup.dies_at_step,
         )
         self._cpu_seconds_before = time.process_time()

@@ -1,12 +1,12 @@
 """The coordinator as a Ray actor: a thin shell around `CoordinatorServer`."""
 
-import os
 import time
 from typing import Any
 
 import ray
 from ray.util.metrics import Counter, Gauge
 
+from ps.fingerprint import process_facts
 from ps.metrics_export import MetricsExport
 from ps.sockets import Address
 from scheduler.batch_trace import BatchSpan
@@ -33,7 +33,8 @@ class CoordinatorActor:
     _next_export: float
 
     def describe(self) -> dict[str, Any]:
-        return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
+        """Return where this process runs and what its numbers depend on."""
+        return process_facts(ray.get_runtime_context().get_node_id())
 
     def begin(
         self,

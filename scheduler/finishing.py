@@ -51,13 +51,13 @@ def finish(
 
 
 def _describe(processes: Processes) -> list[dict[str, Any]]:
+    """Return role and number of each process, where it runs and the digest of its fingerprint."""
     found = [
-        {"role": "server", "index": i, "pid": facts["pid"], "node": facts["node"]}
-        for i, facts in enumerate(processes.server_facts)
+        ("server", index, facts["pid"], facts["node"], facts["fingerprint"]["digest"])
+        for index, facts in enumerate(processes.server_facts)
     ]
-    found.append({"role": "coordinator", "index": 0, **processes.coordinator_facts})
-    found += [
-        {"role": "worker", "index": w.index, "pid": w.pid, "node": w.node}
-        for w in processes.workers.values()
-    ]
-    return found
+    facts = processes.coordinator_facts
+    found.append(("coordinator", 0, facts["pid"], facts["node"], facts["fingerprint"]["digest"]))
+    found += [("worker", w.index, w.pid, w.node, w.fingerprint) for w in processes.workers.values()]
+    names = ("role", "index", "pid", "node", "fingerprint")
+    return [dict(zip(names, values, strict=True)) for values in found]

@@ -21,7 +21,8 @@ from scheduler.beginning import Beginning
 from scheduler.config import ClusterConfig
 from scheduler.coordinating import CoordinatorFaults
 from scheduler.coordinator_spec import CoordinatorSpec
-from scheduler.errors import StartError, TrainingError
+from scheduler.errors import StartError
+from scheduler.like_processes import LikeProcesses
 from scheduler.placement import Placement
 from worker.actor import WorkerActor
 from worker.running import WorkerSetup
@@ -75,7 +76,7 @@ class WorkerProcess:
         created: when it was asked for, as `time.monotonic()`.
         described: the call that is answered once its process is up.
         run: the call in which it works; None until it is up.
-        pid, node: known once it is up.
+        pid, node, fingerprint: known once it is up; of the fingerprint its digest.
     """
 
     index: int
@@ -86,6 +87,7 @@ class WorkerProcess:
     run: Any = None
     pid: int | None = None
     node: str = ""
+    fingerprint: str = ""
 
     @property
     def awaited(self) -> Any:
@@ -125,15 +127,14 @@ class Launcher:
 
     Args:
         cluster: how many and with what.
-        mixed_cpus: whether workers may differ in their numeric fingerprint.
+        mixed_cpus: whether processes may differ in their numeric fingerprint.
         run: by what name metrics know the job.
     """
 
     def __init__(self, cluster: ClusterConfig, *, mixed_cpus: bool, run: str) -> None:
         self._run = run
         self._cluster = cluster
-        self._mixed_cpus = mixed_cpus
-        self._fingerprint: dict[str, Any] | None = None
+        self._like = LikeProcesses(mixed=mixed_cpus)
         self.secret = secrets.token_bytes(32)
 
     def create(self, setups: list[ServerSetup]) -> Processes:
@@ -159,9 +160,14 @@ class Launcher:
         parts: list[np.ndarray],
         beginning: Beginning,
     ) -> None:
-        """Wait for the servers and give each its first state: fresh, or from a checkpoint."""
+        """Wait for the servers and give each its first state: fresh, or from a checkpoint.
+
+        Raises TrainingError where they would compute different bits.
+        """
         servers = processes.servers
-        processes.server_facts = self._get([server.stats.remote() for server in servers])
+        processes.server_facts = self._get([server.describe.remote() for server in servers])
+        for index, facts in enumerate(processes.server_facts):
+            self._like.check("server", index, facts["fingerprint"])
         processes.watches = [server.watch.remote() for server in servers]
         processes.addresses = self._addresses_of(servers)
         if beginning.checkpoint is None:
@@ -189,6 +195,7 @@ class Launcher:
         """Connect the coordinator to the shards."""
         coordinator = processes.coordinator
         processes.coordinator_facts = self._get([coordinator.describe.remote()])[0]
+        self._like.check("coordinator", 0, processes.coordinator_facts["fingerprint"])
         retry_seconds = self._cluster.retry_seconds
         begun = coordinator.begin.remote(
             spec, processes.addresses, self.secret, retry_seconds, self._run, faults
@@ -208,10 +215,11 @@ class Launcher:
         )
 
     def set_to_work(self, processes: Processes, setup: WorkerSetup, worker: WorkerProcess) -> None:
-        """Let a worker that is up train; raises TrainingError where its CPU differs."""
+        """Let a worker that is up train; raises TrainingError where its bits would differ."""
         facts = ray.get(worker.described)
-        self._check_fingerprint(worker.index, facts["fingerprint"])
+        self._like.check("worker", worker.index, facts["fingerprint"])
         worker.pid, worker.node = facts["pid"], facts["node"]
+        worker.fingerprint = facts["fingerprint"]["digest"]
         worker.run = worker.handle.run.remote(setup, worker.index, worker.incarnation)
 
     def _addresses_of(self, handles: list[Any]) -> tuple[Address, ...]:
@@ -222,18 +230,6 @@ class Launcher:
             for handle in handles
         ]
         return tuple(self._get(calls))
-
-    def _check_fingerprint(self, index: int, fingerprint: dict[str, Any]) -> None:
-        if self._fingerprint is None:
-            self._fingerprint = fingerprint
-            return
-        if self._mixed_cpus or fingerprint["digest"] == self._fingerprint["digest"]:
-            return
-        differing = [k for k, v in fingerprint.items() if self._fingerprint.get(k) != v]
-        raise TrainingError(
-            f"worker {index} would compute other bits than the first one ({', '.join(differing)}"
-            " differ). Use like machines, or allow it with training.mixed_cpus=true"
-        )
 
     def _get(self, calls: list[Any]) -> list[Any]:
         try:

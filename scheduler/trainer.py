@@ -335,6 +335,7 @@ def _server_setups(specs: JobSpecs, secret: bytes) -> list[ServerSetup]:
             always_buffered=least,
             max_reply_bytes=cluster.buffer_bytes // 4,
             compress=cluster.compress,
+            any_float_mode=specs.config.training.mixed_cpus,
             dies_at_step=kill_step(
                 specs.config, "server", index, first_step=specs.coordinator.start.step
             ),
@@ -359,7 +360,10 @@ def _worker_setup(specs: JobSpecs, secret: bytes, processes: Processes) -> Worke
         coordinator=processes.coordinator_address,
         secret=secret,
         recovery_epoch=specs.coordinator.recovery_epoch,
-        options=LoopOptions(on_non_finite=config.training.on_non_finite),
+        options=LoopOptions(
+            on_non_finite=config.training.on_non_finite,
+            any_float_mode=config.training.mixed_cpus,
+        ),
         retry_seconds=config.cluster.retry_seconds,
         compress=config.cluster.compress,
         faults=worker_faults(config, started=time.time(), first_step=specs.coordinator.start.step),

@@ -1,7 +1,11 @@
-"""Settings for every test: Ray without tokens or dashboards, and small files of samples."""
+"""Settings for every test: Ray without tokens or dashboards, small files, the float mode."""
 
+import ctypes
 import os
-from collections.abc import Iterator
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -108,3 +112,34 @@ def ray_cluster() -> Iterator[None]:
     start_ray(ClusterConfig(workers=4, servers=4), namespace="tests")
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def in_float_mode() -> Callable[[str], AbstractContextManager[None]]:
+    """Returns what sets this thread's float mode for a block: `flushing` or `upward`.
+
+    Threads that are started within the block inherit it.
+    """
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
+        pytest.skip("the layout of the C library's fenv_t is known for Linux on x86-64 and AArch64")
+    libm = ctypes.CDLL("libm.so.6")
+    # Where in fenv_t the control register lies, and its bits.
+    word, flushing = (7, 0x8040) if platform.machine() == "x86_64" else (0, 1 << 24)
+    upward = 0x800 if platform.machine() == "x86_64" else 0x400000
+
+    @contextmanager
+    def setting(mode: str) -> Iterator[None]:
+        before, changed = (ctypes.c_uint32 * 8)(), (ctypes.c_uint32 * 8)()
+        libm.fegetenv(before)
+        libm.fegetenv(changed)
+        if mode == "flushing":
+            changed[word] |= flushing
+            libm.fesetenv(changed)
+        else:
+            libm.fesetround(upward)
+        try:
+            yield
+        finally:
+            libm.fesetenv(before)
+
+    return setting

@@ -1,12 +1,11 @@
 """The worker as a Ray actor: a thin shell around `WorkerLoop`."""
 
-import os
 from typing import Any
 
 import ray
 from threadpoolctl import threadpool_limits
 
-from worker.fingerprint import numeric_fingerprint
+from ps.fingerprint import process_facts
 from worker.running import WorkerSetup, make_loop
 
 
@@ -20,11 +19,7 @@ class WorkerActor:
 
     def describe(self) -> dict[str, Any]:
         """Return where this process runs and what its numbers depend on."""
-        return {
-            "pid": os.getpid(),
-            "node": ray.get_runtime_context().get_node_id(),
-            "fingerprint": numeric_fingerprint(),
-        }
+        return process_facts(ray.get_runtime_context().get_node_id())
 
     def run(self, setup: WorkerSetup, worker: int, incarnation: int) -> None:
         """Work until the coordinator says stop; raises what made the worker fail."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ps.fingerprint import check_float_mode
 from ps.free_list import FreeList
 from worker.assembling import Vectors, add_gradient, pool_vectors, vectors_of
 from worker.models import Model, SampleVectors, build_model, num_parameters
@@ -26,6 +27,7 @@ class Computation:
     Args:
         spec: of the model.
         threads: compute threads; BLAS itself runs on one.
+        any_float_mode: whether to train in an unusual float mode too.
 
     What `train` returns stays the caller's until it is given to `give_back`, to be used again.
 
@@ -33,8 +35,9 @@ class Computation:
     the loss; 0 where a custom model does not tell it from the backward pass.
     """
 
-    def __init__(self, spec: ModelSpec, *, threads: int = 1) -> None:
+    def __init__(self, spec: ModelSpec, *, threads: int = 1, any_float_mode: bool = False) -> None:
         self.spec = spec
+        self._any_float_mode = any_float_mode
         self._models: list[Model[Any]] = [build_model(spec) for _ in range(threads)]
         self._reads_vectors: bool = getattr(self._models[0], "reads_vectors", False)
         self._num_parameters = num_parameters(self._models[0])
@@ -142,6 +145,8 @@ class Computation:
         grads = [self._grad_parameters.take(self._num_parameters) for _ in parts]
 
         def run(part: int) -> None:
+            if not self._any_float_mode:
+                check_float_mode()
             rows = parts[part]
             losses[part] = self._models[part].train(
                 parameters,

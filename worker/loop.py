@@ -17,6 +17,7 @@ from typing import Literal
 
 from embedding.finite import all_finite
 from ps.client import Identity, Open, PsClient, PulledBatch
+from ps.fingerprint import check_float_mode
 from ps.memory import peak_rss_bytes
 from ps.stage_times import StageTimes
 from ps.wake import Wake
@@ -56,12 +57,14 @@ class LoopOptions:
         poll_seconds: the pause between two reports while tokens are wanted and none came.
         full_seconds: the pause before a shard that had no room is asked again.
         on_non_finite: what a non-finite gradient does: `fail` the job or `skip` the batch.
+        any_float_mode: whether batches are prepared and computed in an unusual float mode too.
     """
 
     heartbeat_seconds: float = 1.0
     poll_seconds: float = 0.05
     full_seconds: float = 0.02
     on_non_finite: Literal["fail", "skip"] = "fail"
+    any_float_mode: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,6 +381,8 @@ class WorkerLoop:
                 wanted = self._session.holds(token)
             if not wanted:
                 continue
+            if not self._options.any_float_mode:
+                check_float_mode()
             began = time.perf_counter()
             with self._times.measure("read"):
                 batch, skipped = self._readers[token.kind](token.batch_id)

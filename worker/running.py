@@ -74,7 +74,9 @@ def make_loop(
 ) -> WorkerLoop:
     """Compile the kernels, connect to the shards and return a loop that is ready to run."""
     name = f"worker {worker} incarnation {incarnation}"
-    computation = Computation(setup.model, threads=setup.threads)
+    computation = Computation(
+        setup.model, threads=setup.threads, any_float_mode=setup.options.any_float_mode
+    )
     preparer = make_preparer(setup.store, setup.model.lookups, setup.data.features.sparse)
     warm_up(setup.data.features, setup.model, setup.store, preparer, computation)
     client = PsClient(

@@ -12,6 +12,7 @@ import pytest
 from ps.checkpoint import CheckpointError, Manifest, write_manifest
 from ps.client import Identity, PsClient
 from ps.digest import model_digest
+from ps.fingerprint import FloatModeError
 from ps.messages import ANY_STEP, Refusal
 from ps.server import ServerSetup, ShardServer
 from ps.sockets import connect
@@ -20,7 +21,7 @@ from ps.spec import StoreSpec
 SECRET = b"only for this job"
 
 
-def start(store: StoreSpec) -> list[ShardServer]:
+def start(store: StoreSpec, **changes: Any) -> list[ShardServer]:
     return [
         ShardServer(
             ServerSetup(
@@ -29,6 +30,7 @@ def start(store: StoreSpec) -> list[ShardServer]:
                 secret=SECRET,
                 max_contributions=10,
                 max_buffer_bytes=1 << 20,
+                **changes,
             ),
             node_id="here",
         )
@@ -216,6 +218,30 @@ def test_a_failure_inside_a_shard_ends_the_watch(servers: list[ShardServer]) -> 
     watcher.join(5)
 
     assert [str(error) for error in raised] == ["a bug"]
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_records_are_not_applied_in_a_mode_that_flushes_denormals(
+    small_job: Any, saved_job: Any, in_float_mode: Any, allowed: bool
+) -> None:
+    job = small_job(saved_job.tables, num_shards=1, dense_size=2500)
+    with in_float_mode("flushing"):  # as if a library had set it: its threads inherit that
+        (server,) = start(job.spec, any_float_mode=allowed)
+    server.initialize(5, np.zeros(2500, np.float32))
+    client = client_of([server], job.spec)
+    client.start_apply(0, [job.record(0, recovery_epoch=5)])
+
+    if allowed:
+        deadline = time.monotonic() + 10
+        while server.stats()["step"] == 0:
+            assert time.monotonic() < deadline
+            client.poll(0.1)
+    else:
+        with pytest.raises(FloatModeError, match="denormal numbers flushed to zero"):
+            server.watch()
+        assert server.stats()["step"] == 0
+    client.close()
+    server.close()
 
 
 def test_the_secret_is_not_shown(small_job: Any, saved_job: Any) -> None:

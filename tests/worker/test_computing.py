@@ -2,12 +2,14 @@
 
 import tracemalloc
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from embedding.spec import Sgd
 from ps.deduplicate import Deduplicator
+from ps.fingerprint import FloatModeError
 from ps.spec import even_routing
 from worker.batch import Bags, Batch
 from worker.computing import Computation
@@ -115,6 +117,21 @@ def test_nothing_of_an_earlier_batch_is_left_in_gradients(trainer: Trainer) -> N
     assert loss == expected[0]
     assert gradients.tobytes() == expected[1].tobytes()
     assert dense.tobytes() == expected[2].tobytes()
+
+
+def test_no_thread_trains_in_a_mode_that_flushes_denormals(
+    trainer: Trainer, in_float_mode: Any
+) -> None:
+    batch = trainer.batch(40)
+
+    with in_float_mode("flushing"):  # the computation's threads are started here, and inherit it
+        trainer.computation = trainer.fresh()
+        with pytest.raises(FloatModeError, match="denormal numbers flushed to zero"):
+            trainer.train(batch)
+        trainer.computation = Computation(
+            trainer.spec, threads=trainer.threads, any_float_mode=True
+        )
+        trainer.train(batch)
 
 
 def test_gradients_stay_until_they_are_given_back(trainer: Trainer) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ps.client import Open, PulledBatch
+from ps.fingerprint import FloatModeError
 from ps.messages import ANY_STEP, Refusal
 from worker.faults import FaultPlan, Faults
 from worker.loop import LoopOptions, WorkerLoop
@@ -181,6 +182,18 @@ def no_model() -> dict[str, Any]:
         "options": LoopOptions(poll_seconds=0.002, full_seconds=0.001),
         "faults": Faults(FaultPlan(), worker=0, incarnation=0),
     }
+
+
+def test_nothing_is_prepared_in_a_mode_that_flushes_denormals(
+    no_model: dict[str, Any], in_float_mode: Any
+) -> None:
+    loop = WorkerLoop(coordinator=OneBatch(), client=AnswersAtOnce(), **no_model)  # type: ignore[arg-type]
+
+    with (
+        in_float_mode("flushing"),  # threads of the loop inherit it
+        pytest.raises(FloatModeError, match="denormal numbers flushed to zero"),
+    ):
+        loop.run()
 
 
 class HasNoRoomAtFirst(AnswersPushesLate):
