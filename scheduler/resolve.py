@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from embedding import rows_per_bucket
 from embedding.composition_spec import Composed, compose
@@ -10,10 +11,9 @@ from embedding.spec import Constant, TableSpec, needs_usage
 from ps.spec import StoreSpec
 from scheduler.config import EmbeddingConfig, JobConfig, TableConfig
 from scheduler.config_errors import ConfigError
-from worker.models import build_model, needed_lookups, num_parameters
+from worker.models import FIRST_ORDER_MODELS, build_model, needed_lookups, num_parameters
+from worker.models.wide_deep import LINEAR_SUFFIX
 from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec, SparseFeature
-
-LINEAR_SUFFIX = "_linear"
 
 
 def feature_spec(config: JobConfig) -> FeatureSpec:
@@ -139,13 +139,15 @@ def _table(config: JobConfig, name: str, dim: int | None = None) -> TableSpec:
     """One table: its overrides over the defaults; a linear weight starts at 0 by default."""
     defaults: EmbeddingConfig | TableConfig = config.embedding
     own = config.tables.get(name, TableConfig())
+    if _is_first_order(config, name):
+        own = _with_rules_of_feature(config, name, own)
     values = {
         field: getattr(own, field) if getattr(own, field) is not None else getattr(defaults, field)
         for field in EmbeddingConfig.model_fields
     }
     if dim is not None:
         values["dim"] = dim
-        if name.endswith(LINEAR_SUFFIX) and own.initializer is None:
+        if _is_first_order(config, name) and own.initializer is None:
             values["initializer"] = Constant(value=0.0)
     needed = needs_usage(values["eviction"])
     if values["track_usage"] is None:
@@ -166,6 +168,29 @@ def _table(config: JobConfig, name: str, dim: int | None = None) -> TableSpec:
         where = "embedding" if own.eviction is None else f"tables.{name}"
         raise ConfigError(f"{where}.eviction: {error} for table {name}") from error
     return table
+
+
+def _is_first_order(config: JobConfig, name: str) -> bool:
+    """Whether a table is one of a model's own; its features' tables can't have such names."""
+    return config.model.type in FIRST_ORDER_MODELS and name.endswith(LINEAR_SUFFIX)
+
+
+def _with_rules_of_feature(config: JobConfig, name: str, own: TableConfig) -> TableConfig:
+    """Give first-order weights the rules that the table of their feature has for itself.
+
+    A key has both or none then, unless the job says otherwise. A threshold of weight is not passed
+    on: it is chosen for vectors of another dim, and these start at 0.
+    """
+    feature = config.tables.get(name.removesuffix(LINEAR_SUFFIX), TableConfig())
+    given: dict[str, Any] = {}
+    if own.admission is None:
+        given["admission"] = feature.admission
+    eviction = feature.eviction
+    if own.eviction is None and eviction is not None and needs_usage(eviction):
+        given["eviction"] = replace(eviction, l2_weight_threshold=None)
+        if own.track_usage is None:
+            given["track_usage"] = feature.track_usage
+    return own.model_copy(update=given)
 
 
 def _check_tables(config: JobConfig, lookups: Sequence[Lookup], *, num_features: int) -> None:

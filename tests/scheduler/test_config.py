@@ -15,6 +15,7 @@ from embedding.spec import (
     Eviction,
     Normal,
     ProbabilisticAdmission,
+    Uniform,
 )
 from scheduler import ConfigError, JobConfig
 from scheduler.paths import with_absolute_paths
@@ -497,4 +498,59 @@ def test_admission_is_by_counter_unless_it_says_otherwise(job: dict[str, Any]) -
 
     assert tables["C1"].admission == BloomAdmission(min_count=2, max_elements=1000)
     assert tables["C2"].admission == ProbabilisticAdmission(probability=0.5)
-    assert tables["C1_linear"].admission == CounterAdmission(min_count=4)
+    assert tables["C1_linear"].admission == tables["C1"].admission
+    assert tables["C2_linear"].admission == tables["C2"].admission
+
+
+def test_a_key_that_is_not_admitted_has_no_first_order_weight_either(job: dict[str, Any]) -> None:
+    job["tables"] = {
+        "C1": {
+            "admission": {"min_count": 3},
+            "eviction": {"steps_to_live": 7, "l2_weight_threshold": 0.1},
+        },
+        "C2": {"admission": {"min_count": 3}, "eviction": {"l2_weight_threshold": 0.1}},
+    }
+    config = JobConfig.from_dict(job)
+    tables = {t.name: t for t in store_spec(config, model_spec(config)).tables}
+
+    assert tables["C1_linear"].admission == CounterAdmission(min_count=3)
+    # The threshold is for vectors of another dim; first-order weights start below any.
+    assert tables["C1_linear"].eviction == Eviction(steps_to_live=7)
+    assert tables["C1_linear"].track_usage
+    assert tables["C2_linear"].admission == CounterAdmission(min_count=3)
+    assert tables["C2_linear"].eviction is None
+    assert not tables["C2_linear"].track_usage
+
+
+def test_first_order_weights_can_have_rules_of_their_own(job: dict[str, Any]) -> None:
+    job["embedding"] = {"track_usage": False}
+    job["tables"] = {
+        "C1": {
+            "admission": {"min_count": 3},
+            "eviction": {"steps_to_live": 7},
+            "track_usage": True,
+        },
+        "C1_linear": {"admission": {"min_count": 1}},
+        "C2": {"admission": {"min_count": 3}},
+        "C2_linear": {"eviction": {"l2_weight_threshold": 0.1}},
+    }
+    config = JobConfig.from_dict(job)
+    tables = {t.name: t for t in store_spec(config, model_spec(config)).tables}
+
+    assert tables["C1_linear"].admission == CounterAdmission(min_count=1)
+    assert tables["C1_linear"].eviction == Eviction(steps_to_live=7)
+    assert tables["C2_linear"].admission == CounterAdmission(min_count=3)
+    assert tables["C2_linear"].eviction == Eviction(l2_weight_threshold=0.1)
+
+
+def test_a_name_means_first_order_weights_only_to_models_that_have_them(
+    job: dict[str, Any],
+) -> None:
+    job["model"] = {"type": "dlrm"}
+    job["data"]["sparse"] = ["C1", {"name": "C2", "table": "C1_linear"}]
+    job["tables"] = {"C1": {"admission": {"min_count": 3}}}
+    config = JobConfig.from_dict(job)
+    tables = {t.name: t for t in store_spec(config, model_spec(config)).tables}
+
+    assert tables["C1_linear"].initializer == tables["C1"].initializer == Uniform()
+    assert tables["C1_linear"].admission is None

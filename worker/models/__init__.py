@@ -26,6 +26,7 @@ from worker.models.wide_deep import LINEAR_SUFFIX, WideDeep
 from worker.spec import Lookup, ModelSpec, SparseFeature
 
 __all__ = [
+    "FIRST_ORDER_MODELS",
     "LogLossModel",
     "Model",
     "Network",
@@ -44,6 +45,8 @@ _NETWORKS: dict[str, Callable[[ModelSpec], Network[Any]]] = {
     "deepfm": DeepFm,
     "wide_deep": WideDeep,
 }
+# Those that have, for each table, another of first-order weights.
+FIRST_ORDER_MODELS = ("deepfm", "wide_deep")
 _OPTIONS: dict[str, Mapping[str, tuple[int, ...]]] = {
     "dlrm": DLRM_OPTIONS,
     "deepfm": DEEPFM_OPTIONS,
@@ -111,7 +114,7 @@ def needed_lookups(
         common_dim(model_type, {feature.table: dims[feature.table] for feature in sparse})
 
     tables = [(feature.table, dims[feature.table]) for feature in sparse]
-    if model_type in ("deepfm", "wide_deep"):
+    if model_type in FIRST_ORDER_MODELS:
         for feature in sparse:
             if feature.table.endswith(LINEAR_SUFFIX):
                 raise ValueError(
