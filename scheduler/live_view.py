@@ -11,6 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from worker.metrics import auc_text
+
 # More workers than this would push everything else off the screen: the slowest are shown.
 MOST_WORKERS = 8
 MOST_BINS = 8
@@ -122,7 +124,7 @@ def _figures(line: dict[str, Any]) -> RenderableType:
         ("step", f"{line['global_step']:,}"),
         ("samples/s", "-" if rate is None else f"{rate:,.0f}"),
         ("loss", "-" if loss is None else f"{loss:.4f}"),
-        ("AUC", "-" if auc is None else f"{auc:.4f}"),
+        ("AUC", "-" if auc is None else auc_text(auc, line["eval_auc_error_bound"])),
     ]
     return Group(_named(figures), _named(batches))
 

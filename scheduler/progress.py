@@ -7,6 +7,7 @@ from rich.console import Console
 
 from scheduler.config import JobConfig
 from scheduler.live_view import LiveView
+from worker.metrics import auc_text
 from worker.plan import Plan
 
 
@@ -74,7 +75,8 @@ class Progress:
         if line["samples_dropped"]:
             parts.append(f"dropped={line['samples_dropped']}")
         if line["eval_auc"] is not None:
-            parts.append(f"eval_auc={line['eval_auc']:.4f}")
+            auc = auc_text(line["eval_auc"], line["eval_auc_error_bound"])
+            parts.append(f"eval_auc={auc.replace(' ', '')}")
         self._print(" ".join(parts))
 
     def _print(self, text: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from scheduler.config import JobConfig
 from scheduler.coordinating import Status
 from scheduler.interval_figures import HistogramOfInterval, WorkersOfInterval
-from worker.metrics import why_no_auc
+from worker.metrics import why_no_auc, why_no_log_loss
 
 _PACKAGES = ("synchromesh", "ray", "numpy", "numba", "pyarrow")
 
@@ -68,6 +68,7 @@ class IntervalReport:
             "samples_per_second": rate,
             "train_loss": loss_sum / loss_samples if loss_samples else None,
             "eval_auc": evaluation.auc if evaluation else None,
+            "eval_auc_error_bound": evaluation.auc_error_bound if evaluation else None,
             "eval_logloss": evaluation.logloss if evaluation else None,
             "eval_step": evaluation.step if evaluation else None,
             "staleness": staleness(status),
@@ -100,7 +101,13 @@ class IntervalReport:
 def evaluations(status: Status) -> list[dict[str, Any]]:
     """Return the scores of every evaluation, in their order."""
     return [
-        {"step": e.step, "clock": e.clock, "auc": e.auc, "logloss": e.logloss}
+        {
+            "step": e.step,
+            "clock": e.clock,
+            "auc": e.auc,
+            "auc_error_bound": e.auc_error_bound,
+            "logloss": e.logloss,
+        }
         for e in status.evaluations
     ]
 
@@ -202,6 +209,7 @@ def make_result(
             "auc_missing": why_no_auc(last.auc),
             "auc_error_bound": last.auc_error_bound,
             "logloss": last.logloss,
+            "logloss_missing": why_no_log_loss(last.logloss),
             "samples": last.samples,
             "samples_skipped": last.samples_skipped,
         },

@@ -24,7 +24,7 @@ from scheduler.run_files import JOB_FILE, latest_checkpoint
 from worker.contract import check_contract
 from worker.errors import DataError
 from worker.inference import ModelError, Predictor, saved_model
-from worker.metrics import why_no_auc
+from worker.metrics import why_no_auc, why_no_log_loss
 from worker.planning import make_plan
 from worker.spec import DataSpec, FeatureSpec
 from worker.synthetic import best_auc_for
@@ -85,6 +85,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     return {
         **scores,
         "auc_missing": why_no_auc(scores["auc"]),
+        "logloss_missing": why_no_log_loss(scores["logloss"]),
         "files_skipped": len(plan.skipped_files),
         **({} if best is None else {"best_auc": best}),
         "checkpoint": str(checkpoint),

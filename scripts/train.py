@@ -14,6 +14,7 @@ from rich.console import Console
 
 from ps.strict_json import json_text
 from scheduler import ConfigError, JobConfig, RunDirectoryError, Trainer, TrainingError
+from worker.metrics import auc_text
 from worker.synthetic import best_auc_for
 
 
@@ -79,7 +80,8 @@ def _show(metrics: dict[str, Any], best: float | None, path: str) -> None:
             )
     if metrics["eval"] is not None:
         auc, missing = metrics["eval"]["auc"], metrics["eval"]["auc_missing"]
-        shown = f"test AUC {auc:.4f}" if missing is None else f"no test AUC: {missing}"
+        bound = metrics["eval"]["auc_error_bound"]
+        shown = f"test AUC {auc_text(auc, bound)}" if missing is None else f"no test AUC: {missing}"
         line = f"{shown}, logloss {metrics['eval']['logloss']:.4f}"
         if best is not None and missing is None:
             covered = (auc - 0.5) / (best - 0.5)

@@ -97,6 +97,23 @@ def why_no_auc(auc: float) -> str | None:
     return "all labels are of one class" if math.isnan(auc) else None
 
 
+def why_no_log_loss(log_loss: float) -> str | None:
+    """Say why there is no finite logloss, None where there is one."""
+    if math.isnan(log_loss):
+        return "no sample was scored"
+    return "an infinite logit has the wrong sign" if math.isinf(log_loss) else None
+
+
+def auc_text(auc: float | None, error_bound: float | None, digits: int = 4) -> str:
+    """Return an AUC for people: with its bound, rounded up, where that shows in these digits."""
+    if auc is None or math.isnan(auc):
+        return "none"
+    unit = 10.0**-digits
+    if error_bound is None or not error_bound >= unit / 2:
+        return f"{auc:.{digits}f}"
+    return f"{auc:.{digits}f} +- {math.ceil(error_bound / unit) * unit:.{digits}f}"
+
+
 def log_loss_sum(logits: _Floats, labels: _Floats) -> float:
     """Return the sum of -log P(label), added up in float64 in sample order.
 

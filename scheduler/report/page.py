@@ -8,6 +8,7 @@ from bokeh.resources import Resources
 
 from scheduler.report.charts import all_charts
 from scheduler.report.reading import RunData
+from worker.metrics import auc_text
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -88,7 +89,7 @@ def summary(run: RunData) -> list[tuple[str, str]]:
         ("samples/s", _number(samples / seconds if samples and seconds else None)),
         ("training time", None if seconds is None else f"{seconds:,.1f} s"),
         ("global step", _number(result.get("global_step", last.get("global_step")))),
-        ("AUC", _number(evaluation.get("auc", last.get("eval_auc")), 4)),
+        ("AUC", _auc(evaluation, last)),
         ("logloss", _number(evaluation.get("logloss"), 4)),
         ("last training loss", _number(losses[-1] if losses else None, 4)),
         ("parameter staleness, mean", _number(stale.get("mean"), 2)),
@@ -102,6 +103,13 @@ def summary(run: RunData) -> list[tuple[str, str]]:
         ("model digest", (result.get("model_digest") or "")[:12] or None),
     ]
     return [(name, value) for name, value in found if value is not None]
+
+
+def _auc(evaluation: dict[str, Any], last: dict[str, Any]) -> str | None:
+    """Return the AUC of the result, else that of the last line, with its bound."""
+    auc = evaluation.get("auc", last.get("eval_auc"))
+    bound = evaluation.get("auc_error_bound", last.get("eval_auc_error_bound"))
+    return None if auc is None else auc_text(auc, bound)
 
 
 def _number(value: float | None, digits: int = 0) -> str | None:

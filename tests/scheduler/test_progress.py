@@ -25,6 +25,7 @@ def line(**changes: Any) -> dict[str, Any]:
         "samples_per_second": 250.0,
         "train_loss": 0.45678,
         "eval_auc": 0.71234,
+        "eval_auc_error_bound": 0.00004,
         "staleness": {"parameter": {"mean": 1.5}},
         "staleness_of_interval": {"data": {"0": 3, "1": 1}, "parameter": {"1": 4}},
         "batches": {"dropped": 17, "skipped": 0, "reissued": 23},
@@ -118,6 +119,20 @@ def test_a_file_gets_plain_lines_without_escape_codes(job: tuple[JobConfig, Plan
         "samples=2500/0 step=1234 samples_per_second=250 loss=0.4568 staleness=1.50 rows=1020"
         " eval_auc=0.7123",
     ]
+
+
+def test_an_auc_is_shown_with_its_bound_where_that_shows(job: tuple[JobConfig, Plan]) -> None:
+    out = io.StringIO()
+    wide = line(eval_auc_error_bound=0.00312)
+    with Progress(*job, console=Console(file=out)) as progress:
+        progress.show(wide)
+        progress.show(line(eval_auc=float("nan"), eval_auc_error_bound=float("nan")))
+
+    assert [text.split()[-1] for text in out.getvalue().splitlines()] == [
+        "eval_auc=0.7123+-0.0032",
+        "eval_auc=none",
+    ]
+    assert "AUC 0.7123 +- 0.0032" in shown(wide)
 
 
 def test_a_line_without_an_interval_shows_no_rate_of_0(job: tuple[JobConfig, Plan]) -> None:

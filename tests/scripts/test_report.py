@@ -33,6 +33,7 @@ def interval(i: int) -> dict[str, Any]:
         "samples_per_second": 32.0,
         "train_loss": 1 / i if i else None,
         "eval_auc": 0.5 + i / 100 if i else None,
+        "eval_auc_error_bound": 0.002 if i else None,
         "eval_step": 4 * i if i else None,
         "staleness": {kind: {"mean": 1.0, "p99": 2} for kind in ("data", "parameter")},
         "staleness_of_interval": {"data": {"0": 3, "17": 1}, "parameter": {"1": 4}},
@@ -87,6 +88,7 @@ def test_a_page_has_every_chart_and_needs_no_network(run: Path, report: Callable
     assert "my &lt;job&gt;" in page
     assert "&lt;table&gt;" in page
     assert "sync, gba" in page
+    assert "0.5500 +- 0.0020" in page
 
 
 def test_a_failed_run_says_why(run: Path, tmp_path: Path, report: Callable[..., int]) -> None:

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from worker.metrics import StreamingAuc, bin_of, exact_auc, log_loss_sum
+from worker.metrics import (
+    StreamingAuc,
+    auc_text,
+    bin_of,
+    exact_auc,
+    log_loss_sum,
+    why_no_auc,
+    why_no_log_loss,
+)
 
 Floats = npt.NDArray[np.float32]
 any_logit = st.floats(width=32, allow_nan=False)
@@ -165,3 +173,40 @@ def test_counts_of_another_number_of_bins_are_refused() -> None:
 def test_an_odd_or_impossible_number_of_bins_is_refused(num_bins: int) -> None:
     with pytest.raises(ValueError, match=f"num_bins must be even .* got {num_bins}"):
         StreamingAuc(num_bins)
+
+
+@pytest.mark.parametrize(
+    ("auc", "bound", "text"),
+    [
+        (0.79123, 0.0, "0.7912"),
+        (0.79123, 0.000049, "0.7912"),
+        (0.79123, 0.00005, "0.7912 +- 0.0001"),
+        (0.79123, 0.00301, "0.7912 +- 0.0031"),
+        (0.5, 0.5, "0.5000 +- 0.5000"),
+        (0.79123, None, "0.7912"),
+        (math.nan, math.nan, "none"),
+        (None, None, "none"),
+    ],
+)
+def test_a_bound_is_told_where_it_shows_in_the_digits(
+    auc: float | None, bound: float | None, text: str
+) -> None:
+    assert auc_text(auc, bound) == text
+
+
+def test_what_has_no_number_says_why() -> None:
+    assert why_no_log_loss(0.3) is None
+    assert why_no_log_loss(math.nan) == "no sample was scored"
+    assert why_no_log_loss(math.inf) == "an infinite logit has the wrong sign"
+    assert why_no_auc(0.5) is None
+    assert why_no_auc(math.nan) == "all labels are of one class"
+
+
+def test_logits_of_ten_million_have_a_bound_that_covers_the_exact_auc() -> None:
+    logits = np.array([-3e7, -1e7, 1e7, 2e7, 3e7, 4e7], np.float32)
+    labels = np.array([0, 1, 1, 0, 1, 1], np.float32)
+
+    auc = streamed(logits, labels)
+
+    assert exact_auc(logits, labels) == 0.75
+    assert auc_text(auc.value(), auc.error_bound()) == "0.6250 +- 0.2500"
