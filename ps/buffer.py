@@ -9,10 +9,10 @@ from ps.messages import Contribution, Entry, Record, Refusal
 class GradientBuffer:
     """Holds contributions by (batch id, attempt); pushing one again changes nothing.
 
-    A batch is resolved once a record has applied it. A push for a resolved or discarded batch, or
-    for one below the low-water mark, is refused as superseded, so a late attempt leaves nothing
-    behind. What is remembered for that grows with the batches that are not resolved, not with those
-    that are.
+    A batch is resolved once a record has applied or skipped it. A push for a resolved or discarded
+    batch, or for one below the low-water mark, is refused as superseded, so a late attempt leaves
+    nothing behind. What is remembered for that grows with the batches that are not resolved, not
+    with those that are.
 
     Args:
         max_contributions: the credits that the coordinator may hand out, with room for attempts
@@ -47,6 +47,12 @@ class GradientBuffer:
 
     def __len__(self) -> int:
         return self._num_held
+
+    @property
+    def resolved(self) -> list[tuple[int, int]]:
+        """The resolved batches, (first, last + 1) of each interval."""
+        below = [(0, self.low_water)] if self.low_water else []
+        return below + list(self._resolved)
 
     def add(self, contribution: Contribution) -> Refusal | None:
         """Keep a contribution; return a refusal where it may not be kept."""
@@ -86,10 +92,10 @@ class GradientBuffer:
         return [identity for identity in named if self.get(*identity) is None]
 
     def settle(self, record: Record) -> None:
-        """Forget what a record has applied, discarded or put below the low-water mark."""
-        for entry in record.entries:
-            self._resolved.add(entry.batch_id)
-            self._forget(entry.batch_id)
+        """Forget what a record has applied, skipped, discarded or put below the low-water mark."""
+        for batch_id in (*(entry.batch_id for entry in record.entries), *record.skipped):
+            self._resolved.add(batch_id)
+            self._forget(batch_id)
         for batch_id, attempt in record.discard:
             if not self._is_resolved(batch_id):
                 self._discard(batch_id, attempt)

@@ -153,6 +153,24 @@ class TableEviction:
 
 
 @dataclass(slots=True, frozen=True)
+class Totals:
+    """How far a job is once a step is applied: what a new coordinator counts on from.
+
+    Args:
+        applied, dropped: samples of the batches that are resolved.
+        skipped: theirs that were not used, (reason, samples).
+        clock: ticks of the schedule clock.
+        since_tick: samples applied since the last one.
+    """
+
+    applied: int = 0
+    dropped: int = 0
+    skipped: tuple[tuple[str, int], ...] = ()
+    clock: int = 0
+    since_tick: int = 0
+
+
+@dataclass(slots=True, frozen=True)
 class Record:
     """Everything that step `step` does: with the contributions it names, it is self-contained.
 
@@ -163,13 +181,16 @@ class Record:
         scalars: for each of `StoreSpec.optimizers` its time-dependent numbers.
         clock: floor(samples applied / G) before this step: what schedules run on.
         evict: what is removed from tables after the update, for each table at most once.
+        skipped: batches that end with this step without being in it.
         discard: (batch id, attempt): no step will name a contribution of that attempt or of an
             earlier one.
         low_water: every batch id below it is resolved.
         oldest_pull_step: no contribution still to come was pulled before this step.
+        applied_step: every shard has reached this step.
         routing_version: raised where this step moves buckets.
         cut: whether a checkpoint is taken after this step.
         dense_factor: what global-norm clipping multiplies the dense gradient by.
+        totals: of the job, this step included.
     """
 
     step: int
@@ -180,12 +201,15 @@ class Record:
     scalars: tuple[tuple[float, ...], ...]
     clock: int = 0
     evict: tuple[TableEviction, ...] = ()
+    skipped: tuple[int, ...] = ()
     discard: tuple[tuple[int, int], ...] = ()
     low_water: int = 0
     oldest_pull_step: int = 0
+    applied_step: int = 0
     routing_version: int = 0
     cut: bool = False
     dense_factor: float = 1.0
+    totals: Totals = Totals()
 
 
 @dataclass(slots=True)

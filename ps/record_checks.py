@@ -13,6 +13,10 @@ def what_is_wrong(record: Record, spec: StoreSpec) -> str | None:
     wrong = what_is_wrong_in_sum(record.entries, record.divisor)
     if wrong is not None:
         return wrong
+    if not {entry.batch_id for entry in record.entries}.isdisjoint(record.skipped):
+        return "it names a batch that it skips"
+    if record.applied_step > record.step:
+        return f"it says that every shard has reached step {record.applied_step}"
     if not 0 <= record.dense_factor <= 1:
         return f"its dense factor is {record.dense_factor}"
     evicting = [eviction.table for eviction in record.evict]

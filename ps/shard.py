@@ -349,20 +349,14 @@ class Shard:
         self.step += 1
 
     def _remember(self, record: Record) -> None:
-        """Log a record; forget those that every shard has applied and whose batches are known.
+        """Log a record; forget earlier ones that every shard has applied.
 
-        Whoever takes over the job sends the log to shards that lack some of it, and learns from
-        it which batches are resolved: those below the low-water mark are anyway.
+        Whoever takes over the job sends the log to shards that lack some of it. It counts on from
+        the totals of the newest record, and the buffer knows which batches are resolved.
         """
         self.log.append(record)
-        while self.log and self._is_known(self.log[0], record):
+        while len(self.log) > 1 and self.log[0].step < record.applied_step:
             self.log.popleft()
-
-    def _is_known(self, old: Record, record: Record) -> bool:
-        if old.step >= record.oldest_pull_step:
-            return False
-        named = [entry.batch_id for entry in old.entries] + [batch for batch, _ in old.discard]
-        return all(batch_id < record.low_water for batch_id in named)
 
     def _held(self, batch_id: int, attempt: int) -> Contribution:
         contribution = self.buffer.get(batch_id, attempt)

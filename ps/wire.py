@@ -167,7 +167,9 @@ def _most_bytes(record: Record) -> int:
     """Return how many bytes of a header a record takes at most."""
     scalars = sum(5 + 9 * len(numbers) for numbers in record.scalars)
     lists = 28 * len(record.entries) + 19 * len(record.discard) + 64 * len(record.evict)
-    return 256 + scalars + lists
+    lists += 9 * len(record.skipped)
+    reasons = sum(15 + len(reason.encode()) for reason, _ in record.totals.skipped)
+    return 256 + scalars + lists + reasons
 
 
 def _check_size(kind: type, what: str, nbytes: int, limit: int) -> None:

@@ -34,6 +34,10 @@ class ScheduleClock:
         global_batch: G, samples of one tick.
         remembered: how far back `first_step_at` is asked for, in ticks.
         start: where it begins; at most `remembered` values of it are kept.
+
+    Attributes:
+        value: ticks so far.
+        samples: applied since the last one.
     """
 
     def __init__(
@@ -41,7 +45,7 @@ class ScheduleClock:
     ) -> None:
         self._global_batch = global_batch
         self._remembered = remembered
-        self._samples = start.samples
+        self.samples = start.samples
         self.value = start.value
         # Of values value - remembered to value. Steps of one size make one run, so that a month
         # of them takes no more memory than a minute.
@@ -50,7 +54,7 @@ class ScheduleClock:
 
     def advance(self, samples: int, *, next_step: int) -> None:
         """Count the samples that a step applied; `next_step` is the one after it."""
-        ticks, self._samples = divmod(self._samples + samples, self._global_batch)
+        ticks, self.samples = divmod(self.samples + samples, self._global_batch)
         for _ in range(ticks):
             self.value += 1
             self._begin(next_step)
@@ -67,7 +71,7 @@ class ScheduleClock:
 
     def state(self) -> ClockState:
         """Return what another clock needs to go on from here."""
-        return ClockState(value=self.value, samples=self._samples, first_steps=tuple(self._runs))
+        return ClockState(value=self.value, samples=self.samples, first_steps=tuple(self._runs))
 
     def _begin(self, step: int) -> None:
         if self._runs:

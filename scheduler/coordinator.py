@@ -6,7 +6,7 @@ delivers reports and acknowledgements, sends records to the shards, and carries 
 
 from typing import Any
 
-from ps.messages import ANY_STEP, Entry, Record
+from ps.messages import ANY_STEP, Entry, Record, Totals
 from scheduler.batches import Batch, Status
 from scheduler.coordinator_spec import FEW_WORKERS, CoordinatorSpec
 from scheduler.coordinator_state import Progress, ShardProgress, TrainingTime, WorkerState
@@ -343,7 +343,8 @@ class Coordinator:
 
     def _make_record(self, batches: list[Batch]) -> Record:
         step, clock = self.step, self.clock.value
-        entries, discard, divisor, applied = [], self.ledger.take_discards(), 0, 0
+        entries, skipped, divisor, applied = [], [], 0, 0
+        discard = self.ledger.take_discards()
         for batch in batches:
             result = batch.result
             assert result is not None, "a step is made of ended batches"
@@ -356,7 +357,7 @@ class Coordinator:
                 self.parameter_staleness.add(step - result.pull_step)
                 self.ledger.resolve(batch, Status.APPLIED if weight > 0 else Status.DROPPED)
             else:
-                discard.append((batch.batch_id, batch.attempt))
+                skipped.append(batch.batch_id)
                 self.ledger.resolve(batch, Status.SKIPPED)
         self._shards.ordered(step, len(batches))
         self.clock.advance(applied, next_step=step + 1)
@@ -379,9 +380,22 @@ class Coordinator:
             ),
             clock=clock,
             evict=evictions_due(self.spec.store.tables, self.clock, clock_before=clock),
+            skipped=tuple(skipped),
             discard=tuple(discard),
             low_water=self.ledger.low_water,
             oldest_pull_step=self.applied_step if oldest is None else oldest,
+            applied_step=self.applied_step,
+            totals=self._totals(),
+        )
+
+    def _totals(self) -> Totals:
+        samples = self.ledger.samples
+        return Totals(
+            applied=samples.applied,
+            dropped=samples.dropped,
+            skipped=tuple(samples.skipped_by_reason.items()),
+            clock=self.clock.value,
+            since_tick=self.clock.samples,
         )
 
     def _applied(self, shard: int, step: int, now: float) -> list[Command]:

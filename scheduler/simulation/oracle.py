@@ -1,5 +1,6 @@
 """What each step has to be made of, worked out from tokens and reports alone."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -21,11 +22,13 @@ class Expected:
     Args:
         entries: (batch, attempt, weight), in the order of summation.
         skipped: batches that are resolved without being used.
-        discards: attempts that became void since the step before, and those of skipped batches.
+        reasons: samples that are skipped with this step, by reason.
+        discards: attempts that became void since the step before.
     """
 
     entries: list[tuple[int, int, float]] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=lambda: Counter())
     discards: set[Attempt] = field(default_factory=set)
 
 
@@ -70,8 +73,7 @@ class Oracle:
         self._void_since_last_step = set()
         self._take_reports(step)
         eligible = [end for end in self._ended.values() if self._may_be_in(step, end)]
-        skipped = [end for end in eligible if end.outcome == "skipped"]
-        left_out = [end for end in skipped if _is_discarded(end.token, record)]
+        left_out = [end for end in eligible if end.token.batch_id in record.skipped]
         size = len(record.entries) + len(left_out)
         if size not in self._sizes():
             return Expected()
@@ -83,12 +85,13 @@ class Oracle:
             batch_id, attempt = end.token.batch_id, end.token.attempt
             del self._ended[batch_id]
             self._resolved.add(batch_id)
+            used = end.samples if end.outcome == "done" else 0
+            expected.reasons[end.reason or ""] += self._scenario.rows_of(batch_id) - used
             if end.outcome == "done":
                 weight = self.weight(step - self.step_of(end.token))
                 expected.entries.append((batch_id, attempt, weight))
             else:
                 expected.skipped.append(batch_id)
-                expected.discards |= {(batch_id, a) for a in range(attempt + 1)}
         return expected
 
     def _sizes(self) -> set[int]:
@@ -236,13 +239,6 @@ class Oracle:
         newly = gone - self._void
         self._void |= gone
         return newly
-
-
-def _is_discarded(token: Token, record: Record) -> bool:
-    return any(
-        batch_id == token.batch_id and attempt >= token.attempt
-        for batch_id, attempt in record.discard
-    )
 
 
 def _planned(scenario: Scenario, step: int) -> dict[int, int]:

@@ -77,7 +77,11 @@ class Referee:
         self._resolved: set[int] = set()
         self._low_water = 0
         clock = coordinator.spec.start.clock
-        self._applied_samples = clock.value * scenario.global_batch + clock.samples
+        # On the clock; some of them may be of an earlier job.
+        self._samples_before = clock.value * scenario.global_batch + clock.samples
+        self._applied_samples = self._samples_before
+        self._dropped_samples = 0
+        self._skipped_samples: Counter[str] = Counter()
         self._oldest_promised = 0
         self._oracle = Oracle(scenario, self.seen.tokens, first_step=self.seen.first_step)
         self._paces = Paces()
@@ -221,6 +225,8 @@ class Referee:
         entries = [(e.batch_id, e.attempt, e.weight) for e in record.entries]
         text = "step {} has to be {}, not {}"
         require(entries == expected.entries, text, step, expected.entries, entries)
+        skipped = list(record.skipped)
+        require(skipped == expected.skipped, text, step, expected.skipped, skipped)
         for batch_id, attempt, _ in entries:
             self._check_entry(record, batch_id, attempt)
         latest: Counter[int] = Counter()
@@ -239,6 +245,9 @@ class Referee:
         seen.records.append(record)
         seen.skipped[step] = expected.skipped
         self._applied_samples += sum(n for weight, n in sizes if weight > 0)
+        self._dropped_samples += sum(n for weight, n in sizes if weight == 0)
+        self._skipped_samples += expected.reasons
+        self._check_totals(record)
         resolved = [entry.batch_id for entry in record.entries] + expected.skipped
         self._resolved.update(resolved)
         while self._low_water in self._resolved:
@@ -249,6 +258,18 @@ class Referee:
         self._oldest_promised = max(self._oldest_promised, record.oldest_pull_step)
         for batch_id in resolved:
             self._story.tell("resolved by %s", record, batch=batch_id)
+
+    def _check_totals(self, record: Record) -> None:
+        """Whoever takes over the job counts on from these."""
+        totals = record.totals
+        counted = (totals.applied, totals.dropped, dict(totals.skipped))
+        applied = self._applied_samples - self._samples_before
+        right = (applied, self._dropped_samples, dict(self._skipped_samples))
+        require(counted == right, "the samples are {}: {}", right, totals)
+        clock = divmod(self._applied_samples, self._scenario.global_batch)
+        require((totals.clock, totals.since_tick) == clock, "the clock is {}: {}", clock, totals)
+        reached = self._coordinator.applied_step
+        require(record.applied_step <= reached, "every shard is at {}: {}", reached, record)
 
     def _check_entry(self, record: Record, batch_id: int, attempt: int) -> None:
         for shard in range(len(self._shards)):
@@ -349,8 +370,11 @@ class Referee:
         first = shard.log[0].step if shard.log else shard.step
         lacking = min(other.step for other in self._shards)
         require(first <= lacking, "shard {} logs from {}, one is at {}", index, first, lacking)
+        logged = sum(len(record.entries) + len(record.skipped) for record in shard.log)
+        credits = self._most_credits + self._always
+        require(logged <= credits, "shard {} logs {} batches, {} credits", index, logged, credits)
         # What a dead worker left behind comes on top; the buffer's own limit has room for that.
-        held, credits = len(shard.buffer), self._most_credits + self._always
+        held = len(shard.buffer)
         fits = held <= credits or self._coordinator.ledger.tallies.reissued > 0
         require(fits, "shard {} holds {} contributions, {} credits", index, held, credits)
         if isinstance(message, Apply):
@@ -361,3 +385,13 @@ class Referee:
             last = shard.log[-1]
             ordered = self.seen.records_between(shard.step - 1, shard.step)
             require([last] == ordered, "shard {} applied {} for {}", index, last, ordered)
+            self._check_resolved(index)
+
+    def _check_resolved(self, index: int) -> None:
+        """A shard knows which batches its records resolve; whoever takes over asks it."""
+        records = self.seen.records_between(self.seen.first_step, self._shards[index].step)
+        right = {entry.batch_id for record in records for entry in record.entries}
+        right |= {batch_id for record in records for batch_id in self.seen.skipped[record.step]}
+        intervals = self._shards[index].buffer.resolved
+        known = [batch_id for first, end in intervals for batch_id in range(first, end)]
+        require(known == sorted(right), "shard {} knows {}, resolved are {}", index, known, right)

@@ -97,6 +97,7 @@ def apply_batch(
         clock=step,
         low_water=low_water,
         oldest_pull_step=step,
+        applied_step=step,
     )
     wait_for(client, [client.start_apply(shard, [record]) for shard in range(store.num_shards)])
 

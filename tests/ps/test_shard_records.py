@@ -91,6 +91,8 @@ def test_a_record_without_the_scalars_of_every_optimizer_changes_nothing(
         {"entries": (Entry(1, 0, float("inf")),)},
         {"entries": (Entry(1, 0, -1.0),)},
         {"divisor": -4},
+        {"entries": (Entry(1, 0, 1.0),), "skipped": (2, 1)},
+        {"applied_step": 2},
     ],
     ids=str,
 )
@@ -143,24 +145,37 @@ def test_a_list_of_old_and_new_records_applies_the_new_ones(small_job: Any) -> N
     assert [record.step for record in job.shards[0].log] == [0, 1, 2]
 
 
-def test_the_log_goes_back_to_what_others_may_lack_or_not_know(small_job: Any) -> None:
+def test_the_log_goes_back_to_what_others_may_lack(small_job: Any) -> None:
     job = small_job(TABLES)
     shard = job.shards[0]
 
-    def logged_after(step: int, batch_id: int, **changes: Any) -> list[int]:
-        job.push(batch_id, [1], [5])
-        job.step(batch_id, **changes)
+    def logged_after(step: int, **changes: Any) -> list[int]:
+        job.push(step + 1, [1], [5])
+        job.step(step + 1, **changes)  # batch 0 is never resolved
         assert shard.step == step + 1
         return [record.step for record in shard.log]
 
-    # Batch 0 is applied after batches 1 and 2.
-    assert logged_after(0, 1) == [0]
-    assert logged_after(1, 2, oldest_pull_step=1) == [0, 1]
-    assert logged_after(2, 0, oldest_pull_step=1, low_water=3) == [1, 2]
-    assert logged_after(3, 3, oldest_pull_step=3, low_water=4) == [3]
-    # A skipped batch is named among what is discarded.
-    assert logged_after(4, 4, oldest_pull_step=4, low_water=4, discard=((6, 0),)) == [4]
-    assert logged_after(5, 5, oldest_pull_step=5, low_water=6) == [4, 5]
+    assert logged_after(0) == [0]
+    assert logged_after(1) == [0, 1]
+    assert logged_after(2, applied_step=1) == [1, 2]
+    assert logged_after(3, applied_step=1) == [1, 2, 3]
+    assert logged_after(4, applied_step=4) == [4]
+    assert logged_after(5, applied_step=5) == [5], "the newest says how far the job is"
+
+
+def test_a_skipped_batch_is_resolved(small_job: Any) -> None:
+    job = small_job(TABLES)
+    buffer = job.shards[0].buffer
+    job.push(1, [1], [5])
+    job.push(2, [1], [5])
+
+    job.step(1, skipped=(2, 4))
+    job.step(skipped=(3,), low_water=0)
+
+    assert (len(buffer), buffer.nbytes) == (0, 0)
+    assert buffer.resolved == [(1, 5)]
+    message = job.contribution(0, job.unique([1], [5]), batch_id=4, attempt=7)
+    assert job.send(0, message).reason == "superseded"
 
 
 def test_a_list_is_applied_up_to_the_record_that_is_refused(small_job: Any) -> None:

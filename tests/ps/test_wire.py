@@ -25,6 +25,7 @@ from ps.messages import (
     Refusal,
     RefusalReason,
     TableEviction,
+    Totals,
 )
 from ps.wire import (
     MAX_BODY_BYTES,
@@ -45,13 +46,16 @@ sizes = st.lists(int64s, max_size=4).map(tuple)
 entries = st.builds(Entry, batch_id=int64s, attempt=int64s, weight=floats)
 rule_names = st.sampled_from(["least_frequent", "least_recent"])
 evictions = st.builds(TableEviction, int64s, int64s, floats, int64s, rule_names)
+reasons = st.lists(st.tuples(st.text(max_size=9), int64s), max_size=3).map(tuple)
+totals = st.builds(Totals, int64s, int64s, reasons, int64s, int64s)
 records = st.builds(
     Record,
     step=int64s, recovery_epoch=int64s, mode_epoch=int64s, divisor=int64s, clock=int64s,
     entries=st.lists(entries, max_size=4).map(tuple),
     scalars=st.lists(st.lists(floats, max_size=5).map(tuple), max_size=3).map(tuple),
     evict=st.lists(evictions, max_size=3).map(tuple), discard=pairs, low_water=int64s,
-    oldest_pull_step=int64s,
+    oldest_pull_step=int64s, applied_step=int64s, skipped=st.lists(int64s, max_size=3).map(tuple),
+    totals=totals,
     routing_version=int64s, cut=st.booleans(), dense_factor=floats,
 )  # fmt: skip
 
@@ -320,9 +324,10 @@ def test_a_scalar_of_another_type_is_refused_and_named(
 @pytest.mark.parametrize("value", [None, "x", 2**63, [["x"]], [[0, 1, 2, 3]], [[None, 0, 0.0]]])
 def test_a_record_with_a_field_of_another_type_is_refused(place: int, value: Any) -> None:
     fields, _ = header_of(Apply(1, 2, (RECORD,)))
-    if place == 5 and value == [[0, 1, 2, 3]]:
+    name = dataclasses.fields(Record)[place].name
+    if name == "scalars" and value == [[0, 1, 2, 3]]:
         value = [[0, "x"]]  # for scalars it was legal
-    if place == 13 and value == 2**63:
+    if name == "dense_factor" and value == 2**63:
         value = [0.5]  # so it was for a float
     fields[3][2][0][place] = value
 

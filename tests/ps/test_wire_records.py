@@ -2,8 +2,16 @@
 
 import pytest
 
-from ps.messages import Apply, DenseNorm, Entry, Record
-from ps.wire import MAX_HEADER_BYTES, PREFIX, decode_header, decode_prefix, encode, in_messages
+from ps.messages import Apply, DenseNorm, Entry, Record, Totals
+from ps.wire import (
+    MAX_HEADER_BYTES,
+    PREFIX,
+    _most_bytes,
+    decode_header,
+    decode_prefix,
+    encode,
+    in_messages,
+)
 
 LARGE = 2**62
 SCALARS = ((0.01,), (0.001, 0.001, 0.9, 0.999, 1e-8))
@@ -14,8 +22,21 @@ def entries(count: int) -> tuple[Entry, ...]:
 
 
 def record(step: int, num_entries: int = 1, num_discards: int = 0) -> Record:
-    discard = tuple((LARGE + i, LARGE) for i in range(num_discards))
-    return Record(step, 1, 1, entries(num_entries), 2048, SCALARS, discard=discard, low_water=LARGE)
+    return Record(
+        step,
+        recovery_epoch=1,
+        mode_epoch=1,
+        entries=entries(num_entries),
+        divisor=2048,
+        scalars=SCALARS,
+        clock=LARGE,
+        skipped=tuple(range(-LARGE, num_discards - LARGE)),
+        discard=tuple((LARGE + i, LARGE) for i in range(num_discards)),
+        low_water=LARGE,
+        oldest_pull_step=LARGE,
+        applied_step=LARGE,
+        totals=Totals(LARGE, LARGE, (("bad_file", LARGE), ("non_finite", LARGE)), LARGE, LARGE),
+    )
 
 
 def received(message: Apply | DenseNorm) -> Apply | DenseNorm:
@@ -43,6 +64,12 @@ def test_any_number_of_records_is_sent_in_order(
         got += apply.records
 
     assert tuple(got) == records
+
+
+def test_a_record_takes_no_more_than_a_message_is_divided_by() -> None:
+    for large in (record(LARGE), record(LARGE, 1000, 1000)):
+        (frame,) = encode(Apply(1, 1, (large,)))
+        assert len(frame) - PREFIX.size - 24 <= _most_bytes(large)
 
 
 @pytest.mark.parametrize("num_batches", [30_000, 66_000, 100_000, 1 << 17])

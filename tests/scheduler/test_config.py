@@ -333,7 +333,11 @@ def test_an_override_that_leads_nowhere_is_refused(
             {"train": "x", "sparse": [{"column": "a", "pad": 0.5}]},
             "data.sparse.0.pad: must be a whole number or text, as the column has it, got 0.5",
         ),
-        ("data", {"train": "x", "sparse": [{"column": "a", "table": ""}]}, "data.sparse.0.table must not be an empty text"),
+        (
+            "data",
+            {"train": "x", "sparse": [{"column": "a", "table": ""}]},
+            "data.sparse.0.table must not be an empty text",
+        ),
         (
             "data",
             {"train": "x", "sparse": [{"column": "a", "max_length": 10**30}]},

@@ -9,7 +9,7 @@ import pytest
 from embedding.optimizer_spec import Adam
 from embedding.optimizers import step_scalars
 from embedding.spec import Eviction, Sgd, TableSpec
-from ps.messages import ANY_STEP, Record
+from ps.messages import ANY_STEP, Record, Totals
 from ps.spec import StoreSpec
 from scheduler.clock import ClockState
 from scheduler.coordinator import Coordinator
@@ -250,8 +250,27 @@ def test_a_skipped_batch_still_makes_its_step_advance() -> None:
 
     (record,) = job.records
     assert (record.entries, record.divisor) == ((), 0)
-    assert record.discard == ((0, 0),)
+    assert (record.skipped, record.discard) == ((0,), ())
+    assert record.totals == Totals(skipped=(("bad_file", 10),))
     assert job.coordinator.ledger.samples.skipped == 10
+
+
+def test_a_record_says_all_that_is_counted_with_its_step() -> None:
+    job = Driver(spec(mode="async"))
+    bad = job.lease()
+    job.report(0, Finished(bad, "skipped", 0, 10, "bad_file"))
+    for samples in (10, 7, 10):
+        reason = "bad_file" if samples < 10 else None
+        job.report(0, Finished(job.lease(), "done", samples=samples, reason=reason))
+
+    totals = [record.totals for record in job.records]
+    reasons = (("bad_file", 10),)
+    assert totals == [
+        Totals(0, 0, reasons, clock=0, since_tick=0),
+        Totals(10, 0, reasons, clock=0, since_tick=10),
+        Totals(17, 0, (("bad_file", 13),), clock=0, since_tick=17),
+        Totals(27, 0, (("bad_file", 13),), clock=1, since_tick=7),
+    ]
 
 
 def clipping(**changes: Any) -> CoordinatorSpec:

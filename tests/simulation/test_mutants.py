@@ -86,6 +86,28 @@ class ForgetsEvictions(Shard):
         return None
 
 
+class LogsForEver(Shard):
+    def _remember(self, record: Record) -> None:
+        self.log.append(record)
+
+
+class LogsTheNewestAlone(Shard):
+    def _remember(self, record: Record) -> None:
+        self.log.clear()
+        self.log.append(record)
+
+
+class _TakesSkippedForOpen(GradientBuffer):
+    def settle(self, record: Record) -> None:
+        super().settle(replace(record, skipped=()))
+
+
+class TakesSkippedForOpen(_WithBuffer):
+    """Whoever takes over the job would give these batches out again."""
+
+    buffer_class = _TakesSkippedForOpen
+
+
 class SumsBackwards(Shard):
     """Its records are right; only the last bits of the model are not."""
 
@@ -207,6 +229,22 @@ class RaisesLowWaterTooFar(Coordinator):
     def _make_record(self, batches: list[Batch]) -> Record:
         record = super()._make_record(batches)
         return replace(record, low_water=1 + max(batch.batch_id for batch in batches))
+
+
+class TotalsWithoutTheStep(Coordinator):
+    """Whoever takes over the job would count its last step twice or not at all."""
+
+    def _make_record(self, batches: list[Batch]) -> Record:
+        before = self._totals()
+        return replace(super()._make_record(batches), totals=before)
+
+
+class TakesOneShardForAll(Coordinator):
+    """The log is dropped while another shard lacks records."""
+
+    def _make_record(self, batches: list[Batch]) -> Record:
+        record = super()._make_record(batches)
+        return replace(record, applied_step=max(self._shards.steps))
 
 
 class PromisesRecentPulls(Coordinator):
@@ -341,6 +379,9 @@ MUTANTS = [
     shard(AnswersTooEarly, 5, mode="sync", workers=3),
     shard(ForgetsEvictions, 20, mode="async", workers=4, steps_to_live=1),
     shard(AnswersWithLiveParameters, 5, mode="async", workers=3, shards=2),
+    shard(LogsForEver, 5, mode="async", **_BUSY, epochs=3),
+    shard(LogsTheNewestAlone, 5, mode="async", shards=3, **_BUSY),
+    shard(TakesSkippedForOpen, 5, bad_batches=0.5, **_BUSY),
     shard(SumsBackwards, 3, mode="sync", **_BUSY),
     coordinator(MergesByArrival, 3, mode="sync", **_BUSY),
     coordinator(NeverReclaimsLostGrants, 5, faults=_LOSSES),
@@ -353,6 +394,8 @@ MUTANTS = [
     coordinator(CountsOnlyFullBatches, 10, last_rows=1, batch_size=4, group_size=3),
     coordinator(RaisesLowWaterTooFar, 5, mode="async", workers=4),
     coordinator(PromisesRecentPulls, 5, mode="async", workers=4),
+    coordinator(TotalsWithoutTheStep, 3),
+    coordinator(TakesOneShardForAll, 5, mode="async", shards=3, **_BUSY),
     coordinator(AppliesDuringEvaluations, 5, mode="async", **_EVALUATING),
     coordinator(ForgetsAttempts, 5, faults=_KILLS),
     coordinator(EvaluatesByBatchNumber, 20, mode="sync", depth=1, group_size=1, **_EVALUATING),
