@@ -5,13 +5,14 @@ run directory. Neither grows with the length of a job.
 """
 
 import json
-import os
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ps.durable import new_file
 from ps.strict_json import json_text
+from scheduler.growing_files import GrowingFile
 from worker.protocol import Report
 
 # Between two takes of the driver; what comes beyond is not recorded.
@@ -93,35 +94,38 @@ class BatchFile:
     """
 
     def __init__(self, path: Path, limit: int = MAX_FILE_SPANS) -> None:
-        self._path = path
+        self._file = GrowingFile(path)
         self._limit = limit
         self._stride = 1
         self._kept: dict[int, int] = {}
 
     def add(self, spans: Iterable[BatchSpan]) -> None:
-        """Append those that fall into a window that is kept."""
+        """Append those that fall into a window that is kept; raises OSError where it can't."""
+        kept = dict(self._kept)
         lines = []
         for span in spans:
             window = _window(span.start)
             # One window never fills the file, however many workers there are.
-            full = self._kept.get(window, 0) >= self._limit // 8
+            full = kept.get(window, 0) >= self._limit // 8
             if window % self._stride == 0 and not full:
-                self._kept[window] = self._kept.get(window, 0) + 1
+                kept[window] = kept.get(window, 0) + 1
                 lines.append(json_text(asdict(span)) + "\n")
         if lines:
-            with open(self._path, "a") as file:
-                file.writelines(lines)
+            self._file.append("".join(lines).encode())
+            self._kept = kept
         if sum(self._kept.values()) > self._limit:
             self._thin()
 
     def _thin(self) -> None:
-        while sum(self._kept.values()) > self._limit:
-            self._stride *= 2
-            self._kept = {w: n for w, n in self._kept.items() if w % self._stride == 0}
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        with open(self._path) as before, open(temporary, "w") as after:
-            after.writelines(x for x in before if _window(json.loads(x)["start"]) in self._kept)
-        os.replace(temporary, self._path)
+        stride, kept = self._stride, self._kept
+        while sum(kept.values()) > self._limit:
+            stride *= 2
+            kept = {w: n for w, n in kept.items() if w % stride == 0}
+        path = self._file.path
+        with open(path, "rb") as before, new_file(path) as after:
+            after.writelines(x for x in before if _window(json.loads(x)["start"]) in kept)
+            num_bytes = after.tell()
+        self._stride, self._kept, self._file.num_bytes = stride, kept, num_bytes
 
 
 def _window(start: float) -> int:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.errors import NotRunningError, RunDirectoryError
+from scheduler.growing_files import metrics_files
 from scheduler.run_files import (
     CONTROL_FILE,
     FAILURE_FILE,
     JOB_FILE,
-    METRICS_FILE,
     RESULT_FILE,
     latest_checkpoint,
 )
@@ -102,12 +102,10 @@ def last_known(run: Path) -> str:
 def _last_metrics(run: Path) -> dict[str, Any] | None:
     """Return the last whole line of the metrics, or None."""
     try:
-        with open(run / METRICS_FILE, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = file.read().splitlines()
+        files = metrics_files(run)
     except OSError:
         return None
-    for line in reversed(lines):
+    for line in (line for file in reversed(files) for line in _last_lines(file)):
         try:
             found: dict[str, Any] = json.loads(line)
             if {"time", "mode", "global_step", "samples"} <= set(found):
@@ -115,3 +113,13 @@ def _last_metrics(run: Path) -> dict[str, Any] | None:
         except (ValueError, TypeError):
             continue  # the last one was cut off
     return None
+
+
+def _last_lines(path: Path) -> list[bytes]:
+    """Return the lines at the end of a file, the last one first."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            return file.read().splitlines()[::-1]
+    except OSError:
+        return []

@@ -45,6 +45,7 @@ def finish(
             "eval": list(specs.evaluation_plan.skipped_files if specs.evaluation_plan else ()),
         },
         started_at=started_at,
+        lost_writes=run.losses.counts,
     )
     run.write_result(result)
     return result, checkpoint

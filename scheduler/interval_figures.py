@@ -1,6 +1,10 @@
 """Figures of an interval, from sums since the start of a job."""
 
+from collections.abc import Iterable
 from typing import Any
+
+# A line of metrics is for people and charts: of more processes it has the most telling, and sums.
+MOST_PROCESSES = 32
 
 Counts = dict[int, int]
 
@@ -49,3 +53,38 @@ class WorkersOfInterval:
         for worker in figures.values():
             worker["share"] = worker["samples"] / total if total else 0.0
         return figures
+
+
+def slowest(workers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the workers whose batches took longest, MOST_PROCESSES of them, by number."""
+    by_time = sorted(workers, key=lambda number: -(workers[number]["batch_seconds"] or 0.0))
+    return {number: workers[number] for number in sorted(by_time[:MOST_PROCESSES], key=int)}
+
+
+def all_together(workers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of an interval over all workers; `batch_seconds` are of their means."""
+    times = sorted(w["batch_seconds"] for w in workers.values() if w["batch_seconds"] is not None)
+    return {
+        "count": len(workers),
+        "lost": sum(worker["lost"] for worker in workers.values()),
+        "batches": sum(worker["batches"] for worker in workers.values()),
+        "samples": sum(worker["samples"] for worker in workers.values()),
+        "batch_seconds": {
+            "mean": sum(times) / len(times) if times else None,
+            "p50": times[len(times) // 2] if times else None,
+            "p99": times[len(times) * 99 // 100] if times else None,
+            "max": times[-1] if times else None,
+        },
+    }
+
+
+def few(values: list[Any], together: Any) -> list[Any]:
+    """Return one value for each process, or, where these are too many, one for all together."""
+    return values if len(values) <= MOST_PROCESSES else [together]
+
+
+def indexed(line: dict[str, Any], role: str, values: list[Any]) -> Iterable[tuple[str, Any]]:
+    """Name the values of a line's list for a role: by number, or `all` where `few` made one."""
+    if role in line.get("together", ()):
+        return [("all", value) for value in values]
+    return [(str(number), value) for number, value in enumerate(values)]

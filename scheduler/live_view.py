@@ -80,7 +80,8 @@ def view(
     halves = Table.grid(expand=True, padding=(0, 2))
     halves.add_column(ratio=1)
     halves.add_column(ratio=1)
-    halves.add_row(_workers(line["workers"]), _staleness(line["staleness_of_interval"]))
+    count = line.get("all_workers", {}).get("count", len(line["workers"]))
+    halves.add_row(_workers(line["workers"], count), _staleness(line["staleness_of_interval"]))
     return Group(
         "",
         title,
@@ -148,7 +149,7 @@ def _share_bar(share: float) -> Bar:
     return Bar(size=1.0, begin=0.0, end=share, width=BAR_COLUMNS, color="cyan")
 
 
-def _workers(workers: dict[str, dict[str, Any]]) -> RenderableType:
+def _workers(workers: dict[str, dict[str, Any]], count: int) -> RenderableType:
     table = _plain_table("worker", "batch", "share")
     shown = sorted(workers.items(), key=lambda item: int(item[0]))
     if len(shown) > MOST_WORKERS:
@@ -161,9 +162,9 @@ def _workers(workers: dict[str, dict[str, Any]]) -> RenderableType:
             f"{worker['share']:.0%}",
             _share_bar(worker["share"]),
         )
-    if len(workers) <= len(shown):
+    if count <= len(shown):
         return table
-    return Group(table, Text(f"the slowest of {len(workers)} workers", "dim"))
+    return Group(table, Text(f"the slowest of {count} workers", "dim"))
 
 
 def _staleness(histograms: dict[str, dict[str, int]]) -> RenderableType:

@@ -1,7 +1,9 @@
 """What a person sees while a job runs: a live view in a terminal, a line an interval elsewhere."""
 
+import contextlib
+import sys
 from types import TracebackType
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 
@@ -9,6 +11,25 @@ from scheduler.config import JobConfig
 from scheduler.live_view import LiveView
 from worker.metrics import auc_text
 from worker.plan import Plan
+
+
+class _Unfailing:
+    """A stream for those who watch: what can't be written to it is lost, and ends nothing."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Progress:
@@ -23,7 +44,7 @@ class Progress:
     def __init__(self, config: JobConfig, plan: Plan, console: Console | None = None) -> None:
         planned = plan.rows_per_epoch * plan.epochs
         self._total = min(planned, config.training.max_samples or planned)
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(file=cast(IO[str], _Unfailing(sys.stderr)))
         self._live: LiveView | None = None
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = LiveView(config.name, self._total, self._console)

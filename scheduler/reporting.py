@@ -9,7 +9,14 @@ from typing import Any
 
 from scheduler.config import JobConfig
 from scheduler.coordinating import Status
-from scheduler.interval_figures import HistogramOfInterval, WorkersOfInterval
+from scheduler.interval_figures import (
+    MOST_PROCESSES,
+    HistogramOfInterval,
+    WorkersOfInterval,
+    all_together,
+    few,
+    slowest,
+)
 from worker.metrics import why_no_auc, why_no_log_loss
 
 _PACKAGES = ("synchromesh", "ray", "numpy", "numba", "pyarrow")
@@ -48,6 +55,14 @@ class IntervalReport:
         shifts, self._shifts_told = status.shifts[self._shifts_told :], len(status.shifts)
         evaluation = status.evaluations[-1] if status.evaluations else None
         tables = merge_tables(servers)
+        workers = self._workers.since_last(status.workers)
+        peaks = {
+            "worker": [w["peak_rss_bytes"] for w in status.workers.values()],
+            "server": [server["peak_rss_bytes"] for server in servers],
+            "coordinator": [status.peak_rss_bytes],
+        }
+        processes = {role: len(sizes) for role, sizes in peaks.items()}
+        sent, received = ([s[f"bytes_{way}"] for s in servers] for way in ("sent", "received"))
         return {
             "time": time.time(),
             "train_seconds": now,
@@ -77,24 +92,30 @@ class IntervalReport:
                 for kind, histogram in self._staleness.items()
             },
             "batches": status.batches,
-            "workers": self._workers.since_last(status.workers),
-            "shard_lag": list(status.shard_lag),
+            "workers": slowest(workers),
+            "all_workers": all_together(workers),
+            "together": {role: n for role, n in processes.items() if n > MOST_PROCESSES},
+            "shard_lag": few(list(status.shard_lag), max(status.shard_lag, default=0)),
             "rows": {name: table["rows"] for name, table in tables.items()},
             "table_bytes": {name: table["bytes"] for name, table in tables.items()},
             "peak_rss_bytes": {
-                "worker": [w["peak_rss_bytes"] for w in status.workers.values()],
-                "server": [server["peak_rss_bytes"] for server in servers],
-                "coordinator": [status.peak_rss_bytes],
+                role: few(sizes, max(sizes, default=0)) for role, sizes in peaks.items()
             },
             "wire_bytes": {
                 "pushed_and_pulled_by_workers": sum(
                     w["bytes_sent"] + w["bytes_received"] for w in status.workers.values()
                 ),
-                "sent_by_servers": [server["bytes_sent"] for server in servers],
-                "received_by_servers": [server["bytes_received"] for server in servers],
+                "sent_by_servers": few(sent, sum(sent)),
+                "received_by_servers": few(received, sum(received)),
             },
-            "cpu_seconds": cpu_seconds(status, servers),
-            "stage_seconds": stage_seconds(status, servers),
+            "cpu_seconds": {
+                role: few(seconds, sum(seconds))
+                for role, seconds in cpu_seconds(status, servers).items()
+            },
+            "stage_seconds": {
+                role: few(stages, _added(stages))
+                for role, stages in stage_seconds(status, servers).items()
+            },
         }
 
 
@@ -145,6 +166,15 @@ def stage_seconds(
     }
 
 
+def _added(stages: list[dict[str, float]]) -> dict[str, float]:
+    """Return the sums by stage."""
+    sums: dict[str, float] = {}
+    for process in stages:
+        for stage, seconds in process.items():
+            sums[stage] = sums.get(stage, 0.0) + seconds
+    return sums
+
+
 def merge_tables(servers: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
     """Add the tables' figures over the servers."""
     merged: dict[str, dict[str, int]] = {}
@@ -183,6 +213,7 @@ def make_result(
     checkpoint: str,
     skipped_files: dict[str, list[str]],
     started_at: dict[str, float],
+    lost_writes: dict[str, int],
 ) -> dict[str, Any]:
     """Return what result.json holds."""
     samples = status.samples
@@ -199,6 +230,7 @@ def make_result(
         "epochs": config.data.epochs,
         "global_step": status.applied_step,
         "started_at": started_at,
+        "lost_writes": lost_writes,
         "train_seconds": seconds,
         "samples_per_second": samples["applied"] / seconds if seconds > 0 else 0.0,
         "train_loss": status.loss_sum / status.loss_samples if status.loss_samples else None,

@@ -13,26 +13,26 @@ from ps.strict_json import json_text
 from scheduler.batch_trace import BatchFile, BatchSpan
 from scheduler.config import JobConfig
 from scheduler.errors import RunDirectoryError
+from scheduler.growing_files import METRICS_FILE, Losses, MetricsFiles, metrics_files
 from scheduler.run_lease import LEASE_FILES, LOCK_FILE, RunLease
 from scheduler.tensorboard_events import TensorBoardEvents, require_tensorboard
 
 JOB_FILE = "job.yaml"
 PLAN_FILE = "plan.json"
-METRICS_FILE = "metrics.jsonl"
 BATCHES_FILE = "batches.jsonl"
 RESULT_FILE = "result.json"
 FAILURE_FILE = "failure.json"
 CONTROL_FILE = "control.json"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
-_FILES = (JOB_FILE, PLAN_FILE, METRICS_FILE, BATCHES_FILE, RESULT_FILE, FAILURE_FILE, CONTROL_FILE)
+_FILES = (JOB_FILE, PLAN_FILE, BATCHES_FILE, RESULT_FILE, FAILURE_FILE, CONTROL_FILE)
 
 # A run needs at least this much beside its checkpoint: logs of metrics and the plan.
 _MIN_FREE_BYTES = 16 << 20
 
 
 class RunDirectory:
-    """Files of one run.
+    """Files of one run; `losses` are of those that are only looked at.
 
     Args:
         config: the resolved job.
@@ -68,6 +68,8 @@ class RunDirectory:
                 f"run.dir {self.path} can't be written: {error.strerror or error}"
             ) from error
 
+        self.losses = Losses()
+        self._metrics = MetricsFiles(self.path)
         self._batches = BatchFile(self.path / BATCHES_FILE)
         self._events = (
             TensorBoardEvents(self.path / TENSORBOARD) if config.run.tensorboard else None
@@ -91,22 +93,23 @@ class RunDirectory:
         write_text(self.path / PLAN_FILE, json_text(plan))
 
     def add_metrics(self, line: dict[str, Any]) -> None:
-        """Append one line, at once visible to who follows the file."""
-        with open(self.path / METRICS_FILE, "a") as file:
-            file.write(json_text(line) + "\n")
+        """Append one line, at once visible to who follows the file; bounded, and borne if lost."""
+        with self.losses.borne(METRICS_FILE):
+            self._metrics.add(line)
         if self._events is not None:
-            self._events.add(line)
+            with self.losses.borne(TENSORBOARD):
+                self._events.add(line)
 
     def close(self) -> None:
-        """Finish what is written in the background; the job can't be found any more."""
-        (self.path / CONTROL_FILE).unlink(missing_ok=True)
-        if self._events is not None:
-            self._events.close()
+        """Leave the directory; the job can't be found any more."""
+        with contextlib.suppress(OSError):
+            (self.path / CONTROL_FILE).unlink(missing_ok=True)
         self._lease.close()
 
     def add_batches(self, spans: Iterable[BatchSpan]) -> None:
-        """Append who computed which batch when; the file is bounded."""
-        self._batches.add(spans)
+        """Append who computed which batch when; bounded, and borne if lost."""
+        with self.losses.borne(BATCHES_FILE):
+            self._batches.add(spans)
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write the result whole or not at all."""
@@ -152,6 +155,8 @@ class RunDirectory:
 
     def _make_way(self) -> None:
         """Remove what a run before has left."""
+        for path in metrics_files(self.path):
+            path.unlink(missing_ok=True)
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
             (self.path / (name + PARTIAL)).unlink(missing_ok=True)

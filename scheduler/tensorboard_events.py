@@ -1,12 +1,16 @@
 """A run's figures as TensorBoard events, for those who compare runs there."""
 
+import socket
+import struct
+import time
+from collections import deque
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from scheduler.config_errors import ConfigError
-
-FLUSH_SECONDS = 1
+from scheduler.growing_files import MAX_FILE_BYTES, MAX_FILES, GrowingFile
+from scheduler.interval_figures import indexed
 
 Line = dict[str, Any]
 
@@ -35,59 +39,101 @@ def scalars_of(line: Line) -> dict[str, float]:
         **{f"learning_rate/{name}": rate for name, rate in line["learning_rate"].items()},
         **{f"rows/{name}": rows for name, rows in line["rows"].items()},
         **{f"table_bytes/{name}": size for name, size in line["table_bytes"].items()},
-        **{f"shard_lag/{i}": lag for i, lag in enumerate(line["shard_lag"])},
+        **{f"shard_lag/{i}": lag for i, lag in indexed(line, "server", line["shard_lag"])},
     }
     for number, worker in line["workers"].items():
         found[f"worker_batch_seconds/{number}"] = worker["batch_seconds"]
         found[f"worker_share/{number}"] = worker["share"]
+    for name, seconds in line.get("all_workers", {}).get("batch_seconds", {}).items():
+        found[f"all_workers/batch_seconds_{name}"] = seconds
     for role, sizes in line["peak_rss_bytes"].items():
-        found |= {f"peak_rss_bytes/{role}-{i}": size for i, size in enumerate(sizes)}
+        found |= {f"peak_rss_bytes/{role}-{i}": size for i, size in indexed(line, role, sizes)}
     return {tag: float(value) for tag, value in found.items() if value is not None}
 
 
 class TensorBoardEvents:
     """Writes events into a folder; the step of an event is the number of samples applied.
 
-    Samples mean the same in every mode, the global step does not.
+    Samples mean the same in every mode, the global step does not. tensorboardX makes the events.
+    Its writer is not used: where its thread has failed, on a full disk, a later call never returns.
 
     Args:
         folder: made where it is missing.
+        max_bytes: of a file; an interval is never cut.
+        max_files: that are kept; the oldest go.
     """
 
-    def __init__(self, folder: Path) -> None:
-        from tensorboardX import SummaryWriter  # an extra: only who asks for it needs it
-
-        self._writer = SummaryWriter(str(folder), flush_secs=FLUSH_SECONDS)
+    def __init__(
+        self, folder: Path, *, max_bytes: int = MAX_FILE_BYTES, max_files: int = MAX_FILES
+    ) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._max_files = max_files
+        # TensorBoard reads files in the order of their names.
+        self._name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}"
+        self._files: deque[GrowingFile] = deque()
+        self._number = 0
 
     def add(self, line: Line) -> None:
-        """Write an interval, in a thread; the file has it soon, at the latest when closed."""
-        at = {"global_step": line["samples"], "walltime": line["time"]}
-        for tag, value in scalars_of(line).items():
-            self._writer.add_scalar(tag, value, **at)
-        for shift in line["shifts"]:
-            text = f"step {shift['step']}: {shift['from_mode']} to {shift['to_mode']}"
-            self._writer.add_text("mode", f"{text}, {shift['reason']}", **at)
-        for kind, counts in line["staleness_of_interval"].items():
-            if counts:
-                self._add_histogram(f"staleness/{kind}", counts, at)
+        """Write an interval; raises OSError where it can't be written."""
+        from tensorboardX.proto.event_pb2 import Event  # an extra: only who asks needs it
 
-    def close(self) -> None:
-        """Write what is left; nothing can be added afterwards."""
-        self._writer.close()
+        event = Event(wall_time=line["time"], step=line["samples"], summary=_summary(line))
+        data = _record(event.SerializeToString())
+        if not self._files or self._files[-1].num_bytes + len(data) > self._max_bytes:
+            self._begin_another()
+        file = self._files[-1]
+        if file.num_bytes == 0:
+            head = Event(wall_time=line["time"], file_version="brain.Event:2")
+            data = _record(head.SerializeToString()) + data
+        file.append(data)
 
-    def _add_histogram(self, tag: str, counts: dict[str, int], at: dict[str, float]) -> None:
-        """Write exact counts by steps, one bucket for each number of steps."""
-        pairs = sorted((int(steps), count) for steps, count in counts.items())
-        values = [steps for steps, _ in pairs]
-        self._writer.add_histogram_raw(
-            tag,
-            min=values[0],
-            max=values[-1],
-            num=sum(count for _, count in pairs),
-            sum=sum(steps * count for steps, count in pairs),
-            sum_squares=sum(steps * steps * count for steps, count in pairs),
-            # A bucket reaches up to its limit; a last one above keeps the highest steps apart.
-            bucket_limits=[steps + 0.5 for steps in values],
-            bucket_counts=[count for _, count in pairs],
-            **at,
-        )
+    def _begin_another(self) -> None:
+        self._folder.mkdir(exist_ok=True)
+        while len(self._files) >= self._max_files:
+            self._files[0].path.unlink(missing_ok=True)
+            self._files.popleft()
+        self._number += 1
+        self._files.append(GrowingFile(self._folder / f"{self._name}.{self._number:06}"))
+
+
+def _summary(line: Line) -> Any:
+    from tensorboardX import summary
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    values = [v for tag, y in scalars_of(line).items() for v in summary.scalar(tag, y).value]
+    for shift in line["shifts"]:
+        text = f"step {shift['step']}: {shift['from_mode']} to {shift['to_mode']}"
+        values += summary.text("mode", f"{text}, {shift['reason']}").value
+    for kind, counts in line["staleness_of_interval"].items():
+        if counts:
+            values += _histogram(f"staleness/{kind}", counts).value
+    return Summary(value=values)
+
+
+def _histogram(tag: str, counts: dict[str, int]) -> Any:
+    """Return exact counts by steps, one bucket for each number of steps."""
+    from tensorboardX import summary
+
+    pairs = sorted((int(steps), count) for steps, count in counts.items())
+    values = [steps for steps, _ in pairs]
+    return summary.histogram_raw(
+        tag,
+        min=values[0],
+        max=values[-1],
+        num=sum(count for _, count in pairs),
+        sum=sum(steps * count for steps, count in pairs),
+        sum_squares=sum(steps * steps * count for steps, count in pairs),
+        # A bucket reaches up to its limit; a last one above keeps the highest steps apart.
+        bucket_limits=[steps + 0.5 for steps in values],
+        bucket_counts=[count for _, count in pairs],
+    )
+
+
+def _record(data: bytes) -> bytes:
+    """Return a record of TensorFlow's format: length, its checksum, bytes, their checksum."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    length = struct.pack("<Q", len(data))
+    sums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
+    return length + next(sums) + data + next(sums)

@@ -152,6 +152,7 @@ class Trainer:
                 run=run.path.name,
             )
             with Progress(self.config, specs.plan) as progress:
+                run.losses.note = progress.note
                 progress.phase("starting servers, coordinator and workers")
                 started = time.monotonic()
                 processes = launcher.create(_server_setups(specs, launcher.secret))

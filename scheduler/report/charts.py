@@ -7,6 +7,7 @@ from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter, Rang
 from bokeh.palettes import Category10, Viridis
 from bokeh.plotting import figure
 
+from scheduler.interval_figures import indexed
 from scheduler.report.reading import Line, RunData
 
 COLORS = Category10[10]
@@ -216,7 +217,8 @@ def _loss(run: RunData, x_range: Range1d) -> list[figure]:
 
 def _auc(run: RunData, x_range: Range1d) -> list[figure]:
     evaluated: dict[object, tuple[float, float | None]] = {}
-    for line in run.intervals:
+    lines = (each for line in run.intervals for each in line.get("evaluations", [line]))
+    for line in lines:
         if line.get("eval_auc") is not None:
             # The first line that shows an evaluation is the one nearest to its end.
             key = line.get("eval_step", line["eval_auc"])
@@ -360,7 +362,7 @@ def _memory(run: RunData, x_range: Range1d) -> list[figure]:
         return {
             f"{role} {i}": size / MIB
             for role, sizes in roles.items()
-            for i, size in enumerate(sizes)
+            for i, size in indexed(line, role, sizes)
         }
 
     series = _largest(_series(run, figures))
@@ -369,7 +371,8 @@ def _memory(run: RunData, x_range: Range1d) -> list[figure]:
 
 def _lag(run: RunData, x_range: Range1d) -> list[figure]:
     lags = _series(
-        run, lambda r: {f"server {i}": lag for i, lag in enumerate(r.get("shard_lag", []))}
+        run,
+        lambda r: {f"server {i}": lag for i, lag in indexed(r, "server", r.get("shard_lag", []))},
     )
     return _lines(lags, x_range, number="0,0.[0]", unit="steps", from_zero=True)
 
@@ -380,7 +383,7 @@ def _wire(run: RunData, x_range: Range1d) -> list[figure]:
     for line, begin, end in _edges(run):
         wire = line.get("wire_bytes", {})
         for way in ("sent", "received"):
-            for i, total in enumerate(wire.get(f"{way}_by_servers", [])):
+            for i, total in indexed(line, "server", wire.get(f"{way}_by_servers", [])):
                 name = f"server {i} {way}"
                 new = (total - before.get(name, 0)) / MIB
                 rate = new / (end - begin) if end > begin else None

@@ -3,12 +3,20 @@
 import json
 import re
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from scheduler.errors import RunDirectoryError
-from scheduler.run_files import BATCHES_FILE, FAILURE_FILE, JOB_FILE, METRICS_FILE, RESULT_FILE
+from scheduler.growing_files import (
+    METRICS_FILE,
+    first_metrics_are_gone,
+    metrics_files,
+    opened_metrics,
+)
+from scheduler.run_files import BATCHES_FILE, FAILURE_FILE, JOB_FILE, RESULT_FILE
 
 # A chart shows no more than so many points in time.
 MAX_INTERVALS = 600
@@ -61,15 +69,15 @@ def read_run(path: Path) -> RunData:
     """
     if not path.is_dir():
         raise RunDirectoryError(f"{path} is not a directory. Name the run.dir of a job")
-    if not (path / JOB_FILE).exists() and not (path / METRICS_FILE).exists():
+    if not (path / JOB_FILE).exists() and not metrics_files(path):
         raise RunDirectoryError(
             f"{path} is not a run directory: it has neither {JOB_FILE} nor {METRICS_FILE}"
         )
     notes: list[str] = []
     result = _read_object(path / RESULT_FILE, notes)
     failure = _read_object(path / FAILURE_FILE, notes)
-    intervals = _read_lines(path / METRICS_FILE, {"time", "samples"}, notes)
-    batches = _read_lines(path / BATCHES_FILE, {"worker", "start", "seconds"}, notes)
+    intervals = _read_intervals(path, notes)
+    batches = _read_batches(path / BATCHES_FILE, notes)
     job = path / JOB_FILE
     if not job.exists():
         notes.append(f"{JOB_FILE} is missing")
@@ -78,7 +86,7 @@ def read_run(path: Path) -> RunData:
         path=path,
         outcome=outcome,
         state=state,
-        intervals=merge_intervals(intervals),
+        intervals=intervals,
         batches=sorted(batches, key=lambda line: line["start"]),
         result=result,
         job=job.read_text(errors="replace") if job.exists() else None,
@@ -113,33 +121,54 @@ def _read_object(path: Path, notes: list[str]) -> Line | None:
     return value if isinstance(value, dict) else None
 
 
-def _read_lines(path: Path, required: set[str], notes: list[str]) -> list[Line]:
+def _read_intervals(run: Path, notes: list[str]) -> list[Line]:
+    """Read the metrics, one line after another: their files may be larger than the memory."""
+    with opened_metrics(run) as (paths, files):
+        if not files:
+            notes.append(f"{METRICS_FILE} is missing")
+        if first_metrics_are_gone(paths):
+            notes.append(
+                f"The first intervals are gone: of {METRICS_FILE} a job keeps the newest part"
+            )
+        count = sum(1 for file in files for _ in file)
+        for file in files:
+            file.seek(0)
+        lines = _lines_of(files, {"time", "samples"}, METRICS_FILE, notes)
+        return merge_intervals(lines, count)
+
+
+def _read_batches(path: Path, notes: list[str]) -> list[Line]:
     if not path.exists():
         notes.append(f"{path.name} is missing")
         return []
-    lines, unreadable = [], 0
-    text = path.read_text(errors="replace")
-    for row in text.splitlines():
+    with open(path, "rb") as file:
+        return list(_lines_of([file], {"worker", "start", "seconds"}, path.name, notes))
+
+
+def _lines_of(
+    files: Sequence[IO[bytes]], required: set[str], name: str, notes: list[str]
+) -> Iterator[Line]:
+    """Yield the objects of lines that have what is required; note how many have not."""
+    unreadable, torn = 0, False
+    for row in (row for file in files for row in file):
+        torn = not row.endswith(b"\n")
         try:
             line = json.loads(row)
         except ValueError:
             line = None
         if isinstance(line, dict) and required <= set(line):
-            lines.append(line)
+            yield line
         else:
             unreadable += 1
-    torn = bool(text) and not text.endswith("\n")
     if unreadable > torn:  # the last line may be in the middle of being written
-        notes.append(f"{path.name}: {unreadable} lines can't be read and are left out")
-    return lines
+        notes.append(f"{name}: {unreadable} lines can't be read and are left out")
 
 
-def merge_intervals(lines: list[Line], most: int = MAX_INTERVALS) -> list[Line]:
-    """Merge neighbours, so that at most `most` lines are left."""
-    size = -(-len(lines) // most)
-    if size <= 1:
-        return lines
-    return [_merged(lines[i : i + size]) for i in range(0, len(lines), size)]
+def merge_intervals(lines: Iterable[Line], count: int, most: int = MAX_INTERVALS) -> list[Line]:
+    """Merge neighbours of so many lines, so that about `most` are left."""
+    size, left = max(1, -(-count // most)), iter(lines)
+    groups = iter(lambda: list(islice(left, size)), [])
+    return [group[0] if size == 1 else _merged(group) for group in groups]
 
 
 def _merged(lines: list[Line]) -> Line:
@@ -156,7 +185,19 @@ def _merged(lines: list[Line]) -> Line:
                 sums[value] = sums.get(value, 0) + count
     merged["staleness_of_interval"] = stale
     merged["workers"] = _merged_workers(lines)
+    merged["shifts"] = [shift for line in lines for shift in line.get("shifts", [])]
+    merged["evaluations"] = _evaluations(lines)
     return merged
+
+
+def _evaluations(lines: list[Line]) -> list[Line]:
+    """Return what lines say of each evaluation; the first that shows one is nearest to its end."""
+    found: dict[Any, Line] = {}
+    for line in lines:
+        if line.get("eval_step") is not None:
+            its = {key: value for key, value in line.items() if key.startswith("eval_")}
+            found.setdefault(line["eval_step"], {"time": line["time"], **its})
+    return list(found.values())
 
 
 def _merged_workers(lines: list[Line]) -> dict[str, Line]:

@@ -1,4 +1,4 @@
-"""What the driver asks four times a second does not grow with the length of a job."""
+"""What the driver asks for and writes does not grow with the length of a job, or its size."""
 
 import pickle
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from embedding.optimizer_spec import Sgd
 from embedding.spec import TableSpec
 from ps.listener import Listener
 from ps.spec import StoreSpec
+from ps.strict_json import json_text
 from scheduler.config import JobConfig
 from scheduler.coordinating import CoordinatorServer
 from scheduler.coordinator_figures import coordinator_figures
@@ -20,8 +21,11 @@ from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.evaluation import EvaluationResult
 from scheduler.events import GiveUpWorker, ShiftWanted, Warn
 from scheduler.history import EVERYTHING
+from scheduler.interval_figures import MOST_PROCESSES
 from scheduler.ledger import LedgerPlan
+from scheduler.reporting import IntervalReport
 from scheduler.supervising import Supervisor
+from worker.loop import STAGES
 
 SPEC = CoordinatorSpec(
     store=StoreSpec(
@@ -98,21 +102,61 @@ def test_the_last_auc_is_exported_also_when_it_was_told_before(server: Coordinat
     assert [f.value for f in figures if f.name == "eval_auc"] == [0.75]
 
 
+CONFIG = JobConfig.from_dict(
+    {
+        "data": {"train": "x", "sparse": ["a"]},
+        "model": {"type": "wide_deep"},
+        "run": {"dir": "run"},
+    }
+)
+
+
+def test_a_line_about_a_thousand_workers_has_the_slowest_and_sums(
+    server: CoordinatorServer,
+) -> None:
+    workers = {
+        number: {
+            "incarnation": 0, "lost": False, "batches": 1, "samples": 8, "seconds": 1.0 + number,
+            "peak_rss_bytes": 1000 + number, "bytes_sent": 5, "bytes_received": 6,
+            "cpu_seconds": 2.0, "stage_seconds": dict.fromkeys(STAGES, 0.5),
+        }
+        for number in range(1000)
+    }  # fmt: skip
+    servers = [
+        {"tables": {}, "peak_rss_bytes": 10 + i, "bytes_sent": 1, "bytes_received": 2,
+         "cpu_seconds": 3.0, "stage_seconds": {"apply": 1.0}}
+        for i in range(100)
+    ]  # fmt: skip
+    status = replace(server.status(), workers=workers, shard_lag=tuple(range(100)))
+
+    line = IntervalReport(CONFIG).line(status, servers)
+
+    assert len(json_text(line)) < 12_000
+    assert line["together"] == {"worker": 1000, "server": 100}
+    assert len(line["workers"]) == MOST_PROCESSES
+    assert line["workers"]["999"]["batch_seconds"] == 1000.0
+    assert line["all_workers"]["samples"] == 8000
+    assert line["peak_rss_bytes"]["worker"] == [1999]
+    assert line["peak_rss_bytes"]["server"] == [109]
+    assert line["cpu_seconds"]["worker"] == [2000.0]
+    assert line["stage_seconds"]["worker"] == [dict.fromkeys(STAGES, 500.0)]
+    assert line["stage_seconds"]["server"] == [{"apply": 100.0}]
+    assert line["wire_bytes"] == {
+        "pushed_and_pulled_by_workers": 11_000,
+        "sent_by_servers": [100],
+        "received_by_servers": [200],
+    }
+    assert line["shard_lag"] == [99]
+
+
 def supervisor_of(server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch) -> Supervisor:
     ray = SimpleNamespace(get=lambda call, timeout: call, wait=lambda calls, **_: ([], calls))
     monkeypatch.setattr(scheduler.supervising, "ray", ray)
-    config = JobConfig.from_dict(
-        {
-            "data": {"train": "x", "sparse": ["a"]},
-            "model": {"type": "wide_deep"},
-            "run": {"dir": "run"},
-        }
-    )
     coordinator = SimpleNamespace(status=SimpleNamespace(remote=server.status))
     processes: Any = SimpleNamespace(workers={}, watches=[], coordinator=coordinator)
     nobody: Any = None
     return Supervisor(
-        launcher=nobody, processes=processes, setup=nobody, config=config, run=nobody,
+        launcher=nobody, processes=processes, setup=nobody, config=CONFIG, run=nobody,
         progress=SimpleNamespace(note=lambda text: None),  # type: ignore[arg-type]
         write_checkpoint=lambda status: "",
     )  # fmt: skip

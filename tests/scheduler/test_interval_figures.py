@@ -2,7 +2,13 @@
 
 from typing import Any
 
-from scheduler.interval_figures import HistogramOfInterval, WorkersOfInterval
+from scheduler.interval_figures import (
+    MOST_PROCESSES,
+    HistogramOfInterval,
+    WorkersOfInterval,
+    all_together,
+    slowest,
+)
 
 
 def state(batches: int, samples: int, seconds: float, incarnation: int = 0) -> dict[str, Any]:
@@ -56,3 +62,25 @@ def test_processes_that_are_gone_are_forgotten() -> None:
         workers.since_last({0: state(4, 40, 2.0, incarnation)})
 
     assert len(workers._before) == 1
+
+
+def test_of_many_workers_the_slowest_are_listed_and_all_are_summed_up() -> None:
+    states = {n: state(2, 10, 2.0 * (n + 1)) for n in range(100)}
+    states[100] = state(0, 0, 0.0) | {"lost": True}
+    figures = WorkersOfInterval().since_last(states)
+
+    listed = slowest(figures)
+
+    assert list(listed) == [str(n) for n in range(100 - MOST_PROCESSES, 100)]
+    assert listed["99"] == figures["99"]
+    assert all_together(figures) == {
+        "count": 101, "lost": 1, "batches": 200, "samples": 1000,
+        "batch_seconds": {"mean": 50.5, "p50": 51.0, "p99": 100.0, "max": 100.0},
+    }  # fmt: skip
+
+
+def test_a_few_workers_are_all_listed_and_without_batches_there_are_no_times() -> None:
+    figures = WorkersOfInterval().since_last({n: state(0, 0, 0.0) for n in range(3)})
+
+    assert slowest(figures) == figures
+    assert set(all_together(figures)["batch_seconds"].values()) == {None}

@@ -153,3 +153,26 @@ def test_a_terminal_gets_the_view_and_notes_stay_above_it(job: tuple[JobConfig, 
     assert "note: worker 3 died" in out.getvalue()
     assert "samples_per_second=" not in out.getvalue()
     assert "batches dropped" in out.getvalue().replace("\x1b[2m", "")
+
+
+class FullDisk(io.StringIO):
+    """A stream that takes nothing any more."""
+
+    error = OSError(28, "No space left on device")
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [FullDisk.error, BrokenPipeError(32, "Broken pipe")])
+def test_a_job_goes_on_where_nobody_can_be_told_of_it(
+    job: tuple[JobConfig, Plan], monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    stream = FullDisk()
+    stream.error = error
+    monkeypatch.setattr("sys.stderr", stream)
+
+    with Progress(*job) as progress:
+        progress.phase("training")
+        progress.show(line())
+        progress.note("worker 3 died")

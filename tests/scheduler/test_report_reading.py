@@ -76,17 +76,32 @@ def test_merged_intervals_keep_sums_and_gather_what_is_of_the_interval() -> None
             train_loss=None if i == 0 else 0.5,
             staleness_of_interval={"data": {"0": 1, str(i): 1}},
             workers={"0": worker},
+            shifts=[{"step": i}] if i % 2 == 0 else [],
         )
 
-    merged = merge_intervals([line(i) for i in range(5)], most=3)
+    merged = merge_intervals([line(i) for i in range(5)], 5, most=3)
 
     assert [m["time"] for m in merged] == [101.0, 103.0, 104.0]
     assert merged[0]["samples_per_second"] == 0.5
     assert merged[0]["train_loss"] == 0.5
     assert merged[0]["staleness_of_interval"]["data"] == {"0": 2, "1": 1}
+    assert [m["shifts"] for m in merged] == [[{"step": 0}], [{"step": 2}], [{"step": 4}]]
     assert merged[1]["workers"]["0"] == {
         "batches": 2, "samples": 16, "batch_seconds": 3.5, "share": 1.0
     }  # fmt: skip
+
+
+def test_merged_intervals_keep_every_evaluation_where_it_was_first_shown() -> None:
+    scores = [None, (4, 0.5), (4, 0.5), (8, 0.75), (12, None), (12, None)]
+    lines = [
+        interval(float(i), eval_step=score and score[0], eval_auc=score and score[1])
+        for i, score in enumerate(scores)
+    ]
+
+    (merged,) = merge_intervals(lines, 6, most=1)
+
+    shown = [(e["time"], e["eval_step"], e["eval_auc"]) for e in merged["evaluations"]]
+    assert shown == [(1.0, 4, 0.5), (3.0, 8, 0.75), (4.0, 12, None)]
 
 
 def test_the_begin_is_that_of_the_first_batch(tmp_path: Path) -> None:

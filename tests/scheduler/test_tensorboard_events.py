@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
 
 import scheduler.tensorboard_events as tensorboard_events
 from scheduler import ConfigError, JobConfig
 from scheduler.run_files import RunDirectory
+from scheduler.tensorboard_events import TensorBoardEvents, scalars_of
 
 
 def line(samples: int, loss: float | None) -> dict[str, Any]:
@@ -49,8 +51,7 @@ def config(run: Path, **settings: Any) -> JobConfig:
 
 def events(run: Path) -> Iterator[Event]:
     """Read the records of TensorFlow's format: length, its checksum, bytes, their checksum."""
-    (path,) = (run / "tensorboard").iterdir()
-    data = path.read_bytes()
+    data = b"".join(path.read_bytes() for path in sorted((run / "tensorboard").iterdir()))
     while data:
         (length,) = struct.unpack("<Q", data[:8])
         yield Event.FromString(data[12 : 12 + length])
@@ -127,3 +128,43 @@ def test_a_missing_package_is_refused_before_a_run_is_overwritten(
     with pytest.raises(ConfigError, match=r"synchromesh\[tensorboard\]"):
         RunDirectory(config(run, overwrite=True), least_checkpoint_bytes=0)
     assert (run / "metrics.jsonl").exists()
+
+
+def test_events_never_take_more_than_their_bound_and_the_newest_stay(tmp_path: Path) -> None:
+    written = TensorBoardEvents(tmp_path / "tensorboard", max_bytes=4000, max_files=3)
+    most = 0
+    for samples in range(1, 200):
+        written.add(line(samples, 0.5))
+        files = list((tmp_path / "tensorboard").iterdir())
+        most = max(most, sum(path.stat().st_size for path in files))
+
+    found = list(events(tmp_path))
+    assert 8000 < most <= 12_000
+    assert len(files) == 3
+    assert sum(event.file_version == "brain.Event:2" for event in found) == 3
+    steps = [event.step for event in found if event.step]
+    assert steps == list(range(steps[0], 200))
+
+
+def test_checksums_of_events_are_those_that_tensorflow_asks_for(run: Path) -> None:
+    (path,) = (run / "tensorboard").iterdir()
+    data = path.read_bytes()
+    (length, of_length) = struct.unpack("<QI", data[:12])
+    (of_data,) = struct.unpack("<I", data[12 + length : 16 + length])
+
+    assert of_length == masked_crc32c(data[:8])
+    assert of_data == masked_crc32c(data[12 : 12 + length])
+
+
+def test_of_many_processes_events_have_one_for_all() -> None:
+    many = line(1, 0.5) | {
+        "together": {"worker": 100},
+        "all_workers": {"batch_seconds": {"p50": 0.5, "max": None}},
+    }
+
+    found = scalars_of(many)
+
+    assert found["peak_rss_bytes/worker-all"] == 7
+    assert found["peak_rss_bytes/server-0"] == 8
+    assert found["all_workers/batch_seconds_p50"] == 0.5
+    assert "all_workers/batch_seconds_max" not in found
