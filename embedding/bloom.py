@@ -80,6 +80,11 @@ class BloomSize:
         return BloomSize(math.ceil(counters / hashes) * hashes, hashes)
 
 
+def reserved_bytes(rule: BloomAdmission) -> int:
+    """Return how much address space a filter takes."""
+    return NUM_BUCKETS * BloomSize.of(rule).counters * rule.counter_bits // 8
+
+
 class BloomFilter:
     """Counts of keys by bucket.
 
@@ -89,14 +94,13 @@ class BloomFilter:
 
     def __init__(self, rule: BloomAdmission) -> None:
         size = BloomSize.of(rule)
-        dtype = np.dtype(f"uint{rule.counter_bits}")
-        counters = reserve(NUM_BUCKETS, size.counters, dtype)
-        if len(counters) < NUM_BUCKETS:
+        try:
+            counters = reserve(NUM_BUCKETS, size.counters, f"uint{rule.counter_bits}")
+        except MemoryError as error:
             raise MemoryError(
-                f"a Bloom filter of max_elements {rule.max_elements} takes"
-                f" {NUM_BUCKETS * size.counters * dtype.itemsize} bytes of address space; lower"
-                " max_elements, or raise the limit on virtual memory (ulimit -v)"
-            )
+                f"a Bloom filter of max_elements {rule.max_elements}: {error}; or lower"
+                " max_elements"
+            ) from error
         self.arrays = BloomArrays(counters, np.zeros(NUM_BUCKETS, np.uint8), size.hashes)
         self._limit = largest_count(rule.counter_bits)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from embedding.sharing import budget_of
 from embedding.spec import TableSpec
 from embedding.variable import EmbeddingVariable
 
@@ -50,15 +51,21 @@ def make_variables(
 ) -> list[EmbeddingVariable]:
     """Make empty tables, in the order given, those that read another one with that as their base.
 
+    They share the address space of the process, see `sharing.budget_of`.
+
     Args:
         on_non_finite: of every table, see `EmbeddingVariable`.
 
     Raises:
         ValueError: as `check_links`.
+        MemoryError: as `budget_of`, or address space can't be had.
     """
     check_links(specs)
+    budget = budget_of(specs)
     made: dict[str, EmbeddingVariable] = {}
     for spec in sorted(specs, key=lambda spec: spec.base is not None):
         base = None if spec.base is None else made[spec.base]
-        made[spec.name] = EmbeddingVariable(spec, base=base, on_non_finite=on_non_finite)
+        made[spec.name] = EmbeddingVariable(
+            spec, base=base, on_non_finite=on_non_finite, budget=budget
+        )
     return [made[spec.name] for spec in specs]

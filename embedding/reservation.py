@@ -1,61 +1,75 @@
-"""Arrays that grow without moving: address space is reserved at once, memory committed by use."""
+"""Arrays that grow without moving: address space is reserved at once, memory committed by use.
+
+The tables of a process share its address space: each reserves a part of it and no more, so that the
+last one has as much as the first, and something is left for all else. Memory is not divided: only
+what is used is taken, so any table may grow until the machine is full.
+"""
 
 import contextlib
 import mmap
-import os
-import sys
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-# Python's mmap module names this flag from 3.13 on.
-_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40
+from embedding.machine_limits import NO_RESERVE, Limit, memory_limit
+
 # Huge pages from here on: random reads of 4 million rows became 30 % faster by them, but a small
 # table should not take one page of 2 MiB for each of its arrays.
 _HUGE_PAGES_FROM = 4 << 20
+_MAPPED_FROM = 1 << 16  # bytes; below, a mapping of its own is not worth it
 
 
-def physical_memory_bytes() -> int:
-    """Return the memory of this machine: a bound on what a reservation can ever hold."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a table may reserve.
+
+    Args:
+        address: what all tables may reserve together.
+        shares: how many equal parts that is divided in; a table takes one for its rows and, where
+            it counts keys that have none, another for their counters.
+        memory: that it may fill, as if it were alone.
+    """
+
+    address: Limit
+    shares: int
+    memory: Limit = field(default_factory=memory_limit)
+
+    @property
+    def share_bytes(self) -> int:
+        """Address space of one share."""
+        return self.address.num_bytes // self.shares
+
+
+_NOTHING = Limit(0, "", "")
+NO_BUDGET = Budget(_NOTHING, 1, _NOTHING)  # the least there is
 
 
 def reserve(rows: int, width: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """Reserve a zeroed array; a page takes memory only once it is written.
 
-    Where the address space is limited (ulimit -v, strict overcommit), the array is halved until
-    it fits: the caller must look at its length.
-
     Args:
-        rows: wanted length, > 0.
+        rows: length, > 0.
         width: length of the second axis; 0 takes no memory.
 
     Returns:
-        dtype[at most rows, width], writable, C-contiguous.
+        dtype[rows, width], writable, C-contiguous.
 
     Raises:
-        MemoryError: not even one page can be had.
+        MemoryError: there is no address space for it.
     """
-    row_bytes = width * np.dtype(dtype).itemsize
-    if row_bytes == 0:
+    num_bytes = rows * width * np.dtype(dtype).itemsize
+    if num_bytes < _MAPPED_FROM:
         return np.zeros((rows, width), dtype)
-    while True:
-        try:
-            memory = mmap.mmap(
-                -1,
-                rows * row_bytes,
-                flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE,
-            )
-        except OSError as error:
-            if rows * row_bytes <= mmap.PAGESIZE:
-                raise MemoryError(
-                    f"no address space left to reserve {rows * row_bytes} bytes ({error}); raise "
-                    "the limit on virtual memory (ulimit -v) or use fewer tables per process"
-                ) from error
-            rows = max(rows // 2, 1)
-            continue
-        if hasattr(mmap, "MADV_HUGEPAGE") and len(memory) > _HUGE_PAGES_FROM:
-            with contextlib.suppress(OSError):  # a kernel without them
-                memory.madvise(mmap.MADV_HUGEPAGE, _HUGE_PAGES_FROM)
-        return np.frombuffer(memory, dtype).reshape(rows, width)
+    try:
+        memory = mmap.mmap(-1, num_bytes, flags=NO_RESERVE)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(
+            f"no address space left to reserve {num_bytes:,} bytes ({error}). See what limits it:"
+            " ulimit -v and -d, and the sysctls vm.overcommit_memory and vm.max_map_count"
+        ) from error
+    if hasattr(mmap, "MADV_HUGEPAGE") and len(memory) > _HUGE_PAGES_FROM:
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE, _HUGE_PAGES_FROM)
+    return np.frombuffer(memory, dtype).reshape(rows, width)

@@ -24,7 +24,7 @@ from embedding.index import (
 )
 from embedding.mixing import NUM_BUCKETS, bucket_of, buckets_of
 from embedding.prefetch import AHEAD, prefetch
-from embedding.reservation import physical_memory_bytes, reserve
+from embedding.reservation import Budget, reserve
 
 Int64Array = npt.NDArray[np.int64]
 UInt8Array = npt.NDArray[np.uint8]
@@ -170,25 +170,65 @@ def _sorted_by_bucket(keys: Int64Array, rows: Int64Array) -> tuple[Int64Array, I
     return by_bucket, their_rows
 
 
+class Room(NamedTuple):
+    """How many rows there can be, the lines of an index for them, what limits them, what to do."""
+
+    rows: int
+    lines: int
+    cause: str
+    remedy: str
+
+
+def room_in(budget: Budget, width: int) -> Room:
+    """Return how many rows of so many float32 values a budget allows."""
+    row_bytes = 4 * width + METADATA_BYTES
+    memory, address, share = budget.memory, budget.address, budget.share_bytes
+    filled = memory.num_bytes // (row_bytes + round(_LINE_BYTES / _KEYS_A_LINE))
+    # The lines of an index are a power of two: the one that leaves room for most rows.
+    reserved, lines = 0, _MIN_LINES
+    while lines * _LINE_BYTES < share and lines * _KEYS_A_LINE <= 2 * MAX_ROWS:
+        fitting = (share - lines * _LINE_BYTES) // row_bytes
+        reserved = max(reserved, min(fitting, int(lines * _KEYS_A_LINE)))
+        lines *= 2
+    part = f"a share of 1/{budget.shares} in {address}"
+    rows, cause, remedy = min(
+        (filled, str(memory), memory.remedy),
+        (reserved, part, address.remedy),
+        (MAX_ROWS, "the 32 bits of a row's number", "Use more servers, or evict"),
+    )
+    rows = max(rows, int(_MIN_LINES * _KEYS_A_LINE))
+    return Room(rows, 1 << int(rows / _KEYS_A_LINE).bit_length(), cause, remedy)
+
+
 class Rows:
     """Rows by key, growing without ever moving one.
 
     Args:
         width: float32 values of a row; 0 keeps frequency and version only.
+        budget: what they may reserve.
         track_usage: whether rows have a frequency and a version; if not, only what was freed once
             takes their memory.
+        name: what they are called in errors.
+
+    Raises:
+        MemoryError: address space for them can't be had.
     """
 
-    def __init__(self, width: int, *, track_usage: bool = True) -> None:
+    def __init__(
+        self,
+        width: int,
+        budget: Budget,
+        *,
+        track_usage: bool = True,
+        name: str = "a table",
+    ) -> None:
         self.track_usage = track_usage
         self._num_freed = 0
-        row_bytes = 4 * width + METADATA_BYTES + round(_LINE_BYTES / _KEYS_A_LINE)
-        capacity = min(max(physical_memory_bytes() // row_bytes, 4 * _MIN_LINES), MAX_ROWS)
-        metadata = reserve(capacity, 2, np.int64)
-        values = reserve(capacity, width, np.float32)
-        lines = 1 << int(capacity / _KEYS_A_LINE).bit_length()
-        self._entries = reserve(lines, WORDS, np.int64)
-        self._limit = min(len(metadata), len(values), int(len(self._entries) * _KEYS_A_LINE))
+        self._name = name
+        self._room = room_in(budget, width)
+        metadata = reserve(self._room.rows, 2, np.int64)
+        values = reserve(self._room.rows, width, np.float32)
+        self._entries = reserve(self._room.lines, WORDS, np.int64)
         self.arrays = RowArrays(self._entries[:_MIN_LINES], metadata, values, np.zeros(4, np.int64))
 
     def __len__(self) -> int:
@@ -196,7 +236,7 @@ class Rows:
 
     def can_take(self, num_keys: int) -> bool:
         """Return whether the reserved memory can hold that many more keys."""
-        return len(self) + num_keys <= self._limit
+        return len(self) + num_keys <= self._room.rows
 
     def make_room(self, num_keys: int) -> None:
         """Grow the index so that this many keys can be added.
@@ -206,9 +246,9 @@ class Rows:
         """
         if not self.can_take(num_keys):
             raise MemoryError(
-                f"a table of {len(self)} rows of width {self.arrays.values.shape[1]} can't take "
-                f"{num_keys} more: address space is reserved for {self._limit}. Use more shards, "
-                "evict, or raise the limit on virtual memory (ulimit -v)"
+                f"{self._name} has {len(self):,} rows of width {self.arrays.values.shape[1]} and"
+                f" can't take {num_keys:,} more: there is room for {self._room.rows:,}. What limits"
+                f" it is {self._room.cause}. {self._room.remedy}"
             )
         while not self._has_room(num_keys):
             self._continue_doubling(len(self.arrays.entries))

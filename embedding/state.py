@@ -15,8 +15,10 @@ from embedding.inspection import RankBy, TopRows, frequency_histogram
 from embedding.mixing import NUM_BUCKETS, buckets_of
 from embedding.optimizers import rule_for
 from embedding.precision import kind_of, stored_width
+from embedding.reservation import NO_BUDGET, Budget
 from embedding.rows import FREQUENCY, METADATA_BYTES, VERSION, Rows
-from embedding.spec import BloomAdmission, TableSpec
+from embedding.sharing import budget_alone
+from embedding.spec import BloomAdmission, CounterAdmission, TableSpec
 from embedding.transfer import read_rows, write_rows
 
 Int64Array = npt.NDArray[np.int64]
@@ -32,17 +34,28 @@ class TableState:
 
     Args:
         spec: what the table is.
+        budget: what it may reserve; None: as a table that is made alone.
     """
 
-    def __init__(self, spec: TableSpec) -> None:
+    def __init__(self, spec: TableSpec, budget: Budget | None = None) -> None:
         self.spec: TableSpec = spec
         self._rule = rule_for(spec.optimizer, sparse=True)
         self._initial_slots = self._rule.initial_slots(spec.dim)
         self._precision = kind_of(spec.value_dtype)
-        self._rows = Rows(stored_width(spec), track_usage=spec.track_usage)
-        self._counters = Rows(0)
+        self._budget = budget or budget_alone(spec)
+        self._rows = Rows(
+            stored_width(spec),
+            self._budget,
+            track_usage=spec.track_usage,
+            name=f"table {spec.name}",
+        )
         rule = spec.admission
+        self._counts_keys = isinstance(rule, CounterAdmission)
+        self._counters = self._reserved_counters() if self._counts_keys else Rows(0, NO_BUDGET)
         self._bloom = BloomFilter(rule) if isinstance(rule, BloomAdmission) else None
+
+    def _reserved_counters(self) -> Rows:
+        return Rows(0, self._budget, name=f"what is counted for table {self.spec.name}")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -200,6 +213,8 @@ class TableState:
             self._rows.remove(keys)
             self._bloom.raise_to(keys, frequency)
             return
+        if not self._counts_keys and not len(self._counters):
+            self._counters = self._reserved_counters()  # another rule's
         counters = self._counters.add(keys)
         self._rows.remove(keys)
         self._counters.arrays.metadata[counters, FREQUENCY] = frequency

@@ -13,8 +13,9 @@ from embedding.initial_values import initial_values_of
 from embedding.kernels import pull_rows, settle_keys
 from embedding.precision import FLOAT32
 from embedding.ranges import require, require_finite, require_not_negative, require_one_of
+from embedding.reservation import Budget
 from embedding.row_update import RowUpdate
-from embedding.spec import CounterAdmission, TableSpec
+from embedding.spec import TableSpec
 from embedding.state import TableState
 from embedding.static_rows import StaticRows
 from embedding.transfer import write_vectors
@@ -41,6 +42,7 @@ class EmbeddingVariable(TableState):
         base: the table that `spec.base` names, which pulls of this one read.
         on_non_finite: what `apply` does about a gradient with NaN or infinity: it refuses all of
             them, or leaves that key's out and counts it.
+        budget: what it may reserve, see `make_variables`; None: as a table that is made alone.
 
     Attributes:
         num_evicted: rows and counters evicted so far.
@@ -48,6 +50,7 @@ class EmbeddingVariable(TableState):
 
     Raises:
         ValueError: the base is missing or another one, or does not track the usage that is asked.
+        MemoryError: address space for it can't be had.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class EmbeddingVariable(TableState):
         *,
         base: "EmbeddingVariable | None" = None,
         on_non_finite: Literal["fail", "skip"] = "fail",
+        budget: Budget | None = None,
     ) -> None:
         got = None if base is None else base.spec.name
         if got != spec.base:
@@ -63,7 +67,7 @@ class EmbeddingVariable(TableState):
             given = "none" if got is None else f"table {got}"
             raise ValueError(f"table {spec.name} needs {needed}, got {given}")
         require_one_of("on_non_finite", on_non_finite, ("fail", "skip"))
-        super().__init__(spec)
+        super().__init__(spec, budget)
         self._static = self._counting = None
         if base is not None and spec.warm_start is not None:
             self._static = StaticRows(base, spec.warm_start, spec.dim)
@@ -79,7 +83,6 @@ class EmbeddingVariable(TableState):
         )
         self._default_value = np.float32(spec.default_value)
         self._update = RowUpdate(spec, self._rule)
-        self._counts_keys = isinstance(spec.admission, CounterAdmission)
         self._first_admission = admission_of(spec, self._counters.arrays, self._bloom)
 
     @property

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from embedding.linking import make_variables
 from embedding.mixing import NUM_BUCKETS
-from embedding.variable import EmbeddingVariable
 from ps.dense import DenseBlocks
 from ps.digest import block_digests, bucket_digests, model_digest
 from ps.merge import merge
@@ -43,7 +43,7 @@ class Replay:
         self._spec = workload.store
         self._dense = DenseBlocks(self._spec, 0)
         if earlier is None:
-            self._tables = [EmbeddingVariable(table) for table in self._spec.tables]
+            self._tables = make_variables(self._spec.tables)
             self._dense.initialize(workload.initial_dense)
         else:
             self._tables = list(load_tables(earlier).values())

@@ -2,18 +2,31 @@ import numpy as np
 import pytest
 
 from embedding import rows as rows_module
+from embedding.machine_limits import Limit
 from embedding.mixing import buckets_of
-from embedding.rows import VERSION, Rows
+from embedding.reservation import Budget
+from embedding.rows import MAX_ROWS, VERSION, Rows, room_in
+
+
+def budget_of(memory: int, *, address: int = 1 << 40, shares: int = 1) -> Budget:
+    return Budget(
+        Limit(address, "the address space", "Use more servers"),
+        shares,
+        Limit(memory, "the machine's memory", "Evict"),
+    )
+
+
+BUDGET = budget_of(1 << 30)
 
 
 def with_versions(keys, versions):
-    rows = Rows(2)
+    rows = Rows(2, BUDGET)
     rows.arrays.metadata[rows.add(np.asarray(keys)), VERSION] = versions
     return rows
 
 
 def test_adding_gives_each_key_a_row_of_its_own_and_keeps_those_it_has():
-    rows = Rows(4)
+    rows = Rows(4, BUDGET)
     first = rows.add(np.array([5, -5, 2**63 - 1]))
 
     second = rows.add(np.array([-5, 6, 5, 6]))
@@ -26,7 +39,7 @@ def test_adding_gives_each_key_a_row_of_its_own_and_keeps_those_it_has():
 
 
 def test_growth_keeps_every_row_where_it_is():
-    rows = Rows(1)
+    rows = Rows(1, BUDGET)
     placed = {}
     for start in range(0, 20_000, 1000):
         keys = np.arange(start, start + 1000) * 7919
@@ -75,26 +88,27 @@ def test_keys_come_sorted_by_bucket_then_key(monkeypatch, keys_to_spread):
 @pytest.mark.parametrize("buckets", [(-1, 3), (3, 2), (0, 4097)])
 def test_buckets_that_do_not_exist_are_refused(buckets):
     with pytest.raises(ValueError, match="buckets must be"):
-        Rows(1).in_buckets(buckets)
+        Rows(1, BUDGET).in_buckets(buckets)
 
 
-def test_a_full_reservation_refuses_more_keys_and_stays_as_it_was(monkeypatch):
-    monkeypatch.setattr(rows_module, "physical_memory_bytes", lambda: 100 * 64)
-    rows = Rows(8)
+def test_a_full_reservation_refuses_more_keys_says_why_and_stays_as_it_was():
+    rows = Rows(8, budget_of(100 * 75), name="table user")
     capacity = len(rows.arrays.values)
     rows.add(np.arange(capacity - 10))
 
-    with pytest.raises(MemoryError, match=f"reserved for {capacity}"):
+    with pytest.raises(MemoryError, match="table user has") as refused:
         rows.add(np.arange(capacity + 1))
+    assert f"has {capacity - 10} rows of width 8 and can't take 11 more" in str(refused.value)
+    assert f"room for {capacity}." in str(refused.value)
+    assert str(refused.value).endswith("is the machine's memory (0.0 MiB). Evict")
     rows.add(np.arange(capacity))
 
-    assert len(rows) == capacity
+    assert len(rows) == capacity == 100
 
 
-def test_keys_that_have_rows_are_taken_where_there_is_no_room_for_more(monkeypatch):
+def test_keys_that_have_rows_are_taken_where_there_is_no_room_for_more():
     """The index may have places left when the reserved rows have not."""
-    monkeypatch.setattr(rows_module, "physical_memory_bytes", lambda: 40_000)
-    rows = Rows(4)
+    rows = Rows(4, budget_of(40_000))
     keys = np.arange(650)
     first = rows.add(keys)
 
@@ -102,6 +116,32 @@ def test_keys_that_have_rows_are_taken_where_there_is_no_room_for_more(monkeypat
 
     assert again.tolist() == first[:100].tolist()
     assert len(rows) == 650
+
+
+@pytest.mark.parametrize("width", [0, 1, 32, 300])
+@pytest.mark.parametrize("share", [100_000, 3 << 20, 5 << 30, 1 << 38])
+def test_what_is_reserved_fits_into_the_share_and_uses_most_of_it(width, share):
+    room = room_in(budget_of(1 << 50, address=7 * share, shares=7), width)
+
+    taken = room.rows * (16 + 4 * width) + room.lines * 64
+    assert taken <= share
+    assert room.rows <= 2.4 * room.lines
+    if room.rows < MAX_ROWS:
+        assert taken >= 0.6 * share  # an index doubles
+        assert room.cause.startswith("a share of 1/7 in the address space (")
+
+
+def test_memory_is_not_divided():
+    alone, one_of_many = (room_in(budget_of(1 << 34, shares=n), 32) for n in (1, 50))
+
+    assert alone == one_of_many
+    assert one_of_many.cause == "the machine's memory (16.0 GiB)"
+
+
+def test_a_row_number_has_32_bits():
+    room = room_in(budget_of(1 << 50, address=1 << 50), 1)
+
+    assert (room.rows, room.cause) == (MAX_ROWS, "the 32 bits of a row's number")
 
 
 def test_no_batch_moves_more_than_its_share_of_a_doubling(monkeypatch):
@@ -113,7 +153,7 @@ def test_no_batch_moves_more_than_its_share_of_a_doubling(monkeypatch):
         return after
 
     monkeypatch.setattr(rows_module, "continue_doubling", continue_doubling)
-    rows, batch = Rows(0), 1000
+    rows, batch = Rows(0, BUDGET), 1000
     rows.add(np.arange(10 * batch))
     moved.clear()
     for start in range(10 * batch, 300 * batch, batch):
