@@ -17,7 +17,7 @@ class ByteBudget:
         self.limit = limit
         self._guard = threading.Lock()
         self._held = 0
-        self._waiting: deque[tuple[int, threading.Lock]] = deque()
+        self._waiting: deque[tuple[int, threading.Event]] = deque()
 
     @property
     def is_short(self) -> bool:
@@ -30,13 +30,12 @@ class ByteBudget:
         turn = None
         with self._guard:
             if self._waiting or not self._fits(nbytes):
-                turn = threading.Lock()
-                turn.acquire()
+                turn = threading.Event()
                 self._waiting.append((nbytes, turn))
             else:
                 self._held += nbytes
         if turn is not None:
-            turn.acquire()
+            turn.wait()
         try:
             yield
         finally:
@@ -45,7 +44,7 @@ class ByteBudget:
                 while self._waiting and self._fits(self._waiting[0][0]):
                     wanted, turn = self._waiting.popleft()
                     self._held += wanted
-                    turn.release()
+                    turn.set()
 
     def _fits(self, nbytes: int) -> bool:
         return self._held == 0 or self._held + nbytes <= self.limit

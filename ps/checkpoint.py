@@ -17,7 +17,6 @@ import hashlib
 import io
 import itertools
 import json
-import secrets
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -52,7 +51,7 @@ from embedding.mixing import NUM_BUCKETS, buckets_of
 from embedding.spec import BloomAdmission
 from ps.dense import DenseBlocks
 from ps.digest import BucketDigests, bucket_slices
-from ps.durable import PARTIAL, new_file, publish, write_text
+from ps.durable import new_file, partial_path, publish, write_text
 from ps.file_rows import counters_of, rows_of
 from ps.spec import BLOCK_SIZE, StoreSpec
 from ps.strict_json import json_text
@@ -170,7 +169,7 @@ def write_shard(
 
 def begin_checkpoint(path: Path) -> Path:
     """Make the empty directory beside a checkpoint's place in which it is written."""
-    partial = path.with_name(f"{PARTIAL}-{path.name}-{secrets.token_hex(4)}")
+    partial = partial_path(path)
     partial.mkdir(parents=True)
     return partial
 

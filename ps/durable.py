@@ -7,11 +7,17 @@ Whoever has an older file of the name open or mapped into memory keeps it as it 
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 PARTIAL = ".partial"
+
+
+def partial_path(path: Path) -> Path:
+    """Return a name beside a path for what is to become it, another one for each writer."""
+    return path.with_name(f"{PARTIAL}-{path.name}-{secrets.token_hex(4)}")
 
 
 @contextlib.contextmanager
@@ -20,7 +26,7 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
 
     Where the block raises, nothing is left of it.
     """
-    temporary = path.with_name(path.name + PARTIAL)
+    temporary = partial_path(path)
     try:
         with open(temporary, "wb") as file:
             yield file

@@ -6,13 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-def _turn() -> threading.Lock:
-    """Make what a thread waits on until another hands the lock over by releasing it."""
-    turn = threading.Lock()
-    turn.acquire()
-    return turn
-
-
 class ReadWriteLock:
     """Many threads hold it shared, or one exclusively. Not reentrant.
 
@@ -25,8 +18,8 @@ class ReadWriteLock:
         self._guard = threading.Lock()  # of what follows, held for a moment only
         self._readers = 0
         self._writing = False
-        self._waiting_readers: list[threading.Lock] = []
-        self._waiting_writers: deque[threading.Lock] = deque()
+        self._waiting_readers: list[threading.Event] = []
+        self._waiting_writers: deque[threading.Event] = deque()
 
     @contextmanager
     def shared(self) -> Iterator[None]:
@@ -34,12 +27,12 @@ class ReadWriteLock:
         with self._guard:
             turn = None
             if self._writing or self._waiting_writers:
-                turn = _turn()
+                turn = threading.Event()
                 self._waiting_readers.append(turn)
             else:
                 self._readers += 1
         if turn is not None:
-            turn.acquire()
+            turn.wait()
         try:
             yield
         finally:
@@ -54,12 +47,12 @@ class ReadWriteLock:
         with self._guard:
             turn = None
             if self._writing or self._readers:
-                turn = _turn()
+                turn = threading.Event()
                 self._waiting_writers.append(turn)
             else:
                 self._writing = True
         if turn is not None:
-            turn.acquire()
+            turn.wait()
         try:
             yield
         finally:
@@ -68,11 +61,11 @@ class ReadWriteLock:
                 readers, self._waiting_readers = self._waiting_readers, []
                 self._readers = len(readers)
                 for reader in readers:
-                    reader.release()
+                    reader.set()
                 if not readers:
                     self._admit_writer()
 
     def _admit_writer(self) -> None:
         if self._waiting_writers:
             self._writing = True
-            self._waiting_writers.popleft().release()
+            self._waiting_writers.popleft().set()

@@ -159,7 +159,8 @@ class RunDirectory:
             path.unlink(missing_ok=True)
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
-            (self.path / (name + PARTIAL)).unlink(missing_ok=True)
+            for partial in self.path.glob(f"{PARTIAL}-{name}-*"):
+                partial.unlink(missing_ok=True)
         for name in (CHECKPOINTS, TENSORBOARD):
             shutil.rmtree(self.path / name, ignore_errors=True)
 

@@ -6,11 +6,9 @@ at all. Exits 2 where the checkpoint, INPUT or OUTPUT can't be used, 1 where pre
 """
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ps.checkpoint import CheckpointError, CheckpointReader
+from ps.durable import new_file
 from ps.storage import StorageError
 from ps.strict_json import json_text
 from scheduler import RunDirectoryError
@@ -87,8 +86,8 @@ def predict(args: argparse.Namespace) -> dict[str, Any]:
     predictor = Predictor.from_checkpoint(checkpoint)
     rows = 0
     with (
-        appearing_whole(output) as temporary,
-        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+        new_file(output) as file,
+        pq.ParquetWriter(file, schema, compression="zstd") as writer,
     ):
         for table in row_groups(predicted(predictor, plan, schema)):
             writer.write_table(table, row_group_size=table.num_rows)
@@ -181,17 +180,6 @@ def checked_output(name: str, *, overwrite: bool) -> Path:
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists; use --overwrite, or name another OUTPUT")
     return path
-
-
-@contextmanager
-def appearing_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside `path` that becomes it when the block succeeds."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def main(argv: list[str] | None = None) -> int:

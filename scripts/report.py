@@ -6,10 +6,10 @@ directory is not a run's, 1 where the page can't be written.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
+from ps.durable import write_text
 from scheduler import RunDirectoryError
 
 
@@ -34,10 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     except (RunDirectoryError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    temporary = out.with_name(out.name + ".tmp")
     try:
-        temporary.write_text(page)
-        os.replace(temporary, out)
+        write_text(out, page)
     except OSError as error:
         print(f"error: {out} can't be written: {error.strerror or error}", file=sys.stderr)
         return 1

@@ -40,6 +40,18 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
+def test_two_who_write_one_file_at_once_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+
+    with new_file(path) as first, new_file(path) as second:
+        for half in (b"1", b"2"):
+            first.write(b"first" + half)
+            second.write(b"second" + half)
+
+    assert path.read_text() == "first1first2"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_checkpoint_of_a_step_that_is_there_gets_another_name(
     saved_job: Any, tmp_path: Path
 ) -> None:

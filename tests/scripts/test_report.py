@@ -161,6 +161,13 @@ def test_a_page_that_can_not_be_written_is_an_error_without_a_page(
     assert report(run, "--out", tmp_path / "none" / "page.html") == 1
     assert "can't be written" in capsys.readouterr().err
 
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert report(run, "--out", folder) == 1
+    assert "can't be written" in capsys.readouterr().err
+    assert not any(folder.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "my-run"]
+
 
 def test_without_bokeh_the_extra_is_named(
     run: Path,
