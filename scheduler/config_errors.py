@@ -1,12 +1,13 @@
 """Validation errors in the words of the job file: the dotted field, what it got, what it takes."""
 
 import dataclasses
-import difflib
 import types
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
+
+from worker.near_names import near_name
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -108,10 +109,10 @@ def _remedy(kind: str, value: Any) -> str:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """Return a hint with the known name nearest to a wrong one, or all of them."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
+    """Return a hint with the known name that is near a wrong one, else all of them."""
+    near = near_name(name, known)
+    if near is not None:
+        return f"; did you mean {near!r}?"
     return f"; known: {', '.join(sorted(known))}" if known else ""
 
 

@@ -1,6 +1,5 @@
 """From a job file to the specs that the other packages take."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +9,7 @@ from embedding.composition_spec import Composed, compose
 from embedding.spec import Constant, TableSpec, needs_usage
 from ps.spec import StoreSpec
 from scheduler.config import EmbeddingConfig, JobConfig, TableConfig
-from scheduler.config_errors import ConfigError
+from scheduler.config_errors import ConfigError, nearest
 from worker.models import FIRST_ORDER_MODELS, build_model, needed_lookups, num_parameters
 from worker.models.wide_deep import LINEAR_SUFFIX
 from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec, SparseFeature
@@ -202,6 +201,4 @@ def _check_tables(config: JobConfig, lookups: Sequence[Lookup], *, num_features:
                 f"tables.{name}.composition: first-order weights are kept by key; leave it out"
             )
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-            raise ConfigError(f"tables.{name}: no feature uses this table; {hint}")
+            raise ConfigError(f"tables.{name}: no feature uses this table{nearest(name, known)}")

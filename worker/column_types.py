@@ -3,12 +3,13 @@
 docs/data.md says which types are accepted.
 """
 
-import difflib
+from collections.abc import Callable
 
 import pyarrow as pa
 
 from worker.errors import DataError
 from worker.key_hash import KEY_TYPES, key_kind
+from worker.near_names import near_name
 from worker.spec import FeatureSpec, SparseFeature
 
 _KEYS = f"{KEY_TYPES}, or lists of one of these"
@@ -49,12 +50,12 @@ def column_kinds(
     if features.label is not None:
         numeric.append((features.label, "label"))
     for name, role in numeric:
-        kind = _field_type(schema, name, file)
-        if not _is_number(storage_type(kind)):
+        kind = _field_type(schema, name, file, _is_number)
+        if not _is_number(kind):
             raise _unusable(name, role, kind, _NUMBERS, file)
         kinds[role, name] = None if pa.types.is_null(kind) else "number"
     for feature in features.sparse:
-        kind = _field_type(schema, feature.column, file)
+        kind = _field_type(schema, feature.column, file, _has_keys)
         try:
             keys = key_kind(_item(kind))
         except TypeError:
@@ -62,9 +63,9 @@ def column_kinds(
         kinds["sparse column", feature.column] = _list_kind(kind, keys)
         _check_pad(feature, keys, file)
         if feature.weights is not None:
-            own = _field_type(schema, feature.weights, file)
+            own = _field_type(schema, feature.weights, file, lambda own: _is_number(_item(own)))
             alike = is_list(own) == is_list(kind) or pa.types.is_null(own) or pa.types.is_null(kind)
-            if not alike or not _is_number(storage_type(_item(own))):
+            if not alike or not _is_number(_item(own)):
                 expected = "lists of numbers" if is_list(kind) else "numbers"
                 raise _unusable(feature.weights, "weights column", own, expected, file)
             number = None if pa.types.is_null(_item(own)) else "number"
@@ -113,8 +114,16 @@ def _list_kind(kind: pa.DataType, scalar: str | None) -> str | None:
     return f"list of {scalar}" if scalar and is_list(kind) else scalar
 
 
+def _has_keys(kind: pa.DataType) -> bool:
+    try:
+        key_kind(_item(kind))
+    except TypeError:
+        return False
+    return True
+
+
 def _is_number(kind: pa.DataType) -> bool:
-    types = pa.types
+    types, kind = pa.types, storage_type(kind)
     return (
         types.is_integer(kind)
         or types.is_floating(kind)
@@ -124,7 +133,10 @@ def _is_number(kind: pa.DataType) -> bool:
     )
 
 
-def _field_type(schema: pa.Schema, name: str, file: str) -> pa.DataType:
+def _field_type(
+    schema: pa.Schema, name: str, file: str, is_usable: Callable[[pa.DataType], bool]
+) -> pa.DataType:
+    """Return a column's type; where it is missing, name a near one that could be used so."""
     found = schema.get_all_field_indices(name)
     if len(found) == 1:
         return schema.field(found[0]).type
@@ -135,13 +147,13 @@ def _field_type(schema: pa.Schema, name: str, file: str) -> pa.DataType:
             column=name,
             remedy="Write the file again with distinct names",
         )
-    near = difflib.get_close_matches(name, schema.names, n=1, cutoff=0.0)
+    near = near_name(name, (field.name for field in schema if is_usable(field.type)))
     raise DataError(
         what="the file lacks a column",
         file=file,
         column=name,
         got=f"its {len(schema.names)} columns have no such name"
-        + (f", the nearest is {near[0]!r}" if near else ""),
+        + (f", but {near!r}" if near else ""),
         remedy="Correct the names in the job's data section, or leave the file out",
     )
 

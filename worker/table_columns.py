@@ -1,6 +1,5 @@
 """The columns of a table, and where each file of it has their values."""
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ import pyarrow as pa
 
 from worker.errors import DataError
 from worker.file_columns import FileColumn, constant, taken_from
+from worker.near_names import near_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +67,13 @@ class TableSchema:
     ) -> FileColumn:
         column = self.columns.get(name)
         if column is None:
-            near = difflib.get_close_matches(name, list(self.columns), n=1, cutoff=0.0)
+            near = near_name(name, self.columns)
             raise DataError(
                 what="the table lacks a column",
                 file=self.table,
                 column=name,
                 got=f"its {len(self.columns)} columns have no such name"
-                + (f", the nearest is {near[0]!r}" if near else ""),
+                + (f", but {near!r}" if near else ""),
                 remedy="Correct the names in the job's data section",
             )
         try:

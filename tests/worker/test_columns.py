@@ -259,11 +259,28 @@ def test_an_index_outside_its_dictionary_is_a_damaged_row_group() -> None:
 # Schemas
 
 
-def test_a_missing_column_is_named_with_the_nearest_one() -> None:
+def test_a_missing_column_is_named_with_one_that_is_near() -> None:
     error = refused(spec(dense=("ages",)), age=pa.array([1]), label=pa.array([1]))
 
     assert (error.file, error.column) == ("f.parquet", "ages")
-    assert "'age'" in str(error)
+    assert "its 2 columns have no such name, but 'age'." in str(error)
+
+
+def test_no_column_is_named_where_none_is_near() -> None:
+    error = refused(spec(dense=("price",)), age=pa.array([1]), label=pa.array([1]))
+
+    assert "its 2 columns have no such name. " in str(error)
+
+
+def test_only_a_column_of_the_same_kind_is_named() -> None:
+    columns = {
+        "tags_": pa.array([["a"]]),
+        "tag": pa.array([1.5]),
+        "tagss": pa.array([{"a": 1}]),
+    }
+
+    assert "such name, but 'tags_'." in str(refused(spec(sparse("tagss_")), **columns))
+    assert "such name, but 'tag'." in str(refused(spec(dense=("tags",)), **columns))
 
 
 def test_a_name_that_two_columns_have_is_refused() -> None:

@@ -1,6 +1,5 @@
 """What a dense model is: its parameters, and training and prediction on one batch."""
 
-import difflib
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding.spec import Constant, Initializer, Normal, TruncatedNormal, Uniform
+from worker.near_names import near_name
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -170,8 +170,8 @@ def _draw(
 def name_hint(name: object, known: Iterable[str]) -> str:
     """Return the end of an error about an unknown name: the nearest known one, and all of them."""
     known = list(known)
-    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    question = f"did you mean {nearest[0]!r}? " if nearest else ""
+    near = near_name(str(name), known)
+    question = f"did you mean {near!r}? " if near else ""
     return f"{question}Known: {', '.join(known)}"
 
 
