@@ -93,10 +93,12 @@ def start_shard_from(
     Rows keep vector, slots and frequency. If time `goes_on`, the first step is the checkpoint's,
     and versions, and slots that count time, are kept. Else all of them start at 0.
     """
+    shard.check_alive()
     check_fits(reader.store, shard.spec, dense_size=moved is None)
+    tables = shard.empty_tables()
     buckets = bucket_range(shard.index, shard.spec.num_shards)
     saved = {table.name: table for table in reader.store.tables}
-    for table in shard.tables:
+    for table in tables:
         old = saved.get(table.spec.name)
         if old is not None:
             _import(table, old, reader, buckets, keep_versions=goes_on)
@@ -107,7 +109,7 @@ def start_shard_from(
     if not goes_on:
         _start_time_anew(shard.dense.rule, BLOCK_SIZE, blocks[:, BLOCK_SIZE:])
     shard.dense.restore(blocks)
-    shard.enter(recovery_epoch, step=reader.manifest.step if goes_on else 0)
+    shard.enter(recovery_epoch, step=reader.manifest.step if goes_on else 0, tables=tables)
 
 
 def _moved_blocks(

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding.linking import make_variables
+from embedding.variable import EmbeddingVariable
 from ps.buffer import GradientBuffer
 from ps.dense import DenseBlocks
 from ps.evicted_keys import EvictedKeys
@@ -115,20 +116,33 @@ class Shard:
     def initialize(
         self, recovery_epoch: int, *, dense: npt.NDArray[np.float32], step: int = 0
     ) -> None:
-        """Take the first state, and answer from now on in this recovery epoch."""
+        """Take a first state, with empty tables, and answer from now on in this recovery epoch."""
+        self.check_alive()
         first, last = self.spec.dense_range(self.index)
         if dense.shape != (last - first,):
             raise ValueError(f"dense must have shape ({last - first},), got {dense.shape}")
         self.dense.initialize(dense)
-        self.enter(recovery_epoch, step=step)
+        self.enter(recovery_epoch, step=step, tables=self.empty_tables())
 
-    def enter(self, recovery_epoch: int, *, step: int) -> None:
-        """Answer from now on, at `step`, in this recovery epoch; the state was set before.
+    def empty_tables(self) -> list[EmbeddingVariable]:
+        """Return tables for another state: the shard's own while it has none, else new ones."""
+        if self.fenced:
+            return self.tables
+        return make_variables(self.spec.tables, on_non_finite="skip")
+
+    def enter(
+        self, recovery_epoch: int, *, step: int, tables: list[EmbeddingVariable] | None = None
+    ) -> None:
+        """Answer from now on, at `step`, in this recovery epoch; dense parameters were set before.
 
         What belongs to another history goes: contributions, evictions, records. Pulls that wait
         are told when they are handled again.
+
+        Args:
+            tables: that were `empty_tables`, with the rows of the state; None: it keeps its own.
         """
         self.check_alive()
+        self.tables = self.tables if tables is None else tables
         self.recovery_epoch = recovery_epoch
         self.step = step
         self.buffer.clear()

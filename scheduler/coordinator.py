@@ -161,11 +161,14 @@ class Coordinator:
     # Workers ----------------------------------------------------------------------------------
 
     def _reported(self, report: Report, now: float) -> list[Command]:
+        if report.recovery_epoch != self.spec.recovery_epoch:
+            # Batches of this history have the same names as those that it speaks of.
+            return [Answer(self._answer(report))]
         state = self.workers.setdefault(report.worker, WorkerState(lost=True))
         given_up = state.lost and report.incarnation == state.incarnation
         if given_up or report.incarnation < state.incarnation:
             # Nobody would ever take back what it was given now.
-            return [Answer(Grant(report.sequence, stop=True))]
+            return [Answer(self._answer(report, stop=True))]
         if report.incarnation > state.incarnation:
             self._lost(report.worker, state.incarnation)
             state = self.workers[report.worker] = WorkerState(
@@ -181,7 +184,7 @@ class Coordinator:
         commands = self._order_steps(now)
         if report.worker >= self.num_workers:
             self._lost(report.worker, report.incarnation)
-            state.last_grant = Grant(report.sequence, revoked=report.held, stop=True)
+            state.last_grant = self._answer(report, revoked=report.held, stop=True)
         else:
             state.last_grant = self._grant(report, now)
         return [*commands, Answer(state.last_grant)]
@@ -236,7 +239,16 @@ class Coordinator:
             urgent = self._lease_urgent(report, now)
             tokens += [urgent] if urgent is not None else []
         read_from = self.step if len(self._paces) <= FEW_WORKERS else ANY_STEP
-        return Grant(report.sequence, tuple(tokens), revoked, self.stopping, read_from)
+        return self._answer(
+            report,
+            tokens=tuple(tokens),
+            revoked=revoked,
+            stop=self.stopping,
+            read_from=read_from,
+        )
+
+    def _answer(self, report: Report, **fields: Any) -> Grant:
+        return Grant(report.sequence, recovery_epoch=self.spec.recovery_epoch, **fields)
 
     def _leases_of(self, worker: int) -> set[Any]:
         leases = self.ledger.leases_of(worker)

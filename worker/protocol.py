@@ -87,6 +87,7 @@ class Report:
 
     Args:
         worker: its number; `incarnation` counts the processes that had this number.
+        recovery_epoch: that its tokens are of.
         sequence: raised by one with every report; a repeated one gets the same answer again.
         held: identities of the tokens it works on.
         want: how many more it can prepare.
@@ -109,6 +110,7 @@ class Report:
     bytes_received: int = 0
     cpu_seconds: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=dict)
+    recovery_epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,8 @@ class Grant:
             has ended, unless its step is not complete or held by an evaluation or a cut; and so
             they wait for the answer to the last batch. `ps.messages.ANY_STEP`: they wait for
             nothing.
+        recovery_epoch: that the coordinator is in; a report of another one is answered with
+            nothing else.
     """
 
     sequence: int
@@ -127,6 +131,7 @@ class Grant:
     revoked: tuple[tuple[TokenKind, int, int], ...] = ()
     stop: bool = False
     read_from: int = ANY_STEP
+    recovery_epoch: int = 0
 
 
 class Coordinator(Protocol):

@@ -96,7 +96,9 @@ def make_loop(
     if setup.evaluation_plan is not None:
         readers["eval"] = _reader(setup, setup.evaluation_plan)
     return WorkerLoop(
-        session=Session(worker, incarnation, depth=setup.depth),
+        session=Session(
+            worker, incarnation, depth=setup.depth, recovery_epoch=setup.recovery_epoch
+        ),
         coordinator=CoordinatorClient(
             lambda: connect(setup.coordinator, node_id=node_id, secret=setup.secret, name=name),
             retry_seconds=setup.retry_seconds,

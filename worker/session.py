@@ -41,20 +41,24 @@ class _Held:
 
 
 class Session:
-    """The tokens of one worker.
+    """The tokens of one worker, in one recovery epoch: another one needs another session.
 
     Args:
         worker: its number.
         incarnation: which process with that number this is.
         depth: how many batches are prepared ahead of the one being computed; may be changed.
+        recovery_epoch: what is answered in another one is not for this session.
 
     `read_from`: as of the last answer, see `worker.protocol.Grant`.
     """
 
-    def __init__(self, worker: int, incarnation: int, *, depth: int) -> None:
+    def __init__(
+        self, worker: int, incarnation: int, *, depth: int, recovery_epoch: int = 0
+    ) -> None:
         self.worker = worker
         self.incarnation = incarnation
         self.depth = depth
+        self.recovery_epoch = recovery_epoch
         self.stopped = False
         self.read_from = ANY_STEP
         self._held: dict[Identity, _Held] = {}
@@ -67,6 +71,8 @@ class Session:
 
     def granted(self, grant: Grant) -> list[Token]:
         """Take the answer to the last report, once; return the tokens to prepare."""
+        if grant.recovery_epoch != self.recovery_epoch:
+            return []
         if grant.sequence != self._sequence or self._answered == self._sequence:
             return []
         self._answered = self._sequence
@@ -141,6 +147,7 @@ class Session:
             finished=self._reported,
             want=self.want,
             waiting=self.waiting,
+            recovery_epoch=self.recovery_epoch,
             **measured,
         )
 

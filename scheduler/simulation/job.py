@@ -4,9 +4,12 @@
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
 
 from ps.client import Open
 from ps.messages import Apply, DenseNorm, Record, Request
@@ -43,7 +46,7 @@ from scheduler.start import Start
 from worker.protocol import Grant, Report
 from worker.session import Session
 
-RECOVERY_EPOCH = 3
+FIRST_RECOVERY_EPOCH = 3
 HEARTBEAT_TIMEOUT_SECONDS = 1.0
 STALL_SECONDS = 8.0
 TICK_SECONDS = 0.1
@@ -74,6 +77,7 @@ class Outcome:
         kills: workers that died.
         reissued, superseded: batches given out again, and attempts that came too late.
         late_gradients: gradients of evicted keys that were dropped.
+        recoveries: how often all began anew.
     """
 
     failure: str | None
@@ -86,6 +90,7 @@ class Outcome:
     reissued: int = 0
     superseded: int = 0
     late_gradients: int = 0
+    recoveries: int = 0
     seconds: float = 0.0
 
 
@@ -106,20 +111,14 @@ class Simulation:
         self.world = World(scenario)
         self.workload = Workload(scenario, shards=scenario.shards)
         self.earlier = _end_of(scenario.earlier_job) if scenario.earlier else None
-        start = Start() if self.earlier is None else self.earlier.start
-        self.coordinator = parts.coordinator(_coordinator_spec(scenario, self.workload, start))
-        self.shards = [self._make_shard(parts.shard, i) for i in range(scenario.shards)]
-        self.referee = Referee(
-            scenario,
-            self.coordinator,
-            self.shards,
-            self.world.story,
-            earlier=() if self.earlier is None else self.earlier.records,
-        )
+        self.recovery_epoch = FIRST_RECOVERY_EPOCH
         self.failure: str | None = None
         self._parts = parts
+        self.coordinator = self._new_coordinator()
+        self.shards = [self._new_shard(index) for index in range(scenario.shards)]
+        self.referee = self._new_referee()
         self._network = Network(self.world, self.shards, self.referee)
-        self._client = Client(self._network, answered=self._acknowledged, run=lambda act: act())
+        self._client = self._new_client()
         self._outbox: list[Record] = []
         self._coordinator_dead = False
         self._staff = _Staff()
@@ -132,6 +131,8 @@ class Simulation:
         self._plan_deaths()
         for seconds, event in self.scenario.orders:
             self.world.queue.at(seconds, self._orderer(event))
+        for seconds in self.world.faults.recoveries:
+            self.world.queue.at(seconds, self._recover)
         self._tick()
         queue = self.world.queue
         while self.failure is None and queue.step():
@@ -162,24 +163,80 @@ class Simulation:
             reissued=tallies.reissued,
             superseded=tallies.superseded,
             late_gradients=sum(shard.counts.gradients_of_evicted_keys for shard in self.shards),
+            recoveries=self.recovery_epoch - FIRST_RECOVERY_EPOCH,
             seconds=self.world.queue.now,
         )
 
-    def _make_shard(self, kind: type[Shard], index: int) -> Shard:
-        limit = self.scenario.buffered or 2 * self.coordinator.credits + 16
-        options = self.scenario.mode_options
-        shard = kind(
+    # One history ------------------------------------------------------------------------------
+
+    def _new_coordinator(self) -> Coordinator:
+        start = Start() if self.earlier is None else self.earlier.start
+        spec = _coordinator_spec(self.scenario, self.workload, start, self.recovery_epoch)
+        return self._parts.coordinator(spec)
+
+    def _new_shard(self, index: int) -> Shard:
+        shard = self._parts.shard(
             self.workload.store,
             index,
-            max_contributions=limit,
-            always_buffered=self.scenario.group_size + options.backup_batches,
+            max_contributions=self.scenario.buffered or 2 * self.coordinator.credits + 16,
+            always_buffered=self.scenario.group_size + self.scenario.mode_options.backup_batches,
         )
-        if self.earlier is None:
-            part = slice(*self.workload.store.dense_range(index))
-            shard.initialize(RECOVERY_EPOCH, dense=self.workload.initial_dense[part])
-        else:
-            start_shard_from(shard, self.earlier, recovery_epoch=RECOVERY_EPOCH, goes_on=True)
+        self._enter(shard)
         return shard
+
+    def _enter(self, shard: Shard) -> None:
+        """Give a shard the state in which the job began."""
+        epoch = self.recovery_epoch
+        if self.earlier is None:
+            part = slice(*self.workload.store.dense_range(shard.index))
+            shard.initialize(epoch, dense=self.workload.initial_dense[part])
+        else:
+            start_shard_from(shard, self.earlier, recovery_epoch=epoch, goes_on=True)
+
+    def _new_referee(self) -> Referee:
+        return Referee(
+            self.scenario,
+            self.coordinator,
+            self.shards,
+            self.world.story,
+            earlier=() if self.earlier is None else self.earlier.records,
+        )
+
+    def _new_client(self) -> Client:
+        return Client(self._network, answered=self._acknowledged, run=lambda act: act())
+
+    def _recover(self) -> None:
+        """Begin anew where the job began, in another recovery epoch.
+
+        The coordinator is another one. Shards go on, and so do workers: these are told some time
+        later, and do until then what they were doing.
+        """
+        if self._coordinator_dead or self._network.dead or self.coordinator.stopping:
+            return
+        self.recovery_epoch += 1
+        self.world.story.tell("recovery epoch %s begins", self.recovery_epoch)
+        self._client.close()
+        self._outbox = []
+        self._evaluated = False
+        self.coordinator = self._new_coordinator()
+        for shard in self.shards:
+            self._enter(shard)
+        self.referee = self._network.observer = self._new_referee()
+        self._client = self._new_client()
+        for index in range(len(self.shards)):
+            self._network.take_ready(index)
+        for worker in self._staff.current.values():
+            self.world.queue.later(self.world.random.uniform(0.0, 0.3), self._teller(worker))
+        self._hire()
+
+    def _teller(self, worker: SimulatedWorker) -> Action:
+        return lambda: worker.told(self._new_session(worker.index, worker.incarnation))
+
+    def _new_session(self, index: int, incarnation: int) -> Session:
+        depth = self.scenario.depth
+        return self._parts.session(
+            index, incarnation, depth=depth, recovery_epoch=self.recovery_epoch
+        )
 
     # The coordinator's process ----------------------------------------------------------------
 
@@ -206,20 +263,20 @@ class Simulation:
 
     def _send_records(self) -> None:
         records, self._outbox = tuple(self._outbox), []
-        if self._coordinator_dead:
+        if self._coordinator_dead or not records:
             return
         for shard in range(self.scenario.shards):
             request_id = self._client.new_id()
-            message = Apply(request_id, RECOVERY_EPOCH, records)
+            message = Apply(request_id, self.recovery_epoch, records)
             self._client.start({shard: message}, survives=lambda: True)
 
     def _measurer(self, norm: MeasureDenseNorm) -> Action:
+        epoch = self.recovery_epoch
+
         def measure() -> None:
-            if not self._coordinator_dead:
+            if not self._coordinator_dead and self.recovery_epoch == epoch:
                 request_id = self._client.new_id()
-                message = DenseNorm(
-                    request_id, RECOVERY_EPOCH, norm.step, norm.entries, norm.divisor
-                )
+                message = DenseNorm(request_id, epoch, norm.step, norm.entries, norm.divisor)
                 messages: dict[int, Request] = dict.fromkeys(range(self.scenario.shards), message)
                 self._client.start(messages, survives=lambda: True)
 
@@ -285,8 +342,7 @@ class Simulation:
             self._network,
             self.workload,
             self,
-            self._parts.session(index, incarnation, depth=self.scenario.depth),
-            recovery_epoch=RECOVERY_EPOCH,
+            self._new_session(index, incarnation),
             slowness=rng.choice([1.0, 1.0, 1.0, 3.0]) if self.scenario.workers > 1 else 1.0,
         )
         self._staff.current[index] = worker
@@ -299,6 +355,13 @@ class Simulation:
         for index in range(self.coordinator.num_workers):
             if index not in self._staff.current:
                 self._start_worker(index, self._staff.incarnations[index] + 1)
+
+    def worker_read(
+        self, worker: SimulatedWorker, steps: Sequence[int], dense: npt.NDArray[np.float32]
+    ) -> None:
+        """See what a worker computes with, unless it has yet to hear of this recovery epoch."""
+        if worker.epoch == self.recovery_epoch:
+            self.referee.worker_read(steps, dense)
 
     def worker_ended(self, worker: SimulatedWorker) -> None:
         """Ray tells of most deaths soon, and of a lost machine late."""
@@ -385,7 +448,9 @@ def _end_of(scenario: Scenario) -> SavedJob:
     return SavedJob(shard, simulation.coordinator, simulation.referee.seen.records)
 
 
-def _coordinator_spec(scenario: Scenario, workload: Workload, start: Start) -> CoordinatorSpec:
+def _coordinator_spec(
+    scenario: Scenario, workload: Workload, start: Start, recovery_epoch: int
+) -> CoordinatorSpec:
     return CoordinatorSpec(
         store=workload.store,
         plan=scenario.plan,
@@ -398,7 +463,7 @@ def _coordinator_spec(scenario: Scenario, workload: Workload, start: Start) -> C
         depth=scenario.depth,
         buffer_bytes=scenario.buffered,
         start=start,
-        recovery_epoch=RECOVERY_EPOCH,
+        recovery_epoch=recovery_epoch,
         eval_every_steps=scenario.eval_every_steps,
         max_seconds=scenario.max_seconds,
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,

@@ -52,7 +52,7 @@ class Network:
         self.world = world
         self.shards = shards
         self.dead: set[int] = set()
-        self._observer = observer
+        self.observer = observer
         self._connections: dict[int, Connection] = {}
         self._next_number = 0
 
@@ -104,11 +104,15 @@ class Network:
             return
         shard = self.shards[connection.shard]
         outgoing = shard.handle(message, connection.number)
-        self._observer.shard_took(connection.shard, connection.number, message, outgoing)
+        self.observer.shard_took(connection.shard, connection.number, message, outgoing)
         for out in outgoing:
             assert isinstance(out.to, int)
             self._answer(self._connections.get(out.to), out.reply)
-        for sender, pull in shard.take_ready():
+        self.take_ready(connection.shard)
+
+    def take_ready(self, shard: int) -> None:
+        """Let a shard handle again what need not wait any more."""
+        for sender, pull in self.shards[shard].take_ready():
             assert isinstance(sender, int)
             self._hand_back(sender, pull)
 
@@ -189,6 +193,10 @@ class Client:
             if connection is not None:
                 self._network.send(connection, message)
         return request if survives() else None
+
+    def forget_all(self) -> None:
+        """Stop waiting for anything; late replies are dropped."""
+        self._open.clear()
 
     def close(self) -> None:
         """Break all connections for good."""

@@ -4,6 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 
+import numpy as np
+import numpy.typing as npt
+
 from ps.messages import (
     ANY_STEP,
     Apply,
@@ -95,6 +98,11 @@ class Referee:
 
     def coordinator_took(self, event: Event, commands: list[Command], *, step_before: int) -> None:
         """Look at what the coordinator made of an event, and at which step it was before."""
+        if isinstance(event, WorkerReported) and event.report.recovery_epoch != self._epoch:
+            answers = [Answer(Grant(event.report.sequence, recovery_epoch=self._epoch))]
+            text = "{} of another epoch was answered: {}"
+            require(list(commands) == answers, text, event.report, commands)
+            return
         if isinstance(event, WorkerReported):
             self._note_ends(event.report, step_before)
         if isinstance(event, PauseWanted | EndOfTrainingWanted):
@@ -157,6 +165,12 @@ class Referee:
             self._check_token(token, name)
         if self._scenario.mode == "ssp" and any(t.kind == "train" for t in grant.tokens):
             self._check_lead(name)
+
+    def worker_read(self, steps: Sequence[int], dense: npt.NDArray[np.float32]) -> None:
+        """A worker has the answers of all shards, of these steps, and the dense parameters."""
+        for shard, step in enumerate(steps):
+            part = slice(*self._coordinator.spec.store.dense_range(shard))
+            self.seen.dense.append((shard, step, dense[part].copy()))
 
     def _check_lead(self, worker: tuple[int, int]) -> None:
         """When the last of the tokens that it holds begins, the others have ended."""

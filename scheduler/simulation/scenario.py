@@ -52,6 +52,8 @@ class Faults:
         fleet_slow: virtual seconds from and to which every worker works ten times slower, or None.
         until: no fault happens from this virtual second on.
         shard_dies, coordinator_dies: the virtual second at which one of them dies, or None.
+        recoveries: virtual seconds at which everything begins anew where the job began, in another
+            recovery epoch.
     """
 
     kill: float = 0.0
@@ -69,6 +71,7 @@ class Faults:
     until: float = 0.0
     shard_dies: float | None = None
     coordinator_dies: float | None = None
+    recoveries: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +213,7 @@ def draw(seed: int, **options: Any) -> Scenario:
         "bad_batches": rng.choice([0.0, 0.0, 0.2]),
         "non_finite": rng.choice([0.0, 0.0, 0.1]),
         "flaky": rng.random() < 0.5,
-        "faults": _draw_faults(rng),
+        "faults": replace(_draw_faults(rng), recoveries=_draw_recoveries(seed)),
         "dense_clip_norm": rng.choice([None, None, 5.0, 25.0]),
         "mode_options": _draw_mode_options(rng),
         "sparse_mean": rng.choice(get_args(SparseMean)),
@@ -266,6 +269,11 @@ def _consistent(scenario: Scenario) -> Scenario:
         options = replace(scenario.mode_options, backup_batches=backup)
         scenario = replace(scenario, group_size=m, mode_options=options)
     return replace(scenario, flaky=scenario.flaky and scenario.mode != "sync")
+
+
+def _draw_recoveries(seed: int) -> tuple[float, ...]:
+    rng = random.Random(f"recoveries {seed}")
+    return tuple(sorted(rng.uniform(0.0, 0.4) for _ in range(rng.choice([0, 0, 0, 1, 1, 2]))))
 
 
 def _draw_faults(rng: random.Random) -> Faults:

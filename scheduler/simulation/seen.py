@@ -4,6 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from ps.messages import Contribution, Pull, PullReply, Record
 from worker.protocol import Token
 
@@ -17,6 +20,7 @@ class Seen:
         records: all that were ordered, in their order.
         pushed: contributions that shards hold or held, by (batch, attempt, shard).
         pulls: what each shard answered: (shard, pull, reply).
+        dense: what workers then had of each shard's dense parameters: (shard, step, values).
         tokens: of training, by (batch, attempt).
         skipped: batches that each record resolves without using them.
         steps: of attempts that were given out before a change of mode, as they are since then.
@@ -26,6 +30,7 @@ class Seen:
     records: list[Record] = field(default_factory=list)
     pushed: dict[tuple[int, int, int], Contribution] = field(default_factory=dict)
     pulls: list[tuple[int, Pull, PullReply]] = field(default_factory=list)
+    dense: list[tuple[int, int, npt.NDArray[np.float32]]] = field(default_factory=list)
     tokens: dict[tuple[int, int], Token] = field(default_factory=dict)
     skipped: dict[int, list[int]] = field(default_factory=dict)
     steps: dict[tuple[int, int], int] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 import heapq
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from ps.client import Open
 from ps.deduplicate import keep_admitted
+from ps.dense_copies import DenseCopies, DenseCopy
 from ps.messages import Contribution, Pull, PullReply, Request
 from scheduler.simulation.data import DIM, Samples, Workload
 from scheduler.simulation.network import Client, Network
@@ -34,6 +36,11 @@ class Employer(Protocol):
     def exchange(self, worker: "SimulatedWorker", report: Report) -> None:
         """Carry a report to the coordinator; `worker.answered` may follow."""
 
+    def worker_read(
+        self, worker: "SimulatedWorker", steps: Sequence[int], dense: npt.NDArray[np.float32]
+    ) -> None:
+        """All shards have answered a pull, at these steps; that is what it computes with."""
+
     def worker_ended(self, worker: "SimulatedWorker") -> None:
         """The process is gone, dead or told to stop."""
 
@@ -44,7 +51,7 @@ class Pulled:
 
     values: npt.NDArray[np.float32]
     admitted: npt.NDArray[np.uint8]
-    dense: npt.NDArray[np.float32]
+    dense: DenseCopy
     steps: tuple[int, ...]
 
 
@@ -55,6 +62,8 @@ class SimulatedWorker:
         slowness: what its working times are multiplied by.
     """
 
+    dense_copies_class: type[DenseCopies] = DenseCopies
+
     def __init__(
         self,
         world: World,
@@ -63,7 +72,6 @@ class SimulatedWorker:
         employer: Employer,
         session: Session,
         *,
-        recovery_epoch: int,
         slowness: float,
     ) -> None:
         self.session = session
@@ -72,17 +80,17 @@ class SimulatedWorker:
         self._world = world
         self._workload = workload
         self._employer = employer
-        self._epoch = recovery_epoch
         self._slowness = slowness
         self._frozen_until = self._slow_until = 0.0
         self._client = Client(
             network, answered=self._request_answered, run=self._now, done=self.is_done
         )
+        self._dense = self.dense_copies_class(workload.store)
         self._inbox: deque[Open] = deque()
         self._computing = self._preparing = False
         self._to_prepare: list[Token] = []
         self._prepared: dict[Token, tuple[Samples, int]] = {}
-        self._pulls: dict[int, Token] = {}
+        self._pulls: dict[int, tuple[Token, DenseCopy]] = {}
         self._pulled: dict[Token, Pulled] = {}
         self._pushes: dict[int, Finished] = {}
         self._asked: Report | None = None
@@ -92,6 +100,28 @@ class SimulatedWorker:
         """Begin to report."""
         if not self._dies("started"):
             self._talk()
+
+    @property
+    def epoch(self) -> int:
+        return self.session.recovery_epoch
+
+    def told(self, session: Session) -> None:
+        """The driver says that a recovery epoch has begun, and with it another session."""
+        self._now(lambda: self._enter(session))
+
+    def _enter(self, session: Session) -> None:
+        """Drop what is of the old one; the dense parameters are known by their epoch."""
+        if session.recovery_epoch <= self.epoch:
+            return
+        self._world.story.tell("%s enters recovery epoch %s", self, session.recovery_epoch)
+        self.session = session
+        self._client.forget_all()
+        for held in (self._inbox, self._to_prepare, self._prepared, self._pulled):
+            held.clear()
+        self._pulls.clear()
+        self._pushes.clear()
+        self._asked = None
+        self._talk()
 
     def is_done(self, request: Open) -> bool:
         """Whether a pull or push is over."""
@@ -148,7 +178,7 @@ class SimulatedWorker:
                 samples, skipped = self._prepared[compute]
                 pulled = self._pulled.pop(compute)
                 self._computing = True
-                work = partial(self._computed, compute, samples, skipped, pulled)
+                work = partial(self._computed, self.session, compute, samples, skipped, pulled)
                 self._later(COMPUTE_SECONDS, work)
                 return
             pull = self.session.next_pull()
@@ -162,21 +192,24 @@ class SimulatedWorker:
     def _start_pull(self, token: Token) -> None:
         unique = self._prepared[token][0].unique
         request_id = self._client.new_id()
+        held = self._dense.latest(self.epoch)
         messages: dict[int, Request] = {}
         for shard in range(len(unique.sizes)):
             part = slice(unique.key_starts[shard], unique.key_starts[shard + 1])
             messages[shard] = Pull(
                 request_id=request_id,
-                recovery_epoch=self._epoch,
+                recovery_epoch=self.epoch,
                 routing_version=0,
                 at_step=token.at_step,
                 table_sizes=tuple(unique.sizes[shard].tolist()),
                 keys=unique.keys[part],
                 counts=unique.counts[part] if token.kind == "train" else np.empty(0, np.uint32),
                 dense=True,
+                dense_step=int(held.steps[shard]),
+                dense_epoch=self.epoch,
                 not_before=self.session.not_before(token),
             )
-        self._pulls[request_id] = token
+        self._pulls[request_id] = token, held
         self._world.story.tell("%s pulls %s", self, token, batch=train_batch(token))
         self._client.start(messages, survives=lambda: not self._dies("pull sent", token))
 
@@ -185,16 +218,22 @@ class SimulatedWorker:
         self._advance()
 
     def _take(self, request: Open) -> None:
-        if {refusal.reason for refusal in request.refusals.values()} == {"full"}:
+        reasons = {refusal.reason for refusal in request.refusals.values()}
+        if "epoch" in reasons:
+            # Nothing of this session counts any more; the driver will say so.
+            self._pulls.pop(request.request_id, None)
+            self._pushes.pop(request.request_id, None)
+            return
+        if reasons == {"full"}:
             self._later(FULL_SECONDS, lambda: self._ask_shards_again(request))
             return
         if request.request_id in self._pulls:
-            token = self._pulls.pop(request.request_id)
+            token, held = self._pulls.pop(request.request_id)
             if self._dies("pull answered", token):
                 return
             if self._is_superseded(request, token) or not self.session.holds(token):
                 return
-            self._pulled[token] = self._gather(request, token)
+            self._pulled[token] = self._gather(request, held)
             self.session.pulled(token)
             return
         finished = self._pushes.pop(request.request_id)
@@ -206,7 +245,12 @@ class SimulatedWorker:
     def _ask_shards_again(self, request: Open) -> None:
         """Send what shards had no room for again, where it is still wanted."""
         number = request.request_id
-        token = self._pulls.get(number) or self._pushes[number].token
+        if number in self._pulls:
+            token, _ = self._pulls[number]
+        elif number in self._pushes:
+            token = self._pushes[number].token
+        else:
+            return  # it was of another recovery epoch
         if self.session.holds(token):
             self._client.start_again(request, survives=lambda: not self.dead)
         else:
@@ -220,28 +264,51 @@ class SimulatedWorker:
             return True
         return False
 
-    def _gather(self, request: Open, token: Token) -> Pulled:
+    def _gather(self, request: Open, held: DenseCopy) -> Pulled:
         replies = [request.replies[shard] for shard in sorted(request.replies)]
         parts = [reply for reply in replies if isinstance(reply, PullReply)]
+        steps = tuple(part.step for part in parts)
+        dense = self._join_dense(parts, held)
+        self._employer.worker_read(self, steps, dense.values)
         return Pulled(
             values=np.concatenate([part.values for part in parts]),
             admitted=np.concatenate([part.admitted for part in parts]),
-            dense=np.concatenate([part.dense for part in parts]),
-            steps=tuple(part.step for part in parts),
+            dense=dense,
+            steps=steps,
         )
 
-    def _computed(self, token: Token, samples: Samples, skipped: int, pulled: Pulled) -> None:
+    def _join_dense(self, parts: list[PullReply], held: DenseCopy) -> DenseCopy:
+        """Take the parts that a shard did not send from what was held, as `ps.client` does."""
+        received = None
+        for shard, part in enumerate(parts):
+            if part.step != held.steps[shard]:
+                if received is None:
+                    steps = np.array([part.step for part in parts])
+                    received = self._dense.new(steps, held.recovery_epoch)
+                received.values[slice(*self._workload.store.dense_range(shard))] = part.dense
+        return self._dense.completed(held, received)
+
+    def _computed(
+        self, session: Session, token: Token, samples: Samples, skipped: int, pulled: Pulled
+    ) -> None:
         self._computing = False
         if self._dies("computed", token):
             return
+        if session is self.session:
+            self._use(token, samples, skipped, pulled)
+        self._dense.drop(pulled.dense)
+        self._advance()
+
+    def _use(self, token: Token, samples: Samples, skipped: int, pulled: Pulled) -> None:
         n = samples.num_samples
+        parameters = pulled.dense.values
         if token.kind == "eval":
-            scores = self._workload.evaluate(samples, pulled.values, pulled.dense)
+            scores = self._workload.evaluate(samples, pulled.values, parameters)
             self._finish(Finished(token, "done", n, skipped, evaluation=scores))
         elif not self._workload.is_finite(token):
             self._finish(Finished(token, "skipped", 0, n + skipped, "non_finite"))
         else:
-            loss, gradients, dense = self._workload.train(samples, pulled.values, pulled.dense)
+            loss, gradients, dense = self._workload.train(samples, pulled.values, parameters)
             finished = Finished(
                 token,
                 "done",
@@ -254,7 +321,6 @@ class SimulatedWorker:
                 buffer_bytes=1,
             )
             self._start_push(finished, samples, pulled, gradients, dense)
-        self._advance()
 
     def _start_push(
         self,
@@ -274,7 +340,7 @@ class SimulatedWorker:
             dims = np.full(sizes.size, DIM)
             messages[shard] = Contribution(
                 request_id=request_id,
-                recovery_epoch=self._epoch,
+                recovery_epoch=self.epoch,
                 mode_epoch=token.mode_epoch,
                 routing_version=0,
                 batch_id=token.batch_id,
@@ -311,20 +377,24 @@ class SimulatedWorker:
             token = heapq.heappop(self._to_prepare)
             if self.session.holds(token):
                 self._preparing = True
-                self._later(READ_SECONDS, partial(self._read, token))
+                self._later(READ_SECONDS, partial(self._read, self.session, token))
 
-    def _read(self, token: Token) -> None:
+    def _read(self, session: Session, token: Token) -> None:
         self._preparing = False
         if self._dies("batch read", token):
             return
+        if session is self.session:
+            self._take_batch(token)
+        self._prepare()
+        self._advance()
+
+    def _take_batch(self, token: Token) -> None:
         samples, skipped = self._workload.read(token)
         if samples is None:
             self._finish(Finished(token, "skipped", 0, skipped, "bad_file"))
         elif self.session.holds(token):
             self._prepared[token] = samples, skipped
             self.session.prepared(token)
-        self._prepare()
-        self._advance()
 
     # The talking thread -----------------------------------------------------------------------
 
@@ -356,6 +426,8 @@ class SimulatedWorker:
         if self._dies("grant received"):
             return
         tokens = self.session.granted(grant)
+        own = grant.recovery_epoch == self.epoch
+        assert own or not tokens, f"{self} takes tokens of another recovery epoch: {grant}"
         self._forget_dropped()
         for token in tokens:
             heapq.heappush(self._to_prepare, token)
@@ -364,7 +436,8 @@ class SimulatedWorker:
             return
         self._prepare()
         self._advance()
-        if self._asked is not None and grant.sequence == self._asked.sequence:
+        names = grant.recovery_epoch, grant.sequence
+        if self._asked is not None and names == (self._asked.recovery_epoch, self._asked.sequence):
             self._asked = None
             self._talk_again(nothing_new=not tokens)
 

@@ -1,12 +1,16 @@
 """A new recovery epoch is another history: nothing of the one before is left in it."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from embedding.spec import Sgd, TableSpec
+from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.messages import TableEviction
+from ps.restore import start_shard_from
 
 TABLES = (TableSpec(name="a", dim=2, optimizer=Sgd(learning_rate=1.0), track_usage=True),)
 
@@ -81,3 +85,46 @@ def test_a_client_that_enters_an_epoch_forgets_its_dense_parameters(
 
     assert first.tolist() != other.tolist()
     assert job.pulled(client, unique).dense.tolist() == other.tolist()
+
+
+def test_rows_of_the_epoch_before_are_not_in_the_first_state_of_another(small_job: Any) -> None:
+    job, fresh = small_job(TABLES), small_job(TABLES)
+    job.train(0, [1, 2])
+    assert len(job.shards[0].tables[0]) == 2
+
+    for each in (job, fresh):
+        each.shards[0].initialize(9, dense=np.zeros(3, np.float32))
+
+    assert len(job.shards[0].tables[0]) == 0
+    assert job.digest == fresh.digest
+
+
+def test_a_used_shard_that_starts_from_a_checkpoint_has_its_rows_and_no_others(
+    small_job: Any, tmp_path: Path
+) -> None:
+    job, saved = small_job(TABLES), small_job(TABLES)
+    saved.train(0, [2, 3])
+    reader = CheckpointReader(saved.write_checkpoint(tmp_path))
+    job.train(0, [1, 2])
+
+    start_shard_from(job.shards[0], reader, recovery_epoch=9, goes_on=True)
+
+    assert sorted(job.shards[0].tables[0].export().keys.tolist()) == [2, 3]
+    assert job.digest == saved.digest
+
+
+def test_a_used_shard_stays_as_it_is_where_a_checkpoint_is_damaged(
+    small_job: Any, tmp_path: Path
+) -> None:
+    job, saved = small_job(TABLES), small_job(TABLES)
+    saved.train(0, [2, 3])
+    reader = CheckpointReader(saved.write_checkpoint(tmp_path))
+    job.train(0, [1, 2])
+    before, epoch = job.digest, job.shards[0].recovery_epoch
+    (blocks,) = tmp_path.glob("dense/*")
+    blocks.write_bytes(b"")
+
+    with pytest.raises(CheckpointError, match="damaged"):
+        start_shard_from(job.shards[0], reader, recovery_epoch=9)
+
+    assert (job.digest, job.shards[0].recovery_epoch) == (before, epoch)

@@ -213,6 +213,21 @@ def test_a_repeated_report_gets_the_same_answer_and_counts_once() -> None:
     assert job.coordinator.ledger.tallies.leased == 2
 
 
+def test_a_report_of_another_recovery_epoch_changes_nothing() -> None:
+    job = Driver(spec(recovery_epoch=7))
+    token = job.report(0, want=1, recovery_epoch=7).tokens[0]
+    before = job.coordinator.ledger.num_leased
+
+    ended = Finished(token, "done", samples=10)
+    report = Report(0, 0, 9, finished=(ended,), want=1, recovery_epoch=6)
+    commands = job.handle(WorkerReported(report))
+
+    assert commands == [Answer(Grant(9, recovery_epoch=7))]
+    assert job.coordinator.ledger.num_leased == before
+    assert job.report(0, ended, want=1, recovery_epoch=7).tokens
+    assert job.coordinator.ledger.num_ended == 1
+
+
 def test_a_new_incarnation_takes_the_place_of_the_old_one() -> None:
     job = Driver(spec())
     old = job.lease(0)

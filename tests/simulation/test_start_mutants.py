@@ -50,15 +50,15 @@ class DropsTheRestOfATick(_StartsOtherwise):
 
 
 class StartsAtStepZero(Shard):
-    def enter(self, recovery_epoch: int, *, step: int) -> None:
-        super().enter(recovery_epoch, step=0)
+    def enter(self, recovery_epoch: int, *, step: int, tables: Any = None) -> None:
+        super().enter(recovery_epoch, step=0, tables=tables)
 
 
 class ForgetsCounters(Shard):
     """Keys that are not admitted yet have to be seen all over again."""
 
-    def enter(self, recovery_epoch: int, *, step: int) -> None:
-        super().enter(recovery_epoch, step=step)
+    def enter(self, recovery_epoch: int, *, step: int, tables: Any = None) -> None:
+        super().enter(recovery_epoch, step=step, tables=tables)
         for table in self.tables:
             table._counters.remove(table.export_counters().keys)
 

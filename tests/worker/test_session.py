@@ -200,3 +200,16 @@ def test_a_pull_that_no_step_holds_up_makes_room_already() -> None:
     bound.next_pull()
 
     assert (free.want, bound.want) == (2, 1)
+
+
+def test_what_is_answered_in_another_recovery_epoch_is_not_taken() -> None:
+    session = Session(0, 0, depth=2, recovery_epoch=4)
+    report = session.report()
+    assert report.recovery_epoch == 4
+
+    for epoch in (3, 5):
+        other = Grant(report.sequence, (token(0),), stop=True, recovery_epoch=epoch)
+        assert session.granted(other) == []
+    assert not session.stopped
+
+    assert session.granted(Grant(report.sequence, (token(0),), recovery_epoch=4)) == [token(0)]
