@@ -1,6 +1,6 @@
 """Checkpoint files: Arrow files that other tools can open, and a manifest that is written last.
 
-    manifest.json                              specs, step, size and sha256 of every file
+    manifest.json                              specs, step, size and sha256 of every file, its own
     tables/NAME/rows-00000-of-00002.arrow      key, (frequency, version,) vector, slot_NAME...
     tables/NAME/counters-00000-of-00002.arrow  key, frequency, version of keys without a row
     tables/NAME/bloom-00000-of-00002.arrow     bucket, counters of its block of the Bloom filter
@@ -53,8 +53,8 @@ from ps.dense import DenseBlocks
 from ps.digest import BucketDigests, bucket_slices
 from ps.durable import new_file, partial_path, publish, write_text
 from ps.file_rows import counters_of, rows_of
+from ps.sealed_json import sealed_text, unsealed
 from ps.spec import BLOCK_SIZE, StoreSpec
-from ps.strict_json import json_text
 from ps.typed import decoder_of, field_values
 
 FORMAT = "synchromesh-checkpoint"
@@ -199,7 +199,7 @@ def write_manifest(directory: str | Path, manifest: Manifest) -> None:
                 " run.dir must be one folder that every node sees"
             )
     data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
-    write_text(root / MANIFEST, json_text(data, indent=1))
+    write_text(root / MANIFEST, sealed_text(data))
 
 
 def _write(
@@ -401,8 +401,13 @@ def _read_manifest(path: Path) -> Manifest:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not the manifest of a checkpoint")
+    try:
+        data = unsealed(data)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    del data["format"]
     version = data.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise CheckpointError(

@@ -5,9 +5,9 @@ import math
 from typing import Any
 
 
-def json_text(value: Any, *, indent: int | None = None) -> str:
+def json_text(value: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
     """Return JSON text of values, null for NaN and the infinities."""
-    return json.dumps(_strict(value), indent=indent, allow_nan=False)
+    return json.dumps(_strict(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
 
 
 def _strict(value: Any) -> Any:

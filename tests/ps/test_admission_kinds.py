@@ -23,6 +23,7 @@ from embedding.spec import (
 from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.digest import bucket_digests
 from ps.restore import load_tables, start_shard_from
+from ps.sealed_json import unsealed
 
 BLOOM = BloomAdmission(min_count=3, max_elements=1, false_positive_probability=0.2)
 TABLES = (
@@ -216,7 +217,7 @@ def test_counts_go_from_counters_to_a_filter_but_not_back(small_job: Any, tmp_pa
 
 def test_a_filter_missing_from_the_manifest_is_refused(small_job: Any, tmp_path: Path) -> None:
     directory = trained(small_job, 2, steps=1).write_checkpoint(tmp_path)
-    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest = unsealed(json.loads((directory / "manifest.json").read_text()))
     manifest["files"] = [f for f in manifest["files"] if "bloom-00001" not in f["path"]]
     (directory / "manifest.json").write_text(json.dumps(manifest))
 

@@ -16,6 +16,7 @@ from ps.checkpoint import (
     CheckpointReader,
 )
 from ps.restore import check_fits, load_tables, start_shard_from
+from ps.sealed_json import SEAL, unsealed
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def own(saved: Path, tmp_path: Path) -> Path:
 
 def edit(directory: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     path = directory / "manifest.json"
-    data = json.loads(path.read_text())
+    data = unsealed(json.loads(path.read_text()))
     change(data)
     path.write_text(json.dumps(data))
     return directory
@@ -160,6 +161,44 @@ def test_a_manifest_that_is_not_ours_is_refused_and_named(
         CheckpointReader(own)
 
     assert str(own / "manifest.json") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("step", 5),
+        put("recovery_epoch", 1),
+        put("time", {"clock": 3}),
+        drop("job"),
+        in_table("seed", 1),
+        in_table("default_value", 0.5),
+        lambda data: data["store"].pop("sparse_mean"),
+        put(SEAL, "0" * 64),
+        put(SEAL, None),
+    ],
+)
+def test_a_changed_value_of_a_manifest_is_damage(
+    own: Path, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    path = own / "manifest.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged: .* the checksum"):
+        CheckpointReader(own)
+
+
+def test_a_manifest_that_is_written_otherwise_is_the_same(own: Path) -> None:
+    path = own / "manifest.json"
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(data.items())), indent=7))
+
+    read_everything(own)
+
+
+def test_a_manifest_of_a_version_without_a_checksum_is_read(own: Path) -> None:
+    read_everything(edit(own, lambda data: None))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ps.checkpoint import CheckpointReader
+from ps.sealed_json import unsealed
 from scheduler import ConfigError, JobConfig, Result, Trainer
 from scheduler.trainer import JobSpecs, resolve
 from worker.errors import DataError
@@ -182,7 +183,7 @@ def test_a_checkpoint_without_a_contract_is_taken_with_a_warning(
 ) -> None:
     manifest = Path(day1.checkpoint) / "manifest.json"
     whole = manifest.read_text()
-    data = json.loads(whole)
+    data = unsealed(json.loads(whole))
     del data["model"]["contract"]
     manifest.write_text(json.dumps(data))
     try:

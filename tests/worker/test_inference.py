@@ -19,6 +19,7 @@ from embedding.mixing import buckets_of
 from embedding.spec import Adagrad, AdamAsync, CounterAdmission, Optimizer, Sgd
 from ps.checkpoint import CheckpointError, Manifest, write_manifest, write_shard
 from ps.digest import bucket_digests
+from ps.sealed_json import unsealed
 from ps.shard import Shard
 from ps.spec import StoreSpec, bucket_range
 from worker.batch import Bags, Batch
@@ -305,7 +306,7 @@ Edit = Callable[[dict[str, Any]], Any]
     ],
 )
 def test_damaged_manifest_is_refused(checkpoint: Path, edit: Edit, message: str) -> None:
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest = unsealed(json.loads((checkpoint / "manifest.json").read_text()))
     edit(manifest)
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
 
@@ -314,7 +315,7 @@ def test_damaged_manifest_is_refused(checkpoint: Path, edit: Edit, message: str)
 
 
 def test_a_lookup_written_before_there_were_compositions_is_read(checkpoint: Path) -> None:
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest = unsealed(json.loads((checkpoint / "manifest.json").read_text()))
     for lookup in manifest["model"]["spec"]["lookups"]:
         for name in ("max_norm", "parts", "operation"):
             del lookup[name]
