@@ -29,6 +29,8 @@ NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 _NUMBER = re.compile("[0-9]+")
 _DELTA, _ICEBERG, _HUDI = "_delta_log", "metadata", ".hoodie"
 _MARKS = (_DELTA, _ICEBERG, _HUDI)
+_NOT_FOUND = pafs.FileType.NotFound
+_SUFFIX = ".parquet"
 
 
 def expand(patterns: Sequence[str], plain: set[str] | None = None) -> list[str]:
@@ -37,8 +39,8 @@ def expand(patterns: Sequence[str], plain: set[str] | None = None) -> list[str]:
     A pattern is a file; a folder, which stands for its `*.parquet` or, where it has none, for those
     of its folders `key=value`; or a path with `*`, `?`, `[...]` and `**` (any number of folders).
     A name that exists is meant by it: `day[1]/a.parquet` is that file where there is one. In a URL
-    `?` begins the options and is no wildcard. Wildcards match files only, and no name that begins
-    with `.` or `_`.
+    `?` begins the options and is no wildcard. Wildcards match files, folders `NAME.parquet`, which
+    stand for what is in them, and no name that begins with `.` or `_`.
 
     Args:
         patterns: in the order in which their files are wanted.
@@ -50,7 +52,8 @@ def expand(patterns: Sequence[str], plain: set[str] | None = None) -> list[str]:
 
     Raises:
         NoSuchFileError: a pattern names no file.
-        StorageError: a store can't be opened or listed, or files are those of a table.
+        StorageError: a store can't be opened or listed, files are those of a table, or a link
+            leads nowhere.
     """
     if isinstance(patterns, str):
         patterns = [patterns]
@@ -103,7 +106,14 @@ class _Folder:
     path: str
 
     def entries(self) -> list[pafs.FileInfo]:
-        return self.filesystem.get_file_info(pafs.FileSelector(self.inner, allow_not_found=True))
+        found = self.filesystem.get_file_info(pafs.FileSelector(self.inner, allow_not_found=True))
+        if isinstance(self.filesystem, pafs.LocalFileSystem) and os.path.isdir(self.inner):
+            # Arrow leaves out links that lead nowhere: their rows would be missing without a word.
+            names = set(os.listdir(self.inner)) - {entry.base_name for entry in found}
+            left = [self.into(name).inner for name in sorted(names)]
+            lost = [path for path in left if os.path.islink(path) and not os.path.exists(path)]
+            found += [pafs.FileInfo(path, _NOT_FOUND) for path in lost]
+        return found
 
     def into(self, name: str) -> "_Folder":
         return _Folder(self.filesystem, f"{self.inner.rstrip('/')}/{name}", self.path_of(name))
@@ -197,18 +207,32 @@ class _Search:
                 continue
             elif rest and is_folder:
                 yield from self._matches(folder.into(name), rest)
-            elif not rest and not is_folder:
-                yield folder.path_of(name)
+            elif not rest:
+                yield from self._named(folder, entry)
+
+    def _named(self, folder: _Folder, entry: pafs.FileInfo) -> Iterator[str]:
+        """A file, or the files of a folder `NAME.parquet`, as Spark writes in the place of one."""
+        name = entry.base_name
+        if _is_folder(entry.type):
+            if name.endswith(_SUFFIX):
+                yield from self._parts(folder.into(name))
+        elif entry.type == pafs.FileType.File:
+            yield folder.path_of(name)
+        else:
+            lost = entry.type == _NOT_FOUND
+            what = "a link to what is not there" if lost else "neither a file nor a folder"
+            problem = f"{self._written(folder.path_of(name))} is {what}"
+            raise StorageError(self._pattern, problem, "Remove it, or put the file there")
 
     def _parts(self, folder: _Folder) -> Iterator[str]:
         """The `*.parquet` of a folder; where it has none, those of its folders `key=value`."""
-        entries = [(entry.base_name, _is_folder(entry.type)) for entry in self._entries(folder)]
-        entries = [(name, is_folder) for name, is_folder in entries if name[0] not in "._"]
-        files = [name for name, is_folder in entries if not is_folder and name.endswith(".parquet")]
-        yield from map(folder.path_of, files)
-        for name, is_folder in () if files else entries:
-            if is_folder and "=" in name[1:]:
-                yield from self._parts(folder.into(name))
+        entries = [entry for entry in self._entries(folder) if entry.base_name[0] not in "._"]
+        named = [entry for entry in entries if entry.base_name.endswith(_SUFFIX)]
+        for entry in named:
+            yield from self._named(folder, entry)
+        for entry in () if named else entries:
+            if _is_folder(entry.type) and "=" in entry.base_name[1:]:
+                yield from self._parts(folder.into(entry.base_name))
 
     def _entries(self, folder: _Folder) -> list[pafs.FileInfo]:
         entries = folder.entries()
@@ -217,9 +241,16 @@ class _Search:
         return entries
 
     def _remedy(self, base: _Folder) -> str:
-        if base.path == self._path and any(_is_folder(entry.type) for entry in base.entries()):
+        entries = [entry for entry in base.entries() if entry.base_name[0] not in "._"]
+        if base.path == self._path and any(_is_folder(entry.type) for entry in entries):
             deep = self._written(base.path_of("**/*.parquet"))
             return f"Its files may lie in the folders below it: write {deep}"
+        if base.path == self._path and entries:
+            other = self._written(base.path_of(entries[0].base_name))
+            return (
+                f"Of a folder only *.parquet are read, and it has {other}: name files with another"
+                " ending by a pattern"
+            )
         return "Correct the pattern or make the files"
 
     def _refuse_tables(self, base: _Folder, paths: list[str]) -> None:

@@ -299,3 +299,51 @@ def test_folders_are_asked_once_whether_they_are_tables(
 
     assert str(tree) in asked
     assert len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.parquet", "/**/*.parquet", "/b.*"])
+def test_a_link_that_leads_nowhere_is_not_left_out(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "a.parquet").touch()
+    (tmp_path / "b.parquet").symlink_to(tmp_path / "gone.parquet")
+    (tmp_path / "notes.txt").symlink_to(tmp_path / "gone.txt")
+
+    with pytest.raises(StorageError, match=r"b\.parquet is a link to what is not there"):
+        expand([f"{tmp_path}{pattern}"])
+
+    assert expand([f"{tmp_path}/a*"]) == [str(tmp_path / "a.parquet")]
+
+
+def test_what_is_neither_a_file_nor_a_folder_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.parquet")
+
+    with pytest.raises(StorageError, match="is neither a file nor a folder"):
+        expand([str(tmp_path)])
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.parquet", "/day*", "/**/*.parquet"])
+def test_a_folder_with_the_name_of_a_file_is_read_where_that_is(
+    tmp_path: Path, pattern: str
+) -> None:
+    """As Spark writes `day1.parquet`: its rows would be missing beside those of day2.parquet."""
+    names = ["day1.parquet/part-0.parquet", "day1.parquet/part-1.parquet", "day2.parquet"]
+    (tmp_path / "day1.parquet").mkdir()
+    for name in [*names, "day1.parquet/_SUCCESS"]:
+        (tmp_path / name).touch()
+
+    assert expand([f"{tmp_path}{pattern}"]) == [str(tmp_path / name) for name in names]
+
+
+def test_a_table_with_the_name_of_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet" / "_delta_log").mkdir(parents=True)
+    for name in ("t.parquet/part-0.parquet", "a.parquet"):
+        (tmp_path / name).touch()
+
+    with pytest.raises(StorageError, match=r"t\.parquet is a table \(Delta\)"):
+        expand([str(tmp_path)])
+
+
+def test_a_folder_of_files_with_another_ending_says_how_to_read_them(tmp_path: Path) -> None:
+    (tmp_path / "day1.pq").touch()
+
+    with pytest.raises(NoSuchFileError, match=r"only \*\.parquet are read, and it has .*day1\.pq"):
+        expand([str(tmp_path)])
