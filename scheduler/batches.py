@@ -25,6 +25,7 @@ class Batch:
         first_valid: attempts before this one are void: they don't count even if they complete.
         leased_at_step: the step that every shard had reached when the first valid attempt began.
         pull_step: the step that the pull of its latest lease must read, or `ps.messages.ANY_STEP`.
+        times_late: how often a worker was too long at it.
     """
 
     batch_id: int
@@ -37,6 +38,7 @@ class Batch:
     worker: int | None = None
     leased_at_step: int = 0
     pull_step: int = ANY_STEP
+    times_late: int = 0
     result: Finished | None = None
 
     @property

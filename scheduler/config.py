@@ -344,6 +344,7 @@ class ClusterConfig(_Section):
     max_worker_restarts: CountOrNone = 10
     restart_window_seconds: Seconds = 3600
     heartbeat_timeout_seconds: Seconds = 60
+    lease_timeout_seconds: Seconds | None = 60
     stall_seconds: Seconds = 120
     retry_seconds: Seconds = 20
     compress: bool = False

@@ -33,6 +33,7 @@ from scheduler.events import (
     WorkersWanted,
 )
 from scheduler.evictions import evictions_due
+from scheduler.lease_watch import LeaseWatch
 from scheduler.least import Least
 from scheduler.ledger import Ledger
 from scheduler.mode_control import ModeControl
@@ -42,7 +43,7 @@ from scheduler.staleness import Histogram
 from scheduler.stall_watch import StallWatch, who_waits
 from scheduler.step_scalars import scalars_of_step
 from scheduler.step_shares import StepShares
-from worker.protocol import Finished, Grant, Report, Token
+from worker.protocol import Finished, Grant, Report, Token, TokenKind
 
 
 class Coordinator:
@@ -74,6 +75,7 @@ class Coordinator:
         self._step_shares = StepShares(spec.group_size)
         self._credits = Credits(spec)
         self._paces = Least()  # of the workers that live
+        self._lease_watch = LeaseWatch(spec.lease_timeout_seconds, most=spec.stall_seconds)
         self._stall_watch = StallWatch(spec.stall_seconds, place_limit=spec.place_seconds)
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -187,16 +189,19 @@ class Coordinator:
             state.last_grant = self._answer(report, revoked=report.held, stop=True)
         else:
             state.last_grant = self._grant(report, now)
+            self._lease_watch.works_at(report.worker, self._work_of(report.worker), now)
         return [*commands, Answer(state.last_grant)]
 
     def _finish(self, worker: int, finished: Finished, now: float) -> None:
         if finished.token.kind == "eval":
             if self.evaluation is not None and self.evaluation.finish(finished):
+                self._lease_watch.ended(worker, "eval", finished.token.batch_id, now)
                 self._stall_watch.progress(now)
                 self._end_evaluation_if_complete(now)
             return
         if not self.ledger.finish(finished):
             return
+        self._lease_watch.ended(worker, "train", finished.token.batch_id, now)
         state = self.workers[worker]
         self._paces.move(state.pace, state.pace + 1)
         state.pace += 1
@@ -219,6 +224,7 @@ class Coordinator:
             self._paces.remove(state.pace)
         state.lost = True
         self.modes.gone(worker)
+        self._lease_watch.gone(worker)
         self.ledger.reclaim(self.ledger.leases_of(worker))
         if self.evaluation is not None:
             self.evaluation.ledger.reclaim(self.evaluation.ledger.leases_of(worker))
@@ -249,6 +255,30 @@ class Coordinator:
 
     def _answer(self, report: Report, **fields: Any) -> Grant:
         return Grant(report.sequence, recovery_epoch=self.spec.recovery_epoch, **fields)
+
+    def _work_of(self, worker: int) -> tuple[TokenKind, Batch] | None:
+        """Return the batch that a worker is at; None: it has none, or waits for others with it.
+
+        It does not wait where a batch is pending that others wait for: it would ask for that one,
+        once it has read its own and waits for their rows (`_lease_urgent`).
+        """
+        kind: TokenKind = "train"
+        batch = self.ledger.lowest_of(worker)
+        if self.evaluation is not None:
+            scored = self.evaluation.ledger.lowest_of(worker)
+            if scored is not None and (batch is None or self.evaluation.step <= batch.step):
+                kind, batch = "eval", scored
+        if batch is None or (
+            batch.pull_step > self.applied_step and not self._is_pending(batch.step)
+        ):
+            return None
+        return kind, batch
+
+    def _is_pending(self, step: int) -> bool:
+        """Whether nobody has a batch before a step, or one of the evaluation that holds it."""
+        if self.evaluation is not None and self.evaluation.ledger.has_pending():
+            return True
+        return self.ledger.has_pending(before=step)
 
     def _leases_of(self, worker: int) -> set[Any]:
         leases = self.ledger.leases_of(worker)
@@ -469,6 +499,7 @@ class Coordinator:
                 self._lost(worker, state.incarnation)
                 text = f"worker {worker} has said nothing for {silent:.0f} s"
                 commands.append(GiveUpWorker(worker, state.incarnation, text))
+        commands += self._end_late_lease(now)
         if (self.trained and self.evaluation is None) or self.time.is_held_by("pause", "cut"):
             self._stall_watch.progress(now)
         held = self.time.is_held_by("evaluation", "pause", "cut")
@@ -477,6 +508,20 @@ class Coordinator:
             commands += self._shift(wish, now)
         up, wanted = len(self._paces), self.num_workers
         return commands + self._stall_watch.look(now, self.who_waits, workers=up, wanted=wanted)
+
+    def _end_late_lease(self, now: float) -> list[Command]:
+        """Give up a worker that reports, but is far too long at one batch, as if it were silent."""
+        held = self.time.is_held_by("pause", "cut")
+        worker = self._lease_watch.look(
+            now, step=self.step, applied_step=self.applied_step, held=held
+        )
+        if worker is None:
+            return []
+        state = self.workers[worker]
+        text = self._lease_watch.give_up(worker, now, state.stage)
+        self._lost(worker, state.incarnation)
+        self._stall_watch.progress(now)  # others have the batch from now on
+        return [GiveUpWorker(worker, state.incarnation, text)]
 
     def who_waits(self, now: float) -> str:
         """Say who waits for whom, for a person who wonders why nothing moves."""

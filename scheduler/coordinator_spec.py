@@ -39,6 +39,8 @@ class CoordinatorSpec:
             at the end.
         max_seconds: stop giving out batches after so much training time; None: no limit.
         heartbeat_timeout_seconds: a worker that says nothing for so long is given up.
+        lease_timeout_seconds: a worker that reports, but is so long at one batch is given up; later
+            where the job's batches take longer (`LeaseWatch`). None: never.
         stall_seconds: without any progress for so long the job is said to stall, and fails after
             as long again.
         place_seconds: without any worker for so long the job is said to wait for a place, and fails
@@ -65,6 +67,7 @@ class CoordinatorSpec:
     eval_every_steps: int = 0
     max_seconds: float | None = None
     heartbeat_timeout_seconds: float = 60.0
+    lease_timeout_seconds: float | None = 60.0
     stall_seconds: float = 120.0
     place_seconds: float = 180.0
 

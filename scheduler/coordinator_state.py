@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from scheduler.evaluation import EvaluationResult
-from worker.protocol import Grant, Report
+from worker.protocol import Grant, Report, StageName
 
 HoldReason = Literal["evaluation", "pause", "cut"]
 
@@ -32,12 +32,14 @@ class WorkerState:
     bytes_received: int = 0
     cpu_seconds: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=dict)
+    stage: StageName = "none"
 
     def note(self, report: Report) -> None:
         """Keep what a worker measured of itself."""
         self.peak_rss_bytes = report.peak_rss_bytes
         self.bytes_sent, self.bytes_received = report.bytes_sent, report.bytes_received
         self.cpu_seconds, self.stage_seconds = report.cpu_seconds, report.stage_seconds
+        self.stage = report.stage
 
 
 @dataclass(slots=True)

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from worker.faults import HangStage
+
 Role = Literal["worker", "server", "coordinator"]
 
 
@@ -59,6 +61,16 @@ class KillConfig(_FaultConfig):
     at_step: int = Field(ge=0)
 
 
+class HangConfig(_FaultConfig):
+    """Workers of which a thread stops for ever, once each; see `worker.faults.Hang`."""
+
+    kind: Literal["hang"]
+    role: Literal["worker"] = "worker"
+    index: Indexes
+    at_step: int = Field(ge=0)
+    stage: HangStage = "compute"
+
+
 class _MessageFaultConfig(_TimedConfig):
     between: list[Role]
     probability: float = Field(gt=0, le=1)
@@ -85,7 +97,7 @@ class LossConfig(_MessageFaultConfig):
 
 
 InjectConfig = Annotated[
-    SlowConfig | KillConfig | DelayConfig | LossConfig, Field(discriminator="kind")
+    SlowConfig | KillConfig | HangConfig | DelayConfig | LossConfig, Field(discriminator="kind")
 ]
 
 
@@ -98,7 +110,9 @@ def check_targets(faults: Sequence[InjectConfig], *, workers: int, servers: int)
     }
     counts = {"worker": workers, "server": servers, "coordinator": 1}
     for number, fault in enumerate(faults):
-        if isinstance(fault, SlowConfig | KillConfig) and max(fault.index) >= counts[fault.role]:
+        if isinstance(fault, DelayConfig | LossConfig):
+            continue
+        if max(fault.index) >= counts[fault.role]:
             raise ValueError(
                 f"cluster.inject.{number}.index must be {limits[fault.role]},"
                 f" got {max(fault.index)}"

@@ -3,8 +3,8 @@
 from ps.connection_faults import ConnectionFault, ConnectionFaults
 from scheduler.config import JobConfig
 from scheduler.coordinating import CoordinatorFaults
-from scheduler.fault_config import DelayConfig, KillConfig, LossConfig, Role, SlowConfig
-from worker.faults import FaultPlan, Kill, Slow
+from scheduler.fault_config import DelayConfig, HangConfig, KillConfig, LossConfig, Role, SlowConfig
+from worker.faults import FaultPlan, Hang, Kill, Slow
 
 
 def worker_faults(config: JobConfig, *, started: float, first_step: int = 0) -> FaultPlan:
@@ -12,10 +12,13 @@ def worker_faults(config: JobConfig, *, started: float, first_step: int = 0) -> 
 
     Steps count from the job's first one, here and below.
     """
-    faults: list[Slow | Kill] = []
+    faults: list[Slow | Kill | Hang] = []
     for fault in config.cluster.inject:
         if isinstance(fault, KillConfig) and fault.role == "worker":
             faults.append(Kill(workers=tuple(fault.index), at_step=first_step + fault.at_step))
+        elif isinstance(fault, HangConfig):
+            at_step = first_step + fault.at_step
+            faults.append(Hang(workers=tuple(fault.index), at_step=at_step, stage=fault.stage))
         elif isinstance(fault, SlowConfig):
             workers = tuple(fault.index)
             faults.append(

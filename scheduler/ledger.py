@@ -155,6 +155,11 @@ class Ledger:
         self._fill()
         return self._pending.lowest_step
 
+    def has_pending(self, *, before: int | None = None) -> bool:
+        """Return whether a batch waits for a worker that was given a step before this one."""
+        lowest = self._pending.lowest_step
+        return lowest is not None and (before is None or lowest < before)
+
     def lowest_pending_is_among(self, count: int) -> bool:
         """Return whether the lowest pending batch is one of so many unresolved ones, the lowest."""
         lowest = min((batch.batch_id for batch in self._pending), default=None)
@@ -170,6 +175,11 @@ class Ledger:
 
     def leased_to(self, worker: int) -> Collection[Batch]:
         return self._leases.get(worker, {}).values()
+
+    def lowest_of(self, worker: int) -> Batch | None:
+        """Return the batch that a worker trains first of those that it holds."""
+        leased = self.leased_to(worker)
+        return min(leased, key=lambda batch: (batch.step, batch.batch_id), default=None)
 
     def reclaim(self, identities: Iterable[tuple[TokenKind, int, int]]) -> int:
         """Put leased tokens back with a new attempt; return how many."""

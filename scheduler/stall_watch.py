@@ -87,5 +87,6 @@ def who_waits(
         parts.append(
             f"batch {batch.batch_id} (step {batch.step}, attempt {batch.attempt})"
             f" is {batch.status.value}, held by {holder}"
+            + (f", too long at {batch.times_late} workers" if batch.times_late else "")
         )
     return "; ".join(parts)

@@ -252,6 +252,7 @@ def resolve(config: JobConfig) -> JobSpecs:
         eval_every_steps=config.training.eval_every_steps,
         max_seconds=config.training.max_seconds,
         heartbeat_timeout_seconds=config.cluster.heartbeat_timeout_seconds,
+        lease_timeout_seconds=config.cluster.lease_timeout_seconds,
         stall_seconds=config.cluster.stall_seconds,
         # From when the coordinator is up: workers are placed, and compile before they report.
         place_seconds=config.cluster.start_timeout_seconds / 2 + config.cluster.stall_seconds,

@@ -92,11 +92,10 @@ class Workforce:
                 self._create(index)
 
     def give_up(self, index: int, incarnation: int, text: str) -> None:
-        """End a worker that says nothing, and replace it."""
+        """End a worker that says nothing or does nothing, and replace it."""
         worker = self._processes.workers.get(index)
         if worker is not None and worker.incarnation == incarnation:
-            ray.kill(worker.handle)
-            self._replace(worker, text)
+            self._replace(worker, f"is given up: {text}")
 
     # Inside -----------------------------------------------------------------------------------
 
@@ -113,29 +112,27 @@ class Workforce:
         try:
             self._launcher.set_to_work(self._processes, self._setup, worker)
         except RayActorError as error:
-            self._replace(worker, first_line(error))
+            self._replace(worker, f"died: {first_line(error)}")
 
     def _ended(self, worker: WorkerProcess) -> None:
         try:
             ray.get(worker.run)
         except RayTaskError as error:
-            self._replace(worker, self._failed(worker, error))
+            self._replace(worker, f"died: {self._failed(worker, error)}")
         except RayError as error:  # it died, or Ray killed it as the node's memory ran out
-            self._replace(worker, first_line(error))
+            self._replace(worker, f"died: {first_line(error)}")
         else:
-            self._replace(worker, "it returned before the end")
+            self._replace(worker, "died: it returned before the end")
 
-    def _replace(self, worker: WorkerProcess, cause: str) -> None:
+    def _replace(self, worker: WorkerProcess, what: str) -> None:
         self._lost(worker.index, worker.incarnation)
         self._remove(worker)
         if worker.index >= self._wanted:
             self._note(f"worker {worker.index} (pid {worker.pid}) has left")
             return
-        self._count_restart(f"worker {worker.index} (pid {worker.pid}) died: {cause}")
-        self._note(
-            f"worker {worker.index} (pid {worker.pid}) died: {cause}. It is replaced, and its"
-            " batches are given out again"
-        )
+        text = f"worker {worker.index} (pid {worker.pid}) {what}"
+        self._count_restart(text)
+        self._note(f"{text}. It is replaced, and its batches are given out again")
         self._create(worker.index)
 
     def _count_restart(self, text: str) -> None:

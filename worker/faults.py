@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -41,6 +42,24 @@ class Kill:
     at_step: int
 
 
+HangStage = Literal["read", "compute"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hang:
+    """A thread of some workers stops for ever, once each, while the one that reports goes on.
+
+    Args:
+        workers: their numbers.
+        at_step: they hang at a batch of this step or a later one.
+        stage: whether before they read it, or before they compute it.
+    """
+
+    workers: tuple[int, ...]
+    at_step: int
+    stage: HangStage = "compute"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaultPlan:
     """All faults of a job.
@@ -52,7 +71,7 @@ class FaultPlan:
         connections: what befalls every worker's connections to the shards.
     """
 
-    faults: tuple[Slow | Kill, ...] = ()
+    faults: tuple[Slow | Kill | Hang, ...] = ()
     seed: int = 0
     started: float = 0.0
     connections: ConnectionFaults = field(default_factory=ConnectionFaults)
@@ -64,7 +83,7 @@ class Faults:
     Args:
         plan: of the job.
         worker: its number.
-        incarnation: which process with that number this is; only the first is killed.
+        incarnation: which process with that number this is; only the first is killed or hangs.
     """
 
     def __init__(self, plan: FaultPlan, *, worker: int, incarnation: int) -> None:
@@ -90,5 +109,14 @@ class Faults:
         """Whether the worker dies before it trains a batch of this step."""
         return self._incarnation == 0 and any(
             isinstance(fault, Kill) and self._worker in fault.workers and step >= fault.at_step
+            for fault in self._plan.faults
+        )
+
+    def hangs_at(self, step: int, stage: HangStage) -> bool:
+        """Whether the worker hangs at a batch of this step."""
+        return self._incarnation == 0 and any(
+            isinstance(fault, Hang)
+            and self._worker in fault.workers
+            and (fault.stage, step >= fault.at_step) == (stage, True)
             for fault in self._plan.faults
         )

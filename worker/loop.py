@@ -24,7 +24,7 @@ from ps.wake import Wake
 from worker.batch import Batch
 from worker.choosing import choose_rows
 from worker.computing import Computation, Float32s
-from worker.faults import Faults
+from worker.faults import Faults, HangStage
 from worker.metrics import bin_of, log_loss_sum
 from worker.pipeline_depth import PipelineDepth
 from worker.preparing import Prepared, Preparer
@@ -293,6 +293,7 @@ class WorkerLoop:
     def _compute(self, token: Token, ready: _Ready, pulled: PulledBatch) -> None:
         if token.kind == "train" and self._faults.dies_at(token.step):
             os.kill(os.getpid(), signal.SIGKILL)
+        self._hang_if_due(token, "compute")
         started = time.perf_counter()
         with self._times.measure("forward"):
             prepared, trained = choose_rows(ready.prepared, pulled.admitted)
@@ -342,6 +343,11 @@ class WorkerLoop:
         )
         self._pushes[push.request_id] = _Pushed(finished, prepared, pulled, gradients, dense)
 
+    def _hang_if_due(self, token: Token, stage: HangStage) -> None:
+        """On purpose, for ever: in the thread that does this stage."""
+        if token.kind == "train" and self._faults.hangs_at(token.step, stage):
+            threading.Event().wait()
+
     def _release(self, prepared: Prepared, pulled: PulledBatch) -> None:
         """Use a batch's arrays again. Those of a batch that is dropped before are just freed."""
         self._client.release(pulled)
@@ -383,6 +389,7 @@ class WorkerLoop:
                 continue
             if not self._options.any_float_mode:
                 check_float_mode()
+            self._hang_if_due(token, "read")
             began = time.perf_counter()
             with self._times.measure("read"):
                 batch, skipped = self._readers[token.kind](token.batch_id)

@@ -11,6 +11,7 @@ from ps.messages import ANY_STEP
 TokenKind = Literal["train", "eval"]
 Outcome = Literal["done", "skipped", "superseded"]
 SkipReason = Literal["bad_file", "non_finite"]
+StageName = Literal["none", "granted", "prepared", "pulling", "pulled", "pushing"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -96,6 +97,7 @@ class Report:
         bytes_sent, bytes_received: on the data plane so far.
         cpu_seconds: user and system time of its process since it was ready.
         stage_seconds: time by stage since then, as `worker.loop.STAGES` names them.
+        stage: how far the first of the tokens is that it holds, see `worker.session.Stage`.
     """
 
     worker: int
@@ -111,6 +113,7 @@ class Report:
     cpu_seconds: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=dict)
     recovery_epoch: int = 0
+    stage: StageName = "none"
 
 
 @dataclass(frozen=True, slots=True)

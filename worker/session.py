@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ps.messages import ANY_STEP
-from worker.protocol import Finished, Grant, Report, Token, TokenKind
+from worker.protocol import Finished, Grant, Report, StageName, Token, TokenKind
 
 Identity = tuple[TokenKind, int, int]
 
@@ -148,6 +148,7 @@ class Session:
             want=self.want,
             waiting=self.waiting,
             recovery_epoch=self.recovery_epoch,
+            stage=self._first_stage,
             **measured,
         )
 
@@ -186,6 +187,11 @@ class Session:
             return False  # its step is ordered already
         ahead = self._in(Stage.GRANTED) + self._in(Stage.PREPARED)
         return not any(token.step < min(pulling).step for token in ahead)
+
+    @property
+    def _first_stage(self) -> StageName:
+        first = min(self._held.values(), key=lambda held: held.token, default=None)
+        return "none" if first is None else first.stage.value
 
     @property
     def _is_answered(self) -> bool:

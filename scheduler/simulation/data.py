@@ -90,6 +90,11 @@ class Workload:
         """Whether the gradient of a batch can be used."""
         return self._luck(token, 1)[0] >= self.scenario.non_finite
 
+    def is_long(self, token: Token) -> bool:
+        """Whether a batch takes far longer than others."""
+        long = self.scenario.long_batches
+        return long > 0 and self._luck(token, 2)[0] < long
+
     def _luck(self, token: Token, what: int) -> tuple[float, float]:
         attempt = token.attempt if self.scenario.flaky else 0
         rng = np.random.default_rng([self.scenario.seed, 7 + what, token.batch_id, attempt])

@@ -48,7 +48,8 @@ from worker.session import Session
 
 FIRST_RECOVERY_EPOCH = 3
 HEARTBEAT_TIMEOUT_SECONDS = 1.0
-STALL_SECONDS = 8.0
+LEASE_TIMEOUT_SECONDS = 1.5
+STALL_SECONDS = 20.0
 TICK_SECONDS = 0.1
 # Far more than any job of this size needs once faults have stopped.
 END_SECONDS = 120.0
@@ -74,7 +75,7 @@ class Outcome:
         digest: of the model, None where the job failed.
         steps, batches: how many were applied or resolved.
         dropped: batches that weighed nothing.
-        kills: workers that died.
+        kills, hangs: workers that died, and threads of them that hung.
         reissued, superseded: batches given out again, and attempts that came too late.
         late_gradients: gradients of evicted keys that were dropped.
         recoveries: how often all began anew.
@@ -86,6 +87,7 @@ class Outcome:
     steps: int = 0
     batches: int = 0
     kills: int = 0
+    hangs: int = 0
     dropped: int = 0
     reissued: int = 0
     superseded: int = 0
@@ -159,6 +161,7 @@ class Simulation:
             steps=self.coordinator.step,
             batches=self.coordinator.ledger.low_water,
             kills=self.world.num_kills,
+            hangs=self.world.num_hangs,
             dropped=tallies.dropped,
             reissued=tallies.reissued,
             superseded=tallies.superseded,
@@ -245,7 +248,7 @@ class Simulation:
             return []
         step = self.coordinator.step
         commands = self.coordinator.handle(event, self.world.queue.now)
-        self.referee.coordinator_took(event, commands, step_before=step)
+        self.referee.coordinator_took(event, commands, step_before=step, now=self.world.queue.now)
         for command in commands:
             match command:
                 case SendRecords():
@@ -467,5 +470,6 @@ def _coordinator_spec(
         eval_every_steps=scenario.eval_every_steps,
         max_seconds=scenario.max_seconds,
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
+        lease_timeout_seconds=LEASE_TIMEOUT_SECONDS,
         stall_seconds=STALL_SECONDS,
     )

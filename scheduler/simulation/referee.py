@@ -28,6 +28,7 @@ from scheduler.events import (
     Command,
     EndOfTrainingWanted,
     Event,
+    GiveUpWorker,
     PauseWanted,
     SendRecords,
     ShiftWanted,
@@ -35,6 +36,7 @@ from scheduler.events import (
 )
 from scheduler.simulation.clipping import expected_dense_factor
 from scheduler.simulation.oracle import Oracle, Paces
+from scheduler.simulation.patience import Patience
 from scheduler.simulation.scenario import Scenario
 from scheduler.simulation.seen import Seen
 from scheduler.simulation.world import Story, train_batch
@@ -91,12 +93,15 @@ class Referee:
         self._measured: set[tuple[int, int]] = set()
         self._most_credits = 0
         self._paused = False
+        self._patience = Patience(coordinator)
         # Whom the coordinator takes nothing from any more.
         self._gone: set[tuple[int, int]] = set()
 
     # The coordinator --------------------------------------------------------------------------
 
-    def coordinator_took(self, event: Event, commands: list[Command], *, step_before: int) -> None:
+    def coordinator_took(
+        self, event: Event, commands: list[Command], *, step_before: int, now: float
+    ) -> None:
         """Look at what the coordinator made of an event, and at which step it was before."""
         if isinstance(event, WorkerReported) and event.report.recovery_epoch != self._epoch:
             answers = [Answer(Grant(event.report.sequence, recovery_epoch=self._epoch))]
@@ -114,10 +119,14 @@ class Referee:
             if isinstance(command, SendRecords):
                 for record in command.records:
                     self._check_record(record)
+            elif isinstance(command, GiveUpWorker):
+                fair = self._patience.had_its_time(command.worker, now)
+                require(fair, "given up too early: {}", command.text)
             elif isinstance(command, Answer):
                 assert isinstance(event, WorkerReported)
                 self._check_answer(event.report, command.grant)
         self._check_leases()
+        self._patience.look(event, now)
         workers = self._coordinator.workers
         self._gone |= {(w, state.incarnation) for w, state in workers.items() if state.lost}
         said, true = self._coordinator.applied_step, min(shard.step for shard in self._shards)

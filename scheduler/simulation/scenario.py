@@ -43,6 +43,8 @@ class Faults:
         max_kills: workers that die at most.
         forever: a dead worker is not replaced, as long as another one lives.
         pause: a worker freezes, perhaps for longer than the heartbeat timeout.
+        hang: a thread of a worker hangs, for a while or for ever, but not the one that reports.
+        max_hangs: of all workers at most.
         slow: a worker works ten times slower for a while.
         cut: a connection to a shard breaks.
         lose: a report or its answer is lost.
@@ -61,6 +63,8 @@ class Faults:
     max_kills: int = 0
     forever: float = 0.0
     pause: float = 0.0
+    hang: float = 0.0
+    max_hangs: int = 3
     slow: float = 0.0
     cut: float = 0.0
     lose: float = 0.0
@@ -96,6 +100,7 @@ class Scenario:
         sparse_mean: as in a job.
         dense_clip_norm: most of the norm of a step's dense gradient, or None.
         bad_batches: part of the batches that can't be read, or only in part.
+        long_batches: part of the batches that take far longer, whoever trains them.
         buffered: contributions that a shard has room for; None: more than there ever are.
         non_finite: part of the batches whose gradient is not finite.
         flaky: whether a batch may read otherwise at another attempt; never in sync mode, where the
@@ -127,6 +132,7 @@ class Scenario:
     buffered: int | None = None
     sparse_mean: SparseMean = "global"
     bad_batches: float = 0.0
+    long_batches: float = 0.0
     non_finite: float = 0.0
     flaky: bool = False
     faults: Faults = field(default_factory=Faults)
@@ -213,7 +219,9 @@ def draw(seed: int, **options: Any) -> Scenario:
         "bad_batches": rng.choice([0.0, 0.0, 0.2]),
         "non_finite": rng.choice([0.0, 0.0, 0.1]),
         "flaky": rng.random() < 0.5,
-        "faults": replace(_draw_faults(rng), recoveries=_draw_recoveries(seed)),
+        "faults": replace(
+            _draw_faults(rng), recoveries=_draw_recoveries(seed), hang=_draw_hang(seed)
+        ),
         "dense_clip_norm": rng.choice([None, None, 5.0, 25.0]),
         "mode_options": _draw_mode_options(rng),
         "sparse_mean": rng.choice(get_args(SparseMean)),
@@ -274,6 +282,11 @@ def _consistent(scenario: Scenario) -> Scenario:
 def _draw_recoveries(seed: int) -> tuple[float, ...]:
     rng = random.Random(f"recoveries {seed}")
     return tuple(sorted(rng.uniform(0.0, 0.4) for _ in range(rng.choice([0, 0, 0, 1, 1, 2]))))
+
+
+def _draw_hang(seed: int) -> float:
+    rng = random.Random(f"hangs {seed}")
+    return 0.06 * rng.random() if rng.random() < 0.25 else 0.0
 
 
 def _draw_faults(rng: random.Random) -> Faults:

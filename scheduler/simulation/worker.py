@@ -1,11 +1,12 @@
 """A worker of the simulation: the real session, and what its three threads do, as events."""
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,18 @@ POLL_SECONDS = 0.03
 HEARTBEAT_SECONDS = 0.2
 ANSWER_SECONDS = 0.3
 FULL_SECONDS = 0.01
+LONG_SECONDS = 3.0
 LONGEST_PAUSE_SECONDS = 3.0
+
+Thread = Literal["main", "preparing"]
+_THREADS: dict[Arrow, Thread] = {
+    "batch read": "preparing",
+    "pull sent": "main",
+    "pull answered": "main",
+    "computed": "main",
+    "push sent": "main",
+    "push acknowledged": "main",
+}
 
 
 class Employer(Protocol):
@@ -82,6 +94,7 @@ class SimulatedWorker:
         self._employer = employer
         self._slowness = slowness
         self._frozen_until = self._slow_until = 0.0
+        self._hangs_until: dict[Thread, float] = {"main": 0.0, "preparing": 0.0}
         self._client = Client(
             network, answered=self._request_answered, run=self._now, done=self.is_done
         )
@@ -147,6 +160,9 @@ class SimulatedWorker:
             seconds = LONGEST_PAUSE_SECONDS * world.random.random() ** 2
             world.story.tell("%s freezes for %.2f s at %r", self, seconds, arrow, batch=batch)
             self._frozen_until = world.queue.now + seconds
+        if arrow in _THREADS and (seconds := world.hangs_for()) > 0:
+            world.story.tell("%s hangs for %.2f s at %r", self, seconds, arrow, batch=batch)
+            self._hangs_until[_THREADS[arrow]] = world.queue.now + seconds
         if world.strikes("slow"):
             self._slow_until = world.queue.now + 0.5
         return self.dead
@@ -166,20 +182,30 @@ class SimulatedWorker:
             return
         action()
 
+    def _hangs(self, thread: Thread, action: Action) -> bool:
+        """Whether a thread hangs; where that ends, it goes on with the action."""
+        until = self._hangs_until[thread]
+        if self._world.queue.now >= until:
+            return False
+        if until < math.inf:
+            self._world.queue.at(until, lambda: self._now(action))
+        return True
+
     def __repr__(self) -> str:
         return f"worker {self.index}.{self.incarnation}"
 
     # The main thread --------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        while not (self.dead or self._computing):
+        while not (self.dead or self._computing or self._hangs("main", self._advance)):
             compute = self.session.next_compute()
             if compute is not None:
                 samples, skipped = self._prepared[compute]
                 pulled = self._pulled.pop(compute)
                 self._computing = True
                 work = partial(self._computed, self.session, compute, samples, skipped, pulled)
-                self._later(COMPUTE_SECONDS, work)
+                long = self._workload.is_long(compute)
+                self._later(LONG_SECONDS if long else COMPUTE_SECONDS, work)
                 return
             pull = self.session.next_pull()
             if pull is not None:
@@ -244,6 +270,8 @@ class SimulatedWorker:
 
     def _ask_shards_again(self, request: Open) -> None:
         """Send what shards had no room for again, where it is still wanted."""
+        if self._hangs("main", lambda: self._ask_shards_again(request)):
+            return
         number = request.request_id
         if number in self._pulls:
             token, _ = self._pulls[number]
@@ -291,9 +319,15 @@ class SimulatedWorker:
     def _computed(
         self, session: Session, token: Token, samples: Samples, skipped: int, pulled: Pulled
     ) -> None:
-        self._computing = False
-        if self._dies("computed", token):
+        if not self._dies("computed", token):
+            self._end(session, token, samples, skipped, pulled)
+
+    def _end(
+        self, session: Session, token: Token, samples: Samples, skipped: int, pulled: Pulled
+    ) -> None:
+        if self._hangs("main", lambda: self._end(session, token, samples, skipped, pulled)):
             return
+        self._computing = False
         if session is self.session:
             self._use(token, samples, skipped, pulled)
         self._dense.drop(pulled.dense)
@@ -380,9 +414,13 @@ class SimulatedWorker:
                 self._later(READ_SECONDS, partial(self._read, self.session, token))
 
     def _read(self, session: Session, token: Token) -> None:
-        self._preparing = False
-        if self._dies("batch read", token):
+        if not self._dies("batch read", token):
+            self._has_read(session, token)
+
+    def _has_read(self, session: Session, token: Token) -> None:
+        if self._hangs("preparing", lambda: self._has_read(session, token)):
             return
+        self._preparing = False
         if session is self.session:
             self._take_batch(token)
         self._prepare()

@@ -1,6 +1,7 @@
 """What everything in the simulation shares: one event queue, one source of chance, one story."""
 
 import heapq
+import math
 import random
 from collections.abc import Callable
 from typing import Literal
@@ -9,11 +10,12 @@ from scheduler.simulation.scenario import Arrow, Scenario
 from worker.protocol import Token
 
 Action = Callable[[], None]
-Fault = Literal["pause", "slow", "cut", "lose", "duplicate", "delay", "old_epoch"]
+Fault = Literal["pause", "hang", "slow", "cut", "lose", "duplicate", "delay", "old_epoch"]
 
 NETWORK_SECONDS = 0.001
 LONG_DELAY_SECONDS = 0.4
 AGAIN_SECONDS = 0.05
+SHORT_HANG_SECONDS = 4.0
 
 
 class EventQueue:
@@ -83,6 +85,7 @@ class World:
         self.random = random.Random(f"events {scenario.seed}")
         self.story = Story(self.queue)
         self.num_kills = 0
+        self.num_hangs = 0
 
     def strikes(self, fault: Fault) -> bool:
         """Whether a fault happens here and now."""
@@ -100,6 +103,13 @@ class World:
             return False
         self.num_kills += 1
         return True
+
+    def hangs_for(self) -> float:
+        """Return for how many seconds a thread of a worker hangs from here on; mostly 0."""
+        if self.num_hangs >= self.faults.max_hangs or not self.strikes("hang"):
+            return 0.0
+        self.num_hangs += 1
+        return self.random.choice([math.inf, SHORT_HANG_SECONDS * self.random.random()])
 
     @property
     def fleet_is_slow(self) -> bool:

@@ -454,7 +454,8 @@ def test_a_silent_worker_is_given_up_and_its_batches_go_to_others() -> None:
 
 @pytest.mark.parametrize("leased", [False, True])
 def test_a_job_that_stalls_says_who_waits_and_then_fails(leased: bool) -> None:
-    job = Driver(spec(stall_seconds=30.0, heartbeat_timeout_seconds=1e9))
+    limits = {"heartbeat_timeout_seconds": 1e9, "lease_timeout_seconds": None}
+    job = Driver(spec(stall_seconds=30.0, **limits))
     job.report(1)
     job.handle(TimePassed())
     if leased:

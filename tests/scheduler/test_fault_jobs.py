@@ -14,6 +14,7 @@ from scheduler.fault_plans import coordinator_faults, worker_faults
 SLOW = {"kind": "slow", "index": 0, "factor": 10.0}
 # So slow that neither worker has trained everything before the other has started.
 BOTH_SLOW = {"kind": "slow", "index": [0, 1], "factor": 100.0}
+HANG = {"kind": "hang", "index": 0, "at_step": 7}
 KILL = {"kind": "kill", "index": [0, 1], "at_step": 7}
 DROP = {"kind": "drop", "between": ["worker", "server"], "probability": 0.01}
 DELAY = {**DROP, "kind": "delay", "seconds": 0.2}
@@ -56,6 +57,25 @@ def test_killed_workers_are_replaced_and_the_model_stays_the_same(
 
     assert [run.metrics["worker_restarts"] for run in runs] == [0, 2]
     assert runs[0].metrics["model_digest"] == runs[1].metrics["model_digest"]
+
+
+@pytest.mark.ray
+def test_hanging_workers_are_replaced_and_the_model_stays_the_same(
+    ray_cluster: None, samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hangs = [{**HANG, "stage": "read"}, {**HANG, "index": 1, "at_step": 12}]
+    runs = []
+    for number, inject in enumerate(([], hangs)):
+        config = job(samples, tmp_path / str(number), inject, mode="sync", global_batch=256)
+        config["cluster"]["lease_timeout_seconds"] = 1.0
+        runs.append(Trainer(JobConfig.from_dict(config)).fit())
+
+    assert [run.metrics["worker_restarts"] for run in runs] == [0, 2]
+    assert runs[0].metrics["model_digest"] == runs[1].metrics["model_digest"]
+    said = capsys.readouterr()
+    for worker, doing in ((0, "reads"), (1, "computes")):
+        assert f"is given up: worker {worker} has been at train batch" in said.err + said.out
+        assert f"which it {doing}" in said.err + said.out
 
 
 @pytest.mark.ray
@@ -134,6 +154,9 @@ def test_a_killed_server_or_coordinator_ends_the_job_with_its_name(
         ({"inject": [{**SLOW, "role": "server"}]}, "cluster.inject.0.role: .*'worker', got 'serv"),
         ({"inject": [{**KILL, "role": "driver"}]}, "cluster.inject.0.role: .*, got 'driver'"),
         ({"inject": [{**KILL, "index": []}]}, "cluster.inject.0.index"),
+        ({"inject": [{**HANG, "role": "server"}]}, "cluster.inject.0.role: .*'worker', got 'serv"),
+        ({"inject": [{**HANG, "index": 2}]}, r"cluster.inject.0.index must be below .* \(2\)"),
+        ({"inject": [{**HANG, "stage": "push"}]}, "cluster.inject.0.stage"),
         ({"inject": [{**KILL, "at_stpe": 1}]}, "cluster.inject.0.at_stpe; did you mean 'at_step'"),
         (
             {"inject": [{**KILL, "role": "server"}]},

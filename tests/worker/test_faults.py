@@ -1,6 +1,6 @@
 import pytest
 
-from worker.faults import FaultPlan, Faults, Kill, Slow
+from worker.faults import FaultPlan, Faults, Hang, Kill, Slow
 
 
 def faults(*listed, worker=0, incarnation=0, seed=1):
@@ -52,3 +52,13 @@ def test_only_the_first_process_of_a_worker_is_killed():
     assert [faults(kill).dies_at(step) for step in (4, 5, 6)] == [False, True, True]
     assert not faults(kill, incarnation=1).dies_at(5)
     assert not faults(kill, worker=1).dies_at(5)
+
+
+def test_only_the_first_process_of_a_worker_hangs_and_in_its_stage():
+    hang = Hang(workers=(0,), at_step=5, stage="read")
+
+    assert [faults(hang).hangs_at(step, "read") for step in (4, 5, 6)] == [False, True, True]
+    assert not faults(hang).hangs_at(5, "compute")
+    assert not faults(hang, incarnation=1).hangs_at(5, "read")
+    assert not faults(hang, worker=1).hangs_at(5, "read")
+    assert not faults(hang).dies_at(5)

@@ -1,0 +1,68 @@
+"""How long a worker could have worked at a batch, seen from the leases alone."""
+
+from collections.abc import Iterator
+
+from scheduler.batches import Batch
+from scheduler.coordinator import Coordinator
+from scheduler.events import Event, WorkerReported
+
+_Attempt = tuple[str, int, int]
+
+
+class Patience:
+    """Says whether a worker that is given up had its time.
+
+    Args:
+        coordinator: whose leases are looked at.
+    """
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self._heard: dict[int, float] = {}
+        # Since when a worker could work at an attempt, before all others that it holds.
+        self._since: dict[int, dict[_Attempt, float]] = {}
+
+    def look(self, event: Event, now: float) -> None:
+        """Note what every worker can work at after an event."""
+        if isinstance(event, WorkerReported):
+            self._heard[event.report.worker] = now
+        before, self._since = self._since, {}
+        lowest: dict[int, tuple[int, int, _Attempt, int]] = {}
+        for kind, step, batch in self._leased():
+            assert batch.worker is not None, "a leased batch has a holder"
+            name = kind, batch.batch_id, batch.attempt
+            mine = self._since.setdefault(batch.worker, {})
+            if name in (known := before.get(batch.worker, {})):
+                mine[name] = known[name]
+            key = step, batch.batch_id, name, batch.pull_step
+            lowest[batch.worker] = min(key, lowest.get(batch.worker, key))
+        for worker, (step, _, name, pull_step) in lowest.items():
+            if pull_step <= self._coordinator.applied_step or self._is_pending(step):
+                self._since[worker].setdefault(name, now)
+
+    def had_its_time(self, worker: int, now: float) -> bool:
+        """Whether a worker that was just given up said nothing, or was too long at one attempt."""
+        spec = self._coordinator.spec
+        if now - self._heard[worker] > spec.heartbeat_timeout_seconds:
+            return True
+        limit = spec.lease_timeout_seconds
+        times = self._since.get(worker, {}).values()
+        return limit is not None and any(now - since >= limit for since in times)
+
+    def _is_pending(self, step: int) -> bool:
+        """Whether nobody has a batch that what waits for a step waits for."""
+        coordinator = self._coordinator
+        before = [b for b in coordinator.ledger.outstanding() if b.step < step]
+        if coordinator.evaluation is not None:
+            before += coordinator.evaluation.ledger.outstanding()
+        return any(batch.worker is None for batch in before)
+
+    def _leased(self) -> Iterator[tuple[str, int, Batch]]:
+        coordinator = self._coordinator
+        for batch in coordinator.ledger.outstanding():
+            if batch.worker is not None:
+                yield "train", batch.step, batch
+        if coordinator.evaluation is not None:
+            for batch in coordinator.evaluation.ledger.outstanding():
+                if batch.worker is not None:
+                    yield "eval", coordinator.evaluation.step, batch

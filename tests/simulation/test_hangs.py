@@ -1,0 +1,127 @@
+"""Workers that report, but of which a thread hangs: their leases end, and the job goes on."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from scheduler.batches import Batch
+from scheduler.coordinator import Coordinator
+from scheduler.events import Command
+from scheduler.lease_watch import LeaseWatch
+from scheduler.simulation.engine import SimulationError, run, run_scenario
+from scheduler.simulation.job import Parts
+from scheduler.simulation.scenario import Faults, draw, with_orders
+from worker.protocol import StageName, TokenKind
+
+HANGS = Faults(hang=0.1, until=4.0)
+RARE = replace(HANGS, hang=0.02)
+ALONE = Faults(hang=0.03, max_hangs=1, kill=0.03, max_kills=1, forever=1.0, until=4.0)
+BUSY: dict[str, Any] = {
+    "workers": 4, "depth": 2, "group_size": 4, "batches_per_epoch": 10, "limit": None,
+    "max_seconds": None,
+}  # fmt: skip
+
+PAIR: dict[str, Any] = {"workers": 2, "depth": 1, "group_size": 2, "epochs": 3}
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_a_job_ends_right_though_workers_hang(block: int) -> None:
+    outcomes = []
+    for seed in range(block, 40, 4):
+        scenario = replace(draw(seed), workers=2 + seed % 4, faults=HANGS)
+        outcomes += [run_scenario(each, Parts()) for each in (scenario, with_orders(scenario))]
+
+    assert sum(outcome.hangs for outcome in outcomes) > 10
+    assert sum(outcome.reissued for outcome in outcomes) > 10
+
+
+@pytest.mark.parametrize("mode", ["sync", "gba", "async", "ssp", "backup"])
+def test_hanging_workers_are_among_the_faults_of_every_mode(mode: str) -> None:
+    faults = replace(HANGS, kill=0.01, max_kills=2, pause=0.01, lose=0.05, delay=0.05)
+
+    outcomes = [run(seed, mode=mode, faults=faults, **BUSY) for seed in range(8)]
+
+    assert sum(outcome.hangs for outcome in outcomes) > 8
+    assert all(outcome.failure is None for outcome in outcomes)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_batch_that_takes_longer_wherever_it_is_trained_ends_at_last(mode: str) -> None:
+    outcomes = [
+        run(seed, mode=mode, long_batches=0.1, flaky=False, faults=Faults(), **BUSY)
+        for seed in range(6)
+    ]
+
+    assert sum(outcome.reissued for outcome in outcomes) > 0
+    assert all(outcome.failure is None for outcome in outcomes)
+
+
+class NeverEndsALease(Coordinator):
+    def _end_late_lease(self, now: float) -> list[Command]:
+        return []
+
+
+class GivesUpWhoWaits(Coordinator):
+    """The time in which a worker waits for others counts as its own."""
+
+    def _work_of(self, worker: int) -> tuple[TokenKind, Batch] | None:
+        batch = self.ledger.lowest_of(worker)
+        return None if batch is None else ("train", batch)
+
+
+class TakesLaterBatchesForWaiting(Coordinator):
+    """A worker that hangs with batches of later steps leaves earlier ones to nobody."""
+
+    def _is_pending(self, step: int) -> bool:
+        return False
+
+
+class _NeverDoubles(LeaseWatch):
+    def give_up(self, worker: int, now: float, stage: StageName) -> str:
+        batch = self._works[worker].batch
+        text = super().give_up(worker, now, stage)
+        batch.times_late = 0
+        return text
+
+
+class NeverDoubles(Coordinator):
+    def __init__(self, spec: Any) -> None:
+        super().__init__(spec)
+        self._lease_watch.__class__ = _NeverDoubles
+
+
+class ForgetsEvaluations(Coordinator):
+    def _work_of(self, worker: int) -> tuple[TokenKind, Batch] | None:
+        work = super()._work_of(worker)
+        return None if work is None or work[0] == "eval" else work
+
+
+@pytest.mark.parametrize(
+    ("mutant", "options"),
+    [
+        (NeverEndsALease, {"mode": "sync", "faults": HANGS}),
+        (NeverEndsALease, {"mode": "async", "faults": HANGS}),
+        (GivesUpWhoWaits, {"mode": "sync", "faults": HANGS}),
+        (TakesLaterBatchesForWaiting, {"mode": "sync", "faults": ALONE, **PAIR}),
+        (
+            NeverDoubles,
+            {"mode": "sync", "faults": Faults(), "long_batches": 0.1, "flaky": False},
+        ),
+        (
+            ForgetsEvaluations,
+            {"mode": "sync", "faults": RARE, "eval_every_steps": 1, "eval_batches": 6},
+        ),
+    ],
+)
+def test_what_would_let_a_hanging_worker_stop_the_job_is_noticed(
+    mutant: type[Coordinator], options: dict[str, Any]
+) -> None:
+    def fails(seed: int) -> bool:
+        try:
+            run(seed, Parts(coordinator=mutant), **BUSY | options)
+        except SimulationError:
+            return True
+        return False
+
+    assert any(fails(seed) for seed in range(20))
