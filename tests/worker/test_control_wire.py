@@ -76,7 +76,7 @@ def frame(body: bytes, magic: bytes = b"SMC1", nbytes: int | None = None) -> byt
         frame(b"", nbytes=control_wire.MAX_BYTES + 1),
         frame(b"\xc1"),
         frame(msgpack.packb([1, 2])),
-        frame(msgpack.packb([1, [], [], False, 5, 6])),
+        frame(msgpack.packb([1, [], [], False, 5, 6, 7])),
         frame(msgpack.packb(["one", [], [], False, 0])),
         frame(msgpack.packb([1, [[0, 0, 0, 0, 0, "test"]], [], False, 0])),
     ],
