@@ -17,6 +17,7 @@ from scheduler.run_files import (
     latest_checkpoint,
 )
 
+_FACTS = ("auth_mode", "coordinator", "namespace", "ray_address")
 # Ray's head answers a connection at once; the time is for the network.
 PROBE_SECONDS = 1.0
 # What a server of HTTP/2, which Ray's is, says first: a frame of type SETTINGS.
@@ -36,15 +37,19 @@ def find_job(run: Path) -> dict[str, Any]:
     for name, text in ((RESULT_FILE, "has ended"), (FAILURE_FILE, "ended before its end")):
         if (run / name).exists():
             raise NotRunningError(f"the job of {run} {text}; see {run / name}")
+    path = run / CONTROL_FILE
     try:
-        facts: dict[str, Any] = json.loads((run / CONTROL_FILE).read_text())
-    except (OSError, ValueError) as error:
+        facts = json.loads(path.read_bytes())
+    except OSError as error:
         raise NotRunningError(
-            f"no job runs in {run}, or it is still starting: it has no {CONTROL_FILE}"
+            f"no job runs in {run}, or it is still starting: {path}: {error.strerror or error}"
         ) from error
-    missing = {"ray_address", "namespace", "auth_mode", "coordinator"} - set(facts)
+    except (ValueError, RecursionError) as error:
+        raise NotRunningError(f"{path} is damaged: it is not valid JSON: {error}") from error
+    texts = facts if isinstance(facts, dict) else {}
+    missing = [name for name in _FACTS if not isinstance(texts.get(name), str)]
     if missing:
-        raise NotRunningError(f"{run / CONTROL_FILE} has no {', '.join(sorted(missing))}")
+        raise NotRunningError(f"{path} is damaged: it has no text for {', '.join(missing)}")
     return facts
 
 

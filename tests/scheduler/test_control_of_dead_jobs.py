@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import ray
 
+from scheduler.control_file import find_job
+from scheduler.errors import NotRunningError
 from scheduler.run_files import CONTROL_FILE, JOB_FILE, METRICS_FILE
 
 CONTROL = Path(__file__).resolve().parents[2] / "scripts" / "control.py"
@@ -99,6 +101,28 @@ def test_the_newest_checkpoint_of_a_killed_job_is_named(tmp_path: Path) -> None:
     (checkpoint / "manifest.json").write_text("{}")
 
     assert f"Newest checkpoint: {checkpoint}" in refused(tmp_path / "run", "status")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not valid JSON"),
+        ("\udcff", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("null", "no text for auth_mode, coordinator, namespace, ray_address"),
+        ("[]", "no text for auth_mode"),
+        (None, "no text for namespace"),
+    ],
+)
+def test_a_damaged_control_file_is_named(tmp_path: Path, text: str | None, said: str) -> None:
+    left_behind(tmp_path / "run", "127.0.0.1:1")
+    path = tmp_path / "run" / CONTROL_FILE
+    if text is None:
+        text = json.dumps({**json.loads(path.read_text()), "namespace": 5})
+    path.write_bytes(text.encode(errors="surrogateescape"))
+
+    with pytest.raises(NotRunningError, match=f"{CONTROL_FILE} is damaged: .*{said}"):
+        find_job(tmp_path / "run")
 
 
 def test_what_took_the_address_and_says_nothing_is_not_waited_for(tmp_path: Path) -> None:
