@@ -238,7 +238,7 @@ def make_result(
         if last is None
         else {
             "auc": last.auc,
-            "auc_missing": why_no_auc(last.auc),
+            "auc_missing": why_no_auc(last.auc, last.samples),
             "auc_error_bound": last.auc_error_bound,
             "logloss": last.logloss,
             "logloss_missing": why_no_log_loss(last.logloss),

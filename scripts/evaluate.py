@@ -84,7 +84,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     best = best_auc_for([file.path for file in plan.files])
     return {
         **scores,
-        "auc_missing": why_no_auc(scores["auc"]),
+        "auc_missing": why_no_auc(scores["auc"], scores["samples"]),
         "logloss_missing": why_no_log_loss(scores["logloss"]),
         "files_skipped": len(plan.skipped_files),
         **({} if best is None else {"best_auc": best}),

@@ -92,8 +92,10 @@ def bin_of(logits: _Floats, num_bins: int) -> npt.NDArray[np.int32]:
     return out
 
 
-def why_no_auc(auc: float) -> str | None:
-    """Say why there is no AUC, None where there is one."""
+def why_no_auc(auc: float, samples: int) -> str | None:
+    """Say why there is no AUC, None where there is one; samples: that were scored."""
+    if samples == 0:
+        return "no sample was scored"
     return "all labels are of one class" if math.isnan(auc) else None
 
 

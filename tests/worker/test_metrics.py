@@ -198,8 +198,9 @@ def test_what_has_no_number_says_why() -> None:
     assert why_no_log_loss(0.3) is None
     assert why_no_log_loss(math.nan) == "no sample was scored"
     assert why_no_log_loss(math.inf) == "an infinite logit has the wrong sign"
-    assert why_no_auc(0.5) is None
-    assert why_no_auc(math.nan) == "all labels are of one class"
+    assert why_no_auc(0.5, 2) is None
+    assert why_no_auc(math.nan, 0) == "no sample was scored"
+    assert why_no_auc(math.nan, 3) == "all labels are of one class"
 
 
 def test_logits_of_ten_million_have_a_bound_that_covers_the_exact_auc() -> None:
