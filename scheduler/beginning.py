@@ -77,6 +77,7 @@ def beginning_of(
         check_contract(features, kinds, None, where)
     check_kinds(features, kinds, keys, where)
     sources = None
+    _check_model(saved.spec, model, same_inputs=not changes)
     check_fits(reader.store, store, dense_size=not changes)
     if changes:
         sources = _dense_sources(saved, model, features)
@@ -198,6 +199,31 @@ def _dense_sources(
     if anew:
         _log.warning("dense parameters that begin anew: %s", "; ".join(anew))
     return sources
+
+
+def _check_model(saved: ModelSpec, wanted: ModelSpec, *, same_inputs: bool) -> None:
+    """Refuse dense parameters of another model, be they as many: they mean something else."""
+    keep = "a job that starts from a checkpoint must keep it"
+    if saved.type != wanted.type:
+        raise CheckpointError(
+            f"model.type is {saved.type} in the checkpoint, {wanted.type} in the job; {keep}"
+        )
+    if not same_inputs:
+        return
+    try:
+        before = {p.name: list(p.shape) for p in build_model(saved).parameters}
+    except Exception:
+        if saved.type != "custom":
+            raise
+        return  # a class that is no longer there, or takes other options: nobody knows
+    after = {p.name: list(p.shape) for p in build_model(wanted).parameters}
+    for name in [*after, *before]:
+        old, new = before.get(name, "none"), after.get(name, "none")
+        if old != new:
+            raise CheckpointError(
+                f"model: the shape of parameter {name} is {old} in the checkpoint, {new} in the"
+                f" job; {keep}"
+            )
 
 
 def _check_compositions(saved: ModelSpec, wanted: ModelSpec) -> None:

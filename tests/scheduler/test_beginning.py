@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ps.checkpoint import CheckpointReader
+from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.sealed_json import unsealed
 from scheduler import ConfigError, JobConfig, Result, Trainer
+from scheduler.config import ModelConfig
 from scheduler.trainer import JobSpecs, resolve
 from worker.errors import DataError
 from worker.inference import Predictor
@@ -117,6 +118,26 @@ def test_other_features_are_refused_unless_the_job_says_so(
 
     specs: JobSpecs = next_day(folder, day1, said, **data)
     assert specs.beginning.dense_sources is not None
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        ({"type": "wide_deep", "mlp": [5]}, "model.type is deepfm in the checkpoint, wide_deep in"),
+        ({"type": "deepfm", "mlp": [6]}, r"parameter mlp.0.weight is \[10, 5\] in .*, \[10, 6\]"),
+        ({"type": "deepfm", "mlp": [2, 2, 8]}, r"mlp.0.weight is \[10, 5\] in .*, \[10, 2\] in"),
+        ({"type": "deepfm", "mlp": [5, 5]}, r"parameter mlp.1.weight is \[5, 1\] in .*, \[5, 5\]"),
+    ],
+)
+def test_another_model_is_refused_be_its_parameters_as_many(
+    folder: Path, day1: Result, model: dict[str, Any], text: str
+) -> None:
+    """mlp [5] has as many as [2, 2, 8] and as wide_deep."""
+    run = {"dir": str(folder / "no run"), "init_from": day1.path}
+    config = job(folder, run).model_copy(update={"model": ModelConfig.model_validate(model)})
+
+    with pytest.raises(CheckpointError, match=text):
+        resolve(config)
 
 
 def test_what_was_said_of_an_earlier_job_does_no_harm(folder: Path, day1: Result) -> None:
