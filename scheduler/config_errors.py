@@ -76,7 +76,10 @@ def _line(model: type[BaseModel], error: dict[str, Any]) -> str:
         known = [tag.strip(" '") for tag in error["ctx"]["expected_tags"].split(",")]
         tag = error["ctx"]["tag"]
         return f"{field} must be one of {', '.join(known)}, got {tag!r}{nearest(tag, known)}"
-    if kind in ("missing", "union_tag_not_found"):
+    if kind == "union_tag_not_found":
+        known = [str(tag) for member in _at(model, location) for tag in _tags(member)]
+        return f"{field} is required: one of {', '.join(known)}"
+    if kind == "missing":
         return f"{field} is required"
     message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if kind == "value_error":

@@ -33,7 +33,7 @@ from scheduler.reporting import reached
 from scheduler.resolve import evaluation_data, model_spec, store_spec, training_data
 from scheduler.run_files import RunDirectory
 from scheduler.supervising import Supervisor
-from worker.advice import advice
+from worker.advice import advice, shared_files
 from worker.batch_size import keys_in_a_sample
 from worker.contract import DataContract, check_kinds, check_same_kinds, kinds_of_features
 from worker.errors import DataError
@@ -225,6 +225,8 @@ def resolve(config: JobConfig) -> JobSpecs:
     evaluation_plan = None
     if config.data.eval is not None:
         evaluation_plan = make_plan(config.data.eval, evaluation_data(config))
+        for warning in shared_files(plan, evaluation_plan):
+            _log.warning("%s", warning)
     beginning = beginning_of(
         config, features=data.features, kinds=plan.kinds, model=model, store=store
     )

@@ -110,7 +110,10 @@ def predicted(predictor: Predictor, plan: Plan, schema: pa.Schema) -> Iterator[p
             undefined = np.isnan(logits)
             if undefined.any():
                 row = done + int(np.argmax(undefined))
-                raise ValueError(f"{file.path!r}, row {row}: the model gives NaN, not a number")
+                raise ValueError(
+                    f"{file.path!r}, row {row}: the model gives NaN: its parameters have diverged."
+                    " Train it again with lower learning rates"
+                )
             columns = [rows.column(name) for name in schema.names[:-1]]
             table = pa.table([*columns, pa.array(probabilities(logits))], names=schema.names)
             yield table.cast(schema)

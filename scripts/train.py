@@ -79,10 +79,13 @@ def _show(metrics: dict[str, Any], best: float | None, path: str) -> None:
                 + (", ..." if len(files) > 1 else "")
             )
     if metrics["eval"] is not None:
-        auc, missing = metrics["eval"]["auc"], metrics["eval"]["auc_missing"]
-        bound = metrics["eval"]["auc_error_bound"]
+        scores = metrics["eval"]
+        missing, missing_loss = scores["auc_missing"], scores["logloss_missing"]
+        auc = scores["auc"]
+        bound = scores["auc_error_bound"]
         shown = f"test AUC {auc_text(auc, bound)}" if missing is None else f"no test AUC: {missing}"
-        line = f"{shown}, logloss {metrics['eval']['logloss']:.4f}"
+        loss = f"logloss {scores['logloss']:.4f}"
+        line = f"{shown}, {loss if missing_loss is None else f'no finite logloss: {missing_loss}'}"
         if best is not None and missing is None:
             covered = (auc - 0.5) / (best - 0.5)
             line += f"; the best possible AUC is {best:.4f}, {covered:.1%} of the way from .5"

@@ -1,6 +1,7 @@
 """What a job should be told of its data before it trains on them: nothing here is an error."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +29,19 @@ def advice(plan: Plan, features: FeatureSpec) -> list[str]:
     that can't be read gives no warning.
     """
     return [*_small_row_groups(plan), *_padding(plan, features)]
+
+
+def shared_files(training: Plan, evaluation: Plan) -> list[str]:
+    """Return a warning where files are trained on and evaluated too."""
+    trained = {os.path.realpath(file.path) for file in training.files}
+    shared = [file.path for file in evaluation.files if os.path.realpath(file.path) in trained]
+    if not shared:
+        return []
+    return [
+        f"{len(shared):,} of the {len(evaluation.files):,} files of data.eval are trained on too"
+        f" ({shared[0]}): their scores say how well samples are remembered, not how well new"
+        " ones are predicted. Leave the files out of data.train, unless that is meant"
+    ]
 
 
 def _small_row_groups(plan: Plan) -> list[str]:

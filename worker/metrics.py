@@ -179,10 +179,13 @@ def _checked(logits: _Floats, labels: _Floats) -> tuple[_Floats, _Floats]:
     labels = np.ascontiguousarray(labels, np.float32)
     position = int(_first_bad(logits, labels))
     if position >= 0:
-        raise ValueError(
-            f"sample {position} has logit {logits[position]} and label {labels[position]}; "
-            "a logit must not be NaN, a label must be 0 or 1"
-        )
+        if np.isnan(logits[position]):
+            raise ValueError(
+                f"the model gives NaN for sample {position}: its parameters have diverged. Train it"
+                " again with lower learning rates, or with limits to its gradients (clip_value,"
+                " clip_norm, model.clip_global_norm)"
+            )
+        raise ValueError(f"sample {position} has label {labels[position]}; a label must be 0 or 1")
     return logits, labels
 
 

@@ -52,7 +52,7 @@ def test_a_table_has_its_own_optimizer() -> None:
     [
         ({"type": "adamax"}, "embedding.optimizer.type must be one of"),
         ({"type": "adam_w"}, "did you mean 'adamw'?"),
-        ({"learning_rate": 0.1}, "embedding.optimizer.type is required"),
+        ({"learning_rate": 0.1}, "embedding.optimizer.type is required: one of sgd, adagrad, "),
         (
             {"type": "ftrl", "l1": -1},
             "embedding.optimizer: l1 must be >= 0, got -1",

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from worker.advice import advice
+from worker.advice import advice, shared_files
 from worker.planning import make_plan
 from worker.spec import DataSpec, FeatureSpec, SparseFeature
 
@@ -88,3 +88,21 @@ def test_small_row_groups_are_told_with_the_remedy(tmp_path: Path) -> None:
     assert told(path, table, row_group_size=400) == []  # ten of them cost nothing
     wide = pa.table({"x": np.arange(100_000)})
     assert told(path, wide, row_group_size=5000) == []
+
+
+def test_files_that_are_trained_on_and_evaluated_are_told(tmp_path: Path) -> None:
+    for name in ("day1", "day2", "day3"):
+        pq.write_table(pa.table({"x": [1]}), tmp_path / f"{name}.parquet")
+    (tmp_path / "link").symlink_to(tmp_path)
+    feature = SparseFeature(name="x", column="x", table="t")
+    features = FeatureSpec(label=None, dense=(), dense_transform="none", sparse=(feature,))
+    data = DataSpec(features=features, batch_size=16)
+    training = make_plan([f"{tmp_path}/day[12].parquet"], data)
+
+    def said_of(pattern: str) -> list[str]:
+        return shared_files(training, make_plan([str(tmp_path / pattern)], data))
+
+    (said,) = said_of("link/day[23].parquet")
+    assert said.startswith("1 of the 2 files of data.eval are trained on too (")
+    assert "link/day2.parquet" in said
+    assert said_of("day3.parquet") == []

@@ -147,7 +147,7 @@ def test_log_loss_of_extreme_logits_does_not_overflow() -> None:
 @pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [
-        ([0.0, np.nan], [0, 1], "sample 1 has logit nan"),
+        ([0.0, np.nan], [0, 1], "gives NaN for sample 1: its parameters have diverged"),
         ([0.0], [0.5], "sample 0 .* label 0.5"),
         ([0.0], [np.nan], "sample 0 .* label nan"),
         ([0.0, 1.0], [0], "one length"),
