@@ -22,10 +22,10 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 data: $(DATA)/about.json
 
 $(DATA)/about.json: | venv
-	$(BIN)/python scripts/make_criteo_like.py --rows $(ROWS) --out $(DATA)
+	$(BIN)/synchromesh data criteo-like --rows $(ROWS) --out $(DATA)
 
 train: venv data
-	$(BIN)/python scripts/train.py $(JOB) run.overwrite=true $(MODE:%=training.mode=%) $(ARGS)
+	$(BIN)/synchromesh train $(JOB) run.overwrite=true $(MODE:%=training.mode=%) $(ARGS)
 
 test: venv
 	$(PYTEST) -m 'not slow' $(ARGS)

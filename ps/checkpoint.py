@@ -358,6 +358,11 @@ class CheckpointReader:
             except pa.ArrowException as error:
                 raise CheckpointError(f"{path} can't be read: {error}") from error
 
+    def verify(self) -> None:
+        """Check size and digest of every file that was not read yet."""
+        for entry in self.manifest.files:
+            self._verify(entry)
+
     def _verify(self, entry: FileEntry) -> None:
         """Check size and digest once, before a file's first use."""
         if entry.path in self._verified:

@@ -174,12 +174,18 @@ def latest_checkpoint(path: str | Path) -> Path:
     path = Path(path)
     if (path / "manifest.json").exists():
         return path
-    found = [manifest.parent for manifest in (path / CHECKPOINTS).glob("full-*/manifest.json")]
+    found = checkpoints_of(path)
     if not found:
         raise RunDirectoryError(
             f"{path} is neither a checkpoint nor a run directory with a finished checkpoint"
         )
-    return max(found, key=_order)
+    return found[-1]
+
+
+def checkpoints_of(run: str | Path) -> list[Path]:
+    """Return the finished checkpoints of a run directory, the oldest first."""
+    manifests = (Path(run) / CHECKPOINTS).glob("full-*/manifest.json")
+    return sorted((manifest.parent for manifest in manifests), key=_order)
 
 
 def _order(checkpoint: Path) -> tuple[int, ...]:

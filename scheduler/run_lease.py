@@ -44,7 +44,7 @@ class RunLease:
         except filelock.Timeout:
             raise RunDirectoryError(
                 f"run.dir {path} belongs to a job that runs: {_described(self._holder)}. Stop that"
-                " job first (scripts/control.py), or choose another run.dir"
+                " job first (synchromesh control RUN_DIR stop), or choose another run.dir"
             ) from None
         except NotImplementedError:
             logger.warning("the file system of %s knows no locks: see to it yourself that only one"

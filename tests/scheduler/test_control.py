@@ -16,7 +16,6 @@ from scheduler.control_file import find_job
 from scheduler.errors import ControlError
 from scheduler.run_files import CONTROL_FILE, FAILURE_FILE, JOB_FILE, RESULT_FILE
 
-CONTROL = Path(__file__).resolve().parents[2] / "scripts" / "control.py"
 LIMIT_SECONDS = 120.0
 
 
@@ -52,7 +51,7 @@ class Running:
 
     def control(self, *command: str, code: int = 0) -> str:
         done = subprocess.run(
-            [sys.executable, str(CONTROL), str(self.path), *command],
+            [sys.executable, "-m", "synchromesh", "control", str(self.path), *command],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == code, done.stderr
@@ -131,7 +130,7 @@ def test_a_paused_job_waits_and_goes_on(samples: Path, tmp_path: Path, ray_clust
 
     assert after["samples"] == before["samples"] > 0
     assert after["paused"]
-    assert "invalid choice: 'backup'" in refused
+    assert "'backup' is not one of 'sync'" in refused
     assert running.end().metrics["samples_trained"] > after["samples"]
 
 

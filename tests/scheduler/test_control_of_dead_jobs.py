@@ -17,7 +17,6 @@ from scheduler.control_file import find_job
 from scheduler.errors import NotRunningError
 from scheduler.run_files import CONTROL_FILE, JOB_FILE, METRICS_FILE
 
-CONTROL = Path(__file__).resolve().parents[2] / "scripts" / "control.py"
 # Ray itself tries for 20 s or for ever; a busy machine is given some of that.
 LIMIT_SECONDS = 18.0
 SETTINGS_FRAME = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -65,7 +64,7 @@ def listening(greet: Callable[[socket.socket], None]) -> Iterator[str]:
 
 def refused(run: Path, *command: str) -> str:
     done = subprocess.run(
-        [sys.executable, str(CONTROL), str(run), *command],
+        [sys.executable, "-m", "synchromesh", "control", str(run), *command],
         capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -20,16 +19,15 @@ import yaml
 from ps.checkpoint import CheckpointReader
 from scheduler import JobConfig
 from scheduler.run_files import RunDirectory
+from synchromesh.commands.main import main
 from worker.metrics import exact_auc, log_loss_sum
 from worker.synthetic import CriteoLike, write_criteo_like
 
 pytestmark = pytest.mark.ray
 
-ROOT = Path(__file__).parents[2]
 
-
-def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
+def run_command(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "synchromesh", name, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -63,7 +61,7 @@ def run(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "run": {"dir": str(folder / "run")},
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(job))
-    trained = script("train.py", folder / "job.yaml")
+    trained = run_command("train", folder / "job.yaml")
     assert trained.returncode == 0, trained.stderr
     return folder / "run"
 
@@ -79,8 +77,8 @@ def checkpoint_of(run: Path) -> Path:
 def test_evaluate_prints_the_scores_of_training(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
 
-    of_run = line_of(script("evaluate.py", run))
-    of_checkpoint = line_of(script("evaluate.py", checkpoint_of(run)))
+    of_run = line_of(run_command("evaluate", run))
+    of_checkpoint = line_of(run_command("evaluate", checkpoint_of(run)))
 
     expected = {
         **result["eval"],
@@ -100,9 +98,9 @@ def test_evaluate_takes_another_jobs_samples(run: Path, samples: Path, tmp_path:
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(job))
     train_file = samples / "train-2.parquet"
 
-    other = line_of(script("evaluate.py", run, tmp_path / "other.yaml"))
-    overridden = line_of(script("evaluate.py", run, f"data.eval={train_file}"))
-    named = line_of(script("evaluate.py", run, "--data", train_file))
+    other = line_of(run_command("evaluate", run, tmp_path / "other.yaml"))
+    overridden = line_of(run_command("evaluate", run, f"data.eval={train_file}"))
+    named = line_of(run_command("evaluate", run, "--data", train_file))
 
     assert other == overridden == named
     assert other["samples"] == table.num_rows
@@ -113,8 +111,8 @@ def test_evaluate_needs_no_job_where_the_files_are_named(
 ) -> None:
     copy = shutil.copytree(checkpoint_of(run), tmp_path / "a/b/copy")
 
-    done = script("evaluate.py", copy)
-    named = line_of(script("evaluate.py", copy, "--data", samples / "test.parquet"))
+    done = run_command("evaluate", copy)
+    named = line_of(run_command("evaluate", copy, "--data", samples / "test.parquet"))
 
     assert (done.returncode, done.stdout) == (2, "")
     assert "name a job file, or files with --data" in done.stderr
@@ -129,7 +127,7 @@ def test_evaluate_shows_the_best_auc_that_the_data_permit(tmp_path: Path, run: P
     table = table.append_column("tags", pa.array([[1]] * table.num_rows))
     pq.write_table(table, tmp_path / "data/test/part-00000.parquet")
 
-    line = line_of(script("evaluate.py", run, f"data.eval={tmp_path}/data/test"))
+    line = line_of(run_command("evaluate", run, f"data.eval={tmp_path}/data/test"))
 
     assert line["best_auc"] == about["best_auc"]
 
@@ -142,7 +140,7 @@ def test_undefined_scores_are_null_in_the_line_and_in_result_json(
     config = JobConfig.from_yaml(run / "job.yaml", [f"run.dir={tmp_path / 'run'}"])
     directory = RunDirectory(config, least_checkpoint_bytes=0)
 
-    line = line_of(script("evaluate.py", run, "--data", tmp_path / "ones.parquet"))
+    line = line_of(run_command("evaluate", run, "--data", tmp_path / "ones.parquet"))
     directory.write_result({"eval": {"auc": math.nan, "logloss": 0.5}, "seconds": [math.inf]})
 
     assert line["auc"] is None
@@ -164,7 +162,7 @@ def test_predictions_are_in_order_and_score_as_the_evaluation(
     pq.write_table(source.drop(["label"]).slice(450), no_label / "1.parquet")
     out = tmp_path / "out.parquet"
 
-    line = line_of(script("predict.py", run, f"{no_label}/*.parquet", out, "--columns", "tags,b"))
+    line = line_of(run_command("predict", run, f"{no_label}/*.parquet", out, "--columns", "tags,b"))
 
     table = pq.read_table(out)
     assert table.schema.names == ["tags", "b", "prediction"]
@@ -187,7 +185,7 @@ def test_predict_writes_the_prediction_alone_and_an_empty_file_for_no_rows(
 ) -> None:
     pq.write_table(pq.read_table(samples / "test.parquet").slice(0, 0), tmp_path / "none.parquet")
 
-    line = line_of(script("predict.py", run, tmp_path / "none.parquet", tmp_path / "out.parquet"))
+    line = line_of(run_command("predict", run, tmp_path / "none.parquet", tmp_path / "out.parquet"))
 
     assert line["rows"] == 0
     assert pq.read_schema(tmp_path / "out.parquet") == pa.schema([("prediction", pa.float32())])
@@ -200,9 +198,9 @@ def test_predict_replaces_a_file_only_where_it_is_told(
     out.write_text("mine")
     arguments = (run, samples / "test.parquet", out)
 
-    refused = script("predict.py", *arguments)
+    refused = run_command("predict", *arguments)
     kept = out.read_text()
-    line_of(script("predict.py", *arguments, "--overwrite"))
+    line_of(run_command("predict", *arguments, "--overwrite"))
 
     assert refused.returncode == 2
     assert "out.parquet exists; use --overwrite" in refused.stderr
@@ -216,7 +214,7 @@ def test_failed_prediction_leaves_nothing(run: Path, samples: Path, tmp_path: Pa
     place = table.schema.get_field_index("d2")
     pq.write_table(table.set_column(place, "d2", infinite), tmp_path / "in.parquet")
 
-    done = script("predict.py", run, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    done = run_command("predict", run, tmp_path / "in.parquet", tmp_path / "out.parquet")
 
     assert done.returncode == 2
     assert "column 'd2', row group 0, row 990" in done.stderr
@@ -230,7 +228,7 @@ def test_export_holds_every_row_of_the_checkpoint(run: Path, tmp_path: Path) -> 
     out = tmp_path / "out"
     reader = CheckpointReader(checkpoint_of(run))
 
-    line = line_of(script("export_embeddings.py", run, out))
+    line = line_of(run_command("export", run, out))
 
     result = json.loads((run / "result.json").read_text())
     assert line["rows"] == {name: table["rows"] for name, table in result["tables"].items()}
@@ -252,12 +250,12 @@ def test_export_holds_every_row_of_the_checkpoint(run: Path, tmp_path: Path) -> 
 
 def test_export_replaces_an_export_and_nothing_else(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    line_of(script("export_embeddings.py", run, out, "--tables", "a,tags"))
+    line_of(run_command("export", run, out, "--tables", "a,tags"))
 
-    refused = script("export_embeddings.py", run, out, "--tables", "b")
-    line_of(script("export_embeddings.py", run, out, "--tables", "b", "--overwrite"))
+    refused = run_command("export", run, out, "--tables", "b")
+    line_of(run_command("export", run, out, "--tables", "b", "--overwrite"))
     (out / "notes.txt").write_text("mine")
-    foreign = script("export_embeddings.py", run, out, "--overwrite")
+    foreign = run_command("export", run, out, "--overwrite")
 
     assert refused.returncode == foreign.returncode == 2
     assert "is not empty; use --overwrite" in refused.stderr
@@ -272,7 +270,7 @@ def test_damaged_file_ends_an_export_without_a_trace(run: Path, tmp_path: Path) 
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
 
-    done = script("export_embeddings.py", copy, tmp_path / "out")
+    done = run_command("export", copy, tmp_path / "out")
 
     assert done.returncode == 2
     assert f"{damaged} is damaged" in done.stderr
@@ -285,8 +283,8 @@ def test_damaged_file_ends_an_export_without_a_trace(run: Path, tmp_path: Path) 
 def test_inspection_agrees_with_the_result_of_the_run(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
 
-    tables = line_of(script("inspect_table.py", run, "--json"))["tables"]
-    found = line_of(script("inspect_table.py", checkpoint_of(run), "b", "--json"))
+    tables = line_of(run_command("inspect", run, "--json"))["tables"]
+    found = line_of(run_command("inspect", checkpoint_of(run), "b", "--json"))
 
     assert {t["name"]: t["rows"] for t in tables} == {
         name: table["rows"] for name, table in result["tables"].items()
@@ -303,28 +301,28 @@ def test_inspection_agrees_with_the_result_of_the_run(run: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("evaluate.py", ["NOWHERE"], "neither a checkpoint nor a run directory"),
-        ("evaluate.py", ["RUN", "NOWHERE.yaml"], "NOWHERE.yaml: No such file"),
-        ("evaluate.py", ["RUN", "data.evl=x"], "did you mean 'eval'?"),
-        ("evaluate.py", ["RUN", "data.eval=null"], "the job has no data.eval"),
-        ("evaluate.py", ["RUN", "--data", "NOWHERE"], "there is no such file"),
-        ("evaluate.py", ["RUN", "data.dense_transform=none"], "got none, expected log1p"),
-        ("evaluate.py", ["RUN", "data.label=tags"], "data.sparse lists 'tags', the label"),
-        ("evaluate.py", ["RUN", "data.dense.0=d3"], "got d3, expected d1"),
-        ("predict.py", ["NOWHERE", "TEST", "OUT"], "neither a checkpoint nor a run directory"),
-        ("predict.py", ["RUN", "NOWHERE", "OUT"], "there is no such file"),
-        ("predict.py", ["RUN", "OTHER", "OUT"], "lacks a column (file '"),
-        ("predict.py", ["RUN", "WRONG", "OUT"], "a dense column has an unusable type"),
-        ("predict.py", ["RUN", "TEXT", "OUT"], "no Parquet file"),
-        ("predict.py", ["RUN", "TEST", "OUT", "--columns", "tag"], "did you mean 'tags'?"),
-        ("predict.py", ["RUN", "TEST", "NOWHERE/out"], "does not exist; make it first"),
-        ("predict.py", ["RUN", "TEST", "s3://bucket/out"], "must be a local file"),
-        ("predict.py", ["RUN", "COPY", "COPY", "--overwrite"], "is a file of INPUT"),
-        ("export_embeddings.py", ["NOWHERE", "OUT"], "neither a checkpoint nor a run directory"),
-        ("export_embeddings.py", ["RUN", "TEXT"], "is not a folder"),
-        ("export_embeddings.py", ["RUN", "OUT", "--tables", "tag"], "did you mean 'tags'?"),
-        ("inspect_table.py", ["NOWHERE"], "neither a checkpoint nor a run directory"),
-        ("inspect_table.py", ["RUN", "tag"], "did you mean 'tags'?"),
+        ("evaluate", ["NOWHERE"], "neither a checkpoint nor a run directory"),
+        ("evaluate", ["RUN", "NOWHERE.yaml"], "NOWHERE.yaml: No such file"),
+        ("evaluate", ["RUN", "data.evl=x"], "did you mean 'eval'?"),
+        ("evaluate", ["RUN", "data.eval=null"], "the job has no data.eval"),
+        ("evaluate", ["RUN", "--data", "NOWHERE"], "there is no such file"),
+        ("evaluate", ["RUN", "data.dense_transform=none"], "got none, expected log1p"),
+        ("evaluate", ["RUN", "data.label=tags"], "data.sparse lists 'tags', the label"),
+        ("evaluate", ["RUN", "data.dense.0=d3"], "got d3, expected d1"),
+        ("predict", ["NOWHERE", "TEST", "OUT"], "neither a checkpoint nor a run directory"),
+        ("predict", ["RUN", "NOWHERE", "OUT"], "there is no such file"),
+        ("predict", ["RUN", "OTHER", "OUT"], "lacks a column (file '"),
+        ("predict", ["RUN", "WRONG", "OUT"], "a dense column has an unusable type"),
+        ("predict", ["RUN", "TEXT", "OUT"], "no Parquet file"),
+        ("predict", ["RUN", "TEST", "OUT", "--columns", "tag"], "did you mean 'tags'?"),
+        ("predict", ["RUN", "TEST", "NOWHERE/out"], "does not exist; make it first"),
+        ("predict", ["RUN", "TEST", "s3://bucket/out"], "must be a local file"),
+        ("predict", ["RUN", "COPY", "COPY", "--overwrite"], "is a file of INPUT"),
+        ("export", ["NOWHERE", "OUT"], "neither a checkpoint nor a run directory"),
+        ("export", ["RUN", "TEXT"], "is not a folder"),
+        ("export", ["RUN", "OUT", "--tables", "tag"], "did you mean 'tags'?"),
+        ("inspect", ["NOWHERE"], "neither a checkpoint nor a run directory"),
+        ("inspect", ["RUN", "tag"], "did you mean 'tags'?"),
     ],
 )
 def test_mistakes_exit_2_with_one_line(
@@ -351,7 +349,7 @@ def test_mistakes_exit_2_with_one_line(
     local = ("NOWHERE", "OTHER", "WRONG", "TEXT", "COPY", "OUT")
     placed = [places.get(a) or (str(tmp_path / a) if a.startswith(local) else a) for a in arguments]
 
-    code = runpy.run_path(str(ROOT / "scripts" / name))["main"](placed)
+    code = main([name, *placed])
 
     shown = capsys.readouterr()
     assert (code, shown.out) == (2, "")
@@ -361,11 +359,9 @@ def test_mistakes_exit_2_with_one_line(
     assert pq.read_metadata(tmp_path / "COPY").num_rows == 50
 
 
-@pytest.mark.parametrize(
-    "name", ["evaluate.py", "predict.py", "export_embeddings.py", "inspect_table.py"]
-)
+@pytest.mark.parametrize("name", ["evaluate", "predict", "export", "inspect"])
 def test_help_says_what_it_takes(name: str) -> None:
-    done = script(name, "--help")
+    done = run_command(name, "--help")
 
     assert done.returncode == 0
     assert "CHECKPOINT_OR_RUN" in done.stdout

@@ -1,4 +1,4 @@
-"""The data scripts as a user runs them: from the repository root, in a process of their own."""
+"""`synchromesh data` as a user runs it: in a process of its own."""
 
 import json
 import subprocess
@@ -8,17 +8,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-ROOT = Path(__file__).parents[2]
 CRITEO_LINE = "\t".join(["1", *map(str, range(13)), *["a1"] * 26]) + "\n"
 
 
-def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, f"scripts/{script}", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "synchromesh", "data", name, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def test_make_criteo_like_prints_one_json_line_and_writes_about_json(tmp_path: Path) -> None:
-    done = run("make_criteo_like.py", "--rows", 500, "--files", 3, "--out", tmp_path / "d")
+    done = run("criteo-like", "--rows", 500, "--files", 3, "--out", tmp_path / "d")
 
     assert (done.returncode, done.stderr) == (0, "")
     line = json.loads(done.stdout)
@@ -32,8 +31,8 @@ def test_make_criteo_like_prints_one_json_line_and_writes_about_json(tmp_path: P
 def test_convert_criteo_writes_splits(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text(CRITEO_LINE * 10)
 
-    done = run("convert_criteo.py", tmp_path / "train.txt", "--out", tmp_path / "d")
-    whole = run("convert_criteo.py", tmp_path / "train.txt", "--out", tmp_path / "e", "--no-split")
+    done = run("convert-criteo", tmp_path / "train.txt", "--out", tmp_path / "d")
+    whole = run("convert-criteo", tmp_path / "train.txt", "--out", tmp_path / "e", "--no-split")
 
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["rows"] == {"train": 9, "test": 1}
@@ -47,7 +46,7 @@ def test_convert_movielens_writes_splits(tmp_path: Path) -> None:
     )
     (tmp_path / "movies.csv").write_text("movieId,title,genres\n1,T,Drama|War\n")
 
-    done = run("convert_movielens.py", tmp_path, "--out", tmp_path / "d")
+    done = run("convert-movielens", tmp_path, "--out", tmp_path / "d")
 
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["rows"] == {"train": 8, "valid": 1, "test": 1}
@@ -55,24 +54,24 @@ def test_convert_movielens_writes_splits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "arguments", "message"),
+    ("name", "arguments", "message"),
     [
-        ("make_criteo_like.py", ["--rows", "0", "--out", "d"], "rows must be >= 1, got 0"),
-        ("make_criteo_like.py", ["--rows", "5", "--out", "."], "is not empty"),
-        ("convert_criteo.py", ["bad.txt", "--out", "d"], "bad.txt, line 2"),
-        ("convert_criteo.py", ["bad.txt", "--test-fraction", "1", "--out", "d"], "(0, 1), got 1"),
-        ("convert_criteo.py", ["no.txt", "--out", "d"], "no.txt is not a file"),
-        ("convert_movielens.py", [".", "--out", "d"], "neither ratings.dat"),
-        ("convert_movielens.py", [".", "--rows-per-file", "0", "--out", "d"], "rows_per_file"),
+        ("criteo-like", ["--rows", "0", "--out", "d"], "rows must be >= 1, got 0"),
+        ("criteo-like", ["--rows", "5", "--out", "."], "is not empty"),
+        ("convert-criteo", ["bad.txt", "--out", "d"], "bad.txt, line 2"),
+        ("convert-criteo", ["bad.txt", "--test-fraction", "1", "--out", "d"], "(0, 1), got 1"),
+        ("convert-criteo", ["no.txt", "--out", "d"], "no.txt is not a file"),
+        ("convert-movielens", [".", "--out", "d"], "neither ratings.dat"),
+        ("convert-movielens", [".", "--rows-per-file", "0", "--out", "d"], "rows_per_file"),
     ],
 )
 def test_mistakes_exit_2_with_one_line(
-    tmp_path: Path, script: str, arguments: list[str], message: str
+    tmp_path: Path, name: str, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "bad.txt").write_text(CRITEO_LINE + "x\n")
     placed = [str(tmp_path / a) if a in (".", "d") or a.endswith(".txt") else a for a in arguments]
 
-    done = run(script, *placed)
+    done = run(name, *placed)
 
     assert done.returncode == 2
     assert done.stdout == ""

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -19,8 +18,7 @@ from embedding.spec import Adagrad, BloomAdmission, CounterAdmission, Eviction
 from ps.checkpoint import Manifest, write_manifest, write_shard
 from ps.shard import Shard
 from ps.spec import StoreSpec
-
-SCRIPT = Path(__file__).parents[2] / "scripts/inspect_table.py"
+from synchromesh.commands.main import main
 
 USER, ITEM, NEVER_SEEN, PLAIN = TABLES = (
     TableSpec(
@@ -72,7 +70,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def inspect(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        [sys.executable, "-m", "synchromesh", "inspect", *map(str, arguments)],
         capture_output=True,
         encoding="utf-8",
         timeout=120,
@@ -115,7 +113,19 @@ def test_each_table_has_a_line(checkpoint: Path) -> None:
 
 
 def test_a_table_is_shown_in_80_columns(checkpoint: Path) -> None:
-    lines = shown(checkpoint, "user", "--top", "2", "--key", "2", "5002", "77777", COLUMNS="80")
+    lines = shown(
+        checkpoint,
+        "user",
+        "--top",
+        "2",
+        "--key",
+        "2",
+        "--key",
+        "5002",
+        "--key",
+        "77777",
+        COLUMNS="80",
+    )
 
     body = lines[1:]  # the first has the path
     assert max(map(len, body)) <= 80
@@ -193,7 +203,7 @@ def test_a_table_without_usage_is_ranked_by_norm(checkpoint: Path) -> None:
 
 
 def test_a_bloom_filter_says_what_it_knows(checkpoint: Path) -> None:
-    lines = shown(checkpoint, "item", "--key", "5001", "5002")
+    lines = shown(checkpoint, "item", "--key", "5001", "--key", "5002")
 
     assert lines[-3:] == [
         "Key 5001: no row; by the Bloom filter seen once at most",
@@ -221,7 +231,18 @@ def test_json_of_a_checkpoint_has_the_specs_and_the_sizes(checkpoint: Path) -> N
 
 def test_json_of_a_table_has_everything(checkpoint: Path) -> None:
     found = object_of(
-        checkpoint, "user", "--top", "3", "--by", "version", "--key", "2", "5003", "--key", "9999"
+        checkpoint,
+        "user",
+        "--top",
+        "3",
+        "--by",
+        "version",
+        "--key",
+        "2",
+        "--key",
+        "5003",
+        "--key",
+        "9999",
     )
 
     assert (found["step"], found["table"]["name"]) == (1234, "user")
@@ -251,11 +272,14 @@ def test_json_of_a_table_has_everything(checkpoint: Path) -> None:
         (["CHECKPOINT", "--top", "3"], "--top needs TABLE"),
         (["CHECKPOINT", "--by", "norm"], "--by needs TABLE"),
         (["CHECKPOINT", "--key", "3"], "--key needs TABLE"),
-        (["CHECKPOINT", "user", "--top", "-1"], "--top must be >= 0, got -1"),
-        (["CHECKPOINT", "user", "--by", "age"], "invalid choice: 'age'"),
+        (["CHECKPOINT", "user", "--top", "-1"], "-1 is not in the range x>=0"),
+        (
+            ["CHECKPOINT", "user", "--by", "age"],
+            "'age' is not one of 'frequency'",
+        ),
         (["CHECKPOINT", "plain", "--by", "version"], "so its rows have no version; take --by norm"),
-        (["CHECKPOINT", "user", "--key", "x"], "invalid int value: 'x'"),
-        (["CHECKPOINT", "user", "--key", str(2**63)], "--key must be an int64"),
+        (["CHECKPOINT", "user", "--key", "x"], "'x' is not a valid integer"),
+        (["CHECKPOINT", "user", "--key", str(2**63)], "is not in the range"),
     ],
 )
 def test_mistakes_exit_2(
@@ -269,10 +293,7 @@ def test_mistakes_exit_2(
     monkeypatch.setattr("signal.signal", lambda *_: None)  # this process keeps its own
     places = {"CHECKPOINT": str(checkpoint), "NOWHERE": str(tmp_path / "nowhere")}
 
-    try:
-        code = runpy.run_path(str(SCRIPT))["main"]([places.get(a, a) for a in arguments])
-    except SystemExit as error:
-        code = error.code
+    code = main(["inspect", *(places.get(a, a) for a in arguments)])
 
     said = capsys.readouterr()
     assert (code, said.out) == (2, "")
@@ -293,7 +314,7 @@ def test_a_damaged_file_is_named_in_one_line(
 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        f"inspect_table: failed: {damaged} is damaged: its size or checksum is not the manifest's\n"
+        f"error: failed: {damaged} is damaged: its size or checksum is not the manifest's\n"
     )
     assert inspect(copy, "never_seen").returncode == 0
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts/report.py"
+from synchromesh.commands.main import main
+
 CHARTS = (
     "Throughput", "Training loss", "AUC", "Batches by worker", "Data staleness",
     "Parameter staleness", "Rows by table", "Memory",
@@ -68,9 +68,9 @@ def write(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 @pytest.fixture
-def report() -> Callable[..., int]:
-    main = runpy.run_path(str(SCRIPT))["main"]
-    return lambda *arguments: main([str(argument) for argument in arguments])
+def report(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # this process keeps its own
+    return lambda *arguments: main(["report", *map(str, arguments)])
 
 
 def card(page: str, title: str) -> str:

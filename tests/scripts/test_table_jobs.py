@@ -16,8 +16,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.writers]
 ROOT = Path(__file__).parents[2]
 
 
-def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
+def run_command(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "synchromesh", name, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -43,7 +43,7 @@ def test_a_table_is_trained_evaluated_and_predicted_as_its_log_says(tmp_path: Pa
         "run": {"dir": "run"},
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "job.yaml"]
+    command = [sys.executable, "-m", "synchromesh", "train", "job.yaml"]
 
     trained = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
 
@@ -54,12 +54,12 @@ def test_a_table_is_trained_evaluated_and_predicted_as_its_log_says(tmp_path: Pa
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert plan["tables"] == [f"delta://{tmp_path}/t@1"]
 
-    scored = script("evaluate.py", tmp_path / "run", "--data", f"delta://{tmp_path}/t")
+    scored = run_command("evaluate", tmp_path / "run", "--data", f"delta://{tmp_path}/t")
     assert json.loads(scored.stdout)["samples"] == 100, scored.stderr
 
     out = tmp_path / "out.parquet"
     columns = ("--columns", "x,day")
-    done = script("predict.py", tmp_path / "run", f"delta://{tmp_path}/t", out, *columns)
+    done = run_command("predict", tmp_path / "run", f"delta://{tmp_path}/t", out, *columns)
     assert done.returncode == 0, done.stderr
     predicted = pq.read_table(out)
     assert predicted.schema.field("day").type == pa.string()

@@ -1,19 +1,12 @@
-"""Look into tables: python scripts/inspect_table.py CHECKPOINT_OR_RUN [TABLE]
+"""`synchromesh inspect`: what tables hold, for people and for programs."""
 
-Without TABLE shows a line for each table, from the manifest alone; with one what it holds, from its
-files, read part by part: ranges of frequency, version and vector norm, how frequencies are
-distributed, the highest rows, and keys that are looked up. Exits 2 where there is no such
-checkpoint or table, 1 where its files can't be read.
-"""
-
-import argparse
 import dataclasses
 import os
-import signal
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import click
 import numpy as np
 import pyarrow as pa
 from rich.console import Console, JustifyMethod
@@ -24,11 +17,11 @@ from embedding import TableEntries, TableSpec, rule_for
 from embedding.inspection import BIN_STARTS, RankBy, norms
 from embedding.spec import to_json
 from ps.checkpoint import CheckpointError, CheckpointReader
-from ps.strict_json import json_text
 from ps.table_summary import KeyState, TableOverview, TableSummary, overview_of, summarize
 from scheduler import RunDirectoryError
 from scheduler.config_errors import nearest
 from scheduler.run_files import latest_checkpoint
+from synchromesh.commands.answers import FAILURES, answering, json_option, print_json
 
 PIPED_WIDTH = 200
 TOP_ROWS = 10
@@ -41,34 +34,50 @@ class UnknownError(ValueError):
     """A table that the checkpoint does not have, or what it does not know of one."""
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Show the tables of a checkpoint, or what one of them holds."
-    )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT_OR_RUN", help="a run: its newest one")
-    parser.add_argument("table", nargs="?", metavar="TABLE", help="default: a line for each")
-    parser.add_argument(
-        "--top", type=int, metavar="N", help=f"how many of the highest rows (default: {TOP_ROWS})"
-    )
-    parser.add_argument(
-        "--by",
-        choices=get_args(RankBy),
-        help="what rows are highest in (default: frequency, if known)",
-    )
-    parser.add_argument(
-        "--key", type=int, nargs="+", action="extend", metavar="KEY", help="look up int64 keys"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    args = parser.parse_args(argv)
-    for option in ("top", "by", "key"):
-        if args.table is None and getattr(args, option) is not None:
-            parser.error(f"--{option} needs TABLE")
-    if args.top is not None and args.top < 0:
-        parser.error(f"--top must be >= 0, got {args.top}")
-    for key in args.key or ():
-        if not -(2**63) <= key < 2**63:
-            parser.error(f"--key must be an int64, got {key}")
-    return args
+@click.command(epilog="Example: synchromesh inspect runs/dlrm C3 --top 5 --key 7 --key 9")
+@click.argument("checkpoint", metavar="CHECKPOINT_OR_RUN")
+@click.argument("table", required=False)
+@click.option(
+    "--top", type=click.IntRange(min=0), help=f"How many of the highest rows (default: {TOP_ROWS})."
+)
+@click.option(
+    "--by",
+    type=click.Choice(get_args(RankBy)),
+    help="What rows are highest in (default: frequency, if known).",
+)
+@click.option(
+    "--key",
+    "keys",
+    type=click.IntRange(-(2**63), 2**63 - 1),
+    multiple=True,
+    metavar="KEY",
+    help="Look up an int64 key; may be given several times.",
+)
+@json_option
+def command(
+    checkpoint: str,
+    table: str | None,
+    top: int | None,
+    by: RankBy | None,
+    keys: tuple[int, ...],
+    as_json: bool,
+) -> None:
+    """Show the tables of a checkpoint, of a run its newest one, or what one TABLE holds.
+
+    Without TABLE a line for each table, from the manifest alone; with one what it holds, from its
+    files, read part by part: ranges of frequency, version and vector norm, how frequencies are
+    distributed, the highest rows, and keys that are looked up.
+    """
+    for option, given in {"top": top is not None, "by": by is not None, "key": bool(keys)}.items():
+        if table is None and given:
+            raise click.UsageError(f"--{option} needs TABLE")
+    with answering(CheckpointError, RunDirectoryError, UnknownError, failures=()):
+        path, reader, tables = _opened(checkpoint, table, by)
+    with answering(failures=(*FAILURES, pa.ArrowException), failed="failed: "):
+        if table is None:
+            _show_all(path, reader, tables, as_json=as_json)
+        else:
+            _show_one(path, reader, tables[0], top, by, keys, as_json=as_json)
 
 
 # For programs -------------------------------------------------------------------------------------
@@ -353,70 +362,65 @@ def values_text(values: np.ndarray, width: int) -> str:
 # The command --------------------------------------------------------------------------------------
 
 
-def open_checkpoint(args: argparse.Namespace) -> tuple[Path, CheckpointReader, list[TableSpec]]:
+def _opened(
+    checkpoint: str, table: str | None, by: RankBy | None
+) -> tuple[Path, CheckpointReader, list[TableSpec]]:
     """Return the checkpoint and the tables that are wanted of it."""
-    path = latest_checkpoint(args.checkpoint)
+    path = latest_checkpoint(checkpoint)
     reader = CheckpointReader(path)
     tables = {table.name: table for table in reader.store.tables}
-    if args.table is None:
+    if table is None:
         return path, reader, list(tables.values())
-    if args.table not in tables:
-        hint = nearest(args.table, list(tables))
-        raise UnknownError(f"the checkpoint has no table {args.table!r}{hint}")
-    spec = tables[args.table]
-    if args.by in ("frequency", "version") and not spec.track_usage:
+    if table not in tables:
+        hint = nearest(table, list(tables))
+        raise UnknownError(f"the checkpoint has no table {table!r}{hint}")
+    spec = tables[table]
+    if by in ("frequency", "version") and not spec.track_usage:
         raise UnknownError(
-            f"table {spec.name} was trained without track_usage, so its rows have no {args.by};"
+            f"table {spec.name} was trained without track_usage, so its rows have no {by};"
             " take --by norm, or train with embedding.track_usage=true"
         )
     return path, reader, [spec]
 
 
-def show(
-    args: argparse.Namespace, path: Path, reader: CheckpointReader, tables: list[TableSpec]
-) -> None:
-    head = {"checkpoint": str(path), "step": reader.manifest.step}
+def _console() -> Console:
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = max(console.width, PIPED_WIDTH)  # names stay whole for who searches them
-    if args.table is None:
-        overviews = [overview_of(reader, spec) for spec in tables]
-        if args.json:
-            print(json_text({**head, "tables": [overview_json(one) for one in overviews]}))
-            return
-        console.print(f"Checkpoint {path}, step {head['step']:,}\n", style="bold", soft_wrap=True)
-        show_overviews(console, overviews)
+    return console
+
+
+def _show_all(
+    path: Path, reader: CheckpointReader, tables: list[TableSpec], *, as_json: bool
+) -> None:
+    step = reader.manifest.step
+    overviews = [overview_of(reader, spec) for spec in tables]
+    if as_json:
+        found = [overview_json(one) for one in overviews]
+        print_json({"checkpoint": str(path), "step": step, "tables": found})
         return
-    by: RankBy = args.by or ("frequency" if tables[0].track_usage else "norm")
-    top = TOP_ROWS if args.top is None else args.top
-    summary = summarize(reader, tables[0], top=top, by=by, keys=args.key or ())
-    if args.json:
-        print(json_text({**head, **summary_json(summary, by)}))
+    console = _console()
+    console.print(f"Checkpoint {path}, step {step:,}\n", style="bold", soft_wrap=True)
+    show_overviews(console, overviews)
+
+
+def _show_one(
+    path: Path,
+    reader: CheckpointReader,
+    spec: TableSpec,
+    top: int | None,
+    wanted_by: RankBy | None,
+    keys: Sequence[int],
+    *,
+    as_json: bool,
+) -> None:
+    step = reader.manifest.step
+    by: RankBy = wanted_by or ("frequency" if spec.track_usage else "norm")
+    summary = summarize(reader, spec, top=TOP_ROWS if top is None else top, by=by, keys=keys)
+    if as_json:
+        print_json({"checkpoint": str(path), "step": step, **summary_json(summary, by)})
         return
-    title = f"Table {args.table} of {path}, step {head['step']:,}\n"
+    console = _console()
+    title = f"Table {spec.name} of {path}, step {step:,}\n"
     console.print(title, style="bold", soft_wrap=True)
     show_summary(console, summary, by)
-
-
-def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        opened = open_checkpoint(args)
-    except (CheckpointError, RunDirectoryError, UnknownError) as error:
-        print(f"inspect_table: {'; '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
-    try:
-        show(args, *opened)
-    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
-        text = "; ".join(str(error).splitlines()) or type(error).__name__
-        print(f"inspect_table: failed: {text}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("inspect_table: interrupted", file=sys.stderr)
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

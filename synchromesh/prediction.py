@@ -1,14 +1,6 @@
-"""Predict: python scripts/predict.py CHECKPOINT_OR_RUN INPUT.parquet OUTPUT.parquet
+"""Write the probability of label 1 for every row of Parquet files."""
 
-Writes one row for each row of INPUT, in its order, with the probability of label 1 in the column
-`prediction`, and prints one JSON line. The label need not be in INPUT. OUTPUT appears whole or not
-at all. Exits 2 where the checkpoint, INPUT or OUTPUT can't be used, 1 where predicting failed.
-"""
-
-import argparse
-import signal
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +13,11 @@ import pyarrow.parquet as pq
 from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.durable import new_file
 from ps.storage import StorageError
-from ps.strict_json import json_text
 from scheduler import RunDirectoryError
 from scheduler.config_errors import nearest
 from scheduler.run_files import latest_checkpoint
 from worker.contract import check_contract
-from worker.errors import DataError, UnreadableError
+from worker.errors import DataError
 from worker.file_columns import named_schema
 from worker.footers import open_source, read_footer
 from worker.inference import ModelError, Predictor, saved_model
@@ -48,52 +39,52 @@ class OutputError(ValueError):
 BAD_INPUT = (CheckpointError, DataError, ModelError, OutputError, RunDirectoryError, StorageError)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Write the probability of label 1 for every row of Parquet files.",
-        epilog=f"OUTPUT has the column {PREDICTION!r} (float32) after those of --columns.",
-    )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT_OR_RUN", help="a run: its newest one")
-    parser.add_argument(
-        "input", metavar="INPUT", help="file, folder, glob, URL or table, as data.train"
-    )
-    parser.add_argument("output", metavar="OUTPUT", help="local file")
-    parser.add_argument(
-        "--columns",
-        type=lambda text: list(dict.fromkeys(name for name in text.split(",") if name)),
-        default=[],
-        metavar="A,B",
-        help="columns of INPUT to carry over to OUTPUT (default: none)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT")
-    args = parser.parse_args(argv)
-    if PREDICTION in args.columns:
-        parser.error(f"--columns names {PREDICTION!r}, which is the column that is written")
-    return args
+def predict(
+    checkpoint_or_run: str | Path,
+    input: str,
+    output: str | Path,
+    *,
+    columns: Sequence[str] = (),
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write one row for each row of `input`, in its order.
 
+    Args:
+        checkpoint_or_run: a checkpoint, or a run directory: its newest one.
+        input: file, folder, glob, URL or table, as data.train; the label need not be in it.
+        output: local Parquet file, with the columns that are carried over and `prediction`
+            (float32), the probability of label 1. It appears whole or not at all.
+        columns: those of `input` that are carried over.
+        overwrite: whether `output` may be there already.
 
-def predict(args: argparse.Namespace) -> dict[str, Any]:
-    output = checked_output(args.output, overwrite=args.overwrite)
-    checkpoint = latest_checkpoint(args.checkpoint)
+    Returns:
+        `out`, `rows`, `checkpoint`, `step`.
+
+    Raises:
+        CheckpointError, RunDirectoryError, DataError, OutputError: what was named can't be used.
+        ValueError: the model gives NaN for a row, which is named.
+    """
+    place = checked_output(str(output), overwrite=overwrite)
+    checkpoint = latest_checkpoint(str(checkpoint_or_run))
     saved = saved_model(CheckpointReader(checkpoint))
     features = replace(saved.features, label=None)
     data = DataSpec(features=features, batch_size=BATCH_SIZE)
-    plan = make_plan([args.input], data, keep=args.columns)
+    plan = make_plan([input], data, keep=list(columns))
     check_contract(features, plan.kinds, saved.contract, str(checkpoint))
-    schema = output_schema(plan, args.columns)
-    if output.resolve() in {Path(file.path).resolve() for file in plan.files}:
-        raise OutputError(f"{output} is a file of INPUT; name another OUTPUT")
+    schema = output_schema(plan, list(columns))
+    if place.resolve() in {Path(file.path).resolve() for file in plan.files}:
+        raise OutputError(f"{place} is a file of INPUT; name another OUTPUT")
     predictor = Predictor.from_checkpoint(checkpoint)
     rows = 0
     with (
-        new_file(output) as file,
+        new_file(place) as file,
         pq.ParquetWriter(file, schema, compression="zstd") as writer,
     ):
         for table in row_groups(predicted(predictor, plan, schema)):
             writer.write_table(table, row_group_size=table.num_rows)
             rows += table.num_rows
     return {
-        "out": str(output),
+        "out": str(place),
         "rows": rows,
         "checkpoint": str(checkpoint),
         "step": predictor.step,
@@ -183,28 +174,3 @@ def checked_output(name: str, *, overwrite: bool) -> Path:
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists; use --overwrite, or name another OUTPUT")
     return path
-
-
-def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        line = predict(args)
-    except BAD_INPUT as error:
-        if isinstance(error, UnreadableError):
-            error.remedy = "Write the file again"  # no row can be left out here
-        print(f"predict: {'; '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
-    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
-        text = str(error) or type(error).__name__
-        print(f"predict: failed, {args.output} was not written: {text}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"predict: interrupted, {args.output} was not written", file=sys.stderr)
-        return 130
-    print(json_text(line))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,30 +1,17 @@
-"""Export tables: python scripts/export_embeddings.py CHECKPOINT_OR_RUN OUT_DIR
+"""Write the embedding tables of a checkpoint as Parquet, a folder for each."""
 
-Writes OUT_DIR/TABLE/part-00000.parquet, ... for each table, with the columns key (int64), vector
-(float32 list of fixed size) and, where the job tracked usage, frequency and version (int64), and at
-the end OUT_DIR/export.json. Keys that are counted but not admitted have no row. Prints one JSON
-line with the rows of each table. Exits 2 where the checkpoint or OUT_DIR can't be used, 1 where
-writing failed.
-"""
-
-import argparse
 import itertools
 import json
 import shutil
-import signal
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from embedding import TableSpec
 from embedding.arrow import row_schema, to_arrow
-from ps.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint import CheckpointReader
 from ps.strict_json import json_text
-from scheduler import RunDirectoryError
 from scheduler.config_errors import nearest
 from scheduler.run_files import latest_checkpoint
 from worker.dataset_files import PartWriter
@@ -40,38 +27,45 @@ class ExportError(ValueError):
     """Tables that are not there, or a place where no export may be written."""
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Write the embedding tables of a checkpoint as Parquet, one folder a table."
-    )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT_OR_RUN", help="a run: its newest one")
-    parser.add_argument("out", metavar="OUT_DIR", help="folder, made where missing")
-    parser.add_argument(
-        "--tables",
-        type=lambda text: list(dict.fromkeys(name for name in text.split(",") if name)),
-        metavar="A,B",
-        help="tables to export (default: all)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an export in OUT_DIR")
-    return parser.parse_args(argv)
+def export_embeddings(
+    checkpoint_or_run: str | Path,
+    out: str | Path,
+    *,
+    tables: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write OUT/TABLE/part-00000.parquet, ... for each table, and at the end OUT/export.json.
 
+    Columns: key (int64), vector (float32 list of fixed size) and, where the job tracked usage,
+    frequency and version (int64). Keys that are counted but not admitted have no row.
 
-def export(args: argparse.Namespace) -> dict[str, Any]:
-    checkpoint = latest_checkpoint(args.checkpoint)
+    Args:
+        checkpoint_or_run: a checkpoint, or a run directory: its newest one.
+        out: local folder, made where it is missing.
+        tables: names; None: all.
+        overwrite: whether an export in `out` may be replaced.
+
+    Returns:
+        `out`, `checkpoint`, `step`, and `rows` of each table.
+
+    Raises:
+        CheckpointError, RunDirectoryError, ExportError: what was named can't be used.
+    """
+    checkpoint = latest_checkpoint(str(checkpoint_or_run))
     reader = CheckpointReader(checkpoint)
-    tables = wanted_tables(reader, args.tables)
-    if "://" in args.out:
-        raise ExportError(f"OUT_DIR must be a local folder, got {args.out}")
-    out = Path(args.out)
-    line = {"out": str(out), "checkpoint": str(checkpoint), "step": reader.manifest.step}
-    with staged(out, overwrite=args.overwrite) as staging:
-        rows = {table.name: write_table(staging / table.name, table, reader) for table in tables}
+    wanted = wanted_tables(reader, tables)
+    if "://" in str(out):
+        raise ExportError(f"OUT_DIR must be a local folder, got {out}")
+    place = Path(out)
+    line = {"out": str(place), "checkpoint": str(checkpoint), "step": reader.manifest.step}
+    with staged(place, overwrite=overwrite) as staging:
+        rows = {table.name: write_table(staging / table.name, table, reader) for table in wanted}
         about = {"format": FORMAT, **line, "tables": rows}
         (staging / ABOUT_FILE).write_text(json_text(about, indent=1) + "\n")
     return {**line, "rows": rows}
 
 
-def wanted_tables(reader: CheckpointReader, names: list[str] | None) -> list[TableSpec]:
+def wanted_tables(reader: CheckpointReader, names: Sequence[str] | None) -> list[TableSpec]:
     known = {table.name: table for table in reader.store.tables}
     for name in names or ():
         if name not in known:
@@ -140,26 +134,3 @@ def held_export(out: Path, *, overwrite: bool) -> list[str]:
             " won't be overwritten, name another OUT_DIR"
         )
     return tables
-
-
-def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        line = export(args)
-    except (CheckpointError, ExportError, RunDirectoryError) as error:
-        print(f"export_embeddings: {'; '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
-    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
-        text = str(error) or type(error).__name__
-        print(f"export_embeddings: failed: {text}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("export_embeddings: interrupted, nothing was written", file=sys.stderr)
-        return 130
-    print(json_text(line))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,260 @@
+"""Hold a job against its data without starting it: what would be refused, and what to expect."""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedding.precision import stored_width
+from embedding.rows import memory_of
+from scheduler.config import JobConfig
+from worker.errors import DataError
+from worker.plan import Plan
+from worker.reading import read_file
+from worker.spec import FeatureSpec
+
+if TYPE_CHECKING:
+    from scheduler.trainer import JobSpecs
+
+SAMPLE_ROWS = 1_000_000
+BATCH_ROWS = 8192
+
+
+@dataclass(slots=True)
+class Column:
+    """What was seen of one input column.
+
+    Args:
+        name: of the feature.
+        part: `dense` or `sparse`.
+        null_rate: share of the rows without a value; of lists: without a key.
+        keys: keys a row on average; None of a dense column.
+        distinct: distinct keys in the rows that were read; None of a dense column.
+        distinct_expected: of all rows, if new keys go on to come as they came; None as above.
+        minimum, maximum, mean: of the values of a dense column, after its transform.
+    """
+
+    name: str
+    part: str
+    null_rate: float
+    keys: float | None = None
+    distinct: int | None = None
+    distinct_expected: int | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    mean: float | None = None
+
+
+@dataclass(slots=True)
+class TableEstimate:
+    """What a table is expected to come to after one epoch, on all servers together."""
+
+    name: str
+    rows: int
+    memory_bytes: int
+
+
+@dataclass(slots=True)
+class Check:
+    """What a job comes to.
+
+    Args:
+        files, rows: of data.train.
+        batches: of an epoch.
+        steps: of the job, of training.global_batch samples each.
+        rows_read: how many rows the figures are of.
+        label_mean: None where no row could be read.
+        columns, tables: one of each, in the order of the job file.
+        server_memory_bytes: that the tables of one server are expected to take.
+        refused: what training would refuse, the first of each file.
+        warnings: what the data should be told about.
+    """
+
+    files: int
+    rows: int
+    batches: int
+    steps: int
+    rows_read: int
+    label_mean: float | None
+    columns: list[Column]
+    tables: list[TableEstimate]
+    server_memory_bytes: int
+    refused: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def check_job(config: JobConfig, *, rows: int = SAMPLE_ROWS) -> Check:
+    """Resolve a job against its data and read rows of it, without starting anything.
+
+    Args:
+        config: with absolute paths.
+        rows: how many rows are read at most, spread evenly over the files.
+
+    Raises:
+        ConfigError, DataError, StorageError, CheckpointError: what training would refuse before it
+            begins.
+    """
+    from scheduler.trainer import resolve  # and with it Ray, which is not started
+
+    specs = resolve(config)
+    seen = _Seen(specs.data.features)
+    refused = _read(specs.plan, specs.data.features, rows, seen)
+    columns = seen.columns(specs.plan.rows_per_epoch)
+    tables = _tables(specs, seen, columns)
+    total = specs.plan.rows_per_epoch * specs.plan.epochs
+    if config.training.max_samples is not None:
+        total = min(total, config.training.max_samples)
+    return Check(
+        files=len(specs.plan.files),
+        rows=specs.plan.rows_per_epoch,
+        batches=specs.plan.batches_per_epoch,
+        steps=math.ceil(total / config.global_batch),
+        rows_read=seen.rows,
+        label_mean=seen.label_sum / seen.rows if seen.rows else None,
+        columns=columns,
+        tables=tables,
+        server_memory_bytes=math.ceil(
+            sum(table.memory_bytes for table in tables) / config.cluster.servers
+        ),
+        refused=refused,
+        warnings=seen.warnings(),
+    )
+
+
+def _read(plan: Plan, features: FeatureSpec, rows: int, seen: "_Seen") -> list[str]:
+    """Read the first rows of each file; return what can't be read."""
+    refused = []
+    share = math.ceil(rows / len(plan.files))
+    for file in plan.files:
+        read = 0
+        try:
+            for table, batch in read_file(file, features, BATCH_ROWS):
+                seen.add(table, batch)
+                read += table.num_rows
+                if read >= share:
+                    break
+        except DataError as error:
+            refused.append(str(error))
+    return refused
+
+
+class _Seen:
+    """Sums over the rows that were read."""
+
+    def __init__(self, features: FeatureSpec) -> None:
+        self._features = features
+        self.rows = 0
+        self.label_sum = 0.0
+        self._nulls: dict[str, int] = defaultdict(int)
+        self._keys = [0] * len(features.sparse)
+        self._distinct: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)] * len(features.sparse)
+        # (rows, distinct) after each batch of the first half: how fast new keys come.
+        self._growth: list[list[tuple[int, int]]] = [[] for _ in features.sparse]
+        self._low = np.full(len(features.dense), np.inf)
+        self._high = np.full(len(features.dense), -np.inf)
+        self._sum = np.zeros(len(features.dense))
+
+    def add(self, table: Any, batch: Any) -> None:
+        self.rows += table.num_rows
+        if batch.labels is not None:
+            self.label_sum += float(np.sum(batch.labels, dtype=np.float64))
+        for name in self._features.dense:
+            self._nulls[name] += table.column(name).null_count
+        if self._features.dense and table.num_rows:
+            self._low = np.minimum(self._low, batch.dense.min(axis=0))
+            self._high = np.maximum(self._high, batch.dense.max(axis=0))
+            self._sum += batch.dense.sum(axis=0, dtype=np.float64)
+        for at, bags in enumerate(batch.sparse):
+            self._keys[at] += len(bags.keys)
+            self._distinct[at] = np.union1d(self._distinct[at], bags.keys)
+            self._growth[at].append((self.rows, len(self._distinct[at])))
+            empty = (
+                table.num_rows - len(bags.keys)
+                if bags.offsets is None
+                else int(np.count_nonzero(np.diff(bags.offsets) == 0))
+            )
+            self._nulls[f"sparse {at}"] += empty
+
+    def distinct_of(self, feature: int) -> npt.NDArray[np.int64]:
+        return self._distinct[feature]
+
+    def columns(self, all_rows: int) -> list[Column]:
+        rows = max(1, self.rows)
+        found = [
+            Column(
+                name,
+                "dense",
+                self._nulls[name] / rows,
+                minimum=float(self._low[at]) if self.rows else None,
+                maximum=float(self._high[at]) if self.rows else None,
+                mean=float(self._sum[at]) / rows if self.rows else None,
+            )
+            for at, name in enumerate(self._features.dense)
+        ]
+        for at, feature in enumerate(self._features.sparse):
+            distinct = len(self._distinct[at])
+            found.append(
+                Column(
+                    feature.name,
+                    "sparse",
+                    self._nulls[f"sparse {at}"] / rows,
+                    keys=self._keys[at] / rows,
+                    distinct=distinct,
+                    distinct_expected=grown(self._growth[at], all_rows),
+                )
+            )
+        return found
+
+    def warnings(self) -> list[str]:
+        if not self.rows:
+            return []
+        mean = self.label_sum / self.rows
+        if mean in (0.0, 1.0):
+            return [f"every label of the {self.rows:,} rows that were read is {mean:.0f}"]
+        return []
+
+
+def grown(growth: list[tuple[int, int]], rows: int) -> int:
+    """Estimate the distinct keys of `rows` rows from those of fewer.
+
+    Keys of natural data grow as a power of the rows (Heaps' law): its exponent is taken between
+    half of the rows that were read and all of them.
+
+    Args:
+        growth: (rows read, distinct keys in them), ascending.
+    """
+    if not growth:
+        return 0
+    read, distinct = growth[-1]
+    half = next(((n, d) for n, d in growth if n >= read / 2), growth[-1])
+    if read >= rows or half[0] == read or half[1] == 0:
+        return distinct if read >= rows else min(rows, math.ceil(distinct * rows / read))
+    exponent = math.log(distinct / half[1]) / math.log(read / half[0])
+    return math.ceil(distinct * (rows / read) ** min(1.0, max(0.0, exponent)))
+
+
+def _tables(specs: "JobSpecs", seen: _Seen, columns: list[Column]) -> list[TableEstimate]:
+    """Estimate each table of the store: features that share one share its rows."""
+    expected = {column.name: column for column in columns if column.part == "sparse"}
+    of_table: dict[str, list[int]] = defaultdict(list)
+    for lookup in specs.model.lookups:
+        for part in lookup.physical:
+            if lookup.feature not in of_table[part.table]:
+                of_table[part.table].append(lookup.feature)
+    features = specs.data.features.sparse
+    found = []
+    for spec in specs.store.tables:
+        rows = 0
+        shared = of_table.get(spec.name, [])
+        if shared:
+            apart = sum(len(seen.distinct_of(at)) for at in shared)
+            keys = [seen.distinct_of(at) for at in shared]
+            together = len(np.unique(np.concatenate(keys)))
+            most = sum(expected[features[at].name].distinct_expected or 0 for at in shared)
+            rows = math.ceil(most * together / apart) if apart else 0
+        memory = memory_of(rows, stored_width(spec), track_usage=spec.track_usage)
+        found.append(TableEstimate(spec.name, rows, memory))
+    return found

@@ -1,0 +1,113 @@
+"""Checkpoints as values: what one holds, and whether its files are what was written."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from embedding import TableSpec
+from embedding.arrow import to_arrow
+from ps.checkpoint import CheckpointError, CheckpointReader
+from scheduler.config_errors import nearest
+from scheduler.run_files import CHECKPOINTS, RunDirectoryError, checkpoints_of, latest_checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model as a job wrote it. Nothing of its rows is read before it is asked for.
+
+    Args:
+        path: its folder.
+        step: the global step after which it was taken.
+        tables: what each table is set to.
+        dense_size: how many dense parameters there are.
+        num_files: its data files.
+        num_bytes: what they take.
+    """
+
+    path: Path
+    step: int
+    tables: tuple[TableSpec, ...]
+    dense_size: int
+    num_files: int
+    num_bytes: int
+    _reader: CheckpointReader
+
+    def rows(self, table: str, *, slots: bool = False) -> Iterator[pa.RecordBatch]:
+        """Read a table's rows part by part.
+
+        Yields key (int64), vector (float32 list of fixed size), where tracked frequency and version
+        (int64), and with `slots` the optimizer's.
+
+        Raises:
+            CheckpointError: there is no such table, or a file is not what was written.
+        """
+        specs = {spec.name: spec for spec in self.tables}
+        if table not in specs:
+            raise CheckpointError(
+                f"{self.path} has no table {table!r}{nearest(table, list(specs))}"
+            )
+        for entries in self._reader.rows(specs[table]):
+            yield to_arrow(entries, specs[table], slots=slots)
+
+    def dense(self) -> npt.NDArray[np.float32]:
+        """Return all dense parameters, float32[dense_size], in the model's order."""
+        return self._reader.dense_vector()
+
+    def verify(self) -> None:
+        """Read every file and hold it against size and sha256 in the manifest.
+
+        Raises:
+            CheckpointError: a file is missing or is not what was written.
+        """
+        self._reader.verify()
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a checkpoint, or the newest one of a run directory.
+
+    Raises:
+        CheckpointError, RunDirectoryError: there is none, or its manifest can't be used.
+    """
+    found = latest_checkpoint(path)
+    reader = CheckpointReader(found)
+    files = reader.manifest.files
+    return Checkpoint(
+        path=found,
+        step=reader.manifest.step,
+        tables=reader.store.tables,
+        dense_size=reader.store.dense_size,
+        num_files=len(files),
+        num_bytes=sum(file.bytes for file in files),
+        _reader=reader,
+    )
+
+
+def list_checkpoints(path: str | Path) -> list[Checkpoint]:
+    """Return the checkpoints of a run directory, the oldest first, or the one at a path.
+
+    Raises:
+        CheckpointError, RunDirectoryError: there is none, or a manifest can't be used.
+    """
+    if not (Path(path) / CHECKPOINTS).is_dir():
+        return [open_checkpoint(path)]
+    found = checkpoints_of(path)
+    if not found:
+        raise RunDirectoryError(f"{path} has no finished checkpoint")
+    return [open_checkpoint(each) for each in found]
+
+
+def as_json(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what people and programs are shown of a checkpoint."""
+    return {
+        "checkpoint": str(checkpoint.path),
+        "step": checkpoint.step,
+        "tables": [spec.name for spec in checkpoint.tables],
+        "dense_size": checkpoint.dense_size,
+        "files": checkpoint.num_files,
+        "bytes": checkpoint.num_bytes,
+    }

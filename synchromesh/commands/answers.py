@@ -1,0 +1,82 @@
+"""What every command answers alike: errors, exit codes and lines of JSON.
+
+Exit codes: 0 done; 2 what was asked for can't be done as it was asked for, and nothing was begun;
+1 it failed on the way; 130 it was interrupted.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import click
+
+from ps.strict_json import json_text
+
+FAILURES = (OSError, ValueError, MemoryError)
+
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one line of JSON on stdout, and nothing for people.",
+)
+
+
+class Refused(click.ClickException):
+    """Wrong input: nothing was begun."""
+
+    exit_code = 2
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"error: {self.message}", err=True)
+
+
+class Failed(Refused):
+    """It failed on the way."""
+
+    exit_code = 1
+
+
+@contextmanager
+def answering(
+    *refusals: type[Exception],
+    failures: tuple[type[Exception], ...] = FAILURES,
+    failed: str = "",
+    interrupted: str = "interrupted",
+) -> Iterator[None]:
+    """Turn exceptions into answers.
+
+    Args:
+        refusals: those that mean that what was asked for can't be done as it was asked for.
+        failures: those that mean that it failed on the way; `refusals` come first.
+        failed: what a failure begins with, such as what was not written.
+        interrupted: what is said where it was interrupted.
+    """
+    try:
+        yield
+    except refusals as error:
+        raise Refused(_text_of(error)) from error
+    except failures as error:
+        raise Failed(failed + _text_of(error)) from error
+    except KeyboardInterrupt as error:
+        raise Interrupted(interrupted) from error
+
+
+class Interrupted(Refused):
+    """Stopped by a signal."""
+
+    exit_code = 130
+
+
+def _text_of(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def print_json(value: Any) -> None:
+    """Print one line of JSON that every reader takes."""
+    click.echo(json_text(value))
+
+
+def names(_: click.Context, __: click.Parameter, text: str | None) -> list[str] | None:
+    """Read names with commas between them, each of them once."""
+    return None if text is None else list(dict.fromkeys(n for n in text.split(",") if n))

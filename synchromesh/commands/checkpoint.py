@@ -1,0 +1,62 @@
+"""`synchromesh checkpoint`: what checkpoints there are, and whether they are whole."""
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from ps.checkpoint import CheckpointError
+from scheduler import RunDirectoryError
+from synchromesh.checkpoints import as_json as facts_of
+from synchromesh.checkpoints import list_checkpoints, open_checkpoint
+from synchromesh.commands.answers import answering, json_option, print_json
+
+
+@click.group(epilog="Example: synchromesh checkpoint verify runs/dlrm")
+def command() -> None:
+    """List checkpoints, or verify one."""
+
+
+@command.command("list", epilog="Example: synchromesh checkpoint list runs/dlrm")
+@click.argument("run", type=Path, metavar="CHECKPOINT_OR_RUN")
+@json_option
+def _list(run: Path, as_json: bool) -> None:
+    """Show the finished checkpoints of a run, the oldest first."""
+    with answering(CheckpointError, RunDirectoryError):
+        found = list_checkpoints(run)
+    if as_json:
+        print_json([facts_of(each) for each in found])
+        return
+    table = Table("step", "tables", "dense", "files", "size", "checkpoint", box=None)
+    for each in found:
+        table.add_row(
+            f"{each.step:,}",
+            f"{len(each.tables):,}",
+            f"{each.dense_size:,}",
+            f"{each.num_files:,}",
+            decimal(each.num_bytes),
+            str(each.path),
+        )
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 200)
+    console.print(table)
+
+
+@command.command("verify", epilog="Example: synchromesh checkpoint verify runs/dlrm")
+@click.argument("checkpoint", type=Path, metavar="CHECKPOINT_OR_RUN")
+@json_option
+def _verify(checkpoint: Path, as_json: bool) -> None:
+    """Read every file of a checkpoint, of a run its newest, and compare it with its checksum."""
+    with answering(RunDirectoryError, failures=(CheckpointError, OSError)):
+        found = open_checkpoint(checkpoint)
+        found.verify()
+    if as_json:
+        print_json({**facts_of(found), "verified": True})
+    else:
+        click.echo(
+            f"{found.path}: step {found.step:,}, {found.num_files:,} files,"
+            f" {decimal(found.num_bytes)}, all as they were written"
+        )

@@ -1,0 +1,136 @@
+"""`synchromesh data`: data sets as Parquet."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from synchromesh.commands.answers import answering, json_option, print_json
+from worker.convert import Layout, convert_criteo, convert_movielens
+from worker.dataset_files import DatasetError
+from worker.synthetic import CriteoLike, write_criteo_like
+
+DEFAULT = Layout()
+
+
+@click.group(epilog="Example: synchromesh data criteo-like --rows 1000000 --out data/criteo-like")
+def command() -> None:
+    """Make data sets: public ones converted to Parquet, or generated ones."""
+
+
+def _laid_out(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that both converters have."""
+    for option in (
+        click.option("--out", type=Path, required=True, help="Folder of the data set."),
+        click.option("--row-group-rows", default=DEFAULT.row_group_rows, show_default=True),
+        click.option("--rows-per-file", default=DEFAULT.rows_per_file, show_default=True),
+        click.option("--overwrite", is_flag=True, help="Replace a data set in --out."),
+        json_option,
+    ):
+        function = option(function)
+    return function
+
+
+def _writing(out: Path) -> Any:
+    return answering(
+        DatasetError,
+        failures=(OSError,),
+        failed=f"cannot write {out}: ",
+        interrupted="interrupted, nothing was written",
+    )
+
+
+@command.command(
+    "convert-criteo",
+    epilog="Example: synchromesh data convert-criteo train.txt --out data/criteo",
+)
+@click.argument("inputs", nargs=-1, required=True, type=Path, metavar="INPUT...")
+@click.option("--test-fraction", default=0.1, show_default=True, help="The last rows.")
+@click.option("--no-split", is_flag=True, help="All rows to train/.")
+@_laid_out
+def _convert_criteo(
+    inputs: tuple[Path, ...],
+    out: Path,
+    test_fraction: float,
+    no_split: bool,
+    row_group_rows: int,
+    rows_per_file: int,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Convert Criteo's tab-separated files (Kaggle train.txt, 1 TB day_N[.gz]) to Parquet."""
+    with _writing(out):
+        layout = Layout(
+            row_group_rows=row_group_rows, rows_per_file=rows_per_file, overwrite=overwrite
+        )
+        fraction = None if no_split else test_fraction
+        rows = convert_criteo(list(inputs), out, test_fraction=fraction, layout=layout)
+    print_json({"out": str(out), "rows": rows})
+
+
+@command.command(
+    "convert-movielens",
+    epilog="Example: synchromesh data convert-movielens ml-1m --out data/ml-1m",
+)
+@click.argument("input_dir", type=Path, metavar="INPUT_DIR")
+@_laid_out
+def _convert_movielens(
+    input_dir: Path,
+    out: Path,
+    row_group_rows: int,
+    rows_per_file: int,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Convert MovieLens (ml-1m or ml-latest, unpacked) to Parquet, split by time."""
+    with _writing(out):
+        layout = Layout(
+            row_group_rows=row_group_rows, rows_per_file=rows_per_file, overwrite=overwrite
+        )
+        rows = convert_movielens(input_dir, out, layout=layout)
+    print_json({"out": str(out), "rows": rows})
+
+
+@command.command(
+    "criteo-like",
+    epilog="Example: synchromesh data criteo-like --rows 1000000 --out data/criteo-like",
+)
+@click.option("--rows", type=int, required=True, help="Train rows.")
+@click.option("--test-rows", type=int, help="Default: a tenth of the train rows.")
+@click.option("--files", default=8, show_default=True, help="Train files.")
+@click.option("--out", type=Path, required=True, help="Folder of the data set.")
+@click.option("--seed", default=7, show_default=True, help="The rows depend on it alone.")
+@click.option("--row-group-rows", default=1 << 16, show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace a data set in --out.")
+@json_option
+def _criteo_like(
+    rows: int,
+    test_rows: int | None,
+    files: int,
+    out: Path,
+    seed: int,
+    row_group_rows: int,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write Criteo-like samples from a planted model, with the best possible AUC beside them."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), "rows", TimeRemainingColumn())
+    with _writing(out):
+        wanted = CriteoLike(
+            rows=rows, test_rows=test_rows, files=files, seed=seed, row_group_rows=row_group_rows
+        )
+        hidden = as_json or not console.is_terminal
+        with Progress(*columns, console=console, disable=hidden) as progress:
+            task = progress.add_task("rows", total=wanted.all_rows)
+            about = write_criteo_like(
+                out,
+                wanted,
+                overwrite=overwrite,
+                on_rows=lambda rows: progress.advance(task, rows),
+            )
+    shown = ("rows", "test_rows", "seed", "base_rate", "best_auc", "best_logloss")
+    print_json({"out": str(out), **{name: about[name] for name in shown}})

@@ -1,0 +1,37 @@
+"""`synchromesh report`: the page of a run."""
+
+from pathlib import Path
+
+import click
+
+from ps.durable import write_text
+from scheduler import RunDirectoryError
+from synchromesh.commands.answers import Refused, answering, json_option, print_json
+
+
+@click.command(epilog="Example: synchromesh report runs/dlrm --out dlrm.html")
+@click.argument("run", type=Path, metavar="RUN_DIR")
+@click.option("--out", type=Path, metavar="FILE", help="The page (default: RUN_DIR/report.html).")
+@json_option
+def command(run: Path, out: Path | None, as_json: bool) -> None:
+    """Write one HTML file with charts, figures, tables and the job file, and print its path.
+
+    It needs no network to be looked at. Works on jobs that run or failed too. Needs the extra
+    `report` (Bokeh).
+    """
+    try:
+        from scheduler.report.page import page_of
+        from scheduler.report.reading import read_run
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != "bokeh":
+            raise
+        raise Refused("charts need Bokeh: pip install 'synchromesh[report]'") from error
+    place = out or run / "report.html"
+    with answering(RunDirectoryError, OSError, failures=()):
+        page = page_of(read_run(run))
+    with answering(failures=(OSError,), failed=f"{place} can't be written: "):
+        write_text(place, page)
+    if as_json:
+        print_json({"out": str(place)})
+    else:
+        click.echo(str(place))

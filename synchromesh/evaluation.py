@@ -1,0 +1,116 @@
+"""Score a checkpoint on labelled samples."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from ps.checkpoint import CheckpointError, CheckpointReader
+from ps.storage import StorageError
+from scheduler import ConfigError, JobConfig, RunDirectoryError
+from scheduler.paths import with_absolute_paths
+from scheduler.resolve import evaluation_data
+from scheduler.run_files import JOB_FILE, latest_checkpoint
+from worker.contract import check_contract
+from worker.errors import DataError
+from worker.inference import ModelError, Predictor, saved_model
+from worker.metrics import why_no_auc, why_no_log_loss
+from worker.planning import make_plan
+from worker.spec import DataSpec, FeatureSpec
+from worker.synthetic import best_auc_for
+
+BAD_INPUT = (CheckpointError, ConfigError, DataError, ModelError, RunDirectoryError, StorageError)
+# Of a checkpoint without a job: what data.eval_batch_size is by default.
+BATCH_SIZE = 8192
+
+
+def evaluate(
+    checkpoint_or_run: str | Path,
+    *,
+    job: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    data: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Score a checkpoint on labelled samples.
+
+    Args:
+        checkpoint_or_run: a checkpoint, or a run directory: its newest one.
+        job: job file whose data.eval is read; None: that of the run which wrote the checkpoint.
+        overrides: `key.path=value` over keys of the job.
+        data: files, folders, globs, URLs or tables that are read in place of data.eval.
+
+    Returns:
+        `auc` and `logloss` with their bounds (None where they are undefined, with
+        `auc_missing` or `logloss_missing` saying why), `samples` and more figures of the scores,
+        `files_skipped`, `best_auc` where the data say it, `checkpoint` and `step`.
+
+    Raises:
+        CheckpointError, RunDirectoryError, ConfigError, DataError: what was named can't be used.
+    """
+    checkpoint = latest_checkpoint(str(checkpoint_or_run))
+    data_named = list(data) if data else None
+    saved = saved_model(CheckpointReader(checkpoint))
+    features = saved.features
+    config = _job_of(checkpoint, job, overrides, data)
+    if config is None:
+        spec, threads, patterns = DataSpec(features=features, batch_size=BATCH_SIZE), 1, data_named
+    else:
+        spec, threads = evaluation_data(config), config.cluster.worker_threads
+        patterns = data_named or config.data.eval
+        _check_features(spec.features, features)
+    if patterns is None:
+        raise ConfigError("the job has no data.eval; set it, or name files with --data")
+    plan = make_plan(patterns, spec)
+    check_contract(spec.features, plan.kinds, saved.contract, str(checkpoint))
+    predictor = Predictor.from_checkpoint(checkpoint, threads=threads)
+    scores = predictor.evaluate(plan, spec)
+    best = best_auc_for([file.path for file in plan.files])
+    return {
+        **scores,
+        "auc_missing": why_no_auc(scores["auc"], scores["samples"]),
+        "logloss_missing": why_no_log_loss(scores["logloss"]),
+        "files_skipped": len(plan.skipped_files),
+        **({} if best is None else {"best_auc": best}),
+        "checkpoint": str(checkpoint),
+        "step": predictor.step,
+    }
+
+
+def _job_of(
+    checkpoint: Path,
+    job: str | Path | None,
+    overrides: Sequence[str],
+    data: Sequence[str] | None,
+) -> JobConfig | None:
+    """Read the job that was named, else that of the run which the checkpoint lies in.
+
+    None where there is neither and `data` says all that is needed.
+    """
+    path = Path(job) if job else checkpoint.resolve().parents[1] / JOB_FILE
+    if job is None and not path.exists():
+        if data and not overrides:
+            return None
+        raise ConfigError(
+            f"{checkpoint} does not lie in a run directory with a {JOB_FILE}; name a job file, or"
+            " files with --data"
+        )
+    config = JobConfig.from_yaml(path, list(overrides))
+    return with_absolute_paths(config, os.environ, Path.cwd())
+
+
+def _check_features(found: FeatureSpec, expected: FeatureSpec) -> None:
+    """Refuse a job that would feed the model other features than it was trained on."""
+    if replace(found, label=None) == replace(expected, label=None):
+        return
+    for name in ("dense_transform", "dense", "sparse"):
+        got, wanted = getattr(found, name), getattr(expected, name)
+        if isinstance(got, str):
+            got, wanted = [got], [wanted]
+        for g, w in zip_longest(got, wanted):
+            if g != w:
+                raise ConfigError(
+                    f"data.{name} is not what the checkpoint was trained on: got {g}, expected {w}."
+                    " Correct the job file, or leave it out and name files with --data"
+                )

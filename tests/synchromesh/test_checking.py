@@ -1,0 +1,112 @@
+"""A job held against its data: counts that are exact where all rows are read, and estimates."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from embedding.rows import memory_of
+from scheduler.config import JobConfig
+from synchromesh.checking import check_job, grown
+from synchromesh.commands.main import main
+
+
+@pytest.fixture
+def job(samples: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "data": {
+            "train": f"{samples}/train-*.parquet",
+            "dense": ["d1", "d2"],
+            "sparse": ["a", "b", {"column": "tags", "combiner": "mean", "table": "a"}],
+            "batch_size": 100,
+        },
+        "embedding": {"dim": 4},
+        "model": {"type": "dlrm", "bottom_mlp": [4], "top_mlp": [4]},
+        "training": {"global_batch": 200},
+        "cluster": {"servers": 2},
+        "run": {"dir": str(tmp_path / "run")},
+    }
+
+
+def config_of(job: dict[str, Any], path: Path) -> JobConfig:
+    path.write_text(yaml.safe_dump(job))
+    return JobConfig.from_yaml(path, [])
+
+
+def test_figures_of_all_rows_are_exact(job: dict[str, Any], samples: Path, tmp_path: Path) -> None:
+    whole = pa.concat_tables([pq.read_table(f) for f in sorted(samples.glob("train-*.parquet"))])
+
+    check = check_job(config_of(job, tmp_path / "job.yaml"))
+
+    assert (check.files, check.rows, check.rows_read, check.batches, check.steps) == (
+        3,
+        5000,
+        5000,
+        50,
+        25,
+    )
+    assert check.label_mean == pytest.approx(np.mean(whole["label"].to_numpy()))
+    d1, _, a, b, tags = check.columns
+    assert d1.null_rate == whole["d1"].null_count / 5000
+    assert a.distinct == a.distinct_expected == len(whole["a"].unique().drop_null())
+    assert b.distinct == len(whole["b"].unique().drop_null())
+    assert tags.keys == pytest.approx(len(whole["tags"].combine_chunks().flatten()) / 5000)
+    assert {table.name for table in check.tables} == {"a", "b"}
+    shared = {*whole["a"].to_pylist(), *whole["tags"].combine_chunks().flatten().to_pylist()}
+    assert check.tables[0].rows == pytest.approx(len(shared - {None}), abs=1)
+    # A row of Adagrad is its vector and as many accumulators.
+    assert check.tables[1].memory_bytes == memory_of(b.distinct, 8, track_usage=False)
+    assert check.refused == check.warnings == []
+
+
+def test_files_with_what_training_refuses_are_named(
+    job: dict[str, Any], samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pq.read_table(samples / "train-0.parquet")
+    labels = np.zeros(table.num_rows, np.int8)
+    labels[7] = 2
+    pq.write_table(table.set_column(0, "label", pa.array(labels)), tmp_path / "wrong.parquet")
+    job["data"]["train"] = [f"{samples}/train-0.parquet", str(tmp_path / "wrong.parquet")]
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(job))
+
+    code = main(["check", str(path), "--json"])
+
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert code == 2
+    assert shown.err.startswith("error: training would refuse 1 of 2 files: ")
+    assert len(found["refused"]) == 1
+    assert "wrong.parquet" in found["refused"][0]
+    assert found["rows"] == 4000
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_of_one_kind_are_a_warning(
+    job: dict[str, Any], samples: Path, tmp_path: Path
+) -> None:
+    table = pq.read_table(samples / "train-0.parquet")
+    zeros = pa.array(np.zeros(table.num_rows, np.int8))
+    pq.write_table(table.set_column(0, "label", zeros), tmp_path / "zeros.parquet")
+    job["data"]["train"] = str(tmp_path / "zeros.parquet")
+
+    assert check_job(config_of(job, tmp_path / "job.yaml")).warnings == [
+        "every label of the 2,000 rows that were read is 0"
+    ]
+
+
+def test_distinct_keys_of_more_rows_are_estimated_by_how_they_grew() -> None:
+    saturated = [(n, 100) for n in range(100, 1001, 100)]
+    every_row_new = [(n, n) for n in range(100, 1001, 100)]
+    root = [(n, round(10 * n**0.5)) for n in range(100, 1001, 100)]
+
+    assert grown(saturated, 1_000_000) == 100
+    assert grown(every_row_new, 1_000_000) == 1_000_000
+    assert grown(root, 1_000_000) == pytest.approx(10_000, rel=0.05)
+    assert grown([(1000, 40)], 1000) == 40
+    assert grown([], 1000) == 0
