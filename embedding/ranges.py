@@ -36,6 +36,12 @@ def require_not_negative(name: str, value: float) -> None:
     require_finite(name, value)
 
 
+def require_count(name: str, value: int, least: int = 1) -> None:
+    """A whole number that messages can hold, with room for sums."""
+    require(value >= least, f"{name} must be >= {least}, got {value}")
+    require(value < 2**62, f"{name} must be below 2^62, got {value}")
+
+
 def require_share(name: str, value: float) -> None:
     """A number in [0, 1), such as the share of a moving average that is kept."""
     require(0 <= value < 1, f"{name} must be in [0, 1), got {value}")

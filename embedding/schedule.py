@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from embedding.ranges import require, require_positive
+from embedding.ranges import require, require_count, require_positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,14 +33,14 @@ class Schedule:
     power: float | None = None
 
     def __post_init__(self) -> None:
-        require(self.warmup_steps >= 0, f"warmup_steps must be >= 0, got {self.warmup_steps}")
+        require_count("warmup_steps", self.warmup_steps, least=0)
         if self.type == "constant":
             require(self.decay_steps is None, "decay_steps is not for a constant schedule")
             require(self.end_factor is None, "end_factor is not for a constant schedule")
         else:
             require(self.decay_steps is not None, f"decay_steps is required for {self.type}")
         if self.decay_steps is not None:
-            require(self.decay_steps >= 1, f"decay_steps must be >= 1, got {self.decay_steps}")
+            require_count("decay_steps", self.decay_steps)
         if self.end_factor is not None:
             in_range = 0 <= self.end_factor <= 1
             require(in_range, f"end_factor must be in [0, 1], got {self.end_factor}")

@@ -17,6 +17,7 @@ from embedding.optimizer_spec import AdamAsync as AdamAsync
 from embedding.optimizer_spec import Optimizer as Optimizer
 from embedding.optimizer_spec import Sgd as Sgd
 from embedding.ranges import require as _require
+from embedding.ranges import require_count as _count
 from embedding.ranges import require_finite as _finite
 from embedding.schedule import Schedule
 
@@ -256,8 +257,11 @@ class Eviction:
             any(getattr(self, rule) is not None for rule in rules),
             f"at least one of {', '.join(rules)} must be given",
         )
-        live, threshold = self.steps_to_live, self.l2_weight_threshold
-        _require(live is None or live >= 1, f"steps_to_live must be >= 1, got {live}")
+        for name in ("steps_to_live", "max_rows", "max_bytes", "every_steps"):
+            count = getattr(self, name)
+            if count is not None:
+                _count(name, count)
+        threshold = self.l2_weight_threshold
         if threshold is not None:
             _require(threshold > 0, f"l2_weight_threshold must be > 0, got {threshold}")
             _finite("l2_weight_threshold", threshold)
@@ -267,14 +271,9 @@ class Eviction:
             f" buckets, got {self.max_rows}",
         )
         _require(
-            self.max_bytes is None or self.max_bytes >= 1,
-            f"max_bytes must be >= 1, got {self.max_bytes}",
-        )
-        _require(
             self.evict_first in ("least_frequent", "least_recent"),
             f"evict_first must be least_frequent or least_recent, got {self.evict_first!r}",
         )
-        _require(self.every_steps >= 1, f"every_steps must be >= 1, got {self.every_steps}")
 
 
 def needs_usage(eviction: Eviction | None) -> bool:

@@ -305,6 +305,8 @@ class TrainingConfig(_Section):
                 f" {', '.join(SHIFTABLE)}"
             )
         times = [0, *(shift.at for shift in self.shifts)]
+        if times[-1] >= 2**62:
+            raise ValueError(f"shifts must be at times below 2^62, got {times[-1]}")
         if any(after <= before for before, after in pairwise(times)):
             raise ValueError(f"shifts must be at rising times above 0, got {times[1:]}")
         return self

@@ -199,6 +199,10 @@ def test_a_budget_of_bytes_below_64_rows_a_bucket_is_refused():
         ({"max_bytes": 0}, "max_bytes must be >= 1"),
         ({"max_rows": 10**6, "evict_first": "largest"}, "evict_first must be"),
         ({"steps_to_live": 1, "every_steps": 0}, "every_steps must be >= 1"),
+        ({"steps_to_live": 1, "every_steps": 10**30}, r"every_steps must be below 2\^62"),
+        ({"steps_to_live": 2**63}, r"steps_to_live must be below 2\^62, got 9223372036854775808"),
+        ({"max_rows": 10**30}, r"max_rows must be below 2\^62"),
+        ({"max_bytes": 10**30}, r"max_bytes must be below 2\^62"),
     ],
 )
 def test_a_rule_out_of_range_is_refused_by_the_name_of_its_field(fields, said):

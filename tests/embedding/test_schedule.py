@@ -74,6 +74,8 @@ def test_every_optimizers_learning_rate_follows_its_schedule(kind: str) -> None:
     ("options", "said"),
     [
         ({"warmup_steps": -1}, "warmup_steps must be >= 0, got -1"),
+        ({"warmup_steps": 10**30}, r"warmup_steps must be below 2\^62"),
+        ({"type": "cosine", "decay_steps": 10**30}, r"decay_steps must be below 2\^62"),
         ({"type": "cosine"}, "decay_steps is required for cosine"),
         ({"type": "cosine", "decay_steps": 0}, "decay_steps must be >= 1, got 0"),
         ({"type": "constant", "decay_steps": 5}, "decay_steps is not for a constant schedule"),
