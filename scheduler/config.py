@@ -284,6 +284,7 @@ class TrainingConfig(_Section):
     max_samples: Amount | None = None
     max_seconds: Seconds | None = None
     on_non_finite: Literal["fail", "skip"] = "fail"
+    max_consecutive_non_finite: Count | None = 100
     mixed_cpus: bool = False
 
     @property

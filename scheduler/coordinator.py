@@ -39,6 +39,7 @@ from scheduler.ledger import Ledger
 from scheduler.mode_control import ModeControl
 from scheduler.modes import ModeRule
 from scheduler.shifting import Wish
+from scheduler.skip_watch import SkipWatch
 from scheduler.staleness import Histogram
 from scheduler.stall_watch import StallWatch, who_waits
 from scheduler.step_scalars import scalars_of_step
@@ -76,6 +77,7 @@ class Coordinator:
         self._credits = Credits(spec)
         self._paces = Least()  # of the workers that live
         self._lease_watch = LeaseWatch(spec.lease_timeout_seconds, most=spec.stall_seconds)
+        self._skip_watch = SkipWatch(spec.max_consecutive_non_finite)
         self._stall_watch = StallWatch(spec.stall_seconds, place_limit=spec.place_seconds)
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -181,9 +183,10 @@ class Coordinator:
         if state.last_grant is not None and report.sequence <= state.last_grant.sequence:
             return [Answer(state.last_grant)]
         state.note(report)
+        commands: list[Command] = []
         for finished in report.finished:
-            self._finish(report.worker, finished, now)
-        commands = self._order_steps(now)
+            commands += self._finish(report.worker, finished, now)
+        commands += self._order_steps(now)
         if report.worker >= self.num_workers:
             self._lost(report.worker, report.incarnation)
             state.last_grant = self._answer(report, revoked=report.held, stop=True)
@@ -192,15 +195,15 @@ class Coordinator:
             self._lease_watch.works_at(report.worker, self._work_of(report.worker), now)
         return [*commands, Answer(state.last_grant)]
 
-    def _finish(self, worker: int, finished: Finished, now: float) -> None:
+    def _finish(self, worker: int, finished: Finished, now: float) -> list[Command]:
         if finished.token.kind == "eval":
             if self.evaluation is not None and self.evaluation.finish(finished):
                 self._lease_watch.ended(worker, "eval", finished.token.batch_id, now)
                 self._stall_watch.progress(now)
                 self._end_evaluation_if_complete(now)
-            return
+            return []
         if not self.ledger.finish(finished):
-            return
+            return []
         self._lease_watch.ended(worker, "train", finished.token.batch_id, now)
         state = self.workers[worker]
         self._paces.move(state.pace, state.pace + 1)
@@ -215,6 +218,7 @@ class Coordinator:
             self.progress.loss_sum += finished.loss_sum
             self.progress.loss_samples += finished.samples
             self.modes.finished(worker, finished, now)
+        return self._skip_watch.ended(finished)
 
     def _lost(self, worker: int, incarnation: int) -> list[Command]:
         state = self.workers.get(worker)

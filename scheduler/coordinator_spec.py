@@ -38,6 +38,8 @@ class CoordinatorSpec:
         eval_every_steps: evaluate at every multiple of so many ticks of the schedule clock; 0: only
             at the end.
         max_seconds: stop giving out batches after so much training time; None: no limit.
+        max_consecutive_non_finite: so many batches in a row whose gradients are not finite, and
+            which are skipped, fail the job; None: any number may come.
         heartbeat_timeout_seconds: a worker that says nothing for so long is given up.
         lease_timeout_seconds: a worker that reports, but is so long at one batch is given up; later
             where the job's batches take longer (`LeaseWatch`). None: never.
@@ -66,6 +68,7 @@ class CoordinatorSpec:
     recovery_epoch: int = 0
     eval_every_steps: int = 0
     max_seconds: float | None = None
+    max_consecutive_non_finite: int | None = None
     heartbeat_timeout_seconds: float = 60.0
     lease_timeout_seconds: float | None = 60.0
     stall_seconds: float = 120.0

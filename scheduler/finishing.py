@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from scheduler.checkpointing import write_checkpoint
+from scheduler.errors import TrainingError
 from scheduler.launching import Processes
 from scheduler.progress import Progress
 from scheduler.reporting import make_result
@@ -22,8 +23,13 @@ def finish(
     *,
     started_at: dict[str, float],
 ) -> tuple[dict[str, Any], str]:
-    """Write the final checkpoint, evaluate, and write the result; return it and the checkpoint."""
+    """Write the final checkpoint, evaluate, and write the result; return it and the checkpoint.
+
+    Raises:
+        TrainingError: nothing was trained.
+    """
     status = supervisor.status()
+    check_trained(status.samples)
     progress.phase("writing the final checkpoint")
     checkpoint, digest = write_checkpoint(specs, processes, run, status)
     if specs.evaluation_plan is not None:
@@ -49,6 +55,32 @@ def finish(
     )
     run.write_result(result)
     return result, checkpoint
+
+
+_REMEDIES = {
+    "bad_file": "run with data.on_bad_file=fail, which names the first file that can't be read",
+    "non_finite": "lower the learning rate, or check the dense columns for huge values",
+}
+
+
+def check_trained(samples: dict[str, Any]) -> None:
+    """Refuse the end of a job that has done nothing but skip; its model is as it was before.
+
+    Args:
+        samples: by outcome, as `Status` has them.
+
+    Raises:
+        TrainingError: there were samples, and all were skipped.
+    """
+    if samples["applied"] or samples["dropped"] or not samples["skipped"]:
+        return
+    reasons = samples["skipped_by_reason"]
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+    remedies = "; ".join(_REMEDIES[reason] for reason in reasons)
+    raise TrainingError(
+        f"nothing was trained: all {samples['skipped']:,} samples were skipped ({counts}). To train"
+        f" them, {remedies}"
+    )
 
 
 def _describe(processes: Processes) -> list[dict[str, Any]]:

@@ -78,6 +78,7 @@ class IntervalReport:
             "samples": samples,
             "samples_dropped": status.samples["dropped"],
             "samples_skipped": status.samples["skipped"],
+            "skipped_by_reason": status.samples["skipped_by_reason"],
             "batches_dropped": status.batches["dropped"],
             "batches_reissued": status.batches["reissued"],
             "samples_per_second": rate,
@@ -98,6 +99,8 @@ class IntervalReport:
             "shard_lag": few(list(status.shard_lag), max(status.shard_lag, default=0)),
             "rows": {name: table["rows"] for name, table in tables.items()},
             "table_bytes": {name: table["bytes"] for name, table in tables.items()},
+            "non_finite": {name: table["non_finite"] for name, table in tables.items()},
+            "dense_non_finite": sum(server["dense_non_finite"] for server in servers),
             "peak_rss_bytes": {
                 role: few(sizes, max(sizes, default=0)) for role, sizes in peaks.items()
             },

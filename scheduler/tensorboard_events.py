@@ -38,6 +38,8 @@ def scalars_of(line: Line) -> dict[str, float]:
         **{f"batches/{name}": count for name, count in line["batches"].items()},
         **{f"learning_rate/{name}": rate for name, rate in line["learning_rate"].items()},
         **{f"rows/{name}": rows for name, rows in line["rows"].items()},
+        **{f"non_finite/{name}": count for name, count in line.get("non_finite", {}).items()},
+        "dense_non_finite": line.get("dense_non_finite"),
         **{f"table_bytes/{name}": size for name, size in line["table_bytes"].items()},
         **{f"shard_lag/{i}": lag for i, lag in indexed(line, "server", line["shard_lag"])},
     }

@@ -253,6 +253,7 @@ def resolve(config: JobConfig) -> JobSpecs:
         buffer_bytes=config.cluster.buffer_bytes,
         eval_every_steps=config.training.eval_every_steps,
         max_seconds=config.training.max_seconds,
+        max_consecutive_non_finite=config.training.max_consecutive_non_finite,
         heartbeat_timeout_seconds=config.cluster.heartbeat_timeout_seconds,
         lease_timeout_seconds=config.cluster.lease_timeout_seconds,
         stall_seconds=config.cluster.stall_seconds,

@@ -83,6 +83,7 @@ def summary(run: RunData) -> list[tuple[str, str]]:
     stale = (result.get("staleness") or last.get("staleness") or {}).get("parameter", {})
     modes = list(dict.fromkeys(line["mode"] for line in run.intervals if "mode" in line))
     rows = sum(last.get("rows", {}).values())
+    dense_non_finite = result.get("dense_non_finite", last.get("dense_non_finite"))
     found: list[tuple[str, Any]] = [
         ("mode", ", ".join(modes) or None),
         ("samples", _number(samples)),
@@ -95,14 +96,31 @@ def summary(run: RunData) -> list[tuple[str, str]]:
         ("parameter staleness, mean", _number(stale.get("mean"), 2)),
         ("parameter staleness, p99", _number(stale.get("p99"))),
         ("samples dropped", _number(result.get("samples_dropped", last.get("samples_dropped")))),
-        ("samples skipped", _number(result.get("samples_skipped", last.get("samples_skipped")))),
+        ("samples skipped", _skipped(result, last)),
         ("files left out", _number(sum(map(len, skipped_files.values())) or None)),
+        ("updates of rows left out, not finite", _number(_non_finite(result, last) or None)),
+        ("updates of dense blocks left out, not finite", _number(dense_non_finite or None)),
         ("batches given out again", _number(batches.get("reissued"))),
         ("workers replaced", _number(result.get("worker_restarts"))),
         ("rows", _number(rows if last else None)),
         ("model digest", (result.get("model_digest") or "")[:12] or None),
     ]
     return [(name, value) for name, value in found if value is not None]
+
+
+def _skipped(result: dict[str, Any], last: dict[str, Any]) -> str | None:
+    """Return how many samples were skipped, and why."""
+    count = _number(result.get("samples_skipped", last.get("samples_skipped")))
+    reasons = result.get("skipped_by_reason", last.get("skipped_by_reason")) or {}
+    named = ", ".join(f"{_number(samples)} {reason}" for reason, samples in reasons.items())
+    return f"{count} ({named})" if named else count
+
+
+def _non_finite(result: dict[str, Any], last: dict[str, Any]) -> int:
+    """Return how many gradients of rows had sums that are not finite, over all tables."""
+    if "tables" in result:
+        return sum(table.get("non_finite", 0) for table in result["tables"].values())
+    return sum(last.get("non_finite", {}).values())
 
 
 def _auc(evaluation: dict[str, Any], last: dict[str, Any]) -> str | None:

@@ -68,6 +68,13 @@ def _show(metrics: dict[str, Any], best: float | None, path: str) -> None:
         console.print(f"dropped {metrics['samples_dropped']:,} samples: their gradients were stale")
     for reason, count in metrics["skipped_by_reason"].items():
         console.print(f"skipped {count:,} samples: {reason}")
+    rows = sum(table["non_finite"] for table in metrics["tables"].values())
+    blocks = metrics["dense_non_finite"]
+    if rows or blocks:
+        console.print(
+            f"left out {rows:,} updates of rows and {blocks:,} of dense blocks: the sums of their"
+            " gradients are not finite"
+        )
     for what, files in metrics["skipped_files"].items():
         if files:
             console.print(

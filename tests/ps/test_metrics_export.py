@@ -73,7 +73,11 @@ def test_a_server_s_figures_are_by_table() -> None:
         "bytes_sent": 1,
         "bytes_received": 2,
         "gradients_of_evicted_keys": 3,
-        "tables": {"user": {"rows": 4, "bytes": 64}, "item": {"rows": 5, "bytes": 80}},
+        "dense_non_finite": 6,
+        "tables": {
+            "user": {"rows": 4, "bytes": 64, "non_finite": 0},
+            "item": {"rows": 5, "bytes": 80, "non_finite": 7},
+        },
     }
 
     figures = {(f.name, f.labels.get("table")): f.value for f in server_figures(1, stats)}
@@ -81,4 +85,5 @@ def test_a_server_s_figures_are_by_table() -> None:
     assert figures["shard_step", None] == 9
     assert figures["table_rows", "user"] == 4
     assert figures["table_bytes", "item"] == 80
+    assert (figures["dense_non_finite", None], figures["table_non_finite", "item"]) == (6, 7)
     assert {(f.role, f.index) for f in server_figures(1, stats)} == {("server", 1)}

@@ -483,3 +483,21 @@ def test_time_in_which_steps_are_applied_counts_though_training_is_held() -> Non
     time.applied(26.0)
 
     assert time.at_last_apply == 6.0, "10 to 15 and 25 to 26"
+
+
+def test_non_finite_batches_in_a_row_fail_the_job_whoever_computed_them() -> None:
+    job = Driver(spec(mode="async", max_consecutive_non_finite=3))
+
+    def skip(worker: int) -> list[Command]:
+        token = job.lease(worker)
+        job.sequences[worker] += 1
+        ended = Finished(token, "skipped", skipped=10, reason="non_finite")
+        report = Report(worker, 0, job.sequences[worker], finished=(ended,))
+        return [c for c in job.handle(WorkerReported(report)) if isinstance(c, FailJob)]
+
+    assert skip(0) == skip(1) == []
+    (failure,) = skip(0)
+
+    assert failure.text.startswith("3 batches in a row were skipped")
+    assert "from batch 0 (step 0) to batch 2 (step 2)" in failure.text
+    assert job.coordinator.ledger.samples.skipped_by_reason == {"non_finite": 30}

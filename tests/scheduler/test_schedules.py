@@ -126,7 +126,7 @@ def test_metrics_show_the_learning_rates_of_the_interval() -> None:
         mode="sync", paused=False, at_cut=False, num_workers=1, shifts=(), automatic=False,
         learning_rate_scale=1.0, prediction=None, cuts=(),
         step=5, applied_step=5, clock=4, trained=False, evaluating=False,
-        samples={"applied": 80, "dropped": 0, "skipped": 0},
+        samples={"applied": 80, "dropped": 0, "skipped": 0, "skipped_by_reason": {}},
         batches={"dropped": 0, "reissued": 0}, loss_sum=1.0,
         loss_samples=80, train_seconds=1.0, data_staleness={}, parameter_staleness={},
         staleness_counts={"data": {}, "parameter": {}}, shard_lag=(0,),

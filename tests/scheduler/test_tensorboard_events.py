@@ -32,6 +32,8 @@ def line(samples: int, loss: float | None) -> dict[str, Any]:
         "learning_rate": {"model": 0.5},
         "rows": {"user": 10},
         "table_bytes": {"user": 640},
+        "non_finite": {"user": 6},
+        "dense_non_finite": 1,
         "shard_lag": [0, 2],
         "workers": {"0": {"batch_seconds": 0.25, "share": 1.0}},
         "staleness_of_interval": {"data": {"0": 3, "2": 1}, "parameter": {}},
@@ -168,3 +170,9 @@ def test_of_many_processes_events_have_one_for_all() -> None:
     assert found["peak_rss_bytes/server-0"] == 8
     assert found["all_workers/batch_seconds_p50"] == 0.5
     assert "all_workers/batch_seconds_max" not in found
+
+
+def test_what_was_not_finite_is_by_table_and_of_all_dense_blocks() -> None:
+    found = scalars_of(line(5, 0.5))
+
+    assert (found["non_finite/user"], found["dense_non_finite"]) == (6, 1)

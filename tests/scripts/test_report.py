@@ -91,6 +91,22 @@ def test_a_page_has_every_chart_and_needs_no_network(run: Path, report: Callable
     assert "0.5500 +- 0.0020" in page
 
 
+def test_what_was_not_finite_stands_at_the_top(run: Path, report: Callable[..., int]) -> None:
+    last = {
+        "samples_skipped": 48,
+        "skipped_by_reason": {"bad_file": 8, "non_finite": 40},
+        "non_finite": {"a": 3, "b": 4},
+        "dense_non_finite": 2,
+    }
+    write(run / "metrics.jsonl", [interval(1), interval(2) | last])
+
+    assert report(run) == 0
+    page = (run / "report.html").read_text()
+    assert "48 (8 bad_file, 40 non_finite)" in page
+    found = re.findall(r"<b>(\d+)</b><span>updates of (.*?) left out, not finite<", page)
+    assert found == [("7", "rows"), ("2", "dense blocks")]
+
+
 def test_a_failed_run_says_why(run: Path, tmp_path: Path, report: Callable[..., int]) -> None:
     (run / "failure.json").write_text('{"time": 1, "error": "server 0 <died>"}')
     out = tmp_path / "page.html"
