@@ -120,16 +120,20 @@ class DataPlane:
     # A connection's thread --------------------------------------------------------------------
 
     def _serve(self, peer: Peer) -> None:
-        connection = _Connection(peer)
+        try:
+            connection = _Connection(peer)
+        except OSError as error:  # too many open files; the peer tries again
+            logger.warning("shard %d drops a connection: %s", self.shard.index, error)
+            return
         with self._guard:
             self._connections[peer.number] = connection
         try:
-            for message in self._requests(connection):
-                self._answer(message, peer)
-        except Exception as error:
-            self._fail(error)
+            with self._failures_told():  # before the peer may come again
+                for message in self._requests(connection):
+                    self._answer(message, peer)
         finally:
-            self._drop(connection)
+            with self._failures_told():
+                self._drop(connection)
 
     def _requests(self, connection: _Connection) -> Iterator[Request]:
         """Yield what the peer asks, new or after it had to wait, until it is gone."""
@@ -266,10 +270,14 @@ class DataPlane:
         self._times.add("idle", now - self._changed_ns)
         self._changed_ns = now
 
-    def _fail(self, error: Exception) -> None:
-        logger.error("shard %d failed at a message", self.shard.index, exc_info=error)
-        if self._on_error is not None:
-            self._on_error(error)
+    @contextlib.contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            logger.error("shard %d failed at a connection", self.shard.index, exc_info=error)
+            if self._on_error is not None:
+                self._on_error(error)
 
 
 def _only(outgoing: list[Outgoing]) -> Reply | None:

@@ -1,16 +1,16 @@
 """Write the model that the servers hold as a checkpoint."""
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 
+from embedding import rule_for
 from ps.checkpoint import (
-    CheckpointError,
-    CheckpointReader,
+    MANIFEST,
     Manifest,
     begin_checkpoint,
     publish_checkpoint,
@@ -25,6 +25,7 @@ from scheduler.launching import Processes
 from scheduler.reporting import versions
 from scheduler.run_files import RunDirectory
 from scheduler.start import time_to_json
+from scheduler.time_limits import CALL_TIMEOUT_SECONDS, seconds_to_move
 
 if TYPE_CHECKING:
     from scheduler.trainer import JobSpecs
@@ -39,80 +40,107 @@ def _digest(store: StoreSpec, cuts: list[ShardCut]) -> str:
     return model_digest(tables, [block for cut in cuts for block in cut.blocks])
 
 
-def write_checkpoint(
-    specs: "JobSpecs", processes: Processes, run: RunDirectory, status: Status
-) -> tuple[str, str]:
-    """Write a full checkpoint of a job that stays at one step.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A checkpoint of the job that runs: its place, its step, and the digest of the model."""
 
-    Returns:
-        Its path, and the digest of the model.
+    path: Path
+    step: int
+    digest: str
 
-    Raises:
-        TrainingError: it could not be written; what was there before is as it was.
+    @property
+    def is_there(self) -> bool:
+        """Whether nobody has removed it."""
+        return (self.path / MANIFEST).exists()
+
+
+class CheckpointWriter:
+    """Writes checkpoints of one job.
+
+    Args:
+        specs, processes: of the job.
+        run: where it writes.
     """
-    path = run.checkpoint_path("full", status.applied_step)
-    try:
-        return _write(specs, processes, run, status)
-    except ray.exceptions.RayTaskError as error:
-        raise TrainingError(f"checkpoint {path} could not be written: {error.cause}") from error
-    except (OSError, ValueError, ray.exceptions.RayError) as error:
-        raise TrainingError(f"checkpoint {path} could not be written: {error}") from error
 
+    def __init__(self, specs: "JobSpecs", processes: Processes, run: RunDirectory) -> None:
+        self._specs = specs
+        self._processes = processes
+        self._run = run
+        self._last: Written | None = None
 
-def _write(
-    specs: "JobSpecs", processes: Processes, run: RunDirectory, status: Status
-) -> tuple[str, str]:
-    path = run.checkpoint_path("full", status.applied_step)
-    partial = begin_checkpoint(path)
-    try:
-        step = status.applied_step
-        cuts: list[ShardCut] = ray.get(
-            [server.write_checkpoint.remote(str(partial), step) for server in processes.servers]
-        )
-        digest = _digest(specs.store, cuts)
-        if _is_written(path, digest):
-            shutil.rmtree(partial)
-            return str(path), digest
-        manifest = Manifest(
-            kind="full",
-            step=status.applied_step,
-            recovery_epoch=specs.coordinator.recovery_epoch,
-            store=specs.store.to_json(),
-            model={
-                "spec": asdict(specs.model),
-                "features": asdict(specs.data.features),
-                "contract": asdict(specs.contract),
-            },
-            job={
-                "name": specs.config.name,
-                "seed": specs.config.seed,
-                "samples": status.samples["applied"],
-                "mode": status.mode,
-                "global_batch": specs.config.global_batch,
-                "model_digest": digest,
-                "versions": versions(),
-            },
-            files=tuple(entry for cut in cuts for entry in cut.files),
-            time=time_to_json(
-                specs.coordinator.start,
-                ray.get(processes.coordinator.clock_state.remote()),
-                step=status.applied_step,
-                global_batch=specs.config.global_batch,
-            ),
-        )
-        write_manifest(partial, manifest)
-        path = publish_checkpoint(partial, path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return str(path), digest
+    def write(self, status: Status) -> Written:
+        """Write a full checkpoint of a job that stays at one step.
 
+        A job at the step of its last checkpoint is what that holds: nothing is written again.
 
-def _is_written(path: Path, digest: str) -> bool:
-    """Whether a checkpoint of the same model is there already, as of a job that was paused."""
-    if not path.exists():
-        return False
-    try:
-        return bool(CheckpointReader(path).manifest.job.get("model_digest") == digest)
-    except CheckpointError:
-        return False
+        Raises:
+            TrainingError: it could not be written; what was there before is as it was.
+        """
+        last = self._last
+        if last is not None and last.step == status.applied_step and last.is_there:
+            return last
+        path = self._run.checkpoint_path("full", status.applied_step)
+        try:
+            self._last = self._write(path, status)
+        except ray.exceptions.RayTaskError as error:
+            raise TrainingError(f"checkpoint {path} could not be written: {error.cause}") from error
+        except (OSError, ValueError, ray.exceptions.RayError) as error:
+            raise TrainingError(f"checkpoint {path} could not be written: {error}") from error
+        return self._last
+
+    def _write(self, path: Path, status: Status) -> Written:
+        specs, step = self._specs, status.applied_step
+        seconds = seconds_to_move(self._num_bytes())
+        partial = begin_checkpoint(path)
+        try:
+            cuts: list[ShardCut] = ray.get(
+                [server.write_checkpoint.remote(str(partial), step) for server in self._servers],
+                timeout=seconds,
+            )
+            digest = _digest(specs.store, cuts)
+            clock = self._processes.coordinator.clock_state.remote()
+            manifest = Manifest(
+                kind="full",
+                step=step,
+                recovery_epoch=specs.coordinator.recovery_epoch,
+                store=specs.store.to_json(),
+                model={
+                    "spec": asdict(specs.model),
+                    "features": asdict(specs.data.features),
+                    "contract": asdict(specs.contract),
+                },
+                job={
+                    "name": specs.config.name,
+                    "seed": specs.config.seed,
+                    "samples": status.samples["applied"],
+                    "mode": status.mode,
+                    "global_batch": specs.config.global_batch,
+                    "model_digest": digest,
+                    "versions": versions(),
+                },
+                files=tuple(entry for cut in cuts for entry in cut.files),
+                time=time_to_json(
+                    specs.coordinator.start,
+                    ray.get(clock, timeout=CALL_TIMEOUT_SECONDS),
+                    step=step,
+                    global_batch=specs.config.global_batch,
+                ),
+            )
+            write_manifest(partial, manifest)
+            path = publish_checkpoint(partial, path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        return Written(path, step, digest)
+
+    def _num_bytes(self) -> int:
+        """Return about how much is to be written."""
+        calls = [server.stats.remote() for server in self._servers]
+        stats = ray.get(calls, timeout=CALL_TIMEOUT_SECONDS)
+        rows = sum(table["bytes"] for server in stats for table in server["tables"].values())
+        width = rule_for(self._specs.store.dense_optimizer, sparse=False)
+        return int(rows) + 4 * width.row_width(self._specs.store.dense_size)
+
+    @property
+    def _servers(self) -> list[Any]:
+        return self._processes.servers

@@ -2,13 +2,13 @@
 
 import json
 import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
 from scheduler.errors import NotRunningError, RunDirectoryError
 from scheduler.growing_files import metrics_files
+from scheduler.reaching import why_unreachable
 from scheduler.run_files import (
     CONTROL_FILE,
     FAILURE_FILE,
@@ -20,8 +20,6 @@ from scheduler.run_files import (
 _FACTS = ("auth_mode", "coordinator", "namespace", "ray_address")
 # Ray's head answers a connection at once; the time is for the network.
 PROBE_SECONDS = 1.0
-# What a server of HTTP/2, which Ray's is, says first: a frame of type SETTINGS.
-_SETTINGS_TYPE = 4
 # A line of metrics with a thousand workers has some 60 KB.
 _TAIL_BYTES = 1 << 20
 
@@ -67,16 +65,9 @@ def check_reachable(run: Path, facts: dict[str, Any]) -> None:
     Raises:
         NotRunningError: none does; says what is known of the job.
     """
-    address = str(facts["ray_address"])
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), PROBE_SECONDS) as peer:
-            peer.settimeout(PROBE_SECONDS)
-            greeting = peer.recv(9, socket.MSG_WAITALL)
-    except (OSError, ValueError) as error:
-        raise unreachable(run, facts, str(error) or type(error).__name__) from error
-    if len(greeting) < 9 or greeting[3] != _SETTINGS_TYPE:
-        raise unreachable(run, facts, "something else listens there")
+    cause = why_unreachable(str(facts["ray_address"]), seconds=PROBE_SECONDS)
+    if cause is not None:
+        raise unreachable(run, facts, cause)
 
 
 def unreachable(run: Path, facts: dict[str, Any], cause: str) -> NotRunningError:

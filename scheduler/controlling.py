@@ -19,8 +19,8 @@ from scheduler.events import CutWanted, Wanted
 from scheduler.history import EVERYTHING, Told
 from scheduler.launching import Processes
 from scheduler.ray_errors import first_line
+from scheduler.time_limits import CALL_TIMEOUT_SECONDS
 
-CALL_TIMEOUT_SECONDS = 30.0
 # Joining takes .05 s where the cluster answers; Ray itself tries for 20 s, or without end.
 JOIN_SECONDS = 3.0
 POLL_SECONDS = 0.25

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from scheduler.checkpointing import write_checkpoint
+from scheduler.checkpointing import CheckpointWriter
 from scheduler.errors import TrainingError
 from scheduler.launching import Processes
 from scheduler.progress import Progress
@@ -19,6 +19,7 @@ def finish(
     processes: Processes,
     supervisor: Supervisor,
     run: RunDirectory,
+    writer: CheckpointWriter,
     progress: Progress,
     *,
     started_at: dict[str, float],
@@ -31,7 +32,7 @@ def finish(
     status = supervisor.status()
     check_trained(status.samples)
     progress.phase("writing the final checkpoint")
-    checkpoint, digest = write_checkpoint(specs, processes, run, status)
+    written = writer.write(status)
     if specs.evaluation_plan is not None:
         progress.phase("evaluating")
         supervisor.tell_coordinator(processes.coordinator.evaluate.remote())
@@ -41,11 +42,11 @@ def finish(
         config=specs.config,
         status=status,
         servers=supervisor.server_stats(),
-        model_digest=digest,
+        model_digest=written.digest,
         peak_rss_bytes=supervisor.peak_rss,
         processes=_describe(processes),
         worker_restarts=supervisor.worker_restarts,
-        checkpoint=checkpoint,
+        checkpoint=str(written.path),
         skipped_files={
             "train": list(specs.plan.skipped_files),
             "eval": list(specs.evaluation_plan.skipped_files if specs.evaluation_plan else ()),
@@ -54,7 +55,7 @@ def finish(
         lost_writes=run.losses.counts,
     )
     run.write_result(result)
-    return result, checkpoint
+    return result, str(written.path)
 
 
 _REMEDIES = {

@@ -13,6 +13,7 @@ import numpy as np
 import ray
 
 from ps.actor import ServerActor
+from ps.checkpoint import CheckpointReader
 from ps.restore import MovedDense
 from ps.server import ServerSetup
 from ps.sockets import Address
@@ -24,10 +25,13 @@ from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.errors import StartError
 from scheduler.like_processes import LikeProcesses
 from scheduler.placement import Placement
+from scheduler.reaching import why_unreachable
+from scheduler.time_limits import CALL_TIMEOUT_SECONDS, seconds_to_move
 from worker.actor import WorkerActor
 from worker.running import WorkerSetup
 
 CLOSE_SECONDS = 2.0
+JOIN_SECONDS = 10.0
 
 
 def start_ray(cluster: ClusterConfig, *, namespace: str) -> None:
@@ -35,6 +39,7 @@ def start_ray(cluster: ClusterConfig, *, namespace: str) -> None:
     common: dict[str, Any] = {"namespace": namespace, "logging_level": "error"}
     address = os.environ.get("RAY_ADDRESS")
     if address:
+        _check_address(address)
         _init_ray(address=address, **common)
         return
     wanted = (
@@ -58,6 +63,17 @@ def start_ray(cluster: ClusterConfig, *, namespace: str) -> None:
         object_store_memory=512 << 20,
         **common,
     )
+
+
+def _check_address(address: str) -> None:
+    """Raise StartError where no Ray cluster answers at HOST:PORT: `ray.init` may never return."""
+    host, _, port = address.rpartition(":")
+    # Of a loopback address Ray makes the node's own; other forms ("auto") Ray resolves itself.
+    if not port.isdigit() or "/" in host or host in ("localhost", "127.0.0.1", "[::1]"):
+        return
+    cause = why_unreachable(address, seconds=JOIN_SECONDS)
+    if cause is not None:
+        raise StartError(f"no Ray cluster answers at {address} (RAY_ADDRESS): {cause}")
 
 
 def _init_ray(**options: Any) -> None:
@@ -170,12 +186,15 @@ class Launcher:
             self._like.check("server", index, facts["fingerprint"])
         processes.watches = [server.watch.remote() for server in servers]
         processes.addresses = self._addresses_of(servers)
+        seconds = self._cluster.start_timeout_seconds
         if beginning.checkpoint is None:
             calls = [
                 server.initialize.remote(0, part)
                 for server, part in zip(servers, parts, strict=True)
             ]
         else:
+            files = CheckpointReader(beginning.checkpoint).manifest.files
+            seconds += seconds_to_move(sum(file.bytes for file in files))
             sources, at = beginning.dense_sources, 0
             calls = []
             for server, part in zip(servers, parts, strict=True):
@@ -187,7 +206,7 @@ class Launcher:
                     0, beginning.checkpoint, goes_on=beginning.start.goes_on, moved=moved
                 )
                 calls.append(call)
-        ray.get(calls)
+        self._get(calls, "a server has not taken its part of the model", seconds)
 
     def start_coordinator(
         self, processes: Processes, spec: CoordinatorSpec, faults: CoordinatorFaults
@@ -216,7 +235,7 @@ class Launcher:
 
     def set_to_work(self, processes: Processes, setup: WorkerSetup, worker: WorkerProcess) -> None:
         """Let a worker that is up train; raises TrainingError where its bits would differ."""
-        facts = ray.get(worker.described)
+        facts = ray.get(worker.described, timeout=CALL_TIMEOUT_SECONDS)
         self._like.check("worker", worker.index, facts["fingerprint"])
         worker.pid, worker.node = facts["pid"], facts["node"]
         worker.fingerprint = facts["fingerprint"]["digest"]
@@ -231,13 +250,18 @@ class Launcher:
         ]
         return tuple(self._get(calls))
 
-    def _get(self, calls: list[Any]) -> list[Any]:
+    def _get(
+        self,
+        calls: list[Any],
+        otherwise: str = "a process did not come up",
+        seconds: float | None = None,
+    ) -> list[Any]:
+        limit = self._cluster.start_timeout_seconds if seconds is None else seconds
         try:
-            return ray.get(calls, timeout=self._cluster.start_timeout_seconds)
+            return ray.get(calls, timeout=limit)
         except ray.exceptions.GetTimeoutError as error:
             raise StartError(
-                f"a process did not come up within {self._cluster.start_timeout_seconds:.0f} s"
-                " (cluster.start_timeout_seconds)"
+                f"{otherwise} within {limit:.0f} s (cluster.start_timeout_seconds)"
             ) from error
 
 

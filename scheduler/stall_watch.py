@@ -7,14 +7,14 @@ from scheduler.ledger import Ledger
 
 
 class StallWatch:
-    """Warns after so many seconds without progress, and fails the job after as many again.
+    """Warns after so many seconds without progress, and fails the job after twice as many.
 
     The time in which no worker lives, as the cluster has no place for one, is not that of a stall:
     it has a limit of its own.
 
     Args:
-        limit: in seconds.
-        place_limit: without any worker, in seconds.
+        limit: until it warns, in seconds.
+        place_limit: the same without any worker.
     """
 
     def __init__(self, limit: float, *, place_limit: float) -> None:
@@ -58,7 +58,10 @@ class StallWatch:
         if waited <= 2 * limit:
             return [Warn(said)]
         return [
-            FailJob(f"{said} (limit: cluster.start_timeout_seconds + 2 x stall_seconds)")
+            FailJob(
+                f"{said} (the limit is {2 * limit:.0f} s: cluster.start_timeout_seconds + 2 x"
+                " cluster.stall_seconds)"
+            )
             if placing
             else FailJob(said)
         ]

@@ -21,6 +21,7 @@ from scheduler.ray_errors import first_line
 from scheduler.reporting import IntervalReport
 from scheduler.run_files import RunDirectory
 from scheduler.shifting import described
+from scheduler.time_limits import CALL_TIMEOUT_SECONDS
 from scheduler.workforce import Workforce
 from worker.errors import UnreadableError
 from worker.running import WorkerSetup
@@ -28,7 +29,6 @@ from worker.running import WorkerSetup
 POLL_SECONDS = 0.25
 # How long after a worker's failure a server or the coordinator may turn out to be its cause.
 BLAME_SECONDS = 3.0
-CALL_TIMEOUT_SECONDS = 30.0
 
 
 class Supervisor:
@@ -146,10 +146,15 @@ class Supervisor:
         try:
             return ray.get(call, timeout=CALL_TIMEOUT_SECONDS)
         except (RayActorError, GetTimeoutError) as error:
-            facts = self.processes.coordinator_facts
+            what = (
+                f"has not answered for {CALL_TIMEOUT_SECONDS:.0f} s: it hangs, or its node can't be"
+                " reached"
+                if isinstance(error, GetTimeoutError)
+                else f"died: {first_line(error)}"
+            )
+            pid = self.processes.coordinator_facts["pid"]
             raise TrainingError(
-                f"the coordinator (pid {facts['pid']}) died: {first_line(error)}. The job can't go"
-                " on"
+                f"the coordinator (pid {pid}) {what}. The job can't go on"
             ) from error
 
     def report(self, status: Status) -> None:
@@ -200,8 +205,8 @@ class Supervisor:
             index = self.processes.watches.index(ref)
             pid = self.processes.server_facts[index]["pid"]
             try:
-                ray.get(ref)
-            except (RayActorError, RayTaskError) as error:
+                ray.get(ref, timeout=CALL_TIMEOUT_SECONDS)
+            except RayError as error:
                 raise TrainingError(
                     f"server {index} (pid {pid}) died: {first_line(error)}. Its part of the tables"
                     " is gone, so the job can't go on"

@@ -16,7 +16,7 @@ from embedding import rule_for
 from ps.server import ServerSetup
 from ps.spec import StoreSpec
 from scheduler.beginning import Beginning, beginning_of
-from scheduler.checkpointing import write_checkpoint
+from scheduler.checkpointing import CheckpointWriter
 from scheduler.config import JobConfig
 from scheduler.config_errors import ConfigError
 from scheduler.controlling import control_facts
@@ -176,6 +176,7 @@ class Trainer:
                 run.write_control(
                     control_facts(processes, recovery_epoch=specs.coordinator.recovery_epoch)
                 )
+                writer = CheckpointWriter(specs, processes, run)
                 supervisor = self._supervisor = Supervisor(
                     launcher=launcher,
                     processes=processes,
@@ -183,16 +184,14 @@ class Trainer:
                     config=self.config,
                     run=run,
                     progress=progress,
-                    write_checkpoint=lambda status: write_checkpoint(specs, processes, run, status)[
-                        0
-                    ],
+                    write_checkpoint=lambda status: str(writer.write(status).path),
                 )
                 supervisor.start_workers()
                 self._reached("workers")
                 progress.phase(f"training (started in {time.monotonic() - started:.1f} s)")
                 supervisor.until_trained()
                 metrics, checkpoint = finish(
-                    specs, processes, supervisor, run, progress, started_at=self._started_at
+                    specs, processes, supervisor, run, writer, progress, started_at=self._started_at
                 )
         finally:
             if processes is not None:
@@ -257,7 +256,7 @@ def resolve(config: JobConfig) -> JobSpecs:
         heartbeat_timeout_seconds=config.cluster.heartbeat_timeout_seconds,
         lease_timeout_seconds=config.cluster.lease_timeout_seconds,
         stall_seconds=config.cluster.stall_seconds,
-        # From when the coordinator is up: workers are placed, and compile before they report.
+        # Half of the limit. From when the coordinator is up: workers are placed and compile first.
         place_seconds=config.cluster.start_timeout_seconds / 2 + config.cluster.stall_seconds,
     )
     lengths = keys_in_a_sample(plan, data.features)

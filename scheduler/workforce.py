@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from scheduler.config import ClusterConfig
 from scheduler.errors import StartError, TrainingError
 from scheduler.launching import Launcher, Processes, WorkerProcess
 from scheduler.ray_errors import first_line
+from scheduler.time_limits import CALL_TIMEOUT_SECONDS
 from worker.running import WorkerSetup
 
 
@@ -111,12 +112,12 @@ class Workforce:
     def _came_up(self, worker: WorkerProcess) -> None:
         try:
             self._launcher.set_to_work(self._processes, self._setup, worker)
-        except RayActorError as error:
+        except (RayActorError, GetTimeoutError) as error:
             self._replace(worker, f"died: {first_line(error)}")
 
     def _ended(self, worker: WorkerProcess) -> None:
         try:
-            ray.get(worker.run)
+            ray.get(worker.run, timeout=CALL_TIMEOUT_SECONDS)
         except RayTaskError as error:
             self._replace(worker, f"died: {self._failed(worker, error)}")
         except RayError as error:  # it died, or Ray killed it as the node's memory ran out

@@ -55,6 +55,43 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def test_what_goes_wrong_as_a_connection_ends_is_told(
+    small_job: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(number: int) -> None:
+        raise RuntimeError("a fault of ours")
+
+    job = small_job(TABLES)
+    served = serve(job)
+    sock = served.connect(0)
+    monkeypatch.setattr(job.shards[0], "disconnect", fails)
+    ask(sock, job, [1])
+    sock.close()
+
+    until(lambda: bool(served.errors))
+    assert str(served.errors[0]) == "a fault of ours"
+
+
+def test_a_connection_for_which_there_is_no_descriptor_left_is_dropped_alone(
+    small_job: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    job = small_job(TABLES)
+    served = serve(job)
+    with monkeypatch.context() as patch:
+        patch.setattr(data_plane, "Wake", fails)
+        sock = served.connect(0)
+        assert is_closed(sock)
+        sock.close()
+
+    sock = served.connect(0)
+    assert isinstance(ask(sock, job, [1]), PullReply)
+    sock.close()
+    assert not served.errors
+
+
 def test_the_local_socket_can_only_be_reached_by_this_user(small_job: Any, serve: Serve) -> None:
     path = serve(small_job(TABLES)).planes[0].listener.path
 

@@ -1,11 +1,15 @@
 """A job that stands still, and one that has no workers yet or any more."""
 
+from pathlib import Path
+
 from embedding.spec import Sgd, TableSpec
 from ps.spec import StoreSpec
+from scheduler import JobConfig
 from scheduler.coordinator import Coordinator
 from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.events import FailJob, TimePassed, Warn, WorkerLost, WorkerReported
 from scheduler.ledger import LedgerPlan
+from scheduler.trainer import resolve
 from worker.protocol import Report
 
 
@@ -39,7 +43,20 @@ def test_a_job_without_workers_waits_for_a_place_with_a_limit_of_its_own() -> No
     assert isinstance(warning, Warn)
     assert warning.text == "waiting for a place for 3 workers: none has been up for 451 s"
     assert isinstance(failure, FailJob)
-    assert "cluster.start_timeout_seconds" in failure.text
+    assert "the limit is 900 s: cluster.start_timeout_seconds + 2 x" in failure.text
+
+
+def test_the_limit_that_is_named_without_workers_is_the_one_that_holds(samples: Path) -> None:
+    config = {
+        "data": {"train": str(samples / "train-*.parquet"), "sparse": ["a"]},
+        "model": {"type": "deepfm"},
+        "cluster": {"start_timeout_seconds": 100, "stall_seconds": 7},
+        "run": {"dir": str(samples / "never-written")},
+    }
+
+    spec = resolve(JobConfig.from_dict(config)).coordinator
+
+    assert 2 * spec.place_seconds == 100 + 2 * 7
 
 
 def test_the_time_without_workers_does_not_count_as_a_stall_once_they_are_back() -> None:
