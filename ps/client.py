@@ -92,6 +92,7 @@ class PulledBatch(Open):
         steps: int64[shards], the step each shard answered at.
         held: the dense parameters that the client had when it asked, None where not wanted.
         received: those of the answer, None until a shard sends a part.
+        recovery_epoch, routing_version: that it was asked in, which the batch's push has, too.
     """
 
     unique: Deduplicated = None  # type: ignore[assignment]
@@ -101,6 +102,8 @@ class PulledBatch(Open):
     steps: npt.NDArray[np.int64] = None  # type: ignore[assignment]
     held: DenseCopy | None = None
     received: DenseCopy | None = None
+    recovery_epoch: int = 0
+    routing_version: int = 0
 
 
 @dataclass(slots=True)
@@ -230,6 +233,8 @@ class PsClient:
             dense=np.empty(0, np.float32),
             steps=np.zeros(self.spec.num_shards, np.int64),
             held=held,
+            recovery_epoch=self.recovery_epoch,
+            routing_version=self.routing_version,
         )
         self._start(pulled)
         return pulled
@@ -268,9 +273,9 @@ class PsClient:
             out = None if kept is None else kept[values]
             messages[shard] = Contribution(
                 request_id=request_id,
-                recovery_epoch=self.recovery_epoch,
+                recovery_epoch=pulled.recovery_epoch,
                 mode_epoch=identity.mode_epoch,
-                routing_version=self.routing_version,
+                routing_version=pulled.routing_version,
                 batch_id=identity.batch_id,
                 attempt=identity.attempt,
                 samples=identity.samples,

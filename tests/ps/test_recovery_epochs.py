@@ -87,6 +87,22 @@ def test_a_client_that_enters_an_epoch_forgets_its_dense_parameters(
     assert job.pulled(client, unique).dense.tolist() == other.tolist()
 
 
+def test_what_was_computed_from_the_epoch_before_is_not_pushed_as_of_this_one(
+    small_job: Any, serve: Any
+) -> None:
+    job = small_job(TABLES)
+    client = serve(job).client()
+    pulled = job.pulled(client, job.unique([1]))
+
+    job.shards[0].initialize(9, dense=np.zeros(3, np.float32))
+    client.recovery_epoch = 9
+    push = job.start_push(client, pulled, batch_id=0)
+    job.wait_for(client, push)
+
+    assert [refusal.reason for refusal in push.refusals.values()] == ["epoch"]
+    assert len(job.shards[0].buffer) == 0
+
+
 def test_rows_of_the_epoch_before_are_not_in_the_first_state_of_another(small_job: Any) -> None:
     job, fresh = small_job(TABLES), small_job(TABLES)
     job.train(0, [1, 2])
