@@ -77,11 +77,21 @@ def _check_address(address: str) -> None:
 
 
 def _init_ray(**options: Any) -> None:
-    """Initialise Ray, and keep the caller's SIGTERM handler: Ray's would abort the process."""
+    """Initialise Ray, and keep the caller's SIGTERM handler: Ray's would abort the process.
+
+    Raises:
+        KeyboardInterrupt: SIGTERM came while Ray had its own handler.
+    """
     handler = signal.getsignal(signal.SIGTERM)
-    ray.init(**options)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+    try:
+        ray.init(**options)
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 @dataclass(slots=True)
