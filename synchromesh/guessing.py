@@ -1,7 +1,7 @@
 """A first job file for a Parquet file: each column's part is guessed, and the guess explained."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import yaml
 
 from worker.column_types import is_list, storage_type
 from worker.errors import DataError
-from worker.file_columns import named_schema, named_table, names_in_file
+from worker.file_columns import named_table, names_in_file
 from worker.footers import open_source, read_footer, unreadable
 from worker.planning import find_files
 
@@ -23,6 +23,7 @@ SAMPLE_ROWS = 20_000
 _LABELS = ("label", "click", "clicked", "is_click", "target", "y", "conversion", "converted")
 _KEY_NAME = re.compile(r"(^|_)(id|ids|key|code|hash|cat|category)$|[a-z]I[dD]s?$", re.IGNORECASE)
 _TIME_NAME = re.compile(r"(^|_)(time|timestamp|ts|date|datetime)$|_at$", re.IGNORECASE)
+_TIME_VALUE = re.compile(r"[12][0-9]{3}-?[0-9]{2}(-?[0-9]{2})?([T ].*)?")
 _TIME = "is a time: a model that learns it knows the past alone"
 _FEW_VALUES = 50
 _HASHED = 1 << 31
@@ -48,8 +49,8 @@ def job_for(patterns: Sequence[str], *, name: str = "first") -> str:
         DataError: the file can't be read, has no rows, or no column that could be a label or
             features.
     """
-    file, table = _first_rows(patterns)
-    guesses = _guesses(table)
+    file, table, outside = _first_rows(patterns)
+    guesses = _guesses(table, outside)
     labels = [guess for guess in guesses if guess.part == "label"]
     if not labels:
         raise DataError(
@@ -68,16 +69,17 @@ def job_for(patterns: Sequence[str], *, name: str = "first") -> str:
     return _text(patterns, name, table, guesses, labels[0])
 
 
-def _first_rows(patterns: Sequence[str]) -> tuple[str, pa.Table]:
-    """Return the first file that has rows, and those."""
+def _first_rows(patterns: Sequence[str]) -> tuple[str, pa.Table, set[str]]:
+    """Return the first file that has rows, those, and the columns that are one value in it."""
     found = find_files(patterns)
     for file in found:
         with open_source(file.path) as source:
             footer = read_footer(source, file.path)
             if not footer.metadata.num_rows:
                 continue
-            columns = file.columns(footer.schema, footer.schema.names)
-            names = named_schema(footer.schema, columns).names
+            names = file.all_names(footer.schema)
+            columns = file.columns(footer.schema, names)
+            outside = {column.name for column in columns if column.column is None}
             try:
                 reader = pq.ParquetFile(source)
                 batch = next(
@@ -85,7 +87,8 @@ def _first_rows(patterns: Sequence[str]) -> tuple[str, pa.Table]:
                 )
             except (OSError, ValueError, pa.ArrowException, StopIteration) as error:
                 raise unreadable("a file's first rows can't be read", file.path, error) from error
-        return file.path, _plain(named_table(pa.Table.from_batches([batch]), names, columns))
+        table = _plain(named_table(pa.Table.from_batches([batch]), names, columns))
+        return file.path, table, outside
     raise DataError(
         what="the files hold no sample",
         file=found[0].path,
@@ -109,14 +112,20 @@ def _plain(table: pa.Table) -> pa.Table:
 # Guesses ------------------------------------------------------------------------------------------
 
 
-def _guesses(table: pa.Table) -> list[Guess]:
-    """Guess each column's part; the first of several possible labels is the label."""
-    label = _label_of(table)
+def _guesses(table: pa.Table, outside: Collection[str]) -> list[Guess]:
+    """Guess each column's part; the first of several possible labels is the label.
+
+    Args:
+        outside: columns that files don't hold, as they are one value for all rows of each.
+    """
+    label = _label_of(table.select([n for n in table.column_names if n not in outside]))
     found = []
     for name in table.column_names:
         column = table.column(name).combine_chunks()
         if name == label:
             found.append(Guess(name, "label", "holds 0 and 1 alone"))
+        elif name in outside:
+            found.append(_guess_outside(name, column))
         else:
             found.append(_guess(name, column, None if label is None else table.column(label)))
     return found
@@ -162,6 +171,16 @@ def _guess(name: str, column: pa.Array, label: pa.ChunkedArray | None) -> Guess:
     if not pa.types.is_integer(kind):
         return Guess(name, "dense", f"{kind}, {distinct:,} values")
     return _guess_integer(name, values, distinct, len(column))
+
+
+def _guess_outside(name: str, column: pa.Array) -> Guess:
+    value = str(column[0].as_py())
+    if _TIME_NAME.search(name) or _TIME_VALUE.fullmatch(value):
+        return Guess(name, "left out", _TIME)
+    kind = storage_type(column.type)
+    if _is_text(kind) or pa.types.is_integer(kind):
+        return Guess(name, "sparse", f"one value for a file, {value} in the first")
+    return Guess(name, "left out", f"one {kind} for a file, {value} in the first")
 
 
 def _guess_integer(name: str, values: pa.Array, distinct: int, rows: int) -> Guess:

@@ -29,6 +29,7 @@ class DataFile:
         path: local path or URL.
         columns: gives, for the file's schema and the names that are wanted, those columns that the
             file has by another name or not at all; raises DataError for one that its table lacks.
+        names: of the columns that its table has; where no table lists it, those of its folders.
         table: the table that lists the file, with its version; None: no table does.
         size: of the file in bytes, where a table says it.
         rows: of the file, where a table says it.
@@ -37,10 +38,16 @@ class DataFile:
 
     path: str
     columns: FileColumns
+    names: tuple[str, ...] = ()
     table: str | None = None
     size: int | None = None
     rows: int | None = None
     deleted: npt.NDArray[np.int64] | None = None
+
+    def all_names(self, schema: pa.Schema) -> list[str]:
+        """Return the columns that a job may name, for the file's schema."""
+        own = () if self.table is not None else schema.names
+        return list(dict.fromkeys([*own, *self.names]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,4 +141,4 @@ def file_of_folders(path: str) -> DataFile:
             if name in values and name not in schema.names
         )
 
-    return DataFile(path, columns)
+    return DataFile(path, columns, tuple(values))

@@ -72,6 +72,7 @@ def delta_files(name: TableName) -> list[DataFile]:
             DataFile(
                 file,
                 partial(columns.in_file, file, values=partition),
+                tuple(columns.columns),
                 table=named,
                 size=action["size_bytes"],
                 rows=action["num_records"],

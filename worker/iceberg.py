@@ -132,6 +132,7 @@ def _file(
     return DataFile(
         path,
         partial(columns.in_file, path, missing=values),
+        tuple(columns.columns),
         table=columns.table,
         size=file.file_size_in_bytes,
         rows=file.record_count,

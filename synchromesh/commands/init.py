@@ -25,6 +25,8 @@ def command(data: tuple[str, ...], out: Path | None, overwrite: bool, as_json: b
     """
     if out is not None and out.exists() and not overwrite:
         raise Refused(f"{out} exists; use --overwrite, or name another file")
+    if out is not None and not out.parent.is_dir():
+        raise Refused(f"the folder {out.parent} does not exist; make it first")
     with answering(DataError, StorageError):
         text = job_for(data, name=out.stem if out is not None else "first")
     if out is not None:

@@ -84,6 +84,31 @@ def test_the_job_is_one_that_training_takes(clicks: Path, tmp_path: Path) -> Non
     assert len(specs.store.tables) == 6
 
 
+def test_the_values_of_folders_are_columns_too(clicks: Path) -> None:
+    root = clicks.parent / "root"
+    for folders in ("day=2026-03-01/country=DE", "day=2026-03-01/country=FR"):
+        (root / folders).mkdir(parents=True)
+        pq.write_table(pq.read_table(clicks), root / folders / "a.parquet")
+
+    text = job_for([str(root)])
+
+    assert {"column": "country"} in yaml.safe_load(text)["data"]["sparse"]
+    assert "# one value for a file, DE in the first" in text
+    assert "# left out: day, is a time" in text
+
+
+def test_the_columns_of_a_table_are_those_that_it_has_now(clicks: Path) -> None:
+    deltalake = pytest.importorskip("deltalake")
+    place = str(clicks.parent / "table")
+    table = pq.read_table(clicks).drop_columns(["nothing"])
+    deltalake.write_deltalake(place, table, partition_by=["hour"])
+
+    text = job_for([f"delta://{place}"])
+
+    assert {"column": "hour"} in yaml.safe_load(text)["data"]["sparse"]
+    assert "# one value for a file" in text
+
+
 def test_a_job_without_dense_columns_has_a_model_without_them(tmp_path: Path) -> None:
     table = pa.table({"y": [0, 1] * 50, "q": [f"w{i % 7}" for i in range(100)]})
     pq.write_table(table, tmp_path / "few.parquet")
