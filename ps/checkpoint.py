@@ -5,23 +5,26 @@
     tables/NAME/counters-00000-of-00002.arrow  key, frequency, version of keys without a row
     tables/NAME/bloom-00000-of-00002.arrow     bucket, counters of its block of the Bloom filter
     dense/blocks-00000-of-00002.arrow          block, values, slot_NAME...
+    parts-00000-of-00002.arrow                 which bytes of these files hold which buckets
 
 Every file is written under another name and renamed when it is on the disk, so nothing of an older
 checkpoint changes under who reads it. There is one file of each for every shard that wrote it; keys
 are sorted by (bucket, key). Blocks of a Bloom filter that were never written are left out. A reader
-takes the buckets that it wants from all of them, so any number of shards can restore. A directory
-without a manifest is not a checkpoint.
+takes the buckets that it wants from all of them, so any number of shards can restore: of files
+whose parts are listed it reads only those parts, of others, as earlier versions wrote them, all. A
+directory without a manifest is not a checkpoint.
 """
 
+import contextlib
 import hashlib
-import io
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,11 +50,27 @@ from embedding.arrow import (
     slot_fields,
 )
 from embedding.bloom import BloomSize
-from embedding.mixing import NUM_BUCKETS, buckets_of
+from embedding.mixing import NUM_BUCKETS
 from embedding.spec import BloomAdmission
 from ps.dense import DenseBlocks
-from ps.digest import BucketDigests, bucket_slices
+from ps.digest import PART_BYTES, BucketDigests, bucket_slices
 from ps.durable import new_file, partial_path, publish, write_text
+from ps.file_parts import (
+    MAX_PARTS_BYTES,
+    PARTS,
+    PARTS_SCHEMA,
+    CheckpointError,
+    FileEntry,
+    FilePart,
+    HashedFile,
+    check_order,
+    check_part,
+    check_schema,
+    parts_by_file,
+    parts_from,
+    parts_table,
+    read_parts,
+)
 from ps.file_rows import counters_of, rows_of
 from ps.sealed_json import sealed_text, unsealed
 from ps.spec import BLOCK_SIZE, StoreSpec
@@ -62,20 +81,6 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
 _BLOOM_BYTES_AT_ONCE = 16 << 20
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is not there, is damaged, or does not fit."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileEntry:
-    """One file of a checkpoint; `path` is relative to the manifest."""
-
-    path: str
-    bytes: int
-    sha256: str
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -103,28 +108,6 @@ class Manifest:
     time: dict[str, Any] = field(default_factory=dict)
 
 
-class _HashingFile(io.RawIOBase):
-    """Passes writes on and keeps their length and digest."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-        self.length = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data)
-        self._file.write(view)
-        self._digest.update(view)
-        self.length += view.nbytes
-        return view.nbytes
-
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
-
-
 # Writing ------------------------------------------------------------------------------------------
 
 
@@ -146,24 +129,27 @@ def write_shard(
     root = Path(directory)
     suffix = f"{shard:05d}-of-{num_shards:05d}.arrow"
     entries = []
+    parts: list[FilePart] = []
     for table in tables:
         folder = Path("tables") / table.spec.name
         slices = bucket_slices(table, buckets)
         taken = BucketDigests(buckets) if digests is None else digests[table.spec.name]
         rows = rows_of(table, buckets, taken)
         schema = row_schema(table.spec)
-        entries.append(_write(root, folder / f"rows-{suffix}", schema, rows))
+        entries.append(_write(root, folder / f"rows-{suffix}", schema, rows, parts))
         if table.num_unadmitted:
             counters = counters_of(table, slices, taken)
             path = folder / f"counters-{suffix}"
-            entries.append(_write(root, path, COUNTER_SCHEMA, counters))
+            entries.append(_write(root, path, COUNTER_SCHEMA, counters, parts))
         if isinstance(table.spec.admission, BloomAdmission):
             schema = _bloom_schema(table.spec.admission)
             blocks = _bloom_batches(table, buckets, schema, taken)
-            entries.append(_write(root, folder / f"bloom-{suffix}", schema, blocks))
+            entries.append(_write(root, folder / f"bloom-{suffix}", schema, blocks, parts))
     schema = _block_schema(dense.rule)
-    batch = _block_batch(dense, schema)
-    entries.append(_write(root, Path("dense") / f"blocks-{suffix}", schema, iter([batch])))
+    path = Path("dense") / f"blocks-{suffix}"
+    entries.append(_write(root, path, schema, _block_batches(dense, schema), parts))
+    listed = iter([parts_table(parts)])
+    entries.append(_write(root, Path(f"{PARTS}{suffix}"), PARTS_SCHEMA, listed))
     return entries
 
 
@@ -203,17 +189,28 @@ def write_manifest(directory: str | Path, manifest: Manifest) -> None:
 
 
 def _write(
-    root: Path, path: Path, schema: pa.Schema, parts: Iterator[pa.Table | pa.RecordBatch]
+    root: Path,
+    path: Path,
+    schema: pa.Schema,
+    tables: Iterator[pa.Table | pa.RecordBatch],
+    parts: list[FilePart] | None = None,
 ) -> FileEntry:
+    """Write one file; list its parts where they are wanted: each batch is one."""
     (root / path).parent.mkdir(parents=True, exist_ok=True)
-    rows = 0
+    name, rows = path.as_posix(), 0
     with new_file(root / path) as file:
-        sink = _HashingFile(file)
+        sink = HashedFile(file)
         with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), schema) as writer:
-            for part in parts:
-                writer.write(part)
-                rows += part.num_rows
-    return FileEntry(path.as_posix(), sink.length, sink.hexdigest(), rows)
+            for table in tables:
+                batches = table.to_batches() if isinstance(table, pa.Table) else [table]
+                for batch in batches:
+                    if not batch.num_rows:
+                        continue
+                    writer.write_batch(batch)
+                    rows += batch.num_rows
+                    if parts is not None:
+                        parts.append(sink.end_part(name, batch))
+    return FileEntry(name, sink.length, sink.hexdigest(), rows)
 
 
 def _bloom_schema(rule: BloomAdmission) -> pa.Schema:
@@ -241,11 +238,14 @@ def _block_schema(rule: OptimizerRule) -> pa.Schema:
     return pa.schema([("block", pa.int64()), ("values", block), *slot_fields(rule, BLOCK_SIZE)])
 
 
-def _block_batch(dense: DenseBlocks, schema: pa.Schema) -> pa.RecordBatch:
-    numbers = pa.array(np.arange(len(dense.rows)) + dense.first_block, pa.int64())
-    values = list_column(dense.rows[:, :BLOCK_SIZE])
-    slots = slot_columns(dense.rule, BLOCK_SIZE, dense.rows[:, BLOCK_SIZE:])
-    return pa.record_batch([numbers, values, *slots], schema=schema)
+def _block_batches(dense: DenseBlocks, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    at_once = max(1, PART_BYTES // (4 * dense.rows.shape[1]))
+    for start in range(0, len(dense.rows), at_once):
+        rows = dense.rows[start : start + at_once]
+        numbers = pa.array(np.arange(len(rows)) + dense.first_block + start, pa.int64())
+        slots = slot_columns(dense.rule, BLOCK_SIZE, rows[:, BLOCK_SIZE:])
+        columns = [numbers, list_column(rows[:, :BLOCK_SIZE]), *slots]
+        yield pa.record_batch(columns, schema=schema)
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -256,6 +256,9 @@ class CheckpointReader:
 
     Args:
         directory: that holds the manifest.
+
+    Attributes:
+        bytes_read: of files so far, without the manifest.
 
     Raises:
         CheckpointError: there is no manifest, it is not ours, or a file is missing or damaged.
@@ -272,6 +275,7 @@ class CheckpointReader:
             ) from error
         self._check_lists_all_rows()
         self._verified: set[str] = set()
+        self.bytes_read = 0
 
     def table_names(self) -> list[str]:
         return [table.name for table in self.store.tables]
@@ -299,11 +303,8 @@ class CheckpointReader:
         if not isinstance(table.admission, BloomAdmission):
             return
         schema = _bloom_schema(table.admission)
-        for batch in self._batches(f"tables/{table.name}/bloom-", schema, None):
-            numbers = batch.column(0).to_numpy()
-            wanted = (numbers >= buckets[0]) & (numbers < buckets[1])
-            if wanted.any():
-                yield BloomBlocks(numbers[wanted], matrix(batch.column(1))[wanted])
+        for batch in self._batches(f"tables/{table.name}/bloom-", schema, buckets):
+            yield BloomBlocks(batch.column(0).to_numpy(), matrix(batch.column(1)))
 
     def dense_rows(self, blocks: tuple[int, int] | None = None) -> np.ndarray:
         """Read dense blocks [first, end) with their slots, float32[blocks, width]."""
@@ -311,12 +312,11 @@ class CheckpointReader:
         rule = rule_for(self.store.dense_optimizer, sparse=False)
         found = np.zeros((end - first, rule.row_width(BLOCK_SIZE)), np.float32)
         seen = np.zeros(end - first, np.bool_)
-        for batch in self._batches("dense/blocks-", _block_schema(rule), None):
+        for batch in self._batches("dense/blocks-", _block_schema(rule), (first, end)):
             numbers = batch.column(0).to_numpy()
-            wanted = (numbers >= first) & (numbers < end)
             columns = [matrix(batch.column(i)) for i in range(1, batch.num_columns)]
-            found[numbers[wanted] - first] = np.hstack(columns)[wanted]
-            seen[numbers[wanted] - first] = True
+            found[numbers - first] = np.hstack(columns)
+            seen[numbers - first] = True
         if not seen.all():
             raise CheckpointError(f"{self.directory} lacks {int((~seen).sum())} dense blocks")
         return found
@@ -339,24 +339,57 @@ class CheckpointReader:
                         f" {table.name}, but {self.store.num_shards} shards wrote one each"
                     )
 
+    @cached_property
+    def _parts(self) -> dict[str, list[FilePart]] | None:
+        """The parts of each file; None where an earlier version wrote them, which listed none."""
+        lists = [entry for entry in self.manifest.files if entry.path.startswith(PARTS)]
+        parts: list[FilePart] = []
+        for entry in lists:
+            path = self.directory / entry.path
+            if entry.bytes > MAX_PARTS_BYTES:
+                raise CheckpointError(
+                    f"{path} has {entry.bytes} bytes, a list of parts {MAX_PARTS_BYTES} at most"
+                )
+            with _naming(path):
+                for _, batch in self._whole(entry, PARTS_SCHEMA):
+                    parts += parts_from(batch)
+        if not lists:
+            return None
+        with _naming(self.directory / f"{PARTS}*"):
+            return parts_by_file(self.manifest.files, parts, num_blocks=self.store.num_blocks)
+
     def _batches(
-        self, prefix: str, schema: pa.Schema, buckets: tuple[int, int] | None
+        self, prefix: str, schema: pa.Schema, wanted: tuple[int, int]
     ) -> Iterator[pa.RecordBatch]:
+        """Read what some files have of buckets, of dense/ of blocks, [first, end)."""
+        parts = self._parts
         for entry in self.manifest.files:
             if not entry.path.startswith(prefix):
                 continue
-            self._verify(entry)
-            path = self.directory / entry.path
-            try:
-                for batch in _read_batches(path, schema):
-                    if buckets is not None:
-                        of_keys = buckets_of(batch.column(0).to_numpy())
-                        start, stop = np.searchsorted(of_keys, buckets)
-                        batch = batch.slice(start, stop - start)
-                    if batch.num_rows:
-                        yield batch
-            except pa.ArrowException as error:
-                raise CheckpointError(f"{path} can't be read: {error}") from error
+            found: Iterable[tuple[FilePart | None, pa.RecordBatch]]
+            if parts is None:
+                found = self._whole(entry, schema)
+            else:
+                of_file = parts.get(entry.path, [])
+                found = read_parts(self.directory, entry, of_file, schema, wanted)
+            with _naming(self.directory / entry.path):
+                for part, batch in found:
+                    check_no_nulls(batch)
+                    numbers = check_order(batch)
+                    if part is not None:
+                        check_part(part, numbers)
+                        self.bytes_read += part.num_bytes
+                    start, stop = np.searchsorted(numbers, wanted)
+                    if stop > start:
+                        yield batch.slice(start, stop - start)
+
+    def _whole(self, entry: FileEntry, schema: pa.Schema) -> Iterator[tuple[None, pa.RecordBatch]]:
+        self._verify(entry)
+        path = self.directory / entry.path
+        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
+            check_schema(path, reader.schema, schema)
+            for number in range(reader.num_record_batches):
+                yield None, reader.get_batch(number)
 
     def verify(self) -> None:
         """Check size and digest of every file that was not read yet."""
@@ -368,30 +401,28 @@ class CheckpointReader:
         if entry.path in self._verified:
             return
         path = self.directory / entry.path
-        try:
-            size = path.stat().st_size
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise CheckpointError(f"{path}: {error.strerror or error}") from error
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self.bytes_read += size
         if size != entry.bytes or digest != entry.sha256:
             raise CheckpointError(f"{path} is damaged: its size or checksum is not the manifest's")
         self._verified.add(entry.path)
 
 
-def _read_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
-        if not reader.schema.equals(schema):
-            found = ", ".join(f"{field.name} {field.type}" for field in reader.schema)
-            wanted = ", ".join(f"{field.name} {field.type}" for field in schema)
-            raise CheckpointError(f"{path} has columns {found}; its table needs {wanted}")
-        for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number)
-            try:
-                check_no_nulls(batch)
-            except ValueError as error:
-                raise CheckpointError(f"{path}: {error}") from error
-            yield batch
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say of which file an error is."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except pa.ArrowException as error:
+        raise CheckpointError(f"{path} can't be read: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _read_manifest(path: Path) -> Manifest:

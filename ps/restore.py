@@ -13,6 +13,7 @@ from embedding.mixing import NUM_BUCKETS
 from embedding.optimizers import OptimizerRule, rule_for
 from embedding.spec import BloomAdmission, CounterAdmission, Optimizer
 from ps.checkpoint import CheckpointError, CheckpointReader
+from ps.dense import DenseBlocks
 from ps.shard import Shard
 from ps.spec import BLOCK_SIZE, StoreSpec, bucket_range
 
@@ -91,11 +92,33 @@ def start_shard_from(
     """Give a shard its part of a checkpoint as the first state of a new job.
 
     Rows keep vector, slots and frequency. If time `goes_on`, the first step is the checkpoint's,
-    and versions, and slots that count time, are kept. Else all of them start at 0.
+    and versions, and slots that count time, are kept. Else all of them start at 0. Of the files it
+    reads what may hold the shard's part, no more; where that fails the shard stays as it was.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or does not fit.
     """
     shard.check_alive()
     check_fits(reader.store, shard.spec, dense_size=moved is None)
     tables = shard.empty_tables()
+    try:
+        blocks = _fill(tables, shard, reader, goes_on=goes_on, moved=moved)
+    except BaseException:
+        shard.drop(tables)
+        raise
+    shard.dense.restore(blocks)
+    shard.enter(recovery_epoch, step=reader.manifest.step if goes_on else 0, tables=tables)
+
+
+def _fill(
+    tables: list[EmbeddingVariable],
+    shard: Shard,
+    reader: CheckpointReader,
+    *,
+    goes_on: bool,
+    moved: MovedDense | None,
+) -> npt.NDArray[np.float32]:
+    """Fill tables with a shard's part of a checkpoint; return its dense blocks."""
     buckets = bucket_range(shard.index, shard.spec.num_shards)
     saved = {table.name: table for table in reader.store.tables}
     for table in tables:
@@ -108,18 +131,22 @@ def start_shard_from(
         blocks = _moved_blocks(shard, reader, moved)
     if not goes_on:
         _start_time_anew(shard.dense.rule, BLOCK_SIZE, blocks[:, BLOCK_SIZE:])
-    shard.dense.restore(blocks)
-    shard.enter(recovery_epoch, step=reader.manifest.step if goes_on else 0, tables=tables)
+    return blocks
 
 
 def _moved_blocks(
     shard: Shard, reader: CheckpointReader, moved: MovedDense
 ) -> npt.NDArray[np.float32]:
     """Return a shard's blocks with values and slots from elsewhere in the checkpoint."""
-    shard.dense.initialize(moved.initial)
-    new, old = shard.dense.rows.copy(), reader.dense_rows()
+    fresh = DenseBlocks(shard.spec, shard.index)
+    fresh.initialize(moved.initial)
+    new = fresh.rows
     places = np.flatnonzero(moved.sources >= 0)
     sources = moved.sources[places]
+    needed = sources // BLOCK_SIZE if sources.size else np.zeros(1, np.int64)
+    first, end = int(needed.min()), min(int(needed.max()) + 1, reader.store.num_blocks)
+    old = reader.dense_rows((first, end))
+    sources = sources - first * BLOCK_SIZE
     slots = [
         slice(BLOCK_SIZE + columns.start, BLOCK_SIZE + columns.stop)
         for columns in shard.dense.rule.columns(BLOCK_SIZE)

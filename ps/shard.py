@@ -130,6 +130,11 @@ class Shard:
             return self.tables
         return make_variables(self.spec.tables, on_non_finite="skip")
 
+    def drop(self, tables: list[EmbeddingVariable]) -> None:
+        """Give up what `empty_tables` gave, of a state that could not be made."""
+        if tables is self.tables:
+            self.tables = make_variables(self.spec.tables, on_non_finite="skip")
+
     def enter(
         self, recovery_epoch: int, *, step: int, tables: list[EmbeddingVariable] | None = None
     ) -> None:

@@ -213,6 +213,8 @@ def test_files_are_what_the_format_says(saved: Path) -> None:
             f"tables/sgd.1-x_y/rows-{part}": key + vectors(1, "vector"),
             f"tables/empty/rows-{part}": key + vectors(4, "vector", "slot_accumulator"),
             f"dense/blocks-{part}": "block int64" + vectors(1024, "values", "slot_accumulator"),
+            f"parts-{part}": "path string, first int64, end int64, rows int64, num_bytes int64,"
+            " sha256 fixed_size_binary[32]",
         }
     assert schemas == expected
     assert sorted(manifest) == [

@@ -33,6 +33,17 @@ def edit(directory: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     return directory
 
 
+def without_parts(directory: Path) -> Path:
+    """Make it one of a version that did not list the parts of files."""
+
+    def change(data: dict[str, Any]) -> None:
+        data["files"] = [e for e in data["files"] if not e["path"].startswith("parts-")]
+
+    for path in directory.glob("parts-*"):
+        path.unlink()
+    return edit(directory, change)
+
+
 def read_everything(directory: Path) -> None:
     reader = CheckpointReader(directory)
     load_tables(reader)
@@ -64,8 +75,11 @@ def test_the_manifest_is_only_written_when_every_file_is_there(
         assert not list(tmp_path.glob("manifest*"))
 
 
+@pytest.mark.parametrize("with_parts", [True, False])
 @pytest.mark.parametrize("name", ["rows-00001", "counters-00000", "blocks-00001"])
-def test_a_damaged_file_is_named(own: Path, name: str) -> None:
+def test_a_damaged_file_is_named(own: Path, name: str, with_parts: bool) -> None:
+    if not with_parts:
+        without_parts(own)
     (path,) = [p for p in own.rglob("*.arrow") if name in p.name and "empty" not in str(p)][:1]
     data = bytearray(path.read_bytes())
     whole = bytes(data)
@@ -219,7 +233,8 @@ def test_a_huge_manifest_is_not_read(own: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def rewrite(directory: Path, name: str, table: Any) -> None:
-    """Put another file in the place of one, with a manifest that agrees."""
+    """Put another file in the place of one, with a manifest that agrees, and no list of parts."""
+    without_parts(directory)
     path = next(directory.rglob(name))
     with pa.ipc.new_file(path, table.schema) as writer:
         writer.write_table(table)
@@ -270,13 +285,13 @@ def test_a_file_that_is_no_arrow_file_is_refused_and_named(own: Path) -> None:
         (entry,) = [e for e in manifest["files"] if "adam/rows-00000" in e["path"]]
         entry |= {"bytes": 13, "sha256": hashlib.sha256(b"ARROW1 or not").hexdigest()}
 
-    edit(own, change)
+    edit(without_parts(own), change)
     with pytest.raises(CheckpointError, match=r"adam/rows-00000-of-00002\.arrow can't be read"):
         read_everything(own)
 
 
 def test_dense_blocks_that_are_not_listed_are_missed(own: Path) -> None:
-    edit(own, lambda data: data["files"].pop())
+    edit(without_parts(own), lambda data: data["files"].pop())
 
     with pytest.raises(CheckpointError, match="lacks 2 dense blocks"):
         CheckpointReader(own).dense_vector()

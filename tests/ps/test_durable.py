@@ -110,12 +110,12 @@ def test_a_writer_that_is_killed_leaves_the_checkpoint_that_was_there(tmp_path: 
 
     assert write(99) == 0
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    assert len(before) == 3, "rows, blocks and a manifest"
-    # A file, both files, the manifest too: killed before the next gets its name.
-    assert [write(names) for names in (1, 2, 3)] == [9, 9, 9]
+    assert len(before) == 4, "rows, blocks, the list of their parts and a manifest"
+    # One file, two, three, the manifest too: killed before the next gets its name.
+    assert [write(names) for names in (1, 2, 3, 4)] == [9, 9, 9, 9]
 
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
     assert CheckpointReader(path).dense_vector().tolist() == [99.0] * 4
     others = [entry.name for entry in tmp_path.iterdir() if entry != path]
-    assert len(others) == 3
+    assert len(others) == 4
     assert all(name.startswith(PARTIAL) for name in others), "none looks like a checkpoint"

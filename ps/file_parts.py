@@ -1,0 +1,258 @@
+"""Parts of a checkpoint's files: which bytes hold which keys, so that a reader takes no others.
+
+    parts-00000-of-00002.arrow   path, first, end, rows, num_bytes, sha256
+
+Every shard lists the parts of its files in such a file. A part is one batch of the Arrow file
+`path`, the first part with all that comes before it: rows of buckets [first, end), of dense/ the
+blocks. Parts follow one another from the start of the file, by ascending buckets; after the last
+one is Arrow's footer, without which they can be read.
+"""
+
+import hashlib
+import itertools
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from embedding.arrow import check_no_nulls
+from embedding.mixing import NUM_BUCKETS, buckets_of
+
+PARTS = "parts-"
+MAX_PARTS_BYTES = 256 << 20
+
+PARTS_SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        *((name, pa.int64()) for name in ("first", "end", "rows", "num_bytes")),
+        ("sha256", pa.binary(hashlib.sha256().digest_size)),
+    ]
+)
+_MAGIC_BYTES = 8  # before the first message of an Arrow file
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is not there, is damaged, or does not fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of a checkpoint; `path` is relative to the manifest."""
+
+    path: str
+    bytes: int
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """Consecutive bytes of a file, with its rows of buckets (of dense/: of blocks) [first, end)."""
+
+    path: str
+    first: int
+    end: int
+    rows: int
+    num_bytes: int
+    sha256: bytes
+
+
+class HashedFile:
+    """Passes writes on, and keeps length and digest of the file and of its latest part."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._part_digest = hashlib.sha256()
+        self._part_start = 0
+        self.closed = False
+        self.length = 0
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self._file.write(view)
+        self._digest.update(view)
+        self._part_digest.update(view)
+        self.length += view.nbytes
+        return view.nbytes
+
+    def flush(self) -> None:
+        """There is nothing of its own to flush."""
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+    def end_part(self, path: str, batch: pa.RecordBatch) -> FilePart:
+        """Say what was written since the part before ended: a batch of at least one row."""
+        numbers = numbers_of(batch)
+        length, digest = self.length - self._part_start, self._part_digest.digest()
+        self._part_start, self._part_digest = self.length, hashlib.sha256()
+        first, end = int(numbers[0]), int(numbers[-1]) + 1
+        return FilePart(path, first, end, batch.num_rows, length, digest)
+
+
+def numbers_of(batch: pa.RecordBatch) -> npt.NDArray[Any]:
+    """Return the bucket of each row of a batch, of dense/ its block."""
+    column = batch.column(0).to_numpy()
+    return buckets_of(column) if batch.schema.names[0] == "key" else column
+
+
+def check_order(batch: pa.RecordBatch) -> npt.NDArray[Any]:
+    """Return `numbers_of`; raises ValueError unless rows are sorted and each is there once."""
+    numbers, column = numbers_of(batch), batch.column(0).to_numpy()
+    before, after = numbers[:-1], numbers[1:]
+    in_order = (before < after) | ((before == after) & (column[:-1] < column[1:]))
+    if not in_order.all():
+        row = int(np.argmin(in_order)) + 1
+        name = batch.schema.names[0]
+        raise ValueError(
+            f"{name} {column[row]} comes after {name} {column[row - 1]}; rows must be sorted by"
+            " bucket and key, and each be there once"
+        )
+    return numbers
+
+
+def parts_table(parts: Iterable[FilePart]) -> pa.Table:
+    columns = list(zip(*map(astuple, parts), strict=True)) or [()] * len(PARTS_SCHEMA)
+    return pa.table([list(column) for column in columns], schema=PARTS_SCHEMA)
+
+
+def parts_from(table: pa.Table | pa.RecordBatch) -> list[FilePart]:
+    """Return the parts of a table or batch of `PARTS_SCHEMA`."""
+    check_no_nulls(table)
+    return [FilePart(*row.values()) for row in table.to_pylist()]
+
+
+def parts_by_file(
+    files: Iterable[FileEntry], parts: Iterable[FilePart], *, num_blocks: int
+) -> dict[str, list[FilePart]]:
+    """Return the parts of each file, in order.
+
+    Raises:
+        ValueError: they are not all of the files' rows, each once, or can't be where they are said
+            to be.
+    """
+    found: dict[str, list[FilePart]] = defaultdict(list)
+    for part in parts:
+        found[part.path].append(part)
+    entries = {entry.path: entry for entry in files if not entry.path.startswith(PARTS)}
+    for path in found:
+        if path not in entries:
+            raise ValueError(f"parts of {path!r}, which the manifest does not list")
+    kinds: dict[str, list[FilePart]] = defaultdict(list)
+    for path, entry in entries.items():
+        limit = num_blocks if path.startswith("dense/") else NUM_BUCKETS
+        _check_parts(entry, found[path], limit)
+        kinds[path.rsplit("-", 3)[0]] += found[path]
+    for of_kind in kinds.values():
+        of_kind.sort(key=lambda part: part.first)
+        for before, after in itertools.pairwise(of_kind):
+            if after.first < before.end:
+                raise ValueError(
+                    f"{_described(before)} of {before.path} and {_described(after)} of"
+                    f" {after.path}: each may be in one part only"
+                )
+    return dict(found)
+
+
+def _check_parts(entry: FileEntry, parts: list[FilePart], limit: int) -> None:
+    end = 0
+    for part in parts:
+        if not (end <= part.first < part.end <= limit):
+            raise ValueError(
+                f"{_described(part)} of {entry.path} can't follow {end}: parts must be of"
+                f" ascending {_unit(entry.path)}, of {limit} at most"
+            )
+        if part.rows < 1 or part.num_bytes < 1:
+            raise ValueError(f"{part.rows} rows in {part.num_bytes} bytes of {entry.path}")
+        end = part.end
+    rows = sum(part.rows for part in parts)
+    if rows != entry.rows:
+        raise ValueError(f"parts of {entry.path} with {rows} rows, the manifest has {entry.rows}")
+    if sum(part.num_bytes for part in parts) > entry.bytes:
+        raise ValueError(f"parts of {entry.path} that are longer than its {entry.bytes} bytes")
+
+
+def _unit(path: str) -> str:
+    return "blocks" if path.startswith("dense/") else "buckets"
+
+
+def _described(part: FilePart) -> str:
+    return f"{_unit(part.path)} [{part.first}, {part.end})"
+
+
+def read_parts(
+    directory: Path,
+    entry: FileEntry,
+    parts: Iterable[FilePart],
+    schema: pa.Schema,
+    wanted: tuple[int, int],
+) -> Iterator[tuple[FilePart, pa.RecordBatch]]:
+    """Read the parts of a file that may hold rows of buckets or blocks [first, end), no others.
+
+    A file without such a part is not opened.
+
+    Raises:
+        CheckpointError: the bytes are not those that were written, or of other columns.
+        pyarrow.ArrowException, OSError: they can't be read.
+    """
+    first, end = wanted
+    places, offset = [], 0
+    for part in parts:
+        if part.first < end and part.end > first:
+            places.append((offset, part))
+        offset += part.num_bytes
+    if not places:
+        return
+    path = directory / entry.path
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != entry.bytes:
+            raise CheckpointError(
+                f"{path} is damaged: it has {size} bytes, the manifest says {entry.bytes}"
+            )
+        file.seek(_MAGIC_BYTES)
+        check_schema(path, pa.ipc.read_schema(file), schema)
+        for offset, part in places:
+            file.seek(offset)
+            data = file.read(part.num_bytes)
+            if hashlib.sha256(data).digest() != part.sha256:
+                raise CheckpointError(
+                    f"{path} is damaged: bytes {offset} to {offset + part.num_bytes} do not have"
+                    f" the checksum of {_described(part)}"
+                )
+            yield part, _batch_of(pa.py_buffer(data), schema, first=offset == 0)
+
+
+def _batch_of(data: pa.Buffer, schema: pa.Schema, *, first: bool) -> pa.RecordBatch:
+    """Return the batch of a part, in whose memory it lies; a file's first has the schema before."""
+    messages = pa.BufferReader(data.slice(_MAGIC_BYTES) if first else data)
+    for message in pa.ipc.MessageReader.open_stream(messages):
+        if message.type == "record batch":
+            batch = pa.ipc.read_record_batch(message, schema)
+            batch.validate()
+            return batch
+    raise ValueError("a part has no rows")
+
+
+def check_schema(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:
+    """Raise CheckpointError unless a file has the columns of its table."""
+    if not found.equals(wanted):
+        has, needs = (", ".join(f"{f.name} {f.type}" for f in s) for s in (found, wanted))
+        raise CheckpointError(f"{path} has columns {has}; its table needs {needs}")
+
+
+def check_part(part: FilePart, numbers: npt.NDArray[Any]) -> None:
+    """Raise ValueError unless a part has the rows that its list says; `numbers` are sorted."""
+    lowest, highest = (int(numbers[0]), int(numbers[-1])) if numbers.size else (0, -1)
+    if numbers.size != part.rows or lowest < part.first or highest >= part.end:
+        raise ValueError(
+            f"the list of parts says {part.rows} rows of {_described(part)}, the file has"
+            f" {numbers.size} there, of {_unit(part.path)} {lowest} to {highest}"
+        )
