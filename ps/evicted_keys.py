@@ -53,6 +53,7 @@ class EvictedKeys:
 
     def clear(self) -> None:
         self._runs.clear()
+        self._forgotten_before = 0
 
     def evicted_since(self, step: int, keys: Int64Array) -> npt.NDArray[np.bool_]:
         """Return which of some keys, int64[n], were evicted by that step or a later one."""

@@ -162,6 +162,12 @@ class Coordinator:
         """
         return self._credits.most(self._most_workers, self.rule)
 
+    @property
+    def attempt_steps(self) -> int:
+        """How many steps an attempt lasts that does not end, from when it was given out."""
+        batches = self.spec.attempt_lasts * self.credits
+        return -(-batches // (1 if self.rule.batch_is_step else self.spec.group_size))
+
     # Workers ----------------------------------------------------------------------------------
 
     def _reported(self, report: Report, now: float) -> list[Command]:
@@ -411,6 +417,7 @@ class Coordinator:
         self._step_shares.forget(before=self.step)
         for batch in self.rule.outdated(self.ledger, self.step):
             self.ledger.give_again(batch, step=self.step)
+        self._give_up_the_oldest()
         oldest = self.ledger.oldest_lease_step
         return Record(
             step=step,
@@ -433,6 +440,12 @@ class Coordinator:
             applied_step=self.applied_step,
             totals=self._totals(),
         )
+
+    def _give_up_the_oldest(self) -> None:
+        """Give out again what has lasted too long without an end."""
+        for batch in self.ledger.given_out_before(self.step - self.attempt_steps):
+            # One of a later step keeps it: others wait for it there.
+            self.ledger.give_again(batch, step=max(batch.step, self.step))
 
     def _totals(self) -> Totals:
         samples = self.ledger.samples

@@ -14,6 +14,10 @@ from scheduler.start import Start
 # than these, that is less than waiting for its step would cost in speed.
 FEW_WORKERS = 4
 
+# The usual staleness is as many batches as are in flight. A batch that takes so many times as long
+# is given to somebody else.
+ATTEMPT_LASTS = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorSpec:
@@ -35,6 +39,9 @@ class CoordinatorSpec:
         max_credits: more than these the shards' buffers can't hold, however many workers join;
             None: any number.
         buffer_bytes: what each shard keeps of them; None: without limit.
+        attempt_lasts: an attempt at a batch is void where it does not end while so many times the
+            credits, in batches, are resolved. So what has to be remembered for gradients that come
+            late is bounded.
         eval_every_steps: evaluate at every multiple of so many ticks of the schedule clock; 0: only
             at the end.
         max_seconds: stop giving out batches after so much training time; None: no limit.
@@ -66,6 +73,7 @@ class CoordinatorSpec:
     automatic: bool = False
     policy: PolicyOptions = field(default_factory=PolicyOptions)
     recovery_epoch: int = 0
+    attempt_lasts: int = ATTEMPT_LASTS
     eval_every_steps: int = 0
     max_seconds: float | None = None
     max_consecutive_non_finite: int | None = None

@@ -370,6 +370,13 @@ class Ledger:
         """Return a step before which no attempt that may still count was pulled."""
         return self._lease_steps.value
 
+    def given_out_before(self, step: int) -> list[Batch]:
+        """Return what has not ended of which an attempt that may count is older than a step."""
+        oldest = self.oldest_lease_step
+        if oldest is None or oldest >= step:
+            return []
+        return [b for b in self.outstanding() if b.may_count and b.leased_at_step < step]
+
     def unresolved(self) -> list[Batch]:
         """Return the batches that have a step and are not resolved."""
         return list(self._batches.values())

@@ -467,6 +467,7 @@ def _coordinator_spec(
         buffer_bytes=scenario.buffered,
         start=start,
         recovery_epoch=recovery_epoch,
+        attempt_lasts=scenario.attempt_lasts,
         eval_every_steps=scenario.eval_every_steps,
         max_seconds=scenario.max_seconds,
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,

@@ -49,12 +49,31 @@ class Oracle:
         self.planned = _planned(scenario, first_step)
         self._scenario = scenario
         self._tokens = tokens
+        # Whether an attempt was void because it lasted too long.
+        self.has_given_up = False
+        # When attempts were given out: the step that was formed next, and the one that all shards
+        # had reached. And how many steps an attempt lasts, by the step that comes next.
+        self._given_at: dict[Attempt, tuple[int, int]] = {}
+        self._attempt_steps: dict[int, int] = {}
         # Ends that no step has looked at: (k when it was reported, end).
         self._reported: list[tuple[int, Finished]] = []
         self._ended: dict[int, Finished] = {}
         self._resolved: set[int] = set()
         self._void: set[Attempt] = set()
         self._void_since_last_step: set[Attempt] = set()
+
+    def given(self, token: Token, *, step: int, applied_step: int) -> None:
+        """An attempt is given out before a step is formed."""
+        self._given_at[token.batch_id, token.attempt] = step, applied_step
+
+    def lasts(self, attempt_steps: int, *, step: int) -> None:
+        """When a step came up, attempts lasted so many steps."""
+        self._attempt_steps[step] = attempt_steps
+        self.has_given_up = self.has_given_up or bool(self._too_old(step))
+
+    def oldest_step(self, step: int) -> int:
+        """Return the step before which no attempt was given out that can end, as a step came up."""
+        return step - self._attempt_steps[step]
 
     def reported(self, finished: Finished, *, step: int) -> bool:
         """Take the end of an attempt, reported when so many steps had been formed.
@@ -222,16 +241,29 @@ class Oracle:
                 self._ended[batch_id] = end
         self._reported = later
 
+    def _too_old(self, step: int) -> set[Attempt]:
+        """Return what was given out of batches whose first attempt that counts is too old."""
+        if step not in self._attempt_steps:
+            return set()  # the first one
+        known = {a: at for a, at in self._given_at.items() if at[0] < step and a not in self._void}
+        first: dict[int, int] = {}
+        for (batch_id, _), (_, applied_step) in sorted(known.items()):
+            first.setdefault(batch_id, applied_step)
+        return {attempt for attempt in known if first[attempt[0]] < self.oldest_step(step)}
+
     def _look_for_void(self, step: int) -> set[Attempt]:
         """Return the attempts that became void as step k came up, and forget their ends."""
         self._take_reports(step - 1)
+        too_old = self._too_old(step)
         gone: set[Attempt] = set()
         for identity, token in self._tokens.items():
             batch_id = identity[0]
             end = self._ended.get(batch_id)
-            if batch_id in self._resolved or not self.is_void(token, step):
+            if batch_id in self._resolved:
                 continue
-            if self.mode == "gba" and end is not None and end.outcome == "skipped":
+            has_failed = end is not None and end.outcome == "skipped"
+            is_void = self.is_void(token, step) and not (self.mode == "gba" and has_failed)
+            if not is_void and (identity not in too_old or end is not None):
                 continue
             gone.add(identity)
             if end is not None and end.token.attempt == token.attempt:

@@ -115,6 +115,8 @@ class Referee:
         if isinstance(event, ShiftWanted) and event.mode not in (self._oracle.mode, "auto"):
             self._oracle.shifted(event.mode, step_before)  # type: ignore[arg-type]
             self.seen.steps = self._oracle.steps
+        for formed in range(step_before + 1, self._coordinator.step + 1):
+            self._oracle.lasts(self._coordinator.attempt_steps, step=formed)
         for command in commands:
             if isinstance(command, SendRecords):
                 for record in command.records:
@@ -182,7 +184,12 @@ class Referee:
             self.seen.dense.append((shard, step, dense[part].copy()))
 
     def _check_lead(self, worker: tuple[int, int]) -> None:
-        """When the last of the tokens that it holds begins, the others have ended."""
+        """When the last of the tokens that it holds begins, the others have ended.
+
+        Which ends count where attempts were given up is seen too late here.
+        """
+        if self._oracle.has_given_up:
+            return
         lead = self._paces.lead(worker, self._live_workers())
         lead += len(self._coordinator.ledger.leases_of(worker[0])) - 1
         slack = self._scenario.mode_options.ssp_slack
@@ -206,6 +213,8 @@ class Referee:
         if token.kind == "train":
             require(not self._paused, "{} is given out in a pause", token, batch=token.batch_id)
             self.seen.tokens[token.batch_id, token.attempt] = token
+            steps = self._coordinator.step, self._coordinator.applied_step
+            self._oracle.given(token, step=steps[0], applied_step=steps[1])
             mode = self._oracle.mode
             if mode == "sync" or (mode == "gba" and token.attempt == 0):
                 planned = self._oracle.planned[token.batch_id]
@@ -278,7 +287,12 @@ class Referee:
         require(record.low_water == self._low_water, "low water is {}: {}", self._low_water, record)
         due = self._evictions_due(record)
         require(record.evict == due, "to evict are {}: {}", due, record)
-        self._oldest_promised = max(self._oldest_promised, record.oldest_pull_step)
+        promised = record.oldest_pull_step
+        # What has ended waits for no more steps than there are credits.
+        oldest = self._oracle.oldest_step(step + 1) - self._most_credits - self._always
+        enough = promised >= min(oldest, record.applied_step)
+        require(enough, "pulls before step {} have to be void: {}", oldest, record)
+        self._oldest_promised = max(self._oldest_promised, promised)
         for batch_id in resolved:
             self._story.tell("resolved by %s", record, batch=batch_id)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from ps.spec import SparseMean
+from scheduler.coordinator_spec import ATTEMPT_LASTS
 from scheduler.events import (
     CutWanted,
     EndOfTrainingWanted,
@@ -105,6 +106,7 @@ class Scenario:
         non_finite: part of the batches whose gradient is not finite.
         flaky: whether a batch may read otherwise at another attempt; never in sync mode, where the
             model would then depend on which attempt came first.
+        attempt_lasts: as in `CoordinatorSpec`.
         orders: what somebody wants of the running job, and at which virtual second.
     """
 
@@ -135,6 +137,7 @@ class Scenario:
     long_batches: float = 0.0
     non_finite: float = 0.0
     flaky: bool = False
+    attempt_lasts: int = ATTEMPT_LASTS
     faults: Faults = field(default_factory=Faults)
     orders: tuple[tuple[float, Event], ...] = ()
 
@@ -225,6 +228,7 @@ def draw(seed: int, **options: Any) -> Scenario:
         "dense_clip_norm": rng.choice([None, None, 5.0, 25.0]),
         "mode_options": _draw_mode_options(rng),
         "sparse_mean": rng.choice(get_args(SparseMean)),
+        "attempt_lasts": rng.choice([ATTEMPT_LASTS, 2, 1]),
         "earlier": rng.randint(1, total) if rng.random() < 0.3 else 0,
     }
     return _consistent(Scenario(seed=seed, **(drawn | options)))
