@@ -18,6 +18,9 @@ Float64s = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]
 
 ANY_STEP = -1
+# A record of a step with so many batches, and with so many discards besides, fits one message.
+MAX_STEP_BATCHES = 1 << 17
+MAX_DISCARDS = 1 << 13
 
 RefusalReason = Literal[
     "fenced",  # the shard is not initialised

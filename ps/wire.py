@@ -17,6 +17,7 @@ import numpy.typing as npt
 import zstandard
 
 from ps.messages import (
+    MAX_STEP_BATCHES,
     Apply,
     ApplyReply,
     Contribution,
@@ -35,9 +36,9 @@ PREFIX = struct.Struct("<4sIQ")
 MAGIC = b"SMF1"
 MAX_HEADER_BYTES = 4 << 20
 MAX_BODY_BYTES = 1 << 30
-# Of each list in a header: so that no length in it makes much memory. It is the most batches that
-# one step can have; an entry takes at most 28 bytes, so they fit the header.
-_MAX_ITEMS = 1 << 17
+# Of each list in a header: so that no length in it makes much memory. An entry takes at most 28
+# bytes, so those of a step fit the header.
+_MAX_ITEMS = MAX_STEP_BATCHES
 # Of records in one message; a larger record goes alone.
 _MAX_APPLY_BYTES = 1 << 20
 

@@ -38,6 +38,7 @@ from embedding.spec import (
     ValueDtype,
     Zeros,
 )
+from ps.messages import MAX_STEP_BATCHES
 from ps.spec import SparseMean
 from scheduler.config_errors import ConfigError, validated
 from scheduler.fault_config import InjectConfig, check_targets
@@ -56,6 +57,7 @@ from scheduler.quantities import (
 )
 from scheduler.stale_weights import Cutoff, StaleWeight
 from scheduler.start import InitClock, InitFeatures
+from worker.protocol import MAX_SCORES, MAX_TOKENS
 
 InitializerConfig = Annotated[
     Uniform | GlorotUniform | Normal | TruncatedNormal | Constant | Zeros,
@@ -139,7 +141,7 @@ class DataConfig(_Section):
     dense_transform: Literal["none", "log1p"] = "none"
     sparse: list[SparseConfig] = Field(min_length=1)
     batch_size: Count = 2048
-    eval_batch_size: Count = 8192
+    eval_batch_size: int = Field(8192, ge=1, le=MAX_SCORES)
     epochs: Count = 1
     shuffle: Literal["none", "files", "rows"] = "none"
     order: Literal["lanes", "sequential"] = "lanes"
@@ -342,7 +344,8 @@ class ClusterConfig(_Section):
     coordinator_cpus: Cpus = 0.25
     resources: ResourcesConfig = ResourcesConfig()
     start_timeout_seconds: Seconds = 120
-    prefetch_batches: Count = 2
+    # A worker holds those that it pushes besides.
+    prefetch_batches: int = Field(2, ge=1, le=MAX_TOKENS // 2)
     buffer_bytes: Amount = 1 << 30
     max_worker_restarts: CountOrNone = 10
     restart_window_seconds: Seconds = 3600
@@ -401,6 +404,12 @@ class JobConfig(_Section):
             raise ValueError(
                 f"training.global_batch must be a multiple of data.batch_size"
                 f" ({self.data.batch_size}), got {self.global_batch}"
+            )
+        if self.group_size > MAX_STEP_BATCHES:
+            raise ValueError(
+                f"training.global_batch may be at most {MAX_STEP_BATCHES} times data.batch_size"
+                f" ({self.data.batch_size}), as a step's record names each of its batches, got"
+                f" {self.group_size} times; raise data.batch_size"
             )
         backup = self.training.backup_batches
         if self.training.mode == "backup" and backup >= self.group_size:

@@ -7,9 +7,10 @@ not resolved yet, so a long job costs no more memory than a short one.
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from ps.intervals import Intervals
-from ps.messages import ANY_STEP
+from ps.messages import ANY_STEP, MAX_DISCARDS
 from scheduler.batches import Batch, Status
 from scheduler.ended import EndedBatches, count
 from scheduler.least import Least
@@ -241,13 +242,18 @@ class Ledger:
         self._pending.rearrange(self._window)
         self._ended.recount()
 
-    def take_discards(self) -> list[tuple[int, int]]:
+    def take_discards(self, most: int = MAX_DISCARDS) -> list[tuple[int, int]]:
         """Return, once, which attempts became void: of each batch the latest one.
 
         What they and earlier ones pushed is to be discarded.
+
+        Args:
+            most: so many at most; the others are kept for the next time.
         """
-        discards, self._discards = self._discards, {}
-        return list(discards.items())
+        discards = list(islice(self._discards.items(), most))
+        for batch_id, _ in discards:
+            del self._discards[batch_id]
+        return discards
 
     def stop(self) -> None:
         """Give out no further batch; what was ever leased is still completed."""

@@ -16,10 +16,10 @@ import numpy as np
 from ps.sockets import receive_exactly
 from ps.typed import Decoder, decoder_of, field_values
 from ps.wire import WireError
-from worker.protocol import Grant, Report
+from worker.protocol import MAX_TOKENS, Grant, Report
 
 MAX_BYTES = 16 << 20
-_MAX_ITEMS, _MAX_STAGES, _MAX_TEXT_BYTES = 1 << 14, 256, 256
+_MAX_STAGES, _MAX_TEXT_BYTES = 256, 256
 _PREFIX = struct.Struct("<4sI")
 _MAGIC = b"SMC1"
 
@@ -61,7 +61,7 @@ def _receive(sock: socket.socket, decode: Decoder) -> Any:
         fields = msgpack.unpackb(
             body,
             strict_map_key=True,
-            max_array_len=_MAX_ITEMS,
+            max_array_len=MAX_TOKENS,
             max_map_len=_MAX_STAGES,
             max_str_len=_MAX_TEXT_BYTES,
             max_ext_len=0,

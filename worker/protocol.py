@@ -13,6 +13,11 @@ Outcome = Literal["done", "skipped", "superseded"]
 SkipReason = Literal["bad_file", "non_finite"]
 StageName = Literal["none", "granted", "prepared", "pulling", "pulled", "pushing"]
 
+# Most tokens that one report or grant names, so that a worker can know of.
+MAX_TOKENS = 1 << 14
+# Samples whose scores are in one report, at 5 bytes each; an evaluation batch has no more.
+MAX_SCORES = 1 << 21
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Token:

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ps.messages import ANY_STEP
-from worker.protocol import Finished, Grant, Report, StageName, Token, TokenKind
+from worker.protocol import (
+    MAX_SCORES,
+    MAX_TOKENS,
+    Finished,
+    Grant,
+    Report,
+    StageName,
+    Token,
+    TokenKind,
+)
 
 Identity = tuple[TokenKind, int, int]
 
@@ -136,14 +145,14 @@ class Session:
         Args:
             measured: fields of `Report` that are not about tokens.
         """
-        self._reported = (*self._reported, *self._finished)
-        self._finished.clear()
+        self._say_what_fits()
         self._sequence += 1
         return Report(
             worker=self.worker,
             incarnation=self.incarnation,
             sequence=self._sequence,
-            held=tuple(self._held),
+            # What has ended and is not said yet is not to be taken for lost.
+            held=(*self._held, *(finished.token.identity for finished in self._finished)),
             finished=self._reported,
             want=self.want,
             waiting=self.waiting,
@@ -175,7 +184,9 @@ class Session:
         busy = any(map(self._in, (Stage.PULLING, Stage.PULLED, Stage.PUSHING)))
         if prepared and not busy and self.not_before(min(prepared)) != ANY_STEP:
             staying -= 1
-        return max(0, self.depth - staying)
+        known = len(self._held) + len(self._finished) + len(self._reported)
+        # One that can't be waited for may come on top.
+        return max(0, min(self.depth - staying, MAX_TOKENS - 1 - known))
 
     @property
     def waiting(self) -> bool:
@@ -187,6 +198,18 @@ class Session:
             return False  # its step is ordered already
         ahead = self._in(Stage.GRANTED) + self._in(Stage.PREPARED)
         return not any(token.step < min(pulling).step for token in ahead)
+
+    def _say_what_fits(self) -> None:
+        """Add what has ended to the report, as far as the scores of evaluations fit."""
+        said = list(self._reported)
+        scores = sum(map(_num_scores, said))
+        for finished in self._finished:
+            scores += _num_scores(finished)
+            if said and scores > MAX_SCORES:
+                break
+            said.append(finished)
+        del self._finished[: len(said) - len(self._reported)]
+        self._reported = tuple(said)
 
     @property
     def _first_stage(self) -> StageName:
@@ -205,3 +228,7 @@ class Session:
         held = self._held.get(token.identity)
         if held is not None and held.stage is before:
             held.stage = after
+
+
+def _num_scores(finished: Finished) -> int:
+    return 0 if finished.evaluation is None else finished.evaluation.bins.size

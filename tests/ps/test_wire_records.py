@@ -2,7 +2,7 @@
 
 import pytest
 
-from ps.messages import Apply, DenseNorm, Entry, Record, Totals
+from ps.messages import MAX_DISCARDS, MAX_STEP_BATCHES, Apply, DenseNorm, Entry, Record, Totals
 from ps.wire import (
     MAX_HEADER_BYTES,
     PREFIX,
@@ -81,6 +81,13 @@ def test_a_step_of_many_batches_is_sent(num_batches: int) -> None:
     assert received(Apply(1, 1, (large,))) == Apply(1, 1, (large,))
     norm = DenseNorm(1, 1, 7, large.entries, 2048)
     assert received(norm) == norm
+
+
+def test_the_largest_step_fits_a_message_with_the_discards_that_a_record_takes() -> None:
+    large = record(7, MAX_STEP_BATCHES, MAX_DISCARDS)
+
+    (messages,) = in_messages([large])
+    assert received(Apply(1, 1, messages)) == Apply(1, 1, (large,))
 
 
 def test_no_records_make_no_message() -> None:

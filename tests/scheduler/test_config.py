@@ -383,6 +383,13 @@ def test_an_override_that_leads_nowhere_is_refused(
             {"mode": "backup", "backup_batches": 2},
             "training.backup_batches must be less than the 2 local batches",
         ),
+        (
+            "training",
+            {"global_batch": 131_073 * 2048},
+            "training.global_batch may be at most 131072 times data.batch_size (2048)",
+        ),
+        ("cluster", {"prefetch_batches": 8193}, "cluster.prefetch_batches: "),
+        ("cluster", {"lease_timeout_seconds": 0}, "cluster.lease_timeout_seconds: "),
         ("training", {"eval_every_steps": 5}, "needs data.eval"),
         ("run", {"dir": "x", "progress_every_seconds": float("nan")}, "finite"),
     ],

@@ -317,3 +317,17 @@ def kept(thing: object) -> int:
     if not isinstance(thing, Ledger | Pending | EndedBatches | Least):
         return len(thing) if isinstance(thing, dict | list | set) else 0
     return sum(kept(value) for value in vars(thing).values())
+
+
+def test_discards_beyond_what_a_record_takes_are_kept_for_the_next_one() -> None:
+    ledger = Ledger(
+        LedgerPlan(batches_per_epoch=5, epochs=1, rows_of=lambda batch_id: 1), group_size=5
+    )
+    for _ in range(5):
+        ledger.lease(0, step_now=0, at_step=lambda step: step)
+    for batch in ledger.unresolved():
+        ledger.give_again(batch, step=1)
+
+    taken = [ledger.take_discards(2) for _ in range(4)]
+
+    assert taken == [[(0, 0), (1, 0)], [(2, 0), (3, 0)], [(4, 0)], []]

@@ -78,7 +78,7 @@ def frame(body: bytes, magic: bytes = b"SMC1", nbytes: int | None = None) -> byt
         frame(msgpack.packb([1, 2])),
         frame(msgpack.packb([1, [], [], False, 5, 6, 7])),
         frame(msgpack.packb(["one", [], [], False, 0])),
-        frame(msgpack.packb([1, [[0, 0, 0, 0, 0, "test"]], [], False, 0])),
+        frame(msgpack.packb([1, [[0, 0, 0, 0, 0, "test"]], [], False, 0, 0])),
     ],
 )
 def test_what_is_no_grant_is_refused(

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from ps.messages import ANY_STEP
-from worker.protocol import Finished, Grant, Token
+from worker import session as session_module
+from worker.protocol import Evaluation, Finished, Grant, Token
 from worker.session import Session
 
 
@@ -213,3 +215,36 @@ def test_what_is_answered_in_another_recovery_epoch_is_not_taken() -> None:
     assert not session.stopped
 
     assert session.granted(Grant(report.sequence, (token(0),), recovery_epoch=4)) == [token(0)]
+
+
+def test_scores_that_a_report_has_no_room_for_are_said_in_the_next_one_and_held_until_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_module, "MAX_SCORES", 10)
+    tokens = [replace(token(step), kind="eval") for step in (4, 5, 6)]
+    session = session_with(*tokens, depth=3)
+    scores = Evaluation(np.zeros(6, np.int32), np.zeros(6, np.bool_), 0.0)
+    ended = [Finished(each, "done", samples=6, evaluation=scores) for each in tokens]
+    for each in ended:
+        session.finished(each)
+
+    said = []
+    while session.has_news:
+        report = session.report()
+        said.append(report.finished)
+        known = {each.token.identity for each in report.finished} | set(report.held)
+        assert known == {each.token.identity for each in ended[len(said) - 1 :]}
+        session.granted(Grant(report.sequence))
+
+    assert said == [(each,) for each in ended]
+
+
+def test_no_more_tokens_are_wanted_than_one_report_can_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_module, "MAX_TOKENS", 6)
+    tokens = [replace(token(step), at_step=ANY_STEP) for step in range(3)]
+    session = session_with(*tokens, depth=8)
+    session.finished(Finished(tokens[0], "done"))
+
+    assert session.want == 2, "of 5, 2 are held and 1 has ended"
