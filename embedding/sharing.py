@@ -33,7 +33,7 @@ def budget_of(specs: Sequence[TableSpec]) -> Budget:
         if left <= 0:
             raise MemoryError(
                 f"Bloom filters need {filters:,} bytes of address space, more than {address}. Lower"
-                f" max_elements, or: {address.remedy}"
+                " max_elements or counter_bits"
             )
         address = replace(
             address, num_bytes=left, cause=f"what Bloom filters leave of {address.cause}"

@@ -14,10 +14,23 @@ from ps.sockets import Address
 
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"watch": 1})
 class ServerActor(ShardServer):
-    """One parameter server. A dead one is not restarted: its state would be gone."""
+    """One parameter server. A dead one is not restarted: its state would be gone.
 
-    def __init__(self, setup: ServerSetup, run: str) -> None:
+    Its first call is `begin`. Tables may be refused, and what the constructor of an actor raises
+    ends its process with 60 lines of Ray's, one of which is the reason.
+    """
+
+    _metrics: MetricsExport | None = None
+
+    def __init__(self) -> None:
         threadpool_limits(limits=1)  # as in workers, whatever the number of cores
+
+    def begin(self, setup: ServerSetup, run: str) -> None:
+        """Make the tables of the shard, and listen.
+
+        Raises:
+            MemoryError: there is no room for them.
+        """
         super().__init__(setup, node_id=ray.get_runtime_context().get_node_id())
         self._index = setup.index
         self._metrics = MetricsExport(run, Gauge, Counter)
@@ -29,6 +42,7 @@ class ServerActor(ShardServer):
     def stats(self) -> dict[str, Any]:
         """Return the server's statistics, and export them as metrics of Ray."""
         stats = super().stats()
+        assert self._metrics is not None, "it has begun"
         self._metrics.publish(server_figures(self._index, stats))
         return stats
 
@@ -39,3 +53,7 @@ class ServerActor(ShardServer):
     @ray.method(concurrency_group="watch")
     def watch(self) -> None:
         super().watch()
+
+    def close(self) -> None:
+        if self._metrics is not None:
+            super().close()

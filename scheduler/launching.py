@@ -123,12 +123,17 @@ class WorkerProcess:
 
 @dataclass(slots=True)
 class Processes:
-    """The actors of a job."""
+    """The actors of a job.
+
+    Args:
+        begun: the calls in which servers make their tables, answered once they are up.
+    """
 
     placement: Placement
     servers: list[Any]
     coordinator: Any
     coordinator_name: str
+    begun: list[Any]
     watches: list[Any] = field(default_factory=list)
     addresses: tuple[Address, ...] = ()
     server_facts: list[dict[str, Any]] = field(default_factory=list)
@@ -168,16 +173,18 @@ class Launcher:
         placement = Placement(self._cluster, own_cluster="RAY_ADDRESS" not in os.environ)
         placement.wait()
         name = f"coordinator-{self._run}-{secrets.token_hex(4)}"
+        servers = [_create(ServerActor, placement.options("server", i)) for i in range(len(setups))]
         return Processes(
             placement,
-            servers=[
-                _create(ServerActor, placement.options("server", i), setup, self._run)
-                for i, setup in enumerate(setups)
-            ],
+            servers=servers,
             coordinator=_create(
                 CoordinatorActor, {**placement.options("coordinator", 0), "name": name}
             ),
             coordinator_name=name,
+            begun=[
+                server.begin.remote(setup, self._run)
+                for server, setup in zip(servers, setups, strict=True)
+            ],
         )
 
     def start_servers(
@@ -191,6 +198,7 @@ class Launcher:
         Raises TrainingError where they would compute different bits.
         """
         servers = processes.servers
+        self._get(processes.begun)
         processes.server_facts = self._get([server.describe.remote() for server in servers])
         for index, facts in enumerate(processes.server_facts):
             self._like.check("server", index, facts["fingerprint"])
@@ -275,5 +283,5 @@ class Launcher:
             ) from error
 
 
-def _create(actor: Any, options: dict[str, Any], *arguments: Any) -> Any:
-    return actor.options(**options).remote(*arguments)
+def _create(actor: Any, options: dict[str, Any]) -> Any:
+    return actor.options(**options).remote()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from scheduler import JobConfig, Trainer
+from scheduler import JobConfig, Trainer, TrainingError
 
 pytestmark = pytest.mark.ray
 
@@ -28,7 +28,14 @@ TABLES: dict[str, Any] = {
 }
 
 
-def train(samples: Path, run: Path, servers: int, *, init_from: str | None = None) -> Any:
+def train(
+    samples: Path,
+    run: Path,
+    servers: int,
+    *,
+    init_from: str | None = None,
+    tables: dict[str, Any] = TABLES,
+) -> Any:
     adagrad = {"type": "adagrad", "learning_rate": 0.05, "initial_accumulator": 0.01}
     job = {
         "seed": 3,
@@ -39,7 +46,7 @@ def train(samples: Path, run: Path, servers: int, *, init_from: str | None = Non
             "batch_size": 64,
         },
         "embedding": {"dim": 4, "optimizer": adagrad},
-        "tables": TABLES,
+        "tables": tables,
         "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8], "optimizer": adagrad},
         "training": {"mode": "sync", "global_batch": 256},
         "cluster": {"workers": 1, "servers": servers},
@@ -66,3 +73,20 @@ def test_rules_act_alike_on_one_and_three_servers_and_after_a_restart(
         for n, source in ((3, one), (1, three))
     }
     assert len(again) == 1
+
+
+def test_tables_without_room_are_refused_in_one_line_before_training(
+    ray_cluster: None, samples: Path, tmp_path: Path
+) -> None:
+    bloom = {
+        "type": "bloom",
+        "min_count": 3,
+        "max_elements": 2**40,
+        "false_positive_probability": 1e-6,
+        "counter_bits": 64,
+    }
+
+    with pytest.raises(
+        TrainingError, match=r"^Bloom filters need .* \([0-9.]+ TiB\). Lower .*bits$"
+    ):
+        train(samples, tmp_path / "run", 2, tables={"a": {"admission": bloom}})
