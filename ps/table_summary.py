@@ -1,7 +1,7 @@
 """What a checkpoint says of its tables, read part by part: no table is built.
 
 An overview comes from the manifest alone; a summary reads all files of one table once, and needs
-memory for one part of a file (about a million rows) and for the samples of its quantiles.
+memory for one part of a file (about 8 MiB) and for the samples of its quantiles.
 """
 
 from collections import Counter
