@@ -392,9 +392,15 @@ class CheckpointReader:
                 yield None, reader.get_batch(number)
 
     def verify(self) -> None:
-        """Check size and digest of every file that was not read yet."""
+        """Check size and digest of every file, and that the lists of parts fit the files.
+
+        Raises:
+            CheckpointError: a file is missing or is not what was written.
+        """
         for entry in self.manifest.files:
-            self._verify(entry)
+            with _naming(self.directory / entry.path):
+                self._verify(entry)
+        _ = self._parts
 
     def _verify(self, entry: FileEntry) -> None:
         """Check size and digest once, before a file's first use."""

@@ -213,6 +213,11 @@ def swap_rows(parts: list[dict[str, Any]]) -> None:
     second["rows"] -= 1
 
 
+def swap_ends(parts: list[dict[str, Any]]) -> None:
+    first, second = of_adam(parts)[:2]
+    first["end"], second["end"] = second["end"], first["end"]
+
+
 def swap_places(parts: list[dict[str, Any]]) -> None:
     first, second = of_adam(parts)[:2]
     first |= {name: second[name] for name in ("num_bytes", "sha256", "rows")}
@@ -295,6 +300,26 @@ def test_a_list_that_is_damaged_lost_or_huge_is_refused_and_named(
     )
     with pytest.raises(CheckpointError, match=r"with 0 rows, the manifest has"):
         load()
+
+
+def test_verify_looks_at_every_byte_and_at_the_lists(own: Path) -> None:
+    """A damaged footer harms no restore here, but other tools need it."""
+    CheckpointReader(own).verify()
+    data = (own / ADAM).read_bytes()
+
+    (own / ADAM).write_bytes(data[:-20] + bytes(20))
+    assert len(load_tables(CheckpointReader(own), ["adam"])["adam"]) == 181
+    with pytest.raises(CheckpointError, match=rf"{ADAM} is damaged"):
+        CheckpointReader(own).verify()
+
+    (own / ADAM).unlink()
+    with pytest.raises(CheckpointError, match=rf"{ADAM}: No such file"):
+        CheckpointReader(own).verify()
+
+    (own / ADAM).write_bytes(data)
+    edit_list(own, swap_ends)
+    with pytest.raises(CheckpointError, match=r"can't follow"):
+        CheckpointReader(own).verify()
 
 
 @pytest.mark.parametrize("order", [[1, 0], [0, 0, 1]])
