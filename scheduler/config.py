@@ -47,6 +47,7 @@ from scheduler.modes import SHIFTABLE, Mode, ModeOptions, OnStale, PlannedShift
 from scheduler.names import Name, check_table_name
 from scheduler.policy import PolicyOptions
 from scheduler.quantities import (
+    MAX_WORKERS,
     Amount,
     Count,
     CountOrNone,
@@ -335,8 +336,8 @@ class ResourcesConfig(_Section):
 class ClusterConfig(_Section):
     """How many processes of each role, and what they may use."""
 
-    workers: int = Field(2, gt=0, le=65536)
-    max_workers: int | None = Field(None, gt=0, le=65536)
+    workers: int = Field(2, gt=0, le=MAX_WORKERS)
+    max_workers: int | None = Field(None, gt=0, le=MAX_WORKERS)
     servers: int = Field(2, gt=0, le=4096)
     worker_threads: int = Field(1, gt=0, le=1024)
     worker_cpus: Cpus = 0.5
@@ -391,7 +392,7 @@ class JobConfig(_Section):
     @property
     def max_workers(self) -> int:
         """Most workers that a running job may be asked to have; by default 8 times the first."""
-        return self.cluster.max_workers or 8 * self.cluster.workers
+        return self.cluster.max_workers or min(8 * self.cluster.workers, MAX_WORKERS)
 
     @property
     def group_size(self) -> int:

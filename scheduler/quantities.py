@@ -7,6 +7,8 @@ from pydantic import BeforeValidator, Field
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 CountOrNone = Annotated[int, Field(ge=0, le=2**31 - 1)]
+# Each is connected to every server and to the coordinator, which take a few more peers than that.
+MAX_WORKERS = 8000
 # Bytes and samples.
 Amount = Annotated[int, Field(ge=1, le=2**62)]
 # What operating systems and locks take as a time limit; 31 years.

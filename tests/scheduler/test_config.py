@@ -17,6 +17,7 @@ from embedding.spec import (
     ProbabilisticAdmission,
     Uniform,
 )
+from ps.listener import MAX_CONNECTIONS
 from scheduler import ConfigError, JobConfig
 from scheduler.paths import with_absolute_paths
 from scheduler.resolve import model_spec, store_spec, training_data
@@ -52,6 +53,14 @@ def test_the_global_batch_is_one_batch_a_worker_by_default(job: dict[str, Any]) 
     config = JobConfig.from_dict(job)
 
     assert (config.global_batch, config.group_size) == (3 * 2048, 3)
+
+
+def test_no_more_workers_may_join_than_a_server_has_connections_for(job: dict[str, Any]) -> None:
+    job["cluster"] = {"workers": 4000}
+
+    most = JobConfig.from_dict(job).max_workers
+
+    assert 4000 < most < MAX_CONNECTIONS - 64
 
 
 def test_tables_override_the_defaults_field_by_field(job: dict[str, Any]) -> None:
@@ -388,6 +397,8 @@ def test_an_override_that_leads_nowhere_is_refused(
             {"global_batch": 131_073 * 2048},
             "training.global_batch may be at most 131072 times data.batch_size (2048)",
         ),
+        ("cluster", {"workers": 8001}, "cluster.workers: "),
+        ("cluster", {"max_workers": 8001}, "cluster.max_workers: "),
         ("cluster", {"prefetch_batches": 8193}, "cluster.prefetch_batches: "),
         ("cluster", {"lease_timeout_seconds": 0}, "cluster.lease_timeout_seconds: "),
         ("training", {"eval_every_steps": 5}, "needs data.eval"),
