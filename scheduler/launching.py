@@ -32,6 +32,8 @@ from worker.running import WorkerSetup
 
 CLOSE_SECONDS = 2.0
 JOIN_SECONDS = 10.0
+# How Ray begins what it prints about a process that died.
+DEATH_OF_RAY = "A worker died or was killed while executing a task by an unexpected system error"
 
 
 def start_ray(cluster: ClusterConfig, *, namespace: str) -> None:
@@ -82,6 +84,7 @@ def _init_ray(**options: Any) -> None:
     Raises:
         KeyboardInterrupt: SIGTERM came while Ray had its own handler.
     """
+    _leave_deaths_to_us()
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
@@ -92,6 +95,25 @@ def _init_ray(**options: Any) -> None:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
+
+
+def _leave_deaths_to_us() -> None:
+    """Keep Ray from printing a page about each process that dies: the job says it in a line.
+
+    Ray prints it to stdout, where only results belong, and has no option for it. Where a version
+    prints it by another name, it is printed.
+    """
+    printed = getattr(ray._private.worker, "print_to_stdstream", None)
+    if printed is None or hasattr(printed, "without_deaths"):
+        return
+
+    def print_others(data: dict[str, Any], *arguments: Any, **options: Any) -> None:
+        lines = [line for line in data["lines"] if not line.startswith(DEATH_OF_RAY)]
+        if lines or not data["lines"]:
+            printed({**data, "lines": lines}, *arguments, **options)
+
+    print_others.without_deaths = True  # type: ignore[attr-defined]
+    ray._private.worker.print_to_stdstream = print_others
 
 
 @dataclass(slots=True)

@@ -199,7 +199,11 @@ def test_sync_gives_the_same_bits_on_any_topology(
 
 @pytest.mark.parametrize("mode", ["sync", pytest.param("async", marks=pytest.mark.slow)])
 def test_a_killed_worker_is_replaced_and_no_sample_is_lost_or_repeated(
-    ray_cluster: None, samples: Path, tmp_path: Path, mode: str
+    ray_cluster: None,
+    samples: Path,
+    tmp_path: Path,
+    mode: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     def config(name: str) -> JobConfig:
         return job(
@@ -216,6 +220,11 @@ def test_a_killed_worker_is_replaced_and_no_sample_is_lost_or_repeated(
     killer.join()
 
     assert killed.metrics["worker_restarts"] == 1
+    told = capfd.readouterr()
+    assert (
+        "died: The actor died unexpectedly before finishing this task. It is replaced" in told.err
+    )
+    assert "unexpected system error" not in told.out, "Ray's page about it"
     assert counts(killed) == (12 * ROWS, 0, 0)
     if mode == "sync":
         undisturbed = Trainer(config("undisturbed")).fit()
