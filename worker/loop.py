@@ -54,7 +54,7 @@ class LoopOptions:
 
     Args:
         heartbeat_seconds: the longest pause between two reports.
-        poll_seconds: the pause between two reports while tokens are wanted and none came.
+        poll_seconds: the shortest pause between two reports while tokens are wanted and none came.
         full_seconds: the pause before a shard that had no room is asked again.
         on_non_finite: what a non-finite gradient does: `fail` the job or `skip` the batch.
         any_float_mode: whether batches are prepared and computed in an unusual float mode too.
@@ -65,6 +65,10 @@ class LoopOptions:
     full_seconds: float = 0.02
     on_non_finite: Literal["fail", "skip"] = "fail"
     any_float_mode: bool = False
+
+    def pause_seconds(self, waited: float) -> float:
+        """Return the pause between two reports of who has waited so long for tokens: an eighth."""
+        return min(max(self.poll_seconds, waited / 8), self.heartbeat_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,6 +413,7 @@ class WorkerLoop:
     # The talking thread -----------------------------------------------------------------------
 
     def _talk(self) -> None:
+        last_news = time.monotonic()
         while not self._ended:
             with self._lock:
                 report = self._session.report(
@@ -427,16 +432,18 @@ class WorkerLoop:
             self._wakes.set()  # the answer may set a pull free
             if self._session.stopped:
                 return
-            self._pause(nothing_new=not tokens)
+            if tokens or report.finished:
+                last_news = time.monotonic()
+            self._pause(last_news, nothing_new=not tokens)
 
-    def _pause(self, *, nothing_new: bool) -> None:
+    def _pause(self, last_news: float, *, nothing_new: bool) -> None:
         """Wait until there is something to say, at most until the next heartbeat."""
         with self._news:
-            started = time.monotonic()
+            started, options = time.monotonic(), self._options
+            pause = options.pause_seconds(started - last_news)
             while not self._ended and not self._session.has_news:
                 wants = self._session.want > 0 or self._session.waiting
-                options = self._options
-                limit = options.poll_seconds if wants else options.heartbeat_seconds
+                limit = pause if wants else options.heartbeat_seconds
                 left = started + limit - time.monotonic()
                 if left <= 0 or (wants and not nothing_new):
                     return

@@ -86,7 +86,7 @@ def test_a_worker_reports_on_however_long_a_batch_takes() -> None:
         readers={"train": lambda batch_id: (SimpleNamespace(num_samples=1), 0)},  # type: ignore[dict-item, return-value]
         preparer=lambda batch: SimpleNamespace(unique=None),  # type: ignore[arg-type, return-value]
         computation=None,  # type: ignore[arg-type]
-        options=LoopOptions(poll_seconds=0.002),
+        options=LoopOptions(poll_seconds=0.002, heartbeat_seconds=0.01),
         faults=Faults(FaultPlan(), worker=0, incarnation=0),
     )
     loop.run()
@@ -233,3 +233,11 @@ def test_a_push_that_a_shard_has_no_room_for_is_sent_again_until_it_has(
 
     assert events[:8] == ["pushed", *["refused", "sent again"] * 3, "answered"]
     assert events.count("pushed") == 1, "what a batch contributes is computed once"
+
+
+def test_who_waits_long_for_tokens_asks_more_seldom_and_loses_an_eighth_at_most() -> None:
+    options = LoopOptions(heartbeat_seconds=1.0, poll_seconds=0.05)
+
+    assert [options.pause_seconds(waited) for waited in (0.0, 0.4, 4.0, 8.0, 3600.0)] == [
+        0.05, 0.05, 0.5, 1.0, 1.0
+    ]  # fmt: skip
