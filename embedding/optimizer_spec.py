@@ -15,6 +15,12 @@ from embedding.ranges import (
 )
 from embedding.schedule import Schedule
 
+# Gradients are means over a step, so a rare key's square is of the order of 1e-7: beside a start of
+# .1, as other libraries have it, Adagrad is SGD with lr / .316, and rare keys hardly move.
+# How the two were chosen: docs/embedding.md, "Defaults".
+ADAGRAD_LEARNING_RATE = 0.05
+ADAGRAD_START = 1e-8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shaping:
@@ -79,8 +85,8 @@ class Adagrad(Shaping):
     """
 
     type: Literal["adagrad"] = "adagrad"
-    learning_rate: float = 0.02
-    initial_accumulator: float = 0.1
+    learning_rate: float = ADAGRAD_LEARNING_RATE
+    initial_accumulator: float = ADAGRAD_START
 
     def __post_init__(self) -> None:
         _check_shaping(self)
@@ -95,8 +101,8 @@ class RowwiseAdagrad(Shaping):
     """
 
     type: Literal["rowwise_adagrad"] = "rowwise_adagrad"
-    learning_rate: float = 0.02
-    initial_accumulator: float = 0.1
+    learning_rate: float = ADAGRAD_LEARNING_RATE
+    initial_accumulator: float = ADAGRAD_START
 
     def __post_init__(self) -> None:
         _check_shaping(self)
@@ -116,8 +122,8 @@ class AdagradDecay(Shaping):
     """
 
     type: Literal["adagrad_decay"] = "adagrad_decay"
-    learning_rate: float = 0.02
-    initial_accumulator: float = 0.1
+    learning_rate: float = ADAGRAD_LEARNING_RATE
+    initial_accumulator: float = ADAGRAD_START
     decay_steps: int = 100_000
     decay_rate: float = 0.9
     catch_up: Literal["all_periods", "one_period"] = "all_periods"
@@ -134,8 +140,8 @@ class AdagradDecayV2(Shaping):
     """
 
     type: Literal["adagrad_decay_v2"] = "adagrad_decay_v2"
-    learning_rate: float = 0.02
-    initial_accumulator: float = 0.1
+    learning_rate: float = ADAGRAD_LEARNING_RATE
+    initial_accumulator: float = ADAGRAD_START
     decay_steps: int = 100_000
     decay_rate: float = 0.9
     catch_up: Literal["all_periods", "one_period"] = "all_periods"

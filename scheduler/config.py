@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from embedding.composition_spec import Composition
-from embedding.optimizer_spec import Adagrad, Optimizer
+from embedding.optimizer_spec import Adagrad, Adam, Optimizer
 from embedding.optimizers import NO_DENSE_CLIP_NORM
 from embedding.spec import (
     BloomAdmission,
@@ -68,6 +68,7 @@ OptimizerConfig = Annotated[Optimizer, Field(discriminator="type")]
 CompositionConfig = Annotated[Composition, Field(discriminator="type")]
 StaleWeightConfig = Annotated[StaleWeight, Field(discriminator="type")]
 _MODES = ModeOptions()
+_ADAGRADS = {"adagrad", "rowwise_adagrad", "adagrad_decay", "adagrad_decay_v2"}
 
 
 def _counter_by_default(value: Any) -> Any:
@@ -219,6 +220,13 @@ class EmbeddingConfig(_Section):
     track_usage: bool | None = None
 
 
+def _dense_adagrad(value: Any) -> Any:
+    """Give Adagrad the defaults of dense parameters: every step updates them, as it does no row."""
+    if isinstance(value, dict) and str(value.get("type", "")) in _ADAGRADS:
+        return {"learning_rate": 0.01, "initial_accumulator": 1e-4, **value}
+    return value
+
+
 class ModelConfig(_Section):
     """The dense model; what a type takes beyond these keys is described in docs/models.md.
 
@@ -227,7 +235,7 @@ class ModelConfig(_Section):
     """
 
     type: Literal["dlrm", "deepfm", "wide_deep", "custom"]
-    optimizer: OptimizerConfig = Adagrad(learning_rate=0.01)
+    optimizer: Annotated[OptimizerConfig, BeforeValidator(_dense_adagrad)] = Adam()
     clip_global_norm: float | None = Field(None, gt=0)
     options: dict[str, Any] = {}
 

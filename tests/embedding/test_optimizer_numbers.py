@@ -112,7 +112,8 @@ def test_the_accumulator_never_decays_below_its_start() -> None:
 
 def test_adagrad_decay_v2_gives_the_published_losses() -> None:
     """The loss is the sum of 2 w over 6 rows of 3."""
-    w, _ = history(AdagradDecayV2(decay_steps=2), 1.0, 2.0, lr=0.1, steps=4)
+    spec = AdagradDecayV2(initial_accumulator=0.1, decay_steps=2)
+    w, _ = history(spec, 1.0, 2.0, lr=0.1, steps=4)
 
     published = [36.0, 32.444176, 29.847788, 27.74195, 25.852505]
     assert [36 * value for value in w] == pytest.approx(published, abs=1e-4)

@@ -172,5 +172,5 @@ def test_a_control_file_that_lacks_something_is_refused(tmp_path: Path) -> None:
     (tmp_path / JOB_FILE).write_text("")
     (tmp_path / CONTROL_FILE).write_text(json.dumps({"namespace": "n"}))
 
-    with pytest.raises(ControlError, match="has no auth_mode, coordinator, ray_address"):
+    with pytest.raises(ControlError, match="has no text for auth_mode, coordinator"):
         find_job(tmp_path)

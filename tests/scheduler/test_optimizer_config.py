@@ -1,14 +1,14 @@
 """Optimizers in the job file."""
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from embedding.optimizer_spec import OPTIMIZERS, Adagrad, AdamW, Ftrl
+from embedding.optimizer_spec import OPTIMIZERS, Adam, AdamW, Ftrl
 from scheduler import ConfigError, JobConfig
 from scheduler.resolve import model_spec, store_spec
 
@@ -33,7 +33,9 @@ def test_every_optimizer_can_be_that_of_tables_and_of_the_model(kind: str) -> No
 
     expected = OPTIMIZERS[kind](learning_rate=0.5, clip_value=2.0)
     assert {table.optimizer for table in store.tables} == {expected}
-    assert store.dense_optimizer == expected
+    # Dense parameters are updated in every step: their accumulator need not start so near 0.
+    dense = {"initial_accumulator": 1e-4} if "adagrad" in kind else {}
+    assert store.dense_optimizer == replace(expected, **dense)
     assert JobConfig.from_dict(yaml.safe_load(config.to_yaml())) == config
 
 
@@ -44,7 +46,7 @@ def test_a_table_has_its_own_optimizer() -> None:
     found = {t.name: t.optimizer for t in store_spec(config, model_spec(config)).tables}
 
     assert (found["C1"], found["C2"]) == (AdamW(), Ftrl(l1=0.5, clip_norm=3.0))
-    assert config.model.optimizer == Adagrad(learning_rate=0.01)
+    assert config.model.optimizer == Adam()
 
 
 @pytest.mark.parametrize(

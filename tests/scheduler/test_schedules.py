@@ -136,4 +136,4 @@ def test_metrics_show_the_learning_rates_of_the_interval() -> None:
 
     line = IntervalReport(config).line(status, [])
 
-    assert line["learning_rate"] == {"embedding": 0.5, "model": 0.01, "tables.C2": 0.6}
+    assert line["learning_rate"] == {"embedding": 0.5, "model": 0.001, "tables.C2": 0.6}

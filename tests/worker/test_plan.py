@@ -318,9 +318,9 @@ def test_a_file_that_lacks_a_column_is_refused_even_where_bad_files_are_skipped(
     tmp_path: Path,
 ) -> None:
     good = write(tmp_path / "good.parquet", pa.array(range(5)))
-    pq.write_table(pa.table({"y": [1], "cc": [1]}), tmp_path / "other.parquet")
+    pq.write_table(pa.table({"y": [1], "C": [1]}), tmp_path / "other.parquet")
 
-    with pytest.raises(DataError, match="'cc'") as caught:
+    with pytest.raises(DataError, match="column 'c'") as caught:
         make_plan([good, str(tmp_path / "other.parquet")], spec(on_bad_file="skip"))
 
     assert caught.value.file == str(tmp_path / "other.parquet")
