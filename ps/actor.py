@@ -6,10 +6,10 @@ import ray
 from ray.util.metrics import Counter, Gauge
 from threadpoolctl import threadpool_limits
 
-from ps.fingerprint import process_facts
-from ps.metrics_export import MetricsExport, server_figures
 from ps.server import ServerSetup, ShardServer
 from ps.sockets import Address
+from runtime.fingerprint import process_facts
+from runtime.metrics_export import MetricsExport, server_figures
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"watch": 1})

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from ps.intervals import Intervals
 from ps.messages import Contribution, Entry, Record, Refusal
+from runtime.intervals import Intervals
 
 
 class GradientBuffer:

@@ -54,7 +54,6 @@ from embedding.mixing import NUM_BUCKETS
 from embedding.spec import BloomAdmission
 from ps.dense import DenseBlocks
 from ps.digest import PART_BYTES, BucketDigests, bucket_slices
-from ps.durable import new_file, partial_path, publish, write_text
 from ps.file_parts import (
     MAX_PARTS_BYTES,
     PARTS,
@@ -74,7 +73,8 @@ from ps.file_parts import (
 from ps.file_rows import counters_of, rows_of
 from ps.sealed_json import sealed_text, unsealed
 from ps.spec import BLOCK_SIZE, StoreSpec
-from ps.typed import decoder_of, field_values
+from runtime.durable import new_file, partial_path, publish, write_text
+from runtime.typed import decoder_of, field_values
 
 FORMAT = "synchromesh-checkpoint"
 FORMAT_VERSION = 1

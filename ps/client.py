@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from ps.deduplicate import Deduplicated, keep_admitted
 from ps.dense_copies import DenseCopies, DenseCopy
-from ps.free_list import FreeList
 from ps.messages import (
     ANY_STEP,
     Apply,
@@ -35,6 +34,7 @@ from ps.messages import (
 from ps.sockets import receive, send
 from ps.spec import StoreSpec
 from ps.wire import Header, WireError, array_sizes
+from runtime.free_list import FreeList
 
 Connect = Callable[[int], socket.socket]
 

@@ -21,15 +21,15 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from ps.byte_budget import ByteBudget
-from ps.fingerprint import check_float_mode
 from ps.listener import Listener, Peer
 from ps.messages import Apply, ApplyReply, Contribution, Pull, Reply, Request
 from ps.read_write_lock import ReadWriteLock
 from ps.shard import Outgoing, Shard
 from ps.sockets import receive, send
-from ps.stage_times import StageTimes
 from ps.wake import Wake
 from ps.wire import WireError
+from runtime.fingerprint import check_float_mode
+from runtime.stage_times import StageTimes
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.mixing import BUCKET_BITS, mix64
-from ps.free_list import FreeList
+from runtime.free_list import FreeList
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ps.free_list import FreeList
 from ps.spec import StoreSpec
+from runtime.free_list import FreeList
 
 
 @dataclass(slots=True, eq=False)

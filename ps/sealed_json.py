@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-from ps.strict_json import json_text
+from runtime.strict_json import json_text
 
 SEAL = "sha256_of_the_rest"
 

@@ -30,7 +30,7 @@ from ps.messages import (
     Record,
     Refusal,
 )
-from ps.typed import decoder_of, field_values
+from runtime.typed import decoder_of, field_values
 
 PREFIX = struct.Struct("<4sIQ")
 MAGIC = b"SMF1"

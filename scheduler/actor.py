@@ -6,9 +6,9 @@ from typing import Any
 import ray
 from ray.util.metrics import Counter, Gauge
 
-from ps.fingerprint import process_facts
-from ps.metrics_export import MetricsExport
 from ps.sockets import Address
+from runtime.fingerprint import process_facts
+from runtime.metrics_export import MetricsExport
 from scheduler.batch_trace import BatchSpan
 from scheduler.clock import ClockState
 from scheduler.control_plane import ControlPlane

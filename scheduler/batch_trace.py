@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ps.durable import new_file
-from ps.strict_json import json_text
-from scheduler.growing_files import GrowingFile
+from runtime.durable import new_file
+from runtime.growing_files import GrowingFile
+from runtime.strict_json import json_text
 from worker.protocol import Report
 
 # Between two takes of the driver; what comes beyond is not recorded.

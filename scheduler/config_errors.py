@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 
 from pydantic import BaseModel, ValidationError
 
-from worker.near_names import near_name
+from runtime.near_names import near_name
 
 Config = TypeVar("Config", bound=BaseModel)
 

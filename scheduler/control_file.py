@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from runtime.growing_files import metrics_files
 from scheduler.errors import NotRunningError, RunDirectoryError
-from scheduler.growing_files import metrics_files
 from scheduler.reaching import why_unreachable
 from scheduler.run_files import (
     CONTROL_FILE,

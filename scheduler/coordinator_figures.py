@@ -1,6 +1,6 @@
 """The coordinator's figures, its workers' among them, as metrics."""
 
-from ps.metrics_export import Figure
+from runtime.metrics_export import Figure
 from scheduler.coordinating import Status
 from scheduler.modes import MODES
 

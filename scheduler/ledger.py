@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
-from ps.intervals import Intervals
 from ps.messages import ANY_STEP, MAX_DISCARDS
+from runtime.intervals import Intervals
 from scheduler.batches import Batch, Status
 from scheduler.ended import EndedBatches, count
 from scheduler.least import Least

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ps.durable import PARTIAL, write_text
-from ps.strict_json import json_text
+from runtime.durable import PARTIAL, write_text
+from runtime.growing_files import METRICS_FILE, Losses, MetricsFiles, metrics_files
+from runtime.strict_json import json_text
 from scheduler.batch_trace import BatchFile, BatchSpan
 from scheduler.config import JobConfig
 from scheduler.errors import RunDirectoryError
-from scheduler.growing_files import METRICS_FILE, Losses, MetricsFiles, metrics_files
 from scheduler.run_lease import LEASE_FILES, LOCK_FILE, RunLease
 from scheduler.tensorboard_events import TensorBoardEvents, require_tensorboard
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import filelock
 
-from ps.durable import write_text
-from ps.strict_json import json_text
+from runtime.durable import write_text
+from runtime.strict_json import json_text
 from scheduler.errors import RunDirectoryError
 
 LOCK_FILE = ".lease.lock"

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ps.checkpoint import CheckpointError, CheckpointReader
-from ps.typed import decoder_of, field_values
+from runtime.typed import decoder_of, field_values
 from scheduler.clock import ClockState, check_first_steps
 
 _log = logging.getLogger(__name__)

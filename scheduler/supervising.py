@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from ps.client import ShardLostError
-from ps.memory import peak_rss_bytes
+from runtime.memory import peak_rss_bytes
 from scheduler.config import JobConfig
 from scheduler.coordinating import Status
 from scheduler.errors import TrainingError

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from runtime.growing_files import MAX_FILE_BYTES, MAX_FILES, GrowingFile
 from scheduler.config_errors import ConfigError
-from scheduler.growing_files import MAX_FILE_BYTES, MAX_FILES, GrowingFile
 from scheduler.interval_figures import indexed
 
 Line = dict[str, Any]

@@ -8,7 +8,7 @@ import argparse
 import sys
 
 from bench.fleets import CASES, measure, section
-from ps.strict_json import json_text
+from runtime.strict_json import json_text
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -26,7 +26,7 @@ from bench.matrix_products import ProductsBound, layers_of
 from bench.one_step import OneWorker
 from bench.training_data import find_data
 from bench.training_jobs import Case, job_of
-from ps.strict_json import json_text
+from runtime.strict_json import json_text
 from scheduler.trainer import JobSpecs, resolve
 from worker.models import build_model
 

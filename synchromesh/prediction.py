@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ps.checkpoint import CheckpointError, CheckpointReader
-from ps.durable import new_file
 from ps.storage import StorageError
+from runtime.durable import new_file
 from scheduler import RunDirectoryError
 from scheduler.config_errors import nearest
 from scheduler.run_files import latest_checkpoint

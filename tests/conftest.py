@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-from ps.free_list import FreeList
+from runtime.free_list import FreeList
 
 # Before anything imports Ray. One thread a process, as in the actors of a job.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")

@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 
 from ps.buffer import GradientBuffer
-from ps.free_list import FreeList
 from ps.messages import Contribution, Refusal
 from ps.server import ServerSetup, ShardServer
+from runtime.free_list import FreeList
 from scheduler import JobConfig
 from scheduler.control_plane import ControlPlane
 from scheduler.coordinating import CoordinatorServer

@@ -5,7 +5,7 @@ from typing import Any
 import ray
 from threadpoolctl import threadpool_limits
 
-from ps.fingerprint import process_facts
+from runtime.fingerprint import process_facts
 from worker.running import WorkerSetup, make_loop
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
+from runtime.near_names import near_name
 from worker.errors import DataError
 from worker.key_hash import KEY_TYPES, key_kind
-from worker.near_names import near_name
 from worker.spec import FeatureSpec, SparseFeature
 
 _KEYS = f"{KEY_TYPES}, or lists of one of these"

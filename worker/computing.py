@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ps.fingerprint import check_float_mode
-from ps.free_list import FreeList
+from runtime.fingerprint import check_float_mode
+from runtime.free_list import FreeList
 from worker.assembling import Vectors, add_gradient, pool_vectors, vectors_of
 from worker.models import Model, SampleVectors, build_model, num_parameters
 from worker.preparing import Prepared

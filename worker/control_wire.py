@@ -1,6 +1,6 @@
 """Reports and grants on a socket: frames of a length and msgpack. No pickle.
 
-    frame = magic (4) | bytes (u32) | the message's fields, as `ps.typed` has them
+    frame = magic (4) | bytes (u32) | the message's fields, as `runtime.typed` has them
 
 A frame's length is checked before anything is allocated, and so are those of its lists: tokens that
 a worker holds or is granted, and stages that it measures.
@@ -14,8 +14,8 @@ import msgpack
 import numpy as np
 
 from ps.sockets import receive_exactly
-from ps.typed import Decoder, decoder_of, field_values
 from ps.wire import WireError
+from runtime.typed import Decoder, decoder_of, field_values
 from worker.protocol import MAX_TOKENS, Grant, Report
 
 MAX_BYTES = 16 << 20

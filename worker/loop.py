@@ -17,10 +17,10 @@ from typing import Literal
 
 from embedding.finite import all_finite
 from ps.client import Identity, Open, PsClient, PulledBatch
-from ps.fingerprint import check_float_mode
-from ps.memory import peak_rss_bytes
-from ps.stage_times import StageTimes
 from ps.wake import Wake
+from runtime.fingerprint import check_float_mode
+from runtime.memory import peak_rss_bytes
+from runtime.stage_times import StageTimes
 from worker.batch import Batch
 from worker.choosing import choose_rows
 from worker.computing import Computation, Float32s

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from embedding.key_maps import map_keys
 from embedding.pooling import coefficients
 from ps.deduplicate import Deduplicated, Deduplicator
-from ps.free_list import FreeList
+from runtime.free_list import FreeList
 from worker.batch import Batch
 from worker.spec import Lookup, SparseFeature
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ps.strict_json import json_text
+from runtime.strict_json import json_text
 from worker.dataset_files import ABOUT_FILE, DatasetError, PartWriter, staged
 from worker.metrics import StreamingAuc, bin_of, log_loss_sum
 from worker.planted import (

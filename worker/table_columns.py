@@ -6,9 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from runtime.near_names import near_name
 from worker.errors import DataError
 from worker.file_columns import FileColumn, constant, taken_from
-from worker.near_names import near_name
 
 
 @dataclass(frozen=True, slots=True)

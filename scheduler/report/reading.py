@@ -9,13 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from scheduler.errors import RunDirectoryError
-from scheduler.growing_files import (
+from runtime.growing_files import (
     METRICS_FILE,
     first_metrics_are_gone,
     metrics_files,
     opened_metrics,
 )
+from scheduler.errors import RunDirectoryError
 from scheduler.run_files import BATCHES_FILE, FAILURE_FILE, JOB_FILE, RESULT_FILE
 
 # A chart shows no more than so many points in time.

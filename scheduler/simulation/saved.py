@@ -11,7 +11,7 @@ from embedding.mixing import NUM_BUCKETS
 from ps.checkpoint import CheckpointReader, Manifest
 from ps.messages import Record
 from ps.shard import Shard
-from ps.strict_json import json_text
+from runtime.strict_json import json_text
 from scheduler.coordinator import Coordinator
 from scheduler.start import Start, start_from, time_to_json
 

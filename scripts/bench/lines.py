@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from ps.strict_json import json_text
+from runtime.strict_json import json_text
 
 MEGA, GIGA = 1e6, 1e9
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ps.strict_json import json_text
+from runtime.strict_json import json_text
 
 
 class Phases:

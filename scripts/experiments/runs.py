@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ps.strict_json import json_text
+from runtime.strict_json import json_text
 
 Row = dict[str, Any]
 

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import click
 
-from ps.strict_json import json_text
+from runtime.strict_json import json_text
 
 FAILURES = (OSError, ValueError, MemoryError)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ps.durable import write_text
+from runtime.durable import write_text
 from scheduler import RunDirectoryError
 from synchromesh.commands.answers import Refused, answering, json_option, print_json
 

@@ -12,11 +12,11 @@ import pytest
 from ps.checkpoint import CheckpointError, Manifest, write_manifest
 from ps.client import Identity, PsClient
 from ps.digest import model_digest
-from ps.fingerprint import FloatModeError
 from ps.messages import ANY_STEP, Refusal
 from ps.server import ServerSetup, ShardServer
 from ps.sockets import connect
 from ps.spec import StoreSpec
+from runtime.fingerprint import FloatModeError
 
 SECRET = b"only for this job"
 

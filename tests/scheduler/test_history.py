@@ -13,7 +13,7 @@ from embedding.optimizer_spec import Sgd
 from embedding.spec import TableSpec
 from ps.listener import Listener
 from ps.spec import StoreSpec
-from ps.strict_json import json_text
+from runtime.strict_json import json_text
 from scheduler.config import JobConfig
 from scheduler.coordinating import CoordinatorServer
 from scheduler.coordinator_figures import coordinator_figures

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ps.intervals import Intervals
 from ps.messages import ANY_STEP
+from runtime.intervals import Intervals
 from scheduler.batches import Status
 from scheduler.ended import EndedBatches
 from scheduler.least import Least

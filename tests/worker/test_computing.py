@@ -9,8 +9,8 @@ import pytest
 
 from embedding.spec import Sgd
 from ps.deduplicate import Deduplicator
-from ps.fingerprint import FloatModeError
 from ps.spec import even_routing
+from runtime.fingerprint import FloatModeError
 from worker.batch import Bags, Batch
 from worker.computing import Computation
 from worker.models import build_model, initial_parameters, needed_lookups

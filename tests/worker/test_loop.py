@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from ps.client import Open, PulledBatch
-from ps.fingerprint import FloatModeError
 from ps.messages import ANY_STEP, Refusal
+from runtime.fingerprint import FloatModeError
 from worker.faults import FaultPlan, Faults
 from worker.loop import LoopOptions, WorkerLoop
 from worker.protocol import Finished, Grant, Report, Token

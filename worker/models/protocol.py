@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding.spec import Constant, Initializer, Normal, TruncatedNormal, Uniform
-from worker.near_names import near_name
+from runtime.near_names import near_name
 
 FloatArray = npt.NDArray[np.float32]
 

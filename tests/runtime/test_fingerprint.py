@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ps.fingerprint import FloatModeError, check_float_mode, float_mode, numeric_fingerprint
+from runtime.fingerprint import FloatModeError, check_float_mode, float_mode, numeric_fingerprint
 
 InFloatMode = Callable[[str], AbstractContextManager[None]]
 

@@ -1,6 +1,6 @@
 import random
 
-from ps.intervals import Intervals
+from runtime.intervals import Intervals
 
 
 def test_it_holds_what_a_set_holds() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ps.free_list import FreeList
+from runtime.free_list import FreeList
 
 
 def test_what_was_given_back_is_taken_again_also_for_fewer_and_slightly_more() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ps.checkpoint import CheckpointReader, begin_checkpoint, publish_checkpoint
-from ps.durable import PARTIAL, new_file, write_text
+from runtime.durable import PARTIAL, new_file, write_text
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from ps.stage_times import StageTimes
+from runtime.stage_times import StageTimes
 
 
 def test_stages_add_up_and_others_stay_at_zero() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ps.strict_json import json_text
+from runtime.strict_json import json_text
 
 METRICS_FILE = "metrics.jsonl"
 # Of metrics.jsonl and of TensorBoard's events: the newest files of so many bytes are kept.

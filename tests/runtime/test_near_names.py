@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.near_names import near_name
+from runtime.near_names import near_name
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import json
 import math
 
-from ps.strict_json import json_text
+from runtime.strict_json import json_text
 
 
 def test_what_json_has_no_number_for_becomes_null_at_any_depth() -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ps.metrics_export import Figure, MetricsExport, server_figures
+from runtime.metrics_export import Figure, MetricsExport, server_figures
 
 
 class Recorded:
