@@ -1,6 +1,6 @@
 """Tables of embeddings by key: rows, index, initial values, admission, eviction, optimizers."""
 
-from embedding.compile_cache import use_own_cache
+from embedding.kernels.compile_cache import use_own_cache
 
 use_own_cache()
 
@@ -14,9 +14,9 @@ from embedding.composition_spec import (  # noqa: E402
 from embedding.counters import CounterEntries  # noqa: E402
 from embedding.entries import TableEntries  # noqa: E402
 from embedding.eviction import rows_per_bucket  # noqa: E402
+from embedding.kernels.mixing import NUM_BUCKETS, buckets_of  # noqa: E402
 from embedding.key_maps import map_keys  # noqa: E402
 from embedding.linking import make_variables  # noqa: E402
-from embedding.mixing import NUM_BUCKETS, buckets_of  # noqa: E402
 from embedding.optimizer_spec import (  # noqa: E402
     Adagrad,
     AdagradDecay,

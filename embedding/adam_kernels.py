@@ -7,7 +7,7 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.gradient_kernels import mean_square
-from embedding.prefetch import prefetch_ahead
+from embedding.kernels.prefetch import prefetch_ahead
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]

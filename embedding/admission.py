@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.arguments import read_only
 from embedding.bloom import NO_BLOOM, BloomArrays, BloomFilter
-from embedding.mixing import mix64, mix_text
+from embedding.kernels.arguments import read_only
+from embedding.kernels.mixing import mix64, mix_text
 from embedding.rows import RowArrays
 from embedding.spec import CounterAdmission, FrequencyAdmission, ProbabilisticAdmission, TableSpec
 

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from embedding.arguments import input_array
 from embedding.counters import CounterEntries
 from embedding.entries import TableEntries
+from embedding.kernels.arguments import input_array
 from embedding.optimizers import OptimizerRule, rule_for
 from embedding.spec import TableSpec
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.mixing import BUCKET_BITS, NUM_BUCKETS, mix64
+from embedding.kernels.mixing import BUCKET_BITS, NUM_BUCKETS, mix64
 from embedding.reservation import reserve
 from embedding.spec import BloomAdmission
 

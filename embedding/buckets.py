@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from embedding.mixing import NUM_BUCKETS
+from embedding.kernels.mixing import NUM_BUCKETS
 
 ALL_BUCKETS = (0, NUM_BUCKETS)
 _MOST_PARTS = 64  # each costs a look through the whole index

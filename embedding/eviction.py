@@ -7,9 +7,9 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.index import entry, num_entries
-from embedding.mixing import NUM_BUCKETS, bucket_of
+from embedding.kernels.mixing import NUM_BUCKETS, bucket_of
+from embedding.kernels.prefetch import prefetch, prefetch_row
 from embedding.precision import read_vector, stored_width
-from embedding.prefetch import prefetch, prefetch_row
 from embedding.rows import FREQUENCY, METADATA_BYTES, VERSION, RowArrays, Rows
 from embedding.spec import MIN_ROWS_PER_BUCKET, TableSpec
 

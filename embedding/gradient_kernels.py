@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.lines import WIDTH, line_of, load_line, roots, store_line
-from embedding.prefetch import prefetch_ahead
+from embedding.kernels.lines import WIDTH, line_of, load_line, roots, store_line
+from embedding.kernels.prefetch import prefetch_ahead
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.prefetch import prefetch_ahead
+from embedding.kernels.prefetch import prefetch_ahead
 
 Float32Array = npt.NDArray[np.float32]
 

@@ -27,9 +27,9 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.line_search import row_in_line
-from embedding.mixing import BUCKET_BITS, bucket_of, mix64
-from embedding.prefetch import AHEAD, prefetch
+from embedding.kernels.line_search import row_in_line
+from embedding.kernels.mixing import BUCKET_BITS, bucket_of, mix64
+from embedding.kernels.prefetch import AHEAD, prefetch
 
 Int64Array = npt.NDArray[np.int64]
 UInt64Array = npt.NDArray[np.uint64]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.mixing import mix64, mix_text
+from embedding.kernels.mixing import mix64, mix_text
 from embedding.spec import Constant, GlorotUniform, Initializer, Normal, Uniform, Zeros
 
 CONSTANT, UNIFORM, NORMAL, TRUNCATED_NORMAL = range(4)

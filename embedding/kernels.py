@@ -14,8 +14,8 @@ from embedding.bloom import bloom_count
 from embedding.counters import add_counts, counted, take_count
 from embedding.index import BLOCK, find_batch, geometry_of
 from embedding.initial_values import InitialValues, fill_initial
+from embedding.kernels.prefetch import AHEAD, prefetch
 from embedding.precision import FLOAT32, read_vector, read_vectors, write_vector
-from embedding.prefetch import AHEAD, prefetch
 from embedding.rows import FREQUENCY, SPLIT, VERSION, RowArrays, find_or_add
 
 Int64Array = npt.NDArray[np.int64]

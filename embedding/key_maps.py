@@ -5,7 +5,7 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.composition_spec import Part
-from embedding.mixing import BUCKET_BITS, mix64, unmix64
+from embedding.kernels.mixing import BUCKET_BITS, mix64, unmix64
 
 Int64Array = npt.NDArray[np.int64]
 

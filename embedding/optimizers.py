@@ -25,7 +25,6 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding.adam_kernels import adam, adamw, momentum_rmsprop, rowwise_adam
-from embedding.arguments import read_only
 from embedding.ftrl_kernels import ftrl, row_ftrl
 from embedding.gradient_kernels import (
     adagrad,
@@ -38,6 +37,7 @@ from embedding.gradient_kernels import (
     sgd_nesterov,
 )
 from embedding.gradient_shaping import shape_gradients
+from embedding.kernels.arguments import read_only
 from embedding.optimizer_spec import (
     Adagrad,
     AdagradDecay,

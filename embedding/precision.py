@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.bits import bits_of, float_of
-from embedding.mixing import mix64
+from embedding.kernels.bits import bits_of, float_of
+from embedding.kernels.mixing import mix64
+from embedding.kernels.prefetch import AHEAD, prefetch_ahead, prefetch_row
+from embedding.kernels.row_copy import copy_rows
 from embedding.optimizers import rule_for
-from embedding.prefetch import AHEAD, prefetch_ahead, prefetch_row
-from embedding.row_copy import copy_rows
 from embedding.spec import TableSpec, ValueDtype
 
 Float32Array = npt.NDArray[np.float32]

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from embedding.mixing import mix_text
+from embedding.kernels.mixing import mix_text
 from embedding.optimizers import OptimizerRule
 from embedding.precision import FLOAT32, kind_of, narrow_rows, widen_rows
 from embedding.spec import TableSpec

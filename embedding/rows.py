@@ -22,8 +22,8 @@ from embedding.index import (
     remove,
     search_from,
 )
-from embedding.mixing import NUM_BUCKETS, bucket_of, buckets_of
-from embedding.prefetch import AHEAD, prefetch
+from embedding.kernels.mixing import NUM_BUCKETS, bucket_of, buckets_of
+from embedding.kernels.prefetch import AHEAD, prefetch
 from embedding.reservation import Budget, reserve
 
 Int64Array = npt.NDArray[np.int64]

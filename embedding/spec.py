@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from embedding.mixing import NUM_BUCKETS
+from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.optimizer_spec import OPTIMIZERS
 from embedding.optimizer_spec import Adagrad as Adagrad
 from embedding.optimizer_spec import AdamAsync as AdamAsync

@@ -6,13 +6,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from embedding.arguments import input_array, read_only
 from embedding.bloom import BloomBlocks, BloomFilter
 from embedding.buckets import ALL_BUCKETS, bucket_parts, check_buckets
 from embedding.counters import CounterEntries
 from embedding.entries import TableEntries
 from embedding.inspection import RankBy, TopRows, frequency_histogram
-from embedding.mixing import NUM_BUCKETS, buckets_of
+from embedding.kernels.arguments import input_array, read_only
+from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
 from embedding.optimizers import rule_for
 from embedding.precision import kind_of, stored_width
 from embedding.reservation import NO_BUDGET, Budget

@@ -5,9 +5,9 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.index import BLOCK
+from embedding.kernels.prefetch import AHEAD, prefetch
+from embedding.kernels.row_copy import copy_rows
 from embedding.precision import read_vectors, write_vector
-from embedding.prefetch import AHEAD, prefetch
-from embedding.row_copy import copy_rows
 from embedding.rows import FREQUENCY, VERSION, RowArrays
 
 Float32Array = npt.NDArray[np.float32]

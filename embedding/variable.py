@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding.admission import ALWAYS, Admission, admission_of, with_frequency
-from embedding.arguments import input_array, output_array, read_only
 from embedding.eviction import EvictFirst, expired, overfull
-from embedding.finite import all_finite, without_non_finite
 from embedding.initial_values import initial_values_of
 from embedding.kernels import pull_rows, settle_keys
+from embedding.kernels.arguments import input_array, output_array, read_only
+from embedding.kernels.finite import all_finite, without_non_finite
 from embedding.precision import FLOAT32
 from embedding.ranges import require, require_finite, require_not_negative, require_one_of
 from embedding.reservation import Budget

@@ -50,7 +50,7 @@ from embedding.arrow import (
     slot_fields,
 )
 from embedding.bloom import BloomSize
-from embedding.mixing import NUM_BUCKETS
+from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.spec import BloomAdmission
 from ps.dense import DenseBlocks
 from ps.digest import PART_BYTES, BucketDigests, bucket_slices

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.mixing import BUCKET_BITS, mix64
+from embedding.kernels.mixing import BUCKET_BITS, mix64
 from runtime.free_list import FreeList
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.finite import all_finite
+from embedding.kernels.finite import all_finite
 from embedding.optimizers import rule_for
 from ps.merge import add_weighted
 from ps.messages import Contribution

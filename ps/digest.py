@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from embedding import BloomBlocks, CounterEntries, EmbeddingVariable, TableEntries
 from embedding.buckets import bucket_parts
-from embedding.mixing import NUM_BUCKETS, buckets_of
+from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
 from ps.dense import DenseBlocks
 
 DIGEST_BYTES = hashlib.sha256().digest_size

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from embedding.arrow import check_no_nulls
-from embedding.mixing import NUM_BUCKETS, buckets_of
+from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
 
 PARTS = "parts-"
 MAX_PARTS_BYTES = 256 << 20

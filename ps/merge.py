@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.mixing import mix64
+from embedding.kernels.mixing import mix64
 from ps.messages import Contribution
 
 

@@ -8,8 +8,8 @@ import numpy.typing as npt
 
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
 from embedding.bloom import BloomSize
+from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.linking import make_variables
-from embedding.mixing import NUM_BUCKETS
 from embedding.optimizers import OptimizerRule, rule_for
 from embedding.spec import BloomAdmission, CounterAdmission, Optimizer
 from ps.checkpoint import CheckpointError, CheckpointReader

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.linking import check_links
-from embedding.mixing import NUM_BUCKETS
 from embedding.spec import Optimizer, TableSpec, optimizer_from_json, table_from_json, to_json
 
 SparseMean = Literal["global", "contributors"]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numba import njit
 
-from embedding.mixing import mix64
+from embedding.kernels.mixing import mix64
 
 KEY_TYPES = (
     "integers, whole decimals and floats, strings, binary, UUIDs, booleans, dates, timestamps or a"

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from embedding.finite import all_finite
+from embedding.kernels.finite import all_finite
 from ps.client import Identity, Open, PsClient, PulledBatch
 from ps.wake import Wake
 from runtime.fingerprint import check_float_mode

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.mixing import mix64
+from embedding.kernels.mixing import mix64
 
 # Raised by every change that alters the data of a seed.
 WORLD_VERSION = 1

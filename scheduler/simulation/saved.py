@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from embedding import CounterEntries, TableEntries, TableSpec, buckets_of
-from embedding.mixing import NUM_BUCKETS
+from embedding.kernels.mixing import NUM_BUCKETS
 from ps.checkpoint import CheckpointReader, Manifest
 from ps.messages import Record
 from ps.shard import Shard

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding import CounterEntries, TableEntries
-from embedding.mixing import NUM_BUCKETS
+from embedding.kernels.mixing import NUM_BUCKETS
 from ps.digest import DIGEST_BYTES, block_digests, bucket_digests, model_digest
 from ps.shard import Shard
 from ps.spec import bucket_range

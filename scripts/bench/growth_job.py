@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from bench.keys import EXPONENT, Int64Array, keys_of
-from embedding.mixing import buckets_of
+from embedding.kernels.mixing import buckets_of
 from embedding.spec import Adagrad, TableSpec
 from ps.shard import Shard
 from ps.spec import StoreSpec, bucket_range

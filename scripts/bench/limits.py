@@ -14,7 +14,7 @@ import numpy.typing as npt
 from numba import njit
 
 from bench.keys import Int64Array, Size
-from embedding.prefetch import prefetch
+from embedding.kernels.prefetch import prefetch
 from embedding.reservation import reserve
 
 Float32Array = npt.NDArray[np.float32]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.shard_process import client_of, start_shards
-from embedding.finite import all_finite
+from embedding.kernels.finite import all_finite
 from ps.client import Identity, Open, PsClient, PulledBatch
 from ps.messages import ANY_STEP, Entry, Record
 from scheduler.step_scalars import scalars_of_step

@@ -8,7 +8,7 @@ import pytest
 
 from embedding import CounterEntries, EmbeddingVariable, TableSpec
 from embedding.bloom import BloomBlocks, BloomFilter, BloomSize
-from embedding.mixing import buckets_of, mix_text
+from embedding.kernels.mixing import buckets_of, mix_text
 from embedding.spec import (
     BloomAdmission,
     Constant,

@@ -23,7 +23,7 @@ from embedding.index import (
     insert_from,
     remove,
 )
-from embedding.mixing import buckets_of, mix64
+from embedding.kernels.mixing import buckets_of, mix64
 
 EXTREMES = [0, -1, 1, 2**63 - 1, -(2**63)]
 LINES = 8

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding.initial_values import normal_quantile
-from embedding.mixing import mix_text
+from embedding.kernels.mixing import mix_text
 from embedding.spec import (
     Constant,
     GlorotUniform,

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding.composition_spec import MultiHash, compose
+from embedding.kernels.mixing import NUM_BUCKETS, buckets_of, mix64
 from embedding.key_maps import map_keys, static_keys
-from embedding.mixing import NUM_BUCKETS, buckets_of, mix64
 from embedding.spec import TableSpec
 
 EXTREMES = [-(2**63), -(2**63) + 1, -2, -1, 0, 1, 2**63 - 2, 2**63 - 1]

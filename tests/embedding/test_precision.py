@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numba import njit
 
 from embedding import EmbeddingVariable, TableEntries, TableSpec, step_scalars
-from embedding.finite import all_finite
+from embedding.kernels.finite import all_finite
 from embedding.optimizer_spec import OPTIMIZERS
 from embedding.precision import kind_of, narrow_rows, read_vector, stored_width, write_vector
 from embedding.spec import Constant, Normal, Sgd, Uniform, table_from_json, to_json

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from embedding import rows as rows_module
+from embedding.kernels.mixing import buckets_of
 from embedding.machine_limits import Limit
-from embedding.mixing import buckets_of
 from embedding.reservation import Budget
 from embedding.rows import MAX_ROWS, VERSION, Rows, room_in
 

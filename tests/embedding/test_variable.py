@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec, step_scalars
-from embedding.mixing import buckets_of
+from embedding.kernels.mixing import buckets_of
 from embedding.spec import Adagrad, AdamAsync, Constant, CounterAdmission, Sgd
 
 DIM = 3

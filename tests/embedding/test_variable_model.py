@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
 from embedding.bloom import BloomSize
-from embedding.mixing import buckets_of, mix_text
+from embedding.kernels.mixing import buckets_of, mix_text
 from embedding.spec import (
     Adagrad,
     BloomAdmission,

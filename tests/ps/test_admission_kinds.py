@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from embedding.bloom import BloomSize
-from embedding.mixing import NUM_BUCKETS, buckets_of
+from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
 from embedding.spec import (
     Admission,
     BloomAdmission,

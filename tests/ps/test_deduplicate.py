@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding.mixing import NUM_BUCKETS, buckets_of
+from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
 from ps.deduplicate import Deduplicated, Deduplicator, keep_admitted
 from ps.spec import bucket_range, even_routing
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
-from embedding.mixing import NUM_BUCKETS
+from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.spec import AdamAsync, CounterAdmission
 from ps.dense import DenseBlocks
 from ps.digest import block_digests, bucket_digests, model_digest

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding.mixing import buckets_of
+from embedding.kernels.mixing import buckets_of
 from embedding.spec import AdamAsync, Constant, CounterAdmission, Sgd, TableSpec
 from ps.messages import (
     ApplyReply,

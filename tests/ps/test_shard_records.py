@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.mixing import buckets_of
+from embedding.kernels.mixing import buckets_of
 from embedding.spec import Constant, CounterAdmission, Sgd, TableSpec
 from ps.messages import (
     ApplyReply,

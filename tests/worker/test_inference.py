@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from embedding import EmbeddingVariable, TableEntries, TableSpec
 from embedding.composition_spec import Part
-from embedding.mixing import buckets_of
+from embedding.kernels.mixing import buckets_of
 from embedding.spec import Adagrad, AdamAsync, CounterAdmission, Optimizer, Sgd
 from ps.checkpoint import CheckpointError, Manifest, write_manifest, write_shard
 from ps.digest import bucket_digests

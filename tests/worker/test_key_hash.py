@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding.mixing import mix_text
+from embedding.kernels.mixing import mix_text
 from worker.key_hash import hash_strings, key_kind, keys_of
 
 GOLDEN = {

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 from numba import njit
 
-from embedding.lines import (
+from embedding.kernels.lines import (
     WIDTH,
     add_row,
     copy_row,

@@ -14,7 +14,7 @@ PACKAGE = Path(embedding.__file__).parent
 MIX_SOME_KEYS = """
 import json
 import numpy as np
-from embedding import mixing
+from embedding.kernels import mixing
 mixing.buckets_of(np.arange(4))
 stats = mixing._buckets.stats
 folder = mixing._buckets.stats.cache_path
@@ -47,7 +47,9 @@ def test_the_same_sources_at_another_path_load_what_was_compiled(tmp_path: Path)
     assert run(sources(tmp_path / "second"), tmp_path / "home")[:2] == (1, 0)
 
 
-@pytest.mark.parametrize("with_what", ["finite.py", "line_search.py"], ids=["kernel", "intrinsic"])
+@pytest.mark.parametrize(
+    "with_what", ["kernels/finite.py", "kernels/line_search.py"], ids=["kernel", "intrinsic"]
+)
 def test_a_change_in_any_file_of_kernels_compiles_all_anew(tmp_path: Path, with_what: str) -> None:
     *_, before = run(sources(tmp_path / "first"), tmp_path / "home")
     changed = sources(tmp_path / "second")

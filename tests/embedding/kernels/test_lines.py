@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from embedding.lines import (
+from embedding.kernels.lines import (
     add_row,
     copy_row,
     line_of,

@@ -21,7 +21,7 @@ from typing import Any
 import numba
 from numba.core.caching import IndexDataCacheFile
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("embedding", "ps", "worker")
 _KEPT = 8
 

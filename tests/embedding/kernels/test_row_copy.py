@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from embedding.row_copy import copy_rows
+from embedding.kernels.row_copy import copy_rows
 
 
 @pytest.mark.parametrize("width", [1, 8, 15, 16, 17, 40, 64])

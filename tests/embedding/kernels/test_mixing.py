@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding.mixing import NUM_BUCKETS, buckets_of, mix64, mix_text, unmix64
+from embedding.kernels.mixing import NUM_BUCKETS, buckets_of, mix64, mix_text, unmix64
 
 
 def test_the_mix_of_a_key_is_the_first_output_of_splitmix64_seeded_with_it():

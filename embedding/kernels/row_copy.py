@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.lines import WIDTH, load_line, store_line
-from embedding.prefetch import AHEAD, prefetch
+from embedding.kernels.lines import WIDTH, load_line, store_line
+from embedding.kernels.prefetch import AHEAD, prefetch
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
