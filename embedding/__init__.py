@@ -5,19 +5,15 @@ from embedding.kernels.compile_cache import use_own_cache
 use_own_cache()
 
 from embedding.bloom import BloomBlocks  # noqa: E402
-from embedding.composition_spec import (  # noqa: E402
-    Adaptive,
-    DynamicDimension,
-    MultiHash,
-    compose,
-)
 from embedding.counters import CounterEntries  # noqa: E402
 from embedding.entries import TableEntries  # noqa: E402
 from embedding.eviction import rows_per_bucket  # noqa: E402
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of  # noqa: E402
 from embedding.key_maps import map_keys  # noqa: E402
 from embedding.linking import make_variables  # noqa: E402
-from embedding.optimizer_spec import (  # noqa: E402
+from embedding.optimizers import OptimizerRule, rule_for, step_scalars  # noqa: E402
+from embedding.spec.composition import Adaptive, DynamicDimension, MultiHash, compose  # noqa: E402
+from embedding.spec.optimizers import (  # noqa: E402
     Adagrad,
     AdagradDecay,
     AdagradDecayV2,
@@ -30,9 +26,8 @@ from embedding.optimizer_spec import (  # noqa: E402
     RowwiseAdam,
     Sgd,
 )
-from embedding.optimizers import OptimizerRule, rule_for, step_scalars  # noqa: E402
-from embedding.schedule import Schedule  # noqa: E402
-from embedding.spec import (  # noqa: E402
+from embedding.spec.schedule import Schedule  # noqa: E402
+from embedding.spec.table import (  # noqa: E402
     BloomAdmission,
     Constant,
     CounterAdmission,

@@ -10,7 +10,12 @@ from embedding.bloom import NO_BLOOM, BloomArrays, BloomFilter
 from embedding.kernels.arguments import read_only
 from embedding.kernels.mixing import mix64, mix_text
 from embedding.rows import RowArrays
-from embedding.spec import CounterAdmission, FrequencyAdmission, ProbabilisticAdmission, TableSpec
+from embedding.spec.table import (
+    CounterAdmission,
+    FrequencyAdmission,
+    ProbabilisticAdmission,
+    TableSpec,
+)
 
 ALWAYS, COUNTER, BLOOM, PROBABILISTIC = range(4)
 

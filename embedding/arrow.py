@@ -17,7 +17,7 @@ from embedding.counters import CounterEntries
 from embedding.entries import TableEntries
 from embedding.kernels.arguments import input_array
 from embedding.optimizers import OptimizerRule, rule_for
-from embedding.spec import TableSpec
+from embedding.spec.table import TableSpec
 
 _FLOAT32 = np.dtype(np.float32)
 _NUMBERS = ("key", "frequency", "version")

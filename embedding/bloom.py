@@ -18,7 +18,7 @@ from numba import njit
 
 from embedding.kernels.mixing import BUCKET_BITS, NUM_BUCKETS, mix64
 from embedding.reservation import reserve
-from embedding.spec import BloomAdmission
+from embedding.spec.table import BloomAdmission
 
 Int64Array = npt.NDArray[np.int64]
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding.optimizers import rule_for
-from embedding.spec import TableSpec
+from embedding.spec.table import TableSpec
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]

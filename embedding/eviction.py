@@ -11,7 +11,7 @@ from embedding.kernels.mixing import NUM_BUCKETS, bucket_of
 from embedding.kernels.prefetch import prefetch, prefetch_row
 from embedding.precision import read_vector, stored_width
 from embedding.rows import FREQUENCY, METADATA_BYTES, VERSION, RowArrays, Rows
-from embedding.spec import MIN_ROWS_PER_BUCKET, TableSpec
+from embedding.spec.table import MIN_ROWS_PER_BUCKET, TableSpec
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding.entries import TableEntries
-from embedding.spec import TableSpec
+from embedding.spec.table import TableSpec
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]

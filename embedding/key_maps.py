@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.composition_spec import Part
 from embedding.kernels.mixing import BUCKET_BITS, mix64, unmix64
+from embedding.spec.composition import Part
 
 Int64Array = npt.NDArray[np.int64]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from embedding.sharing import budget_of
-from embedding.spec import TableSpec
+from embedding.spec.table import TableSpec
 from embedding.variable import EmbeddingVariable
 
 

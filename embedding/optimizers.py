@@ -38,7 +38,7 @@ from embedding.gradient_kernels import (
 )
 from embedding.gradient_shaping import shape_gradients
 from embedding.kernels.arguments import read_only
-from embedding.optimizer_spec import (
+from embedding.spec.optimizers import (
     Adagrad,
     AdagradDecay,
     AdagradDecayV2,

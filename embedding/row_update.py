@@ -6,7 +6,7 @@ import numpy.typing as npt
 from embedding.kernels.mixing import mix_text
 from embedding.optimizers import OptimizerRule
 from embedding.precision import FLOAT32, kind_of, narrow_rows, widen_rows
-from embedding.spec import TableSpec
+from embedding.spec.table import TableSpec
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]

@@ -8,7 +8,7 @@ from embedding.machine_limits import address_limit
 from embedding.precision import stored_width
 from embedding.reservation import Budget
 from embedding.rows import room_in
-from embedding.spec import BloomAdmission, CounterAdmission, TableSpec
+from embedding.spec.table import BloomAdmission, CounterAdmission, TableSpec
 
 _LEAST_ROWS = 4096  # that a table must have room for, or it is not made
 # A table that is made alone takes this part of the address space that is left then.

@@ -18,7 +18,7 @@ from embedding.precision import kind_of, stored_width
 from embedding.reservation import NO_BUDGET, Budget
 from embedding.rows import FREQUENCY, METADATA_BYTES, VERSION, Rows
 from embedding.sharing import budget_alone
-from embedding.spec import BloomAdmission, CounterAdmission, TableSpec
+from embedding.spec.table import BloomAdmission, CounterAdmission, TableSpec
 from embedding.transfer import read_rows, write_rows
 
 Int64Array = npt.NDArray[np.int64]

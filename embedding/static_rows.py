@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from embedding.key_maps import static_keys
 from embedding.rows import Rows
-from embedding.spec import WarmStart
+from embedding.spec.table import WarmStart
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]

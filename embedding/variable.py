@@ -12,10 +12,10 @@ from embedding.kernels import pull_rows, settle_keys
 from embedding.kernels.arguments import input_array, output_array, read_only
 from embedding.kernels.finite import all_finite, without_non_finite
 from embedding.precision import FLOAT32
-from embedding.ranges import require, require_finite, require_not_negative, require_one_of
 from embedding.reservation import Budget
 from embedding.row_update import RowUpdate
-from embedding.spec import TableSpec
+from embedding.spec.ranges import require, require_finite, require_not_negative, require_one_of
+from embedding.spec.table import TableSpec
 from embedding.state import TableState
 from embedding.static_rows import StaticRows
 from embedding.transfer import write_vectors

@@ -51,7 +51,7 @@ from embedding.arrow import (
 )
 from embedding.bloom import BloomSize
 from embedding.kernels.mixing import NUM_BUCKETS
-from embedding.spec import BloomAdmission
+from embedding.spec.table import BloomAdmission
 from ps.dense import DenseBlocks
 from ps.digest import PART_BYTES, BucketDigests, bucket_slices
 from ps.file_parts import (

@@ -11,7 +11,7 @@ from embedding.bloom import BloomSize
 from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.linking import make_variables
 from embedding.optimizers import OptimizerRule, rule_for
-from embedding.spec import BloomAdmission, CounterAdmission, Optimizer
+from embedding.spec.table import BloomAdmission, CounterAdmission, Optimizer
 from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.dense import DenseBlocks
 from ps.shard import Shard

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.linking import check_links
-from embedding.spec import Optimizer, TableSpec, optimizer_from_json, table_from_json, to_json
+from embedding.spec.table import Optimizer, TableSpec, optimizer_from_json, table_from_json, to_json
 
 SparseMean = Literal["global", "contributors"]
 

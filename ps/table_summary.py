@@ -17,7 +17,7 @@ from embedding.bloom import BloomFilter, BloomSize
 from embedding.inspection import RankBy, TopRows, frequency_histogram, norms
 from embedding.precision import stored_width
 from embedding.rows import memory_of
-from embedding.spec import BloomAdmission
+from embedding.spec.table import BloomAdmission
 from ps.checkpoint import CheckpointReader
 
 Int64Array = npt.NDArray[np.int64]

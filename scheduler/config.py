@@ -22,10 +22,10 @@ from pydantic import (
     model_validator,
 )
 
-from embedding.composition_spec import Composition
-from embedding.optimizer_spec import Adagrad, Adam, Optimizer
 from embedding.optimizers import NO_DENSE_CLIP_NORM
-from embedding.spec import (
+from embedding.spec.composition import Composition
+from embedding.spec.optimizers import Adagrad, Adam, Optimizer
+from embedding.spec.table import (
     BloomAdmission,
     Constant,
     CounterAdmission,

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from embedding.spec import is_table_name
+from embedding.spec.table import is_table_name
 
 
 def text_name(value: Any) -> Any:

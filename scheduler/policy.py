@@ -9,7 +9,7 @@ from math import sqrt
 from statistics import median
 from typing import Literal
 
-from embedding.ranges import require, require_finite, require_not_negative, require_positive
+from embedding.spec.ranges import require, require_finite, require_not_negative, require_positive
 from scheduler.sync_pace import sync_step_seconds
 
 ShiftingMode = Literal["sync", "gba"]

@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from embedding import rows_per_bucket
-from embedding.composition_spec import Composed, compose
-from embedding.spec import Constant, TableSpec, needs_usage
+from embedding.spec.composition import Composed, compose
+from embedding.spec.table import Constant, TableSpec, needs_usage
 from ps.spec import StoreSpec
 from scheduler.config import EmbeddingConfig, JobConfig, TableConfig
 from scheduler.config_errors import ConfigError, nearest

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from embedding.ranges import require_share
+from embedding.spec.ranges import require_share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

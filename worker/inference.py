@@ -9,7 +9,7 @@ import numpy.typing as npt
 import threadpoolctl
 
 from embedding import EmbeddingVariable
-from embedding.composition_spec import Part
+from embedding.spec.composition import Part
 from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.deduplicate import Deduplicated, Deduplicator
 from ps.restore import load_tables

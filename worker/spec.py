@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from embedding.composition_spec import Operation, Part
-from embedding.spec import Optimizer
+from embedding.spec.composition import Operation, Part
+from embedding.spec.table import Optimizer
 
 Combiner = Literal["sum", "mean", "sqrtn", "max"]
 

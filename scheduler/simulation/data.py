@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from embedding.spec import Adagrad, AdamAsync, CounterAdmission, Eviction, TableSpec
+from embedding.spec.table import Adagrad, AdamAsync, CounterAdmission, Eviction, TableSpec
 from ps.deduplicate import Deduplicated, Deduplicator
 from ps.spec import StoreSpec, even_routing
 from scheduler.simulation.scenario import Scenario

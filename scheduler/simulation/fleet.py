@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
-from embedding.spec import Sgd, TableSpec
+from embedding.spec.table import Sgd, TableSpec
 from ps.messages import ANY_STEP
 from ps.spec import StoreSpec
 from scheduler.coordinator import Coordinator

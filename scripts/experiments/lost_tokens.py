@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from embedding.spec import Sgd, TableSpec
+from embedding.spec.table import Sgd, TableSpec
 from experiments.runs import Row, Run
 from ps.spec import StoreSpec
 from scheduler.coordinator import Coordinator, CoordinatorSpec

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from embedding import TableEntries, TableSpec, rule_for
 from embedding.inspection import BIN_STARTS, RankBy, norms
-from embedding.spec import to_json
+from embedding.spec.table import to_json
 from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.table_summary import KeyState, TableOverview, TableSummary, overview_of, summarize
 from scheduler import RunDirectoryError

@@ -9,7 +9,7 @@ import pytest
 from embedding import CounterEntries, EmbeddingVariable, TableSpec
 from embedding.bloom import BloomBlocks, BloomFilter, BloomSize
 from embedding.kernels.mixing import buckets_of, mix_text
-from embedding.spec import (
+from embedding.spec.table import (
     BloomAdmission,
     Constant,
     CounterAdmission,

@@ -9,7 +9,7 @@ import pytest
 
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec, rule_for
 from embedding.arrow import counters_from_arrow, counters_to_arrow, from_arrow, to_arrow
-from embedding.optimizer_spec import OPTIMIZERS, Adagrad, AdamAsync, RmsProp, Sgd
+from embedding.spec.optimizers import OPTIMIZERS, Adagrad, AdamAsync, RmsProp, Sgd
 
 DIM = 3
 COLUMNS = ("keys", "frequency", "version", "vectors", "slots")

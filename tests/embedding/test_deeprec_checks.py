@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 
 from embedding import EmbeddingVariable, TableSpec, step_scalars
-from embedding.spec import (
-    Adagrad,
-    AdamAsync,
-    BloomAdmission,
-    Constant,
-    CounterAdmission,
-    Sgd,
-)
+from embedding.spec.table import Adagrad, AdamAsync, BloomAdmission, Constant, CounterAdmission, Sgd
 
 OPTIMIZERS = [Sgd(), Adagrad(), AdamAsync(), AdamAsync(apply_sparse_rmsprop=True)]
 FILTERS = [

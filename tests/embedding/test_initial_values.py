@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from embedding.initial_values import normal_quantile
 from embedding.kernels.mixing import mix_text
-from embedding.spec import (
+from embedding.spec.table import (
     Constant,
     GlorotUniform,
     Normal,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
 from embedding.inspection import BIN_STARTS, TopRows, frequency_histogram, norms
-from embedding.spec import AdamAsync, BloomAdmission, CounterAdmission
+from embedding.spec.table import AdamAsync, BloomAdmission, CounterAdmission
 
 DIM = 3
 SPEC = TableSpec(name="t", dim=DIM, optimizer=AdamAsync())

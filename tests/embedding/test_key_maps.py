@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding.composition_spec import MultiHash, compose
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of, mix64
 from embedding.key_maps import map_keys, static_keys
-from embedding.spec import TableSpec
+from embedding.spec.composition import MultiHash, compose
+from embedding.spec.table import TableSpec
 
 EXTREMES = [-(2**63), -(2**63) + 1, -2, -1, 0, 1, 2**63 - 2, 2**63 - 1]
 a_key = st.integers(-(2**63), 2**63 - 1) | st.sampled_from(EXTREMES)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from embedding import EmbeddingVariable, TableSpec, step_scalars
-from embedding.composition_spec import Adaptive, DynamicDimension, compose
 from embedding.key_maps import static_keys
 from embedding.linking import check_links, make_variables
-from embedding.spec import (
+from embedding.spec.composition import Adaptive, DynamicDimension, compose
+from embedding.spec.table import (
     Adagrad,
     BloomAdmission,
     Constant,

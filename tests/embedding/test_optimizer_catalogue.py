@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.optimizer_spec import (
+from embedding.optimizers import rule_for, step_scalars
+from embedding.spec.optimizers import (
     OPTIMIZERS,
     Adagrad,
     AdagradDecay,
@@ -20,9 +21,8 @@ from embedding.optimizer_spec import (
     RowwiseAdam,
     Sgd,
 )
-from embedding.optimizers import rule_for, step_scalars
-from embedding.schedule import Schedule
-from embedding.spec import optimizer_from_json, to_json
+from embedding.spec.schedule import Schedule
+from embedding.spec.table import optimizer_from_json, to_json
 
 CASES = {
     "sgd": Sgd(),

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.optimizer_spec import (
+from embedding.optimizers import rule_for, step_scalars
+from embedding.spec.optimizers import (
     AdagradDecay,
     AdagradDecayV2,
     Adam,
@@ -14,7 +15,6 @@ from embedding.optimizer_spec import (
     Ftrl,
     Sgd,
 )
-from embedding.optimizers import rule_for, step_scalars
 
 
 def new_rows(spec: Any, vectors: Any, *, sparse: bool = True) -> np.ndarray:

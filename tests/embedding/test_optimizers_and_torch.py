@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.optimizer_spec import Adagrad, Adam, AdamW, RmsProp, Sgd
 from embedding.optimizers import rule_for, step_scalars
+from embedding.spec.optimizers import Adagrad, Adam, AdamW, RmsProp, Sgd
 
 torch = pytest.importorskip("torch")
 

@@ -13,7 +13,7 @@ from embedding import EmbeddingVariable, TableSpec, machine_limits, make_variabl
 from embedding.counters import CounterEntries
 from embedding.rows import MAX_ROWS
 from embedding.sharing import budget_of
-from embedding.spec import BloomAdmission, CounterAdmission
+from embedding.spec.table import BloomAdmission, CounterAdmission
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="address space as Linux has it")
 

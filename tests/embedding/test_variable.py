@@ -8,7 +8,7 @@ import pytest
 
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec, step_scalars
 from embedding.kernels.mixing import buckets_of
-from embedding.spec import Adagrad, AdamAsync, Constant, CounterAdmission, Sgd
+from embedding.spec.table import Adagrad, AdamAsync, Constant, CounterAdmission, Sgd
 
 DIM = 3
 

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
 from embedding.bloom import BloomSize
 from embedding.kernels.mixing import buckets_of, mix_text
-from embedding.spec import (
+from embedding.spec.table import (
     Adagrad,
     BloomAdmission,
     CounterAdmission,

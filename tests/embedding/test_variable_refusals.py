@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from embedding import EmbeddingVariable, TableEntries, TableSpec, step_scalars
-from embedding.spec import Constant, CounterAdmission, Sgd
+from embedding.spec.table import Constant, CounterAdmission, Sgd
 
 DIM = 3
 

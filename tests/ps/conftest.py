@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from embedding.optimizers import step_scalars
-from embedding.spec import Adagrad, AdamAsync, CounterAdmission, Optimizer, Sgd, TableSpec
+from embedding.spec.table import Adagrad, AdamAsync, CounterAdmission, Optimizer, Sgd, TableSpec
 from ps import sockets
 from ps.checkpoint import CheckpointReader, Manifest, write_manifest, write_shard
 from ps.client import Identity, Open, PsClient, PulledBatch

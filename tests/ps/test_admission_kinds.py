@@ -11,7 +11,7 @@ import pytest
 
 from embedding.bloom import BloomSize
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
-from embedding.spec import (
+from embedding.spec.table import (
     Admission,
     BloomAdmission,
     Constant,

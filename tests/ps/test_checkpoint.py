@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedding.optimizer_spec import AdagradDecay, AdagradDecayV2
-from embedding.spec import Adagrad, AdamAsync, Optimizer, Sgd, TableSpec
+from embedding.spec.optimizers import AdagradDecay, AdagradDecayV2
+from embedding.spec.table import Adagrad, AdamAsync, Optimizer, Sgd, TableSpec
 from ps.checkpoint import (
     CheckpointReader,
 )

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from embedding.spec import Adagrad, Sgd, TableSpec
+from embedding.spec.table import Adagrad, Sgd, TableSpec
 from ps import checkpoint
 from ps.checkpoint import (
     CheckpointError,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec import AdamAsync, CounterAdmission, TableSpec
+from embedding.spec.table import AdamAsync, CounterAdmission, TableSpec
 from ps import sockets
 from ps.client import Open, PsClient, PulledBatch, ShardLostError
 from ps.messages import ANY_STEP, Apply, ApplyReply, PullReply, PushReply

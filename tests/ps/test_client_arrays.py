@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from embedding.admission import CounterAdmission
-from embedding.spec import TableSpec
+from embedding.spec.table import TableSpec
 from ps.client import PulledBatch
 
 Serve = Callable[..., Any]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from embedding.spec import TableSpec
+from embedding.spec.table import TableSpec
 
 Serve = Callable[..., Any]
 

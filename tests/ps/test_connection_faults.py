@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec import AdamAsync, CounterAdmission, TableSpec
+from embedding.spec.table import AdamAsync, CounterAdmission, TableSpec
 from ps import connection_faults
 from ps.client import Open, PsClient, PulledBatch, ShardLostError
 from ps.connection_faults import ConnectionFault, ConnectionFaults, Fate, Fates, with_faults

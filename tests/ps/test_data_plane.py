@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec import TableSpec
+from embedding.spec.table import TableSpec
 from ps import data_plane, listener, sockets, wire
 from ps.client import PsClient
 from ps.messages import ANY_STEP, Apply, PullReply, PushReply, Refusal

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from embedding.optimizers import step_scalars
-from embedding.spec import Adagrad, AdamAsync, Optimizer, Sgd
+from embedding.spec.table import Adagrad, AdamAsync, Optimizer, Sgd
 from ps.dense import DenseBlocks
 from ps.messages import Contribution
 from ps.spec import BLOCK_SIZE, StoreSpec

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec import Adagrad, Optimizer, Sgd, TableSpec
+from embedding.spec.table import Adagrad, Optimizer, Sgd, TableSpec
 from ps.messages import ApplyReply, DenseNorm, DenseNormReply, Entry, Refusal
 from ps.spec import BLOCK_SIZE, StoreSpec
 

@@ -7,7 +7,7 @@ import pytest
 
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
 from embedding.kernels.mixing import NUM_BUCKETS
-from embedding.spec import AdamAsync, CounterAdmission
+from embedding.spec.table import AdamAsync, CounterAdmission
 from ps.dense import DenseBlocks
 from ps.digest import block_digests, bucket_digests, model_digest
 from ps.spec import BLOCK_SIZE, StoreSpec

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedding.spec import BloomAdmission, TableSpec
+from embedding.spec.table import BloomAdmission, TableSpec
 from ps import checkpoint
 from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.file_parts import PARTS_SCHEMA

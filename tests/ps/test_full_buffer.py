@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from embedding.spec import TableSpec
+from embedding.spec.table import TableSpec
 
 TABLES = (TableSpec(name="a", dim=4), TableSpec(name="b", dim=1))
 

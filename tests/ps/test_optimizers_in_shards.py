@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedding.optimizer_spec import (
+from embedding.optimizers import step_scalars
+from embedding.spec.optimizers import (
     OPTIMIZERS,
     Adagrad,
     AdagradDecay,
@@ -20,8 +21,7 @@ from embedding.optimizer_spec import (
     RmsProp,
     Sgd,
 )
-from embedding.optimizers import step_scalars
-from embedding.spec import CounterAdmission, TableSpec
+from embedding.spec.table import CounterAdmission, TableSpec
 from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.restore import start_shard_from
 from ps.spec import StoreSpec

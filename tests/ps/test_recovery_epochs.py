@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec import Sgd, TableSpec
+from embedding.spec.table import Sgd, TableSpec
 from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.messages import TableEviction
 from ps.restore import start_shard_from

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec import Adagrad, Constant, CounterAdmission, Sgd, TableSpec
+from embedding.spec.table import Adagrad, Constant, CounterAdmission, Sgd, TableSpec
 from ps.messages import (
     ANY_STEP,
     Apply,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec import TableSpec
+from embedding.spec.table import TableSpec
 from ps.messages import Refusal, TableEviction
 
 TABLES = (TableSpec(name="a", dim=4), TableSpec(name="b", dim=1))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding.kernels.mixing import buckets_of
-from embedding.spec import AdamAsync, Constant, CounterAdmission, Sgd, TableSpec
+from embedding.spec.table import AdamAsync, Constant, CounterAdmission, Sgd, TableSpec
 from ps.messages import (
     ApplyReply,
     Entry,

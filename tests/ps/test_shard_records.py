@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from embedding.kernels.mixing import buckets_of
-from embedding.spec import Constant, CounterAdmission, Sgd, TableSpec
+from embedding.spec.table import Constant, CounterAdmission, Sgd, TableSpec
 from ps.messages import (
     ApplyReply,
     Entry,

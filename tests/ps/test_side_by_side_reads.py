@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec import (
+from embedding.spec.table import (
     Adagrad,
     BloomAdmission,
     CounterAdmission,

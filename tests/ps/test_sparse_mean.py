@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec import Constant, CounterAdmission, Sgd, TableSpec
+from embedding.spec.table import Constant, CounterAdmission, Sgd, TableSpec
 from ps.checkpoint import CheckpointReader
 from ps.messages import Entry
 from ps.spec import StoreSpec

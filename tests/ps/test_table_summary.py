@@ -8,7 +8,7 @@ import pytest
 
 from embedding import EmbeddingVariable, TableEntries, TableSpec
 from embedding.inspection import norms
-from embedding.spec import AdamAsync, BloomAdmission, CounterAdmission, Sgd
+from embedding.spec.table import AdamAsync, BloomAdmission, CounterAdmission, Sgd
 from ps import table_summary
 from ps.checkpoint import CheckpointReader
 from ps.restore import load_tables

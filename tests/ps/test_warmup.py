@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from embedding import TableSpec
-from embedding.spec import Adagrad
+from embedding.spec.table import Adagrad
 from ps import warmup
 from ps.shard import Shard
 from ps.spec import StoreSpec

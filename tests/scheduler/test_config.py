@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from embedding.spec import (
+from embedding.spec.table import (
     Adagrad,
     BloomAdmission,
     Constant,

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.optimizer_spec import Adam
 from embedding.optimizers import step_scalars
-from embedding.spec import Eviction, Sgd, TableSpec
+from embedding.spec.optimizers import Adam
+from embedding.spec.table import Eviction, Sgd, TableSpec
 from ps.messages import ANY_STEP, Record, Totals
 from ps.spec import StoreSpec
 from scheduler.clock import ClockState

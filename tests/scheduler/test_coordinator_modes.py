@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from embedding.spec import Sgd, TableSpec
+from embedding.spec.table import Sgd, TableSpec
 from ps.messages import Record
 from ps.spec import StoreSpec
 from scheduler.coordinator import Coordinator

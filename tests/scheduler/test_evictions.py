@@ -2,7 +2,7 @@
 
 import pytest
 
-from embedding.spec import Eviction, TableSpec
+from embedding.spec.table import Eviction, TableSpec
 from ps.messages import TableEviction
 from scheduler.clock import ScheduleClock
 from scheduler.evictions import evictions_due

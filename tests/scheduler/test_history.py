@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import scheduler.supervising
-from embedding.optimizer_spec import Sgd
-from embedding.spec import TableSpec
+from embedding.spec.optimizers import Sgd
+from embedding.spec.table import TableSpec
 from ps.listener import Listener
 from ps.spec import StoreSpec
 from runtime.strict_json import json_text

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec import Sgd, TableSpec
+from embedding.spec.table import Sgd, TableSpec
 from ps.spec import StoreSpec
 from scheduler.coordinator import Coordinator
 from scheduler.coordinator_spec import CoordinatorSpec

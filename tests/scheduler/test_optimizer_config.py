@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from embedding.optimizer_spec import OPTIMIZERS, Adam, AdamW, Ftrl
+from embedding.spec.optimizers import OPTIMIZERS, Adam, AdamW, Ftrl
 from scheduler import ConfigError, JobConfig
 from scheduler.resolve import model_spec, store_spec
 

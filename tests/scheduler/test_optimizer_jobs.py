@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from embedding.optimizer_spec import OPTIMIZERS
+from embedding.spec.optimizers import OPTIMIZERS
 from ps.checkpoint import CheckpointReader
 from scheduler import JobConfig, Trainer
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from embedding.optimizer_spec import AdagradDecay, Adam, Sgd
-from embedding.schedule import Schedule
-from embedding.spec import TableSpec
+from embedding.spec.optimizers import AdagradDecay, Adam, Sgd
+from embedding.spec.schedule import Schedule
+from embedding.spec.table import TableSpec
 from ps.messages import Record
 from ps.spec import StoreSpec
 from scheduler import JobConfig

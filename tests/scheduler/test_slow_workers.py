@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec import Eviction, Sgd, TableSpec
+from embedding.spec.table import Eviction, Sgd, TableSpec
 from ps.messages import Apply, Contribution, PushReply, Record
 from ps.shard import Shard
 from ps.spec import StoreSpec

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from embedding.spec import Sgd, TableSpec
+from embedding.spec.table import Sgd, TableSpec
 from ps.spec import StoreSpec
 from scheduler.coordinator import Coordinator
 from scheduler.coordinator_spec import CoordinatorSpec

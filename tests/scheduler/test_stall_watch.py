@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from embedding.spec import Sgd, TableSpec
+from embedding.spec.table import Sgd, TableSpec
 from ps.spec import StoreSpec
 from scheduler import JobConfig
 from scheduler.coordinator import Coordinator

@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pytest
 
-from embedding.spec import Sgd, TableSpec
+from embedding.spec.table import Sgd, TableSpec
 from ps.messages import ANY_STEP
 from ps.spec import StoreSpec
 from scheduler.coordinator import Coordinator, CoordinatorSpec

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from embedding import CounterEntries, TableEntries, TableSpec
-from embedding.spec import Adagrad, BloomAdmission, CounterAdmission, Eviction
+from embedding.spec.table import Adagrad, BloomAdmission, CounterAdmission, Eviction
 from ps.checkpoint import Manifest, write_manifest, write_shard
 from ps.shard import Shard
 from ps.spec import StoreSpec

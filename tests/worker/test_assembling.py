@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from embedding import TableSpec
-from embedding.composition_spec import DynamicDimension, MultiHash, Part, compose
+from embedding.spec.composition import DynamicDimension, MultiHash, Part, compose
 from ps.deduplicate import Deduplicator
 from ps.spec import even_routing
 from worker.assembling import add_gradient, pool_vectors, vectors_of

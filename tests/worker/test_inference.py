@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding import EmbeddingVariable, TableEntries, TableSpec
-from embedding.composition_spec import Part
 from embedding.kernels.mixing import buckets_of
-from embedding.spec import Adagrad, AdamAsync, CounterAdmission, Optimizer, Sgd
+from embedding.spec.composition import Part
+from embedding.spec.table import Adagrad, AdamAsync, CounterAdmission, Optimizer, Sgd
 from ps.checkpoint import CheckpointError, Manifest, write_manifest, write_shard
 from ps.digest import bucket_digests
 from ps.sealed_json import unsealed

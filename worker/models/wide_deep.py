@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from embedding.spec import Constant
+from embedding.spec.table import Constant
 from worker.models.layers import Mlp, RowBuffer, read_widths
 from worker.models.protocol import FloatArray, Parameter
 from worker.spec import Lookup, ModelSpec

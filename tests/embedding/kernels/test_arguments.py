@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from embedding import EmbeddingVariable, TableEntries, TableSpec
-from embedding.spec import Adagrad, CounterAdmission, Sgd
+from embedding.spec.table import Adagrad, CounterAdmission, Sgd
 
 DIM = 3
 

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from embedding.spec import Constant, Normal, Sgd, TruncatedNormal, Uniform
+from embedding.spec.table import Constant, Normal, Sgd, TruncatedNormal, Uniform
 from worker.models import (
     Parameter,
     build_model,

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding.optimizer_spec import OPTIMIZERS, Ftrl, Sgd
-from embedding.schedule import Schedule
+from embedding.spec.optimizers import OPTIMIZERS, Ftrl, Sgd
+from embedding.spec.schedule import Schedule
 
 STEPS = [0, 1, 4, 5, 15, 25, 26, 1000]
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from embedding.optimizer_spec import Adagrad, Adam, AdamW, Ftrl, Sgd
-from embedding.spec import Constant, TableSpec, Uniform
+from embedding.spec.optimizers import Adagrad, Adam, AdamW, Ftrl, Sgd
+from embedding.spec.table import Constant, TableSpec, Uniform
 
 
 @pytest.mark.parametrize(

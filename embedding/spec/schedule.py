@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from embedding.ranges import require, require_count, require_positive
+from embedding.spec.ranges import require, require_count, require_positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

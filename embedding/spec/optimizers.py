@@ -7,13 +7,8 @@ clipped, then regularised (see `Shaping`). "Row" rules see a dense parameter as 
 from dataclasses import dataclass
 from typing import Literal
 
-from embedding.ranges import (
-    require,
-    require_not_negative,
-    require_positive,
-    require_share,
-)
-from embedding.schedule import Schedule
+from embedding.spec.ranges import require, require_not_negative, require_positive, require_share
+from embedding.spec.schedule import Schedule
 
 # Gradients are means over a step, so a rare key's square is of the order of 1e-7: beside a start of
 # .1, as other libraries have it, Adagrad is SGD with lr / .316, and rare keys hardly move.

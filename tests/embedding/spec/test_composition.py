@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from embedding.composition_spec import Adaptive, DynamicDimension, MultiHash, compose
-from embedding.spec import (
+from embedding.spec.composition import Adaptive, DynamicDimension, MultiHash, compose
+from embedding.spec.table import (
     Adagrad,
     Constant,
     CounterAdmission,

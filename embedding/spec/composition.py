@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from embedding.ranges import require
-from embedding.spec import FrequencyAdmission, TableSpec, WarmStart, needs_usage
+from embedding.spec.ranges import require
+from embedding.spec.table import FrequencyAdmission, TableSpec, WarmStart, needs_usage
 
 KeyMap = Literal["own", "quotient", "remainder", "static"]
 Operation = Literal["add", "multiply", "concatenate", "select"]

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from embedding.kernels.mixing import NUM_BUCKETS
-from embedding.optimizer_spec import OPTIMIZERS
-from embedding.optimizer_spec import Adagrad as Adagrad
-from embedding.optimizer_spec import AdamAsync as AdamAsync
-from embedding.optimizer_spec import Optimizer as Optimizer
-from embedding.optimizer_spec import Sgd as Sgd
-from embedding.ranges import require as _require
-from embedding.ranges import require_count as _count
-from embedding.ranges import require_finite as _finite
-from embedding.schedule import Schedule
+from embedding.spec.optimizers import OPTIMIZERS
+from embedding.spec.optimizers import Adagrad as Adagrad
+from embedding.spec.optimizers import AdamAsync as AdamAsync
+from embedding.spec.optimizers import Optimizer as Optimizer
+from embedding.spec.optimizers import Sgd as Sgd
+from embedding.spec.ranges import require as _require
+from embedding.spec.ranges import require_count as _count
+from embedding.spec.ranges import require_finite as _finite
+from embedding.spec.schedule import Schedule
 
 Json = dict[str, Any]
 ValueDtype = Literal["float32", "float16", "bfloat16"]
