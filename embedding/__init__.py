@@ -11,7 +11,7 @@ from embedding.eviction import rows_per_bucket  # noqa: E402
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of  # noqa: E402
 from embedding.key_maps import map_keys  # noqa: E402
 from embedding.linking import make_variables  # noqa: E402
-from embedding.optimizers import OptimizerRule, rule_for, step_scalars  # noqa: E402
+from embedding.optimizers.rule import OptimizerRule, rule_for, step_scalars  # noqa: E402
 from embedding.spec.composition import Adaptive, DynamicDimension, MultiHash, compose  # noqa: E402
 from embedding.spec.optimizers import (  # noqa: E402
     Adagrad,

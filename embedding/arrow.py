@@ -16,7 +16,7 @@ import pyarrow as pa
 from embedding.counters import CounterEntries
 from embedding.entries import TableEntries
 from embedding.kernels.arguments import input_array
-from embedding.optimizers import OptimizerRule, rule_for
+from embedding.optimizers.rule import OptimizerRule, rule_for
 from embedding.spec.table import TableSpec
 
 _FLOAT32 = np.dtype(np.float32)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from embedding.optimizers import rule_for
+from embedding.optimizers.rule import rule_for
 from embedding.spec.table import TableSpec
 
 Int64Array = npt.NDArray[np.int64]

@@ -21,7 +21,7 @@ from embedding.kernels.bits import bits_of, float_of
 from embedding.kernels.mixing import mix64
 from embedding.kernels.prefetch import AHEAD, prefetch_ahead, prefetch_row
 from embedding.kernels.row_copy import copy_rows
-from embedding.optimizers import rule_for
+from embedding.optimizers.rule import rule_for
 from embedding.spec.table import TableSpec, ValueDtype
 
 Float32Array = npt.NDArray[np.float32]

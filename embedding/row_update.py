@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding.kernels.mixing import mix_text
-from embedding.optimizers import OptimizerRule
+from embedding.optimizers.rule import OptimizerRule
 from embedding.precision import FLOAT32, kind_of, narrow_rows, widen_rows
 from embedding.spec.table import TableSpec
 

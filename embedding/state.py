@@ -13,7 +13,7 @@ from embedding.entries import TableEntries
 from embedding.inspection import RankBy, TopRows, frequency_histogram
 from embedding.kernels.arguments import input_array, read_only
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
-from embedding.optimizers import rule_for
+from embedding.optimizers.rule import rule_for
 from embedding.precision import kind_of, stored_width
 from embedding.reservation import NO_BUDGET, Budget
 from embedding.rows import FREQUENCY, METADATA_BYTES, VERSION, Rows

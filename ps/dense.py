@@ -7,7 +7,7 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.kernels.finite import all_finite
-from embedding.optimizers import rule_for
+from embedding.optimizers.rule import rule_for
 from ps.merge import add_weighted
 from ps.messages import Contribution
 from ps.spec import BLOCK_SIZE, StoreSpec

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from embedding.optimizers import rule_for
+from embedding.optimizers.rule import rule_for
 from ps.messages import Entry, Record
 from ps.spec import StoreSpec
 

@@ -10,7 +10,7 @@ from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
 from embedding.bloom import BloomSize
 from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.linking import make_variables
-from embedding.optimizers import OptimizerRule, rule_for
+from embedding.optimizers.rule import OptimizerRule, rule_for
 from embedding.spec.table import BloomAdmission, CounterAdmission, Optimizer
 from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.dense import DenseBlocks

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from embedding.optimizers import rule_for, step_scalars
+from embedding.optimizers.rule import rule_for, step_scalars
 from embedding.spec.table import BloomAdmission, Optimizer, TableSpec
 from ps.messages import Apply, Contribution, DenseNorm, Entry, Pull, Record, TableEviction
 from ps.shard import Shard

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from embedding.optimizers import NO_DENSE_CLIP_NORM
+from embedding.optimizers.rule import NO_DENSE_CLIP_NORM
 from embedding.spec.composition import Composition
 from embedding.spec.optimizers import Adagrad, Adam, Optimizer
 from embedding.spec.table import (

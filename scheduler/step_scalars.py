@@ -1,6 +1,6 @@
 """The numbers that a step's updates need and that depend on time."""
 
-from embedding.optimizers import step_scalars
+from embedding.optimizers.rule import step_scalars
 from ps.spec import StoreSpec
 
 

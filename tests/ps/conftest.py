@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.optimizers import step_scalars
+from embedding.optimizers.rule import step_scalars
 from embedding.spec.table import Adagrad, AdamAsync, CounterAdmission, Optimizer, Sgd, TableSpec
 from ps import sockets
 from ps.checkpoint import CheckpointReader, Manifest, write_manifest, write_shard

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from embedding.optimizers import step_scalars
+from embedding.optimizers.rule import step_scalars
 from embedding.spec.table import Adagrad, AdamAsync, Optimizer, Sgd
 from ps.dense import DenseBlocks
 from ps.messages import Contribution

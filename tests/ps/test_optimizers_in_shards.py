@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedding.optimizers import step_scalars
+from embedding.optimizers.rule import step_scalars
 from embedding.spec.optimizers import (
     OPTIMIZERS,
     Adagrad,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.optimizers import step_scalars
+from embedding.optimizers.rule import step_scalars
 from embedding.spec.optimizers import Adam
 from embedding.spec.table import Eviction, Sgd, TableSpec
 from ps.messages import ANY_STEP, Record, Totals

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding.optimizers import rule_for, step_scalars
+from embedding.optimizers.rule import rule_for, step_scalars
 from embedding.spec.table import Adagrad, AdamAsync, Sgd
 
 SPECS = [Sgd(), Adagrad(), AdamAsync(), AdamAsync(apply_sparse_rmsprop=True)]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.optimizers import rule_for, step_scalars
+from embedding.optimizers.rule import rule_for, step_scalars
 from embedding.spec.optimizers import (
     AdagradDecay,
     AdagradDecayV2,

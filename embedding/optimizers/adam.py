@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.gradient_kernels import mean_square
 from embedding.kernels.prefetch import prefetch_ahead
+from embedding.optimizers.gradient import mean_square
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]

@@ -24,9 +24,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from embedding.adam_kernels import adam, adamw, momentum_rmsprop, rowwise_adam
-from embedding.ftrl_kernels import ftrl, row_ftrl
-from embedding.gradient_kernels import (
+from embedding.kernels.arguments import read_only
+from embedding.optimizers.adam import adam, adamw, momentum_rmsprop, rowwise_adam
+from embedding.optimizers.ftrl import ftrl, row_ftrl
+from embedding.optimizers.gradient import (
     adagrad,
     adagrad_decay,
     rmsprop,
@@ -36,8 +37,7 @@ from embedding.gradient_kernels import (
     sgd_momentum,
     sgd_nesterov,
 )
-from embedding.gradient_shaping import shape_gradients
-from embedding.kernels.arguments import read_only
+from embedding.optimizers.shaping import shape_gradients
 from embedding.spec.optimizers import (
     Adagrad,
     AdagradDecay,
