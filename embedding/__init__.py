@@ -4,13 +4,8 @@ from embedding.kernels.compile_cache import use_own_cache
 
 use_own_cache()
 
-from embedding.bloom import BloomBlocks  # noqa: E402
-from embedding.counters import CounterEntries  # noqa: E402
 from embedding.entries import TableEntries  # noqa: E402
-from embedding.eviction import rows_per_bucket  # noqa: E402
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of  # noqa: E402
-from embedding.key_maps import map_keys  # noqa: E402
-from embedding.linking import make_variables  # noqa: E402
 from embedding.optimizers.rule import OptimizerRule, rule_for, step_scalars  # noqa: E402
 from embedding.spec.composition import Adaptive, DynamicDimension, MultiHash, compose  # noqa: E402
 from embedding.spec.optimizers import (  # noqa: E402
@@ -40,7 +35,12 @@ from embedding.spec.table import (  # noqa: E402
     Uniform,
     Zeros,
 )
-from embedding.variable import EmbeddingVariable  # noqa: E402
+from embedding.table.bloom import BloomBlocks  # noqa: E402
+from embedding.table.counters import CounterEntries  # noqa: E402
+from embedding.table.eviction import rows_per_bucket  # noqa: E402
+from embedding.table.key_maps import map_keys  # noqa: E402
+from embedding.table.links import make_variables  # noqa: E402
+from embedding.table.variable import EmbeddingVariable  # noqa: E402
 
 __all__ = [
     "NUM_BUCKETS",

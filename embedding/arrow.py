@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from embedding.counters import CounterEntries
 from embedding.entries import TableEntries
 from embedding.kernels.arguments import input_array
 from embedding.optimizers.rule import OptimizerRule, rule_for
 from embedding.spec.table import TableSpec
+from embedding.table.counters import CounterEntries
 
 _FLOAT32 = np.dtype(np.float32)
 _NUMBERS = ("key", "frequency", "version")

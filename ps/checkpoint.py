@@ -49,9 +49,9 @@ from embedding.arrow import (
     slot_columns,
     slot_fields,
 )
-from embedding.bloom import BloomSize
 from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.spec.table import BloomAdmission
+from embedding.table.bloom import BloomSize
 from ps.dense import DenseBlocks
 from ps.digest import PART_BYTES, BucketDigests, bucket_slices
 from ps.file_parts import (

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding import BloomBlocks, CounterEntries, EmbeddingVariable, TableEntries
-from embedding.buckets import bucket_parts
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
+from embedding.table.buckets import bucket_parts
 from ps.dense import DenseBlocks
 
 DIGEST_BYTES = hashlib.sha256().digest_size

@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
-from embedding.bloom import BloomSize
 from embedding.kernels.mixing import NUM_BUCKETS
-from embedding.linking import make_variables
 from embedding.optimizers.rule import OptimizerRule, rule_for
 from embedding.spec.table import BloomAdmission, CounterAdmission, Optimizer
+from embedding.table.bloom import BloomSize
+from embedding.table.links import make_variables
 from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.dense import DenseBlocks
 from ps.shard import Shard

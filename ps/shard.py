@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from embedding.linking import make_variables
-from embedding.variable import EmbeddingVariable
+from embedding.table.links import make_variables
+from embedding.table.variable import EmbeddingVariable
 from ps.buffer import GradientBuffer
 from ps.dense import DenseBlocks
 from ps.evicted_keys import EvictedKeys

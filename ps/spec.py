@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding.kernels.mixing import NUM_BUCKETS
-from embedding.linking import check_links
 from embedding.spec.table import Optimizer, TableSpec, optimizer_from_json, table_from_json, to_json
+from embedding.table.links import check_links
 
 SparseMean = Literal["global", "contributors"]
 

@@ -22,7 +22,7 @@ from bench.keys import Size
 from bench.lines import emit
 from bench.moving import evict, transfer
 from bench.tables import Setting, compile_kernels
-from embedding.machine_limits import physical_memory_bytes
+from embedding.table.machine_limits import physical_memory_bytes
 
 GROUPS: dict[str, Callable[[Setting], None]] = {
     "limits": limits,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from embedding.precision import stored_width
-from embedding.rows import memory_of
+from embedding.table.precision import stored_width
+from embedding.table.rows import memory_of
 from scheduler.config import JobConfig
 from worker.errors import DataError
 from worker.plan import Plan

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from embedding.key_maps import map_keys
 from embedding.pooling import coefficients
+from embedding.table.key_maps import map_keys
 from ps.deduplicate import Deduplicated, Deduplicator
 from runtime.free_list import FreeList
 from worker.batch import Batch

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding.kernels.mixing import NUM_BUCKETS
-from embedding.linking import make_variables
+from embedding.table.links import make_variables
 from ps.dense import DenseBlocks
 from ps.digest import block_digests, bucket_digests, model_digest
 from ps.merge import merge

@@ -15,7 +15,7 @@ from numba import njit
 
 from bench.keys import Int64Array, Size
 from embedding.kernels.prefetch import prefetch
-from embedding.reservation import reserve
+from embedding.table.reservation import reserve
 
 Float32Array = npt.NDArray[np.float32]
 

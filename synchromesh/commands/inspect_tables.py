@@ -14,8 +14,8 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from embedding import TableEntries, TableSpec, rule_for
-from embedding.inspection import BIN_STARTS, RankBy, norms
 from embedding.spec.table import to_json
+from embedding.table.inspection import BIN_STARTS, RankBy, norms
 from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.table_summary import KeyState, TableOverview, TableSummary, overview_of, summarize
 from scheduler import RunDirectoryError

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedding.bloom import BloomSize
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
 from embedding.spec.table import (
     Admission,
@@ -20,6 +19,7 @@ from embedding.spec.table import (
     Sgd,
     TableSpec,
 )
+from embedding.table.bloom import BloomSize
 from ps.checkpoint import CheckpointError, CheckpointReader
 from ps.digest import bucket_digests
 from ps.restore import load_tables, start_shard_from

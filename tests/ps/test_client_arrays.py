@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.admission import CounterAdmission
 from embedding.spec.table import TableSpec
+from embedding.table.admission import CounterAdmission
 from ps.client import PulledBatch
 
 Serve = Callable[..., Any]

@@ -154,7 +154,7 @@ def test_digests_of_parts_are_parts_of_the_digest(monkeypatch: pytest.MonkeyPatc
         assert np.concatenate(parts).tobytes() == whole.tobytes()
     monkeypatch.setattr("ps.digest.PART_BYTES", 100)
     monkeypatch.setattr("ps.digest._COUNTER_BYTES", 100)
-    monkeypatch.setattr("embedding.state._LISTED_BYTES", 40)
+    monkeypatch.setattr("embedding.table.state._LISTED_BYTES", 40)
     assert bucket_digests(table, (0, NUM_BUCKETS)).tobytes() == whole.tobytes()
 
 

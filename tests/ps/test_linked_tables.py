@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.key_maps import map_keys
 from embedding.spec.composition import Adaptive, DynamicDimension, compose
 from embedding.spec.table import AdamAsync, BloomAdmission, CounterAdmission, TableSpec
+from embedding.table.key_maps import map_keys
 from ps.checkpoint import CheckpointReader
 from ps.client import Identity
 from ps.messages import TableEviction

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from embedding import EmbeddingVariable, TableEntries, TableSpec
-from embedding.inspection import norms
 from embedding.spec.table import AdamAsync, BloomAdmission, CounterAdmission, Sgd
+from embedding.table.inspection import norms
 from ps import table_summary
 from ps.checkpoint import CheckpointReader
 from ps.restore import load_tables

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from embedding.variable import EmbeddingVariable
+from embedding.table.variable import EmbeddingVariable
 from ps.dense_copies import DenseCopies, DenseCopy
 from ps.evicted_keys import EvictedKeys
 from ps.shard import Shard

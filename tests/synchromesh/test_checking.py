@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from embedding.rows import memory_of
+from embedding.table.rows import memory_of
 from scheduler.config import JobConfig
 from synchromesh.checking import check_job, grown
 from synchromesh.commands.main import main

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from embedding import EmbeddingVariable, TableSpec, step_scalars
-from embedding.key_maps import static_keys
-from embedding.linking import make_variables
 from embedding.spec.composition import Adaptive, compose
 from embedding.spec.optimizers import Adam
 from embedding.spec.table import CounterAdmission, Sgd
+from embedding.table.key_maps import static_keys
+from embedding.table.links import make_variables
 from ps.deduplicate import Deduplicator, keep_admitted
 from ps.spec import even_routing
 from worker.assembling import add_gradient, pool_vectors, vectors_of

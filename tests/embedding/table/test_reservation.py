@@ -3,8 +3,8 @@ import resource
 import numpy as np
 import pytest
 
-from embedding.machine_limits import physical_memory_bytes
-from embedding.reservation import reserve
+from embedding.table.machine_limits import physical_memory_bytes
+from embedding.table.reservation import reserve
 
 
 def test_a_reservation_is_zeroed_writable_and_far_larger_than_what_it_takes():

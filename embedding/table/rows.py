@@ -7,8 +7,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.buckets import check_buckets
-from embedding.index import (
+from embedding.kernels.mixing import NUM_BUCKETS, bucket_of, buckets_of
+from embedding.kernels.prefetch import AHEAD, prefetch
+from embedding.table.buckets import check_buckets
+from embedding.table.index import (
     BLOCK,
     MAX_ROWS,
     WORDS,
@@ -22,9 +24,7 @@ from embedding.index import (
     remove,
     search_from,
 )
-from embedding.kernels.mixing import NUM_BUCKETS, bucket_of, buckets_of
-from embedding.kernels.prefetch import AHEAD, prefetch
-from embedding.reservation import Budget, reserve
+from embedding.table.reservation import Budget, reserve
 
 Int64Array = npt.NDArray[np.int64]
 UInt8Array = npt.NDArray[np.uint8]

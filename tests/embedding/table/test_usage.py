@@ -8,8 +8,8 @@ import pytest
 
 from embedding import CounterEntries, EmbeddingVariable, TableSpec
 from embedding.arrow import row_schema
-from embedding.linking import make_variables
 from embedding.spec.table import BloomAdmission, CounterAdmission, Eviction, FrequencyAdmission
+from embedding.table.links import make_variables
 
 TRACKED = TableSpec(name="t", dim=3)
 UNTRACKED = replace(TRACKED, track_usage=False)

@@ -6,20 +6,20 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from embedding.bloom import BloomBlocks, BloomFilter
-from embedding.buckets import ALL_BUCKETS, bucket_parts, check_buckets
-from embedding.counters import CounterEntries
 from embedding.entries import TableEntries
-from embedding.inspection import RankBy, TopRows, frequency_histogram
 from embedding.kernels.arguments import input_array, read_only
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
 from embedding.optimizers.rule import rule_for
-from embedding.precision import kind_of, stored_width
-from embedding.reservation import NO_BUDGET, Budget
-from embedding.rows import FREQUENCY, METADATA_BYTES, VERSION, Rows
-from embedding.sharing import budget_alone
 from embedding.spec.table import BloomAdmission, CounterAdmission, TableSpec
-from embedding.transfer import read_rows, write_rows
+from embedding.table.bloom import BloomBlocks, BloomFilter
+from embedding.table.buckets import ALL_BUCKETS, bucket_parts, check_buckets
+from embedding.table.counters import CounterEntries
+from embedding.table.inspection import RankBy, TopRows, frequency_histogram
+from embedding.table.precision import kind_of, stored_width
+from embedding.table.reservation import NO_BUDGET, Budget
+from embedding.table.rows import FREQUENCY, METADATA_BYTES, VERSION, Rows
+from embedding.table.sharing import budget_alone
+from embedding.table.transfer import read_rows, write_rows
 
 Int64Array = npt.NDArray[np.int64]
 

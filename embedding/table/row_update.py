@@ -5,8 +5,8 @@ import numpy.typing as npt
 
 from embedding.kernels.mixing import mix_text
 from embedding.optimizers.rule import OptimizerRule
-from embedding.precision import FLOAT32, kind_of, narrow_rows, widen_rows
 from embedding.spec.table import TableSpec
+from embedding.table.precision import FLOAT32, kind_of, narrow_rows, widen_rows
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from embedding.bloom import reserved_bytes
-from embedding.machine_limits import address_limit
-from embedding.precision import stored_width
-from embedding.reservation import Budget
-from embedding.rows import room_in
 from embedding.spec.table import BloomAdmission, CounterAdmission, TableSpec
+from embedding.table.bloom import reserved_bytes
+from embedding.table.machine_limits import address_limit
+from embedding.table.precision import stored_width
+from embedding.table.reservation import Budget
+from embedding.table.rows import room_in
 
 _LEAST_ROWS = 4096  # that a table must have room for, or it is not made
 # A table that is made alone takes this part of the address space that is left then.

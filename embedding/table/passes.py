@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.admission import BLOOM, COUNTER, PROBABILISTIC, Admission, is_drawn
-from embedding.bloom import bloom_count
-from embedding.counters import add_counts, counted, take_count
-from embedding.index import BLOCK, find_batch, geometry_of
-from embedding.initial_values import InitialValues, fill_initial
 from embedding.kernels.prefetch import AHEAD, prefetch
-from embedding.precision import FLOAT32, read_vector, read_vectors, write_vector
-from embedding.rows import FREQUENCY, SPLIT, VERSION, RowArrays, find_or_add
+from embedding.table.admission import BLOOM, COUNTER, PROBABILISTIC, Admission, is_drawn
+from embedding.table.bloom import bloom_count
+from embedding.table.counters import add_counts, counted, take_count
+from embedding.table.index import BLOCK, find_batch, geometry_of
+from embedding.table.initial_values import InitialValues, fill_initial
+from embedding.table.precision import FLOAT32, read_vector, read_vectors, write_vector
+from embedding.table.rows import FREQUENCY, SPLIT, VERSION, RowArrays, find_or_add
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]

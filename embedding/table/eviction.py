@@ -6,12 +6,12 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.index import entry, num_entries
 from embedding.kernels.mixing import NUM_BUCKETS, bucket_of
 from embedding.kernels.prefetch import prefetch, prefetch_row
-from embedding.precision import read_vector, stored_width
-from embedding.rows import FREQUENCY, METADATA_BYTES, VERSION, RowArrays, Rows
 from embedding.spec.table import MIN_ROWS_PER_BUCKET, TableSpec
+from embedding.table.index import entry, num_entries
+from embedding.table.precision import read_vector, stored_width
+from embedding.table.rows import FREQUENCY, METADATA_BYTES, VERSION, RowArrays, Rows
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]

@@ -8,9 +8,9 @@ from numba import njit
 
 from embedding import EmbeddingVariable, TableEntries, TableSpec, step_scalars
 from embedding.kernels.finite import all_finite
-from embedding.precision import kind_of, narrow_rows, read_vector, stored_width, write_vector
 from embedding.spec.optimizers import OPTIMIZERS
 from embedding.spec.table import Constant, Normal, Sgd, Uniform, table_from_json, to_json
+from embedding.table.precision import kind_of, narrow_rows, read_vector, stored_width, write_vector
 
 NARROW = ("float16", "bfloat16")
 QUANTUM = {"float16": 2.0**-10, "bfloat16": 2.0**-7}  # distance of two values from 1 on

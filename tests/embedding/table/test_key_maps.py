@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of, mix64
-from embedding.key_maps import map_keys, static_keys
 from embedding.spec.composition import MultiHash, compose
 from embedding.spec.table import TableSpec
+from embedding.table.key_maps import map_keys, static_keys
 
 EXTREMES = [-(2**63), -(2**63) + 1, -2, -1, 0, 1, 2**63 - 2, 2**63 - 1]
 a_key = st.integers(-(2**63), 2**63 - 1) | st.sampled_from(EXTREMES)

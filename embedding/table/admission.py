@@ -6,16 +6,16 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.bloom import NO_BLOOM, BloomArrays, BloomFilter
 from embedding.kernels.arguments import read_only
 from embedding.kernels.mixing import mix64, mix_text
-from embedding.rows import RowArrays
 from embedding.spec.table import (
     CounterAdmission,
     FrequencyAdmission,
     ProbabilisticAdmission,
     TableSpec,
 )
+from embedding.table.bloom import NO_BLOOM, BloomArrays, BloomFilter
+from embedding.table.rows import RowArrays
 
 ALWAYS, COUNTER, BLOOM, PROBABILISTIC = range(4)
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding.initial_values import normal_quantile
 from embedding.kernels.mixing import mix_text
 from embedding.spec.table import (
     Constant,
@@ -19,7 +18,8 @@ from embedding.spec.table import (
     Uniform,
     Zeros,
 )
-from embedding.variable import EmbeddingVariable
+from embedding.table.initial_values import normal_quantile
+from embedding.table.variable import EmbeddingVariable
 
 INITIALIZERS = [
     Uniform(scale=0.05),

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.index import Geometry, find, geometry_of, put, remove, search
-from embedding.rows import FREQUENCY, NUM_ROWS, SPLIT, VERSION, RowArrays, free_row, take_row
+from embedding.table.index import Geometry, find, geometry_of, put, remove, search
+from embedding.table.rows import FREQUENCY, NUM_ROWS, SPLIT, VERSION, RowArrays, free_row, take_row
 
 Int64Array = npt.NDArray[np.int64]
 

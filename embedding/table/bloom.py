@@ -17,8 +17,8 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.kernels.mixing import BUCKET_BITS, NUM_BUCKETS, mix64
-from embedding.reservation import reserve
 from embedding.spec.table import BloomAdmission
+from embedding.table.reservation import reserve
 
 Int64Array = npt.NDArray[np.int64]
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from embedding import machine_limits
-from embedding.machine_limits import (
+from embedding.table import machine_limits
+from embedding.table.machine_limits import (
     Limit,
     address_limit,
     cgroup_memory_bytes,

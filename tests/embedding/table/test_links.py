@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 
 from embedding import EmbeddingVariable, TableSpec, step_scalars
-from embedding.key_maps import static_keys
-from embedding.linking import check_links, make_variables
 from embedding.spec.composition import Adaptive, DynamicDimension, compose
 from embedding.spec.table import (
     Adagrad,
@@ -21,6 +19,8 @@ from embedding.spec.table import (
     table_from_json,
     to_json,
 )
+from embedding.table.key_maps import static_keys
+from embedding.table.links import check_links, make_variables
 
 TABLE = TableSpec(name="t", dim=6, initializer=Constant(value=1.0), optimizer=Sgd(learning_rate=1))
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from embedding import rows as rows_module
 from embedding.kernels.mixing import buckets_of
-from embedding.machine_limits import Limit
-from embedding.reservation import Budget
-from embedding.rows import MAX_ROWS, VERSION, Rows, room_in
+from embedding.table import rows as rows_module
+from embedding.table.machine_limits import Limit
+from embedding.table.reservation import Budget
+from embedding.table.rows import MAX_ROWS, VERSION, Rows, room_in
 
 
 def budget_of(memory: int, *, address: int = 1 << 40, shares: int = 1) -> Budget:

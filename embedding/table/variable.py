@@ -5,20 +5,20 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from embedding.admission import ALWAYS, Admission, admission_of, with_frequency
-from embedding.eviction import EvictFirst, expired, overfull
-from embedding.initial_values import initial_values_of
-from embedding.kernels import pull_rows, settle_keys
 from embedding.kernels.arguments import input_array, output_array, read_only
 from embedding.kernels.finite import all_finite, without_non_finite
-from embedding.precision import FLOAT32
-from embedding.reservation import Budget
-from embedding.row_update import RowUpdate
 from embedding.spec.ranges import require, require_finite, require_not_negative, require_one_of
 from embedding.spec.table import TableSpec
-from embedding.state import TableState
-from embedding.static_rows import StaticRows
-from embedding.transfer import write_vectors
+from embedding.table.admission import ALWAYS, Admission, admission_of, with_frequency
+from embedding.table.eviction import EvictFirst, expired, overfull
+from embedding.table.initial_values import initial_values_of
+from embedding.table.passes import pull_rows, settle_keys
+from embedding.table.precision import FLOAT32
+from embedding.table.reservation import Budget
+from embedding.table.row_update import RowUpdate
+from embedding.table.state import TableState
+from embedding.table.static_rows import StaticRows
+from embedding.table.transfer import write_vectors
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 
-from embedding import index
-from embedding.index import (
+from embedding.kernels.mixing import buckets_of, mix64
+from embedding.table import index
+from embedding.table.index import (
     MAX_ROWS,
     PLACES,
     WORDS,
@@ -23,7 +24,6 @@ from embedding.index import (
     insert_from,
     remove,
 )
-from embedding.kernels.mixing import buckets_of, mix64
 
 EXTREMES = [0, -1, 1, 2**63 - 1, -(2**63)]
 LINES = 8

@@ -5,9 +5,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from embedding.key_maps import static_keys
-from embedding.rows import Rows
 from embedding.spec.table import WarmStart
+from embedding.table.key_maps import static_keys
+from embedding.table.rows import Rows
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]

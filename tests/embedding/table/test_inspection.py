@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
-from embedding.inspection import BIN_STARTS, TopRows, frequency_histogram, norms
 from embedding.spec.table import AdamAsync, BloomAdmission, CounterAdmission
+from embedding.table.inspection import BIN_STARTS, TopRows, frequency_histogram, norms
 
 DIM = 3
 SPEC = TableSpec(name="t", dim=DIM, optimizer=AdamAsync())
@@ -82,7 +82,7 @@ def test_top_does_not_depend_on_the_parts_or_their_order(rows, n, by, data):
 def test_top_of_a_table_of_many_parts(monkeypatch):
     rows = {key: (key % 97, key % 89, (key, 0, 0)) for key in range(5000)}
     table = filled(rows)
-    monkeypatch.setattr("embedding.state._PART_BYTES", 1000)
+    monkeypatch.setattr("embedding.table.state._PART_BYTES", 1000)
 
     for by, value in VALUES.items():
         expected = sorted(rows, key=lambda key: (-value(rows[key]), key))[:200]
@@ -152,7 +152,7 @@ def test_histograms_are_taken_in_parts(monkeypatch):
     frequency = np.random.default_rng(0).zipf(1.2, 1000) % 2**40
     whole = frequency_histogram(frequency)
 
-    monkeypatch.setattr("embedding.inspection._VALUES_AT_ONCE", 7)
+    monkeypatch.setattr("embedding.table.inspection._VALUES_AT_ONCE", 7)
 
     assert frequency_histogram(frequency).tolist() == whole.tolist()
     assert whole.sum() == 1000

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from embedding import CounterEntries, EmbeddingVariable, TableSpec
-from embedding.bloom import BloomBlocks, BloomFilter, BloomSize
 from embedding.kernels.mixing import buckets_of, mix_text
 from embedding.spec.table import (
     BloomAdmission,
@@ -18,6 +17,7 @@ from embedding.spec.table import (
     table_from_json,
     to_json,
 )
+from embedding.table.bloom import BloomBlocks, BloomFilter, BloomSize
 
 BITS = [8, 16, 32, 64]
 

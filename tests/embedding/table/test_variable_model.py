@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
-from embedding.bloom import BloomSize
 from embedding.kernels.mixing import buckets_of, mix_text
 from embedding.spec.table import (
     Adagrad,
@@ -16,6 +15,7 @@ from embedding.spec.table import (
     ProbabilisticAdmission,
     Uniform,
 )
+from embedding.table.bloom import BloomSize
 
 DIM = 2
 LEARNING_RATE = np.float32(0.1)

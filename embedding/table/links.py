@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from embedding.sharing import budget_of
 from embedding.spec.table import TableSpec
-from embedding.variable import EmbeddingVariable
+from embedding.table.sharing import budget_of
+from embedding.table.variable import EmbeddingVariable
 
 
 def check_links(specs: Sequence[TableSpec]) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding import EmbeddingVariable, TableSpec, machine_limits, make_variables
-from embedding.counters import CounterEntries
-from embedding.rows import MAX_ROWS
-from embedding.sharing import budget_of
+from embedding import EmbeddingVariable, TableSpec, make_variables
 from embedding.spec.table import BloomAdmission, CounterAdmission
+from embedding.table import machine_limits
+from embedding.table.counters import CounterEntries
+from embedding.table.rows import MAX_ROWS
+from embedding.table.sharing import budget_of
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="address space as Linux has it")
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedding.machine_limits import NO_RESERVE, Limit, memory_limit
+from embedding.table.machine_limits import NO_RESERVE, Limit, memory_limit
 
 # Huge pages from here on: random reads of 4 million rows became 30 % faster by them, but a small
 # table should not take one page of 2 MiB for each of its arrays.
