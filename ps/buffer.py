@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from ps.messages import Contribution, Entry, Record, Refusal
+from ps.messages.messages import Contribution, Entry, Record, Refusal
 from runtime.intervals import Intervals
 
 

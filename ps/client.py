@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ps.deduplicate import Deduplicated, keep_admitted
 from ps.dense_copies import DenseCopies, DenseCopy
-from ps.messages import (
+from ps.messages.messages import (
     ANY_STEP,
     Apply,
     Contribution,
@@ -31,9 +31,9 @@ from ps.messages import (
     Reply,
     Request,
 )
+from ps.messages.wire import Header, WireError, array_sizes
 from ps.sockets import receive, send
 from ps.spec import StoreSpec
-from ps.wire import Header, WireError, array_sizes
 from runtime.free_list import FreeList
 
 Connect = Callable[[int], socket.socket]
@@ -202,7 +202,7 @@ class PsClient:
         A shard leaves dense parameters out that the last answer brought already.
 
         Args:
-            at_step, not_before: what may be read, as of `ps.messages.Pull`.
+            at_step, not_before: what may be read, as of `ps.messages.messages.Pull`.
             evaluate: read as serving does, where nothing of the batch is counted.
         """
         request_id = self._new_id()

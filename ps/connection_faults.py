@@ -21,8 +21,8 @@ from typing import Literal
 import numpy as np
 
 from ps.client import Connect
+from ps.messages.wire import PREFIX, decode_prefix
 from ps.sockets import receive_exactly, receive_into, tune
-from ps.wire import PREFIX, decode_prefix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

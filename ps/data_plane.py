@@ -22,12 +22,12 @@ from collections.abc import Callable, Iterator
 
 from ps.byte_budget import ByteBudget
 from ps.listener import Listener, Peer
-from ps.messages import Apply, ApplyReply, Contribution, Pull, Reply, Request
+from ps.messages.messages import Apply, ApplyReply, Contribution, Pull, Reply, Request
+from ps.messages.wire import WireError
 from ps.read_write_lock import ReadWriteLock
 from ps.shard import Outgoing, Shard
 from ps.sockets import receive, send
 from ps.wake import Wake
-from ps.wire import WireError
 from runtime.fingerprint import check_float_mode
 from runtime.stage_times import StageTimes
 

@@ -9,7 +9,7 @@ from numba import njit
 from embedding.kernels.finite import all_finite
 from embedding.optimizers.rule import rule_for
 from ps.merge import add_weighted
-from ps.messages import Contribution
+from ps.messages.messages import Contribution
 from ps.spec import BLOCK_SIZE, StoreSpec
 
 

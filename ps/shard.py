@@ -19,7 +19,7 @@ from ps.buffer import GradientBuffer
 from ps.dense import DenseBlocks
 from ps.evicted_keys import EvictedKeys
 from ps.merge import merge
-from ps.messages import (
+from ps.messages.messages import (
     ANY_STEP,
     Apply,
     ApplyReply,

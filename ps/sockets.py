@@ -23,8 +23,8 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from ps.messages import Message
-from ps.wire import (
+from ps.messages.messages import Message
+from ps.messages.wire import (
     PREFIX,
     Header,
     WireError,

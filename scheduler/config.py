@@ -38,7 +38,7 @@ from embedding.spec.table import (
     ValueDtype,
     Zeros,
 )
-from ps.messages import MAX_STEP_BATCHES
+from ps.messages.messages import MAX_STEP_BATCHES
 from ps.spec import SparseMean
 from scheduler.config_errors import ConfigError, validated
 from scheduler.fault_config import InjectConfig, check_targets

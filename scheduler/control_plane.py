@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 from ps.listener import Listener, Peer
-from ps.wire import WireError
+from ps.messages.wire import WireError
 from worker.control_wire import receive_report, send_message
 from worker.protocol import Grant, Report
 

@@ -6,7 +6,7 @@ delivers reports and acknowledgements, sends records to the shards, and carries 
 
 from typing import Any
 
-from ps.messages import ANY_STEP, Entry, Record, Totals
+from ps.messages.messages import ANY_STEP, Entry, Record, Totals
 from scheduler.batches import Batch, Status
 from scheduler.coordinator_spec import FEW_WORKERS, CoordinatorSpec
 from scheduler.coordinator_state import Progress, ShardProgress, TrainingTime, WorkerState

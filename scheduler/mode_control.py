@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ps.messages import ANY_STEP
+from ps.messages.messages import ANY_STEP
 from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.ledger import Ledger
 from scheduler.modes import rule_of

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, get_args
 
-from ps.messages import ANY_STEP
+from ps.messages.messages import ANY_STEP
 from scheduler.batches import Batch, Status
 from scheduler.ledger import Ledger
 from scheduler.stale_weights import Cutoff, StaleWeight, weight_of

@@ -8,7 +8,7 @@ again: no sample is lost or repeated.
 from dataclasses import dataclass
 from typing import Literal
 
-from ps.messages import ANY_STEP
+from ps.messages.messages import ANY_STEP
 from scheduler.batches import Batch, Status
 from scheduler.ledger import Ledger
 from scheduler.modes import SHIFTABLE, Mode, ModeRule

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from ps.buffer import GradientBuffer
-from ps.messages import Contribution, Refusal
+from ps.messages.messages import Contribution, Refusal
 from ps.server import ServerSetup, ShardServer
 from runtime.free_list import FreeList
 from scheduler import JobConfig

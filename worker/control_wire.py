@@ -13,8 +13,8 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from ps.messages.wire import WireError
 from ps.sockets import receive_exactly
-from ps.wire import WireError
 from runtime.typed import Decoder, decoder_of, field_values
 from worker.protocol import MAX_TOKENS, Grant, Report
 

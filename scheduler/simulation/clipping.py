@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ps.messages import Contribution, Record
+from ps.messages.messages import Contribution, Record
 from ps.spec import BLOCK_SIZE, StoreSpec
 
 

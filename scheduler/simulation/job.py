@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ps.client import Open
-from ps.messages import Apply, DenseNorm, Record, Request
+from ps.messages.messages import Apply, DenseNorm, Record, Request
 from ps.restore import start_shard_from
 from ps.shard import Shard
 from scheduler.coordinator import Coordinator

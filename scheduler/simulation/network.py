@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from ps.client import Open
-from ps.messages import Apply, Contribution, Pull, Record, Reply, Request
+from ps.messages.messages import Apply, Contribution, Pull, Record, Reply, Request
 from ps.shard import Outgoing, Shard
 from scheduler.simulation.world import AGAIN_SECONDS, World
 

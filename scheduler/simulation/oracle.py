@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ps.messages import ANY_STEP, Record
+from ps.messages.messages import ANY_STEP, Record
 from scheduler.modes import Mode
 from scheduler.simulation.scenario import Scenario
 from scheduler.stale_weights import Cutoff, Power

@@ -7,7 +7,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from ps.messages import (
+from ps.messages.messages import (
     ANY_STEP,
     Apply,
     Contribution,

@@ -13,7 +13,7 @@ from embedding.table.links import make_variables
 from ps.dense import DenseBlocks
 from ps.digest import block_digests, bucket_digests, model_digest
 from ps.merge import merge
-from ps.messages import Contribution, Pull, PullReply, Record
+from ps.messages.messages import Contribution, Pull, PullReply, Record
 from ps.restore import load_tables
 from ps.spec import StoreSpec
 from scheduler.evaluation import EvaluationResult

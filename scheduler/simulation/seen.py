@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ps.messages import Contribution, Pull, PullReply, Record
+from ps.messages.messages import Contribution, Pull, PullReply, Record
 from worker.protocol import Token
 
 

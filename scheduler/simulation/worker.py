@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ps.client import Open
 from ps.deduplicate import keep_admitted
 from ps.dense_copies import DenseCopies, DenseCopy
-from ps.messages import Contribution, Pull, PullReply, Request
+from ps.messages.messages import Contribution, Pull, PullReply, Request
 from scheduler.simulation.data import DIM, Samples, Workload
 from scheduler.simulation.network import Client, Network
 from scheduler.simulation.scenario import Arrow

@@ -13,8 +13,8 @@ from pyarrow import flight
 
 from bench.exchanges import EMPTY_PULL, EMPTY_REPLY, Exchange, blank, produce, read, read_arrays
 from bench.server_process import ServerProcess
-from ps.messages import Message, PullReply
-from ps.wire import array_names
+from ps.messages.messages import Message, PullReply
+from ps.messages.wire import array_names
 
 Array = npt.NDArray[Any]
 

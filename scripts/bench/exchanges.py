@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ps.messages import ANY_STEP, Contribution, Message, Pull, PullReply
-from ps.wire import array_names
+from ps.messages.messages import ANY_STEP, Contribution, Message, Pull, PullReply
+from ps.messages.wire import array_names
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 

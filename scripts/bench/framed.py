@@ -14,7 +14,8 @@ import numpy.typing as npt
 from bench.exchanges import EMPTY_PULL, EMPTY_REPLY, AnyMessage, Exchange, blank, produce, read
 from bench.server_process import ServerProcess
 from bench.shared_memory import SharedMemoryChannel, create_region
-from ps.messages import Contribution, Message, Pull, PullReply, PushReply
+from ps.messages.messages import Contribution, Message, Pull, PullReply, PushReply
+from ps.messages.wire import Header, WireError, array_names, array_sizes
 from ps.sockets import (
     Address,
     connect,
@@ -25,7 +26,6 @@ from ps.sockets import (
     send,
     tune,
 )
-from ps.wire import Header, WireError, array_names, array_sizes
 
 Kind = Literal["unix", "tcp", "shared_memory", "shared_memory_in_place"]
 _NODE = "here"

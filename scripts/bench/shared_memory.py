@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.exchanges import AnyMessage, blank
-from ps.messages import Message
+from ps.messages.messages import Message
+from ps.messages.wire import Header, WireError, array_names, decode_body, encode
 from ps.sockets import receive_header
-from ps.wire import Header, WireError, array_names, decode_body, encode
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 

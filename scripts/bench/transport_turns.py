@@ -10,7 +10,7 @@ import psutil
 
 from bench.exchanges import Exchange, blank, produce, read
 from bench.framed import FramedTransport
-from ps.messages import Message, PullReply
+from ps.messages.messages import Message, PullReply
 
 WARM_UP_ROUNDS = 3
 

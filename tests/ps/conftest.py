@@ -20,7 +20,7 @@ from ps.client import Identity, Open, PsClient, PulledBatch
 from ps.data_plane import DataPlane
 from ps.deduplicate import Deduplicated, Deduplicator, keep_admitted
 from ps.digest import block_digests, bucket_digests, model_digest
-from ps.messages import (
+from ps.messages.messages import (
     ANY_STEP,
     Apply,
     Contribution,

@@ -11,7 +11,7 @@ import pytest
 from embedding.spec.table import AdamAsync, CounterAdmission, TableSpec
 from ps import sockets
 from ps.client import Open, PsClient, PulledBatch, ShardLostError
-from ps.messages import ANY_STEP, Apply, ApplyReply, PullReply, PushReply
+from ps.messages.messages import ANY_STEP, Apply, ApplyReply, PullReply, PushReply
 
 Serve = Callable[..., Any]
 

@@ -11,7 +11,7 @@ from embedding.spec.table import AdamAsync, CounterAdmission, TableSpec
 from ps import connection_faults
 from ps.client import Open, PsClient, PulledBatch, ShardLostError
 from ps.connection_faults import ConnectionFault, ConnectionFaults, Fate, Fates, with_faults
-from ps.messages import ANY_STEP, Apply, ApplyReply, PushReply
+from ps.messages.messages import ANY_STEP, Apply, ApplyReply, PushReply
 from ps.sockets import send
 
 Serve = Callable[..., Any]

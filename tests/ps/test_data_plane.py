@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from embedding.spec.table import TableSpec
-from ps import data_plane, listener, sockets, wire
+from ps import data_plane, listener, sockets
 from ps.client import PsClient
-from ps.messages import ANY_STEP, Apply, PullReply, PushReply, Refusal
+from ps.messages import wire
+from ps.messages.messages import ANY_STEP, Apply, PullReply, PushReply, Refusal
+from ps.messages.wire import encode
 from ps.sockets import connect, receive, send
-from ps.wire import encode
 
 Serve = Callable[..., Any]
 

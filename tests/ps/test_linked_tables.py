@@ -13,7 +13,7 @@ from embedding.spec.table import AdamAsync, BloomAdmission, CounterAdmission, Ta
 from embedding.table.key_maps import map_keys
 from ps.checkpoint import CheckpointReader
 from ps.client import Identity
-from ps.messages import TableEviction
+from ps.messages.messages import TableEviction
 from ps.restore import load_tables, start_shard_from
 from ps.spec import StoreSpec
 from ps.warmup import warm_up

@@ -14,7 +14,7 @@ import pytest
 from ps import listener as listening
 from ps import sockets
 from ps.listener import Listener, Peer
-from ps.messages import DenseNorm, PushReply
+from ps.messages.messages import DenseNorm, PushReply
 from ps.sockets import Address, connect, network_place, prove_as_server, receive, send
 
 SECRET = b"s" * 32

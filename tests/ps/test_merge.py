@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ps.merge import Merged, add_weighted, merge
-from ps.messages import Contribution
+from ps.messages.messages import Contribution
 
 DIMS = [1, 3, 2]
 

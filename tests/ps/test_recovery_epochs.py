@@ -9,7 +9,7 @@ import pytest
 
 from embedding.spec.table import Sgd, TableSpec
 from ps.checkpoint import CheckpointError, CheckpointReader
-from ps.messages import TableEviction
+from ps.messages.messages import TableEviction
 from ps.restore import start_shard_from
 
 TABLES = (TableSpec(name="a", dim=2, optimizer=Sgd(learning_rate=1.0), track_usage=True),)

@@ -5,15 +5,7 @@ import numpy as np
 import pytest
 
 from embedding.spec.table import Adagrad, Constant, CounterAdmission, Sgd, TableSpec
-from ps.messages import (
-    ANY_STEP,
-    Apply,
-    ApplyReply,
-    Entry,
-    PullReply,
-    PushReply,
-    Refusal,
-)
+from ps.messages.messages import ANY_STEP, Apply, ApplyReply, Entry, PullReply, PushReply, Refusal
 
 ALL = TableSpec(name="all", dim=2)
 RARE = TableSpec(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from embedding.spec.table import TableSpec
-from ps.messages import Refusal, TableEviction
+from ps.messages.messages import Refusal, TableEviction
 
 TABLES = (TableSpec(name="a", dim=4), TableSpec(name="b", dim=1))
 

@@ -6,12 +6,7 @@ import pytest
 
 from embedding.kernels.mixing import buckets_of
 from embedding.spec.table import Constant, CounterAdmission, Sgd, TableSpec
-from ps.messages import (
-    ApplyReply,
-    Entry,
-    Refusal,
-    TableEviction,
-)
+from ps.messages.messages import ApplyReply, Entry, Refusal, TableEviction
 
 ALL = TableSpec(name="all", dim=2)
 RARE = TableSpec(

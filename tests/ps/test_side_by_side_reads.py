@@ -16,7 +16,7 @@ from embedding.spec.table import (
     TableSpec,
     WarmStart,
 )
-from ps.messages import ANY_STEP, Apply, PullReply, Record
+from ps.messages.messages import ANY_STEP, Apply, PullReply, Record
 from ps.sockets import receive, send
 
 Serve = Callable[..., Any]

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from ps import sockets
-from ps.messages import Message, PullReply, PushReply
+from ps.messages.messages import Message, PullReply, PushReply
+from ps.messages.wire import Header, WireError, array_sizes, encode
 from ps.sockets import (
     NONCE_BYTES,
     Address,
@@ -22,7 +23,6 @@ from ps.sockets import (
     receive,
     send,
 )
-from ps.wire import Header, WireError, array_sizes, encode
 
 PLACE = "shard 0 at /folder/shard-0"
 

@@ -9,7 +9,7 @@ import pytest
 from embedding.optimizers.rule import step_scalars
 from embedding.spec.optimizers import Adam
 from embedding.spec.table import Eviction, Sgd, TableSpec
-from ps.messages import ANY_STEP, Record, Totals
+from ps.messages.messages import ANY_STEP, Record, Totals
 from ps.spec import StoreSpec
 from scheduler.clock import ClockState
 from scheduler.coordinator import Coordinator

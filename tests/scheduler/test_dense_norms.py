@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ps.messages import Entry, Record
+from ps.messages.messages import Entry, Record
 from scheduler.dense_norms import DenseNorms, norm_of_blocks
 from scheduler.events import Command, FailJob, MeasureDenseNorm, SendRecords
 

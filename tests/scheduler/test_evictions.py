@@ -3,7 +3,7 @@
 import pytest
 
 from embedding.spec.table import Eviction, TableSpec
-from ps.messages import TableEviction
+from ps.messages.messages import TableEviction
 from scheduler.clock import ScheduleClock
 from scheduler.evictions import evictions_due
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ps.messages import ANY_STEP
+from ps.messages.messages import ANY_STEP
 from runtime.intervals import Intervals
 from scheduler.batches import Status
 from scheduler.ended import EndedBatches

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from ps.messages import ANY_STEP
+from ps.messages.messages import ANY_STEP
 from scheduler.batches import Status
 from scheduler.ledger import Ledger, LedgerPlan
 from scheduler.modes import Mode, ModeOptions, rule_of

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ps.messages import ANY_STEP
+from ps.messages.messages import ANY_STEP
 from scheduler.batches import Status
 from scheduler.ledger import Ledger, LedgerPlan
 from scheduler.modes import Mode, rule_of

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from embedding.spec.table import Eviction, Sgd, TableSpec
-from ps.messages import Apply, Contribution, PushReply, Record
+from ps.messages.messages import Apply, Contribution, PushReply, Record
 from ps.shard import Shard
 from ps.spec import StoreSpec
 from scheduler.coordinator import Coordinator

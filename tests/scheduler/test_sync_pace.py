@@ -8,7 +8,7 @@ from statistics import fmean
 import pytest
 
 from embedding.spec.table import Sgd, TableSpec
-from ps.messages import ANY_STEP
+from ps.messages.messages import ANY_STEP
 from ps.spec import StoreSpec
 from scheduler.coordinator import Coordinator, CoordinatorSpec
 from scheduler.events import Answer, RecordsApplied, WorkerReported

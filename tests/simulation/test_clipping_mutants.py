@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ps.messages import Contribution, DenseNorm, Record, Reply
+from ps.messages.messages import Contribution, DenseNorm, Record, Reply
 from ps.shard import Shard
 from scheduler.coordinator import Coordinator
 from scheduler.dense_norms import DenseNorms

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ps.deduplicate import keep_admitted
-from ps.messages import Apply, Contribution, Pull, PullReply
+from ps.messages.messages import Apply, Contribution, Pull, PullReply
 from ps.shard import Shard
 from scheduler.coordinator import Coordinator
 from scheduler.coordinator_spec import CoordinatorSpec

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ps.messages import Contribution, Record
+from ps.messages.messages import Contribution, Record
 from ps.shard import Shard
 from scheduler.batches import Batch, Status
 from scheduler.coordinator import Coordinator

@@ -10,7 +10,7 @@ import pytest
 
 from ps.buffer import GradientBuffer
 from ps.client import Open
-from ps.messages import Apply, Contribution, Pull, PullReply, Record, Refusal, Request
+from ps.messages.messages import Apply, Contribution, Pull, PullReply, Record, Refusal, Request
 from ps.shard import Outgoing, Shard
 from scheduler.batches import Batch
 from scheduler.coordinator import Coordinator

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ps.messages import ANY_STEP, Record
+from ps.messages.messages import ANY_STEP, Record
 from scheduler.coordinator import Coordinator
 from scheduler.ledger import Ledger
 from scheduler.modes import ModeRule

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ps.messages import Record
+from ps.messages.messages import Record
 from scheduler.batches import Batch
 from scheduler.coordinator import Coordinator
 from scheduler.coordinator_spec import CoordinatorSpec

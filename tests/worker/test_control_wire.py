@@ -6,7 +6,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from ps.wire import WireError
+from ps.messages.wire import WireError
 from worker import control_wire
 from worker.control_wire import receive_grant, receive_report, send_message
 from worker.protocol import Evaluation, Finished, Grant, Report, Token

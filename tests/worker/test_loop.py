@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ps.client import Open, PulledBatch
-from ps.messages import ANY_STEP, Refusal
+from ps.messages.messages import ANY_STEP, Refusal
 from runtime.fingerprint import FloatModeError
 from worker.faults import FaultPlan, Faults
 from worker.loop import LoopOptions, WorkerLoop

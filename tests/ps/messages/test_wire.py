@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ps import wire
-from ps.messages import (
+from ps.messages import wire
+from ps.messages.messages import (
     Apply,
     ApplyReply,
     Contribution,
@@ -27,7 +27,7 @@ from ps.messages import (
     TableEviction,
     Totals,
 )
-from ps.wire import (
+from ps.messages.wire import (
     MAX_BODY_BYTES,
     MAX_HEADER_BYTES,
     PREFIX,

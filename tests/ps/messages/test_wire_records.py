@@ -2,8 +2,16 @@
 
 import pytest
 
-from ps.messages import MAX_DISCARDS, MAX_STEP_BATCHES, Apply, DenseNorm, Entry, Record, Totals
-from ps.wire import (
+from ps.messages.messages import (
+    MAX_DISCARDS,
+    MAX_STEP_BATCHES,
+    Apply,
+    DenseNorm,
+    Entry,
+    Record,
+    Totals,
+)
+from ps.messages.wire import (
     MAX_HEADER_BYTES,
     PREFIX,
     _most_bytes,

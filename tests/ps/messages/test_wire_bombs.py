@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from ps.wire import (
+from ps.messages.wire import (
     MAGIC,
     MAX_HEADER_BYTES,
     PREFIX,

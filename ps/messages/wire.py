@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from ps.messages import (
+from ps.messages.messages import (
     MAX_STEP_BATCHES,
     Apply,
     ApplyReply,
