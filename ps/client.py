@@ -32,7 +32,7 @@ from ps.messages.messages import (
     Request,
 )
 from ps.messages.wire import Header, WireError, array_sizes
-from ps.sockets import receive, send
+from ps.net.sockets import receive, send
 from ps.spec import StoreSpec
 from runtime.free_list import FreeList
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from ps.client import Connect
 from ps.messages.wire import PREFIX, decode_prefix
-from ps.sockets import receive_exactly, receive_into, tune
+from ps.net.sockets import receive_exactly, receive_into, tune
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

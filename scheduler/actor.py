@@ -6,7 +6,7 @@ from typing import Any
 import ray
 from ray.util.metrics import Counter, Gauge
 
-from ps.sockets import Address
+from ps.net.sockets import Address
 from runtime.fingerprint import process_facts
 from runtime.metrics_export import MetricsExport
 from scheduler.batch_trace import BatchSpan

@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Callable
 
-from ps.listener import Listener, Peer
 from ps.messages.wire import WireError
+from ps.net.listener import Listener, Peer
 from worker.control_wire import receive_report, send_message
 from worker.protocol import Grant, Report
 

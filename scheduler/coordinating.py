@@ -11,8 +11,8 @@ from ps.client import Open, PsClient
 from ps.connection_faults import ConnectionFaults, with_faults
 from ps.messages.messages import Record
 from ps.messages.wire import in_messages
-from ps.sockets import Address, connect
-from ps.wake import Wake
+from ps.net.sockets import Address, connect
+from ps.net.wake import Wake
 from runtime.memory import peak_rss_bytes
 from scheduler.batch_trace import BatchSpan, BatchTrace
 from scheduler.clock import ClockState

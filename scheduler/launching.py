@@ -14,9 +14,9 @@ import ray
 
 from ps.actor import ServerActor
 from ps.checkpoint import CheckpointReader
+from ps.net.sockets import Address
 from ps.restore import MovedDense
 from ps.server import ServerSetup
-from ps.sockets import Address
 from scheduler.actor import CoordinatorActor
 from scheduler.beginning import Beginning
 from scheduler.config import ClusterConfig

@@ -14,7 +14,7 @@ import msgpack
 import numpy as np
 
 from ps.messages.wire import WireError
-from ps.sockets import receive_exactly
+from ps.net.sockets import receive_exactly
 from runtime.typed import Decoder, decoder_of, field_values
 from worker.protocol import MAX_TOKENS, Grant, Report
 

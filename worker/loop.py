@@ -17,7 +17,7 @@ from typing import Literal
 
 from embedding.kernels.finite import all_finite
 from ps.client import Identity, Open, PsClient, PulledBatch
-from ps.wake import Wake
+from ps.net.wake import Wake
 from runtime.fingerprint import check_float_mode
 from runtime.memory import peak_rss_bytes
 from runtime.stage_times import StageTimes

@@ -8,7 +8,7 @@ import numpy as np
 from ps.client import PsClient
 from ps.connection_faults import with_faults
 from ps.deduplicate import Deduplicator
-from ps.sockets import Address, connect
+from ps.net.sockets import Address, connect
 from ps.spec import StoreSpec, even_routing
 from worker.batch import Bags, Batch
 from worker.choosing import choose_rows

@@ -16,7 +16,7 @@ from bench.server_process import ServerProcess
 from bench.shared_memory import SharedMemoryChannel, create_region
 from ps.messages.messages import Contribution, Message, Pull, PullReply, PushReply
 from ps.messages.wire import Header, WireError, array_names, array_sizes
-from ps.sockets import (
+from ps.net.sockets import (
     Address,
     connect,
     local_place,

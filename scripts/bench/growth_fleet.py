@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from bench.growth_job import Point, batches, fill
 from bench.one_step import Contributor, apply_batch
 from bench.shard_process import client_of, start_shards
-from ps.sockets import Address
+from ps.net.sockets import Address
 from worker.models import build_model, initial_parameters
 
 # Occurrences of keys in the batches that a worker draws before, and trains in turns.

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ps.client import PsClient
+from ps.net.sockets import Address, connect
 from ps.server import ServerSetup, ShardServer
 from ps.shard import Shard
-from ps.sockets import Address, connect
 from ps.spec import StoreSpec
 
 NODE = "here"

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from bench.exchanges import AnyMessage, blank
 from ps.messages.messages import Message
 from ps.messages.wire import Header, WireError, array_names, decode_body, encode
-from ps.sockets import receive_header
+from ps.net.sockets import receive_header
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 

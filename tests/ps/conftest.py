@@ -14,7 +14,6 @@ import pytest
 
 from embedding.optimizers.rule import step_scalars
 from embedding.spec.table import Adagrad, AdamAsync, CounterAdmission, Optimizer, Sgd, TableSpec
-from ps import sockets
 from ps.checkpoint import CheckpointReader, Manifest, write_manifest, write_shard
 from ps.client import Identity, Open, PsClient, PulledBatch
 from ps.data_plane import DataPlane
@@ -30,10 +29,11 @@ from ps.messages.messages import (
     Record,
     Reply,
 )
+from ps.net import sockets
+from ps.net.sockets import Address, connect
 from ps.read_write_lock import ReadWriteLock
 from ps.restore import start_shard_from
 from ps.shard import Shard
-from ps.sockets import Address, connect
 from ps.spec import SparseMean, StoreSpec, bucket_range, even_routing
 
 EPOCH = 3

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from embedding.spec.table import AdamAsync, CounterAdmission, TableSpec
-from ps import sockets
 from ps.client import Open, PsClient, PulledBatch, ShardLostError
 from ps.messages.messages import ANY_STEP, Apply, ApplyReply, PullReply, PushReply
+from ps.net import sockets
 
 Serve = Callable[..., Any]
 

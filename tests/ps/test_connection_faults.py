@@ -12,7 +12,7 @@ from ps import connection_faults
 from ps.client import Open, PsClient, PulledBatch, ShardLostError
 from ps.connection_faults import ConnectionFault, ConnectionFaults, Fate, Fates, with_faults
 from ps.messages.messages import ANY_STEP, Apply, ApplyReply, PushReply
-from ps.sockets import send
+from ps.net.sockets import send
 
 Serve = Callable[..., Any]
 
@@ -251,7 +251,7 @@ def test_a_shard_that_is_gone_is_missed_behind_a_relay_too(small_job: Any, serve
 def test_a_large_push_and_a_large_reply_pass_each_other_in_a_relay(
     small_job: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ps.sockets._SOCKET_BUFFER_BYTES", 64 << 10)
+    monkeypatch.setattr("ps.net.sockets._SOCKET_BUFFER_BYTES", 64 << 10)
     job = small_job((TableSpec(name="a", dim=64),))
     client = client_of(serve(job), DUPLICATE)
     unique = job.unique(range(20_000))

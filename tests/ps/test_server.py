@@ -13,8 +13,8 @@ from ps.checkpoint import CheckpointError, Manifest, write_manifest
 from ps.client import Identity, PsClient
 from ps.digest import model_digest
 from ps.messages.messages import ANY_STEP, Refusal
+from ps.net.sockets import connect
 from ps.server import ServerSetup, ShardServer
-from ps.sockets import connect
 from ps.spec import StoreSpec
 from runtime.fingerprint import FloatModeError
 

@@ -17,7 +17,7 @@ from embedding.spec.table import (
     WarmStart,
 )
 from ps.messages.messages import ANY_STEP, Apply, PullReply, Record
-from ps.sockets import receive, send
+from ps.net.sockets import receive, send
 
 Serve = Callable[..., Any]
 

@@ -17,7 +17,7 @@ from embedding.spec.table import (
     ProbabilisticAdmission,
     Uniform,
 )
-from ps.listener import MAX_CONNECTIONS
+from ps.net.listener import MAX_CONNECTIONS
 from scheduler import ConfigError, JobConfig
 from scheduler.paths import with_absolute_paths
 from scheduler.resolve import model_spec, store_spec, training_data

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ps.messages.wire import WireError
-from ps.sockets import Address, connect, local_place, prove_as_server
+from ps.net.sockets import Address, connect, local_place, prove_as_server
 from scheduler.control_plane import ControlPlane
 from worker.coordinator_client import CoordinatorClient, CoordinatorLostError
 from worker.protocol import Grant, Report

@@ -11,7 +11,7 @@ import pytest
 import scheduler.supervising
 from embedding.spec.optimizers import Sgd
 from embedding.spec.table import TableSpec
-from ps.listener import Listener
+from ps.net.listener import Listener
 from ps.spec import StoreSpec
 from runtime.strict_json import json_text
 from scheduler.config import JobConfig

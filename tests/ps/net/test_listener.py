@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from ps import listener as listening
-from ps import sockets
-from ps.listener import Listener, Peer
 from ps.messages.messages import DenseNorm, PushReply
-from ps.sockets import Address, connect, network_place, prove_as_server, receive, send
+from ps.net import listener as listening
+from ps.net import sockets
+from ps.net.listener import Listener, Peer
+from ps.net.sockets import Address, connect, network_place, prove_as_server, receive, send
 
 SECRET = b"s" * 32
 

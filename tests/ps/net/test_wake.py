@@ -1,6 +1,6 @@
 import select
 
-from ps.wake import Wake
+from ps.net.wake import Wake
 
 
 def is_set(wake: Wake) -> bool:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ps import sockets
 from ps.messages.messages import Message, PullReply, PushReply
 from ps.messages.wire import Header, WireError, array_sizes, encode
-from ps.sockets import (
+from ps.net import sockets
+from ps.net.sockets import (
     NONCE_BYTES,
     Address,
     connect,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ps.sockets import Address, local_place, network_place, prove_as_server, tune
+from ps.net.sockets import Address, local_place, network_place, prove_as_server, tune
 
 logger = logging.getLogger(__name__)
 

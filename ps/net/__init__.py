@@ -1,0 +1,4 @@
+"""Who may talk: sockets, the handshake that proves the job's secret, listeners.
+
+What is said is in `messages`.
+"""
