@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from ps.client import Open, PsClient
-from ps.connection_faults import ConnectionFaults, with_faults
+from ps.client.client import Open, PsClient
+from ps.client.faults import ConnectionFaults, with_faults
 from ps.messages.messages import Record
 from ps.messages.wire import in_messages
 from ps.net.sockets import Address, connect

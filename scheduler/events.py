@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ps.client import Open
+from ps.client.client import Open
 from ps.messages.messages import ApplyReply, DenseNorm, DenseNormReply, Entry, Record
 from scheduler.modes import Mode
 from worker.protocol import Grant, Report

@@ -84,14 +84,14 @@ class _MessageFaultConfig(_TimedConfig):
 
 
 class DelayConfig(_MessageFaultConfig):
-    """Messages that are held back; see `ps.connection_faults.ConnectionFault`."""
+    """Messages that are held back; see `ps.client.faults.ConnectionFault`."""
 
     kind: Literal["delay"]
     seconds: float = Field(gt=0)
 
 
 class LossConfig(_MessageFaultConfig):
-    """Messages that are lost or come twice; see `ps.connection_faults.ConnectionFault`."""
+    """Messages that are lost or come twice; see `ps.client.faults.ConnectionFault`."""
 
     kind: Literal["drop", "duplicate"]
 

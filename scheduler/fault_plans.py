@@ -1,6 +1,6 @@
 """From the faults of a job file to what each process is told of them."""
 
-from ps.connection_faults import ConnectionFault, ConnectionFaults
+from ps.client.faults import ConnectionFault, ConnectionFaults
 from scheduler.config import JobConfig
 from scheduler.coordinating import CoordinatorFaults
 from scheduler.fault_config import DelayConfig, HangConfig, KillConfig, LossConfig, Role, SlowConfig

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from ps.client import ShardLostError
+from ps.client.client import ShardLostError
 from runtime.memory import peak_rss_bytes
 from scheduler.config import JobConfig
 from scheduler.coordinating import Status

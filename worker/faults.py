@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from ps.connection_faults import ConnectionFaults
+from ps.client.faults import ConnectionFaults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

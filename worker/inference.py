@@ -11,7 +11,7 @@ import threadpoolctl
 from embedding import EmbeddingVariable
 from embedding.spec.composition import Part
 from ps.checkpoint import CheckpointError, CheckpointReader
-from ps.deduplicate import Deduplicated, Deduplicator
+from ps.client.deduplicate import Deduplicated, Deduplicator
 from ps.restore import load_tables
 from ps.spec import even_routing
 from worker.batch import Batch

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from embedding.kernels.finite import all_finite
-from ps.client import Identity, Open, PsClient, PulledBatch
+from ps.client.client import Identity, Open, PsClient, PulledBatch
 from ps.net.wake import Wake
 from runtime.fingerprint import check_float_mode
 from runtime.memory import peak_rss_bytes

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from embedding.pooling import coefficients
 from embedding.table.key_maps import map_keys
-from ps.deduplicate import Deduplicated, Deduplicator
+from ps.client.deduplicate import Deduplicated, Deduplicator
 from runtime.free_list import FreeList
 from worker.batch import Batch
 from worker.spec import Lookup, SparseFeature

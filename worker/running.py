@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ps.client import PsClient
-from ps.connection_faults import with_faults
-from ps.deduplicate import Deduplicator
+from ps.client.client import PsClient
+from ps.client.deduplicate import Deduplicator
+from ps.client.faults import with_faults
 from ps.net.sockets import Address, connect
 from ps.spec import StoreSpec, even_routing
 from worker.batch import Bags, Batch

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding.spec.table import Adagrad, AdamAsync, CounterAdmission, Eviction, TableSpec
-from ps.deduplicate import Deduplicated, Deduplicator
+from ps.client.deduplicate import Deduplicated, Deduplicator
 from ps.spec import StoreSpec, even_routing
 from scheduler.simulation.scenario import Scenario
 from worker.metrics import bin_of, log_loss_sum

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from ps.client import Open
+from ps.client.client import Open
 from ps.messages.messages import Apply, DenseNorm, Record, Request
 from ps.restore import start_shard_from
 from ps.shard import Shard

@@ -1,6 +1,6 @@
 """Connections to shards as TCP makes them: ordered each way, until they break and lose what flies.
 
-A client sends what was not answered again on a new connection, as `ps.client` does.
+A client sends what was not answered again on a new connection, as `ps.client.client` does.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ps.client import Open
+from ps.client.client import Open
 from ps.messages.messages import Apply, Contribution, Pull, Record, Reply, Request
 from ps.shard import Outgoing, Shard
 from scheduler.simulation.world import AGAIN_SECONDS, World

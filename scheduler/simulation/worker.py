@@ -11,9 +11,9 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ps.client import Open
-from ps.deduplicate import keep_admitted
-from ps.dense_copies import DenseCopies, DenseCopy
+from ps.client.client import Open
+from ps.client.deduplicate import keep_admitted
+from ps.client.dense_copies import DenseCopies, DenseCopy
 from ps.messages.messages import Contribution, Pull, PullReply, Request
 from scheduler.simulation.data import DIM, Samples, Workload
 from scheduler.simulation.network import Client, Network
@@ -59,7 +59,7 @@ class Employer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """A pull that every shard has answered; see `ps.client.PulledBatch`."""
+    """A pull that every shard has answered; see `ps.client.client.PulledBatch`."""
 
     values: npt.NDArray[np.float32]
     admitted: npt.NDArray[np.uint8]
@@ -306,7 +306,7 @@ class SimulatedWorker:
         )
 
     def _join_dense(self, parts: list[PullReply], held: DenseCopy) -> DenseCopy:
-        """Take the parts that a shard did not send from what was held, as `ps.client` does."""
+        """Take the parts that a shard did not send from what was held, as `ps.client.client` does."""
         received = None
         for shard, part in enumerate(parts):
             if part.step != held.steps[shard]:

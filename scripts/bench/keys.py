@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ps.deduplicate import Deduplicated, Deduplicator
+from ps.client.deduplicate import Deduplicated, Deduplicator
 
 Int64Array = npt.NDArray[np.int64]
 

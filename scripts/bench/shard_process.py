@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ps.client import PsClient
+from ps.client.client import PsClient
 from ps.net.sockets import Address, connect
 from ps.server import ServerSetup, ShardServer
 from ps.shard import Shard

@@ -11,7 +11,7 @@ from bench.limits import BareRows
 from bench.lines import MEGA, Times
 from embedding import EmbeddingVariable, TableSpec
 from embedding.spec.table import Initializer, Uniform, Zeros
-from ps.deduplicate import Deduplicated
+from ps.client.deduplicate import Deduplicated
 
 ZIPF_BATCHES = 64
 _LEARNING_RATE = 0.02

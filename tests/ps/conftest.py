@@ -15,9 +15,9 @@ import pytest
 from embedding.optimizers.rule import step_scalars
 from embedding.spec.table import Adagrad, AdamAsync, CounterAdmission, Optimizer, Sgd, TableSpec
 from ps.checkpoint import CheckpointReader, Manifest, write_manifest, write_shard
-from ps.client import Identity, Open, PsClient, PulledBatch
+from ps.client.client import Identity, Open, PsClient, PulledBatch
+from ps.client.deduplicate import Deduplicated, Deduplicator, keep_admitted
 from ps.data_plane import DataPlane
-from ps.deduplicate import Deduplicated, Deduplicator, keep_admitted
 from ps.digest import block_digests, bucket_digests, model_digest
 from ps.messages.messages import (
     ANY_STEP,

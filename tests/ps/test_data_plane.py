@@ -13,7 +13,7 @@ import pytest
 
 from embedding.spec.table import TableSpec
 from ps import data_plane
-from ps.client import PsClient
+from ps.client.client import PsClient
 from ps.messages import wire
 from ps.messages.messages import ANY_STEP, Apply, PullReply, PushReply, Refusal
 from ps.messages.wire import encode

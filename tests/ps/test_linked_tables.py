@@ -12,7 +12,7 @@ from embedding.spec.composition import Adaptive, DynamicDimension, compose
 from embedding.spec.table import AdamAsync, BloomAdmission, CounterAdmission, TableSpec
 from embedding.table.key_maps import map_keys
 from ps.checkpoint import CheckpointReader
-from ps.client import Identity
+from ps.client.client import Identity
 from ps.messages.messages import TableEviction
 from ps.restore import load_tables, start_shard_from
 from ps.spec import StoreSpec

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ps.checkpoint import CheckpointError, Manifest, write_manifest
-from ps.client import Identity, PsClient
+from ps.client.client import Identity, PsClient
 from ps.digest import model_digest
 from ps.messages.messages import ANY_STEP, Refusal
 from ps.net.sockets import connect

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ps.connection_faults import ConnectionFault, ConnectionFaults
+from ps.client.faults import ConnectionFault, ConnectionFaults
 from scheduler import ConfigError, JobConfig, Trainer, TrainingError
 from scheduler.fault_plans import coordinator_faults, worker_faults
 

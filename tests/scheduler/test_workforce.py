@@ -8,7 +8,7 @@ from ray.exceptions import OutOfMemoryError, RayTaskError
 
 import scheduler.supervising
 import scheduler.workforce
-from ps.client import ShardLostError
+from ps.client.client import ShardLostError
 from scheduler.config import JobConfig
 from scheduler.errors import TrainingError
 from scheduler.launching import WorkerProcess

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ps.deduplicate import keep_admitted
+from ps.client.deduplicate import keep_admitted
 from ps.messages.messages import Apply, Contribution, Pull, PullReply
 from ps.shard import Shard
 from scheduler.coordinator import Coordinator

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ps.buffer import GradientBuffer
-from ps.client import Open
+from ps.client.client import Open
 from ps.messages.messages import Apply, Contribution, Pull, PullReply, Record, Refusal, Request
 from ps.shard import Outgoing, Shard
 from scheduler.batches import Batch

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from embedding.table.variable import EmbeddingVariable
-from ps.dense_copies import DenseCopies, DenseCopy
+from ps.client.dense_copies import DenseCopies, DenseCopy
 from ps.evicted_keys import EvictedKeys
 from ps.shard import Shard
 from scheduler.coordinator import Coordinator

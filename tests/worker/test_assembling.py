@@ -8,7 +8,7 @@ import pytest
 
 from embedding import TableSpec
 from embedding.spec.composition import DynamicDimension, MultiHash, Part, compose
-from ps.deduplicate import Deduplicator
+from ps.client.deduplicate import Deduplicator
 from ps.spec import even_routing
 from worker.assembling import add_gradient, pool_vectors, vectors_of
 from worker.batch import Bags, Batch

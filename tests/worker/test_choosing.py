@@ -11,7 +11,7 @@ from embedding.spec.optimizers import Adam
 from embedding.spec.table import CounterAdmission, Sgd
 from embedding.table.key_maps import static_keys
 from embedding.table.links import make_variables
-from ps.deduplicate import Deduplicator, keep_admitted
+from ps.client.deduplicate import Deduplicator, keep_admitted
 from ps.spec import even_routing
 from worker.assembling import add_gradient, pool_vectors, vectors_of
 from worker.batch import Bags, Batch

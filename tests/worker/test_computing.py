@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from embedding.spec.table import Sgd
-from ps.deduplicate import Deduplicator
+from ps.client.deduplicate import Deduplicator
 from ps.spec import even_routing
 from runtime.fingerprint import FloatModeError
 from worker.batch import Bags, Batch

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ps.client import Open, PulledBatch
+from ps.client.client import Open, PulledBatch
 from ps.messages.messages import ANY_STEP, Refusal
 from runtime.fingerprint import FloatModeError
 from worker.faults import FaultPlan, Faults

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from embedding.spec.table import AdamAsync, CounterAdmission, TableSpec
-from ps.client import Open, PsClient, PulledBatch, ShardLostError
+from ps.client.client import Open, PsClient, PulledBatch, ShardLostError
 from ps.messages.messages import ANY_STEP, Apply, ApplyReply, PullReply, PushReply
 from ps.net import sockets
 

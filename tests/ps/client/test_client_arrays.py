@@ -8,7 +8,7 @@ import pytest
 
 from embedding.spec.table import TableSpec
 from embedding.table.admission import CounterAdmission
-from ps.client import PulledBatch
+from ps.client.client import PulledBatch
 
 Serve = Callable[..., Any]
 

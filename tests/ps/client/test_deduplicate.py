@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
-from ps.deduplicate import Deduplicated, Deduplicator, keep_admitted
+from ps.client.deduplicate import Deduplicated, Deduplicator, keep_admitted
 from ps.spec import bucket_range, even_routing
 
 a_key = st.one_of(

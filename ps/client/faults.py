@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from ps.client import Connect
+from ps.client.client import Connect
 from ps.messages.wire import PREFIX, decode_prefix
 from ps.net.sockets import receive_exactly, receive_into, tune
 

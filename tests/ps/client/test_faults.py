@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from embedding.spec.table import AdamAsync, CounterAdmission, TableSpec
-from ps import connection_faults
-from ps.client import Open, PsClient, PulledBatch, ShardLostError
-from ps.connection_faults import ConnectionFault, ConnectionFaults, Fate, Fates, with_faults
+from ps.client import faults as connection_faults
+from ps.client.client import Open, PsClient, PulledBatch, ShardLostError
+from ps.client.faults import ConnectionFault, ConnectionFaults, Fate, Fates, with_faults
 from ps.messages.messages import ANY_STEP, Apply, ApplyReply, PushReply
 from ps.net.sockets import send
 

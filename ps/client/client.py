@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ps.deduplicate import Deduplicated, keep_admitted
-from ps.dense_copies import DenseCopies, DenseCopy
+from ps.client.deduplicate import Deduplicated, keep_admitted
+from ps.client.dense_copies import DenseCopies, DenseCopy
 from ps.messages.messages import (
     ANY_STEP,
     Apply,
