@@ -52,7 +52,6 @@ from embedding.arrow import (
 from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.spec.table import BloomAdmission
 from embedding.table.bloom import BloomSize
-from ps.dense import DenseBlocks
 from ps.digest import PART_BYTES, BucketDigests, bucket_slices
 from ps.file_parts import (
     MAX_PARTS_BYTES,
@@ -72,6 +71,7 @@ from ps.file_parts import (
 )
 from ps.file_rows import counters_of, rows_of
 from ps.sealed_json import sealed_text, unsealed
+from ps.shard.dense import DenseBlocks
 from ps.spec import BLOCK_SIZE, StoreSpec
 from runtime.durable import new_file, partial_path, publish, write_text
 from runtime.typed import decoder_of, field_values

@@ -27,7 +27,7 @@ from ps.net.listener import Listener, Peer
 from ps.net.sockets import receive, send
 from ps.net.wake import Wake
 from ps.read_write_lock import ReadWriteLock
-from ps.shard import Outgoing, Shard
+from ps.shard.shard import Outgoing, Shard
 from runtime.fingerprint import check_float_mode
 from runtime.stage_times import StageTimes
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from embedding import BloomBlocks, CounterEntries, EmbeddingVariable, TableEntries
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
 from embedding.table.buckets import bucket_parts
-from ps.dense import DenseBlocks
+from ps.shard.dense import DenseBlocks
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 

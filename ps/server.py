@@ -15,8 +15,8 @@ from ps.digest import BucketDigests, block_digests
 from ps.net.sockets import Address
 from ps.read_write_lock import ReadWriteLock
 from ps.restore import MovedDense, start_shard_from
-from ps.shard import Shard
-from ps.side_by_side import Threads
+from ps.shard.shard import Shard
+from ps.shard.side_by_side import Threads
 from ps.spec import StoreSpec, bucket_range
 from ps.warmup import warm_up
 from runtime.memory import peak_rss_bytes

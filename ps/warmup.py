@@ -8,7 +8,7 @@ import numpy as np
 from embedding.optimizers.rule import rule_for, step_scalars
 from embedding.spec.table import BloomAdmission, Optimizer, TableSpec
 from ps.messages.messages import Apply, Contribution, DenseNorm, Entry, Pull, Record, TableEviction
-from ps.shard import Shard
+from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 
 _KEYS = np.arange(4, dtype=np.int64)

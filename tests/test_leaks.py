@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ps.buffer import GradientBuffer
 from ps.messages.messages import Contribution, Refusal
 from ps.server import ServerSetup, ShardServer
+from ps.shard.buffer import GradientBuffer
 from runtime.free_list import FreeList
 from scheduler import JobConfig
 from scheduler.control_plane import ControlPlane

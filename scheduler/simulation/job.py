@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ps.client.client import Open
 from ps.messages.messages import Apply, DenseNorm, Record, Request
 from ps.restore import start_shard_from
-from ps.shard import Shard
+from ps.shard.shard import Shard
 from scheduler.coordinator import Coordinator
 from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.evaluation import EvaluationResult

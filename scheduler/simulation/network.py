@@ -11,7 +11,7 @@ import numpy as np
 
 from ps.client.client import Open
 from ps.messages.messages import Apply, Contribution, Pull, Record, Reply, Request
-from ps.shard import Outgoing, Shard
+from ps.shard.shard import Outgoing, Shard
 from scheduler.simulation.world import AGAIN_SECONDS, World
 
 RECONNECT_SECONDS = 0.02

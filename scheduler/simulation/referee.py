@@ -21,7 +21,7 @@ from ps.messages.messages import (
     Request,
     TableEviction,
 )
-from ps.shard import Outgoing, Shard
+from ps.shard.shard import Outgoing, Shard
 from scheduler.coordinator import Coordinator
 from scheduler.events import (
     Answer,

@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.table.links import make_variables
-from ps.dense import DenseBlocks
 from ps.digest import block_digests, bucket_digests, model_digest
-from ps.merge import merge
 from ps.messages.messages import Contribution, Pull, PullReply, Record
 from ps.restore import load_tables
+from ps.shard.dense import DenseBlocks
+from ps.shard.merge import merge
 from ps.spec import StoreSpec
 from scheduler.evaluation import EvaluationResult
 from scheduler.simulation.data import AUC_BINS, DIM, Workload

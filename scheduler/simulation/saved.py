@@ -10,7 +10,7 @@ from embedding import CounterEntries, TableEntries, TableSpec, buckets_of
 from embedding.kernels.mixing import NUM_BUCKETS
 from ps.checkpoint import CheckpointReader, Manifest
 from ps.messages.messages import Record
-from ps.shard import Shard
+from ps.shard.shard import Shard
 from runtime.strict_json import json_text
 from scheduler.coordinator import Coordinator
 from scheduler.start import Start, start_from, time_to_json

@@ -9,7 +9,7 @@ import numpy as np
 from bench.keys import EXPONENT, Int64Array, keys_of
 from embedding.kernels.mixing import buckets_of
 from embedding.spec.table import Adagrad, TableSpec
-from ps.shard import Shard
+from ps.shard.shard import Shard
 from ps.spec import StoreSpec, bucket_range
 from worker.batch import Bags, Batch
 from worker.models import build_model, needed_lookups, num_parameters

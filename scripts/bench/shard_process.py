@@ -10,7 +10,7 @@ import numpy as np
 from ps.client.client import PsClient
 from ps.net.sockets import Address, connect
 from ps.server import ServerSetup, ShardServer
-from ps.shard import Shard
+from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 
 NODE = "here"

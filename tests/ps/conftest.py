@@ -33,7 +33,7 @@ from ps.net import sockets
 from ps.net.sockets import Address, connect
 from ps.read_write_lock import ReadWriteLock
 from ps.restore import start_shard_from
-from ps.shard import Shard
+from ps.shard.shard import Shard
 from ps.spec import SparseMean, StoreSpec, bucket_range, even_routing
 
 EPOCH = 3

@@ -8,8 +8,8 @@ import pytest
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
 from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.spec.table import AdamAsync, CounterAdmission
-from ps.dense import DenseBlocks
 from ps.digest import block_digests, bucket_digests, model_digest
+from ps.shard.dense import DenseBlocks
 from ps.spec import BLOCK_SIZE, StoreSpec
 
 SPEC = TableSpec(name="t", dim=2, optimizer=AdamAsync(), admission=CounterAdmission(min_count=5))

@@ -10,7 +10,7 @@ import pytest
 from embedding import EmbeddingVariable
 from ps.checkpoint import CheckpointReader
 from ps.restore import load_tables, start_shard_from
-from ps.shard import Shard
+from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoint-1"

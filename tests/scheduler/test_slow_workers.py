@@ -7,7 +7,7 @@ import pytest
 
 from embedding.spec.table import Eviction, Sgd, TableSpec
 from ps.messages.messages import Apply, Contribution, PushReply, Record
-from ps.shard import Shard
+from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 from scheduler.coordinator import Coordinator
 from scheduler.coordinator_spec import CoordinatorSpec

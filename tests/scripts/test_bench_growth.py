@@ -11,7 +11,7 @@ from bench_growth import AXES, growth, points_of
 
 from bench.growth_fleet import Fleet
 from bench.growth_job import Point, batches, fill
-from ps.shard import Shard
+from ps.shard.shard import Shard
 
 ROOT = Path(__file__).parents[2]
 SMALL = Point(rows=1000, tables=3, dim=4, keys=7, shards=2, workers=2, batch=16)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ps.messages.messages import Contribution, DenseNorm, Record, Reply
-from ps.shard import Shard
+from ps.shard.shard import Shard
 from scheduler.coordinator import Coordinator
 from scheduler.dense_norms import DenseNorms
 from scheduler.events import Command

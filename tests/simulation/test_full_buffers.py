@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ps.shard import Shard
+from ps.shard.shard import Shard
 from scheduler.coordinator import Coordinator
 from scheduler.simulation.engine import Parts, SimulationError, run, run_scenario
 from scheduler.simulation.scenario import Faults, draw, with_orders

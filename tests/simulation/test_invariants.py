@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from ps.shard import Shard
+from ps.shard.shard import Shard
 from scheduler.simulation.engine import Outcome, Parts, SimulationError, run, run_scenario
 from scheduler.simulation.scenario import ARROWS, Arrow, Faults, draw, with_orders
 

@@ -7,7 +7,7 @@ import pytest
 
 from ps.client.deduplicate import keep_admitted
 from ps.messages.messages import Apply, Contribution, Pull, PullReply
-from ps.shard import Shard
+from ps.shard.shard import Shard
 from scheduler.coordinator import Coordinator
 from scheduler.coordinator_spec import CoordinatorSpec
 from scheduler.events import Answer, RecordsApplied, SendRecords, WorkerReported

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ps.messages.messages import Contribution, Record
-from ps.shard import Shard
+from ps.shard.shard import Shard
 from scheduler.batches import Batch, Status
 from scheduler.coordinator import Coordinator
 from scheduler.ledger import Ledger

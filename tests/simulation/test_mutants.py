@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from ps.buffer import GradientBuffer
 from ps.client.client import Open
 from ps.messages.messages import Apply, Contribution, Pull, PullReply, Record, Refusal, Request
-from ps.shard import Outgoing, Shard
+from ps.shard.buffer import GradientBuffer
+from ps.shard.shard import Outgoing, Shard
 from scheduler.batches import Batch
 from scheduler.coordinator import Coordinator
 from scheduler.evaluation import EvaluationRound

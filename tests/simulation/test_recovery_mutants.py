@@ -11,8 +11,8 @@ import pytest
 
 from embedding.table.variable import EmbeddingVariable
 from ps.client.dense_copies import DenseCopies, DenseCopy
-from ps.evicted_keys import EvictedKeys
-from ps.shard import Shard
+from ps.shard.evicted_keys import EvictedKeys
+from ps.shard.shard import Shard
 from scheduler.coordinator import Coordinator
 from scheduler.events import Command
 from scheduler.simulation.engine import Parts, SimulationError, run

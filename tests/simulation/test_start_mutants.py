@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ps.shard import Shard
+from ps.shard.shard import Shard
 from scheduler.clock import ClockState
 from scheduler.coordinator import Coordinator
 from scheduler.coordinator_spec import CoordinatorSpec

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ps.messages.messages import ANY_STEP, Pull
-from ps.shard import Shard
+from ps.shard.shard import Shard
 from scheduler.simulation.engine import Parts, SimulationError, run
 from scheduler.simulation.scenario import Faults
 

@@ -20,7 +20,7 @@ from embedding.spec.table import Adagrad, AdamAsync, CounterAdmission, Optimizer
 from ps.checkpoint import CheckpointError, Manifest, write_manifest, write_shard
 from ps.digest import bucket_digests
 from ps.sealed_json import unsealed
-from ps.shard import Shard
+from ps.shard.shard import Shard
 from ps.spec import StoreSpec, bucket_range
 from worker.batch import Bags, Batch
 from worker.inference import ModelError, Predictor

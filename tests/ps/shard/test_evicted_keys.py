@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ps.evicted_keys import EvictedKeys
+from ps.shard.evicted_keys import EvictedKeys
 
 STEPS = st.lists(
     st.tuples(st.sets(st.integers(-5, 30), max_size=12), st.integers(0, 12)), max_size=12

@@ -15,10 +15,6 @@ import numpy.typing as npt
 
 from embedding.table.links import make_variables
 from embedding.table.variable import EmbeddingVariable
-from ps.buffer import GradientBuffer
-from ps.dense import DenseBlocks
-from ps.evicted_keys import EvictedKeys
-from ps.merge import merge
 from ps.messages.messages import (
     ANY_STEP,
     Apply,
@@ -35,8 +31,12 @@ from ps.messages.messages import (
     Reply,
     Request,
 )
-from ps.record_checks import what_is_wrong, what_is_wrong_in_sum
-from ps.side_by_side import RunAll, in_turn
+from ps.shard.buffer import GradientBuffer
+from ps.shard.dense import DenseBlocks
+from ps.shard.evicted_keys import EvictedKeys
+from ps.shard.merge import merge
+from ps.shard.record_checks import what_is_wrong, what_is_wrong_in_sum
+from ps.shard.side_by_side import RunAll, in_turn
 from ps.spec import StoreSpec
 
 
@@ -69,7 +69,7 @@ class Shard:
         index: number of this shard.
         max_contributions, max_buffer_bytes, always_buffered: limits of the gradient buffer; no more
             pulls than contributions may wait.
-        run_all: how updates that do not touch each other are run, see `ps.side_by_side`.
+        run_all: how updates that do not touch each other are run, see `ps.shard.side_by_side`.
 
     Attributes:
         log: the latest records, see `_remember`.

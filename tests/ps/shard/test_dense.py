@@ -3,8 +3,8 @@ import pytest
 
 from embedding.optimizers.rule import step_scalars
 from embedding.spec.table import Adagrad, AdamAsync, Optimizer, Sgd
-from ps.dense import DenseBlocks
 from ps.messages.messages import Contribution
+from ps.shard.dense import DenseBlocks
 from ps.spec import BLOCK_SIZE, StoreSpec
 
 OPTIMIZERS: list[Optimizer] = [Sgd(), Adagrad(), AdamAsync(), AdamAsync(apply_sparse_rmsprop=True)]

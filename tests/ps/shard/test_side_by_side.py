@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from ps.side_by_side import RunAll, Threads, in_turn
+from ps.shard.side_by_side import RunAll, Threads, in_turn
 
 
 @pytest.fixture(params=["in turn", "threads"])

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ps.merge import Merged, add_weighted, merge
 from ps.messages.messages import Contribution
+from ps.shard.merge import Merged, add_weighted, merge
 
 DIMS = [1, 3, 2]
 
