@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ps.checkpoint import CheckpointError, CheckpointReader, FileEntry, write_shard
+from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader, FileEntry, write_shard
+from ps.checkpoint.digest import BucketDigests, block_digests
+from ps.checkpoint.restore import MovedDense, start_shard_from
 from ps.data_plane import DataPlane
-from ps.digest import BucketDigests, block_digests
 from ps.net.sockets import Address
 from ps.read_write_lock import ReadWriteLock
-from ps.restore import MovedDense, start_shard_from
 from ps.shard.shard import Shard
 from ps.shard.side_by_side import Threads
 from ps.spec import StoreSpec, bucket_range

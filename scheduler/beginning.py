@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding import NUM_BUCKETS
-from ps.checkpoint import CheckpointError, CheckpointReader
-from ps.restore import check_fits
+from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.restore import check_fits
 from ps.spec import StoreSpec
 from scheduler.config import JobConfig
 from scheduler.config_errors import ConfigError

@@ -9,14 +9,14 @@ import numpy as np
 import ray
 
 from embedding import rule_for
-from ps.checkpoint import (
+from ps.checkpoint.checkpoint import (
     MANIFEST,
     Manifest,
     begin_checkpoint,
     publish_checkpoint,
     write_manifest,
 )
-from ps.digest import model_digest
+from ps.checkpoint.digest import model_digest
 from ps.server import ShardCut
 from ps.spec import StoreSpec
 from scheduler.coordinating import Status

@@ -13,9 +13,9 @@ import numpy as np
 import ray
 
 from ps.actor import ServerActor
-from ps.checkpoint import CheckpointReader
+from ps.checkpoint.checkpoint import CheckpointReader
+from ps.checkpoint.restore import MovedDense
 from ps.net.sockets import Address
-from ps.restore import MovedDense
 from ps.server import ServerSetup
 from scheduler.actor import CoordinatorActor
 from scheduler.beginning import Beginning

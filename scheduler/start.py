@@ -4,7 +4,7 @@ import logging
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ps.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from runtime.typed import decoder_of, field_values
 from scheduler.clock import ClockState, check_first_steps
 

@@ -21,7 +21,7 @@ refuse_shadows()
 
 if TYPE_CHECKING:
     from embedding import EmbeddingVariable, TableSpec
-    from ps.checkpoint import CheckpointError
+    from ps.checkpoint.checkpoint import CheckpointError
     from scheduler.config import JobConfig
     from scheduler.config_errors import ConfigError
     from scheduler.errors import RunDirectoryError, StartError, TrainingError
@@ -56,7 +56,7 @@ __all__ = [
 
 _HOMES = {
     "embedding": ("EmbeddingVariable", "TableSpec"),
-    "ps.checkpoint": ("CheckpointError",),
+    "ps.checkpoint.checkpoint": ("CheckpointError",),
     "scheduler.config": ("JobConfig",),
     "scheduler.config_errors": ("ConfigError",),
     "scheduler.errors": ("RunDirectoryError", "StartError", "TrainingError"),

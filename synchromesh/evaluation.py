@@ -7,7 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ps.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from ps.storage import StorageError
 from scheduler import ConfigError, JobConfig, RunDirectoryError
 from scheduler.paths import with_absolute_paths

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ps.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from ps.storage import StorageError
 from runtime.durable import new_file
 from scheduler import RunDirectoryError

@@ -10,9 +10,9 @@ import threadpoolctl
 
 from embedding import EmbeddingVariable
 from embedding.spec.composition import Part
-from ps.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.restore import load_tables
 from ps.client.deduplicate import Deduplicated, Deduplicator
-from ps.restore import load_tables
 from ps.spec import even_routing
 from worker.batch import Batch
 from worker.choosing import choose_rows

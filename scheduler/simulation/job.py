@@ -11,9 +11,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from ps.checkpoint.restore import start_shard_from
 from ps.client.client import Open
 from ps.messages.messages import Apply, DenseNorm, Record, Request
-from ps.restore import start_shard_from
 from ps.shard.shard import Shard
 from scheduler.coordinator import Coordinator
 from scheduler.coordinator_spec import CoordinatorSpec

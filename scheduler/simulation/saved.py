@@ -8,7 +8,7 @@ import numpy as np
 
 from embedding import CounterEntries, TableEntries, TableSpec, buckets_of
 from embedding.kernels.mixing import NUM_BUCKETS
-from ps.checkpoint import CheckpointReader, Manifest
+from ps.checkpoint.checkpoint import CheckpointReader, Manifest
 from ps.messages.messages import Record
 from ps.shard.shard import Shard
 from runtime.strict_json import json_text

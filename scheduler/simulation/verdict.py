@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from embedding import CounterEntries, TableEntries
 from embedding.kernels.mixing import NUM_BUCKETS
-from ps.digest import DIGEST_BYTES, block_digests, bucket_digests, model_digest
+from ps.checkpoint.digest import DIGEST_BYTES, block_digests, bucket_digests, model_digest
 from ps.shard.shard import Shard
 from ps.spec import bucket_range
 from scheduler.coordinator import Coordinator

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from ps.checkpoint import CheckpointError
+from ps.checkpoint.checkpoint import CheckpointError
 from ps.storage import StorageError
 from scheduler import ConfigError, JobConfig, RunDirectoryError
 from scheduler.paths import with_absolute_paths

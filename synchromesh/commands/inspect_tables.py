@@ -16,8 +16,8 @@ from rich.table import Table
 from embedding import TableEntries, TableSpec, rule_for
 from embedding.spec.table import to_json
 from embedding.table.inspection import BIN_STARTS, RankBy, norms
-from ps.checkpoint import CheckpointError, CheckpointReader
-from ps.table_summary import KeyState, TableOverview, TableSummary, overview_of, summarize
+from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.summary import KeyState, TableOverview, TableSummary, overview_of, summarize
 from scheduler import RunDirectoryError
 from scheduler.config_errors import nearest
 from scheduler.run_files import latest_checkpoint

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ps.checkpoint import CheckpointError, Manifest, write_manifest
+from ps.checkpoint.checkpoint import CheckpointError, Manifest, write_manifest
+from ps.checkpoint.digest import model_digest
 from ps.client.client import Identity, PsClient
-from ps.digest import model_digest
 from ps.messages.messages import ANY_STEP, Refusal
 from ps.net.sockets import connect
 from ps.server import ServerSetup, ShardServer

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ps.checkpoint import CheckpointError, CheckpointReader
-from ps.sealed_json import unsealed
+from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.sealed_json import unsealed
 from scheduler import ConfigError, JobConfig, Result, Trainer
 from scheduler.config import ModelConfig
 from scheduler.trainer import JobSpecs, resolve

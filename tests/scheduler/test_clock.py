@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from ps.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from scheduler.clock import ClockState, ScheduleClock
 from scheduler.staleness import Histogram
 from scheduler.start import InitClock, Start, start_from, time_to_json

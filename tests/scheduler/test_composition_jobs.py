@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ps.checkpoint import CheckpointError
+from ps.checkpoint.checkpoint import CheckpointError
 from scheduler import JobConfig, Trainer
 from scheduler.resolve import evaluation_data
 from worker.inference import Predictor

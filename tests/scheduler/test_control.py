@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ps.checkpoint import CheckpointReader
+from ps.checkpoint.checkpoint import CheckpointReader
 from scheduler import JobConfig, Result, Trainer
 from scheduler.control_file import find_job
 from scheduler.errors import ControlError

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ps.sealed_json import unsealed
+from ps.checkpoint.sealed_json import unsealed
 from scheduler import JobConfig, Result, Trainer
 
 pytestmark = pytest.mark.ray

@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 import scheduler.checkpointing
 import scheduler.launching
 import scheduler.supervising
-from ps.checkpoint import CheckpointReader
+from ps.checkpoint.checkpoint import CheckpointReader
 from ps.server import ServerSetup, ShardServer
 from scheduler import JobConfig
 from scheduler.checkpointing import CheckpointWriter

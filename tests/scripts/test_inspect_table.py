@@ -15,7 +15,7 @@ import pytest
 
 from embedding import CounterEntries, TableEntries, TableSpec
 from embedding.spec.table import Adagrad, BloomAdmission, CounterAdmission, Eviction
-from ps.checkpoint import Manifest, write_manifest, write_shard
+from ps.checkpoint.checkpoint import Manifest, write_manifest, write_shard
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 from synchromesh.commands.main import main

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ps.checkpoint import CheckpointReader
+from ps.checkpoint.checkpoint import CheckpointReader
 from scheduler.start import start_from
 from worker.batch import Bags, Batch
 from worker.inference import Predictor

@@ -17,9 +17,9 @@ from embedding import EmbeddingVariable, TableEntries, TableSpec
 from embedding.kernels.mixing import buckets_of
 from embedding.spec.composition import Part
 from embedding.spec.table import Adagrad, AdamAsync, CounterAdmission, Optimizer, Sgd
-from ps.checkpoint import CheckpointError, Manifest, write_manifest, write_shard
-from ps.digest import bucket_digests
-from ps.sealed_json import unsealed
+from ps.checkpoint.checkpoint import CheckpointError, Manifest, write_manifest, write_shard
+from ps.checkpoint.digest import bucket_digests
+from ps.checkpoint.sealed_json import unsealed
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec, bucket_range
 from worker.batch import Bags, Batch

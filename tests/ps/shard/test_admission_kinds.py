@@ -20,10 +20,10 @@ from embedding.spec.table import (
     TableSpec,
 )
 from embedding.table.bloom import BloomSize
-from ps.checkpoint import CheckpointError, CheckpointReader
-from ps.digest import bucket_digests
-from ps.restore import load_tables, start_shard_from
-from ps.sealed_json import unsealed
+from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.digest import bucket_digests
+from ps.checkpoint.restore import load_tables, start_shard_from
+from ps.checkpoint.sealed_json import unsealed
 
 BLOOM = BloomAdmission(min_count=3, max_elements=1, false_positive_probability=0.2)
 TABLES = (
@@ -156,7 +156,7 @@ def test_training_goes_on_alike_on_any_number_of_shards(small_job: Any, tmp_path
 def test_blocks_lie_in_files_that_other_tools_open(
     small_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ps.checkpoint._BLOOM_BYTES_AT_ONCE", 1000)
+    monkeypatch.setattr("ps.checkpoint.checkpoint._BLOOM_BYTES_AT_ONCE", 1000)
     job = trained(small_job, 2)
     directory = job.write_checkpoint(tmp_path)
 

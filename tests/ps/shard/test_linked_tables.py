@@ -11,10 +11,10 @@ import pytest
 from embedding.spec.composition import Adaptive, DynamicDimension, compose
 from embedding.spec.table import AdamAsync, BloomAdmission, CounterAdmission, TableSpec
 from embedding.table.key_maps import map_keys
-from ps.checkpoint import CheckpointReader
+from ps.checkpoint.checkpoint import CheckpointReader
+from ps.checkpoint.restore import load_tables, start_shard_from
 from ps.client.client import Identity
 from ps.messages.messages import TableEviction
-from ps.restore import load_tables, start_shard_from
 from ps.spec import StoreSpec
 from ps.warmup import warm_up
 

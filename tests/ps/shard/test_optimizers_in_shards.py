@@ -22,8 +22,8 @@ from embedding.spec.optimizers import (
     Sgd,
 )
 from embedding.spec.table import CounterAdmission, TableSpec
-from ps.checkpoint import CheckpointError, CheckpointReader
-from ps.restore import start_shard_from
+from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.restore import start_shard_from
 from ps.spec import StoreSpec
 from ps.warmup import warm_up
 

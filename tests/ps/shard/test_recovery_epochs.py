@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from embedding.spec.table import Sgd, TableSpec
-from ps.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.restore import start_shard_from
 from ps.messages.messages import TableEviction
-from ps.restore import start_shard_from
 
 TABLES = (TableSpec(name="a", dim=2, optimizer=Sgd(learning_rate=1.0), track_usage=True),)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from embedding.spec.table import Constant, CounterAdmission, Sgd, TableSpec
-from ps.checkpoint import CheckpointReader
+from ps.checkpoint.checkpoint import CheckpointReader
 from ps.messages.messages import Entry
 from ps.spec import StoreSpec
 

@@ -18,7 +18,7 @@ from embedding.table.bloom import BloomFilter, BloomSize
 from embedding.table.inspection import RankBy, TopRows, frequency_histogram, norms
 from embedding.table.precision import stored_width
 from embedding.table.rows import memory_of
-from ps.checkpoint import CheckpointReader
+from ps.checkpoint.checkpoint import CheckpointReader
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -75,8 +75,8 @@ class TableSummary:
             of the vectors that are finite.
         sampled_rows: rows that the quantiles are of; all others are exact.
         nonfinite_rows: rows whose vector holds NaN or infinity.
-        row_histogram: int64[64] of the rows' frequencies, see `embedding.table.inspection`; all 0 where
-            the table does not track usage.
+        row_histogram: int64[64] of the rows' frequencies, see `embedding.table.inspection`; all
+            0 where the table does not track usage.
         unadmitted_histogram: int64[64] of the counters' frequencies.
         top: the highest rows.
         keys: the keys that were asked for, in that order.

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pytest
 
 from embedding.spec.table import BloomAdmission, TableSpec
-from ps import checkpoint
-from ps.checkpoint import CheckpointError, CheckpointReader
-from ps.file_parts import PARTS_SCHEMA
-from ps.restore import MovedDense, load_tables, start_shard_from
-from ps.sealed_json import unsealed
+from ps.checkpoint import checkpoint
+from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.file_parts import PARTS_SCHEMA
+from ps.checkpoint.restore import MovedDense, load_tables, start_shard_from
+from ps.checkpoint.sealed_json import unsealed
 
 LIST = "parts-00000-of-00002.arrow"
 ADAM = "tables/adam/rows-00000-of-00002.arrow"
@@ -24,8 +24,8 @@ ADAM = "tables/adam/rows-00000-of-00002.arrow"
 
 def make_parts_small(patch: pytest.MonkeyPatch) -> None:
     """Write parts of a few rows each, and of two dense blocks."""
-    patch.setattr("ps.file_rows.PART_BYTES", 2000)
-    patch.setattr("ps.checkpoint.PART_BYTES", 2 * 8192)
+    patch.setattr("ps.checkpoint.file_rows.PART_BYTES", 2000)
+    patch.setattr("ps.checkpoint.checkpoint.PART_BYTES", 2 * 8192)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from embedding import EmbeddingVariable
 from embedding.arrow import counters_to_arrow, to_arrow
-from ps.digest import PART_BYTES, BucketDigests
+from ps.checkpoint.digest import PART_BYTES, BucketDigests
 
 
 def rows_of(

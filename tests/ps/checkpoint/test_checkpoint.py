@@ -9,11 +9,9 @@ import pytest
 
 from embedding.spec.optimizers import AdagradDecay, AdagradDecayV2
 from embedding.spec.table import Adagrad, AdamAsync, Optimizer, Sgd, TableSpec
-from ps.checkpoint import (
-    CheckpointReader,
-)
-from ps.digest import bucket_digests, model_digest
-from ps.restore import MovedDense, load_tables, start_shard_from
+from ps.checkpoint.checkpoint import CheckpointReader
+from ps.checkpoint.digest import bucket_digests, model_digest
+from ps.checkpoint.restore import MovedDense, load_tables, start_shard_from
 
 # What comes back ----------------------------------------------------------------------------------
 
@@ -170,7 +168,7 @@ def test_rows_are_read_by_bucket(saved: Path) -> None:
 def test_large_tables_are_written_in_parts(
     saved_job: Any, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ps.file_rows.PART_BYTES", 50 * 40)
+    monkeypatch.setattr("ps.checkpoint.file_rows.PART_BYTES", 50 * 40)
     job = saved_job(2)
 
     directory = job.write_checkpoint(tmp_path)

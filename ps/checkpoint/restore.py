@@ -12,7 +12,7 @@ from embedding.optimizers.rule import OptimizerRule, rule_for
 from embedding.spec.table import BloomAdmission, CounterAdmission, Optimizer
 from embedding.table.bloom import BloomSize
 from embedding.table.links import make_variables
-from ps.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from ps.shard.dense import DenseBlocks
 from ps.shard.shard import Shard
 from ps.spec import BLOCK_SIZE, StoreSpec, bucket_range

@@ -9,10 +9,10 @@ import pytest
 from embedding import EmbeddingVariable, TableEntries, TableSpec
 from embedding.spec.table import AdamAsync, BloomAdmission, CounterAdmission, Sgd
 from embedding.table.inspection import norms
-from ps import table_summary
-from ps.checkpoint import CheckpointReader
-from ps.restore import load_tables
-from ps.table_summary import TableSummary, overview_of, summarize
+from ps.checkpoint import summary as table_summary
+from ps.checkpoint.checkpoint import CheckpointReader
+from ps.checkpoint.restore import load_tables
+from ps.checkpoint.summary import TableSummary, overview_of, summarize
 
 TABLES = (
     TableSpec(name="counted", dim=3, admission=CounterAdmission(min_count=3)),

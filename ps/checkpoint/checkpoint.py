@@ -52,8 +52,8 @@ from embedding.arrow import (
 from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.spec.table import BloomAdmission
 from embedding.table.bloom import BloomSize
-from ps.digest import PART_BYTES, BucketDigests, bucket_slices
-from ps.file_parts import (
+from ps.checkpoint.digest import PART_BYTES, BucketDigests, bucket_slices
+from ps.checkpoint.file_parts import (
     MAX_PARTS_BYTES,
     PARTS,
     PARTS_SCHEMA,
@@ -69,8 +69,8 @@ from ps.file_parts import (
     parts_table,
     read_parts,
 )
-from ps.file_rows import counters_of, rows_of
-from ps.sealed_json import sealed_text, unsealed
+from ps.checkpoint.file_rows import counters_of, rows_of
+from ps.checkpoint.sealed_json import sealed_text, unsealed
 from ps.shard.dense import DenseBlocks
 from ps.spec import BLOCK_SIZE, StoreSpec
 from runtime.durable import new_file, partial_path, publish, write_text

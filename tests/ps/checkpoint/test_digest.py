@@ -8,7 +8,7 @@ import pytest
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
 from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.spec.table import AdamAsync, CounterAdmission
-from ps.digest import block_digests, bucket_digests, model_digest
+from ps.checkpoint.digest import block_digests, bucket_digests, model_digest
 from ps.shard.dense import DenseBlocks
 from ps.spec import BLOCK_SIZE, StoreSpec
 
@@ -152,8 +152,8 @@ def test_digests_of_parts_are_parts_of_the_digest(monkeypatch: pytest.MonkeyPatc
     for cut in (0, 1, 2048, 4000, NUM_BUCKETS):
         parts = [bucket_digests(table, (0, cut)), bucket_digests(table, (cut, NUM_BUCKETS))]
         assert np.concatenate(parts).tobytes() == whole.tobytes()
-    monkeypatch.setattr("ps.digest.PART_BYTES", 100)
-    monkeypatch.setattr("ps.digest._COUNTER_BYTES", 100)
+    monkeypatch.setattr("ps.checkpoint.digest.PART_BYTES", 100)
+    monkeypatch.setattr("ps.checkpoint.digest._COUNTER_BYTES", 100)
     monkeypatch.setattr("embedding.table.state._LISTED_BYTES", 40)
     assert bucket_digests(table, (0, NUM_BUCKETS)).tobytes() == whole.tobytes()
 

@@ -10,13 +10,10 @@ import pyarrow as pa
 import pytest
 
 from embedding.spec.table import Adagrad, Sgd, TableSpec
-from ps import checkpoint
-from ps.checkpoint import (
-    CheckpointError,
-    CheckpointReader,
-)
-from ps.restore import check_fits, load_tables, start_shard_from
-from ps.sealed_json import SEAL, unsealed
+from ps.checkpoint import checkpoint
+from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.restore import check_fits, load_tables, start_shard_from
+from ps.checkpoint.sealed_json import SEAL, unsealed
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from embedding import EmbeddingVariable
-from ps.checkpoint import CheckpointReader
-from ps.restore import load_tables, start_shard_from
+from ps.checkpoint.checkpoint import CheckpointReader
+from ps.checkpoint.restore import load_tables, start_shard_from
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoint-1"
+GOLDEN = Path(__file__).parents[2] / "golden" / "checkpoint-1"
 
 # Of the rows by key, column after column; counters and blocks of the Bloom filter alike. Not
 # ps.digest, which another version may compute otherwise.
