@@ -17,7 +17,7 @@ from ps.checkpoint.checkpoint import (
     write_manifest,
 )
 from ps.checkpoint.digest import model_digest
-from ps.server import ShardCut
+from ps.server.server import ShardCut
 from ps.spec import StoreSpec
 from scheduler.coordinating import Status
 from scheduler.errors import TrainingError

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import ray
 
-from ps.actor import ServerActor
 from ps.checkpoint.checkpoint import CheckpointReader
 from ps.checkpoint.restore import MovedDense
 from ps.net.sockets import Address
-from ps.server import ServerSetup
+from ps.server.actor import ServerActor
+from ps.server.server import ServerSetup
 from scheduler.actor import CoordinatorActor
 from scheduler.beginning import Beginning
 from scheduler.config import ClusterConfig

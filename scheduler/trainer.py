@@ -13,7 +13,7 @@ import numpy as np
 import ray
 
 from embedding import rule_for
-from ps.server import ServerSetup
+from ps.server.server import ServerSetup
 from ps.spec import StoreSpec
 from scheduler.beginning import Beginning, beginning_of
 from scheduler.checkpointing import CheckpointWriter

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from ps.messages.messages import Contribution, Refusal
-from ps.server import ServerSetup, ShardServer
+from ps.server.server import ServerSetup, ShardServer
 from ps.shard.buffer import GradientBuffer
 from runtime.free_list import FreeList
 from scheduler import JobConfig

@@ -9,7 +9,7 @@ import numpy as np
 
 from ps.client.client import PsClient
 from ps.net.sockets import Address, connect
-from ps.server import ServerSetup, ShardServer
+from ps.server.server import ServerSetup, ShardServer
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 

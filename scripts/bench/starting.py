@@ -57,10 +57,10 @@ def ray_alone(_: list[str]) -> dict[str, float]:
 def server_kernels(job: list[str]) -> dict[str, float]:
     """Import a server and load its kernels."""
     phases = Phases()
-    import ps.server  # noqa: F401
+    import ps.server.server  # noqa: F401
 
     phases.ended("import")
-    from ps.warmup import warm_up
+    from ps.server.warmup import warm_up
     from scheduler import JobConfig
     from scheduler.trainer import resolve
 

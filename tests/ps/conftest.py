@@ -19,7 +19,6 @@ from ps.checkpoint.digest import block_digests, bucket_digests, model_digest
 from ps.checkpoint.restore import start_shard_from
 from ps.client.client import Identity, Open, PsClient, PulledBatch
 from ps.client.deduplicate import Deduplicated, Deduplicator, keep_admitted
-from ps.data_plane import DataPlane
 from ps.messages.messages import (
     ANY_STEP,
     Apply,
@@ -32,7 +31,8 @@ from ps.messages.messages import (
 )
 from ps.net import sockets
 from ps.net.sockets import Address, connect
-from ps.read_write_lock import ReadWriteLock
+from ps.server.data_plane import DataPlane
+from ps.server.read_write_lock import ReadWriteLock
 from ps.shard.shard import Shard
 from ps.spec import SparseMean, StoreSpec, bucket_range, even_routing
 

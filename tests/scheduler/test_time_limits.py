@@ -14,7 +14,7 @@ import scheduler.checkpointing
 import scheduler.launching
 import scheduler.supervising
 from ps.checkpoint.checkpoint import CheckpointReader
-from ps.server import ServerSetup, ShardServer
+from ps.server.server import ServerSetup, ShardServer
 from scheduler import JobConfig
 from scheduler.checkpointing import CheckpointWriter
 from scheduler.config import ClusterConfig

@@ -15,8 +15,8 @@ from ps.checkpoint.checkpoint import CheckpointReader
 from ps.checkpoint.restore import load_tables, start_shard_from
 from ps.client.client import Identity
 from ps.messages.messages import TableEviction
+from ps.server.warmup import warm_up
 from ps.spec import StoreSpec
-from ps.warmup import warm_up
 
 COUNTED = TableSpec(
     name="blocks", dim=6, optimizer=AdamAsync(), admission=CounterAdmission(min_count=2)

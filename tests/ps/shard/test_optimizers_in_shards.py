@@ -24,8 +24,8 @@ from embedding.spec.optimizers import (
 from embedding.spec.table import CounterAdmission, TableSpec
 from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from ps.checkpoint.restore import start_shard_from
+from ps.server.warmup import warm_up
 from ps.spec import StoreSpec
-from ps.warmup import warm_up
 
 EXAMPLES: dict[str, Optimizer] = {
     **{kind: spec() for kind, spec in OPTIMIZERS.items()},

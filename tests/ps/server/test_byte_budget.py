@@ -2,7 +2,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from ps.byte_budget import ByteBudget
+from ps.server.byte_budget import ByteBudget
 
 
 def until(condition: Callable[[], bool]) -> None:

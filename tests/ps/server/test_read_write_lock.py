@@ -3,7 +3,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ps.read_write_lock import ReadWriteLock
+from ps.server.read_write_lock import ReadWriteLock
 
 
 def until(condition: Callable[[], bool]) -> None:

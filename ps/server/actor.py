@@ -7,7 +7,7 @@ from ray.util.metrics import Counter, Gauge
 from threadpoolctl import threadpool_limits
 
 from ps.net.sockets import Address
-from ps.server import ServerSetup, ShardServer
+from ps.server.server import ServerSetup, ShardServer
 from runtime.fingerprint import process_facts
 from runtime.metrics_export import MetricsExport, server_figures
 

@@ -20,13 +20,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from ps.byte_budget import ByteBudget
 from ps.messages.messages import Apply, ApplyReply, Contribution, Pull, Reply, Request
 from ps.messages.wire import WireError
 from ps.net.listener import Listener, Peer
 from ps.net.sockets import receive, send
 from ps.net.wake import Wake
-from ps.read_write_lock import ReadWriteLock
+from ps.server.byte_budget import ByteBudget
+from ps.server.read_write_lock import ReadWriteLock
 from ps.shard.shard import Outgoing, Shard
 from runtime.fingerprint import check_float_mode
 from runtime.stage_times import StageTimes

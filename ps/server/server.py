@@ -12,13 +12,13 @@ import numpy.typing as npt
 from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader, FileEntry, write_shard
 from ps.checkpoint.digest import BucketDigests, block_digests
 from ps.checkpoint.restore import MovedDense, start_shard_from
-from ps.data_plane import DataPlane
 from ps.net.sockets import Address
-from ps.read_write_lock import ReadWriteLock
+from ps.server.data_plane import DataPlane
+from ps.server.read_write_lock import ReadWriteLock
+from ps.server.warmup import warm_up
 from ps.shard.shard import Shard
 from ps.shard.side_by_side import Threads
 from ps.spec import StoreSpec, bucket_range
-from ps.warmup import warm_up
 from runtime.memory import peak_rss_bytes
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from embedding import TableSpec
 from embedding.spec.table import Adagrad
-from ps import warmup
+from ps.server import warmup
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 

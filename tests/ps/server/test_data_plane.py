@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from embedding.spec.table import TableSpec
-from ps import data_plane
 from ps.client.client import PsClient
 from ps.messages import wire
 from ps.messages.messages import ANY_STEP, Apply, PullReply, PushReply, Refusal
 from ps.messages.wire import encode
 from ps.net import listener, sockets
 from ps.net.sockets import connect, receive, send
+from ps.server import data_plane
 
 Serve = Callable[..., Any]
 

@@ -14,7 +14,7 @@ from ps.checkpoint.digest import model_digest
 from ps.client.client import Identity, PsClient
 from ps.messages.messages import ANY_STEP, Refusal
 from ps.net.sockets import connect
-from ps.server import ServerSetup, ShardServer
+from ps.server.server import ServerSetup, ShardServer
 from ps.spec import StoreSpec
 from runtime.fingerprint import FloatModeError
 
@@ -130,7 +130,7 @@ def test_pulls_and_pushes_are_answered_while_a_checkpoint_is_written(
         assert go_on.wait(10)
         return []
 
-    monkeypatch.setattr("ps.server.write_shard", write)
+    monkeypatch.setattr("ps.server.server.write_shard", write)
     writers = [
         threading.Thread(target=server.write_checkpoint, args=(str(tmp_path), 0))
         for server in servers

@@ -1,0 +1,4 @@
+"""The shell of a shard: its threads, sockets, locks and Ray actor.
+
+What a message does to rows is in `shard`.
+"""
