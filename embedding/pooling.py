@@ -2,7 +2,8 @@
 
 The rows that a batch pulled lie in one flat float32 buffer. An occurrence of a key addresses its
 row by its *position*: where in the buffer the row's first column is. One pooled input is written
-for each lookup, side by side in float32[n, W]; bags are given by offsets as in `worker.batch.Bags`.
+for each lookup, side by side in float32[n, W]; bags are given by offsets as in
+`worker.data.batch.Bags`.
 A run of a batch's samples is pooled with its part of `offsets` and all positions and coefficients.
 """
 

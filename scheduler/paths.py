@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scheduler.config import JobConfig
 from scheduler.config_errors import ConfigError
-from worker.data_files import table_name
+from worker.data.data_files import table_name
 
 ROOT_VARIABLE = "SYNCHROMESH_ROOT"
 

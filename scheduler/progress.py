@@ -9,8 +9,8 @@ from rich.console import Console
 
 from scheduler.config import JobConfig
 from scheduler.live_view import LiveView
+from worker.data.plan import Plan
 from worker.metrics import auc_text
-from worker.plan import Plan
 
 
 class _Unfailing:

@@ -33,14 +33,14 @@ from scheduler.reporting import reached
 from scheduler.resolve import evaluation_data, model_spec, store_spec, training_data
 from scheduler.run_files import RunDirectory
 from scheduler.supervising import Supervisor
-from worker.advice import advice, shared_files
-from worker.batch_size import keys_in_a_sample
 from worker.contract import DataContract, check_kinds, check_same_kinds, kinds_of_features
+from worker.data.advice import advice, shared_files
+from worker.data.batch_size import keys_in_a_sample
+from worker.data.plan import Plan
+from worker.data.planning import make_plan
 from worker.errors import DataError
 from worker.loop import LoopOptions
 from worker.models import build_model, initial_parameters
-from worker.plan import Plan
-from worker.planning import make_plan
 from worker.running import WorkerSetup
 from worker.spec import DataSpec, ModelSpec
 

@@ -32,8 +32,8 @@ from bench.training_jobs import MODES, Case, Jobs, job_of
 from embedding import Adagrad, Adam
 from experiments.runs import Row
 from scheduler.trainer import JobSpecs, resolve
+from worker.data.reading import Reader
 from worker.models import build_model
-from worker.reading import Reader
 
 TOPOLOGIES = ("1+1", "1+2", "2+1", "2+2")
 BATCHES = ("512", "2048", "8192")

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from embedding.table.precision import stored_width
 from embedding.table.rows import memory_of
 from scheduler.config import JobConfig
+from worker.data.plan import Plan
+from worker.data.reading import read_file
 from worker.errors import DataError
-from worker.plan import Plan
-from worker.reading import read_file
 from worker.spec import FeatureSpec
 
 if TYPE_CHECKING:

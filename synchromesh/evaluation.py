@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
-from ps.storage import StorageError
 from scheduler import ConfigError, JobConfig, RunDirectoryError
 from scheduler.paths import with_absolute_paths
 from scheduler.resolve import evaluation_data
 from scheduler.run_files import JOB_FILE, latest_checkpoint
 from worker.contract import check_contract
+from worker.data.planning import make_plan
+from worker.data.storage import StorageError
 from worker.errors import DataError
 from worker.inference import ModelError, Predictor, saved_model
 from worker.metrics import why_no_auc, why_no_log_loss
-from worker.planning import make_plan
 from worker.spec import DataSpec, FeatureSpec
 from worker.synthetic import best_auc_for
 

@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from worker.column_types import is_list, storage_type
+from worker.data.column_types import is_list, storage_type
+from worker.data.file_columns import named_table, names_in_file
+from worker.data.footers import open_source, read_footer, unreadable
+from worker.data.planning import find_files
 from worker.errors import DataError
-from worker.file_columns import named_table, names_in_file
-from worker.footers import open_source, read_footer, unreadable
-from worker.planning import find_files
 
 Part = Literal["label", "dense", "sparse", "left out"]
 

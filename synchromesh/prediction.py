@@ -11,19 +11,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
-from ps.storage import StorageError
 from runtime.durable import new_file
 from scheduler import RunDirectoryError
 from scheduler.config_errors import nearest
 from scheduler.run_files import latest_checkpoint
 from worker.contract import check_contract
+from worker.data.file_columns import named_schema
+from worker.data.footers import open_source, read_footer
+from worker.data.plan import Plan
+from worker.data.planning import make_plan
+from worker.data.reading import read_file
+from worker.data.storage import StorageError
 from worker.errors import DataError
-from worker.file_columns import named_schema
-from worker.footers import open_source, read_footer
 from worker.inference import ModelError, Predictor, saved_model
-from worker.plan import Plan
-from worker.planning import make_plan
-from worker.reading import read_file
 from worker.spec import DataSpec
 
 PREDICTION = "prediction"

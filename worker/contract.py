@@ -23,7 +23,7 @@ class ColumnKind:
 
     Args:
         column: its name in the job.
-        kind: of its keys, as `worker.key_hash.key_kind`.
+        kind: of its keys, as `worker.data.key_hash.key_kind`.
         file: the first one with values in it.
     """
 

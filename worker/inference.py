@@ -14,15 +14,15 @@ from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from ps.checkpoint.restore import load_tables
 from ps.client.deduplicate import Deduplicated, Deduplicator
 from ps.spec import even_routing
-from worker.batch import Batch
 from worker.choosing import choose_rows
 from worker.computing import Computation
 from worker.contract import DataContract, check_kinds
+from worker.data.batch import Batch
+from worker.data.plan import Plan
+from worker.data.reading import Reader
 from worker.metrics import StreamingAuc, log_loss_sum
 from worker.models import build_model, num_parameters
-from worker.plan import Plan
 from worker.preparing import Preparer
-from worker.reading import Reader
 from worker.spec import DataSpec, FeatureSpec, ModelSpec
 from worker.spec_json import SavedModel, saved_model_from_json
 

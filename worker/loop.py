@@ -21,9 +21,9 @@ from ps.net.wake import Wake
 from runtime.fingerprint import check_float_mode
 from runtime.memory import peak_rss_bytes
 from runtime.stage_times import StageTimes
-from worker.batch import Batch
 from worker.choosing import choose_rows
 from worker.computing import Computation, Float32s
+from worker.data.batch import Batch
 from worker.faults import Faults, HangStage
 from worker.metrics import bin_of, log_loss_sum
 from worker.pipeline_depth import PipelineDepth

@@ -10,7 +10,7 @@ from embedding.pooling import coefficients
 from embedding.table.key_maps import map_keys
 from ps.client.deduplicate import Deduplicated, Deduplicator
 from runtime.free_list import FreeList
-from worker.batch import Batch
+from worker.data.batch import Batch
 from worker.spec import Lookup, SparseFeature
 
 

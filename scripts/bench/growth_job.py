@@ -11,7 +11,7 @@ from embedding.kernels.mixing import buckets_of
 from embedding.spec.table import Adagrad, TableSpec
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec, bucket_range
-from worker.batch import Bags, Batch
+from worker.data.batch import Bags, Batch
 from worker.models import build_model, needed_lookups, num_parameters
 from worker.spec import ModelSpec, SparseFeature
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from worker.batch import Batch
+from worker.data.batch import Batch
+from worker.data.reading import Reader
 from worker.metrics import StreamingAuc
 from worker.planted import CARDINALITIES
-from worker.reading import Reader
 
 BOTTOM, TOP, DIM = (13, 512, 256, 64, 16), (512, 256, 1), 16
 _AHEAD = 2

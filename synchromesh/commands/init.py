@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from ps.storage import StorageError
 from runtime.durable import write_text
 from synchromesh.commands.answers import Refused, answering, json_option, print_json
 from synchromesh.guessing import job_for
+from worker.data.storage import StorageError
 from worker.errors import DataError
 
 

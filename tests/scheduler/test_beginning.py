@@ -15,9 +15,9 @@ from ps.checkpoint.sealed_json import unsealed
 from scheduler import ConfigError, JobConfig, Result, Trainer
 from scheduler.config import ModelConfig
 from scheduler.trainer import JobSpecs, resolve
+from worker.data.planning import make_plan
 from worker.errors import DataError
 from worker.inference import Predictor
-from worker.planning import make_plan
 from worker.spec import DataSpec
 
 pytestmark = pytest.mark.ray

@@ -11,8 +11,8 @@ import pytest
 from ps.checkpoint.checkpoint import CheckpointError
 from scheduler import JobConfig, Trainer
 from scheduler.resolve import evaluation_data
+from worker.data.planning import make_plan
 from worker.inference import Predictor
-from worker.planning import make_plan
 
 pytestmark = pytest.mark.ray
 

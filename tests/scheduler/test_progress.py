@@ -9,7 +9,7 @@ from rich.console import Console
 from scheduler.config import JobConfig
 from scheduler.live_view import MOST_WORKERS, view
 from scheduler.progress import Progress
-from worker.plan import Plan
+from worker.data.plan import Plan
 
 
 def line(**changes: Any) -> dict[str, Any]:

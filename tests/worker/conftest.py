@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from worker.batch import Batch
-from worker.plan import Plan
-from worker.planning import make_plan
-from worker.reading import Reader
+from worker.data.batch import Batch
+from worker.data.plan import Plan
+from worker.data.planning import make_plan
+from worker.data.reading import Reader
 from worker.spec import DataSpec, FeatureSpec, SparseFeature
 
 

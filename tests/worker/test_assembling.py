@@ -11,8 +11,8 @@ from embedding.spec.composition import DynamicDimension, MultiHash, Part, compos
 from ps.client.deduplicate import Deduplicator
 from ps.spec import even_routing
 from worker.assembling import add_gradient, pool_vectors, vectors_of
-from worker.batch import Bags, Batch
 from worker.computing import lookups_by_tables
+from worker.data.batch import Bags, Batch
 from worker.preparing import Prepared, Preparer
 from worker.spec import Lookup, SparseFeature
 

@@ -14,8 +14,8 @@ from embedding.table.links import make_variables
 from ps.client.deduplicate import Deduplicator, keep_admitted
 from ps.spec import even_routing
 from worker.assembling import add_gradient, pool_vectors, vectors_of
-from worker.batch import Bags, Batch
 from worker.choosing import choose_rows
+from worker.data.batch import Bags, Batch
 from worker.preparing import Preparer
 from worker.spec import Lookup, SparseFeature
 

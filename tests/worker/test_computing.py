@@ -11,8 +11,8 @@ from embedding.spec.table import Sgd
 from ps.client.deduplicate import Deduplicator
 from ps.spec import even_routing
 from runtime.fingerprint import FloatModeError
-from worker.batch import Bags, Batch
 from worker.computing import Computation
+from worker.data.batch import Bags, Batch
 from worker.models import build_model, initial_parameters, needed_lookups
 from worker.preparing import Prepared, Preparer
 from worker.spec import ModelSpec, SparseFeature

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from worker.contract import ColumnKind, DataContract, check_contract, check_same_kinds
+from worker.data.plan import Plan
+from worker.data.planning import make_plan
 from worker.errors import DataError
-from worker.plan import Plan
-from worker.planning import make_plan
 from worker.spec import DataSpec, FeatureSpec, SparseFeature
 
 FEATURES = FeatureSpec(

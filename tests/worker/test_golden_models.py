@@ -7,7 +7,7 @@ import pytest
 
 from ps.checkpoint.checkpoint import CheckpointReader
 from scheduler.start import start_from
-from worker.batch import Bags, Batch
+from worker.data.batch import Bags, Batch
 from worker.inference import Predictor
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoint-1"

@@ -22,9 +22,9 @@ from ps.checkpoint.digest import bucket_digests
 from ps.checkpoint.sealed_json import unsealed
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec, bucket_range
-from worker.batch import Bags, Batch
+from worker.data.batch import Bags, Batch
+from worker.data.planning import make_plan
 from worker.inference import ModelError, Predictor
-from worker.planning import make_plan
 from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec, SparseFeature
 from worker.spec_json import saved_model_from_json
 
