@@ -23,7 +23,7 @@ from bench.training_data import find_data
 from bench.training_jobs import JOB, Case, Data, overrides
 from experiments.runs import Run
 from experiments.training import TrainingRuns
-from worker.synthetic import CriteoLike, write_criteo_like
+from worker.datasets.synthetic import CriteoLike, write_criteo_like
 
 BATCH = 2048
 # By how much the AUC may be lower than that of the sequential run.

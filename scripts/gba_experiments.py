@@ -28,7 +28,7 @@ from experiments.stragglers import E2
 from experiments.switching import E3
 from experiments.training import TrainingRuns
 from scheduler import TrainingError
-from worker.synthetic import CriteoLike, write_criteo_like
+from worker.datasets.synthetic import CriteoLike, write_criteo_like
 
 # Real data sets that can be given: jobs/NAME.yaml trains on them.
 REAL = ("criteo", "movielens")

@@ -15,11 +15,11 @@ from scheduler.run_files import JOB_FILE, latest_checkpoint
 from worker.contract import check_contract
 from worker.data.planning import make_plan
 from worker.data.storage import StorageError
+from worker.datasets.synthetic import best_auc_for
 from worker.errors import DataError
 from worker.inference import ModelError, Predictor, saved_model
 from worker.metrics import why_no_auc, why_no_log_loss
 from worker.spec import DataSpec, FeatureSpec
-from worker.synthetic import best_auc_for
 
 BAD_INPUT = (CheckpointError, ConfigError, DataError, ModelError, RunDirectoryError, StorageError)
 # Of a checkpoint without a job: what data.eval_batch_size is by default.

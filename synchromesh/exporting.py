@@ -14,7 +14,7 @@ from ps.checkpoint.checkpoint import CheckpointReader
 from runtime.strict_json import json_text
 from scheduler.config_errors import nearest
 from scheduler.run_files import latest_checkpoint
-from worker.dataset_files import PartWriter
+from worker.datasets.files import PartWriter
 
 ABOUT_FILE = "export.json"
 FORMAT = "synchromesh-embeddings"

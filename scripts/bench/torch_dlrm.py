@@ -19,8 +19,8 @@ import numpy as np
 
 from worker.data.batch import Batch
 from worker.data.reading import Reader
+from worker.datasets.planted import CARDINALITIES
 from worker.metrics import StreamingAuc
-from worker.planted import CARDINALITIES
 
 BOTTOM, TOP, DIM = (13, 512, 256, 64, 16), (512, 256, 1), 16
 _AHEAD = 2

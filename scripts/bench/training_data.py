@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from bench.training_jobs import Data
 from scheduler.trainer import JobSpecs
-from worker.synthetic import CriteoLike, write_criteo_like
+from worker.datasets.synthetic import CriteoLike, write_criteo_like
 
 # So that a data set made for a small measurement serves others too; `make data` makes as many.
 LEAST_ROWS = 1_000_000

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from synchromesh.commands.answers import answering, json_option, print_json
-from worker.convert import Layout, convert_criteo, convert_movielens
-from worker.dataset_files import DatasetError
-from worker.synthetic import CriteoLike, write_criteo_like
+from worker.datasets.convert import Layout, convert_criteo, convert_movielens
+from worker.datasets.files import DatasetError
+from worker.datasets.synthetic import CriteoLike, write_criteo_like
 
 DEFAULT = Layout()
 

@@ -7,8 +7,8 @@ from rich.console import Console
 
 from scheduler import ConfigError, JobConfig, RunDirectoryError, TrainingError
 from synchromesh.commands.answers import answering, json_option, print_json
+from worker.datasets.synthetic import best_auc_for
 from worker.metrics import auc_text
-from worker.synthetic import best_auc_for
 
 
 @click.command(

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from scheduler import JobConfig, Trainer
-from worker.planted import DENSE_COLUMNS, SPARSE_COLUMNS
-from worker.synthetic import CriteoLike, write_criteo_like
+from worker.datasets.planted import DENSE_COLUMNS, SPARSE_COLUMNS
+from worker.datasets.synthetic import CriteoLike, write_criteo_like
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -10,7 +10,7 @@ from bench_accuracy import BATCH, pair_of, parse, runs
 
 from bench.training_jobs import Data
 from scheduler import JobConfig
-from worker.synthetic import CriteoLike, write_criteo_like
+from worker.datasets.synthetic import CriteoLike, write_criteo_like
 
 ROOT = Path(__file__).parents[2]
 

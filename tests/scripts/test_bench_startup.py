@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from bench_startup import PHASES, middle
 
-from worker.synthetic import CriteoLike, write_criteo_like
+from worker.datasets.synthetic import CriteoLike, write_criteo_like
 
 ROOT = Path(__file__).parents[2]
 

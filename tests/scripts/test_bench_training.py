@@ -15,9 +15,9 @@ from bench.training_jobs import Case, figures, overrides
 from bench.training_jobs import Data as TrainingData
 from scheduler import JobConfig
 from scheduler.resolve import model_spec
+from worker.datasets.synthetic import CriteoLike, write_criteo_like
 from worker.loop import STAGES
 from worker.models import build_model
-from worker.synthetic import CriteoLike, write_criteo_like
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,7 +20,7 @@ from bench.transport_turns import TRANSPORTS
 from bench.wire_encodings import from_bfloat16, to_bfloat16
 from ps.messages.messages import Message
 from ps.messages.wire import WireError, array_names
-from worker.synthetic import CriteoLike, write_criteo_like
+from worker.datasets.synthetic import CriteoLike, write_criteo_like
 
 ROOT = Path(__file__).parents[2]
 CHANNEL_BYTES = 1 << 12

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from profile_step import Part, shown
 
-from worker.synthetic import CriteoLike, write_criteo_like
+from worker.datasets.synthetic import CriteoLike, write_criteo_like
 
 ROOT = Path(__file__).parents[2]
 

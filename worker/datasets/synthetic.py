@@ -18,9 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from runtime.strict_json import json_text
-from worker.dataset_files import ABOUT_FILE, DatasetError, PartWriter, staged
-from worker.metrics import StreamingAuc, bin_of, log_loss_sum
-from worker.planted import (
+from worker.datasets.files import ABOUT_FILE, DatasetError, PartWriter, staged
+from worker.datasets.planted import (
     CARDINALITIES,
     CHUNK_ROWS,
     DENSE_COLUMNS,
@@ -30,6 +29,7 @@ from worker.planted import (
     Split,
     draw,
 )
+from worker.metrics import StreamingAuc, bin_of, log_loss_sum
 
 FORMAT = "synchromesh-criteo-like"
 LABEL_COLUMN = "label"

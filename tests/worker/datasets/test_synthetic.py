@@ -11,11 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from worker import planted
-from worker.dataset_files import DatasetError
+from worker.datasets import planted
+from worker.datasets.files import DatasetError
+from worker.datasets.planted import CARDINALITIES, CHUNK_ROWS, Samples, draw, exponents, top_share
+from worker.datasets.synthetic import (
+    SCHEMA,
+    CriteoLike,
+    best_auc_for,
+    read_about,
+    write_criteo_like,
+)
 from worker.metrics import exact_auc
-from worker.planted import CARDINALITIES, CHUNK_ROWS, Samples, draw, exponents, top_share
-from worker.synthetic import SCHEMA, CriteoLike, best_auc_for, read_about, write_criteo_like
 
 SMALL = CriteoLike(rows=1000, test_rows=200, files=2)
 

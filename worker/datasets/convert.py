@@ -1,6 +1,6 @@
 """Public data sets to Parquet: Criteo's tab-separated logs and MovieLens.
 
-Both are published whole or not at all (`worker.dataset_files.staged`); a line that can't be read
+Both are published whole or not at all (`worker.datasets.files.staged`); a line that can't be read
 is an error that names the file and the line.
 """
 
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 from numba import njit
 
-from worker.dataset_files import DatasetError, PartWriter, staged
+from worker.datasets.files import DatasetError, PartWriter, staged
 
 Json = dict[str, Any]
 

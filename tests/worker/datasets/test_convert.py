@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from worker.convert import Layout, convert_criteo, convert_movielens
-from worker.dataset_files import DatasetError
+from worker.datasets.convert import Layout, convert_criteo, convert_movielens
+from worker.datasets.files import DatasetError
 
 INTEGERS = [str(j) for j in range(1, 14)]
 HEX = ["68fd1e64", "80e26c9b", "FB936136", *["a"] * 22, "ffffffffffffffff"]
