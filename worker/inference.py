@@ -14,17 +14,17 @@ from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from ps.checkpoint.restore import load_tables
 from ps.client.deduplicate import Deduplicated, Deduplicator
 from ps.spec import even_routing
-from worker.choosing import choose_rows
-from worker.computing import Computation
 from worker.contract import DataContract, check_kinds
 from worker.data.batch import Batch
 from worker.data.plan import Plan
 from worker.data.reading import Reader
 from worker.metrics import StreamingAuc, log_loss_sum
 from worker.models import build_model, num_parameters
-from worker.preparing import Preparer
 from worker.spec import DataSpec, FeatureSpec, ModelSpec
 from worker.spec_json import SavedModel, saved_model_from_json
+from worker.step.choosing import choose_rows
+from worker.step.computing import Computation
+from worker.step.preparing import Preparer
 
 Float32s = npt.NDArray[np.float32]
 

@@ -21,15 +21,15 @@ from ps.net.wake import Wake
 from runtime.fingerprint import check_float_mode
 from runtime.memory import peak_rss_bytes
 from runtime.stage_times import StageTimes
-from worker.choosing import choose_rows
-from worker.computing import Computation, Float32s
 from worker.data.batch import Batch
 from worker.faults import Faults, HangStage
 from worker.metrics import bin_of, log_loss_sum
 from worker.pipeline_depth import PipelineDepth
-from worker.preparing import Prepared, Preparer
 from worker.protocol import Coordinator, Evaluation, Finished, Token, TokenKind
 from worker.session import Session
+from worker.step.choosing import choose_rows
+from worker.step.computing import Computation, Float32s
+from worker.step.preparing import Prepared, Preparer
 
 AUC_BINS = 1 << 16
 

@@ -10,8 +10,6 @@ from ps.client.deduplicate import Deduplicator
 from ps.client.faults import with_faults
 from ps.net.sockets import Address, connect
 from ps.spec import StoreSpec, even_routing
-from worker.choosing import choose_rows
-from worker.computing import Computation
 from worker.coordinator_client import CoordinatorClient
 from worker.data.batch import Bags, Batch
 from worker.data.plan import Plan
@@ -19,10 +17,12 @@ from worker.data.reading import Reader
 from worker.faults import FaultPlan, Faults
 from worker.loop import LoopOptions, ReadBatch, WorkerLoop
 from worker.metrics import bin_of, log_loss_sum
-from worker.preparing import Preparer
 from worker.protocol import TokenKind
 from worker.session import Session
 from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec, SparseFeature
+from worker.step.choosing import choose_rows
+from worker.step.computing import Computation
+from worker.step.preparing import Preparer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,14 +14,14 @@ from ps.client.client import Identity, Open, PsClient, PulledBatch
 from ps.messages.messages import ANY_STEP, Entry, Record
 from scheduler.step_scalars import scalars_of_step
 from scheduler.trainer import JobSpecs
-from worker.choosing import choose_rows
-from worker.computing import Computation
 from worker.data.batch import Batch
 from worker.data.reading import Reader
 from worker.models import build_model, initial_parameters
-from worker.preparing import Prepared
 from worker.running import make_preparer
 from worker.spec import ModelSpec, SparseFeature
+from worker.step.choosing import choose_rows
+from worker.step.computing import Computation
+from worker.step.preparing import Prepared
 
 Float32Array = npt.NDArray[np.float32]
 

@@ -80,7 +80,7 @@ def worker_kernels(job: list[str]) -> dict[str, float]:
     phases.ended("import")
     from scheduler import JobConfig
     from scheduler.trainer import resolve
-    from worker.computing import Computation
+    from worker.step.computing import Computation
 
     specs = resolve(JobConfig.from_yaml(job[0], job[1:]))
     features, model, store = specs.data.features, specs.model, specs.store

@@ -20,8 +20,8 @@ from embedding.composition import (
     spread_multiply,
 )
 from embedding.pooling import pool, pool_gradient, pool_max, pool_max_gradient
-from worker.preparing import Bag
 from worker.spec import Lookup
+from worker.step.preparing import Bag
 
 Float32s = npt.NDArray[np.float32]
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from worker.preparing import Bag, Prepared
+from worker.step.preparing import Bag, Prepared
 
 UInt8s = npt.NDArray[np.uint8]
 

@@ -13,11 +13,11 @@ from embedding.table.key_maps import static_keys
 from embedding.table.links import make_variables
 from ps.client.deduplicate import Deduplicator, keep_admitted
 from ps.spec import even_routing
-from worker.assembling import add_gradient, pool_vectors, vectors_of
-from worker.choosing import choose_rows
 from worker.data.batch import Bags, Batch
-from worker.preparing import Preparer
 from worker.spec import Lookup, SparseFeature
+from worker.step.assembling import add_gradient, pool_vectors, vectors_of
+from worker.step.choosing import choose_rows
+from worker.step.preparing import Preparer
 
 DIM, MIN_COUNT = 3, 4
 

@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from runtime.fingerprint import check_float_mode
 from runtime.free_list import FreeList
-from worker.assembling import Vectors, add_gradient, pool_vectors, vectors_of
 from worker.models import Model, SampleVectors, build_model, num_parameters
-from worker.preparing import Prepared
 from worker.spec import Lookup, ModelSpec
+from worker.step.assembling import Vectors, add_gradient, pool_vectors, vectors_of
+from worker.step.preparing import Prepared
 
 Float32s = npt.NDArray[np.float32]
 

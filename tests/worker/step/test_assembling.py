@@ -10,11 +10,11 @@ from embedding import TableSpec
 from embedding.spec.composition import DynamicDimension, MultiHash, Part, compose
 from ps.client.deduplicate import Deduplicator
 from ps.spec import even_routing
-from worker.assembling import add_gradient, pool_vectors, vectors_of
-from worker.computing import lookups_by_tables
 from worker.data.batch import Bags, Batch
-from worker.preparing import Prepared, Preparer
 from worker.spec import Lookup, SparseFeature
+from worker.step.assembling import add_gradient, pool_vectors, vectors_of
+from worker.step.computing import lookups_by_tables
+from worker.step.preparing import Prepared, Preparer
 
 Rows = dict[tuple[str, int], np.ndarray]
 DIM = 4

@@ -11,11 +11,11 @@ from embedding.spec.table import Sgd
 from ps.client.deduplicate import Deduplicator
 from ps.spec import even_routing
 from runtime.fingerprint import FloatModeError
-from worker.computing import Computation
 from worker.data.batch import Bags, Batch
 from worker.models import build_model, initial_parameters, needed_lookups
-from worker.preparing import Prepared, Preparer
 from worker.spec import ModelSpec, SparseFeature
+from worker.step.computing import Computation
+from worker.step.preparing import Prepared, Preparer
 
 FEATURES, DIM = 5, 8
 OPTIONS = {
