@@ -17,8 +17,8 @@ from ps.checkpoint.restore import check_fits
 from ps.spec import StoreSpec
 from scheduler.config import JobConfig
 from scheduler.config_errors import ConfigError
+from scheduler.coordinator.start import InitFeatures, Start, start_from
 from scheduler.run_files import latest_checkpoint
-from scheduler.start import InitFeatures, Start, start_from
 from worker.contract import ColumnKind, check_contract, check_kinds
 from worker.inference import saved_model
 from worker.models import build_model

@@ -19,12 +19,12 @@ from ps.checkpoint.checkpoint import (
 from ps.checkpoint.digest import model_digest
 from ps.server.server import ShardCut
 from ps.spec import StoreSpec
-from scheduler.coordinating import Status
+from scheduler.coordinator.server import Status
+from scheduler.coordinator.start import time_to_json
 from scheduler.errors import TrainingError
 from scheduler.launching import Processes
 from scheduler.reporting import versions
 from scheduler.run_files import RunDirectory
-from scheduler.start import time_to_json
 from scheduler.time_limits import CALL_TIMEOUT_SECONDS, seconds_to_move
 
 if TYPE_CHECKING:

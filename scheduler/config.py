@@ -41,6 +41,7 @@ from embedding.spec.table import (
 from ps.messages.messages import MAX_STEP_BATCHES
 from ps.spec import SparseMean
 from scheduler.config_errors import ConfigError, validated
+from scheduler.coordinator.start import InitClock, InitFeatures
 from scheduler.fault_config import InjectConfig, check_targets
 from scheduler.job_yaml import JobYamlError, read_yaml
 from scheduler.modes import SHIFTABLE, Mode, ModeOptions, OnStale, PlannedShift
@@ -57,7 +58,6 @@ from scheduler.quantities import (
     Seconds,
 )
 from scheduler.stale_weights import Cutoff, StaleWeight
-from scheduler.start import InitClock, InitFeatures
 from worker.protocol import MAX_SCORES, MAX_TOKENS
 
 InitializerConfig = Annotated[

@@ -13,10 +13,10 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from scheduler.control_file import check_reachable, find_job, last_known, unreachable
-from scheduler.coordinating import CutResult, Status
+from scheduler.coordinator.events import CutWanted, Wanted
+from scheduler.coordinator.history import EVERYTHING, Told
+from scheduler.coordinator.server import CutResult, Status
 from scheduler.errors import ControlError, NotRunningError
-from scheduler.events import CutWanted, Wanted
-from scheduler.history import EVERYTHING, Told
 from scheduler.launching import Processes
 from scheduler.ray_errors import first_line
 from scheduler.time_limits import CALL_TIMEOUT_SECONDS

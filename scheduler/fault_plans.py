@@ -2,7 +2,7 @@
 
 from ps.client.faults import ConnectionFault, ConnectionFaults
 from scheduler.config import JobConfig
-from scheduler.coordinating import CoordinatorFaults
+from scheduler.coordinator.server import CoordinatorFaults
 from scheduler.fault_config import DelayConfig, HangConfig, KillConfig, LossConfig, Role, SlowConfig
 from worker.faults import FaultPlan, Hang, Kill, Slow
 

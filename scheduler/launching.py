@@ -17,11 +17,11 @@ from ps.checkpoint.restore import MovedDense
 from ps.net.sockets import Address
 from ps.server.actor import ServerActor
 from ps.server.server import ServerSetup
-from scheduler.actor import CoordinatorActor
 from scheduler.beginning import Beginning
 from scheduler.config import ClusterConfig
-from scheduler.coordinating import CoordinatorFaults
-from scheduler.coordinator_spec import CoordinatorSpec
+from scheduler.coordinator.actor import CoordinatorActor
+from scheduler.coordinator.server import CoordinatorFaults
+from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.errors import StartError
 from scheduler.like_processes import LikeProcesses
 from scheduler.placement import Placement

@@ -10,8 +10,8 @@ from functools import partial
 from typing import Literal, get_args
 
 from ps.messages.messages import ANY_STEP
-from scheduler.batches import Batch, Status
-from scheduler.ledger import Ledger
+from scheduler.coordinator.batches import Batch, Status
+from scheduler.coordinator.ledger import Ledger
 from scheduler.stale_weights import Cutoff, StaleWeight, weight_of
 
 Mode = Literal["sync", "gba", "async", "ssp", "backup"]

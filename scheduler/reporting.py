@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from scheduler.config import JobConfig
-from scheduler.coordinating import Status
+from scheduler.coordinator.server import Status
 from scheduler.interval_figures import (
     MOST_PROCESSES,
     HistogramOfInterval,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ps.messages.messages import ANY_STEP
-from scheduler.batches import Batch, Status
-from scheduler.ledger import Ledger
+from scheduler.coordinator.batches import Batch, Status
+from scheduler.coordinator.ledger import Ledger
 from scheduler.modes import SHIFTABLE, Mode, ModeRule
 
 ShiftCause = Literal["job", "policy", "control"]

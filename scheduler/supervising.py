@@ -12,9 +12,9 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ps.client.client import ShardLostError
 from runtime.memory import peak_rss_bytes
 from scheduler.config import JobConfig
-from scheduler.coordinating import Status
+from scheduler.coordinator.history import NOTHING, joined
+from scheduler.coordinator.server import Status
 from scheduler.errors import TrainingError
-from scheduler.history import NOTHING, joined
 from scheduler.launching import Launcher, Processes, WorkerProcess
 from scheduler.progress import Progress
 from scheduler.ray_errors import first_line

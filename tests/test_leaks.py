@@ -26,8 +26,8 @@ from ps.server.server import ServerSetup, ShardServer
 from ps.shard.buffer import GradientBuffer
 from runtime.free_list import FreeList
 from scheduler import JobConfig
-from scheduler.control_plane import ControlPlane
-from scheduler.coordinating import CoordinatorServer
+from scheduler.coordinator.server import CoordinatorServer
+from scheduler.coordinator.worker_connections import ControlPlane
 from scheduler.trainer import JobSpecs, resolve
 from worker.faults import FaultPlan
 from worker.loop import LoopOptions

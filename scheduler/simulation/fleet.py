@@ -16,10 +16,17 @@ from typing import Literal
 from embedding.spec.table import Sgd, TableSpec
 from ps.messages.messages import ANY_STEP
 from ps.spec import StoreSpec
-from scheduler.coordinator import Coordinator
-from scheduler.coordinator_spec import CoordinatorSpec
-from scheduler.events import Answer, Event, RecordsApplied, SendRecords, TimePassed, WorkerReported
-from scheduler.ledger import LedgerPlan
+from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.events import (
+    Answer,
+    Event,
+    RecordsApplied,
+    SendRecords,
+    TimePassed,
+    WorkerReported,
+)
+from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.modes import Mode, ModeOptions
 from worker.protocol import Finished, Grant, Token
 from worker.session import Session

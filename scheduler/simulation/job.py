@@ -15,10 +15,9 @@ from ps.checkpoint.restore import start_shard_from
 from ps.client.client import Open
 from ps.messages.messages import Apply, DenseNorm, Record, Request
 from ps.shard.shard import Shard
-from scheduler.coordinator import Coordinator
-from scheduler.coordinator_spec import CoordinatorSpec
-from scheduler.evaluation import EvaluationResult
-from scheduler.events import (
+from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.evaluation import EvaluationResult
+from scheduler.coordinator.events import (
     Answer,
     Command,
     CutTaken,
@@ -34,6 +33,8 @@ from scheduler.events import (
     WorkerReported,
     events_of,
 )
+from scheduler.coordinator.spec import CoordinatorSpec
+from scheduler.coordinator.start import Start
 from scheduler.simulation.data import Workload
 from scheduler.simulation.network import Client, Network
 from scheduler.simulation.referee import Referee, Violation
@@ -42,7 +43,6 @@ from scheduler.simulation.scenario import Scenario
 from scheduler.simulation.verdict import check_ended, check_failed, digest_of
 from scheduler.simulation.worker import SimulatedWorker
 from scheduler.simulation.world import AGAIN_SECONDS, Action, World
-from scheduler.start import Start
 from worker.protocol import Grant, Report
 from worker.session import Session
 

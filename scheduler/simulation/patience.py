@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from scheduler.batches import Batch
-from scheduler.coordinator import Coordinator
-from scheduler.events import Event, WorkerReported
+from scheduler.coordinator.batches import Batch
+from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.events import Event, WorkerReported
 
 _Attempt = tuple[str, int, int]
 

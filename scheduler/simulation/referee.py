@@ -22,8 +22,8 @@ from ps.messages.messages import (
     TableEviction,
 )
 from ps.shard.shard import Outgoing, Shard
-from scheduler.coordinator import Coordinator
-from scheduler.events import (
+from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.events import (
     Answer,
     Command,
     EndOfTrainingWanted,
@@ -34,13 +34,13 @@ from scheduler.events import (
     ShiftWanted,
     WorkerReported,
 )
+from scheduler.coordinator.step_scalars import scalars_of_step
 from scheduler.simulation.clipping import expected_dense_factor
 from scheduler.simulation.oracle import Oracle, Paces
 from scheduler.simulation.patience import Patience
 from scheduler.simulation.scenario import Scenario
 from scheduler.simulation.seen import Seen
 from scheduler.simulation.world import Story, train_batch
-from scheduler.step_scalars import scalars_of_step
 from worker.protocol import Grant, Report, Token
 
 

@@ -16,7 +16,7 @@ from ps.messages.messages import Contribution, Pull, PullReply, Record
 from ps.shard.dense import DenseBlocks
 from ps.shard.merge import merge
 from ps.spec import StoreSpec
-from scheduler.evaluation import EvaluationResult
+from scheduler.coordinator.evaluation import EvaluationResult
 from scheduler.simulation.data import AUC_BINS, DIM, Workload
 from scheduler.simulation.referee import require
 from scheduler.simulation.saved import SavedJob

@@ -12,8 +12,8 @@ from ps.checkpoint.checkpoint import CheckpointReader, Manifest
 from ps.messages.messages import Record
 from ps.shard.shard import Shard
 from runtime.strict_json import json_text
-from scheduler.coordinator import Coordinator
-from scheduler.start import Start, start_from, time_to_json
+from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.start import Start, start_from, time_to_json
 
 
 class SavedJob(CheckpointReader):

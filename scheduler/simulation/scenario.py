@@ -5,8 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from ps.spec import SparseMean
-from scheduler.coordinator_spec import ATTEMPT_LASTS
-from scheduler.events import (
+from scheduler.coordinator.events import (
     CutWanted,
     EndOfTrainingWanted,
     Event,
@@ -14,7 +13,8 @@ from scheduler.events import (
     ShiftWanted,
     WorkersWanted,
 )
-from scheduler.ledger import LedgerPlan
+from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.spec import ATTEMPT_LASTS
 from scheduler.modes import SHIFTABLE, Mode, ModeOptions, OnStale
 from scheduler.stale_weights import Cutoff, Inverse, Power, StaleWeight
 

@@ -10,7 +10,7 @@ from embedding.kernels.mixing import NUM_BUCKETS
 from ps.checkpoint.digest import DIGEST_BYTES, block_digests, bucket_digests, model_digest
 from ps.shard.shard import Shard
 from ps.spec import bucket_range
-from scheduler.coordinator import Coordinator
+from scheduler.coordinator.coordinator import Coordinator
 from scheduler.simulation.referee import require
 from scheduler.simulation.saved import SavedJob
 from scheduler.simulation.scenario import Scenario

@@ -12,7 +12,7 @@ from bench.shard_process import client_of, start_shards
 from embedding.kernels.finite import all_finite
 from ps.client.client import Identity, Open, PsClient, PulledBatch
 from ps.messages.messages import ANY_STEP, Entry, Record
-from scheduler.step_scalars import scalars_of_step
+from scheduler.coordinator.step_scalars import scalars_of_step
 from scheduler.trainer import JobSpecs
 from worker.data.batch import Batch
 from worker.data.reading import Reader

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from embedding.spec.table import Sgd, TableSpec
 from experiments.runs import Row, Run
 from ps.spec import StoreSpec
-from scheduler.coordinator import Coordinator, CoordinatorSpec
-from scheduler.events import Answer, RecordsApplied, WorkerReported
-from scheduler.ledger import Ledger, LedgerPlan, Status
+from scheduler.coordinator.coordinator import Coordinator, CoordinatorSpec
+from scheduler.coordinator.events import Answer, RecordsApplied, WorkerReported
+from scheduler.coordinator.ledger import Ledger, LedgerPlan, Status
 from scheduler.modes import ModeOptions
 from worker.protocol import Finished, Grant, Report, Token, TokenKind
 

@@ -11,8 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from scheduler.control_file import find_job, use_its_authentication
+from scheduler.coordinator.events import (
+    EndOfTrainingWanted,
+    PauseWanted,
+    ShiftWanted,
+    Wanted,
+    WorkersWanted,
+)
 from scheduler.errors import ControlError, NotRunningError
-from scheduler.events import EndOfTrainingWanted, PauseWanted, ShiftWanted, Wanted, WorkersWanted
 from scheduler.modes import SHIFTABLE
 from synchromesh.commands.answers import answering, json_option, print_json
 

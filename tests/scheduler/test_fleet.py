@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scheduler.events import Event
+from scheduler.coordinator.events import Event
 from scheduler.modes import Mode
 from scheduler.simulation.fleet import Fleet, FleetSpec
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from scheduler import JobConfig, Trainer
-from scheduler.coordinating import Status
-from scheduler.coordinator_figures import coordinator_figures
-from scheduler.history import Told
+from scheduler.coordinator.exported_figures import coordinator_figures
+from scheduler.coordinator.history import Told
+from scheduler.coordinator.server import Status
 
 WORKER = {
     "incarnation": 0, "lost": False, "batches": 4, "samples": 40, "seconds": 2.0,

@@ -5,8 +5,8 @@ from typing import get_args
 import pytest
 
 from ps.messages.messages import ANY_STEP
-from scheduler.batches import Status
-from scheduler.ledger import Ledger, LedgerPlan
+from scheduler.coordinator.batches import Status
+from scheduler.coordinator.ledger import Ledger, LedgerPlan
 from scheduler.modes import Mode, ModeOptions, rule_of
 from scheduler.stale_weights import Power
 from worker.protocol import Finished, Token

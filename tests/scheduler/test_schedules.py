@@ -12,12 +12,12 @@ from embedding.spec.table import TableSpec
 from ps.messages.messages import Record
 from ps.spec import StoreSpec
 from scheduler import JobConfig
-from scheduler.coordinating import Status
-from scheduler.coordinator import Coordinator
-from scheduler.coordinator_spec import CoordinatorSpec
-from scheduler.events import RecordsApplied, SendRecords, WorkerReported
-from scheduler.history import Told
-from scheduler.ledger import LedgerPlan
+from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.events import RecordsApplied, SendRecords, WorkerReported
+from scheduler.coordinator.history import Told
+from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.server import Status
+from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.reporting import IntervalReport
 from worker.protocol import Finished, Report
 

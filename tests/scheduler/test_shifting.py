@@ -3,8 +3,8 @@
 import pytest
 
 from ps.messages.messages import ANY_STEP
-from scheduler.batches import Status
-from scheduler.ledger import Ledger, LedgerPlan
+from scheduler.coordinator.batches import Status
+from scheduler.coordinator.ledger import Ledger, LedgerPlan
 from scheduler.modes import Mode, rule_of
 from scheduler.shifting import shift
 from worker.protocol import Finished, Token

@@ -10,9 +10,9 @@ import pytest
 from embedding.spec.table import Sgd, TableSpec
 from ps.messages.messages import ANY_STEP
 from ps.spec import StoreSpec
-from scheduler.coordinator import Coordinator, CoordinatorSpec
-from scheduler.events import Answer, RecordsApplied, WorkerReported
-from scheduler.ledger import LedgerPlan
+from scheduler.coordinator.coordinator import Coordinator, CoordinatorSpec
+from scheduler.coordinator.events import Answer, RecordsApplied, WorkerReported
+from scheduler.coordinator.ledger import LedgerPlan
 from scheduler.modes import ModeOptions
 from scheduler.policy import PolicyOptions, Prediction, ShiftingMode, SwitchPolicy
 from scheduler.sync_pace import sync_step_seconds

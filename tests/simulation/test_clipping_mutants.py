@@ -8,9 +8,9 @@ import pytest
 
 from ps.messages.messages import Contribution, DenseNorm, Record, Reply
 from ps.shard.shard import Shard
-from scheduler.coordinator import Coordinator
-from scheduler.dense_norms import DenseNorms
-from scheduler.events import Command
+from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.dense_norms import DenseNorms
+from scheduler.coordinator.events import Command
 from scheduler.simulation.engine import Parts, SimulationError, run
 from scheduler.simulation.scenario import Faults
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ps.shard.shard import Shard
-from scheduler.coordinator import Coordinator
+from scheduler.coordinator.coordinator import Coordinator
 from scheduler.simulation.engine import Parts, SimulationError, run, run_scenario
 from scheduler.simulation.scenario import Faults, draw, with_orders
 

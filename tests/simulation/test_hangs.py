@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from scheduler.batches import Batch
-from scheduler.coordinator import Coordinator
-from scheduler.events import Command
-from scheduler.lease_watch import LeaseWatch
+from scheduler.coordinator.batches import Batch
+from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.events import Command
+from scheduler.coordinator.lease_watch import LeaseWatch
 from scheduler.simulation.engine import SimulationError, run, run_scenario
 from scheduler.simulation.job import Parts
 from scheduler.simulation.scenario import Faults, draw, with_orders

@@ -8,9 +8,9 @@ import pytest
 from ps.client.deduplicate import keep_admitted
 from ps.messages.messages import Apply, Contribution, Pull, PullReply
 from ps.shard.shard import Shard
-from scheduler.coordinator import Coordinator
-from scheduler.coordinator_spec import CoordinatorSpec
-from scheduler.events import Answer, RecordsApplied, SendRecords, WorkerReported
+from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.events import Answer, RecordsApplied, SendRecords, WorkerReported
+from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.modes import Mode, ModeOptions, PlannedShift
 from scheduler.simulation.data import DIM, Workload
 from scheduler.simulation.engine import run

@@ -8,9 +8,9 @@ import pytest
 
 from ps.messages.messages import Contribution, Record
 from ps.shard.shard import Shard
-from scheduler.batches import Batch, Status
-from scheduler.coordinator import Coordinator
-from scheduler.ledger import Ledger
+from scheduler.coordinator.batches import Batch, Status
+from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.ledger import Ledger
 from scheduler.modes import ModeOptions, ModeRule
 from scheduler.simulation.engine import Parts, SimulationError, run
 from scheduler.simulation.scenario import Faults

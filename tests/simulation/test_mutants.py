@@ -12,11 +12,11 @@ from ps.client.client import Open
 from ps.messages.messages import Apply, Contribution, Pull, PullReply, Record, Refusal, Request
 from ps.shard.buffer import GradientBuffer
 from ps.shard.shard import Outgoing, Shard
-from scheduler.batches import Batch
-from scheduler.coordinator import Coordinator
-from scheduler.evaluation import EvaluationRound
-from scheduler.events import Command
-from scheduler.ledger import Ledger
+from scheduler.coordinator.batches import Batch
+from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.evaluation import EvaluationRound
+from scheduler.coordinator.events import Command
+from scheduler.coordinator.ledger import Ledger
 from scheduler.simulation.engine import Parts, SimulationError, run
 from scheduler.simulation.scenario import Faults
 from scheduler.simulation.worker import SimulatedWorker

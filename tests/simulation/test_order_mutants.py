@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from ps.messages.messages import ANY_STEP, Record
-from scheduler.coordinator import Coordinator
-from scheduler.ledger import Ledger
+from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.ledger import Ledger
 from scheduler.modes import ModeRule
 from scheduler.shifting import shift
 from scheduler.simulation.engine import Parts, SimulationError, run_scenario
@@ -77,7 +77,7 @@ def gives_what_has_ended_no_precedence(ledger: Ledger, rule: ModeRule, *, step: 
 def test_a_wrong_shift_is_noticed(
     mutant: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scheduler.mode_control.shift", mutant)
+    monkeypatch.setattr("scheduler.coordinator.mode_control.shift", mutant)
 
     assert caught(Coordinator, group_size=4, workers=4, batches_per_epoch=10)
 

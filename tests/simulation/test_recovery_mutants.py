@@ -13,8 +13,8 @@ from embedding.table.variable import EmbeddingVariable
 from ps.client.dense_copies import DenseCopies, DenseCopy
 from ps.shard.evicted_keys import EvictedKeys
 from ps.shard.shard import Shard
-from scheduler.coordinator import Coordinator
-from scheduler.events import Command
+from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.events import Command
 from scheduler.simulation.engine import Parts, SimulationError, run
 from scheduler.simulation.scenario import Faults
 from scheduler.simulation.worker import SimulatedWorker

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from ps.messages.messages import Record
-from scheduler.batches import Batch
-from scheduler.coordinator import Coordinator
-from scheduler.coordinator_spec import CoordinatorSpec
-from scheduler.ledger import Ledger
+from scheduler.coordinator.batches import Batch
+from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.ledger import Ledger
+from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.simulation.engine import Parts, SimulationError, run, run_scenario
 from scheduler.simulation.scenario import Faults, draw, with_orders
 

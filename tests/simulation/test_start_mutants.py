@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from ps.shard.shard import Shard
-from scheduler.clock import ClockState
-from scheduler.coordinator import Coordinator
-from scheduler.coordinator_spec import CoordinatorSpec
+from scheduler.coordinator.clock import ClockState
+from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.spec import CoordinatorSpec
+from scheduler.coordinator.start import Start
 from scheduler.simulation.engine import Parts, SimulationError, run
-from scheduler.start import Start
 
 
 class _StartsOtherwise(Coordinator):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ps.checkpoint.checkpoint import CheckpointReader
-from scheduler.start import start_from
+from scheduler.coordinator.start import start_from
 from worker.data.batch import Bags, Batch
 from worker.inference import Predictor
 

@@ -1,0 +1,111 @@
+"""The coordinator as a Ray actor: a thin shell around `CoordinatorServer`."""
+
+import time
+from typing import Any
+
+import ray
+from ray.util.metrics import Counter, Gauge
+
+from ps.net.sockets import Address
+from runtime.fingerprint import process_facts
+from runtime.metrics_export import MetricsExport
+from scheduler.coordinator.batch_trace import BatchSpan
+from scheduler.coordinator.clock import ClockState
+from scheduler.coordinator.events import Wanted
+from scheduler.coordinator.exported_figures import coordinator_figures
+from scheduler.coordinator.history import Told
+from scheduler.coordinator.server import CoordinatorFaults, CoordinatorServer, Status
+from scheduler.coordinator.spec import CoordinatorSpec
+from scheduler.coordinator.worker_connections import ControlPlane
+
+# The driver asks several times a second; Ray passes metrics on more seldom.
+EXPORT_SECONDS = 2.0
+
+
+@ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=8)
+class CoordinatorActor:
+    """The one coordinator of a job; it begins once the shards have addresses."""
+
+    _server: CoordinatorServer
+    _plane: ControlPlane | None = None
+    _node_id: str
+    _metrics: MetricsExport
+    _next_export: float
+
+    def describe(self) -> dict[str, Any]:
+        """Return where this process runs and what its numbers depend on."""
+        return process_facts(ray.get_runtime_context().get_node_id())
+
+    def begin(
+        self,
+        spec: CoordinatorSpec,
+        addresses: tuple[Address, ...],
+        secret: bytes,
+        retry_seconds: float,
+        run: str,
+        faults: CoordinatorFaults,
+    ) -> None:
+        self._metrics = MetricsExport(run, Gauge, Counter)
+        self._next_export = 0.0
+        self._node_id = ray.get_runtime_context().get_node_id()
+        self._server = CoordinatorServer(
+            spec,
+            addresses,
+            secret=secret,
+            node_id=self._node_id,
+            retry_seconds=retry_seconds,
+            faults=faults,
+        )
+        self._plane = ControlPlane(self._server.exchange, secret=secret, on_error=self._server.fail)
+
+    def address(self) -> Address:
+        """Return where workers of this node find it."""
+        assert self._plane is not None, "it has begun"
+        return self._plane.listener.address(self._node_id)
+
+    def open_network_here(self) -> Address:
+        """Listen on the address by which the cluster knows this node, too."""
+        assert self._plane is not None, "it has begun"
+        self._plane.listener.open_network(ray.util.get_node_ip_address())
+        return self.address()
+
+    def worker_lost(self, worker: int, incarnation: int) -> None:
+        self._server.worker_lost(worker, incarnation)
+
+    def look(self, told: Told) -> Status:
+        """Return the status, with what its caller was not told yet."""
+        return self._server.status(told)
+
+    def order(self, wanted: Wanted) -> None:
+        self._server.order(wanted)
+
+    def cut_taken(self, path: str | None, error: str | None) -> None:
+        self._server.cut_taken(path, error)
+
+    def evaluate(self) -> None:
+        self._server.evaluate()
+
+    def stop_workers(self) -> None:
+        self._server.stop_workers()
+
+    def close(self) -> None:
+        """Let no worker in any more."""
+        if self._plane is not None:
+            self._plane.close()
+
+    def clock_state(self) -> ClockState:
+        return self._server.clock_state()
+
+    def take_batches(self) -> list[BatchSpan]:
+        return self._server.take_batches()
+
+    def status(self, told: Told) -> Status:
+        """Return the status as `look`, and export it as metrics of Ray every few seconds."""
+        status = self._server.status(told)
+        began = time.monotonic()
+        if began >= self._next_export:
+            self._metrics.publish(coordinator_figures(status))
+            ended = time.monotonic()
+            # With thousands of workers it takes long: never more than 2 % of this process's time.
+            self._next_export = ended + max(EXPORT_SECONDS, 50 * (ended - began))
+        return status

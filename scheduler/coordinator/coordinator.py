@@ -1,0 +1,551 @@
+"""The coordinator: gives out tokens, gathers what ended, and orders steps into records.
+
+A plain state machine: `handle(event, now)` returns commands; time comes in as an argument. A shell
+delivers reports and acknowledgements, sends records to the shards, and carries out commands.
+"""
+
+from typing import Any
+
+from ps.messages.messages import ANY_STEP, Entry, Record, Totals
+from scheduler.coordinator.batches import Batch, Status
+from scheduler.coordinator.credits import Credits
+from scheduler.coordinator.dense_norms import DenseNorms
+from scheduler.coordinator.evaluation import EvaluationRound
+from scheduler.coordinator.events import (
+    Answer,
+    Command,
+    CutTaken,
+    CutWanted,
+    DenseNormMeasured,
+    EndOfTrainingWanted,
+    EvaluationWanted,
+    Event,
+    GiveUpWorker,
+    PauseWanted,
+    RecordsApplied,
+    ShiftWanted,
+    StopWanted,
+    TimePassed,
+    WorkerLost,
+    WorkerReported,
+    WorkersWanted,
+)
+from scheduler.coordinator.evictions import evictions_due
+from scheduler.coordinator.lease_watch import LeaseWatch
+from scheduler.coordinator.least import Least
+from scheduler.coordinator.ledger import Ledger
+from scheduler.coordinator.mode_control import ModeControl
+from scheduler.coordinator.skip_watch import SkipWatch
+from scheduler.coordinator.spec import FEW_WORKERS, CoordinatorSpec
+from scheduler.coordinator.staleness import Histogram
+from scheduler.coordinator.stall_watch import StallWatch, who_waits
+from scheduler.coordinator.state import Progress, ShardProgress, TrainingTime, WorkerState
+from scheduler.coordinator.step_scalars import scalars_of_step
+from scheduler.modes import ModeRule
+from scheduler.shifting import Wish
+from scheduler.step_shares import StepShares
+from worker.protocol import Finished, Grant, Report, Token, TokenKind
+
+
+class Coordinator:
+    """Ledger, mode rule, schedule clock and workers of one job."""
+
+    def __init__(self, spec: CoordinatorSpec) -> None:
+        self.spec = spec
+        self.modes = ModeControl(spec)
+        self.ledger = Ledger(
+            spec.plan,
+            group_size=spec.group_size,
+            batch_is_step=self.rule.batch_is_step,
+            backup_batches=self.rule.backup_batches,
+            first_step=spec.start.step,
+        )
+        self.clock = spec.new_clock()
+        self.dense_norms = DenseNorms(spec.store.dense_clip_norm)
+        self.step = spec.start.step
+        self.data_staleness = Histogram()
+        self.parameter_staleness = Histogram()
+        self.progress = Progress()
+        self.time = TrainingTime()
+        self.workers: dict[int, WorkerState] = {}
+        self.num_workers = spec.workers
+        self.evaluation: EvaluationRound | None = None
+        self.stopping = False
+        self._most_workers = spec.workers
+        self._shards = ShardProgress(spec.store.num_shards, first_step=spec.start.step)
+        self._step_shares = StepShares(spec.group_size)
+        self._credits = Credits(spec)
+        self._paces = Least()  # of the workers that live
+        self._lease_watch = LeaseWatch(spec.lease_timeout_seconds, most=spec.stall_seconds)
+        self._skip_watch = SkipWatch(spec.max_consecutive_non_finite)
+        self._stall_watch = StallWatch(spec.stall_seconds, place_limit=spec.place_seconds)
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take one event at time `now`, in seconds of any steady clock; return what to do."""
+        match event:
+            case WorkerReported():
+                return self._reported(event.report, now)
+            case WorkerLost():
+                return self._lost(event.worker, event.incarnation)
+            case RecordsApplied():
+                return self._applied(event.shard, event.step, now)
+            case DenseNormMeasured():
+                return self.dense_norms.measured(event.step, event.parts)
+            case TimePassed():
+                return self._look_at_time(now)
+            case ShiftWanted():
+                self.modes.set_automatic(event.mode == "auto")
+                if event.mode != "auto":
+                    return self._shift(Wish(event.mode, "control", "asked for"), now)
+            case PauseWanted():
+                self._pause(event.paused, now)
+            case WorkersWanted():
+                self.num_workers = event.count
+                self._most_workers = max(self._most_workers, event.count)
+            case CutWanted():
+                self.time.hold("cut", now)
+            case CutTaken():
+                self.time.go_on("cut", now)
+                return self._order_steps(now)
+            case EndOfTrainingWanted():
+                self._pause(False, now)
+                self.ledger.stop()
+            case EvaluationWanted():
+                assert self.trained, "training is not complete"
+                self._start_evaluation(now)
+            case StopWanted():
+                self.stopping = True
+        return []
+
+    # Questions --------------------------------------------------------------------------------
+
+    @property
+    def rule(self) -> ModeRule:
+        """The rule of the mode that the job is in."""
+        return self.modes.rule
+
+    @property
+    def applied_step(self) -> int:
+        """The step that every shard has reached."""
+        return self._shards.step
+
+    @property
+    def shard_lag(self) -> tuple[int, ...]:
+        """How many of the ordered steps each shard has not yet applied."""
+        return tuple(self.step - step for step in self._shards.steps)
+
+    @property
+    def trained(self) -> bool:
+        """Whether every batch is resolved and every shard has applied the last step."""
+        return self.ledger.exhausted and self.applied_step == self.step
+
+    @property
+    def train_seconds(self) -> float:
+        """From the first lease to the last apply, without the time in which training was held."""
+        return self.time.at_last_apply
+
+    @property
+    def paused(self) -> bool:
+        return self.time.is_held_by("pause")
+
+    @property
+    def at_cut(self) -> bool:
+        """Whether every shard is at the same step, and stays there until `CutTaken`."""
+        return self.time.is_held_by("cut") and self.applied_step == self.step
+
+    @property
+    def credits(self) -> int:
+        """Most batches that may be leased, or done and not applied on every shard.
+
+        They don't fall when workers leave: what is done already could take all of fewer, and what
+        it waits for could not be given out.
+        """
+        return self._credits.most(self._most_workers, self.rule)
+
+    @property
+    def attempt_steps(self) -> int:
+        """How many steps an attempt lasts that does not end, from when it was given out."""
+        batches = self.spec.attempt_lasts * self.credits
+        return -(-batches // (1 if self.rule.batch_is_step else self.spec.group_size))
+
+    # Workers ----------------------------------------------------------------------------------
+
+    def _reported(self, report: Report, now: float) -> list[Command]:
+        if report.recovery_epoch != self.spec.recovery_epoch:
+            # Batches of this history have the same names as those that it speaks of.
+            return [Answer(self._answer(report))]
+        state = self.workers.setdefault(report.worker, WorkerState(lost=True))
+        given_up = state.lost and report.incarnation == state.incarnation
+        if given_up or report.incarnation < state.incarnation:
+            # Nobody would ever take back what it was given now.
+            return [Answer(self._answer(report, stop=True))]
+        if report.incarnation > state.incarnation:
+            self._lost(report.worker, state.incarnation)
+            state = self.workers[report.worker] = WorkerState(
+                incarnation=report.incarnation, pace=self._slowest_pace
+            )
+            self._paces.add(state.pace)
+        state.last_seen = now
+        if state.last_grant is not None and report.sequence <= state.last_grant.sequence:
+            return [Answer(state.last_grant)]
+        state.note(report)
+        commands: list[Command] = []
+        for finished in report.finished:
+            commands += self._finish(report.worker, finished, now)
+        commands += self._order_steps(now)
+        if report.worker >= self.num_workers:
+            self._lost(report.worker, report.incarnation)
+            state.last_grant = self._answer(report, revoked=report.held, stop=True)
+        else:
+            state.last_grant = self._grant(report, now)
+            self._lease_watch.works_at(report.worker, self._work_of(report.worker), now)
+        return [*commands, Answer(state.last_grant)]
+
+    def _finish(self, worker: int, finished: Finished, now: float) -> list[Command]:
+        if finished.token.kind == "eval":
+            if self.evaluation is not None and self.evaluation.finish(finished):
+                self._lease_watch.ended(worker, "eval", finished.token.batch_id, now)
+                self._stall_watch.progress(now)
+                self._end_evaluation_if_complete(now)
+            return []
+        if not self.ledger.finish(finished):
+            return []
+        self._lease_watch.ended(worker, "train", finished.token.batch_id, now)
+        state = self.workers[worker]
+        self._paces.move(state.pace, state.pace + 1)
+        state.pace += 1
+        if self.rule.shares_steps:
+            self._step_shares.ended(worker, finished.token.step)
+        if finished.outcome == "done":
+            self._credits.measured(finished.buffer_bytes)
+            state.batches += 1
+            state.samples += finished.samples
+            state.seconds += finished.seconds
+            self.progress.loss_sum += finished.loss_sum
+            self.progress.loss_samples += finished.samples
+            self.modes.finished(worker, finished, now)
+        return self._skip_watch.ended(finished)
+
+    def _lost(self, worker: int, incarnation: int) -> list[Command]:
+        state = self.workers.get(worker)
+        if state is None or state.incarnation != incarnation:
+            return []
+        if not state.lost:
+            self._paces.remove(state.pace)
+        state.lost = True
+        self.modes.gone(worker)
+        self._lease_watch.gone(worker)
+        self.ledger.reclaim(self.ledger.leases_of(worker))
+        if self.evaluation is not None:
+            self.evaluation.ledger.reclaim(self.evaluation.ledger.leases_of(worker))
+        return []
+
+    def _grant(self, report: Report, now: float) -> Grant:
+        held = set(report.held)
+        expected = self._leases_of(report.worker)
+        self._reclaim(expected - held)
+        revoked = tuple(sorted(held - expected))
+        tokens: list[Token] = []
+        for _ in range(report.want):
+            token = self._lease(report.worker, now)
+            if token is None:
+                break
+            tokens.append(token)
+        if report.waiting and not tokens:
+            urgent = self._lease_urgent(report, now)
+            tokens += [urgent] if urgent is not None else []
+        read_from = self.step if len(self._paces) <= FEW_WORKERS else ANY_STEP
+        return self._answer(
+            report,
+            tokens=tuple(tokens),
+            revoked=revoked,
+            stop=self.stopping,
+            read_from=read_from,
+        )
+
+    def _answer(self, report: Report, **fields: Any) -> Grant:
+        return Grant(report.sequence, recovery_epoch=self.spec.recovery_epoch, **fields)
+
+    def _work_of(self, worker: int) -> tuple[TokenKind, Batch] | None:
+        """Return the batch that a worker is at; None: it has none, or waits for others with it.
+
+        It does not wait where a batch is pending that others wait for: it would ask for that one,
+        once it has read its own and waits for their rows (`_lease_urgent`).
+        """
+        kind: TokenKind = "train"
+        batch = self.ledger.lowest_of(worker)
+        if self.evaluation is not None:
+            scored = self.evaluation.ledger.lowest_of(worker)
+            if scored is not None and (batch is None or self.evaluation.step <= batch.step):
+                kind, batch = "eval", scored
+        if batch is None or (
+            batch.pull_step > self.applied_step and not self._is_pending(batch.step)
+        ):
+            return None
+        return kind, batch
+
+    def _is_pending(self, step: int) -> bool:
+        """Whether nobody has a batch before a step, or one of the evaluation that holds it."""
+        if self.evaluation is not None and self.evaluation.ledger.has_pending():
+            return True
+        return self.ledger.has_pending(before=step)
+
+    def _leases_of(self, worker: int) -> set[Any]:
+        leases = self.ledger.leases_of(worker)
+        if self.evaluation is not None:
+            leases |= self.evaluation.ledger.leases_of(worker)
+        return leases
+
+    def _reclaim(self, identities: set[Any]) -> None:
+        self.ledger.reclaim(identities)
+        if self.evaluation is not None:
+            self.evaluation.ledger.reclaim(identities)
+
+    def _lease(self, worker: int, now: float) -> Token | None:
+        if self.evaluation is not None:
+            return self.evaluation.lease(worker)
+        in_flight = self.ledger.num_leased + self.ledger.num_ended + self._shards.unapplied
+        if in_flight >= self.credits and not self._is_needed_now():
+            return None
+        if self._is_too_far_ahead(worker):
+            return None
+        if self.rule.shares_steps and self._has_its_share(worker):
+            return None
+        return self._lease_train(worker, now)
+
+    def _is_needed_now(self) -> bool:
+        """Whether the next token is one that a step waits for, where the buffers are short.
+
+        Batches of a later step or epoch may have taken all credits when these became fewer.
+        """
+        short = self._credits.are_short(self._most_workers, self.rule)
+        return short and self.ledger.lowest_pending_is_among(self.spec.step_batches(self.rule))
+
+    def _has_its_share(self, worker: int) -> bool:
+        """Whether a worker has to leave the rest of the lowest open step to others."""
+        step = self.ledger.lowest_pending_step()
+        return step is None or self._step_shares.has_all(
+            worker,
+            step,
+            held=sum(batch.step == step for batch in self.ledger.leased_to(worker)),
+            workers=len(self._paces),
+        )
+
+    def _is_too_far_ahead(self, worker: int) -> bool:
+        """Whether a worker, once it has ended all that it holds, had to wait for the slowest.
+
+        The slowest may always go on, and what it leads is held by workers that live.
+        """
+        if self.rule.slack is None:
+            return False
+        ahead = self.workers[worker].pace + len(self.ledger.leased_to(worker))
+        return ahead - self._slowest_pace > self.rule.slack
+
+    @property
+    def _slowest_pace(self) -> int:
+        return self._paces.value or 0
+
+    def _lease_urgent(self, report: Report, now: float) -> Token | None:
+        """What a waiting worker takes beyond its depth, because nothing can go on without it.
+
+        A batch of a step before all those that it waits with: it was counted in the credits before
+        it was taken back. Or a batch of an evaluation, which holds the steps that it waits for.
+        """
+        if self.evaluation is not None:
+            return self.evaluation.lease(report.worker)
+        steps = [batch.step for batch in self.ledger.leased_to(report.worker)]
+        pending = self.ledger.lowest_pending_step()
+        if not steps or pending is None or pending >= min(steps):
+            return None
+        return self._lease_train(report.worker, now)
+
+    def _lease_train(self, worker: int, now: float) -> Token | None:
+        if self.paused:
+            return None
+        token = self.ledger.lease(
+            worker,
+            step_now=self.applied_step,
+            at_step=self.rule.at_step,
+            mode_epoch=self.modes.epoch,
+        )
+        if token is not None:
+            if self.time.begin(now):
+                self._stall_watch.progress(now)
+            self.modes.leased(worker, self.ledger, now)
+        return token
+
+    # Steps ------------------------------------------------------------------------------------
+
+    def _order_steps(self, now: float) -> list[Command]:
+        return self.dense_norms.order(self._form_steps(now))
+
+    def _form_steps(self, now: float) -> list[Record]:
+        """Order every step that is complete, unless something holds the state as it is."""
+        records: list[Record] = []
+        while not self.time.is_held_by("evaluation", "cut"):
+            batches = self.rule.next_step(self.ledger, self.step)
+            if batches is None:
+                break
+            records.append(self._make_record(batches))
+            wish = self.modes.planned(self.clock.value - self.spec.start.clock.value)
+            if wish is not None:
+                self._shift_mode(wish, now)
+            self._evaluate_if_due(records[-1], now)
+        return records
+
+    def _make_record(self, batches: list[Batch]) -> Record:
+        step, clock = self.step, self.clock.value
+        entries, skipped, divisor, applied = [], [], 0, 0
+        discard = self.ledger.take_discards()
+        for batch in batches:
+            result = batch.result
+            assert result is not None, "a step is made of ended batches"
+            weight = self.rule.weight(step - batch.step)
+            if batch.status is Status.DONE:
+                entries.append(Entry(batch.batch_id, result.token.attempt, weight))
+                divisor += result.samples
+                applied += result.samples if weight > 0 else 0
+                self.data_staleness.add(step - batch.step)
+                self.parameter_staleness.add(step - result.pull_step)
+                self.ledger.resolve(batch, Status.APPLIED if weight > 0 else Status.DROPPED)
+            else:
+                skipped.append(batch.batch_id)
+                self.ledger.resolve(batch, Status.SKIPPED)
+        self._shards.ordered(step, len(batches))
+        self.clock.advance(applied, next_step=step + 1)
+        self.step += 1
+        self._step_shares.forget(before=self.step)
+        for batch in self.rule.outdated(self.ledger, self.step):
+            self.ledger.give_again(batch, step=self.step)
+        self._give_up_the_oldest()
+        oldest = self.ledger.oldest_lease_step
+        return Record(
+            step=step,
+            recovery_epoch=self.spec.recovery_epoch,
+            mode_epoch=self.modes.epoch,
+            entries=tuple(entries),
+            divisor=divisor,
+            scalars=scalars_of_step(
+                self.spec.store,
+                step=self.spec.start.optimizer_steps + step - self.spec.start.step,
+                clock=clock,
+                learning_rate_scale=self.rule.learning_rate_scale,
+            ),
+            clock=clock,
+            evict=evictions_due(self.spec.store.tables, self.clock, clock_before=clock),
+            skipped=tuple(skipped),
+            discard=tuple(discard),
+            low_water=self.ledger.low_water,
+            oldest_pull_step=self.applied_step if oldest is None else oldest,
+            applied_step=self.applied_step,
+            totals=self._totals(),
+        )
+
+    def _give_up_the_oldest(self) -> None:
+        """Give out again what has lasted too long without an end."""
+        for batch in self.ledger.given_out_before(self.step - self.attempt_steps):
+            # One of a later step keeps it: others wait for it there.
+            self.ledger.give_again(batch, step=max(batch.step, self.step))
+
+    def _totals(self) -> Totals:
+        samples = self.ledger.samples
+        return Totals(
+            applied=samples.applied,
+            dropped=samples.dropped,
+            skipped=tuple(samples.skipped_by_reason.items()),
+            clock=self.clock.value,
+            since_tick=self.clock.samples,
+        )
+
+    def _applied(self, shard: int, step: int, now: float) -> list[Command]:
+        if self._shards.applied(shard, step):
+            self.time.applied(now)
+            self.modes.applied(self.applied_step, seconds=self.time.at_last_apply, now=now)
+            self._stall_watch.progress(now)
+        return []
+
+    # Evaluation -------------------------------------------------------------------------------
+
+    def _evaluate_if_due(self, record: Record, now: float) -> None:
+        every = self.spec.eval_every_steps
+        due = every > 0 and self.clock.value // every > record.clock // every
+        if due and not self.ledger.exhausted:
+            self._start_evaluation(now)
+
+    def _start_evaluation(self, now: float) -> None:
+        if self.spec.evaluation_plan is not None:
+            self.evaluation = EvaluationRound(
+                self.spec.evaluation_plan, step=self.step, clock=self.clock.value
+            )
+            self.time.hold("evaluation", now)
+            self._end_evaluation_if_complete(now)
+
+    def _end_evaluation_if_complete(self, now: float) -> None:
+        if self.evaluation is not None and self.evaluation.complete:
+            self.progress.evaluations.append(self.evaluation.result())
+            self.time.go_on("evaluation", now)
+            self.evaluation = None
+
+    # What people and policies want ------------------------------------------------------------
+
+    def _shift(self, wish: Wish, now: float) -> list[Command]:
+        """Go on in another mode; the steps that can be formed by its rule are ordered at once."""
+        return self._order_steps(now) if self._shift_mode(wish, now) else []
+
+    def _shift_mode(self, wish: Wish, now: float) -> bool:
+        seconds = self.time.elapsed(now)
+        return self.modes.shift(wish, self.ledger, step=self.step, seconds=seconds, now=now)
+
+    def _pause(self, paused: bool, now: float) -> None:
+        """Give out no batch, or go on; what is under way ends."""
+        if paused:
+            self.time.hold("pause", now)
+        else:
+            self.time.go_on("pause", now)
+
+    # Time -------------------------------------------------------------------------------------
+
+    def _look_at_time(self, now: float) -> list[Command]:
+        commands: list[Command] = []
+        limit = self.spec.max_seconds
+        if limit is not None and self.evaluation is None and self.time.elapsed(now) >= limit:
+            self.ledger.stop()
+        for worker, state in self.workers.items():
+            silent = now - state.last_seen
+            if not state.lost and silent > self.spec.heartbeat_timeout_seconds:
+                self._lost(worker, state.incarnation)
+                text = f"worker {worker} has said nothing for {silent:.0f} s"
+                commands.append(GiveUpWorker(worker, state.incarnation, text))
+        commands += self._end_late_lease(now)
+        if (self.trained and self.evaluation is None) or self.time.is_held_by("pause", "cut"):
+            self._stall_watch.progress(now)
+        held = self.time.is_held_by("evaluation", "pause", "cut")
+        wish = self.modes.advice(self.ledger, now, applied_step=self.applied_step, held=held)
+        if wish is not None:
+            commands += self._shift(wish, now)
+        up, wanted = len(self._paces), self.num_workers
+        return commands + self._stall_watch.look(now, self.who_waits, workers=up, wanted=wanted)
+
+    def _end_late_lease(self, now: float) -> list[Command]:
+        """Give up a worker that reports, but is far too long at one batch, as if it were silent."""
+        held = self.time.is_held_by("pause", "cut")
+        worker = self._lease_watch.look(
+            now, step=self.step, applied_step=self.applied_step, held=held
+        )
+        if worker is None:
+            return []
+        state = self.workers[worker]
+        text = self._lease_watch.give_up(worker, now, state.stage)
+        self._lost(worker, state.incarnation)
+        self._stall_watch.progress(now)  # others have the batch from now on
+        return [GiveUpWorker(worker, state.incarnation, text)]
+
+    def who_waits(self, now: float) -> str:
+        """Say who waits for whom, for a person who wonders why nothing moves."""
+        return who_waits(
+            self.evaluation.ledger if self.evaluation is not None else self.ledger,
+            waited=self._stall_watch.waited(now),
+            step=self.step,
+            shard_steps=self._shards.steps,
+            norms=self.dense_norms.awaited,
+        )

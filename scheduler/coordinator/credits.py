@@ -1,0 +1,37 @@
+"""How many batches may be in flight: what the shards' buffers hold of them."""
+
+from scheduler.coordinator.spec import CoordinatorSpec
+from scheduler.modes import ModeRule
+
+
+class Credits:
+    """The most batches that are leased, or done and not applied everywhere.
+
+    What a batch takes is estimated before the first one is trained, and measured with each. A step
+    always has its batches, however large they are: shards take those beyond their limit.
+    """
+
+    def __init__(self, spec: CoordinatorSpec) -> None:
+        self._spec = spec
+        self._largest = 0
+
+    def measured(self, buffer_bytes: int) -> None:
+        """Note what a batch took in the buffer of a shard, where it took most."""
+        self._largest = max(self._largest, buffer_bytes)
+
+    def most(self, workers: int, rule: ModeRule) -> int:
+        """Return how many there are of them."""
+        wanted, fits = self._spec.credits(workers, rule), self._fits
+        return wanted if fits is None else max(self._spec.step_batches(rule), min(wanted, fits))
+
+    def are_short(self, workers: int, rule: ModeRule) -> bool:
+        """Whether the buffers, and not the number of workers, bound what is in flight."""
+        fits = self._fits
+        return fits is not None and fits < self._spec.credits(workers, rule)
+
+    @property
+    def _fits(self) -> int | None:
+        """Batches that a buffer holds, as far as it is known; None: any number."""
+        if self._spec.buffer_bytes is None or self._largest == 0:
+            return None
+        return self._spec.buffer_bytes // self._largest

@@ -1,0 +1,62 @@
+"""The coordinator's figures, its workers' among them, as metrics."""
+
+from runtime.metrics_export import Figure
+from scheduler.coordinator.server import Status
+from scheduler.modes import MODES
+
+
+def coordinator_figures(status: Status) -> list[Figure]:
+    """Return what the coordinator knows of the job, of its workers and of its shards.
+
+    Means over any interval are quotients of counters: the training loss is
+    `train_loss / train_loss_samples`, a worker's batch time
+    `batch_seconds / batches_computed`.
+    """
+    figures = [
+        _gauge("global_step", status.applied_step),
+        _gauge("clock", status.clock),
+        _gauge("peak_rss_bytes", status.peak_rss_bytes),
+        _counter("train_loss", status.loss_sum),
+        _counter("train_loss_samples", status.loss_samples),
+    ]
+    for mode in MODES:
+        figures.append(_gauge("mode", float(mode == status.mode), mode=mode))
+    if status.last_evaluation is not None:
+        figures.append(_gauge("eval_auc", status.last_evaluation.auc))
+    for outcome in ("applied", "dropped", "skipped"):
+        figures.append(_counter("samples", status.samples[outcome], outcome=outcome))
+    for event, count in status.batches.items():
+        figures.append(_counter("batches", count, event=event))
+    staleness = {"data": status.data_staleness, "parameter": status.parameter_staleness}
+    for kind, summary in staleness.items():
+        for statistic, steps in summary.items():
+            figures.append(_gauge("staleness_steps", steps, kind=kind, statistic=statistic))
+    for shard, lag in enumerate(status.shard_lag):
+        figures.append(Figure("shard_lag_steps", lag, "server", shard))
+    for number in status.workers:
+        figures += _worker_figures(status, number)
+    return figures
+
+
+def _worker_figures(status: Status, number: int) -> list[Figure]:
+    worker = status.workers[number]
+    counters = {
+        "batches_computed": worker["batches"],
+        "samples_computed": worker["samples"],
+        "batch_seconds": worker["seconds"],
+        "bytes_sent": worker["bytes_sent"],
+        "bytes_received": worker["bytes_received"],
+    }
+    return [
+        Figure("peak_rss_bytes", worker["peak_rss_bytes"], "worker", number),
+        Figure("worker_lost", float(worker["lost"]), "worker", number),
+        *(Figure(name, value, "worker", number, "counter") for name, value in counters.items()),
+    ]
+
+
+def _gauge(name: str, value: float, **labels: str) -> Figure:
+    return Figure(name, value, "coordinator", 0, labels=labels)
+
+
+def _counter(name: str, value: float, **labels: str) -> Figure:
+    return Figure(name, value, "coordinator", 0, "counter", labels)

@@ -1,0 +1,40 @@
+"""What has happened in a job, told once: who asks again says what it has been told already."""
+
+import sys
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scheduler.coordinator.server import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """How many things of each kind somebody has been told of, since the job began."""
+
+    evaluations: int = 0
+    shifts: int = 0
+    cuts: int = 0
+    give_up: int = 0
+    warnings: int = 0
+
+    @property
+    def whole_shifts(self) -> int:
+        """Those that need not be told again; the last one's next step may have come since."""
+        return max(0, self.shifts - 1)
+
+
+NOTHING = Told()
+# Of who wants to know how things are now, and nothing of before.
+EVERYTHING = Told(*[sys.maxsize] * 5)
+
+
+def joined(before: "Status | None", new: "Status") -> "Status":
+    """Return a status with all evaluations and shifts, of one that has those since `before`."""
+    if before is None:
+        return new
+    evaluations = before.evaluations
+    if new.evaluations:
+        evaluations += new.evaluations
+    shifts = before.shifts[: before.told.whole_shifts] + new.shifts
+    return replace(new, evaluations=evaluations, shifts=shifts)

@@ -1,0 +1,468 @@
+"""The ledger: every batch of the plan, exactly once applied, dropped or skipped.
+
+A plain state machine. It gives out tokens lowest step first, takes back what a dead or forgetful
+worker held, counts the first completed attempt of a batch, and keeps only the batches that are
+not resolved yet, so a long job costs no more memory than a short one.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+
+from ps.messages.messages import ANY_STEP, MAX_DISCARDS
+from runtime.intervals import Intervals
+from scheduler.coordinator.batches import Batch, Status
+from scheduler.coordinator.ended import EndedBatches, count
+from scheduler.coordinator.least import Least
+from scheduler.coordinator.pending import Pending
+from worker.protocol import Finished, Token, TokenKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerPlan:
+    """What the ledger needs to know of the plan.
+
+    Args:
+        batches_per_epoch, epochs: batch ids run over all epochs.
+        rows_of: planned samples of a batch.
+        lanes: batch i of an epoch belongs to lane i mod lanes.
+        limit: give out no batch from this id on; None: all.
+    """
+
+    batches_per_epoch: int
+    epochs: int
+    rows_of: Callable[[int], int]
+    lanes: int = 1
+    limit: int | None = None
+
+    @property
+    def total(self) -> int:
+        everything = self.batches_per_epoch * self.epochs
+        return everything if self.limit is None else min(self.limit, everything)
+
+
+@dataclass(slots=True)
+class Samples:
+    """Where the samples of resolved batches went."""
+
+    applied: int = 0
+    dropped: int = 0
+    skipped: int = 0
+    skipped_by_reason: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return self.applied + self.dropped + self.skipped
+
+
+@dataclass(slots=True)
+class Tallies:
+    """How many batches went through each transition."""
+
+    leased: int = 0
+    done: int = 0
+    applied: int = 0
+    dropped: int = 0
+    skipped: int = 0
+    reissued: int = 0
+    superseded: int = 0
+
+
+class Ledger:
+    """Batches, leases and counts.
+
+    Args:
+        plan: the batches.
+        group_size: M, batches of one global batch; groups never span epochs.
+        batch_is_step: whether every batch is a step of its own (async) or every group is one.
+        backup_batches: batches that the first group of an epoch has more.
+        first_step: of the job.
+        kind: of the tokens.
+    """
+
+    def __init__(
+        self,
+        plan: LedgerPlan,
+        *,
+        group_size: int,
+        batch_is_step: bool = False,
+        backup_batches: int = 0,
+        first_step: int = 0,
+        kind: TokenKind = "train",
+    ) -> None:
+        self.plan = plan
+        self.group_size = group_size
+        self.samples = Samples()
+        self.tallies = Tallies()
+        self.low_water = 0
+        self._batch_is_step = batch_is_step
+        self._kind: TokenKind = kind
+        self._limit = plan.total
+        self._batches: dict[int, Batch] = {}
+        self._backup_batches = backup_batches
+        self._pending = Pending(self._window)
+        self._ended = EndedBatches(plan.batches_per_epoch)
+        # The latest attempt of each batch that became void: earlier ones are void too.
+        self._discards: dict[int, int] = {}
+        self._next_fresh = 0
+        # Where the steps of the epoch that is given out begin: (j0, k0).
+        self._anchor = (0, first_step)
+        self.num_leased = 0
+        self._leases: dict[int, dict[int, Batch]] = {}
+        # Of the batches of which an attempt may count: `leased_at_step`.
+        self._lease_steps = Least()
+        self._resolved_above = Intervals()
+        # How many batches they are, and how many of an epoch.
+        self._num_resolved_above = 0
+        self._resolved_of: dict[int, int] = {}
+        self._planned_resolved = 0
+
+    # Leases -----------------------------------------------------------------------------------
+
+    def lease(
+        self, worker: int, *, step_now: int, at_step: Callable[[int], int], mode_epoch: int = 0
+    ) -> Token | None:
+        """Give a worker the best token there is: lowest step first, then its own lane.
+
+        Args:
+            step_now: the step that every shard has reached.
+            at_step: maps a token's step to the step that its pull must read.
+        """
+        self._fill()
+        batch = self._pending.take(worker)
+        if batch is None:
+            return None
+        # A first attempt that was taken back may still be the one that counts.
+        if not batch.may_count:
+            batch.leased_at_step = step_now
+            self._lease_steps.add(step_now)
+        batch.status = Status.LEASED
+        batch.worker = worker
+        self._leases.setdefault(worker, {})[batch.batch_id] = batch
+        batch.pull_step = at_step(batch.step)
+        self.num_leased += 1
+        self.tallies.leased += 1
+        return Token(
+            step=batch.step,
+            batch_id=batch.batch_id,
+            attempt=batch.attempt,
+            at_step=batch.pull_step,
+            mode_epoch=mode_epoch,
+            kind=self._kind,
+        )
+
+    def lowest_pending_step(self) -> int | None:
+        """Return the step of the next token that would be leased."""
+        self._fill()
+        return self._pending.lowest_step
+
+    def has_pending(self, *, before: int | None = None) -> bool:
+        """Return whether a batch waits for a worker that was given a step before this one."""
+        lowest = self._pending.lowest_step
+        return lowest is not None and (before is None or lowest < before)
+
+    def lowest_pending_is_among(self, count: int) -> bool:
+        """Return whether the lowest pending batch is one of so many unresolved ones, the lowest."""
+        lowest = min((batch.batch_id for batch in self._pending), default=None)
+        if lowest is None:
+            return False
+        if lowest - self.low_water - self._num_resolved_above >= count:
+            return False  # so many at least are lower, without counting them
+        return sum(batch_id < lowest for batch_id in self._batches) < count
+
+    def leases_of(self, worker: int) -> set[tuple[TokenKind, int, int]]:
+        """Return the identities of the tokens that a worker should be holding."""
+        return {(self._kind, b.batch_id, b.attempt) for b in self.leased_to(worker)}
+
+    def leased_to(self, worker: int) -> Collection[Batch]:
+        return self._leases.get(worker, {}).values()
+
+    def lowest_of(self, worker: int) -> Batch | None:
+        """Return the batch that a worker trains first of those that it holds."""
+        leased = self.leased_to(worker)
+        return min(leased, key=lambda batch: (batch.step, batch.batch_id), default=None)
+
+    def reclaim(self, identities: Iterable[tuple[TokenKind, int, int]]) -> int:
+        """Put leased tokens back with a new attempt; return how many."""
+        count = 0
+        for kind, batch_id, attempt in identities:
+            batch = self._batches.get(batch_id)
+            if kind != self._kind or batch is None:
+                continue
+            if batch.status is Status.LEASED and batch.attempt == attempt:
+                self._end_lease(batch)
+                batch.status = Status.PENDING
+                batch.attempt += 1
+                self._pending.add(batch)
+                self.tallies.reissued += 1
+                count += 1
+        return count
+
+    def give_again(self, batch: Batch, *, step: int) -> None:
+        """Give a batch out anew at another step; what was given out of it before is void."""
+        if batch.may_count:
+            self._lease_steps.remove(batch.leased_at_step)
+        if batch.status is Status.PENDING:
+            self._pending.remove(batch)
+        else:
+            if batch.ended:
+                self._ended.remove(batch)
+            else:
+                self._end_lease(batch)
+            self.tallies.reissued += 1
+            batch.status, batch.result = Status.PENDING, None
+            batch.attempt += 1
+        batch.pull_step = ANY_STEP
+        if batch.attempt > batch.first_valid:
+            self._discards[batch.batch_id] = batch.attempt - 1
+        batch.first_valid, batch.step = batch.attempt, step
+        self._pending.add(batch)
+
+    def line_up(
+        self, *, step: int, batch_is_step: bool, goes_first: Callable[[Batch], bool]
+    ) -> None:
+        """Give every batch that is not resolved its step anew, from `step` on: a new anchor.
+
+        Args:
+            step: that comes next.
+            batch_is_step: whether every batch is a step of its own from now on.
+            goes_first: of an epoch's batches, which ones come before the others; else by id.
+        """
+        self._batch_is_step, self._backup_batches = batch_is_step, 0
+        per_epoch, waiting = self.plan.batches_per_epoch, 0
+        for epoch, batches in self._unresolved_by_epoch():
+            batches.sort(key=lambda batch: (not goes_first(batch), batch.batch_id))
+            for place, batch in enumerate(batches):
+                batch.step = step + place // self._batches_per_step
+            if self._next_fresh >= (epoch + 1) * per_epoch:
+                step += self._steps_of(len(batches))
+            else:
+                waiting = len(batches)
+        self._anchor = (self._next_fresh - waiting, step)
+        self._pending.rearrange(self._window)
+        self._ended.recount()
+
+    def take_discards(self, most: int = MAX_DISCARDS) -> list[tuple[int, int]]:
+        """Return, once, which attempts became void: of each batch the latest one.
+
+        What they and earlier ones pushed is to be discarded.
+
+        Args:
+            most: so many at most; the others are kept for the next time.
+        """
+        discards = list(islice(self._discards.items(), most))
+        for batch_id, _ in discards:
+            del self._discards[batch_id]
+        return discards
+
+    def stop(self) -> None:
+        """Give out no further batch; what was ever leased is still completed."""
+        given = [
+            b.batch_id
+            for b in self._batches.values()
+            if b.status is not Status.PENDING or b.attempt > 0
+        ]
+        ends_of_resolved = [self.low_water, *(end for _, end in self._resolved_above)]
+        self._limit = max([*(batch_id + 1 for batch_id in given), *ends_of_resolved])
+        for batch in [b for b in self._pending if b.batch_id >= self._limit]:
+            self._pending.remove(batch)
+            del self._batches[batch.batch_id]
+        self._next_fresh = max(self._limit, self._next_fresh)
+
+    # Results ----------------------------------------------------------------------------------
+
+    def finish(self, finished: Finished) -> bool:
+        """Record the end of an attempt; return whether it is the one that counts."""
+        batch = self._batches.get(finished.token.batch_id)
+        current = batch is not None and batch.attempt == finished.token.attempt
+        if finished.outcome == "superseded":
+            if batch is not None and current and batch.status is Status.LEASED:
+                self.reclaim([finished.token.identity])
+            return False
+        if (
+            batch is None
+            or batch.ended
+            or not batch.first_valid <= finished.token.attempt <= batch.attempt
+        ):
+            self.tallies.superseded += 1
+            return False
+        if not batch.may_count:
+            self._lease_steps.add(batch.leased_at_step)
+        if batch.status is Status.PENDING:
+            self._pending.remove(batch)
+        else:
+            self._end_lease(batch)
+        batch.result = finished
+        batch.status = Status.SKIPPED if finished.outcome == "skipped" else Status.DONE
+        self.tallies.done += batch.status is Status.DONE
+        self._ended.add(batch)
+        return True
+
+    def next_ended(self) -> Batch | None:
+        """Return the next batch in the order of completion; it stays until `resolve`."""
+        return next(iter(self._ended), None)
+
+    def ended_of_epoch(self) -> list[Batch]:
+        """Return the ended batches of the earliest open epoch, in the order of completion."""
+        epoch, per_epoch = self._open_epoch, self.plan.batches_per_epoch
+        return [batch for batch in self._ended if batch.batch_id // per_epoch == epoch]
+
+    @property
+    def num_ended(self) -> int:
+        return len(self._ended)
+
+    @property
+    def num_ended_of_epoch(self) -> int:
+        """How many batches of the earliest open epoch have ended."""
+        return self._ended.of_epoch(self._open_epoch)
+
+    def num_ended_of_step(self, step: int) -> int:
+        """Return how many tokens of a step have ended."""
+        return self._ended.of_step(step)
+
+    @property
+    def num_due(self) -> int:
+        """How many batches make the next step: M, or what the earliest open epoch has left.
+
+        Meant for steps of M batches, none of which spans epochs.
+        """
+        epoch = self._open_epoch
+        end = min((epoch + 1) * self.plan.batches_per_epoch, self._limit)
+        left = end - self.low_water - self._resolved_of.get(epoch, 0)
+        return min(self.group_size, left)
+
+    def resolve(self, batch: Batch, status: Status) -> None:
+        """Book a batch that a record has applied or dropped, or that was skipped whole."""
+        result = batch.result
+        assert result is not None, "only an ended batch can be resolved"
+        used = result.samples if batch.status is Status.DONE else 0
+        if status is Status.DROPPED:
+            self.samples.dropped += used
+            self.tallies.dropped += 1
+        elif batch.status is Status.DONE:
+            self.samples.applied += used
+            self.tallies.applied += 1
+        else:
+            self.tallies.skipped += 1
+        skipped = batch.planned - used
+        if skipped:
+            self.samples.skipped += skipped
+            reason = result.reason or "unknown"
+            by_reason = self.samples.skipped_by_reason
+            by_reason[reason] = by_reason.get(reason, 0) + skipped
+        self._planned_resolved += batch.planned
+        self._lease_steps.remove(batch.leased_at_step)
+        self._ended.remove(batch)
+        del self._batches[batch.batch_id]
+        self._resolved_above.add(batch.batch_id)
+        self._num_resolved_above += 1
+        count(self._resolved_of, batch.batch_id // self.plan.batches_per_epoch, 1)
+        self._raise_low_water()
+        self.check()
+
+    def check(self) -> None:
+        """Assert that no sample was lost or counted twice."""
+        assert self.samples.total == self._planned_resolved, (self.samples, self._planned_resolved)
+
+    # Questions --------------------------------------------------------------------------------
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every batch that was or will be given out is resolved."""
+        return not self._batches and self._next_fresh >= self._limit
+
+    @property
+    def oldest_lease_step(self) -> int | None:
+        """Return a step before which no attempt that may still count was pulled."""
+        return self._lease_steps.value
+
+    def given_out_before(self, step: int) -> list[Batch]:
+        """Return what has not ended of which an attempt that may count is older than a step."""
+        oldest = self.oldest_lease_step
+        if oldest is None or oldest >= step:
+            return []
+        return [b for b in self.outstanding() if b.may_count and b.leased_at_step < step]
+
+    def unresolved(self) -> list[Batch]:
+        """Return the batches that have a step and are not resolved."""
+        return list(self._batches.values())
+
+    def outstanding(self) -> list[Batch]:
+        """Return the batches that are leased or pending, for messages to people."""
+        return [batch for batch in self._batches.values() if not batch.ended]
+
+    # Inside -----------------------------------------------------------------------------------
+
+    def _end_lease(self, batch: Batch) -> None:
+        assert batch.worker is not None, "a leased batch has a holder"
+        held = self._leases[batch.worker]
+        del held[batch.batch_id]
+        if not held:
+            del self._leases[batch.worker]
+        batch.worker = None
+        self.num_leased -= 1
+
+    def _raise_low_water(self) -> None:
+        """Count what was resolved after the first batch that was not, now that it is."""
+        per_epoch, end = self.plan.batches_per_epoch, self._resolved_above.end_of(self.low_water)
+        while self.low_water < end:
+            epoch = self.low_water // per_epoch
+            passed = min(end, (epoch + 1) * per_epoch) - self.low_water
+            count(self._resolved_of, epoch, -passed)
+            self._num_resolved_above -= passed
+            self.low_water += passed
+        self._resolved_above.forget(below=end)
+
+    @property
+    def _window(self) -> int:
+        """Steps within which lanes may decide who gets which token."""
+        return self.group_size if self._batch_is_step else 1
+
+    @property
+    def _open_epoch(self) -> int:
+        """The earliest epoch that is not resolved."""
+        return self.low_water // self.plan.batches_per_epoch
+
+    def _fill(self) -> None:
+        """Give the next group of fresh batches their steps once the last one is all leased."""
+        if len(self._pending) or self._next_fresh >= self._limit:
+            return
+        per_epoch = self.plan.batches_per_epoch
+        first = self._next_fresh
+        size = self.group_size
+        if first % per_epoch == 0:
+            self._anchor = (first, self._anchor[1] + self._steps_of(first - self._anchor[0]))
+            size += self._backup_batches
+        epoch_end = (first // per_epoch + 1) * per_epoch
+        last = min(first + size, epoch_end, self._limit)
+        for batch_id in range(first, last):
+            batch = Batch(
+                batch_id=batch_id,
+                step=self._step_of(batch_id),
+                lane=(batch_id % per_epoch) % self.plan.lanes,
+                planned=self.plan.rows_of(batch_id),
+            )
+            self._batches[batch_id] = batch
+            self._pending.add(batch)
+        self._next_fresh = last
+
+    def _unresolved_by_epoch(self) -> list[tuple[int, list[Batch]]]:
+        found: dict[int, list[Batch]] = {}
+        for batch_id in sorted(self._batches):
+            epoch = batch_id // self.plan.batches_per_epoch
+            found.setdefault(epoch, []).append(self._batches[batch_id])
+        return list(found.items())
+
+    def _step_of(self, batch_id: int) -> int:
+        """Return the step t of a fresh batch: k0 + floor((j - j0) / M)."""
+        batch, step = self._anchor
+        beyond_first = batch_id - batch - self._backup_batches
+        return step + max(0, beyond_first) // self._batches_per_step
+
+    def _steps_of(self, batches: int) -> int:
+        """Return how many steps so many batches of an epoch make."""
+        return -(-batches // self._batches_per_step)
+
+    @property
+    def _batches_per_step(self) -> int:
+        return 1 if self._batch_is_step else self.group_size

@@ -1,0 +1,383 @@
+"""The coordinator with its threads: everything that process does, but for being a Ray actor."""
+
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from ps.client.client import Open, PsClient
+from ps.client.faults import ConnectionFaults, with_faults
+from ps.messages.messages import Record
+from ps.messages.wire import in_messages
+from ps.net.sockets import Address, connect
+from ps.net.wake import Wake
+from runtime.memory import peak_rss_bytes
+from scheduler.coordinator.batch_trace import BatchSpan, BatchTrace
+from scheduler.coordinator.clock import ClockState
+from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.evaluation import EvaluationResult
+from scheduler.coordinator.events import (
+    Answer,
+    Command,
+    CutTaken,
+    EvaluationWanted,
+    Event,
+    FailJob,
+    GiveUpWorker,
+    MeasureDenseNorm,
+    SendRecords,
+    ShiftWanted,
+    StopWanted,
+    TimePassed,
+    Wanted,
+    Warn,
+    WorkerLost,
+    WorkerReported,
+    WorkersWanted,
+    events_of,
+)
+from scheduler.coordinator.history import NOTHING, Told
+from scheduler.coordinator.spec import CoordinatorSpec
+from scheduler.modes import Mode
+from scheduler.policy import Prediction
+from scheduler.shifting import Shift, check_shift
+from worker.protocol import Grant, Report
+
+TICK_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class CutResult:
+    """What came of a checkpoint of the running job: its path, or what went wrong."""
+
+    step: int
+    path: str | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the driver sees of a job; sums run from its start.
+
+    Args:
+        shifts, cuts, evaluations, give_up, warnings: what was not told before, see `told`.
+        last_evaluation: told before or not.
+        told: what to say when the next status is asked for.
+    """
+
+    mode: Mode
+    paused: bool
+    at_cut: bool
+    num_workers: int
+    first_step: int
+    shifts: tuple[Shift, ...]
+    automatic: bool
+    learning_rate_scale: float
+    prediction: Prediction | None
+    cuts: tuple[CutResult, ...]
+    step: int
+    applied_step: int
+    clock: int
+    trained: bool
+    evaluating: bool
+    samples: dict[str, Any]
+    batches: dict[str, int]
+    loss_sum: float
+    loss_samples: int
+    train_seconds: float
+    data_staleness: dict[str, float]
+    parameter_staleness: dict[str, float]
+    staleness_counts: dict[str, dict[int, int]]
+    shard_lag: tuple[int, ...]
+    evaluations: tuple[EvaluationResult, ...]
+    last_evaluation: EvaluationResult | None
+    workers: dict[int, dict[str, Any]]
+    give_up: tuple[tuple[int, int, str], ...]
+    warnings: tuple[str, ...]
+    failure: str | None
+    peak_rss_bytes: int
+    cpu_seconds: float
+    pid: int
+    told: Told
+
+
+@dataclass(slots=True)
+class _Notices:
+    """Commands that are for the driver: all since the start, a handful a lost worker."""
+
+    give_up: list[tuple[int, int, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorFaults:
+    """What befalls the coordinator on purpose.
+
+    Args:
+        dies_at_step: its process kills itself once it has sent that step's record to every shard.
+        connections: what befalls its connections to the shards.
+    """
+
+    dies_at_step: int | None = None
+    connections: ConnectionFaults = field(default_factory=ConnectionFaults)
+
+
+class CoordinatorServer:
+    """Runs the state machine under a lock, and sends its records to the shards in order.
+
+    Args:
+        spec: of the state machine.
+        addresses: of the shards, in their order.
+        secret: that the shards ask for.
+        node_id: of this process.
+        retry_seconds: how long a shard may be out of reach.
+        faults: what befalls it on purpose.
+    """
+
+    def __init__(
+        self,
+        spec: CoordinatorSpec,
+        addresses: tuple[Address, ...],
+        *,
+        secret: bytes,
+        node_id: str,
+        retry_seconds: float,
+        faults: CoordinatorFaults = CoordinatorFaults(),
+    ) -> None:
+        self._faults = faults
+        self._coordinator = Coordinator(spec)
+        self._clock = time.monotonic
+        self._lock = threading.Lock()
+        self._notices = _Notices()
+        self._cuts: list[CutResult] = []
+        self._trace = BatchTrace()
+        self._outbox: list[Record] = []
+        self._to_measure: list[MeasureDenseNorm] = []
+        self._closing = False
+        self._cpu_seconds_before = time.process_time()
+        self._wakes = Wake()
+        self._client = PsClient(
+            spec.store,
+            with_faults(
+                lambda shard: connect(
+                    addresses[shard], node_id=node_id, secret=secret, name="coordinator"
+                ),
+                faults.connections,
+                process=(1, 0, 0),  # workers have 0 first
+            ),
+            recovery_epoch=spec.recovery_epoch,
+            retry_seconds=retry_seconds,
+        )
+        self._client.watch(self._wakes.sock)
+        self._thread = threading.Thread(target=self._speak_to_shards, daemon=True)
+        self._thread.start()
+
+    def exchange(self, report: Report) -> Grant:
+        """Take a worker's report and return its answer."""
+        with self._lock:
+            self._trace.add(report)
+        for command in self._handle(WorkerReported(report)):
+            if isinstance(command, Answer):
+                return command.grant
+        raise AssertionError("every report has an answer")
+
+    def fail(self, error: Exception) -> None:
+        """Something went wrong that nobody else would see: the job can't go on."""
+        with self._lock:
+            self._notices.failure = f"the coordinator can't go on: {error}"
+
+    def worker_lost(self, worker: int, incarnation: int) -> None:
+        """A worker's process is gone: take back what it held."""
+        self._handle(WorkerLost(worker, incarnation))
+
+    def order(self, wanted: Wanted) -> None:
+        """Somebody wants something of the running job.
+
+        Raises:
+            ValueError: it can't be had.
+        """
+        if isinstance(wanted, ShiftWanted):
+            check_shift(self._coordinator.rule.name, wanted.mode)
+        if isinstance(wanted, WorkersWanted):
+            self._coordinator.spec.check_workers(wanted.count)
+        self._handle(wanted)
+
+    def cut_taken(self, path: str | None, error: str | None) -> None:
+        """The checkpoint of a cut is written, or could not be: go on."""
+        with self._lock:
+            self._cuts.append(CutResult(self._coordinator.step, path, error))
+        self._handle(CutTaken())
+
+    def evaluate(self) -> None:
+        """Evaluate the trained model; `status` tells when that is over."""
+        self._handle(EvaluationWanted())
+
+    def stop_workers(self) -> None:
+        """Tell every worker to end at its next report."""
+        self._handle(StopWanted())
+
+    def status(self, told: Told = NOTHING) -> Status:
+        """Return a copy of what reports need.
+
+        Args:
+            told: what the caller has been told already; an answer that got lost is given again.
+        """
+        with self._lock:
+            return self._status(told)
+
+    def clock_state(self) -> ClockState:
+        """Return the clock as a checkpoint keeps it."""
+        with self._lock:
+            return self._coordinator.clock.state()
+
+    def take_batches(self) -> list[BatchSpan]:
+        """Return the batches that were computed since the last call; bounded."""
+        with self._lock:
+            return self._trace.take()
+
+    def close(self) -> None:
+        self._closing = True
+        self._wakes.set()
+        self._thread.join(timeout=5.0)
+        self._client.close()
+        self._wakes.close()
+
+    # Inside -----------------------------------------------------------------------------------
+
+    def _handle(self, event: Event) -> list[Command]:
+        with self._lock:
+            commands = self._coordinator.handle(event, self._clock())
+            for command in commands:
+                self._carry_out(command)
+        return commands
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case SendRecords():
+                self._outbox.extend(command.records)
+                self._wakes.set()
+            case MeasureDenseNorm():
+                self._to_measure.append(command)
+                self._wakes.set()
+            case GiveUpWorker():
+                self._notices.give_up.append((command.worker, command.incarnation, command.text))
+            case Warn():
+                self._notices.warnings.append(command.text)
+            case FailJob():
+                self._notices.failure = command.text
+
+    def _speak_to_shards(self) -> None:
+        """Send records to every shard as they come; many small steps share a message."""
+        shards = range(self._coordinator.spec.store.num_shards)
+        last_tick = self._clock()
+        try:
+            while not self._closing:
+                with self._lock:
+                    records, self._outbox = self._outbox, []
+                    to_measure, self._to_measure = self._to_measure, []
+                for norm in to_measure:
+                    self._client.start_dense_norm(norm.step, norm.entries, norm.divisor)
+                if records:
+                    for message in in_messages(records):
+                        for shard in shards:
+                            self._client.start_apply(shard, message)
+                    self._die_if_due(records[-1].step)
+                for request in self._client.poll(TICK_SECONDS):
+                    self._acknowledge(request)
+                self._wakes.clear()
+                if self._clock() - last_tick > TICK_SECONDS:
+                    last_tick = self._clock()
+                    self._handle(TimePassed())
+        except Exception as error:
+            self.fail(error)
+
+    def _die_if_due(self, step: int) -> None:
+        if self._faults.dies_at_step is not None and step >= self._faults.dies_at_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _acknowledge(self, request: Open) -> None:
+        for refusal in request.refusals.values():
+            raise RuntimeError(refusal.text)
+        for event in events_of(request):
+            self._handle(event)
+
+    def _status(self, told: Told) -> Status:
+        c, notices = self._coordinator, self._notices
+        evaluations, shifts = c.progress.evaluations, c.modes.shifts
+        ledger = c.ledger
+        samples, tallies = ledger.samples, ledger.tallies
+        return Status(
+            mode=c.rule.name,
+            paused=c.paused,
+            at_cut=c.at_cut,
+            num_workers=c.num_workers,
+            first_step=c.spec.start.step,
+            shifts=tuple(shifts[told.whole_shifts :]),
+            automatic=c.modes.automatic,
+            learning_rate_scale=c.rule.learning_rate_scale,
+            prediction=c.modes.prediction,
+            cuts=tuple(self._cuts[told.cuts :]),
+            step=c.step,
+            applied_step=c.applied_step,
+            clock=c.clock.value,
+            trained=c.trained,
+            evaluating=c.evaluation is not None,
+            samples={
+                "applied": samples.applied,
+                "dropped": samples.dropped,
+                "skipped": samples.skipped,
+                "skipped_by_reason": dict(samples.skipped_by_reason),
+            },
+            batches={
+                "leased": tallies.leased,
+                "done": tallies.done,
+                "applied": tallies.applied,
+                "dropped": tallies.dropped,
+                "skipped": tallies.skipped,
+                "reissued": tallies.reissued,
+                "superseded": tallies.superseded,
+            },
+            loss_sum=c.progress.loss_sum,
+            loss_samples=c.progress.loss_samples,
+            train_seconds=c.train_seconds,
+            data_staleness=c.data_staleness.summary(),
+            parameter_staleness=c.parameter_staleness.summary(),
+            staleness_counts={
+                "data": dict(c.data_staleness.counts),
+                "parameter": dict(c.parameter_staleness.counts),
+            },
+            shard_lag=c.shard_lag,
+            evaluations=tuple(evaluations[told.evaluations :]),
+            last_evaluation=evaluations[-1] if evaluations else None,
+            workers={
+                number: {
+                    "incarnation": state.incarnation,
+                    "lost": state.lost,
+                    "batches": state.batches,
+                    "samples": state.samples,
+                    "seconds": state.seconds,
+                    "peak_rss_bytes": state.peak_rss_bytes,
+                    "bytes_sent": state.bytes_sent,
+                    "bytes_received": state.bytes_received,
+                    "cpu_seconds": state.cpu_seconds,
+                    "stage_seconds": state.stage_seconds,
+                }
+                for number, state in c.workers.items()
+            },
+            give_up=tuple(notices.give_up[told.give_up :]),
+            warnings=tuple(notices.warnings[told.warnings :]),
+            failure=notices.failure,
+            peak_rss_bytes=peak_rss_bytes(),
+            cpu_seconds=time.process_time() - self._cpu_seconds_before,
+            pid=os.getpid(),
+            told=Told(
+                evaluations=len(evaluations),
+                shifts=len(shifts),
+                cuts=len(self._cuts),
+                give_up=len(notices.give_up),
+                warnings=len(notices.warnings),
+            ),
+        )

@@ -1,0 +1,108 @@
+"""What a job's coordinator is told when it begins."""
+
+from dataclasses import dataclass, field
+
+from ps.spec import StoreSpec
+from scheduler.coordinator.clock import ScheduleClock
+from scheduler.coordinator.evictions import longest_life
+from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.start import Start
+from scheduler.modes import Mode, ModeOptions, ModeRule, PlannedShift
+from scheduler.policy import PolicyOptions
+
+# A worker's own batch is one part of W of the staleness that W workers cause; where they are more
+# than these, that is less than waiting for its step would cost in speed.
+FEW_WORKERS = 4
+
+# The usual staleness is as many batches as are in flight. A batch that takes so many times as long
+# is given to somebody else.
+ATTEMPT_LASTS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorSpec:
+    """What does not change while a job runs.
+
+    Args:
+        store: tables and dense parameters.
+        plan: batches to train.
+        evaluation_plan: batches of the evaluation files, or None.
+        mode, options: the mode rule that it begins with.
+        start: where steps and clock begin.
+        shifts: planned changes of the mode, in their order; their times count from the start.
+        automatic: whether the policy shifts between sync and gba.
+        policy: what it goes by.
+        group_size: M, local batches of a global batch.
+        global_batch: G, in samples.
+        workers, depth: they bound the credits.
+        max_workers: more than these may not be asked for; None: any number.
+        max_credits: more than these the shards' buffers can't hold, however many workers join;
+            None: any number.
+        buffer_bytes: what each shard keeps of them; None: without limit.
+        attempt_lasts: an attempt at a batch is void where it does not end while so many times the
+            credits, in batches, are resolved. So what has to be remembered for gradients that come
+            late is bounded.
+        eval_every_steps: evaluate at every multiple of so many ticks of the schedule clock; 0: only
+            at the end.
+        max_seconds: stop giving out batches after so much training time; None: no limit.
+        max_consecutive_non_finite: so many batches in a row whose gradients are not finite, and
+            which are skipped, fail the job; None: any number may come.
+        heartbeat_timeout_seconds: a worker that says nothing for so long is given up.
+        lease_timeout_seconds: a worker that reports, but is so long at one batch is given up; later
+            where the job's batches take longer (`LeaseWatch`). None: never.
+        stall_seconds: without any progress for so long the job is said to stall, and fails after
+            as long again.
+        place_seconds: without any worker for so long the job is said to wait for a place, and fails
+            after as long again.
+    """
+
+    store: StoreSpec
+    plan: LedgerPlan
+    evaluation_plan: LedgerPlan | None
+    mode: Mode
+    group_size: int
+    global_batch: int
+    workers: int
+    depth: int
+    max_workers: int | None = None
+    max_credits: int | None = None
+    buffer_bytes: int | None = None
+    options: ModeOptions = field(default_factory=ModeOptions)
+    start: Start = field(default_factory=Start)
+    shifts: tuple[PlannedShift, ...] = ()
+    automatic: bool = False
+    policy: PolicyOptions = field(default_factory=PolicyOptions)
+    recovery_epoch: int = 0
+    attempt_lasts: int = ATTEMPT_LASTS
+    eval_every_steps: int = 0
+    max_seconds: float | None = None
+    max_consecutive_non_finite: int | None = None
+    heartbeat_timeout_seconds: float = 60.0
+    lease_timeout_seconds: float | None = 60.0
+    stall_seconds: float = 120.0
+    place_seconds: float = 180.0
+
+    def new_clock(self) -> ScheduleClock:
+        """Return the clock of the schedules as the job begins."""
+        remembered = longest_life(self.store.tables)
+        return ScheduleClock(self.global_batch, remembered=remembered, start=self.start.clock)
+
+    def check_workers(self, count: int) -> None:
+        """Refuse a number of workers that the job can't have; raises ValueError."""
+        if count < 1:
+            raise ValueError(f"a job needs at least one worker, {count} are wanted")
+        if self.max_workers is not None and count > self.max_workers:
+            raise ValueError(
+                f"{count} workers are wanted, cluster.max_workers is {self.max_workers}"
+            )
+
+    def credits(self, workers: int, rule: ModeRule) -> int:
+        """Return the most batches that may be leased, or done and not applied on every shard."""
+        wanted = workers * self.depth + 2 * (self.group_size + rule.backup_batches)
+        if self.max_credits is None:
+            return wanted
+        return max(self.step_batches(rule), min(wanted, self.max_credits))
+
+    def step_batches(self, rule: ModeRule) -> int:
+        """Return how many batches a step gives out: what must be in flight at least."""
+        return self.group_size + rule.backup_batches

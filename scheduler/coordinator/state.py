@@ -1,0 +1,134 @@
+"""What a coordinator remembers of its workers and of the whole job."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+from scheduler.coordinator.evaluation import EvaluationResult
+from worker.protocol import Grant, Report, StageName
+
+HoldReason = Literal["evaluation", "pause", "cut"]
+
+
+@dataclass(slots=True)
+class WorkerState:
+    """What the coordinator knows of one worker.
+
+    Args:
+        lost: whether its process is gone, or was told to go.
+        pace: batches that it ended, counted on from the slowest live worker's when it joined.
+    """
+
+    incarnation: int = -1
+    last_seen: float = 0.0
+    last_grant: Grant | None = None
+    lost: bool = False
+    pace: int = 0
+    batches: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    peak_rss_bytes: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    cpu_seconds: float = 0.0
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    stage: StageName = "none"
+
+    def note(self, report: Report) -> None:
+        """Keep what a worker measured of itself."""
+        self.peak_rss_bytes = report.peak_rss_bytes
+        self.bytes_sent, self.bytes_received = report.bytes_sent, report.bytes_received
+        self.cpu_seconds, self.stage_seconds = report.cpu_seconds, report.stage_seconds
+        self.stage = report.stage
+
+
+@dataclass(slots=True)
+class Progress:
+    """Sums over the whole job, from which reports take differences."""
+
+    loss_sum: float = 0.0
+    loss_samples: int = 0
+    evaluations: list[EvaluationResult] = field(default_factory=list)
+
+
+class ShardProgress:
+    """How far the shards are with what was ordered.
+
+    `steps` are those that each has reached, `step` the one that all have; `unapplied` batches are
+    of steps that some shard has not applied.
+
+    Args:
+        shards: how many there are.
+        first_step: that all of them begin at.
+    """
+
+    def __init__(self, shards: int, *, first_step: int = 0) -> None:
+        self.steps = [first_step] * shards
+        self.step = first_step
+        self.unapplied = 0
+        # Steps that some shard has not applied, in order, and the batches of each.
+        self._ordered: deque[tuple[int, int]] = deque()
+
+    def ordered(self, step: int, batches: int) -> None:
+        """A step of so many batches is ordered; they come in their order."""
+        self._ordered.append((step, batches))
+        self.unapplied += batches
+
+    def applied(self, shard: int, step: int) -> bool:
+        """A shard has reached a step; return whether that brings all of them further."""
+        before = self.step
+        self.steps[shard] = max(self.steps[shard], step)
+        self.step = min(self.steps)
+        while self._ordered and self._ordered[0][0] < self.step:
+            self.unapplied -= self._ordered.popleft()[1]
+        return self.step > before
+
+
+class TrainingTime:
+    """Seconds of training: from the first lease on, without the time in which it was held.
+
+    Evaluations and checkpoints hold the steps as they are, a pause holds the batches back.
+    """
+
+    def __init__(self) -> None:
+        self.begun: float | None = None
+        self.at_last_apply = 0.0
+        self._held = 0.0
+        self._held_since = 0.0
+        self._reasons: set[HoldReason] = set()
+
+    def begin(self, now: float) -> bool:
+        """The first batch is given out; return whether it is news."""
+        if self.begun is not None:
+            return False
+        self.begun = now
+        return True
+
+    def hold(self, reason: HoldReason, now: float) -> None:
+        """Stop the watch; reasons may overlap."""
+        if not self._reasons:
+            self._held_since = now
+        self._reasons.add(reason)
+
+    def go_on(self, reason: HoldReason, now: float) -> None:
+        """A reason is gone."""
+        if self._reasons == {reason}:
+            self._held += now - self._held_since
+        self._reasons.discard(reason)
+
+    def is_held_by(self, *reasons: HoldReason) -> bool:
+        """Whether any of these reasons holds."""
+        return not self._reasons.isdisjoint(reasons)
+
+    def applied(self, now: float) -> None:
+        """Every shard has applied another step: until now it was training, held or not."""
+        if self._reasons:
+            self._held_since = now
+        self.at_last_apply = self.elapsed(now)
+
+    def elapsed(self, now: float) -> float:
+        """Return the seconds so far."""
+        if self.begun is None:
+            return 0.0
+        held = self._held + (now - self._held_since if self._reasons else 0.0)
+        return max(0.0, now - self.begun - held)
