@@ -41,12 +41,13 @@ from embedding.spec.table import (
 from ps.messages.messages import MAX_STEP_BATCHES
 from ps.spec import SparseMean
 from scheduler.config_errors import ConfigError, validated
+from scheduler.coordinator.modes.policy import PolicyOptions
+from scheduler.coordinator.modes.rules import SHIFTABLE, Mode, ModeOptions, OnStale, PlannedShift
+from scheduler.coordinator.modes.stale_weights import Cutoff, StaleWeight
 from scheduler.coordinator.start import InitClock, InitFeatures
 from scheduler.fault_config import InjectConfig, check_targets
 from scheduler.job_yaml import JobYamlError, read_yaml
-from scheduler.modes import SHIFTABLE, Mode, ModeOptions, OnStale, PlannedShift
 from scheduler.names import Name, check_table_name
-from scheduler.policy import PolicyOptions
 from scheduler.quantities import (
     MAX_WORKERS,
     Amount,
@@ -57,7 +58,6 @@ from scheduler.quantities import (
     PositiveFloat32,
     Seconds,
 )
-from scheduler.stale_weights import Cutoff, StaleWeight
 from worker.protocol import MAX_SCORES, MAX_TOKENS
 
 InitializerConfig = Annotated[

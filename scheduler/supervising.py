@@ -13,6 +13,7 @@ from ps.client.client import ShardLostError
 from runtime.memory import peak_rss_bytes
 from scheduler.config import JobConfig
 from scheduler.coordinator.history import NOTHING, joined
+from scheduler.coordinator.modes.shift import described
 from scheduler.coordinator.server import Status
 from scheduler.errors import TrainingError
 from scheduler.launching import Launcher, Processes, WorkerProcess
@@ -20,7 +21,6 @@ from scheduler.progress import Progress
 from scheduler.ray_errors import first_line
 from scheduler.reporting import IntervalReport
 from scheduler.run_files import RunDirectory
-from scheduler.shifting import described
 from scheduler.time_limits import CALL_TIMEOUT_SECONDS
 from scheduler.workforce import Workforce
 from worker.errors import UnreadableError

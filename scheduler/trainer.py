@@ -21,12 +21,12 @@ from scheduler.config import JobConfig
 from scheduler.config_errors import ConfigError
 from scheduler.controlling import control_facts
 from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.modes.rules import rule_of
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.errors import TrainingError
 from scheduler.fault_plans import coordinator_faults, kill_step, worker_faults
 from scheduler.finishing import finish
 from scheduler.launching import Launcher, Processes, start_ray
-from scheduler.modes import rule_of
 from scheduler.paths import with_absolute_paths
 from scheduler.progress import Progress
 from scheduler.reporting import reached

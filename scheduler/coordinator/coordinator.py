@@ -35,15 +35,15 @@ from scheduler.coordinator.lease_watch import LeaseWatch
 from scheduler.coordinator.least import Least
 from scheduler.coordinator.ledger import Ledger
 from scheduler.coordinator.mode_control import ModeControl
+from scheduler.coordinator.modes.rules import ModeRule
+from scheduler.coordinator.modes.shift import Wish
+from scheduler.coordinator.modes.step_shares import StepShares
 from scheduler.coordinator.skip_watch import SkipWatch
 from scheduler.coordinator.spec import FEW_WORKERS, CoordinatorSpec
 from scheduler.coordinator.staleness import Histogram
 from scheduler.coordinator.stall_watch import StallWatch, who_waits
 from scheduler.coordinator.state import Progress, ShardProgress, TrainingTime, WorkerState
 from scheduler.coordinator.step_scalars import scalars_of_step
-from scheduler.modes import ModeRule
-from scheduler.shifting import Wish
-from scheduler.step_shares import StepShares
 from worker.protocol import Finished, Grant, Report, Token, TokenKind
 
 

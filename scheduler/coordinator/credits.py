@@ -1,7 +1,7 @@
 """How many batches may be in flight: what the shards' buffers hold of them."""
 
+from scheduler.coordinator.modes.rules import ModeRule
 from scheduler.coordinator.spec import CoordinatorSpec
-from scheduler.modes import ModeRule
 
 
 class Credits:

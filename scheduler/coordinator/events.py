@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ps.client.client import Open
 from ps.messages.messages import ApplyReply, DenseNorm, DenseNormReply, Entry, Record
-from scheduler.modes import Mode
+from scheduler.coordinator.modes.rules import Mode
 from worker.protocol import Grant, Report
 
 # Events -------------------------------------------------------------------------------------------

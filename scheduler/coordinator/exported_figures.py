@@ -1,8 +1,8 @@
 """The coordinator's figures, its workers' among them, as metrics."""
 
 from runtime.metrics_export import Figure
+from scheduler.coordinator.modes.rules import MODES
 from scheduler.coordinator.server import Status
-from scheduler.modes import MODES
 
 
 def coordinator_figures(status: Status) -> list[Figure]:

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from ps.messages.messages import ANY_STEP
 from scheduler.coordinator.ledger import Ledger
+from scheduler.coordinator.modes.policy import Prediction, SwitchPolicy
+from scheduler.coordinator.modes.rules import rule_of
+from scheduler.coordinator.modes.shift import Shift, Wish, shift
 from scheduler.coordinator.spec import CoordinatorSpec
-from scheduler.modes import rule_of
-from scheduler.policy import Prediction, SwitchPolicy
-from scheduler.shifting import Shift, Wish, shift
 from worker.protocol import Finished
 
 

@@ -39,10 +39,10 @@ from scheduler.coordinator.events import (
     events_of,
 )
 from scheduler.coordinator.history import NOTHING, Told
+from scheduler.coordinator.modes.policy import Prediction
+from scheduler.coordinator.modes.rules import Mode
+from scheduler.coordinator.modes.shift import Shift, check_shift
 from scheduler.coordinator.spec import CoordinatorSpec
-from scheduler.modes import Mode
-from scheduler.policy import Prediction
-from scheduler.shifting import Shift, check_shift
 from worker.protocol import Grant, Report
 
 TICK_SECONDS = 0.2

@@ -6,9 +6,9 @@ from ps.spec import StoreSpec
 from scheduler.coordinator.clock import ScheduleClock
 from scheduler.coordinator.evictions import longest_life
 from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.modes.policy import PolicyOptions
+from scheduler.coordinator.modes.rules import Mode, ModeOptions, ModeRule, PlannedShift
 from scheduler.coordinator.start import Start
-from scheduler.modes import Mode, ModeOptions, ModeRule, PlannedShift
-from scheduler.policy import PolicyOptions
 
 # A worker's own batch is one part of W of the staleness that W workers cause; where they are more
 # than these, that is less than waiting for its step would cost in speed.

@@ -26,8 +26,8 @@ from scheduler.coordinator.events import (
     WorkerReported,
 )
 from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.modes.rules import Mode, ModeOptions
 from scheduler.coordinator.spec import CoordinatorSpec
-from scheduler.modes import Mode, ModeOptions
 from worker.protocol import Finished, Grant, Token
 from worker.session import Session
 

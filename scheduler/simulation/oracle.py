@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ps.messages.messages import ANY_STEP, Record
-from scheduler.modes import Mode
+from scheduler.coordinator.modes.rules import Mode
+from scheduler.coordinator.modes.stale_weights import Cutoff, Power
 from scheduler.simulation.scenario import Scenario
-from scheduler.stale_weights import Cutoff, Power
 from worker.protocol import Finished, Token
 
 Attempt = tuple[int, int]

@@ -14,9 +14,9 @@ from scheduler.coordinator.events import (
     WorkersWanted,
 )
 from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.modes.rules import SHIFTABLE, Mode, ModeOptions, OnStale
+from scheduler.coordinator.modes.stale_weights import Cutoff, Inverse, Power, StaleWeight
 from scheduler.coordinator.spec import ATTEMPT_LASTS
-from scheduler.modes import SHIFTABLE, Mode, ModeOptions, OnStale
-from scheduler.stale_weights import Cutoff, Inverse, Power, StaleWeight
 
 Arrow = Literal[
     "started",

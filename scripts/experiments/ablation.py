@@ -7,7 +7,7 @@ from experiments.lost_tokens import Setting, simulate
 from experiments.runs import Experiment, Results, Row, Run, Scale
 from experiments.settings import begun
 from experiments.stragglers import straggling
-from scheduler.modes import Mode
+from scheduler.coordinator.modes.rules import Mode
 
 STRAGGLER = 8
 LOST = (0, 1, 5)

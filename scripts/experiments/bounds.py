@@ -7,7 +7,7 @@ from experiments.runs import Experiment, Results, Row, Run, Scale
 from experiments.settings import begun
 from experiments.stragglers import straggling
 from scheduler.config import ClusterConfig
-from scheduler.modes import ModeOptions
+from scheduler.coordinator.modes.rules import ModeOptions
 
 WORKERS, M = 4, 4
 PREFETCH = ClusterConfig().prefetch_batches

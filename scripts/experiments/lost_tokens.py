@@ -15,7 +15,7 @@ from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator import Coordinator, CoordinatorSpec
 from scheduler.coordinator.events import Answer, RecordsApplied, WorkerReported
 from scheduler.coordinator.ledger import Ledger, LedgerPlan, Status
-from scheduler.modes import ModeOptions
+from scheduler.coordinator.modes.rules import ModeOptions
 from worker.protocol import Finished, Grant, Report, Token, TokenKind
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from experiments.figures import against, auc, cases, dropped_percent, over, paired, staleness, table
 from experiments.runs import Experiment, Results, Row, Run, Scale
 from experiments.settings import DLRM, batches, begun, generated, going_on, learning_rate_times
-from scheduler.modes import Mode
+from scheduler.coordinator.modes.rules import Mode
 
 WORKERS = 4
 # What the learning rates of async are multiplied by, on one seed; the best is async's own.

@@ -17,7 +17,7 @@ from experiments.figures import (
 from experiments.runs import Experiment, Results, Row, Run, Scale
 from experiments.settings import DLRM, batches, begun, going_on, slow
 from scheduler.config import ClusterConfig
-from scheduler.modes import Mode, ModeOptions
+from scheduler.coordinator.modes.rules import Mode, ModeOptions
 
 OPTIONS = ModeOptions()
 SAMPLES = 200_000

@@ -18,8 +18,8 @@ from scheduler.coordinator.events import (
     Wanted,
     WorkersWanted,
 )
+from scheduler.coordinator.modes.rules import SHIFTABLE
 from scheduler.errors import ControlError, NotRunningError
-from scheduler.modes import SHIFTABLE
 from synchromesh.commands.answers import answering, json_option, print_json
 
 RATE_SECONDS = 1.0

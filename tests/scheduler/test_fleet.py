@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scheduler.coordinator.events import Event
-from scheduler.modes import Mode
+from scheduler.coordinator.modes.rules import Mode
 from scheduler.simulation.fleet import Fleet, FleetSpec
 
 

@@ -10,13 +10,13 @@ from ps.messages.messages import Apply, Contribution, Pull, PullReply
 from ps.shard.shard import Shard
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import Answer, RecordsApplied, SendRecords, WorkerReported
+from scheduler.coordinator.modes.rules import Mode, ModeOptions, PlannedShift
+from scheduler.coordinator.modes.stale_weights import Inverse, Power
 from scheduler.coordinator.spec import CoordinatorSpec
-from scheduler.modes import Mode, ModeOptions, PlannedShift
 from scheduler.simulation.data import DIM, Workload
 from scheduler.simulation.engine import run
 from scheduler.simulation.scenario import Faults, Scenario
 from scheduler.simulation.verdict import digest_of
-from scheduler.stale_weights import Inverse, Power
 from worker.protocol import Finished, Report, Token
 
 SCENARIO = Scenario(seed=3, group_size=3, batch_size=4, batches_per_epoch=11, epochs=3, last_rows=2)

@@ -7,8 +7,8 @@ import pytest
 from ps.messages.messages import ANY_STEP, Record
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.ledger import Ledger
-from scheduler.modes import ModeRule
-from scheduler.shifting import shift
+from scheduler.coordinator.modes.rules import ModeRule
+from scheduler.coordinator.modes.shift import shift
 from scheduler.simulation.engine import Parts, SimulationError, run_scenario
 from scheduler.simulation.scenario import draw, with_orders
 from worker.protocol import Token

@@ -17,9 +17,9 @@ from scheduler.coordinator.events import (
     WorkerReported,
 )
 from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.modes.rules import ModeOptions
+from scheduler.coordinator.modes.stale_weights import Power
 from scheduler.coordinator.spec import CoordinatorSpec
-from scheduler.modes import ModeOptions
-from scheduler.stale_weights import Power
 from worker.protocol import Finished, Grant, Report, Token
 
 

@@ -4,10 +4,10 @@ import pytest
 
 from scheduler.coordinator.ledger import Ledger, LedgerPlan
 from scheduler.coordinator.mode_control import ModeControl
+from scheduler.coordinator.modes.policy import PolicyOptions
+from scheduler.coordinator.modes.rules import ModeOptions, PlannedShift, rule_of
+from scheduler.coordinator.modes.shift import Wish, check_shift, described
 from scheduler.coordinator.spec import CoordinatorSpec
-from scheduler.modes import ModeOptions, PlannedShift, rule_of
-from scheduler.policy import PolicyOptions
-from scheduler.shifting import Wish, check_shift, described
 from worker.protocol import Finished, Token
 
 PLAN = LedgerPlan(batches_per_epoch=400, epochs=1, rows_of=lambda _: 10)

@@ -11,8 +11,8 @@ from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import Answer, RecordsApplied, WorkerReported
 from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.modes.rules import ModeOptions
 from scheduler.coordinator.spec import CoordinatorSpec
-from scheduler.modes import ModeOptions
 from worker.protocol import Finished, Grant, Report, Token
 
 PREFETCH = 2

@@ -13,9 +13,9 @@ from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator import Coordinator, CoordinatorSpec
 from scheduler.coordinator.events import Answer, RecordsApplied, WorkerReported
 from scheduler.coordinator.ledger import LedgerPlan
-from scheduler.modes import ModeOptions
-from scheduler.policy import PolicyOptions, Prediction, ShiftingMode, SwitchPolicy
-from scheduler.sync_pace import sync_step_seconds
+from scheduler.coordinator.modes.policy import PolicyOptions, Prediction, ShiftingMode, SwitchPolicy
+from scheduler.coordinator.modes.rules import ModeOptions
+from scheduler.coordinator.modes.sync_pace import sync_step_seconds
 from worker.protocol import Finished, Token
 from worker.session import Session
 

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
 
-from scheduler.step_shares import StepShares
+from scheduler.coordinator.modes.step_shares import StepShares
 
 # No two batches take the same time. Without this, workers whose times are multiples of one another
 # would end at the same moment for ever, and the order of a tie would decide who gets which token.

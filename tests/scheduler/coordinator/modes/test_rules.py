@@ -7,8 +7,8 @@ import pytest
 from ps.messages.messages import ANY_STEP
 from scheduler.coordinator.batches import Status
 from scheduler.coordinator.ledger import Ledger, LedgerPlan
-from scheduler.modes import Mode, ModeOptions, rule_of
-from scheduler.stale_weights import Power
+from scheduler.coordinator.modes.rules import Mode, ModeOptions, rule_of
+from scheduler.coordinator.modes.stale_weights import Power
 from worker.protocol import Finished, Token
 
 MODES: tuple[Mode, ...] = get_args(Mode)

@@ -11,7 +11,7 @@ from typing import Literal
 from ps.messages.messages import ANY_STEP
 from scheduler.coordinator.batches import Batch, Status
 from scheduler.coordinator.ledger import Ledger
-from scheduler.modes import SHIFTABLE, Mode, ModeRule
+from scheduler.coordinator.modes.rules import SHIFTABLE, Mode, ModeRule
 
 ShiftCause = Literal["job", "policy", "control"]
 

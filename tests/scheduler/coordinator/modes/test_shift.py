@@ -5,8 +5,8 @@ import pytest
 from ps.messages.messages import ANY_STEP
 from scheduler.coordinator.batches import Status
 from scheduler.coordinator.ledger import Ledger, LedgerPlan
-from scheduler.modes import Mode, rule_of
-from scheduler.shifting import shift
+from scheduler.coordinator.modes.rules import Mode, rule_of
+from scheduler.coordinator.modes.shift import shift
 from worker.protocol import Finished, Token
 
 M = 2

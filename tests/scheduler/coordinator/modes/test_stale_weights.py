@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scheduler.stale_weights import Cutoff, Inverse, Power, StaleWeight, weight_of
+from scheduler.coordinator.modes.stale_weights import Cutoff, Inverse, Power, StaleWeight, weight_of
 
 
 @pytest.mark.parametrize("bound", [0, 1, 4])

@@ -1,6 +1,6 @@
 """Which tokens of a step a worker leaves to others."""
 
-from scheduler.step_shares import StepShares
+from scheduler.coordinator.modes.step_shares import StepShares
 
 
 def test_a_worker_holds_one_token_of_a_step_and_leaves_the_others() -> None:

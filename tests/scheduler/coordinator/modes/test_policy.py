@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.policy import PolicyOptions, ShiftingMode, SwitchPolicy, Verdict
+from scheduler.coordinator.modes.policy import PolicyOptions, ShiftingMode, SwitchPolicy, Verdict
 
 DEPTH = 2
 QUICK = PolicyOptions(min_dwell_seconds=10)

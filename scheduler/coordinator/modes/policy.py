@@ -10,7 +10,7 @@ from statistics import median
 from typing import Literal
 
 from embedding.spec.ranges import require, require_finite, require_not_negative, require_positive
-from scheduler.sync_pace import sync_step_seconds
+from scheduler.coordinator.modes.sync_pace import sync_step_seconds
 
 ShiftingMode = Literal["sync", "gba"]
 

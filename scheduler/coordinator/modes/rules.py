@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from ps.messages.messages import ANY_STEP
 from scheduler.coordinator.batches import Batch, Status
 from scheduler.coordinator.ledger import Ledger
-from scheduler.stale_weights import Cutoff, StaleWeight, weight_of
+from scheduler.coordinator.modes.stale_weights import Cutoff, StaleWeight, weight_of
 
 Mode = Literal["sync", "gba", "async", "ssp", "backup"]
 MODES: tuple[Mode, ...] = get_args(Mode)
