@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from scheduler.config import JobConfig
-from scheduler.config_errors import ConfigError
 from scheduler.errors import RunDirectoryError, StartError, TrainingError
+from scheduler.job.config import JobConfig
+from scheduler.job.errors import ConfigError
 
 if TYPE_CHECKING:
     from scheduler.trainer import Result, Trainer

@@ -15,9 +15,9 @@ from embedding import NUM_BUCKETS
 from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from ps.checkpoint.restore import check_fits
 from ps.spec import StoreSpec
-from scheduler.config import JobConfig
-from scheduler.config_errors import ConfigError
 from scheduler.coordinator.start import InitFeatures, Start, start_from
+from scheduler.job.config import JobConfig
+from scheduler.job.errors import ConfigError
 from scheduler.run_files import latest_checkpoint
 from worker.contract import ColumnKind, check_contract, check_kinds
 from worker.inference import saved_model

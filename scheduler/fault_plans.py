@@ -1,9 +1,9 @@
 """From the faults of a job file to what each process is told of them."""
 
 from ps.client.faults import ConnectionFault, ConnectionFaults
-from scheduler.config import JobConfig
 from scheduler.coordinator.server import CoordinatorFaults
-from scheduler.fault_config import DelayConfig, HangConfig, KillConfig, LossConfig, Role, SlowConfig
+from scheduler.job.config import JobConfig
+from scheduler.job.faults import DelayConfig, HangConfig, KillConfig, LossConfig, Role, SlowConfig
 from worker.faults import FaultPlan, Hang, Kill, Slow
 
 

@@ -18,11 +18,11 @@ from ps.net.sockets import Address
 from ps.server.actor import ServerActor
 from ps.server.server import ServerSetup
 from scheduler.beginning import Beginning
-from scheduler.config import ClusterConfig
 from scheduler.coordinator.actor import CoordinatorActor
 from scheduler.coordinator.server import CoordinatorFaults
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.errors import StartError
+from scheduler.job.config import ClusterConfig
 from scheduler.like_processes import LikeProcesses
 from scheduler.placement import Placement
 from scheduler.reaching import why_unreachable

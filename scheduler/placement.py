@@ -7,8 +7,8 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from scheduler.config import ClusterConfig
 from scheduler.errors import StartError
+from scheduler.job.config import ClusterConfig
 
 
 class Placement:

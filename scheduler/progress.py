@@ -7,7 +7,7 @@ from typing import IO, Any, cast
 
 from rich.console import Console
 
-from scheduler.config import JobConfig
+from scheduler.job.config import JobConfig
 from scheduler.live_view import LiveView
 from worker.data.plan import Plan
 from worker.metrics import auc_text

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from scheduler.config import JobConfig
 from scheduler.coordinator.server import Status
 from scheduler.interval_figures import (
     MOST_PROCESSES,
@@ -17,6 +16,7 @@ from scheduler.interval_figures import (
     few,
     slowest,
 )
+from scheduler.job.config import JobConfig
 from worker.metrics import why_no_auc, why_no_log_loss
 
 _PACKAGES = ("synchromesh", "ray", "numpy", "numba", "pyarrow")

@@ -11,9 +11,9 @@ from typing import Any
 from runtime.durable import PARTIAL, write_text
 from runtime.growing_files import METRICS_FILE, Losses, MetricsFiles, metrics_files
 from runtime.strict_json import json_text
-from scheduler.config import JobConfig
 from scheduler.coordinator.batch_trace import BatchFile, BatchSpan
 from scheduler.errors import RunDirectoryError
+from scheduler.job.config import JobConfig
 from scheduler.run_lease import LEASE_FILES, LOCK_FILE, RunLease
 from scheduler.tensorboard_events import TensorBoardEvents, require_tensorboard
 

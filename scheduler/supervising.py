@@ -11,11 +11,11 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from ps.client.client import ShardLostError
 from runtime.memory import peak_rss_bytes
-from scheduler.config import JobConfig
 from scheduler.coordinator.history import NOTHING, joined
 from scheduler.coordinator.modes.shift import described
 from scheduler.coordinator.server import Status
 from scheduler.errors import TrainingError
+from scheduler.job.config import JobConfig
 from scheduler.launching import Launcher, Processes, WorkerProcess
 from scheduler.progress import Progress
 from scheduler.ray_errors import first_line

@@ -17,8 +17,6 @@ from ps.server.server import ServerSetup
 from ps.spec import StoreSpec
 from scheduler.beginning import Beginning, beginning_of
 from scheduler.checkpointing import CheckpointWriter
-from scheduler.config import JobConfig
-from scheduler.config_errors import ConfigError
 from scheduler.controlling import control_facts
 from scheduler.coordinator.ledger import LedgerPlan
 from scheduler.coordinator.modes.rules import rule_of
@@ -26,11 +24,13 @@ from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.errors import TrainingError
 from scheduler.fault_plans import coordinator_faults, kill_step, worker_faults
 from scheduler.finishing import finish
+from scheduler.job.config import JobConfig
+from scheduler.job.errors import ConfigError
+from scheduler.job.paths import with_absolute_paths
+from scheduler.job.specs import evaluation_data, model_spec, store_spec, training_data
 from scheduler.launching import Launcher, Processes, start_ray
-from scheduler.paths import with_absolute_paths
 from scheduler.progress import Progress
 from scheduler.reporting import reached
-from scheduler.resolve import evaluation_data, model_spec, store_spec, training_data
 from scheduler.run_files import RunDirectory
 from scheduler.supervising import Supervisor
 from worker.contract import DataContract, check_kinds, check_same_kinds, kinds_of_features

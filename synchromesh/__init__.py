@@ -22,9 +22,9 @@ refuse_shadows()
 if TYPE_CHECKING:
     from embedding import EmbeddingVariable, TableSpec
     from ps.checkpoint.checkpoint import CheckpointError
-    from scheduler.config import JobConfig
-    from scheduler.config_errors import ConfigError
     from scheduler.errors import RunDirectoryError, StartError, TrainingError
+    from scheduler.job.config import JobConfig
+    from scheduler.job.errors import ConfigError
     from scheduler.trainer import Result, Trainer
     from synchromesh.checkpoints import Checkpoint, open_checkpoint
     from synchromesh.evaluation import evaluate
@@ -57,8 +57,8 @@ __all__ = [
 _HOMES = {
     "embedding": ("EmbeddingVariable", "TableSpec"),
     "ps.checkpoint.checkpoint": ("CheckpointError",),
-    "scheduler.config": ("JobConfig",),
-    "scheduler.config_errors": ("ConfigError",),
+    "scheduler.job.config": ("JobConfig",),
+    "scheduler.job.errors": ("ConfigError",),
     "scheduler.errors": ("RunDirectoryError", "StartError", "TrainingError"),
     "scheduler.trainer": ("Result", "Trainer"),
     "synchromesh.checkpoints": ("Checkpoint", "open_checkpoint"),

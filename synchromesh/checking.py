@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from embedding.table.precision import stored_width
 from embedding.table.rows import memory_of
-from scheduler.config import JobConfig
+from scheduler.job.config import JobConfig
 from worker.data.plan import Plan
 from worker.data.reading import read_file
 from worker.errors import DataError

@@ -12,7 +12,7 @@ import pyarrow as pa
 from embedding import TableSpec
 from embedding.arrow import to_arrow
 from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
-from scheduler.config_errors import nearest
+from scheduler.job.errors import nearest
 from scheduler.run_files import CHECKPOINTS, RunDirectoryError, checkpoints_of, latest_checkpoint
 
 

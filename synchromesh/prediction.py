@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from runtime.durable import new_file
 from scheduler import RunDirectoryError
-from scheduler.config_errors import nearest
+from scheduler.job.errors import nearest
 from scheduler.run_files import latest_checkpoint
 from worker.contract import check_contract
 from worker.data.file_columns import named_schema

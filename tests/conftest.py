@@ -106,7 +106,7 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray that the jobs of a module share."""
     import ray
 
-    from scheduler.config import ClusterConfig
+    from scheduler.job.config import ClusterConfig
     from scheduler.launching import start_ray
 
     start_ray(ClusterConfig(workers=4, servers=4), namespace="tests")

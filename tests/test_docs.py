@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from scheduler.config import (
+from scheduler.job.config import (
     ClusterConfig,
     DataConfig,
     EmbeddingConfig,
@@ -16,7 +16,7 @@ from scheduler.config import (
     TableConfig,
     TrainingConfig,
 )
-from scheduler.fault_config import DelayConfig, KillConfig, LossConfig, SlowConfig
+from scheduler.job.faults import DelayConfig, KillConfig, LossConfig, SlowConfig
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

@@ -35,7 +35,7 @@ def ray_alone(_: list[str]) -> dict[str, float]:
     import ray
 
     phases.ended("import")
-    from scheduler.config import ClusterConfig
+    from scheduler.job.config import ClusterConfig
     from scheduler.launching import start_ray
 
     phases.ended("ours")

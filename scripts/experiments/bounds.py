@@ -6,8 +6,8 @@ from experiments.figures import auc, dropped_percent, over, rate, signed, stalen
 from experiments.runs import Experiment, Results, Row, Run, Scale
 from experiments.settings import begun
 from experiments.stragglers import straggling
-from scheduler.config import ClusterConfig
 from scheduler.coordinator.modes.rules import ModeOptions
+from scheduler.job.config import ClusterConfig
 
 WORKERS, M = 4, 4
 PREFETCH = ClusterConfig().prefetch_batches

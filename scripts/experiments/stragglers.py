@@ -16,8 +16,8 @@ from experiments.figures import (
 )
 from experiments.runs import Experiment, Results, Row, Run, Scale
 from experiments.settings import DLRM, batches, begun, going_on, slow
-from scheduler.config import ClusterConfig
 from scheduler.coordinator.modes.rules import Mode, ModeOptions
+from scheduler.job.config import ClusterConfig
 
 OPTIONS = ModeOptions()
 SAMPLES = 200_000

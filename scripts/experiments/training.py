@@ -13,7 +13,7 @@ import psutil
 
 from experiments.runs import Row, Run
 from scheduler import JobConfig, StartError, Trainer
-from scheduler.config import ClusterConfig
+from scheduler.job.config import ClusterConfig
 from scheduler.launching import start_ray
 
 _ATTEMPTS = 3

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ps.checkpoint.checkpoint import CheckpointError
 from scheduler import ConfigError, JobConfig, RunDirectoryError
-from scheduler.paths import with_absolute_paths
+from scheduler.job.paths import with_absolute_paths
 from synchromesh.checking import SAMPLE_ROWS, Check, Column, check_job
 from synchromesh.commands.answers import Refused, answering, json_option, print_json
 from worker.data.storage import StorageError

@@ -19,7 +19,7 @@ from embedding.table.inspection import BIN_STARTS, RankBy, norms
 from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from ps.checkpoint.summary import KeyState, TableOverview, TableSummary, overview_of, summarize
 from scheduler import RunDirectoryError
-from scheduler.config_errors import nearest
+from scheduler.job.errors import nearest
 from scheduler.run_files import latest_checkpoint
 from synchromesh.commands.answers import FAILURES, answering, json_option, print_json
 

@@ -10,7 +10,7 @@ import pytest
 
 from ps.checkpoint.checkpoint import CheckpointError
 from scheduler import JobConfig, Trainer
-from scheduler.resolve import evaluation_data
+from scheduler.job.specs import evaluation_data
 from worker.data.planning import make_plan
 from worker.inference import Predictor
 

@@ -8,7 +8,7 @@ import pytest
 
 from ps.checkpoint.checkpoint import CheckpointReader
 from scheduler import JobConfig, Result, Trainer
-from scheduler.resolve import model_spec
+from scheduler.job.specs import model_spec
 from worker.models import build_model, initial_parameters
 
 pytestmark = pytest.mark.ray

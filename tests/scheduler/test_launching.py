@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray
 
-from scheduler.config import ClusterConfig
+from scheduler.job.config import ClusterConfig
 from scheduler.launching import start_ray
 
 

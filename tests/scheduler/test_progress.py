@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from scheduler.config import JobConfig
+from scheduler.job.config import JobConfig
 from scheduler.live_view import MOST_WORKERS, view
 from scheduler.progress import Progress
 from worker.data.plan import Plan

@@ -15,7 +15,7 @@ import pytest
 from embedding import EmbeddingVariable
 from ps.checkpoint.checkpoint import CheckpointReader
 from scheduler import JobConfig, Trainer
-from scheduler.resolve import model_spec, store_spec
+from scheduler.job.specs import model_spec, store_spec
 from worker.models import build_model, initial_parameters
 
 pytestmark = pytest.mark.ray

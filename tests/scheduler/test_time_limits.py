@@ -17,8 +17,8 @@ from ps.checkpoint.checkpoint import CheckpointReader
 from ps.server.server import ServerSetup, ShardServer
 from scheduler import JobConfig
 from scheduler.checkpointing import CheckpointWriter
-from scheduler.config import ClusterConfig
 from scheduler.errors import StartError, TrainingError
+from scheduler.job.config import ClusterConfig
 from scheduler.launching import Launcher, start_ray
 from scheduler.run_files import RunDirectory
 from scheduler.supervising import Supervisor

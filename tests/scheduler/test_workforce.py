@@ -9,8 +9,8 @@ from ray.exceptions import OutOfMemoryError, RayTaskError
 import scheduler.supervising
 import scheduler.workforce
 from ps.client.client import ShardLostError
-from scheduler.config import JobConfig
 from scheduler.errors import TrainingError
+from scheduler.job.config import JobConfig
 from scheduler.launching import WorkerProcess
 from scheduler.supervising import Supervisor
 from worker.coordinator_client import CoordinatorLostError

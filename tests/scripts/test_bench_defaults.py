@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from bench_defaults import CHOICES, parse, runs
 
-from scheduler.config import JobConfig
+from scheduler.job.config import JobConfig
 
 ROOT = Path(__file__).parents[2]
 

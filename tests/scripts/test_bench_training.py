@@ -14,7 +14,7 @@ from bench.matrix_products import Layer, ProductsBound, layers_of
 from bench.training_jobs import Case, figures, overrides
 from bench.training_jobs import Data as TrainingData
 from scheduler import JobConfig
-from scheduler.resolve import model_spec
+from scheduler.job.specs import model_spec
 from worker.datasets.synthetic import CriteoLike, write_criteo_like
 from worker.loop import STAGES
 from worker.models import build_model

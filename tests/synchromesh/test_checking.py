@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from embedding.table.rows import memory_of
-from scheduler.config import JobConfig
+from scheduler.job.config import JobConfig
 from synchromesh.checking import check_job, grown
 from synchromesh.commands.main import main
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from scheduler.config import JobConfig
+from scheduler.job.config import JobConfig
 from scheduler.trainer import resolve
 from synchromesh.guessing import job_for
 from worker.errors import DataError

@@ -213,7 +213,7 @@ def test_scores_equal_those_of_training_bit_for_bit(
     ray_cluster: None, samples: Path, tmp_path: Path, model: dict[str, Any], threads: int
 ) -> None:
     from scheduler import JobConfig, Trainer
-    from scheduler.resolve import evaluation_data
+    from scheduler.job.specs import evaluation_data
 
     config = JobConfig.from_dict(
         {

@@ -14,7 +14,6 @@ from embedding.spec.table import TableSpec
 from ps.net.listener import Listener
 from ps.spec import StoreSpec
 from runtime.strict_json import json_text
-from scheduler.config import JobConfig
 from scheduler.coordinator.evaluation import EvaluationResult
 from scheduler.coordinator.events import GiveUpWorker, ShiftWanted, Warn
 from scheduler.coordinator.exported_figures import coordinator_figures
@@ -23,6 +22,7 @@ from scheduler.coordinator.ledger import LedgerPlan
 from scheduler.coordinator.server import CoordinatorServer
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.interval_figures import MOST_PROCESSES
+from scheduler.job.config import JobConfig
 from scheduler.reporting import IntervalReport
 from scheduler.supervising import Supervisor
 from worker.loop import STAGES

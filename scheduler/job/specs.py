@@ -8,8 +8,8 @@ from embedding import rows_per_bucket
 from embedding.spec.composition import Composed, compose
 from embedding.spec.table import Constant, TableSpec, needs_usage
 from ps.spec import StoreSpec
-from scheduler.config import EmbeddingConfig, JobConfig, TableConfig
-from scheduler.config_errors import ConfigError, nearest
+from scheduler.job.config import EmbeddingConfig, JobConfig, TableConfig
+from scheduler.job.errors import ConfigError, nearest
 from worker.models import FIRST_ORDER_MODELS, build_model, needed_lookups, num_parameters
 from worker.models.wide_deep import LINEAR_SUFFIX
 from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec, SparseFeature

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from scheduler import ConfigError, JobConfig
-from scheduler.resolve import model_spec, store_spec
+from scheduler.job.specs import model_spec, store_spec
 
 
 def tracked(embedding: dict[str, Any], **table: Any) -> set[str]:

@@ -10,7 +10,7 @@ import yaml
 
 from embedding.spec.optimizers import OPTIMIZERS, Adam, AdamW, Ftrl
 from scheduler import ConfigError, JobConfig
-from scheduler.resolve import model_spec, store_spec
+from scheduler.job.specs import model_spec, store_spec
 
 
 def job(**sections: Any) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def test_a_limit_of_the_norm_that_can_not_be_is_refused(limit: Any) -> None:
 
 
 def yaml_blocks() -> list[str]:
-    text = (Path(__file__).resolve().parents[2] / "docs" / "embedding.md").read_text()
+    text = (Path(__file__).resolve().parents[3] / "docs" / "embedding.md").read_text()
     return re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
 
 
@@ -145,7 +145,7 @@ def test_the_examples_of_the_page_are_legal(block: str) -> None:
 
 
 def test_the_page_names_every_type_and_option() -> None:
-    text = (Path(__file__).resolve().parents[2] / "docs" / "embedding.md").read_text()
+    text = (Path(__file__).resolve().parents[3] / "docs" / "embedding.md").read_text()
     for kind, spec in OPTIMIZERS.items():
         assert f"| `{kind}` |" in text
         for field in fields(spec):

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from scheduler.config import JobConfig
-from scheduler.config_errors import ConfigError
+from scheduler.job.config import JobConfig
+from scheduler.job.errors import ConfigError
 from worker.data.data_files import table_name
 
 ROOT_VARIABLE = "SYNCHROMESH_ROOT"

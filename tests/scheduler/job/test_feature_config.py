@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from scheduler import ConfigError, JobConfig
-from scheduler.resolve import feature_spec, model_spec, store_spec
+from scheduler.job.specs import feature_spec, model_spec, store_spec
 
 
 def job(**data: Any) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from embedding.spec.table import (
 )
 from ps.net.listener import MAX_CONNECTIONS
 from scheduler import ConfigError, JobConfig
-from scheduler.paths import with_absolute_paths
-from scheduler.resolve import model_spec, store_spec, training_data
+from scheduler.job.paths import with_absolute_paths
+from scheduler.job.specs import model_spec, store_spec, training_data
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from scheduler import ConfigError, JobConfig
-from scheduler.job_yaml import JobYamlError, read_yaml
+from scheduler.job.job_yaml import JobYamlError, read_yaml
 
 JOB = """\
 data: {train: x, sparse: [a]}

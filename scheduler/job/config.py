@@ -40,15 +40,15 @@ from embedding.spec.table import (
 )
 from ps.messages.messages import MAX_STEP_BATCHES
 from ps.spec import SparseMean
-from scheduler.config_errors import ConfigError, validated
 from scheduler.coordinator.modes.policy import PolicyOptions
 from scheduler.coordinator.modes.rules import SHIFTABLE, Mode, ModeOptions, OnStale, PlannedShift
 from scheduler.coordinator.modes.stale_weights import Cutoff, StaleWeight
 from scheduler.coordinator.start import InitClock, InitFeatures
-from scheduler.fault_config import InjectConfig, check_targets
-from scheduler.job_yaml import JobYamlError, read_yaml
-from scheduler.names import Name, check_table_name
-from scheduler.quantities import (
+from scheduler.job.errors import ConfigError, validated
+from scheduler.job.faults import InjectConfig, check_targets
+from scheduler.job.job_yaml import JobYamlError, read_yaml
+from scheduler.job.names import Name, check_table_name
+from scheduler.job.quantities import (
     MAX_WORKERS,
     Amount,
     Count,
