@@ -18,7 +18,7 @@ from ps.spec import StoreSpec
 from scheduler.coordinator.start import InitFeatures, Start, start_from
 from scheduler.job.config import JobConfig
 from scheduler.job.errors import ConfigError
-from scheduler.run_files import latest_checkpoint
+from scheduler.run.directory import latest_checkpoint
 from worker.contract import ColumnKind, check_contract, check_kinds
 from worker.inference import saved_model
 from worker.models import build_model

@@ -23,8 +23,8 @@ from scheduler.coordinator.server import Status
 from scheduler.coordinator.start import time_to_json
 from scheduler.errors import TrainingError
 from scheduler.launching import Processes
-from scheduler.reporting import versions
-from scheduler.run_files import RunDirectory
+from scheduler.run.directory import RunDirectory
+from scheduler.run.metrics import versions
 from scheduler.time_limits import CALL_TIMEOUT_SECONDS, seconds_to_move
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from scheduler.checkpointing import CheckpointWriter
 from scheduler.errors import TrainingError
 from scheduler.launching import Processes
 from scheduler.progress import Progress
-from scheduler.reporting import make_result
-from scheduler.run_files import RunDirectory
+from scheduler.run.directory import RunDirectory
+from scheduler.run.metrics import make_result
 from scheduler.supervising import Supervisor
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from scheduler.errors import StartError
 from scheduler.job.config import ClusterConfig
 from scheduler.like_processes import LikeProcesses
 from scheduler.placement import Placement
-from scheduler.reaching import why_unreachable
+from scheduler.run.reaching import why_unreachable
 from scheduler.time_limits import CALL_TIMEOUT_SECONDS, seconds_to_move
 from worker.actor import WorkerActor
 from worker.running import WorkerSetup

@@ -19,8 +19,8 @@ from scheduler.job.config import JobConfig
 from scheduler.launching import Launcher, Processes, WorkerProcess
 from scheduler.progress import Progress
 from scheduler.ray_errors import first_line
-from scheduler.reporting import IntervalReport
-from scheduler.run_files import RunDirectory
+from scheduler.run.directory import RunDirectory
+from scheduler.run.metrics import IntervalReport
 from scheduler.time_limits import CALL_TIMEOUT_SECONDS
 from scheduler.workforce import Workforce
 from worker.errors import UnreadableError

@@ -13,7 +13,12 @@ from embedding import TableSpec
 from embedding.arrow import to_arrow
 from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from scheduler.job.errors import nearest
-from scheduler.run_files import CHECKPOINTS, RunDirectoryError, checkpoints_of, latest_checkpoint
+from scheduler.run.directory import (
+    CHECKPOINTS,
+    RunDirectoryError,
+    checkpoints_of,
+    latest_checkpoint,
+)
 
 
 @dataclass(frozen=True, slots=True)

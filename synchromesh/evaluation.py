@@ -11,7 +11,7 @@ from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from scheduler import ConfigError, JobConfig, RunDirectoryError
 from scheduler.job.paths import with_absolute_paths
 from scheduler.job.specs import evaluation_data
-from scheduler.run_files import JOB_FILE, latest_checkpoint
+from scheduler.run.directory import JOB_FILE, latest_checkpoint
 from worker.contract import check_contract
 from worker.data.planning import make_plan
 from worker.data.storage import StorageError

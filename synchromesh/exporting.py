@@ -13,7 +13,7 @@ from embedding.arrow import row_schema, to_arrow
 from ps.checkpoint.checkpoint import CheckpointReader
 from runtime.strict_json import json_text
 from scheduler.job.errors import nearest
-from scheduler.run_files import latest_checkpoint
+from scheduler.run.directory import latest_checkpoint
 from worker.datasets.files import PartWriter
 
 ABOUT_FILE = "export.json"

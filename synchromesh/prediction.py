@@ -14,7 +14,7 @@ from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from runtime.durable import new_file
 from scheduler import RunDirectoryError
 from scheduler.job.errors import nearest
-from scheduler.run_files import latest_checkpoint
+from scheduler.run.directory import latest_checkpoint
 from worker.contract import check_contract
 from worker.data.file_columns import named_schema
 from worker.data.footers import open_source, read_footer

@@ -16,7 +16,7 @@ from runtime.growing_files import (
     opened_metrics,
 )
 from scheduler.errors import RunDirectoryError
-from scheduler.run_files import BATCHES_FILE, FAILURE_FILE, JOB_FILE, RESULT_FILE
+from scheduler.run.directory import BATCHES_FILE, FAILURE_FILE, JOB_FILE, RESULT_FILE
 
 # A chart shows no more than so many points in time.
 MAX_INTERVALS = 600

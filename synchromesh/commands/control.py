@@ -10,7 +10,6 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from scheduler.control_file import find_job, use_its_authentication
 from scheduler.coordinator.events import (
     EndOfTrainingWanted,
     PauseWanted,
@@ -20,6 +19,7 @@ from scheduler.coordinator.events import (
 )
 from scheduler.coordinator.modes.rules import SHIFTABLE
 from scheduler.errors import ControlError, NotRunningError
+from scheduler.run.control_file import find_job, use_its_authentication
 from synchromesh.commands.answers import answering, json_option, print_json
 
 RATE_SECONDS = 1.0

@@ -20,7 +20,7 @@ from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from ps.checkpoint.summary import KeyState, TableOverview, TableSummary, overview_of, summarize
 from scheduler import RunDirectoryError
 from scheduler.job.errors import nearest
-from scheduler.run_files import latest_checkpoint
+from scheduler.run.directory import latest_checkpoint
 from synchromesh.commands.answers import FAILURES, answering, json_option, print_json
 
 PIPED_WIDTH = 200

@@ -11,10 +11,10 @@ import pytest
 
 from runtime.growing_files import GrowingFile, Losses, MetricsFiles, metrics_files, opened_metrics
 from scheduler import JobConfig
-from scheduler.control_file import last_known
 from scheduler.coordinator.batch_trace import BatchFile, BatchSpan
 from scheduler.report.reading import read_run
-from scheduler.run_files import RunDirectory
+from scheduler.run.control_file import last_known
+from scheduler.run.directory import RunDirectory
 
 
 def line(number: int) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import pytest
 
 from ps.checkpoint.checkpoint import CheckpointReader
 from scheduler import JobConfig, Result, Trainer
-from scheduler.control_file import find_job
 from scheduler.errors import ControlError
-from scheduler.run_files import CONTROL_FILE, FAILURE_FILE, JOB_FILE, RESULT_FILE
+from scheduler.run.control_file import find_job
+from scheduler.run.directory import CONTROL_FILE, FAILURE_FILE, JOB_FILE, RESULT_FILE
 
 LIMIT_SECONDS = 120.0
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from scheduler.control_file import find_job
 from scheduler.errors import NotRunningError
-from scheduler.run_files import CONTROL_FILE, JOB_FILE, METRICS_FILE
+from scheduler.run.control_file import find_job
+from scheduler.run.directory import CONTROL_FILE, JOB_FILE, METRICS_FILE
 
 # Ray itself tries for 20 s or for ever; a busy machine is given some of that.
 LIMIT_SECONDS = 18.0

@@ -18,7 +18,7 @@ from scheduler.coordinator.history import Told
 from scheduler.coordinator.ledger import LedgerPlan
 from scheduler.coordinator.server import Status
 from scheduler.coordinator.spec import CoordinatorSpec
-from scheduler.reporting import IntervalReport
+from scheduler.run.metrics import IntervalReport
 from worker.protocol import Finished, Report
 
 WARM = Sgd(learning_rate=0.5, schedule=Schedule(type="polynomial", warmup_steps=2, decay_steps=4))

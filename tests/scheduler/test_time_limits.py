@@ -20,7 +20,7 @@ from scheduler.checkpointing import CheckpointWriter
 from scheduler.errors import StartError, TrainingError
 from scheduler.job.config import ClusterConfig
 from scheduler.launching import Launcher, start_ray
-from scheduler.run_files import RunDirectory
+from scheduler.run.directory import RunDirectory
 from scheduler.supervising import Supervisor
 from scheduler.time_limits import seconds_to_move
 from scheduler.trainer import JobSpecs, resolve

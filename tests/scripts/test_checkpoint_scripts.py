@@ -18,7 +18,7 @@ import yaml
 
 from ps.checkpoint.checkpoint import CheckpointReader
 from scheduler import JobConfig
-from scheduler.run_files import RunDirectory
+from scheduler.run.directory import RunDirectory
 from synchromesh.commands.main import main
 from worker.datasets.synthetic import CriteoLike, write_criteo_like
 from worker.metrics import exact_auc, log_loss_sum

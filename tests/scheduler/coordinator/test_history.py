@@ -21,9 +21,9 @@ from scheduler.coordinator.history import EVERYTHING
 from scheduler.coordinator.ledger import LedgerPlan
 from scheduler.coordinator.server import CoordinatorServer
 from scheduler.coordinator.spec import CoordinatorSpec
-from scheduler.interval_figures import MOST_PROCESSES
 from scheduler.job.config import JobConfig
-from scheduler.reporting import IntervalReport
+from scheduler.run.interval_figures import MOST_PROCESSES
+from scheduler.run.metrics import IntervalReport
 from scheduler.supervising import Supervisor
 from worker.loop import STAGES
 

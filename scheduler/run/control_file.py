@@ -8,14 +8,14 @@ from typing import Any
 
 from runtime.growing_files import metrics_files
 from scheduler.errors import NotRunningError, RunDirectoryError
-from scheduler.reaching import why_unreachable
-from scheduler.run_files import (
+from scheduler.run.directory import (
     CONTROL_FILE,
     FAILURE_FILE,
     JOB_FILE,
     RESULT_FILE,
     latest_checkpoint,
 )
+from scheduler.run.reaching import why_unreachable
 
 _FACTS = ("auth_mode", "coordinator", "namespace", "ray_address")
 # Ray's head answers a connection at once; the time is for the network.

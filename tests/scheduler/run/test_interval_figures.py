@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from scheduler.interval_figures import (
+from scheduler.run.interval_figures import (
     MOST_PROCESSES,
     HistogramOfInterval,
     WorkersOfInterval,

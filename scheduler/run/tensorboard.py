@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.growing_files import MAX_FILE_BYTES, MAX_FILES, GrowingFile
-from scheduler.interval_figures import indexed
 from scheduler.job.errors import ConfigError
+from scheduler.run.interval_figures import indexed
 
 Line = dict[str, Any]
 

@@ -9,10 +9,10 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-import scheduler.tensorboard_events as tensorboard_events
+import scheduler.run.tensorboard as tensorboard_events
 from scheduler import ConfigError, JobConfig
-from scheduler.run_files import RunDirectory
-from scheduler.tensorboard_events import TensorBoardEvents, scalars_of
+from scheduler.run.directory import RunDirectory
+from scheduler.run.tensorboard import TensorBoardEvents, scalars_of
 
 
 def line(samples: int, loss: float | None) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from scheduler.coordinator.server import Status
-from scheduler.interval_figures import (
+from scheduler.job.config import JobConfig
+from scheduler.run.interval_figures import (
     MOST_PROCESSES,
     HistogramOfInterval,
     WorkersOfInterval,
@@ -16,7 +17,6 @@ from scheduler.interval_figures import (
     few,
     slowest,
 )
-from scheduler.job.config import JobConfig
 from worker.metrics import why_no_auc, why_no_log_loss
 
 _PACKAGES = ("synchromesh", "ray", "numpy", "numba", "pyarrow")

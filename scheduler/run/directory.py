@@ -14,8 +14,8 @@ from runtime.strict_json import json_text
 from scheduler.coordinator.batch_trace import BatchFile, BatchSpan
 from scheduler.errors import RunDirectoryError
 from scheduler.job.config import JobConfig
-from scheduler.run_lease import LEASE_FILES, LOCK_FILE, RunLease
-from scheduler.tensorboard_events import TensorBoardEvents, require_tensorboard
+from scheduler.run.lease import LEASE_FILES, LOCK_FILE, RunLease
+from scheduler.run.tensorboard import TensorBoardEvents, require_tensorboard
 
 JOB_FILE = "job.yaml"
 PLAN_FILE = "plan.json"

@@ -8,10 +8,10 @@ import pytest
 
 from scheduler import JobConfig
 from scheduler.errors import RunDirectoryError
-from scheduler.run_files import RunDirectory, latest_checkpoint
-from scheduler.run_lease import LEASE_FILES
+from scheduler.run.directory import RunDirectory, latest_checkpoint
+from scheduler.run.lease import LEASE_FILES
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def config(path: Path, *, overwrite: bool = True, name: str = "first") -> JobConfig:
