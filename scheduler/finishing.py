@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 from scheduler.checkpointing import CheckpointWriter
 from scheduler.errors import TrainingError
 from scheduler.launching import Processes
-from scheduler.progress import Progress
 from scheduler.run.directory import RunDirectory
 from scheduler.run.metrics import make_result
 from scheduler.supervising import Supervisor
+from scheduler.views.progress import Progress
 
 if TYPE_CHECKING:
     from scheduler.trainer import JobSpecs

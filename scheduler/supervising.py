@@ -17,11 +17,11 @@ from scheduler.coordinator.server import Status
 from scheduler.errors import TrainingError
 from scheduler.job.config import JobConfig
 from scheduler.launching import Launcher, Processes, WorkerProcess
-from scheduler.progress import Progress
 from scheduler.ray_errors import first_line
 from scheduler.run.directory import RunDirectory
 from scheduler.run.metrics import IntervalReport
 from scheduler.time_limits import CALL_TIMEOUT_SECONDS
+from scheduler.views.progress import Progress
 from scheduler.workforce import Workforce
 from worker.errors import UnreadableError
 from worker.running import WorkerSetup

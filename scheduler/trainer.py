@@ -29,10 +29,10 @@ from scheduler.job.errors import ConfigError
 from scheduler.job.paths import with_absolute_paths
 from scheduler.job.specs import evaluation_data, model_spec, store_spec, training_data
 from scheduler.launching import Launcher, Processes, start_ray
-from scheduler.progress import Progress
 from scheduler.run.directory import RunDirectory
 from scheduler.run.metrics import reached
 from scheduler.supervising import Supervisor
+from scheduler.views.progress import Progress
 from worker.contract import DataContract, check_kinds, check_same_kinds, kinds_of_features
 from worker.data.advice import advice, shared_files
 from worker.data.batch_size import keys_in_a_sample

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from scheduler.job.config import JobConfig
-from scheduler.live_view import MOST_WORKERS, view
-from scheduler.progress import Progress
+from scheduler.views.progress import Progress
+from scheduler.views.terminal import MOST_WORKERS, view
 from worker.data.plan import Plan
 
 

@@ -8,7 +8,7 @@ from typing import IO, Any, cast
 from rich.console import Console
 
 from scheduler.job.config import JobConfig
-from scheduler.live_view import LiveView
+from scheduler.views.terminal import LiveView
 from worker.data.plan import Plan
 from worker.metrics import auc_text
 
