@@ -7,7 +7,7 @@ from scheduler.job.config import JobConfig
 from scheduler.job.errors import ConfigError
 
 if TYPE_CHECKING:
-    from scheduler.trainer import Result, Trainer
+    from scheduler.driver.trainer import Result, Trainer
 
 __all__ = [
     "ConfigError",
@@ -23,7 +23,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import the trainer, and with it Ray, only when it is asked for."""
     if name in ("Trainer", "Result"):
-        from scheduler import trainer
+        from scheduler.driver import trainer
 
         return getattr(trainer, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,7 +31,7 @@ from bench.training_data import decoding, find_data
 from bench.training_jobs import MODES, Case, Jobs, job_of
 from embedding import Adagrad, Adam
 from experiments.runs import Row
-from scheduler.trainer import JobSpecs, resolve
+from scheduler.driver.trainer import JobSpecs, resolve
 from worker.data.reading import Reader
 from worker.models import build_model
 

@@ -104,8 +104,8 @@ def ray_cluster() -> Iterator[None]:
     """A Ray as jobs start it, for as long as it is needed."""
     import ray
 
+    from scheduler.driver.launch import start_ray
     from scheduler.job.config import ClusterConfig
-    from scheduler.launching import start_ray
 
     start_ray(ClusterConfig(), namespace="bench-transport")
     try:

@@ -22,10 +22,10 @@ refuse_shadows()
 if TYPE_CHECKING:
     from embedding import EmbeddingVariable, TableSpec
     from ps.checkpoint.checkpoint import CheckpointError
+    from scheduler.driver.trainer import Result, Trainer
     from scheduler.errors import RunDirectoryError, StartError, TrainingError
     from scheduler.job.config import JobConfig
     from scheduler.job.errors import ConfigError
-    from scheduler.trainer import Result, Trainer
     from synchromesh.checkpoints import Checkpoint, open_checkpoint
     from synchromesh.evaluation import evaluate
     from synchromesh.exporting import export_embeddings
@@ -60,7 +60,7 @@ _HOMES = {
     "scheduler.job.config": ("JobConfig",),
     "scheduler.job.errors": ("ConfigError",),
     "scheduler.errors": ("RunDirectoryError", "StartError", "TrainingError"),
-    "scheduler.trainer": ("Result", "Trainer"),
+    "scheduler.driver.trainer": ("Result", "Trainer"),
     "synchromesh.checkpoints": ("Checkpoint", "open_checkpoint"),
     "synchromesh.evaluation": ("evaluate",),
     "synchromesh.exporting": ("export_embeddings",),

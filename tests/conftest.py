@@ -106,8 +106,8 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray that the jobs of a module share."""
     import ray
 
+    from scheduler.driver.launch import start_ray
     from scheduler.job.config import ClusterConfig
-    from scheduler.launching import start_ray
 
     start_ray(ClusterConfig(workers=4, servers=4), namespace="tests")
     yield

@@ -13,7 +13,7 @@ from embedding.kernels.finite import all_finite
 from ps.client.client import Identity, Open, PsClient, PulledBatch
 from ps.messages.messages import ANY_STEP, Entry, Record
 from scheduler.coordinator.step_scalars import scalars_of_step
-from scheduler.trainer import JobSpecs
+from scheduler.driver.trainer import JobSpecs
 from worker.data.batch import Batch
 from worker.data.reading import Reader
 from worker.models import build_model, initial_parameters

@@ -13,8 +13,8 @@ import psutil
 
 from experiments.runs import Row, Run
 from scheduler import JobConfig, StartError, Trainer
+from scheduler.driver.launch import start_ray
 from scheduler.job.config import ClusterConfig
-from scheduler.launching import start_ray
 
 _ATTEMPTS = 3
 # Enough for the largest job of any experiment: Ray is started once for all.

@@ -42,7 +42,7 @@ def _job_in(run: Path) -> Iterator[Any]:
     with answering(NotRunningError, failures=(ControlError,)):
         facts = find_job(run)
         use_its_authentication(facts)
-        from scheduler.controlling import running_job
+        from scheduler.driver.remote import running_job
 
         with running_job(run, facts) as job:
             yield job

@@ -23,7 +23,7 @@ def command(job: str, overrides: tuple[str, ...], as_json: bool) -> None:
     Uses the Ray cluster that RAY_ADDRESS names, as inside `ray job submit`, else starts Ray here.
     Prints one line of JSON at the end.
     """
-    from scheduler.trainer import Trainer  # and with it Ray
+    from scheduler.driver.trainer import Trainer  # and with it Ray
 
     with answering(
         ConfigError,

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from scheduler.driver.trainer import resolve
 from scheduler.job.config import JobConfig
-from scheduler.trainer import resolve
 from synchromesh.guessing import job_for
 from worker.errors import DataError
 

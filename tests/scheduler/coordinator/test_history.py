@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import scheduler.supervising
+import scheduler.driver.supervisor
 from embedding.spec.optimizers import Sgd
 from embedding.spec.table import TableSpec
 from ps.net.listener import Listener
@@ -21,10 +21,10 @@ from scheduler.coordinator.history import EVERYTHING
 from scheduler.coordinator.ledger import LedgerPlan
 from scheduler.coordinator.server import CoordinatorServer
 from scheduler.coordinator.spec import CoordinatorSpec
+from scheduler.driver.supervisor import Supervisor
 from scheduler.job.config import JobConfig
 from scheduler.run.interval_figures import MOST_PROCESSES
 from scheduler.run.metrics import IntervalReport
-from scheduler.supervising import Supervisor
 from worker.loop import STAGES
 
 SPEC = CoordinatorSpec(
@@ -151,7 +151,7 @@ def test_a_line_about_a_thousand_workers_has_the_slowest_and_sums(
 
 def supervisor_of(server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch) -> Supervisor:
     ray = SimpleNamespace(get=lambda call, timeout: call, wait=lambda calls, **_: ([], calls))
-    monkeypatch.setattr(scheduler.supervising, "ray", ray)
+    monkeypatch.setattr(scheduler.driver.supervisor, "ray", ray)
     coordinator = SimpleNamespace(status=SimpleNamespace(remote=server.status))
     processes: Any = SimpleNamespace(workers={}, watches=[], coordinator=coordinator)
     nobody: Any = None

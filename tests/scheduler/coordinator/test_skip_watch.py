@@ -4,8 +4,8 @@ import pytest
 
 from scheduler.coordinator.events import FailJob
 from scheduler.coordinator.skip_watch import SkipWatch
+from scheduler.driver.finish import check_trained
 from scheduler.errors import TrainingError
-from scheduler.finishing import check_trained
 from worker.protocol import Finished, SkipReason, Token
 
 

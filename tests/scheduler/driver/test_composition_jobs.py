@@ -16,7 +16,7 @@ from worker.inference import Predictor
 
 pytestmark = pytest.mark.ray
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 POOLING: dict[str, Any] = {
     "data": {
         "sparse": [

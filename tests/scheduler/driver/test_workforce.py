@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from ray.exceptions import OutOfMemoryError, RayTaskError
 
-import scheduler.supervising
-import scheduler.workforce
+import scheduler.driver.supervisor
+import scheduler.driver.workforce
 from ps.client.client import ShardLostError
+from scheduler.driver.launch import WorkerProcess
+from scheduler.driver.supervisor import Supervisor
 from scheduler.errors import TrainingError
 from scheduler.job.config import JobConfig
-from scheduler.launching import WorkerProcess
-from scheduler.supervising import Supervisor
 from worker.coordinator_client import CoordinatorLostError
 from worker.errors import DataError, UnreadableError
 from worker.loop import NonFiniteGradientError
@@ -45,9 +45,9 @@ class Fleet:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **cluster: Any) -> None:
         self.ray = FakeRay()
-        monkeypatch.setattr(scheduler.workforce, "ray", self.ray)
-        monkeypatch.setattr(scheduler.supervising, "ray", self.ray)
-        monkeypatch.setattr(scheduler.workforce, "time", self.ray)
+        monkeypatch.setattr(scheduler.driver.workforce, "ray", self.ray)
+        monkeypatch.setattr(scheduler.driver.supervisor, "ray", self.ray)
+        monkeypatch.setattr(scheduler.driver.workforce, "time", self.ray)
         self.notes: list[str] = []
         self.lost: list[tuple[int, int]] = []
         config = JobConfig.from_dict(
@@ -76,7 +76,7 @@ class Fleet:
             progress=SimpleNamespace(note=self.notes.append),  # type: ignore[arg-type]
             write_checkpoint=lambda status: "",
         )
-        monkeypatch.setattr(scheduler.supervising, "joined", lambda before, new: None)
+        monkeypatch.setattr(scheduler.driver.supervisor, "joined", lambda before, new: None)
         self.workforce = self.supervisor._workforce
         self.workforce.want(1)
 

@@ -13,8 +13,8 @@ import pytest
 from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from ps.checkpoint.sealed_json import unsealed
 from scheduler import ConfigError, JobConfig, Result, Trainer
+from scheduler.driver.trainer import JobSpecs, resolve
 from scheduler.job.config import ModelConfig
-from scheduler.trainer import JobSpecs, resolve
 from worker.data.planning import make_plan
 from worker.errors import DataError
 from worker.inference import Predictor

@@ -2,16 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
-from scheduler.checkpointing import CheckpointWriter
+from scheduler.driver.checkpoints import CheckpointWriter
+from scheduler.driver.launch import Processes
+from scheduler.driver.supervisor import Supervisor
 from scheduler.errors import TrainingError
-from scheduler.launching import Processes
 from scheduler.run.directory import RunDirectory
 from scheduler.run.metrics import make_result
-from scheduler.supervising import Supervisor
 from scheduler.views.progress import Progress
 
 if TYPE_CHECKING:
-    from scheduler.trainer import JobSpecs
+    from scheduler.driver.trainer import JobSpecs
 
 
 def finish(

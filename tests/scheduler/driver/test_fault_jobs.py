@@ -9,7 +9,7 @@ import pytest
 
 from ps.client.faults import ConnectionFault, ConnectionFaults
 from scheduler import ConfigError, JobConfig, Trainer, TrainingError
-from scheduler.fault_plans import coordinator_faults, worker_faults
+from scheduler.driver.fault_plans import coordinator_faults, worker_faults
 
 SLOW = {"kind": "slow", "index": 0, "factor": 10.0}
 # So slow that neither worker has trained everything before the other has started.

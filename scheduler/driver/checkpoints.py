@@ -21,14 +21,14 @@ from ps.server.server import ShardCut
 from ps.spec import StoreSpec
 from scheduler.coordinator.server import Status
 from scheduler.coordinator.start import time_to_json
+from scheduler.driver.launch import Processes
+from scheduler.driver.time_limits import CALL_TIMEOUT_SECONDS, seconds_to_move
 from scheduler.errors import TrainingError
-from scheduler.launching import Processes
 from scheduler.run.directory import RunDirectory
 from scheduler.run.metrics import versions
-from scheduler.time_limits import CALL_TIMEOUT_SECONDS, seconds_to_move
 
 if TYPE_CHECKING:
-    from scheduler.trainer import JobSpecs
+    from scheduler.driver.trainer import JobSpecs
 
 
 def _digest(store: StoreSpec, cuts: list[ShardCut]) -> str:

@@ -10,27 +10,27 @@ import numpy as np
 import pytest
 from ray.exceptions import GetTimeoutError, RayActorError
 
-import scheduler.checkpointing
-import scheduler.launching
-import scheduler.supervising
+import scheduler.driver.checkpoints
+import scheduler.driver.launch
+import scheduler.driver.supervisor
 from ps.checkpoint.checkpoint import CheckpointReader
 from ps.server.server import ServerSetup, ShardServer
 from scheduler import JobConfig
-from scheduler.checkpointing import CheckpointWriter
+from scheduler.driver.checkpoints import CheckpointWriter
+from scheduler.driver.launch import Launcher, start_ray
+from scheduler.driver.supervisor import Supervisor
+from scheduler.driver.time_limits import seconds_to_move
+from scheduler.driver.trainer import JobSpecs, resolve
 from scheduler.errors import StartError, TrainingError
 from scheduler.job.config import ClusterConfig
-from scheduler.launching import Launcher, start_ray
 from scheduler.run.directory import RunDirectory
-from scheduler.supervising import Supervisor
-from scheduler.time_limits import seconds_to_move
-from scheduler.trainer import JobSpecs, resolve
 from worker.models import build_model, initial_parameters
 
 
 class FakeRay:
     """Calls are functions, made when their result is asked for; each `get` must have a limit."""
 
-    exceptions = scheduler.checkpointing.ray.exceptions
+    exceptions = scheduler.driver.checkpoints.ray.exceptions
 
     def __init__(self) -> None:
         self.limits: list[float] = []
@@ -50,7 +50,11 @@ def remote(method: Callable[..., Any]) -> Any:
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake = FakeRay()
-    for module in (scheduler.checkpointing, scheduler.supervising, scheduler.launching):
+    for module in (
+        scheduler.driver.checkpoints,
+        scheduler.driver.supervisor,
+        scheduler.driver.launch,
+    ):
         monkeypatch.setattr(module, "ray", fake)
     return fake
 
@@ -183,7 +187,9 @@ def test_where_no_ray_cluster_answers_a_job_does_not_wait_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "head.example:6379")
-    monkeypatch.setattr(scheduler.launching, "why_unreachable", lambda address, seconds: "refused")
+    monkeypatch.setattr(
+        scheduler.driver.launch, "why_unreachable", lambda address, seconds: "refused"
+    )
 
     with pytest.raises(StartError, match=r"answers at head\.example:6379 \(RAY_ADDRESS\): refused"):
         start_ray(ClusterConfig(), namespace="x")

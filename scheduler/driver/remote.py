@@ -15,11 +15,11 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from scheduler.coordinator.events import CutWanted, Wanted
 from scheduler.coordinator.history import EVERYTHING, Told
 from scheduler.coordinator.server import CutResult, Status
+from scheduler.driver.launch import Processes
+from scheduler.driver.ray_errors import first_line
+from scheduler.driver.time_limits import CALL_TIMEOUT_SECONDS
 from scheduler.errors import ControlError, NotRunningError
-from scheduler.launching import Processes
-from scheduler.ray_errors import first_line
 from scheduler.run.control_file import check_reachable, find_job, last_known, unreachable
-from scheduler.time_limits import CALL_TIMEOUT_SECONDS
 
 # Joining takes .05 s where the cluster answers; Ray itself tries for 20 s, or without end.
 JOIN_SECONDS = 3.0

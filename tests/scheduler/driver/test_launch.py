@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import ray
 
+from scheduler.driver.launch import start_ray
 from scheduler.job.config import ClusterConfig
-from scheduler.launching import start_ray
 
 
 def start(monkeypatch: pytest.MonkeyPatch, init: Any) -> Any:

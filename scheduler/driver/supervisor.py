@@ -14,15 +14,15 @@ from runtime.memory import peak_rss_bytes
 from scheduler.coordinator.history import NOTHING, joined
 from scheduler.coordinator.modes.shift import described
 from scheduler.coordinator.server import Status
+from scheduler.driver.launch import Launcher, Processes, WorkerProcess
+from scheduler.driver.ray_errors import first_line
+from scheduler.driver.time_limits import CALL_TIMEOUT_SECONDS
+from scheduler.driver.workforce import Workforce
 from scheduler.errors import TrainingError
 from scheduler.job.config import JobConfig
-from scheduler.launching import Launcher, Processes, WorkerProcess
-from scheduler.ray_errors import first_line
 from scheduler.run.directory import RunDirectory
 from scheduler.run.metrics import IntervalReport
-from scheduler.time_limits import CALL_TIMEOUT_SECONDS
 from scheduler.views.progress import Progress
-from scheduler.workforce import Workforce
 from worker.errors import UnreadableError
 from worker.running import WorkerSetup
 

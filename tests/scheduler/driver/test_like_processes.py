@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from scheduler.driver.like_processes import LikeProcesses
 from scheduler.errors import TrainingError
-from scheduler.like_processes import LikeProcesses
 
 
 def fingerprint(**changes: str) -> dict[str, Any]:

@@ -17,16 +17,16 @@ from ps.checkpoint.restore import MovedDense
 from ps.net.sockets import Address
 from ps.server.actor import ServerActor
 from ps.server.server import ServerSetup
-from scheduler.beginning import Beginning
 from scheduler.coordinator.actor import CoordinatorActor
 from scheduler.coordinator.server import CoordinatorFaults
 from scheduler.coordinator.spec import CoordinatorSpec
+from scheduler.driver.beginning import Beginning
+from scheduler.driver.like_processes import LikeProcesses
+from scheduler.driver.placement import Placement
+from scheduler.driver.time_limits import CALL_TIMEOUT_SECONDS, seconds_to_move
 from scheduler.errors import StartError
 from scheduler.job.config import ClusterConfig
-from scheduler.like_processes import LikeProcesses
-from scheduler.placement import Placement
 from scheduler.run.reaching import why_unreachable
-from scheduler.time_limits import CALL_TIMEOUT_SECONDS, seconds_to_move
 from worker.actor import WorkerActor
 from worker.running import WorkerSetup
 

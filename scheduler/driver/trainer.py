@@ -15,23 +15,23 @@ import ray
 from embedding import rule_for
 from ps.server.server import ServerSetup
 from ps.spec import StoreSpec
-from scheduler.beginning import Beginning, beginning_of
-from scheduler.checkpointing import CheckpointWriter
-from scheduler.controlling import control_facts
 from scheduler.coordinator.ledger import LedgerPlan
 from scheduler.coordinator.modes.rules import rule_of
 from scheduler.coordinator.spec import CoordinatorSpec
+from scheduler.driver.beginning import Beginning, beginning_of
+from scheduler.driver.checkpoints import CheckpointWriter
+from scheduler.driver.fault_plans import coordinator_faults, kill_step, worker_faults
+from scheduler.driver.finish import finish
+from scheduler.driver.launch import Launcher, Processes, start_ray
+from scheduler.driver.remote import control_facts
+from scheduler.driver.supervisor import Supervisor
 from scheduler.errors import TrainingError
-from scheduler.fault_plans import coordinator_faults, kill_step, worker_faults
-from scheduler.finishing import finish
 from scheduler.job.config import JobConfig
 from scheduler.job.errors import ConfigError
 from scheduler.job.paths import with_absolute_paths
 from scheduler.job.specs import evaluation_data, model_spec, store_spec, training_data
-from scheduler.launching import Launcher, Processes, start_ray
 from scheduler.run.directory import RunDirectory
 from scheduler.run.metrics import reached
-from scheduler.supervising import Supervisor
 from scheduler.views.progress import Progress
 from worker.contract import DataContract, check_kinds, check_same_kinds, kinds_of_features
 from worker.data.advice import advice, shared_files

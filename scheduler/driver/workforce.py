@@ -8,11 +8,11 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
+from scheduler.driver.launch import Launcher, Processes, WorkerProcess
+from scheduler.driver.ray_errors import first_line
+from scheduler.driver.time_limits import CALL_TIMEOUT_SECONDS
 from scheduler.errors import StartError, TrainingError
 from scheduler.job.config import ClusterConfig
-from scheduler.launching import Launcher, Processes, WorkerProcess
-from scheduler.ray_errors import first_line
-from scheduler.time_limits import CALL_TIMEOUT_SECONDS
 from worker.running import WorkerSetup
 
 
