@@ -20,8 +20,8 @@ def command(run: Path, out: Path | None, as_json: bool) -> None:
     `report` (Bokeh).
     """
     try:
-        from scheduler.report.page import page_of
-        from scheduler.report.reading import read_run
+        from scheduler.views.report.page import page_of
+        from scheduler.views.report.reading import read_run
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != "bokeh":
             raise

@@ -12,9 +12,9 @@ import pytest
 from runtime.growing_files import GrowingFile, Losses, MetricsFiles, metrics_files, opened_metrics
 from scheduler import JobConfig
 from scheduler.coordinator.batch_trace import BatchFile, BatchSpan
-from scheduler.report.reading import read_run
 from scheduler.run.control_file import last_known
 from scheduler.run.directory import RunDirectory
+from scheduler.views.report.reading import read_run
 
 
 def line(number: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from scheduler import RunDirectoryError
-from scheduler.report.reading import merge_intervals, read_run
+from scheduler.views.report.reading import merge_intervals, read_run
 
 
 def interval(time: float, **figures: Any) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 from bokeh.embed import components
 from bokeh.resources import Resources
 
-from scheduler.report.charts import all_charts
-from scheduler.report.reading import RunData
+from scheduler.views.report.charts import all_charts
+from scheduler.views.report.reading import RunData
 from worker.metrics import auc_text
 
 _STYLE = """

@@ -7,8 +7,8 @@ from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter, Rang
 from bokeh.palettes import Category10, Viridis
 from bokeh.plotting import figure
 
-from scheduler.report.reading import Line, RunData
 from scheduler.run.interval_figures import indexed
+from scheduler.views.report.reading import Line, RunData
 
 COLORS = Category10[10]
 MODE_COLORS = {
