@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "ps": {"embedding", "runtime"},
     "worker": {"embedding", "ps", "runtime"},
     "scheduler": {"embedding", "ps", "runtime", "worker"},
+    "simulation": {"embedding", "ps", "runtime", "scheduler", "worker"},
     "synchromesh": {"embedding", "ps", "runtime", "scheduler", "worker"},
 }
 SCRIPTS = {"scripts", "tests", "jobs"}

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scheduler.simulation.fleet import Fleet, FleetSpec
+from simulation.fleet import Fleet, FleetSpec
 
 Row = dict[str, Any]
 

@@ -11,8 +11,8 @@ from ps.shard.shard import Shard
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.dense_norms import DenseNorms
 from scheduler.coordinator.events import Command
-from scheduler.simulation.engine import Parts, SimulationError, run
-from scheduler.simulation.scenario import Faults
+from simulation.engine import Parts, SimulationError, run
+from simulation.scenario import Faults
 
 # Shards -------------------------------------------------------------------------------------------
 

@@ -7,8 +7,8 @@ import pytest
 
 from ps.shard.shard import Shard
 from scheduler.coordinator.coordinator import Coordinator
-from scheduler.simulation.engine import Parts, SimulationError, run, run_scenario
-from scheduler.simulation.scenario import Faults, draw, with_orders
+from simulation.engine import Parts, SimulationError, run, run_scenario
+from simulation.scenario import Faults, draw, with_orders
 
 ROOM = (1, 2, 4)
 

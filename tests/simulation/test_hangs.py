@@ -9,9 +9,9 @@ from scheduler.coordinator.batches import Batch
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import Command
 from scheduler.coordinator.lease_watch import LeaseWatch
-from scheduler.simulation.engine import SimulationError, run, run_scenario
-from scheduler.simulation.job import Parts
-from scheduler.simulation.scenario import Faults, draw, with_orders
+from simulation.engine import SimulationError, run, run_scenario
+from simulation.job import Parts
+from simulation.scenario import Faults, draw, with_orders
 from worker.protocol import StageName, TokenKind
 
 HANGS = Faults(hang=0.1, until=4.0)

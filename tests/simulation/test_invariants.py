@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from ps.shard.shard import Shard
-from scheduler.simulation.engine import Outcome, Parts, SimulationError, run, run_scenario
-from scheduler.simulation.scenario import ARROWS, Arrow, Faults, draw, with_orders
+from simulation.engine import Outcome, Parts, SimulationError, run, run_scenario
+from simulation.scenario import ARROWS, Arrow, Faults, draw, with_orders
 
 SEEDS = range(150)
 BLOCKS = 10

@@ -13,10 +13,10 @@ from scheduler.coordinator.events import Answer, RecordsApplied, SendRecords, Wo
 from scheduler.coordinator.modes.rules import Mode, ModeOptions, PlannedShift
 from scheduler.coordinator.modes.stale_weights import Inverse, Power
 from scheduler.coordinator.spec import CoordinatorSpec
-from scheduler.simulation.data import DIM, Workload
-from scheduler.simulation.engine import run
-from scheduler.simulation.scenario import Faults, Scenario
-from scheduler.simulation.verdict import digest_of
+from simulation.data import DIM, Workload
+from simulation.engine import run
+from simulation.scenario import Faults, Scenario
+from simulation.verdict import digest_of
 from worker.protocol import Finished, Report, Token
 
 SCENARIO = Scenario(seed=3, group_size=3, batch_size=4, batches_per_epoch=11, epochs=3, last_rows=2)

@@ -12,8 +12,8 @@ from scheduler.coordinator.batches import Batch, Status
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.ledger import Ledger
 from scheduler.coordinator.modes.rules import ModeOptions, ModeRule
-from scheduler.simulation.engine import Parts, SimulationError, run
-from scheduler.simulation.scenario import Faults
+from simulation.engine import Parts, SimulationError, run
+from simulation.scenario import Faults
 from worker.protocol import Finished, Report
 
 # Rules --------------------------------------------------------------------------------------------

@@ -17,9 +17,9 @@ from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.evaluation import EvaluationRound
 from scheduler.coordinator.events import Command
 from scheduler.coordinator.ledger import Ledger
-from scheduler.simulation.engine import Parts, SimulationError, run
-from scheduler.simulation.scenario import Faults
-from scheduler.simulation.worker import SimulatedWorker
+from simulation.engine import Parts, SimulationError, run
+from simulation.scenario import Faults
+from simulation.worker import SimulatedWorker
 from worker.protocol import Finished, Grant, Report, Token
 from worker.session import Session, Stage
 

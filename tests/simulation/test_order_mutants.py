@@ -9,8 +9,8 @@ from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.ledger import Ledger
 from scheduler.coordinator.modes.rules import ModeRule
 from scheduler.coordinator.modes.shift import shift
-from scheduler.simulation.engine import Parts, SimulationError, run_scenario
-from scheduler.simulation.scenario import draw, with_orders
+from simulation.engine import Parts, SimulationError, run_scenario
+from simulation.scenario import draw, with_orders
 from worker.protocol import Token
 
 SEEDS = 120

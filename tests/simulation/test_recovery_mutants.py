@@ -15,9 +15,9 @@ from ps.shard.evicted_keys import EvictedKeys
 from ps.shard.shard import Shard
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import Command
-from scheduler.simulation.engine import Parts, SimulationError, run
-from scheduler.simulation.scenario import Faults
-from scheduler.simulation.worker import SimulatedWorker
+from simulation.engine import Parts, SimulationError, run
+from simulation.scenario import Faults
+from simulation.worker import SimulatedWorker
 from worker.protocol import Grant, Report, Token
 from worker.session import Session
 

@@ -10,8 +10,8 @@ from scheduler.coordinator.batches import Batch
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.ledger import Ledger
 from scheduler.coordinator.spec import CoordinatorSpec
-from scheduler.simulation.engine import Parts, SimulationError, run, run_scenario
-from scheduler.simulation.scenario import Faults, draw, with_orders
+from simulation.engine import Parts, SimulationError, run, run_scenario
+from simulation.scenario import Faults, draw, with_orders
 
 SLOW: dict[str, Any] = {
     "workers": 4, "depth": 1, "group_size": 2, "batches_per_epoch": 40, "epochs": 2,

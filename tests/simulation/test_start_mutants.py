@@ -10,7 +10,7 @@ from scheduler.coordinator.clock import ClockState
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.start import Start
-from scheduler.simulation.engine import Parts, SimulationError, run
+from simulation.engine import Parts, SimulationError, run
 
 
 class _StartsOtherwise(Coordinator):

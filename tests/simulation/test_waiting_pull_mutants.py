@@ -6,8 +6,8 @@ import pytest
 
 from ps.messages.messages import ANY_STEP, Pull
 from ps.shard.shard import Shard
-from scheduler.simulation.engine import Parts, SimulationError, run
-from scheduler.simulation.scenario import Faults
+from simulation.engine import Parts, SimulationError, run
+from simulation.scenario import Faults
 
 # Where a step is applied before all that waited for it were answered: some of its batches are void.
 BACKUP: dict[str, Any] = {

@@ -15,10 +15,10 @@ from ps.client.client import Open
 from ps.client.deduplicate import keep_admitted
 from ps.client.dense_copies import DenseCopies, DenseCopy
 from ps.messages.messages import Contribution, Pull, PullReply, Request
-from scheduler.simulation.data import DIM, Samples, Workload
-from scheduler.simulation.network import Client, Network
-from scheduler.simulation.scenario import Arrow
-from scheduler.simulation.world import Action, World, train_batch
+from simulation.data import DIM, Samples, Workload
+from simulation.network import Client, Network
+from simulation.scenario import Arrow
+from simulation.world import Action, World, train_batch
 from worker.protocol import Finished, Grant, Report, Token
 from worker.session import Session
 
@@ -306,7 +306,7 @@ class SimulatedWorker:
         )
 
     def _join_dense(self, parts: list[PullReply], held: DenseCopy) -> DenseCopy:
-        """Take the parts that a shard did not send from what was held, as `ps.client.client` does."""
+        """Take the parts that a shard did not send from what was held, as `PsClient` does."""
         received = None
         for shard, part in enumerate(parts):
             if part.step != held.steps[shard]:

@@ -35,14 +35,14 @@ from scheduler.coordinator.events import (
 )
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.start import Start
-from scheduler.simulation.data import Workload
-from scheduler.simulation.network import Client, Network
-from scheduler.simulation.referee import Referee, Violation
-from scheduler.simulation.saved import SavedJob
-from scheduler.simulation.scenario import Scenario
-from scheduler.simulation.verdict import check_ended, check_failed, digest_of
-from scheduler.simulation.worker import SimulatedWorker
-from scheduler.simulation.world import AGAIN_SECONDS, Action, World
+from simulation.data import Workload
+from simulation.network import Client, Network
+from simulation.referee import Referee, Violation
+from simulation.saved import SavedJob
+from simulation.scenario import Scenario
+from simulation.verdict import check_ended, check_failed, digest_of
+from simulation.worker import SimulatedWorker
+from simulation.world import AGAIN_SECONDS, Action, World
 from worker.protocol import Grant, Report
 from worker.session import Session
 

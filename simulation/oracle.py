@@ -9,7 +9,7 @@ import numpy as np
 from ps.messages.messages import ANY_STEP, Record
 from scheduler.coordinator.modes.rules import Mode
 from scheduler.coordinator.modes.stale_weights import Cutoff, Power
-from scheduler.simulation.scenario import Scenario
+from simulation.scenario import Scenario
 from worker.protocol import Finished, Token
 
 Attempt = tuple[int, int]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from embedding.spec.table import Adagrad, AdamAsync, CounterAdmission, Eviction, TableSpec
 from ps.client.deduplicate import Deduplicated, Deduplicator
 from ps.spec import StoreSpec, even_routing
-from scheduler.simulation.scenario import Scenario
+from simulation.scenario import Scenario
 from worker.metrics import bin_of, log_loss_sum
 from worker.protocol import Evaluation, Token, TokenKind
 

@@ -12,7 +12,7 @@ import numpy as np
 from ps.client.client import Open
 from ps.messages.messages import Apply, Contribution, Pull, Record, Reply, Request
 from ps.shard.shard import Outgoing, Shard
-from scheduler.simulation.world import AGAIN_SECONDS, World
+from simulation.world import AGAIN_SECONDS, World
 
 RECONNECT_SECONDS = 0.02
 

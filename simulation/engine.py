@@ -7,11 +7,11 @@ data are simulated. `run(seed)` repeats a failure exactly.
 from functools import lru_cache
 from typing import Any
 
-from scheduler.simulation.data import Workload
-from scheduler.simulation.job import Outcome, Parts, Simulation
-from scheduler.simulation.referee import Violation
-from scheduler.simulation.replay import Replay
-from scheduler.simulation.scenario import Scenario, draw
+from simulation.data import Workload
+from simulation.job import Outcome, Parts, Simulation
+from simulation.referee import Violation
+from simulation.replay import Replay
+from simulation.scenario import Scenario, draw
 
 
 class SimulationError(AssertionError):

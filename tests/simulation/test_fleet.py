@@ -9,7 +9,7 @@ import pytest
 
 from scheduler.coordinator.events import Event
 from scheduler.coordinator.modes.rules import Mode
-from scheduler.simulation.fleet import Fleet, FleetSpec
+from simulation.fleet import Fleet, FleetSpec
 
 
 def fleet(mode: Mode, workers: int, **changes: Any) -> Fleet:

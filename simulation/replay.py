@@ -17,10 +17,10 @@ from ps.shard.dense import DenseBlocks
 from ps.shard.merge import merge
 from ps.spec import StoreSpec
 from scheduler.coordinator.evaluation import EvaluationResult
-from scheduler.simulation.data import AUC_BINS, DIM, Workload
-from scheduler.simulation.referee import require
-from scheduler.simulation.saved import SavedJob
-from scheduler.simulation.seen import Seen
+from simulation.data import AUC_BINS, DIM, Workload
+from simulation.referee import require
+from simulation.saved import SavedJob
+from simulation.seen import Seen
 from worker.metrics import StreamingAuc, log_loss_sum
 
 _NUM_TABLES = 2

@@ -35,12 +35,12 @@ from scheduler.coordinator.events import (
     WorkerReported,
 )
 from scheduler.coordinator.step_scalars import scalars_of_step
-from scheduler.simulation.clipping import expected_dense_factor
-from scheduler.simulation.oracle import Oracle, Paces
-from scheduler.simulation.patience import Patience
-from scheduler.simulation.scenario import Scenario
-from scheduler.simulation.seen import Seen
-from scheduler.simulation.world import Story, train_batch
+from simulation.clipping import expected_dense_factor
+from simulation.oracle import Oracle, Paces
+from simulation.patience import Patience
+from simulation.scenario import Scenario
+from simulation.seen import Seen
+from simulation.world import Story, train_batch
 from worker.protocol import Grant, Report, Token
 
 

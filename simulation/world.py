@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import Literal
 
-from scheduler.simulation.scenario import Arrow, Scenario
+from simulation.scenario import Arrow, Scenario
 from worker.protocol import Token
 
 Action = Callable[[], None]

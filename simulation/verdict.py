@@ -11,10 +11,10 @@ from ps.checkpoint.digest import DIGEST_BYTES, block_digests, bucket_digests, mo
 from ps.shard.shard import Shard
 from ps.spec import bucket_range
 from scheduler.coordinator.coordinator import Coordinator
-from scheduler.simulation.referee import require
-from scheduler.simulation.saved import SavedJob
-from scheduler.simulation.scenario import Scenario
-from scheduler.simulation.seen import Seen, staleness
+from simulation.referee import require
+from simulation.saved import SavedJob
+from simulation.scenario import Scenario
+from simulation.seen import Seen, staleness
 
 
 def digest_of(shards: list[Shard]) -> str:
