@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "simulation": {"embedding", "ps", "runtime", "scheduler", "worker"},
     "synchromesh": {"embedding", "ps", "runtime", "scheduler", "worker"},
 }
-SCRIPTS = {"scripts", "tests", "jobs"}
+SCRIPTS = {"benchmarks", "jobs", "scripts", "tests"}
 
 # Beside every actor.py: what starts, places and ends the actors of a job.
 DRIVER = "scheduler/driver/"

@@ -1,1 +1,0 @@
-"""What `scripts/bench_embedding.py` measures: an embedding variable, and the machine under it."""
