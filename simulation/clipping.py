@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ps.messages.messages import Contribution, Record
+from ps.messages.pull_push import Contribution
+from ps.messages.records import Record
 from ps.spec import BLOCK_SIZE, StoreSpec
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from embedding.spec.table import Sgd, TableSpec
-from ps.messages.messages import ANY_STEP
+from ps.messages.pull_push import ANY_STEP
 from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import (

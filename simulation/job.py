@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from ps.checkpoint.restore import start_shard_from
 from ps.client.client import Open
-from ps.messages.messages import Apply, DenseNorm, Record, Request
+from ps.messages.exchange import Request
+from ps.messages.records import Apply, DenseNorm, Record
 from ps.shard.shard import Shard
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.evaluation import EvaluationResult

@@ -10,7 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from ps.client.client import Open
-from ps.messages.messages import Apply, Contribution, Pull, Record, Reply, Request
+from ps.messages.exchange import Reply, Request
+from ps.messages.pull_push import Contribution, Pull
+from ps.messages.records import Apply, Record
 from ps.shard.shard import Outgoing, Shard
 from simulation.world import AGAIN_SECONDS, World
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ps.messages.messages import ANY_STEP, Record
+from ps.messages.pull_push import ANY_STEP
+from ps.messages.records import Record
 from scheduler.coordinator.modes.rules import Mode
 from scheduler.coordinator.modes.stale_weights import Cutoff, Power
 from simulation.scenario import Scenario

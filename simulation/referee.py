@@ -7,20 +7,9 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from ps.messages.messages import (
-    ANY_STEP,
-    Apply,
-    Contribution,
-    DenseNorm,
-    DenseNormReply,
-    Pull,
-    PullReply,
-    PushReply,
-    Record,
-    Refusal,
-    Request,
-    TableEviction,
-)
+from ps.messages.exchange import Refusal, Request
+from ps.messages.pull_push import ANY_STEP, Contribution, Pull, PullReply, PushReply
+from ps.messages.records import Apply, DenseNorm, DenseNormReply, Record, TableEviction
 from ps.shard.shard import Outgoing, Shard
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import (

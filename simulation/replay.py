@@ -12,7 +12,8 @@ from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.table.links import make_variables
 from ps.checkpoint.digest import block_digests, bucket_digests, model_digest
 from ps.checkpoint.restore import load_tables
-from ps.messages.messages import Contribution, Pull, PullReply, Record
+from ps.messages.pull_push import Contribution, Pull, PullReply
+from ps.messages.records import Record
 from ps.shard.dense import DenseBlocks
 from ps.shard.merge import merge
 from ps.spec import StoreSpec

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ps.messages.messages import Contribution, Pull, PullReply, Record
+from ps.messages.pull_push import Contribution, Pull, PullReply
+from ps.messages.records import Record
 from worker.protocol import Token
 
 

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from ps.client.client import Open
 from ps.client.deduplicate import keep_admitted
 from ps.client.dense_copies import DenseCopies, DenseCopy
-from ps.messages.messages import Contribution, Pull, PullReply, Request
+from ps.messages.exchange import Request
+from ps.messages.pull_push import Contribution, Pull, PullReply
 from simulation.data import DIM, Samples, Workload
 from simulation.network import Client, Network
 from simulation.scenario import Arrow

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ps.messages.messages import Contribution, Refusal
+from ps.messages.exchange import Refusal
+from ps.messages.pull_push import Contribution
 from ps.server.server import ServerSetup, ShardServer
 from ps.shard.buffer import GradientBuffer
 from runtime.free_list import FreeList

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ps.messages.messages import ANY_STEP
+from ps.messages.pull_push import ANY_STEP
 
 TokenKind = Literal["train", "eval"]
 Outcome = Literal["done", "skipped", "superseded"]
@@ -28,7 +28,7 @@ class Token:
             which it had to be given out again.
         batch_id: of the plan.
         attempt: how often the batch was given out before.
-        at_step: the step that its pull must read, or `ps.messages.messages.ANY_STEP`.
+        at_step: the step that its pull must read, or `ps.messages.pull_push.ANY_STEP`.
         mode_epoch: raised by every change of mode.
     """
 
@@ -128,8 +128,8 @@ class Grant:
     Args:
         read_from: pulls that may read any step wait for this one, which has what the report said
             has ended, unless its step is not complete or held by an evaluation or a cut; and so
-            they wait for the answer to the last batch. `ps.messages.messages.ANY_STEP`: they wait for
-            nothing.
+            they wait for the answer to the last batch. `ps.messages.pull_push.ANY_STEP`: they
+            wait for nothing.
         recovery_epoch: that the coordinator is in; a report of another one is answered with
             nothing else.
     """

@@ -13,7 +13,8 @@ from pyarrow import flight
 
 from bench.exchanges import EMPTY_PULL, EMPTY_REPLY, Exchange, blank, produce, read, read_arrays
 from bench.server_process import ServerProcess
-from ps.messages.messages import Message, PullReply
+from ps.messages.exchange import Message
+from ps.messages.pull_push import PullReply
 from ps.messages.wire import array_names
 
 Array = npt.NDArray[Any]

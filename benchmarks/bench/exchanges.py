@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ps.messages.messages import ANY_STEP, Contribution, Message, Pull, PullReply
+from ps.messages.exchange import Message
+from ps.messages.pull_push import ANY_STEP, Contribution, Pull, PullReply
 from ps.messages.wire import array_names
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)

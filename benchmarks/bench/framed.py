@@ -14,7 +14,8 @@ import numpy.typing as npt
 from bench.exchanges import EMPTY_PULL, EMPTY_REPLY, AnyMessage, Exchange, blank, produce, read
 from bench.server_process import ServerProcess
 from bench.shared_memory import SharedMemoryChannel, create_region
-from ps.messages.messages import Contribution, Message, Pull, PullReply, PushReply
+from ps.messages.exchange import Message
+from ps.messages.pull_push import Contribution, Pull, PullReply, PushReply
 from ps.messages.wire import Header, WireError, array_names, array_sizes
 from ps.net.sockets import (
     Address,

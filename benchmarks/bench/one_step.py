@@ -11,7 +11,8 @@ import numpy.typing as npt
 from bench.shard_process import client_of, start_shards
 from embedding.kernels.finite import all_finite
 from ps.client.client import Identity, Open, PsClient, PulledBatch
-from ps.messages.messages import ANY_STEP, Entry, Record
+from ps.messages.pull_push import ANY_STEP
+from ps.messages.records import Entry, Record
 from scheduler.coordinator.step_scalars import scalars_of_step
 from scheduler.driver.trainer import JobSpecs
 from worker.data.batch import Batch

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import ray
 
 from bench.exchanges import Exchange, blank, produce, read, read_arrays
-from ps.messages.messages import PullReply
+from ps.messages.pull_push import PullReply
 
 Array = npt.NDArray[Any]
 

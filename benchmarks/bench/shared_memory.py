@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.exchanges import AnyMessage, blank
-from ps.messages.messages import Message
+from ps.messages.exchange import Message
 from ps.messages.wire import Header, WireError, array_names, decode_body, encode
 from ps.net.sockets import receive_header
 

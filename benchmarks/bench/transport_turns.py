@@ -10,7 +10,8 @@ import psutil
 
 from bench.exchanges import Exchange, blank, produce, read
 from bench.framed import FramedTransport
-from ps.messages.messages import Message, PullReply
+from ps.messages.exchange import Message
+from ps.messages.pull_push import PullReply
 
 WARM_UP_ROUNDS = 3
 

@@ -10,7 +10,8 @@ from numba import njit
 
 from bench.exchanges import Exchange, array_bytes
 from bench.lines import MEGA, Times, alternate, emit
-from ps.messages.messages import Contribution, Message, Pull, PullReply
+from ps.messages.exchange import Message
+from ps.messages.pull_push import Contribution, Pull, PullReply
 from ps.messages.wire import PREFIX, decode_body, decode_header, encode
 
 Float32Array = npt.NDArray[np.float32]

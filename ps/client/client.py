@@ -18,19 +18,9 @@ import numpy.typing as npt
 
 from ps.client.deduplicate import Deduplicated, keep_admitted
 from ps.client.dense_copies import DenseCopies, DenseCopy
-from ps.messages.messages import (
-    ANY_STEP,
-    Apply,
-    Contribution,
-    DenseNorm,
-    Entry,
-    Pull,
-    PullReply,
-    Record,
-    Refusal,
-    Reply,
-    Request,
-)
+from ps.messages.exchange import Refusal, Reply, Request
+from ps.messages.pull_push import ANY_STEP, Contribution, Pull, PullReply
+from ps.messages.records import Apply, DenseNorm, Entry, Record
 from ps.messages.wire import Header, WireError, array_sizes
 from ps.net.sockets import receive, send
 from ps.spec import StoreSpec
@@ -202,7 +192,7 @@ class PsClient:
         A shard leaves dense parameters out that the last answer brought already.
 
         Args:
-            at_step, not_before: what may be read, as of `ps.messages.messages.Pull`.
+            at_step, not_before: what may be read, as of `ps.messages.pull_push.Pull`.
             evaluate: read as serving does, where nothing of the batch is counted.
         """
         request_id = self._new_id()

@@ -16,20 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from ps.messages.messages import (
-    MAX_STEP_BATCHES,
-    Apply,
-    ApplyReply,
-    Contribution,
-    DenseNorm,
-    DenseNormReply,
-    Message,
-    Pull,
-    PullReply,
-    PushReply,
-    Record,
-    Refusal,
-)
+from ps.messages.exchange import Message, Refusal
+from ps.messages.pull_push import MAX_STEP_BATCHES, Contribution, Pull, PullReply, PushReply
+from ps.messages.records import Apply, ApplyReply, DenseNorm, DenseNormReply, Record
 from runtime.typed import decoder_of, field_values
 
 PREFIX = struct.Struct("<4sIQ")

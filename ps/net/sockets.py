@@ -23,7 +23,7 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from ps.messages.messages import Message
+from ps.messages.exchange import Message
 from ps.messages.wire import (
     PREFIX,
     Header,

@@ -20,7 +20,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from ps.messages.messages import Apply, ApplyReply, Contribution, Pull, Reply, Request
+from ps.messages.exchange import Reply, Request
+from ps.messages.pull_push import Contribution, Pull
+from ps.messages.records import Apply, ApplyReply
 from ps.messages.wire import WireError
 from ps.net.listener import Listener, Peer
 from ps.net.sockets import receive, send

@@ -7,7 +7,8 @@ import numpy as np
 
 from embedding.optimizers.rule import rule_for, step_scalars
 from embedding.spec.table import BloomAdmission, Optimizer, TableSpec
-from ps.messages.messages import Apply, Contribution, DenseNorm, Entry, Pull, Record, TableEviction
+from ps.messages.pull_push import Contribution, Pull
+from ps.messages.records import Apply, DenseNorm, Entry, Record, TableEviction
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 

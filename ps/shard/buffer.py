@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 
-from ps.messages.messages import Contribution, Entry, Record, Refusal
+from ps.messages.exchange import Refusal
+from ps.messages.pull_push import Contribution
+from ps.messages.records import Entry, Record
 from runtime.intervals import Intervals
 
 

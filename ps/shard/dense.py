@@ -8,7 +8,7 @@ from numba import njit
 
 from embedding.kernels.finite import all_finite
 from embedding.optimizers.rule import rule_for
-from ps.messages.messages import Contribution
+from ps.messages.pull_push import Contribution
 from ps.shard.merge import add_weighted
 from ps.spec import BLOCK_SIZE, StoreSpec
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.kernels.mixing import mix64
-from ps.messages.messages import Contribution
+from ps.messages.pull_push import Contribution
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from embedding.optimizers.rule import rule_for
-from ps.messages.messages import Entry, Record
+from ps.messages.records import Entry, Record
 from ps.spec import StoreSpec
 
 

@@ -15,22 +15,9 @@ import numpy.typing as npt
 
 from embedding.table.links import make_variables
 from embedding.table.variable import EmbeddingVariable
-from ps.messages.messages import (
-    ANY_STEP,
-    Apply,
-    ApplyReply,
-    Contribution,
-    DenseNorm,
-    DenseNormReply,
-    Pull,
-    PullReply,
-    PushReply,
-    Record,
-    Refusal,
-    RefusalReason,
-    Reply,
-    Request,
-)
+from ps.messages.exchange import Refusal, RefusalReason, Reply, Request
+from ps.messages.pull_push import ANY_STEP, Contribution, Pull, PullReply, PushReply
+from ps.messages.records import Apply, ApplyReply, DenseNorm, DenseNormReply, Record
 from ps.shard.buffer import GradientBuffer
 from ps.shard.dense import DenseBlocks
 from ps.shard.evicted_keys import EvictedKeys

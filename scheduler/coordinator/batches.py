@@ -3,7 +3,7 @@
 import enum
 from dataclasses import dataclass
 
-from ps.messages.messages import ANY_STEP
+from ps.messages.pull_push import ANY_STEP
 from worker.protocol import Finished
 
 
@@ -24,7 +24,8 @@ class Batch:
         attempt: the latest one; of a pending batch the one that comes next.
         first_valid: attempts before this one are void: they don't count even if they complete.
         leased_at_step: the step that every shard had reached when the first valid attempt began.
-        pull_step: the step that the pull of its latest lease must read, or `ps.messages.messages.ANY_STEP`.
+        pull_step: the step that the pull of its latest lease must read, or
+            `ps.messages.pull_push.ANY_STEP`.
         times_late: how often a worker was too long at it.
     """
 

@@ -6,7 +6,8 @@ delivers reports and acknowledgements, sends records to the shards, and carries 
 
 from typing import Any
 
-from ps.messages.messages import ANY_STEP, Entry, Record, Totals
+from ps.messages.pull_push import ANY_STEP
+from ps.messages.records import Entry, Record, Totals
 from scheduler.coordinator.batches import Batch, Status
 from scheduler.coordinator.credits import Credits
 from scheduler.coordinator.dense_norms import DenseNorms

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from ps.messages.messages import Record
+from ps.messages.records import Record
 from scheduler.coordinator.events import Command, FailJob, MeasureDenseNorm, SendRecords
 
 

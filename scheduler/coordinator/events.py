@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ps.client.client import Open
-from ps.messages.messages import ApplyReply, DenseNorm, DenseNormReply, Entry, Record
+from ps.messages.records import ApplyReply, DenseNorm, DenseNormReply, Entry, Record
 from scheduler.coordinator.modes.rules import Mode
 from worker.protocol import Grant, Report
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from embedding import TableSpec, rows_per_bucket
-from ps.messages.messages import TableEviction
+from ps.messages.records import TableEviction
 from scheduler.coordinator.clock import ScheduleClock
 
 

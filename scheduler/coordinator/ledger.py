@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
-from ps.messages.messages import ANY_STEP, MAX_DISCARDS
+from ps.messages.pull_push import ANY_STEP, MAX_DISCARDS
 from runtime.intervals import Intervals
 from scheduler.coordinator.batches import Batch, Status
 from scheduler.coordinator.ended import EndedBatches, count

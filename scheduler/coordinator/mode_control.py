@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ps.messages.messages import ANY_STEP
+from ps.messages.pull_push import ANY_STEP
 from scheduler.coordinator.ledger import Ledger
 from scheduler.coordinator.modes.policy import Prediction, SwitchPolicy
 from scheduler.coordinator.modes.rules import rule_of

@@ -9,7 +9,7 @@ from typing import Any
 
 from ps.client.client import Open, PsClient
 from ps.client.faults import ConnectionFaults, with_faults
-from ps.messages.messages import Record
+from ps.messages.records import Record
 from ps.messages.wire import in_messages
 from ps.net.sockets import Address, connect
 from ps.net.wake import Wake

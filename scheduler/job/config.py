@@ -38,7 +38,7 @@ from embedding.spec.table import (
     ValueDtype,
     Zeros,
 )
-from ps.messages.messages import MAX_STEP_BATCHES
+from ps.messages.pull_push import MAX_STEP_BATCHES
 from ps.spec import SparseMean
 from scheduler.coordinator.modes.policy import PolicyOptions
 from scheduler.coordinator.modes.rules import SHIFTABLE, Mode, ModeOptions, OnStale, PlannedShift

@@ -18,7 +18,7 @@ from bench.exchanges import Exchange, array_bytes, produce
 from bench.shared_memory import SharedMemoryChannel, create_region
 from bench.transport_turns import TRANSPORTS
 from bench.wire_encodings import from_bfloat16, to_bfloat16
-from ps.messages.messages import Message
+from ps.messages.exchange import Message
 from ps.messages.wire import WireError, array_names
 from worker.datasets.synthetic import CriteoLike, write_criteo_like
 

@@ -19,16 +19,9 @@ from ps.checkpoint.digest import block_digests, bucket_digests, model_digest
 from ps.checkpoint.restore import start_shard_from
 from ps.client.client import Identity, Open, PsClient, PulledBatch
 from ps.client.deduplicate import Deduplicated, Deduplicator, keep_admitted
-from ps.messages.messages import (
-    ANY_STEP,
-    Apply,
-    Contribution,
-    Entry,
-    Pull,
-    PullReply,
-    Record,
-    Reply,
-)
+from ps.messages.exchange import Reply
+from ps.messages.pull_push import ANY_STEP, Contribution, Pull, PullReply
+from ps.messages.records import Apply, Entry, Record
 from ps.net import sockets
 from ps.net.sockets import Address, connect
 from ps.server.data_plane import DataPlane

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ps.messages.messages import Contribution, DenseNorm, Record, Reply
+from ps.messages.exchange import Reply
+from ps.messages.pull_push import Contribution
+from ps.messages.records import DenseNorm, Record
 from ps.shard.shard import Shard
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.dense_norms import DenseNorms

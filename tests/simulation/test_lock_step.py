@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ps.client.deduplicate import keep_admitted
-from ps.messages.messages import Apply, Contribution, Pull, PullReply
+from ps.messages.pull_push import Contribution, Pull, PullReply
+from ps.messages.records import Apply
 from ps.shard.shard import Shard
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import Answer, RecordsApplied, SendRecords, WorkerReported

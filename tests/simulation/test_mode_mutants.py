@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from ps.messages.messages import Contribution, Record
+from ps.messages.pull_push import Contribution
+from ps.messages.records import Record
 from ps.shard.shard import Shard
 from scheduler.coordinator.batches import Batch, Status
 from scheduler.coordinator.coordinator import Coordinator

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from ps.client.client import Open
-from ps.messages.messages import Apply, Contribution, Pull, PullReply, Record, Refusal, Request
+from ps.messages.exchange import Refusal, Request
+from ps.messages.pull_push import Contribution, Pull, PullReply
+from ps.messages.records import Apply, Record
 from ps.shard.buffer import GradientBuffer
 from ps.shard.shard import Outgoing, Shard
 from scheduler.coordinator.batches import Batch

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ps.messages.messages import ANY_STEP, Record
+from ps.messages.pull_push import ANY_STEP
+from ps.messages.records import Record
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.ledger import Ledger
 from scheduler.coordinator.modes.rules import ModeRule

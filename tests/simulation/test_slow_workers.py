@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ps.messages.messages import Record
+from ps.messages.records import Record
 from scheduler.coordinator.batches import Batch
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.ledger import Ledger

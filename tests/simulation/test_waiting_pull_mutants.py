@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ps.messages.messages import ANY_STEP, Pull
+from ps.messages.pull_push import ANY_STEP, Pull
 from ps.shard.shard import Shard
 from simulation.engine import Parts, SimulationError, run
 from simulation.scenario import Faults

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from ps.client.client import Open, PulledBatch
-from ps.messages.messages import ANY_STEP, Refusal
+from ps.messages.exchange import Refusal
+from ps.messages.pull_push import ANY_STEP
 from runtime.fingerprint import FloatModeError
 from worker.faults import FaultPlan, Faults
 from worker.loop import LoopOptions, WorkerLoop

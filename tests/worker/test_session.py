@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ps.messages.messages import ANY_STEP
+from ps.messages.pull_push import ANY_STEP
 from worker import session as session_module
 from worker.protocol import Evaluation, Finished, Grant, Token
 from worker.session import Session

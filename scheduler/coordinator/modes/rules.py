@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, get_args
 
-from ps.messages.messages import ANY_STEP
+from ps.messages.pull_push import ANY_STEP
 from scheduler.coordinator.batches import Batch, Status
 from scheduler.coordinator.ledger import Ledger
 from scheduler.coordinator.modes.stale_weights import Cutoff, StaleWeight, weight_of

@@ -8,7 +8,7 @@ again: no sample is lost or repeated.
 from dataclasses import dataclass
 from typing import Literal
 
-from ps.messages.messages import ANY_STEP
+from ps.messages.pull_push import ANY_STEP
 from scheduler.coordinator.batches import Batch, Status
 from scheduler.coordinator.ledger import Ledger
 from scheduler.coordinator.modes.rules import SHIFTABLE, Mode, ModeRule

@@ -10,7 +10,8 @@ import pytest
 
 from embedding.spec.table import AdamAsync, CounterAdmission, TableSpec
 from ps.client.client import Open, PsClient, PulledBatch, ShardLostError
-from ps.messages.messages import ANY_STEP, Apply, ApplyReply, PullReply, PushReply
+from ps.messages.pull_push import ANY_STEP, PullReply, PushReply
+from ps.messages.records import Apply, ApplyReply
 from ps.net import sockets
 
 Serve = Callable[..., Any]

@@ -11,7 +11,8 @@ from embedding.spec.table import AdamAsync, CounterAdmission, TableSpec
 from ps.client import faults as connection_faults
 from ps.client.client import Open, PsClient, PulledBatch, ShardLostError
 from ps.client.faults import ConnectionFault, ConnectionFaults, Fate, Fates, with_faults
-from ps.messages.messages import ANY_STEP, Apply, ApplyReply, PushReply
+from ps.messages.pull_push import ANY_STEP, PushReply
+from ps.messages.records import Apply, ApplyReply
 from ps.net.sockets import send
 
 Serve = Callable[..., Any]

@@ -10,20 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ps.messages import wire
-from ps.messages.messages import (
+from ps.messages.exchange import Message, Refusal, RefusalReason
+from ps.messages.pull_push import Contribution, Pull, PullReply, PushReply
+from ps.messages.records import (
     Apply,
     ApplyReply,
-    Contribution,
     DenseNorm,
     DenseNormReply,
     Entry,
-    Message,
-    Pull,
-    PullReply,
-    PushReply,
     Record,
-    Refusal,
-    RefusalReason,
     TableEviction,
     Totals,
 )

@@ -2,15 +2,8 @@
 
 import pytest
 
-from ps.messages.messages import (
-    MAX_DISCARDS,
-    MAX_STEP_BATCHES,
-    Apply,
-    DenseNorm,
-    Entry,
-    Record,
-    Totals,
-)
+from ps.messages.pull_push import MAX_DISCARDS, MAX_STEP_BATCHES
+from ps.messages.records import Apply, DenseNorm, Entry, Record, Totals
 from ps.messages.wire import (
     MAX_HEADER_BYTES,
     PREFIX,

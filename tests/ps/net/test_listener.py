@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ps.messages.messages import DenseNorm, PushReply
+from ps.messages.pull_push import PushReply
+from ps.messages.records import DenseNorm
 from ps.net import listener as listening
 from ps.net import sockets
 from ps.net.listener import Listener, Peer

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ps.messages.messages import Message, PullReply, PushReply
+from ps.messages.exchange import Message
+from ps.messages.pull_push import PullReply, PushReply
 from ps.messages.wire import Header, WireError, array_sizes, encode
 from ps.net import sockets
 from ps.net.sockets import (

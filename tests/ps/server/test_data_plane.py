@@ -14,7 +14,9 @@ import pytest
 from embedding.spec.table import TableSpec
 from ps.client.client import PsClient
 from ps.messages import wire
-from ps.messages.messages import ANY_STEP, Apply, PullReply, PushReply, Refusal
+from ps.messages.exchange import Refusal
+from ps.messages.pull_push import ANY_STEP, PullReply, PushReply
+from ps.messages.records import Apply
 from ps.messages.wire import encode
 from ps.net import listener, sockets
 from ps.net.sockets import connect, receive, send

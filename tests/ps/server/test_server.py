@@ -12,7 +12,8 @@ import pytest
 from ps.checkpoint.checkpoint import CheckpointError, Manifest, write_manifest
 from ps.checkpoint.digest import model_digest
 from ps.client.client import Identity, PsClient
-from ps.messages.messages import ANY_STEP, Refusal
+from ps.messages.exchange import Refusal
+from ps.messages.pull_push import ANY_STEP
 from ps.net.sockets import connect
 from ps.server.server import ServerSetup, ShardServer
 from ps.spec import StoreSpec

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from embedding.spec.table import Adagrad, Optimizer, Sgd, TableSpec
-from ps.messages.messages import ApplyReply, DenseNorm, DenseNormReply, Entry, Refusal
+from ps.messages.exchange import Refusal
+from ps.messages.records import ApplyReply, DenseNorm, DenseNormReply, Entry
 from ps.spec import BLOCK_SIZE, StoreSpec
 
 TABLES = (TableSpec(name="t", dim=2, optimizer=Sgd(learning_rate=1.0)),)

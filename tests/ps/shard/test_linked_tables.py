@@ -14,7 +14,7 @@ from embedding.table.key_maps import map_keys
 from ps.checkpoint.checkpoint import CheckpointReader
 from ps.checkpoint.restore import load_tables, start_shard_from
 from ps.client.client import Identity
-from ps.messages.messages import TableEviction
+from ps.messages.records import TableEviction
 from ps.server.warmup import warm_up
 from ps.spec import StoreSpec
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ps.messages.messages import Contribution
+from ps.messages.pull_push import Contribution
 from ps.shard.merge import Merged, add_weighted, merge
 
 DIMS = [1, 3, 2]

@@ -10,7 +10,7 @@ import pytest
 from embedding.spec.table import Sgd, TableSpec
 from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from ps.checkpoint.restore import start_shard_from
-from ps.messages.messages import TableEviction
+from ps.messages.records import TableEviction
 
 TABLES = (TableSpec(name="a", dim=2, optimizer=Sgd(learning_rate=1.0), track_usage=True),)
 

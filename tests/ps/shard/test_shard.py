@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from embedding.spec.table import Adagrad, Constant, CounterAdmission, Sgd, TableSpec
-from ps.messages.messages import ANY_STEP, Apply, ApplyReply, Entry, PullReply, PushReply, Refusal
+from ps.messages.exchange import Refusal
+from ps.messages.pull_push import ANY_STEP, PullReply, PushReply
+from ps.messages.records import Apply, ApplyReply, Entry
 
 ALL = TableSpec(name="all", dim=2)
 RARE = TableSpec(

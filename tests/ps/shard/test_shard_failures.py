@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from embedding.spec.table import TableSpec
-from ps.messages.messages import Refusal, TableEviction
+from ps.messages.exchange import Refusal
+from ps.messages.records import TableEviction
 
 TABLES = (TableSpec(name="a", dim=4), TableSpec(name="b", dim=1))
 

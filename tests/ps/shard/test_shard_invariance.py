@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from embedding.kernels.mixing import buckets_of
 from embedding.spec.table import AdamAsync, Constant, CounterAdmission, Sgd, TableSpec
-from ps.messages.messages import ApplyReply, Entry, TableEviction
+from ps.messages.records import ApplyReply, Entry, TableEviction
 from ps.spec import bucket_range
 
 ALL = TableSpec(name="all", dim=2)

@@ -6,7 +6,8 @@ import pytest
 
 from embedding.kernels.mixing import buckets_of
 from embedding.spec.table import Constant, CounterAdmission, Sgd, TableSpec
-from ps.messages.messages import ApplyReply, Entry, Refusal, TableEviction
+from ps.messages.exchange import Refusal
+from ps.messages.records import ApplyReply, Entry, TableEviction
 
 ALL = TableSpec(name="all", dim=2)
 RARE = TableSpec(

@@ -16,7 +16,8 @@ from embedding.spec.table import (
     TableSpec,
     WarmStart,
 )
-from ps.messages.messages import ANY_STEP, Apply, PullReply, Record
+from ps.messages.pull_push import ANY_STEP, PullReply
+from ps.messages.records import Apply, Record
 from ps.net.sockets import receive, send
 
 Serve = Callable[..., Any]

@@ -8,7 +8,7 @@ import pytest
 
 from embedding.spec.table import Constant, CounterAdmission, Sgd, TableSpec
 from ps.checkpoint.checkpoint import CheckpointReader
-from ps.messages.messages import Entry
+from ps.messages.records import Entry
 from ps.spec import StoreSpec
 
 LEARNING_RATE = 0.5

@@ -9,7 +9,8 @@ import pytest
 from embedding.optimizers.rule import step_scalars
 from embedding.spec.optimizers import Adam
 from embedding.spec.table import Eviction, Sgd, TableSpec
-from ps.messages.messages import ANY_STEP, Record, Totals
+from ps.messages.pull_push import ANY_STEP
+from ps.messages.records import Record, Totals
 from ps.spec import StoreSpec
 from scheduler.coordinator.clock import ClockState
 from scheduler.coordinator.coordinator import Coordinator

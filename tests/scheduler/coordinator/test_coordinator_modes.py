@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from embedding.spec.table import Sgd, TableSpec
-from ps.messages.messages import Record
+from ps.messages.records import Record
 from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import (

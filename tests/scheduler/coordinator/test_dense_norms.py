@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ps.messages.messages import Entry, Record
+from ps.messages.records import Entry, Record
 from scheduler.coordinator.dense_norms import DenseNorms, norm_of_blocks
 from scheduler.coordinator.events import Command, FailJob, MeasureDenseNorm, SendRecords
 

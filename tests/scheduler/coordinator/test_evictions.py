@@ -3,7 +3,7 @@
 import pytest
 
 from embedding.spec.table import Eviction, TableSpec
-from ps.messages.messages import TableEviction
+from ps.messages.records import TableEviction
 from scheduler.coordinator.clock import ScheduleClock
 from scheduler.coordinator.evictions import evictions_due
 

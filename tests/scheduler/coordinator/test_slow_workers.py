@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from embedding.spec.table import Eviction, Sgd, TableSpec
-from ps.messages.messages import Apply, Contribution, PushReply, Record
+from ps.messages.pull_push import Contribution, PushReply
+from ps.messages.records import Apply, Record
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator import Coordinator

@@ -9,7 +9,7 @@ import pytest
 from embedding.spec.optimizers import AdagradDecay, Adam, Sgd
 from embedding.spec.schedule import Schedule
 from embedding.spec.table import TableSpec
-from ps.messages.messages import Record
+from ps.messages.records import Record
 from ps.spec import StoreSpec
 from scheduler import JobConfig
 from scheduler.coordinator.coordinator import Coordinator

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from ps.messages.messages import ANY_STEP
+from ps.messages.pull_push import ANY_STEP
 from scheduler.coordinator.batches import Status
 from scheduler.coordinator.ledger import Ledger, LedgerPlan
 from scheduler.coordinator.modes.rules import Mode, ModeOptions, rule_of

@@ -8,7 +8,7 @@ from statistics import fmean
 import pytest
 
 from embedding.spec.table import Sgd, TableSpec
-from ps.messages.messages import ANY_STEP
+from ps.messages.pull_push import ANY_STEP
 from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator import Coordinator, CoordinatorSpec
 from scheduler.coordinator.events import Answer, RecordsApplied, WorkerReported

@@ -1,0 +1,33 @@
+"""All that may be said on a connection to a shard: requests, replies, refusals."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ps.messages.pull_push import Contribution, Pull, PullReply, PushReply
+from ps.messages.records import Apply, ApplyReply, DenseNorm, DenseNormReply
+
+RefusalReason = Literal[
+    "fenced",  # the shard is not initialised
+    "dead",  # the shard failed in the middle of a step
+    "epoch",  # the message is of another recovery epoch
+    "routing",  # keys were sliced by another routing table
+    "superseded",  # the batch was applied, discarded, or is below the low-water mark
+    "step",  # a record or a pull is ahead of or behind what the shard can answer
+    "missing",  # a contribution is named that the shard does not hold
+    "full",  # the gradient buffer is at its limit
+    "malformed",  # sizes or values do not fit the job
+]
+
+
+@dataclass(slots=True)
+class Refusal:
+    """A message had no effect. `reason` is for programs, `text` for people."""
+
+    request_id: int
+    reason: RefusalReason
+    text: str
+
+
+Request = Pull | Contribution | Apply | DenseNorm
+Reply = PullReply | PushReply | ApplyReply | DenseNormReply | Refusal
+Message = Request | Reply
