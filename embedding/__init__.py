@@ -7,7 +7,17 @@ use_own_cache()
 from embedding.entries import TableEntries  # noqa: E402
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of  # noqa: E402
 from embedding.optimizers.rule import OptimizerRule, rule_for, step_scalars  # noqa: E402
+from embedding.spec.admission import BloomAdmission, CounterAdmission, ProbabilisticAdmission  # noqa: E402
 from embedding.spec.composition import Adaptive, DynamicDimension, MultiHash, compose  # noqa: E402
+from embedding.spec.eviction import Eviction  # noqa: E402
+from embedding.spec.initial_values import (  # noqa: E402
+    Constant,
+    GlorotUniform,
+    Normal,
+    TruncatedNormal,
+    Uniform,
+    Zeros,
+)
 from embedding.spec.optimizers import (  # noqa: E402
     Adagrad,
     AdagradDecay,
@@ -22,19 +32,7 @@ from embedding.spec.optimizers import (  # noqa: E402
     Sgd,
 )
 from embedding.spec.schedule import Schedule  # noqa: E402
-from embedding.spec.table import (  # noqa: E402
-    BloomAdmission,
-    Constant,
-    CounterAdmission,
-    Eviction,
-    GlorotUniform,
-    Normal,
-    ProbabilisticAdmission,
-    TableSpec,
-    TruncatedNormal,
-    Uniform,
-    Zeros,
-)
+from embedding.spec.table import TableSpec  # noqa: E402
 from embedding.table.bloom import BloomBlocks  # noqa: E402
 from embedding.table.counters import CounterEntries  # noqa: E402
 from embedding.table.eviction import rows_per_bucket  # noqa: E402

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding.kernels.mixing import NUM_BUCKETS
-from embedding.spec.table import Optimizer, TableSpec, optimizer_from_json, table_from_json, to_json
+from embedding.spec.json_form import optimizer_from_json, table_from_json, to_json
+from embedding.spec.optimizers import Optimizer
+from embedding.spec.table import TableSpec
 from embedding.table.links import check_links
 
 SparseMean = Literal["global", "contributors"]

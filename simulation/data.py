@@ -10,7 +10,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from embedding.spec.table import Adagrad, AdamAsync, CounterAdmission, Eviction, TableSpec
+from embedding.spec.admission import CounterAdmission
+from embedding.spec.eviction import Eviction
+from embedding.spec.optimizers import Adagrad, AdamAsync
+from embedding.spec.table import TableSpec
 from ps.client.deduplicate import Deduplicated, Deduplicator
 from ps.spec import StoreSpec, even_routing
 from simulation.scenario import Scenario

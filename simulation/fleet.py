@@ -13,7 +13,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
-from embedding.spec.table import Sgd, TableSpec
+from embedding.spec.optimizers import Sgd
+from embedding.spec.table import TableSpec
 from ps.messages.pull_push import ANY_STEP
 from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator import Coordinator

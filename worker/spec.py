@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from embedding.spec.composition import Operation, Part
-from embedding.spec.table import Optimizer
+from embedding.spec.optimizers import Optimizer
 
 Combiner = Literal["sum", "mean", "sqrtn", "max"]
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from bench.keys import EXPONENT, Int64Array, keys_of
 from embedding.kernels.mixing import buckets_of
-from embedding.spec.table import Adagrad, TableSpec
+from embedding.spec.optimizers import Adagrad
+from embedding.spec.table import TableSpec
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec, bucket_range
 from worker.data.batch import Bags, Batch

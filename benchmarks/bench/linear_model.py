@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from embedding.spec.table import Uniform
+from embedding.spec.initial_values import Uniform
 from worker.models import Parameter, log_loss, parameter_views
 from worker.models.protocol import FloatArray
 from worker.spec import ModelSpec

@@ -10,7 +10,7 @@ from bench.keys import Int64Array, Size, deduplicated, in_order, keys_of, unifor
 from bench.limits import BareRows
 from bench.lines import MEGA, Times
 from embedding import EmbeddingVariable, TableSpec
-from embedding.spec.table import Initializer, Uniform, Zeros
+from embedding.spec.initial_values import Initializer, Uniform, Zeros
 from ps.client.deduplicate import Deduplicated
 
 ZIPF_BATCHES = 64

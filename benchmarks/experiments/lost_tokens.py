@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from bench.runs import Row, Run
-from embedding.spec.table import Sgd, TableSpec
+from embedding.spec.optimizers import Sgd
+from embedding.spec.table import TableSpec
 from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator import Coordinator, CoordinatorSpec
 from scheduler.coordinator.events import Answer, RecordsApplied, WorkerReported

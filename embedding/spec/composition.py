@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
+from embedding.spec.admission import FrequencyAdmission
+from embedding.spec.eviction import needs_usage
 from embedding.spec.ranges import require
-from embedding.spec.table import FrequencyAdmission, TableSpec, WarmStart, needs_usage
+from embedding.spec.table import TableSpec, WarmStart
 
 KeyMap = Literal["own", "quotient", "remainder", "static"]
 Operation = Literal["add", "multiply", "concatenate", "select"]

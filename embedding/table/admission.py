@@ -8,12 +8,8 @@ from numba import njit
 
 from embedding.kernels.arguments import read_only
 from embedding.kernels.mixing import mix64, mix_text
-from embedding.spec.table import (
-    CounterAdmission,
-    FrequencyAdmission,
-    ProbabilisticAdmission,
-    TableSpec,
-)
+from embedding.spec.admission import CounterAdmission, FrequencyAdmission, ProbabilisticAdmission
+from embedding.spec.table import TableSpec
 from embedding.table.bloom import NO_BLOOM, BloomArrays, BloomFilter
 from embedding.table.rows import RowArrays
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.kernels.mixing import BUCKET_BITS, NUM_BUCKETS, mix64
-from embedding.spec.table import BloomAdmission
+from embedding.spec.admission import BloomAdmission
 from embedding.table.reservation import reserve
 
 Int64Array = npt.NDArray[np.int64]

@@ -8,7 +8,8 @@ from numba import njit
 
 from embedding.kernels.mixing import NUM_BUCKETS, bucket_of
 from embedding.kernels.prefetch import prefetch, prefetch_row
-from embedding.spec.table import MIN_ROWS_PER_BUCKET, TableSpec
+from embedding.spec.eviction import MIN_ROWS_PER_BUCKET
+from embedding.spec.table import TableSpec
 from embedding.table.index import entry, num_entries
 from embedding.table.precision import read_vector, stored_width
 from embedding.table.rows import FREQUENCY, METADATA_BYTES, VERSION, RowArrays, Rows

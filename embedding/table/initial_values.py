@@ -14,7 +14,14 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.kernels.mixing import mix64, mix_text
-from embedding.spec.table import Constant, GlorotUniform, Initializer, Normal, Uniform, Zeros
+from embedding.spec.initial_values import (
+    Constant,
+    GlorotUniform,
+    Initializer,
+    Normal,
+    Uniform,
+    Zeros,
+)
 
 CONSTANT, UNIFORM, NORMAL, TRUNCATED_NORMAL = range(4)
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from embedding.spec.table import BloomAdmission, CounterAdmission, TableSpec
+from embedding.spec.admission import BloomAdmission, CounterAdmission
+from embedding.spec.table import TableSpec
 from embedding.table.bloom import reserved_bytes
 from embedding.table.machine_limits import address_limit
 from embedding.table.precision import stored_width

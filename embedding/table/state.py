@@ -10,7 +10,8 @@ from embedding.entries import TableEntries
 from embedding.kernels.arguments import input_array, read_only
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
 from embedding.optimizers.rule import rule_for
-from embedding.spec.table import BloomAdmission, CounterAdmission, TableSpec
+from embedding.spec.admission import BloomAdmission, CounterAdmission
+from embedding.spec.table import TableSpec
 from embedding.table.bloom import BloomBlocks, BloomFilter
 from embedding.table.buckets import ALL_BUCKETS, bucket_parts, check_buckets
 from embedding.table.counters import CounterEntries

@@ -50,7 +50,7 @@ from embedding.arrow import (
     slot_fields,
 )
 from embedding.kernels.mixing import NUM_BUCKETS
-from embedding.spec.table import BloomAdmission
+from embedding.spec.admission import BloomAdmission
 from embedding.table.bloom import BloomSize
 from ps.checkpoint.digest import PART_BYTES, BucketDigests, bucket_slices
 from ps.checkpoint.file_parts import (

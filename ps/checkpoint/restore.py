@@ -9,7 +9,8 @@ import numpy.typing as npt
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
 from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.optimizers.rule import OptimizerRule, rule_for
-from embedding.spec.table import BloomAdmission, CounterAdmission, Optimizer
+from embedding.spec.admission import BloomAdmission, CounterAdmission
+from embedding.spec.optimizers import Optimizer
 from embedding.table.bloom import BloomSize
 from embedding.table.links import make_variables
 from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader

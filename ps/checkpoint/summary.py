@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding import BloomBlocks, CounterEntries, TableEntries, TableSpec, buckets_of
-from embedding.spec.table import BloomAdmission
+from embedding.spec.admission import BloomAdmission
 from embedding.table.bloom import BloomFilter, BloomSize
 from embedding.table.inspection import RankBy, TopRows, frequency_histogram, norms
 from embedding.table.precision import stored_width

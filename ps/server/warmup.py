@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from embedding.optimizers.rule import rule_for, step_scalars
-from embedding.spec.table import BloomAdmission, Optimizer, TableSpec
+from embedding.spec.admission import BloomAdmission
+from embedding.spec.optimizers import Optimizer
+from embedding.spec.table import TableSpec
 from ps.messages.pull_push import Contribution, Pull
 from ps.messages.records import Apply, DenseNorm, Entry, Record, TableEviction
 from ps.shard.shard import Shard

@@ -23,21 +23,19 @@ from pydantic import (
 )
 
 from embedding.optimizers.rule import NO_DENSE_CLIP_NORM
+from embedding.spec.admission import BloomAdmission, CounterAdmission, ProbabilisticAdmission
 from embedding.spec.composition import Composition
-from embedding.spec.optimizers import Adagrad, Adam, Optimizer
-from embedding.spec.table import (
-    BloomAdmission,
+from embedding.spec.eviction import Eviction
+from embedding.spec.initial_values import (
     Constant,
-    CounterAdmission,
-    Eviction,
     GlorotUniform,
     Normal,
-    ProbabilisticAdmission,
     TruncatedNormal,
     Uniform,
-    ValueDtype,
     Zeros,
 )
+from embedding.spec.optimizers import Adagrad, Adam, Optimizer
+from embedding.spec.table import ValueDtype
 from ps.messages.pull_push import MAX_STEP_BATCHES
 from ps.spec import SparseMean
 from scheduler.coordinator.modes.policy import PolicyOptions

@@ -6,7 +6,9 @@ from typing import Any
 
 from embedding import rows_per_bucket
 from embedding.spec.composition import Composed, compose
-from embedding.spec.table import Constant, TableSpec, needs_usage
+from embedding.spec.eviction import needs_usage
+from embedding.spec.initial_values import Constant
+from embedding.spec.table import TableSpec
 from ps.spec import StoreSpec
 from scheduler.job.config import EmbeddingConfig, JobConfig, TableConfig
 from scheduler.job.errors import ConfigError, nearest

@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from embedding import TableEntries, TableSpec, rule_for
-from embedding.spec.table import to_json
+from embedding.spec.json_form import to_json
 from embedding.table.inspection import BIN_STARTS, RankBy, norms
 from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from ps.checkpoint.summary import KeyState, TableOverview, TableSummary, overview_of, summarize

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from embedding.optimizers.rule import step_scalars
-from embedding.spec.table import Adagrad, AdamAsync, CounterAdmission, Optimizer, Sgd, TableSpec
+from embedding.spec.admission import CounterAdmission
+from embedding.spec.optimizers import Adagrad, AdamAsync, Optimizer, Sgd
+from embedding.spec.table import TableSpec
 from ps.checkpoint.checkpoint import CheckpointReader, Manifest, write_manifest, write_shard
 from ps.checkpoint.digest import block_digests, bucket_digests, model_digest
 from ps.checkpoint.restore import start_shard_from

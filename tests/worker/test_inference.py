@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from embedding import EmbeddingVariable, TableEntries, TableSpec
 from embedding.kernels.mixing import buckets_of
+from embedding.spec.admission import CounterAdmission
 from embedding.spec.composition import Part
-from embedding.spec.table import Adagrad, AdamAsync, CounterAdmission, Optimizer, Sgd
+from embedding.spec.optimizers import Adagrad, AdamAsync, Optimizer, Sgd
 from ps.checkpoint.checkpoint import CheckpointError, Manifest, write_manifest, write_shard
 from ps.checkpoint.digest import bucket_digests
 from ps.checkpoint.sealed_json import unsealed

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from embedding.spec.table import Constant, Uniform
+from embedding.spec.initial_values import Constant, Uniform
 from worker.models.protocol import FloatArray, Parameter, name_hint
 
 WIDTH_MAX = 65536

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from embedding.spec.table import Constant, Initializer, Normal, TruncatedNormal, Uniform
+from embedding.spec.initial_values import Constant, Initializer, Normal, TruncatedNormal, Uniform
 from runtime.near_names import near_name
 
 FloatArray = npt.NDArray[np.float32]

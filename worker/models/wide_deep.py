@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from embedding.spec.table import Constant
+from embedding.spec.initial_values import Constant
 from worker.models.layers import Mlp, RowBuffer, read_widths
 from worker.models.protocol import FloatArray, Parameter
 from worker.spec import Lookup, ModelSpec

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from embedding import EmbeddingVariable, TableEntries, TableSpec
-from embedding.spec.table import Adagrad, CounterAdmission, Sgd
+from embedding.spec.admission import CounterAdmission
+from embedding.spec.optimizers import Adagrad, Sgd
 
 DIM = 3
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from embedding.optimizers.rule import rule_for, step_scalars
+from embedding.spec.json_form import optimizer_from_json, to_json
 from embedding.spec.optimizers import (
     OPTIMIZERS,
     Adagrad,
@@ -22,7 +23,6 @@ from embedding.spec.optimizers import (
     Sgd,
 )
 from embedding.spec.schedule import Schedule
-from embedding.spec.table import optimizer_from_json, to_json
 
 CASES = {
     "sgd": Sgd(),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding.optimizers.rule import rule_for, step_scalars
-from embedding.spec.table import Adagrad, AdamAsync, Sgd
+from embedding.spec.optimizers import Adagrad, AdamAsync, Sgd
 
 SPECS = [Sgd(), Adagrad(), AdamAsync(), AdamAsync(apply_sparse_rmsprop=True)]
 NAMES = ["sgd", "adagrad", "adam", "rmsprop"]

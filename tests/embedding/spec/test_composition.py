@@ -3,16 +3,12 @@ from typing import Any
 
 import pytest
 
+from embedding.spec.admission import CounterAdmission, FrequencyAdmission
 from embedding.spec.composition import Adaptive, DynamicDimension, MultiHash, compose
-from embedding.spec.table import (
-    Adagrad,
-    Constant,
-    CounterAdmission,
-    Eviction,
-    FrequencyAdmission,
-    TableSpec,
-    WarmStart,
-)
+from embedding.spec.eviction import Eviction
+from embedding.spec.initial_values import Constant
+from embedding.spec.optimizers import Adagrad
+from embedding.spec.table import TableSpec, WarmStart
 
 TABLE = TableSpec(
     name="t",

@@ -2,8 +2,9 @@
 
 import pytest
 
+from embedding.spec.initial_values import Constant, Uniform
 from embedding.spec.optimizers import Adagrad, Adam, AdamW, Ftrl, Sgd
-from embedding.spec.table import Constant, TableSpec, Uniform
+from embedding.spec.table import TableSpec
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,10 @@ import pytest
 
 from embedding import CounterEntries, EmbeddingVariable, TableSpec
 from embedding.kernels.mixing import buckets_of, mix_text
-from embedding.spec.table import (
-    BloomAdmission,
-    Constant,
-    CounterAdmission,
-    ProbabilisticAdmission,
-    Sgd,
-    table_from_json,
-    to_json,
-)
+from embedding.spec.admission import BloomAdmission, CounterAdmission, ProbabilisticAdmission
+from embedding.spec.initial_values import Constant
+from embedding.spec.json_form import table_from_json, to_json
+from embedding.spec.optimizers import Sgd
 from embedding.table.bloom import BloomBlocks, BloomFilter, BloomSize
 
 BITS = [8, 16, 32, 64]

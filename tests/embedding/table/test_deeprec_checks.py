@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from embedding import EmbeddingVariable, TableSpec, step_scalars
-from embedding.spec.table import Adagrad, AdamAsync, BloomAdmission, Constant, CounterAdmission, Sgd
+from embedding.spec.admission import BloomAdmission, CounterAdmission
+from embedding.spec.initial_values import Constant
+from embedding.spec.optimizers import Adagrad, AdamAsync, Sgd
 
 OPTIMIZERS = [Sgd(), Adagrad(), AdamAsync(), AdamAsync(apply_sparse_rmsprop=True)]
 FILTERS = [

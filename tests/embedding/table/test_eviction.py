@@ -5,7 +5,9 @@ import pytest
 
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec, rows_per_bucket
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
-from embedding.spec.table import Adagrad, AdamAsync, Eviction, Sgd, table_from_json, to_json
+from embedding.spec.eviction import Eviction
+from embedding.spec.json_form import table_from_json, to_json
+from embedding.spec.optimizers import Adagrad, AdamAsync, Sgd
 
 ONE_BUCKET = np.array([k for k in range(80_000) if buckets_of(np.array([k]))[0] == 99][:12])
 

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding.kernels.mixing import mix_text
-from embedding.spec.table import (
+from embedding.spec.initial_values import (
     Constant,
     GlorotUniform,
     Normal,
-    TableSpec,
     TruncatedNormal,
     Uniform,
     Zeros,
 )
+from embedding.spec.table import TableSpec
 from embedding.table.initial_values import normal_quantile
 from embedding.table.variable import EmbeddingVariable
 

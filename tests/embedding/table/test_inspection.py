@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
-from embedding.spec.table import AdamAsync, BloomAdmission, CounterAdmission
+from embedding.spec.admission import BloomAdmission, CounterAdmission
+from embedding.spec.optimizers import AdamAsync
 from embedding.table.inspection import BIN_STARTS, TopRows, frequency_histogram, norms
 
 DIM = 3

@@ -7,18 +7,11 @@ import numpy as np
 import pytest
 
 from embedding import EmbeddingVariable, TableSpec, step_scalars
+from embedding.spec.admission import BloomAdmission, CounterAdmission, FrequencyAdmission
 from embedding.spec.composition import Adaptive, DynamicDimension, compose
-from embedding.spec.table import (
-    Adagrad,
-    BloomAdmission,
-    Constant,
-    CounterAdmission,
-    FrequencyAdmission,
-    Sgd,
-    Uniform,
-    table_from_json,
-    to_json,
-)
+from embedding.spec.initial_values import Constant, Uniform
+from embedding.spec.json_form import table_from_json, to_json
+from embedding.spec.optimizers import Adagrad, Sgd
 from embedding.table.key_maps import static_keys
 from embedding.table.links import check_links, make_variables
 

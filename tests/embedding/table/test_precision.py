@@ -8,8 +8,9 @@ from numba import njit
 
 from embedding import EmbeddingVariable, TableEntries, TableSpec, step_scalars
 from embedding.kernels.finite import all_finite
-from embedding.spec.optimizers import OPTIMIZERS
-from embedding.spec.table import Constant, Normal, Sgd, Uniform, table_from_json, to_json
+from embedding.spec.initial_values import Constant, Normal, Uniform
+from embedding.spec.json_form import table_from_json, to_json
+from embedding.spec.optimizers import OPTIMIZERS, Sgd
 from embedding.table.precision import kind_of, narrow_rows, read_vector, stored_width, write_vector
 
 NARROW = ("float16", "bfloat16")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from embedding import EmbeddingVariable, TableSpec, make_variables
-from embedding.spec.table import BloomAdmission, CounterAdmission
+from embedding.spec.admission import BloomAdmission, CounterAdmission
 from embedding.table import machine_limits
 from embedding.table.counters import CounterEntries
 from embedding.table.rows import MAX_ROWS

@@ -8,7 +8,8 @@ import pytest
 
 from embedding import CounterEntries, EmbeddingVariable, TableSpec
 from embedding.arrow import row_schema
-from embedding.spec.table import BloomAdmission, CounterAdmission, Eviction, FrequencyAdmission
+from embedding.spec.admission import BloomAdmission, CounterAdmission, FrequencyAdmission
+from embedding.spec.eviction import Eviction
 from embedding.table.links import make_variables
 
 TRACKED = TableSpec(name="t", dim=3)

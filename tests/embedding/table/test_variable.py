@@ -8,7 +8,9 @@ import pytest
 
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec, step_scalars
 from embedding.kernels.mixing import buckets_of
-from embedding.spec.table import Adagrad, AdamAsync, Constant, CounterAdmission, Sgd
+from embedding.spec.admission import CounterAdmission
+from embedding.spec.initial_values import Constant
+from embedding.spec.optimizers import Adagrad, AdamAsync, Sgd
 
 DIM = 3
 

@@ -8,13 +8,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
 from embedding.kernels.mixing import buckets_of, mix_text
-from embedding.spec.table import (
-    Adagrad,
-    BloomAdmission,
-    CounterAdmission,
-    ProbabilisticAdmission,
-    Uniform,
-)
+from embedding.spec.admission import BloomAdmission, CounterAdmission, ProbabilisticAdmission
+from embedding.spec.initial_values import Uniform
+from embedding.spec.optimizers import Adagrad
 from embedding.table.bloom import BloomSize
 
 DIM = 2

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from embedding import EmbeddingVariable, TableEntries, TableSpec, step_scalars
-from embedding.spec.table import Constant, CounterAdmission, Sgd
+from embedding.spec.admission import CounterAdmission
+from embedding.spec.initial_values import Constant
+from embedding.spec.optimizers import Sgd
 
 DIM = 3
 

@@ -7,8 +7,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedding.spec.optimizers import AdagradDecay, AdagradDecayV2
-from embedding.spec.table import Adagrad, AdamAsync, Optimizer, Sgd, TableSpec
+from embedding.spec.optimizers import (
+    Adagrad,
+    AdagradDecay,
+    AdagradDecayV2,
+    AdamAsync,
+    Optimizer,
+    Sgd,
+)
+from embedding.spec.table import TableSpec
 from ps.checkpoint.checkpoint import CheckpointReader
 from ps.checkpoint.digest import bucket_digests, model_digest
 from ps.checkpoint.restore import MovedDense, load_tables, start_shard_from

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from embedding.spec.table import Adagrad, Sgd, TableSpec
+from embedding.spec.optimizers import Adagrad, Sgd
+from embedding.spec.table import TableSpec
 from ps.checkpoint import checkpoint
 from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from ps.checkpoint.restore import check_fits, load_tables, start_shard_from

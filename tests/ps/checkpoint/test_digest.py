@@ -7,7 +7,8 @@ import pytest
 
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
 from embedding.kernels.mixing import NUM_BUCKETS
-from embedding.spec.table import AdamAsync, CounterAdmission
+from embedding.spec.admission import CounterAdmission
+from embedding.spec.optimizers import AdamAsync
 from ps.checkpoint.digest import block_digests, bucket_digests, model_digest
 from ps.shard.dense import DenseBlocks
 from ps.spec import BLOCK_SIZE, StoreSpec

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedding.spec.table import BloomAdmission, TableSpec
+from embedding.spec.admission import BloomAdmission
+from embedding.spec.table import TableSpec
 from ps.checkpoint import checkpoint
 from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from ps.checkpoint.file_parts import PARTS_SCHEMA

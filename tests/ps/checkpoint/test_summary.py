@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from embedding import EmbeddingVariable, TableEntries, TableSpec
-from embedding.spec.table import AdamAsync, BloomAdmission, CounterAdmission, Sgd
+from embedding.spec.admission import BloomAdmission, CounterAdmission
+from embedding.spec.optimizers import AdamAsync, Sgd
 from embedding.table.inspection import norms
 from ps.checkpoint import summary as table_summary
 from ps.checkpoint.checkpoint import CheckpointReader

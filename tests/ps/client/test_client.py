@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec.table import AdamAsync, CounterAdmission, TableSpec
+from embedding.spec.admission import CounterAdmission
+from embedding.spec.optimizers import AdamAsync
+from embedding.spec.table import TableSpec
 from ps.client.client import Open, PsClient, PulledBatch, ShardLostError
 from ps.messages.pull_push import ANY_STEP, PullReply, PushReply
 from ps.messages.records import Apply, ApplyReply

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec.table import AdamAsync, CounterAdmission, TableSpec
+from embedding.spec.admission import CounterAdmission
+from embedding.spec.optimizers import AdamAsync
+from embedding.spec.table import TableSpec
 from ps.client import faults as connection_faults
 from ps.client.client import Open, PsClient, PulledBatch, ShardLostError
 from ps.client.faults import ConnectionFault, ConnectionFaults, Fate, Fates, with_faults

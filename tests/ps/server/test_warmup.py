@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from embedding import TableSpec
-from embedding.spec.table import Adagrad
+from embedding.spec.optimizers import Adagrad
 from ps.server import warmup
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec

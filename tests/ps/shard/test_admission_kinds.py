@@ -10,15 +10,15 @@ import pyarrow as pa
 import pytest
 
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
-from embedding.spec.table import (
+from embedding.spec.admission import (
     Admission,
     BloomAdmission,
-    Constant,
     CounterAdmission,
     ProbabilisticAdmission,
-    Sgd,
-    TableSpec,
 )
+from embedding.spec.initial_values import Constant
+from embedding.spec.optimizers import Sgd
+from embedding.spec.table import TableSpec
 from embedding.table.bloom import BloomSize
 from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from ps.checkpoint.digest import bucket_digests

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from embedding.optimizers.rule import step_scalars
-from embedding.spec.table import Adagrad, AdamAsync, Optimizer, Sgd
+from embedding.spec.optimizers import Adagrad, AdamAsync, Optimizer, Sgd
 from ps.messages.pull_push import Contribution
 from ps.shard.dense import DenseBlocks
 from ps.spec import BLOCK_SIZE, StoreSpec

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec.table import Adagrad, Optimizer, Sgd, TableSpec
+from embedding.spec.optimizers import Adagrad, Optimizer, Sgd
+from embedding.spec.table import TableSpec
 from ps.messages.exchange import Refusal
 from ps.messages.records import ApplyReply, DenseNorm, DenseNormReply, Entry
 from ps.spec import BLOCK_SIZE, StoreSpec

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embedding.spec.admission import BloomAdmission, CounterAdmission
 from embedding.spec.composition import Adaptive, DynamicDimension, compose
-from embedding.spec.table import AdamAsync, BloomAdmission, CounterAdmission, TableSpec
+from embedding.spec.optimizers import AdamAsync
+from embedding.spec.table import TableSpec
 from embedding.table.key_maps import map_keys
 from ps.checkpoint.checkpoint import CheckpointReader
 from ps.checkpoint.restore import load_tables, start_shard_from

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from embedding.optimizers.rule import step_scalars
+from embedding.spec.admission import CounterAdmission
 from embedding.spec.optimizers import (
     OPTIMIZERS,
     Adagrad,
@@ -21,7 +22,7 @@ from embedding.spec.optimizers import (
     RmsProp,
     Sgd,
 )
-from embedding.spec.table import CounterAdmission, TableSpec
+from embedding.spec.table import TableSpec
 from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from ps.checkpoint.restore import start_shard_from
 from ps.server.warmup import warm_up

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec.table import Sgd, TableSpec
+from embedding.spec.optimizers import Sgd
+from embedding.spec.table import TableSpec
 from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from ps.checkpoint.restore import start_shard_from
 from ps.messages.records import TableEviction

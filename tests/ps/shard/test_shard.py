@@ -4,7 +4,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec.table import Adagrad, Constant, CounterAdmission, Sgd, TableSpec
+from embedding.spec.admission import CounterAdmission
+from embedding.spec.initial_values import Constant
+from embedding.spec.optimizers import Adagrad, Sgd
+from embedding.spec.table import TableSpec
 from ps.messages.exchange import Refusal
 from ps.messages.pull_push import ANY_STEP, PullReply, PushReply
 from ps.messages.records import Apply, ApplyReply, Entry

@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding.kernels.mixing import buckets_of
-from embedding.spec.table import AdamAsync, Constant, CounterAdmission, Sgd, TableSpec
+from embedding.spec.admission import CounterAdmission
+from embedding.spec.initial_values import Constant
+from embedding.spec.optimizers import AdamAsync, Sgd
+from embedding.spec.table import TableSpec
 from ps.messages.records import ApplyReply, Entry, TableEviction
 from ps.spec import bucket_range
 

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 
 from embedding.kernels.mixing import buckets_of
-from embedding.spec.table import Constant, CounterAdmission, Sgd, TableSpec
+from embedding.spec.admission import CounterAdmission
+from embedding.spec.initial_values import Constant
+from embedding.spec.optimizers import Sgd
+from embedding.spec.table import TableSpec
 from ps.messages.exchange import Refusal
 from ps.messages.records import ApplyReply, Entry, TableEviction
 

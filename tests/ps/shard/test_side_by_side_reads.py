@@ -7,15 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec.table import (
-    Adagrad,
-    BloomAdmission,
-    CounterAdmission,
-    Normal,
-    ProbabilisticAdmission,
-    TableSpec,
-    WarmStart,
-)
+from embedding.spec.admission import BloomAdmission, CounterAdmission, ProbabilisticAdmission
+from embedding.spec.initial_values import Normal
+from embedding.spec.optimizers import Adagrad
+from embedding.spec.table import TableSpec, WarmStart
 from ps.messages.pull_push import ANY_STEP, PullReply
 from ps.messages.records import Apply, Record
 from ps.net.sockets import receive, send

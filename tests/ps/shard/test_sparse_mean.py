@@ -6,7 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec.table import Constant, CounterAdmission, Sgd, TableSpec
+from embedding.spec.admission import CounterAdmission
+from embedding.spec.initial_values import Constant
+from embedding.spec.optimizers import Sgd
+from embedding.spec.table import TableSpec
 from ps.checkpoint.checkpoint import CheckpointReader
 from ps.messages.records import Entry
 from ps.spec import StoreSpec

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from embedding.optimizers.rule import step_scalars
-from embedding.spec.optimizers import Adam
-from embedding.spec.table import Eviction, Sgd, TableSpec
+from embedding.spec.eviction import Eviction
+from embedding.spec.optimizers import Adam, Sgd
+from embedding.spec.table import TableSpec
 from ps.messages.pull_push import ANY_STEP
 from ps.messages.records import Record, Totals
 from ps.spec import StoreSpec

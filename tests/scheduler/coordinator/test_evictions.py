@@ -2,7 +2,8 @@
 
 import pytest
 
-from embedding.spec.table import Eviction, TableSpec
+from embedding.spec.eviction import Eviction
+from embedding.spec.table import TableSpec
 from ps.messages.records import TableEviction
 from scheduler.coordinator.clock import ScheduleClock
 from scheduler.coordinator.evictions import evictions_due

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec.table import Sgd, TableSpec
+from embedding.spec.optimizers import Sgd
+from embedding.spec.table import TableSpec
 from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import (

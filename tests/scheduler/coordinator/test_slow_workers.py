@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec.table import Eviction, Sgd, TableSpec
+from embedding.spec.eviction import Eviction
+from embedding.spec.optimizers import Sgd
+from embedding.spec.table import TableSpec
 from ps.messages.pull_push import Contribution, PushReply
 from ps.messages.records import Apply, Record
 from ps.shard.shard import Shard

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from embedding.spec.table import Sgd, TableSpec
+from embedding.spec.optimizers import Sgd
+from embedding.spec.table import TableSpec
 from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import Answer, RecordsApplied, WorkerReported

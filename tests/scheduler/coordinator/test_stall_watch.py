@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from embedding.spec.table import Sgd, TableSpec
+from embedding.spec.optimizers import Sgd
+from embedding.spec.table import TableSpec
 from ps.spec import StoreSpec
 from scheduler import JobConfig
 from scheduler.coordinator.coordinator import Coordinator

@@ -7,16 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from embedding.spec.table import (
-    Adagrad,
-    BloomAdmission,
-    Constant,
-    CounterAdmission,
-    Eviction,
-    Normal,
-    ProbabilisticAdmission,
-    Uniform,
-)
+from embedding.spec.admission import BloomAdmission, CounterAdmission, ProbabilisticAdmission
+from embedding.spec.eviction import Eviction
+from embedding.spec.initial_values import Constant, Normal, Uniform
+from embedding.spec.optimizers import Adagrad
 from ps.net.listener import MAX_CONNECTIONS
 from scheduler import ConfigError, JobConfig
 from scheduler.job.paths import with_absolute_paths

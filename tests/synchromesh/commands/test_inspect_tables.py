@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from embedding import CounterEntries, TableEntries, TableSpec
-from embedding.spec.table import Adagrad, BloomAdmission, CounterAdmission, Eviction
+from embedding.spec.admission import BloomAdmission, CounterAdmission
+from embedding.spec.eviction import Eviction
+from embedding.spec.optimizers import Adagrad
 from ps.checkpoint.checkpoint import Manifest, write_manifest, write_shard
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from embedding.spec.table import Sgd
+from embedding.spec.optimizers import Sgd
 from worker.models import initial_parameters, needed_lookups, num_parameters
 from worker.spec import ModelSpec, SparseFeature
 

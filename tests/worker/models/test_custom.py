@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding.spec.table import Sgd
+from embedding.spec.optimizers import Sgd
 from worker.models import build_model, initial_parameters, needed_lookups
 from worker.spec import ModelSpec, SparseFeature
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from embedding.spec.table import Sgd
+from embedding.spec.optimizers import Sgd
 from worker.models import build_model, initial_parameters, needed_lookups, num_parameters
 from worker.spec import ModelSpec, SparseFeature
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec.table import Sgd
+from embedding.spec.optimizers import Sgd
 from worker.models import SampleVectors, build_model, initial_parameters, needed_lookups
 from worker.models.inputs import input_names, sources_of
 from worker.spec import FeatureSpec, ModelSpec, SparseFeature

@@ -3,7 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from embedding.spec.table import Constant, Normal, Sgd, TruncatedNormal, Uniform
+from embedding.spec.initial_values import Constant, Normal, TruncatedNormal, Uniform
+from embedding.spec.optimizers import Sgd
 from worker.models import (
     Parameter,
     build_model,

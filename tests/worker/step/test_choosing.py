@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from embedding import EmbeddingVariable, TableSpec, step_scalars
+from embedding.spec.admission import CounterAdmission
 from embedding.spec.composition import Adaptive, compose
-from embedding.spec.optimizers import Adam
-from embedding.spec.table import CounterAdmission, Sgd
+from embedding.spec.optimizers import Adam, Sgd
 from embedding.table.key_maps import static_keys
 from embedding.table.links import make_variables
 from ps.client.deduplicate import Deduplicator, keep_admitted

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding.spec.table import Sgd
+from embedding.spec.optimizers import Sgd
 from ps.client.deduplicate import Deduplicator
 from ps.spec import even_routing
 from runtime.fingerprint import FloatModeError

@@ -7,7 +7,8 @@ from statistics import fmean
 
 import pytest
 
-from embedding.spec.table import Sgd, TableSpec
+from embedding.spec.optimizers import Sgd
+from embedding.spec.table import TableSpec
 from ps.messages.pull_push import ANY_STEP
 from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator import Coordinator, CoordinatorSpec
