@@ -8,7 +8,8 @@ import numpy as np
 
 from embedding import CounterEntries, TableEntries, TableSpec, buckets_of
 from embedding.kernels.mixing import NUM_BUCKETS
-from ps.checkpoint.checkpoint import CheckpointReader, Manifest
+from ps.checkpoint.manifest import Manifest
+from ps.checkpoint.read import CheckpointReader
 from ps.messages.records import Record
 from ps.shard.shard import Shard
 from runtime.strict_json import json_text

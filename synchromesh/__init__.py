@@ -21,7 +21,7 @@ refuse_shadows()
 
 if TYPE_CHECKING:
     from embedding import EmbeddingVariable, TableSpec
-    from ps.checkpoint.checkpoint import CheckpointError
+    from ps.checkpoint.manifest import CheckpointError
     from scheduler.driver.trainer import Result, Trainer
     from scheduler.errors import RunDirectoryError, StartError, TrainingError
     from scheduler.job.config import JobConfig
@@ -56,7 +56,7 @@ __all__ = [
 
 _HOMES = {
     "embedding": ("EmbeddingVariable", "TableSpec"),
-    "ps.checkpoint.checkpoint": ("CheckpointError",),
+    "ps.checkpoint.manifest": ("CheckpointError",),
     "scheduler.job.config": ("JobConfig",),
     "scheduler.job.errors": ("ConfigError",),
     "scheduler.errors": ("RunDirectoryError", "StartError", "TrainingError"),

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from embedding import TableSpec
 from embedding.arrow import to_arrow
-from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.read import CheckpointReader
 from scheduler.job.errors import nearest
 from scheduler.run.directory import (
     CHECKPOINTS,

@@ -7,7 +7,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.read import CheckpointReader
 from scheduler import ConfigError, JobConfig, RunDirectoryError
 from scheduler.job.paths import with_absolute_paths
 from scheduler.job.specs import evaluation_data

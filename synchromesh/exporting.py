@@ -10,7 +10,7 @@ from typing import Any
 
 from embedding import TableSpec
 from embedding.arrow import row_schema, to_arrow
-from ps.checkpoint.checkpoint import CheckpointReader
+from ps.checkpoint.read import CheckpointReader
 from runtime.strict_json import json_text
 from scheduler.job.errors import nearest
 from scheduler.run.directory import latest_checkpoint

@@ -10,7 +10,8 @@ import threadpoolctl
 
 from embedding import EmbeddingVariable
 from embedding.spec.composition import Part
-from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import load_tables
 from ps.client.deduplicate import Deduplicated, Deduplicator
 from ps.spec import even_routing

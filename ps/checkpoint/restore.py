@@ -13,7 +13,8 @@ from embedding.spec.admission import BloomAdmission, CounterAdmission
 from embedding.spec.optimizers import Optimizer
 from embedding.table.bloom import BloomSize
 from embedding.table.links import make_variables
-from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.read import CheckpointReader
 from ps.shard.dense import DenseBlocks
 from ps.shard.shard import Shard
 from ps.spec import BLOCK_SIZE, StoreSpec, bucket_range

@@ -18,7 +18,7 @@ from embedding.table.bloom import BloomFilter, BloomSize
 from embedding.table.inspection import RankBy, TopRows, frequency_histogram, norms
 from embedding.table.precision import stored_width
 from embedding.table.rows import memory_of
-from ps.checkpoint.checkpoint import CheckpointReader
+from ps.checkpoint.read import CheckpointReader
 
 Int64Array = npt.NDArray[np.int64]
 

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader, FileEntry, write_shard
 from ps.checkpoint.digest import BucketDigests, block_digests
+from ps.checkpoint.manifest import CheckpointError, FileEntry
+from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import MovedDense, start_shard_from
+from ps.checkpoint.write import write_shard
 from ps.net.sockets import Address
 from ps.server.data_plane import DataPlane
 from ps.server.read_write_lock import ReadWriteLock

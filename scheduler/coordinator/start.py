@@ -4,7 +4,8 @@ import logging
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.read import CheckpointReader
 from runtime.typed import decoder_of, field_values
 from scheduler.coordinator.clock import ClockState, check_first_steps
 

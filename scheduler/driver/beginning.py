@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding import NUM_BUCKETS
-from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import check_fits
 from ps.spec import StoreSpec
 from scheduler.coordinator.start import InitFeatures, Start, start_from

@@ -9,14 +9,9 @@ import numpy as np
 import ray
 
 from embedding import rule_for
-from ps.checkpoint.checkpoint import (
-    MANIFEST,
-    Manifest,
-    begin_checkpoint,
-    publish_checkpoint,
-    write_manifest,
-)
 from ps.checkpoint.digest import model_digest
+from ps.checkpoint.manifest import MANIFEST, Manifest, write_manifest
+from ps.checkpoint.write import begin_checkpoint, publish_checkpoint
 from ps.server.server import ShardCut
 from ps.spec import StoreSpec
 from scheduler.coordinator.server import Status

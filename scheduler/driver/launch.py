@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from ps.checkpoint.checkpoint import CheckpointReader
+from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import MovedDense
 from ps.net.sockets import Address
 from ps.server.actor import ServerActor

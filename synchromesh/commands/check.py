@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from ps.checkpoint.checkpoint import CheckpointError
+from ps.checkpoint.manifest import CheckpointError
 from scheduler import ConfigError, JobConfig, RunDirectoryError
 from scheduler.job.paths import with_absolute_paths
 from synchromesh.checking import SAMPLE_ROWS, Check, Column, check_job

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from ps.checkpoint.checkpoint import CheckpointError
+from ps.checkpoint.manifest import CheckpointError
 from scheduler import RunDirectoryError
 from synchromesh.checkpoints import as_json as facts_of
 from synchromesh.checkpoints import list_checkpoints, open_checkpoint

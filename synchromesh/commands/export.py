@@ -3,7 +3,7 @@
 import click
 import pyarrow as pa
 
-from ps.checkpoint.checkpoint import CheckpointError
+from ps.checkpoint.manifest import CheckpointError
 from scheduler import RunDirectoryError
 from synchromesh.commands.answers import FAILURES, answering, json_option, names, print_json
 from synchromesh.exporting import ExportError, export_embeddings

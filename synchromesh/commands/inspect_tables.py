@@ -16,7 +16,8 @@ from rich.table import Table
 from embedding import TableEntries, TableSpec, rule_for
 from embedding.spec.json_form import to_json
 from embedding.table.inspection import BIN_STARTS, RankBy, norms
-from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.summary import KeyState, TableOverview, TableSummary, overview_of, summarize
 from scheduler import RunDirectoryError
 from scheduler.job.errors import nearest

@@ -16,9 +16,11 @@ from embedding.optimizers.rule import step_scalars
 from embedding.spec.admission import CounterAdmission
 from embedding.spec.optimizers import Adagrad, AdamAsync, Optimizer, Sgd
 from embedding.spec.table import TableSpec
-from ps.checkpoint.checkpoint import CheckpointReader, Manifest, write_manifest, write_shard
 from ps.checkpoint.digest import block_digests, bucket_digests, model_digest
+from ps.checkpoint.manifest import Manifest, write_manifest
+from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import start_shard_from
+from ps.checkpoint.write import write_shard
 from ps.client.client import Identity, Open, PsClient, PulledBatch
 from ps.client.deduplicate import Deduplicated, Deduplicator, keep_admitted
 from ps.messages.exchange import Reply

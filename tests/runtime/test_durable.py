@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ps.checkpoint.checkpoint import CheckpointReader, begin_checkpoint, publish_checkpoint
+from ps.checkpoint.read import CheckpointReader
+from ps.checkpoint.write import begin_checkpoint, publish_checkpoint
 from runtime.durable import PARTIAL, new_file, write_text
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ps.checkpoint.checkpoint import CheckpointReader
+from ps.checkpoint.read import CheckpointReader
 from scheduler.coordinator.start import start_from
 from worker.data.batch import Bags, Batch
 from worker.inference import Predictor

@@ -18,9 +18,10 @@ from embedding.kernels.mixing import buckets_of
 from embedding.spec.admission import CounterAdmission
 from embedding.spec.composition import Part
 from embedding.spec.optimizers import Adagrad, AdamAsync, Optimizer, Sgd
-from ps.checkpoint.checkpoint import CheckpointError, Manifest, write_manifest, write_shard
 from ps.checkpoint.digest import bucket_digests
+from ps.checkpoint.manifest import CheckpointError, Manifest, write_manifest
 from ps.checkpoint.sealed_json import unsealed
+from ps.checkpoint.write import write_shard
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec, bucket_range
 from worker.data.batch import Bags, Batch

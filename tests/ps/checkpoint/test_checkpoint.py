@@ -16,8 +16,8 @@ from embedding.spec.optimizers import (
     Sgd,
 )
 from embedding.spec.table import TableSpec
-from ps.checkpoint.checkpoint import CheckpointReader
 from ps.checkpoint.digest import bucket_digests, model_digest
+from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import MovedDense, load_tables, start_shard_from
 
 # What comes back ----------------------------------------------------------------------------------

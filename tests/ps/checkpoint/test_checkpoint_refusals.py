@@ -11,8 +11,9 @@ import pytest
 
 from embedding.spec.optimizers import Adagrad, Sgd
 from embedding.spec.table import TableSpec
-from ps.checkpoint import checkpoint
-from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint import manifest as checkpoint
+from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import check_fits, load_tables, start_shard_from
 from ps.checkpoint.sealed_json import SEAL, unsealed
 

@@ -13,9 +13,10 @@ import pytest
 
 from embedding.spec.admission import BloomAdmission
 from embedding.spec.table import TableSpec
-from ps.checkpoint import checkpoint
-from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint import manifest as checkpoint
 from ps.checkpoint.file_parts import PARTS_SCHEMA
+from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import MovedDense, load_tables, start_shard_from
 from ps.checkpoint.sealed_json import unsealed
 
@@ -26,7 +27,7 @@ ADAM = "tables/adam/rows-00000-of-00002.arrow"
 def make_parts_small(patch: pytest.MonkeyPatch) -> None:
     """Write parts of a few rows each, and of two dense blocks."""
     patch.setattr("ps.checkpoint.file_rows.PART_BYTES", 2000)
-    patch.setattr("ps.checkpoint.checkpoint.PART_BYTES", 2 * 8192)
+    patch.setattr("ps.checkpoint.manifest.PART_BYTES", 2 * 8192)
 
 
 @pytest.fixture

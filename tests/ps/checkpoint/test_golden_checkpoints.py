@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from embedding import EmbeddingVariable
-from ps.checkpoint.checkpoint import CheckpointReader
+from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import load_tables, start_shard_from
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec

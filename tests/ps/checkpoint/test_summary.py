@@ -11,7 +11,7 @@ from embedding.spec.admission import BloomAdmission, CounterAdmission
 from embedding.spec.optimizers import AdamAsync, Sgd
 from embedding.table.inspection import norms
 from ps.checkpoint import summary as table_summary
-from ps.checkpoint.checkpoint import CheckpointReader
+from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import load_tables
 from ps.checkpoint.summary import TableSummary, overview_of, summarize
 

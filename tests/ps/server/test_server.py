@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ps.checkpoint.checkpoint import CheckpointError, Manifest, write_manifest
 from ps.checkpoint.digest import model_digest
+from ps.checkpoint.manifest import CheckpointError, Manifest, write_manifest
 from ps.client.client import Identity, PsClient
 from ps.messages.exchange import Refusal
 from ps.messages.pull_push import ANY_STEP

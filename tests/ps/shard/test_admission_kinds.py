@@ -20,8 +20,9 @@ from embedding.spec.initial_values import Constant
 from embedding.spec.optimizers import Sgd
 from embedding.spec.table import TableSpec
 from embedding.table.bloom import BloomSize
-from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
 from ps.checkpoint.digest import bucket_digests
+from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import load_tables, start_shard_from
 from ps.checkpoint.sealed_json import unsealed
 
@@ -156,7 +157,7 @@ def test_training_goes_on_alike_on_any_number_of_shards(small_job: Any, tmp_path
 def test_blocks_lie_in_files_that_other_tools_open(
     small_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ps.checkpoint.checkpoint._BLOOM_BYTES_AT_ONCE", 1000)
+    monkeypatch.setattr("ps.checkpoint.write._BLOOM_BYTES_AT_ONCE", 1000)
     job = trained(small_job, 2)
     directory = job.write_checkpoint(tmp_path)
 

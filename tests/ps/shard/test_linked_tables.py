@@ -13,7 +13,7 @@ from embedding.spec.composition import Adaptive, DynamicDimension, compose
 from embedding.spec.optimizers import AdamAsync
 from embedding.spec.table import TableSpec
 from embedding.table.key_maps import map_keys
-from ps.checkpoint.checkpoint import CheckpointReader
+from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import load_tables, start_shard_from
 from ps.client.client import Identity
 from ps.messages.records import TableEviction

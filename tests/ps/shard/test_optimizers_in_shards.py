@@ -23,7 +23,8 @@ from embedding.spec.optimizers import (
     Sgd,
 )
 from embedding.spec.table import TableSpec
-from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import start_shard_from
 from ps.server.warmup import warm_up
 from ps.spec import StoreSpec

@@ -9,7 +9,8 @@ import pytest
 
 from embedding.spec.optimizers import Sgd
 from embedding.spec.table import TableSpec
-from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import start_shard_from
 from ps.messages.records import TableEviction
 

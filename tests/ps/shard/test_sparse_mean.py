@@ -10,7 +10,7 @@ from embedding.spec.admission import CounterAdmission
 from embedding.spec.initial_values import Constant
 from embedding.spec.optimizers import Sgd
 from embedding.spec.table import TableSpec
-from ps.checkpoint.checkpoint import CheckpointReader
+from ps.checkpoint.read import CheckpointReader
 from ps.messages.records import Entry
 from ps.spec import StoreSpec
 

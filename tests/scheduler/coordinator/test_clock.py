@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.read import CheckpointReader
 from scheduler.coordinator.clock import ClockState, ScheduleClock
 from scheduler.coordinator.staleness import Histogram
 from scheduler.coordinator.start import InitClock, Start, start_from, time_to_json

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ps.checkpoint.checkpoint import CheckpointError, CheckpointReader
+from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.sealed_json import unsealed
 from scheduler import ConfigError, JobConfig, Result, Trainer
 from scheduler.driver.trainer import JobSpecs, resolve

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ps.checkpoint.checkpoint import CheckpointError
+from ps.checkpoint.manifest import CheckpointError
 from scheduler import JobConfig, Trainer
 from scheduler.job.specs import evaluation_data
 from worker.data.planning import make_plan

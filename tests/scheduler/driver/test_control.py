@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ps.checkpoint.checkpoint import CheckpointReader
+from ps.checkpoint.read import CheckpointReader
 from scheduler import JobConfig, Result, Trainer
 from scheduler.errors import ControlError
 from scheduler.run.control_file import find_job

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ps.checkpoint.checkpoint import CheckpointReader
+from ps.checkpoint.read import CheckpointReader
 from scheduler import JobConfig, Result, Trainer
 from scheduler.job.specs import model_spec
 from worker.models import build_model, initial_parameters

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from ps.checkpoint.checkpoint import CheckpointReader
+from ps.checkpoint.read import CheckpointReader
 from scheduler import JobConfig, Result, Trainer
 
 pytestmark = pytest.mark.ray

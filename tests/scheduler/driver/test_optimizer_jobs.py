@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from embedding.spec.optimizers import OPTIMIZERS
-from ps.checkpoint.checkpoint import CheckpointReader
+from ps.checkpoint.read import CheckpointReader
 from scheduler import JobConfig, Trainer
 
 pytestmark = pytest.mark.ray

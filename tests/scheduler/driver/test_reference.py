@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedding import EmbeddingVariable
-from ps.checkpoint.checkpoint import CheckpointReader
+from ps.checkpoint.read import CheckpointReader
 from scheduler import JobConfig, Trainer
 from scheduler.job.specs import model_spec, store_spec
 from worker.models import build_model, initial_parameters

@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 import scheduler.driver.checkpoints
 import scheduler.driver.launch
 import scheduler.driver.supervisor
-from ps.checkpoint.checkpoint import CheckpointReader
+from ps.checkpoint.read import CheckpointReader
 from ps.server.server import ServerSetup, ShardServer
 from scheduler import JobConfig
 from scheduler.driver.checkpoints import CheckpointWriter

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from ps.checkpoint.checkpoint import CheckpointReader
+from ps.checkpoint.read import CheckpointReader
 from scheduler import JobConfig
 from scheduler.run.directory import RunDirectory
 from synchromesh.commands.main import main

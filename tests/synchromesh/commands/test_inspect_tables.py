@@ -17,7 +17,8 @@ from embedding import CounterEntries, TableEntries, TableSpec
 from embedding.spec.admission import BloomAdmission, CounterAdmission
 from embedding.spec.eviction import Eviction
 from embedding.spec.optimizers import Adagrad
-from ps.checkpoint.checkpoint import Manifest, write_manifest, write_shard
+from ps.checkpoint.manifest import Manifest, write_manifest
+from ps.checkpoint.write import write_shard
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 from synchromesh.commands.main import main
