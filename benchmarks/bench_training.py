@@ -31,7 +31,7 @@ from bench.torch_dlrm import BagTables, MergedTables, TorchDlrm, table_sizes
 from bench.training_data import decoding, find_data
 from bench.training_jobs import MODES, Case, Jobs, job_of
 from embedding import Adagrad, Adam
-from scheduler.driver.trainer import JobSpecs, resolve
+from scheduler.driver.resolved import JobSpecs, resolve
 from worker.data.reading import Reader
 from worker.models import build_model
 

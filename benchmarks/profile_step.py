@@ -27,7 +27,7 @@ from bench.one_step import OneWorker
 from bench.training_data import find_data
 from bench.training_jobs import Case, job_of
 from runtime.strict_json import json_text
-from scheduler.driver.trainer import JobSpecs, resolve
+from scheduler.driver.resolved import JobSpecs, resolve
 from worker.models import build_model
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,7 +17,7 @@ from worker.errors import DataError
 from worker.spec import FeatureSpec
 
 if TYPE_CHECKING:
-    from scheduler.driver.trainer import JobSpecs
+    from scheduler.driver.resolved import JobSpecs
 
 SAMPLE_ROWS = 1_000_000
 BATCH_ROWS = 8192
@@ -97,7 +97,7 @@ def check_job(config: JobConfig, *, rows: int = SAMPLE_ROWS) -> Check:
         ConfigError, DataError, StorageError, CheckpointError: what training would refuse before it
             begins.
     """
-    from scheduler.driver.trainer import resolve  # and with it Ray, which is not started
+    from scheduler.driver.resolved import resolve  # and with it Ray, which is not started
 
     specs = resolve(config)
     seen = _Seen(specs.data.features)

@@ -29,7 +29,7 @@ from runtime.free_list import FreeList
 from scheduler import JobConfig
 from scheduler.coordinator.server import CoordinatorServer
 from scheduler.coordinator.worker_connections import ControlPlane
-from scheduler.driver.trainer import JobSpecs, resolve
+from scheduler.driver.resolved import JobSpecs, resolve
 from worker.faults import FaultPlan
 from worker.loop import LoopOptions
 from worker.models import build_model, initial_parameters

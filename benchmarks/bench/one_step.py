@@ -14,7 +14,7 @@ from ps.client.client import Identity, Open, PsClient, PulledBatch
 from ps.messages.pull_push import ANY_STEP
 from ps.messages.records import Entry, Record
 from scheduler.coordinator.step_scalars import scalars_of_step
-from scheduler.driver.trainer import JobSpecs
+from scheduler.driver.resolved import JobSpecs
 from worker.data.batch import Batch
 from worker.data.reading import Reader
 from worker.models import build_model, initial_parameters

@@ -62,7 +62,7 @@ def server_kernels(job: list[str]) -> dict[str, float]:
     phases.ended("import")
     from ps.server.warmup import warm_up
     from scheduler import JobConfig
-    from scheduler.driver.trainer import resolve
+    from scheduler.driver.resolved import resolve
 
     store = resolve(JobConfig.from_yaml(job[0], job[1:])).store
     phases.ended("job")
@@ -79,7 +79,7 @@ def worker_kernels(job: list[str]) -> dict[str, float]:
 
     phases.ended("import")
     from scheduler import JobConfig
-    from scheduler.driver.trainer import resolve
+    from scheduler.driver.resolved import resolve
     from worker.step.computing import Computation
 
     specs = resolve(JobConfig.from_yaml(job[0], job[1:]))

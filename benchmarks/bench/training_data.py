@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from bench.training_jobs import Data
-from scheduler.driver.trainer import JobSpecs
+from scheduler.driver.resolved import JobSpecs
 from worker.datasets.synthetic import CriteoLike, write_criteo_like
 
 # So that a data set made for a small measurement serves others too; `make data` makes as many.

@@ -8,7 +8,7 @@ from bench.exchanges import Exchange
 from bench.one_step import OneWorker
 from bench.training_data import find_data
 from bench.training_jobs import Case, job_of
-from scheduler.driver.trainer import resolve
+from scheduler.driver.resolved import resolve
 
 
 def typical_exchange(data: Path, batch: int, steps: int) -> Exchange:

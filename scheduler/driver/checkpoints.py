@@ -23,7 +23,7 @@ from scheduler.run.directory import RunDirectory
 from scheduler.run.metrics import versions
 
 if TYPE_CHECKING:
-    from scheduler.driver.trainer import JobSpecs
+    from scheduler.driver.resolved import JobSpecs
 
 
 def _digest(store: StoreSpec, cuts: list[ShardCut]) -> str:

@@ -11,7 +11,7 @@ from scheduler.run.metrics import make_result
 from scheduler.views.progress import Progress
 
 if TYPE_CHECKING:
-    from scheduler.driver.trainer import JobSpecs
+    from scheduler.driver.resolved import JobSpecs
 
 
 def finish(

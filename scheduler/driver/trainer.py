@@ -1,11 +1,9 @@
 """One training job from its job file to its result: plan, launch, supervise, finish."""
 
 import logging
-import math
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +12,22 @@ import ray
 
 from embedding import rule_for
 from ps.server.server import ServerSetup
-from ps.spec import StoreSpec
-from scheduler.coordinator.ledger import LedgerPlan
-from scheduler.coordinator.modes.rules import rule_of
-from scheduler.coordinator.spec import CoordinatorSpec
-from scheduler.driver.beginning import Beginning, beginning_of
 from scheduler.driver.checkpoints import CheckpointWriter
 from scheduler.driver.fault_plans import coordinator_faults, kill_step, worker_faults
 from scheduler.driver.finish import finish
 from scheduler.driver.launch import Launcher, Processes, start_ray
 from scheduler.driver.remote import control_facts
+from scheduler.driver.resolved import JobSpecs, resolve
 from scheduler.driver.supervisor import Supervisor
 from scheduler.errors import TrainingError
 from scheduler.job.config import JobConfig
-from scheduler.job.errors import ConfigError
 from scheduler.job.paths import with_absolute_paths
-from scheduler.job.specs import evaluation_data, model_spec, store_spec, training_data
 from scheduler.run.directory import RunDirectory
 from scheduler.run.metrics import reached
 from scheduler.views.progress import Progress
-from worker.contract import DataContract, check_kinds, check_same_kinds, kinds_of_features
-from worker.data.advice import advice, shared_files
-from worker.data.batch_size import keys_in_a_sample
-from worker.data.plan import Plan
-from worker.data.planning import make_plan
-from worker.errors import DataError
 from worker.loop import LoopOptions
 from worker.models import build_model, initial_parameters
 from worker.running import WorkerSetup
-from worker.spec import DataSpec, ModelSpec
 
 _log = logging.getLogger(__name__)
 
@@ -62,27 +47,6 @@ class Result:
     checkpoint: str
     path: str
     evaluated: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class JobSpecs:
-    """A job file resolved against its data: all that is known before Ray starts."""
-
-    config: JobConfig
-    data: DataSpec
-    plan: Plan
-    evaluation_plan: Plan | None
-    model: ModelSpec
-    store: StoreSpec
-    coordinator: CoordinatorSpec
-    beginning: Beginning = field(default_factory=Beginning)
-
-    @property
-    def contract(self) -> DataContract:
-        """What decides keys and inputs beside the features, for those who go on from here."""
-        found = kinds_of_features(self.data.features, self.plan.kinds)
-        kinds = {name: each.kind for name, each in found.items()}
-        return DataContract(keys={**self.beginning.keys, **kinds})
 
 
 class Trainer:
@@ -204,114 +168,6 @@ class Trainer:
     def _reached(self, moment: str) -> None:
         """Note when the job's start got so far."""
         self._started_at[moment] = time.time()
-
-
-def resolve(config: JobConfig) -> JobSpecs:
-    """Check a job against its files and its checkpoint, and derive every spec."""
-    data = training_data(config)
-    model = model_spec(config)
-    store = store_spec(config, model)
-    plan = make_plan(config.data.train, data)
-    if plan.rows_per_epoch == 0:
-        raise DataError(
-            what="the training files hold no sample",
-            file=", ".join(config.data.train),
-            got=f"{len(plan.skipped_files)} files were left out" if plan.skipped_files else None,
-            remedy="Check data.train",
-        )
-    for warning in advice(plan, data.features):
-        _log.warning("%s", warning)
-    evaluation_plan = None
-    if config.data.eval is not None:
-        evaluation_plan = make_plan(config.data.eval, evaluation_data(config))
-        for warning in shared_files(plan, evaluation_plan):
-            _log.warning("%s", warning)
-    beginning = beginning_of(
-        config, features=data.features, kinds=plan.kinds, model=model, store=store
-    )
-    if evaluation_plan is not None:
-        check_same_kinds(data.features, evaluation_plan.kinds, plan.kinds)
-        # Also where data.train has nothing but nulls.
-        where = f"the checkpoint {beginning.checkpoint}"
-        check_kinds(data.features, evaluation_plan.kinds, beginning.keys, where)
-    coordinator = CoordinatorSpec(
-        store=store,
-        plan=_ledger_plan(plan, config.training.max_samples),
-        evaluation_plan=None if evaluation_plan is None else _ledger_plan(evaluation_plan, None),
-        mode="sync" if config.training.mode == "auto" else config.training.mode,
-        start=beginning.start,
-        shifts=tuple(config.training.shifts),
-        automatic=config.training.mode == "auto",
-        policy=config.training.auto,
-        options=config.training.mode_options,
-        group_size=config.group_size,
-        global_batch=config.global_batch,
-        workers=config.cluster.workers,
-        depth=config.cluster.prefetch_batches,
-        max_workers=config.max_workers,
-        buffer_bytes=config.cluster.buffer_bytes,
-        eval_every_steps=config.training.eval_every_steps,
-        max_seconds=config.training.max_seconds,
-        max_consecutive_non_finite=config.training.max_consecutive_non_finite,
-        heartbeat_timeout_seconds=config.cluster.heartbeat_timeout_seconds,
-        lease_timeout_seconds=config.cluster.lease_timeout_seconds,
-        stall_seconds=config.cluster.stall_seconds,
-        # Half of the limit. From when the coordinator is up: workers are placed and compile first.
-        place_seconds=config.cluster.start_timeout_seconds / 2 + config.cluster.stall_seconds,
-    )
-    lengths = keys_in_a_sample(plan, data.features)
-    batch_bytes = _contribution_bytes(config, store, model, lengths)
-    max_credits = _max_credits(config, coordinator, batch_bytes)
-    coordinator = replace(coordinator, max_credits=max_credits)
-    return JobSpecs(config, data, plan, evaluation_plan, model, store, coordinator, beginning)
-
-
-def _ledger_plan(plan: Plan, max_samples: int | None) -> LedgerPlan:
-    limit = None
-    if max_samples is not None:
-        epochs, rest = divmod(max_samples, plan.rows_per_epoch)
-        limit = epochs * plan.batches_per_epoch + math.ceil(rest / plan.batch_size)
-    return LedgerPlan(
-        batches_per_epoch=plan.batches_per_epoch,
-        epochs=plan.epochs,
-        rows_of=plan.rows_of,
-        lanes=plan.lanes,
-        limit=limit,
-    )
-
-
-def _contribution_bytes(
-    config: JobConfig, store: StoreSpec, model: ModelSpec, lengths: Sequence[float]
-) -> int:
-    """Return about the most that one batch sends to all servers together.
-
-    Args:
-        lengths: keys of each sparse feature in a sample, on average.
-    """
-    per_sample = sum(
-        lengths[lookup.feature] * (4 * part.dim + 13)
-        for lookup in model.lookups
-        for part in lookup.physical
-    )
-    return math.ceil(config.data.batch_size * per_sample) + 4 * store.dense_size
-
-
-def _max_credits(config: JobConfig, coordinator: CoordinatorSpec, batch_bytes: int) -> int:
-    """Return how many batches in flight the gradient buffers can hold.
-
-    Raises:
-        ConfigError: not even those of one step.
-    """
-    store = coordinator.store
-    least = coordinator.step_batches(rule_of(coordinator.mode, coordinator.options))
-    needed = least * batch_bytes // store.num_shards
-    if needed > config.cluster.buffer_bytes:
-        raise ConfigError(
-            f"cluster.buffer_bytes is {config.cluster.buffer_bytes}, but the {least} batches of a"
-            f" step need about {needed} bytes on each server. Raise it, add servers, or make"
-            " training.global_batch or data.batch_size smaller"
-        )
-    return config.cluster.buffer_bytes * store.num_shards // batch_bytes
 
 
 def _dense_parts(specs: JobSpecs) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from scheduler.driver.trainer import resolve
+from scheduler.driver.resolved import resolve
 from scheduler.job.config import JobConfig
 from synchromesh.guessing import job_for
 from worker.errors import DataError

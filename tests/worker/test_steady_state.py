@@ -6,7 +6,7 @@ import pytest
 
 from bench.one_step import OneWorker
 from bench.training_jobs import Case, Data, job_of
-from scheduler.driver.trainer import resolve
+from scheduler.driver.resolved import resolve
 from worker.datasets.synthetic import CriteoLike, write_criteo_like
 
 BATCH, STEPS, WARM_UP = 512, 30, 15

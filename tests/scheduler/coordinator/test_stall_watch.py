@@ -10,7 +10,7 @@ from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import FailJob, TimePassed, Warn, WorkerLost, WorkerReported
 from scheduler.coordinator.ledger import LedgerPlan
 from scheduler.coordinator.spec import CoordinatorSpec
-from scheduler.driver.trainer import resolve
+from scheduler.driver.resolved import resolve
 from worker.protocol import Report
 
 

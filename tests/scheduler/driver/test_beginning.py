@@ -14,7 +14,7 @@ from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.sealed_json import unsealed
 from scheduler import ConfigError, JobConfig, Result, Trainer
-from scheduler.driver.trainer import JobSpecs, resolve
+from scheduler.driver.resolved import JobSpecs, resolve
 from scheduler.job.config import ModelConfig
 from worker.data.planning import make_plan
 from worker.errors import DataError

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scheduler import JobConfig
-from scheduler.driver.trainer import JobSpecs, resolve
+from scheduler.driver.resolved import JobSpecs, resolve
 
 
 @pytest.fixture
