@@ -4,7 +4,10 @@ from embedding.kernels.compile_cache import use_own_cache
 
 use_own_cache()
 
-from embedding.entries import TableEntries  # noqa: E402
+from embedding.entries import (  # noqa: E402
+    CounterEntries,
+    TableEntries,
+)
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of  # noqa: E402
 from embedding.optimizers.rule import OptimizerRule, rule_for, step_scalars  # noqa: E402
 from embedding.spec.admission import BloomAdmission, CounterAdmission, ProbabilisticAdmission  # noqa: E402
@@ -34,7 +37,6 @@ from embedding.spec.optimizers import (  # noqa: E402
 from embedding.spec.schedule import Schedule  # noqa: E402
 from embedding.spec.table import TableSpec  # noqa: E402
 from embedding.table.bloom import BloomBlocks  # noqa: E402
-from embedding.table.counters import CounterEntries  # noqa: E402
 from embedding.table.eviction import rows_per_bucket  # noqa: E402
 from embedding.table.key_maps import map_keys  # noqa: E402
 from embedding.table.links import make_variables  # noqa: E402

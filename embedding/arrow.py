@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from embedding.entries import TableEntries
+from embedding.entries import CounterEntries, TableEntries
 from embedding.kernels.arguments import input_array
 from embedding.optimizers.rule import OptimizerRule, rule_for
 from embedding.spec.table import TableSpec
-from embedding.table.counters import CounterEntries
 
 _FLOAT32 = np.dtype(np.float32)
 _NUMBERS = ("key", "frequency", "version")

@@ -57,3 +57,12 @@ class TableEntries:
             np.concatenate([self.vectors, other.vectors]),
             np.concatenate([self.slots, other.slots]),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class CounterEntries:
+    """Counters as columns, each int64[n]: key, frequency, version."""
+
+    keys: Int64Array
+    frequency: Int64Array
+    version: Int64Array

@@ -1,7 +1,5 @@
 """Counters of keys that have no row yet, and the rule by which a key gets one."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 from numba import njit
@@ -10,15 +8,6 @@ from embedding.table.index import Geometry, find, geometry_of, put, remove, sear
 from embedding.table.rows import FREQUENCY, NUM_ROWS, SPLIT, VERSION, RowArrays, free_row, take_row
 
 Int64Array = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class CounterEntries:
-    """Counters as columns, each int64[n]: key, frequency, version."""
-
-    keys: Int64Array
-    frequency: Int64Array
-    version: Int64Array
 
 
 @njit(cache=True, nogil=True)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from embedding.entries import TableEntries
+from embedding.entries import CounterEntries, TableEntries
 from embedding.kernels.arguments import input_array, read_only
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
 from embedding.optimizers.rule import rule_for
@@ -14,7 +14,6 @@ from embedding.spec.admission import BloomAdmission, CounterAdmission
 from embedding.spec.table import TableSpec
 from embedding.table.bloom import BloomBlocks, BloomFilter
 from embedding.table.buckets import ALL_BUCKETS, bucket_parts, check_buckets
-from embedding.table.counters import CounterEntries
 from embedding.table.inspection import RankBy, TopRows, frequency_histogram
 from embedding.table.precision import kind_of, stored_width
 from embedding.table.reservation import NO_BUDGET, Budget

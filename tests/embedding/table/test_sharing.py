@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from embedding import EmbeddingVariable, TableSpec, make_variables
+from embedding.entries import CounterEntries
 from embedding.spec.admission import BloomAdmission, CounterAdmission
 from embedding.table import machine_limits
-from embedding.table.counters import CounterEntries
 from embedding.table.rows import MAX_ROWS
 from embedding.table.sharing import budget_of
 
