@@ -167,3 +167,94 @@ def test_json_is_written_so_that_every_reader_takes_it(path: Path) -> None:
         if not any(keyword.arg == "allow_nan" for keyword in call.keywords)
     ]
     assert not loose, f"use json_text there: {loose}"
+
+
+# Inside a package what stands further down may import what stands above it, and not the reverse.
+# Names are rooms (folders) or modules; several on a line don't need one another, or are one thing.
+LAYERS = {
+    "embedding": [
+        {"kernels"},
+        {"spec"},
+        {"optimizers"},
+        {"entries"},
+        {"arrow"},
+        {"table"},
+        {"composition", "pooling"},
+    ],
+    "ps": [{"messages"}, {"spec"}, {"net"}, {"shard"}, {"client"}, {"checkpoint"}, {"server"}],
+    "worker": [
+        {"errors", "faults", "metrics", "pipeline_depth"},
+        {"spec", "protocol"},
+        {"contract", "spec_json"},
+        {"data"},
+        {"models"},
+        {"step"},
+        {"datasets", "inference", "session"},
+        {"control_wire", "coordinator_client", "loop"},
+        {"running"},
+        {"actor"},
+    ],
+    "scheduler": [{"errors"}, {"coordinator"}, {"job"}, {"run"}, {"views"}, {"driver"}],
+    "scheduler/coordinator": [
+        {"batches", "clock", "ended", "least", "ledger", "pending", "start", "step_scalars"},
+        {"modes"},
+        {
+            "coordinator",
+            "credits",
+            "dense_norms",
+            "evaluation",
+            "events",
+            "evictions",
+            "lease_watch",
+            "mode_control",
+            "skip_watch",
+            "spec",
+            "staleness",
+            "stall_watch",
+            "state",
+        },
+        {"batch_trace", "history", "worker_connections"},
+        {"server"},
+        {"exported_figures"},
+        {"actor"},
+    ],
+}
+
+
+def layer_of(folder: str, name: str) -> int:
+    for number, names in enumerate(LAYERS[folder]):
+        if name in names:
+            return number
+    raise AssertionError(f"{folder}/{name} stands in no layer; give it a place in LAYERS")
+
+
+@pytest.mark.parametrize("folder", LAYERS)
+def test_rooms_import_one_way(folder: str) -> None:
+    wrong = []
+    for path in modules(folder):
+        inside = path.relative_to(folder)
+        if inside.name == "__init__.py":
+            continue
+        own = layer_of(folder, inside.with_suffix("").parts[0])
+        for line, name in imports_of(path):
+            parts = name.split(".")
+            depth = len(Path(folder).parts)
+            if "/".join(parts[:depth]) != folder or len(parts) == depth:
+                continue
+            if layer_of(folder, parts[depth]) > own and not for_types_only(path, line):
+                wrong.append(f"{path}:{line} imports {name}, which stands above it")
+    assert not wrong, "\n".join(wrong)
+
+
+def for_types_only(path: Path, line: int) -> bool:
+    """Whether a line stands under `if TYPE_CHECKING`."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if (
+            isinstance(node, ast.If)
+            and isinstance(node.test, ast.Name)
+            and node.test.id == "TYPE_CHECKING"
+        ):
+            last = node.body[-1].end_lineno
+            if node.lineno <= line <= (last or node.lineno):
+                return True
+    return False
