@@ -77,9 +77,13 @@ class Coordinator:
         self._step_shares = StepShares(spec.group_size)
         self._credits = Credits(spec)
         self._paces = Least()  # of the workers that live
-        self._lease_watch = LeaseWatch(spec.lease_timeout_seconds, most=spec.stall_seconds)
+        self._lease_watch = LeaseWatch(spec.lease_timeout_seconds, stall=spec.stall_seconds)
         self._skip_watch = SkipWatch(spec.max_consecutive_non_finite)
-        self._stall_watch = StallWatch(spec.stall_seconds, place_limit=spec.place_seconds)
+        self._stall_watch = StallWatch(
+            spec.stall_seconds,
+            fails_after=self._lease_watch.stall_lasts,
+            place_limit=spec.place_seconds,
+        )
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event at time `now`, in seconds of any steady clock; return what to do."""

@@ -11,6 +11,11 @@ FACTOR = 4.0
 WINDOW = 1024
 # How often they are looked at, in parts of the least time limit.
 _LOOKS = 32
+# The most that is measured, in parts of the time of a stall. The job fails after twice that time: a
+# worker that takes over has to have twice the limit before, and time to begin.
+_MOST = 0.75
+# So a stall lasts at least so many times the least limit.
+_STALL = 3.0
 
 _DOING: dict[StageName, str] = {
     "none": "",
@@ -60,19 +65,20 @@ class LeaseWatch:
     """Measures how long workers are at their batches, and says who is too long at one.
 
     A worker works at the lowest of its batches, from when its pull can be answered. The time limit
-    is FACTOR times what batches took lately, from `least` to `most` seconds, and doubled with each
+    is FACTOR times what batches took lately, from the least to the most, and doubled with each
     time that the same batch was too late: so one that is merely slow ends at last. Before the first
-    batch has ended it is `most`. Only one worker is late within `least` seconds: where all stand
+    batch has ended it is the most. Only one worker is late within `least` seconds: where all stand
     still, as their store does, replacing all of them would help nobody.
 
     Args:
         least: in seconds; None: nobody is ever late.
-        most: in seconds, where it is more.
+        stall: seconds without progress after which the job is said to stall, see `StallWatch`; the
+            most is three quarters of it.
     """
 
-    def __init__(self, least: float | None, *, most: float) -> None:
+    def __init__(self, least: float | None, *, stall: float) -> None:
         self._least = least
-        self._most = most
+        self._most = _MOST * stall
         self._works: dict[int, _Work] = {}
         self._longest: dict[TokenKind, _LongestLately] = {
             "train": _LongestLately(),
@@ -81,6 +87,11 @@ class LeaseWatch:
         self._looked_at: float | None = None
         self._late_at: float | None = None
         self._applied_step = -1
+
+    @property
+    def stall_lasts(self) -> float:
+        """For so many seconds at least nothing may move, until the second at a batch is late."""
+        return _STALL * (self._least or 0.0)
 
     def works_at(self, worker: int, work: tuple[TokenKind, Batch] | None, now: float) -> None:
         """A worker is at a batch; None: it has none, or what it has waits for others."""

@@ -51,7 +51,7 @@ class CoordinatorSpec:
         lease_timeout_seconds: a worker that reports, but is so long at one batch is given up; later
             where the job's batches take longer (`LeaseWatch`). None: never.
         stall_seconds: without any progress for so long the job is said to stall, and fails after
-            as long again.
+            as long again, or after three times `lease_timeout_seconds`.
         place_seconds: without any worker for so long the job is said to wait for a place, and fails
             after as long again.
     """

@@ -7,18 +7,22 @@ from scheduler.coordinator.ledger import Ledger
 
 
 class StallWatch:
-    """Warns after so many seconds without progress, and fails the job after twice as many.
+    """Warns after so many seconds without progress, and fails the job after more of them.
 
     The time in which no worker lives, as the cluster has no place for one, is not that of a stall:
     it has a limit of its own.
 
     Args:
         limit: until it warns, in seconds.
-        place_limit: the same without any worker.
+        fails_after: until the job fails, where that is more than twice as long.
+        place_limit: until it warns without any worker; the job fails after twice as long.
     """
 
-    def __init__(self, limit: float, *, place_limit: float) -> None:
-        self._limits = {False: limit, True: place_limit}
+    def __init__(self, limit: float, *, fails_after: float, place_limit: float) -> None:
+        self._limits = {
+            False: (limit, max(2 * limit, fails_after)),
+            True: (place_limit, 2 * place_limit),
+        }
         self._placing = True
         self._last_progress: float | None = None
         self._warned = False
@@ -46,8 +50,8 @@ class StallWatch:
         if self._last_progress is None or placing is not self._placing:
             self._placing = placing
             self.progress(now)
-        waited, limit = self.waited(now), self._limits[placing]
-        if waited <= limit or (self._warned and waited <= 2 * limit):
+        waited, (limit, fails_after) = self.waited(now), self._limits[placing]
+        if waited <= limit or (self._warned and waited <= fails_after):
             return []
         self._warned = True
         said = (
@@ -55,11 +59,11 @@ class StallWatch:
             if placing
             else text(now)
         )
-        if waited <= 2 * limit:
+        if waited <= fails_after:
             return [Warn(said)]
         return [
             FailJob(
-                f"{said} (the limit is {2 * limit:.0f} s: cluster.start_timeout_seconds + 2 x"
+                f"{said} (the limit is {fails_after:.0f} s: cluster.start_timeout_seconds + 2 x"
                 " cluster.stall_seconds)"
             )
             if placing

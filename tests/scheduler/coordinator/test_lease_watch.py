@@ -15,6 +15,7 @@ from scheduler.coordinator.events import (
     CutTaken,
     CutWanted,
     EvaluationWanted,
+    FailJob,
     GiveUpWorker,
     PauseWanted,
     RecordsApplied,
@@ -43,6 +44,7 @@ class Job:
         self.coordinator = Coordinator(CoordinatorSpec(store=store, plan=plan, **values | changes))
         self.now = 0.0
         self.given_up: list[tuple[float, GiveUpWorker]] = []
+        self.failed = False
         self._sequences = [0] * workers
         self._incarnations = [0] * workers
         self._held: list[dict[Any, Token]] = [{} for _ in range(workers)]
@@ -50,6 +52,7 @@ class Job:
     def handle(self, event: Any) -> list[Command]:
         commands = self.coordinator.handle(event, self.now)
         self.given_up += [(self.now, c) for c in commands if isinstance(c, GiveUpWorker)]
+        self.failed = self.failed or any(isinstance(c, FailJob) for c in commands)
         return commands
 
     def report(self, worker: int, *finished: Finished, want: int = 0, **more: Any) -> Grant:
@@ -190,17 +193,19 @@ def test_what_batches_took_long_ago_is_forgotten() -> None:
     assert len(job.given_up) == 1
 
 
-def test_a_multiple_beyond_the_time_of_a_stall_is_cut_to_it() -> None:
-    job = Job(mode="async", stall_seconds=30.0)
+def test_a_multiple_beyond_three_quarters_of_the_time_of_a_stall_is_cut_to_it() -> None:
+    job = Job(mode="async", stall_seconds=40.0)
     job.train(0, seconds=20.0)
     job.lease(0)
-    job.wait(31, 0)
+    job.wait(30, 0)
+    assert job.given_up == []
+    job.wait(1, 0)
 
     assert len(job.given_up) == 1
 
 
-def test_before_any_batch_has_ended_the_limit_is_the_time_of_a_stall() -> None:
-    job = Job(stall_seconds=30.0)
+def test_before_any_batch_has_ended_the_limit_is_three_quarters_of_the_time_of_a_stall() -> None:
+    job = Job(stall_seconds=40.0)
     job.lease(0)
     job.wait(30, 0)
     assert job.given_up == []
@@ -208,6 +213,29 @@ def test_before_any_batch_has_ended_the_limit_is_the_time_of_a_stall() -> None:
 
     ((_, command),) = job.given_up
     assert "none has ended yet" in command.text
+
+
+@pytest.mark.parametrize(("least", "stall"), [(10.0, 40.0), (45.0, 40.0), (100.0, 40.0)])
+def test_a_second_worker_has_twice_the_time_at_the_first_batch_and_a_third_ends_the_job(
+    least: float, stall: float
+) -> None:
+    job = Job(mode="async", lease_timeout_seconds=least, stall_seconds=stall)
+    job.handle(TimePassed())
+    limit, took = max(least, 0.75 * stall), []
+    for worker in (0, 1):
+        job.wait(0.4 * stall, 0, 1)  # until it is there
+        began = job.now
+        assert job.lease(worker).batch_id == 0
+        while len(job.given_up) == worker and not job.failed:
+            job.wait(1, 0, 1)
+        took.append(job.now - began)
+    job.replace(0)
+    assert job.lease(0).batch_id == 0
+    while not job.failed:
+        job.wait(1, 0)
+
+    assert took == [pytest.approx(limit, rel=0.05), pytest.approx(2 * limit, rel=0.05)]
+    assert len(job.given_up) == 2
 
 
 def test_the_same_batch_gets_twice_the_time_with_each_worker() -> None:
