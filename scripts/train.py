@@ -5,7 +5,7 @@ The same as `synchromesh train`.
 
 import sys
 
-from synchromesh.commands.main import main
+from synchromesh.door import enter
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    sys.exit(enter(["train", *sys.argv[1:]]))

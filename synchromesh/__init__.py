@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING
 
 from synchromesh.shadowing import refuse_shadows
 
-refuse_shadows()
-
 if TYPE_CHECKING:
     from embedding import EmbeddingVariable, TableSpec
     from ps.checkpoint.manifest import CheckpointError
@@ -74,6 +72,7 @@ def __getattr__(name: str) -> object:
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    refuse_shadows()
     return getattr(import_module(home), name)
 
 

@@ -1,8 +1,6 @@
 """`python -m synchromesh`: the command where nothing was installed, as in an uploaded folder."""
 
-import sys
-
-from synchromesh.commands.main import main
+from synchromesh.door import script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

@@ -18,6 +18,7 @@ from scheduler.driver.finish import finish
 from scheduler.driver.launch import Launcher, Processes, start_ray
 from scheduler.driver.remote import control_facts
 from scheduler.driver.resolved import JobSpecs, resolve
+from scheduler.driver.shadows import refuse_shadows_of_actors
 from scheduler.driver.supervisor import Supervisor
 from scheduler.errors import TrainingError
 from scheduler.job.config import JobConfig
@@ -70,9 +71,11 @@ class Trainer:
         Raises:
             ConfigError, DataError, CheckpointError, RunDirectoryError, OSError: what the job file
                 names can't be used; nothing was started.
+            StartError: a module beside the job would stand in place of a package of ours.
             TrainingError: the job failed while it ran.
         """
         self._reached("called")
+        refuse_shadows_of_actors(Path.cwd())
         specs = resolve(self.config)
         rule = rule_for(specs.store.dense_optimizer, sparse=False)
         run = RunDirectory(

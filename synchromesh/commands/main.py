@@ -1,7 +1,6 @@
 """The command `synchromesh` and the list of its commands; each is imported when it is called."""
 
 import signal
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -78,8 +77,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Interrupted("interrupted").show()
         return Interrupted.exit_code
     return code if isinstance(code, int) else 0
-
-
-def script() -> None:
-    """The door of an installation."""
-    sys.exit(main())
