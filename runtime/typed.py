@@ -9,6 +9,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+import numpy.typing as npt
 
 Decoder = Callable[[Any], Any]
 
@@ -43,14 +44,24 @@ def decoder_of(hint: Any) -> Decoder:
     if get_origin(hint) in (Union, UnionType) and type(None) in get_args(hint):
         (other,) = (each for each in get_args(hint) if each is not type(None))
         return _none_or(decoder_of(other))
-    if get_origin(hint) is np.ndarray:
-        return _array_of(np.dtype(get_args(get_args(hint)[1])[0]))
+    dtype = array_dtype(hint)
+    if dtype is not None:
+        return _array_of(dtype)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         hints = get_type_hints(hint)
         fields = [decoder_of(hints[field.name]) for field in dataclasses.fields(hint)]
         decode = _fixed_tuple(fields)
         return lambda value: hint(*decode(value))
     raise TypeError(f"no decoder for {hint}")
+
+
+def array_dtype(hint: Any) -> np.dtype[Any] | None:
+    """Return what an annotation `NDArray[...]` says that the array holds; None for any other."""
+    if get_origin(hint) is npt.NDArray:  # from NumPy 2.5 on, an alias that keeps its own name
+        return np.dtype(get_args(hint)[0])
+    if get_origin(hint) is np.ndarray:
+        return np.dtype(get_args(get_args(hint)[1])[0])
+    return None
 
 
 def _wrong(expected: str, value: Any) -> ValueError:

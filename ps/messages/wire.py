@@ -9,7 +9,7 @@ Sizes are checked against limits before anything is allocated. All numbers are l
 import dataclasses
 import struct
 from collections.abc import Sequence
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import msgpack
 import numpy as np
@@ -19,7 +19,7 @@ import zstandard
 from ps.messages.exchange import Message, Refusal
 from ps.messages.pull_push import MAX_STEP_BATCHES, Contribution, Pull, PullReply, PushReply
 from ps.messages.records import Apply, ApplyReply, DenseNorm, DenseNormReply, Record
-from runtime.typed import decoder_of, field_values
+from runtime.typed import array_dtype, decoder_of, field_values
 
 PREFIX = struct.Struct("<4sIQ")
 MAGIC = b"SMF1"
@@ -50,12 +50,8 @@ _CODE = {kind: code for code, kind in enumerate(_KINDS)}
 
 def _array_fields(kind: type) -> tuple[tuple[str, np.dtype[Any]], ...]:
     hints = get_type_hints(kind)
-    found = []
-    for field in dataclasses.fields(kind):
-        hint = hints[field.name]
-        if get_origin(hint) is np.ndarray:
-            found.append((field.name, np.dtype(hint.__args__[1].__args__[0])))
-    return tuple(found)
+    dtypes = [(field.name, array_dtype(hints[field.name])) for field in dataclasses.fields(kind)]
+    return tuple((name, dtype) for name, dtype in dtypes if dtype is not None)
 
 
 _ARRAYS = {kind: _array_fields(kind) for kind in _KINDS}
