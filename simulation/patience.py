@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from scheduler.coordinator.batches import Batch
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import Event, WorkerReported
+from scheduler.coordinator.lease_watch import BEGUN
 
 _Attempt = tuple[str, int, int]
 
@@ -21,6 +22,9 @@ class Patience:
         self._heard: dict[int, float] = {}
         # Since when a worker could work at an attempt, before all others that it holds.
         self._since: dict[int, dict[_Attempt, float]] = {}
+        # The same of attempts that are its no more; it may be at them until it says otherwise.
+        self._taken: dict[int, dict[_Attempt, float]] = {}
+        self._incarnations: dict[int, int] = {}
 
     def look(self, event: Event, now: float) -> None:
         """Note what every worker can work at after an event."""
@@ -39,6 +43,10 @@ class Patience:
         for worker, (step, _, name, pull_step) in lowest.items():
             if pull_step <= self._coordinator.applied_step or self._is_pending(step):
                 self._since[worker].setdefault(name, now)
+        for worker, known in before.items():
+            gone = known.keys() - self._since.get(worker, {}).keys()
+            self._taken.setdefault(worker, {}).update({name: known[name] for name in gone})
+        self._note_moves(event)
 
     def had_its_time(self, worker: int, now: float) -> bool:
         """Whether a worker that was just given up said nothing, or was too long at one attempt."""
@@ -46,8 +54,24 @@ class Patience:
         if now - self._heard[worker] > spec.heartbeat_timeout_seconds:
             return True
         limit = spec.lease_timeout_seconds
-        times = self._since.get(worker, {}).values()
+        times = [*self._since.get(worker, {}).values(), *self._taken.get(worker, {}).values()]
         return limit is not None and any(now - since >= limit for since in times)
+
+    def _note_moves(self, event: Event) -> None:
+        """Forget what a worker can't be at any more: it is gone, or began another or ended one."""
+        workers = self._coordinator.workers
+        for worker, state in workers.items():
+            if state.lost or state.incarnation != self._incarnations.get(worker):
+                self._taken[worker] = {}
+            self._incarnations[worker] = state.incarnation
+        if not isinstance(event, WorkerReported):
+            return
+        report, state = event.report, workers[event.report.worker]
+        names = (state.incarnation, state.last_grant and state.last_grant.sequence)
+        new = names == (report.incarnation, report.sequence)
+        if new and (report.finished or report.stage in BEGUN):
+            taken = self._taken[report.worker]
+            self._taken[report.worker] = {k: v for k, v in taken.items() if k in report.held}
 
     def _is_pending(self, step: int) -> bool:
         """Whether nobody has a batch that what waits for a step waits for."""

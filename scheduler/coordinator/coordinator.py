@@ -203,7 +203,7 @@ class Coordinator:
             state.last_grant = self._answer(report, revoked=report.held, stop=True)
         else:
             state.last_grant = self._grant(report, now)
-            self._lease_watch.works_at(report.worker, self._work_of(report.worker), now)
+            self._lease_watch.works_at(report, self._work_of(report.worker), now)
         return [*commands, Answer(state.last_grant)]
 
     def _finish(self, worker: int, finished: Finished, now: float) -> list[Command]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from scheduler.coordinator.batches import Batch, Status
-from worker.protocol import StageName, TokenKind
+from worker.protocol import Report, StageName, TokenKind
 
 # A batch may take so many times as long as the longest of those that ended lately,
 FACTOR = 4.0
@@ -17,6 +17,9 @@ _MOST = 0.75
 # So a stall lasts at least so many times the least limit.
 _STALL = 3.0
 
+# What the first token of a worker can be at once the thread that computes has begun with it.
+BEGUN: tuple[StageName, ...] = ("pulling", "pulled", "pushing")
+
 _DOING: dict[StageName, str] = {
     "none": "",
     "granted": ", which it reads",
@@ -29,17 +32,30 @@ _DOING: dict[StageName, str] = {
 
 @dataclass(slots=True)
 class _Work:
-    """What a worker works at: one attempt at a batch, since when."""
+    """What a worker works at: one attempt at a batch, since when.
+
+    `taken`: whether it was taken from the worker, which may be at it all the same, and `idle`:
+    whether there is nothing that it could do instead.
+    """
 
     kind: TokenKind
     batch: Batch
     attempt: int
+    step: int
     since: float
+    taken: bool = False
+    idle: bool = False
 
     def is_held_by(self, worker: int) -> bool:
         batch = self.batch
         leased = batch.status is Status.LEASED and batch.worker == worker
         return leased and batch.attempt == self.attempt
+
+    def is_left(self, report: Report) -> bool:
+        """Whether a worker does not name it any more, and has begun or ended something since."""
+        if (self.kind, self.batch.batch_id, self.attempt) in report.held:
+            return False
+        return not self.taken or bool(report.finished) or report.stage in BEGUN
 
 
 class _LongestLately:
@@ -64,7 +80,9 @@ class _LongestLately:
 class LeaseWatch:
     """Measures how long workers are at their batches, and says who is too long at one.
 
-    A worker works at the lowest of its batches, from when its pull can be answered. The time limit
+    A worker works at the lowest of its batches, from when its pull can be answered. Where that one
+    is taken from it, as its step could not wait, a worker that hangs does nothing with the next:
+    it is still at that one until it has begun another, or ended one. The time limit
     is FACTOR times what batches took lately, from the least to the most, and doubled with each
     time that the same batch was too late: so one that is merely slow ends at last. Before the first
     batch has ended it is the most. Only one worker is late within `least` seconds: where all stand
@@ -93,19 +111,23 @@ class LeaseWatch:
         """For so many seconds at least nothing may move, until the second at a batch is late."""
         return _STALL * (self._least or 0.0)
 
-    def works_at(self, worker: int, work: tuple[TokenKind, Batch] | None, now: float) -> None:
-        """A worker is at a batch; None: it has none, or what it has waits for others."""
+    def works_at(self, report: Report, work: tuple[TokenKind, Batch] | None, now: float) -> None:
+        """Who reported is at a batch; None: it has none, or what it has waits for others."""
+        worker = report.worker
         known = self._works.get(worker)
-        if work is None:
+        if known is not None and not known.is_held_by(worker) and not known.is_left(report):
+            known.taken, known.idle = True, work is None
+        elif work is None:
             self._works.pop(worker, None)
         elif known is None or known.batch is not work[1] or not known.is_held_by(worker):
-            self._works[worker] = _Work(*work, work[1].attempt, now)
+            self._works[worker] = _Work(*work, work[1].attempt, work[1].step, now)
 
     def ended(self, worker: int, kind: TokenKind, batch_id: int, now: float) -> None:
         """A worker has ended a batch, with an attempt that counts."""
         work = self._works.get(worker)
         if work is not None and (work.kind, work.batch.batch_id) == (kind, batch_id):
-            self._longest[kind].add(now - work.since)
+            if not work.taken:
+                self._longest[kind].add(now - work.since)
             del self._works[worker]
 
     def gone(self, worker: int) -> None:
@@ -127,9 +149,10 @@ class LeaseWatch:
             return None
         stuck = applied_step < step and applied_step == self._applied_step
         self._looked_at, self._applied_step = now, applied_step
-        if held or stuck:
-            for work in self._works.values():
+        for work in self._works.values():
+            if held or stuck or work.idle:
                 work.since = min(now, work.since + now - before)
+        if held or stuck:
             return None
         if self._late_at is not None and now - self._late_at < self._least:
             return None
@@ -137,7 +160,7 @@ class LeaseWatch:
             (now - work.since - limit, worker)
             for worker, work in self._works.items()
             if now - work.since > (limit := self._limit(work, self._least))
-            and work.is_held_by(worker)
+            and (work.taken or work.is_held_by(worker))
         ]
         return max(late)[1] if late else None
 
@@ -149,9 +172,10 @@ class LeaseWatch:
         usual = (
             "none has ended yet" if longest is None else f"the longest lately took {longest:.2f} s"
         )
+        doing = ", which was taken from it meanwhile," if work.taken else _DOING[stage]
         text = (
             f"worker {worker} has been at {work.kind} batch {work.batch.batch_id} (step"
-            f" {work.batch.step}, attempt {work.attempt}){_DOING[stage]} for"
+            f" {work.step}, attempt {work.attempt}){doing} for"
             f" {now - work.since:.0f} s; {usual} (cluster.lease_timeout_seconds)"
         )
         work.batch.times_late += 1

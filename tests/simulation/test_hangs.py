@@ -7,12 +7,14 @@ import pytest
 
 from scheduler.coordinator.batches import Batch
 from scheduler.coordinator.coordinator import Coordinator
-from scheduler.coordinator.events import Command
+from scheduler.coordinator.events import Command, Event, GiveUpWorker
 from scheduler.coordinator.lease_watch import LeaseWatch
+from scheduler.coordinator.modes.rules import ModeOptions
+from scheduler.coordinator.spec import CoordinatorSpec
 from simulation.engine import SimulationError, run, run_scenario
 from simulation.job import Parts
 from simulation.scenario import Faults, draw, with_orders
-from worker.protocol import StageName, TokenKind
+from worker.protocol import Report, StageName, TokenKind
 
 HANGS = Faults(hang=0.1, until=4.0)
 RARE = replace(HANGS, hang=0.02)
@@ -67,6 +69,51 @@ def test_two_workers_that_hang_at_the_first_batch_in_turn_do_not_end_the_job() -
         assert outcome.hangs >= 2
 
 
+# Batches are taken from who hangs long before it is late.
+TAKEN: dict[str, Any] = {
+    "workers": 3, "depth": 1, "group_size": 3, "shards": 1, "batches_per_epoch": 400, "epochs": 1,
+    "limit": None, "max_seconds": None, "earlier": 0, "eval_batches": 0, "bad_batches": 0.0,
+    "attempt_lasts": 1, "faults": Faults(hang=0.05, max_hangs=1, until=0.5),
+    "mode_options": ModeOptions(staleness_bound=1, on_stale="reissue", backup_batches=1),
+}  # fmt: skip
+
+
+def gives_up_in_time(mode: str, seed: int, watch: type[LeaseWatch]) -> bool:
+    """Whether the worker that hangs, perhaps for a while only, is given up while others go on."""
+    early = []
+
+    class Watched(Coordinator):
+        def __init__(self, spec: CoordinatorSpec) -> None:
+            super().__init__(spec)
+            self._lease_watch.__class__ = watch
+
+        def handle(self, event: Event, now: float) -> list[Command]:
+            commands = super().handle(event, now)
+            given_up = any(isinstance(command, GiveUpWorker) for command in commands)
+            early.append(given_up and self.ledger.tallies.done < 300)
+            return commands
+
+    outcome = run(seed, Parts(coordinator=Watched), mode=mode, **TAKEN)
+    assert outcome.hangs == 1
+    return any(early)
+
+
+class _StartsAnew(LeaseWatch):
+    def works_at(self, report: Report, work: tuple[TokenKind, Batch] | None, now: float) -> None:
+        known = self._works.get(report.worker)
+        if known is not None and not known.is_held_by(report.worker):
+            self.gone(report.worker)
+        super().works_at(report, work, now)
+
+
+@pytest.mark.parametrize("mode", ["async", "gba", "backup"])
+def test_a_worker_that_hangs_is_replaced_though_its_batches_are_taken_from_it(mode: str) -> None:
+    seeds = range(6)
+
+    assert any(gives_up_in_time(mode, seed, LeaseWatch) for seed in seeds)
+    assert not any(gives_up_in_time(mode, seed, _StartsAnew) for seed in seeds)
+
+
 class NeverEndsALease(Coordinator):
     def _end_late_lease(self, now: float) -> list[Command]:
         return []
@@ -101,6 +148,19 @@ class NeverDoubles(Coordinator):
         self._lease_watch.__class__ = _NeverDoubles
 
 
+class _NoticesNoMoves(LeaseWatch):
+    def works_at(self, report: Report, work: tuple[TokenKind, Batch] | None, now: float) -> None:
+        super().works_at(replace(report, finished=(), stage="none"), work, now)
+
+
+class GivesUpWhoGoesOn(Coordinator):
+    """A worker from which a batch was taken is late though it has begun others."""
+
+    def __init__(self, spec: Any) -> None:
+        super().__init__(spec)
+        self._lease_watch.__class__ = _NoticesNoMoves
+
+
 class ForgetsEvaluations(Coordinator):
     def _work_of(self, worker: int) -> tuple[TokenKind, Batch] | None:
         work = super()._work_of(worker)
@@ -114,6 +174,7 @@ class ForgetsEvaluations(Coordinator):
         (NeverEndsALease, {"mode": "async", "faults": HANGS}),
         (GivesUpWhoWaits, {"mode": "sync", "faults": HANGS}),
         (TakesLaterBatchesForWaiting, {"mode": "sync", "faults": ALONE, **PAIR}),
+        (GivesUpWhoGoesOn, {"mode": "async", **TAKEN, "faults": Faults(pause=0.02, until=4.0)}),
         (
             NeverDoubles,
             {"mode": "sync", "faults": Faults(), "long_batches": 0.1, "flaky": False},

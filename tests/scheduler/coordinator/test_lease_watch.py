@@ -1,5 +1,6 @@
 """Workers that report, but whose batches do not end."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from scheduler.coordinator.events import (
 )
 from scheduler.coordinator.lease_watch import WINDOW
 from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.modes.rules import ModeOptions
 from scheduler.coordinator.spec import CoordinatorSpec
 from worker.protocol import Evaluation, Finished, Grant, Report, Token
 
@@ -69,6 +71,9 @@ class Job:
         for identity in grant.revoked:
             held.pop(identity, None)
         return grant
+
+    def held(self, worker: int) -> Collection[Any]:
+        return self._held[worker]
 
     def lease(self, worker: int) -> Token:
         (token,) = self.report(worker, want=1).tokens
@@ -260,6 +265,47 @@ def test_where_all_stand_still_they_are_replaced_one_after_another() -> None:
     job.wait(31, *range(5))
 
     assert [round(when) for when, _ in job.given_up] == [12, 22, 32]
+
+
+@pytest.mark.parametrize("mode", ["async", "gba", "backup"])
+@pytest.mark.parametrize(("stage", "given_up"), [("prepared", [0]), ("pulling", [])])
+def test_whose_batches_are_taken_sooner_is_late_until_it_begins_another(
+    mode: str, stage: str, given_up: list[int]
+) -> None:
+    job = Job(
+        mode=mode, batches=1000, attempt_lasts=1, stall_seconds=1e6,
+        options=ModeOptions(staleness_bound=0, on_stale="reissue", backup_batches=1),
+    )  # fmt: skip
+    job.train(1, seconds=0.5)
+    first = job.lease(0)
+    taken = 0
+    for _ in range(60):
+        job.train(1, seconds=0.5)
+        if not job.given_up:
+            now = "pushing" if first.identity in job.held(0) else stage
+            taken += len(job.report(0, want=2 - len(job.held(0)), stage=now).revoked)
+        job.handle(TimePassed())
+
+    assert taken > 1
+    assert [command.worker for _, command in job.given_up] == given_up
+    if given_up:
+        ((when, command),) = job.given_up
+        assert 10 < when < 13
+        assert f"batch {first.batch_id} " in command.text
+        assert "attempt 0), which was taken from it meanwhile, for 1" in command.text
+
+
+def test_who_has_nothing_else_once_its_batch_is_taken_is_not_late() -> None:
+    job = Job(mode="async", batches=9, attempt_lasts=1, stall_seconds=1e6)
+    job.train(1, seconds=0.5)
+    first = job.lease(0)
+    while first.identity in job.held(0):
+        job.train(1, seconds=0.5)
+        job.report(0, stage="pushing")
+    job.train(1, seconds=0.5)
+    job.wait(60, 0, 1)
+
+    assert job.given_up == []
 
 
 @pytest.mark.parametrize("begins", [PauseWanted(True), CutWanted()])
