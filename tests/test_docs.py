@@ -73,3 +73,19 @@ def test_examples_print_what_their_comments_say(
     printed = capsys.readouterr().out.splitlines()
     assert len(said) == len(printed) > 0
     assert all(comment.startswith(line) for comment, line in zip(said, printed, strict=True))
+
+
+ROOT = DOCS.parent
+NAMED = re.compile(
+    r"(?<![\w/])((?:benchmarks|embedding|ps|runtime|scheduler|scripts|simulation|synchromesh|tests"
+    r"|worker)/[\w/]+\.py)\b"
+)
+
+
+@pytest.mark.parametrize(
+    "page", [*sorted(DOCS.glob("*.md")), *sorted(ROOT.glob("*.md"))], ids=lambda page: page.name
+)
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    missing = [name for name in NAMED.findall(page.read_text()) if not (ROOT / name).exists()]
+
+    assert missing == []
