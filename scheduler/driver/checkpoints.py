@@ -3,7 +3,7 @@
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import ray
@@ -17,13 +17,11 @@ from ps.spec import StoreSpec
 from scheduler.coordinator.server import Status
 from scheduler.coordinator.start import time_to_json
 from scheduler.driver.launch import Processes
-from scheduler.driver.time_limits import CALL_TIMEOUT_SECONDS, seconds_to_move
+from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, seconds_to_move
+from scheduler.driver.resolved import JobSpecs
 from scheduler.errors import TrainingError
 from scheduler.run.directory import RunDirectory
 from scheduler.run.metrics import versions
-
-if TYPE_CHECKING:
-    from scheduler.driver.resolved import JobSpecs
 
 
 def _digest(store: StoreSpec, cuts: list[ShardCut]) -> str:
@@ -57,7 +55,7 @@ class CheckpointWriter:
         run: where it writes.
     """
 
-    def __init__(self, specs: "JobSpecs", processes: Processes, run: RunDirectory) -> None:
+    def __init__(self, specs: JobSpecs, processes: Processes, run: RunDirectory) -> None:
         self._specs = specs
         self._processes = processes
         self._run = run

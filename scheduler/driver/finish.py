@@ -1,21 +1,19 @@
 """The end of a job: final checkpoint, digest, evaluation, result."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scheduler.driver.checkpoints import CheckpointWriter
 from scheduler.driver.launch import Processes
+from scheduler.driver.resolved import JobSpecs
 from scheduler.driver.supervisor import Supervisor
 from scheduler.errors import TrainingError
 from scheduler.run.directory import RunDirectory
 from scheduler.run.metrics import make_result
 from scheduler.views.progress import Progress
 
-if TYPE_CHECKING:
-    from scheduler.driver.resolved import JobSpecs
-
 
 def finish(
-    specs: "JobSpecs",
+    specs: JobSpecs,
     processes: Processes,
     supervisor: Supervisor,
     run: RunDirectory,

@@ -23,7 +23,7 @@ from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.driver.beginning import Beginning
 from scheduler.driver.like_processes import LikeProcesses
 from scheduler.driver.placement import Placement
-from scheduler.driver.time_limits import CALL_TIMEOUT_SECONDS, seconds_to_move
+from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, seconds_to_move
 from scheduler.errors import StartError
 from scheduler.job.config import ClusterConfig
 from scheduler.run.reaching import why_unreachable

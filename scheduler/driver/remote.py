@@ -16,8 +16,7 @@ from scheduler.coordinator.events import CutWanted, Wanted
 from scheduler.coordinator.history import EVERYTHING, Told
 from scheduler.coordinator.server import CutResult, Status
 from scheduler.driver.launch import Processes
-from scheduler.driver.ray_errors import first_line
-from scheduler.driver.time_limits import CALL_TIMEOUT_SECONDS
+from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, first_line
 from scheduler.errors import ControlError, NotRunningError
 from scheduler.run.control_file import check_reachable, find_job, last_known, unreachable
 

@@ -15,8 +15,7 @@ from scheduler.coordinator.history import NOTHING, joined
 from scheduler.coordinator.modes.shift import described
 from scheduler.coordinator.server import Status
 from scheduler.driver.launch import Launcher, Processes, WorkerProcess
-from scheduler.driver.ray_errors import first_line
-from scheduler.driver.time_limits import CALL_TIMEOUT_SECONDS
+from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, first_line
 from scheduler.driver.workforce import Workforce
 from scheduler.errors import TrainingError
 from scheduler.job.config import JobConfig

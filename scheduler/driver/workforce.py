@@ -9,8 +9,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from scheduler.driver.launch import Launcher, Processes, WorkerProcess
-from scheduler.driver.ray_errors import first_line
-from scheduler.driver.time_limits import CALL_TIMEOUT_SECONDS
+from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, first_line
 from scheduler.errors import StartError, TrainingError
 from scheduler.job.config import ClusterConfig
 from worker.running import WorkerSetup

@@ -18,9 +18,9 @@ from ps.server.server import ServerSetup, ShardServer
 from scheduler import JobConfig
 from scheduler.driver.checkpoints import CheckpointWriter
 from scheduler.driver.launch import Launcher, start_ray
+from scheduler.driver.ray_calls import seconds_to_move
 from scheduler.driver.resolved import JobSpecs, resolve
 from scheduler.driver.supervisor import Supervisor
-from scheduler.driver.time_limits import seconds_to_move
 from scheduler.errors import StartError, TrainingError
 from scheduler.job.config import ClusterConfig
 from scheduler.run.directory import RunDirectory

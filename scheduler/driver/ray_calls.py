@@ -1,0 +1,18 @@
+"""What may be expected of calls through Ray: how long they take, and what it says of deaths."""
+
+CALL_TIMEOUT_SECONDS = 30.0
+# Of a model that is written or read, whoever does it: disks and stores that work are faster.
+MOVE_SECONDS = 300.0
+LEAST_BYTES_PER_SECOND = 10 << 20
+
+
+def seconds_to_move(num_bytes: int) -> float:
+    """Return how long a model of so many bytes may take to be written or read."""
+    return MOVE_SECONDS + num_bytes / LEAST_BYTES_PER_SECOND
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what Ray says, without its traceback."""
+    text = str(error).strip() or type(error).__name__
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0].rstrip(".")
