@@ -177,7 +177,7 @@ def test_a_server_that_does_not_take_its_part_of_the_model_ends_the_start(
     )  # fmt: skip
     ray.nodes = lambda: []  # type: ignore[attr-defined]
     launcher = Launcher(ClusterConfig(start_timeout_seconds=45), mixed_cpus=True, run="r")
-    processes: Any = SimpleNamespace(servers=[server])
+    processes: Any = SimpleNamespace(servers=[server], begun=[])
 
     with pytest.raises(StartError, match="a server has not taken its part of the model within 45"):
         launcher.start_servers(processes, [np.zeros(1, np.float32)], specs.beginning)
