@@ -50,9 +50,9 @@ class Patience:
 
     def had_its_time(self, worker: int, now: float) -> bool:
         """Whether a worker that was just given up said nothing, or was too long at one attempt."""
-        spec = self._coordinator.spec
-        if now - self._heard[worker] > spec.heartbeat_timeout_seconds:
+        if self.is_silent(worker, now):
             return True
+        spec = self._coordinator.spec
         limit = spec.lease_timeout_seconds
         times = [*self._since.get(worker, {}).values(), *self._taken.get(worker, {}).values()]
         return limit is not None and any(now - since >= limit for since in times)
@@ -72,6 +72,11 @@ class Patience:
         if new and (report.finished or report.stage in BEGUN):
             taken = self._taken[report.worker]
             self._taken[report.worker] = {k: v for k, v in taken.items() if k in report.held}
+
+    def is_silent(self, worker: int, now: float) -> bool:
+        """Whether nothing was heard of a worker for longer than it may be silent."""
+        limit = self._coordinator.spec.heartbeat_timeout_seconds
+        return now - self._heard[worker] > limit
 
     def _is_pending(self, step: int) -> bool:
         """Whether nobody has a batch that what waits for a step waits for."""

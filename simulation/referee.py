@@ -113,6 +113,14 @@ class Referee:
             elif isinstance(command, GiveUpWorker):
                 fair = self._patience.had_its_time(command.worker, now)
                 require(fair, "given up too early: {}", command.text)
+                # What somebody lost is not found again by taking a worker for one that hangs.
+                faults = self._scenario.faults
+                hangs = faults.hang or faults.pause or self._scenario.long_batches
+                silent = self._patience.is_silent(command.worker, now)
+                hangs = hangs or bool(faults.recoveries)  # of which workers hear late
+                require(
+                    bool(hangs) or silent, "nobody hangs, but one is given up: {}", command.text
+                )
             elif isinstance(command, Answer):
                 assert isinstance(event, WorkerReported)
                 self._check_answer(event.report, command.grant)

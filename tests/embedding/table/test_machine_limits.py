@@ -98,7 +98,7 @@ def test_without_limits_the_address_space_is_that_of_a_process():
 def test_of_a_limit_three_quarters_of_what_is_left_can_be_reserved(which, cause):
     script = f"""
 import mmap, resource
-from embedding.machine_limits import address_limit
+from embedding.table.machine_limits import address_limit
 pages = open("/proc/self/statm").read().split()
 used = int(pages[{0 if which == "AS" else 5}]) * mmap.PAGESIZE
 resource.setrlimit(resource.RLIMIT_{which}, (used + (1 << 30), resource.RLIM_INFINITY))

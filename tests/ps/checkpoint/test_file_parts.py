@@ -13,7 +13,6 @@ import pytest
 
 from embedding.spec.admission import BloomAdmission
 from embedding.spec.table import TableSpec
-from ps.checkpoint import manifest as checkpoint
 from ps.checkpoint.file_parts import PARTS_SCHEMA
 from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
@@ -27,7 +26,7 @@ ADAM = "tables/adam/rows-00000-of-00002.arrow"
 def make_parts_small(patch: pytest.MonkeyPatch) -> None:
     """Write parts of a few rows each, and of two dense blocks."""
     patch.setattr("ps.checkpoint.file_rows.PART_BYTES", 2000)
-    patch.setattr("ps.checkpoint.manifest.PART_BYTES", 2 * 8192)
+    patch.setattr("ps.checkpoint.write.PART_BYTES", 2 * 8192)
 
 
 @pytest.fixture
@@ -293,7 +292,7 @@ def test_a_list_that_is_damaged_lost_or_huge_is_refused_and_named(
     with pytest.raises(CheckpointError, match=rf"{LIST} is damaged"):
         load()
     (own / LIST).write_bytes(data)
-    monkeypatch.setattr(checkpoint, "MAX_PARTS_BYTES", 1000)
+    monkeypatch.setattr("ps.checkpoint.read.MAX_PARTS_BYTES", 1000)
     with pytest.raises(CheckpointError, match=rf"{LIST} has \d+ bytes, .* 1000 at most"):
         load()
     monkeypatch.undo()

@@ -215,7 +215,8 @@ def test_a_failure_inside_a_shard_ends_the_watch(servers: list[ShardServer]) -> 
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    servers[0]._plane._fail(ValueError("a bug"))
+    with servers[0]._plane._failures_told():
+        raise ValueError("a bug")
     watcher.join(5)
 
     assert [str(error) for error in raised] == ["a bug"]

@@ -123,7 +123,8 @@ def test_a_line_about_a_thousand_workers_has_the_slowest_and_sums(
         for number in range(1000)
     }  # fmt: skip
     servers = [
-        {"tables": {}, "peak_rss_bytes": 10 + i, "bytes_sent": 1, "bytes_received": 2,
+        {"tables": {}, "dense_non_finite": 0, "peak_rss_bytes": 10 + i,
+         "bytes_sent": 1, "bytes_received": 2,
          "cpu_seconds": 3.0, "stage_seconds": {"apply": 1.0}}
         for i in range(100)
     ]  # fmt: skip

@@ -224,7 +224,8 @@ def test_dense_weights_follow_the_names_of_features_through_a_job(
     changed = job(folder, run, dense=["x2", "x1"], sparse=["v", "u"], eval="ints.parquet")
     still = {"type": "adagrad", "learning_rate": 1e-12}
     values = changed.model_dump(mode="json")
-    values["model"]["optimizer"] = values["embedding"]["optimizer"] = still
+    values["embedding"]["optimizer"] = still
+    values["model"]["optimizer"] = {"type": "adam", "learning_rate": 1e-12}
     day2 = Trainer(JobConfig.from_dict(values)).fit()
 
     predictor = Predictor.from_checkpoint(day1.checkpoint)

@@ -152,7 +152,7 @@ def test_a_job_gives_the_same_bits_on_any_number_of_servers_and_scores_them_alik
     expected = result.metrics["eval"]
     scores = Predictor.from_checkpoint(other.checkpoint).evaluate(plan, data)
     assert {**scores, "auc_missing": None, "logloss_missing": None} == expected
-    command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), str(tmp_path / "3")]
+    command = [sys.executable, "-m", "synchromesh", "evaluate", str(tmp_path / "3")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert json.loads(done.stdout).items() >= expected.items()
 

@@ -88,7 +88,7 @@ def test_the_lease_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
     program = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from scheduler.run_lease import RunLease\n"
+        "from scheduler.run.lease import RunLease\n"
         "RunLease(Path(sys.argv[1]), job='killed')\n"
         "os.kill(os.getpid(), 9)\n"
     )

@@ -135,7 +135,7 @@ def test_a_table_is_shown_in_80_columns(checkpoint: Path) -> None:
     assert not any("…" in line for line in body), "nothing is cut"
     facts = dict(line.split("  ", 1) for line in body[1:10])
     assert facts["rows"].strip() == "1,001"
-    assert facts["optimizer"].strip() == "adagrad, learning_rate 0.02, initial_accumulator 0.1"
+    assert facts["optimizer"].strip() == "adagrad, learning_rate 0.05, initial_accumulator 1e-08"
     assert facts["admission"].strip() == "counter, min_count 3"
     keys = [*range(1, 1001), LARGEST_KEY]
     versions = sorted(key % 77 for key in keys)

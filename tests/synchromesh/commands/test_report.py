@@ -191,7 +191,7 @@ def test_without_bokeh_the_extra_is_named(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in [n for n in sys.modules if n.startswith(("scheduler.report.", "bokeh."))]:
+    for name in [n for n in sys.modules if n.startswith(("scheduler.views.report.", "bokeh."))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "bokeh", None)
 

@@ -72,10 +72,10 @@ DYING = """
 import os, sys
 from pathlib import Path
 import numpy as np
-from embedding.spec import Sgd, TableSpec
-from ps.checkpoint import (Manifest, begin_checkpoint, publish_checkpoint, write_manifest,
-                           write_shard)
-from ps.shard import Shard
+from embedding import Sgd, TableSpec
+from ps.checkpoint.manifest import Manifest, write_manifest
+from ps.checkpoint.write import begin_checkpoint, publish_checkpoint, write_shard
+from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 
 path, names_left = Path(sys.argv[1]), int(sys.argv[2])
