@@ -19,7 +19,7 @@ from worker.errors import DataError
 
 
 @click.command(epilog="Example: synchromesh check jobs/dlrm.yaml --rows 100000")
-@click.argument("job", metavar="JOB.yaml")
+@click.argument("job", type=click.Path(), metavar="JOB.yaml")
 @click.argument("overrides", nargs=-1, metavar="[key.path=value]...")
 @click.option(
     "--rows",

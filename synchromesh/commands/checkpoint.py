@@ -20,7 +20,7 @@ def command() -> None:
 
 
 @command.command("list", epilog="Example: synchromesh checkpoint list runs/dlrm")
-@click.argument("run", type=Path, metavar="CHECKPOINT_OR_RUN")
+@click.argument("run", type=click.Path(path_type=Path), metavar="CHECKPOINT_OR_RUN")
 @json_option
 def _list(run: Path, as_json: bool) -> None:
     """Show the finished checkpoints of a run, the oldest first."""
@@ -46,7 +46,7 @@ def _list(run: Path, as_json: bool) -> None:
 
 
 @command.command("verify", epilog="Example: synchromesh checkpoint verify runs/dlrm")
-@click.argument("checkpoint", type=Path, metavar="CHECKPOINT_OR_RUN")
+@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="CHECKPOINT_OR_RUN")
 @json_option
 def _verify(checkpoint: Path, as_json: bool) -> None:
     """Read every file of a checkpoint, of a run its newest, and compare it with its checksum."""

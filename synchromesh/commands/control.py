@@ -26,7 +26,7 @@ RATE_SECONDS = 1.0
 
 
 @click.group(epilog="Example: synchromesh control runs/dlrm mode gba")
-@click.argument("run", type=Path, metavar="RUN_DIR")
+@click.argument("run", type=click.Path(path_type=Path), metavar="RUN_DIR")
 @click.pass_context
 def command(context: click.Context, run: Path) -> None:
     """Look at a running job and change it.

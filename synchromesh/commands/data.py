@@ -47,7 +47,9 @@ def _writing(out: Path) -> Any:
     "convert-criteo",
     epilog="Example: synchromesh data convert-criteo train.txt --out data/criteo",
 )
-@click.argument("inputs", nargs=-1, required=True, type=Path, metavar="INPUT...")
+@click.argument(
+    "inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT..."
+)
 @click.option("--test-fraction", default=0.1, show_default=True, help="The last rows.")
 @click.option("--no-split", is_flag=True, help="All rows to train/.")
 @_laid_out
@@ -75,7 +77,7 @@ def _convert_criteo(
     "convert-movielens",
     epilog="Example: synchromesh data convert-movielens ml-1m --out data/ml-1m",
 )
-@click.argument("input_dir", type=Path, metavar="INPUT_DIR")
+@click.argument("input_dir", type=click.Path(path_type=Path), metavar="INPUT_DIR")
 @_laid_out
 def _convert_movielens(
     input_dir: Path,

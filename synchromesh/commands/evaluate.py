@@ -7,8 +7,8 @@ from synchromesh.evaluation import BAD_INPUT, evaluate
 
 
 @click.command(epilog="Example: synchromesh evaluate runs/dlrm --data data/criteo-like/test")
-@click.argument("checkpoint", metavar="CHECKPOINT_OR_RUN")
-@click.argument("job", nargs=-1, metavar="[JOB.yaml] [key.path=value]...")
+@click.argument("checkpoint", type=click.Path(), metavar="CHECKPOINT_OR_RUN")
+@click.argument("job", nargs=-1, type=click.Path(), metavar="[JOB.yaml] [key.path=value]...")
 @click.option("--data", multiple=True, metavar="PATH", help="Read this in place of data.eval.")
 @json_option
 def command(checkpoint: str, job: tuple[str, ...], data: tuple[str, ...], as_json: bool) -> None:

@@ -10,8 +10,8 @@ from synchromesh.exporting import ExportError, export_embeddings
 
 
 @click.command(epilog="Example: synchromesh export runs/dlrm runs/embeddings --tables C3,C4")
-@click.argument("checkpoint", metavar="CHECKPOINT_OR_RUN")
-@click.argument("out", metavar="OUT_DIR")
+@click.argument("checkpoint", type=click.Path(), metavar="CHECKPOINT_OR_RUN")
+@click.argument("out", type=click.Path(), metavar="OUT_DIR")
 @click.option("--tables", callback=names, metavar="A,B", help="Tables to export (default: all).")
 @click.option("--overwrite", is_flag=True, help="Replace an export in OUT_DIR.")
 @json_option

@@ -12,7 +12,7 @@ from worker.errors import DataError
 
 
 @click.command(epilog="Example: synchromesh init data/clicks.parquet --out jobs/clicks.yaml")
-@click.argument("data", nargs=-1, required=True, metavar="DATA...")
+@click.argument("data", nargs=-1, required=True, type=click.Path(), metavar="DATA...")
 @click.option("--out", type=Path, metavar="JOB.yaml", help="The job file (default: print it).")
 @click.option("--overwrite", is_flag=True, help="Replace the job file.")
 @json_option

@@ -36,7 +36,7 @@ class UnknownError(ValueError):
 
 
 @click.command(epilog="Example: synchromesh inspect runs/dlrm C3 --top 5 --key 7 --key 9")
-@click.argument("checkpoint", metavar="CHECKPOINT_OR_RUN")
+@click.argument("checkpoint", type=click.Path(), metavar="CHECKPOINT_OR_RUN")
 @click.argument("table", required=False)
 @click.option(
     "--top", type=click.IntRange(min=0), help=f"How many of the highest rows (default: {TOP_ROWS})."

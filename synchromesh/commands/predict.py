@@ -11,9 +11,9 @@ from worker.errors import UnreadableError
 @click.command(
     epilog="Example: synchromesh predict runs/dlrm data/criteo-like/test predictions.parquet"
 )
-@click.argument("checkpoint", metavar="CHECKPOINT_OR_RUN")
-@click.argument("input", metavar="INPUT")
-@click.argument("output", metavar="OUTPUT")
+@click.argument("checkpoint", type=click.Path(), metavar="CHECKPOINT_OR_RUN")
+@click.argument("input", type=click.Path(), metavar="INPUT")
+@click.argument("output", type=click.Path(), metavar="OUTPUT")
 @click.option(
     "--columns",
     callback=names,

@@ -10,7 +10,7 @@ from synchromesh.commands.answers import Refused, answering, json_option, print_
 
 
 @click.command(epilog="Example: synchromesh report runs/dlrm --out dlrm.html")
-@click.argument("run", type=Path, metavar="RUN_DIR")
+@click.argument("run", type=click.Path(path_type=Path), metavar="RUN_DIR")
 @click.option("--out", type=Path, metavar="FILE", help="The page (default: RUN_DIR/report.html).")
 @json_option
 def command(run: Path, out: Path | None, as_json: bool) -> None:

@@ -14,7 +14,7 @@ from worker.metrics import auc_text
 @click.command(
     epilog="Example: synchromesh train jobs/dlrm.yaml training.mode=sync embedding.dim=32"
 )
-@click.argument("job", metavar="JOB.yaml")
+@click.argument("job", type=click.Path(), metavar="JOB.yaml")
 @click.argument("overrides", nargs=-1, metavar="[key.path=value]...")
 @json_option
 def command(job: str, overrides: tuple[str, ...], as_json: bool) -> None:

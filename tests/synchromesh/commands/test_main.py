@@ -1,5 +1,6 @@
 """The command `synchromesh`: every command has an example, and mistakes have one line."""
 
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -66,3 +67,32 @@ def test_version_and_module_door() -> None:
     )
 
     assert done.stdout == f"synchromesh, version {synchromesh.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("tr", ["plain,train"]),
+        ("checkpoint ", ["plain,list", "plain,verify"]),
+        ("train --j", ["plain,--json"]),
+        ("train jobs/", ["file,jobs/"]),
+        ("evaluate runs/", ["file,runs/"]),
+    ],
+)
+def test_shells_are_told_what_can_follow(typed: str, offered: list[str]) -> None:
+    """As the function does that README.md installs in bash; files bash completes itself."""
+    words = f"synchromesh {typed}"
+    done = subprocess.run(
+        [sys.executable, "-c", "from synchromesh.door import script; script()"],
+        env={
+            **os.environ,
+            "_SYNCHROMESH_COMPLETE": "bash_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(words.count(" ")),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.stdout.split() == offered, done.stderr
