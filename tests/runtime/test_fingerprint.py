@@ -19,7 +19,7 @@ InFloatMode = Callable[[str], AbstractContextManager[None]]
 
 def elsewhere(**environment: str) -> dict[str, Any]:
     """The fingerprint of another process."""
-    code = "import json, ps.fingerprint as f; print(json.dumps(f.numeric_fingerprint()))"
+    code = "import json, runtime.fingerprint as f; print(json.dumps(f.numeric_fingerprint()))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},
