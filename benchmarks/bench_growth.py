@@ -83,10 +83,10 @@ def measure(point: Point, *, repeats: int, seconds: float) -> tuple[list[Cost], 
         fleet.train(seconds=seconds / 2)  # buffers grow to their size, kernels are loaded
         costs = [fleet.train(seconds=seconds) for _ in range(repeats)]
         servers = fleet.stats()
-    tables = [table for server in servers for table in server["tables"].values()]
-    rows = sum(table["rows"] for table in tables)
-    peak = max(server["peak_rss_bytes"] for server in servers)
-    return costs, sum(table["bytes"] for table in tables) / rows, peak / 1e6
+    tables = [table for server in servers for table in server.tables.values()]
+    rows = sum(table.rows for table in tables)
+    peak = max(server.process.peak_rss_bytes for server in servers)
+    return costs, sum(table.bytes for table in tables) / rows, peak / 1e6
 
 
 def curve(axis: Axis, arguments: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ from bench.matrix_products import ProductsBound, layers_of
 from bench.one_step import OneWorker
 from bench.training_data import find_data
 from bench.training_jobs import Case, job_of
+from runtime.process_figures import ProcessFigures
 from runtime.strict_json import json_text
 from scheduler.driver.resolved import JobSpecs, resolve
 from worker.models import build_model
@@ -66,13 +67,13 @@ def profile(specs: JobSpecs, steps: int) -> list[Part]:
     with OneWorker(specs) as worker, threadpool_limits(limits=1):
         for number in range(WARM_UP):
             worker.give_back(worker.step(number))
-        before = [shard.stats() for shard in worker.shards]
+        before = [shard.stats().process for shard in worker.shards]
         profiler = cProfile.Profile(time.thread_time)
         profiler.enable()
         for number in range(WARM_UP, WARM_UP + steps):
             worker.give_back(worker.step(number))
         profiler.disable()
-        after = [shard.stats() for shard in worker.shards]
+        after = [shard.stats().process for shard in worker.shards]
     parts = [Part("worker", *part) for part in _own_times(profiler, steps).items()]
     for index, (begin, end) in enumerate(zip(before, after, strict=True)):
         parts += _server_parts(f"server {index}", begin, end, steps)
@@ -88,17 +89,17 @@ def _own_times(profiler: cProfile.Profile, steps: int) -> Counter[str]:
     return times
 
 
-def _server_parts(role: str, begin: dict, end: dict, steps: int) -> list[Part]:
+def _server_parts(role: str, begin: ProcessFigures, end: ProcessFigures, steps: int) -> list[Part]:
     """Return a server's stages, and what else it used: receiving, decoding, locks.
 
     It has a core for itself while the worker waits, so that the stages' times by the wall are CPU
     times; where they are not, because others use the machine, the rest comes out too small.
     """
     stages = {
-        stage: 1e3 * (end["stage_seconds"][stage] - begin["stage_seconds"][stage]) / steps
+        stage: 1e3 * (end.stage_seconds[stage] - begin.stage_seconds[stage]) / steps
         for stage in SERVER_STAGES
     }
-    cpu = 1e3 * (end["cpu_seconds"] - begin["cpu_seconds"]) / steps
+    cpu = 1e3 * (end.cpu_seconds - begin.cpu_seconds) / steps
     stages["receive and rest"] = max(0.0, cpu - sum(stages.values()))
     return [Part(role, name, milliseconds) for name, milliseconds in stages.items()]
 

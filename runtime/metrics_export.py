@@ -65,22 +65,3 @@ class MetricsExport:
         increase = value - before if value >= before else value
         if increase > 0:
             metric.inc(increase, tags=tags)
-
-
-def server_figures(index: int, stats: dict[str, Any]) -> list[Figure]:
-    """Return the figures of one server from what `ShardServer.stats` says."""
-    figures = [
-        Figure("shard_step", stats["step"], "server", index),
-        Figure("peak_rss_bytes", stats["peak_rss_bytes"], "server", index),
-    ]
-    for name in ("bytes_sent", "bytes_received", "gradients_of_evicted_keys", "dense_non_finite"):
-        figures.append(Figure(name, stats[name], "server", index, "counter"))
-    for table, sizes in stats["tables"].items():
-        for name in ("rows", "bytes"):
-            labels = {"table": table}
-            figures.append(Figure(f"table_{name}", sizes[name], "server", index, labels=labels))
-        count = sizes["non_finite"]
-        figures.append(
-            Figure("table_non_finite", count, "server", index, "counter", {"table": table})
-        )
-    return figures

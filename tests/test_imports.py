@@ -214,6 +214,7 @@ LAYERS = {
             "state",
         },
         {"batch_trace", "history", "worker_connections"},
+        {"status"},
         {"server"},
         {"exported_figures"},
         {"actor"},

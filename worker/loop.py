@@ -20,6 +20,7 @@ from ps.client.client import Identity, Open, PsClient, PulledBatch
 from ps.net.wake import Wake
 from runtime.fingerprint import check_float_mode
 from runtime.memory import peak_rss_bytes
+from runtime.process_figures import ProcessFigures
 from runtime.stage_times import StageTimes
 from worker.data.batch import Batch
 from worker.faults import Faults, HangStage
@@ -417,11 +418,13 @@ class WorkerLoop:
         while not self._ended:
             with self._lock:
                 report = self._session.report(
-                    peak_rss_bytes=peak_rss_bytes(),
-                    bytes_sent=self._client.bytes_sent,
-                    bytes_received=self._client.bytes_received,
-                    cpu_seconds=time.process_time() - self._cpu_seconds_before,
-                    stage_seconds=self._times.seconds(),
+                    ProcessFigures(
+                        peak_rss_bytes=peak_rss_bytes(),
+                        bytes_sent=self._client.bytes_sent,
+                        bytes_received=self._client.bytes_received,
+                        cpu_seconds=time.process_time() - self._cpu_seconds_before,
+                        stage_seconds=self._times.seconds(),
+                    )
                 )
             grant = self._coordinator.exchange(report)
             with self._news:

@@ -1,12 +1,13 @@
 """What a worker and the coordinator say to each other, and nothing else."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ps.messages.pull_push import ANY_STEP
+from runtime.process_figures import NOT_MEASURED, ProcessFigures
 
 TokenKind = Literal["train", "eval"]
 Outcome = Literal["done", "skipped", "superseded"]
@@ -98,10 +99,7 @@ class Report:
         held: identities of the tokens it works on.
         want: how many more it can prepare.
         waiting: its compute slot is free and every batch it holds waits for a later step.
-        peak_rss_bytes: the most memory it had resident.
-        bytes_sent, bytes_received: on the data plane so far.
-        cpu_seconds: user and system time of its process since it was ready.
-        stage_seconds: time by stage since then, as `worker.loop.STAGES` names them.
+        process: what it measured of itself; its stages are `worker.loop.STAGES`.
         stage: how far the first of the tokens is that it holds, see `worker.session.Stage`.
     """
 
@@ -112,11 +110,7 @@ class Report:
     finished: tuple[Finished, ...] = ()
     want: int = 0
     waiting: bool = False
-    peak_rss_bytes: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    cpu_seconds: float = 0.0
-    stage_seconds: dict[str, float] = field(default_factory=dict)
+    process: ProcessFigures = NOT_MEASURED
     recovery_epoch: int = 0
     stage: StageName = "none"
 

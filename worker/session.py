@@ -9,9 +9,9 @@ one left undone.
 
 import enum
 from dataclasses import dataclass
-from typing import Any
 
 from ps.messages.pull_push import ANY_STEP
+from runtime.process_figures import NOT_MEASURED, ProcessFigures
 from worker.protocol import (
     MAX_SCORES,
     MAX_TOKENS,
@@ -139,11 +139,11 @@ class Session:
         self._held[token.identity].stage = Stage.PUSHING
         return token
 
-    def report(self, **measured: Any) -> Report:
+    def report(self, process: ProcessFigures = NOT_MEASURED) -> Report:
         """Return the next report; what it says has ended is said again until it is answered.
 
         Args:
-            measured: fields of `Report` that are not about tokens.
+            process: what the worker measured of itself.
         """
         self._say_what_fits()
         self._sequence += 1
@@ -158,7 +158,7 @@ class Session:
             waiting=self.waiting,
             recovery_epoch=self.recovery_epoch,
             stage=self._first_stage,
-            **measured,
+            process=process,
         )
 
     @property

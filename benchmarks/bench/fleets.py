@@ -6,6 +6,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from simulation.fleet import Fleet, FleetSpec
@@ -60,8 +61,8 @@ def measure(case: dict[str, Any]) -> Row:
         "batches_per_second_without_waiting": fleet.batches_at_full_rate,
         "steps_per_second": costs.steps / seconds,
         "busy": costs.busy / seconds,
-        "data_staleness": fleet.coordinator.data_staleness.summary(),
-        "parameter_staleness": fleet.coordinator.parameter_staleness.summary(),
+        "data_staleness": asdict(fleet.coordinator.data_staleness.summary()),
+        "parameter_staleness": asdict(fleet.coordinator.parameter_staleness.summary()),
         "wall_seconds": time.perf_counter() - began,
     }
 

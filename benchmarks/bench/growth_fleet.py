@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any
 
 from threadpoolctl import threadpool_limits
 
@@ -19,6 +18,7 @@ from bench.growth_job import Point, batches, fill
 from bench.one_step import Contributor, apply_batch
 from bench.shard_process import client_of, start_shards
 from ps.net.sockets import Address
+from ps.server.figures import ServerFigures
 from worker.models import build_model, initial_parameters
 
 # Occurrences of keys in the batches that a worker draws before, and trains in turns.
@@ -103,7 +103,7 @@ class Fleet:
         )
         return Cost(worker, server, 1e6 * wall / samples, samples)
 
-    def stats(self) -> list[dict[str, Any]]:
+    def stats(self) -> list[ServerFigures]:
         """Return what every server says of itself."""
         return [shard.stats() for shard in self.shards]
 
@@ -134,7 +134,7 @@ class Fleet:
 
     def _cpu_seconds(self) -> tuple[float, float]:
         workers = sum(worker.cpu_seconds() for worker in self._workers)
-        return workers, sum(stats["cpu_seconds"] for stats in self.stats())
+        return workers, sum(server.process.cpu_seconds for server in self.stats())
 
 
 class _WorkerProcess:

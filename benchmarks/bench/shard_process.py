@@ -3,12 +3,12 @@
 import multiprocessing
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 
 from ps.client.client import PsClient
 from ps.net.sockets import Address, connect
+from ps.server.figures import ServerFigures
 from ps.server.server import ServerSetup, ShardServer
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec
@@ -41,7 +41,7 @@ class ShardProcess:
         other.close()
         self.address: Address = self._pipe.recv()
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> ServerFigures:
         """Return what `ShardServer.stats` says."""
         self._pipe.send("stats")
         return self._pipe.recv()

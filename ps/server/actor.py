@@ -7,9 +7,11 @@ from ray.util.metrics import Counter, Gauge
 from threadpoolctl import threadpool_limits
 
 from ps.net.sockets import Address
+from ps.server.exported_figures import server_figures
+from ps.server.figures import ServerFigures
 from ps.server.server import ServerSetup, ShardServer
 from runtime.fingerprint import process_facts
-from runtime.metrics_export import MetricsExport, server_figures
+from runtime.metrics_export import MetricsExport
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"watch": 1})
@@ -39,7 +41,7 @@ class ServerActor(ShardServer):
         """Return where this process runs and what its numbers depend on."""
         return process_facts(ray.get_runtime_context().get_node_id())
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> ServerFigures:
         """Return the server's statistics, and export them as metrics of Ray."""
         stats = super().stats()
         assert self._metrics is not None, "it has begun"

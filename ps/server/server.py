@@ -4,7 +4,6 @@ import os
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +15,14 @@ from ps.checkpoint.restore import MovedDense, start_shard_from
 from ps.checkpoint.write import write_shard
 from ps.net.sockets import Address
 from ps.server.data_plane import DataPlane
+from ps.server.figures import ServerFigures, TableFigures
 from ps.server.read_write_lock import ReadWriteLock
 from ps.server.warmup import warm_up
 from ps.shard.shard import Shard
 from ps.shard.side_by_side import Threads
 from ps.spec import StoreSpec, bucket_range
 from runtime.memory import peak_rss_bytes
+from runtime.process_figures import ProcessFigures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,34 +159,35 @@ class ShardServer:
                 block_digests(self._shard.dense),
             )
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> ServerFigures:
         """Return what reports show of a server."""
         with self._lock.shared():
-            tables = {
-                table.spec.name: {
-                    "rows": len(table),
-                    "unadmitted": table.num_unadmitted,
-                    "evicted": table.num_evicted,
-                    "non_finite": table.num_non_finite,
-                    "bytes": table.memory()["total"],
-                }
-                for table in self._shard.tables
-            }
             counts = self._shard.counts
-            return {
-                "step": self._shard.step,
-                "tables": tables,
-                "dense_non_finite": self._shard.dense.num_non_finite,
-                "contributions_superseded": counts.contributions_superseded,
-                "gradients_of_evicted_keys": counts.gradients_of_evicted_keys,
-                "bytes_sent": self._plane.bytes_sent,
-                "bytes_received": self._plane.bytes_received,
-                "peak_rss_bytes": peak_rss_bytes(),
-                "cpu_seconds": time.process_time() - self._cpu_seconds_before,
-                "stage_seconds": self._plane.stage_seconds(),
-                "pid": os.getpid(),
-                "node": self._node_id,
-            }
+            return ServerFigures(
+                step=self._shard.step,
+                tables={
+                    table.spec.name: TableFigures(
+                        rows=len(table),
+                        unadmitted=table.num_unadmitted,
+                        evicted=table.num_evicted,
+                        non_finite=table.num_non_finite,
+                        bytes=table.memory()["total"],
+                    )
+                    for table in self._shard.tables
+                },
+                dense_non_finite=self._shard.dense.num_non_finite,
+                contributions_superseded=counts.contributions_superseded,
+                gradients_of_evicted_keys=counts.gradients_of_evicted_keys,
+                process=ProcessFigures(
+                    peak_rss_bytes=peak_rss_bytes(),
+                    bytes_sent=self._plane.bytes_sent,
+                    bytes_received=self._plane.bytes_received,
+                    cpu_seconds=time.process_time() - self._cpu_seconds_before,
+                    stage_seconds=self._plane.stage_seconds(),
+                ),
+                pid=os.getpid(),
+                node=self._node_id,
+            )
 
     def watch(self) -> None:
         """Block until a message fails inside the shard, then raise that failure."""

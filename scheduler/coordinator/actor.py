@@ -14,8 +14,9 @@ from scheduler.coordinator.clock import ClockState
 from scheduler.coordinator.events import Wanted
 from scheduler.coordinator.exported_figures import coordinator_figures
 from scheduler.coordinator.history import Told
-from scheduler.coordinator.server import CoordinatorFaults, CoordinatorServer, Status
+from scheduler.coordinator.server import CoordinatorFaults, CoordinatorServer
 from scheduler.coordinator.spec import CoordinatorSpec
+from scheduler.coordinator.status import Status
 from scheduler.coordinator.worker_connections import ControlPlane
 
 # The driver asks several times a second; Ray passes metrics on more seldom.

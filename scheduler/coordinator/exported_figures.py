@@ -1,8 +1,11 @@
 """The coordinator's figures, its workers' among them, as metrics."""
 
+from dataclasses import asdict
+
 from runtime.metrics_export import Figure
 from scheduler.coordinator.modes.rules import MODES
-from scheduler.coordinator.server import Status
+from scheduler.coordinator.state import WorkerFigures
+from scheduler.coordinator.status import Status
 
 
 def coordinator_figures(status: Status) -> list[Figure]:
@@ -23,33 +26,37 @@ def coordinator_figures(status: Status) -> list[Figure]:
         figures.append(_gauge("mode", float(mode == status.mode), mode=mode))
     if status.last_evaluation is not None:
         figures.append(_gauge("eval_auc", status.last_evaluation.auc))
-    for outcome in ("applied", "dropped", "skipped"):
-        figures.append(_counter("samples", status.samples[outcome], outcome=outcome))
-    for event, count in status.batches.items():
+    samples = status.samples
+    for outcome, count in (
+        ("applied", samples.applied),
+        ("dropped", samples.dropped),
+        ("skipped", samples.skipped),
+    ):
+        figures.append(_counter("samples", count, outcome=outcome))
+    for event, count in asdict(status.batches).items():
         figures.append(_counter("batches", count, event=event))
     staleness = {"data": status.data_staleness, "parameter": status.parameter_staleness}
-    for kind, summary in staleness.items():
-        for statistic, steps in summary.items():
+    for kind, histogram in staleness.items():
+        for statistic, steps in asdict(histogram.summary()).items():
             figures.append(_gauge("staleness_steps", steps, kind=kind, statistic=statistic))
     for shard, lag in enumerate(status.shard_lag):
         figures.append(Figure("shard_lag_steps", lag, "server", shard))
-    for number in status.workers:
-        figures += _worker_figures(status, number)
+    for number, worker in status.workers.items():
+        figures += _worker_figures(number, worker)
     return figures
 
 
-def _worker_figures(status: Status, number: int) -> list[Figure]:
-    worker = status.workers[number]
+def _worker_figures(number: int, worker: WorkerFigures) -> list[Figure]:
     counters = {
-        "batches_computed": worker["batches"],
-        "samples_computed": worker["samples"],
-        "batch_seconds": worker["seconds"],
-        "bytes_sent": worker["bytes_sent"],
-        "bytes_received": worker["bytes_received"],
+        "batches_computed": worker.batches,
+        "samples_computed": worker.samples,
+        "batch_seconds": worker.seconds,
+        "bytes_sent": worker.process.bytes_sent,
+        "bytes_received": worker.process.bytes_received,
     }
     return [
-        Figure("peak_rss_bytes", worker["peak_rss_bytes"], "worker", number),
-        Figure("worker_lost", float(worker["lost"]), "worker", number),
+        Figure("peak_rss_bytes", worker.process.peak_rss_bytes, "worker", number),
+        Figure("worker_lost", float(worker.lost), "worker", number),
         *(Figure(name, value, "worker", number, "counter") for name, value in counters.items()),
     ]
 

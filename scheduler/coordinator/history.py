@@ -1,11 +1,7 @@
 """What has happened in a job, told once: who asks again says what it has been told already."""
 
 import sys
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from scheduler.coordinator.server import Status
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +23,3 @@ class Told:
 NOTHING = Told()
 # Of who wants to know how things are now, and nothing of before.
 EVERYTHING = Told(*[sys.maxsize] * 5)
-
-
-def joined(before: "Status | None", new: "Status") -> "Status":
-    """Return a status with all evaluations and shifts, of one that has those since `before`."""
-    if before is None:
-        return new
-    evaluations = before.evaluations
-    if new.evaluations:
-        evaluations += new.evaluations
-    shifts = before.shifts[: before.told.whole_shifts] + new.shifts
-    return replace(new, evaluations=evaluations, shifts=shifts)

@@ -6,7 +6,7 @@ not resolved yet, so a long job costs no more memory than a short one.
 """
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from ps.messages.pull_push import ANY_STEP, MAX_DISCARDS
@@ -53,6 +53,9 @@ class Samples:
     @property
     def total(self) -> int:
         return self.applied + self.dropped + self.skipped
+
+    def copy(self) -> "Samples":
+        return replace(self, skipped_by_reason=dict(self.skipped_by_reason))
 
 
 @dataclass(slots=True)

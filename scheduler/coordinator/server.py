@@ -4,8 +4,7 @@ import os
 import signal
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from ps.client.client import Open, PsClient
 from ps.client.faults import ConnectionFaults, with_faults
@@ -17,7 +16,6 @@ from runtime.memory import peak_rss_bytes
 from scheduler.coordinator.batch_trace import BatchSpan, BatchTrace
 from scheduler.coordinator.clock import ClockState
 from scheduler.coordinator.coordinator import Coordinator
-from scheduler.coordinator.evaluation import EvaluationResult
 from scheduler.coordinator.events import (
     Answer,
     Command,
@@ -39,68 +37,12 @@ from scheduler.coordinator.events import (
     events_of,
 )
 from scheduler.coordinator.history import NOTHING, Told
-from scheduler.coordinator.modes.policy import Prediction
-from scheduler.coordinator.modes.rules import Mode
-from scheduler.coordinator.modes.shift import Shift, check_shift
+from scheduler.coordinator.modes.shift import check_shift
 from scheduler.coordinator.spec import CoordinatorSpec
+from scheduler.coordinator.status import CutResult, Status
 from worker.protocol import Grant, Report
 
 TICK_SECONDS = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class CutResult:
-    """What came of a checkpoint of the running job: its path, or what went wrong."""
-
-    step: int
-    path: str | None
-    error: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What the driver sees of a job; sums run from its start.
-
-    Args:
-        shifts, cuts, evaluations, give_up, warnings: what was not told before, see `told`.
-        last_evaluation: told before or not.
-        told: what to say when the next status is asked for.
-    """
-
-    mode: Mode
-    paused: bool
-    at_cut: bool
-    num_workers: int
-    first_step: int
-    shifts: tuple[Shift, ...]
-    automatic: bool
-    learning_rate_scale: float
-    prediction: Prediction | None
-    cuts: tuple[CutResult, ...]
-    step: int
-    applied_step: int
-    clock: int
-    trained: bool
-    evaluating: bool
-    samples: dict[str, Any]
-    batches: dict[str, int]
-    loss_sum: float
-    loss_samples: int
-    train_seconds: float
-    data_staleness: dict[str, float]
-    parameter_staleness: dict[str, float]
-    staleness_counts: dict[str, dict[int, int]]
-    shard_lag: tuple[int, ...]
-    evaluations: tuple[EvaluationResult, ...]
-    last_evaluation: EvaluationResult | None
-    workers: dict[int, dict[str, Any]]
-    give_up: tuple[tuple[int, int, str], ...]
-    warnings: tuple[str, ...]
-    failure: str | None
-    peak_rss_bytes: int
-    cpu_seconds: float
-    pid: int
-    told: Told
 
 
 @dataclass(slots=True)
@@ -308,7 +250,6 @@ class CoordinatorServer:
         c, notices = self._coordinator, self._notices
         evaluations, shifts = c.progress.evaluations, c.modes.shifts
         ledger = c.ledger
-        samples, tallies = ledger.samples, ledger.tallies
         return Status(
             mode=c.rule.name,
             paused=c.paused,
@@ -325,48 +266,17 @@ class CoordinatorServer:
             clock=c.clock.value,
             trained=c.trained,
             evaluating=c.evaluation is not None,
-            samples={
-                "applied": samples.applied,
-                "dropped": samples.dropped,
-                "skipped": samples.skipped,
-                "skipped_by_reason": dict(samples.skipped_by_reason),
-            },
-            batches={
-                "leased": tallies.leased,
-                "done": tallies.done,
-                "applied": tallies.applied,
-                "dropped": tallies.dropped,
-                "skipped": tallies.skipped,
-                "reissued": tallies.reissued,
-                "superseded": tallies.superseded,
-            },
+            samples=ledger.samples.copy(),
+            batches=replace(ledger.tallies),
             loss_sum=c.progress.loss_sum,
             loss_samples=c.progress.loss_samples,
             train_seconds=c.train_seconds,
-            data_staleness=c.data_staleness.summary(),
-            parameter_staleness=c.parameter_staleness.summary(),
-            staleness_counts={
-                "data": dict(c.data_staleness.counts),
-                "parameter": dict(c.parameter_staleness.counts),
-            },
+            data_staleness=c.data_staleness.copy(),
+            parameter_staleness=c.parameter_staleness.copy(),
             shard_lag=c.shard_lag,
             evaluations=tuple(evaluations[told.evaluations :]),
             last_evaluation=evaluations[-1] if evaluations else None,
-            workers={
-                number: {
-                    "incarnation": state.incarnation,
-                    "lost": state.lost,
-                    "batches": state.batches,
-                    "samples": state.samples,
-                    "seconds": state.seconds,
-                    "peak_rss_bytes": state.peak_rss_bytes,
-                    "bytes_sent": state.bytes_sent,
-                    "bytes_received": state.bytes_received,
-                    "cpu_seconds": state.cpu_seconds,
-                    "stage_seconds": state.stage_seconds,
-                }
-                for number, state in c.workers.items()
-            },
+            workers={number: state.figures() for number, state in c.workers.items()},
             give_up=tuple(notices.give_up[told.give_up :]),
             warnings=tuple(notices.warnings[told.warnings :]),
             failure=notices.failure,

@@ -3,6 +3,16 @@
 from dataclasses import dataclass, field
 
 
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Of a histogram, in steps; all 0 where nothing was counted."""
+
+    mean: float = 0.0
+    p50: int = 0
+    p99: int = 0
+    max: int = 0
+
+
 @dataclass(slots=True)
 class Histogram:
     """Counts of whole numbers of steps."""
@@ -12,18 +22,20 @@ class Histogram:
     def add(self, value: int) -> None:
         self.counts[value] = self.counts.get(value, 0) + 1
 
-    def summary(self) -> dict[str, float]:
-        """Return mean, p50, p99 and max, in steps; all 0 where nothing was counted."""
+    def summary(self) -> Summary:
         total = sum(self.counts.values())
         if total == 0:
-            return {"mean": 0.0, "p50": 0, "p99": 0, "max": 0}
+            return Summary()
         mean = sum(value * count for value, count in self.counts.items()) / total
-        return {
-            "mean": mean,
-            "p50": self._percentile(total, 0.50),
-            "p99": self._percentile(total, 0.99),
-            "max": max(self.counts),
-        }
+        return Summary(
+            mean=mean,
+            p50=self._percentile(total, 0.50),
+            p99=self._percentile(total, 0.99),
+            max=max(self.counts),
+        )
+
+    def copy(self) -> "Histogram":
+        return Histogram(dict(self.counts))
 
     def _percentile(self, total: int, fraction: float) -> int:
         seen = 0

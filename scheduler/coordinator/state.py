@@ -4,10 +4,31 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
+from runtime.process_figures import NOT_MEASURED, ProcessFigures
 from scheduler.coordinator.evaluation import EvaluationResult
 from worker.protocol import Grant, Report, StageName
 
 HoldReason = Literal["evaluation", "pause", "cut"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerFigures:
+    """What a status says of one worker; sums since its process began.
+
+    Args:
+        incarnation: counts the processes that had its number.
+        lost: whether its process is gone, or was told to go.
+        batches, samples: that it computed and that count.
+        seconds: of computing them.
+        process: what it measured of itself.
+    """
+
+    incarnation: int = 0
+    lost: bool = False
+    batches: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    process: ProcessFigures = NOT_MEASURED
 
 
 @dataclass(slots=True)
@@ -27,19 +48,23 @@ class WorkerState:
     batches: int = 0
     samples: int = 0
     seconds: float = 0.0
-    peak_rss_bytes: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    cpu_seconds: float = 0.0
-    stage_seconds: dict[str, float] = field(default_factory=dict)
+    process: ProcessFigures = NOT_MEASURED
     stage: StageName = "none"
 
     def note(self, report: Report) -> None:
         """Keep what a worker measured of itself."""
-        self.peak_rss_bytes = report.peak_rss_bytes
-        self.bytes_sent, self.bytes_received = report.bytes_sent, report.bytes_received
-        self.cpu_seconds, self.stage_seconds = report.cpu_seconds, report.stage_seconds
-        self.stage = report.stage
+        self.process, self.stage = report.process, report.stage
+
+    def figures(self) -> WorkerFigures:
+        """Return what a status says of it."""
+        return WorkerFigures(
+            incarnation=self.incarnation,
+            lost=self.lost,
+            batches=self.batches,
+            samples=self.samples,
+            seconds=self.seconds,
+            process=self.process,
+        )
 
 
 @dataclass(slots=True)

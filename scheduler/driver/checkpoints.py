@@ -14,8 +14,8 @@ from ps.checkpoint.manifest import MANIFEST, Manifest, write_manifest
 from ps.checkpoint.write import begin_checkpoint, publish_checkpoint
 from ps.server.server import ShardCut
 from ps.spec import StoreSpec
-from scheduler.coordinator.server import Status
 from scheduler.coordinator.start import time_to_json
+from scheduler.coordinator.status import Status
 from scheduler.driver.launch import Processes
 from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, seconds_to_move
 from scheduler.driver.resolved import JobSpecs
@@ -105,7 +105,7 @@ class CheckpointWriter:
                 job={
                     "name": specs.config.name,
                     "seed": specs.config.seed,
-                    "samples": status.samples["applied"],
+                    "samples": status.samples.applied,
                     "mode": status.mode,
                     "global_batch": specs.config.global_batch,
                     "model_digest": digest,
@@ -129,8 +129,8 @@ class CheckpointWriter:
     def _num_bytes(self) -> int:
         """Return about how much is to be written."""
         calls = [server.stats.remote() for server in self._servers]
-        stats = ray.get(calls, timeout=CALL_TIMEOUT_SECONDS)
-        rows = sum(table["bytes"] for server in stats for table in server["tables"].values())
+        servers = ray.get(calls, timeout=CALL_TIMEOUT_SECONDS)
+        rows = sum(table.bytes for server in servers for table in server.tables.values())
         width = rule_for(self._specs.store.dense_optimizer, sparse=False)
         return int(rows) + 4 * width.row_width(self._specs.store.dense_size)
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from scheduler.coordinator.ledger import Samples
 from scheduler.driver.checkpoints import CheckpointWriter
 from scheduler.driver.launch import Processes
 from scheduler.driver.resolved import JobSpecs
@@ -62,22 +63,19 @@ _REMEDIES = {
 }
 
 
-def check_trained(samples: dict[str, Any]) -> None:
+def check_trained(samples: Samples) -> None:
     """Refuse the end of a job that has done nothing but skip; its model is as it was before.
-
-    Args:
-        samples: by outcome, as `Status` has them.
 
     Raises:
         TrainingError: there were samples, and all were skipped.
     """
-    if samples["applied"] or samples["dropped"] or not samples["skipped"]:
+    if samples.applied or samples.dropped or not samples.skipped:
         return
-    reasons = samples["skipped_by_reason"]
+    reasons = samples.skipped_by_reason
     counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
     remedies = "; ".join(_REMEDIES[reason] for reason in reasons)
     raise TrainingError(
-        f"nothing was trained: all {samples['skipped']:,} samples were skipped ({counts}). To train"
+        f"nothing was trained: all {samples.skipped:,} samples were skipped ({counts}). To train"
         f" them, {remedies}"
     )
 

@@ -14,7 +14,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from scheduler.coordinator.events import CutWanted, Wanted
 from scheduler.coordinator.history import EVERYTHING, Told
-from scheduler.coordinator.server import CutResult, Status
+from scheduler.coordinator.status import CutResult, Status
 from scheduler.driver.launch import Processes
 from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, first_line
 from scheduler.errors import ControlError, NotRunningError

@@ -10,10 +10,11 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from ps.client.client import ShardLostError
+from ps.server.figures import ServerFigures
 from runtime.memory import peak_rss_bytes
-from scheduler.coordinator.history import NOTHING, joined
+from scheduler.coordinator.history import NOTHING
 from scheduler.coordinator.modes.shift import described
-from scheduler.coordinator.server import Status
+from scheduler.coordinator.status import Status, joined
 from scheduler.driver.launch import Launcher, Processes, WorkerProcess
 from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, first_line
 from scheduler.driver.workforce import Workforce
@@ -103,7 +104,7 @@ class Supervisor:
         ended, _ = ray.wait(calls, num_returns=1, timeout=POLL_SECONDS)
         self._look_at_servers()
         status = self.status()
-        self._progress.advance(status.samples["applied"])
+        self._progress.advance(status.samples.applied)
         self._report_evaluations(status)
         if not status.trained:
             # Before anyone's end is judged: it may have been told to go.
@@ -178,7 +179,7 @@ class Supervisor:
             self._next_report = time.monotonic() + self._config.run.progress_every_seconds
             self.report(status)
 
-    def server_stats(self) -> list[dict[str, Any]]:
+    def server_stats(self) -> list[ServerFigures]:
         """Return the statistics of every server; raises TrainingError where one is gone."""
         calls = [server.stats.remote() for server in self.processes.servers]
         try:
@@ -187,10 +188,10 @@ class Supervisor:
             self._look_at_servers(wait=BLAME_SECONDS)
             raise TrainingError(f"a server does not answer: {first_line(error)}") from error
 
-    def _note_memory(self, status: Status, servers: list[dict[str, Any]]) -> None:
+    def _note_memory(self, status: Status, servers: list[ServerFigures]) -> None:
         seen = {
-            "worker": max((w["peak_rss_bytes"] for w in status.workers.values()), default=0),
-            "server": max(server["peak_rss_bytes"] for server in servers),
+            "worker": max((w.process.peak_rss_bytes for w in status.workers.values()), default=0),
+            "server": max(server.process.peak_rss_bytes for server in servers),
             "coordinator": status.peak_rss_bytes,
             "driver": peak_rss_bytes(),
         }

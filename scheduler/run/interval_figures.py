@@ -1,7 +1,10 @@
 """Figures of an interval, from sums since the start of a job."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
+
+from scheduler.coordinator.state import WorkerFigures
 
 # A line of metrics is for people and charts: of more processes it has the most telling, and sums.
 MOST_PROCESSES = 32
@@ -22,53 +25,69 @@ class HistogramOfInterval:
         return {str(value): count for value, count in sorted(new.items()) if count}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOfInterval:
+    """What a line of metrics says of one worker; `batch_seconds` is the mean, None without any."""
+
+    batches: int
+    samples: int
+    batch_seconds: float | None
+    share: float
+    lost: bool
+
+
 class WorkersOfInterval:
     """What each worker did between one look and the next."""
 
     def __init__(self) -> None:
-        self._before: dict[tuple[int, int], tuple[int, int, float]] = {}
+        self._before: dict[tuple[int, int], WorkerFigures] = {}
 
-    def since_last(self, workers: dict[int, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Return the interval's figures, by worker.
+    def since_last(self, workers: dict[int, WorkerFigures]) -> dict[int, WorkerOfInterval]:
+        """Return the interval's figures, by worker, in their order.
 
         Args:
             workers: sums since each process began, as `Status.workers` has them; the sums of a
                 worker that was replaced start at 0 again.
         """
-        figures: dict[str, dict[str, Any]] = {}
-        before, self._before = self._before, {}  # processes that are gone are forgotten
-        for number, state in sorted(workers.items()):
-            process = number, state["incarnation"]
-            batches, samples, seconds = before.get(process, (0, 0, 0.0))
-            self._before[process] = state["batches"], state["samples"], state["seconds"]
-            done = state["batches"] - batches
-            figures[str(number)] = {
-                "batches": done,
-                "samples": state["samples"] - samples,
-                "batch_seconds": (state["seconds"] - seconds) / done if done else None,
-                "share": 0.0,
-                "lost": state["lost"],
-            }
-        total = sum(worker["samples"] for worker in figures.values())
-        for worker in figures.values():
-            worker["share"] = worker["samples"] / total if total else 0.0
-        return figures
+        none = WorkerFigures()
+        before = {
+            number: self._before.get((number, now.incarnation), none)
+            for number, now in workers.items()
+        }
+        # Processes that are gone are forgotten.
+        self._before = {(number, now.incarnation): now for number, now in workers.items()}
+        total = sum(now.samples - before[number].samples for number, now in workers.items())
+        return {
+            number: _of_interval(before[number], now, total)
+            for number, now in sorted(workers.items())
+        }
 
 
-def slowest(workers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _of_interval(before: WorkerFigures, now: WorkerFigures, total: int) -> WorkerOfInterval:
+    done, samples = now.batches - before.batches, now.samples - before.samples
+    return WorkerOfInterval(
+        batches=done,
+        samples=samples,
+        batch_seconds=(now.seconds - before.seconds) / done if done else None,
+        share=samples / total if total else 0.0,
+        lost=now.lost,
+    )
+
+
+def slowest(workers: dict[int, WorkerOfInterval]) -> dict[int, WorkerOfInterval]:
     """Return the workers whose batches took longest, MOST_PROCESSES of them, by number."""
-    by_time = sorted(workers, key=lambda number: -(workers[number]["batch_seconds"] or 0.0))
-    return {number: workers[number] for number in sorted(by_time[:MOST_PROCESSES], key=int)}
+    by_time = sorted(workers, key=lambda number: -(workers[number].batch_seconds or 0.0))
+    return {number: workers[number] for number in sorted(by_time[:MOST_PROCESSES])}
 
 
-def all_together(workers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def all_together(workers: dict[int, WorkerOfInterval]) -> dict[str, Any]:
     """Return the figures of an interval over all workers; `batch_seconds` are of their means."""
-    times = sorted(w["batch_seconds"] for w in workers.values() if w["batch_seconds"] is not None)
+    times = sorted(w.batch_seconds for w in workers.values() if w.batch_seconds is not None)
     return {
         "count": len(workers),
-        "lost": sum(worker["lost"] for worker in workers.values()),
-        "batches": sum(worker["batches"] for worker in workers.values()),
-        "samples": sum(worker["samples"] for worker in workers.values()),
+        "lost": sum(worker.lost for worker in workers.values()),
+        "batches": sum(worker.batches for worker in workers.values()),
+        "samples": sum(worker.samples for worker in workers.values()),
         "batch_seconds": {
             "mean": sum(times) / len(times) if times else None,
             "p50": times[len(times) // 2] if times else None,

@@ -2,12 +2,13 @@
 
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from scheduler.coordinator.server import Status
+from ps.server.figures import ServerFigures, added
+from scheduler.coordinator.status import Status
 from scheduler.job.config import JobConfig
 from scheduler.run.interval_figures import (
     MOST_PROCESSES,
@@ -39,12 +40,13 @@ class IntervalReport:
         self._last_samples = 0
         self._last_loss = (0.0, 0)
         self._shifts_told = 0
-        self._staleness = {kind: HistogramOfInterval() for kind in ("data", "parameter")}
+        self._data_staleness = HistogramOfInterval()
+        self._parameter_staleness = HistogramOfInterval()
         self._workers = WorkersOfInterval()
 
-    def line(self, status: Status, servers: list[dict[str, Any]]) -> dict[str, Any]:
+    def line(self, status: Status, servers: Sequence[ServerFigures]) -> dict[str, Any]:
         """Return the metrics of the interval that ends now."""
-        samples = status.samples["applied"]
+        samples = status.samples.applied
         now = status.train_seconds
         seconds = now - (self._last_time or 0.0)
         loss_sum = status.loss_sum - self._last_loss[0]
@@ -54,15 +56,16 @@ class IntervalReport:
         self._last_loss = (status.loss_sum, status.loss_samples)
         shifts, self._shifts_told = status.shifts[self._shifts_told :], len(status.shifts)
         evaluation = status.evaluations[-1] if status.evaluations else None
-        tables = merge_tables(servers)
+        tables = added(servers)
         workers = self._workers.since_last(status.workers)
         peaks = {
-            "worker": [w["peak_rss_bytes"] for w in status.workers.values()],
-            "server": [server["peak_rss_bytes"] for server in servers],
+            "worker": [w.process.peak_rss_bytes for w in status.workers.values()],
+            "server": [server.process.peak_rss_bytes for server in servers],
             "coordinator": [status.peak_rss_bytes],
         }
         processes = {role: len(sizes) for role, sizes in peaks.items()}
-        sent, received = ([s[f"bytes_{way}"] for s in servers] for way in ("sent", "received"))
+        sent = [server.process.bytes_sent for server in servers]
+        received = [server.process.bytes_received for server in servers]
         return {
             "time": time.time(),
             "train_seconds": now,
@@ -76,11 +79,11 @@ class IntervalReport:
                 for name, optimizer in self._optimizers.items()
             },
             "samples": samples,
-            "samples_dropped": status.samples["dropped"],
-            "samples_skipped": status.samples["skipped"],
-            "skipped_by_reason": status.samples["skipped_by_reason"],
-            "batches_dropped": status.batches["dropped"],
-            "batches_reissued": status.batches["reissued"],
+            "samples_dropped": status.samples.dropped,
+            "samples_skipped": status.samples.skipped,
+            "skipped_by_reason": status.samples.skipped_by_reason,
+            "batches_dropped": status.batches.dropped,
+            "batches_reissued": status.batches.reissued,
             "samples_per_second": rate,
             "train_loss": loss_sum / loss_samples if loss_samples else None,
             "eval_auc": evaluation.auc if evaluation else None,
@@ -89,24 +92,26 @@ class IntervalReport:
             "eval_step": evaluation.step if evaluation else None,
             "staleness": staleness(status),
             "staleness_of_interval": {
-                kind: histogram.since_last(status.staleness_counts[kind])
-                for kind, histogram in self._staleness.items()
+                "data": self._data_staleness.since_last(status.data_staleness.counts),
+                "parameter": self._parameter_staleness.since_last(
+                    status.parameter_staleness.counts
+                ),
             },
-            "batches": status.batches,
-            "workers": slowest(workers),
+            "batches": asdict(status.batches),
+            "workers": {str(number): asdict(w) for number, w in slowest(workers).items()},
             "all_workers": all_together(workers),
             "together": {role: n for role, n in processes.items() if n > MOST_PROCESSES},
             "shard_lag": few(list(status.shard_lag), max(status.shard_lag, default=0)),
-            "rows": {name: table["rows"] for name, table in tables.items()},
-            "table_bytes": {name: table["bytes"] for name, table in tables.items()},
-            "non_finite": {name: table["non_finite"] for name, table in tables.items()},
-            "dense_non_finite": sum(server["dense_non_finite"] for server in servers),
+            "rows": {name: table.rows for name, table in tables.items()},
+            "table_bytes": {name: table.bytes for name, table in tables.items()},
+            "non_finite": {name: table.non_finite for name, table in tables.items()},
+            "dense_non_finite": sum(server.dense_non_finite for server in servers),
             "peak_rss_bytes": {
                 role: few(sizes, max(sizes, default=0)) for role, sizes in peaks.items()
             },
             "wire_bytes": {
                 "pushed_and_pulled_by_workers": sum(
-                    w["bytes_sent"] + w["bytes_received"] for w in status.workers.values()
+                    w.process.bytes_sent + w.process.bytes_received for w in status.workers.values()
                 ),
                 "sent_by_servers": few(sent, sum(sent)),
                 "received_by_servers": few(received, sum(received)),
@@ -140,32 +145,35 @@ def reached(status: Status) -> dict[str, Any]:
     """Return how far a job came, for one that does not come to its end."""
     return {
         "global_step": status.applied_step,
-        "samples": status.samples,
+        "samples": asdict(status.samples),
         "evaluations": evaluations(status),
     }
 
 
 def staleness(status: Status) -> dict[str, dict[str, float]]:
     """Return both kinds of staleness, in steps."""
-    return {"data": status.data_staleness, "parameter": status.parameter_staleness}
+    return {
+        "data": asdict(status.data_staleness.summary()),
+        "parameter": asdict(status.parameter_staleness.summary()),
+    }
 
 
-def cpu_seconds(status: Status, servers: list[dict[str, Any]]) -> dict[str, list[float]]:
+def cpu_seconds(status: Status, servers: Sequence[ServerFigures]) -> dict[str, list[float]]:
     """Return the CPU time of each process since it was ready, by role."""
     return {
-        "worker": [worker["cpu_seconds"] for worker in status.workers.values()],
-        "server": [server["cpu_seconds"] for server in servers],
+        "worker": [worker.process.cpu_seconds for worker in status.workers.values()],
+        "server": [server.process.cpu_seconds for server in servers],
         "coordinator": [status.cpu_seconds],
     }
 
 
 def stage_seconds(
-    status: Status, servers: list[dict[str, Any]]
+    status: Status, servers: Sequence[ServerFigures]
 ) -> dict[str, list[dict[str, float]]]:
     """Return the time that each process spent in each stage since it was ready, by role."""
     return {
-        "worker": [worker["stage_seconds"] for worker in status.workers.values()],
-        "server": [server["stage_seconds"] for server in servers],
+        "worker": [worker.process.stage_seconds for worker in status.workers.values()],
+        "server": [server.process.stage_seconds for server in servers],
     }
 
 
@@ -178,29 +186,18 @@ def _added(stages: list[dict[str, float]]) -> dict[str, float]:
     return sums
 
 
-def merge_tables(servers: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Add the tables' figures over the servers."""
-    merged: dict[str, dict[str, int]] = {}
-    for server in servers:
-        for name, table in server["tables"].items():
-            total = merged.setdefault(name, dict.fromkeys(table, 0))
-            for key, value in table.items():
-                total[key] += value
-    return merged
-
-
-def _table_figures(servers: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+def _table_figures(servers: Sequence[ServerFigures]) -> dict[str, dict[str, int]]:
     """Return what result.json says of each table."""
     return {
         name: {
-            "rows": table["rows"],
-            "admitted": table["rows"],
-            "unadmitted": table["unadmitted"],
-            "evicted": table["evicted"],
-            "non_finite": table["non_finite"],
-            "bytes": table["bytes"],
+            "rows": table.rows,
+            "admitted": table.rows,
+            "unadmitted": table.unadmitted,
+            "evicted": table.evicted,
+            "non_finite": table.non_finite,
+            "bytes": table.bytes,
         }
-        for name, table in merge_tables(servers).items()
+        for name, table in added(servers).items()
     }
 
 
@@ -208,7 +205,7 @@ def make_result(
     *,
     config: JobConfig,
     status: Status,
-    servers: list[dict[str, Any]],
+    servers: Sequence[ServerFigures],
     model_digest: str,
     peak_rss_bytes: dict[str, int],
     processes: list[dict[str, Any]],
@@ -225,17 +222,17 @@ def make_result(
     return {
         "name": config.name,
         "mode": config.training.mode,
-        "samples_trained": samples["applied"],
-        "samples_dropped": samples["dropped"],
-        "samples_skipped": samples["skipped"],
-        "skipped_by_reason": samples["skipped_by_reason"],
+        "samples_trained": samples.applied,
+        "samples_dropped": samples.dropped,
+        "samples_skipped": samples.skipped,
+        "skipped_by_reason": samples.skipped_by_reason,
         "skipped_files": skipped_files,
         "epochs": config.data.epochs,
         "global_step": status.applied_step,
         "started_at": started_at,
         "lost_writes": lost_writes,
         "train_seconds": seconds,
-        "samples_per_second": samples["applied"] / seconds if seconds > 0 else 0.0,
+        "samples_per_second": samples.applied / seconds if seconds > 0 else 0.0,
         "train_loss": status.loss_sum / status.loss_samples if status.loss_samples else None,
         "eval": None
         if last is None
@@ -251,14 +248,18 @@ def make_result(
         "evaluations": evaluations(status),
         "mode_history": mode_history(status),
         "staleness": staleness(status),
-        "dropped_contributions": status.batches["dropped"],
-        "reissued_batches": status.batches["reissued"],
-        "dense_non_finite": sum(s["dense_non_finite"] for s in servers),
-        "gradients_of_evicted_keys": sum(s["gradients_of_evicted_keys"] for s in servers),
-        "ledger": status.batches,
+        "dropped_contributions": status.batches.dropped,
+        "reissued_batches": status.batches.reissued,
+        "dense_non_finite": sum(s.dense_non_finite for s in servers),
+        "gradients_of_evicted_keys": sum(s.gradients_of_evicted_keys for s in servers),
+        "ledger": asdict(status.batches),
         "worker_restarts": worker_restarts,
         "workers": {
-            str(number): {name: worker[name] for name in ("batches", "samples", "seconds")}
+            str(number): {
+                "batches": worker.batches,
+                "samples": worker.samples,
+                "seconds": worker.seconds,
+            }
             for number, worker in sorted(status.workers.items())
         },
         "tables": _table_figures(servers),
@@ -267,7 +268,7 @@ def make_result(
         "cpu_seconds": cpu_seconds(status, servers),
         "stage_seconds": stage_seconds(status, servers),
         "wire_bytes": {
-            f"server-{i}": {"sent": s["bytes_sent"], "received": s["bytes_received"]}
+            f"server-{i}": {"sent": s.process.bytes_sent, "received": s.process.bytes_received}
             for i, s in enumerate(servers)
         },
         "processes": processes,
@@ -298,7 +299,7 @@ def mode_history(status: Status) -> list[dict[str, Any]]:
             }
         )
         begins.append((shift.samples, shift.seconds))
-    ends = [*begins[1:], (status.samples["applied"], status.train_seconds)]
+    ends = [*begins[1:], (status.samples.applied, status.train_seconds)]
     for entry, (samples, seconds), (end_samples, end) in zip(history, begins, ends, strict=True):
         # The last step was applied before a shift that none came after.
         entry["seconds"] = max(0.0, end - seconds)

@@ -142,15 +142,15 @@ def _show_status(job: Any, as_json: bool) -> None:
     time.sleep(RATE_SECONDS)
     status = job.status()
     seconds = status.train_seconds - before.train_seconds
-    rate = (status.samples["applied"] - before.samples["applied"]) / seconds if seconds else 0.0
+    rate = (status.samples.applied - before.samples.applied) / seconds if seconds else 0.0
     facts = {
         "mode": status.mode,
         "automatic": status.automatic,
         "paused": status.paused,
         "global_step": status.applied_step,
-        "samples": status.samples["applied"],
-        "samples_dropped": status.samples["dropped"],
-        "samples_skipped": status.samples["skipped"],
+        "samples": status.samples.applied,
+        "samples_dropped": status.samples.dropped,
+        "samples_skipped": status.samples.skipped,
         "samples_per_second": round(rate, 1),
         "train_seconds": round(status.train_seconds, 3),
         "evaluating": status.evaluating,
@@ -159,11 +159,9 @@ def _show_status(job: Any, as_json: bool) -> None:
     }
     workers = {
         number: {
-            "lost": worker["lost"],
-            "batches": worker["batches"],
-            "seconds_per_batch": worker["seconds"] / worker["batches"]
-            if worker["batches"]
-            else None,
+            "lost": worker.lost,
+            "batches": worker.batches,
+            "seconds_per_batch": worker.seconds / worker.batches if worker.batches else None,
         }
         for number, worker in sorted(status.workers.items())
     }

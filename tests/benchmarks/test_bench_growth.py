@@ -58,8 +58,8 @@ def test_a_fleet_trains_the_batches_of_all_its_workers() -> None:
         cost = fleet.train(seconds=0.0)
         servers = fleet.stats()
     assert cost.samples == 2 * 2 * SMALL.batch
-    assert [server["step"] for server in servers] == [4, 4]
-    assert sum(t["rows"] for server in servers for t in server["tables"].values()) == 999
+    assert [server.step for server in servers] == [4, 4]
+    assert sum(t.rows for server in servers for t in server.tables.values()) == 999
     assert min(cost.worker, cost.server, cost.wall) > 0
 
 

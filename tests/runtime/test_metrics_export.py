@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from runtime.metrics_export import Figure, MetricsExport, server_figures
+from runtime.metrics_export import Figure, MetricsExport
 
 
 class Recorded:
@@ -64,26 +64,3 @@ def test_a_counter_of_a_process_that_began_anew_rises_by_its_whole_sum() -> None
         export.publish([Figure("batches", value, "worker", 0, "counter")])
 
     assert [value for _, _, value, _ in recorded.told] == [10, 3]
-
-
-def test_a_server_s_figures_are_by_table() -> None:
-    stats = {
-        "step": 9,
-        "peak_rss_bytes": 100,
-        "bytes_sent": 1,
-        "bytes_received": 2,
-        "gradients_of_evicted_keys": 3,
-        "dense_non_finite": 6,
-        "tables": {
-            "user": {"rows": 4, "bytes": 64, "non_finite": 0},
-            "item": {"rows": 5, "bytes": 80, "non_finite": 7},
-        },
-    }
-
-    figures = {(f.name, f.labels.get("table")): f.value for f in server_figures(1, stats)}
-
-    assert figures["shard_step", None] == 9
-    assert figures["table_rows", "user"] == 4
-    assert figures["table_bytes", "item"] == 80
-    assert (figures["dense_non_finite", None], figures["table_non_finite", "item"]) == (6, 7)
-    assert {(f.role, f.index) for f in server_figures(1, stats)} == {("server", 1)}

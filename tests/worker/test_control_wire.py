@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ps.messages.wire import WireError
+from runtime.process_figures import ProcessFigures
 from worker import control_wire
 from worker.control_wire import receive_grant, receive_report, send_message
 from worker.protocol import Evaluation, Finished, Grant, Report, Token
@@ -33,7 +34,7 @@ def test_a_report_comes_as_it_was_sent(pair: tuple[socket.socket, socket.socket]
         finished=(Finished(TOKEN, "skipped", skipped=5, reason="bad_file", loss_sum=0.25),),
         want=1,
         waiting=True,
-        stage_seconds={"read": 0.5, "push": 1.0},
+        process=ProcessFigures(peak_rss_bytes=7, stage_seconds={"read": 0.5, "push": 1.0}),
     )
 
     send_message(pair[0], report)
@@ -97,7 +98,7 @@ def test_an_array_that_is_not_of_its_type_is_refused(
     token = [3, 12, 1, -1, 2, "train"]
     finished = [token, "done", 1, 0, None, 0.0, 0, 0.0, 0.0, 0, [bins, b"\x00", 0.0]]
     pair[0].sendall(
-        frame(msgpack.packb([0, 0, 1, [], [finished], 0, False, 0, 0, 0, 0.0, {}, 0, "none"]))
+        frame(msgpack.packb([0, 0, 1, [], [finished], 0, False, [0, 0, 0, 0.0, {}], 0, "none"]))
     )
 
     with pytest.raises(WireError, match="bytes of int32"):

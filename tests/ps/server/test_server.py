@@ -190,18 +190,18 @@ def test_a_server_tells_what_it_holds(
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         stats = [server.stats() for server in servers]
-        if sum(each["bytes_sent"] for each in stats) == client.bytes_received:
+        if sum(each.process.bytes_sent for each in stats) == client.bytes_received:
             break
 
     def total(table: str, name: str) -> int:
-        return sum(each["tables"][table][name] for each in stats)
+        return sum(getattr(each.tables[table], name) for each in stats)
 
-    assert [each["step"] for each in stats] == [1, 1]
+    assert [each.step for each in stats] == [1, 1]
     assert (total("adagrad", "rows"), total("adagrad", "unadmitted")) == (1, 1)
     assert total("adam", "rows") == 1
-    assert sum(each["bytes_sent"] for each in stats) == client.bytes_received
-    assert sum(each["bytes_received"] for each in stats) == client.bytes_sent
-    assert {each["node"] for each in stats} == {"here"}
+    assert sum(each.process.bytes_sent for each in stats) == client.bytes_received
+    assert sum(each.process.bytes_received for each in stats) == client.bytes_sent
+    assert {each.node for each in stats} == {"here"}
 
 
 def test_a_failure_inside_a_shard_ends_the_watch(servers: list[ShardServer]) -> None:
@@ -235,13 +235,13 @@ def test_records_are_not_applied_in_a_mode_that_flushes_denormals(
 
     if allowed:
         deadline = time.monotonic() + 10
-        while server.stats()["step"] == 0:
+        while server.stats().step == 0:
             assert time.monotonic() < deadline
             client.poll(0.1)
     else:
         with pytest.raises(FloatModeError, match="denormal numbers flushed to zero"):
             server.watch()
-        assert server.stats()["step"] == 0
+        assert server.stats().step == 0
     client.close()
     server.close()
 

@@ -3,6 +3,7 @@
 import pytest
 
 from scheduler.coordinator.events import FailJob
+from scheduler.coordinator.ledger import Samples
 from scheduler.coordinator.skip_watch import SkipWatch
 from scheduler.driver.finish import check_trained
 from scheduler.errors import TrainingError
@@ -61,7 +62,7 @@ def test_without_a_limit_any_number_may_come() -> None:
 
 def test_a_job_that_skipped_all_its_samples_has_not_trained() -> None:
     reasons = {"bad_file": 1000, "non_finite": 24}
-    samples = {"applied": 0, "dropped": 0, "skipped": 1024, "skipped_by_reason": reasons}
+    samples = Samples(skipped=1024, skipped_by_reason=reasons)
 
     with pytest.raises(
         TrainingError,
@@ -72,10 +73,11 @@ def test_a_job_that_skipped_all_its_samples_has_not_trained() -> None:
         check_trained(samples)
 
 
-@pytest.mark.parametrize("some", [{"applied": 1}, {"dropped": 1}, {"skipped": 0}])
+@pytest.mark.parametrize(
+    "some",
+    [Samples(applied=1, skipped=9), Samples(dropped=1, skipped=9), Samples(skipped=0)],
+)
 def test_a_job_that_trained_something_or_had_nothing_to_train_may_end(
-    some: dict[str, int],
+    some: Samples,
 ) -> None:
-    nothing = {"applied": 0, "dropped": 0, "skipped": 9, "skipped_by_reason": {"non_finite": 9}}
-
-    check_trained(nothing | some)
+    check_trained(some)

@@ -117,4 +117,4 @@ def test_reissuing_loses_nothing_and_ends_soon(bound: int, times: float) -> None
 def test_even_workers_are_not_late_whatever_their_number() -> None:
     coordinator, _ = train(16, 4, 1, ModeOptions(staleness_bound=1000))
 
-    assert abs(coordinator.data_staleness.summary()["mean"]) < 1
+    assert abs(coordinator.data_staleness.summary().mean) < 1

@@ -12,27 +12,22 @@ import pytest
 
 from scheduler import JobConfig, Trainer
 from scheduler.coordinator.exported_figures import coordinator_figures
-from scheduler.coordinator.history import Told
-from scheduler.coordinator.server import Status
-
-WORKER = {
-    "incarnation": 0, "lost": False, "batches": 4, "samples": 40, "seconds": 2.0,
-    "peak_rss_bytes": 7, "bytes_sent": 8, "bytes_received": 9,
-}  # fmt: skip
-STALE = {"mean": 1.5, "p50": 1, "p99": 3, "max": 4}
+from scheduler.coordinator.ledger import Samples, Tallies
+from scheduler.coordinator.staleness import Histogram
+from scheduler.coordinator.state import WorkerFigures
+from scheduler.coordinator.status import Status
 
 
 def test_workers_and_shards_have_figures_of_their_own() -> None:
     status = Status(
-        mode="sync", paused=False, at_cut=False, num_workers=1, shifts=(), automatic=False,
-        learning_rate_scale=1.0, prediction=None, cuts=(),
-        step=5, applied_step=4, clock=2, trained=False, evaluating=False,
-        samples={"applied": 80, "dropped": 1, "skipped": 2}, batches={"reissued": 6},
-        loss_sum=40.0, loss_samples=80, train_seconds=1.0, data_staleness=STALE,
-        parameter_staleness=STALE, staleness_counts={}, shard_lag=(0, 1), evaluations=(),
-        last_evaluation=None, workers={3: WORKER}, give_up=(), warnings=(), failure=None,
-        peak_rss_bytes=5, pid=1, cpu_seconds=0.0, first_step=0, told=Told(),
-    )  # fmt: skip
+        mode="sync",
+        applied_step=4,
+        samples=Samples(applied=80, dropped=1, skipped=2),
+        batches=Tallies(reissued=6),
+        parameter_staleness=Histogram({1: 2, 3: 1}),
+        shard_lag=(0, 1),
+        workers={3: WorkerFigures(batches=4, samples=40, seconds=2.0)},
+    )
 
     found = {
         (f.name, f.role, f.index, *f.labels.values()): f.value for f in coordinator_figures(status)

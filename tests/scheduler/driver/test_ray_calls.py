@@ -16,6 +16,7 @@ import scheduler.driver.supervisor
 from ps.checkpoint.read import CheckpointReader
 from ps.server.server import ServerSetup, ShardServer
 from scheduler import JobConfig
+from scheduler.coordinator.status import Status
 from scheduler.driver.checkpoints import CheckpointWriter
 from scheduler.driver.launch import Launcher, start_ray
 from scheduler.driver.ray_calls import seconds_to_move
@@ -87,7 +88,7 @@ class Job:
             coordinator=SimpleNamespace(clock_state=remote(lambda: clock)),
         )
         self.writer = CheckpointWriter(specs, self.processes, run)
-        self.status: Any = SimpleNamespace(applied_step=0, samples={"applied": 0}, mode="sync")
+        self.status = Status(mode="sync")
 
     def _write(self, directory: str, step: int) -> Any:
         self.written += 1

@@ -14,10 +14,9 @@ from ps.spec import StoreSpec
 from scheduler import JobConfig
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import RecordsApplied, SendRecords, WorkerReported
-from scheduler.coordinator.history import Told
 from scheduler.coordinator.ledger import LedgerPlan
-from scheduler.coordinator.server import Status
 from scheduler.coordinator.spec import CoordinatorSpec
+from scheduler.coordinator.status import Status
 from scheduler.run.metrics import IntervalReport
 from worker.protocol import Finished, Report
 
@@ -122,18 +121,6 @@ def test_metrics_show_the_learning_rates_of_the_interval() -> None:
             "run": {"dir": "r"},
         }
     )
-    status = Status(
-        mode="sync", paused=False, at_cut=False, num_workers=1, shifts=(), automatic=False,
-        learning_rate_scale=1.0, prediction=None, cuts=(),
-        step=5, applied_step=5, clock=4, trained=False, evaluating=False,
-        samples={"applied": 80, "dropped": 0, "skipped": 0, "skipped_by_reason": {}},
-        batches={"dropped": 0, "reissued": 0}, loss_sum=1.0,
-        loss_samples=80, train_seconds=1.0, data_staleness={}, parameter_staleness={},
-        staleness_counts={"data": {}, "parameter": {}}, shard_lag=(0,),
-        evaluations=(), last_evaluation=None, workers={}, give_up=(), warnings=(), failure=None,
-        peak_rss_bytes=0, pid=1, cpu_seconds=0.0, first_step=0, told=Told(),
-    )  # fmt: skip
-
-    line = IntervalReport(config).line(status, [])
+    line = IntervalReport(config).line(Status(clock=4), [])
 
     assert line["learning_rate"] == {"embedding": 0.5, "model": 0.001, "tables.C2": 0.6}

@@ -1,24 +1,18 @@
 """Figures of an interval are differences of sums, also where a worker begins anew."""
 
-from typing import Any
-
+from scheduler.coordinator.state import WorkerFigures
 from scheduler.run.interval_figures import (
     MOST_PROCESSES,
     HistogramOfInterval,
+    WorkerOfInterval,
     WorkersOfInterval,
     all_together,
     slowest,
 )
 
 
-def state(batches: int, samples: int, seconds: float, incarnation: int = 0) -> dict[str, Any]:
-    return {
-        "incarnation": incarnation,
-        "lost": False,
-        "batches": batches,
-        "samples": samples,
-        "seconds": seconds,
-    }
+def state(batches: int, samples: int, seconds: float, incarnation: int = 0) -> WorkerFigures:
+    return WorkerFigures(incarnation=incarnation, batches=batches, samples=samples, seconds=seconds)
 
 
 def test_a_histogram_of_an_interval_counts_only_what_came_in_it() -> None:
@@ -34,10 +28,10 @@ def test_a_worker_s_batch_time_and_share_are_of_the_interval() -> None:
 
     figures = workers.since_last({0: state(40, 400, 4.0), 1: state(20, 200, 8.0)})
 
-    assert figures["0"] == {
-        "batches": 30, "samples": 300, "batch_seconds": 0.1, "share": 0.75, "lost": False
-    }  # fmt: skip
-    assert (figures["1"]["batch_seconds"], figures["1"]["share"]) == (0.4, 0.25)
+    assert figures[0] == WorkerOfInterval(
+        batches=30, samples=300, batch_seconds=0.1, share=0.75, lost=False
+    )
+    assert (figures[1].batch_seconds, figures[1].share) == (0.4, 0.25)
 
 
 def test_a_replaced_worker_s_sums_begin_at_zero() -> None:
@@ -46,14 +40,14 @@ def test_a_replaced_worker_s_sums_begin_at_zero() -> None:
 
     figures = workers.since_last({0: state(4, 40, 2.0, incarnation=1)})
 
-    assert (figures["0"]["batches"], figures["0"]["batch_seconds"]) == (4, 0.5)
+    assert (figures[0].batches, figures[0].batch_seconds) == (4, 0.5)
 
 
 def test_a_worker_without_batches_has_no_batch_time() -> None:
     figures = WorkersOfInterval().since_last({0: state(0, 0, 0.0)})
 
-    assert figures["0"]["batch_seconds"] is None
-    assert figures["0"]["share"] == 0.0
+    assert figures[0].batch_seconds is None
+    assert figures[0].share == 0.0
 
 
 def test_processes_that_are_gone_are_forgotten() -> None:
@@ -66,13 +60,13 @@ def test_processes_that_are_gone_are_forgotten() -> None:
 
 def test_of_many_workers_the_slowest_are_listed_and_all_are_summed_up() -> None:
     states = {n: state(2, 10, 2.0 * (n + 1)) for n in range(100)}
-    states[100] = state(0, 0, 0.0) | {"lost": True}
+    states[100] = WorkerFigures(lost=True)
     figures = WorkersOfInterval().since_last(states)
 
     listed = slowest(figures)
 
-    assert list(listed) == [str(n) for n in range(100 - MOST_PROCESSES, 100)]
-    assert listed["99"] == figures["99"]
+    assert list(listed) == list(range(100 - MOST_PROCESSES, 100))
+    assert listed[99] == figures[99]
     assert all_together(figures) == {
         "count": 101, "lost": 1, "batches": 200, "samples": 1000,
         "batch_seconds": {"mean": 50.5, "p50": 51.0, "p99": 100.0, "max": 100.0},

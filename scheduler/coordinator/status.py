@@ -1,0 +1,85 @@
+"""What a coordinator says of its job: every figure once, and every view reads it from here.
+
+A figure that a process measures of itself is a field of `runtime.process_figures`, one of a server
+of `ps.server.figures`, one of samples or batches of the ledger's `Samples` and `Tallies`.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from scheduler.coordinator.evaluation import EvaluationResult
+from scheduler.coordinator.history import NOTHING, Told
+from scheduler.coordinator.ledger import Samples, Tallies
+from scheduler.coordinator.modes.policy import Prediction
+from scheduler.coordinator.modes.rules import Mode
+from scheduler.coordinator.modes.shift import Shift
+from scheduler.coordinator.staleness import Histogram
+from scheduler.coordinator.state import WorkerFigures
+
+
+@dataclass(frozen=True, slots=True)
+class CutResult:
+    """What came of a checkpoint of the running job: its path, or what went wrong."""
+
+    step: int
+    path: str | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """What the driver sees of a job; sums run from its start.
+
+    Args:
+        num_workers: that are wanted; `workers` has those that ever reported, by number.
+        step, applied_step: that is ordered next, and that every shard has reached.
+        shifts, cuts, evaluations, give_up, warnings: what was not told before, see `told`.
+        last_evaluation: told before or not.
+        shard_lag: by shard, steps that are ordered and not applied there.
+        peak_rss_bytes, cpu_seconds, pid: of the coordinator's process.
+        told: what to say when the next status is asked for.
+    """
+
+    mode: Mode = "sync"
+    automatic: bool = False
+    paused: bool = False
+    at_cut: bool = False
+    trained: bool = False
+    evaluating: bool = False
+    num_workers: int = 0
+    first_step: int = 0
+    step: int = 0
+    applied_step: int = 0
+    clock: int = 0
+    train_seconds: float = 0.0
+    learning_rate_scale: float = 1.0
+    prediction: Prediction | None = None
+    samples: Samples = field(default_factory=Samples)
+    batches: Tallies = field(default_factory=Tallies)
+    loss_sum: float = 0.0
+    loss_samples: int = 0
+    data_staleness: Histogram = field(default_factory=Histogram)
+    parameter_staleness: Histogram = field(default_factory=Histogram)
+    workers: dict[int, WorkerFigures] = field(default_factory=dict)
+    shard_lag: tuple[int, ...] = ()
+    shifts: tuple[Shift, ...] = ()
+    cuts: tuple[CutResult, ...] = ()
+    evaluations: tuple[EvaluationResult, ...] = ()
+    last_evaluation: EvaluationResult | None = None
+    give_up: tuple[tuple[int, int, str], ...] = ()
+    warnings: tuple[str, ...] = ()
+    failure: str | None = None
+    peak_rss_bytes: int = 0
+    cpu_seconds: float = 0.0
+    pid: int = 0
+    told: Told = NOTHING
+
+
+def joined(before: Status | None, new: Status) -> Status:
+    """Return a status with all evaluations and shifts, of one that has those since `before`."""
+    if before is None:
+        return new
+    evaluations = before.evaluations
+    if new.evaluations:
+        evaluations += new.evaluations
+    shifts = before.shifts[: before.told.whole_shifts] + new.shifts
+    return replace(new, evaluations=evaluations, shifts=shifts)
