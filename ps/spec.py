@@ -1,23 +1,17 @@
-"""What the shards of one job hold: tables and dense parameters, and who owns which part."""
+"""What the shards of one job hold together: tables and dense parameters."""
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-import numpy as np
-import numpy.typing as npt
-
-from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.spec.json_form import optimizer_from_json, table_from_json, to_json
 from embedding.spec.optimizers import Optimizer
 from embedding.spec.table import TableSpec
 from embedding.table.links import check_links
+from ps.routing import Routing, check_sizes, num_blocks
 
 SparseMean = Literal["global", "contributors"]
-
-# Parameters in a dense block. Fixed, so that a model is cut alike for any number of shards.
-BLOCK_SIZE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +26,7 @@ class StoreSpec:
         dense_clip_norm: most of the norm of the whole dense gradient of a step; None: no limit.
         sparse_mean: what a key's sum of gradients is divided by: N, the samples of the step, or
             those of the contributions of positive weight that have the key.
+        uneven: which shard has which part; None: each has as much as any other.
     """
 
     tables: tuple[TableSpec, ...]
@@ -40,16 +35,21 @@ class StoreSpec:
     num_shards: int
     dense_clip_norm: float | None = None
     sparse_mean: SparseMean = "global"
+    uneven: Routing | None = None
 
     def __post_init__(self) -> None:
         names = [table.name for table in self.tables]
         if len(set(names)) != len(names):
             raise ValueError(f"table names must be unique, got {names}")
         check_links(self.tables)
-        if self.dense_size < 0:
-            raise ValueError(f"dense_size must be >= 0, got {self.dense_size}")
-        if not 1 <= self.num_shards <= NUM_BUCKETS:
-            raise ValueError(f"num_shards must be in [1, {NUM_BUCKETS}], got {self.num_shards}")
+        check_sizes(self.num_shards, self.dense_size)
+        if self.uneven is not None:
+            sizes = self.uneven.num_shards, self.uneven.dense_size
+            if sizes != (self.num_shards, self.dense_size):
+                raise ValueError(
+                    f"uneven shares {sizes[1]} dense parameters out to {sizes[0]} shards, the"
+                    f" store has {self.dense_size} and {self.num_shards}"
+                )
         limit = self.dense_clip_norm
         if limit is not None and not 0 < limit < math.inf:
             raise ValueError(f"dense_clip_norm must be > 0 and finite, got {limit}")
@@ -67,21 +67,15 @@ class StoreSpec:
     @property
     def num_blocks(self) -> int:
         """Dense blocks; the last one is padded with zeros."""
-        return math.ceil(self.dense_size / BLOCK_SIZE)
+        return num_blocks(self.dense_size)
 
-    def blocks_of(self, shard: int) -> tuple[int, int]:
-        """Return the range of dense blocks [first, last) that a shard owns."""
-        return (
-            self.num_blocks * shard // self.num_shards,
-            self.num_blocks * (shard + 1) // self.num_shards,
-        )
-
-    def dense_range(self, shard: int) -> tuple[int, int]:
-        """Return the range of dense parameters [first, last) that a shard owns."""
-        first, last = self.blocks_of(shard)
-        return min(first * BLOCK_SIZE, self.dense_size), min(last * BLOCK_SIZE, self.dense_size)
+    @cached_property
+    def routing(self) -> Routing:
+        """Which shard has which part, as the job starts."""
+        return self.uneven or Routing.even(self.num_shards, self.dense_size)
 
     def to_json(self) -> dict[str, Any]:
+        """Return all but the routing: the files of a checkpoint say what each of them holds."""
         return {
             "tables": [to_json(table) for table in self.tables],
             "dense_size": self.dense_size,
@@ -103,15 +97,3 @@ class StoreSpec:
             dense_clip_norm=None if limit is None else float(limit),
             sparse_mean=data.get("sparse_mean", "global"),
         )
-
-
-def even_routing(num_shards: int) -> npt.NDArray[np.uint16]:
-    """Return the shard of each bucket, uint16[4096]: equal consecutive ranges of buckets."""
-    return (np.arange(NUM_BUCKETS) * num_shards // NUM_BUCKETS).astype(np.uint16)
-
-
-def bucket_range(shard: int, num_shards: int) -> tuple[int, int]:
-    """Return the buckets [first, last) that `even_routing` gives to a shard."""
-    first = -(-shard * NUM_BUCKETS // num_shards)
-    last = -(-(shard + 1) * NUM_BUCKETS // num_shards)
-    return first, last

@@ -7,7 +7,8 @@ import numpy as np
 
 from ps.messages.pull_push import Contribution
 from ps.messages.records import Record
-from ps.spec import BLOCK_SIZE, StoreSpec
+from ps.routing import BLOCK_SIZE
+from ps.spec import StoreSpec
 
 
 def expected_dense_factor(

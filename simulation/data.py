@@ -15,7 +15,7 @@ from embedding.spec.eviction import Eviction
 from embedding.spec.optimizers import Adagrad, AdamAsync
 from embedding.spec.table import TableSpec
 from ps.client.deduplicate import Deduplicated, Deduplicator
-from ps.spec import StoreSpec, even_routing
+from ps.spec import StoreSpec
 from simulation.scenario import Scenario
 from worker.metrics import bin_of, log_loss_sum
 from worker.protocol import Evaluation, Token, TokenKind
@@ -63,7 +63,7 @@ class Workload:
             dense_clip_norm=scenario.dense_clip_norm,
             sparse_mean=scenario.sparse_mean,
         )
-        self._deduplicate = Deduplicator([DIM] * 2, even_routing(shards), shards)
+        self._deduplicate = Deduplicator([DIM] * 2, self.store.routing)
         self._cache: dict[tuple[TokenKind, int, int], Samples] = {}
 
     @cached_property

@@ -192,7 +192,7 @@ class Simulation:
         """Give a shard the state in which the job began."""
         epoch = self.recovery_epoch
         if self.earlier is None:
-            part = slice(*self.workload.store.dense_range(shard.index))
+            part = slice(*self.workload.store.routing.dense_range(shard.index))
             shard.initialize(epoch, dense=self.workload.initial_dense[part])
         else:
             start_shard_from(shard, self.earlier, recovery_epoch=epoch, goes_on=True)

@@ -177,7 +177,7 @@ class Referee:
     def worker_read(self, steps: Sequence[int], dense: npt.NDArray[np.float32]) -> None:
         """A worker has the answers of all shards, of these steps, and the dense parameters."""
         for shard, step in enumerate(steps):
-            part = slice(*self._coordinator.spec.store.dense_range(shard))
+            part = slice(*self._coordinator.spec.store.routing.dense_range(shard))
             self.seen.dense.append((shard, step, dense[part].copy()))
 
     def _check_lead(self, worker: tuple[int, int]) -> None:

@@ -94,7 +94,7 @@ class Replay:
         )
 
     def _dense_of(self, shard: int) -> npt.NDArray[np.float32]:
-        return self._dense.vector[slice(*self._sharded.dense_range(shard))]
+        return self._dense.vector[slice(*self._sharded.routing.dense_range(shard))]
 
     def _read(self, pull: Pull) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
         values = np.empty((len(pull.keys), DIM), np.float32)

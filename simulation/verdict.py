@@ -6,10 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding import CounterEntries, TableEntries
-from embedding.kernels.mixing import NUM_BUCKETS
-from ps.checkpoint.digest import DIGEST_BYTES, block_digests, bucket_digests, model_digest
+from ps.checkpoint.digest import block_digests, bucket_digests, shards_digest
 from ps.shard.shard import Shard
-from ps.spec import bucket_range
 from scheduler.coordinator.coordinator import Coordinator
 from simulation.referee import require
 from simulation.saved import SavedJob
@@ -19,14 +17,15 @@ from simulation.seen import Seen, staleness
 
 def digest_of(shards: list[Shard]) -> str:
     """Return the digest of the model that shards hold together."""
-    spec = shards[0].spec
-    tables = {table.name: np.empty((NUM_BUCKETS, DIGEST_BYTES), np.uint8) for table in spec.tables}
-    for index, shard in enumerate(shards):
-        buckets = bucket_range(index, spec.num_shards)
-        for table in shard.tables:
-            tables[table.spec.name][slice(*buckets)] = bucket_digests(table, buckets)
-    blocks = [digest for shard in shards for digest in block_digests(shard.dense)]
-    return model_digest(tables, blocks)
+    routing = shards[0].routing
+    tables = [
+        {
+            table.spec.name: bucket_digests(table, routing.bucket_range(index))
+            for table in shard.tables
+        }
+        for index, shard in enumerate(shards)
+    ]
+    return shards_digest(routing, tables, [block_digests(shard.dense) for shard in shards])
 
 
 def logs_the_end(shard: Shard, seen: Seen) -> bool:

@@ -99,7 +99,7 @@ class SimulatedWorker:
         self._client = Client(
             network, answered=self._request_answered, run=self._now, done=self.is_done
         )
-        self._dense = self.dense_copies_class(workload.store)
+        self._dense = self.dense_copies_class(workload.store.routing)
         self._inbox: deque[Open] = deque()
         self._computing = self._preparing = False
         self._to_prepare: list[Token] = []
@@ -226,7 +226,7 @@ class SimulatedWorker:
             messages[shard] = Pull(
                 request_id=request_id,
                 recovery_epoch=self.epoch,
-                routing_version=0,
+                routing_version=self._workload.store.routing.version,
                 at_step=token.at_step,
                 table_sizes=tuple(unique.sizes[shard].tolist()),
                 keys=unique.keys[part],
@@ -309,12 +309,13 @@ class SimulatedWorker:
     def _join_dense(self, parts: list[PullReply], held: DenseCopy) -> DenseCopy:
         """Take the parts that a shard did not send from what was held, as `PsClient` does."""
         received = None
+        routing = self._workload.store.routing
         for shard, part in enumerate(parts):
             if part.step != held.steps[shard]:
                 if received is None:
                     steps = np.array([part.step for part in parts])
                     received = self._dense.new(steps, held.recovery_epoch)
-                received.values[slice(*self._workload.store.dense_range(shard))] = part.dense
+                received.values[slice(*routing.dense_range(shard))] = part.dense
         return self._dense.completed(held, received)
 
     def _computed(
@@ -377,7 +378,7 @@ class SimulatedWorker:
                 request_id=request_id,
                 recovery_epoch=self.epoch,
                 mode_epoch=token.mode_epoch,
-                routing_version=0,
+                routing_version=self._workload.store.routing.version,
                 batch_id=token.batch_id,
                 attempt=token.attempt,
                 samples=finished.samples,
@@ -386,7 +387,7 @@ class SimulatedWorker:
                 keys=unique.keys[part],
                 counts=unique.counts[part],
                 gradients=keep_admitted(gradients[values], admitted, sizes, dims),
-                dense=dense[slice(*self._workload.store.dense_range(shard))],
+                dense=dense[slice(*self._workload.store.routing.dense_range(shard))],
                 admitted=admitted,
             )
         self._pushes[request_id] = finished

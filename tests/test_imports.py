@@ -181,7 +181,15 @@ LAYERS = {
         {"table"},
         {"composition", "pooling"},
     ],
-    "ps": [{"messages"}, {"spec"}, {"net"}, {"shard"}, {"client"}, {"checkpoint"}, {"server"}],
+    "ps": [
+        {"messages", "routing"},
+        {"spec"},
+        {"net"},
+        {"shard"},
+        {"client"},
+        {"checkpoint"},
+        {"server"},
+    ],
     "worker": [
         {"errors", "faults", "metrics", "pipeline_depth"},
         {"spec", "protocol"},

@@ -161,7 +161,7 @@ class Job:
             max_buffer_bytes=1 << 26,
         )
         server = ShardServer(setup, node_id=NODE)
-        part = slice(*specs.store.dense_range(index))
+        part = slice(*specs.store.routing.dense_range(index))
         server.initialize(specs.coordinator.recovery_epoch, np.ascontiguousarray(self._dense[part]))
         return server
 

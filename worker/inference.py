@@ -14,7 +14,7 @@ from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import load_tables
 from ps.client.deduplicate import Deduplicated, Deduplicator
-from ps.spec import even_routing
+from ps.routing import Routing
 from worker.contract import DataContract, check_kinds
 from worker.data.batch import Batch
 from worker.data.plan import Plan
@@ -91,7 +91,7 @@ class Predictor:
             tables=list(used),
             sparse=features.sparse,
             lookups=model.lookups,
-            deduplicator=Deduplicator([t.spec.dim for t in self._tables], even_routing(1), 1),
+            deduplicator=Deduplicator([t.spec.dim for t in self._tables], Routing.even(1)),
         )
         # As in workers: bits are promised for BLAS on one thread alone.
         self._blas = threadpoolctl.ThreadpoolController().select(user_api="blas")

@@ -9,7 +9,7 @@ from ps.client.client import PsClient
 from ps.client.deduplicate import Deduplicator
 from ps.client.faults import with_faults
 from ps.net.sockets import Address, connect
-from ps.spec import StoreSpec, even_routing
+from ps.spec import StoreSpec
 from worker.coordinator_client import CoordinatorClient
 from worker.data.batch import Bags, Batch
 from worker.data.plan import Plan
@@ -144,16 +144,12 @@ def warm_up(
 def make_preparer(
     store: StoreSpec, lookups: Sequence[Lookup], sparse: Sequence[SparseFeature]
 ) -> Preparer:
-    """Return what prepares the batches of a job that is spread evenly over its shards."""
+    """Return what prepares the batches of a job, sliced for its shards."""
     return Preparer(
         tables=[table.name for table in store.tables],
         sparse=sparse,
         lookups=lookups,
-        deduplicator=Deduplicator(
-            [table.dim for table in store.tables],
-            even_routing(store.num_shards),
-            store.num_shards,
-        ),
+        deduplicator=Deduplicator([table.dim for table in store.tables], store.routing),
     )
 
 

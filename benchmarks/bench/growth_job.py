@@ -11,7 +11,7 @@ from embedding.kernels.mixing import buckets_of
 from embedding.spec.optimizers import Adagrad
 from embedding.spec.table import TableSpec
 from ps.shard.shard import Shard
-from ps.spec import StoreSpec, bucket_range
+from ps.spec import StoreSpec
 from worker.data.batch import Bags, Batch
 from worker.models import build_model, needed_lookups, num_parameters
 from worker.spec import ModelSpec, SparseFeature
@@ -89,7 +89,7 @@ def fill(point: Point, shard: Shard) -> None:
 
     In another order than that of their ranks, so that hot rows do not lie side by side.
     """
-    first, last = bucket_range(shard.index, point.shards)
+    first, last = shard.routing.bucket_range(shard.index)
     for table in shard.tables:
         rng = np.random.default_rng(_SEED)
         ranks = rng.permutation(point.rows_of_table)

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ps.client.deduplicate import Deduplicated, Deduplicator
+from ps.routing import Routing
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -71,7 +72,7 @@ def zipf_numbers(rows: int, count: int, rng: np.random.Generator) -> Int64Array:
 
 def deduplicator(dim: int, tables: int = 1) -> Deduplicator:
     """Return what removes duplicates on a worker, for one shard."""
-    return Deduplicator([dim] * tables, np.zeros(4096, np.uint16), 1)
+    return Deduplicator([dim] * tables, Routing.even(1))
 
 
 def deduplicated(numbers: list[Int64Array]) -> list[Deduplicated]:

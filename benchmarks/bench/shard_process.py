@@ -79,7 +79,7 @@ def start_shards(
                 max_contributions=max_contributions,
                 max_buffer_bytes=max_buffer_bytes,
             )
-            part = np.ascontiguousarray(dense[slice(*store.dense_range(index))])
+            part = np.ascontiguousarray(dense[slice(*store.routing.dense_range(index))])
             shards.append(ShardProcess(setup, part, recovery_epoch=recovery_epoch, fill=fill))
     except BaseException:
         for shard in shards:

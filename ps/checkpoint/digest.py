@@ -13,7 +13,7 @@ within a version of the software.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from embedding import BloomBlocks, CounterEntries, EmbeddingVariable, TableEntries
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
 from embedding.table.buckets import bucket_parts
+from ps.routing import Routing
 from ps.shard.dense import DenseBlocks
 
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -105,6 +106,28 @@ def model_digest(tables: Mapping[str, npt.NDArray[np.uint8]], blocks: Iterable[b
     for block in blocks:
         digest.update(block)
     return digest.hexdigest()
+
+
+def shards_digest(
+    routing: Routing,
+    tables: Sequence[Mapping[str, npt.NDArray[np.uint8]]],
+    blocks: Sequence[Sequence[bytes]],
+) -> str:
+    """Combine what each shard has into the digest of the model.
+
+    Args:
+        tables: of each shard, digests of its buckets by table, uint8[its buckets, 32].
+        blocks: of each shard, digests of its dense blocks.
+    """
+    names = dict.fromkeys(name for of_shard in tables for name in of_shard)
+    whole = {name: np.empty((NUM_BUCKETS, DIGEST_BYTES), np.uint8) for name in names}
+    by_block: dict[int, bytes] = {}
+    for shard in range(routing.num_shards):
+        for name, digests in whole.items():
+            digests[routing.buckets_of(shard)] = tables[shard][name]
+        numbers = routing.blocks_of(shard).tolist()
+        by_block.update(zip(numbers, blocks[shard], strict=True))
+    return model_digest(whole, [by_block[number] for number in sorted(by_block)])
 
 
 def bucket_slices(table: EmbeddingVariable, buckets: tuple[int, int]) -> list[tuple[int, int]]:

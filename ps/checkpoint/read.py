@@ -43,7 +43,8 @@ from ps.checkpoint.file_parts import (
 )
 from ps.checkpoint.manifest import MANIFEST, read_manifest
 from ps.checkpoint.write import block_schema, bloom_schema
-from ps.spec import BLOCK_SIZE, StoreSpec
+from ps.routing import BLOCK_SIZE
+from ps.spec import StoreSpec
 
 # Reading ------------------------------------------------------------------------------------------
 

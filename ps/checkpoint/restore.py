@@ -15,9 +15,10 @@ from embedding.table.bloom import BloomSize
 from embedding.table.links import make_variables
 from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
+from ps.routing import BLOCK_SIZE
 from ps.shard.dense import DenseBlocks
 from ps.shard.shard import Shard
-from ps.spec import BLOCK_SIZE, StoreSpec, bucket_range
+from ps.spec import StoreSpec
 
 
 def check_fits(saved: StoreSpec, wanted: StoreSpec, *, dense_size: bool = True) -> None:
@@ -121,14 +122,14 @@ def _fill(
     moved: MovedDense | None,
 ) -> npt.NDArray[np.float32]:
     """Fill tables with a shard's part of a checkpoint; return its dense blocks."""
-    buckets = bucket_range(shard.index, shard.spec.num_shards)
+    buckets = shard.routing.bucket_range(shard.index)
     saved = {table.name: table for table in reader.store.tables}
     for table in tables:
         old = saved.get(table.spec.name)
         if old is not None:
             _import(table, old, reader, buckets, keep_versions=goes_on)
     if moved is None:
-        blocks = reader.dense_rows(shard.spec.blocks_of(shard.index))
+        blocks = reader.dense_rows(shard.routing.block_range(shard.index))
     else:
         blocks = _moved_blocks(shard, reader, moved)
     if not goes_on:

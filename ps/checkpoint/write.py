@@ -45,8 +45,9 @@ from ps.checkpoint.file_parts import (
     parts_table,
 )
 from ps.checkpoint.file_rows import counters_of, rows_of
+from ps.routing import BLOCK_SIZE
 from ps.shard.dense import DenseBlocks
-from ps.spec import BLOCK_SIZE
+from ps.shard.shard import Shard
 from runtime.durable import new_file, partial_path, publish
 
 _BLOOM_BYTES_AT_ONCE = 16 << 20
@@ -56,14 +57,7 @@ _BLOOM_BYTES_AT_ONCE = 16 << 20
 
 
 def write_shard(
-    directory: str | Path,
-    *,
-    tables: list[EmbeddingVariable],
-    dense: DenseBlocks,
-    shard: int,
-    num_shards: int,
-    buckets: tuple[int, int],
-    digests: dict[str, BucketDigests] | None = None,
+    directory: str | Path, shard: Shard, *, digests: dict[str, BucketDigests] | None = None
 ) -> list[FileEntry]:
     """Write one shard's files below `directory`; return what the manifest says of them.
 
@@ -71,10 +65,11 @@ def write_shard(
         digests: of each table, that are given what is read on the way.
     """
     root = Path(directory)
-    suffix = f"{shard:05d}-of-{num_shards:05d}.arrow"
+    buckets = shard.routing.bucket_range(shard.index)
+    suffix = f"{shard.index:05d}-of-{shard.routing.num_shards:05d}.arrow"
     entries = []
     parts: list[FilePart] = []
-    for table in tables:
+    for table in shard.tables:
         folder = Path("tables") / table.spec.name
         slices = bucket_slices(table, buckets)
         taken = BucketDigests(buckets) if digests is None else digests[table.spec.name]
@@ -89,9 +84,9 @@ def write_shard(
             schema = bloom_schema(table.spec.admission)
             blocks = _bloom_batches(table, buckets, schema, taken)
             entries.append(_write(root, folder / f"bloom-{suffix}", schema, blocks, parts))
-    schema = block_schema(dense.rule)
+    schema = block_schema(shard.dense.rule)
     path = Path("dense") / f"blocks-{suffix}"
-    entries.append(_write(root, path, schema, _block_batches(dense, schema), parts))
+    entries.append(_write(root, path, schema, _block_batches(shard.dense, schema), parts))
     listed = iter([parts_table(parts)])
     entries.append(_write(root, Path(f"{PARTS}{suffix}"), PARTS_SCHEMA, listed))
     return entries

@@ -23,6 +23,7 @@ from ps.messages.pull_push import ANY_STEP, Contribution, Pull, PullReply
 from ps.messages.records import Apply, DenseNorm, Entry, Record
 from ps.messages.wire import Header, WireError, array_sizes
 from ps.net.sockets import receive, send
+from ps.routing import Routing
 from ps.spec import StoreSpec
 from runtime.free_list import FreeList
 
@@ -82,7 +83,7 @@ class PulledBatch(Open):
         steps: int64[shards], the step each shard answered at.
         held: the dense parameters that the client had when it asked, None where not wanted.
         received: those of the answer, None until a shard sends a part.
-        recovery_epoch, routing_version: that it was asked in, which the batch's push has, too.
+        recovery_epoch, routing: that it was asked in, which the batch's push has, too.
     """
 
     unique: Deduplicated = None  # type: ignore[assignment]
@@ -93,7 +94,7 @@ class PulledBatch(Open):
     held: DenseCopy | None = None
     received: DenseCopy | None = None
     recovery_epoch: int = 0
-    routing_version: int = 0
+    routing: Routing = None  # type: ignore[assignment]
 
 
 @dataclass(slots=True)
@@ -126,7 +127,7 @@ class PsClient:
     Args:
         spec: tables and dense parameters.
         connect: opens an authenticated connection to a shard.
-        recovery_epoch, routing_version: what every message carries.
+        recovery_epoch: what every message carries.
         retry_seconds: how long a shard may be out of reach.
         compress: whether frames are compressed.
     """
@@ -137,13 +138,12 @@ class PsClient:
         connect: Connect,
         *,
         recovery_epoch: int,
-        routing_version: int = 0,
         retry_seconds: float = 20.0,
         compress: bool = False,
     ) -> None:
         self.spec = spec
         self.recovery_epoch = recovery_epoch
-        self.routing_version = routing_version
+        self.routing = spec.routing
         self.bytes_sent = 0
         self.bytes_received = 0
         self.waited_ns = 0  # by `poll`, with nothing to receive
@@ -151,7 +151,7 @@ class PsClient:
         self._retry_seconds = retry_seconds
         self._compress = compress
         self._dims = np.array([table.dim for table in spec.tables], np.int64)
-        self._dense = DenseCopies(spec)
+        self._dense = DenseCopies(self.routing)
         self._floats = FreeList(np.float32)
         self._bits = FreeList(np.uint8)
         self._open: dict[int, Open] = {}
@@ -160,7 +160,7 @@ class PsClient:
         self._selector = selectors.DefaultSelector()
         self._connections: dict[int, _Connection] = {}
         try:
-            for shard in range(spec.num_shards):
+            for shard in range(self.routing.num_shards):
                 self._reconnect(shard, OSError("not connected yet"))
         except BaseException:
             self.close()
@@ -198,12 +198,12 @@ class PsClient:
         request_id = self._new_id()
         held = self._dense.latest(self.recovery_epoch) if dense else None
         messages: dict[int, Request] = {}
-        for shard in range(self.spec.num_shards):
+        for shard in range(self.routing.num_shards):
             part = slice(unique.key_starts[shard], unique.key_starts[shard + 1])
             messages[shard] = Pull(
                 request_id=request_id,
                 recovery_epoch=self.recovery_epoch,
-                routing_version=self.routing_version,
+                routing_version=self.routing.version,
                 at_step=at_step,
                 table_sizes=tuple(unique.sizes[shard].tolist()),
                 keys=unique.keys[part],
@@ -221,10 +221,10 @@ class PsClient:
             values=self._floats.take(int(unique.value_starts[-1])),
             admitted=self._bits.take(unique.keys.size),
             dense=np.empty(0, np.float32),
-            steps=np.zeros(self.spec.num_shards, np.int64),
+            steps=np.zeros(self.routing.num_shards, np.int64),
             held=held,
             recovery_epoch=self.recovery_epoch,
-            routing_version=self.routing_version,
+            routing=self.routing,
         )
         self._start(pulled)
         return pulled
@@ -255,7 +255,7 @@ class PsClient:
         unique = pulled.unique
         kept = None if trained.all() else self._floats.take(gradients.size)
         messages: dict[int, Request] = {}
-        for shard in range(self.spec.num_shards):
+        for shard in range(self.routing.num_shards):
             part = slice(unique.key_starts[shard], unique.key_starts[shard + 1])
             values = slice(unique.value_starts[shard], unique.value_starts[shard + 1])
             sizes = unique.sizes[shard]
@@ -265,7 +265,7 @@ class PsClient:
                 request_id=request_id,
                 recovery_epoch=pulled.recovery_epoch,
                 mode_epoch=identity.mode_epoch,
-                routing_version=pulled.routing_version,
+                routing_version=pulled.routing.version,
                 batch_id=identity.batch_id,
                 attempt=identity.attempt,
                 samples=identity.samples,
@@ -274,7 +274,7 @@ class PsClient:
                 keys=unique.keys[part],
                 counts=unique.counts[part],
                 gradients=keep_admitted(gradients[values], admitted, sizes, self._dims, out=out),
-                dense=dense[slice(*self.spec.dense_range(shard))],
+                dense=dense[slice(*pulled.routing.dense_range(shard))],
                 admitted=admitted,
             )
         push = Open(request_id, messages, set(messages), kept=kept)
@@ -300,7 +300,7 @@ class PsClient:
         """Ask every shard for its part of the norm of a step's dense gradient."""
         request_id = self._new_id()
         message = DenseNorm(request_id, self.recovery_epoch, step, entries, divisor)
-        shards = range(self.spec.num_shards)
+        shards = range(self.routing.num_shards)
         norm = Open(request_id, dict.fromkeys(shards, message), set(shards))
         self._start(norm)
         return norm
@@ -415,7 +415,7 @@ class PsClient:
             return np.empty(0, np.float32)
         if pulled.received is None:
             pulled.received = self._dense.new(pulled.steps, pulled.held.recovery_epoch)
-        return pulled.received.values[slice(*self.spec.dense_range(shard))]
+        return pulled.received.values[slice(*pulled.routing.dense_range(shard))]
 
     def _reconnect(self, shard: int, cause: OSError) -> None:
         """Connect again and send again what that shard has not answered."""

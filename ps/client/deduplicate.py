@@ -13,6 +13,7 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.kernels.mixing import BUCKET_BITS, mix64
+from ps.routing import Routing
 from runtime.free_list import FreeList
 
 
@@ -45,18 +46,16 @@ class Deduplicator:
 
     Args:
         dims: embedding dimension of each table.
-        routing: uint16[4096], the shard of each bucket.
-        num_shards: how many shards there are.
+        routing: by which keys are grouped.
 
     Not for use by two threads at once, but any may give back.
     """
 
-    def __init__(
-        self, dims: Sequence[int], routing: npt.NDArray[np.uint16], num_shards: int
-    ) -> None:
+    def __init__(self, dims: Sequence[int], routing: Routing) -> None:
         self._dims = np.array(dims, np.int64)
-        self._routing = np.ascontiguousarray(routing, np.uint16)
-        self._num_shards = num_shards
+        # A copy that can be written: Numba takes longer to recognise arrays that can't.
+        self._shard_of = routing.buckets.copy()
+        self._num_shards = routing.num_shards
         self._slots = np.zeros(1 << 10, np.int64)
         self._base = 0
         self._int64s = FreeList(np.int64)
@@ -105,7 +104,7 @@ class Deduplicator:
         value_of = self._int64s.take(num_unique)
         place_of = self._int64s.take(num_unique)
         _group_by_shard(
-            unique_keys, unique_counts, unique_starts, self._routing, self._dims, inverse,
+            unique_keys, unique_counts, unique_starts, self._shard_of, self._dims, inverse,
             grouped_keys, grouped_counts, sizes, key_starts, value_starts, positions, places,
             owner, value_of, place_of,
         )  # fmt: skip

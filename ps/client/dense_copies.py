@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ps.spec import StoreSpec
+from ps.routing import Routing
 from runtime.free_list import FreeList
 
 
@@ -29,14 +29,14 @@ class DenseCopy:
 class DenseCopies:
     """The copy of the last answer, with which the next pull asks, and older ones still in use."""
 
-    def __init__(self, spec: StoreSpec) -> None:
-        self._spec = spec
+    def __init__(self, routing: Routing) -> None:
+        self._routing = routing
         self._free = FreeList(np.float32)
         self._latest = self._of_no_step(0)
 
     def new(self, steps: npt.NDArray[np.int64], recovery_epoch: int) -> DenseCopy:
         """Return a copy of arbitrary values, for the caller."""
-        return DenseCopy(self._free.take(self._spec.dense_size), steps, recovery_epoch)
+        return DenseCopy(self._free.take(self._routing.dense_size), steps, recovery_epoch)
 
     def latest(self, recovery_epoch: int) -> DenseCopy:
         """Return the copy of the last answer, for one more user.
@@ -63,7 +63,7 @@ class DenseCopies:
             received = held
         else:
             for shard in np.flatnonzero(received.steps == held.steps).tolist():
-                part = slice(*self._spec.dense_range(shard))
+                part = slice(*self._routing.dense_range(shard))
                 received.values[part] = held.values[part]
             self.drop(held)
         received.users += 1
@@ -72,7 +72,7 @@ class DenseCopies:
         return received
 
     def _of_no_step(self, recovery_epoch: int) -> DenseCopy:
-        return self.new(np.full(self._spec.num_shards, -1), recovery_epoch)
+        return self.new(np.full(self._routing.num_shards, -1), recovery_epoch)
 
     def drop(self, copy: DenseCopy) -> None:
         """Say that one user less needs a copy."""

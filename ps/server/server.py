@@ -20,7 +20,7 @@ from ps.server.read_write_lock import ReadWriteLock
 from ps.server.warmup import warm_up
 from ps.shard.shard import Shard
 from ps.shard.side_by_side import Threads
-from ps.spec import StoreSpec, bucket_range
+from ps.spec import StoreSpec
 from runtime.memory import peak_rss_bytes
 from runtime.process_figures import ProcessFigures
 
@@ -143,16 +143,9 @@ class ShardServer:
                     f"shard {self._setup.index} is at step {self._shard.step}, the checkpoint is of"
                     f" step {step}: records must be held while it is written"
                 )
-            digests = {t.spec.name: BucketDigests(self._buckets) for t in self._shard.tables}
-            files = write_shard(
-                directory,
-                tables=self._shard.tables,
-                dense=self._shard.dense,
-                shard=self._setup.index,
-                num_shards=self._setup.store.num_shards,
-                buckets=self._buckets,
-                digests=digests,
-            )
+            buckets = self._shard.routing.bucket_range(self._shard.index)
+            digests = {t.spec.name: BucketDigests(buckets) for t in self._shard.tables}
+            files = write_shard(directory, self._shard, digests=digests)
             return ShardCut(
                 files,
                 {name: digest.digests() for name, digest in digests.items()},
@@ -199,10 +192,6 @@ class ShardServer:
         self._plane.close()
         with self._lock.exclusive():  # a message that came before may be under way
             self._updates.close()
-
-    @property
-    def _buckets(self) -> tuple[int, int]:
-        return bucket_range(self._setup.index, self._setup.store.num_shards)
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error

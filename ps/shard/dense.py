@@ -9,8 +9,9 @@ from numba import njit
 from embedding.kernels.finite import all_finite
 from embedding.optimizers.rule import rule_for
 from ps.messages.pull_push import Contribution
+from ps.routing import BLOCK_SIZE
 from ps.shard.merge import add_weighted
-from ps.spec import BLOCK_SIZE, StoreSpec
+from ps.spec import StoreSpec
 
 
 class DenseBlocks:
@@ -26,8 +27,8 @@ class DenseBlocks:
 
     def __init__(self, spec: StoreSpec, shard: int) -> None:
         self.rule = rule_for(spec.dense_optimizer, sparse=False)
-        self.first_block, last = spec.blocks_of(shard)
-        first, stop = spec.dense_range(shard)
+        self.first_block, last = spec.routing.block_range(shard)
+        first, stop = spec.routing.dense_range(shard)
         self.size = stop - first
         num_blocks = last - self.first_block
         self.rows = np.zeros((num_blocks, self.rule.row_width(BLOCK_SIZE)), np.float32)

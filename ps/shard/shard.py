@@ -59,6 +59,7 @@ class Shard:
         run_all: how updates that do not touch each other are run, see `ps.shard.side_by_side`.
 
     Attributes:
+        routing: which shard has which part.
         log: the latest records, see `_remember`.
         dead: why the shard is dead, None as long as it is not.
     """
@@ -85,7 +86,7 @@ class Shard:
         )
         self.dead: str | None = None
         self.recovery_epoch: int | None = None
-        self.routing_version = 0
+        self.routing = spec.routing
         self.step = 0
         self.log: deque[Record] = deque()
         self.counts = ShardCounts()
@@ -105,7 +106,7 @@ class Shard:
     ) -> None:
         """Take a first state, with empty tables, and answer from now on in this recovery epoch."""
         self.check_alive()
-        first, last = self.spec.dense_range(self.index)
+        first, last = self.routing.dense_range(self.index)
         if dense.shape != (last - first,):
             raise ValueError(f"dense must have shape ({last - first},), got {dense.shape}")
         self.dense.initialize(dense)
@@ -196,8 +197,8 @@ class Shard:
             return self._refusal(message, "epoch", text)
         if isinstance(message, Apply | DenseNorm):
             return None
-        if message.routing_version != self.routing_version:
-            text = f"routing {message.routing_version}, the job is at {self.routing_version}"
+        if message.routing_version != self.routing.version:
+            text = f"routing {message.routing_version}, the job is at {self.routing.version}"
             return self._refusal(message, "routing", text)
         return self._refuse_malformed(message)
 

@@ -5,11 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 
 from embedding import rule_for
-from ps.checkpoint.digest import model_digest
+from ps.checkpoint.digest import shards_digest
 from ps.checkpoint.manifest import MANIFEST, Manifest, write_manifest
 from ps.checkpoint.write import begin_checkpoint, publish_checkpoint
 from ps.server.server import ShardCut
@@ -26,11 +25,7 @@ from scheduler.run.metrics import versions
 
 def _digest(store: StoreSpec, cuts: list[ShardCut]) -> str:
     """Return the model digest of what all servers have written."""
-    tables = {
-        table.name: np.concatenate([cut.tables[table.name] for cut in cuts])
-        for table in store.tables
-    }
-    return model_digest(tables, [block for cut in cuts for block in cut.blocks])
+    return shards_digest(store.routing, [c.tables for c in cuts], [c.blocks for c in cuts])
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,7 +177,7 @@ def _dense_parts(specs: JobSpecs) -> list[np.ndarray]:
     """The initial dense parameters, each shard's part."""
     vector = initial_parameters(build_model(specs.model), specs.model.seed)
     return [
-        np.ascontiguousarray(vector[slice(*specs.store.dense_range(shard))])
+        np.ascontiguousarray(vector[slice(*specs.store.routing.dense_range(shard))])
         for shard in range(specs.store.num_shards)
     ]
 

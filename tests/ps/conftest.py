@@ -16,7 +16,7 @@ from embedding.optimizers.rule import step_scalars
 from embedding.spec.admission import CounterAdmission
 from embedding.spec.optimizers import Adagrad, AdamAsync, Optimizer, Sgd
 from embedding.spec.table import TableSpec
-from ps.checkpoint.digest import block_digests, bucket_digests, model_digest
+from ps.checkpoint.digest import block_digests, bucket_digests, shards_digest
 from ps.checkpoint.manifest import Manifest, write_manifest
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import start_shard_from
@@ -28,10 +28,11 @@ from ps.messages.pull_push import ANY_STEP, Contribution, Pull, PullReply
 from ps.messages.records import Apply, Entry, Record
 from ps.net import sockets
 from ps.net.sockets import Address, connect
+from ps.routing import Routing
 from ps.server.data_plane import DataPlane
 from ps.server.read_write_lock import ReadWriteLock
 from ps.shard.shard import Shard
-from ps.spec import SparseMean, StoreSpec, bucket_range, even_routing
+from ps.spec import SparseMean, StoreSpec
 
 EPOCH = 3
 
@@ -53,6 +54,7 @@ class SmallJob:
         dense_size: int = 3,
         dense_optimizer: Optimizer | None = None,
         sparse_mean: SparseMean = "global",
+        uneven: Routing | None = None,
         initialize: bool = True,
         **limits: int,
     ) -> None:
@@ -62,14 +64,15 @@ class SmallJob:
             dense_optimizer=dense_optimizer or Adagrad(),
             num_shards=num_shards,
             sparse_mean=sparse_mean,
+            uneven=uneven,
         )
         self.dims = np.array([table.dim for table in tables], np.int64)
-        self.deduplicate = Deduplicator(self.dims.tolist(), even_routing(num_shards), num_shards)
+        self.deduplicate = Deduplicator(self.dims.tolist(), self.spec.routing)
         self.shards = [Shard(self.spec, index, **limits) for index in range(num_shards)]
         if initialize:
             values = np.random.default_rng(0).normal(size=dense_size).astype(np.float32)
             for shard in self.shards:
-                part = slice(*self.spec.dense_range(shard.index))
+                part = slice(*self.spec.routing.dense_range(shard.index))
                 shard.initialize(EPOCH, dense=values[part])
 
     def unique(self, *keys: Sequence[int]) -> Deduplicated:
@@ -86,7 +89,7 @@ class SmallJob:
         fields: dict[str, Any] = {
             "request_id": 1,
             "recovery_epoch": EPOCH,
-            "routing_version": 0,
+            "routing_version": self.spec.routing.version,
             "at_step": ANY_STEP,
             "table_sizes": tuple(unique.sizes[shard].tolist()),
             "keys": unique.keys[part],
@@ -124,7 +127,7 @@ class SmallJob:
             "request_id": 2,
             "recovery_epoch": EPOCH,
             "mode_epoch": 0,
-            "routing_version": 0,
+            "routing_version": self.spec.routing.version,
             "batch_id": batch_id,
             "attempt": 0,
             "samples": 4,
@@ -133,7 +136,7 @@ class SmallJob:
             "keys": unique.keys[part],
             "counts": unique.counts[part],
             "gradients": keep_admitted(gradients[values], bits[part], sizes, self.dims),
-            "dense": dense[slice(*self.spec.dense_range(shard))],
+            "dense": dense[slice(*self.spec.routing.dense_range(shard))],
             "admitted": bits[part],
         }
         return Contribution(**{**fields, **changes})
@@ -248,30 +251,16 @@ class SmallJob:
     @property
     def digest(self) -> str:
         """The digest of the model over all shards."""
-        num_shards = len(self.shards)
-        tables: dict[str, Any] = {}
-        for number, spec in enumerate(self.spec.tables):
-            parts = [
-                bucket_digests(shard.tables[number], bucket_range(shard.index, num_shards))
-                for shard in self.shards
-            ]
-            tables[spec.name] = np.concatenate(parts)
-        blocks = [digest for shard in self.shards for digest in block_digests(shard.dense)]
-        return model_digest(tables, blocks)
+        routing = self.spec.routing
+        tables = [
+            {t.spec.name: bucket_digests(t, routing.bucket_range(s.index)) for t in s.tables}
+            for s in self.shards
+        ]
+        return shards_digest(routing, tables, [block_digests(s.dense) for s in self.shards])
 
     def write_checkpoint(self, directory: Path, **changes: Any) -> Path:
         """Write every shard's files and the manifest, as the driver of a job does."""
-        num_shards = len(self.shards)
-        files = []
-        for shard in self.shards:
-            files += write_shard(
-                directory,
-                tables=shard.tables,
-                dense=shard.dense,
-                shard=shard.index,
-                num_shards=num_shards,
-                buckets=bucket_range(shard.index, num_shards),
-            )
+        files = [entry for shard in self.shards for entry in write_shard(directory, shard)]
         fields: dict[str, Any] = {
             "kind": "full",
             "step": self.shards[0].step,

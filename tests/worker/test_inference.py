@@ -23,7 +23,7 @@ from ps.checkpoint.manifest import CheckpointError, Manifest, write_manifest
 from ps.checkpoint.sealed_json import unsealed
 from ps.checkpoint.write import write_shard
 from ps.shard.shard import Shard
-from ps.spec import StoreSpec, bucket_range
+from ps.spec import StoreSpec
 from worker.data.batch import Bags, Batch
 from worker.data.planning import make_plan
 from worker.inference import ModelError, Predictor
@@ -96,18 +96,15 @@ def write_checkpoint(path: Path, model: ModelSpec) -> Path:
     files = []
     for index in range(2):
         shard = Shard(store, index)
-        buckets = bucket_range(index, 2)
-        mine = (buckets_of(KEYS) >= buckets[0]) & (buckets_of(KEYS) < buckets[1])
+        mine = store.routing.buckets[buckets_of(KEYS)] == index
         ones = np.ones(int(mine.sum()), np.int64)
         for table in shard.tables:
             vectors = vectors_of(table.spec)[mine]
             table.import_rows(
                 TableEntries(KEYS[mine], ones, ones, vectors, np.ones_like(vectors))  # accumulator
             )
-        shard.dense.initialize(DENSE[slice(*store.dense_range(index))])
-        files += write_shard(
-            path, tables=shard.tables, dense=shard.dense, shard=index, num_shards=2, buckets=buckets
-        )
+        shard.dense.initialize(DENSE[slice(*store.routing.dense_range(index))])
+        files += write_shard(path, shard)
     write_manifest(
         path,
         Manifest(

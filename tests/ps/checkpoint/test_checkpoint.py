@@ -101,7 +101,7 @@ def test_dense_parameters_come_from_elsewhere_with_their_slots_or_begin_anew(
     reader = CheckpointReader(job.write_checkpoint(tmp_path))
 
     for shard in again.shards:
-        part = slice(*again.spec.dense_range(shard.index))
+        part = slice(*again.spec.routing.dense_range(shard.index))
         moved = MovedDense(initial[part], sources[part])
         start_shard_from(shard, reader, recovery_epoch=3, goes_on=True, moved=moved)
 

@@ -10,8 +10,9 @@ from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.spec.admission import CounterAdmission
 from embedding.spec.optimizers import AdamAsync
 from ps.checkpoint.digest import block_digests, bucket_digests, model_digest
+from ps.routing import BLOCK_SIZE
 from ps.shard.dense import DenseBlocks
-from ps.spec import BLOCK_SIZE, StoreSpec
+from ps.spec import StoreSpec
 
 SPEC = TableSpec(name="t", dim=2, optimizer=AdamAsync(), admission=CounterAdmission(min_count=5))
 KEYS = np.array([3, -1, 2**63 - 1, 0, 77, 78])

@@ -95,8 +95,7 @@ store = StoreSpec(tables=(TableSpec(name="a", dim=2, optimizer=Sgd()),), dense_s
 shard = Shard(store, 0)
 shard.initialize(0, dense=np.full(4, float(sys.argv[2]), np.float32))
 partial = begin_checkpoint(path)
-files = write_shard(partial, tables=shard.tables, dense=shard.dense, shard=0, num_shards=1,
-                    buckets=(0, 4096))
+files = write_shard(partial, shard)
 write_manifest(partial, Manifest("full", 5, 0, store.to_json(), {}, {}, tuple(files)))
 publish_checkpoint(partial, path)
 """

@@ -1,13 +1,12 @@
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
 from ps.client.deduplicate import Deduplicated, Deduplicator, keep_admitted
-from ps.spec import bucket_range, even_routing
+from ps.routing import Routing
 
 a_key = st.one_of(
     st.integers(-3, 12), st.sampled_from([2**63 - 1, -(2**63), 2**52, -1]), st.integers(0, 5000)
@@ -24,18 +23,17 @@ def assert_is_reference(
     found: Deduplicated,
     tables: list[list[int]],
     dims: list[int],
-    routing: np.ndarray,
-    num_shards: int,
+    routing: Routing,
 ) -> None:
     """Against np.unique of each table, shared out by bucket."""
     key = value = 0
     row_of: dict[tuple[int, int], int] = {}
-    for shard in range(num_shards):
+    for shard in range(routing.num_shards):
         assert found.key_starts[shard] == key
         assert found.value_starts[shard] == value
         for table, dim in enumerate(dims):
             keys, counts = np.unique(np.array(tables[table], np.int64), return_counts=True)
-            ours = routing[buckets_of(keys)] == shard
+            ours = routing.buckets[buckets_of(keys)] == shard
             size = found.sizes[shard, table]
             got_keys, got_counts = found.keys[key : key + size], found.counts[key : key + size]
             order = np.argsort(got_keys)
@@ -64,23 +62,24 @@ def assert_is_reference(
 def test_batches_agree_with_numpy(
     batches: list[list[list[int]]], dims: list[int], num_shards: int
 ) -> None:
-    routing = even_routing(num_shards)
-    deduplicate = Deduplicator(dims, routing, num_shards)
+    routing = Routing.even(num_shards)
+    deduplicate = Deduplicator(dims, routing)
     for tables in batches:
-        assert_is_reference(deduplicate(*flat(tables)), tables, dims, routing, num_shards)
+        assert_is_reference(deduplicate(*flat(tables)), tables, dims, routing)
 
 
 def test_one_object_serves_batches_of_any_size_in_any_order() -> None:
     rng = np.random.default_rng(3)
-    routing = rng.integers(0, 5, NUM_BUCKETS).astype(np.uint16)
-    deduplicate = Deduplicator([2, 3], routing, 5)
+    buckets = rng.integers(0, 5, NUM_BUCKETS).astype(np.uint16)
+    routing = Routing(0, 5, 0, buckets, np.empty(0, np.uint16))
+    deduplicate = Deduplicator([2, 3], routing)
     for size in (10, 0, 3000, 1, 20_000, 5, 600, 600):
         tables = [rng.integers(-size, size, size).tolist(), rng.zipf(1.2, size // 2).tolist()]
-        assert_is_reference(deduplicate(*flat(tables)), tables, [2, 3], routing, 5)
+        assert_is_reference(deduplicate(*flat(tables)), tables, [2, 3], routing)
 
 
 def test_results_are_not_overwritten_by_the_next_batch() -> None:
-    deduplicate = Deduplicator([2], even_routing(2), 2)
+    deduplicate = Deduplicator([2], Routing.even(2))
     first = deduplicate(*flat([[5, 5, 6]]))
     before = [first.keys.copy(), first.counts.copy(), first.positions.copy()]
 
@@ -93,16 +92,16 @@ def test_results_are_not_overwritten_by_the_next_batch() -> None:
 
 
 def test_scratch_numbers_that_run_out_start_again() -> None:
-    deduplicate = Deduplicator([1], even_routing(1), 1)
+    deduplicate = Deduplicator([1], Routing.even(1))
     deduplicate(*flat([[1, 2, 3]]))
     deduplicate._base = 2**62
 
-    assert_is_reference(deduplicate(*flat([[3, 4, 3]])), [[3, 4, 3]], [1], even_routing(1), 1)
+    assert_is_reference(deduplicate(*flat([[3, 4, 3]])), [[3, 4, 3]], [1], Routing.even(1))
     assert deduplicate._base < 100
 
 
 def test_keys_of_two_tables_are_not_confused() -> None:
-    found = Deduplicator([1, 1], even_routing(1), 1)(*flat([[7, 7], [7]]))
+    found = Deduplicator([1, 1], Routing.even(1))(*flat([[7, 7], [7]]))
 
     assert found.keys.tolist() == [7, 7]
     assert found.counts.tolist() == [2, 1]
@@ -111,23 +110,9 @@ def test_keys_of_two_tables_are_not_confused() -> None:
 
 def test_keys_of_a_shard_are_in_the_order_of_their_first_appearance() -> None:
     """So messages are the same from run to run, whatever was in the scratch memory."""
-    found = Deduplicator([1], even_routing(1), 1)(*flat([[9, 3, 9, -5, 3, 4]]))
+    found = Deduplicator([1], Routing.even(1))(*flat([[9, 3, 9, -5, 3, 4]]))
 
     assert found.keys.tolist() == [9, 3, -5, 4]
-
-
-@pytest.mark.parametrize("num_shards", [1, 2, 3, 7, 64, 100, 4095, 4096])
-def test_routing_gives_every_bucket_to_the_shard_that_has_its_range(num_shards: int) -> None:
-    routing = even_routing(num_shards)
-
-    owned: list[int] = []
-    for shard in range(num_shards):
-        first, last = bucket_range(shard, num_shards)
-        assert (routing[first:last] == shard).all()
-        owned += range(first, last)
-    assert owned == list(range(NUM_BUCKETS))
-    sizes = np.bincount(routing, minlength=num_shards)
-    assert sizes.max() - sizes.min() <= 1
 
 
 @given(st.data())

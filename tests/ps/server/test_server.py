@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ps.checkpoint.digest import model_digest
+from ps.checkpoint.digest import shards_digest
 from ps.checkpoint.manifest import CheckpointError, Manifest, write_manifest
 from ps.client.client import Identity, PsClient
 from ps.messages.exchange import Refusal
@@ -58,11 +58,7 @@ def client_of(servers: list[ShardServer], store: StoreSpec) -> PsClient:
 
 def digest_of(servers: list[ShardServer], store: StoreSpec, directory: Path) -> str:
     cuts = [server.write_checkpoint(str(directory), 0) for server in servers]
-    tables = {
-        table.name: np.concatenate([cut.tables[table.name] for cut in cuts])
-        for table in store.tables
-    }
-    return model_digest(tables, [block for cut in cuts for block in cut.blocks])
+    return shards_digest(store.routing, [c.tables for c in cuts], [c.blocks for c in cuts])
 
 
 def test_a_server_is_fenced_until_it_is_initialised(
@@ -78,7 +74,7 @@ def test_a_server_is_fenced_until_it_is_initialised(
             client.poll(1)
         assert [isinstance(reply, Refusal) for reply in pulled.replies.values()] == [fenced] * 2
         for index, server in enumerate(servers):
-            first, last = job.spec.dense_range(index)
+            first, last = job.spec.routing.dense_range(index)
             server.initialize(5, np.zeros(last - first, np.float32))
     client.close()
 
@@ -121,7 +117,7 @@ def test_pulls_and_pushes_are_answered_while_a_checkpoint_is_written(
 ) -> None:
     job = small_job(saved_job.tables, num_shards=2, dense_size=2500)
     for index, server in enumerate(servers):
-        first, last = job.spec.dense_range(index)
+        first, last = job.spec.routing.dense_range(index)
         server.initialize(5, np.zeros(last - first, np.float32))
     client = client_of(servers, job.spec)
     begun, go_on = threading.Event(), threading.Event()
@@ -170,7 +166,7 @@ def test_a_server_tells_what_it_holds(
 ) -> None:
     job = small_job(saved_job.tables, num_shards=2, dense_size=2500)
     for index, server in enumerate(servers):
-        server.initialize(5, np.zeros(np.diff(job.spec.dense_range(index))[0], np.float32))
+        server.initialize(5, np.zeros(np.diff(job.spec.routing.dense_range(index))[0], np.float32))
     client = client_of(servers, job.spec)
     pulled = client.start_pull(job.unique([1, 1, 2], [3], [], []), at_step=ANY_STEP)
     while not pulled.done:

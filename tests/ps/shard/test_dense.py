@@ -4,8 +4,9 @@ import pytest
 from embedding.optimizers.rule import step_scalars
 from embedding.spec.optimizers import Adagrad, AdamAsync, Optimizer, Sgd
 from ps.messages.pull_push import Contribution
+from ps.routing import BLOCK_SIZE
 from ps.shard.dense import DenseBlocks
-from ps.spec import BLOCK_SIZE, StoreSpec
+from ps.spec import StoreSpec
 
 OPTIMIZERS: list[Optimizer] = [Sgd(), Adagrad(), AdamAsync(), AdamAsync(apply_sparse_rmsprop=True)]
 
@@ -32,7 +33,7 @@ def train(dense_size: int, num_shards: int, optimizer: Optimizer) -> tuple[np.nd
     store = spec(dense_size, num_shards, optimizer)
     parameters, rows = [], []
     for shard in range(num_shards):
-        part = slice(*store.dense_range(shard))
+        part = slice(*store.routing.dense_range(shard))
         dense = DenseBlocks(store, shard)
         dense.initialize(initial[part])
         assert dense.vector.tobytes() == initial[part].tobytes()
@@ -112,20 +113,6 @@ def test_padding_stays_as_it_was() -> None:
     assert (rows[1, -padding:] == 0.5).all()
 
 
-@pytest.mark.parametrize("dense_size", [0, 1, 1024, 1025, 10_000])
-@pytest.mark.parametrize("num_shards", [1, 2, 3, 7, 64])
-def test_shards_share_all_parameters_out_in_whole_blocks(dense_size: int, num_shards: int) -> None:
-    store = spec(dense_size, num_shards, Sgd())
-    ranges = [store.dense_range(shard) for shard in range(num_shards)]
-    blocks = [store.blocks_of(shard) for shard in range(num_shards)]
-
-    assert [i for first, last in ranges for i in range(first, last)] == list(range(dense_size))
-    assert [b for first, last in blocks for b in range(first, last)] == list(
-        range(store.num_blocks)
-    )
-    assert all(first % BLOCK_SIZE == 0 or first == dense_size for first, _ in ranges)
-
-
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o.type)
 @pytest.mark.parametrize("dense_size", [10, 3000])
 def test_a_vector_is_a_copy(dense_size: int, optimizer: Optimizer) -> None:
@@ -165,7 +152,7 @@ def test_a_sum_that_is_not_finite_leaves_its_block_as_it_is_on_any_number_of_sha
     parts = []
     left_out = 0
     for shard in range(num_shards):
-        part = slice(*store.dense_range(shard))
+        part = slice(*store.routing.dense_range(shard))
         dense = DenseBlocks(store, shard)
         dense.initialize(np.zeros(part.stop - part.start, np.float32))
         batches = [contribution(gradient[part].copy())] * 2

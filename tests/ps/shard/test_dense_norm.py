@@ -11,7 +11,8 @@ from embedding.spec.optimizers import Adagrad, Optimizer, Sgd
 from embedding.spec.table import TableSpec
 from ps.messages.exchange import Refusal
 from ps.messages.records import ApplyReply, DenseNorm, DenseNormReply, Entry
-from ps.spec import BLOCK_SIZE, StoreSpec
+from ps.routing import BLOCK_SIZE
+from ps.spec import StoreSpec
 
 TABLES = (TableSpec(name="t", dim=2, optimizer=Sgd(learning_rate=1.0)),)
 DENSE_SIZE = 4000  # four blocks, the last one padded

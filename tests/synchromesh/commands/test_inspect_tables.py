@@ -54,9 +54,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     user.import_counters(CounterEntries(unadmitted, np.array([1, 2, 2]), unadmitted))
     none = np.zeros(3, np.int64)
     item.import_counters(CounterEntries(unadmitted, np.array([1, 2, 2]), none))
-    files = write_shard(
-        folder, tables=shard.tables, dense=shard.dense, shard=0, num_shards=1, buckets=(0, 4096)
-    )
+    files = write_shard(folder, shard)
     manifest = Manifest(
         kind="full",
         step=1234,

@@ -9,7 +9,7 @@ import pytest
 from embedding import TableSpec
 from embedding.spec.composition import DynamicDimension, MultiHash, Part, compose
 from ps.client.deduplicate import Deduplicator
-from ps.spec import even_routing
+from ps.routing import Routing
 from worker.data.batch import Bags, Batch
 from worker.spec import Lookup, SparseFeature
 from worker.step.assembling import add_gradient, pool_vectors, vectors_of
@@ -56,7 +56,7 @@ class Batched:
             tables=list(self.dims),
             sparse=[SparseFeature(name="f", column="f", table=self.lookup.table, **feature)],
             lookups=[self.lookup],
-            deduplicator=Deduplicator(list(self.dims.values()), even_routing(3), 3),
+            deduplicator=Deduplicator(list(self.dims.values()), Routing.even(3)),
         )
         return prepare(batch)
 

@@ -12,7 +12,7 @@ from embedding.spec.optimizers import Adam, Sgd
 from embedding.table.key_maps import static_keys
 from embedding.table.links import make_variables
 from ps.client.deduplicate import Deduplicator, keep_admitted
-from ps.spec import even_routing
+from ps.routing import Routing
 from worker.data.batch import Bags, Batch
 from worker.spec import Lookup, SparseFeature
 from worker.step.assembling import add_gradient, pool_vectors, vectors_of
@@ -39,7 +39,7 @@ class Trainer:
             tables=["t", "t_static"],
             sparse=[SparseFeature(name="f", column="f", table="t", combiner="sum")],
             lookups=[self.lookup],
-            deduplicator=Deduplicator([DIM, DIM], even_routing(1), 1),
+            deduplicator=Deduplicator([DIM, DIM], Routing.even(1)),
         )
         self.step = 0
 
@@ -179,7 +179,7 @@ def test_batches_without_a_choice_stay_as_they_are() -> None:
         tables=["t"],
         sparse=[SparseFeature(name="f", column="f", table="t")],
         lookups=[lookup],
-        deduplicator=Deduplicator([DIM], even_routing(1), 1),
+        deduplicator=Deduplicator([DIM], Routing.even(1)),
     )
     batch = Batch(
         np.zeros(1, np.float32), np.zeros((1, 0), np.float32), (Bags(np.array([4]), None),)

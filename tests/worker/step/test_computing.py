@@ -9,7 +9,7 @@ import pytest
 
 from embedding.spec.optimizers import Sgd
 from ps.client.deduplicate import Deduplicator
-from ps.spec import even_routing
+from ps.routing import Routing
 from runtime.fingerprint import FloatModeError
 from worker.data.batch import Bags, Batch
 from worker.models import build_model, initial_parameters, needed_lookups
@@ -43,7 +43,7 @@ class Trainer:
             tables=list(tables),
             sparse=SPARSE,
             lookups=lookups,
-            deduplicator=Deduplicator(list(tables.values()), even_routing(2), 2),
+            deduplicator=Deduplicator(list(tables.values()), Routing.even(2)),
         )
         self.parameters = initial_parameters(build_model(self.spec), 0)
         self.computation = self.fresh()
