@@ -12,7 +12,7 @@ from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.write import begin_checkpoint, publish_checkpoint
 from runtime.durable import PARTIAL, new_file, write_text
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_who_has_the_old_file_mapped_keeps_it(tmp_path: Path) -> None:
