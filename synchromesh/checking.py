@@ -138,6 +138,7 @@ def _read(plan: Plan, features: FeatureSpec, rows: int, seen: "_Seen") -> list[s
                     break
         except DataError as error:
             refused.append(str(error))
+    seen.merge()
     return refused
 
 
@@ -151,7 +152,10 @@ class _Seen:
         self._nulls: dict[str, int] = defaultdict(int)
         self._keys = [0] * len(features.sparse)
         self._distinct: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)] * len(features.sparse)
-        # (rows, distinct) after each batch of the first half: how fast new keys come.
+        # Keys that are not among the distinct ones yet: all are sorted again at each doubling only.
+        self._pending: list[list[npt.NDArray[np.int64]]] = [[] for _ in features.sparse]
+        self._merge_at = BATCH_ROWS
+        # (rows, distinct) at each doubling and at the end: how fast new keys come.
         self._growth: list[list[tuple[int, int]]] = [[] for _ in features.sparse]
         self._low = np.full(len(features.dense), np.inf)
         self._high = np.full(len(features.dense), -np.inf)
@@ -169,14 +173,23 @@ class _Seen:
             self._sum += batch.dense.sum(axis=0, dtype=np.float64)
         for at, bags in enumerate(batch.sparse):
             self._keys[at] += len(bags.keys)
-            self._distinct[at] = np.union1d(self._distinct[at], bags.keys)
-            self._growth[at].append((self.rows, len(self._distinct[at])))
+            self._pending[at].append(np.unique(bags.keys))
             empty = (
                 table.num_rows - len(bags.keys)
                 if bags.offsets is None
                 else int(np.count_nonzero(np.diff(bags.offsets) == 0))
             )
             self._nulls[f"sparse {at}"] += empty
+        if self.rows >= self._merge_at:
+            self.merge()
+            self._merge_at = 2 * self.rows
+
+    def merge(self) -> None:
+        """Make the distinct keys those of all rows so far."""
+        for at, pending in enumerate(self._pending):
+            self._distinct[at] = np.unique(np.concatenate([self._distinct[at], *pending]))
+            self._growth[at].append((self.rows, len(self._distinct[at])))
+            pending.clear()
 
     def distinct_of(self, feature: int) -> npt.NDArray[np.int64]:
         return self._distinct[feature]

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from worker.data.column_types import is_list, storage_type
+from worker.data.column_types import is_list, is_number, storage_type
 from worker.data.file_columns import named_table, names_in_file
 from worker.data.footers import open_source, read_footer, unreadable
 from worker.data.planning import find_files
@@ -139,7 +139,7 @@ def _label_of(table: pa.Table) -> str | None:
 
 
 def _holds_zero_and_one(column: pa.ChunkedArray) -> bool:
-    if not _is_number(column.type) or column.null_count:
+    if not is_number(column.type) or column.null_count:
         return False
     values = pc.unique(column.cast(pa.float64(), safe=False)).to_pylist()
     return bool(values) and set(values) <= {0.0, 1.0}
@@ -160,7 +160,7 @@ def _guess(name: str, column: pa.Array, label: pa.ChunkedArray | None) -> Guess:
         if distinct > _FEW_VALUES and distinct >= 0.99 * (len(column) - column.null_count):
             return Guess(name, "left out", "has another text in every row")
         return Guess(name, "sparse", f"text, {distinct:,} values in {len(column):,} rows")
-    if not _is_number(kind):
+    if not is_number(kind):
         return Guess(name, "left out", f"{kind} is neither a number nor a key")
     values = column.cast(pa.float64(), safe=False).drop_null()
     distinct = pc.count_distinct(values).as_py()
@@ -236,16 +236,6 @@ def _is_text(kind: pa.DataType) -> bool:
         or types.is_binary(kind)
         or types.is_large_binary(kind)
         or types.is_fixed_size_binary(kind)
-    )
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    types = pa.types
-    return (
-        types.is_integer(kind)
-        or types.is_floating(kind)
-        or types.is_decimal(kind)
-        or types.is_boolean(kind)
     )
 
 

@@ -4,14 +4,17 @@ Exit codes: 0 done; 2 what was asked for can't be done as it was asked for, and 
 1 it failed on the way; 130 it was interrupted.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
 import click
+from rich.console import Console
 
 from runtime.strict_json import json_text
 
+PIPED_WIDTH = 200
 FAILURES = (OSError, ValueError, MemoryError)
 
 json_option = click.option(
@@ -75,6 +78,14 @@ def _text_of(error: Exception) -> str:
 def print_json(value: Any) -> None:
     """Print one line of JSON that every reader takes."""
     click.echo(json_text(value))
+
+
+def people_console() -> Console:
+    """Return the console of tables on stdout; in a pipe names stay whole for who searches them."""
+    console = Console(markup=False, highlight=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = max(console.width, PIPED_WIDTH)
+    return console
 
 
 def names(_: click.Context, __: click.Parameter, text: str | None) -> list[str] | None:

@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -13,7 +12,7 @@ from ps.checkpoint.manifest import CheckpointError
 from scheduler import ConfigError, JobConfig, RunDirectoryError
 from scheduler.job.paths import with_absolute_paths
 from synchromesh.checking import SAMPLE_ROWS, Check, Column, check_job
-from synchromesh.commands.answers import Refused, answering, json_option, print_json
+from synchromesh.commands.answers import Refused, answering, json_option, people_console, print_json
 from worker.data.storage import StorageError
 from worker.errors import DataError
 
@@ -54,9 +53,7 @@ def command(job: str, overrides: tuple[str, ...], rows: int, as_json: bool) -> N
 
 
 def _show(check: Check, servers: int) -> None:
-    console = Console(markup=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 200)
+    console = people_console()
     mean = "-" if check.label_mean is None else f"{check.label_mean:.4f}"
     console.print(
         f"{check.rows:,} rows in {check.files:,} files, {check.batches:,} batches an epoch,"

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -11,7 +10,7 @@ from ps.checkpoint.manifest import CheckpointError
 from scheduler import RunDirectoryError
 from synchromesh.checkpoints import as_json as facts_of
 from synchromesh.checkpoints import list_checkpoints, open_checkpoint
-from synchromesh.commands.answers import answering, json_option, print_json
+from synchromesh.commands.answers import answering, json_option, people_console, print_json
 
 
 @click.group(epilog="Example: synchromesh checkpoint verify runs/dlrm")
@@ -39,10 +38,7 @@ def _list(run: Path, as_json: bool) -> None:
             decimal(each.num_bytes),
             str(each.path),
         )
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 200)
-    console.print(table)
+    people_console().print(table)
 
 
 @command.command("verify", epilog="Example: synchromesh checkpoint verify runs/dlrm")

@@ -1,7 +1,6 @@
 """`synchromesh inspect`: what tables hold, for people and for programs."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -22,9 +21,14 @@ from ps.checkpoint.summary import KeyState, TableOverview, TableSummary, overvie
 from scheduler import RunDirectoryError
 from scheduler.job.errors import nearest
 from scheduler.run.directory import latest_checkpoint
-from synchromesh.commands.answers import FAILURES, answering, json_option, print_json
+from synchromesh.commands.answers import (
+    FAILURES,
+    answering,
+    json_option,
+    people_console,
+    print_json,
+)
 
-PIPED_WIDTH = 200
 TOP_ROWS = 10
 BAR_COLUMNS = 40
 EIGHTHS = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"]
@@ -384,13 +388,6 @@ def _opened(
     return path, reader, [spec]
 
 
-def _console() -> Console:
-    console = Console(markup=False, highlight=False, emoji=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = max(console.width, PIPED_WIDTH)  # names stay whole for who searches them
-    return console
-
-
 def _show_all(
     path: Path, reader: CheckpointReader, tables: list[TableSpec], *, as_json: bool
 ) -> None:
@@ -400,7 +397,7 @@ def _show_all(
         found = [overview_json(one) for one in overviews]
         print_json({"checkpoint": str(path), "step": step, "tables": found})
         return
-    console = _console()
+    console = people_console()
     console.print(f"Checkpoint {path}, step {step:,}\n", style="bold", soft_wrap=True)
     show_overviews(console, overviews)
 
@@ -421,7 +418,7 @@ def _show_one(
     if as_json:
         print_json({"checkpoint": str(path), "step": step, **summary_json(summary, by)})
         return
-    console = _console()
+    console = people_console()
     title = f"Table {spec.name} of {path}, step {step:,}\n"
     console.print(title, style="bold", soft_wrap=True)
     show_summary(console, summary, by)

@@ -50,8 +50,8 @@ def column_kinds(
     if features.label is not None:
         numeric.append((features.label, "label"))
     for name, role in numeric:
-        kind = _field_type(schema, name, file, _is_number)
-        if not _is_number(kind):
+        kind = _field_type(schema, name, file, is_number)
+        if not is_number(kind):
             raise _unusable(name, role, kind, _NUMBERS, file)
         kinds[role, name] = None if pa.types.is_null(kind) else "number"
     for feature in features.sparse:
@@ -63,9 +63,9 @@ def column_kinds(
         kinds["sparse column", feature.column] = _list_kind(kind, keys)
         _check_pad(feature, keys, file)
         if feature.weights is not None:
-            own = _field_type(schema, feature.weights, file, lambda own: _is_number(_item(own)))
+            own = _field_type(schema, feature.weights, file, lambda own: is_number(_item(own)))
             alike = is_list(own) == is_list(kind) or pa.types.is_null(own) or pa.types.is_null(kind)
-            if not alike or not _is_number(_item(own)):
+            if not alike or not is_number(_item(own)):
                 expected = "lists of numbers" if is_list(kind) else "numbers"
                 raise _unusable(feature.weights, "weights column", own, expected, file)
             number = None if pa.types.is_null(_item(own)) else "number"
@@ -122,7 +122,7 @@ def _has_keys(kind: pa.DataType) -> bool:
     return True
 
 
-def _is_number(kind: pa.DataType) -> bool:
+def is_number(kind: pa.DataType) -> bool:
     types, kind = pa.types, storage_type(kind)
     return (
         types.is_integer(kind)
