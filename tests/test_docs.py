@@ -7,6 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from scheduler.job.config import (
+    CheckpointConfig,
     ClusterConfig,
     DataConfig,
     EmbeddingConfig,
@@ -24,6 +25,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 @pytest.mark.parametrize(
     "section",
     [
+        CheckpointConfig,
         ClusterConfig,
         DataConfig,
         DelayConfig,

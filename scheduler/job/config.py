@@ -65,6 +65,7 @@ InitializerConfig = Annotated[
 OptimizerConfig = Annotated[Optimizer, Field(discriminator="type")]
 CompositionConfig = Annotated[Composition, Field(discriminator="type")]
 StaleWeightConfig = Annotated[StaleWeight, Field(discriminator="type")]
+Resume = Literal["never", "auto", "require"]
 _MODES = ModeOptions()
 _ADAGRADS = {"adagrad", "rowwise_adagrad", "adagrad_decay", "adagrad_decay_v2"}
 
@@ -355,6 +356,7 @@ class ClusterConfig(_Section):
     prefetch_batches: int = Field(2, ge=1, le=MAX_TOKENS // 2)
     buffer_bytes: Amount = 1 << 30
     max_worker_restarts: CountOrNone = 10
+    max_failures: int = Field(-1, ge=-1, le=2**31 - 1)
     restart_window_seconds: Seconds = 3600
     heartbeat_timeout_seconds: Seconds = 60
     lease_timeout_seconds: Seconds | None = 60
@@ -364,17 +366,37 @@ class ClusterConfig(_Section):
     inject: list[InjectConfig] = []
 
 
+class CheckpointConfig(_Section):
+    """When checkpoints are written while the job trains, and which of them are kept."""
+
+    every_steps: Count | None = None
+    every_seconds: Seconds | None = 600
+    full_every: Count = 10
+    keep: Count = 3
+    compression: Literal["none", "lz4", "zstd"] = "none"
+
+
 class RunConfig(_Section):
-    """Where a run's files go."""
+    """Where a run's files go, and whether it goes on from those that are there."""
 
     dir: PathText
     overwrite: bool = False
+    resume: Resume = "never"
     progress_every_seconds: Seconds = 5
     init_from: PathText | None = None
     init_clock: InitClock = "continue"
     init_features: InitFeatures = InitFeatures()
     allow_faults: bool = False
     tensorboard: bool = False
+
+    @model_validator(mode="after")
+    def _goes_on_or_begins_anew(self) -> "RunConfig":
+        if self.overwrite and self.resume != "never":
+            raise ValueError(
+                f"overwrite: true removes the run that resume: {self.resume} would go on from;"
+                " leave one of them out"
+            )
+        return self
 
 
 class JobConfig(_Section):
@@ -388,6 +410,7 @@ class JobConfig(_Section):
     model: ModelConfig
     training: TrainingConfig = TrainingConfig()
     cluster: ClusterConfig = ClusterConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     run: RunConfig
 
     @property

@@ -49,6 +49,26 @@ def test_the_global_batch_is_one_batch_a_worker_by_default(job: dict[str, Any]) 
     assert (config.global_batch, config.group_size) == (3 * 2048, 3)
 
 
+@pytest.mark.parametrize(
+    ("section", "values", "named"),
+    [
+        ("checkpoint", {"keep": 0}, "checkpoint.keep"),
+        ("checkpoint", {"full_every": 0}, "checkpoint.full_every"),
+        ("checkpoint", {"every_seconds": 0}, "checkpoint.every_seconds"),
+        ("checkpoint", {"compression": "gzip"}, "checkpoint.compression"),
+        ("checkpoint", {"every_step": 5}, "every_steps"),
+        ("cluster", {"max_failures": -2}, "cluster.max_failures"),
+        ("run", {"dir": "runs/x", "resume": True}, "run.resume"),
+        ("run", {"dir": "runs/x", "resume": "auto", "overwrite": True}, "run: overwrite"),
+    ],
+)
+def test_what_is_said_of_checkpoints_and_resuming_is_checked_by_name(
+    job: dict[str, Any], section: str, values: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        JobConfig.from_dict({**job, section: values})
+
+
 def test_no_more_workers_may_join_than_a_server_has_connections_for(job: dict[str, Any]) -> None:
     job["cluster"] = {"workers": 4000}
 
