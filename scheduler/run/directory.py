@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ps.checkpoint.manifest import MANIFEST
 from runtime.durable import PARTIAL, write_text
 from runtime.growing_files import METRICS_FILE, Losses, MetricsFiles, metrics_files
 from runtime.strict_json import json_text
@@ -23,9 +24,20 @@ BATCHES_FILE = "batches.jsonl"
 RESULT_FILE = "result.json"
 FAILURE_FILE = "failure.json"
 CONTROL_FILE = "control.json"
+EPOCH_FILE = "epoch.json"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
-_FILES = (JOB_FILE, PLAN_FILE, BATCHES_FILE, RESULT_FILE, FAILURE_FILE, CONTROL_FILE)
+_FILES = (
+    JOB_FILE,
+    PLAN_FILE,
+    BATCHES_FILE,
+    RESULT_FILE,
+    FAILURE_FILE,
+    CONTROL_FILE,
+    EPOCH_FILE,
+)
+
+_NAME = re.compile(r"(?P<kind>full|delta)-(?P<step>\d{1,19})(-(?P<number>\d{1,9}))?")
 
 # A run needs at least this much beside its checkpoint: logs of metrics and the plan.
 _MIN_FREE_BYTES = 16 << 20
@@ -33,6 +45,8 @@ _MIN_FREE_BYTES = 16 << 20
 
 class RunDirectory:
     """Files of one run; `losses` are of those that are only looked at.
+
+    `recovery_epoch` is the history of the job that is under way.
 
     Args:
         config: the resolved job.
@@ -69,6 +83,7 @@ class RunDirectory:
             ) from error
 
         self.losses = Losses()
+        self.recovery_epoch = 0
         self._metrics = MetricsFiles(self.path)
         self._batches = BatchFile(self.path / BATCHES_FILE)
         self._events = (
@@ -88,6 +103,16 @@ class RunDirectory:
 
     def checkpoint_path(self, kind: str, step: int) -> Path:
         return self.path / CHECKPOINTS / f"{kind}-{step:012d}"
+
+    def enter_epoch(self) -> int:
+        """Raise the recovery epoch, put it onto the disk, and return it; raises OSError.
+
+        Whatever the processes of the epochs before still do and say is then of an older one, also
+        after the driver that raised it is gone.
+        """
+        self._write_json(EPOCH_FILE, {"recovery_epoch": self.recovery_epoch + 1})
+        self.recovery_epoch += 1
+        return self.recovery_epoch
 
     def write_plan(self, plan: dict[str, Any]) -> None:
         write_text(self.path / PLAN_FILE, json_text(plan))
@@ -172,7 +197,7 @@ def latest_checkpoint(path: str | Path) -> Path:
         RunDirectoryError: there is none.
     """
     path = Path(path)
-    if (path / "manifest.json").exists():
+    if (path / MANIFEST).exists():
         return path
     found = checkpoints_of(path)
     if not found:
@@ -183,11 +208,16 @@ def latest_checkpoint(path: str | Path) -> Path:
 
 
 def checkpoints_of(run: str | Path) -> list[Path]:
-    """Return the finished checkpoints of a run directory, the oldest first."""
-    manifests = (Path(run) / CHECKPOINTS).glob("full-*/manifest.json")
-    return sorted((manifest.parent for manifest in manifests), key=_order)
+    """Return the finished checkpoints of a run, full ones and deltas, the oldest first."""
+    folders = (path.parent for path in (Path(run) / CHECKPOINTS).glob(f"*/{MANIFEST}"))
+    return sorted((folder for folder in folders if _NAME.fullmatch(folder.name)), key=_order)
 
 
-def _order(checkpoint: Path) -> tuple[int, ...]:
-    """Return the step of a checkpoint, and which one of that step it is."""
-    return tuple(int(number) for number in re.findall(r"\d+", checkpoint.name))
+def _order(checkpoint: Path) -> tuple[int, bool, int]:
+    """Return step, kind and number of a checkpoint.
+
+    A job's last one, which is full, may be of the same step as a delta before it.
+    """
+    match = _NAME.fullmatch(checkpoint.name)
+    assert match is not None, checkpoint
+    return int(match["step"]), match["kind"] == "full", int(match["number"] or 1)

@@ -1,5 +1,6 @@
 """The run directory: who may write in it, and what it keeps."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from scheduler import JobConfig
 from scheduler.errors import RunDirectoryError
-from scheduler.run.directory import RunDirectory, latest_checkpoint
+from scheduler.run.directory import RunDirectory, checkpoints_of, latest_checkpoint
 from scheduler.run.lease import LEASE_FILES
 
 ROOT = Path(__file__).parents[3]
@@ -120,6 +121,30 @@ def test_the_newest_checkpoint_has_the_highest_step_and_is_the_last_of_that_step
     run.close()
 
     assert latest_checkpoint(tmp_path).name == "full-000000000012-10"
+
+
+def test_deltas_stand_among_the_full_checkpoints_by_step_and_nothing_else_does(
+    tmp_path: Path,
+) -> None:
+    names = ("full-000000000004", "delta-000000000006", "delta-000000000008", "full-000000000008",
+             "delta-000000000010")  # fmt: skip
+    for name in (*names, ".partial-full-000000000012-ab12cd34", "delta-x", "copy of full-1"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "manifest.json").write_text("{}")
+    (tmp_path / "checkpoints" / "delta-000000000020").mkdir()  # without a manifest
+
+    assert tuple(path.name for path in checkpoints_of(tmp_path)) == names
+
+
+def test_a_recovery_epoch_is_on_the_disk_before_it_is_used(tmp_path: Path) -> None:
+    run = RunDirectory(config(tmp_path), least_checkpoint_bytes=0)
+    assert run.recovery_epoch == 0
+
+    entered = run.enter_epoch()
+
+    assert json.loads((tmp_path / "epoch.json").read_text()) == {"recovery_epoch": entered}
+    assert (entered, run.enter_epoch(), run.recovery_epoch) == (1, 2, 2)
+    run.close()
 
 
 def test_json_files_hold_null_for_what_json_has_no_number_for(tmp_path: Path) -> None:
