@@ -1,27 +1,59 @@
 """The worker as a Ray actor: a thin shell around `WorkerLoop`."""
 
+import threading
 from typing import Any
 
 import ray
 from threadpoolctl import threadpool_limits
 
+from ps.net.cancellation import Cancellation, CancelledError
 from runtime.fingerprint import process_facts
+from worker.loop import Ending
 from worker.running import WorkerSetup, make_loop
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
+@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"leave": 1})
 class WorkerActor:
-    """One worker. A dead one is replaced by a new actor with the same number."""
+    """One worker. A dead one is replaced by a new actor with the same number.
+
+    It may run again once it has left: kernels are compiled then, and data files are in the cache.
+    """
 
     def __init__(self) -> None:
         # The job counts compute threads itself; BLAS threads would fight the servers for cores.
         threadpool_limits(limits=1)
+        self._guard = threading.Lock()
+        self._left = -1  # the latest recovery epoch that it is not to work in
+        self._running: tuple[int, Cancellation] | None = None
 
     def describe(self) -> dict[str, Any]:
         """Return where this process runs and what its numbers depend on."""
         return process_facts(ray.get_runtime_context().get_node_id())
 
-    def run(self, setup: WorkerSetup, worker: int, incarnation: int) -> None:
-        """Work until the coordinator says stop; raises what made the worker fail."""
-        node_id = ray.get_runtime_context().get_node_id()
-        make_loop(setup, worker=worker, incarnation=incarnation, node_id=node_id).run()
+    def run(self, setup: WorkerSetup, worker: int, incarnation: int) -> Ending:
+        """Work until told to end, and say by whom; raises what made the worker fail."""
+        cancellation = Cancellation()
+        with self._guard:
+            if setup.recovery_epoch <= self._left:
+                return "left"
+            self._running = setup.recovery_epoch, cancellation
+        try:
+            return make_loop(
+                setup,
+                worker=worker,
+                incarnation=incarnation,
+                node_id=ray.get_runtime_context().get_node_id(),
+                cancellation=cancellation,
+            ).run()
+        except CancelledError:
+            return "left"
+        finally:
+            self._running = None
+
+    @ray.method(concurrency_group="leave")
+    def leave(self, recovery_epoch: int) -> None:
+        """End the work in this recovery epoch and those before it, running or yet to begin."""
+        with self._guard:
+            self._left = max(self._left, recovery_epoch)
+            if self._running is not None and self._running[0] <= recovery_epoch:
+                self._running[1].set()

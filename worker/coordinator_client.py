@@ -4,6 +4,7 @@ import socket
 import time
 from collections.abc import Callable
 
+from ps.net.cancellation import Cancellation
 from worker.control_wire import receive_grant, send_message
 from worker.protocol import Grant, Report
 
@@ -24,11 +25,19 @@ class CoordinatorClient:
     Args:
         connect: opens an authenticated connection.
         retry_seconds: how long the coordinator may be out of reach, or leave a report unanswered.
+        cancellation: once it is set, an exchange ends with CancelledError.
     """
 
-    def __init__(self, connect: Callable[[], socket.socket], *, retry_seconds: float) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], socket.socket],
+        *,
+        retry_seconds: float,
+        cancellation: Cancellation | None = None,
+    ) -> None:
         self._connect = connect
         self._retry_seconds = retry_seconds
+        self._cancellation = cancellation or Cancellation()
         self._sock: socket.socket | None = None
 
     def exchange(self, report: Report) -> Grant:
@@ -38,11 +47,13 @@ class CoordinatorClient:
             try:
                 if self._sock is None:
                     self._sock = self._connect()
+                    self._cancellation.hold(self._sock)
                     self._sock.settimeout(max(self._retry_seconds, _LEAST_WAIT_SECONDS))
                 send_message(self._sock, report)
                 return receive_grant(self._sock)
             except OSError as error:
                 self.close()
+                self._cancellation.check()
                 now = time.monotonic()
                 lost_since = now if lost_since is None else lost_since
                 silent = isinstance(error, TimeoutError)  # its time is over by that
@@ -51,7 +62,7 @@ class CoordinatorClient:
                         "the coordinator could not be reached for"
                         f" {self._retry_seconds:.0f} s: {error}"
                     ) from error
-                time.sleep(_RETRY_PAUSE_SECONDS)
+                self._cancellation.sleep(_RETRY_PAUSE_SECONDS)
 
     def close(self) -> None:
         """Close the connection."""

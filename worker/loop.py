@@ -17,6 +17,7 @@ from typing import Literal
 
 from embedding.kernels.finite import all_finite
 from ps.client.client import Identity, Open, PsClient, PulledBatch
+from ps.net.cancellation import Cancellation, CancelledError
 from ps.net.wake import Wake
 from runtime.fingerprint import check_float_mode
 from runtime.memory import peak_rss_bytes
@@ -41,8 +42,21 @@ STAGES = ("read", "deduplicate", "pull", "wait_rows", "forward", "backward", "pu
           "wait_batch", "wait_lease")  # fmt: skip
 
 
+Ending = Literal["stopped", "left", "outdated"]
+"""How a loop ends that does not fail: told so by the coordinator, by `leave`, or by finding that
+the job is in another recovery epoch."""
+
+# How long what a worker leaves may take to end. Where it reads a slow store it ends by itself.
+_LEAVE_SECONDS = 0.2
+_STOP_SECONDS = 5.0
+
+
 class RefusedError(RuntimeError):
     """A shard refused a message for a reason that another try would not change."""
+
+
+class DeadShardError(RefusedError):
+    """A shard that failed in the midst of a step refuses everything."""
 
 
 class NonFiniteGradientError(ValueError):
@@ -103,7 +117,7 @@ def _give_way() -> None:
 
 
 class WorkerLoop:
-    """Runs one worker until the coordinator says stop.
+    """Runs one worker until the coordinator says stop, or its recovery epoch is over.
 
     Args:
         session: the worker's tokens.
@@ -113,6 +127,7 @@ class WorkerLoop:
         preparer: used by the preparing thread only.
         computation: the model.
         faults: what befalls it on purpose.
+        cancellation: that client and coordinator work under: the loop is to be left.
     """
 
     def __init__(
@@ -126,7 +141,9 @@ class WorkerLoop:
         computation: Computation,
         options: LoopOptions,
         faults: Faults,
+        cancellation: Cancellation | None = None,
     ) -> None:
+        self._cancellation = cancellation or Cancellation()
         self._session = session
         self._coordinator = coordinator
         self._client = client
@@ -152,8 +169,8 @@ class WorkerLoop:
         self._wakes = Wake()
         client.watch(self._wakes.sock)
 
-    def run(self) -> None:
-        """Work until told to stop; raises what any of the threads raised."""
+    def run(self) -> Ending:
+        """Work until told to end; raises what any of the threads raised."""
         self._cpu_seconds_before = time.process_time()
         threads = [
             threading.Thread(target=self._guarded, args=(work,), daemon=True)
@@ -162,17 +179,34 @@ class WorkerLoop:
         for thread in threads:
             thread.start()
         try:
-            while self._failure is None and not self._session.stopped:
+            while self._failure is None and self._ending is None:
                 self._advance()
+        except CancelledError:
+            pass
         finally:
             self._end()
+            over = self._ending in ("left", "outdated")
+            limit = _LEAVE_SECONDS if over else _STOP_SECONDS
             for thread in threads:
-                thread.join(timeout=5.0)
+                thread.join(timeout=limit)
             self._client.close()
             self._coordinator.close()
             self._wakes.close()
-        if self._failure is not None:
+        ending = self._ending
+        # What fails in an epoch that is over is not wanted any more.
+        if self._failure is not None and ending in (None, "stopped"):
             raise self._failure
+        assert ending is not None, "one of the two ends it"
+        return ending
+
+    @property
+    def _ending(self) -> Ending | None:
+        """What ends the loop, if anything but a failure does."""
+        if self._cancellation.is_set:
+            return "left"
+        if self._session.outdated:
+            return "outdated"
+        return "stopped" if self._session.stopped else None
 
     def _end(self) -> None:
         with self._news:
@@ -278,6 +312,11 @@ class WorkerLoop:
         if not request.refusals:
             return False
         for refusal in request.refusals.values():
+            if refusal.reason in ("epoch", "fenced"):
+                self._session.outdated = True
+                return True
+            if refusal.reason == "dead":
+                raise DeadShardError(refusal.text)
             if refusal.reason not in ("superseded", "full"):
                 raise RefusedError(refusal.text)
         self._finish(Finished(token, "superseded"))
@@ -433,7 +472,7 @@ class WorkerLoop:
             for token in tokens:
                 self._to_prepare.put(token)
             self._wakes.set()  # the answer may set a pull free
-            if self._session.stopped:
+            if self._ending is not None:
                 return
             if tokens or report.finished:
                 last_news = time.monotonic()

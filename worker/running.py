@@ -8,6 +8,7 @@ import numpy as np
 from ps.client.client import PsClient
 from ps.client.deduplicate import Deduplicator
 from ps.client.faults import with_faults
+from ps.net.cancellation import Cancellation
 from ps.net.sockets import Address, connect
 from ps.spec import StoreSpec
 from worker.coordinator_client import CoordinatorClient
@@ -71,8 +72,13 @@ def make_loop(
     worker: int,
     incarnation: int,
     node_id: str,
+    cancellation: Cancellation | None = None,
 ) -> WorkerLoop:
-    """Compile the kernels, connect to the shards and return a loop that is ready to run."""
+    """Compile the kernels, connect to the shards and return a loop that is ready to run.
+
+    Raises:
+        CancelledError: it was cancelled meanwhile.
+    """
     name = f"worker {worker} incarnation {incarnation}"
     computation = Computation(
         setup.model, threads=setup.threads, any_float_mode=setup.options.any_float_mode
@@ -83,7 +89,11 @@ def make_loop(
         setup.store,
         with_faults(
             lambda shard: connect(
-                setup.addresses[shard], node_id=node_id, secret=setup.secret, name=name
+                setup.addresses[shard],
+                node_id=node_id,
+                secret=setup.secret,
+                name=name,
+                cancellation=cancellation,
             ),
             setup.faults.connections,
             process=(0, worker, incarnation),  # the coordinator has 1 first
@@ -91,6 +101,7 @@ def make_loop(
         recovery_epoch=setup.recovery_epoch,
         retry_seconds=setup.retry_seconds,
         compress=setup.compress,
+        cancellation=cancellation,
     )
     readers: dict[TokenKind, ReadBatch] = {"train": _reader(setup, setup.plan)}
     if setup.evaluation_plan is not None:
@@ -100,8 +111,15 @@ def make_loop(
             worker, incarnation, depth=setup.depth, recovery_epoch=setup.recovery_epoch
         ),
         coordinator=CoordinatorClient(
-            lambda: connect(setup.coordinator, node_id=node_id, secret=setup.secret, name=name),
+            lambda: connect(
+                setup.coordinator,
+                node_id=node_id,
+                secret=setup.secret,
+                name=name,
+                cancellation=cancellation,
+            ),
             retry_seconds=setup.retry_seconds,
+            cancellation=cancellation,
         ),
         client=client,
         readers=readers,
@@ -109,6 +127,7 @@ def make_loop(
         computation=computation,
         options=setup.options,
         faults=Faults(setup.faults, worker=worker, incarnation=incarnation),
+        cancellation=cancellation,
     )
 
 

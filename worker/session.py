@@ -58,7 +58,8 @@ class Session:
         depth: how many batches are prepared ahead of the one being computed; may be changed.
         recovery_epoch: what is answered in another one is not for this session.
 
-    `read_from`: as of the last answer, see `worker.protocol.Grant`.
+    `read_from`: as of the last answer, see `worker.protocol.Grant`; `outdated`: the coordinator is
+    in a later epoch.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Session:
         self.depth = depth
         self.recovery_epoch = recovery_epoch
         self.stopped = False
+        self.outdated = False
         self.read_from = ANY_STEP
         self._held: dict[Identity, _Held] = {}
         self._finished: list[Finished] = []
@@ -81,6 +83,7 @@ class Session:
     def granted(self, grant: Grant) -> list[Token]:
         """Take the answer to the last report, once; return the tokens to prepare."""
         if grant.recovery_epoch != self.recovery_epoch:
+            self.outdated = self.outdated or grant.recovery_epoch > self.recovery_epoch
             return []
         if grant.sequence != self._sequence or self._answered == self._sequence:
             return []

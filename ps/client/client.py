@@ -22,6 +22,7 @@ from ps.messages.exchange import Refusal, Reply, Request
 from ps.messages.pull_push import ANY_STEP, Contribution, Pull, PullReply
 from ps.messages.records import Apply, DenseNorm, Entry, Record
 from ps.messages.wire import Header, WireError, array_sizes
+from ps.net.cancellation import Cancellation
 from ps.net.sockets import receive, send
 from ps.routing import Routing
 from ps.spec import StoreSpec
@@ -130,6 +131,8 @@ class PsClient:
         recovery_epoch: what every message carries.
         retry_seconds: how long a shard may be out of reach.
         compress: whether frames are compressed.
+        cancellation: once it is set, all that waits for a shard, and the next thing that would,
+            raises CancelledError.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class PsClient:
         recovery_epoch: int,
         retry_seconds: float = 20.0,
         compress: bool = False,
+        cancellation: Cancellation | None = None,
     ) -> None:
         self.spec = spec
         self.recovery_epoch = recovery_epoch
@@ -150,6 +154,7 @@ class PsClient:
         self._connect = connect
         self._retry_seconds = retry_seconds
         self._compress = compress
+        self._cancellation = cancellation or Cancellation()
         self._dims = np.array([table.dim for table in spec.tables], np.int64)
         self._dense = DenseCopies(self.routing)
         self._floats = FreeList(np.float32)
@@ -419,6 +424,7 @@ class PsClient:
 
     def _reconnect(self, shard: int, cause: OSError) -> None:
         """Connect again and send again what that shard has not answered."""
+        self._cancellation.check()
         lost_since = time.monotonic()
         old = self._connections.pop(shard, None)
         new_outage = old is None or old.ended_outage
@@ -426,7 +432,7 @@ class PsClient:
             self._drop(old)
             if not new_outage:
                 lost_since = old.lost_since
-                time.sleep(_RETRY_PAUSE_SECONDS)
+                self._cancellation.sleep(_RETRY_PAUSE_SECONDS)
         while new_outage or time.monotonic() - lost_since <= self._retry_seconds:
             new_outage = False
             try:
@@ -439,12 +445,13 @@ class PsClient:
                 self._drop(failed)
                 if failed.ended_outage:  # it was there, and broke while requests were sent again
                     lost_since = time.monotonic()
-            time.sleep(_RETRY_PAUSE_SECONDS)
+            self._cancellation.sleep(_RETRY_PAUSE_SECONDS)
         raise ShardLostError(shard, self._retry_seconds, str(cause)) from cause
 
     def _connect_and_resend(self, shard: int, lost_since: float) -> None:
         sock = self._connect(shard)
         self._connections[shard] = _Connection(sock, time.monotonic(), lost_since)
+        self._cancellation.hold(sock)
         for request in list(self._open.values()):
             if shard in request.waiting:
                 self._send(sock, shard, request.messages[shard])

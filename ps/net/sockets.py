@@ -34,6 +34,7 @@ from ps.messages.wire import (
     decode_prefix,
     encode,
 )
+from ps.net.cancellation import Cancellation
 
 NONCE_BYTES = 32
 PROOF_BYTES = hashlib.sha256().digest_size
@@ -74,13 +75,21 @@ def network_place(name: str, host: str, port: int) -> str:
     return f"{name} at {host} port {port}"
 
 
-def connect(address: Address, *, node_id: str, secret: bytes, name: str = "") -> socket.socket:
+def connect(
+    address: Address,
+    *,
+    node_id: str,
+    secret: bytes,
+    name: str = "",
+    cancellation: Cancellation | None = None,
+) -> socket.socket:
     """Connect to a process and prove the secret; raises OSError where that fails.
 
     From then on the socket blocks without a timeout between frames: who is busy is not lost.
 
     Args:
         name: of who connects, such as `worker 3`; at most 255 bytes.
+        cancellation: shuts the socket down, while it is made and later.
     """
     deadline = time.monotonic() + HANDSHAKE_TIMEOUT_SECONDS
     if address.node_id == node_id:
@@ -90,6 +99,8 @@ def connect(address: Address, *, node_id: str, secret: bytes, name: str = "") ->
     else:
         raise ConnectionError(f"the process on node {address.node_id} has no network socket")
     try:
+        if cancellation is not None:
+            cancellation.hold(sock)
         sock.settimeout(HANDSHAKE_TIMEOUT_SECONDS)
         if address.node_id == node_id:
             sock.connect(address.path)

@@ -13,6 +13,7 @@ import pytest
 from ps.client.client import Open, PulledBatch
 from ps.messages.exchange import Refusal
 from ps.messages.pull_push import ANY_STEP
+from ps.net.cancellation import Cancellation
 from runtime.fingerprint import FloatModeError
 from worker.faults import FaultPlan, Faults
 from worker.loop import LoopOptions, WorkerLoop
@@ -242,3 +243,60 @@ def test_who_waits_long_for_tokens_asks_more_seldom_and_loses_an_eighth_at_most(
     assert [options.pause_seconds(waited) for waited in (0.0, 0.4, 4.0, 8.0, 3600.0)] == [
         0.05, 0.05, 0.5, 1.0, 1.0
     ]  # fmt: skip
+
+
+class HasNothing(OneBatch):
+    """A coordinator without a batch, in some recovery epoch, that answers when it likes."""
+
+    def __init__(self, recovery_epoch: int, cancellation: Cancellation) -> None:
+        super().__init__()
+        self._epoch = recovery_epoch
+        self._cancellation = cancellation
+
+    def exchange(self, report: Report) -> Grant:
+        self.enough.set()
+        if self._epoch == 0:
+            self._cancellation.sleep(60.0)
+        return Grant(report.sequence, recovery_epoch=self._epoch)
+
+
+def test_a_loop_that_is_left_ends_at_once_and_its_failures_count_no_more(
+    no_model: dict[str, Any],
+) -> None:
+    cancellation = Cancellation()
+    coordinator = HasNothing(0, cancellation)
+    loop = WorkerLoop(
+        coordinator=coordinator,
+        client=AnswersAtOnce(),  # type: ignore[arg-type]
+        cancellation=cancellation,
+        **no_model,
+    )
+    threading.Timer(0.1, cancellation.set).start()
+    began = time.monotonic()
+
+    assert loop.run() == "left"
+    assert time.monotonic() - began < 5
+
+
+def test_a_loop_ends_where_the_job_is_in_another_epoch(no_model: dict[str, Any]) -> None:
+    coordinator = HasNothing(1, Cancellation())
+
+    ending = WorkerLoop(coordinator=coordinator, client=AnswersAtOnce(), **no_model).run()  # type: ignore[arg-type]
+
+    assert ending == "outdated"
+
+
+@pytest.mark.parametrize("reason", ["epoch", "fenced"])
+def test_a_loop_ends_where_a_shard_is_in_another_epoch(
+    no_model: dict[str, Any], reason: Any
+) -> None:
+    class IsElsewhere(AnswersAtOnce):
+        def poll(self, timeout: float) -> list[Any]:
+            answered = super().poll(timeout)
+            for pulled in answered:
+                pulled.replies = {0: Refusal(1, reason, "the job is in epoch 1")}
+            return answered
+
+    ending = WorkerLoop(coordinator=OneBatch(), client=IsElsewhere(), **no_model).run()  # type: ignore[arg-type]
+
+    assert ending == "outdated"

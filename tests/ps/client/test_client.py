@@ -15,6 +15,7 @@ from ps.client.client import Open, PsClient, PulledBatch, ShardLostError
 from ps.messages.pull_push import ANY_STEP, PullReply, PushReply
 from ps.messages.records import Apply, ApplyReply
 from ps.net import sockets
+from ps.net.cancellation import Cancellation, CancelledError
 
 Serve = Callable[..., Any]
 
@@ -305,6 +306,25 @@ def test_a_shard_that_never_comes_back_is_named(small_job: Any, serve: Serve) ->
     assert caught.value.shard == 2
     assert str(caught.value).startswith("shard 2 could not be reached for 0 s: ")
     assert 0.5 < time.monotonic() - started < 5
+
+
+def test_a_client_that_looks_for_a_lost_shard_can_be_cancelled(
+    small_job: Any, serve: Serve
+) -> None:
+    job = small_job(TABLES, num_shards=2)
+    served = serve(job)
+    cancellation = Cancellation()
+    client = served.client(retry_seconds=60.0, cancellation=cancellation)
+    served.planes[1].close()
+    threading.Timer(0.3, cancellation.set).start()
+    began = time.monotonic()
+
+    with pytest.raises(CancelledError):
+        pull(client, job.unique(range(100), []))
+
+    assert time.monotonic() - began < 5
+    with pytest.raises(CancelledError):  # shard 0 would answer
+        client.start_pull(job.unique([1], []), at_step=0)
 
 
 def test_a_client_that_finds_no_shard_leaves_no_socket(small_job: Any, serve: Serve) -> None:
