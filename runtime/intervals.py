@@ -1,7 +1,7 @@
 """A set of whole numbers in which most neighbours are there too, kept as intervals."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class Intervals:
@@ -9,12 +9,18 @@ class Intervals:
 
     It takes memory for each gap between the numbers, however many they are: such as the batches
     that are resolved while a few earlier ones are not.
+
+    Args:
+        intervals: (first, last + 1) of each, as they are iterated over.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, intervals: Iterable[tuple[int, int]] = ()) -> None:
         # Interval i holds the numbers from starts[i] to stops[i] - 1.
         self._starts: list[int] = []
         self._stops: list[int] = []
+        for first, stop in intervals:
+            self._starts.append(first)
+            self._stops.append(stop)
 
     def __len__(self) -> int:
         """How many intervals there are."""
@@ -60,3 +66,12 @@ class Intervals:
     def clear(self) -> None:
         self._starts.clear()
         self._stops.clear()
+
+
+def check_intervals(intervals: Sequence[tuple[int, int]], *, above: int) -> None:
+    """Raise ValueError unless (first, last + 1) rise, are not empty, don't touch, begin above."""
+    before = above
+    for first, stop in intervals:
+        if first <= before or stop <= first:
+            raise ValueError(f"the interval from {first} to {stop} does not come after {before}")
+        before = stop

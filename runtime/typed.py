@@ -1,16 +1,23 @@
 """Values that msgpack or JSON gave, checked against the annotations of the dataclasses they fill.
 
-A dataclass is the list of its fields in order, a tuple is a list, an array of one axis its bytes.
+A dataclass is the list of its fields in order, in a file (`from_json`) an object of them by name; a
+tuple is a list, an array of one axis its bytes.
 """
 
 import dataclasses
+import json
+import math
 from collections.abc import Callable
+from functools import cache
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 
+from runtime.strict_json import json_text
+
+T = TypeVar("T")
 Decoder = Callable[[Any], Any]
 
 _INT64 = range(-(2**63), 2**63)
@@ -23,13 +30,41 @@ def field_values(value: Any) -> list[Any]:
     return [getattr(value, field.name) for field in dataclasses.fields(value)]
 
 
-def decoder_of(hint: Any) -> Decoder:
+def to_json(value: Any) -> dict[str, Any]:
+    """Return a dataclass as what its JSON text is read as; numbers that are not finite are null."""
+    data: dict[str, Any] = json.loads(json_text(dataclasses.asdict(value)))
+    return data
+
+
+def from_json(kind: type[T], data: Any) -> T:
+    """Read back a dataclass that `to_json` gave; fields with a default may be missing.
+
+    Raises:
+        ValueError: a value does not fit its annotation; the message names the field.
+    """
+    named: Any = kind
+    value: T = _named_decoder_of(named)(data)
+    return value
+
+
+@cache
+def _named_decoder_of(kind: Any) -> Decoder:
+    return decoder_of(kind, named=True)
+
+
+def decoder_of(hint: Any, *, named: bool = False) -> Decoder:
     """Return a function that checks a value and gives it the annotated type.
 
     Its errors are ValueError. Integers are int64; a float may come as an integer.
+
+    Args:
+        named: whether a dataclass is an object of its fields by name, and null a float that is not
+            a number; else it is the list of them.
     """
     if hint is Any:
         return lambda value: value
+    if named and hint is float:
+        return lambda value: math.nan if value is None else _float(value)
     if hint in _DECODERS:
         return _DECODERS[hint]
     if get_origin(hint) is Literal:
@@ -37,20 +72,22 @@ def decoder_of(hint: Any) -> Decoder:
     if get_origin(hint) is tuple:
         *items, last = get_args(hint)
         if last is Ellipsis:
-            return _tuple_of(decoder_of(items[0]))
-        return _fixed_tuple([decoder_of(item) for item in (*items, last)])
+            return _tuple_of(decoder_of(items[0], named=named))
+        return _fixed_tuple([decoder_of(item, named=named) for item in (*items, last)])
     if get_origin(hint) is dict:
-        return _dict_of(*map(decoder_of, get_args(hint)))
+        return _dict_of(*(decoder_of(each, named=named) for each in get_args(hint)))
     if get_origin(hint) in (Union, UnionType) and type(None) in get_args(hint):
         (other,) = (each for each in get_args(hint) if each is not type(None))
-        return _none_or(decoder_of(other))
+        return _none_or(decoder_of(other, named=named))
     dtype = array_dtype(hint)
     if dtype is not None:
         return _array_of(dtype)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         hints = get_type_hints(hint)
-        fields = [decoder_of(hints[field.name]) for field in dataclasses.fields(hint)]
-        decode = _fixed_tuple(fields)
+        fields = {f.name: decoder_of(hints[f.name], named=named) for f in dataclasses.fields(hint)}
+        if named:
+            return _object_of(hint, fields)
+        decode = _fixed_tuple(list(fields.values()))
         return lambda value: hint(*decode(value))
     raise TypeError(f"no decoder for {hint}")
 
@@ -144,5 +181,30 @@ def _fixed_tuple(items: list[Decoder]) -> Decoder:
         if len(_list(value)) != len(items):
             raise _wrong(f"{len(items)} values", value)
         return tuple([item(each) for item, each in zip(items, value, strict=True)])
+
+    return decode
+
+
+def _object_of(kind: type, fields: dict[str, Decoder]) -> Decoder:
+    needed = {
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+
+    def decode(value: Any) -> Any:
+        if type(value) is not dict:
+            raise _wrong(f"the fields of {kind.__name__}", value)
+        unknown, missing = sorted(value.keys() - fields), sorted(needed - value.keys())
+        if unknown or missing:
+            what = f"has no field {unknown[0]!r}" if unknown else f"lacks {missing[0]!r}"
+            raise ValueError(f"{kind.__name__} {what}")
+        values = {}
+        for name, each in value.items():
+            try:
+                values[name] = fields[name](each)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+        return kind(**values)
 
     return decode

@@ -208,6 +208,7 @@ LAYERS = {
         {"modes"},
         {
             "coordinator",
+            "coordinator_state",
             "credits",
             "dense_norms",
             "evaluation",
@@ -220,6 +221,7 @@ LAYERS = {
             "staleness",
             "stall_watch",
             "state",
+            "work",
         },
         {"batch_trace", "history", "worker_connections"},
         {"status"},

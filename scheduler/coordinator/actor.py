@@ -11,6 +11,7 @@ from runtime.fingerprint import process_facts
 from runtime.metrics_export import MetricsExport
 from scheduler.coordinator.batch_trace import BatchSpan
 from scheduler.coordinator.clock import ClockState
+from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.events import Wanted
 from scheduler.coordinator.exported_figures import coordinator_figures
 from scheduler.coordinator.history import Told
@@ -18,16 +19,22 @@ from scheduler.coordinator.server import CoordinatorFaults, CoordinatorServer
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.status import Status
 from scheduler.coordinator.worker_connections import ControlPlane
+from worker.protocol import Grant, Report
 
 # The driver asks several times a second; Ray passes metrics on more seldom.
 EXPORT_SECONDS = 2.0
+# For a server that is replaced: it may be waiting for a shard that is gone.
+OLD_SERVER_SECONDS = 0.5
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=8)
 class CoordinatorActor:
-    """The one coordinator of a job; it begins once the shards have addresses."""
+    """The one coordinator of a job; it begins once the shards have addresses.
 
-    _server: CoordinatorServer
+    Where a recovery epoch begins, it begins again: workers find it where it was.
+    """
+
+    _server: CoordinatorServer | None = None
     _plane: ControlPlane | None = None
     _node_id: str
     _metrics: MetricsExport
@@ -45,10 +52,14 @@ class CoordinatorActor:
         retry_seconds: float,
         run: str,
         faults: CoordinatorFaults,
+        state: CoordinatorState | None = None,
     ) -> None:
-        self._metrics = MetricsExport(run, Gauge, Counter)
-        self._next_export = 0.0
-        self._node_id = ray.get_runtime_context().get_node_id()
+        """Begin a job, or go on from a state; another server of this process ends.
+
+        Raises:
+            ValueError: the state is of another plan; what was there is as it was.
+        """
+        before, self._node_id = self._server, ray.get_runtime_context().get_node_id()
         self._server = CoordinatorServer(
             spec,
             addresses,
@@ -56,8 +67,24 @@ class CoordinatorActor:
             node_id=self._node_id,
             retry_seconds=retry_seconds,
             faults=faults,
+            state=state,
         )
-        self._plane = ControlPlane(self._server.exchange, secret=secret, on_error=self._server.fail)
+        if before is not None:
+            before.close(patience=OLD_SERVER_SECONDS)
+        if self._plane is None:
+            self._metrics, self._next_export = MetricsExport(run, Gauge, Counter), 0.0
+            self._plane = ControlPlane(self._exchange, secret=secret, on_error=self._fail)
+
+    def _exchange(self, report: Report) -> Grant:
+        return self._now.exchange(report)
+
+    def _fail(self, error: Exception) -> None:
+        self._now.fail(error)
+
+    @property
+    def _now(self) -> CoordinatorServer:
+        assert self._server is not None, "it has begun"
+        return self._server
 
     def address(self) -> Address:
         """Return where workers of this node find it."""
@@ -71,23 +98,23 @@ class CoordinatorActor:
         return self.address()
 
     def worker_lost(self, worker: int, incarnation: int) -> None:
-        self._server.worker_lost(worker, incarnation)
+        self._now.worker_lost(worker, incarnation)
 
     def look(self, told: Told) -> Status:
         """Return the status, with what its caller was not told yet."""
-        return self._server.status(told)
+        return self._now.status(told)
 
     def order(self, wanted: Wanted) -> None:
-        self._server.order(wanted)
+        self._now.order(wanted)
 
     def cut_taken(self, path: str | None, error: str | None) -> None:
-        self._server.cut_taken(path, error)
+        self._now.cut_taken(path, error)
 
     def evaluate(self) -> None:
-        self._server.evaluate()
+        self._now.evaluate()
 
     def stop_workers(self) -> None:
-        self._server.stop_workers()
+        self._now.stop_workers()
 
     def close(self) -> None:
         """Let no worker in any more."""
@@ -95,14 +122,14 @@ class CoordinatorActor:
             self._plane.close()
 
     def clock_state(self) -> ClockState:
-        return self._server.clock_state()
+        return self._now.clock_state()
 
     def take_batches(self) -> list[BatchSpan]:
-        return self._server.take_batches()
+        return self._now.take_batches()
 
     def status(self, told: Told) -> Status:
         """Return the status as `look`, and export it as metrics of Ray every few seconds."""
-        status = self._server.status(told)
+        status = self._now.status(told)
         began = time.monotonic()
         if began >= self._next_export:
             self._metrics.publish(coordinator_figures(status))

@@ -26,6 +26,12 @@ class ClockState:
     samples: int = 0
     first_steps: tuple[Run, ...] = ((0, 0, 0, 1),)
 
+    def check(self, *, step: int) -> None:
+        """Raise ValueError where this is the state of no clock that has come to `step`."""
+        if min(self.value, self.samples) < 0:
+            raise ValueError(f"the clock is at {self.value} and {self.samples} samples")
+        check_first_steps(self.first_steps, value=self.value, step=step)
+
 
 class ScheduleClock:
     """Maps steps to clock values and back.

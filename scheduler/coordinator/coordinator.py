@@ -4,11 +4,13 @@ A plain state machine: `handle(event, now)` returns commands; time comes in as a
 delivers reports and acknowledgements, sends records to the shards, and carries out commands.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from ps.messages.pull_push import ANY_STEP
 from ps.messages.records import Entry, Record, Totals
 from scheduler.coordinator.batches import Batch, Status
+from scheduler.coordinator.coordinator_state import CoordinatorState, beginning_of, histogram_of
 from scheduler.coordinator.credits import Credits
 from scheduler.coordinator.dense_norms import DenseNorms
 from scheduler.coordinator.evaluation import EvaluationRound
@@ -41,39 +43,50 @@ from scheduler.coordinator.modes.shift import Wish
 from scheduler.coordinator.modes.step_shares import StepShares
 from scheduler.coordinator.skip_watch import SkipWatch
 from scheduler.coordinator.spec import FEW_WORKERS, CoordinatorSpec
-from scheduler.coordinator.staleness import Histogram
 from scheduler.coordinator.stall_watch import StallWatch, who_waits
 from scheduler.coordinator.state import Progress, ShardProgress, TrainingTime, WorkerState
 from scheduler.coordinator.step_scalars import scalars_of_step
+from scheduler.coordinator.work import work_of
 from worker.protocol import Finished, Grant, Report, Token, TokenKind
 
 
 class Coordinator:
-    """Ledger, mode rule, schedule clock and workers of one job."""
+    """Ledger, mode rule, schedule clock and workers of one job.
 
-    def __init__(self, spec: CoordinatorSpec) -> None:
-        self.spec = spec
-        self.modes = ModeControl(spec)
+    Args:
+        spec: of the job; of one that goes on, where it began is told by the state.
+        state: of an earlier coordinator, of another recovery epoch; None: the job begins.
+
+    Raises:
+        ValueError: the state is of another plan.
+    """
+
+    def __init__(self, spec: CoordinatorSpec, state: CoordinatorState | None = None) -> None:
+        self.spec = spec = spec if state is None else replace(spec, start=state.start)
+        first = state or beginning_of(spec)
+        clock, step = first.clock, first.step
+        self.modes = ModeControl(spec, first.modes, clock=clock.value - spec.start.clock.value)
         self.ledger = Ledger(
             spec.plan,
             group_size=spec.group_size,
             batch_is_step=self.rule.batch_is_step,
             backup_batches=self.rule.backup_batches,
-            first_step=spec.start.step,
+            first_step=step,
+            state=first.ledger,
         )
-        self.clock = spec.new_clock()
+        self.clock = spec.new_clock(clock)
         self.dense_norms = DenseNorms(spec.store.dense_clip_norm)
-        self.step = spec.start.step
-        self.data_staleness = Histogram()
-        self.parameter_staleness = Histogram()
-        self.progress = Progress()
-        self.time = TrainingTime()
+        self.step = step
+        self.data_staleness = histogram_of(first.data_staleness)
+        self.parameter_staleness = histogram_of(first.parameter_staleness)
+        self.progress = Progress(first.loss_sum, first.loss_samples, list(first.evaluations))
+        self.time = TrainingTime(first.train_seconds)
         self.workers: dict[int, WorkerState] = {}
-        self.num_workers = spec.workers
+        self.num_workers = first.num_workers
         self.evaluation: EvaluationRound | None = None
         self.stopping = False
-        self._most_workers = spec.workers
-        self._shards = ShardProgress(spec.store.num_shards, first_step=spec.start.step)
+        self._most_workers = max(spec.workers, first.num_workers)
+        self._shards = ShardProgress(spec.store.num_shards, first_step=step)
         self._step_shares = StepShares(spec.group_size)
         self._credits = Credits(spec)
         self._paces = Least()  # of the workers that live
@@ -83,6 +96,32 @@ class Coordinator:
             spec.stall_seconds,
             fails_after=self._lease_watch.stall_lasts,
             place_limit=spec.place_seconds,
+        )
+        self._pause(first.paused, 0.0)
+        if first.evaluating:
+            self._start_evaluation(0.0)
+
+    def state(self) -> CoordinatorState:
+        """Return what another coordinator needs to go on from the steps that are ordered."""
+        ended = [b.result for b in self.ledger.unresolved() if b.ended and b.result is not None]
+        done = [result for result in ended if result.outcome == "done"]
+        return CoordinatorState(
+            step=self.step,
+            start=self.spec.start,
+            ledger=self.ledger.state(),
+            modes=self.modes.state(),
+            clock=self.clock.state(),
+            data_staleness=self.data_staleness.state(),
+            parameter_staleness=self.parameter_staleness.state(),
+            # What has ended is trained again where its step did not come.
+            loss_sum=self.progress.loss_sum - sum(result.loss_sum for result in done),
+            loss_samples=self.progress.loss_samples - sum(result.samples for result in done),
+            evaluations=tuple(self.progress.evaluations),
+            # Of a job that is trained somebody asks for the evaluation again.
+            evaluating=self.evaluation is not None and not self.ledger.exhausted,
+            train_seconds=self.train_seconds,
+            paused=self.paused,
+            num_workers=self.num_workers,
         )
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -272,28 +311,7 @@ class Coordinator:
         return Grant(report.sequence, recovery_epoch=self.spec.recovery_epoch, **fields)
 
     def _work_of(self, worker: int) -> tuple[TokenKind, Batch] | None:
-        """Return the batch that a worker is at; None: it has none, or waits for others with it.
-
-        It does not wait where a batch is pending that others wait for: it would ask for that one,
-        once it has read its own and waits for their rows (`_lease_urgent`).
-        """
-        kind: TokenKind = "train"
-        batch = self.ledger.lowest_of(worker)
-        if self.evaluation is not None:
-            scored = self.evaluation.ledger.lowest_of(worker)
-            if scored is not None and (batch is None or self.evaluation.step <= batch.step):
-                kind, batch = "eval", scored
-        if batch is None or (
-            batch.pull_step > self.applied_step and not self._is_pending(batch.step)
-        ):
-            return None
-        return kind, batch
-
-    def _is_pending(self, step: int) -> bool:
-        """Whether nobody has a batch before a step, or one of the evaluation that holds it."""
-        if self.evaluation is not None and self.evaluation.ledger.has_pending():
-            return True
-        return self.ledger.has_pending(before=step)
+        return work_of(worker, self.ledger, self.evaluation, applied_step=self.applied_step)
 
     def _leases_of(self, worker: int) -> set[Any]:
         leases = self.ledger.leases_of(worker)

@@ -5,12 +5,12 @@ worker held, counts the first completed attempt of a batch, and keeps only the b
 not resolved yet, so a long job costs no more memory than a short one.
 """
 
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 
 from ps.messages.pull_push import ANY_STEP, MAX_DISCARDS
-from runtime.intervals import Intervals
+from runtime.intervals import Intervals, check_intervals
 from scheduler.coordinator.batches import Batch, Status
 from scheduler.coordinator.ended import EndedBatches, count
 from scheduler.coordinator.least import Least
@@ -71,6 +71,46 @@ class Tallies:
     superseded: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerState:
+    """What goes on from one ledger to the next: what has become of the batches that are resolved.
+
+    Args:
+        low_water: every batch id below it is resolved.
+        resolved: (first, last + 1) of the resolved batches above it.
+        limit: no batch is given out from this id on; None: the plan's.
+        samples, batches: the counts.
+    """
+
+    low_water: int = 0
+    resolved: tuple[tuple[int, int], ...] = ()
+    limit: int | None = None
+    samples: Samples = field(default_factory=Samples)
+    batches: Tallies = field(default_factory=Tallies)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where it is the state of no ledger."""
+        check_intervals(self.resolved, above=self.low_water)
+        if self.limit is not None and self.limit < self.end:
+            raise ValueError(f"batches below {self.end} are resolved, the limit is {self.limit}")
+        samples, tallies = self.samples, self.batches
+        counts = [samples.applied, samples.dropped, *samples.skipped_by_reason.values()]
+        counts += [getattr(tallies, each.name) for each in fields(tallies)]
+        if min(self.low_water, *counts) < 0:
+            raise ValueError("a count is negative")
+        if sum(samples.skipped_by_reason.values()) != samples.skipped:
+            raise ValueError(f"{samples.skipped} samples are skipped, by reason others")
+        ended = tallies.applied + tallies.dropped + tallies.skipped
+        resolved = self.low_water + sum(stop - first for first, stop in self.resolved)
+        if ended != resolved:
+            raise ValueError(f"{resolved} batches are resolved, {ended} counted")
+
+    @property
+    def end(self) -> int:
+        """The first batch id that is above all resolved ones."""
+        return self.resolved[-1][1] if self.resolved else self.low_water
+
+
 class Ledger:
     """Batches, leases and counts.
 
@@ -79,8 +119,12 @@ class Ledger:
         group_size: M, batches of one global batch; groups never span epochs.
         batch_is_step: whether every batch is a step of its own (async) or every group is one.
         backup_batches: batches that the first group of an epoch has more.
-        first_step: of the job.
+        first_step: the one that comes next.
         kind: of the tokens.
+        state: to go on from; None: it begins.
+
+    Raises:
+        ValueError: the state is of another plan.
     """
 
     def __init__(
@@ -92,6 +136,7 @@ class Ledger:
         backup_batches: int = 0,
         first_step: int = 0,
         kind: TokenKind = "train",
+        state: LedgerState | None = None,
     ) -> None:
         self.plan = plan
         self.group_size = group_size
@@ -119,6 +164,57 @@ class Ledger:
         self._num_resolved_above = 0
         self._resolved_of: dict[int, int] = {}
         self._planned_resolved = 0
+        if state is not None:
+            self._go_on_from(state, first_step)
+
+    # Going on ---------------------------------------------------------------------------------
+
+    def state(self) -> LedgerState:
+        """Return what another ledger needs to go on from the steps that were made until now."""
+        return LedgerState(
+            low_water=self.low_water,
+            resolved=tuple(self._resolved_above),
+            limit=self._limit if self._limit < self.plan.total else None,
+            samples=self.samples.copy(),
+            batches=replace(self.tallies),
+        )
+
+    def _go_on_from(self, state: LedgerState, step: int) -> None:
+        """Take over what is resolved; line up the batches that are not, from `step` on."""
+        per_epoch = self.plan.batches_per_epoch
+        if state.limit is not None:
+            self._limit = min(self._limit, state.limit)
+        if state.end > self._limit:
+            raise ValueError(f"batches below {state.end} are resolved, the plan has {self._limit}")
+        self.samples, self.tallies = state.samples.copy(), replace(state.batches)
+        self.low_water = state.low_water
+        self._resolved_above = Intervals(state.resolved)
+        for first, stop in state.resolved:
+            self._num_resolved_above += stop - first
+            for epoch in range(first // per_epoch, -(-stop // per_epoch)):
+                ends = max(first, epoch * per_epoch), min(stop, (epoch + 1) * per_epoch)
+                count(self._resolved_of, epoch, ends[1] - ends[0])
+        self._planned_resolved = self._rows_of_all([(0, state.low_water), *state.resolved])
+        if self._planned_resolved != self.samples.total:
+            raise ValueError(
+                f"the resolved batches have {self._planned_resolved} samples in this plan,"
+                f" {self.samples.total} were counted"
+            )
+        self._next_fresh = state.end
+        for batch_id in range(state.low_water, state.end):
+            if batch_id not in self._resolved_above:
+                self._open(batch_id, step)
+        backup = self._backup_batches
+        self.line_up(
+            step=step,
+            batch_is_step=self._batch_is_step,
+            goes_first=lambda _: False,
+            backup_batches=backup,
+        )
+
+    def _rows_of_all(self, intervals: Sequence[tuple[int, int]]) -> int:
+        """Return the planned samples of the batches of intervals."""
+        return sum(self.plan.rows_of(i) for first, stop in intervals for i in range(first, stop))
 
     # Leases -----------------------------------------------------------------------------------
 
@@ -222,7 +318,12 @@ class Ledger:
         self._pending.add(batch)
 
     def line_up(
-        self, *, step: int, batch_is_step: bool, goes_first: Callable[[Batch], bool]
+        self,
+        *,
+        step: int,
+        batch_is_step: bool,
+        goes_first: Callable[[Batch], bool],
+        backup_batches: int = 0,
     ) -> None:
         """Give every batch that is not resolved its step anew, from `step` on: a new anchor.
 
@@ -230,13 +331,14 @@ class Ledger:
             step: that comes next.
             batch_is_step: whether every batch is a step of its own from now on.
             goes_first: of an epoch's batches, which ones come before the others; else by id.
+            backup_batches: batches that the first step has more from now on.
         """
-        self._batch_is_step, self._backup_batches = batch_is_step, 0
+        self._batch_is_step, self._backup_batches = batch_is_step, backup_batches
         per_epoch, waiting = self.plan.batches_per_epoch, 0
         for epoch, batches in self._unresolved_by_epoch():
             batches.sort(key=lambda batch: (not goes_first(batch), batch.batch_id))
             for place, batch in enumerate(batches):
-                batch.step = step + place // self._batches_per_step
+                batch.step = step + max(0, place - backup_batches) // self._batches_per_step
             if self._next_fresh >= (epoch + 1) * per_epoch:
                 step += self._steps_of(len(batches))
             else:
@@ -439,15 +541,18 @@ class Ledger:
         epoch_end = (first // per_epoch + 1) * per_epoch
         last = min(first + size, epoch_end, self._limit)
         for batch_id in range(first, last):
-            batch = Batch(
-                batch_id=batch_id,
-                step=self._step_of(batch_id),
-                lane=(batch_id % per_epoch) % self.plan.lanes,
-                planned=self.plan.rows_of(batch_id),
-            )
-            self._batches[batch_id] = batch
-            self._pending.add(batch)
+            self._open(batch_id, self._step_of(batch_id))
         self._next_fresh = last
+
+    def _open(self, batch_id: int, step: int) -> None:
+        batch = Batch(
+            batch_id=batch_id,
+            step=step,
+            lane=(batch_id % self.plan.batches_per_epoch) % self.plan.lanes,
+            planned=self.plan.rows_of(batch_id),
+        )
+        self._batches[batch_id] = batch
+        self._pending.add(batch)
 
     def _unresolved_by_epoch(self) -> list[tuple[int, list[Batch]]]:
         found: dict[int, list[Batch]] = {}

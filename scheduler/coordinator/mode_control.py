@@ -1,14 +1,30 @@
 """The mode that a job is in: its rule, its changes, and the policy that may ask for them."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ps.messages.pull_push import ANY_STEP
 from scheduler.coordinator.ledger import Ledger
 from scheduler.coordinator.modes.policy import Prediction, SwitchPolicy
-from scheduler.coordinator.modes.rules import rule_of
+from scheduler.coordinator.modes.rules import Mode, rule_of
 from scheduler.coordinator.modes.shift import Shift, Wish, shift
 from scheduler.coordinator.spec import CoordinatorSpec
 from worker.protocol import Finished
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModeState:
+    """What goes on from one coordinator to the next of the modes of a job.
+
+    Args:
+        mode, epoch: that it is in, and how often it has changed.
+        automatic: whether the policy decides.
+        shifts: the changes so far.
+    """
+
+    mode: Mode
+    epoch: int = 0
+    automatic: bool = False
+    shifts: tuple[Shift, ...] = ()
 
 
 class ModeControl:
@@ -16,17 +32,30 @@ class ModeControl:
 
     Args:
         spec: of the job.
+        state: to go on from, at `clock` ticks after the job's start; None: it begins.
     """
 
-    def __init__(self, spec: CoordinatorSpec) -> None:
-        self.rule = rule_of(spec.mode, spec.options)
-        self.epoch = 0
-        self.shifts: list[Shift] = []
+    def __init__(
+        self, spec: CoordinatorSpec, state: ModeState | None = None, *, clock: int = 0
+    ) -> None:
+        state = state or ModeState(mode=spec.mode, automatic=spec.automatic)
+        self.rule = rule_of(state.mode, spec.options)
+        self.epoch = state.epoch
+        self.shifts = list(state.shifts)
         self.policy: SwitchPolicy | None = None
         self.prediction: Prediction | None = None
         self._spec = spec
-        self._planned = list(spec.shifts)
-        self.set_automatic(spec.automatic)
+        self._planned = [planned for planned in spec.shifts if planned.at > clock]
+        self.set_automatic(state.automatic)
+
+    def state(self) -> ModeState:
+        """Return what another one needs to go on from here; what the policy saw it sees anew."""
+        return ModeState(
+            mode=self.rule.name,
+            epoch=self.epoch,
+            automatic=self.automatic,
+            shifts=tuple(self.shifts),
+        )
 
     @property
     def automatic(self) -> bool:

@@ -16,6 +16,7 @@ from runtime.memory import peak_rss_bytes
 from scheduler.coordinator.batch_trace import BatchSpan, BatchTrace
 from scheduler.coordinator.clock import ClockState
 from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.events import (
     Answer,
     Command,
@@ -77,6 +78,10 @@ class CoordinatorServer:
         node_id: of this process.
         retry_seconds: how long a shard may be out of reach.
         faults: what befalls it on purpose.
+        state: of an earlier coordinator, to go on from; None: the job begins.
+
+    Raises:
+        ValueError: the state is of another plan.
     """
 
     def __init__(
@@ -88,9 +93,10 @@ class CoordinatorServer:
         node_id: str,
         retry_seconds: float,
         faults: CoordinatorFaults = CoordinatorFaults(),
+        state: CoordinatorState | None = None,
     ) -> None:
         self._faults = faults
-        self._coordinator = Coordinator(spec)
+        self._coordinator = Coordinator(spec, state)
         self._clock = time.monotonic
         self._lock = threading.Lock()
         self._notices = _Notices()
@@ -180,10 +186,11 @@ class CoordinatorServer:
         with self._lock:
             return self._trace.take()
 
-    def close(self) -> None:
+    def close(self, *, patience: float = 5.0) -> None:
+        """Say no more to the shards; wait at most so many seconds for what is being said."""
         self._closing = True
         self._wakes.set()
-        self._thread.join(timeout=5.0)
+        self._thread.join(timeout=patience)
         self._client.close()
         self._wakes.close()
 

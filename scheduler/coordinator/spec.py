@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ps.spec import StoreSpec
-from scheduler.coordinator.clock import ScheduleClock
+from scheduler.coordinator.clock import ClockState, ScheduleClock
 from scheduler.coordinator.evictions import longest_life
 from scheduler.coordinator.ledger import LedgerPlan
 from scheduler.coordinator.modes.policy import PolicyOptions
@@ -82,10 +82,12 @@ class CoordinatorSpec:
     stall_seconds: float = 120.0
     place_seconds: float = 180.0
 
-    def new_clock(self) -> ScheduleClock:
-        """Return the clock of the schedules as the job begins."""
+    def new_clock(self, start: ClockState) -> ScheduleClock:
+        """Return the clock of the schedules, which goes on from `start`."""
+        if start.samples >= self.global_batch:
+            raise ValueError(f"{start.samples} samples since the last tick of {self.global_batch}")
         remembered = longest_life(self.store.tables)
-        return ScheduleClock(self.global_batch, remembered=remembered, start=self.start.clock)
+        return ScheduleClock(self.global_batch, remembered=remembered, start=start)
 
     def check_workers(self, count: int) -> None:
         """Refuse a number of workers that the job can't have; raises ValueError."""

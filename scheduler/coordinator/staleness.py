@@ -37,6 +37,10 @@ class Histogram:
     def copy(self) -> "Histogram":
         return Histogram(dict(self.counts))
 
+    def state(self) -> tuple[tuple[int, int], ...]:
+        """Return (value, count) of each value."""
+        return tuple(sorted(self.counts.items()))
+
     def _percentile(self, total: int, fraction: float) -> int:
         seen = 0
         for value in sorted(self.counts):

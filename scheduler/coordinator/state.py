@@ -113,11 +113,15 @@ class TrainingTime:
     """Seconds of training: from the first lease on, without the time in which it was held.
 
     Evaluations and checkpoints hold the steps as they are, a pause holds the batches back.
+
+    Args:
+        before: seconds that the job trained under an earlier coordinator.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: float = 0.0) -> None:
         self.begun: float | None = None
-        self.at_last_apply = 0.0
+        self.at_last_apply = before
+        self._before = before
         self._held = 0.0
         self._held_since = 0.0
         self._reasons: set[HoldReason] = set()
@@ -126,7 +130,8 @@ class TrainingTime:
         """The first batch is given out; return whether it is news."""
         if self.begun is not None:
             return False
-        self.begun = now
+        self.begun = self._held_since = now
+        self._held = 0.0  # what held before was no time of training
         return True
 
     def hold(self, reason: HoldReason, now: float) -> None:
@@ -154,6 +159,6 @@ class TrainingTime:
     def elapsed(self, now: float) -> float:
         """Return the seconds so far."""
         if self.begun is None:
-            return 0.0
+            return self._before
         held = self._held + (now - self._held_since if self._reasons else 0.0)
-        return max(0.0, now - self.begun - held)
+        return self._before + max(0.0, now - self.begun - held)

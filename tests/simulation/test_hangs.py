@@ -130,8 +130,9 @@ class GivesUpWhoWaits(Coordinator):
 class TakesLaterBatchesForWaiting(Coordinator):
     """A worker that hangs with batches of later steps leaves earlier ones to nobody."""
 
-    def _is_pending(self, step: int) -> bool:
-        return False
+    def _work_of(self, worker: int) -> tuple[TokenKind, Batch] | None:
+        work = super()._work_of(worker)
+        return None if work is not None and work[1].pull_step > self.applied_step else work
 
 
 class _NeverDoubles(LeaseWatch):

@@ -95,6 +95,10 @@ def spec(**changes: Any) -> CoordinatorSpec:
     return CoordinatorSpec(**{**values, **changes})
 
 
+def _at_tick(value: int, *, samples: int) -> ClockState:
+    return ClockState(value=value, samples=samples, first_steps=((value, 5, 0, 1),))
+
+
 def test_a_sync_step_is_its_batches_in_the_order_of_their_ids() -> None:
     job = Driver(spec())
     first, second = job.lease(0), job.lease(1)
@@ -112,7 +116,7 @@ def test_a_sync_step_is_its_batches_in_the_order_of_their_ids() -> None:
 def test_a_job_that_goes_on_counts_steps_and_bias_corrections_from_where_it_begins() -> None:
     adam = Adam(learning_rate=0.5)
     store = replace(spec().store, tables=(), dense_optimizer=adam)
-    start = Start(step=7, clock=ClockState(value=3, samples=15), optimizer_steps=107)
+    start = Start(step=7, clock=_at_tick(3, samples=15), optimizer_steps=107)
     job = Driver(spec(store=store, start=start))
     for worker, token in enumerate([job.lease(0), job.lease(1)]):
         job.finish(token, worker, pull_step=token.at_step)
