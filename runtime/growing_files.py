@@ -15,6 +15,7 @@ METRICS_FILE = "metrics.jsonl"
 MAX_FILE_BYTES = 64 << 20
 MAX_FILES = 8
 
+_BYTES_AT_ONCE = 1 << 20
 _OLDER = re.compile(r"metrics\.(\d+)\.jsonl")
 
 logger = logging.getLogger(__name__)
@@ -49,11 +50,12 @@ class GrowingFile:
 
     Args:
         path: what it held before is replaced by the first that is appended.
+        goes_on: whether its whole lines stay; one that a killed writer left unfinished goes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, goes_on: bool = False) -> None:
         self.path = path
-        self.num_bytes = 0
+        self.num_bytes = _whole_lines(path) if goes_on else 0
 
     def append(self, data: bytes) -> None:
         """Write it, at once visible to who follows the file; raises OSError where it can't be."""
@@ -70,6 +72,23 @@ class GrowingFile:
         self.num_bytes += len(data)
 
 
+def _whole_lines(path: Path) -> int:
+    """Return up to where a file has whole lines, in bytes; 0 where it is not there."""
+    try:
+        with open(path, "rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            while end > 0:
+                start = max(0, end - _BYTES_AT_ONCE)
+                file.seek(start)
+                last = file.read(end - start).rfind(b"\n")
+                if last >= 0:
+                    return start + last + 1
+                end = start
+    except FileNotFoundError:
+        pass
+    return 0
+
+
 class MetricsFiles:
     """metrics.jsonl, and what it held before as metrics.1.jsonl, metrics.2.jsonl and so on.
 
@@ -77,16 +96,23 @@ class MetricsFiles:
         folder: where they are.
         max_bytes: of a file; a line is never cut.
         max_files: that are kept, metrics.jsonl among them; the oldest go.
+        goes_on: whether lines are added to those that are there.
     """
 
     def __init__(
-        self, folder: Path, *, max_bytes: int = MAX_FILE_BYTES, max_files: int = MAX_FILES
+        self,
+        folder: Path,
+        *,
+        max_bytes: int = MAX_FILE_BYTES,
+        max_files: int = MAX_FILES,
+        goes_on: bool = False,
     ) -> None:
-        self._file = GrowingFile(folder / METRICS_FILE)
+        self._file = GrowingFile(folder / METRICS_FILE, goes_on=goes_on)
         self._max_bytes = max_bytes
         self._max_files = max_files
-        self._older: list[Path] = []
-        self._number = 0
+        older = _older_metrics(folder) if goes_on else []
+        self._older = [path for _, path in older]
+        self._number = older[-1][0] if older else 0
 
     def add(self, line: dict[str, Any]) -> None:
         """Append a line; raises OSError where it can't be written."""
@@ -110,10 +136,14 @@ class MetricsFiles:
 
 def metrics_files(run: Path) -> list[Path]:
     """Return the files of metrics in a run directory, the oldest first."""
-    found = ((_OLDER.fullmatch(path.name), path) for path in run.iterdir())
-    older = sorted((int(match[1]), path) for match, path in found if match)
     newest = run / METRICS_FILE
-    return [path for _, path in older] + [newest] * newest.exists()
+    return [path for _, path in _older_metrics(run)] + [newest] * newest.exists()
+
+
+def _older_metrics(run: Path) -> list[tuple[int, Path]]:
+    """Return the files that hold what metrics.jsonl held before, with their numbers."""
+    found = ((_OLDER.fullmatch(path.name), path) for path in run.iterdir())
+    return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def first_metrics_are_gone(files: list[Path]) -> bool:

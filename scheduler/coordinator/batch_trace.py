@@ -91,13 +91,16 @@ class BatchFile:
     Args:
         path: the file; what it held before is replaced by the first spans.
         limit: most spans that it holds.
+        goes_on: whether spans are added to those that are there.
     """
 
-    def __init__(self, path: Path, limit: int = MAX_FILE_SPANS) -> None:
-        self._file = GrowingFile(path)
+    def __init__(self, path: Path, limit: int = MAX_FILE_SPANS, *, goes_on: bool = False) -> None:
+        self._file = GrowingFile(path, goes_on=goes_on)
         self._limit = limit
         self._stride = 1
         self._kept: dict[int, int] = {}
+        if self._file.num_bytes:
+            self._count()
 
     def add(self, spans: Iterable[BatchSpan]) -> None:
         """Append those that fall into a window that is kept; raises OSError where it can't."""
@@ -116,6 +119,19 @@ class BatchFile:
         if sum(self._kept.values()) > self._limit:
             self._thin()
 
+    def _count(self) -> None:
+        """Find out what the file holds, and how far apart its windows are; lines may be torn."""
+        with open(self._file.path, "rb") as lines:
+            for line in lines:
+                start = _start_of(line)
+                if start is not None:
+                    window = _window(start)
+                    self._kept[window] = self._kept.get(window, 0) + 1
+        # A file that was thinned is at least half full of windows a power of two apart.
+        if sum(self._kept.values()) > self._limit // 4:
+            while all(window % (2 * self._stride) == 0 for window in self._kept):
+                self._stride *= 2
+
     def _thin(self) -> None:
         stride, kept = self._stride, self._kept
         while sum(kept.values()) > self._limit:
@@ -123,9 +139,18 @@ class BatchFile:
             kept = {w: n for w, n in kept.items() if w % stride == 0}
         path = self._file.path
         with open(path, "rb") as before, new_file(path) as after:
-            after.writelines(x for x in before if _window(json.loads(x)["start"]) in kept)
+            starts = ((line, _start_of(line)) for line in before)
+            after.writelines(x for x, at in starts if at is not None and _window(at) in kept)
             num_bytes = after.tell()
         self._stride, self._kept, self._file.num_bytes = stride, kept, num_bytes
+
+
+def _start_of(line: bytes) -> float | None:
+    """Return the start of a span in a file; None where the line can't be read."""
+    try:
+        return float(json.loads(line)["start"])
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return None
 
 
 def _window(start: float) -> int:

@@ -19,10 +19,13 @@ class HistogramOfInterval:
         self._before: Counts = {}
 
     def since_last(self, counts: Counts) -> dict[str, int]:
-        """Return how often each value came since the last call, by value; zeros are left out."""
+        """Return how often each value came since the last call, by value; zeros are left out.
+
+        Counts that went back are those of a checkpoint that the job went on from.
+        """
         new = {value: count - self._before.get(value, 0) for value, count in counts.items()}
         self._before = dict(counts)
-        return {str(value): count for value, count in sorted(new.items()) if count}
+        return {str(value): count for value, count in sorted(new.items()) if count > 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +50,17 @@ class WorkersOfInterval:
 
         Args:
             workers: sums since each process began, as `Status.workers` has them; the sums of a
-                worker that was replaced start at 0 again.
+                worker that was replaced start at 0 again, and those of all where the coordinator
+                was.
         """
         none = WorkerFigures()
         before = {
             number: self._before.get((number, now.incarnation), none)
             for number, now in workers.items()
+        }
+        before = {
+            number: none if workers[number].samples < sums.samples else sums
+            for number, sums in before.items()
         }
         # Processes that are gone are forgotten.
         self._before = {(number, now.incarnation): now for number, now in workers.items()}

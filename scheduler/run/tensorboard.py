@@ -62,7 +62,7 @@ class TensorBoardEvents:
     Args:
         folder: made where it is missing.
         max_bytes: of a file; an interval is never cut.
-        max_files: that are kept; the oldest go.
+        max_files: that are kept, those of earlier writers among them; the oldest go.
     """
 
     def __init__(
@@ -73,8 +73,10 @@ class TensorBoardEvents:
         self._max_files = max_files
         # TensorBoard reads files in the order of their names.
         self._name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}"
+        self._older = sorted(folder.glob("events.out.tfevents.*"))
         self._files: deque[GrowingFile] = deque()
         self._number = 0
+        self._samples = -1
 
     def add(self, line: Line) -> None:
         """Write an interval; raises OSError where it can't be written."""
@@ -85,16 +87,22 @@ class TensorBoardEvents:
         if not self._files or self._files[-1].num_bytes + len(data) > self._max_bytes:
             self._begin_another()
         file = self._files[-1]
+        goes_back = line["samples"] < self._samples or (self._samples < 0 and self._older)
+        if goes_back:  # TensorBoard then forgets what it has of later steps
+            restart = Event(wall_time=line["time"], step=line["samples"])
+            restart.session_log.status = restart.session_log.START
+            data = _record(restart.SerializeToString()) + data
         if file.num_bytes == 0:
             head = Event(wall_time=line["time"], file_version="brain.Event:2")
             data = _record(head.SerializeToString()) + data
         file.append(data)
+        self._samples = line["samples"]
 
     def _begin_another(self) -> None:
         self._folder.mkdir(exist_ok=True)
-        while len(self._files) >= self._max_files:
-            self._files[0].path.unlink(missing_ok=True)
-            self._files.popleft()
+        while len(self._older) + len(self._files) >= self._max_files:
+            oldest = self._older.pop(0) if self._older else self._files.popleft().path
+            oldest.unlink(missing_ok=True)
         self._number += 1
         self._files.append(GrowingFile(self._folder / f"{self._name}.{self._number:06}"))
 

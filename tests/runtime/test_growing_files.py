@@ -213,3 +213,54 @@ def test_a_report_reads_all_files_and_says_where_the_first_are_gone(tmp_path: Pa
     assert len(samples) > 3
     assert samples == list(range(samples[0], 40))
     assert any("first intervals are gone" in note for note in later.notes)
+
+
+def test_a_job_that_goes_on_adds_to_its_whole_lines(tmp_path: Path) -> None:
+    metrics = MetricsFiles(tmp_path, max_bytes=200, max_files=3)
+    for number in range(20):
+        metrics.add(line(number))
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(b'{"time": 3, "global_st')  # killed in the midst of a line
+    before = steps_in_whole_lines(tmp_path)
+
+    metrics = MetricsFiles(tmp_path, max_bytes=200, max_files=3, goes_on=True)
+    metrics.add(line(20))
+    after = steps_in(tmp_path)
+    for number in range(21, 40):
+        metrics.add(line(number))
+
+    assert after == [*before, 20]
+    steps = steps_in(tmp_path)
+    assert steps == list(range(steps[0], 40))
+    assert len(metrics_files(tmp_path)) == 3
+
+
+def steps_in_whole_lines(run: Path) -> list[int]:
+    text = b"".join(path.read_bytes() for path in metrics_files(run))
+    return [json.loads(row)["global_step"] for row in text.splitlines()[:-1]]
+
+
+def test_a_file_of_one_unfinished_line_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"torn" * 1_000_000)
+    file = GrowingFile(tmp_path / "x", goes_on=True)
+    file.append(b"whole\n")
+
+    assert (tmp_path / "x").read_bytes() == b"whole\n"
+    assert GrowingFile(tmp_path / "none", goes_on=True).num_bytes == 0
+
+
+def test_a_trace_goes_on_as_far_apart_as_it_was_thinned(tmp_path: Path) -> None:
+    path = tmp_path / "batches.jsonl"
+    file = BatchFile(path, limit=16)
+    for number in range(40):
+        file.add([span(number)])
+    with open(path, "ab") as torn:
+        torn.write(b'{"no start": 1}\n{"worker": 3, "st')
+
+    file = BatchFile(path, limit=16, goes_on=True)
+    for number in range(40, 50):
+        file.add([span(number)])
+
+    rows = [json.loads(text) for text in path.read_text().splitlines()]
+    batches = [row["batch"] for row in rows if "batch" in row]
+    assert batches == list(range(0, 50, 4))

@@ -142,26 +142,60 @@ def _read_batches(path: Path, notes: list[str]) -> list[Line]:
         notes.append(f"{path.name} is missing")
         return []
     with open(path, "rb") as file:
-        return list(_lines_of([file], {"worker", "start", "seconds"}, path.name, notes))
+        required = {"worker", "step", "start", "seconds"}
+        return list(_lines_of([file], required, path.name, notes))
 
 
 def _lines_of(
     files: Sequence[IO[bytes]], required: set[str], name: str, notes: list[str]
 ) -> Iterator[Line]:
-    """Yield the objects of lines that have what is required; note how many have not."""
+    """Yield the objects of lines that have the numbers that are required; note how many have not.
+
+    What else a line says may be missing, but is of its type.
+    """
     unreadable, torn = 0, False
     for row in (row for file in files for row in file):
         torn = not row.endswith(b"\n")
         try:
             line = json.loads(row)
-        except ValueError:
+        except (ValueError, RecursionError):
             line = None
-        if isinstance(line, dict) and required <= set(line):
+        if isinstance(line, dict) and _is_whole(line, required):
             yield line
         else:
             unreadable += 1
     if unreadable > torn:  # the last line may be in the middle of being written
         notes.append(f"{name}: {unreadable} lines can't be read and are left out")
+
+
+# What charts and sums take from a line besides what is required: numbers, by name or alone.
+_NUMBERS = ("train_seconds", "samples_per_second", "train_loss", "eval_auc", "eval_step", "clock",
+            "global_step")  # fmt: skip
+_OF_NUMBERS = ("batches", "rows", "table_bytes", "learning_rate", "non_finite", "skipped_by_reason")
+_OF_WORKER = ("batches", "samples", "batch_seconds", "share")
+
+
+def _is_whole(line: Line, required: set[str]) -> bool:
+    workers = line.get("workers", {})
+    stale = line.get("staleness_of_interval", {})
+    return (
+        all(_is_number(line.get(name)) for name in required)
+        and all(line.get(name) is None or _is_number(line[name]) for name in _NUMBERS)
+        and all(_has_numbers(line.get(name, {})) for name in _OF_NUMBERS)
+        and isinstance(stale, dict)
+        and all(map(_has_numbers, stale.values()))
+        and isinstance(workers, dict)
+        and all(_has_numbers(w) and set(_OF_WORKER) <= set(w) for w in workers.values())
+        and isinstance(line.get("shifts", []), list)
+    )
+
+
+def _has_numbers(values: Any) -> bool:
+    return isinstance(values, dict) and all(v is None or _is_number(v) for v in values.values())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def merge_intervals(lines: Iterable[Line], count: int, most: int = MAX_INTERVALS) -> list[Line]:

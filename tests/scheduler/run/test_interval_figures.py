@@ -43,6 +43,18 @@ def test_a_replaced_worker_s_sums_begin_at_zero() -> None:
     assert (figures[0].batches, figures[0].batch_seconds) == (4, 0.5)
 
 
+def test_sums_that_begin_anew_give_no_negative_figures() -> None:
+    workers, histogram = WorkersOfInterval(), HistogramOfInterval()
+    workers.since_last({0: state(10, 100, 1.0)})
+    histogram.since_last({0: 5, 2: 4})
+
+    figures = workers.since_last({0: state(4, 40, 2.0)})
+
+    assert (figures[0].batches, figures[0].samples, figures[0].share) == (4, 40, 1.0)
+    assert histogram.since_last({0: 6, 2: 1}) == {"0": 1}
+    assert histogram.since_last({0: 6, 2: 3}) == {"2": 2}
+
+
 def test_a_worker_without_batches_has_no_batch_time() -> None:
     figures = WorkersOfInterval().since_last({0: state(0, 0, 0.0)})
 

@@ -60,6 +60,31 @@ def test_lines_that_can_not_be_read_and_missing_files_are_named(tmp_path: Path) 
     assert "job.yaml is missing" in notes
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"time": "101"},
+        {"samples": None},
+        {"train_loss": "low"},
+        {"workers": {"0": {"batches": 3}}},
+        {"workers": [1]},
+        {"staleness_of_interval": {"data": [0]}},
+        {"rows": {"user": "many"}},
+        {"shifts": 3},
+    ],
+    ids=str,
+)
+def test_a_line_of_metrics_that_says_nonsense_is_left_out_and_counted(
+    tmp_path: Path, damage: dict[str, Any]
+) -> None:
+    write(tmp_path, "metrics.jsonl", interval(101), {**interval(102), **damage}, interval(103))
+
+    run = read_run(tmp_path)
+
+    assert [line["time"] for line in run.intervals] == [101, 103]
+    assert any("metrics.jsonl: 1 lines can't be read" in note for note in run.notes)
+
+
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match=r"neither job\.yaml nor metrics\.jsonl"):
         read_run(tmp_path)
@@ -106,7 +131,7 @@ def test_merged_intervals_keep_every_evaluation_where_it_was_first_shown() -> No
 
 def test_the_begin_is_that_of_the_first_batch(tmp_path: Path) -> None:
     write(tmp_path, "metrics.jsonl", interval(105.0))
-    span = {"worker": 0, "seconds": 1.0}
+    span = {"worker": 0, "step": 0, "seconds": 1.0}
     write(tmp_path, "batches.jsonl", {**span, "start": 102.0}, {**span, "start": 99.0})
 
     run = read_run(tmp_path)

@@ -1,0 +1,89 @@
+"""Whether a job file is of the job that a run directory holds: what decides model and data is same.
+
+How many processes there are, what is written when and what is shown may be otherwise.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scheduler.job.config import JobConfig
+from scheduler.job.errors import ConfigError
+
+# Field by field rather than by section, so that a new one is of the job until it is said here.
+_MAY_DIFFER = (
+    "name",
+    "data.cache_bytes",
+    "training.mixed_cpus",
+    "cluster",
+    "checkpoint",
+    "run.dir",
+    "run.overwrite",
+    "run.resume",
+    "run.progress_every_seconds",
+    "run.allow_faults",
+    "run.tensorboard",
+)
+_MISSING = object()
+
+
+def check_same_job(job_file: Path, config: JobConfig) -> None:
+    """Hold a job against the one whose run it is to go on with.
+
+    Args:
+        job_file: that the run directory has.
+
+    Raises:
+        ConfigError: the file can't be read, or a field that decides the model or the data differs;
+            each is named with both values.
+    """
+    try:
+        before = JobConfig.from_yaml(job_file)
+    except ConfigError as error:
+        raise ConfigError(f"run.resume: the job of the run can't be read: {error}") from error
+    found = differences(before, config)
+    if found:
+        raise ConfigError(
+            f"run.resume: {job_file.parent} holds another job: {'; '.join(found)}. Keep what"
+            " decides the model and the data as it was, or choose another run.dir"
+        )
+
+
+def differences(before: JobConfig, now: JobConfig) -> list[str]:
+    """Return a text for each field of two jobs that may not differ, and does."""
+    was, value = dict(_fields(_values(before))), dict(_fields(_values(now)))
+    names = [name for name in {**was, **value} if not _may_differ(name)]
+    return [
+        f"{name} is {_text(value, name)}, it was {_text(was, name)}"
+        for name in names
+        if was.get(name, _MISSING) != value.get(name, _MISSING)
+    ]
+
+
+def _values(config: JobConfig) -> dict[str, Any]:
+    values = config.model_dump(mode="json")
+    # Its default comes from the number of workers, which may be another one.
+    values["training"]["global_batch"] = config.global_batch
+    return values
+
+
+def _fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value that is no mapping and no list of mappings, with its path."""
+    items: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = [(str(number), item) for number, item in enumerate(value)]
+    if not items:
+        yield path, value
+    for name, item in items:
+        yield from _fields(item, f"{path}.{name}" if path else name)
+
+
+def _may_differ(name: str) -> bool:
+    return any(name == free or name.startswith(f"{free}.") for free in _MAY_DIFFER)
+
+
+def _text(values: dict[str, Any], name: str) -> str:
+    value = values.get(name, _MISSING)
+    return "not given" if value is _MISSING or value is None else repr(value)
