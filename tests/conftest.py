@@ -114,6 +114,15 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def jobs_in_threads() -> Iterator[None]:
+    """Jobs run in threads of this process: a second each, where a process's death is no matter."""
+    from ray_of_threads import ray_of_threads
+
+    with ray_of_threads():
+        yield
+
+
 @pytest.fixture
 def in_float_mode() -> Callable[[str], AbstractContextManager[None]]:
     """Returns what sets this thread's float mode for a block: `flushing` or `upward`.

@@ -75,7 +75,7 @@ class ShardServer:
         self._setup = setup
         self._node_id = node_id
         self._lock = ReadWriteLock()
-        self._failed = threading.Event()
+        self._ended = threading.Event()
         self._failure: BaseException | None = None
         self._updates = Threads(2)
         self._shard = Shard(
@@ -183,16 +183,17 @@ class ShardServer:
             )
 
     def watch(self) -> None:
-        """Block until a message fails inside the shard, then raise that failure."""
-        self._failed.wait()
-        assert self._failure is not None
-        raise self._failure
+        """Block until a message fails inside the shard, then raise that; or until it is closed."""
+        self._ended.wait()
+        if self._failure is not None:
+            raise self._failure
 
     def close(self) -> None:
+        self._ended.set()
         self._plane.close()
         with self._lock.exclusive():  # a message that came before may be under way
             self._updates.close()
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error
-        self._failed.set()
+        self._ended.set()

@@ -1,4 +1,4 @@
-"""Every rule of admission and eviction, and rows of 16 bits, in whole jobs on a local Ray."""
+"""Every rule of admission and eviction, and rows of 16 bits, in whole jobs."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 
 from scheduler import JobConfig, Trainer, TrainingError
-
-pytestmark = pytest.mark.ray
 
 TABLES: dict[str, Any] = {
     "a": {
@@ -57,7 +55,7 @@ def train(
 
 @pytest.mark.slow
 def test_rules_act_alike_on_one_and_three_servers_and_after_a_restart(
-    ray_cluster: None, samples: Path, tmp_path: Path
+    jobs_in_threads: None, samples: Path, tmp_path: Path
 ) -> None:
     one, three = (train(samples, tmp_path / str(n), n) for n in (1, 3))
 
@@ -76,7 +74,7 @@ def test_rules_act_alike_on_one_and_three_servers_and_after_a_restart(
 
 
 def test_tables_without_room_are_refused_in_one_line_before_training(
-    ray_cluster: None, samples: Path, tmp_path: Path
+    jobs_in_threads: None, samples: Path, tmp_path: Path
 ) -> None:
     bloom = {
         "type": "bloom",

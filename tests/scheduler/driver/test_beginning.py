@@ -21,8 +21,6 @@ from worker.errors import DataError
 from worker.inference import Predictor
 from worker.spec import DataSpec
 
-pytestmark = pytest.mark.ray
-
 ROWS = 64
 
 
@@ -57,7 +55,7 @@ def job(folder: Path, run: dict[str, Any], **data: Any) -> JobConfig:
 
 
 @pytest.fixture(scope="module")
-def day1(ray_cluster: None, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+def day1(jobs_in_threads: None, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
     run = {"dir": str(tmp_path_factory.mktemp("day1") / "run")}
     return Trainer(job(folder, run, epochs=3)).fit()
 

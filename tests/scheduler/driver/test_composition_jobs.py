@@ -1,8 +1,6 @@
-"""Every combiner and composition in whole jobs on a local Ray, and in what scores their models."""
+"""Every combiner and composition in whole jobs, and in what scores their models."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +9,10 @@ import pytest
 from ps.checkpoint.manifest import CheckpointError
 from scheduler import JobConfig, Trainer
 from scheduler.job.specs import evaluation_data
+from synchromesh.commands.main import main
 from worker.data.planning import make_plan
 from worker.inference import Predictor
 
-pytestmark = pytest.mark.ray
-
-ROOT = Path(__file__).resolve().parents[3]
 POOLING: dict[str, Any] = {
     "data": {
         "sparse": [
@@ -137,7 +133,11 @@ def config(samples: Path, run: Path, job: dict[str, Any], servers: int) -> JobCo
     ],
 )
 def test_a_job_gives_the_same_bits_on_any_number_of_servers_and_scores_them_alike(
-    ray_cluster: None, samples: Path, tmp_path: Path, name: str
+    jobs_in_threads: None,
+    samples: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
 ) -> None:
     one, three = (config(samples, tmp_path / f"{n}", JOBS[name], n) for n in (1, 3))
 
@@ -152,13 +152,13 @@ def test_a_job_gives_the_same_bits_on_any_number_of_servers_and_scores_them_alik
     expected = result.metrics["eval"]
     scores = Predictor.from_checkpoint(other.checkpoint).evaluate(plan, data)
     assert {**scores, "auc_missing": None, "logloss_missing": None} == expected
-    command = [sys.executable, "-m", "synchromesh", "evaluate", str(tmp_path / "3")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert json.loads(done.stdout).items() >= expected.items()
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "3")]) == 0
+    assert json.loads(capsys.readouterr().out).items() >= expected.items()
 
 
 def test_blocks_hold_fewer_rows_the_more_often_a_key_must_be_seen(
-    ray_cluster: None, samples: Path, tmp_path: Path
+    jobs_in_threads: None, samples: Path, tmp_path: Path
 ) -> None:
     tables = Trainer(config(samples, tmp_path / "run", DYNAMIC, 2)).fit().metrics["tables"]
 
@@ -170,7 +170,7 @@ def test_blocks_hold_fewer_rows_the_more_often_a_key_must_be_seen(
 
 
 def test_own_rows_take_over_from_static_ones_in_any_mode(
-    ray_cluster: None, samples: Path, tmp_path: Path
+    jobs_in_threads: None, samples: Path, tmp_path: Path
 ) -> None:
     job = config(samples, tmp_path / "run", ADAPTIVE, 2).model_dump()
     job["training"]["mode"] = "async"
@@ -186,7 +186,7 @@ def test_own_rows_take_over_from_static_ones_in_any_mode(
 
 
 def test_rows_of_other_keys_are_not_taken_over(
-    ray_cluster: None, samples: Path, tmp_path: Path
+    jobs_in_threads: None, samples: Path, tmp_path: Path
 ) -> None:
     trained = Trainer(config(samples, tmp_path / "first", MULTI_HASH, 1)).fit()
     job = config(samples, tmp_path / "second", MULTI_HASH, 1).model_dump()
@@ -207,7 +207,7 @@ def test_rows_of_other_keys_are_not_taken_over(
 
 @pytest.mark.slow
 def test_max_norm_and_the_maximum_make_other_models(
-    ray_cluster: None, samples: Path, tmp_path: Path
+    jobs_in_threads: None, samples: Path, tmp_path: Path
 ) -> None:
     changed = ({}, {"max_norm": 0.01}, {"combiner": "max"})
     digests = set()

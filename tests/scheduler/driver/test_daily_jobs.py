@@ -13,8 +13,6 @@ import pytest
 from ps.checkpoint.sealed_json import unsealed
 from scheduler import JobConfig, Result, Trainer
 
-pytestmark = pytest.mark.ray
-
 DAYS = 3
 
 
@@ -60,12 +58,14 @@ def train(days: Path, out: Path, day: str, **changes: Any) -> Result:
 
 
 @pytest.fixture(scope="module")
-def first_day(ray_cluster: None, days: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+def first_day(
+    jobs_in_threads: None, days: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Result:
     return train(days, tmp_path_factory.mktemp("first") / "run", "0")
 
 
 def test_a_job_for_each_day_gives_the_very_model_of_one_job_over_all_days(
-    ray_cluster: None, days: Path, tmp_path: Path, first_day: Result
+    jobs_in_threads: None, days: Path, tmp_path: Path, first_day: Result
 ) -> None:
     """Rows live as long, schedules and Adam's bias corrections go on: the same bits."""
     last = first_day
@@ -84,7 +84,7 @@ def test_a_job_for_each_day_gives_the_very_model_of_one_job_over_all_days(
 
 
 def test_what_a_job_plans_counts_from_its_start_and_evaluations_go_by_the_clock(
-    ray_cluster: None, days: Path, tmp_path: Path, first_day: Result
+    jobs_in_threads: None, days: Path, tmp_path: Path, first_day: Result
 ) -> None:
     result = train(
         days,
@@ -106,7 +106,7 @@ def test_what_a_job_plans_counts_from_its_start_and_evaluations_go_by_the_clock(
 
 
 def test_time_starts_anew_where_the_job_says_so_or_the_checkpoint_does_not_know_it(
-    ray_cluster: None,
+    jobs_in_threads: None,
     days: Path,
     tmp_path: Path,
     first_day: Result,

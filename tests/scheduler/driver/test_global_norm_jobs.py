@@ -1,4 +1,4 @@
-"""Whole jobs on a local Ray that clip the norm of the dense gradient."""
+"""Whole jobs that clip the norm of the dense gradient."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,6 @@ from ps.checkpoint.read import CheckpointReader
 from scheduler import JobConfig, Result, Trainer
 from scheduler.job.specs import model_spec
 from worker.models import build_model, initial_parameters
-
-pytestmark = pytest.mark.ray
 
 BATCH, ROWS, RATE, LIMIT = 64, 5000, 0.5, 0.001
 
@@ -57,7 +55,7 @@ def trained(config: JobConfig) -> tuple[Result, float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_no_step_moves_the_parameters_further_than_the_limit(
-    ray_cluster: None, samples: Path, tmp_path: Path, mode: str
+    jobs_in_threads: None, samples: Path, tmp_path: Path, mode: str
 ) -> None:
     """SGD moves by its rate times the gradient, so that a job has a longest way to go."""
     options: dict[str, Any] = {"mode": mode, "servers": 2}
@@ -71,7 +69,7 @@ def test_no_step_moves_the_parameters_further_than_the_limit(
 
 
 def test_a_clipped_model_has_the_same_bits_on_any_number_of_servers(
-    ray_cluster: None, samples: Path, tmp_path: Path
+    jobs_in_threads: None, samples: Path, tmp_path: Path
 ) -> None:
     digests = {
         Trainer(job(samples, tmp_path / str(servers), mode="sync", limit=LIMIT, servers=servers))

@@ -10,8 +10,6 @@ import pytest
 
 from scheduler import JobConfig, Trainer, TrainingError
 
-pytestmark = pytest.mark.ray
-
 BATCH = 8
 
 
@@ -44,7 +42,7 @@ def job(folder: Path, huge: list[bool], **training: Any) -> JobConfig:
 
 
 def test_a_job_that_only_skips_any_more_fails_with_what_it_skipped(
-    ray_cluster: None, tmp_path: Path
+    jobs_in_threads: None, tmp_path: Path
 ) -> None:
     config = job(tmp_path, [False] * 4 + [True] * 20, max_consecutive_non_finite=5)
 
@@ -57,7 +55,7 @@ def test_a_job_that_only_skips_any_more_fails_with_what_it_skipped(
 
 
 def test_a_job_that_skipped_everything_fails_though_no_limit_was_reached(
-    ray_cluster: None, tmp_path: Path
+    jobs_in_threads: None, tmp_path: Path
 ) -> None:
     config = job(tmp_path, [True] * 6)
 
@@ -66,7 +64,7 @@ def test_a_job_that_skipped_everything_fails_though_no_limit_was_reached(
 
 
 def test_batches_that_are_skipped_here_and_there_are_counted_by_their_reason(
-    ray_cluster: None, tmp_path: Path
+    jobs_in_threads: None, tmp_path: Path
 ) -> None:
     config = job(tmp_path, [False, True] * 4, max_consecutive_non_finite=2)
 

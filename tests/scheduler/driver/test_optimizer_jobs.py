@@ -1,4 +1,4 @@
-"""Whole jobs on a local Ray that have every optimizer among them."""
+"""Whole jobs that have every optimizer among them."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,6 @@ import pytest
 from embedding.spec.optimizers import OPTIMIZERS
 from ps.checkpoint.read import CheckpointReader
 from scheduler import JobConfig, Trainer
-
-pytestmark = pytest.mark.ray
 
 WARM = {"type": "cosine", "warmup_steps": 3, "decay_steps": 40, "end_factor": 0.1}
 # For each job the optimizers of three tables and of the model.
@@ -69,7 +67,7 @@ def test_the_jobs_have_every_optimizer() -> None:
 
 @pytest.mark.parametrize("optimizers", JOBS, ids=["first", "second", "third"])
 def test_a_job_learns_with_them(
-    ray_cluster: None, samples: Path, tmp_path: Path, optimizers: list[dict[str, Any]]
+    jobs_in_threads: None, samples: Path, tmp_path: Path, optimizers: list[dict[str, Any]]
 ) -> None:
     result = Trainer(job(samples, tmp_path / "run", optimizers)).fit()
 

@@ -4,6 +4,7 @@ Nothing of the project computes here but the initial values. Samples are read wi
 live in dicts, gradients are written out for this one small DLRM.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,6 @@ from ps.checkpoint.read import CheckpointReader
 from scheduler import JobConfig, Trainer
 from scheduler.job.specs import model_spec, store_spec
 from worker.models import build_model, initial_parameters
-
-pytestmark = pytest.mark.ray
 
 DIM, BATCH, M, EPOCHS = 3, 64, 4, 2
 TABLE_LR, DENSE_LR, TABLE_ACC, DENSE_ACC = 0.05, 0.02, 1e-2, 1e-2
@@ -180,18 +179,25 @@ class Reference:
         grads[1] += d_hidden
 
 
-@pytest.mark.parametrize(("servers", "limit"), [(1, None), (2, None), (2, 0.1)])
-def test_sync_equals_the_reference_trainer(
-    ray_cluster: None, samples: Path, tmp_path: Path, servers: int, limit: float | None
-) -> None:
-    config = job(samples, tmp_path / "run", servers, limit)
-    reference = Reference(config)
+@cache
+def trained(samples: Path, limit: float | None) -> Reference:
+    """What the job must come to, on any number of servers."""
+    reference = Reference(job(samples, samples / "no run", 1, limit))
     rows = read_samples(samples)
     batches = batches_of_an_epoch(len(rows))
     for _ in range(EPOCHS):
         for first in range(0, len(batches), M):
             chosen = [i for batch in batches[first : first + M] for i in batch]
             reference.step([rows[i] for i in chosen])
+    return reference
+
+
+@pytest.mark.parametrize(("servers", "limit"), [(1, None), (2, None), (2, 0.1)])
+def test_sync_equals_the_reference_trainer(
+    jobs_in_threads: None, samples: Path, tmp_path: Path, servers: int, limit: float | None
+) -> None:
+    config = job(samples, tmp_path / "run", servers, limit)
+    reference = trained(samples, limit)
     assert set(reference.clipped) == ({False} if limit is None else {False, True})
 
     result = Trainer(config).fit()

@@ -9,7 +9,7 @@ from scheduler import JobConfig, Trainer
 from worker.datasets.planted import DENSE_COLUMNS, SPARSE_COLUMNS
 from worker.datasets.synthetic import CriteoLike, write_criteo_like
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def train(samples: Path, run: Path, value_dtype: str) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def train(samples: Path, run: Path, value_dtype: str) -> dict[str, Any]:
 
 
 def test_the_auc_is_within_a_thousandth_of_that_of_float32(
-    ray_cluster: None, tmp_path: Path
+    jobs_in_threads: None, tmp_path: Path
 ) -> None:
     samples = tmp_path / "samples"
     write_criteo_like(samples, CriteoLike(rows=300_000, test_rows=100_000))
