@@ -76,13 +76,13 @@ class CoordinatorActor:
             self._plane = ControlPlane(self._exchange, secret=secret, on_error=self._fail)
 
     def _exchange(self, report: Report) -> Grant:
-        return self._now.exchange(report)
+        return self._now().exchange(report)
 
     def _fail(self, error: Exception) -> None:
-        self._now.fail(error)
+        self._now().fail(error)
 
-    @property
     def _now(self) -> CoordinatorServer:
+        # No property: Ray reads every attribute of the class when it sends it to a process.
         assert self._server is not None, "it has begun"
         return self._server
 
@@ -98,23 +98,23 @@ class CoordinatorActor:
         return self.address()
 
     def worker_lost(self, worker: int, incarnation: int) -> None:
-        self._now.worker_lost(worker, incarnation)
+        self._now().worker_lost(worker, incarnation)
 
     def look(self, told: Told) -> Status:
         """Return the status, with what its caller was not told yet."""
-        return self._now.status(told)
+        return self._now().status(told)
 
     def order(self, wanted: Wanted) -> None:
-        self._now.order(wanted)
+        self._now().order(wanted)
 
     def cut_taken(self, path: str | None, error: str | None) -> None:
-        self._now.cut_taken(path, error)
+        self._now().cut_taken(path, error)
 
     def evaluate(self) -> None:
-        self._now.evaluate()
+        self._now().evaluate()
 
     def stop_workers(self) -> None:
-        self._now.stop_workers()
+        self._now().stop_workers()
 
     def close(self) -> None:
         """Let no worker in any more."""
@@ -122,14 +122,14 @@ class CoordinatorActor:
             self._plane.close()
 
     def clock_state(self) -> ClockState:
-        return self._now.clock_state()
+        return self._now().clock_state()
 
     def take_batches(self) -> list[BatchSpan]:
-        return self._now.take_batches()
+        return self._now().take_batches()
 
     def status(self, told: Told) -> Status:
         """Return the status as `look`, and export it as metrics of Ray every few seconds."""
-        status = self._now.status(told)
+        status = self._now().status(told)
         began = time.monotonic()
         if began >= self._next_export:
             self._metrics.publish(coordinator_figures(status))
