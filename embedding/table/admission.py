@@ -11,7 +11,7 @@ from embedding.kernels.mixing import mix64, mix_text
 from embedding.spec.admission import CounterAdmission, FrequencyAdmission, ProbabilisticAdmission
 from embedding.spec.table import TableSpec
 from embedding.table.bloom import NO_BLOOM, BloomArrays, BloomFilter
-from embedding.table.rows import RowArrays
+from embedding.table.row_arrays import RowArrays
 
 ALWAYS, COUNTER, BLOOM, PROBABILISTIC = range(4)
 

@@ -16,14 +16,16 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.kernels.mixing import BUCKET_BITS, NUM_BUCKETS, mix64
+from embedding.kernels.mixing import BUCKET_BITS, NUM_BUCKETS, buckets_of, mix64
 from embedding.spec.admission import BloomAdmission
+from embedding.table.freezing import CHANGED, FROZEN, LIVE, Frozen, flags_of, freeze_flags
 from embedding.table.reservation import reserve
 
 Int64Array = npt.NDArray[np.int64]
 
 MIN_COUNTERS = 64  # of a block: a cache line of the narrowest ones
 
+_WRITTEN = np.uint8(LIVE | CHANGED)
 _BUCKET_SHIFT = np.uint64(64 - BUCKET_BITS)
 _32 = np.uint64(32)
 
@@ -33,12 +35,12 @@ class BloomArrays(NamedTuple):
 
     Args:
         counters: uint8, 16, 32 or 64[4096, counters of a block]; without a filter uint8[0, 1].
-        written: uint8[4096], 1 where a block may hold anything but 0.
+        flags: uint8[4096] of the blocks, see `freezing`; 0 where a block holds nothing.
         hashes: counters of a key.
     """
 
     counters: npt.NDArray[Any]
-    written: npt.NDArray[np.uint8]
+    flags: npt.NDArray[np.uint8]
     hashes: int
 
 
@@ -101,15 +103,18 @@ class BloomFilter:
                 f"a Bloom filter of max_elements {rule.max_elements}: {error}; or lower"
                 " max_elements"
             ) from error
-        self.arrays = BloomArrays(counters, np.zeros(NUM_BUCKETS, np.uint8), size.hashes)
+        self.arrays = BloomArrays(counters, flags_of(NUM_BUCKETS), size.hashes)
         self._limit = largest_count(rule.counter_bits)
+        self._frozen: Frozen[BloomBlocks] | None = None
 
     def add(self, keys: Int64Array, counts: Int64Array) -> None:
         """Add to the counts of keys."""
+        self._before_change(buckets_of(keys))
         _add(self.arrays, keys, counts, self._limit)
 
     def raise_to(self, keys: Int64Array, counts: Int64Array) -> None:
         """Make the count of each key at least that."""
+        self._before_change(buckets_of(keys))
         _raise(self.arrays, keys, counts, self._limit)
 
     def count(self, keys: Int64Array) -> Int64Array:
@@ -121,7 +126,7 @@ class BloomFilter:
     def export(self, buckets: tuple[int, int]) -> BloomBlocks:
         """Copy the blocks of buckets [first, end) that were ever written."""
         first, end = buckets
-        found = first + np.flatnonzero(self.arrays.written[first:end])
+        found = first + np.flatnonzero(self.arrays.flags[first:end])
         return BloomBlocks(found, self.arrays.counters[found])
 
     def import_(self, blocks: BloomBlocks) -> None:
@@ -139,14 +144,38 @@ class BloomFilter:
             raise ValueError(f"Bloom blocks are of buckets 0 to {NUM_BUCKETS - 1}, got {buckets}")
         limit = min(self._limit, int(np.iinfo(blocks.counters.dtype).max))
         clipped = np.minimum(blocks.counters, blocks.counters.dtype.type(limit))
+        self._before_change(buckets)
         counters[buckets] = clipped.astype(counters.dtype)
-        self.arrays.written[buckets] = 1
+        self.arrays.flags[buckets] = _WRITTEN
+
+    def freeze(self, *, changed_only: bool) -> Frozen[BloomBlocks]:
+        """Freeze all blocks, or those that changed since the last time, see `Rows.freeze`."""
+        if self._frozen is not None:
+            self._frozen.close()
+        flags, every = self.arrays.flags, np.arange(NUM_BUCKETS)
+        count = freeze_flags(flags, NUM_BUCKETS, changed_only=changed_only)
+        blocks = BloomBlocks(every, self.arrays.counters)
+        self._frozen = Frozen(blocks, flags, NUM_BUCKETS, count)
+        return self._frozen
+
+    def _before_change(self, buckets: npt.NDArray[Any]) -> None:
+        """Save what is frozen of the blocks of buckets, which are about to be changed."""
+        if self._frozen is None or self._frozen.num_left <= 0:
+            return
+        flags = self.arrays.flags
+        found = np.unique(buckets).astype(np.int64)
+        found = found[flags[found] & FROZEN != 0]
+        if found.size:
+            flags[found] ^= FROZEN
+            copy = BloomBlocks(found, self.arrays.counters[found])
+            self._frozen.save(copy, found.size, copy.counters.nbytes)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the blocks that were written."""
-        counters = self.arrays.counters
-        return int(self.arrays.written.sum()) * counters.shape[1] * counters.itemsize
+        """Bytes of the blocks that were written, and of those that were saved."""
+        saved = 0 if self._frozen is None else self._frozen.nbytes
+        blocks = int(np.count_nonzero(self.arrays.flags))
+        return blocks * self.arrays.counters[:1].nbytes + saved
 
 
 def largest_count(counter_bits: int) -> int:
@@ -182,12 +211,12 @@ def _count(bloom: BloomArrays, keys: Int64Array, counts: Int64Array) -> None:
 
 @njit(cache=True, nogil=True)
 def _add(bloom: BloomArrays, keys: Int64Array, counts: Int64Array, limit: np.int64) -> None:
-    counters, written, hashes = bloom.counters, bloom.written, bloom.hashes
+    counters, flags, hashes = bloom.counters, bloom.flags, bloom.hashes
     segment = np.uint64(counters.shape[1] // hashes)
     for i in range(keys.size):
         mixed = mix64(np.uint64(keys[i]))
         bucket = mixed >> _BUCKET_SHIFT
-        written[bucket] = 1
+        flags[bucket] = _WRITTEN
         for number in range(hashes):
             place = _place(mixed, number, segment)
             value = np.int64(counters[bucket, place])
@@ -196,12 +225,12 @@ def _add(bloom: BloomArrays, keys: Int64Array, counts: Int64Array, limit: np.int
 
 @njit(cache=True, nogil=True)
 def _raise(bloom: BloomArrays, keys: Int64Array, counts: Int64Array, limit: np.int64) -> None:
-    counters, written, hashes = bloom.counters, bloom.written, bloom.hashes
+    counters, flags, hashes = bloom.counters, bloom.flags, bloom.hashes
     segment = np.uint64(counters.shape[1] // hashes)
     for i in range(keys.size):
         mixed = mix64(np.uint64(keys[i]))
         bucket = mixed >> _BUCKET_SHIFT
-        written[bucket] = 1
+        flags[bucket] = _WRITTEN
         for number in range(hashes):
             place = _place(mixed, number, segment)
             value = np.int64(counters[bucket, place])

@@ -5,9 +5,19 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.table.index import Geometry, find, geometry_of, put, remove, search
-from embedding.table.rows import FREQUENCY, NUM_ROWS, SPLIT, VERSION, RowArrays, free_row, take_row
+from embedding.table.row_arrays import (
+    FREQUENCY,
+    NUM_ROWS,
+    SPLIT,
+    VERSION,
+    WRITTEN,
+    RowArrays,
+    free_row,
+    take_row,
+)
 
 Int64Array = npt.NDArray[np.int64]
+UInt8Array = npt.NDArray[np.uint8]
 
 
 @njit(cache=True, nogil=True)
@@ -25,17 +35,19 @@ def add_counts(
     Room for their counters has been made.
     """
     entries, metadata, state = counters.entries, counters.metadata, counters.state
+    flags = counters.flags
     geometry = geometry_of(entries, state[SPLIT])
     for i in range(start, end):
         if positions[i] >= 0:
             continue
         counter, line = search(entries, geometry, keys[i])
         if counter < 0:
-            counter = take_row(metadata, state)
+            counter = take_row(counters.keys, state, keys[i])
             put(entries, line, keys[i], counter)
             metadata[counter, FREQUENCY] = 0
         metadata[counter, FREQUENCY] += counts[i]
         metadata[counter, VERSION] = step
+        flags[counter] = WRITTEN
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -51,6 +63,8 @@ def counted(
 def take_count(
     entries: Int64Array,
     metadata: Int64Array,
+    counter_keys: Int64Array,
+    flags: UInt8Array,
     state: Int64Array,
     geometry: Geometry,
     key: np.int64,
@@ -61,5 +75,5 @@ def take_count(
         counter = remove(entries, geometry, key)
         if counter >= 0:
             frequency = metadata[counter, FREQUENCY]
-            free_row(metadata, state, counter)
+            free_row(counter_keys, flags, state, counter)
     return frequency

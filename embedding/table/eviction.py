@@ -12,7 +12,8 @@ from embedding.spec.eviction import MIN_ROWS_PER_BUCKET
 from embedding.spec.table import TableSpec
 from embedding.table.index import entry, num_entries
 from embedding.table.precision import read_vector, stored_width
-from embedding.table.rows import FREQUENCY, METADATA_BYTES, VERSION, RowArrays, Rows
+from embedding.table.row_arrays import FREQUENCY, VERSION, RowArrays
+from embedding.table.rows import KEY_BYTES, METADATA_BYTES, Rows
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
@@ -36,7 +37,7 @@ def rows_per_bucket(spec: TableSpec) -> int:
     if rule is not None and rule.max_rows is not None:
         quotas.append(rule.max_rows // NUM_BUCKETS)
     if rule is not None and rule.max_bytes is not None:
-        row_bytes = 4 * stored_width(spec) + METADATA_BYTES + INDEX_BYTES
+        row_bytes = 4 * stored_width(spec) + METADATA_BYTES + KEY_BYTES + INDEX_BYTES
         quotas.append(rule.max_bytes // (row_bytes * NUM_BUCKETS))
         if quotas[-1] < MIN_ROWS_PER_BUCKET:
             least = MIN_ROWS_PER_BUCKET * row_bytes * NUM_BUCKETS

@@ -16,7 +16,7 @@ from embedding.table.counters import add_counts, counted, take_count
 from embedding.table.index import BLOCK, find_batch, geometry_of
 from embedding.table.initial_values import InitialValues, fill_initial
 from embedding.table.precision import FLOAT32, read_vector, read_vectors, write_vector
-from embedding.table.rows import FREQUENCY, SPLIT, VERSION, RowArrays, find_or_add
+from embedding.table.row_arrays import FREQUENCY, SPLIT, VERSION, RowArrays, find_or_add
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
@@ -111,7 +111,9 @@ def settle_keys(
     step: int,
     positions: Int64Array,
 ) -> None:
-    """Count each key and give rows to those that get one; room for all has been made.
+    """Count each key and give rows to those that get one.
+
+    Room for all has been made, and what is frozen of their rows and counters was saved.
 
     Args:
         initial_slots: float32[sum of the slots' widths], what follows the vector of a new row.
@@ -186,12 +188,15 @@ def _hand_over_counts(
     metadata = rows.metadata
     bloom, hashes = admission.bloom.counters, admission.bloom.hashes
     counters, counter_metadata = admission.counters.entries, admission.counters.metadata
+    counter_keys, flags = admission.counters.keys, admission.counters.flags
     counter_state = admission.counters.state
     geometry = geometry_of(counters, counter_state[SPLIT])
     for i in new:
         if admission.kind == BLOOM:
             count = bloom_count(bloom, hashes, keys[i])
         else:
-            count = take_count(counters, counter_metadata, counter_state, geometry, keys[i])
+            count = take_count(
+                counters, counter_metadata, counter_keys, flags, counter_state, geometry, keys[i]
+            )
         if track_usage:
             metadata[positions[i], FREQUENCY] = count

@@ -1,4 +1,8 @@
-"""Rows by key: an index, and the vectors, slots, frequencies and versions that it points to."""
+"""Rows by key: an index, and the vectors, slots, frequencies and versions that it points to.
+
+Each row knows its key and has flags, so that what looks at all rows, or at those that changed, goes
+through them in their order and not through the index.
+"""
 
 import itertools
 from typing import NamedTuple
@@ -8,32 +12,34 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.kernels.mixing import NUM_BUCKETS, bucket_of, buckets_of
-from embedding.kernels.prefetch import AHEAD, prefetch
+from embedding.kernels.row_copy import copy_rows
 from embedding.table.buckets import check_buckets
+from embedding.table.freezing import Frozen, flags_of, freeze_flags
 from embedding.table.index import (
-    BLOCK,
     MAX_ROWS,
     WORDS,
     begin_doubling,
-    begin_search,
     collect,
     continue_doubling,
     find_batch,
-    geometry_of,
-    put,
-    remove,
-    search_from,
 )
 from embedding.table.reservation import Budget, reserve
+from embedding.table.row_arrays import (
+    NUM_ROWS,
+    NUM_TOUCHED,
+    SPLIT,
+    RowArrays,
+    add_batch,
+    remove_batch,
+    take_frozen,
+)
 
 Int64Array = npt.NDArray[np.int64]
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 
-FREQUENCY, VERSION = 0, 1  # columns of the metadata
-NUM_ROWS, NUM_TOUCHED, FIRST_FREE, SPLIT = 0, 1, 2, 3  # places in the state
-
 METADATA_BYTES = 16
+KEY_BYTES = 9  # and flags
 _LINE_BYTES = 8 * WORDS
 _MIN_LINES = 16
 # Keys for each line of the index, of five, at which its next doubling begins; with each key of a
@@ -42,101 +48,6 @@ _MIN_LINES = 16
 _KEYS_A_LINE = 2.4
 # Keys that are spread over buckets before they are sorted; fewer are faster sorted all at once.
 _KEYS_TO_SPREAD = 64 * NUM_BUCKETS
-
-
-class RowArrays(NamedTuple):
-    """What kernels take of a `Rows`.
-
-    Args:
-        entries: int64[index capacity, 8], see `index`.
-        metadata: int64[capacity, 2]: frequency and version, where usage is tracked. A free row
-            holds in place of its version the next free row plus one.
-        values: float32[capacity, width]: vector, then slots.
-        state: int64[4]: rows in use, rows ever used, the first free row plus one, and how far
-            the index is doubled (see `index.Geometry`).
-    """
-
-    entries: Int64Array
-    metadata: Int64Array
-    values: Float32Array
-    state: Int64Array
-
-
-@njit(cache=True, nogil=True, inline="always")
-def take_row(metadata: Int64Array, state: Int64Array) -> np.int64:
-    """Return a row that is free, a freed one first; its metadata and values are the caller's."""
-    if state[FIRST_FREE] != 0:
-        row = state[FIRST_FREE] - 1
-        state[FIRST_FREE] = metadata[row, VERSION]
-    else:
-        row = state[NUM_TOUCHED]
-        state[NUM_TOUCHED] = row + 1
-    state[NUM_ROWS] += 1
-    return row
-
-
-@njit(cache=True, nogil=True, inline="always")
-def free_row(metadata: Int64Array, state: Int64Array, row: np.int64) -> None:
-    """Give a row back."""
-    metadata[row, VERSION] = state[FIRST_FREE]
-    state[FIRST_FREE] = row + 1
-    state[NUM_ROWS] -= 1
-
-
-@njit(cache=True, nogil=True)
-def find_or_add(
-    rows: RowArrays,
-    keys: Int64Array,
-    may_add: UInt8Array,
-    positions: Int64Array,
-    start: int,
-    end: int,
-    new: Int64Array,
-) -> int:
-    """Find the rows of the keys in [start, end), at most `BLOCK`, and give rows to new keys.
-
-    Room has been made. A new row's metadata and values are the caller's to write.
-
-    Args:
-        may_add: uint8[n], 0 for a key that gets no row; empty: 1 each.
-        positions: int64[n], written: the row of each key, or -1.
-        new: int64[at least end - start], written: the indices of keys that got a row.
-
-    Returns:
-        how many these are.
-    """
-    entries, metadata, state = rows.entries, rows.metadata, rows.state
-    geometry = geometry_of(entries, state[SPLIT])
-    lines = np.empty(BLOCK + AHEAD, np.uint64)
-    begin_search(entries, keys[start:end], geometry, lines)
-    count = 0
-    for i in range(start, end):
-        prefetch(entries, lines[i - start + AHEAD], 0)
-        row, line = search_from(entries, lines[i - start], geometry.mask, keys[i])
-        if row < 0 and (may_add.size == 0 or may_add[i] != 0):
-            row = take_row(metadata, state)
-            put(entries, line, keys[i], row)
-            new[count] = i
-            count += 1
-        positions[i] = row
-    return count
-
-
-@njit(cache=True, nogil=True)
-def _add_batch(rows: RowArrays, keys: Int64Array, positions: Int64Array) -> None:
-    each, new = np.empty(0, np.uint8), np.empty(BLOCK, np.int64)
-    for start in range(0, keys.size, BLOCK):
-        find_or_add(rows, keys, each, positions, start, min(start + BLOCK, keys.size), new)
-
-
-@njit(cache=True, nogil=True)
-def _remove_batch(rows: RowArrays, keys: Int64Array) -> None:
-    entries, metadata, state = rows.entries, rows.metadata, rows.state
-    geometry = geometry_of(entries, state[SPLIT])
-    for i in range(keys.size):
-        row = remove(entries, geometry, keys[i])
-        if row >= 0:
-            free_row(metadata, state, row)
 
 
 @njit(cache=True, nogil=True)
@@ -181,7 +92,7 @@ class Room(NamedTuple):
 
 def room_in(budget: Budget, width: int) -> Room:
     """Return how many rows of so many float32 values a budget allows."""
-    row_bytes = 4 * width + METADATA_BYTES
+    row_bytes = 4 * width + METADATA_BYTES + KEY_BYTES
     memory, address, share = budget.memory, budget.address, budget.share_bytes
     filled = memory.num_bytes // (row_bytes + round(_LINE_BYTES / _KEYS_A_LINE))
     # The lines of an index are a power of two: the one that leaves room for most rows.
@@ -206,8 +117,7 @@ class Rows:
     Args:
         width: float32 values of a row; 0 keeps frequency and version only.
         budget: what they may reserve.
-        track_usage: whether rows have a frequency and a version; if not, only what was freed once
-            takes their memory.
+        track_usage: whether rows have a frequency and a version; if not, they take no memory.
         name: what they are called in errors.
 
     Raises:
@@ -223,13 +133,19 @@ class Rows:
         name: str = "a table",
     ) -> None:
         self.track_usage = track_usage
-        self._num_freed = 0
         self._name = name
         self._room = room_in(budget, width)
-        metadata = reserve(self._room.rows, 2, np.int64)
-        values = reserve(self._room.rows, width, np.float32)
+        capacity = self._room.rows
         self._entries = reserve(self._room.lines, WORDS, np.int64)
-        self.arrays = RowArrays(self._entries[:_MIN_LINES], metadata, values, np.zeros(4, np.int64))
+        self.arrays = RowArrays(
+            entries=self._entries[:_MIN_LINES],
+            metadata=reserve(capacity, 2, np.int64),
+            values=reserve(capacity, width, np.float32),
+            keys=reserve(capacity, 1, np.int64).reshape(-1),
+            flags=flags_of(capacity),
+            state=np.zeros(4, np.int64),
+        )
+        self._frozen: Frozen[RowArrays] | None = None
 
     def __len__(self) -> int:
         return int(self.arrays.state[NUM_ROWS])
@@ -280,7 +196,7 @@ class Rows:
     def add(self, keys: Int64Array) -> Int64Array:
         """Return the row of each key, int64[n], giving one to those that have none.
 
-        A new row's metadata and values are the caller's to write.
+        The metadata and values of all of them are the caller's to write.
 
         Raises:
             MemoryError: see `make_room`.
@@ -289,15 +205,49 @@ class Rows:
         if len(self) and not (self._has_room(num_new) and self.can_take(num_new)):
             num_new = int(np.count_nonzero(self.find(keys) < 0))
         self.make_room(num_new)
+        self.before_change(keys)
         rows = np.empty(keys.size, np.int64)
-        _add_batch(self.arrays, keys, rows)
+        add_batch(self.arrays, keys, rows)
         return rows
 
-    def remove(self, keys: Int64Array) -> None:
-        """Remove keys and free their rows; absent keys are left out."""
-        before = len(self)
-        _remove_batch(self.arrays, keys)
-        self._num_freed += before - len(self)
+    def remove(self, keys: Int64Array) -> Int64Array:
+        """Remove keys and free their rows; return those that had one, in the order given."""
+        self.before_change(keys)
+        removed = np.empty(keys.size, np.int64)
+        return removed[: remove_batch(self.arrays, keys, removed)]
+
+    def freeze(self, *, changed_only: bool) -> Frozen[RowArrays]:
+        """Freeze all rows, or those that changed since the last time.
+
+        None of them counts as changed then, and what was frozen before is closed.
+        """
+        if self._frozen is not None:
+            self._frozen.close()
+        touched = int(self.arrays.state[NUM_TOUCHED])
+        num_frozen = freeze_flags(self.arrays.flags, touched, changed_only=changed_only)
+        self._frozen = Frozen(self.arrays, self.arrays.flags, touched, num_frozen)
+        return self._frozen
+
+    def before_change(self, keys: Int64Array) -> None:
+        """Save what is frozen of the rows of keys, which are about to be changed or removed."""
+        if self._frozen is not None and self._frozen.num_left > 0:
+            positions = np.empty(keys.size, np.int64)
+            count = take_frozen(self.arrays, keys, positions)
+            if count:
+                copy = self._copy(positions[:count])
+                num_bytes = copy.keys.nbytes + copy.metadata.nbytes + copy.values.nbytes
+                self._frozen.save(copy, count, num_bytes)
+
+    def _copy(self, positions: Int64Array) -> RowArrays:
+        """Return arrays in which row i is a copy of the row at positions[i]."""
+        arrays = self.arrays
+        values = np.empty((positions.size, arrays.values.shape[1]), np.float32)
+        copy_rows(arrays.values, positions, 0, values)
+        return arrays._replace(
+            keys=arrays.keys[positions],
+            metadata=arrays.metadata[positions if self.track_usage else slice(0)],
+            values=values,
+        )
 
     def in_buckets(self, buckets: tuple[int, int]) -> tuple[Int64Array, Int64Array]:
         """Return the keys of buckets [first, end), sorted by (bucket, key), and their rows."""
@@ -308,13 +258,14 @@ class Rows:
         return _sorted_by_bucket(keys[:count], rows[:count])
 
     def memory(self) -> dict[str, int]:
-        """Return the bytes that the index, the metadata and the values have taken."""
+        """Return the bytes that index, keys, metadata, values and what was saved have taken."""
         touched = int(self.arrays.state[NUM_TOUCHED])
-        with_metadata = touched if self.track_usage else min(self._num_freed, touched)
         return {
             "index": self.arrays.entries.nbytes,
-            "metadata": with_metadata * METADATA_BYTES,
+            "keys": touched * KEY_BYTES,
+            "metadata": touched * METADATA_BYTES * self.track_usage,
             "rows": touched * self.arrays.values.shape[1] * 4,
+            "frozen": 0 if self._frozen is None else self._frozen.nbytes,
         }
 
 
@@ -323,4 +274,5 @@ def memory_of(num_keys: int, width: int, *, track_usage: bool = True) -> int:
     lines = _MIN_LINES
     while num_keys > int(lines * _KEYS_A_LINE):
         lines *= 2
-    return lines * _LINE_BYTES + num_keys * (METADATA_BYTES * track_usage + 4 * width)
+    row_bytes = KEY_BYTES + METADATA_BYTES * track_usage + 4 * width
+    return lines * _LINE_BYTES + num_keys * row_bytes

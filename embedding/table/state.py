@@ -14,10 +14,12 @@ from embedding.spec.admission import BloomAdmission, CounterAdmission
 from embedding.spec.table import TableSpec
 from embedding.table.bloom import BloomBlocks, BloomFilter
 from embedding.table.buckets import ALL_BUCKETS, bucket_parts, check_buckets
+from embedding.table.frozen import FrozenTable
 from embedding.table.inspection import RankBy, TopRows, frequency_histogram
 from embedding.table.precision import kind_of, stored_width
 from embedding.table.reservation import NO_BUDGET, Budget
-from embedding.table.rows import FREQUENCY, METADATA_BYTES, VERSION, Rows
+from embedding.table.row_arrays import FREQUENCY, VERSION, RowArrays
+from embedding.table.rows import METADATA_BYTES, Rows
 from embedding.table.sharing import budget_alone
 from embedding.table.transfer import read_rows, write_rows
 
@@ -53,6 +55,7 @@ class TableState:
         self._counts_keys = isinstance(rule, CounterAdmission)
         self._counters = self._reserved_counters() if self._counts_keys else Rows(0, NO_BUDGET)
         self._bloom = BloomFilter(rule) if isinstance(rule, BloomAdmission) else None
+        self._removed: list[Int64Array] | None = None  # keys, since the freeze before, if any
 
     def _reserved_counters(self) -> Rows:
         return Rows(0, self._budget, name=f"what is counted for table {self.spec.name}")
@@ -74,7 +77,8 @@ class TableState:
 
         Each call looks through the whole index, so ask for many buckets at once.
         """
-        return self._read(*self._rows.in_buckets(buckets))
+        keys, rows = self._rows.in_buckets(buckets)
+        return self._read(self._rows.arrays, rows, keys)
 
     def export_parts(
         self, buckets: tuple[int, int], part_bytes: int
@@ -90,19 +94,22 @@ class TableState:
             cuts = bucket_parts(row_bytes * keys.size, part_bytes, part, most_parts=NUM_BUCKETS)
             ends = np.searchsorted(buckets_of(keys), [end for _, end in cuts]).tolist()
             for cut, start, end in zip(cuts, [0, *ends], ends, strict=False):
-                yield cut, self._read(keys[start:end], rows[start:end])
+                yield cut, self._read(self._rows.arrays, rows[start:end], keys[start:end])
 
-    def _read(self, keys: Int64Array, rows: Int64Array) -> TableEntries:
-        n = keys.size
+    def _read(
+        self, arrays: RowArrays, rows: Int64Array, keys: Int64Array | None = None
+    ) -> TableEntries:
+        """Copy rows of some arrays to columns; keys, if they are known, are theirs."""
+        n = rows.size
         entries = TableEntries(
-            keys=keys,
+            keys=arrays.keys[rows] if keys is None else keys,
             frequency=np.zeros(n, np.int64),
             version=np.zeros(n, np.int64),
             vectors=np.empty((n, self.spec.dim), np.float32),
             slots=np.empty((n, self._initial_slots.size), np.float32),
         )
         read_rows(
-            self._rows.arrays,
+            arrays,
             rows,
             self._precision,
             self.spec.track_usage,
@@ -184,7 +191,7 @@ class TableState:
         slots = input_array("slots", entries.slots, _FLOAT32, (n, self._initial_slots.size))
         rows = self._rows.add(keys)
         if len(self._counters):
-            self._counters.remove(keys)
+            self._remove(self._counters, keys)
         write_rows(
             self._rows.arrays,
             rows,
@@ -210,15 +217,64 @@ class TableState:
         frequency = input_array("frequency", entries.frequency, _INT64, (n,))
         version = input_array("version", entries.version, _INT64, (n,))
         if self._bloom is not None:
-            self._rows.remove(keys)
+            self._remove(self._rows, keys)
             self._bloom.raise_to(keys, frequency)
             return
         if not self._counts_keys and not len(self._counters):
             self._counters = self._reserved_counters()  # another rule's
         counters = self._counters.add(keys)
-        self._rows.remove(keys)
+        self._remove(self._rows, keys)
         self._counters.arrays.metadata[counters, FREQUENCY] = frequency
         self._counters.arrays.metadata[counters, VERSION] = version
+
+    def remove(self, keys: Int64Array) -> None:
+        """Remove the rows and counters of keys; absent keys are left out, filters stay as they are.
+
+        Args:
+            keys: int64[n], any values, repeated ones too.
+
+        Raises:
+            ValueError: keys have another type or shape.
+        """
+        keys = input_array("keys", keys, _INT64, (len(keys),))
+        for rows in (self._rows, self._counters):
+            self._remove(rows, keys)
+
+    def _remove(self, rows: Rows, keys: Int64Array) -> None:
+        """Remove keys from rows or counters, and remember them for the next freeze."""
+        removed = rows.remove(keys)
+        if self._removed is not None and removed.size:
+            self._removed.append(removed)
+
+    # Frozen -----------------------------------------------------------------------------------
+
+    def freeze(self, *, changed_only: bool) -> FrozenTable:
+        """Freeze what the table holds now, to be read while it goes on; nothing is copied yet.
+
+        It takes a look at one byte of each row. What is frozen and not yet read is copied when it
+        is changed or removed, which takes memory until it is read. From the first freeze on the
+        keys that are removed are remembered until the next, 8 bytes each. One that is frozen
+        already is closed. Nothing else may run beside this.
+
+        Args:
+            changed_only: freeze only what has changed or was removed since the freeze before, or
+                since the table was made.
+
+        Restored are both by `remove`, `import_rows`, `import_counters` and `import_bloom`, in this
+        order: all that was frozen, then for each later one the keys removed and what changed.
+        """
+        removed = np.empty(0, np.int64)
+        if changed_only and self._removed:
+            removed = np.unique(np.concatenate(self._removed))
+        self._removed = []
+        return FrozenTable(
+            self._rows.freeze(changed_only=changed_only),
+            self._counters.freeze(changed_only=changed_only),
+            None if self._bloom is None else self._bloom.freeze(changed_only=changed_only),
+            removed,
+            self._read,
+            changed_only=changed_only,
+        )
 
     # Questions --------------------------------------------------------------------------------
 
@@ -287,9 +343,13 @@ class TableState:
         return counts
 
     def memory(self) -> dict[str, int]:
-        """Return the bytes taken by index, rows, metadata, counters and filter, and their total."""
+        """Return the bytes taken by each part, and their total.
+
+        `keys` is of the rows' keys and flags; `frozen` and `removed` is what a `freeze` keeps.
+        """
         memory = self._rows.memory()
         memory["counters"] = sum(self._counters.memory().values())
         memory["bloom"] = 0 if self._bloom is None else self._bloom.nbytes
+        memory["removed"] = sum(keys.nbytes for keys in self._removed or ())
         memory["total"] = sum(memory.values())
         return memory

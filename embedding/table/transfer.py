@@ -8,7 +8,7 @@ from embedding.kernels.prefetch import AHEAD, prefetch
 from embedding.kernels.row_copy import copy_rows
 from embedding.table.index import BLOCK
 from embedding.table.precision import read_vectors, write_vector
-from embedding.table.rows import FREQUENCY, VERSION, RowArrays
+from embedding.table.row_arrays import FREQUENCY, VERSION, RowArrays
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]

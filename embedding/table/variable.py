@@ -213,6 +213,8 @@ class EmbeddingVariable(TableState):
                 admission = admission._replace(kind=ALWAYS)
         static = self._static
         starts = None if static is None else static.starts(self._rows, keys, flags)
+        self._rows.before_change(keys)
+        self._counters.before_change(keys)
         positions = np.empty(keys.size, np.int64)
         settle_keys(
             self._rows.arrays,
@@ -282,7 +284,7 @@ class EmbeddingVariable(TableState):
             min_version=min_version,
             l2_weight_threshold=l2_weight_threshold,
         )
-        self._rows.remove(gone)
+        self._remove(self._rows, gone)
         gone_counters = expired(
             self._counters,
             dim=0,
@@ -290,13 +292,13 @@ class EmbeddingVariable(TableState):
             min_version=min_version,
             l2_weight_threshold=0.0,
         )
-        self._counters.remove(gone_counters)
+        self._remove(self._counters, gone_counters)
         parts = [gone, gone_counters]
         if rows_per_bucket > 0:
             parts.append(
                 overfull(self._rows, rows_per_bucket=rows_per_bucket, evict_first=evict_first)
             )
-            self._rows.remove(parts[-1])
+            self._remove(self._rows, parts[-1])
         keys = np.sort(np.concatenate(parts))
         self.num_evicted += keys.size
         return keys

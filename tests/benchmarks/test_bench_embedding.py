@@ -80,7 +80,7 @@ def test_every_name_is_explained(lines: list[dict[str, Any]]) -> None:
 
 def test_the_memory_of_a_row_adds_up(lines: list[dict[str, Any]]) -> None:
     for line in (line for line in lines if line["name"] == "memory_per_row"):
-        parts = ("index", "metadata", "rows", "counters", "bloom")
+        parts = ("index", "keys", "metadata", "rows", "counters", "bloom")
         total = sum(line[f"{part}_bytes_per_row"] for part in parts)
         assert line["value"] == pytest.approx(total / line["payload_bytes"], rel=1e-2)
 

@@ -368,14 +368,15 @@ def test_memory_adds_up_what_rows_and_counters_take():
 
     assert memory["rows"] == 600 * DIM * 2 * 4
     assert memory["metadata"] == 600 * 16
-    assert memory["counters"] >= 400 * 32
+    assert memory["keys"] == 600 * 9
+    assert memory["counters"] >= 400 * 41
     assert memory["total"] == sum(
-        memory[part] for part in ("index", "rows", "metadata", "counters")
+        memory[part] for part in ("index", "keys", "rows", "metadata", "counters")
     )
 
 
 @pytest.mark.parametrize("rows", [157_286, 157_287, 200_000, 314_572])
-def test_a_table_takes_at_most_a_third_more_than_its_payload(rows):
+def test_a_table_takes_at_most_two_fifths_more_than_its_payload(rows):
     """At dim 16 with an Adagrad slot, just before and after the index begins to double."""
     variable = EmbeddingVariable(TableSpec(name="t", dim=16, optimizer=Adagrad()))
     numbers = np.arange(rows)
@@ -383,4 +384,4 @@ def test_a_table_takes_at_most_a_third_more_than_its_payload(rows):
     variable.import_rows(TableEntries(numbers, numbers, numbers, vectors, vectors))
 
     payload = 8 + 4 * 16 + 4 * 16 + 8 + 8
-    assert variable.memory()["total"] <= 1.35 * payload * rows
+    assert variable.memory()["total"] <= 1.4 * payload * rows

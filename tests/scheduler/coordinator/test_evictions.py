@@ -70,5 +70,5 @@ def test_the_record_carries_every_number_that_a_shard_needs() -> None:
         every_steps=5,
     )
 
-    # Adagrad: 16 values and one slot each, 198 bytes a row: 1233 rows a bucket; of 10^6 rows, 244.
+    # Adagrad: 16 values and one slot each, 207 bytes a row: 1179 rows a bucket; of 10^6 rows, 244.
     assert run(rule, 5) == {4: TableEviction(1, 3, 0.25, 244, "least_recent")}

@@ -1,0 +1,92 @@
+"""A table as it was at one moment, read piece by piece while it goes on."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from embedding.entries import CounterEntries, TableEntries
+from embedding.table.bloom import BloomBlocks
+from embedding.table.freezing import Frozen
+from embedding.table.row_arrays import FREQUENCY, VERSION, RowArrays
+
+Int64Array = npt.NDArray[np.int64]
+
+
+class FrozenTable:
+    """What a table held when it was frozen, or what of it had changed since the time before.
+
+    Made by `EmbeddingVariable.freeze`. Each of the three iterators gives a piece for each `next`,
+    in no order but each row, counter and block once, and once only whoever asks again. During a
+    `next`, and during `close`, the table must not change; pulls, and readers of the other two, may
+    run beside. An iterator may be left in the middle.
+
+    Args:
+        rows, counters, bloom: what was frozen; bloom None: the table has no filter.
+        removed: see below.
+        read: copies rows at some positions.
+        changed_only: whether only what had changed was frozen.
+
+    Attributes:
+        changed_only: whether this is what had changed, else all.
+        removed: int64[n], ascending: the keys of rows and counters that were removed since the
+            freeze before; one that came again is among the rows or counters too. Empty where all
+            was frozen.
+        num_rows, num_counters, num_blocks: how many the iterators give in all.
+    """
+
+    def __init__(
+        self,
+        rows: Frozen[RowArrays],
+        counters: Frozen[RowArrays],
+        bloom: Frozen[BloomBlocks] | None,
+        removed: Int64Array,
+        read: Callable[[RowArrays, Int64Array], TableEntries],
+        *,
+        changed_only: bool,
+    ) -> None:
+        self.changed_only = changed_only
+        self.removed = removed
+        self.num_rows, self.num_counters = rows.count, counters.count
+        self.num_blocks = 0 if bloom is None else bloom.count
+        self._rows, self._counters, self._bloom = rows, counters, bloom
+        self._read = read
+
+    def rows(self, max_rows: int) -> Iterator[TableEntries]:
+        """Yield copies of the rows, at most `max_rows` at once.
+
+        Raises:
+            ValueError: `max_rows` is below 1.
+            RuntimeError: the table was frozen again, or this closed, before all was read.
+        """
+        for arrays, positions in self._rows.parts(max_rows):
+            yield self._read(arrays, positions)
+
+    def counters(self, max_rows: int) -> Iterator[CounterEntries]:
+        """Yield copies of the counters of keys without a row; the rest as of `rows`."""
+        for arrays, positions in self._counters.parts(max_rows):
+            yield CounterEntries(
+                keys=arrays.keys[positions],
+                frequency=arrays.metadata[positions, FREQUENCY],
+                version=arrays.metadata[positions, VERSION],
+            )
+
+    def bloom(self, max_bytes: int) -> Iterator[BloomBlocks]:
+        """Yield copies of blocks of the Bloom filter that hold anything, one at least.
+
+        Blocks of one piece are in ascending order of their buckets; the rest as of `rows`.
+
+        Args:
+            max_bytes: of the counters of a piece.
+        """
+        if self._bloom is None:
+            return
+        block_bytes = self._bloom.source.counters[:1].nbytes
+        for blocks, places in self._bloom.parts(max(1, max_bytes // block_bytes)):
+            yield BloomBlocks(blocks.buckets[places], blocks.counters[places])
+
+    def close(self) -> None:
+        """Give up what was not read: its iterators raise RuntimeError, and nothing is kept."""
+        for frozen in (self._rows, self._counters, self._bloom):
+            if frozen is not None:
+                frozen.close()

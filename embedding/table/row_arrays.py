@@ -1,0 +1,151 @@
+"""The arrays of `Rows`, and the kernels that give and take single rows of them."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from embedding.kernels.prefetch import AHEAD, prefetch
+from embedding.table.freezing import CHANGED, FROZEN, LIVE
+from embedding.table.index import (
+    BLOCK,
+    begin_search,
+    find_batch,
+    geometry_of,
+    put,
+    remove,
+    search_from,
+)
+
+Int64Array = npt.NDArray[np.int64]
+UInt8Array = npt.NDArray[np.uint8]
+Float32Array = npt.NDArray[np.float32]
+
+FREQUENCY, VERSION = 0, 1  # columns of the metadata
+NUM_ROWS, NUM_TOUCHED, FIRST_FREE, SPLIT = 0, 1, 2, 3  # places in the state
+WRITTEN = np.uint8(LIVE | CHANGED)  # the flags of a row that was just changed
+
+
+class RowArrays(NamedTuple):
+    """What kernels take of a `Rows`.
+
+    Args:
+        entries: int64[index capacity, 8], see `index`.
+        metadata: int64[capacity, 2]: frequency and version, where usage is tracked.
+        values: float32[capacity, width]: vector, then slots.
+        keys: int64[capacity]: whose row it is. A free row holds the next free row plus one.
+        flags: uint8[capacity], see `freezing`; 0: the row is free.
+        state: int64[4]: rows in use, rows ever used, the first free row plus one, and how far
+            the index is doubled (see `index.Geometry`).
+    """
+
+    entries: Int64Array
+    metadata: Int64Array
+    values: Float32Array
+    keys: Int64Array
+    flags: UInt8Array
+    state: Int64Array
+
+
+@njit(cache=True, nogil=True, inline="always")
+def take_row(keys: Int64Array, state: Int64Array, key: np.int64) -> np.int64:
+    """Return a row for a key, a freed one first; flags, metadata and values are the caller's."""
+    if state[FIRST_FREE] != 0:
+        row = state[FIRST_FREE] - 1
+        state[FIRST_FREE] = keys[row]
+    else:
+        row = state[NUM_TOUCHED]
+        state[NUM_TOUCHED] = row + 1
+    state[NUM_ROWS] += 1
+    keys[row] = key
+    return row
+
+
+@njit(cache=True, nogil=True, inline="always")
+def free_row(keys: Int64Array, flags: UInt8Array, state: Int64Array, row: np.int64) -> None:
+    """Give a row back."""
+    flags[row] = 0
+    keys[row] = state[FIRST_FREE]
+    state[FIRST_FREE] = row + 1
+    state[NUM_ROWS] -= 1
+
+
+@njit(cache=True, nogil=True)
+def find_or_add(
+    rows: RowArrays,
+    keys: Int64Array,
+    may_add: UInt8Array,
+    positions: Int64Array,
+    start: int,
+    end: int,
+    new: Int64Array,
+) -> int:
+    """Find the rows of the keys in [start, end), at most `BLOCK`, and give rows to new keys.
+
+    All of them will be changed, what is frozen of them was saved, and room has been made. A new
+    row's metadata and values are the caller's to write.
+
+    Args:
+        may_add: uint8[n], 0 for a key that gets no row; empty: 1 each.
+        positions: int64[n], written: the row of each key, or -1.
+        new: int64[at least end - start], written: the indices of keys that got a row.
+
+    Returns:
+        how many these are.
+    """
+    entries, flags, state = rows.entries, rows.flags, rows.state
+    geometry = geometry_of(entries, state[SPLIT])
+    lines = np.empty(BLOCK + AHEAD, np.uint64)
+    begin_search(entries, keys[start:end], geometry, lines)
+    count = 0
+    for i in range(start, end):
+        prefetch(entries, lines[i - start + AHEAD], 0)
+        row, line = search_from(entries, lines[i - start], geometry.mask, keys[i])
+        if row < 0 and (may_add.size == 0 or may_add[i] != 0):
+            row = take_row(rows.keys, state, keys[i])
+            put(entries, line, keys[i], row)
+            new[count] = i
+            count += 1
+        positions[i] = row
+    for i in range(start, end):
+        if positions[i] >= 0:
+            flags[positions[i]] = WRITTEN
+    return count
+
+
+@njit(cache=True, nogil=True)
+def add_batch(rows: RowArrays, keys: Int64Array, positions: Int64Array) -> None:
+    """`find_or_add` of any number of keys, each of which may have a row."""
+    each, new = np.empty(0, np.uint8), np.empty(BLOCK, np.int64)
+    for start in range(0, keys.size, BLOCK):
+        find_or_add(rows, keys, each, positions, start, min(start + BLOCK, keys.size), new)
+
+
+@njit(cache=True, nogil=True)
+def remove_batch(rows: RowArrays, keys: Int64Array, removed: Int64Array) -> int:
+    """Remove keys; write those that had a row to removed, int64[n], and return how many."""
+    entries, state = rows.entries, rows.state
+    geometry = geometry_of(entries, state[SPLIT])
+    count = 0
+    for i in range(keys.size):
+        row = remove(entries, geometry, keys[i])
+        if row >= 0:
+            free_row(rows.keys, rows.flags, state, row)
+            removed[count] = keys[i]
+            count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def take_frozen(rows: RowArrays, keys: Int64Array, positions: Int64Array) -> int:
+    """Write the frozen rows of keys to positions, int64[n]; they are no longer frozen then."""
+    find_batch(rows.entries, rows.state[SPLIT], keys, positions)
+    flags, count = rows.flags, 0
+    for i in range(keys.size):
+        row = positions[i]
+        if row >= 0 and flags[row] & FROZEN != 0:
+            flags[row] ^= FROZEN
+            positions[count] = row
+            count += 1
+    return count
