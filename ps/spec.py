@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
+from embedding.optimizers.rule import rule_for
 from embedding.spec.json_form import optimizer_from_json, table_from_json, to_json
 from embedding.spec.optimizers import Optimizer
 from embedding.spec.table import TableSpec
@@ -50,6 +51,7 @@ class StoreSpec:
                     f"uneven shares {sizes[1]} dense parameters out to {sizes[0]} shards, the"
                     f" store has {self.dense_size} and {self.num_shards}"
                 )
+        rule_for(self.dense_optimizer, sparse=False)  # refuses what is for rows only
         limit = self.dense_clip_norm
         if limit is not None and not 0 < limit < math.inf:
             raise ValueError(f"dense_clip_norm must be > 0 and finite, got {limit}")
@@ -87,13 +89,20 @@ class StoreSpec:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "StoreSpec":
+        """Read what `to_json` gave; raises ValueError or KeyError for what it can't have given."""
+        tables = tuple(table_from_json(table) for table in data["tables"])
+        for name in ("dense_size", "num_shards"):
+            if type(data[name]) is not int:
+                raise ValueError(f"{name} must be a whole number, got {data[name]!r:.80}")
         # Checkpoints of earlier versions do not have it, nor sparse_mean.
         limit = data.get("dense_clip_norm")
+        if limit is not None and type(limit) not in (int, float):
+            raise ValueError(f"dense_clip_norm must be a number, got {limit!r:.80}")
         return StoreSpec(
-            tables=tuple(table_from_json(table) for table in data["tables"]),
-            dense_size=int(data["dense_size"]),
+            tables=tables,
+            dense_size=data["dense_size"],
             dense_optimizer=optimizer_from_json(data["dense_optimizer"]),
-            num_shards=int(data["num_shards"]),
-            dense_clip_norm=None if limit is None else float(limit),
+            num_shards=data["num_shards"],
+            dense_clip_norm=limit,
             sparse_mean=data.get("sparse_mean", "global"),
         )

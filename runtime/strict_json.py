@@ -6,8 +6,15 @@ from typing import Any
 
 
 def json_text(value: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
-    """Return JSON text of values, null for NaN and the infinities."""
-    return json.dumps(_strict(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
+    """Return JSON text of values, null for NaN and the infinities.
+
+    Raises:
+        ValueError: they are nested too deeply; Python reads some such text that it can't write.
+    """
+    try:
+        return json.dumps(_strict(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply") from error
 
 
 def _strict(value: Any) -> Any:

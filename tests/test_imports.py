@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "scheduler": {"embedding", "ps", "runtime", "worker"},
     "simulation": {"embedding", "ps", "runtime", "scheduler", "worker"},
     "synchromesh": {"embedding", "ps", "runtime", "scheduler", "worker"},
+    "fuzzing": {"embedding", "ps", "runtime", "scheduler", "worker"},
 }
 SCRIPTS = {"benchmarks", "jobs", "scripts", "tests"}
 

@@ -10,7 +10,7 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class JobYamlError(ValueError):
-    """Text that is not YAML, says one key twice, or has numbers that are not what they seem."""
+    """Text that is not YAML, says one key twice, or has what is not what it seems."""
 
 
 def read_yaml(text: str) -> Any:
@@ -36,11 +36,13 @@ _OTHER_NUMBERS = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_
 class _Loader(yaml.SafeLoader):
     """Looks at mappings as they are written: what a merge (`<<`) brings in may be said again.
 
-    Numbers with another base than they seem to have are refused.
+    Numbers with another base than they seem to have are refused, and text that is none.
     """
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
         node = super().compose_scalar_node(anchor)
+        if any("\ud800" <= character <= "\udfff" for character in node.value):
+            node.value = _joined(node)
         if node.tag in _NUMBERS and _OTHER_NUMBERS.fullmatch(node.value):
             raise JobYamlError(
                 f"{node.value} on line {node.start_mark.line + 1} is the number"
@@ -63,3 +65,14 @@ class _Loader(yaml.SafeLoader):
                 )
             lines[name] = line
         return node
+
+
+def _joined(node: yaml.ScalarNode) -> str:
+    """Return text in which characters that JSON wrote as two escapes are one again."""
+    try:
+        return node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise JobYamlError(
+            f"the text {node.value!r} on line {node.start_mark.line + 1} has half a character"
+            " (\\uD800 to \\uDFFF), which no file can hold. Write the character itself"
+        ) from None

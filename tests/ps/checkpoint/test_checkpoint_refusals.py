@@ -163,6 +163,19 @@ def in_table(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
         (in_table("optimizer", {"type": "magic"}), "magic"),
         (in_table("optimizer", "adam"), "store|tables"),
         (in_table("more", 1), "more"),
+        *((in_table("seed", value), "TableSpec.seed") for value in ([], True, 1.0, "1", None)),
+        (in_table("track_usage", 1), "TableSpec.track_usage"),
+        (in_table("value_dtype", ["float32"]), "TableSpec.value_dtype"),
+        (in_table("initializer", [1]), "initializer must be a mapping"),
+        (in_table("initializer", {"type": ["uniform"]}), "initializer type must be one of"),
+        (in_table("initializer", {"type": "constant", "value": "0"}), "Constant.value"),
+        (in_table("eviction", {"steps_to_live": 0.5}), "Eviction.steps_to_live"),
+        *(
+            (lambda data, value=value: data["store"].__setitem__("dense_size", value), "dense_size")
+            for value in (1e999, 2500.0, "2500", True)
+        ),
+        (lambda data: data["store"].__setitem__("dense_clip_norm", "1"), "dense_clip_norm"),
+        (lambda data: data["store"]["dense_optimizer"].__setitem__("clip_norm", 1), "clip_norm"),
     ],
 )
 def test_a_manifest_that_is_not_ours_is_refused_and_named(
@@ -199,6 +212,15 @@ def test_a_changed_value_of_a_manifest_is_damage(
     path.write_text(json.dumps(data))
 
     with pytest.raises(CheckpointError, match=r"manifest\.json is damaged: .* the checksum"):
+        CheckpointReader(own)
+
+
+def test_a_sealed_manifest_that_is_nested_too_deeply_is_damage(own: Path) -> None:
+    path = own / "manifest.json"
+    deep = '"job": ' + '{"a": ' * 900 + "1" + "}" * 900
+    path.write_text(path.read_text().replace('"job": {}', deep))
+
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged: .* nested too deeply"):
         CheckpointReader(own)
 
 

@@ -1,5 +1,6 @@
 """Job files say every key once; PyYAML alone would keep the last one in silence."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,16 @@ def test_quoted_numbers_and_other_ways_to_write_them_stay() -> None:
 def test_what_is_nested_too_deeply_is_refused(text: str) -> None:
     with pytest.raises(JobYamlError, match="nested too deeply"):
         read_yaml(text)
+
+
+def test_a_character_that_json_writes_as_two_escapes_is_one() -> None:
+    text = json.dumps({"column": "a \N{GRINNING FACE}"})
+
+    assert "\\ud83d\\ude00" in text
+    assert read_yaml(text) == {"column": "a \N{GRINNING FACE}"}
+
+
+@pytest.mark.parametrize("half", ["\\ud83d", "\\ude00", "\\ude00\\ud83d"])
+def test_half_a_character_is_refused_which_no_file_can_hold(half: str) -> None:
+    with pytest.raises(JobYamlError, match=r"line 2 has half a character"):
+        read_yaml(f'a: 1\nb: "{half}"')

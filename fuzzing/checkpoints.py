@@ -1,0 +1,230 @@
+"""Checkpoints: files damaged, manifests that say something else, files forged to their checksums.
+
+Damage that nothing was made to fit is found, or changes nothing of what is restored. Where
+checksums were made to fit, anything may be restored that is a model: who can write checksums can
+write a model. But no error is another than ours.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fuzzing.frames import STORE, new_shard, steps_of_a_shard
+from fuzzing.mutations import changed_value, damaged
+from fuzzing.run import Target, WrongResultError
+from ps.checkpoint.manifest import MANIFEST, CheckpointError, Manifest, write_manifest
+from ps.checkpoint.read import CheckpointReader
+from ps.checkpoint.restore import load_tables
+from ps.checkpoint.sealed_json import SEAL, sealed_text
+from ps.checkpoint.write import write_shard
+from scheduler.coordinator.clock import ClockState
+from scheduler.coordinator.start import Start, start_from, time_to_json
+from worker.inference import saved_model
+
+# Path in the tree, and what is in its place; None: the file is gone.
+Changes = dict[str, bytes | None]
+
+
+def content_of(folder: Path) -> str:
+    """Return a digest of all that a checkpoint restores."""
+    reader = CheckpointReader(folder)
+    digest = hashlib.sha256()
+    for name, table in sorted(load_tables(reader).items()):
+        digest.update(name.encode())
+        for kind, columns in (
+            ("export", ("keys", "frequency", "version", "vectors", "slots")),
+            ("export_counters", ("keys", "frequency", "version")),
+            ("export_bloom", ("buckets", "counters")),
+        ):
+            found = getattr(table, kind)()
+            order = np.argsort(getattr(found, columns[0]), kind="stable")
+            for column in columns:
+                digest.update(np.ascontiguousarray(getattr(found, column)[order]))
+    digest.update(reader.dense_rows())
+    start = start_from(reader, global_batch=256, init_clock="continue")
+    digest.update(repr((reader.manifest.step, start, reader.manifest.model)).encode())
+    if reader.manifest.model:
+        saved_model(reader)
+    reader.verify()
+    return digest.hexdigest()
+
+
+def write_small_checkpoint(folder: Path) -> Path:
+    """Write what a shard of few rows of every kind holds; return the folder."""
+    shard = new_shard()
+    for message in steps_of_a_shard():
+        shard.handle(message, "fuzzing")
+    manifest = Manifest(
+        kind="full",
+        step=shard.step,
+        recovery_epoch=0,
+        store=STORE.to_json(),
+        model={},
+        job={"name": "small"},
+        files=tuple(write_shard(folder, shard)),
+        time=time_to_json(Start(), ClockState(), step=shard.step, global_batch=4),
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+class CheckpointTree:
+    """A copy of a checkpoint, and of those beside it that it may lie on, to be damaged.
+
+    Args:
+        source: the checkpoint.
+        work: an empty folder, best in memory.
+    """
+
+    def __init__(self, source: Path, work: Path) -> None:
+        self.root = work
+        for folder in sorted(source.parent.iterdir()):
+            if folder == source or (folder / MANIFEST).is_file():
+                shutil.copytree(folder, work / folder.name)
+        self.top = work / source.name
+        self.files = {
+            path.relative_to(work).as_posix(): path.read_bytes()
+            for path in sorted(work.rglob("*"))
+            if path.is_file()
+        }
+        self.content = content_of(self.top)
+        # The first versions sealed nothing: what is changed there is as good as forged.
+        self._sealed = SEAL in json.loads(self.files[f"{source.name}/{MANIFEST}"])
+
+    def targets(self) -> dict[str, Target]:
+        """Return the kinds of inputs, by name."""
+        read = self._read_damaged if self._sealed else self._read_forged
+        found = (
+            Target("checkpoint-damage", self._damage, read, (CheckpointError,)),
+            Target("checkpoint-manifests", self._manifest, read, (CheckpointError,)),
+            Target("checkpoint-forgeries", self._forgery, self._read_forged, (CheckpointError,)),
+        )
+        return {target.name: target for target in found}
+
+    # Inputs -----------------------------------------------------------------------------------
+
+    def _damage(self, rng: Random) -> Changes:
+        changes: Changes = {}
+        for _ in range(rng.choice((1, 1, 1, 3))):
+            name = rng.choice(list(self.files))
+            match rng.randrange(12):
+                case 0:
+                    changes[name] = None
+                case 1:
+                    changes[name] = self.files[rng.choice(list(self.files))]
+                case _:
+                    changes[name] = damaged(self.files[name], rng, list(self.files.values()))
+        return changes
+
+    def _manifest(self, rng: Random) -> Changes:
+        name = self._any_manifest(rng)
+        data = changed_value(json.loads(self.files[name]), rng)
+        return {name: _json(data).encode()}
+
+    def _forgery(self, rng: Random) -> Changes:
+        """A manifest that seals something else, with or without a file that fits it."""
+        name = self._any_manifest(rng)
+        data = {k: v for k, v in json.loads(self.files[name]).items() if k != SEAL}
+        if rng.random() < 0.4:
+            data = changed_value(data, rng)
+            return {name: _sealed(data)}
+        folder = name.removesuffix(MANIFEST)
+        entry = rng.choice(data["files"])
+        path = entry["path"]
+        forged = damaged(self.files[folder + path], rng, list(self.files.values()))
+        changes: Changes = {folder + path: forged}
+        self._fit_parts(folder, path, forged, data["files"], changes)
+        _fit(entry, forged)
+        if rng.random() < 0.2:
+            entry["rows"] += rng.choice((-1, 1, 1 << 40))
+        return {**changes, name: _sealed(data)}
+
+    def _any_manifest(self, rng: Random) -> str:
+        return rng.choice([name for name in self.files if name.endswith(MANIFEST)])
+
+    def _fit_parts(
+        self, folder: str, path: str, forged: bytes, entries: list[Any], changes: Changes
+    ) -> None:
+        """Let the list of parts have the checksums of a file that was forged."""
+        for entry in entries:
+            name = entry["path"]
+            if not name.startswith("parts-") or name == path:
+                continue
+            parts = pa.ipc.open_file(pa.py_buffer(self.files[folder + name])).read_all()
+            rows = parts.to_pylist()
+            at = 0
+            for row in rows:
+                if row["path"] == path:
+                    end = at + row["num_bytes"]
+                    row["sha256"] = hashlib.sha256(forged[at:end]).digest()
+                    at = end
+            if at == 0:
+                continue
+            sink = io.BytesIO()
+            with pa.ipc.new_file(sink, parts.schema) as writer:
+                writer.write_table(pa.Table.from_pylist(rows, schema=parts.schema))
+            changes[folder + name] = sink.getvalue()
+            _fit(entry, sink.getvalue())
+
+    # Reading ----------------------------------------------------------------------------------
+
+    def _read_damaged(self, changes: Changes) -> str:
+        with self._changed(changes):
+            content = content_of(self.top)
+        if content != self.content:
+            raise WrongResultError("what was restored is not what was saved")
+        return "the same"
+
+    def _read_forged(self, changes: Changes) -> str:
+        with self._changed(changes):
+            return "the same" if content_of(self.top) == self.content else "another model"
+
+    @contextlib.contextmanager
+    def _changed(self, changes: Changes) -> Iterator[None]:
+        """Put files into the tree for a block."""
+        try:
+            for name, data in changes.items():
+                _put(self.root / name, data)
+            yield
+        finally:
+            for name in changes:
+                _put(self.root / name, self.files[name])
+
+
+def _put(path: Path, data: bytes | None) -> None:
+    """Put a file in place of one, which may still be mapped into memory."""
+    path.unlink(missing_ok=True)
+    if data is not None:
+        path.write_bytes(data)
+
+
+def _fit(entry: dict[str, Any], data: bytes) -> None:
+    entry["bytes"] = len(data)
+    entry["sha256"] = hashlib.sha256(data).hexdigest()
+
+
+def _json(data: Any) -> str:
+    """Return JSON as others may write it, NaN and infinities too; not of what is nested deep."""
+    try:
+        return json.dumps(data, allow_nan=True)
+    except RecursionError:
+        return "[" * 100_000
+
+
+def _sealed(data: Any) -> bytes:
+    if not isinstance(data, dict):
+        return _json(data).encode()
+    try:
+        sealed = sealed_text(data)
+    except (RecursionError, ValueError):
+        return _json(data).encode()
+    return (sealed if isinstance(sealed, str) else sealed[0]).encode()

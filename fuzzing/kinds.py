@@ -1,0 +1,43 @@
+"""The kinds of inputs by name, and which part of all inputs each gets: by what one takes."""
+
+from pathlib import Path
+
+from fuzzing.checkpoints import CheckpointTree, write_small_checkpoint
+from fuzzing.frames import ControlFrames, DataFrames, Handshakes
+from fuzzing.job_files import JobFiles
+from fuzzing.run import Target
+
+SHARES = {
+    "data-frames": 400,
+    "control-frames": 250,
+    "handshakes": 240,
+    "checkpoint-damage": 25,
+    "checkpoint-manifests": 50,
+    "checkpoint-forgeries": 20,
+    "job-files": 15,
+}
+"""Of a thousand inputs."""
+
+
+def checkpoint_kinds() -> list[str]:
+    return [kind for kind in SHARES if kind.startswith("checkpoint-")]
+
+
+def target_of(kind: str, work: Path, checkpoint: Path | None = None) -> Target:
+    """Make what reads a kind of inputs.
+
+    Args:
+        work: an empty folder.
+        checkpoint: that copies of are damaged; None: a small one.
+    """
+    match kind:
+        case "data-frames":
+            return DataFrames().target()
+        case "control-frames":
+            return ControlFrames().target()
+        case "handshakes":
+            return Handshakes().target()
+        case "job-files":
+            return JobFiles(work).target()
+    source = checkpoint or write_small_checkpoint(work / "written" / "full-000000000003")
+    return CheckpointTree(source, work / "damaged").targets()[kind]
