@@ -49,20 +49,23 @@ class SavedJob(CheckpointReader):
         self._dense = shard.dense.rows.copy()
         self.start: Start = start_from(self, global_batch=spec.global_batch, init_clock="continue")
 
-    def rows(
-        self, table: TableSpec, buckets: tuple[int, int] = (0, NUM_BUCKETS)
-    ) -> Iterator[TableEntries]:
-        rows = self._rows[table.name]
-        yield rows.take(_in_buckets(rows.keys, buckets))
-
-    def counters(
-        self, table: TableSpec, buckets: tuple[int, int] = (0, NUM_BUCKETS)
-    ) -> Iterator[CounterEntries]:
-        counters = self._counters[table.name]
-        places = _in_buckets(counters.keys, buckets)
-        yield CounterEntries(
-            counters.keys[places], counters.frequency[places], counters.version[places]
-        )
+    def entries(
+        self,
+        table: TableSpec,
+        buckets: tuple[int, int] = (0, NUM_BUCKETS),
+        *,
+        rows: bool = True,
+        counters: bool = True,
+    ) -> Iterator[TableEntries | CounterEntries]:
+        if rows:
+            entries = self._rows[table.name]
+            yield entries.take(_in_buckets(entries.keys, buckets))
+        if counters:
+            counted = self._counters[table.name]
+            places = _in_buckets(counted.keys, buckets)
+            yield CounterEntries(
+                counted.keys[places], counted.frequency[places], counted.version[places]
+            )
 
     def dense_rows(self, blocks: tuple[int, int] | None = None) -> np.ndarray:
         return self._dense[slice(*(blocks or (0, len(self._dense))))].copy()

@@ -4,8 +4,9 @@
 
 Every shard lists the parts of its files in such a file. A part is one batch of the Arrow file
 `path`, the first part with all that comes before it: rows of buckets [first, end), of dense/ the
-blocks. Parts follow one another from the start of the file, by ascending buckets; after the last
-one is Arrow's footer, without which they can be read.
+blocks. Parts follow one another from the start of the file; after the last one is Arrow's footer,
+without which they can be read. In a sorted checkpoint they come by ascending buckets, and no two
+have one in common.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
 
 PARTS = "parts-"
 MAX_PARTS_BYTES = 256 << 20
+MAX_PART_BYTES = 1 << 31  # read at once; those that are written have 8 MiB, or one Bloom block
 
 PARTS_SCHEMA = pa.schema(
     [
@@ -88,13 +90,11 @@ class HashedFile:
     def hexdigest(self) -> str:
         return self._digest.hexdigest()
 
-    def end_part(self, path: str, batch: pa.RecordBatch) -> FilePart:
+    def end_part(self, path: str, rows: int, within: tuple[int, int]) -> FilePart:
         """Say what was written since the part before ended: a batch of at least one row."""
-        numbers = numbers_of(batch)
         length, digest = self.length - self._part_start, self._part_digest.digest()
         self._part_start, self._part_digest = self.length, hashlib.sha256()
-        first, end = int(numbers[0]), int(numbers[-1]) + 1
-        return FilePart(path, first, end, batch.num_rows, length, digest)
+        return FilePart(path, *within, rows, length, digest)
 
 
 def numbers_of(batch: pa.RecordBatch) -> npt.NDArray[Any]:
@@ -130,9 +130,12 @@ def parts_from(table: pa.Table | pa.RecordBatch) -> list[FilePart]:
 
 
 def parts_by_file(
-    files: Iterable[FileEntry], parts: Iterable[FilePart], *, num_blocks: int
+    files: Iterable[FileEntry], parts: Iterable[FilePart], *, num_blocks: int, in_order: bool
 ) -> dict[str, list[FilePart]]:
     """Return the parts of each file, in order.
+
+    Args:
+        in_order: whether they must be of ascending buckets, and each bucket in one part only.
 
     Raises:
         ValueError: they are not all of the files' rows, each once, or can't be where they are said
@@ -148,9 +151,9 @@ def parts_by_file(
     kinds: dict[str, list[FilePart]] = defaultdict(list)
     for path, entry in entries.items():
         limit = num_blocks if path.startswith("dense/") else NUM_BUCKETS
-        _check_parts(entry, found[path], limit)
+        _check_parts(entry, found[path], limit, in_order=in_order)
         kinds[path.rsplit("-", 3)[0]] += found[path]
-    for of_kind in kinds.values():
+    for of_kind in kinds.values() if in_order else ():
         of_kind.sort(key=lambda part: part.first)
         for before, after in itertools.pairwise(of_kind):
             if after.first < before.end:
@@ -161,17 +164,18 @@ def parts_by_file(
     return dict(found)
 
 
-def _check_parts(entry: FileEntry, parts: list[FilePart], limit: int) -> None:
+def _check_parts(entry: FileEntry, parts: list[FilePart], limit: int, *, in_order: bool) -> None:
     end = 0
     for part in parts:
         if not (end <= part.first < part.end <= limit):
+            order = f"follow {end}: parts must be of ascending" if in_order else "be: it has"
             raise ValueError(
-                f"{_described(part)} of {entry.path} can't follow {end}: parts must be of"
-                f" ascending {_unit(entry.path)}, of {limit} at most"
+                f"{_described(part)} of {entry.path} can't {order} {_unit(entry.path)}, of {limit}"
+                " at most"
             )
-        if part.rows < 1 or part.num_bytes < 1:
+        if part.rows < 1 or not 1 <= part.num_bytes <= MAX_PART_BYTES:
             raise ValueError(f"{part.rows} rows in {part.num_bytes} bytes of {entry.path}")
-        end = part.end
+        end = part.end if in_order else 0
     rows = sum(part.rows for part in parts)
     if rows != entry.rows:
         raise ValueError(f"parts of {entry.path} with {rows} rows, the manifest has {entry.rows}")
@@ -249,8 +253,8 @@ def check_schema(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:
 
 
 def check_part(part: FilePart, numbers: npt.NDArray[Any]) -> None:
-    """Raise ValueError unless a part has the rows that its list says; `numbers` are sorted."""
-    lowest, highest = (int(numbers[0]), int(numbers[-1])) if numbers.size else (0, -1)
+    """Raise ValueError unless a part has the rows that its list says."""
+    lowest, highest = (int(numbers.min()), int(numbers.max())) if numbers.size else (0, -1)
     if numbers.size != part.rows or lowest < part.first or highest >= part.end:
         raise ValueError(
             f"the list of parts says {part.rows} rows of {_described(part)}, the file has"

@@ -1,22 +1,37 @@
 """The manifest of a checkpoint, which is written last: what the checkpoint is of, and its files."""
 
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ps.checkpoint.file_parts import (
-    CheckpointError,
-    FileEntry,
-)
-from ps.checkpoint.sealed_json import sealed_text, unsealed
+from ps.checkpoint.file_parts import CheckpointError, FileEntry
+from ps.checkpoint.sealed_json import seal_of, sealed_text, unsealed
 from runtime.durable import write_text
 from runtime.typed import decoder_of, field_values
 
 FORMAT = "synchromesh-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
+
+_FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The checkpoint that a delta lies on.
+
+    Args:
+        name: of its folder, which stands beside the delta's.
+        seal: the checksum that its manifest says of itself.
+    """
+
+    name: str
+    seal: str
 
 
 @dataclass(frozen=True)
@@ -24,7 +39,7 @@ class Manifest:
     """What a checkpoint is.
 
     Args:
-        kind: `full`; deltas come with their own reader.
+        kind: `full`, or `delta`: what has changed since its parent.
         step: the global step after which it was taken.
         recovery_epoch: in which it was taken.
         store: tables and dense parameters, as StoreSpec.to_json.
@@ -32,9 +47,12 @@ class Manifest:
         job: facts about the job that wrote it, for people.
         files: every data file.
         time: clock and counts with which a job goes on from here; empty where they were not kept.
+        parent: of a delta; None of a full one.
+        training: how far the job was, for itself to go on; empty where that was not kept.
+        sorted: whether rows lie by bucket and key; of a cut they lie by groups of buckets only.
     """
 
-    kind: str
+    kind: Literal["full", "delta"]
     step: int
     recovery_epoch: int
     store: dict[str, Any]
@@ -42,10 +60,17 @@ class Manifest:
     job: dict[str, Any]
     files: tuple[FileEntry, ...]
     time: dict[str, Any] = field(default_factory=dict)
+    parent: Parent | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    sorted: bool = True
 
 
-def write_manifest(directory: str | Path, manifest: Manifest) -> None:
-    """Make the files a checkpoint: check that all are there, then write the manifest at once."""
+def write_manifest(directory: str | Path, manifest: Manifest) -> str:
+    """Make the files a checkpoint: check that all are there, then write the manifest at once.
+
+    Returns:
+        its seal, which a delta on top of it names.
+    """
     root = Path(directory)
     for entry in manifest.files:
         path = root / entry.path
@@ -56,10 +81,48 @@ def write_manifest(directory: str | Path, manifest: Manifest) -> None:
                 " run.dir must be one folder that every node sees"
             )
     data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
-    write_text(root / MANIFEST, sealed_text(data))
+    text, seal = sealed_text(data)
+    write_text(root / MANIFEST, text)
+    return seal
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> tuple[Manifest, str]:
+    """Return a manifest and its seal; that of one from before manifests had one is computed.
+
+    Nothing that it says of files was held against them.
+
+    Raises:
+        CheckpointError: there is none, or it is not one that this software reads.
+    """
+    data = _mapping_of(path)
+    if data.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not the manifest of a checkpoint")
+    try:
+        data = unsealed(data)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    seal = seal_of(data)
+    del data["format"]
+    version = data.pop("format_version", None)
+    if version not in (1, FORMAT_VERSION):
+        raise CheckpointError(
+            f"{path} has format version {version}, this software reads 1 to {FORMAT_VERSION}"
+        )
+    try:
+        data["files"] = [_in_order(FileEntry, entry) for entry in data["files"]]
+        if data.get("parent") is not None:
+            data["parent"] = _in_order(Parent, data["parent"])
+        manifest: Manifest = _manifest_from(_in_order(Manifest, data))
+        _check_files(manifest.files)
+        _check_numbers(manifest)
+    except (TypeError, KeyError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise CheckpointError(f"{path} {error}") from error
+        raise CheckpointError(f"{path} lacks, or has wrong or unknown entries: {error}") from error
+    return manifest, seal
+
+
+def _mapping_of(path: Path) -> dict[str, Any]:
     try:
         size = path.stat().st_size
         text = path.read_bytes() if size <= MAX_MANIFEST_BYTES else b""
@@ -71,28 +134,9 @@ def read_manifest(path: Path) -> Manifest:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+    if not isinstance(data, dict):
         raise CheckpointError(f"{path} is not the manifest of a checkpoint")
-    try:
-        data = unsealed(data)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    del data["format"]
-    version = data.pop("format_version", None)
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format version {version}, this software reads {FORMAT_VERSION}"
-        )
-    try:
-        data["files"] = [_in_order(FileEntry, entry) for entry in data["files"]]
-        manifest: Manifest = _manifest_from(_in_order(Manifest, data))
-    except (TypeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} lacks, or has wrong or unknown entries: {error}") from error
-    for entry in manifest.files:
-        parts = Path(entry.path).parts
-        if Path(entry.path).is_absolute() or ".." in parts or "\0" in entry.path:
-            raise CheckpointError(f"{path} names a file outside of its folder: {entry.path!r}")
-    return manifest
+    return data
 
 
 _manifest_from = decoder_of(Manifest)
@@ -101,3 +145,34 @@ _manifest_from = decoder_of(Manifest)
 def _in_order(kind: type, data: dict[str, Any]) -> list[Any]:
     """Return the fields of a dataclass in order, of which JSON has the names."""
     return field_values(kind(**data))
+
+
+def _check_files(files: Iterable[FileEntry]) -> None:
+    """Hold what is said of files against reason, before one of them is opened."""
+    seen: set[str] = set()
+    for entry in files:
+        parts = entry.path.split("/")
+        if "\\" in entry.path or "\0" in entry.path or {"", ".", ".."} & set(parts):
+            raise CheckpointError(f"names a file outside of its folder: {entry.path!r}")
+        if entry.path in seen or entry.path == MANIFEST:
+            raise ValueError(f"file {entry.path} may be listed once, and no manifest")
+        seen.add(entry.path)
+        if min(entry.bytes, entry.rows) < 0 or not _SHA256.fullmatch(entry.sha256):
+            raise ValueError(
+                f"file {entry.path} of {entry.bytes} bytes, {entry.rows} rows and sha256"
+                f" {entry.sha256[:80]!r}"
+            )
+
+
+def _check_numbers(manifest: Manifest) -> None:
+    if min(manifest.step, manifest.recovery_epoch) < 0:
+        raise ValueError(f"step {manifest.step}, recovery_epoch {manifest.recovery_epoch}")
+    parent = manifest.parent
+    if (manifest.kind == "delta") != (parent is not None):
+        raise ValueError(f"a {manifest.kind} checkpoint with parent {parent}")
+    if parent is None:
+        return
+    if not _FOLDER.fullmatch(parent.name):
+        raise CheckpointError(f"names a parent that is no folder beside it: {parent.name[:300]!r}")
+    if not _SHA256.fullmatch(parent.seal):
+        raise ValueError(f"a parent with the seal {parent.seal[:80]!r}")

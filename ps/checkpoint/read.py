@@ -1,10 +1,6 @@
-"""Read a checkpoint: its files are held against the manifest before anything is made of them."""
+"""Read a checkpoint, of a delta with all that it lies on, as if it were one full checkpoint."""
 
-import contextlib
-import hashlib
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from functools import cached_property
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +15,6 @@ from embedding import (
 )
 from embedding.arrow import (
     COUNTER_SCHEMA,
-    check_no_nulls,
     counters_from_arrow,
     from_arrow,
     matrix,
@@ -27,82 +22,124 @@ from embedding.arrow import (
 )
 from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.spec.admission import BloomAdmission
-from ps.checkpoint.file_parts import (
-    MAX_PARTS_BYTES,
-    PARTS,
-    PARTS_SCHEMA,
-    CheckpointError,
-    FileEntry,
-    FilePart,
-    check_order,
-    check_part,
-    check_schema,
-    parts_by_file,
-    parts_from,
-    read_parts,
-)
-from ps.checkpoint.manifest import MANIFEST, read_manifest
-from ps.checkpoint.write import block_schema, bloom_schema
+from ps.checkpoint.chain import open_chain
+from ps.checkpoint.file_parts import CheckpointError
+from ps.checkpoint.files import CheckpointFiles
+from ps.checkpoint.key_set import KeySet
+from ps.checkpoint.manifest import Manifest
+from ps.checkpoint.write import REMOVED_SCHEMA, block_schema, bloom_schema
 from ps.routing import BLOCK_SIZE
 from ps.spec import StoreSpec
 
-# Reading ------------------------------------------------------------------------------------------
+ALL_BUCKETS = (0, NUM_BUCKETS)
 
 
 class CheckpointReader:
     """The one reader of checkpoint files.
 
+    Of a chain it reads the newest first: what that says of a key, be it that it was removed, is
+    what holds, whatever older ones say. So every key is given once. It takes nine bytes or two
+    times that of memory for each key that a delta names.
+
     Args:
-        directory: that holds the manifest.
+        directory: that holds the manifest; those that a delta lies on stand beside it.
 
     Attributes:
-        bytes_read: of files so far, without the manifest.
+        manifest, store: of the checkpoint itself.
+        seal: the checksum of its manifest.
 
     Raises:
         CheckpointError: there is no manifest, it is not ours, or a file is missing or damaged.
     """
 
+    manifest: Manifest
+    store: StoreSpec
+
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
-        self.manifest = read_manifest(self.directory / MANIFEST)
-        try:
-            self.store = StoreSpec.from_json(self.manifest.store)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(
-                f"{self.directory / MANIFEST} does not describe a store: {error!r}"
-            ) from error
-        self._check_lists_all_rows()
-        self._verified: set[str] = set()
-        self.bytes_read = 0
+        self.chain: list[CheckpointFiles] = open_chain(self.directory)
+        self.manifest, self.store = self.chain[0].manifest, self.chain[0].store
+        self.seal = self.chain[0].seal
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of files read so far, without manifests."""
+        return sum(files.bytes_read for files in self.chain)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files of the chain, without manifests."""
+        return sum(entry.bytes for files in self.chain for entry in files.manifest.files)
 
     def table_names(self) -> list[str]:
         return [table.name for table in self.store.tables]
 
     def rows(
-        self, table: TableSpec, buckets: tuple[int, int] = (0, NUM_BUCKETS)
+        self, table: TableSpec, buckets: tuple[int, int] = ALL_BUCKETS
     ) -> Iterator[TableEntries]:
         """Read the rows of a table whose keys are in some buckets, part by part."""
-        prefix = f"tables/{table.name}/rows-"
-        for batch in self._batches(prefix, row_schema(table), buckets):
-            yield from_arrow(batch, table, allow_nonfinite=True)
+        for entries in self.entries(table, buckets, counters=False):
+            if isinstance(entries, TableEntries):
+                yield entries
 
     def counters(
-        self, table: TableSpec, buckets: tuple[int, int] = (0, NUM_BUCKETS)
+        self, table: TableSpec, buckets: tuple[int, int] = ALL_BUCKETS
     ) -> Iterator[CounterEntries]:
         """Read the counters of a table's unadmitted keys in some buckets, part by part."""
-        prefix = f"tables/{table.name}/counters-"
-        for batch in self._batches(prefix, COUNTER_SCHEMA, buckets):
-            yield counters_from_arrow(batch)
+        for entries in self.entries(table, buckets, rows=False):
+            if isinstance(entries, CounterEntries):
+                yield entries
+
+    def entries(
+        self,
+        table: TableSpec,
+        buckets: tuple[int, int] = ALL_BUCKETS,
+        *,
+        rows: bool = True,
+        counters: bool = True,
+    ) -> Iterator[TableEntries | CounterEntries]:
+        """Read the rows and the counters of a table in some buckets, each key once."""
+        folder = f"tables/{table.name}"
+        schema = row_schema(table)
+        seen = KeySet()
+        for files in self.chain:
+            names = files is not self.chain[-1]  # what lies below needs to know all that it names
+            for kind, wanted, columns in (
+                ("rows", rows, schema),
+                ("counters", counters, COUNTER_SCHEMA),
+                ("removed", False, REMOVED_SCHEMA),
+            ):
+                if not (wanted or names):
+                    continue
+                for batch in files.batches(f"{folder}/{kind}-", columns, buckets):
+                    new = _unseen(batch, seen)
+                    if names:
+                        seen.add(batch.column(0).to_numpy())
+                    if not (wanted and new.num_rows):
+                        continue
+                    if kind == "rows":
+                        yield from_arrow(new, table, allow_nonfinite=True)
+                    else:
+                        yield counters_from_arrow(new)
 
     def bloom_blocks(
-        self, table: TableSpec, buckets: tuple[int, int] = (0, NUM_BUCKETS)
+        self, table: TableSpec, buckets: tuple[int, int] = ALL_BUCKETS
     ) -> Iterator[BloomBlocks]:
         """Read the blocks of a table's Bloom filter of some buckets, part by part."""
         if not isinstance(table.admission, BloomAdmission):
             return
         schema = bloom_schema(table.admission)
-        for batch in self._batches(f"tables/{table.name}/bloom-", schema, buckets):
-            yield BloomBlocks(batch.column(0).to_numpy(), matrix(batch.column(1)))
+        seen = np.zeros(NUM_BUCKETS, np.bool_)
+        for files in self.chain:
+            for batch in files.batches(f"tables/{table.name}/bloom-", schema, buckets):
+                numbers = batch.column(0).to_numpy()
+                new = ~seen[numbers]
+                seen[numbers] = True
+                blocks = matrix(batch.column(1))
+                if not new.all():
+                    numbers, blocks = numbers[new], blocks[new]
+                if numbers.size:
+                    yield BloomBlocks(numbers, blocks)
 
     def dense_rows(self, blocks: tuple[int, int] | None = None) -> np.ndarray:
         """Read dense blocks [first, end) with their slots, float32[blocks, width]."""
@@ -110,7 +147,7 @@ class CheckpointReader:
         rule = rule_for(self.store.dense_optimizer, sparse=False)
         found = np.zeros((end - first, rule.row_width(BLOCK_SIZE)), np.float32)
         seen = np.zeros(end - first, np.bool_)
-        for batch in self._batches("dense/blocks-", block_schema(rule), (first, end)):
+        for batch in self.chain[0].batches("dense/blocks-", block_schema(rule), (first, end)):
             numbers = batch.column(0).to_numpy()
             columns = [matrix(batch.column(i)) for i in range(1, batch.num_columns)]
             found[numbers - first] = np.hstack(columns)
@@ -124,106 +161,28 @@ class CheckpointReader:
         values = self.dense_rows()[:, :BLOCK_SIZE]
         return np.ascontiguousarray(values).reshape(-1)[: self.store.dense_size]
 
-    def _check_lists_all_rows(self) -> None:
-        """Every shard writes one file of rows, and of a Bloom filter, for every table."""
-        files = Counter(entry.path.rsplit("-", 3)[0] for entry in self.manifest.files)
-        for table in self.store.tables:
-            has_bloom = isinstance(table.admission, BloomAdmission)
-            for kind in ("rows", "bloom") if has_bloom else ("rows",):
-                found = files[f"tables/{table.name}/{kind}"]
-                if found != self.store.num_shards:
-                    raise CheckpointError(
-                        f"{self.directory / MANIFEST} lists {found} files of {kind} of table"
-                        f" {table.name}, but {self.store.num_shards} shards wrote one each"
-                    )
+    def check_sizes(self) -> None:
+        """Check that every file of the chain is there and as long as it was; none is read.
 
-    @cached_property
-    def _parts(self) -> dict[str, list[FilePart]] | None:
-        """The parts of each file; None where an earlier version wrote them, which listed none."""
-        lists = [entry for entry in self.manifest.files if entry.path.startswith(PARTS)]
-        parts: list[FilePart] = []
-        for entry in lists:
-            path = self.directory / entry.path
-            if entry.bytes > MAX_PARTS_BYTES:
-                raise CheckpointError(
-                    f"{path} has {entry.bytes} bytes, a list of parts {MAX_PARTS_BYTES} at most"
-                )
-            with _naming(path):
-                for _, batch in self._whole(entry, PARTS_SCHEMA):
-                    parts += parts_from(batch)
-        if not lists:
-            return None
-        with _naming(self.directory / f"{PARTS}*"):
-            return parts_by_file(self.manifest.files, parts, num_blocks=self.store.num_blocks)
-
-    def _batches(
-        self, prefix: str, schema: pa.Schema, wanted: tuple[int, int]
-    ) -> Iterator[pa.RecordBatch]:
-        """Read what some files have of buckets, of dense/ of blocks, [first, end)."""
-        parts = self._parts
-        for entry in self.manifest.files:
-            if not entry.path.startswith(prefix):
-                continue
-            found: Iterable[tuple[FilePart | None, pa.RecordBatch]]
-            if parts is None:
-                found = self._whole(entry, schema)
-            else:
-                of_file = parts.get(entry.path, [])
-                found = read_parts(self.directory, entry, of_file, schema, wanted)
-            with _naming(self.directory / entry.path):
-                for part, batch in found:
-                    check_no_nulls(batch)
-                    numbers = check_order(batch)
-                    if part is not None:
-                        check_part(part, numbers)
-                        self.bytes_read += part.num_bytes
-                    start, stop = np.searchsorted(numbers, wanted)
-                    if stop > start:
-                        yield batch.slice(start, stop - start)
-
-    def _whole(self, entry: FileEntry, schema: pa.Schema) -> Iterator[tuple[None, pa.RecordBatch]]:
-        self._verify(entry)
-        path = self.directory / entry.path
-        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
-            check_schema(path, reader.schema, schema)
-            for number in range(reader.num_record_batches):
-                yield None, reader.get_batch(number)
+        Raises:
+            CheckpointError: one is not.
+        """
+        for files in self.chain:
+            files.check_sizes()
 
     def verify(self) -> None:
-        """Check size and digest of every file, and that the lists of parts fit the files.
+        """Check size and digest of every file of the chain, and that the lists of parts fit.
 
         Raises:
             CheckpointError: a file is missing or is not what was written.
         """
-        for entry in self.manifest.files:
-            with _naming(self.directory / entry.path):
-                self._verify(entry)
-        _ = self._parts
-
-    def _verify(self, entry: FileEntry) -> None:
-        """Check size and digest once, before a file's first use."""
-        if entry.path in self._verified:
-            return
-        path = self.directory / entry.path
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self.bytes_read += size
-        if size != entry.bytes or digest != entry.sha256:
-            raise CheckpointError(f"{path} is damaged: its size or checksum is not the manifest's")
-        self._verified.add(entry.path)
+        for files in self.chain:
+            files.verify()
 
 
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Say of which file an error is."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except pa.ArrowException as error:
-        raise CheckpointError(f"{path} can't be read: {error}") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+def _unseen(batch: pa.RecordBatch, seen: KeySet) -> pa.RecordBatch:
+    """Return the rows whose keys nothing newer has named; the batch itself where all are new."""
+    if not len(seen):
+        return batch
+    there = seen.has(batch.column(0).to_numpy())
+    return batch.filter(pa.array(~there)) if there.any() else batch

@@ -192,18 +192,17 @@ def _import(
     *,
     keep_versions: bool,
 ) -> None:
-    for rows in reader.rows(saved, buckets):
-        version = rows.version
-        if not keep_versions:
-            version = np.zeros_like(version)
-            _start_time_anew(rule_for(saved.optimizer, sparse=True), saved.dim, rows.slots)
-        table.import_rows(
-            TableEntries(rows.keys, rows.frequency, version, rows.vectors, rows.slots)
-        )
+    counts = isinstance(table.spec.admission, CounterAdmission | BloomAdmission)
     if isinstance(table.spec.admission, BloomAdmission):
         for blocks in reader.bloom_blocks(saved, buckets):
             table.import_bloom(blocks)
-    if isinstance(table.spec.admission, CounterAdmission | BloomAdmission):
-        for counters in reader.counters(saved, buckets):
-            version = counters.version if keep_versions else np.zeros_like(counters.version)
-            table.import_counters(CounterEntries(counters.keys, counters.frequency, version))
+    for found in reader.entries(saved, buckets, counters=counts):
+        version = found.version if keep_versions else np.zeros_like(found.version)
+        if isinstance(found, CounterEntries):
+            table.import_counters(CounterEntries(found.keys, found.frequency, version))
+            continue
+        if not keep_versions:
+            _start_time_anew(rule_for(saved.optimizer, sparse=True), saved.dim, found.slots)
+        table.import_rows(
+            TableEntries(found.keys, found.frequency, version, found.vectors, found.slots)
+        )

@@ -4,6 +4,7 @@
     tables/NAME/rows-00000-of-00002.arrow      key, (frequency, version,) vector, slot_NAME...
     tables/NAME/counters-00000-of-00002.arrow  key, frequency, version of keys without a row
     tables/NAME/bloom-00000-of-00002.arrow     bucket, counters of its block of the Bloom filter
+    tables/NAME/removed-00000-of-00002.arrow   key, of a delta: what went since its parent
     dense/blocks-00000-of-00002.arrow          block, values, slot_NAME...
     parts-00000-of-00002.arrow                 which bytes of these files hold which buckets
 
@@ -42,6 +43,7 @@ from ps.checkpoint.file_parts import (
     FileEntry,
     FilePart,
     HashedFile,
+    numbers_of,
     parts_table,
 )
 from ps.checkpoint.file_rows import counters_of, rows_of
@@ -51,6 +53,9 @@ from ps.shard.shard import Shard
 from runtime.durable import new_file, partial_path, publish
 
 _BLOOM_BYTES_AT_ONCE = 16 << 20
+
+REMOVED_SCHEMA = pa.schema([("key", pa.int64())])
+"""Columns of the keys that went since the parent of a delta."""
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -133,7 +138,9 @@ def _write(
                     writer.write_batch(batch)
                     rows += batch.num_rows
                     if parts is not None:
-                        parts.append(sink.end_part(name, batch))
+                        numbers = numbers_of(batch)
+                        within = int(numbers[0]), int(numbers[-1]) + 1
+                        parts.append(sink.end_part(name, batch.num_rows, within))
     return FileEntry(name, sink.length, sink.hexdigest(), rows)
 
 

@@ -223,10 +223,10 @@ def test_files_are_what_the_format_says(saved: Path) -> None:
         }
     assert schemas == expected
     assert sorted(manifest) == [
-        "files", "format", "format_version", "job", "kind", "model", "recovery_epoch",
-        "sha256_of_the_rest", "step", "store", "time",
+        "files", "format", "format_version", "job", "kind", "model", "parent", "recovery_epoch",
+        "sha256_of_the_rest", "sorted", "step", "store", "time", "training",
     ]  # fmt: skip
-    assert (manifest["format"], manifest["format_version"]) == ("synchromesh-checkpoint", 1)
+    assert (manifest["format"], manifest["format_version"]) == ("synchromesh-checkpoint", 2)
     assert sorted(p.relative_to(saved).as_posix() for p in saved.rglob("*") if p.is_file()) == (
         sorted([*expected, "manifest.json"])
     )

@@ -116,6 +116,10 @@ def put(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
     return lambda data: data.__setitem__(name, value)
 
 
+def as_delta(name: str, seal: str = "0" * 64) -> Callable[[dict[str, Any]], Any]:
+    return lambda data: data.update(kind="delta", parent={"name": name, "seal": seal})
+
+
 def in_file(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
     return lambda data: data["files"][0].__setitem__(name, value)
 
@@ -129,13 +133,21 @@ def in_table(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
     [
         (drop("format"), "not the manifest of a checkpoint"),
         (put("format", "another"), "not the manifest of a checkpoint"),
-        (put("format_version", 2), "has format version 2, this software reads 1"),
+        (put("format_version", 3), "has format version 3, this software reads 1 to 2"),
         (drop("format_version"), "has format version None"),
         *((drop(n), n) for n in ("files", "step", "store", "kind", "recovery_epoch", "model")),
         (put("more", 1), "more"),
         (put("step", "4"), "int64"),
         (put("step", None), "int64"),
-        (put("kind", 1), "string"),
+        (put("kind", 1), "one of"),
+        (put("kind", "delta"), "delta checkpoint with parent None"),
+        (put("parent", {"name": "a", "seal": "0" * 64}), "full checkpoint with parent"),
+        *(
+            (as_delta(name), "names a parent that is no folder beside it")
+            for name in ("", "..", "a/b", "/etc", ".partial-a", "a\0")
+        ),
+        (as_delta("a", "0" * 63), "seal"),
+        (put("training", []), "mapping"),
         (put("store", []), "mapping"),
         (put("model", "x"), "mapping"),
         (put("files", {"a": 1}), "wrong"),
@@ -147,10 +159,15 @@ def in_table(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
         (in_file("sha256", 12), "string"),
         (in_file("path", None), "string"),
         (in_file("more", None), "more"),
+        (in_file("bytes", -1), "-1 bytes"),
+        (in_file("rows", -1), "-1 rows"),
+        (in_file("sha256", "0"), "sha256 '0'"),
+        (in_file("path", "manifest.json"), "may be listed once"),
+        (lambda data: data["files"].append(data["files"][0]), "may be listed once"),
         (lambda data: data["files"][0].pop("rows"), "rows"),
         *(
             (in_file("path", path), "outside of its folder")
-            for path in ("/etc/passwd", "../x", "tables/../../x", "a/..", "x\0y")
+            for path in ("/etc/passwd", "../x", "tables/../../x", "a/..", "x\0y", "", "a\\b")
         ),
         (put("store", {}), "tables"),
         (lambda data: data["store"].__setitem__("tables", 3), "store|tables"),

@@ -256,7 +256,8 @@ def put(name: str, value: Any, part: int = 1) -> Callable[[list[dict[str, Any]]]
         (put("end", 4096, -1), r"rows-00000.* and buckets .* of tables/adam/rows-00001"),
         (put("rows", 0), "0 rows in"),
         (put("rows", 2**62), "the manifest has"),
-        (put("num_bytes", 2**62), "longer than its"),
+        (put("num_bytes", 2**62), "rows in 4611686018427387904 bytes"),
+        (put("num_bytes", 2**30), "longer than its"),
         (put("num_bytes", 0), "rows in 0 bytes"),
         (put("num_bytes", -8), "rows in -8 bytes"),
         (put("path", "tables/adam/rows-1"), "the manifest does not list"),
@@ -292,7 +293,7 @@ def test_a_list_that_is_damaged_lost_or_huge_is_refused_and_named(
     with pytest.raises(CheckpointError, match=rf"{LIST} is damaged"):
         load()
     (own / LIST).write_bytes(data)
-    monkeypatch.setattr("ps.checkpoint.read.MAX_PARTS_BYTES", 1000)
+    monkeypatch.setattr("ps.checkpoint.files.MAX_PARTS_BYTES", 1000)
     with pytest.raises(CheckpointError, match=rf"{LIST} has \d+ bytes, .* 1000 at most"):
         load()
     monkeypatch.undo()

@@ -1,0 +1,54 @@
+"""A full checkpoint and the deltas on top of it, each of which names the one that it lies on."""
+
+from pathlib import Path
+
+from ps.checkpoint.file_parts import CheckpointError
+from ps.checkpoint.files import CheckpointFiles
+from ps.checkpoint.manifest import MANIFEST
+
+MAX_CHAIN = 1000
+"""Most checkpoints in a chain: a full one and the deltas on top of it."""
+
+
+def open_chain(directory: Path) -> list[CheckpointFiles]:
+    """Open a checkpoint and all that it lies on, the newest first; only manifests are read.
+
+    Raises:
+        CheckpointError: a manifest is missing, or a parent is not the one that a delta was made
+            on top of.
+    """
+    chain = [CheckpointFiles(directory)]
+    while (parent := chain[-1].manifest.parent) is not None:
+        child = chain[-1]
+        if len(chain) == MAX_CHAIN:
+            raise CheckpointError(f"{directory} lies on more than {MAX_CHAIN - 1} others")
+        try:
+            found = CheckpointFiles(child.directory.parent / parent.name)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{child.directory} lies on {parent.name}, which can't be used: {error}"
+            ) from error
+        where = found.directory / MANIFEST
+        if found.seal != parent.seal:
+            raise CheckpointError(
+                f"{where} is not the one that {child.directory.name} was made on top of: its"
+                f" checksum is {found.seal}, expected {parent.seal}"
+            )
+        _check_grew(child, found)
+        chain.append(found)
+    return chain
+
+
+def _check_grew(child: CheckpointFiles, parent: CheckpointFiles) -> None:
+    if parent.manifest.step > child.manifest.step:
+        raise CheckpointError(
+            f"{child.directory / MANIFEST} is of step {child.manifest.step}, what it lies on of"
+            f" step {parent.manifest.step}, which is later"
+        )
+    same = ("tables", "dense_size", "dense_optimizer")
+    different = [name for name in same if getattr(child.store, name) != getattr(parent.store, name)]
+    if different:
+        raise CheckpointError(
+            f"{child.directory / MANIFEST} has other {different[0]} than {parent.directory.name},"
+            " which it lies on"
+        )

@@ -1,0 +1,200 @@
+"""The files of one checkpoint folder, held against its manifest before anything is made of them."""
+
+import contextlib
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from embedding.arrow import check_no_nulls
+from embedding.spec.admission import BloomAdmission
+from ps.checkpoint.file_parts import (
+    MAX_PARTS_BYTES,
+    PARTS,
+    PARTS_SCHEMA,
+    CheckpointError,
+    FileEntry,
+    FilePart,
+    check_order,
+    check_part,
+    check_schema,
+    numbers_of,
+    parts_by_file,
+    parts_from,
+    read_parts,
+)
+from ps.checkpoint.manifest import MANIFEST, read_manifest
+from ps.spec import StoreSpec
+
+
+class CheckpointFiles:
+    """What one folder holds, be it a full checkpoint or a delta.
+
+    Args:
+        directory: that holds the manifest.
+
+    Attributes:
+        seal: the checksum of the manifest.
+        bytes_read: of files so far, without the manifest.
+
+    Raises:
+        CheckpointError: there is no manifest, it is not ours, or it lacks files.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.manifest, self.seal = read_manifest(directory / MANIFEST)
+        try:
+            self.store = StoreSpec.from_json(self.manifest.store)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{directory / MANIFEST} does not describe a store: {error!r}"
+            ) from error
+        self._check_lists_all_rows()
+        self._verified: set[str] = set()
+        self.bytes_read = 0
+
+    def _check_lists_all_rows(self) -> None:
+        """Every shard writes one file of rows, of a Bloom filter and of tombstones, of a table."""
+        files = Counter(entry.path.rsplit("-", 3)[0] for entry in self.manifest.files)
+        for table in self.store.tables:
+            kinds = ["rows"]
+            if isinstance(table.admission, BloomAdmission):
+                kinds.append("bloom")
+            if self.manifest.kind == "delta":
+                kinds.append("removed")
+            for kind in kinds:
+                found = files[f"tables/{table.name}/{kind}"]
+                if found != self.store.num_shards:
+                    raise CheckpointError(
+                        f"{self.directory / MANIFEST} lists {found} files of {kind} of table"
+                        f" {table.name}, but {self.store.num_shards} shards wrote one each"
+                    )
+
+    def batches(
+        self, prefix: str, schema: pa.Schema, wanted: tuple[int, int]
+    ) -> Iterator[pa.RecordBatch]:
+        """Read what some files have of buckets, of dense/ of blocks, [first, end)."""
+        parts = self._parts
+        for entry in self.manifest.files:
+            if not entry.path.startswith(prefix):
+                continue
+            found: Iterable[tuple[FilePart | None, pa.RecordBatch]]
+            if parts is None:
+                found = self._whole(entry, schema)
+            else:
+                of_file = parts.get(entry.path, [])
+                found = read_parts(self.directory, entry, of_file, schema, wanted)
+            with naming(self.directory / entry.path):
+                for part, batch in found:
+                    check_no_nulls(batch)
+                    in_order = self.manifest.sorted
+                    numbers = check_order(batch) if in_order else numbers_of(batch)
+                    if part is not None:
+                        check_part(part, numbers)
+                        self.bytes_read += part.num_bytes
+                    batch = _within(batch, numbers, wanted, in_order=in_order)
+                    if batch.num_rows:
+                        yield batch
+
+    @cached_property
+    def _parts(self) -> dict[str, list[FilePart]] | None:
+        """The parts of each file; None where an earlier version wrote them, which listed none."""
+        lists = [entry for entry in self.manifest.files if entry.path.startswith(PARTS)]
+        parts: list[FilePart] = []
+        for entry in lists:
+            path = self.directory / entry.path
+            if entry.bytes > MAX_PARTS_BYTES:
+                raise CheckpointError(
+                    f"{path} has {entry.bytes} bytes, a list of parts {MAX_PARTS_BYTES} at most"
+                )
+            with naming(path):
+                for _, batch in self._whole(entry, PARTS_SCHEMA):
+                    parts += parts_from(batch)
+        if not lists:
+            return None
+        with naming(self.directory / f"{PARTS}*"):
+            return parts_by_file(
+                self.manifest.files,
+                parts,
+                num_blocks=self.store.num_blocks,
+                in_order=self.manifest.sorted,
+            )
+
+    def _whole(self, entry: FileEntry, schema: pa.Schema) -> Iterator[tuple[None, pa.RecordBatch]]:
+        self._verify(entry)
+        path = self.directory / entry.path
+        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
+            check_schema(path, reader.schema, schema)
+            for number in range(reader.num_record_batches):
+                yield None, reader.get_batch(number)
+
+    def check_sizes(self) -> None:
+        """Check that every file is there and as long as the manifest says; none is read.
+
+        Raises:
+            CheckpointError: one is not.
+        """
+        for entry in self.manifest.files:
+            path = self.directory / entry.path
+            with naming(path):
+                size = path.stat().st_size
+            if size != entry.bytes:
+                raise CheckpointError(
+                    f"{path} is damaged: it has {size} bytes, the manifest says {entry.bytes}"
+                )
+
+    def verify(self) -> None:
+        """Check size and digest of every file, and that the lists of parts fit the files.
+
+        Raises:
+            CheckpointError: a file is missing or is not what was written.
+        """
+        self.check_sizes()
+        for entry in self.manifest.files:
+            with naming(self.directory / entry.path):
+                self._verify(entry)
+        _ = self._parts
+
+    def _verify(self, entry: FileEntry) -> None:
+        """Check size and digest once, before a file's first use."""
+        if entry.path in self._verified:
+            return
+        path = self.directory / entry.path
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self.bytes_read += size
+        if size != entry.bytes or digest != entry.sha256:
+            raise CheckpointError(f"{path} is damaged: its size or checksum is not the manifest's")
+        self._verified.add(entry.path)
+
+
+def _within(
+    batch: pa.RecordBatch, numbers: np.ndarray, wanted: tuple[int, int], *, in_order: bool
+) -> pa.RecordBatch:
+    """Return the rows whose bucket or block is wanted; copied where they lie apart."""
+    if in_order:
+        start, stop = np.searchsorted(numbers, wanted)
+        return batch.slice(start, stop - start)
+    mask = (numbers >= wanted[0]) & (numbers < wanted[1])
+    return batch if mask.all() else batch.filter(pa.array(mask))
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say of which file an error is."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except pa.ArrowException as error:
+        raise CheckpointError(f"{path} can't be read: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
