@@ -24,6 +24,7 @@ from scheduler.driver.beginning import Beginning
 from scheduler.driver.like_processes import LikeProcesses
 from scheduler.driver.placement import Placement
 from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, seconds_to_move
+from scheduler.driver.ray_token import protect_token
 from scheduler.errors import StartError
 from scheduler.job.config import ClusterConfig
 from scheduler.run.reaching import why_unreachable
@@ -40,6 +41,7 @@ def start_ray(cluster: ClusterConfig, *, namespace: str) -> None:
     """Join the cluster that RAY_ADDRESS names (as inside `ray job submit`), else start one here."""
     common: dict[str, Any] = {"namespace": namespace, "logging_level": "error"}
     address = os.environ.get("RAY_ADDRESS")
+    protect_token(starts_cluster=not address)
     if address:
         _check_address(address)
         _init_ray(address=address, **common)

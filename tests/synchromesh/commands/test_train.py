@@ -4,6 +4,7 @@ import json
 import os
 import runpy
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -245,19 +246,28 @@ def test_a_bad_row_group_is_skipped_counted_and_reported(
 
 
 @pytest.mark.ray
-def test_relative_paths_follow_synchromesh_root_to_the_end(
+def test_a_user_s_first_job_keeps_the_token_to_them_and_relative_paths_follow_synchromesh_root(
     job: dict[str, Any], samples: Path, tmp_path: Path
 ) -> None:
     job["data"] |= {"train": "train-0.parquet", "eval": "test.parquet"}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")},
+        "SYNCHROMESH_ROOT": str(samples),
+        "HOME": str(tmp_path),
+        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),
+    }
 
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "train.py"), str(tmp_path / "job.yaml")],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "SYNCHROMESH_ROOT": str(samples)},
+        env=environment,
     )
 
     assert done.returncode == 0, done.stderr
+    token = tmp_path / ".ray" / "auth_token"
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert "chmod" not in done.stderr
     assert json.loads(done.stdout)["eval"]["samples"] == 1000
