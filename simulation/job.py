@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from ps.checkpoint.restore import start_shard_from
 from ps.client.client import Open
 from ps.messages.exchange import Request
-from ps.messages.records import Apply, DenseNorm, Record
+from ps.messages.records import Apply, DenseNorm, Freeze, Record
 from ps.shard.shard import Shard
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.evaluation import EvaluationResult
@@ -29,6 +30,7 @@ from scheduler.coordinator.events import (
     MeasureDenseNorm,
     SendRecords,
     StopWanted,
+    TakeCut,
     TimePassed,
     WorkerLost,
     WorkerReported,
@@ -122,7 +124,7 @@ class Simulation:
         self.referee = self._new_referee()
         self._network = Network(self.world, self.shards, self.referee)
         self._client = self._new_client()
-        self._outbox: list[Record] = []
+        self._outbox: list[Record | TakeCut] = []
         self._coordinator_dead = False
         self._staff = _Staff()
         self._evaluated = False
@@ -256,6 +258,11 @@ class Simulation:
                     if not self._outbox:
                         self.world.queue.later(self.world.delay(), self._send_records)
                     self._outbox.extend(command.records)
+                case TakeCut():
+                    self.world.story.tell("%s", command)
+                    if not self._outbox:
+                        self.world.queue.later(self.world.delay(), self._send_records)
+                    self._outbox.append(command)
                 case MeasureDenseNorm():
                     self.world.queue.later(self.world.delay(), self._measurer(command))
                 case GiveUpWorker():
@@ -266,13 +273,28 @@ class Simulation:
         return commands
 
     def _send_records(self) -> None:
-        records, self._outbox = tuple(self._outbox), []
-        if self._coordinator_dead or not records:
+        """Send records and cuts in their order, as `CoordinatorServer` does."""
+        outbox, self._outbox = self._outbox, []
+        if self._coordinator_dead:
             return
+        for is_cut, run in groupby(outbox, lambda each: isinstance(each, TakeCut)):
+            said = list(run)
+            for cut in [each for each in said if isinstance(each, TakeCut)]:
+                self._freeze(cut)
+            if not is_cut:
+                self._apply(tuple(each for each in said if isinstance(each, Record)))
+
+    def _apply(self, records: tuple[Record, ...]) -> None:
         for shard in range(self.scenario.shards):
             request_id = self._client.new_id()
             message = Apply(request_id, self.recovery_epoch, records)
             self._client.start({shard: message}, survives=lambda: True)
+
+    def _freeze(self, cut: TakeCut) -> None:
+        request_id, epoch = self._client.new_id(), self.recovery_epoch
+        message = Freeze(request_id, epoch, cut.number, cut.step, cut.changed_only)
+        messages: dict[int, Request] = dict.fromkeys(range(self.scenario.shards), message)
+        self._client.start(messages, survives=lambda: True)
 
     def _measurer(self, norm: MeasureDenseNorm) -> Action:
         epoch = self.recovery_epoch
@@ -325,9 +347,10 @@ class Simulation:
         """Look at the time; end the job in the order in which the driver does."""
         self._handle(TimePassed())
         coordinator = self.coordinator
-        if coordinator.at_cut:
-            self.referee.at_cut()
-            self._handle(CutTaken())
+        cut = coordinator.cuts.to_write
+        if cut is not None:
+            self.referee.at_cut(cut.step)
+            self._handle(CutTaken(cut.step))
         if coordinator.trained and coordinator.evaluation is None and not coordinator.stopping:
             if self._evaluated or self.scenario.eval_batches == 0:
                 self._handle(StopWanted())

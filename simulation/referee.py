@@ -9,7 +9,15 @@ import numpy.typing as npt
 
 from ps.messages.exchange import Refusal, Request
 from ps.messages.pull_push import ANY_STEP, Contribution, Pull, PullReply, PushReply
-from ps.messages.records import Apply, DenseNorm, DenseNormReply, Record, TableEviction
+from ps.messages.records import (
+    Apply,
+    DenseNorm,
+    DenseNormReply,
+    Freeze,
+    FreezeReply,
+    Record,
+    TableEviction,
+)
 from ps.shard.shard import Outgoing, Shard
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import (
@@ -80,6 +88,7 @@ class Referee:
         self._oracle = Oracle(scenario, self.seen.tokens, first_step=self.seen.first_step)
         self._paces = Paces()
         self._measured: set[tuple[int, int]] = set()
+        self._frozen: set[tuple[int, int]] = set()
         self._most_credits = 0
         self._paused = False
         self._patience = Patience(coordinator)
@@ -192,10 +201,10 @@ class Referee:
         slack = self._scenario.mode_options.ssp_slack
         require(lead <= slack, "worker {} may get {} ahead, the slack is {}", worker, lead, slack)
 
-    def at_cut(self) -> None:
-        """The coordinator says that every shard stays at one step."""
-        steps = {shard.step for shard in self._shards}
-        require(steps == {self.seen.step}, "a cut at steps {}", steps)
+    def at_cut(self, step: int) -> None:
+        """The coordinator says that every shard holds the state of a step."""
+        steps = {shard.frozen and shard.frozen.step for shard in self._shards}
+        require(steps == {step}, "a cut of step {} at steps {}", step, steps)
 
     def _check_token(self, token: Token, worker: tuple[int, int]) -> None:
         self._story.tell("worker %s.%s is given %s", *worker, token, batch=train_batch(token))
@@ -369,6 +378,10 @@ class Referee:
                     self._story.tell("%s", reply.text, batch=message.batch_id)
             elif isinstance(reply, DenseNormReply):
                 self._measured.add((index, reply.request_id))
+            elif isinstance(reply, FreezeReply):
+                assert isinstance(message, Freeze)
+                self._frozen.add((index, message.number))
+                require(message.step == reply.step, "{} answered by {}", message, reply)
             else:
                 require(reply.step == shard.step, "{} at step {}", reply, shard.step)
         self._check_shard(index, message)
@@ -377,6 +390,9 @@ class Referee:
         if isinstance(message, DenseNorm):
             # One that arrives once more when its step was applied.
             return reply.reason == "missing" and (index, message.request_id) in self._measured
+        if isinstance(message, Freeze):
+            # One that arrives once more after another one.
+            return reply.reason == "superseded" and (index, message.number) in self._frozen
         if isinstance(message, Apply):
             return False
         return reply.reason == "superseded" or (reply.reason == "full" and self._always > 0)

@@ -211,6 +211,7 @@ LAYERS = {
             "coordinator",
             "coordinator_state",
             "credits",
+            "cuts",
             "dense_norms",
             "evaluation",
             "events",

@@ -20,7 +20,7 @@ from ps.client.deduplicate import Deduplicated, keep_admitted
 from ps.client.dense_copies import DenseCopies, DenseCopy
 from ps.messages.exchange import Refusal, Reply, Request
 from ps.messages.pull_push import ANY_STEP, Contribution, Pull, PullReply
-from ps.messages.records import Apply, DenseNorm, Entry, Record
+from ps.messages.records import Apply, DenseNorm, Entry, Freeze, Record
 from ps.messages.wire import Header, WireError, array_sizes
 from ps.net.cancellation import Cancellation
 from ps.net.sockets import receive, send
@@ -303,12 +303,15 @@ class PsClient:
 
     def start_dense_norm(self, step: int, entries: tuple[Entry, ...], divisor: int) -> Open:
         """Ask every shard for its part of the norm of a step's dense gradient."""
-        request_id = self._new_id()
-        message = DenseNorm(request_id, self.recovery_epoch, step, entries, divisor)
-        shards = range(self.routing.num_shards)
-        norm = Open(request_id, dict.fromkeys(shards, message), set(shards))
-        self._start(norm)
-        return norm
+        return self._start_at_all(
+            DenseNorm(self._new_id(), self.recovery_epoch, step, entries, divisor)
+        )
+
+    def start_freeze(self, number: int, step: int, *, changed_only: bool) -> Open:
+        """Have every shard keep its state of a step, in order behind the records sent before."""
+        return self._start_at_all(
+            Freeze(self._new_id(), self.recovery_epoch, number, step, changed_only)
+        )
 
     def poll(self, timeout: float | None) -> list[Open]:
         """Wait at most `timeout` seconds for replies; return the requests now answered by all."""
@@ -340,6 +343,12 @@ class PsClient:
         self._answered = [answered for answered in self._answered if answered is not request]
 
     # Connections ------------------------------------------------------------------------------
+
+    def _start_at_all(self, message: Request) -> Open:
+        shards = range(self.routing.num_shards)
+        request = Open(message.request_id, dict.fromkeys(shards, message), set(shards))
+        self._start(request)
+        return request
 
     def _new_id(self) -> int:
         self._next_request += 1

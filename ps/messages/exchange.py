@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ps.messages.pull_push import Contribution, Pull, PullReply, PushReply
-from ps.messages.records import Apply, ApplyReply, DenseNorm, DenseNormReply
+from ps.messages.records import Apply, ApplyReply, DenseNorm, DenseNormReply, Freeze, FreezeReply
 
 RefusalReason = Literal[
     "fenced",  # the shard is not initialised
@@ -28,6 +28,6 @@ class Refusal:
     text: str
 
 
-Request = Pull | Contribution | Apply | DenseNorm
-Reply = PullReply | PushReply | ApplyReply | DenseNormReply | Refusal
+Request = Pull | Contribution | Apply | DenseNorm | Freeze
+Reply = PullReply | PushReply | ApplyReply | DenseNormReply | FreezeReply | Refusal
 Message = Request | Reply

@@ -70,7 +70,6 @@ class Record:
         oldest_pull_step: no contribution still to come was pulled before this step.
         applied_step: every shard has reached this step.
         routing_version: raised where this step moves buckets.
-        cut: whether a checkpoint is taken after this step.
         dense_factor: what global-norm clipping multiplies the dense gradient by.
         totals: of the job, this step included.
     """
@@ -89,7 +88,6 @@ class Record:
     oldest_pull_step: int = 0
     applied_step: int = 0
     routing_version: int = 0
-    cut: bool = False
     dense_factor: float = 1.0
     totals: Totals = Totals()
 
@@ -106,6 +104,33 @@ class Apply:
 @dataclass(slots=True)
 class ApplyReply:
     """The shard's global step after the records."""
+
+    request_id: int
+    step: int
+
+
+@dataclass(slots=True)
+class Freeze:
+    """Keep the state of now, to be written while the shard goes on: it is a cut.
+
+    Refused by a shard at another step. One that comes again changes nothing.
+
+    Args:
+        number: of the recovery epoch's cuts; rises.
+        step: k, the next record's.
+        changed_only: whether only what has changed since the freeze before is wanted of tables.
+    """
+
+    request_id: int
+    recovery_epoch: int
+    number: int
+    step: int
+    changed_only: bool
+
+
+@dataclass(slots=True)
+class FreezeReply:
+    """The shard has frozen that step."""
 
     request_id: int
     step: int

@@ -18,7 +18,15 @@ import zstandard
 
 from ps.messages.exchange import Message, Refusal
 from ps.messages.pull_push import MAX_STEP_BATCHES, Contribution, Pull, PullReply, PushReply
-from ps.messages.records import Apply, ApplyReply, DenseNorm, DenseNormReply, Record
+from ps.messages.records import (
+    Apply,
+    ApplyReply,
+    DenseNorm,
+    DenseNormReply,
+    Freeze,
+    FreezeReply,
+    Record,
+)
 from runtime.typed import array_dtype, decoder_of, field_values
 
 PREFIX = struct.Struct("<4sIQ")
@@ -44,6 +52,8 @@ _KINDS: tuple[type, ...] = (
     Refusal,
     DenseNorm,
     DenseNormReply,
+    Freeze,
+    FreezeReply,
 )
 _CODE = {kind: code for code, kind in enumerate(_KINDS)}
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 
 from ps.messages.exchange import Reply, Request
 from ps.messages.pull_push import Contribution, Pull
-from ps.messages.records import Apply, ApplyReply
+from ps.messages.records import Apply, ApplyReply, Freeze
 from ps.messages.wire import WireError
 from ps.net.listener import Listener, Peer
 from ps.net.sockets import receive, send
@@ -189,6 +189,9 @@ class DataPlane:
     def _handle(self, message: Request, peer: Peer) -> Reply | None:
         if isinstance(message, Apply):
             return self._apply(message, peer)
+        if isinstance(message, Freeze):
+            with self.lock.exclusive(), self._measure("other"):
+                return _only(self.shard.handle(message, peer.number))
         with self.lock.shared(), self._measure(_STAGES.get(type(message), "other")):
             if isinstance(message, Pull):
                 reply = self.shard.answer(message)

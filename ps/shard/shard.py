@@ -17,10 +17,19 @@ from embedding.table.links import make_variables
 from embedding.table.variable import EmbeddingVariable
 from ps.messages.exchange import Refusal, RefusalReason, Reply, Request
 from ps.messages.pull_push import ANY_STEP, Contribution, Pull, PullReply, PushReply
-from ps.messages.records import Apply, ApplyReply, DenseNorm, DenseNormReply, Record
+from ps.messages.records import (
+    Apply,
+    ApplyReply,
+    DenseNorm,
+    DenseNormReply,
+    Freeze,
+    FreezeReply,
+    Record,
+)
 from ps.shard.buffer import GradientBuffer
 from ps.shard.dense import DenseBlocks
 from ps.shard.evicted_keys import EvictedKeys
+from ps.shard.frozen import FrozenShard
 from ps.shard.merge import merge
 from ps.shard.record_checks import what_is_wrong, what_is_wrong_in_sum
 from ps.shard.side_by_side import RunAll, in_turn
@@ -61,6 +70,7 @@ class Shard:
     Attributes:
         routing: which shard has which part.
         log: the latest records, see `_remember`.
+        frozen: the state of the last step at which it was frozen, until the next or another epoch.
         dead: why the shard is dead, None as long as it is not.
     """
 
@@ -89,8 +99,10 @@ class Shard:
         self.routing = spec.routing
         self.step = 0
         self.log: deque[Record] = deque()
+        self.frozen: FrozenShard | None = None
         self.counts = ShardCounts()
         self._run_all = run_all
+        self._last_cut = 0
         self._parked: list[tuple[Hashable, Pull]] = []
         self._dims = [table.dim for table in spec.tables]
         self._slots_of = [spec.optimizers.index(table.optimizer) for table in spec.tables]
@@ -128,16 +140,18 @@ class Shard:
     ) -> None:
         """Answer from now on, at `step`, in this recovery epoch; dense parameters were set before.
 
-        What belongs to another history goes: contributions, evictions, records. Pulls that wait
-        are told when they are handled again.
+        What belongs to another history goes: contributions, evictions, records, what was frozen.
+        Pulls that wait are told when they are handled again.
 
         Args:
             tables: that were `empty_tables`, with the rows of the state; None: it keeps its own.
         """
         self.check_alive()
+        self.thaw()
         self.tables = self.tables if tables is None else tables
         self.recovery_epoch = recovery_epoch
         self.step = step
+        self._last_cut = 0
         self.buffer.clear()
         self.log.clear()
         for evicted in self._evicted:
@@ -162,6 +176,8 @@ class Shard:
             return [Outgoing(sender, self._push(message))]
         if isinstance(message, DenseNorm):
             return [Outgoing(sender, self._measure(message))]
+        if isinstance(message, Freeze):
+            return [Outgoing(sender, self._freeze(message))]
         return self._apply(message, sender)
 
     def disconnect(self, sender: Hashable) -> None:
@@ -195,7 +211,7 @@ class Shard:
         if message.recovery_epoch != self.recovery_epoch:
             text = f"recovery epoch {message.recovery_epoch}, the job is in {self.recovery_epoch}"
             return self._refusal(message, "epoch", text)
-        if isinstance(message, Apply | DenseNorm):
+        if isinstance(message, Apply | DenseNorm | Freeze):
             return None
         if message.routing_version != self.routing.version:
             text = f"routing {message.routing_version}, the job is at {self.routing.version}"
@@ -306,6 +322,34 @@ class Shard:
             return PushReply(contribution.request_id)
         self.counts.contributions_superseded += refusal.reason == "superseded"
         return self._refusal(contribution, refusal.reason, refusal.text)
+
+    # Cuts -------------------------------------------------------------------------------------
+
+    def _freeze(self, message: Freeze) -> Reply:
+        """Keep the state of now beside what changes from here on; one that comes again, once."""
+        if message.number < self._last_cut:
+            text = f"cut {message.number} came after cut {self._last_cut}"
+            return self._refusal(message, "superseded", text)
+        if message.number > self._last_cut:
+            if message.step != self.step:
+                text = f"step {message.step} is to be frozen, the shard is at {self.step}"
+                return self._refusal(message, "step", text)
+            self.thaw()
+            self._last_cut = message.number
+            self.frozen = FrozenShard(
+                message.step,
+                message.recovery_epoch,
+                message.changed_only,
+                (),
+                self.dense.rows.copy(),
+            )
+        return FreezeReply(message.request_id, message.step)
+
+    def thaw(self) -> None:
+        """Give up what is frozen."""
+        if self.frozen is not None:
+            self.frozen.close()
+            self.frozen = None
 
     # The only write ---------------------------------------------------------------------------
 

@@ -107,8 +107,11 @@ class CoordinatorActor:
     def order(self, wanted: Wanted) -> None:
         self._now().order(wanted)
 
-    def cut_taken(self, path: str | None, error: str | None) -> None:
-        self._now().cut_taken(path, error)
+    def cut_state(self, step: int) -> CoordinatorState:
+        return self._now().cut_state(step)
+
+    def cut_taken(self, step: int, path: str | None, error: str | None) -> None:
+        self._now().cut_taken(step, path, error)
 
     def evaluate(self) -> None:
         self._now().evaluate()

@@ -12,11 +12,13 @@ from ps.messages.records import Entry, Record, Totals
 from scheduler.coordinator.batches import Batch, Status
 from scheduler.coordinator.coordinator_state import CoordinatorState, beginning_of, histogram_of
 from scheduler.coordinator.credits import Credits
+from scheduler.coordinator.cuts import CutSchedule
 from scheduler.coordinator.dense_norms import DenseNorms
 from scheduler.coordinator.evaluation import EvaluationRound
 from scheduler.coordinator.events import (
     Answer,
     Command,
+    CutFrozen,
     CutTaken,
     CutWanted,
     DenseNormMeasured,
@@ -28,6 +30,7 @@ from scheduler.coordinator.events import (
     RecordsApplied,
     ShiftWanted,
     StopWanted,
+    TakeCut,
     TimePassed,
     WorkerLost,
     WorkerReported,
@@ -76,6 +79,7 @@ class Coordinator:
         )
         self.clock = spec.new_clock(clock)
         self.dense_norms = DenseNorms(spec.store.dense_clip_norm)
+        self.cuts = CutSchedule(spec.cuts, step=step, clock=clock.value)
         self.step = step
         self.data_staleness = histogram_of(first.data_staleness)
         self.parameter_staleness = histogram_of(first.parameter_staleness)
@@ -134,9 +138,10 @@ class Coordinator:
             case RecordsApplied():
                 return self._applied(event.shard, event.step, now)
             case DenseNormMeasured():
-                return self.dense_norms.measured(event.step, event.parts)
+                sent = self.dense_norms.measured(event.step, event.parts)
+                return sent + self._order_steps(now)
             case TimePassed():
-                return self._look_at_time(now)
+                return self._order_steps(now) + self._look_at_time(now)
             case ShiftWanted():
                 self.modes.set_automatic(event.mode == "auto")
                 if event.mode != "auto":
@@ -147,9 +152,12 @@ class Coordinator:
                 self.num_workers = event.count
                 self._most_workers = max(self._most_workers, event.count)
             case CutWanted():
-                self.time.hold("cut", now)
+                self.cuts.ask()
+                return self._order_steps(now)
+            case CutFrozen():
+                self.cuts.frozen(event.step)
             case CutTaken():
-                self.time.go_on("cut", now)
+                self.cuts.taken(event.step, failed=event.failed)
                 return self._order_steps(now)
             case EndOfTrainingWanted():
                 self._pause(False, now)
@@ -193,9 +201,8 @@ class Coordinator:
         return self.time.is_held_by("pause")
 
     @property
-    def at_cut(self) -> bool:
-        """Whether every shard is at the same step, and stays there until `CutTaken`."""
-        return self.time.is_held_by("cut") and self.applied_step == self.step
+    def _stands_still(self) -> bool:
+        return self.paused or self.cuts.holds_steps
 
     @property
     def credits(self) -> int:
@@ -400,12 +407,25 @@ class Coordinator:
     # Steps ------------------------------------------------------------------------------------
 
     def _order_steps(self, now: float) -> list[Command]:
-        return self.dense_norms.order(self._form_steps(now))
+        """Order the steps that are complete, and cuts between them."""
+        commands = self.dense_norms.order(self._form_steps(now))
+        # A cut waits for the norms of the steps before it: shards take it in their order.
+        while self._cut_is_due(now) and self.dense_norms.idle:
+            cut = self.cuts.take(self.state(), now=now)
+            commands.append(TakeCut(cut.number, cut.step, changed_only=cut.kind == "delta"))
+            commands += self.dense_norms.order(self._form_steps(now))
+        return commands
+
+    def _cut_is_due(self, now: float) -> bool:
+        ends, clock = self.ledger.exhausted, self.clock.value
+        return self.cuts.is_due(step=self.step, clock=clock, now=now, ends=ends)
 
     def _form_steps(self, now: float) -> list[Record]:
         """Order every step that is complete, unless something holds the state as it is."""
         records: list[Record] = []
-        while not self.time.is_held_by("evaluation", "cut"):
+        while not (
+            self.time.is_held_by("evaluation") or self.cuts.holds_steps or self._cut_is_due(now)
+        ):
             batches = self.rule.next_step(self.ledger, self.step)
             if batches is None:
                 break
@@ -540,9 +560,9 @@ class Coordinator:
                 text = f"worker {worker} has said nothing for {silent:.0f} s"
                 commands.append(GiveUpWorker(worker, state.incarnation, text))
         commands += self._end_late_lease(now)
-        if (self.trained and self.evaluation is None) or self.time.is_held_by("pause", "cut"):
+        if (self.trained and self.evaluation is None) or self._stands_still:
             self._stall_watch.progress(now)
-        held = self.time.is_held_by("evaluation", "pause", "cut")
+        held = self._stands_still or self.time.is_held_by("evaluation")
         wish = self.modes.advice(self.ledger, now, applied_step=self.applied_step, held=held)
         if wish is not None:
             commands += self._shift(wish, now)
@@ -551,9 +571,8 @@ class Coordinator:
 
     def _end_late_lease(self, now: float) -> list[Command]:
         """Give up a worker that reports, but is far too long at one batch, as if it were silent."""
-        held = self.time.is_held_by("pause", "cut")
         worker = self._lease_watch.look(
-            now, step=self.step, applied_step=self.applied_step, held=held
+            now, step=self.step, applied_step=self.applied_step, held=self._stands_still
         )
         if worker is None:
             return []

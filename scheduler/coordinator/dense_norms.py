@@ -33,6 +33,11 @@ class DenseNorms:
         """The steps whose norm is being measured."""
         return [step for step in self._held if step not in self._factors]
 
+    @property
+    def idle(self) -> bool:
+        """Whether every record was sent."""
+        return not self._held
+
     def order(self, records: Sequence[Record]) -> list[Command]:
         """Take further records; return what has to be measured, and those that can be sent."""
         commands: list[Command] = []

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ps.client.client import Open
-from ps.messages.records import ApplyReply, DenseNorm, DenseNormReply, Entry, Record
+from ps.messages.records import ApplyReply, DenseNorm, DenseNormReply, Entry, Freeze, Record
 from scheduler.coordinator.modes.rules import Mode
 from worker.protocol import Grant, Report
 
@@ -71,12 +71,22 @@ class WorkersWanted:
 
 @dataclass(frozen=True, slots=True)
 class CutWanted:
-    """Order no further step for now, so that all shards come to the same one."""
+    """Take a full cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutFrozen:
+    """Every shard holds its state of a step."""
+
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
 class CutTaken:
-    """What the cut was wanted for is done, or given up: go on."""
+    """The cut of a step is written, or (`failed`) could not be."""
+
+    step: int
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +114,7 @@ Event = (
     | DenseNormMeasured
     | TimePassed
     | Wanted
+    | CutFrozen
     | CutTaken
     | EvaluationWanted
     | StopWanted
@@ -114,7 +125,7 @@ def events_of(request: Open) -> list[Event]:
     """Return what the answers to a request of the coordinator tell it; refusals are not looked at.
 
     Args:
-        request: records to one shard, or a measurement by all; answered.
+        request: records to one shard, or a measurement or a freeze by all; answered.
     """
     events: list[Event] = []
     parts = []
@@ -126,6 +137,8 @@ def events_of(request: Open) -> list[Event]:
     message = next(iter(request.messages.values()))
     if isinstance(message, DenseNorm):
         events.append(DenseNormMeasured(message.step, tuple(parts)))
+    if isinstance(message, Freeze):
+        events.append(CutFrozen(message.step))
     return events
 
 
@@ -156,6 +169,15 @@ class MeasureDenseNorm:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeCut:
+    """Have every shard freeze its state, behind the records that were sent before."""
+
+    number: int
+    step: int
+    changed_only: bool
+
+
+@dataclass(frozen=True, slots=True)
 class GiveUpWorker:
     """Replace a worker that has been silent for too long."""
 
@@ -174,4 +196,4 @@ class FailJob:
     text: str
 
 
-Command = Answer | SendRecords | MeasureDenseNorm | GiveUpWorker | Warn | FailJob
+Command = Answer | SendRecords | MeasureDenseNorm | TakeCut | GiveUpWorker | Warn | FailJob

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 from ps.client.client import Open, PsClient
 from ps.client.faults import ConnectionFaults, with_faults
@@ -29,6 +30,7 @@ from scheduler.coordinator.events import (
     SendRecords,
     ShiftWanted,
     StopWanted,
+    TakeCut,
     TimePassed,
     Wanted,
     Warn,
@@ -102,7 +104,7 @@ class CoordinatorServer:
         self._notices = _Notices()
         self._cuts: list[CutResult] = []
         self._trace = BatchTrace()
-        self._outbox: list[Record] = []
+        self._outbox: list[Record | TakeCut] = []  # in the order in which shards take it
         self._to_measure: list[MeasureDenseNorm] = []
         self._closing = False
         self._cpu_seconds_before = time.process_time()
@@ -153,11 +155,22 @@ class CoordinatorServer:
             self._coordinator.spec.check_workers(wanted.count)
         self._handle(wanted)
 
-    def cut_taken(self, path: str | None, error: str | None) -> None:
-        """The checkpoint of a cut is written, or could not be: go on."""
+    def cut_state(self, step: int) -> CoordinatorState:
+        """Return the state of the job at the cut that is to be written.
+
+        Raises:
+            ValueError: it is of another step.
+        """
         with self._lock:
-            self._cuts.append(CutResult(self._coordinator.step, path, error))
-        self._handle(CutTaken())
+            return self._coordinator.cuts.state_of(step)
+
+    def cut_taken(self, step: int, path: str | None, error: str | None) -> None:
+        """The cut of a step is written, or could not be."""
+        with self._lock:
+            cut = self._coordinator.cuts.running
+            asked = cut is not None and cut.step == step and cut.asked
+            self._cuts.append(CutResult(step, path, error, asked))
+        self._handle(CutTaken(step, failed=path is None))
 
     def evaluate(self) -> None:
         """Evaluate the trained model; `status` tells when that is over."""
@@ -208,6 +221,9 @@ class CoordinatorServer:
             case SendRecords():
                 self._outbox.extend(command.records)
                 self._wakes.set()
+            case TakeCut():
+                self._outbox.append(command)
+                self._wakes.set()
             case MeasureDenseNorm():
                 self._to_measure.append(command)
                 self._wakes.set()
@@ -219,21 +235,16 @@ class CoordinatorServer:
                 self._notices.failure = command.text
 
     def _speak_to_shards(self) -> None:
-        """Send records to every shard as they come; many small steps share a message."""
-        shards = range(self._coordinator.spec.store.num_shards)
+        """Send records and cuts to every shard as they come; many small steps share a message."""
         last_tick = self._clock()
         try:
             while not self._closing:
                 with self._lock:
-                    records, self._outbox = self._outbox, []
+                    outbox, self._outbox = self._outbox, []
                     to_measure, self._to_measure = self._to_measure, []
                 for norm in to_measure:
                     self._client.start_dense_norm(norm.step, norm.entries, norm.divisor)
-                if records:
-                    for message in in_messages(records):
-                        for shard in shards:
-                            self._client.start_apply(shard, message)
-                    self._die_if_due(records[-1].step)
+                self._send(outbox)
                 for request in self._client.poll(TICK_SECONDS):
                     self._acknowledge(request)
                 self._wakes.clear()
@@ -242,6 +253,20 @@ class CoordinatorServer:
                     self._handle(TimePassed())
         except Exception as error:
             self.fail(error)
+
+    def _send(self, outbox: list[Record | TakeCut]) -> None:
+        shards = range(self._coordinator.spec.store.num_shards)
+        for is_cut, run in groupby(outbox, lambda each: isinstance(each, TakeCut)):
+            if is_cut:
+                for cut in run:
+                    assert isinstance(cut, TakeCut)
+                    self._client.start_freeze(cut.number, cut.step, changed_only=cut.changed_only)
+                continue
+            records = [each for each in run if isinstance(each, Record)]
+            for message in in_messages(records):
+                for shard in shards:
+                    self._client.start_apply(shard, message)
+            self._die_if_due(records[-1].step)
 
     def _die_if_due(self, step: int) -> None:
         if self._faults.dies_at_step is not None and step >= self._faults.dies_at_step:
@@ -255,12 +280,14 @@ class CoordinatorServer:
 
     def _status(self, told: Told) -> Status:
         c, notices = self._coordinator, self._notices
+        told = told.known_in(c.spec.recovery_epoch)
         evaluations, shifts = c.progress.evaluations, c.modes.shifts
         ledger = c.ledger
         return Status(
             mode=c.rule.name,
             paused=c.paused,
-            at_cut=c.at_cut,
+            cut=c.cuts.to_write,
+            recovery_epoch=c.spec.recovery_epoch,
             num_workers=c.num_workers,
             first_step=c.spec.start.step,
             shifts=tuple(shifts[told.whole_shifts :]),
@@ -296,5 +323,6 @@ class CoordinatorServer:
                 cuts=len(self._cuts),
                 give_up=len(notices.give_up),
                 warnings=len(notices.warnings),
+                recovery_epoch=c.spec.recovery_epoch,
             ),
         )

@@ -20,6 +20,23 @@ ATTEMPT_LASTS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CutOptions:
+    """How often a running job is saved.
+
+    Args:
+        every_steps: ticks of the schedules' clock between two cuts; None: no matter.
+        every_seconds: between two cuts, whichever comes first; None: no matter.
+        full_every: of so many cuts one is written whole, the others are deltas.
+        holds_steps: whether no step is formed until a cut is written.
+    """
+
+    every_steps: int | None = None
+    every_seconds: float | None = None
+    full_every: int = 1
+    holds_steps: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorSpec:
     """What does not change while a job runs.
 
@@ -42,6 +59,7 @@ class CoordinatorSpec:
         attempt_lasts: an attempt at a batch is void where it does not end while so many times the
             credits, in batches, are resolved. So what has to be remembered for gradients that come
             late is bounded.
+        cuts: how often the running job is saved.
         eval_every_steps: evaluate at every multiple of so many ticks of the schedule clock; 0: only
             at the end.
         max_seconds: stop giving out batches after so much training time; None: no limit.
@@ -74,6 +92,7 @@ class CoordinatorSpec:
     policy: PolicyOptions = field(default_factory=PolicyOptions)
     recovery_epoch: int = 0
     attempt_lasts: int = ATTEMPT_LASTS
+    cuts: CutOptions = field(default_factory=CutOptions)
     eval_every_steps: int = 0
     max_seconds: float | None = None
     max_consecutive_non_finite: int | None = None

@@ -8,7 +8,7 @@ from runtime.process_figures import NOT_MEASURED, ProcessFigures
 from scheduler.coordinator.evaluation import EvaluationResult
 from worker.protocol import Grant, Report, StageName
 
-HoldReason = Literal["evaluation", "pause", "cut"]
+HoldReason = Literal["evaluation", "pause"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ class ShardProgress:
 class TrainingTime:
     """Seconds of training: from the first lease on, without the time in which it was held.
 
-    Evaluations and checkpoints hold the steps as they are, a pause holds the batches back.
+    An evaluation holds the steps as they are, a pause holds the batches back.
 
     Args:
         before: seconds that the job trained under an earlier coordinator.

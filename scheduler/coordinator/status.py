@@ -6,6 +6,7 @@ of `ps.server.figures`, one of samples or batches of the ledger's `Samples` and 
 
 from dataclasses import dataclass, field, replace
 
+from scheduler.coordinator.cuts import Cut
 from scheduler.coordinator.evaluation import EvaluationResult
 from scheduler.coordinator.history import NOTHING, Told
 from scheduler.coordinator.ledger import Samples, Tallies
@@ -18,11 +19,16 @@ from scheduler.coordinator.state import WorkerFigures
 
 @dataclass(frozen=True, slots=True)
 class CutResult:
-    """What came of a checkpoint of the running job: its path, or what went wrong."""
+    """What came of a cut: the path of its checkpoint, or what went wrong.
+
+    Args:
+        asked: whether somebody asked for it.
+    """
 
     step: int
     path: str | None
     error: str | None
+    asked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +40,8 @@ class Status:
         step, applied_step: that is ordered next, and that every shard has reached.
         shifts, cuts, evaluations, give_up, warnings: what was not told before, see `told`.
         last_evaluation: told before or not.
+        cut: that every shard holds frozen and that is to be written now; None: there is none.
+        recovery_epoch: that the coordinator is in.
         shard_lag: by shard, steps that are ordered and not applied there.
         peak_rss_bytes, cpu_seconds, pid: of the coordinator's process.
         told: what to say when the next status is asked for.
@@ -42,7 +50,8 @@ class Status:
     mode: Mode = "sync"
     automatic: bool = False
     paused: bool = False
-    at_cut: bool = False
+    cut: Cut | None = None
+    recovery_epoch: int = 0
     trained: bool = False
     evaluating: bool = False
     num_workers: int = 0
@@ -76,7 +85,7 @@ class Status:
 
 def joined(before: Status | None, new: Status) -> Status:
     """Return a status with all evaluations and shifts, of one that has those since `before`."""
-    if before is None:
+    if before is None or before.recovery_epoch != new.recovery_epoch:
         return new
     evaluations = before.evaluations
     if new.evaluations:

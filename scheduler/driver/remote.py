@@ -60,11 +60,12 @@ class RunningJob:
 
     def checkpoint(self) -> CutResult:
         """Have a checkpoint written, and wait for it."""
-        told = replace(EVERYTHING, cuts=self.status().told.cuts)
+        now = self.status().told
+        told = replace(EVERYTHING, cuts=now.cuts, recovery_epoch=now.recovery_epoch)
         self.order(CutWanted())
-        while not (cuts := self.status(told).cuts):
+        while not (asked := [cut for cut in self.status(told).cuts if cut.asked]):
             time.sleep(POLL_SECONDS)
-        return cuts[0]
+        return asked[0]
 
     def _ask(self, call: Any) -> Any:
         try:

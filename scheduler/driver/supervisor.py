@@ -112,8 +112,8 @@ class Supervisor:
         self._workforce.look(ended)
         while self._to_give_up:
             self._workforce.give_up(*self._to_give_up.popleft())
-        if status.at_cut:
-            self._take_cut(status)
+        if status.cut is not None:
+            self._take_cut(status, status.cut.step)
         for shift in status.shifts[self._shifts_told :]:
             self._progress.note(f"step {shift.step}: {described(shift)}")
         self._shifts_told = len(status.shifts)
@@ -239,8 +239,11 @@ class Supervisor:
 
     # Checkpoints of a running job -------------------------------------------------------------
 
-    def _take_cut(self, status: Status) -> None:
-        """Write the checkpoint that somebody wants; a failure is told and ends nothing."""
+    def _take_cut(self, status: Status, step: int) -> None:
+        """Write the checkpoint that somebody wants; a failure is told and ends nothing.
+
+        No step is formed meanwhile (`CutOptions.holds_steps`).
+        """
         path, error = None, None
         try:
             path = self._write_checkpoint(status)
@@ -248,4 +251,4 @@ class Supervisor:
         except TrainingError as failure:
             error = str(failure)
             self._progress.note(error)
-        self._answer_of_coordinator(self.processes.coordinator.cut_taken.remote(path, error))
+        self._answer_of_coordinator(self.processes.coordinator.cut_taken.remote(step, path, error))

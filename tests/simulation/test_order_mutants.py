@@ -1,12 +1,13 @@
 """Deliberate faults in what a running job is asked for: the simulation notices each of them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from ps.messages.pull_push import ANY_STEP
-from ps.messages.records import Record
 from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.events import Command, TakeCut
 from scheduler.coordinator.ledger import Ledger
 from scheduler.coordinator.modes.rules import ModeRule
 from scheduler.coordinator.modes.shift import shift
@@ -92,18 +93,10 @@ class GivesOutInAPause(Coordinator):
         return super()._lease(worker, now)
 
 
-class FormsStepsInACut(Coordinator):
-    def _form_steps(self, now: float) -> list[Record]:
-        wanted = self.time.is_held_by("cut")
-        self.time.go_on("cut", now)
-        records = super()._form_steps(now)
-        if wanted:
-            self.time.hold("cut", now)
-        return records
-
-    @property
-    def at_cut(self) -> bool:
-        return self.time.is_held_by("cut")
+class TakesACutTooLate(Coordinator):
+    def _order_steps(self, now: float) -> list[Command]:
+        commands = super()._order_steps(now)
+        return [replace(c, step=c.step - 1) if isinstance(c, TakeCut) else c for c in commands]
 
 
 class KeepsTheOldRule(Coordinator):
@@ -124,7 +117,7 @@ class KeepsWorkersThatAreNotWanted(Coordinator):
 
 @pytest.mark.parametrize(
     "mutant",
-    [GivesOutInAPause, FormsStepsInACut, KeepsTheOldRule, KeepsWorkersThatAreNotWanted],
+    [GivesOutInAPause, TakesACutTooLate, KeepsTheOldRule, KeepsWorkersThatAreNotWanted],
 )
 def test_a_wrong_answer_to_an_order_is_noticed(mutant: type[Coordinator]) -> None:
     assert caught(mutant)

@@ -18,6 +18,8 @@ from ps.messages.records import (
     DenseNorm,
     DenseNormReply,
     Entry,
+    Freeze,
+    FreezeReply,
     Record,
     TableEviction,
     Totals,
@@ -51,7 +53,7 @@ records = st.builds(
     evict=st.lists(evictions, max_size=3).map(tuple), discard=pairs, low_water=int64s,
     oldest_pull_step=int64s, applied_step=int64s, skipped=st.lists(int64s, max_size=3).map(tuple),
     totals=totals,
-    routing_version=int64s, cut=st.booleans(), dense_factor=floats,
+    routing_version=int64s, dense_factor=floats,
 )  # fmt: skip
 
 
@@ -91,6 +93,12 @@ messages = st.one_of(
         entries=st.lists(entries, max_size=4).map(tuple),
     ),
     st.builds(DenseNormReply, request_id=int64s, sums=arrays(np.float64)),
+    st.builds(
+        Freeze,
+        request_id=int64s, recovery_epoch=int64s, number=int64s, step=int64s,
+        changed_only=st.booleans(),
+    ),
+    st.builds(FreezeReply, request_id=int64s, step=int64s),
     st.builds(
         Refusal,
         request_id=int64s, reason=st.sampled_from(get_args(RefusalReason)), text=st.text(),
@@ -289,6 +297,8 @@ SCALARS: list[tuple[Message, str]] = [
         ApplyReply(1, 2),
         DenseNorm(1, 2, 3, (Entry(4, 5, 0.5),), 6),
         DenseNormReply(1, np.ones(2)),
+        Freeze(1, 2, 3, 4, changed_only=True),
+        FreezeReply(1, 2),
         Refusal(1, "full", "no room"),
     )
     for field in dataclasses.fields(message)

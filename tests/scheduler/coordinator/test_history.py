@@ -87,10 +87,10 @@ def test_who_wants_to_know_how_things_are_is_told_nothing_of_before(
     server: CoordinatorServer,
 ) -> None:
     evaluated(server, 1, 2)
-    server.cut_taken("path", None)
+    server.cut_taken(3, "path", None)
 
     status = server.status(EVERYTHING)
-    server.cut_taken("another", None)
+    server.cut_taken(4, "another", "why")
 
     assert (status.evaluations, status.shifts, status.cuts) == ((), (), ())
     assert (status.told.evaluations, status.told.cuts) == (2, 1)

@@ -316,7 +316,8 @@ def test_the_time_of_a_pause_or_a_cut_is_nobodys(begins: Any) -> None:
     job.wait(5, 0)
     job.handle(begins)
     job.wait(50, 0)
-    job.handle(PauseWanted(False) if isinstance(begins, PauseWanted) else CutTaken())
+    taken = CutTaken(job.coordinator.step)
+    job.handle(PauseWanted(False) if isinstance(begins, PauseWanted) else taken)
     job.wait(5, 0)
     assert job.given_up == []
     job.wait(2, 0)

@@ -1,0 +1,31 @@
+"""A shard as it was at one step, while it goes on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrozenShard:
+    """What a shard held after a step, for whoever writes it.
+
+    Args:
+        step: k, the next one that the shard would apply.
+        recovery_epoch: of the step.
+        changed_only: whether the tables are what had changed since the freeze before.
+        tables: in the order of the store; read with the shard held against changes, see there.
+        dense: float32[blocks, width], parameters and slots, all of them; a copy.
+    """
+
+    step: int
+    recovery_epoch: int
+    changed_only: bool
+    tables: tuple[Any, ...]
+    dense: npt.NDArray[np.float32]
+
+    def close(self) -> None:
+        """Give up what was not read of it; with the shard held against changes."""
+        for table in self.tables:
+            table.close()

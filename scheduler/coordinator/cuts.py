@@ -1,0 +1,123 @@
+"""When a cut is taken and whether it is written whole: a plain state machine, one cut at a time."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scheduler.coordinator.coordinator_state import CoordinatorState
+from scheduler.coordinator.spec import CutOptions
+
+CutKind = Literal["full", "delta"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """A cut that is to be written, or is being written.
+
+    Args:
+        number: of the cuts of one coordinator, from 1 on.
+        step: that all shards are frozen at; `kind`: what of them is written.
+        asked: whether somebody asked for it.
+    """
+
+    number: int
+    step: int
+    kind: CutKind
+    asked: bool = False
+
+
+class CutSchedule:
+    """Decides at every boundary between two steps whether a cut is taken there.
+
+    The first cut, one that somebody asks for, and the one after a cut that could not be written are
+    full: there is nothing that a delta of them could lie on.
+
+    Args:
+        step, clock: where the coordinator begins.
+    """
+
+    def __init__(self, options: CutOptions, *, step: int, clock: int) -> None:
+        self.running: Cut | None = None
+        self.is_frozen = False
+        self._options = options
+        self._number = 0
+        self._step, self._clock = step, clock  # of the last cut
+        self._since: float | None = None
+        self._asked = False
+        self._deltas_left = 0
+        self._state: CoordinatorState | None = None
+
+    @property
+    def holds_steps(self) -> bool:
+        """Whether no step may be formed."""
+        return self._options.holds_steps and self.running is not None
+
+    @property
+    def to_write(self) -> Cut | None:
+        """The cut that every shard holds frozen and that is not written yet."""
+        return self.running if self.is_frozen else None
+
+    def ask(self) -> None:
+        """Somebody wants a full cut; where one is running, the next one."""
+        self._asked = True
+
+    def is_due(self, *, step: int, clock: int, now: float, ends: bool) -> bool:
+        """Whether a cut is to be taken before step `step`.
+
+        Args:
+            clock: of the schedules, in ticks.
+            now: in seconds of any steady clock.
+            ends: whether the job is trained, so that its last checkpoint comes anyway.
+        """
+        if self._since is None:
+            self._since = now
+        if self.running is not None:
+            return False
+        if self._asked:
+            return True
+        if ends or step == self._step:
+            return False
+        options = self._options
+        if options.every_steps is not None and clock - self._clock >= options.every_steps:
+            return True
+        return options.every_seconds is not None and now - self._since >= options.every_seconds
+
+    def take(self, state: CoordinatorState, *, now: float) -> Cut:
+        """Take the cut that is due; `state` is that of the job at its step."""
+        full = self._asked or self._deltas_left == 0
+        self._deltas_left = self._options.full_every - 1 if full else self._deltas_left - 1
+        self._number += 1
+        self.running = Cut(
+            number=self._number,
+            step=state.step,
+            kind="full" if full else "delta",
+            asked=self._asked,
+        )
+        self.is_frozen, self._asked, self._state = False, False, state
+        self._step, self._clock, self._since = state.step, state.clock.value, now
+        return self.running
+
+    def frozen(self, step: int) -> None:
+        """Every shard holds the cut of a step."""
+        if self.running is not None and self.running.step == step:
+            self.is_frozen = True
+
+    def taken(self, step: int, *, failed: bool) -> Cut | None:
+        """The cut of a step is written, or could not be; return it, None where none is running."""
+        cut = self.running
+        if cut is None or cut.step != step:
+            return None
+        if failed:
+            self._deltas_left = 0
+        self.running = self._state = None
+        self.is_frozen = False
+        return cut
+
+    def state_of(self, step: int) -> CoordinatorState:
+        """Return the state of the job at a cut that is being written.
+
+        Raises:
+            ValueError: no cut of that step is.
+        """
+        if self._state is None or self._state.step != step:
+            raise ValueError(f"no cut of step {step} is being written")
+        return self._state

@@ -1,0 +1,208 @@
+"""When a cut is taken, and whether whole; and what a coordinator does around one."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedding.spec.optimizers import Sgd
+from ps.spec import StoreSpec
+from scheduler.coordinator.clock import ClockState
+from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.coordinator_state import CoordinatorState, beginning_of
+from scheduler.coordinator.cuts import CutKind, CutSchedule
+from scheduler.coordinator.events import (
+    Answer,
+    CutFrozen,
+    CutTaken,
+    CutWanted,
+    DenseNormMeasured,
+    RecordsApplied,
+    SendRecords,
+    TakeCut,
+    TimePassed,
+    WorkerReported,
+)
+from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.spec import CoordinatorSpec, CutOptions
+from worker.protocol import Finished, Report
+
+
+def spec(**changes: Any) -> CoordinatorSpec:
+    store = StoreSpec(
+        tables=(),
+        dense_size=3,
+        dense_optimizer=Sgd(learning_rate=0.25),
+        num_shards=1,
+        dense_clip_norm=changes.pop("clip", None),
+    )
+    plan = LedgerPlan(batches_per_epoch=20, epochs=1, rows_of=lambda _: 5)
+    values: dict[str, Any] = {
+        "store": store, "plan": plan, "evaluation_plan": None, "mode": "async", "group_size": 2,
+        "global_batch": 10, "workers": 1, "depth": 4,
+    }  # fmt: skip
+    return CoordinatorSpec(**{**values, **changes})
+
+
+def at(step: int) -> CoordinatorState:
+    return replace(beginning_of(spec()), step=step)
+
+
+class Saved:
+    """A schedule that is asked at one step after another, every second; each cut is written."""
+
+    def __init__(self, **options: Any) -> None:
+        self.cuts = CutSchedule(CutOptions(**options), step=0, clock=0)
+        self.taken: list[tuple[int, CutKind]] = []
+
+    def pass_steps(self, *steps: int, ticks: int = 1, failed: bool = False) -> None:
+        for step in steps:
+            if self.cuts.is_due(step=step, clock=step // ticks, now=float(step), ends=False):
+                clock = ClockState(value=step // ticks, first_steps=((step // ticks, step, 0, 1),))
+                cut = self.cuts.take(replace(at(step), clock=clock), now=float(step))
+                self.taken.append((cut.step, cut.kind))
+                self.cuts.taken(step, failed=failed)
+
+
+def test_cuts_come_by_the_clock_or_by_time_and_every_so_many_is_full() -> None:
+    by_clock = Saved(every_steps=4, full_every=3)
+    by_clock.pass_steps(*range(50), ticks=2)
+    assert by_clock.taken == [
+        (8, "full"), (16, "delta"), (24, "delta"), (32, "full"), (40, "delta"), (48, "delta"),
+    ]  # fmt: skip
+    by_time = Saved(every_seconds=10.0)
+    by_time.pass_steps(*range(31))
+    assert by_time.taken == [(10, "full"), (20, "full"), (30, "full")]
+    first_of_both = Saved(every_steps=7, every_seconds=10.0)
+    first_of_both.pass_steps(*range(15))
+    assert first_of_both.taken == [(7, "full"), (14, "full")]
+    never = Saved()
+    never.pass_steps(*range(100))
+    assert never.taken == []
+
+
+def test_after_a_cut_that_failed_and_where_somebody_asks_it_is_full() -> None:
+    saved = Saved(every_steps=2, full_every=9)
+    saved.pass_steps(1, 2, 3, 4)
+    saved.pass_steps(5, 6, failed=True)
+    saved.pass_steps(7, 8, 9, 10)
+    saved.cuts.ask()
+    saved.pass_steps(11, 12, 13, 14)
+    assert saved.taken == [
+        (2, "full"), (4, "delta"), (6, "delta"), (8, "full"), (10, "delta"), (11, "full"),
+        (13, "delta"),
+    ]  # fmt: skip
+
+
+def test_one_cut_is_taken_at_a_time_and_none_of_a_step_that_has_one() -> None:
+    cuts = CutSchedule(CutOptions(every_seconds=1.0), step=0, clock=0)
+
+    def due(step: int, now: float, ends: bool = False) -> bool:
+        return cuts.is_due(step=step, clock=0, now=now, ends=ends)
+
+    assert not due(0, 0.0)
+    assert not due(0, 9.0), "nothing has happened yet"
+    assert not due(3, 9.0, ends=True), "the last checkpoint comes anyway"
+    assert due(3, 9.0)
+    cut = cuts.take(at(3), now=9.0)
+    assert cuts.to_write is None
+    assert cuts.state_of(3) == at(3)
+    cuts.ask()
+    assert not due(5, 99.0)
+    cuts.frozen(2)
+    assert cuts.to_write is None
+    cuts.frozen(3)
+    assert cuts.to_write == cut
+    assert cuts.taken(4, failed=False) is None
+    assert cuts.taken(3, failed=False) == cut
+    with pytest.raises(ValueError, match="no cut of step 3"):
+        cuts.state_of(3)
+    assert due(3, 99.0, ends=True), "it was asked for meanwhile"
+
+
+class Job:
+    """One worker that ends batch after batch."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.coordinator = Coordinator(spec(**changes))
+        self.said: list[int | TakeCut] = []
+        self.sequence = 0
+
+    def handle(self, event: Any, now: float = 0.0) -> None:
+        for command in self.coordinator.handle(event, now):
+            if isinstance(command, SendRecords):
+                self.said += [record.step for record in command.records]
+            elif isinstance(command, TakeCut):
+                self.said.append(command)
+            elif isinstance(command, Answer):
+                self.tokens = command.grant.tokens
+
+    def report(self, *finished: Finished, want: int = 1) -> None:
+        self.sequence += 1
+        held = self.coordinator.ledger.leases_of(0) - {f.token.identity for f in finished}
+        report = Report(0, 0, self.sequence, tuple(held), finished, want)
+        self.handle(WorkerReported(report))
+
+    def end_batches(self, count: int, now: float = 0.0) -> None:
+        """Lease so many batches and end them with one report."""
+        self.report(want=count)
+        self.report(*(Finished(token, "done", samples=5) for token in self.tokens), want=0)
+
+    def apply_all(self) -> None:
+        self.handle(RecordsApplied(0, self.coordinator.step))
+
+
+def test_a_cut_stands_between_the_records_of_a_report_and_the_steps_go_on() -> None:
+    options = CutOptions(every_steps=1, full_every=2, holds_steps=False)
+    job = Job(cuts=options)
+    job.end_batches(3)
+    assert job.said == [0, 1, TakeCut(1, 2, changed_only=False), 2]
+    state = job.coordinator.cuts.state_of(2)
+    assert (state.step, state.ledger.low_water, state.clock.value) == (2, 2, 1)
+    assert state.ledger.samples.applied == 10
+    job.end_batches(3)
+    assert job.said[4:] == [3, 4, 5], "one at a time"
+    job.handle(CutFrozen(2))
+    job.handle(CutTaken(2))
+    assert job.said[7:] == [TakeCut(2, 6, changed_only=True)]
+
+
+def test_a_cut_that_somebody_wants_comes_at_once_where_nothing_moves() -> None:
+    job = Job()
+    job.handle(CutWanted())
+    assert job.said == [TakeCut(1, 0, changed_only=False)]
+
+
+def test_time_makes_a_cut_due_without_any_report() -> None:
+    job = Job(cuts=CutOptions(every_seconds=5.0, holds_steps=False))
+    job.end_batches(1)
+    job.handle(TimePassed(), now=4.0)
+    assert job.said == [0]
+    job.handle(TimePassed(), now=5.0)
+    assert job.said == [0, TakeCut(1, 1, changed_only=False)]
+
+
+def test_a_cut_waits_for_the_norms_of_the_steps_before_it_and_no_step_is_formed() -> None:
+    job = Job(clip=1.0, cuts=CutOptions(holds_steps=False))
+    job.end_batches(2)
+    job.handle(CutWanted())
+    job.end_batches(2)
+    assert job.coordinator.step == 2
+    assert job.said == []
+    job.handle(DenseNormMeasured(0, (np.ones(1),)))
+    assert job.said == [0]
+    job.handle(DenseNormMeasured(1, (np.ones(1),)))
+    assert job.said == [0, 1, TakeCut(1, 2, changed_only=False)]
+    assert job.coordinator.step == 4
+
+
+def test_steps_are_held_while_a_cut_is_written_where_that_is_said() -> None:
+    job = Job()
+    job.end_batches(1)
+    job.handle(CutWanted())
+    job.end_batches(2)
+    job.apply_all()
+    assert job.coordinator.step == 1
+    job.handle(CutTaken(1))
+    assert job.said == [0, TakeCut(1, 1, changed_only=False), 1, 2]
