@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from embedding import TableSpec
 from embedding.arrow import to_arrow
-from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.manifest import MANIFEST, CheckpointError
 from ps.checkpoint.read import CheckpointReader
 from scheduler.job.errors import nearest
 from scheduler.run.directory import (
@@ -28,14 +28,20 @@ class Checkpoint:
 
     Args:
         path: its folder.
+        kind: `full`, or `delta`: what has changed since its parent.
+        parent: name of the folder that a delta lies on, which stands beside it; None of a full one.
+        written: when, in seconds since 1970.
         step: the global step after which it was taken.
         tables: what each table is set to.
         dense_size: how many dense parameters there are.
-        num_files: its data files.
+        num_files: its own data files, without those that it lies on.
         num_bytes: what they take.
     """
 
     path: Path
+    kind: Literal["full", "delta"]
+    parent: str | None
+    written: float
     step: int
     tables: tuple[TableSpec, ...]
     dense_size: int
@@ -81,14 +87,17 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     found = latest_checkpoint(path)
     reader = CheckpointReader(found)
-    files = reader.manifest.files
+    manifest = reader.manifest
     return Checkpoint(
         path=found,
-        step=reader.manifest.step,
+        kind=manifest.kind,
+        parent=None if manifest.parent is None else manifest.parent.name,
+        written=(found / MANIFEST).stat().st_mtime,
+        step=manifest.step,
         tables=reader.store.tables,
         dense_size=reader.store.dense_size,
-        num_files=len(files),
-        num_bytes=sum(file.bytes for file in files),
+        num_files=len(manifest.files),
+        num_bytes=sum(file.bytes for file in manifest.files),
         _reader=reader,
     )
 
@@ -111,7 +120,10 @@ def as_json(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what people and programs are shown of a checkpoint."""
     return {
         "checkpoint": str(checkpoint.path),
+        "kind": checkpoint.kind,
         "step": checkpoint.step,
+        "parent": checkpoint.parent,
+        "written": checkpoint.written,
         "tables": [spec.name for spec in checkpoint.tables],
         "dense_size": checkpoint.dense_size,
         "files": checkpoint.num_files,

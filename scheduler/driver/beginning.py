@@ -20,6 +20,7 @@ from scheduler.coordinator.start import InitFeatures, Start, start_from
 from scheduler.job.config import JobConfig
 from scheduler.job.errors import ConfigError
 from scheduler.run.directory import latest_checkpoint
+from scheduler.run.saved_cuts import SavedCut
 from worker.contract import ColumnKind, check_contract, check_kinds
 from worker.inference import saved_model
 from worker.models import build_model
@@ -38,6 +39,8 @@ class Beginning:
         checkpoint: the directory of the checkpoint, or None.
         start: step and clock.
         keys: kinds of the features' keys, as far as the checkpoint knows them.
+        is_over: whether the job has gone on from a cut of its own, and what it began from may be
+            another one by now.
         dense_sources: int64[P], from where in the checkpoint's dense parameters each comes, -1
             where it has an initial value. None: all from their own place.
     """
@@ -45,6 +48,7 @@ class Beginning:
     checkpoint: str | None = None
     start: Start = field(default_factory=Start)
     keys: dict[str, str] = field(default_factory=dict)
+    is_over: bool = False
     dense_sources: npt.NDArray[np.int64] | None = None
 
 
@@ -90,6 +94,18 @@ def beginning_of(
         keys=keys,
         dense_sources=sources,
     )
+
+
+def beginning_before(cut: SavedCut, store: StoreSpec) -> Beginning:
+    """Return how a job began that goes on from a cut of its own.
+
+    Raises:
+        CheckpointError: the cut is not of this job's tables and dense parameters.
+    """
+    check_fits(cut.reader.store, store)
+    contract = saved_model(cut.reader).contract
+    keys = {} if contract is None else contract.keys
+    return Beginning(start=cut.state.start, keys=keys, is_over=True)
 
 
 @dataclass(frozen=True, slots=True)

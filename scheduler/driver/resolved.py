@@ -9,10 +9,11 @@ from ps.spec import StoreSpec
 from scheduler.coordinator.ledger import LedgerPlan
 from scheduler.coordinator.modes.rules import rule_of
 from scheduler.coordinator.spec import CoordinatorSpec
-from scheduler.driver.beginning import Beginning, beginning_of
+from scheduler.driver.beginning import Beginning, beginning_before, beginning_of
 from scheduler.job.config import JobConfig
 from scheduler.job.errors import ConfigError
 from scheduler.job.specs import evaluation_data, model_spec, store_spec, training_data
+from scheduler.run.earlier import EarlierRun
 from worker.contract import DataContract, check_kinds, check_same_kinds, kinds_of_features
 from worker.data.advice import advice, shared_files
 from worker.data.batch_size import keys_in_a_sample
@@ -45,12 +46,18 @@ class JobSpecs:
         return DataContract(keys={**self.beginning.keys, **kinds})
 
 
-def resolve(config: JobConfig) -> JobSpecs:
-    """Check a job against its files and its checkpoint, and derive every spec."""
+def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
+    """Check a job against its files and its checkpoint, and derive every spec.
+
+    Args:
+        earlier: a run that it goes on with: its data and its beginning are those of that.
+    """
     data = training_data(config)
     model = model_spec(config)
     store = store_spec(config, model)
-    plan = make_plan(config.data.train, data)
+    plan = None if earlier is None else earlier.plan
+    if plan is None:
+        plan = make_plan(config.data.train, data)
     if plan.rows_per_epoch == 0:
         raise DataError(
             what="the training files hold no sample",
@@ -60,14 +67,18 @@ def resolve(config: JobConfig) -> JobSpecs:
         )
     for warning in advice(plan, data.features):
         _log.warning("%s", warning)
-    evaluation_plan = None
+    evaluation_plan = None if earlier is None else earlier.evaluation_plan
     if config.data.eval is not None:
-        evaluation_plan = make_plan(config.data.eval, evaluation_data(config))
+        if evaluation_plan is None:
+            evaluation_plan = make_plan(config.data.eval, evaluation_data(config))
         for warning in shared_files(plan, evaluation_plan):
             _log.warning("%s", warning)
-    beginning = beginning_of(
-        config, features=data.features, kinds=plan.kinds, model=model, store=store
-    )
+    if earlier is not None and earlier.cut is not None:
+        beginning = beginning_before(earlier.cut, store)
+    else:
+        beginning = beginning_of(
+            config, features=data.features, kinds=plan.kinds, model=model, store=store
+        )
     if evaluation_plan is not None:
         check_same_kinds(data.features, evaluation_plan.kinds, plan.kinds)
         # Also where data.train has nothing but nulls.

@@ -81,7 +81,7 @@ class Trainer:
         run = RunDirectory(
             self.config, least_checkpoint_bytes=4 * rule.row_width(specs.store.dense_size)
         )
-        run.write_plan(specs.plan.to_json())
+        run.write_plans(specs.plan, specs.evaluation_plan)
         self._reached("planned")
         try:
             return self._run(specs, run)

@@ -15,8 +15,11 @@ from runtime.strict_json import json_text
 from scheduler.coordinator.batch_trace import BatchFile, BatchSpan
 from scheduler.errors import RunDirectoryError
 from scheduler.job.config import JobConfig
+from scheduler.run.frozen_plan import write_plan
 from scheduler.run.lease import LEASE_FILES, LOCK_FILE, RunLease
+from scheduler.run.retention import remove_partial
 from scheduler.run.tensorboard import TensorBoardEvents, require_tensorboard
+from worker.data.plan import Plan
 
 JOB_FILE = "job.yaml"
 PLAN_FILE = "plan.json"
@@ -25,6 +28,7 @@ RESULT_FILE = "result.json"
 FAILURE_FILE = "failure.json"
 CONTROL_FILE = "control.json"
 EPOCH_FILE = "epoch.json"
+EVALUATION_PLAN_FILE = "evaluation-plan.json"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 _FILES = (
@@ -35,6 +39,7 @@ _FILES = (
     FAILURE_FILE,
     CONTROL_FILE,
     EPOCH_FILE,
+    EVALUATION_PLAN_FILE,
 )
 
 _NAME = re.compile(r"(?P<kind>full|delta)-(?P<step>\d{1,19})(-(?P<number>\d{1,9}))?")
@@ -51,6 +56,9 @@ class RunDirectory:
     Args:
         config: the resolved job.
         least_checkpoint_bytes: what its checkpoint needs at the very least.
+        lease: of the directory, where it was taken before; the run there is the job's own.
+        goes_on: the recovery epoch that the run there came to, if the job goes on with it; it
+            enters the next one. None: what a run before has left is removed.
 
     Raises:
         ConfigError: `run.tensorboard` is set and the package for it is missing.
@@ -58,22 +66,27 @@ class RunDirectory:
             what the run starts from, it can't be written, or there is no space.
     """
 
-    def __init__(self, config: JobConfig, *, least_checkpoint_bytes: int) -> None:
+    def __init__(
+        self,
+        config: JobConfig,
+        *,
+        least_checkpoint_bytes: int,
+        lease: RunLease | None = None,
+        goes_on: int | None = None,
+    ) -> None:
         if config.run.tensorboard:
             require_tensorboard()
         self.path = Path(config.run.dir)
-        source = config.run.init_from
-        if source is not None and Path(source).resolve().is_relative_to(self.path.resolve()):
-            raise RunDirectoryError(
-                f"run.init_from {source} lies in run.dir {self.path}, which this run would replace."
-                " Choose another run.dir"
-            )
-        self._check_place(overwrite=config.run.overwrite)
+        self.losses = Losses()
+        self.recovery_epoch = goes_on or 0
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lease = RunLease(self.path, job=config.name)
+            if lease is None:
+                self._check_place(config)
+                self.path.mkdir(parents=True, exist_ok=True)
+                lease = RunLease(self.path, job=config.name)
+            self._lease = lease
             try:
-                self._begin(config, least_checkpoint_bytes)
+                self._begin(config, least_checkpoint_bytes, anew=goes_on is None)
             except BaseException:
                 self._lease.close()
                 raise
@@ -81,17 +94,15 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"run.dir {self.path} can't be written: {error.strerror or error}"
             ) from error
-
-        self.losses = Losses()
-        self.recovery_epoch = 0
-        self._metrics = MetricsFiles(self.path)
-        self._batches = BatchFile(self.path / BATCHES_FILE)
+        self._metrics = MetricsFiles(self.path, goes_on=goes_on is not None)
+        self._batches = BatchFile(self.path / BATCHES_FILE, goes_on=goes_on is not None)
         self._events = (
             TensorBoardEvents(self.path / TENSORBOARD) if config.run.tensorboard else None
         )
 
-    def _begin(self, config: JobConfig, least_checkpoint_bytes: int) -> None:
-        self._make_way()
+    def _begin(self, config: JobConfig, least_checkpoint_bytes: int, *, anew: bool) -> None:
+        if anew:
+            self._make_way()
         free = shutil.disk_usage(self.path).free
         needed = least_checkpoint_bytes + _MIN_FREE_BYTES
         if free < needed:
@@ -99,6 +110,11 @@ class RunDirectory:
                 f"run.dir {self.path} has {free >> 20} MiB free, the run needs at least"
                 f" {needed >> 20} MiB"
             )
+        if not anew:
+            self.enter_epoch()
+            remove_partial(self.path / CHECKPOINTS)
+            for name in (CONTROL_FILE, FAILURE_FILE):
+                (self.path / name).unlink(missing_ok=True)
         write_text(self.path / JOB_FILE, config.to_yaml())
 
     def checkpoint_path(self, kind: str, step: int) -> Path:
@@ -114,8 +130,11 @@ class RunDirectory:
         self.recovery_epoch += 1
         return self.recovery_epoch
 
-    def write_plan(self, plan: dict[str, Any]) -> None:
-        write_text(self.path / PLAN_FILE, json_text(plan))
+    def write_plans(self, plan: Plan, evaluation_plan: Plan | None) -> None:
+        """Keep what the data are, for who goes on with the run."""
+        if evaluation_plan is not None:
+            write_plan(self.path / EVALUATION_PLAN_FILE, evaluation_plan)
+        write_plan(self.path / PLAN_FILE, plan)
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Append one line, at once visible to who follows the file; bounded, and borne if lost."""
@@ -156,23 +175,26 @@ class RunDirectory:
     def _write_json(self, name: str, value: dict[str, Any]) -> None:
         write_text(self.path / name, json_text(value, indent=1) + "\n")
 
-    def _check_place(self, *, overwrite: bool) -> None:
+    def _check_place(self, config: JobConfig) -> None:
         """Refuse a place where the run may not be; nothing is changed."""
+        source = config.run.init_from
+        if source is not None and Path(source).resolve().is_relative_to(self.path.resolve()):
+            raise RunDirectoryError(
+                f"run.init_from {source} lies in run.dir {self.path}, which this run would replace."
+                " Choose another run.dir"
+            )
         if not self.path.exists():
             return
         if not self.path.is_dir():
             raise RunDirectoryError(f"run.dir {self.path} is a file")
         if not {entry.name for entry in self.path.iterdir()} - LEASE_FILES:
             return
-        if not overwrite:
+        if not config.run.overwrite:
             raise RunDirectoryError(
                 f"run.dir {self.path} exists. Choose another run.dir, or set run.overwrite=true"
-                " to replace it"
+                " to replace it, or run.resume=auto to go on with it"
             )
-        # A job.yaml alone may be the one that a person wrote.
-        if not (self.path / JOB_FILE).exists() or not any(
-            (self.path / name).exists() for name in (PLAN_FILE, LOCK_FILE)
-        ):
+        if not holds_run(self.path):
             raise RunDirectoryError(
                 f"run.dir {self.path} exists and is not a run directory (it lacks {JOB_FILE} or"
                 f" {PLAN_FILE}); it is left as it is. Choose another run.dir"
@@ -188,6 +210,12 @@ class RunDirectory:
                 partial.unlink(missing_ok=True)
         for name in (CHECKPOINTS, TENSORBOARD):
             shutil.rmtree(self.path / name, ignore_errors=True)
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a directory is that of a run; a job.yaml alone may be one that a person wrote."""
+    others = (PLAN_FILE, LOCK_FILE)
+    return (path / JOB_FILE).exists() and any((path / name).exists() for name in others)
 
 
 def latest_checkpoint(path: str | Path) -> Path:

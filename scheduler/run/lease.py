@@ -50,12 +50,15 @@ class RunLease:
             logger.warning("the file system of %s knows no locks: see to it yourself that only one"
                            " job at a time has this run.dir", path)  # fmt: skip
         facts = {"job": job, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
+        self._is_held = True
         write_text(self._holder, json_text(facts) + "\n")
 
     def close(self) -> None:
-        """Give it back."""
-        self._holder.unlink(missing_ok=True)
-        self._lock.release()
+        """Give it back, once: after that the files are another holder's."""
+        if self._is_held:
+            self._is_held = False
+            self._holder.unlink(missing_ok=True)
+            self._lock.release()
 
 
 def _described(holder: Path) -> str:

@@ -27,8 +27,8 @@ _MAY_DIFFER = (
 _MISSING = object()
 
 
-def check_same_job(job_file: Path, config: JobConfig) -> None:
-    """Hold a job against the one whose run it is to go on with.
+def check_same_job(job_file: Path, config: JobConfig) -> JobConfig:
+    """Hold a job against the one whose run it is to go on with, and return that one.
 
     Args:
         job_file: that the run directory has.
@@ -47,6 +47,7 @@ def check_same_job(job_file: Path, config: JobConfig) -> None:
             f"run.resume: {job_file.parent} holds another job: {'; '.join(found)}. Keep what"
             " decides the model and the data as it was, or choose another run.dir"
         )
+    return before
 
 
 def differences(before: JobConfig, now: JobConfig) -> list[str]:

@@ -1,5 +1,7 @@
 """`synchromesh checkpoint`: what checkpoints there are, and whether they are whole."""
 
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import click
@@ -28,14 +30,15 @@ def _list(run: Path, as_json: bool) -> None:
     if as_json:
         print_json([facts_of(each) for each in found])
         return
-    table = Table("step", "tables", "dense", "files", "size", "checkpoint", box=None)
+    table = Table("kind", "step", "lies on", "size", "age", "checkpoint", box=None)
+    now = time.time()
     for each in found:
         table.add_row(
+            each.kind,
             f"{each.step:,}",
-            f"{len(each.tables):,}",
-            f"{each.dense_size:,}",
-            f"{each.num_files:,}",
+            each.parent or "",
             decimal(each.num_bytes),
+            str(timedelta(seconds=max(0, round(now - each.written)))),
             str(each.path),
         )
     people_console().print(table)

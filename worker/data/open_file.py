@@ -187,9 +187,9 @@ def open_file(planned: FilePlan, features: FeatureSpec, *, dictionaries: bool = 
         try:
             footer = read_footer(source, path)
         except UnreadableError:
-            _check_unchanged(planned, source.size(), planned.footer_digest)
+            planned.check_unchanged(source.size(), planned.footer_digest)
             raise
-        _check_unchanged(planned, footer.size, footer.digest)
+        planned.check_unchanged(footer.size, footer.digest)
         check_schema(named_schema(footer.schema, planned.columns), features, path)
         names = names_in_file(features.columns(), planned.columns)
         strings = [path for path in footer.byte_columns if path.split(".")[0] in names]
@@ -226,15 +226,3 @@ def _is_known(compression: str) -> bool:
         return compression == "UNCOMPRESSED" or pa.Codec.is_available(compression.lower())
     except ValueError:
         return False
-
-
-def _check_unchanged(planned: FilePlan, size: int, digest: str) -> None:
-    if (size, digest) == (planned.size, planned.footer_digest):
-        return
-    resized = f"got {size} bytes, expected {planned.size}"
-    raise DataError(
-        what="a file changed since it was planned",
-        file=planned.path,
-        got=resized if size != planned.size else "its footer is another one",
-        remedy="Restore the file, or start a new run",
-    )

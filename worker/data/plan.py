@@ -16,6 +16,7 @@ from numba import njit
 from embedding.kernels.mixing import mix64, mix_text
 from worker.contract import ColumnKind
 from worker.data.file_columns import FileColumn
+from worker.errors import DataError
 
 _ORDERS_KEPT = 2
 
@@ -42,6 +43,18 @@ class FilePlan:
     footer_digest: str
     columns: tuple[FileColumn, ...] = ()
     kept: str = ""
+
+    def check_unchanged(self, size: int, footer_digest: str) -> None:
+        """Raise DataError where the file that is there now is another one than the planned."""
+        if (size, footer_digest) == (self.size, self.footer_digest):
+            return
+        resized = f"got {size} bytes, expected {self.size}"
+        raise DataError(
+            what="a file changed since it was planned",
+            file=self.path,
+            got=resized if size != self.size else "its footer is another one",
+            remedy="Restore the file, or start a new run",
+        )
 
 
 @dataclass(frozen=True, slots=True)

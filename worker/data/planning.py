@@ -73,6 +73,23 @@ def make_plan(patterns: Sequence[str], data: DataSpec, *, keep: Sequence[str] = 
     )
 
 
+def check_unchanged(plan: Plan) -> None:
+    """Hold the files of a plan against what they were when it was made, by size and footer.
+
+    Raises:
+        DataError: a file is gone, can't be read, or is another one.
+    """
+    with ThreadPoolExecutor(min(_FOOTER_THREADS, max(1, len(plan.files)))) as threads:
+        for _ in threads.map(_check_file, plan.files):
+            pass
+
+
+def _check_file(planned: FilePlan) -> None:
+    with open_source(planned.path) as source:
+        footer = read_footer(source, planned.path)
+    planned.check_unchanged(footer.size, footer.digest)
+
+
 def find_files(patterns: Sequence[str]) -> list[DataFile]:
     """Return the files that patterns name, in the order of the patterns.
 

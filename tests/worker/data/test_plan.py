@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.data.plan import FilePlan, Plan
-from worker.data.planning import make_plan
+from worker.data.planning import check_unchanged, make_plan
 from worker.errors import DataError, UnreadableError
 from worker.spec import DataSpec, FeatureSpec, SparseFeature
 
@@ -243,6 +243,19 @@ def test_the_digest_differs_where_the_footer_does(tmp_path: Path) -> None:
 
     assert one.footer_digest != other.footer_digest
     assert one.footer_digest == same.footer_digest
+
+
+def test_a_plan_knows_whether_its_files_are_what_they_were(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{i}.parquet", pa.array(range(10 + i))) for i in range(40)]
+    plan = Plan.from_json(json.loads(json.dumps(make_plan(paths, spec()).to_json())))
+    check_unchanged(plan)
+
+    write(Path(paths[7]), pa.array(range(11)))
+    with pytest.raises(DataError, match=r"changed since it was planned(.|\n)*7\.parquet"):
+        check_unchanged(plan)
+    Path(paths[7]).unlink()
+    with pytest.raises(UnreadableError, match=r"can't be opened(.|\n)*7\.parquet"):
+        check_unchanged(plan)
 
 
 def test_a_footer_longer_than_the_first_request_is_read(tmp_path: Path) -> None:

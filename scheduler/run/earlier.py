@@ -1,0 +1,155 @@
+"""What an earlier run of a job has left in its directory, for a job that goes on with it."""
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scheduler.coordinator.coordinator_state import CoordinatorState
+from scheduler.errors import RunDirectoryError
+from scheduler.job.config import JobConfig
+from scheduler.run.directory import (
+    EPOCH_FILE,
+    EVALUATION_PLAN_FILE,
+    JOB_FILE,
+    PLAN_FILE,
+    RESULT_FILE,
+    holds_run,
+)
+from scheduler.run.frozen_plan import read_plan
+from scheduler.run.lease import RunLease
+from scheduler.run.same_job import check_same_job
+from scheduler.run.saved_cuts import SavedCut, saved_cuts
+from worker.data.plan import Plan
+from worker.data.planning import check_unchanged
+
+MAX_EPOCH = 2**31 - 1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierRun:
+    """A run that its job goes on with, or begins again where it left nothing to go on from.
+
+    Args:
+        path: its directory.
+        lease: of that, which the caller has to give back.
+        result: of a run that came to its end; nothing else is read then.
+        cut: the newest checkpoint to go on from; None: the job begins anew.
+        recovery_epoch: the latest that the run came to.
+        plan, evaluation_plan: those that it began with, where there is a cut.
+    """
+
+    path: Path
+    lease: RunLease
+    result: dict[str, Any] | None = None
+    cut: SavedCut | None = None
+    recovery_epoch: int = 0
+    plan: Plan | None = None
+    evaluation_plan: Plan | None = None
+
+
+def earlier_run(config: JobConfig) -> EarlierRun | None:
+    """Look for what `run.resume` wants to go on with; nothing there is changed.
+
+    Returns:
+        None where there is no run, and none is required.
+
+    Raises:
+        RunDirectoryError: there is none and one is required, another process works on it, it has
+            checkpoints of which none can be used, or its plan is damaged.
+        ConfigError: it is of another job.
+        DataError: the data are not what they were.
+    """
+    path, wanted = Path(config.run.dir), config.run.resume
+    if wanted == "never":
+        return None
+    if not holds_run(path):
+        if wanted == "require":
+            raise RunDirectoryError(f"run.resume is require, and run.dir {path} holds no run")
+        return None
+    try:
+        lease = RunLease(path, job=config.name)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"run.dir {path} can't be written: {error.strerror or error}"
+        ) from error
+    try:
+        return _looked_at(config, path, lease)
+    except BaseException:
+        lease.close()
+        raise
+
+
+def _looked_at(config: JobConfig, path: Path, lease: RunLease) -> EarlierRun:
+    before = check_same_job(path / JOB_FILE, config)
+    if (path / RESULT_FILE).exists():
+        return EarlierRun(path=path, lease=lease, result=_object_of(path / RESULT_FILE))
+    passed_over: list[str] = []
+    cut = next(saved_cuts(path, passed_over.append), None)
+    if cut is None:
+        if passed_over:
+            raise RunDirectoryError(
+                f"run.resume: no checkpoint of {path} can be gone on from:"
+                f" {'; '.join(passed_over)}. Nothing was changed; run.overwrite=true instead of"
+                " run.resume begins anew and removes them"
+            )
+        if config.run.resume == "require":
+            raise RunDirectoryError(
+                f"run.resume is require, and the run in {path} ended before it had written a"
+                " checkpoint. run.resume=auto begins anew then"
+            )
+        return EarlierRun(path=path, lease=lease)
+    for text in passed_over:
+        _log.warning("%s. An older one is taken: %s", text, cut.path)
+    plan = read_plan(path / PLAN_FILE)
+    evaluation_plan = None
+    if config.data.eval is not None:
+        evaluation_plan = read_plan(path / EVALUATION_PLAN_FILE)
+    for each in (plan, evaluation_plan):
+        if each is not None:
+            check_unchanged(each)
+    return EarlierRun(
+        path=path,
+        lease=lease,
+        cut=replace(cut, state=_as_wanted(cut.state, before, config)),
+        recovery_epoch=_latest_epoch(path, cut),
+        plan=plan,
+        evaluation_plan=evaluation_plan,
+    )
+
+
+def _as_wanted(state: CoordinatorState, before: JobConfig, now: JobConfig) -> CoordinatorState:
+    """Take from the job file what people may have changed there since, and train."""
+    count = state.num_workers
+    if before.cluster.workers != now.cluster.workers:
+        count = now.cluster.workers
+    return replace(state, num_workers=min(count, now.max_workers), paused=False)
+
+
+def _latest_epoch(path: Path, cut: SavedCut) -> int:
+    """Return the latest recovery epoch of a run; its first one has no file."""
+    of_cut = cut.reader.manifest.recovery_epoch
+    file = path / EPOCH_FILE
+    if not file.exists():
+        return of_cut
+    try:
+        epoch = _object_of(file).get("recovery_epoch")
+        if not isinstance(epoch, int) or not 0 <= epoch < MAX_EPOCH:
+            raise RunDirectoryError(f"{file} is damaged: its recovery_epoch is {epoch!r}")
+    except RunDirectoryError as error:
+        _log.warning("%s; that of the checkpoint is taken: %d", error, of_cut)
+        return of_cut
+    return max(epoch, of_cut)
+
+
+def _object_of(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunDirectoryError(f"{path} can't be read: {error}") from error
+    return value
