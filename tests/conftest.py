@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,9 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from runtime.free_list import FreeList
+
+if TYPE_CHECKING:
+    from ray_of_threads import RayOfThreads
 
 # Before anything imports Ray. One thread a process, as in the actors of a job.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -115,12 +118,12 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def jobs_in_threads() -> Iterator[None]:
+def jobs_in_threads() -> Iterator["RayOfThreads"]:
     """Jobs run in threads of this process: a second each, where a process's death is no matter."""
     from ray_of_threads import ray_of_threads
 
-    with ray_of_threads():
-        yield
+    with ray_of_threads() as fake:
+        yield fake
 
 
 @pytest.fixture

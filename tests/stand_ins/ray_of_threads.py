@@ -2,8 +2,8 @@
 
 An actor is an object whose calls run in threads of its own; what goes in and out of a call is
 pickled, as Ray does. The driver, the actors' classes, sockets and files are the real ones. What
-only a process has can't be had: one that is killed just hears nothing any more, and all share one
-fingerprint and one memory.
+only a process has can't be had: all share one fingerprint and one memory, and whoever is killed
+goes on with what it does, but is dead for the driver, as on a node that can't be reached.
 """
 
 import queue
@@ -23,6 +23,8 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError
 from threadpoolctl import threadpool_limits
 
 import scheduler.driver.placement
+from scheduler import JobConfig, Result, Trainer
+from worker.actor import WorkerActor
 from worker.running import WorkerSetup
 
 # Of a worker whose job failed: its peers are gone, and nobody ends it.
@@ -157,6 +159,7 @@ class RayOfThreads:
         def remote(*args: Any) -> Handle:
             concurrency = max_concurrency or actor_class._default_options.get("max_concurrency", 1)
             actual = actor_class.__ray_metadata__.modified_class
+            cloudpickle.dumps(actual)  # as it is sent
             handle = Handle(actual, concurrency, self.working)
             handle.start(*args)
             self.handles.append(handle)
@@ -187,6 +190,15 @@ class RayOfThreads:
         if name not in self.named or self.named[name].killed:
             raise ValueError(f"no actor is called {name}")
         return self.named[name]
+
+    def workers(self) -> list[Handle]:
+        """Return the workers that run."""
+        return [
+            handle
+            for handle in self.handles
+            if isinstance(handle.instance, WorkerActor.__ray_metadata__.modified_class)
+            and not handle.killed
+        ]
 
     def nodes(self) -> list[dict[str, Any]]:
         return [{"Alive": True}]
@@ -221,3 +233,9 @@ def ray_of_threads() -> Iterator[RayOfThreads]:
         patch.setattr(module, "PlacementGroupSchedulingStrategy", lambda **_: None)
         yield fake
         assert fake.ended(), "a thread of an actor that was killed still runs"
+
+
+def train_in_threads(config: JobConfig) -> Result:
+    """Run a job in threads of this process, be Ray started or not."""
+    with ray_of_threads():
+        return Trainer(config).fit()

@@ -199,7 +199,6 @@ def test_table_that_the_model_needs_must_be_there(checkpoint: Path) -> None:
 # The scores of training ---------------------------------------------------------------------------
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize(
     ("model", "threads"),
     [
@@ -209,7 +208,7 @@ def test_table_that_the_model_needs_must_be_there(checkpoint: Path) -> None:
     ids=["dlrm", "wide_deep_on_two_threads"],
 )
 def test_scores_equal_those_of_training_bit_for_bit(
-    ray_cluster: None, samples: Path, tmp_path: Path, model: dict[str, Any], threads: int
+    jobs_in_threads: None, samples: Path, tmp_path: Path, model: dict[str, Any], threads: int
 ) -> None:
     from scheduler import JobConfig, Trainer
     from scheduler.job.specs import evaluation_data

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray_of_threads import train_in_threads
 
 from ps.client.faults import ConnectionFault, ConnectionFaults
 from scheduler import ConfigError, JobConfig, Trainer, TrainingError
@@ -64,29 +65,24 @@ def test_hanging_workers_are_replaced_and_the_model_stays_the_same(
     ray_cluster: None, samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hangs = [{**HANG, "stage": "read"}, {**HANG, "index": 1, "at_step": 12}]
-    runs = []
-    for number, inject in enumerate(([], hangs)):
-        config = job(samples, tmp_path / str(number), inject, mode="sync", global_batch=256)
-        config["cluster"]["lease_timeout_seconds"] = 1.0
-        runs.append(Trainer(JobConfig.from_dict(config)).fit())
+    config = job(samples, tmp_path / "hanging", hangs, mode="sync", global_batch=256)
+    config["cluster"]["lease_timeout_seconds"] = 1.0
+    hanging = Trainer(JobConfig.from_dict(config)).fit()
+    config = job(samples, tmp_path / "undisturbed", [], mode="sync", global_batch=256)
+    undisturbed = train_in_threads(JobConfig.from_dict(config))
 
-    assert [run.metrics["worker_restarts"] for run in runs] == [0, 2]
-    assert runs[0].metrics["model_digest"] == runs[1].metrics["model_digest"]
+    assert [run.metrics["worker_restarts"] for run in (undisturbed, hanging)] == [0, 2]
+    assert undisturbed.metrics["model_digest"] == hanging.metrics["model_digest"]
     said = capsys.readouterr()
     for worker, doing in ((0, "reads"), (1, "computes")):
         assert f"is given up: worker {worker} has been at train batch" in said.err + said.out
         assert f"which it {doing}" in said.err + said.out
 
 
-@pytest.mark.ray
-def test_batches_of_a_slow_worker_take_longer(
-    ray_cluster: None, samples: Path, tmp_path: Path
-) -> None:
-    trainer = Trainer(
-        JobConfig.from_dict(job(samples, tmp_path / "run", [SLOW, BOTH_SLOW], mode="async"))
-    )
+def test_batches_of_a_slow_worker_take_longer(samples: Path, tmp_path: Path) -> None:
+    config = job(samples, tmp_path / "run", [SLOW, BOTH_SLOW], mode="async")
 
-    workers = trainer.fit().metrics["workers"]
+    workers = train_in_threads(JobConfig.from_dict(config)).metrics["workers"]
 
     assert sum(worker["samples"] for worker in workers.values()) == 5000
     slow, other = workers["0"], workers["1"]

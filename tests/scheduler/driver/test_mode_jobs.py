@@ -1,25 +1,22 @@
-"""A small job of each mode on a local Ray: every sample accounted for, and something learned."""
+"""A small job of each mode: every sample accounted for, and something learned."""
 
 import json
 import math
-import os
-import signal
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from ray_of_threads import RayOfThreads
 
 from ps.checkpoint.read import CheckpointReader
 from scheduler import JobConfig, Result, Trainer
 
-pytestmark = pytest.mark.ray
-
 ROWS = 5000
 BATCHES = math.ceil(ROWS / 64)
 EPOCHS = 3
+LOST_EPOCHS = 6
 JOBS: dict[str, dict[str, Any]] = {
     "gba": {"mode": "gba"},
     "gba-tight": {"mode": "gba", "staleness_bound": 0, "sparse_mean": "contributors"},
@@ -72,7 +69,7 @@ def counts(result: Result) -> tuple[int, int, int]:
     ],
 )
 def test_a_job_of_each_mode_accounts_for_every_sample(
-    ray_cluster: None, samples: Path, tmp_path: Path, name: str
+    jobs_in_threads: None, samples: Path, tmp_path: Path, name: str
 ) -> None:
     training = JOBS[name]
     result = Trainer(job(samples, tmp_path / "run", training)).fit()
@@ -104,7 +101,7 @@ def test_a_job_of_each_mode_accounts_for_every_sample(
 
 
 def test_a_lone_worker_in_async_trains_what_it_trains_in_sync(
-    ray_cluster: None, samples: Path, tmp_path: Path
+    jobs_in_threads: None, samples: Path, tmp_path: Path
 ) -> None:
     digests = []
     for mode in ("async", "sync"):
@@ -118,35 +115,26 @@ def test_a_lone_worker_in_async_trains_what_it_trains_in_sync(
 
 
 @pytest.mark.parametrize("name", ["gba-again", pytest.param("ssp", marks=pytest.mark.slow)])
-def test_a_worker_may_die_in_each_mode(
-    ray_cluster: None, samples: Path, tmp_path: Path, name: str
+def test_a_worker_may_be_lost_in_each_mode(
+    jobs_in_threads: RayOfThreads, samples: Path, tmp_path: Path, name: str
 ) -> None:
-    config = job(samples, tmp_path / "run", JOBS[name], epochs=15)
-    killer = threading.Thread(target=kill_a_worker_of, args=(tmp_path / "run",))
-    killer.start()
+    config = job(samples, tmp_path / "run", JOBS[name], epochs=LOST_EPOCHS)
 
+    def lose_a_worker() -> None:
+        """Once the first samples are trained."""
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            lines = metrics.read_text().splitlines() if metrics.exists() else []
+            if lines and json.loads(lines[-1])["samples"] >= ROWS:
+                jobs_in_threads.kill(jobs_in_threads.workers()[0])
+                return
+            time.sleep(0.02)
+
+    loser = threading.Thread(target=lose_a_worker)
+    loser.start()
     result = Trainer(config).fit()
-    killer.join()
+    loser.join()
 
     assert result.metrics["worker_restarts"] == 1
-    assert counts(result) == (15 * ROWS, 0, 0)
-
-
-def kill_a_worker_of(run: Path) -> None:
-    """Kill a worker once a tenth of the samples are trained."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        metrics = run / "metrics.jsonl"
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
-        if lines and json.loads(lines[-1])["samples"] >= 4 * ROWS:
-            workers = [p for p in psutil.Process().children(recursive=True) if _is_worker(p)]
-            os.kill(workers[0].pid, signal.SIGKILL)
-            return
-        time.sleep(0.02)
-
-
-def _is_worker(process: psutil.Process) -> bool:
-    try:
-        return " ".join(process.cmdline()).startswith("ray::WorkerActor.run")
-    except psutil.Error:
-        return False
+    assert counts(result) == (LOST_EPOCHS * ROWS, 0, 0)

@@ -10,6 +10,9 @@ import pytest
 
 from scheduler import JobConfig, Trainer, TrainingError
 
+# The very overflows that are tested.
+pytestmark = pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+
 BATCH = 8
 
 

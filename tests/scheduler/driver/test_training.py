@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from ray_of_threads import train_in_threads
 
 from scheduler import JobConfig, Result, Trainer, TrainingError
 from scheduler.errors import RunDirectoryError
@@ -184,13 +185,20 @@ def test_rows_are_admitted_counted_and_evicted(sync_result: Result) -> None:
     assert table["rows"] > 0
 
 
-@pytest.mark.parametrize(("workers", "servers"), [(2, 3), (3, 2)])
+@pytest.mark.parametrize(
+    ("workers", "servers", "in_threads"), [(2, 3, False), (3, 2, True), (1, 1, True)]
+)
 def test_sync_gives_the_same_bits_on_any_topology(
-    sync_result: Result, samples: Path, tmp_path: Path, workers: int, servers: int
+    sync_result: Result,
+    samples: Path,
+    tmp_path: Path,
+    workers: int,
+    servers: int,
+    in_threads: bool,
 ) -> None:
     config = job(samples, tmp_path / "run", cluster={"workers": workers, "servers": servers})
 
-    result = Trainer(config).fit()
+    result = train_in_threads(config) if in_threads else Trainer(config).fit()
 
     assert result.metrics["model_digest"] == sync_result.metrics["model_digest"]
     assert result.metrics["eval"] == sync_result.metrics["eval"]
@@ -227,7 +235,7 @@ def test_a_killed_worker_is_replaced_and_no_sample_is_lost_or_repeated(
     assert "unexpected system error" not in told.out, "Ray's page about it"
     assert counts(killed) == (12 * ROWS, 0, 0)
     if mode == "sync":
-        undisturbed = Trainer(config("undisturbed")).fit()
+        undisturbed = train_in_threads(config("undisturbed"))
         assert killed.metrics["model_digest"] == undisturbed.metrics["model_digest"]
 
 
@@ -264,7 +272,7 @@ def test_a_dead_server_or_coordinator_ends_the_job_with_its_name(
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_async_trains_every_sample_once(ray_cluster: None, samples: Path, tmp_path: Path) -> None:
+def test_async_trains_every_sample_once(samples: Path, tmp_path: Path) -> None:
     config = job(
         samples,
         tmp_path / "run",
@@ -272,7 +280,7 @@ def test_async_trains_every_sample_once(ray_cluster: None, samples: Path, tmp_pa
         cluster={"workers": 2, "servers": 2},
     )
 
-    result = Trainer(config).fit()
+    result = train_in_threads(config)
 
     assert counts(result) == (2 * ROWS, 0, 0)
     assert result.metrics["global_step"] == 2 * 79
@@ -305,7 +313,7 @@ def test_a_job_starts_from_a_checkpoint_of_another_topology(
         run={"dir": str(tmp_path / "run"), "init_from": sync_result.path},
     )
 
-    result = Trainer(config).fit()
+    result = train_in_threads(config)
 
     auc = result.metrics["eval"]["auc"]
     assert auc == pytest.approx(sync_result.metrics["eval"]["auc"], abs=0.01)
@@ -313,7 +321,7 @@ def test_a_job_starts_from_a_checkpoint_of_another_topology(
 
 
 def test_evaluations_during_training_see_one_step_and_cost_no_training_time(
-    ray_cluster: None, samples: Path, tmp_path: Path
+    samples: Path, tmp_path: Path
 ) -> None:
     config = job(
         samples,
@@ -322,7 +330,7 @@ def test_evaluations_during_training_see_one_step_and_cost_no_training_time(
         cluster={"workers": 2, "servers": 2},
     )
 
-    result = Trainer(config).fit()
+    result = train_in_threads(config)
 
     evaluations = result.metrics["evaluations"]
     assert [e["clock"] for e in evaluations[:-1]] == [10, 20, 30]
@@ -333,19 +341,19 @@ def test_evaluations_during_training_see_one_step_and_cost_no_training_time(
     assert told == {e["step"]: e["auc"] for e in evaluations}
 
 
-def test_training_stops_at_max_samples(ray_cluster: None, samples: Path, tmp_path: Path) -> None:
+def test_training_stops_at_max_samples(samples: Path, tmp_path: Path) -> None:
     config = job(samples, tmp_path / "run", training={"max_samples": 1000})
 
-    result = Trainer(config).fit()
+    result = train_in_threads(config)
 
     # Whole batches: the first that reach the number.
     assert counts(result) == (1024, 0, 0)
 
 
-def test_training_stops_after_max_seconds(ray_cluster: None, samples: Path, tmp_path: Path) -> None:
+def test_training_stops_after_max_seconds(samples: Path, tmp_path: Path) -> None:
     config = job(samples, tmp_path / "run", data={"epochs": 10000}, training={"max_seconds": 1.0})
 
-    result = Trainer(config).fit()
+    result = train_in_threads(config)
 
     assert 0 < result.metrics["samples_trained"] < 10000 * ROWS
     assert result.metrics["train_seconds"] == pytest.approx(1.0, abs=1.0)
