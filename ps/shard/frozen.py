@@ -1,10 +1,11 @@
 """A shard as it was at one step, while it goes on."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from embedding.table.frozen import FrozenTable
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,7 +23,7 @@ class FrozenShard:
     step: int
     recovery_epoch: int
     changed_only: bool
-    tables: tuple[Any, ...]
+    tables: tuple[FrozenTable, ...]
     dense: npt.NDArray[np.float32]
 
     def close(self) -> None:

@@ -340,7 +340,7 @@ class Shard:
                 message.step,
                 message.recovery_epoch,
                 message.changed_only,
-                (),
+                tuple(t.freeze(changed_only=message.changed_only) for t in self.tables),
                 self.dense.rows.copy(),
             )
         return FreezeReply(message.request_id, message.step)

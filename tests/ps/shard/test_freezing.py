@@ -7,6 +7,7 @@ import pytest
 
 from embedding.spec.optimizers import Sgd
 from embedding.spec.table import TableSpec
+from embedding.table.frozen import FrozenTable
 from ps.messages.exchange import Refusal
 from ps.messages.records import Freeze, FreezeReply
 
@@ -16,6 +17,12 @@ TABLES = (TableSpec(name="a", dim=2, optimizer=Sgd(learning_rate=1.0), track_usa
 def freeze(job: Any, number: int, step: int, *, changed_only: bool = False, **more: Any) -> Any:
     message = Freeze(9, more.get("epoch", job.epoch), number, step, changed_only)
     return job.send(0, message)
+
+
+def versions(table: FrozenTable) -> dict[int, int]:
+    """Return the version of each row, by key."""
+    pieces = list(table.rows(1))
+    return {int(p.keys[0]): int(p.version[0]) for p in pieces}
 
 
 @pytest.fixture
@@ -34,6 +41,7 @@ def test_what_is_frozen_is_the_state_of_its_step(job: Any) -> None:
     assert shard.step == 2
     assert (shard.frozen.step, shard.frozen.changed_only) == (1, False)
     assert np.array_equal(shard.frozen.dense, dense)
+    assert versions(shard.frozen.tables[0]) == {1: 0, 2: 0}
     assert not np.array_equal(shard.dense.rows, dense)
 
 
@@ -47,6 +55,7 @@ def test_a_freeze_that_comes_again_changes_nothing(job: Any) -> None:
 
     assert freeze(job, 2, 2, changed_only=True) == FreezeReply(9, 2)
     assert shard.frozen.step == 2
+    assert versions(shard.frozen.tables[0]) == {2: 1}, "what has changed since"
     late = freeze(job, 1, 1)
     assert isinstance(late, Refusal)
     assert late.reason == "superseded"
