@@ -8,7 +8,6 @@ for tokens and is the heartbeat, so a long computation does not look like a deat
 import os
 import queue
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from ps.net.cancellation import Cancellation, CancelledError
 from ps.net.wake import Wake
 from runtime.fingerprint import check_float_mode
 from runtime.memory import peak_rss_bytes
+from runtime.priority import give_way
 from runtime.process_figures import ProcessFigures
 from runtime.stage_times import StageTimes
 from worker.data.batch import Batch
@@ -106,14 +106,6 @@ class _Pushed:
 
 
 ReadBatch = Callable[[int], tuple[Batch, int]]
-
-_PREPARING_NICENESS = 19
-
-
-def _give_way() -> None:
-    """Let this thread run where computing leaves a gap: what it prepares is not needed yet."""
-    if sys.platform == "linux":  # where a thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PREPARING_NICENESS)
 
 
 class WorkerLoop:
@@ -422,7 +414,7 @@ class WorkerLoop:
     # The preparing thread ---------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        _give_way()
+        give_way()  # what it prepares is not needed yet
         while True:
             token = self._to_prepare.get()
             if self._ended:

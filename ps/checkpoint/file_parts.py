@@ -12,6 +12,7 @@ have one in common.
 import hashlib
 import itertools
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
@@ -36,6 +37,7 @@ PARTS_SCHEMA = pa.schema(
         ("sha256", pa.binary(hashlib.sha256().digest_size)),
     ]
 )
+_BEGIN_BYTES = 8 << 20  # that are written before the disk is told to begin with them
 _MAGIC_BYTES = 8  # before the first message of an Arrow file
 
 
@@ -66,13 +68,18 @@ class FilePart:
 
 
 class HashedFile:
-    """Passes writes on, and keeps length and digest of the file and of its latest part."""
+    """Passes writes on, and keeps length and digest of the file and of its latest part.
+
+    It has the disk begin with what was written, so that the end has not all of it to wait for, and
+    a large file does not push others out of the page cache.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._digest = hashlib.sha256()
         self._part_digest = hashlib.sha256()
         self._part_start = 0
+        self._begun = 0
         self.closed = False
         self.length = 0
 
@@ -82,6 +89,10 @@ class HashedFile:
         self._digest.update(view)
         self._part_digest.update(view)
         self.length += view.nbytes
+        if self.length - self._begun >= _BEGIN_BYTES and sys.platform == "linux":
+            length = self.length - self._begun
+            os.posix_fadvise(self._file.fileno(), self._begun, length, os.POSIX_FADV_DONTNEED)
+            self._begun = self.length
         return view.nbytes
 
     def flush(self) -> None:

@@ -99,9 +99,9 @@ def read_manifest(path: Path) -> tuple[Manifest, str]:
         raise CheckpointError(f"{path} is not the manifest of a checkpoint")
     try:
         data = unsealed(data)
+        seal = seal_of(data)
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    seal = seal_of(data)
     del data["format"]
     version = data.pop("format_version", None)
     if version not in (1, FORMAT_VERSION):

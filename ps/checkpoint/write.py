@@ -16,14 +16,18 @@ whose parts are listed it reads only those parts, of others, as earlier versions
 directory without a manifest is not a checkpoint.
 """
 
+import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from embedding import (
+    BloomBlocks,
     EmbeddingVariable,
     OptimizerRule,
 )
@@ -48,9 +52,11 @@ from ps.checkpoint.file_parts import (
 )
 from ps.checkpoint.file_rows import counters_of, rows_of
 from ps.routing import BLOCK_SIZE
-from ps.shard.dense import DenseBlocks
 from ps.shard.shard import Shard
 from runtime.durable import new_file, partial_path, publish
+
+Compression = Literal["none", "lz4", "zstd"]
+"""How the columns of a part may be compressed, each by itself, as Arrow files have it."""
 
 _BLOOM_BYTES_AT_ONCE = 16 << 20
 
@@ -71,7 +77,7 @@ def write_shard(
     """
     root = Path(directory)
     buckets = shard.routing.bucket_range(shard.index)
-    suffix = f"{shard.index:05d}-of-{shard.routing.num_shards:05d}.arrow"
+    suffix = file_suffix(shard.index, shard.routing.num_shards)
     entries = []
     parts: list[FilePart] = []
     for table in shard.tables:
@@ -89,11 +95,9 @@ def write_shard(
             schema = bloom_schema(table.spec.admission)
             blocks = _bloom_batches(table, buckets, schema, taken)
             entries.append(_write(root, folder / f"bloom-{suffix}", schema, blocks, parts))
-    schema = block_schema(shard.dense.rule)
-    path = Path("dense") / f"blocks-{suffix}"
-    entries.append(_write(root, path, schema, _block_batches(shard.dense, schema), parts))
-    listed = iter([parts_table(parts)])
-    entries.append(_write(root, Path(f"{PARTS}{suffix}"), PARTS_SCHEMA, listed))
+    dense = shard.dense
+    entries.append(write_blocks(root, suffix, dense.rule, dense.rows, dense.first_block, parts))
+    entries.append(write_parts_list(root, suffix, parts))
     return entries
 
 
@@ -117,31 +121,107 @@ def publish_checkpoint(partial: Path, path: Path) -> Path:
     raise AssertionError("unreachable")
 
 
+class PartsWriter:
+    """Writes one file, part by part, and lists its parts.
+
+    Args:
+        sink: what the file's bytes go through.
+        arrow: writes batches to it.
+        name: of the file, relative to the manifest.
+        parts: are added to; None: they are not listed.
+
+    Attributes:
+        entry: for the manifest, once the file is written.
+    """
+
+    entry: FileEntry
+
+    def __init__(
+        self, sink: HashedFile, arrow: Any, name: str, parts: list[FilePart] | None
+    ) -> None:
+        self._sink, self._arrow, self._name, self._parts = sink, arrow, name, parts
+        self._rows = 0
+
+    def write(self, batch: pa.RecordBatch, within: tuple[int, int] | None = None) -> None:
+        """Write a batch as one part, where it has rows.
+
+        Args:
+            within: the buckets or blocks of its rows, [first, end); None: of its first row to its
+                last one.
+        """
+        if not batch.num_rows:
+            return
+        self._arrow.write_batch(batch)
+        self._rows += batch.num_rows
+        if self._parts is None:
+            return
+        if within is None:
+            numbers = numbers_of(batch)
+            within = int(numbers[0]), int(numbers[-1]) + 1
+        self._parts.append(self._sink.end_part(self._name, batch.num_rows, within))
+
+    def end(self) -> None:
+        """Note what was written; all of it is."""
+        self.entry = FileEntry(self._name, self._sink.length, self._sink.hexdigest(), self._rows)
+
+
+@contextlib.contextmanager
+def parts_writer(
+    root: Path,
+    path: Path,
+    schema: pa.Schema,
+    parts: list[FilePart] | None = None,
+    *,
+    compression: Compression = "none",
+) -> Iterator[PartsWriter]:
+    """Yield what writes a file below `root`, which is whole and on the disk after the block."""
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    options = pa.ipc.IpcWriteOptions(compression=None if compression == "none" else compression)
+    with new_file(root / path) as file:
+        sink = HashedFile(file)
+        with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), schema, options=options) as arrow:
+            writer = PartsWriter(sink, arrow, path.as_posix(), parts)
+            yield writer
+        writer.end()
+
+
 def _write(
     root: Path,
     path: Path,
     schema: pa.Schema,
-    tables: Iterator[pa.Table | pa.RecordBatch],
+    tables: Iterable[pa.Table | pa.RecordBatch],
     parts: list[FilePart] | None = None,
 ) -> FileEntry:
     """Write one file; list its parts where they are wanted: each batch is one."""
-    (root / path).parent.mkdir(parents=True, exist_ok=True)
-    name, rows = path.as_posix(), 0
-    with new_file(root / path) as file:
-        sink = HashedFile(file)
-        with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), schema) as writer:
-            for table in tables:
-                batches = table.to_batches() if isinstance(table, pa.Table) else [table]
-                for batch in batches:
-                    if not batch.num_rows:
-                        continue
-                    writer.write_batch(batch)
-                    rows += batch.num_rows
-                    if parts is not None:
-                        numbers = numbers_of(batch)
-                        within = int(numbers[0]), int(numbers[-1]) + 1
-                        parts.append(sink.end_part(name, batch.num_rows, within))
-    return FileEntry(name, sink.length, sink.hexdigest(), rows)
+    with parts_writer(root, path, schema, parts) as writer:
+        for table in tables:
+            for batch in table.to_batches() if isinstance(table, pa.Table) else [table]:
+                writer.write(batch)
+    return writer.entry
+
+
+def write_parts_list(root: Path, suffix: str, parts: list[FilePart]) -> FileEntry:
+    """Write the list of the parts of a shard's files."""
+    return _write(root, Path(f"{PARTS}{suffix}"), PARTS_SCHEMA, [parts_table(parts)])
+
+
+def write_blocks(
+    root: Path,
+    suffix: str,
+    rule: OptimizerRule,
+    rows: npt.NDArray[np.float32],
+    first_block: int,
+    parts: list[FilePart],
+) -> FileEntry:
+    """Write a shard's dense blocks, float32[blocks, width]."""
+    schema = block_schema(rule)
+    batches = _block_batches(rule, rows, first_block, schema)
+    return _write(root, Path("dense") / f"blocks-{suffix}", schema, batches, parts)
+
+
+def file_suffix(shard: int, num_shards: int) -> str:
+    """Return how the names of a shard's files end."""
+    return f"{shard:05d}-of-{num_shards:05d}.arrow"
 
 
 def bloom_schema(rule: BloomAdmission) -> pa.Schema:
@@ -154,14 +234,19 @@ def _bloom_batches(
     table: EmbeddingVariable, buckets: tuple[int, int], schema: pa.Schema, digests: BucketDigests
 ) -> Iterator[pa.RecordBatch]:
     first, end = buckets
-    width = schema.field("counters").type.list_size
     at_once = max(1, _BLOOM_BYTES_AT_ONCE // table.bloom_block(0).nbytes)
     for low in range(first, end, at_once):
         blocks = table.export_bloom((low, min(low + at_once, end)))
         digests.add_blooms(blocks)
-        flat = pa.array(np.ascontiguousarray(blocks.counters).reshape(-1))
-        counters = pa.FixedSizeListArray.from_arrays(flat, width)
-        yield pa.record_batch([pa.array(blocks.buckets), counters], schema=schema)
+        yield bloom_batch(blocks, schema)
+
+
+def bloom_batch(blocks: BloomBlocks, schema: pa.Schema) -> pa.RecordBatch:
+    """Return blocks of a Bloom filter as a batch of `bloom_schema`."""
+    flat = pa.array(np.ascontiguousarray(blocks.counters).reshape(-1))
+    width = schema.field("counters").type.list_size
+    counters = pa.FixedSizeListArray.from_arrays(flat, width)
+    return pa.record_batch([pa.array(blocks.buckets), counters], schema=schema)
 
 
 def block_schema(rule: OptimizerRule) -> pa.Schema:
@@ -169,11 +254,13 @@ def block_schema(rule: OptimizerRule) -> pa.Schema:
     return pa.schema([("block", pa.int64()), ("values", block), *slot_fields(rule, BLOCK_SIZE)])
 
 
-def _block_batches(dense: DenseBlocks, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    at_once = max(1, PART_BYTES // (4 * dense.rows.shape[1]))
-    for start in range(0, len(dense.rows), at_once):
-        rows = dense.rows[start : start + at_once]
-        numbers = pa.array(np.arange(len(rows)) + dense.first_block + start, pa.int64())
-        slots = slot_columns(dense.rule, BLOCK_SIZE, rows[:, BLOCK_SIZE:])
+def _block_batches(
+    rule: OptimizerRule, blocks: npt.NDArray[np.float32], first_block: int, schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    at_once = max(1, PART_BYTES // (4 * blocks.shape[1]))
+    for start in range(0, len(blocks), at_once):
+        rows = blocks[start : start + at_once]
+        numbers = pa.array(np.arange(len(rows)) + first_block + start, pa.int64())
+        slots = slot_columns(rule, BLOCK_SIZE, rows[:, BLOCK_SIZE:])
         columns = [numbers, list_column(rows[:, :BLOCK_SIZE]), *slots]
         yield pa.record_batch(columns, schema=schema)

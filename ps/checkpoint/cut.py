@@ -1,0 +1,230 @@
+"""Write a shard as it was at one step while it goes on: a full cut, or what changed of it.
+
+One thread reads frozen tables piece by piece, each under a lock that is held for a moment, and
+collects rows by groups of buckets. Another one hashes and writes what was collected. Both give way
+to those that train. What they take of memory is bounded whatever the tables hold.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from embedding import BloomBlocks, CounterEntries, TableEntries, TableSpec, rule_for
+from embedding.arrow import COUNTER_SCHEMA, list_column, row_schema
+from embedding.kernels.mixing import buckets_of
+from embedding.spec.admission import BloomAdmission
+from ps.checkpoint.bucket_groups import BucketGroups, Group
+from ps.checkpoint.file_parts import FileEntry, FilePart
+from ps.checkpoint.write import (
+    REMOVED_SCHEMA,
+    Compression,
+    PartsWriter,
+    bloom_batch,
+    bloom_schema,
+    file_suffix,
+    parts_writer,
+    write_blocks,
+    write_parts_list,
+)
+from ps.spec import StoreSpec
+from runtime.priority import give_way
+
+Int64Array = npt.NDArray[np.int64]
+Locked = Callable[[], AbstractContextManager[None]]
+Piece = TypeVar("Piece")
+
+BUFFER_BYTES = 64 << 20
+_PIECE_BYTES = 1 << 20  # that is copied at once, with the lock held
+_BLOOM_PART_BYTES = 8 << 20
+_REMOVED_AT_ONCE = 1 << 20
+_MOST_UNDER_WAY = 16  # full buffers whose writing is looked after; there are fewer
+
+
+class FrozenTable(Protocol):
+    """What `EmbeddingVariable.freeze` gives."""
+
+    removed: Int64Array
+    num_rows: int
+    num_counters: int
+
+    def rows(self, max_rows: int) -> Iterator[TableEntries]: ...
+
+    def counters(self, max_rows: int) -> Iterator[CounterEntries]: ...
+
+    def bloom(self, max_bytes: int) -> Iterator[BloomBlocks]: ...
+
+
+class CutWriter:
+    """Writes one shard's part of a cut below a directory.
+
+    Args:
+        directory: of the checkpoint that is being written.
+        store: of the job.
+        index: of the shard.
+        locked: holds the shard against changes while a piece is copied.
+        changed_only: whether it is a delta, which says what was removed.
+        compression: of all columns of tables.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        store: StoreSpec,
+        index: int,
+        *,
+        locked: Locked,
+        changed_only: bool,
+        compression: Compression = "none",
+    ) -> None:
+        self._root = Path(directory)
+        self._store = store
+        self._index = index
+        self._buckets = store.routing.bucket_range(index)
+        self._suffix = file_suffix(index, store.num_shards)
+        self._locked = locked
+        self._changed_only = changed_only
+        self._compression: Compression = compression
+        self._parts: list[FilePart] = []
+        self._entries: list[FileEntry] = []
+        self._under_way: deque[Future[None]] = deque()
+
+    def write(
+        self, tables: Iterable[FrozenTable], dense: npt.NDArray[np.float32]
+    ) -> list[FileEntry]:
+        """Return what the manifest says of the files, once all are on the disk.
+
+        Args:
+            tables: in the order of the store; the caller closes them.
+            dense: float32[blocks, width], parameters and slots.
+
+        Raises:
+            OSError: a file could not be written.
+            RuntimeError: a table was frozen again meanwhile, or given up.
+        """
+        pool = ThreadPoolExecutor(1, thread_name_prefix="cut-read", initializer=give_way)
+        with pool as reading:
+            return reading.submit(self._write_all, tables, dense).result()
+
+    def _write_all(
+        self, tables: Iterable[FrozenTable], dense: npt.NDArray[np.float32]
+    ) -> list[FileEntry]:
+        with ThreadPoolExecutor(
+            1, thread_name_prefix="cut-write", initializer=give_way
+        ) as self._writing:
+            for spec, table in zip(self._store.tables, tables, strict=True):
+                self._write_table(spec, table)
+        rule = rule_for(self._store.dense_optimizer, sparse=False)
+        first = self._store.routing.block_range(self._index)[0]
+        blocks = write_blocks(self._root, self._suffix, rule, dense, first, self._parts)
+        self._entries.append(blocks)
+        self._entries.append(write_parts_list(self._root, self._suffix, self._parts))
+        return self._entries
+
+    def _write_table(self, spec: TableSpec, table: FrozenTable) -> None:
+        rule = rule_for(spec.optimizer, sparse=True)
+        widths = [spec.dim, *(slot.width(spec.dim) for slot in rule.slots)]
+        schema = row_schema(spec)
+        row_bytes = 24 + 4 * sum(widths)
+        with self._file(spec, "rows", schema) as writer:
+            groups = self._groups(writer, schema, table.num_rows, widths)
+            pieces = table.rows(max(1, _PIECE_BYTES // row_bytes))
+            for rows in self._pieces(pieces):
+                numbers = [rows.keys, rows.frequency, rows.version]
+                groups.add(numbers[: 3 if spec.track_usage else 1], rows.vectors, rows.slots)
+            groups.finish()
+        if table.num_counters:
+            with self._file(spec, "counters", COUNTER_SCHEMA) as writer:
+                groups = self._groups(writer, COUNTER_SCHEMA, table.num_counters, [])
+                for counters in self._pieces(table.counters(_PIECE_BYTES // 24)):
+                    groups.add([counters.keys, counters.frequency, counters.version])
+                groups.finish()
+        if isinstance(spec.admission, BloomAdmission):
+            schema = bloom_schema(spec.admission)
+            with self._file(spec, "bloom", schema) as writer:
+                for blocks in _joined(self._pieces(table.bloom(_PIECE_BYTES))):
+                    writer.write(bloom_batch(blocks, schema))
+        if self._changed_only:
+            with self._file(spec, "removed", REMOVED_SCHEMA) as writer:
+                keys = table.removed[np.argsort(buckets_of(table.removed), kind="stable")]
+                for start in range(0, keys.size, _REMOVED_AT_ONCE):
+                    part = pa.array(keys[start : start + _REMOVED_AT_ONCE])
+                    writer.write(pa.record_batch([part], schema=REMOVED_SCHEMA))
+
+    @contextmanager
+    def _file(self, spec: TableSpec, kind: str, schema: pa.Schema) -> Iterator[PartsWriter]:
+        path = Path("tables") / spec.name / f"{kind}-{self._suffix}"
+        with parts_writer(
+            self._root, path, schema, self._parts, compression=self._compression
+        ) as writer:
+            try:
+                yield writer
+            finally:  # also where reading failed: nothing may write to a file that is closed
+                wait(self._under_way)
+            self._check(len(self._under_way))
+        self._entries.append(writer.entry)
+
+    def _groups(
+        self, writer: PartsWriter, schema: pa.Schema, num_rows: int, widths: list[int]
+    ) -> BucketGroups:
+        """Return buffers that are written where they are full."""
+
+        def take(group: Group, give_back: Callable[[], None]) -> None:
+            self._check(len(self._under_way) - _MOST_UNDER_WAY)
+            self._under_way.append(self._writing.submit(write, group, give_back))
+
+        def write(group: Group, give_back: Callable[[], None]) -> None:
+            try:
+                columns = [pa.array(numbers) for numbers in group.numbers]
+                columns += [list_column(floats) for floats in group.floats]
+                writer.write(pa.record_batch(columns, schema=schema), group.buckets)
+            finally:
+                give_back()
+
+        return BucketGroups(
+            self._buckets,
+            num_rows,
+            num_numbers=len(schema) - len(widths),
+            widths=widths,
+            max_bytes=BUFFER_BYTES,
+            take=take,
+        )
+
+    def _check(self, ended: int) -> None:
+        """Raise what went wrong with the first of what was to be written."""
+        for _ in range(ended):
+            self._under_way.popleft().result()
+
+    def _pieces(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        """Take each piece with the lock held; use it without."""
+        while True:
+            with self._locked():
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+
+def _joined(pieces: Iterator[BloomBlocks]) -> Iterator[BloomBlocks]:
+    """Yield blocks in batches of some size: what changed meanwhile comes in many small pieces."""
+    held: list[BloomBlocks] = []
+    for blocks in pieces:
+        held.append(blocks)
+        if sum(piece.counters.nbytes for piece in held) >= _BLOOM_PART_BYTES:
+            yield _sorted(held)
+            held = []
+    if held:
+        yield _sorted(held)
+
+
+def _sorted(pieces: list[BloomBlocks]) -> BloomBlocks:
+    buckets = np.concatenate([piece.buckets for piece in pieces])
+    order = np.argsort(buckets)
+    counters = np.concatenate([piece.counters for piece in pieces])
+    return BloomBlocks(buckets[order], counters[order])
