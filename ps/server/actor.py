@@ -6,6 +6,8 @@ import ray
 from ray.util.metrics import Counter, Gauge
 from threadpoolctl import threadpool_limits
 
+from ps.checkpoint.file_parts import FileEntry
+from ps.checkpoint.write import Compression
 from ps.net.sockets import Address
 from ps.server.exported_figures import server_figures
 from ps.server.figures import ServerFigures
@@ -14,7 +16,7 @@ from runtime.fingerprint import process_facts
 from runtime.metrics_export import MetricsExport
 
 
-@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"watch": 1})
+@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"watch": 1, "cut": 1})
 class ServerActor(ShardServer):
     """One parameter server. A dead one is not restarted: its state would be gone.
 
@@ -51,6 +53,19 @@ class ServerActor(ShardServer):
     def open_network_here(self) -> Address:
         """Listen on the address by which the cluster knows this node."""
         return self.open_network(ray.util.get_node_ip_address())
+
+    @ray.method(concurrency_group="cut")
+    def write_cut(
+        self,
+        directory: str,
+        step: int,
+        *,
+        changed_only: bool,
+        compression: Compression = "none",
+    ) -> list[FileEntry]:
+        return super().write_cut(
+            directory, step, changed_only=changed_only, compression=compression
+        )
 
     @ray.method(concurrency_group="watch")
     def watch(self) -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from ps.checkpoint.cut import CutWriter
 from ps.checkpoint.digest import BucketDigests, block_digests
 from ps.checkpoint.manifest import CheckpointError, FileEntry
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import MovedDense, start_shard_from
-from ps.checkpoint.write import write_shard
+from ps.checkpoint.write import Compression, write_shard
 from ps.net.sockets import Address
 from ps.server.data_plane import DataPlane
 from ps.server.figures import ServerFigures, TableFigures
@@ -152,6 +153,46 @@ class ShardServer:
                 block_digests(self._shard.dense),
             )
 
+    def write_cut(
+        self,
+        directory: str,
+        step: int,
+        *,
+        changed_only: bool,
+        compression: Compression = "none",
+    ) -> list[FileEntry]:
+        """Write what the shard has frozen, while it goes on; the caller writes the manifest.
+
+        Whatever comes of it, nothing of the shard is frozen afterwards.
+
+        Raises:
+            CheckpointError: what is frozen is not what the caller wants to write.
+            OSError: a file could not be written.
+            RuntimeError: it was frozen again meanwhile, or entered another recovery epoch.
+        """
+        with self._lock.shared():
+            frozen = self._shard.frozen
+        if frozen is None or (frozen.step, frozen.changed_only) != (step, changed_only):
+            has = "nothing" if frozen is None else _described(frozen.step, frozen.changed_only)
+            raise CheckpointError(
+                f"shard {self._setup.index} has frozen {has}, the cut is"
+                f" {_described(step, changed_only)}"
+            )
+        try:
+            writer = CutWriter(
+                directory,
+                self._setup.store,
+                self._setup.index,
+                locked=self._lock.shared,
+                changed_only=changed_only,
+                compression=compression,
+            )
+            return writer.write(frozen.tables, frozen.dense)
+        finally:
+            with self._lock.exclusive():
+                if self._shard.frozen is frozen:
+                    self._shard.thaw()
+
     def stats(self) -> ServerFigures:
         """Return what reports show of a server."""
         with self._lock.shared():
@@ -197,3 +238,7 @@ class ShardServer:
     def _fail(self, error: BaseException) -> None:
         self._failure = error
         self._ended.set()
+
+
+def _described(step: int, changed_only: bool) -> str:
+    return f"{'what changed until' if changed_only else 'all of'} step {step}"

@@ -253,3 +253,27 @@ def test_the_secret_is_not_shown(small_job: Any, saved_job: Any) -> None:
 
     assert "only for this job" not in repr(setup)
     assert "ServerSetup(store=" in repr(setup)
+
+
+def test_what_was_frozen_is_written_once_while_records_are_applied(
+    servers: list[ShardServer], small_job: Any, saved_job: Any, tmp_path: Path
+) -> None:
+    job = small_job(saved_job.tables, num_shards=2, dense_size=2500)
+    for index, server in enumerate(servers):
+        first, last = job.spec.routing.dense_range(index)
+        server.initialize(5, np.zeros(last - first, np.float32))
+    client = client_of(servers, job.spec)
+    job.wait_for(client, client.start_freeze(1, 0, changed_only=False))
+    record = job.record(0, recovery_epoch=5)
+    job.wait_for(client, *(client.start_apply(index, [record]) for index in range(2)))
+
+    with pytest.raises(CheckpointError, match=r"shard 0 has frozen all of step 0, .* step 1"):
+        servers[0].write_cut(str(tmp_path), 1, changed_only=False)
+    with pytest.raises(CheckpointError, match="the cut is what changed until step 0"):
+        servers[0].write_cut(str(tmp_path), 0, changed_only=True)
+    files = [e for s in servers for e in s.write_cut(str(tmp_path), 0, changed_only=False)]
+    with pytest.raises(CheckpointError, match="shard 0 has frozen nothing"):
+        servers[0].write_cut(str(tmp_path), 0, changed_only=False)
+
+    assert all((tmp_path / entry.path).stat().st_size == entry.bytes for entry in files)
+    client.close()
