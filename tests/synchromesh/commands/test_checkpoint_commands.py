@@ -1,4 +1,4 @@
-"""The scripts that read checkpoints, as a user runs them on a run that train.py has made."""
+"""The commands that read checkpoints, on a run that `train` has made."""
 
 import json
 import math
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from command_here import run_here
 
 from ps.checkpoint.read import CheckpointReader
 from scheduler import JobConfig
@@ -23,15 +25,8 @@ from synchromesh.commands.main import main
 from worker.datasets.synthetic import CriteoLike, write_criteo_like
 from worker.metrics import exact_auc, log_loss_sum
 
-pytestmark = pytest.mark.ray
 
-
-def run_command(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "synchromesh", name, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def line_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+def line_of(done: CompletedProcess[str]) -> dict[str, Any]:
     """The one JSON line of a script that succeeded; NaN is none."""
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 1
@@ -43,7 +38,7 @@ def line_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def run(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(jobs_in_threads: None, samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with an admission rule, dictionary-free keys and lists; read-only."""
     folder = tmp_path_factory.mktemp("scripts")
     job = {
@@ -61,7 +56,7 @@ def run(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "run": {"dir": str(folder / "run")},
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(job))
-    trained = run_command("train", folder / "job.yaml")
+    trained = run_here("train", folder / "job.yaml")
     assert trained.returncode == 0, trained.stderr
     return folder / "run"
 
@@ -77,8 +72,9 @@ def checkpoint_of(run: Path) -> Path:
 def test_evaluate_prints_the_scores_of_training(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
 
-    of_run = line_of(run_command("evaluate", run))
-    of_checkpoint = line_of(run_command("evaluate", checkpoint_of(run)))
+    of_run = line_of(run_here("evaluate", run))
+    command = [sys.executable, "-m", "synchromesh", "evaluate", checkpoint_of(run)]
+    of_checkpoint = line_of(subprocess.run(command, capture_output=True, text=True, timeout=120))
 
     expected = {
         **result["eval"],
@@ -98,9 +94,9 @@ def test_evaluate_takes_another_jobs_samples(run: Path, samples: Path, tmp_path:
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(job))
     train_file = samples / "train-2.parquet"
 
-    other = line_of(run_command("evaluate", run, tmp_path / "other.yaml"))
-    overridden = line_of(run_command("evaluate", run, f"data.eval={train_file}"))
-    named = line_of(run_command("evaluate", run, "--data", train_file))
+    other = line_of(run_here("evaluate", run, tmp_path / "other.yaml"))
+    overridden = line_of(run_here("evaluate", run, f"data.eval={train_file}"))
+    named = line_of(run_here("evaluate", run, "--data", train_file))
 
     assert other == overridden == named
     assert other["samples"] == table.num_rows
@@ -111,8 +107,8 @@ def test_evaluate_needs_no_job_where_the_files_are_named(
 ) -> None:
     copy = shutil.copytree(checkpoint_of(run), tmp_path / "a/b/copy")
 
-    done = run_command("evaluate", copy)
-    named = line_of(run_command("evaluate", copy, "--data", samples / "test.parquet"))
+    done = run_here("evaluate", copy)
+    named = line_of(run_here("evaluate", copy, "--data", samples / "test.parquet"))
 
     assert (done.returncode, done.stdout) == (2, "")
     assert "name a job file, or files with --data" in done.stderr
@@ -127,7 +123,7 @@ def test_evaluate_shows_the_best_auc_that_the_data_permit(tmp_path: Path, run: P
     table = table.append_column("tags", pa.array([[1]] * table.num_rows))
     pq.write_table(table, tmp_path / "data/test/part-00000.parquet")
 
-    line = line_of(run_command("evaluate", run, f"data.eval={tmp_path}/data/test"))
+    line = line_of(run_here("evaluate", run, f"data.eval={tmp_path}/data/test"))
 
     assert line["best_auc"] == about["best_auc"]
 
@@ -140,7 +136,7 @@ def test_undefined_scores_are_null_in_the_line_and_in_result_json(
     config = JobConfig.from_yaml(run / "job.yaml", [f"run.dir={tmp_path / 'run'}"])
     directory = RunDirectory(config, least_checkpoint_bytes=0)
 
-    line = line_of(run_command("evaluate", run, "--data", tmp_path / "ones.parquet"))
+    line = line_of(run_here("evaluate", run, "--data", tmp_path / "ones.parquet"))
     directory.write_result({"eval": {"auc": math.nan, "logloss": 0.5}, "seconds": [math.inf]})
 
     assert line["auc"] is None
@@ -162,7 +158,7 @@ def test_predictions_are_in_order_and_score_as_the_evaluation(
     pq.write_table(source.drop(["label"]).slice(450), no_label / "1.parquet")
     out = tmp_path / "out.parquet"
 
-    line = line_of(run_command("predict", run, f"{no_label}/*.parquet", out, "--columns", "tags,b"))
+    line = line_of(run_here("predict", run, f"{no_label}/*.parquet", out, "--columns", "tags,b"))
 
     table = pq.read_table(out)
     assert table.schema.names == ["tags", "b", "prediction"]
@@ -185,7 +181,7 @@ def test_predict_writes_the_prediction_alone_and_an_empty_file_for_no_rows(
 ) -> None:
     pq.write_table(pq.read_table(samples / "test.parquet").slice(0, 0), tmp_path / "none.parquet")
 
-    line = line_of(run_command("predict", run, tmp_path / "none.parquet", tmp_path / "out.parquet"))
+    line = line_of(run_here("predict", run, tmp_path / "none.parquet", tmp_path / "out.parquet"))
 
     assert line["rows"] == 0
     assert pq.read_schema(tmp_path / "out.parquet") == pa.schema([("prediction", pa.float32())])
@@ -198,9 +194,9 @@ def test_predict_replaces_a_file_only_where_it_is_told(
     out.write_text("mine")
     arguments = (run, samples / "test.parquet", out)
 
-    refused = run_command("predict", *arguments)
+    refused = run_here("predict", *arguments)
     kept = out.read_text()
-    line_of(run_command("predict", *arguments, "--overwrite"))
+    line_of(run_here("predict", *arguments, "--overwrite"))
 
     assert refused.returncode == 2
     assert "out.parquet exists; use --overwrite" in refused.stderr
@@ -214,7 +210,7 @@ def test_failed_prediction_leaves_nothing(run: Path, samples: Path, tmp_path: Pa
     place = table.schema.get_field_index("d2")
     pq.write_table(table.set_column(place, "d2", infinite), tmp_path / "in.parquet")
 
-    done = run_command("predict", run, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    done = run_here("predict", run, tmp_path / "in.parquet", tmp_path / "out.parquet")
 
     assert done.returncode == 2
     assert "column 'd2', row group 0, row 990" in done.stderr
@@ -228,7 +224,7 @@ def test_export_holds_every_row_of_the_checkpoint(run: Path, tmp_path: Path) -> 
     out = tmp_path / "out"
     reader = CheckpointReader(checkpoint_of(run))
 
-    line = line_of(run_command("export", run, out))
+    line = line_of(run_here("export", run, out))
 
     result = json.loads((run / "result.json").read_text())
     assert line["rows"] == {name: table["rows"] for name, table in result["tables"].items()}
@@ -250,12 +246,12 @@ def test_export_holds_every_row_of_the_checkpoint(run: Path, tmp_path: Path) -> 
 
 def test_export_replaces_an_export_and_nothing_else(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    line_of(run_command("export", run, out, "--tables", "a,tags"))
+    line_of(run_here("export", run, out, "--tables", "a,tags"))
 
-    refused = run_command("export", run, out, "--tables", "b")
-    line_of(run_command("export", run, out, "--tables", "b", "--overwrite"))
+    refused = run_here("export", run, out, "--tables", "b")
+    line_of(run_here("export", run, out, "--tables", "b", "--overwrite"))
     (out / "notes.txt").write_text("mine")
-    foreign = run_command("export", run, out, "--overwrite")
+    foreign = run_here("export", run, out, "--overwrite")
 
     assert refused.returncode == foreign.returncode == 2
     assert "is not empty; use --overwrite" in refused.stderr
@@ -270,7 +266,7 @@ def test_damaged_file_ends_an_export_without_a_trace(run: Path, tmp_path: Path) 
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
 
-    done = run_command("export", copy, tmp_path / "out")
+    done = run_here("export", copy, tmp_path / "out")
 
     assert done.returncode == 2
     assert f"{damaged} is damaged" in done.stderr
@@ -283,8 +279,8 @@ def test_damaged_file_ends_an_export_without_a_trace(run: Path, tmp_path: Path) 
 def test_inspection_agrees_with_the_result_of_the_run(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
 
-    tables = line_of(run_command("inspect", run, "--json"))["tables"]
-    found = line_of(run_command("inspect", checkpoint_of(run), "b", "--json"))
+    tables = line_of(run_here("inspect", run, "--json"))["tables"]
+    found = line_of(run_here("inspect", checkpoint_of(run), "b", "--json"))
 
     assert {t["name"]: t["rows"] for t in tables} == {
         name: table["rows"] for name, table in result["tables"].items()
@@ -361,7 +357,7 @@ def test_mistakes_exit_2_with_one_line(
 
 @pytest.mark.parametrize("name", ["evaluate", "predict", "export", "inspect"])
 def test_help_says_what_it_takes(name: str) -> None:
-    done = run_command(name, "--help")
+    done = run_here(name, "--help")
 
     assert done.returncode == 0
     assert "CHECKPOINT_OR_RUN" in done.stdout

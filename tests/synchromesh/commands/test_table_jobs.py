@@ -1,27 +1,21 @@
-"""A job on tables: trained, evaluated and predicted by the scripts, as a user runs them."""
+"""A job on tables: trained, evaluated and predicted by the commands."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from command_here import run_here
 from deltalake import DeltaTable, write_deltalake
 
-pytestmark = [pytest.mark.ray, pytest.mark.writers]
-
-ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.writers
 
 
-def run_command(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "synchromesh", name, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def test_a_table_is_trained_evaluated_and_predicted_as_its_log_says(tmp_path: Path) -> None:
+def test_a_table_is_trained_evaluated_and_predicted_as_its_log_says(
+    jobs_in_threads: None, tmp_path: Path
+) -> None:
     rows = pa.table(
         {
             "label": [n % 2 for n in range(300)],
@@ -43,9 +37,8 @@ def test_a_table_is_trained_evaluated_and_predicted_as_its_log_says(tmp_path: Pa
         "run": {"dir": "run"},
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
-    command = [sys.executable, "-m", "synchromesh", "train", "job.yaml"]
 
-    trained = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    trained = run_here("train", "job.yaml", cwd=tmp_path)
 
     assert trained.returncode == 0, trained.stderr
     result = json.loads(trained.stdout)
@@ -54,12 +47,12 @@ def test_a_table_is_trained_evaluated_and_predicted_as_its_log_says(tmp_path: Pa
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert plan["tables"] == [f"delta://{tmp_path}/t@1"]
 
-    scored = run_command("evaluate", tmp_path / "run", "--data", f"delta://{tmp_path}/t")
+    scored = run_here("evaluate", tmp_path / "run", "--data", f"delta://{tmp_path}/t")
     assert json.loads(scored.stdout)["samples"] == 100, scored.stderr
 
     out = tmp_path / "out.parquet"
     columns = ("--columns", "x,day")
-    done = run_command("predict", tmp_path / "run", f"delta://{tmp_path}/t", out, *columns)
+    done = run_here("predict", tmp_path / "run", f"delta://{tmp_path}/t", out, *columns)
     assert done.returncode == 0, done.stderr
     predicted = pq.read_table(out)
     assert predicted.schema.field("day").type == pa.string()

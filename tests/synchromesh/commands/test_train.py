@@ -1,11 +1,8 @@
 """scripts/train.py with input that it must refuse: exit 2 and a line that names the mistake."""
 
 import json
-import os
 import runpy
 import shutil
-import stat
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from command_here import run_here
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -158,28 +156,17 @@ def test_relative_paths_are_refused_inside_a_ray_job(
 
 
 def test_a_job_file_that_is_not_there_or_not_yaml_is_named(tmp_path: Path) -> None:
-    script = str(ROOT / "scripts" / "train.py")
     (tmp_path / "bad.yaml").write_text("a: [")
     for name in ("none.yaml", "bad.yaml"):
-        done = subprocess.run(
-            [sys.executable, script, str(tmp_path / name)], capture_output=True, text=True
-        )
+        done = run_here("train", tmp_path / name)
         assert done.returncode == 2
         assert name in done.stderr
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.ray
-@pytest.mark.parametrize(
-    "bad",
-    [
-        "label",
-        pytest.param("null label", marks=pytest.mark.slow),
-        pytest.param("row group", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("bad", ["label", "null label", "row group"])
 def test_what_is_found_while_running_ends_the_job_with_exit_1_and_is_named(
-    job: dict[str, Any], samples: Path, tmp_path: Path, bad: str
+    jobs_in_threads: None, job: dict[str, Any], samples: Path, tmp_path: Path, bad: str
 ) -> None:
     path = tmp_path / "bad.parquet"
     table = pq.read_table(samples / "train-0.parquet")
@@ -198,11 +185,7 @@ def test_what_is_found_while_running_ends_the_job_with_exit_1_and_is_named(
     job["data"]["train"] = str(path)
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
 
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "train.py"), str(tmp_path / "job.yaml")],
-        capture_output=True,
-        text=True,
-    )
+    done = run_here("train", tmp_path / "job.yaml")
 
     assert done.returncode == 1, done.stderr
     last = [line for line in done.stderr.splitlines() if line.startswith("error: ")][-1]
@@ -212,9 +195,8 @@ def test_what_is_found_while_running_ends_the_job_with_exit_1_and_is_named(
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-@pytest.mark.ray
 def test_a_bad_row_group_is_skipped_counted_and_reported(
-    job: dict[str, Any], samples: Path, tmp_path: Path
+    jobs_in_threads: None, job: dict[str, Any], samples: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "bad.parquet"
     table = pq.read_table(samples / "train-0.parquet")
@@ -228,11 +210,7 @@ def test_a_bad_row_group_is_skipped_counted_and_reported(
     job["data"] |= {"train": str(tmp_path / "*.parquet"), "on_bad_file": "skip"}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
 
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "train.py"), str(tmp_path / "job.yaml")],
-        capture_output=True,
-        text=True,
-    )
+    done = run_here("train", tmp_path / "job.yaml")
 
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -243,31 +221,3 @@ def test_a_bad_row_group_is_skipped_counted_and_reported(
     assert result["skipped_files"] == {"train": [str(tmp_path / "cut.parquet")], "eval": []}
     assert json.loads(done.stdout)["files_skipped"] == 1
     assert "left out 1 file of data.train" in done.stderr
-
-
-@pytest.mark.ray
-def test_a_user_s_first_job_keeps_the_token_to_them_and_relative_paths_follow_synchromesh_root(
-    job: dict[str, Any], samples: Path, tmp_path: Path
-) -> None:
-    job["data"] |= {"train": "train-0.parquet", "eval": "test.parquet"}
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")},
-        "SYNCHROMESH_ROOT": str(samples),
-        "HOME": str(tmp_path),
-        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),
-    }
-
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "train.py"), str(tmp_path / "job.yaml")],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-    )
-
-    assert done.returncode == 0, done.stderr
-    token = tmp_path / ".ray" / "auth_token"
-    assert stat.S_IMODE(token.stat().st_mode) == 0o600
-    assert "chmod" not in done.stderr
-    assert json.loads(done.stdout)["eval"]["samples"] == 1000
