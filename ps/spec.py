@@ -66,6 +66,12 @@ class StoreSpec:
         used = [table.optimizer for table in self.tables] + [self.dense_optimizer]
         return tuple(dict.fromkeys(used))
 
+    @cached_property
+    def longest_life(self) -> int:
+        """The ticks that the longest time to live of a table has; 0 where none has one."""
+        rules = [table.eviction for table in self.tables if table.eviction is not None]
+        return max((rule.steps_to_live or 0 for rule in rules), default=0)
+
     @property
     def num_blocks(self) -> int:
         """Dense blocks; the last one is padded with zeros."""

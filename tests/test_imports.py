@@ -227,6 +227,7 @@ LAYERS = {
         },
         {"batch_trace", "history", "worker_connections"},
         {"status"},
+        {"rebuilding"},
         {"server"},
         {"exported_figures"},
         {"actor"},

@@ -43,6 +43,8 @@ class Totals:
         skipped: theirs that were not used, (reason, samples).
         clock: ticks of the schedule clock.
         since_tick: samples applied since the last one.
+        dropped_batches, skipped_batches: of the resolved ones; the others are applied.
+        mode, mode_epoch: that the next step is formed in.
     """
 
     applied: int = 0
@@ -50,6 +52,10 @@ class Totals:
     skipped: tuple[tuple[str, int], ...] = ()
     clock: int = 0
     since_tick: int = 0
+    dropped_batches: int = 0
+    skipped_batches: int = 0
+    mode: str = "sync"
+    mode_epoch: int = 0
 
 
 @dataclass(slots=True, frozen=True)

@@ -14,11 +14,13 @@ from ps.checkpoint.manifest import CheckpointError, FileEntry
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import MovedDense, start_shard_from
 from ps.checkpoint.write import Compression, write_shard
+from ps.messages.records import Record
 from ps.net.sockets import Address
 from ps.server.data_plane import DataPlane
 from ps.server.figures import ServerFigures, TableFigures
 from ps.server.read_write_lock import ReadWriteLock
 from ps.server.warmup import warm_up
+from ps.shard.facts import ShardFacts
 from ps.shard.shard import Shard
 from ps.shard.side_by_side import Threads
 from ps.spec import StoreSpec
@@ -128,6 +130,33 @@ class ShardServer:
                 self._shard, reader, recovery_epoch=recovery_epoch, goes_on=goes_on, moved=moved
             )
             self._plane.hand_back()
+
+    # Another coordinator ----------------------------------------------------------------------
+
+    def leave(self) -> ShardFacts:
+        """Take nothing more of this recovery epoch; return what the shard has seen of it."""
+        with self._lock.exclusive():
+            facts = self._shard.leave()
+            self._plane.hand_back()
+            return facts
+
+    def log_from(self, step: int) -> tuple[Record, ...]:
+        """Return the records that the shard logs, from a step on."""
+        with self._lock.shared():
+            return self._shard.log_from(step)
+
+    def catch_up(self, records: tuple[Record, ...]) -> ShardFacts:
+        """Apply what another shard has logged; raises RuntimeError, see `Shard.catch_up`."""
+        with self._lock.exclusive():
+            return self._shard.catch_up(records)
+
+    def enter(self, recovery_epoch: int) -> None:
+        """Go on in another recovery epoch with what the shard holds, at its step."""
+        with self._lock.exclusive():
+            self._shard.enter(recovery_epoch, step=self._shard.step)
+            self._plane.hand_back()
+
+    # Checkpoints ------------------------------------------------------------------------------
 
     def write_checkpoint(self, directory: str, step: int) -> ShardCut:
         """Write this shard's files; the caller writes the manifest.

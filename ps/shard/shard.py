@@ -7,7 +7,7 @@ may run beside all that only buffers: pushes, pulls that have to wait, norms.
 """
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +29,13 @@ from ps.messages.records import (
 from ps.shard.buffer import GradientBuffer
 from ps.shard.dense import DenseBlocks
 from ps.shard.evicted_keys import EvictedKeys
+from ps.shard.facts import ShardFacts
 from ps.shard.frozen import FrozenShard
 from ps.shard.merge import merge
 from ps.shard.record_checks import what_is_wrong, what_is_wrong_in_sum
 from ps.shard.side_by_side import RunAll, in_turn
 from ps.spec import StoreSpec
+from runtime.first_steps import FirstSteps
 
 
 @dataclass(slots=True)
@@ -103,6 +105,8 @@ class Shard:
         self.counts = ShardCounts()
         self._run_all = run_all
         self._last_cut = 0
+        self._first_steps = FirstSteps(remembered=spec.longest_life)
+        self._has_left = False
         self._parked: list[tuple[Hashable, Pull]] = []
         self._dims = [table.dim for table in spec.tables]
         self._slots_of = [spec.optimizers.index(table.optimizer) for table in spec.tables]
@@ -152,10 +156,45 @@ class Shard:
         self.recovery_epoch = recovery_epoch
         self.step = step
         self._last_cut = 0
+        self._first_steps = FirstSteps(remembered=self.spec.longest_life)
+        self._has_left = False
         self.buffer.clear()
         self.log.clear()
         for evicted in self._evicted:
             evicted.clear()
+
+    # Another coordinator ----------------------------------------------------------------------
+
+    def leave(self) -> ShardFacts:
+        """Take nothing more from the coordinator of this epoch, which is gone, until `enter`."""
+        self.check_alive()
+        if self.recovery_epoch is None:
+            raise RuntimeError(f"shard {self.index} has no state yet")
+        self._has_left = True
+        return ShardFacts(
+            recovery_epoch=self.recovery_epoch,
+            step=self.step,
+            log_begins=self.log[0].step if self.log else self.step,
+            newest=self.log[-1] if self.log else None,
+            resolved=tuple(self.buffer.resolved),
+            first_steps=self._first_steps.runs,
+        )
+
+    def log_from(self, step: int) -> tuple[Record, ...]:
+        """Return the records from a step on, for a shard that lacks them."""
+        return tuple(record for record in self.log if record.step >= step)
+
+    def catch_up(self, records: Sequence[Record]) -> ShardFacts:
+        """Apply the records that another shard has applied; whose batches this one holds, too.
+
+        Raises:
+            RuntimeError: the shard has not left its epoch, or the records are not those it lacks.
+        """
+        facts = self.leave()
+        (out,) = self._apply(Apply(0, facts.recovery_epoch, tuple(records)), None)
+        if isinstance(out.reply, Refusal):
+            raise RuntimeError(out.reply.text)
+        return self.leave()
 
     def check_alive(self) -> None:
         """Raise RuntimeError where the shard is dead: what it holds is of no step."""
@@ -199,7 +238,7 @@ class Shard:
 
     def _has_to_wait(self, pull: Pull) -> bool:
         lives_on = self.dead is None and pull.recovery_epoch == self.recovery_epoch
-        return lives_on and self._is_ahead(pull)
+        return lives_on and not self._has_left and self._is_ahead(pull)
 
     # Checks -----------------------------------------------------------------------------------
 
@@ -208,6 +247,8 @@ class Shard:
             return self._refusal(message, "dead", self.dead)
         if self.fenced:
             return self._refusal(message, "fenced", "it has no state yet")
+        if self._has_left:
+            return self._refusal(message, "fenced", f"it has left epoch {self.recovery_epoch}")
         if message.recovery_epoch != self.recovery_epoch:
             text = f"recovery epoch {message.recovery_epoch}, the job is in {self.recovery_epoch}"
             return self._refusal(message, "epoch", text)
@@ -406,6 +447,9 @@ class Shard:
         the totals of the newest record, and the buffer knows which batches are resolved.
         """
         self.log.append(record)
+        for value in range(record.clock + 1, record.totals.clock + 1):
+            self._first_steps.begin(value, record.step + 1)
+            self._first_steps.forget(now=value)
         while len(self.log) > 1 and self.log[0].step < record.applied_step:
             self.log.popleft()
 

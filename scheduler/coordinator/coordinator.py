@@ -14,7 +14,7 @@ from scheduler.coordinator.coordinator_state import CoordinatorState, beginning_
 from scheduler.coordinator.credits import Credits
 from scheduler.coordinator.cuts import CutSchedule
 from scheduler.coordinator.dense_norms import DenseNorms
-from scheduler.coordinator.evaluation import EvaluationRound
+from scheduler.coordinator.evaluation import EvaluationRound, is_evaluation_due
 from scheduler.coordinator.events import (
     Answer,
     Command,
@@ -431,8 +431,8 @@ class Coordinator:
                 break
             records.append(self._make_record(batches))
             wish = self.modes.planned(self.clock.value - self.spec.start.clock.value)
-            if wish is not None:
-                self._shift_mode(wish, now)
+            if wish is not None and self._shift_mode(wish, now):
+                records[-1] = replace(records[-1], totals=self._totals())
             self._evaluate_if_due(records[-1], now)
         return records
 
@@ -498,6 +498,10 @@ class Coordinator:
             skipped=tuple(samples.skipped_by_reason.items()),
             clock=self.clock.value,
             since_tick=self.clock.samples,
+            dropped_batches=self.ledger.tallies.dropped,
+            skipped_batches=self.ledger.tallies.skipped,
+            mode=self.rule.name,
+            mode_epoch=self.modes.epoch,
         )
 
     def _applied(self, shard: int, step: int, now: float) -> list[Command]:
@@ -510,8 +514,8 @@ class Coordinator:
     # Evaluation -------------------------------------------------------------------------------
 
     def _evaluate_if_due(self, record: Record, now: float) -> None:
-        every = self.spec.eval_every_steps
-        due = every > 0 and self.clock.value // every > record.clock // every
+        every, now_at = self.spec.eval_every_steps, self.clock.value
+        due = is_evaluation_due(every, before=record.clock, now=now_at)
         if due and not self.ledger.exhausted:
             self._start_evaluation(now)
 

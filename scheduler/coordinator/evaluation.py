@@ -23,6 +23,15 @@ class EvaluationResult:
     samples_skipped: int = 0
 
 
+def is_evaluation_due(every: int, *, before: int, now: int) -> bool:
+    """Whether a step during which the clock went from one value to another ends at an evaluation.
+
+    Args:
+        every: ticks from one evaluation to the next; 0: none is ever due.
+    """
+    return every > 0 and now // every > before // every
+
+
 class EvaluationRound:
     """Gives out evaluation batches and merges their scores, in any order.
 

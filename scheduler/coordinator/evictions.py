@@ -7,12 +7,6 @@ from ps.messages.records import TableEviction
 from scheduler.coordinator.clock import ScheduleClock
 
 
-def longest_life(tables: Sequence[TableSpec]) -> int:
-    """Return the ticks that the longest time to live of a table has; 0 where none has one."""
-    rules = [table.eviction for table in tables if table.eviction is not None]
-    return max((rule.steps_to_live or 0 for rule in rules), default=0)
-
-
 def evictions_due(
     tables: Sequence[TableSpec], clock: ScheduleClock, *, clock_before: int
 ) -> tuple[TableEviction, ...]:

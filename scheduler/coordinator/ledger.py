@@ -101,9 +101,12 @@ class LedgerState:
         if sum(samples.skipped_by_reason.values()) != samples.skipped:
             raise ValueError(f"{samples.skipped} samples are skipped, by reason others")
         ended = tallies.applied + tallies.dropped + tallies.skipped
-        resolved = self.low_water + sum(stop - first for first, stop in self.resolved)
-        if ended != resolved:
-            raise ValueError(f"{resolved} batches are resolved, {ended} counted")
+        if ended != self.num_resolved:
+            raise ValueError(f"{self.num_resolved} batches are resolved, {ended} counted")
+
+    @property
+    def num_resolved(self) -> int:
+        return self.low_water + sum(stop - first for first, stop in self.resolved)
 
     @property
     def end(self) -> int:
@@ -174,7 +177,7 @@ class Ledger:
         return LedgerState(
             low_water=self.low_water,
             resolved=tuple(self._resolved_above),
-            limit=self._limit if self._limit < self.plan.total else None,
+            limit=self.limit,
             samples=self.samples.copy(),
             batches=replace(self.tallies),
         )
@@ -470,6 +473,11 @@ class Ledger:
         assert self.samples.total == self._planned_resolved, (self.samples, self._planned_resolved)
 
     # Questions --------------------------------------------------------------------------------
+
+    @property
+    def limit(self) -> int | None:
+        """The batch id from which on none is given out, where that is before the plan's end."""
+        return self._limit if self._limit < self.plan.total else None
 
     @property
     def exhausted(self) -> bool:

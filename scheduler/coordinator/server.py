@@ -285,6 +285,8 @@ class CoordinatorServer:
         ledger = c.ledger
         return Status(
             mode=c.rule.name,
+            mode_epoch=c.modes.epoch,
+            limit=ledger.limit,
             paused=c.paused,
             cut=c.cuts.to_write,
             recovery_epoch=c.spec.recovery_epoch,

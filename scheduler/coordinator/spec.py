@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 from ps.spec import StoreSpec
 from scheduler.coordinator.clock import ClockState, ScheduleClock
-from scheduler.coordinator.evictions import longest_life
 from scheduler.coordinator.ledger import LedgerPlan
 from scheduler.coordinator.modes.policy import PolicyOptions
 from scheduler.coordinator.modes.rules import Mode, ModeOptions, ModeRule, PlannedShift
@@ -105,7 +104,7 @@ class CoordinatorSpec:
         """Return the clock of the schedules, which goes on from `start`."""
         if start.samples >= self.global_batch:
             raise ValueError(f"{start.samples} samples since the last tick of {self.global_batch}")
-        remembered = longest_life(self.store.tables)
+        remembered = self.store.longest_life
         return ScheduleClock(self.global_batch, remembered=remembered, start=start)
 
     def check_workers(self, count: int) -> None:

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
+from runtime.first_steps import check_first_steps
 from runtime.typed import decoder_of, field_values
-from scheduler.coordinator.clock import ClockState, check_first_steps
+from scheduler.coordinator.clock import ClockState
 
 _log = logging.getLogger(__name__)
 

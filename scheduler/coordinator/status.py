@@ -37,6 +37,8 @@ class Status:
 
     Args:
         num_workers: that are wanted; `workers` has those that ever reported, by number.
+        mode_epoch: how often the mode has changed.
+        limit: batches given out at most, where that is less than all; None: all.
         step, applied_step: that is ordered next, and that every shard has reached.
         shifts, cuts, evaluations, give_up, warnings: what was not told before, see `told`.
         last_evaluation: told before or not.
@@ -48,6 +50,8 @@ class Status:
     """
 
     mode: Mode = "sync"
+    mode_epoch: int = 0
+    limit: int | None = None
     automatic: bool = False
     paused: bool = False
     cut: Cut | None = None

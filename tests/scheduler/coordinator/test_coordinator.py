@@ -272,7 +272,7 @@ def test_a_skipped_batch_still_makes_its_step_advance() -> None:
     (record,) = job.records
     assert (record.entries, record.divisor) == ((), 0)
     assert (record.skipped, record.discard) == ((0,), ())
-    assert record.totals == Totals(skipped=(("bad_file", 10),))
+    assert record.totals == Totals(skipped=(("bad_file", 10),), skipped_batches=1, mode="async")
     assert job.coordinator.ledger.samples.skipped == 10
 
 
@@ -286,11 +286,12 @@ def test_a_record_says_all_that_is_counted_with_its_step() -> None:
 
     totals = [record.totals for record in job.records]
     reasons = (("bad_file", 10),)
+    rest: dict[str, Any] = {"skipped_batches": 1, "mode": "async"}
     assert totals == [
-        Totals(0, 0, reasons, clock=0, since_tick=0),
-        Totals(10, 0, reasons, clock=0, since_tick=10),
-        Totals(17, 0, (("bad_file", 13),), clock=0, since_tick=17),
-        Totals(27, 0, (("bad_file", 13),), clock=1, since_tick=7),
+        Totals(0, 0, reasons, clock=0, since_tick=0, **rest),
+        Totals(10, 0, reasons, clock=0, since_tick=10, **rest),
+        Totals(17, 0, (("bad_file", 13),), clock=0, since_tick=17, **rest),
+        Totals(27, 0, (("bad_file", 13),), clock=1, since_tick=7, **rest),
     ]
 
 

@@ -2,119 +2,23 @@
 
 import json
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from typing import Any, get_args
 
 import pytest
 
-from embedding.spec.eviction import Eviction
-from embedding.spec.optimizers import Sgd
-from embedding.spec.table import TableSpec
 from ps.messages.records import Record
-from ps.spec import StoreSpec
 from runtime.strict_json import json_text
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.events import (
-    Answer,
     EndOfTrainingWanted,
-    Event,
     PauseWanted,
-    RecordsApplied,
-    SendRecords,
-    WorkerReported,
     WorkersWanted,
 )
 from scheduler.coordinator.ledger import LedgerPlan
 from scheduler.coordinator.modes.rules import Mode, ModeOptions, PlannedShift
-from scheduler.coordinator.spec import CoordinatorSpec
-from worker.protocol import Finished, Report, Token
-
-
-def rows_of(batch_id: int) -> int:
-    return 3 if batch_id % 11 == 10 else 10
-
-
-def spec(**changes: Any) -> CoordinatorSpec:
-    store = StoreSpec(
-        tables=(
-            TableSpec(
-                name="t",
-                dim=2,
-                optimizer=Sgd(learning_rate=0.5),
-                eviction=Eviction(steps_to_live=3, every_steps=1),
-            ),
-        ),
-        dense_size=3,
-        dense_optimizer=Sgd(learning_rate=0.25),
-        num_shards=1,
-    )
-    plan = LedgerPlan(batches_per_epoch=11, epochs=3, rows_of=rows_of, lanes=3)
-    values: dict[str, Any] = {
-        "store": store, "plan": plan, "evaluation_plan": None, "mode": "sync", "group_size": 3,
-        "global_batch": 30, "workers": 3, "depth": 2,
-    }  # fmt: skip
-    return CoordinatorSpec(**{**values, **changes})
-
-
-class Job:
-    """Workers that end their batches in a drawn order; what was ordered is applied at once."""
-
-    def __init__(self, coordinator: Coordinator, seed: int) -> None:
-        self.coordinator = coordinator
-        self.records: list[Record] = []
-        self._rng = random.Random(seed)
-        self._held: dict[int, list[Token]] = {worker: [] for worker in range(3)}
-        self._sequence = 0
-
-    def move(self) -> None:
-        """One worker reports, perhaps with the end of a batch that its shards let it read."""
-        worker = self._rng.randrange(3)
-        held, finished = self._held[worker], []
-        can_end = [token for token in held if token.at_step <= self.coordinator.step]
-        if can_end and self._rng.random() < 0.7:
-            token = self._rng.choice(can_end)
-            held.remove(token)
-            finished = [self._end_of(token)]
-        self._sequence += 1
-        report = Report(
-            worker, 0, self._sequence, held=tuple(token.identity for token in held),
-            finished=tuple(finished), want=max(0, 2 - len(held)), waiting=True,
-            recovery_epoch=self.coordinator.spec.recovery_epoch,
-        )  # fmt: skip
-        self.handle(WorkerReported(report), worker)
-
-    def handle(self, event: Event, worker: int = 0) -> None:
-        for command in self.coordinator.handle(event, float(self._sequence)):
-            if isinstance(command, SendRecords):
-                self.records += command.records
-                self.handle(RecordsApplied(0, self.coordinator.step), worker)
-            elif isinstance(command, Answer):
-                revoked = set(command.grant.revoked)
-                held = [t for t in self._held[worker] if t.identity not in revoked]
-                self._held[worker] = held + list(command.grant.tokens)
-
-    def run(self, until: Callable[[], bool]) -> None:
-        for _ in range(3000):
-            if until():
-                return
-            self.move()
-        raise AssertionError(self.coordinator.who_waits(0.0))
-
-    def _end_of(self, token: Token) -> Finished:
-        if token.kind == "eval":
-            return Finished(token, "done", samples=0)
-        planned, luck = rows_of(token.batch_id), self._rng.random()
-        if luck < 0.1:
-            return Finished(token, "skipped", 0, planned, "bad_file")
-        skipped = 1 if luck < 0.2 else 0
-        reason = "bad_file" if skipped else None
-        pulled = token.at_step if token.at_step >= 0 else self.coordinator.step
-        return Finished(
-            token, "done", planned - skipped, skipped, reason, loss_sum=1.0, pull_step=pulled
-        )
 
 
 def through_json(state: CoordinatorState) -> CoordinatorState:
@@ -127,25 +31,27 @@ def batches_of(records: list[Record]) -> list[list[int]]:
 
 @pytest.mark.parametrize("mode", get_args(Mode))
 @pytest.mark.parametrize("seed", range(8))
-def test_a_job_goes_on_from_any_moment_with_every_batch_once(mode: Mode, seed: int) -> None:
+def test_a_job_goes_on_from_any_moment_with_every_batch_once(
+    scripted: Any, mode: Mode, seed: int
+) -> None:
     options = ModeOptions(staleness_bound=1, backup_batches=2, ssp_slack=1)
-    first = Job(Coordinator(spec(mode=mode, options=options)), seed)
+    first = scripted(Coordinator(scripted.spec(mode=mode, options=options)), seed)
     for _ in range(random.Random(seed).randrange(5, 90)):
         first.move()
     before = first.coordinator.state()
 
     coordinator = Coordinator(
-        spec(mode=mode, options=options, recovery_epoch=1), through_json(before)
+        scripted.spec(mode=mode, options=options, recovery_epoch=1), through_json(before)
     )
     assert coordinator.state() == before
-    second = Job(coordinator, seed + 100)
+    second = scripted(coordinator, seed + 100)
     second.run(lambda: coordinator.trained)
 
     records = first.records + second.records
     assert [record.step for record in records] == list(range(len(records)))
     groups = batches_of(records)
     assert sorted(chain.from_iterable(groups)) == list(range(33)), "each batch ends once"
-    assert coordinator.ledger.samples.total == sum(map(rows_of, range(33)))
+    assert coordinator.ledger.samples.total == sum(map(scripted.rows_of, range(33)))
     assert coordinator.progress.loss_samples == coordinator.ledger.samples.applied + (
         coordinator.ledger.samples.dropped
     )
@@ -155,11 +61,13 @@ def test_a_job_goes_on_from_any_moment_with_every_batch_once(mode: Mode, seed: i
     assert [len(group) for group in groups] == [1] * 33 or len(groups) == 12
 
 
-def test_clock_and_time_to_live_go_on_as_if_nothing_had_happened() -> None:
-    first = Job(Coordinator(spec()), seed=4)
+def test_clock_and_time_to_live_go_on_as_if_nothing_had_happened(scripted: Any) -> None:
+    first = scripted(Coordinator(scripted.spec()), seed=4)
     first.run(lambda: first.coordinator.step == 7)
-    coordinator = Coordinator(spec(recovery_epoch=1), through_json(first.coordinator.state()))
-    second = Job(coordinator, seed=4)
+    coordinator = Coordinator(
+        scripted.spec(recovery_epoch=1), through_json(first.coordinator.state())
+    )
+    second = scripted(coordinator, seed=4)
     second.run(lambda: coordinator.trained)
     clock, samples, applied = 0, 0, []
     for record in first.records + second.records:
@@ -173,29 +81,29 @@ def test_clock_and_time_to_live_go_on_as_if_nothing_had_happened() -> None:
             assert record.evict[0].min_version == living
 
 
-def test_modes_shifts_and_wishes_go_on() -> None:
+def test_modes_shifts_and_wishes_go_on(scripted: Any) -> None:
     shifts = (PlannedShift(at=2, mode="gba"), PlannedShift(at=8, mode="async"))
-    first = Job(Coordinator(spec(shifts=shifts, automatic=True)), seed=1)
+    first = scripted(Coordinator(scripted.spec(shifts=shifts, automatic=True)), seed=1)
     first.run(lambda: first.coordinator.clock.value == 4)
     first.handle(WorkersWanted(5))
     first.handle(PauseWanted(True))
     coordinator = Coordinator(
-        spec(shifts=shifts, recovery_epoch=1), through_json(first.coordinator.state())
+        scripted.spec(shifts=shifts, recovery_epoch=1), through_json(first.coordinator.state())
     )
 
     assert (coordinator.rule.name, coordinator.modes.epoch) == ("gba", 1)
     assert (coordinator.num_workers, coordinator.paused, coordinator.modes.automatic) == (5, 1, 1)
-    second = Job(coordinator, seed=2)
+    second = scripted(coordinator, seed=2)
     second.handle(PauseWanted(False))
     second.run(lambda: coordinator.trained)
     assert [shift.to_mode for shift in coordinator.modes.shifts] == ["gba", "async"]
     assert coordinator.modes.epoch == 2
 
 
-def test_an_evaluation_that_is_not_over_is_begun_again() -> None:
+def test_an_evaluation_that_is_not_over_is_begun_again(scripted: Any) -> None:
     evaluated = LedgerPlan(batches_per_epoch=4, epochs=1, rows_of=lambda _: 0)
     options = {"evaluation_plan": evaluated, "eval_every_steps": 4}
-    first = Job(Coordinator(spec(**options)), seed=3)
+    first = scripted(Coordinator(scripted.spec(**options)), seed=3)
     first.run(lambda: first.coordinator.evaluation is not None)
     for _ in range(2):
         first.move()
@@ -203,26 +111,29 @@ def test_an_evaluation_that_is_not_over_is_begun_again() -> None:
     assert before.evaluating
     assert before.evaluations == ()
 
-    coordinator = Coordinator(spec(**options, recovery_epoch=1), through_json(before))
+    coordinator = Coordinator(scripted.spec(**options, recovery_epoch=1), through_json(before))
     assert coordinator.evaluation is not None
-    Job(coordinator, seed=3).run(lambda: coordinator.trained)
+    scripted(coordinator, seed=3).run(lambda: coordinator.trained)
     assert [e.clock for e in coordinator.progress.evaluations] == [4, 8]
 
 
-def test_seconds_of_training_and_an_early_end_go_on() -> None:
-    first = Job(Coordinator(spec()), seed=5)
+def test_seconds_of_training_and_an_early_end_go_on(scripted: Any) -> None:
+    first = scripted(Coordinator(scripted.spec()), seed=5)
     first.run(lambda: first.coordinator.step == 3)
     first.handle(EndOfTrainingWanted())
     state = through_json(first.coordinator.state())
-    coordinator = Coordinator(spec(recovery_epoch=1), state)
+    coordinator = Coordinator(scripted.spec(recovery_epoch=1), state)
     assert state.train_seconds == coordinator.train_seconds > 0
-    Job(coordinator, seed=6).run(lambda: coordinator.trained)
+    scripted(coordinator, seed=6).run(lambda: coordinator.trained)
     assert coordinator.ledger.samples.total < 300
     assert coordinator.train_seconds > state.train_seconds
 
 
-STATE = Job(Coordinator(spec(mode="async")), seed=7)
-STATE.run(lambda: STATE.coordinator.step == 14)
+@pytest.fixture(scope="module")
+def state(scripted: Any) -> CoordinatorState:
+    job = scripted(Coordinator(scripted.spec(mode="async")), seed=7)
+    job.run(lambda: job.coordinator.step == 14)
+    return job.coordinator.state()
 
 
 @pytest.mark.parametrize(
@@ -245,20 +156,23 @@ STATE.run(lambda: STATE.coordinator.step == 14)
         ({"evaluations": [{"step": 1}]}, "EvaluationResult lacks"),
     ],
 )
-def test_a_damaged_state_is_refused(change: dict[str, Any], text: str) -> None:
-    data = STATE.coordinator.state().to_json()
+def test_a_damaged_state_is_refused(
+    state: CoordinatorState, change: dict[str, Any], text: str
+) -> None:
+    data = state.to_json()
     with pytest.raises(ValueError, match="state of the coordinator is damaged") as error:
         CoordinatorState.from_json(data | change)
     assert text in str(error.value)
 
 
-def test_a_state_of_another_plan_is_refused() -> None:
-    state = STATE.coordinator.state()
-    shorter = LedgerPlan(batches_per_epoch=11, epochs=1, rows_of=rows_of, limit=9)
+def test_a_state_of_another_plan_is_refused(scripted: Any, state: CoordinatorState) -> None:
+    shorter = LedgerPlan(batches_per_epoch=11, epochs=1, rows_of=scripted.rows_of, limit=9)
     with pytest.raises(ValueError, match="the plan has 9"):
-        Coordinator(spec(plan=shorter), state)
+        Coordinator(scripted.spec(plan=shorter), state)
     others = LedgerPlan(batches_per_epoch=11, epochs=3, rows_of=lambda _: 7)
     with pytest.raises(ValueError, match="samples in this plan"):
-        Coordinator(spec(plan=others), state)
+        Coordinator(scripted.spec(plan=others), state)
     with pytest.raises(ValueError, match="since the last tick"):
-        Coordinator(spec(global_batch=4), replace(state, clock=replace(state.clock, samples=4)))
+        Coordinator(
+            scripted.spec(global_batch=4), replace(state, clock=replace(state.clock, samples=4))
+        )

@@ -1,0 +1,163 @@
+"""A coordinator that is gone, made again from what its shards know.
+
+The order of it: every shard leaves the epoch (`Shard.leave`), so that nobody takes it further; all
+are brought to the step of the one that is furthest (`longest_log`, `Shard.catch_up`); they enter
+the next epoch with the rows that they have; a coordinator goes on from `state_after`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ps.messages.records import Record
+from ps.shard.facts import ShardFacts
+from runtime.first_steps import joined_first_steps
+from runtime.intervals import Intervals
+from scheduler.coordinator.clock import ClockState
+from scheduler.coordinator.coordinator_state import CoordinatorState
+from scheduler.coordinator.evaluation import is_evaluation_due
+from scheduler.coordinator.ledger import LedgerState, Samples, Tallies
+from scheduler.coordinator.mode_control import ModeState
+from scheduler.coordinator.modes.rules import MODES
+from scheduler.coordinator.spec import CoordinatorSpec
+from scheduler.coordinator.status import Status
+
+
+def longest_log(facts: Sequence[ShardFacts]) -> int:
+    """Return the number of the shard that is furthest, whose log the others lack.
+
+    Args:
+        facts: of all shards, in their order, once each has left the epoch.
+
+    Raises:
+        ValueError: the log does not go back to where another shard is.
+    """
+    first = max(range(len(facts)), key=lambda shard: facts[shard].step)
+    for shard, each in enumerate(facts):
+        if each.recovery_epoch != facts[first].recovery_epoch:
+            raise ValueError(
+                f"shard {shard} is of recovery epoch {each.recovery_epoch}, shard {first} of"
+                f" {facts[first].recovery_epoch}"
+            )
+        if each.step < facts[first].log_begins:
+            raise ValueError(
+                f"shard {shard} is at step {each.step}, the log of shard {first} begins at"
+                f" {facts[first].log_begins}"
+            )
+    return first
+
+
+def state_after(
+    facts: ShardFacts, begun: CoordinatorState, known: Status | None, spec: CoordinatorSpec
+) -> CoordinatorState:
+    """Return the state from which another coordinator goes on, at the step of the shards.
+
+    What is counted once and for all comes from the shard. Histories, and what somebody wanted of
+    the job, come from the last status that was heard of; what came after it is not in them.
+
+    Args:
+        facts: of the shard that is furthest.
+        begun: with which the lost coordinator began.
+        known: the last status of the lost coordinator, with all that it ever told.
+        spec: of the job.
+
+    Raises:
+        ValueError: the shard is not one of this job.
+    """
+    if known is not None and known.recovery_epoch != facts.recovery_epoch:
+        known = None
+    state = begun if known is None else _with_histories(begun, known)
+    evaluated = any(result.step == facts.step for result in state.evaluations)
+    record = facts.newest
+    if record is None:
+        if facts.step != begun.step:
+            raise ValueError(f"a shard is at step {facts.step} without a record of it")
+        return replace(state, evaluating=begun.evaluating and not evaluated)
+    ledger = _ledger_after(record, facts, state.ledger)
+    plan = spec.plan.total if ledger.limit is None else min(ledger.limit, spec.plan.total)
+    totals = record.totals
+    first_steps = joined_first_steps(begun.clock.first_steps, facts.first_steps)
+    return replace(
+        state,
+        step=facts.step,
+        ledger=ledger,
+        modes=_modes_after(record, state.modes),
+        clock=ClockState(value=totals.clock, samples=totals.since_tick, first_steps=first_steps),
+        evaluating=(
+            is_evaluation_due(spec.eval_every_steps, before=record.clock, now=totals.clock)
+            and ledger.num_resolved < plan
+            and not evaluated
+        ),
+    )
+
+
+def _with_histories(begun: CoordinatorState, known: Status) -> CoordinatorState:
+    return replace(
+        begun,
+        ledger=replace(
+            begun.ledger,
+            limit=known.limit,
+            batches=_tallies(
+                known.batches,
+                applied=begun.ledger.batches.applied,
+                dropped=begun.ledger.batches.dropped,
+                skipped=begun.ledger.batches.skipped,
+            ),
+        ),
+        modes=ModeState(
+            mode=known.mode,
+            epoch=known.mode_epoch,
+            automatic=known.automatic,
+            shifts=known.shifts,
+        ),
+        data_staleness=known.data_staleness.state(),
+        parameter_staleness=known.parameter_staleness.state(),
+        loss_sum=known.loss_sum,
+        loss_samples=known.loss_samples,
+        evaluations=known.evaluations,
+        train_seconds=known.train_seconds,
+        paused=known.paused,
+        num_workers=known.num_workers,
+    )
+
+
+def _ledger_after(record: Record, facts: ShardFacts, before: LedgerState) -> LedgerState:
+    resolved = Intervals()
+    resolved.forget(below=record.low_water)
+    for first, stop in (*before.resolved, *facts.resolved):
+        for batch_id in range(max(first, record.low_water), stop):
+            resolved.add(batch_id)
+    totals = record.totals
+    skipped = dict(totals.skipped)
+    num_resolved = record.low_water + sum(stop - first for first, stop in resolved)
+    dropped, not_used = totals.dropped_batches, totals.skipped_batches
+    return LedgerState(
+        low_water=record.low_water,
+        resolved=tuple(resolved),
+        limit=before.limit,
+        samples=Samples(totals.applied, totals.dropped, sum(skipped.values()), skipped),
+        batches=_tallies(
+            before.batches,
+            applied=num_resolved - dropped - not_used,
+            dropped=dropped,
+            skipped=not_used,
+        ),
+    )
+
+
+def _tallies(known: Tallies, *, applied: int, dropped: int, skipped: int) -> Tallies:
+    """Return how many batches went through each transition; the ends are those of the records.
+
+    What is known may have counted steps that no shard has ever heard of.
+    """
+    done = max(known.done, applied + dropped)
+    return replace(known, done=done, applied=applied, dropped=dropped, skipped=skipped)
+
+
+def _modes_after(record: Record, before: ModeState) -> ModeState:
+    """Return the mode that the newest record leads to, or a later one that was asked for."""
+    totals = record.totals
+    if totals.mode not in MODES:
+        raise ValueError(f"the newest record is of mode {totals.mode!r}")
+    if before.epoch > totals.mode_epoch:
+        return before
+    return replace(before, mode=totals.mode, epoch=totals.mode_epoch)
