@@ -260,7 +260,12 @@ class SmallJob:
 
     def write_checkpoint(self, directory: Path, **changes: Any) -> Path:
         """Write every shard's files and the manifest, as the driver of a job does."""
-        files = [entry for shard in self.shards for entry in write_shard(directory, shard)]
+        files = tuple(e for shard in self.shards for e in write_shard(directory, shard))
+        write_manifest(directory, self.manifest(**{"files": files, **changes}))
+        return directory
+
+    def manifest(self, **changes: Any) -> Manifest:
+        """The manifest of a checkpoint of the job."""
         fields: dict[str, Any] = {
             "kind": "full",
             "step": self.shards[0].step,
@@ -268,10 +273,8 @@ class SmallJob:
             "store": self.spec.to_json(),
             "model": {},
             "job": {},
-            "files": tuple(files),
         }
-        write_manifest(directory, Manifest(**{**fields, **changes}))
-        return directory
+        return Manifest(**{**fields, **changes})
 
 
 class ServedJob:

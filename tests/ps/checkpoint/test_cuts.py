@@ -1,10 +1,8 @@
 """Cuts: what is written while shards go on is what they held, in full or as a chain of deltas."""
 
-import contextlib
 import hashlib
 import itertools
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,102 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedding.spec.admission import BloomAdmission, CounterAdmission
-from embedding.spec.optimizers import AdamAsync, Sgd
-from embedding.spec.table import TableSpec
-from ps.checkpoint.cut import CutWriter
 from ps.checkpoint.digest import bucket_digests, model_digest
 from ps.checkpoint.file_parts import HashedFile
 from ps.checkpoint.key_set import KeySet
-from ps.checkpoint.manifest import CheckpointError, Manifest, Parent, write_manifest
+from ps.checkpoint.manifest import CheckpointError, write_manifest
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import load_tables, start_shard_from
-from ps.messages.records import Freeze, TableEviction
-
-TABLES = (
-    TableSpec(name="counted", dim=3, admission=CounterAdmission(min_count=3)),
-    TableSpec(name="bloom", dim=2, admission=BloomAdmission(min_count=3, max_elements=2000)),
-    TableSpec(name="adam", dim=17, optimizer=AdamAsync()),
-    TableSpec(name="plain", dim=1, optimizer=Sgd(), track_usage=False),
-)
-DENSE = 2500
 
 
-class CutJob:
-    """A job of shards that is trained a step at a time, and of which cuts are written."""
-
-    def __init__(self, small_job: Any, folder: Path, num_shards: int = 2) -> None:
-        self.job = small_job(TABLES, num_shards=num_shards, dense_size=DENSE)
-        self.folder = folder
-        self.parent: Parent | None = None
-        self.batches = self.cuts = 0
-        self._rng = np.random.default_rng(4)
-
-    def train(self, steps: int = 1, *, evict: bool = False) -> None:
-        for _ in range(steps):
-            batch = self.batches
-            self.batches += 1
-            keys = [self._rng.zipf(1.4, 60) % 400 - 200 for _ in TABLES]
-            # Of rows alone: keys that go by what was counted of them need usage.
-            old = tuple(TableEviction(t, min_version=max(0, batch - 3)) for t in range(3))
-            self.job.train(batch, *keys, **({"evict": old} if evict else {}))
-
-    def freeze(self, *, changed_only: bool) -> int:
-        self.cuts += 1
-        step = self.job.shards[0].step
-        for s in range(len(self.job.shards)):
-            self.job.send(s, Freeze(4, self.job.epoch, self.cuts, step, changed_only))
-        return step
-
-    def cut(
-        self,
-        *,
-        changed_only: bool,
-        meanwhile: Callable[[], None] = lambda: None,
-        **options: Any,
-    ) -> Path:
-        """Freeze all shards and write them; `meanwhile` runs before each piece is read."""
-        step = self.freeze(changed_only=changed_only)
-
-        @contextlib.contextmanager
-        def locked() -> Iterator[None]:
-            meanwhile()
-            yield
-
-        kind = "delta" if changed_only else "full"
-        path = self.folder / f"{kind}-{step:012d}"
-        files = []
-        for shard in self.job.shards:
-            writer = CutWriter(
-                path, self.job.spec, shard.index, locked=locked, changed_only=changed_only,
-                **options,
-            )  # fmt: skip
-            files += writer.write(shard.frozen.tables, shard.frozen.dense)
-            shard.thaw()
-        manifest = Manifest(
-            kind=kind,
-            step=step,
-            recovery_epoch=self.job.epoch,
-            store=self.job.spec.to_json(),
-            model={},
-            job={},
-            files=tuple(files),
-            parent=self.parent if changed_only else None,
-            training={"clock": step},
-            sorted=False,
-        )
-        self.parent = Parent(path.name, write_manifest(path, manifest))
-        return path
-
-
-@pytest.fixture
-def cut_job(small_job: Any, tmp_path: Path) -> CutJob:
-    return CutJob(small_job, tmp_path)
-
-
-def restored(small_job: Any, path: Path, num_shards: int) -> str:
+def restored(small_job: Any, cut_job: Any, path: Path, num_shards: int) -> str:
     """The digest of a job that goes on from a checkpoint."""
-    job = small_job(TABLES, num_shards=num_shards, dense_size=DENSE, initialize=False)
+    job = small_job(cut_job.tables, num_shards=num_shards, dense_size=2500, initialize=False)
     for shard in job.shards:
         start_shard_from(shard, CheckpointReader(path), recovery_epoch=3, goes_on=True)
     return str(job.digest)
@@ -125,7 +38,7 @@ def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
 def test_a_chain_of_cuts_holds_what_the_job_held_at_each(
-    small_job: Any, cut_job: CutJob, small_buffers: None, compression: str
+    small_job: Any, cut_job: Any, small_buffers: None, compression: str
 ) -> None:
     """Rows and counters come, change, go and come again, also while a cut is written."""
     chain: list[tuple[Path, str]] = []
@@ -141,7 +54,7 @@ def test_a_chain_of_cuts_holds_what_the_job_held_at_each(
     assert len({digest for _, digest in chain}) == 4
 
     for path, digest in chain:
-        assert {restored(small_job, path, shards) for shards in (1, 2, 3)} == {digest}
+        assert {restored(small_job, cut_job, path, shards) for shards in (1, 2, 3)} == {digest}
         reader = CheckpointReader(path)
         found = {n: bucket_digests(t, (0, 4096)) for n, t in load_tables(reader).items()}
         blocks = [hashlib.sha256(row).digest() for row in reader.dense_rows()]
@@ -156,14 +69,14 @@ def test_a_chain_of_cuts_holds_what_the_job_held_at_each(
 
 
 def test_every_key_of_a_chain_is_read_once_by_any_ranges_of_buckets(
-    cut_job: CutJob, small_buffers: None
+    cut_job: Any, small_buffers: None
 ) -> None:
     for number in range(3):
         cut_job.train(3, evict=True)
         path = cut_job.cut(changed_only=number > 0)
     reader = CheckpointReader(path)
 
-    for number, table in enumerate(TABLES):
+    for number, table in enumerate(cut_job.tables):
         own = [shard.tables[number] for shard in cut_job.job.shards]
         rows = [k for t in own for k in t.export().keys.tolist()]
         counted = [k for t in own for k in t.export_counters().keys.tolist()]
@@ -176,27 +89,27 @@ def test_every_key_of_a_chain_is_read_once_by_any_ranges_of_buckets(
 
 
 def test_who_wants_some_buckets_of_a_cut_reads_their_parts_only(
-    cut_job: CutJob, small_buffers: None
+    cut_job: Any, small_buffers: None
 ) -> None:
     cut_job.train(6)
     path = cut_job.cut(changed_only=False)
     whole, some = CheckpointReader(path), CheckpointReader(path)
 
-    list(whole.rows(TABLES[2]))
-    list(some.rows(TABLES[2], (0, 400)))
+    list(whole.rows(cut_job.tables[2]))
+    list(some.rows(cut_job.tables[2], (0, 400)))
 
     lists = sum(entry.bytes for entry in whole.manifest.files if entry.path.startswith("parts-"))
     assert 0 < some.bytes_read - lists < (whole.bytes_read - lists) / 3
 
 
 def test_a_delta_without_changes_is_small_and_holds_what_was_there(
-    small_job: Any, cut_job: CutJob
+    small_job: Any, cut_job: Any
 ) -> None:
     cut_job.train(3)
     full = cut_job.cut(changed_only=False)
     delta = cut_job.cut(changed_only=True)
 
-    assert restored(small_job, delta, 1) == restored(small_job, full, 1)
+    assert restored(small_job, cut_job, delta, 1) == restored(small_job, cut_job, full, 1)
     entries = CheckpointReader(delta).manifest.files
     assert sum(entry.rows for entry in entries if entry.path.startswith("tables/")) == 0
 
@@ -205,7 +118,7 @@ def test_a_delta_without_changes_is_small_and_holds_what_was_there(
 
 
 @pytest.fixture
-def chain(cut_job: CutJob) -> list[Path]:
+def chain(cut_job: Any) -> list[Path]:
     """A full cut and two deltas."""
     paths = []
     for number in range(3):
@@ -259,9 +172,9 @@ def test_a_chain_may_not_be_longer_than_a_limit(
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "foreign"])
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_a_shard_stays_as_it_was_where_a_file_of_the_chain_is_damaged(
-    small_job: Any, chain: list[Path], which: int, damage: str
+    small_job: Any, cut_job: Any, chain: list[Path], which: int, damage: str
 ) -> None:
-    job = small_job(TABLES, num_shards=1, dense_size=DENSE)
+    job = small_job(cut_job.tables, num_shards=1, dense_size=2500)
     job.train(0, [1], [2], [3], [4])
     before = job.state
     (path,) = chain[which].glob("tables/adam/rows-00001-*")
@@ -287,7 +200,7 @@ def test_a_shard_stays_as_it_was_where_a_file_of_the_chain_is_damaged(
 
 
 def test_an_error_of_the_disk_fails_the_cut_and_leaves_no_file(
-    cut_job: CutJob, tmp_path: Path, small_buffers: None, monkeypatch: pytest.MonkeyPatch
+    cut_job: Any, tmp_path: Path, small_buffers: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut_job.train(5)
     written = 0
@@ -309,7 +222,7 @@ def test_an_error_of_the_disk_fails_the_cut_and_leaves_no_file(
     assert not list(tmp_path.rglob(".partial*"))
 
 
-def test_a_cut_ends_where_tables_are_frozen_again_meanwhile(cut_job: CutJob) -> None:
+def test_a_cut_ends_where_tables_are_frozen_again_meanwhile(cut_job: Any) -> None:
     cut_job.train(5)
 
     with pytest.raises(RuntimeError, match="frozen"):
