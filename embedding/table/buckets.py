@@ -7,7 +7,7 @@ import numpy as np
 from embedding.kernels.mixing import NUM_BUCKETS
 
 ALL_BUCKETS = (0, NUM_BUCKETS)
-_MOST_PARTS = 64  # each costs a look through the whole index
+_MOST_PARTS = 64  # each costs a look through all keys
 
 
 def check_buckets(buckets: tuple[int, int]) -> None:

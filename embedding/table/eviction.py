@@ -7,12 +7,10 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.kernels.mixing import NUM_BUCKETS, bucket_of
-from embedding.kernels.prefetch import prefetch, prefetch_row
 from embedding.spec.eviction import MIN_ROWS_PER_BUCKET
 from embedding.spec.table import TableSpec
-from embedding.table.index import entry, num_entries
 from embedding.table.precision import read_vector, stored_width
-from embedding.table.row_arrays import FREQUENCY, VERSION, RowArrays
+from embedding.table.row_arrays import FREQUENCY, NUM_TOUCHED, VERSION, RowArrays
 from embedding.table.rows import KEY_BYTES, METADATA_BYTES, Rows
 
 Int64Array = npt.NDArray[np.int64]
@@ -22,8 +20,6 @@ EvictFirst = Literal["least_frequent", "least_recent"]
 
 # Of the index for each row, at most: a line of 64 bytes, which has 1.2 keys after a doubling.
 INDEX_BYTES = 54
-
-_AHEAD = 16  # entries between asking for a row and reading it
 
 
 def rows_per_bucket(spec: TableSpec) -> int:
@@ -90,19 +86,12 @@ def _collect_expired(
     l2_weight_threshold: float,
     keys: Int64Array,
 ) -> int:
-    entries, metadata, values = rows.entries, rows.metadata, rows.values
+    metadata, values = rows.metadata, rows.values
     vector = np.empty((1, dim), np.float32)
     weigh = l2_weight_threshold > 0
     count = 0
-    for number in range(num_entries(entries)):
-        if number + _AHEAD < num_entries(entries):
-            following = max(entry(entries, number + _AHEAD)[1], 0)
-            if track_usage:
-                prefetch(metadata, following, 0)
-            if weigh:
-                prefetch_row(values, following, dim)
-        key, row = entry(entries, number)
-        if row < 0:
+    for row in range(rows.state[NUM_TOUCHED]):
+        if rows.flags[row] == 0:
             continue
         gone = track_usage and metadata[row, VERSION] < min_version
         if not gone and weigh:
@@ -112,19 +101,18 @@ def _collect_expired(
                 total += np.float64(vector[0, c]) * np.float64(vector[0, c])
             gone = 0.5 * total < l2_weight_threshold
         if gone:
-            keys[count] = key
+            keys[count] = rows.keys[row]
             count += 1
     return count
 
 
 @njit(cache=True, nogil=True)
 def _collect_overfull(rows: RowArrays, quota: int, column: int, keys: Int64Array) -> int:
-    entries, metadata = rows.entries, rows.metadata
+    touched = rows.state[NUM_TOUCHED]
     sizes = np.zeros(NUM_BUCKETS, np.int64)
-    for number in range(num_entries(entries)):
-        key, row = entry(entries, number)
-        if row >= 0:
-            sizes[bucket_of(key)] += 1
+    for row in range(touched):
+        if rows.flags[row] != 0:
+            sizes[bucket_of(rows.keys[row])] += 1
     # The rows of overfull buckets, bucket after bucket; `places` is where each one's next row goes.
     starts = np.zeros(NUM_BUCKETS + 1, np.int64)
     for bucket in range(NUM_BUCKETS):
@@ -132,15 +120,12 @@ def _collect_overfull(rows: RowArrays, quota: int, column: int, keys: Int64Array
     places = starts[:-1].copy()
     members = np.empty(starts[-1], np.int64)
     scores = np.empty(starts[-1], np.int64)
-    for number in range(num_entries(entries)):
-        if number + _AHEAD < num_entries(entries):
-            prefetch(metadata, max(entry(entries, number + _AHEAD)[1], 0), 0)
-        key, row = entry(entries, number)
-        if row >= 0:
-            bucket = bucket_of(key)
+    for row in range(touched):
+        if rows.flags[row] != 0:
+            bucket = bucket_of(rows.keys[row])
             if sizes[bucket] > quota:
-                members[places[bucket]] = key
-                scores[places[bucket]] = metadata[row, column]
+                members[places[bucket]] = rows.keys[row]
+                scores[places[bucket]] = rows.metadata[row, column]
                 places[bucket] += 1
     count = 0
     for bucket in range(NUM_BUCKETS):

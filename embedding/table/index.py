@@ -28,7 +28,7 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.kernels.line_search import row_in_line
-from embedding.kernels.mixing import BUCKET_BITS, bucket_of, mix64
+from embedding.kernels.mixing import BUCKET_BITS, mix64
 from embedding.kernels.prefetch import AHEAD, prefetch
 
 Int64Array = npt.NDArray[np.int64]
@@ -280,30 +280,3 @@ def find_batch(entries: Int64Array, split: int, keys: Int64Array, rows: Int64Arr
             rows[i] = row
             num_missing += row < 0
     return num_missing
-
-
-@njit(cache=True, nogil=True, inline="always")
-def num_entries(entries: Int64Array) -> int:
-    """Return how many entries there are, empty ones too."""
-    return PLACES * entries.shape[0]
-
-
-@njit(cache=True, nogil=True, inline="always")
-def entry(entries: Int64Array, number: int) -> tuple[np.int64, np.int64]:
-    """Return key and row of an entry by its number; row -1: it is empty."""
-    line, place = number // PLACES, number % PLACES
-    return entries[line, place], row_at(entries, line, place)
-
-
-@njit(cache=True, nogil=True)
-def collect(
-    entries: Int64Array, first_bucket: int, end_bucket: int, keys: Int64Array, rows: Int64Array
-) -> int:
-    """Write the keys of buckets [first, end) and their rows, in no order; return how many."""
-    count = 0
-    for number in range(num_entries(entries)):
-        key, row = entry(entries, number)
-        if row >= 0 and first_bucket <= bucket_of(key) < end_bucket:
-            keys[count], rows[count] = key, row
-            count += 1
-    return count

@@ -19,7 +19,6 @@ from embedding.table.index import (
     MAX_ROWS,
     WORDS,
     begin_doubling,
-    collect,
     continue_doubling,
     find_batch,
 )
@@ -48,6 +47,20 @@ _MIN_LINES = 16
 _KEYS_A_LINE = 2.4
 # Keys that are spread over buckets before they are sorted; fewer are faster sorted all at once.
 _KEYS_TO_SPREAD = 64 * NUM_BUCKETS
+
+
+@njit(cache=True, nogil=True)
+def _collect(
+    rows: RowArrays, first_bucket: int, end_bucket: int, keys: Int64Array, places: Int64Array
+) -> int:
+    """Write the keys of buckets [first, end) and their rows, ascending; return how many."""
+    count = 0
+    for row in range(rows.state[NUM_TOUCHED]):
+        key = rows.keys[row]
+        if rows.flags[row] != 0 and first_bucket <= bucket_of(key) < end_bucket:
+            keys[count], places[count] = key, row
+            count += 1
+    return count
 
 
 @njit(cache=True, nogil=True)
@@ -254,7 +267,7 @@ class Rows:
         check_buckets(buckets)
         first, end = buckets
         keys, rows = np.empty(len(self), np.int64), np.empty(len(self), np.int64)
-        count = collect(self.arrays.entries, first, end, keys, rows)
+        count = _collect(self.arrays, first, end, keys, rows)
         return _sorted_by_bucket(keys[:count], rows[:count])
 
     def memory(self) -> dict[str, int]:

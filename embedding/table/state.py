@@ -75,7 +75,7 @@ class TableState:
 
         Frequencies and versions are 0 where the table does not track usage.
 
-        Each call looks through the whole index, so ask for many buckets at once.
+        Each call looks through all keys, so ask for many buckets at once.
         """
         keys, rows = self._rows.in_buckets(buckets)
         return self._read(self._rows.arrays, rows, keys)
@@ -85,7 +85,7 @@ class TableState:
     ) -> Iterator[tuple[tuple[int, int], TableEntries]]:
         """Yield ranges of buckets with what `export` returns for each: about so many bytes.
 
-        The index is looked through, and keys are sorted, once for many of them. The table must not
+        All keys are looked through, and sorted, once for many of them. The table must not
         change meanwhile.
         """
         row_bytes = 24 + 4 * (self.spec.dim + self._initial_slots.size)

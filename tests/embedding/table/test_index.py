@@ -15,7 +15,6 @@ from embedding.table.index import (
     PLACES,
     WORDS,
     begin_doubling,
-    collect,
     continue_doubling,
     find,
     find_batch,
@@ -156,21 +155,6 @@ def test_a_batch_finds_what_single_keys_find(size):
     find_batch(entries, 0, keys, rows)
 
     assert rows.tolist() == [3 * k if 0 <= k < 1000 and k % 2 == 0 else -1 for k in keys.tolist()]
-
-
-def test_collect_returns_the_keys_of_the_buckets_asked_for():
-    entries = empty(256)
-    all_keys = np.arange(-300, 300)
-    for row, key in enumerate(all_keys):
-        insert_one(entries, 0, key, row)
-    keys, rows = np.empty(600, np.int64), np.empty(600, np.int64)
-
-    count = collect(entries, 1000, 3000, keys, rows)
-
-    buckets = buckets_of(all_keys)
-    wanted = all_keys[(buckets >= 1000) & (buckets < 3000)]
-    assert sorted(keys[:count].tolist()) == wanted.tolist()
-    assert (rows[:count] == keys[:count] + 300).all()
 
 
 def test_searches_stay_short_for_a_shard_that_owns_an_eighth_of_the_buckets():
