@@ -15,8 +15,9 @@ from ps.server.server import ShardCut
 from ps.spec import StoreSpec
 from scheduler.coordinator.start import time_to_json
 from scheduler.coordinator.status import Status
-from scheduler.driver.launch import Processes
-from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, seconds_to_move
+from scheduler.driver.answers import answers_of
+from scheduler.driver.processes import COORDINATOR, Processes, Who
+from scheduler.driver.ray_calls import seconds_to_move
 from scheduler.driver.resolved import JobSpecs
 from scheduler.errors import TrainingError
 from scheduler.run.directory import RunDirectory
@@ -30,10 +31,14 @@ def _digest(store: StoreSpec, cuts: list[ShardCut]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A checkpoint of the job that runs: its place, its step, and the digest of the model."""
+    """A checkpoint of the job that runs: its place, its step, and the digest of the model.
+
+    A step of another recovery epoch may be another state.
+    """
 
     path: Path
     step: int
+    recovery_epoch: int
     digest: str
 
     @property
@@ -62,10 +67,11 @@ class CheckpointWriter:
         A job at the step of its last checkpoint is what that holds: nothing is written again.
 
         Raises:
+            ProcessLostError: a server or the coordinator is gone.
             TrainingError: it could not be written; what was there before is as it was.
         """
-        last = self._last
-        if last is not None and last.step == status.applied_step and last.is_there:
+        last, at = self._last, (status.applied_step, self._run.recovery_epoch)
+        if last is not None and (last.step, last.recovery_epoch) == at and last.is_there:
             return last
         path = self._run.checkpoint_path("full", status.applied_step)
         try:
@@ -81,16 +87,18 @@ class CheckpointWriter:
         seconds = seconds_to_move(self._num_bytes())
         partial = begin_checkpoint(path)
         try:
-            cuts: list[ShardCut] = ray.get(
-                [server.write_checkpoint.remote(str(partial), step) for server in self._servers],
-                timeout=seconds,
+            cuts = self._written(
+                self._processes.of_servers(
+                    lambda handle: handle.write_checkpoint.remote(str(partial), step)
+                ),
+                seconds,
             )
             digest = _digest(specs.store, cuts)
-            clock = self._processes.coordinator.clock_state.remote()
+            clock = self._processes.coordinator.handle.clock_state.remote()
             manifest = Manifest(
                 kind="full",
                 step=step,
-                recovery_epoch=specs.coordinator.recovery_epoch,
+                recovery_epoch=self._run.recovery_epoch,
                 store=specs.store.to_json(),
                 model={
                     "spec": asdict(specs.model),
@@ -109,7 +117,7 @@ class CheckpointWriter:
                 files=tuple(entry for cut in cuts for entry in cut.files),
                 time=time_to_json(
                     specs.coordinator.start,
-                    ray.get(clock, timeout=CALL_TIMEOUT_SECONDS),
+                    answers_of(self._processes, {COORDINATOR: clock})[COORDINATOR],
                     step=step,
                     global_batch=specs.config.global_batch,
                 ),
@@ -119,16 +127,19 @@ class CheckpointWriter:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        return Written(path, step, digest)
+        return Written(path, step, self._run.recovery_epoch, digest)
+
+    def _written(self, calls: dict[Who, Any], seconds: float) -> list[ShardCut]:
+        """Return what the servers have written; raises TimeoutError where one does not end."""
+        _, late = ray.wait(list(calls.values()), num_returns=len(calls), timeout=seconds)
+        if late:
+            raise TimeoutError(f"{len(late)} servers have not written it within {seconds:.0f} s")
+        return list(answers_of(self._processes, calls).values())
 
     def _num_bytes(self) -> int:
         """Return about how much is to be written."""
-        calls = [server.stats.remote() for server in self._servers]
-        servers = ray.get(calls, timeout=CALL_TIMEOUT_SECONDS)
+        calls = self._processes.of_servers(lambda handle: handle.stats.remote())
+        servers = answers_of(self._processes, calls).values()
         rows = sum(table.bytes for server in servers for table in server.tables.values())
         width = rule_for(self._specs.store.dense_optimizer, sparse=False)
         return int(rows) + 4 * width.row_width(self._specs.store.dense_size)
-
-    @property
-    def _servers(self) -> list[Any]:
-        return self._processes.servers

@@ -39,11 +39,11 @@ def worker_faults(config: JobConfig, *, started: float, first_step: int = 0) -> 
 
 
 def coordinator_faults(
-    config: JobConfig, *, started: float, first_step: int = 0
+    config: JobConfig, incarnation: int = 0, *, started: float, first_step: int = 0
 ) -> CoordinatorFaults:
     """The faults that befall the coordinator on purpose, counted from `started`."""
     return CoordinatorFaults(
-        dies_at_step=kill_step(config, "coordinator", 0, first_step=first_step),
+        dies_at_step=kill_step(config, "coordinator", 0, incarnation, first_step=first_step),
         connections=_connection_faults(config, "coordinator", started=started),
     )
 
@@ -63,11 +63,16 @@ def _connection_faults(config: JobConfig, role: Role, *, started: float) -> Conn
     return ConnectionFaults(faults=faults, seed=config.seed, started=started)
 
 
-def kill_step(config: JobConfig, role: Role, index: int, *, first_step: int = 0) -> int | None:
-    """The step at which a process that is no worker kills itself, if it does."""
-    steps = [
+def kill_step(
+    config: JobConfig, role: Role, index: int, incarnation: int = 0, *, first_step: int = 0
+) -> int | None:
+    """The step at which a process that is no worker kills itself, if it does.
+
+    The first process with its number has the first kill of the job file, its successor the second.
+    """
+    steps = sorted(
         first_step + fault.at_step
         for fault in config.cluster.inject
         if isinstance(fault, KillConfig) and fault.role == role and index in fault.index
-    ]
-    return min(steps, default=None)
+    )
+    return steps[incarnation] if incarnation < len(steps) else None

@@ -4,7 +4,7 @@ from typing import Any
 
 from scheduler.coordinator.ledger import Samples
 from scheduler.driver.checkpoints import CheckpointWriter
-from scheduler.driver.launch import Processes
+from scheduler.driver.processes import Processes
 from scheduler.driver.resolved import JobSpecs
 from scheduler.driver.supervisor import Supervisor
 from scheduler.errors import TrainingError
@@ -34,9 +34,9 @@ def finish(
     written = writer.write(status)
     if specs.evaluation_plan is not None:
         progress.phase("evaluating")
-        supervisor.tell_coordinator(processes.coordinator.evaluate.remote())
+        supervisor.tell_coordinator(processes.coordinator.handle.evaluate.remote())
         status = supervisor.until_evaluated()
-    supervisor.tell_coordinator(processes.coordinator.stop_workers.remote())
+    supervisor.tell_coordinator(processes.coordinator.handle.stop_workers.remote())
     result = make_result(
         config=specs.config,
         status=status,
@@ -45,6 +45,7 @@ def finish(
         peak_rss_bytes=supervisor.peak_rss,
         processes=_describe(processes),
         worker_restarts=supervisor.worker_restarts,
+        recoveries=supervisor.recoveries.done,
         checkpoint=str(written.path),
         skipped_files={
             "train": list(specs.plan.skipped_files),
@@ -83,11 +84,12 @@ def check_trained(samples: Samples) -> None:
 def _describe(processes: Processes) -> list[dict[str, Any]]:
     """Return role and number of each process, where it runs and the digest of its fingerprint."""
     found = [
-        ("server", index, facts["pid"], facts["node"], facts["fingerprint"]["digest"])
-        for index, facts in enumerate(processes.server_facts)
+        (role, index, facts["pid"], facts["node"], facts["fingerprint"]["digest"])
+        for role, index, facts in (
+            *(("server", index, server.facts) for index, server in enumerate(processes.servers)),
+            ("coordinator", 0, processes.coordinator.facts),
+        )
     ]
-    facts = processes.coordinator_facts
-    found.append(("coordinator", 0, facts["pid"], facts["node"], facts["fingerprint"]["digest"]))
     found += [("worker", w.index, w.pid, w.node, w.fingerprint) for w in processes.workers.values()]
     names = ("role", "index", "pid", "node", "fingerprint")
     return [dict(zip(names, values, strict=True)) for values in found]

@@ -6,24 +6,29 @@ import secrets
 import signal
 import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import ray
 
-from ps.checkpoint.read import CheckpointReader
-from ps.checkpoint.restore import MovedDense
-from ps.net.sockets import Address
 from ps.server.actor import ServerActor
 from ps.server.server import ServerSetup
 from scheduler.coordinator.actor import CoordinatorActor
+from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.server import CoordinatorFaults
 from scheduler.coordinator.spec import CoordinatorSpec
-from scheduler.driver.beginning import Beginning
+from scheduler.driver.answers import answers_of
 from scheduler.driver.like_processes import LikeProcesses
 from scheduler.driver.placement import Placement
-from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, seconds_to_move
+from scheduler.driver.processes import (
+    COORDINATOR,
+    CoordinatorProcess,
+    Processes,
+    ServerProcess,
+    Who,
+    WorkerProcess,
+)
+from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS
 from scheduler.driver.ray_token import protect_token
 from scheduler.errors import StartError
 from scheduler.job.config import ClusterConfig
@@ -31,8 +36,8 @@ from scheduler.run.reaching import why_unreachable
 from worker.actor import WorkerActor
 from worker.running import WorkerSetup
 
-CLOSE_SECONDS = 2.0
 JOIN_SECONDS = 10.0
+SAY_SO_SECONDS = 10.0
 # How Ray begins what it prints about a process that died.
 DEATH_OF_RAY = "A worker died or was killed while executing a task by an unexpected system error"
 
@@ -118,76 +123,26 @@ def _leave_deaths_to_us() -> None:
     ray._private.worker.print_to_stdstream = print_others
 
 
-@dataclass(slots=True)
-class WorkerProcess:
-    """One worker's actor.
-
-    Args:
-        created: when it was asked for, as `time.monotonic()`.
-        described: the call that is answered once its process is up.
-        run: the call in which it works; None until it is up.
-        pid, node, fingerprint: known once it is up; of the fingerprint its digest.
-    """
-
-    index: int
-    incarnation: int
-    handle: Any
-    created: float
-    described: Any
-    run: Any = None
-    pid: int | None = None
-    node: str = ""
-    fingerprint: str = ""
-
-    @property
-    def awaited(self) -> Any:
-        """The call whose end is the next thing that happens to it."""
-        return self.described if self.run is None else self.run
-
-
-@dataclass(slots=True)
-class Processes:
-    """The actors of a job.
-
-    Args:
-        begun: the calls in which servers make their tables, answered once they are up.
-    """
-
-    placement: Placement
-    servers: list[Any]
-    coordinator: Any
-    coordinator_name: str
-    begun: list[Any]
-    watches: list[Any] = field(default_factory=list)
-    addresses: tuple[Address, ...] = ()
-    server_facts: list[dict[str, Any]] = field(default_factory=list)
-    coordinator_facts: dict[str, Any] = field(default_factory=dict)
-    coordinator_address: Address | None = None
-    workers: dict[int, WorkerProcess] = field(default_factory=dict)
-
-    def release(self) -> None:
-        """End every actor; on a shared cluster they would live as long as the driver."""
-        handles = [*self.servers, self.coordinator]
-        # Who is still there removes its socket's folder first.
-        closed = [handle.close.remote() for handle in handles]
-        ray.wait(closed, timeout=CLOSE_SECONDS, num_returns=len(closed))
-        handles += [worker.handle for worker in self.workers.values()]
-        for handle in handles:
-            ray.kill(handle)
-        self.placement.release()
-
-
 class Launcher:
-    """Creates the processes of one job.
+    """Creates the processes of one job, and gets them to work.
 
     Args:
         cluster: how many and with what.
         mixed_cpus: whether processes may differ in their numeric fingerprint.
         run: by what name metrics know the job.
+        note: tells a person something.
     """
 
-    def __init__(self, cluster: ClusterConfig, *, mixed_cpus: bool, run: str) -> None:
+    def __init__(
+        self,
+        cluster: ClusterConfig,
+        *,
+        mixed_cpus: bool,
+        run: str,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self._run = run
+        self._note = note
         self._cluster = cluster
         self._like = LikeProcesses(mixed=mixed_cpus)
         self.secret = secrets.token_bytes(32)
@@ -196,73 +151,76 @@ class Launcher:
         """Place the job and create servers and coordinator side by side; servers are fenced."""
         placement = Placement(self._cluster, own_cluster="RAY_ADDRESS" not in os.environ)
         placement.wait()
-        name = f"coordinator-{self._run}-{secrets.token_hex(4)}"
-        servers = [_create(ServerActor, placement.options("server", i)) for i in range(len(setups))]
-        return Processes(
-            placement,
-            servers=servers,
-            coordinator=_create(
-                CoordinatorActor, {**placement.options("coordinator", 0), "name": name}
-            ),
-            coordinator_name=name,
-            begun=[
-                server.begin.remote(setup, self._run)
-                for server, setup in zip(servers, setups, strict=True)
-            ],
+        servers = [self._new_server(placement, setup, 0) for setup in setups]
+        return Processes(placement, servers, self._new_coordinator(placement, 0))
+
+    def replace_server(self, processes: Processes, setup: ServerSetup) -> None:
+        """Create another process for a server that is lost, in its place; it comes up fenced."""
+        lost = processes.servers[setup.index]
+        ray.kill(lost.handle)  # where it hangs that may take effect later
+        processes.servers[setup.index] = self._new_server(
+            processes.placement, setup, lost.incarnation + 1
         )
 
-    def start_servers(
+    def replace_coordinator(self, processes: Processes) -> None:
+        """Create another process for the coordinator that is lost, in its place."""
+        lost = processes.coordinator
+        ray.kill(lost.handle)
+        processes.coordinator = self._new_coordinator(processes.placement, lost.incarnation + 1)
+
+    def bring_up_servers(self, processes: Processes) -> None:
+        """Wait for those servers that are new.
+
+        Raises:
+            StartError: the cluster has no place for one, or it did not come up in time.
+            ProcessLostError: one died meanwhile.
+            TrainingError: one would compute other bits than the first server.
+        """
+        new = {
+            ("server", i): server
+            for i, server in enumerate(processes.servers)
+            if server.watch is None
+        }
+        self._come_up(processes, {who: server.begun for who, server in new.items()})
+        calls = {who: server.handle.describe.remote() for who, server in new.items()}
+        for who, facts in answers_of(processes, calls).items():
+            new[who].facts = facts
+            self._like.check(*who, facts["fingerprint"])
+        calls = {who: self._asked_for_address(server.handle) for who, server in new.items()}
+        for who, address in answers_of(processes, calls).items():
+            new[who].address = address
+            new[who].watch = new[who].handle.watch.remote()
+
+    def begin_coordinator(
         self,
         processes: Processes,
-        parts: list[np.ndarray],
-        beginning: Beginning,
+        spec: CoordinatorSpec,
+        faults: CoordinatorFaults,
+        state: CoordinatorState,
     ) -> None:
-        """Wait for the servers and give each its first state: fresh, or from a checkpoint.
+        """Connect the coordinator to the shards, in the recovery epoch of its spec; see above.
 
-        Raises TrainingError where they would compute different bits.
+        Args:
+            state: to go on from.
         """
-        servers = processes.servers
-        self._get(processes.begun)
-        processes.server_facts = self._get([server.describe.remote() for server in servers])
-        for index, facts in enumerate(processes.server_facts):
-            self._like.check("server", index, facts["fingerprint"])
-        processes.watches = [server.watch.remote() for server in servers]
-        processes.addresses = self._addresses_of(servers)
-        seconds = self._cluster.start_timeout_seconds
-        if beginning.checkpoint is None:
-            calls = [
-                server.initialize.remote(0, part)
-                for server, part in zip(servers, parts, strict=True)
-            ]
-        else:
-            files = CheckpointReader(beginning.checkpoint).manifest.files
-            seconds += seconds_to_move(sum(file.bytes for file in files))
-            sources, at = beginning.dense_sources, 0
-            calls = []
-            for server, part in zip(servers, parts, strict=True):
-                moved = None
-                if sources is not None:
-                    moved = MovedDense(part, sources[at : at + part.size])
-                at += part.size
-                call = server.start_from.remote(
-                    0, beginning.checkpoint, goes_on=beginning.start.goes_on, moved=moved
-                )
-                calls.append(call)
-        self._get(calls, "a server has not taken its part of the model", seconds)
-
-    def start_coordinator(
-        self, processes: Processes, spec: CoordinatorSpec, faults: CoordinatorFaults
-    ) -> None:
-        """Connect the coordinator to the shards."""
         coordinator = processes.coordinator
-        processes.coordinator_facts = self._get([coordinator.describe.remote()])[0]
-        self._like.check("coordinator", 0, processes.coordinator_facts["fingerprint"])
-        retry_seconds = self._cluster.retry_seconds
-        begun = coordinator.begin.remote(
-            spec, processes.addresses, self.secret, retry_seconds, self._run, faults
+        if not coordinator.facts:
+            describing = {COORDINATOR: coordinator.handle.describe.remote()}
+            self._come_up(processes, describing)
+            coordinator.facts = answers_of(processes, describing)[COORDINATOR]
+            self._like.check("coordinator", 0, coordinator.facts["fingerprint"])
+        begun = coordinator.handle.begin.remote(
+            spec,
+            processes.addresses,
+            self.secret,
+            self._cluster.retry_seconds,
+            self._run,
+            faults,
+            state,
         )
-        self._get([begun])
-        (processes.coordinator_address,) = self._addresses_of([coordinator])
+        answers_of(processes, {COORDINATOR: begun}, seconds=self._cluster.start_timeout_seconds)
+        asked = {COORDINATOR: self._asked_for_address(coordinator.handle)}
+        coordinator.address = answers_of(processes, asked)[COORDINATOR]
 
     def create_worker(self, processes: Processes, index: int, incarnation: int) -> None:
         """Ask for a worker's process; it comes up when the cluster has a place for it."""
@@ -275,36 +233,55 @@ class Launcher:
             described=handle.describe.remote(),
         )
 
-    def set_to_work(self, processes: Processes, setup: WorkerSetup, worker: WorkerProcess) -> None:
+    def set_to_work(self, setup: WorkerSetup, worker: WorkerProcess) -> None:
         """Let a worker that is up train; raises TrainingError where its bits would differ."""
-        facts = ray.get(worker.described, timeout=CALL_TIMEOUT_SECONDS)
-        self._like.check("worker", worker.index, facts["fingerprint"])
-        worker.pid, worker.node = facts["pid"], facts["node"]
-        worker.fingerprint = facts["fingerprint"]["digest"]
+        if worker.pid is None:
+            facts = ray.get(worker.described, timeout=CALL_TIMEOUT_SECONDS)
+            self._like.check("worker", worker.index, facts["fingerprint"])
+            worker.pid, worker.node = facts["pid"], facts["node"]
+            worker.fingerprint = facts["fingerprint"]["digest"]
         worker.run = worker.handle.run.remote(setup, worker.index, worker.incarnation)
 
-    def _addresses_of(self, handles: list[Any]) -> tuple[Address, ...]:
-        """Ask where processes listen; beyond their node only where the cluster has others."""
-        several_nodes = sum(node["Alive"] for node in ray.nodes()) > 1
-        calls = [
-            handle.open_network_here.remote() if several_nodes else handle.address.remote()
-            for handle in handles
-        ]
-        return tuple(self._get(calls))
+    def _new_server(
+        self, placement: Placement, setup: ServerSetup, incarnation: int
+    ) -> ServerProcess:
+        handle = _create(ServerActor, placement.options("server", setup.index))
+        return ServerProcess(handle, handle.begin.remote(setup, self._run), incarnation)
 
-    def _get(
-        self,
-        calls: list[Any],
-        otherwise: str = "a process did not come up",
-        seconds: float | None = None,
-    ) -> list[Any]:
-        limit = self._cluster.start_timeout_seconds if seconds is None else seconds
-        try:
-            return ray.get(calls, timeout=limit)
-        except ray.exceptions.GetTimeoutError as error:
+    def _new_coordinator(self, placement: Placement, incarnation: int) -> CoordinatorProcess:
+        name = f"coordinator-{self._run}-{secrets.token_hex(4)}"
+        options = {**placement.options("coordinator", 0), "name": name}
+        return CoordinatorProcess(_create(CoordinatorActor, options), name, incarnation)
+
+    def _asked_for_address(self, handle: Any) -> Any:
+        """Ask where a process listens; beyond its node only where the cluster has others."""
+        several_nodes = sum(node["Alive"] for node in ray.nodes()) > 1
+        return handle.open_network_here.remote() if several_nodes else handle.address.remote()
+
+    def _come_up(self, processes: Processes, calls: dict[Who, Any]) -> None:
+        """Wait until new processes have a place and have answered; raises StartError."""
+        limit = self._cluster.start_timeout_seconds
+        names = {call: processes.describe(who) for who, call in calls.items()}
+        at_first = min(SAY_SO_SECONDS, limit)
+        late = _still_open(list(names), at_first)
+        if late and limit > at_first:
+            waiting = ", ".join(names[call] for call in late)
+            self._note(f"waiting for {waiting}: the cluster has no place yet, or is slow")
+            late = _still_open(late, limit - at_first)
+        if late:
+            waiting = ", ".join(names[call] for call in late)
             raise StartError(
-                f"{otherwise} within {limit:.0f} s (cluster.start_timeout_seconds)"
-            ) from error
+                f"a process did not come up within {limit:.0f} s (cluster.start_timeout_seconds):"
+                f" {waiting}"
+            )
+        answers_of(processes, calls)
+
+
+def _still_open(calls: list[Any], seconds: float) -> list[Any]:
+    """Wait for calls; return those that have not ended by then."""
+    if not calls:
+        return []
+    return ray.wait(calls, num_returns=len(calls), timeout=seconds)[1]
 
 
 def _create(actor: Any, options: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from scheduler.coordinator.events import CutWanted, Wanted
 from scheduler.coordinator.history import EVERYTHING, Told
 from scheduler.coordinator.status import CutResult, Status
-from scheduler.driver.launch import Processes
+from scheduler.driver.processes import Processes
 from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, first_line
 from scheduler.errors import ControlError, NotRunningError
 from scheduler.run.control_file import check_reachable, find_job, last_known, unreachable
@@ -33,7 +33,7 @@ def control_facts(processes: Processes, *, recovery_epoch: int) -> dict[str, Any
         "namespace": context.namespace,
         # Ray turns tokens on itself where it starts a cluster, but not where it joins one.
         "auth_mode": os.environ.get("RAY_AUTH_MODE", "disabled"),
-        "coordinator": processes.coordinator_name,
+        "coordinator": processes.coordinator.name,
         "recovery_epoch": recovery_epoch,
     }
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from ps.client.client import ShardLostError
 from ps.server.figures import ServerFigures
@@ -15,16 +15,26 @@ from runtime.memory import peak_rss_bytes
 from scheduler.coordinator.history import NOTHING
 from scheduler.coordinator.modes.shift import described
 from scheduler.coordinator.status import Status, joined
-from scheduler.driver.launch import Launcher, Processes, WorkerProcess
+from scheduler.driver.answers import answers_of
+from scheduler.driver.launch import Launcher
+from scheduler.driver.points import Point
+from scheduler.driver.processes import (
+    COORDINATOR,
+    Processes,
+    ProcessLostError,
+    Who,
+    WorkerProcess,
+)
 from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, first_line
 from scheduler.driver.workforce import Workforce
 from scheduler.errors import TrainingError
 from scheduler.job.config import JobConfig
 from scheduler.run.directory import RunDirectory
 from scheduler.run.metrics import IntervalReport
+from scheduler.run.recoveries import Recoveries
 from scheduler.views.progress import Progress
 from worker.errors import UnreadableError
-from worker.running import WorkerSetup
+from worker.loop import DeadShardError
 
 POLL_SECONDS = 0.25
 # How long after a worker's failure a server or the coordinator may turn out to be its cause.
@@ -39,23 +49,23 @@ class Supervisor:
         *,
         launcher: Launcher,
         processes: Processes,
-        setup: WorkerSetup,
         config: JobConfig,
         run: RunDirectory,
         progress: Progress,
+        recoveries: Recoveries,
         write_checkpoint: Callable[[Status], str],
     ) -> None:
         self.processes = processes
+        self.recoveries = recoveries
         self.peak_rss: dict[str, int] = {"worker": 0, "server": 0, "coordinator": 0, "driver": 0}
-        self._workforce = Workforce(
+        self.workforce = Workforce(
             launcher=launcher,
             processes=processes,
-            setup=setup,
             cluster=config.cluster,
             note=progress.note,
             failed=self._worker_failed,
             lost=lambda index, incarnation: self._answer_of_coordinator(
-                processes.coordinator.worker_lost.remote(index, incarnation)
+                processes.coordinator.handle.worker_lost.remote(index, incarnation)
             ),
         )
         self._write_checkpoint = write_checkpoint
@@ -71,15 +81,21 @@ class Supervisor:
         self._to_give_up: deque[tuple[int, int, str]] = deque()
         self._warnings: deque[str] = deque()
         self.last_status: Status | None = None
+        self._is_new = True
 
     @property
     def worker_restarts(self) -> int:
         """How many workers died and were replaced."""
-        return self._workforce.restarts
+        return self.workforce.restarts
 
-    def start_workers(self) -> None:
-        """Set the workers to work; raises StartError where they don't come up."""
-        self._workforce.start()
+    def begin_epoch(self, point: Point) -> None:
+        """All processes are in another epoch, which began at a point."""
+        self._is_new = True
+        self._evaluations_told = len(point.state.evaluations)
+        self._shifts_told = len(point.state.modes.shifts)
+        self._to_give_up.clear()
+        self._warnings.clear()
+        self._interval.begin_at(point.state)
 
     def until_trained(self) -> Status:
         """Supervise until every batch is resolved and applied."""
@@ -100,18 +116,19 @@ class Supervisor:
 
     def poll(self) -> Status:
         """Look at every process once, after a short wait; raises TrainingError."""
-        calls = [*self._workforce.awaited, *self.processes.watches]
+        calls = [*self.workforce.awaited, *self.processes.watches]
         ended, _ = ray.wait(calls, num_returns=1, timeout=POLL_SECONDS)
         self._look_at_servers()
         status = self.status()
+        self._note_progress(status)
         self._progress.advance(status.samples.applied)
         self._report_evaluations(status)
         if not status.trained:
             # Before anyone's end is judged: it may have been told to go.
-            self._workforce.want(status.num_workers)
-        self._workforce.look(ended)
+            self.workforce.want(status.num_workers)
+        self.workforce.look(ended)
         while self._to_give_up:
-            self._workforce.give_up(*self._to_give_up.popleft())
+            self.workforce.give_up(*self._to_give_up.popleft())
         if status.cut is not None:
             self._take_cut(status, status.cut.step)
         for shift in status.shifts[self._shifts_told :]:
@@ -125,45 +142,43 @@ class Supervisor:
         return status
 
     def status(self) -> Status:
-        """Ask the coordinator what is new; raises TrainingError where it is gone.
+        """Ask the coordinator what is new; raises ProcessLostError where it is gone.
 
         Returns:
             The status with all evaluations and shifts since the start.
         """
-        before = self.last_status
+        before = None if self._is_new else self.last_status
         told = NOTHING if before is None else before.told
-        new = self._answer_of_coordinator(self.processes.coordinator.status.remote(told))
+        new = self._answer_of_coordinator(self.processes.coordinator.handle.status.remote(told))
+        self._is_new = False
         self._to_give_up.extend(new.give_up)
         self._warnings.extend(new.warnings)
         self.last_status = status = joined(before, new)
         return status
 
     def tell_coordinator(self, call: Any) -> None:
-        """Wait until the coordinator has done a call; raises TrainingError where it is gone."""
+        """Wait until the coordinator has done a call; raises ProcessLostError where it is gone."""
         self._answer_of_coordinator(call)
 
     def _answer_of_coordinator(self, call: Any) -> Any:
-        try:
-            return ray.get(call, timeout=CALL_TIMEOUT_SECONDS)
-        except (RayActorError, GetTimeoutError) as error:
-            what = (
-                f"has not answered for {CALL_TIMEOUT_SECONDS:.0f} s: it hangs, or its node can't be"
-                " reached"
-                if isinstance(error, GetTimeoutError)
-                else f"died: {first_line(error)}"
+        return answers_of(self.processes, {COORDINATOR: call})[COORDINATOR]
+
+    def _note_progress(self, status: Status) -> None:
+        now = time.time()
+        done = self.recoveries.reached(status.applied_step, trained=status.trained, now=now)
+        if done is not None:
+            self._progress.note(
+                f"the job goes on after {done.seconds:.1f} s; {done.redone_steps:,} steps"
+                f" ({done.redone_samples:,} samples) are done again"
             )
-            pid = self.processes.coordinator_facts["pid"]
-            raise TrainingError(
-                f"the coordinator (pid {pid}) {what}. The job can't go on"
-            ) from error
 
     def report(self, status: Status) -> None:
         """Write one line of metrics and show it."""
         servers = self.server_stats()
         self._note_memory(status, servers)
-        line = self._interval.line(status, servers)
+        line = self._interval.line(status, servers, self.recoveries.done)
         self._run.add_metrics(line)
-        taken = self.processes.coordinator.take_batches.remote()
+        taken = self.processes.coordinator.handle.take_batches.remote()
         self._run.add_batches(self._answer_of_coordinator(taken))
         self._progress.show(line)
 
@@ -180,13 +195,9 @@ class Supervisor:
             self.report(status)
 
     def server_stats(self) -> list[ServerFigures]:
-        """Return the statistics of every server; raises TrainingError where one is gone."""
-        calls = [server.stats.remote() for server in self.processes.servers]
-        try:
-            return ray.get(calls, timeout=CALL_TIMEOUT_SECONDS)
-        except (RayActorError, GetTimeoutError) as error:
-            self._look_at_servers(wait=BLAME_SECONDS)
-            raise TrainingError(f"a server does not answer: {first_line(error)}") from error
+        """Return the statistics of every server; raises ProcessLostError where one is gone."""
+        calls = self.processes.of_servers(lambda handle: handle.stats.remote())
+        return list(answers_of(self.processes, calls).values())
 
     def _note_memory(self, status: Status, servers: list[ServerFigures]) -> None:
         seen = {
@@ -199,28 +210,39 @@ class Supervisor:
 
     # Deaths -----------------------------------------------------------------------------------
 
-    def _look_at_servers(self, *, wait: float = 0.0) -> None:
-        ended, _ = ray.wait(self.processes.watches, num_returns=1, timeout=wait)
-        for ref in ended:
-            index = self.processes.watches.index(ref)
-            pid = self.processes.server_facts[index]["pid"]
+    def lost_servers(self, *, wait: float = 0.0) -> dict[Who, str]:
+        """Return the servers that have failed, after so long at most, and how."""
+        watches = {server.watch: i for i, server in enumerate(self.processes.servers)}
+        watches.pop(None, None)
+        if not watches:
+            return {}
+        ray.wait(list(watches), num_returns=1, timeout=wait)
+        # Where a node is lost, all that were on it.
+        ended, _ = ray.wait(list(watches), num_returns=len(watches), timeout=0.0)
+        lost: dict[Who, str] = {}
+        for watch in ended:
+            who: Who = ("server", watches[watch])
             try:
-                ray.get(ref, timeout=CALL_TIMEOUT_SECONDS)
+                ray.get(watch, timeout=CALL_TIMEOUT_SECONDS)
             except RayError as error:
-                raise TrainingError(
-                    f"server {index} (pid {pid}) died: {first_line(error)}. Its part of the tables"
-                    " is gone, so the job can't go on"
-                ) from error
+                lost[who] = f"{self.processes.describe(who)} died: {first_line(error)}"
+        return lost
+
+    def _look_at_servers(self, *, wait: float = 0.0) -> None:
+        lost = self.lost_servers(wait=wait)
+        if lost:
+            raise ProcessLostError(lost)
 
     def _worker_failed(self, worker: WorkerProcess, error: RayTaskError) -> str:
         """A worker raised: return why it is to be replaced, as one that died.
 
         Raises:
-            TrainingError: a server or the coordinator is gone, or the data or numbers of the job
-                are wrong, which another worker would find too.
+            ProcessLostError: a server or the coordinator is gone.
+            TrainingError: the data or numbers of the job are wrong, which another worker would
+                find too.
         """
         cause = error.cause
-        if isinstance(cause, RayActorError | ShardLostError | ConnectionError):
+        if isinstance(cause, RayActorError | ShardLostError | DeadShardError | ConnectionError):
             self._look_at_servers(wait=BLAME_SECONDS)
             self.status()
         if self._is_of_the_place(cause):
@@ -235,7 +257,8 @@ class Supervisor:
             again = place in self._unread
             self._unread.add(place)
             return "://" in place[0] and not again
-        return isinstance(cause, RayError | ShardLostError | OSError | MemoryError)
+        kinds = RayError | ShardLostError | DeadShardError | OSError | MemoryError
+        return isinstance(cause, kinds)
 
     # Checkpoints of a running job -------------------------------------------------------------
 
@@ -248,7 +271,10 @@ class Supervisor:
         try:
             path = self._write_checkpoint(status)
             self._progress.note(f"checkpoint {path} is written")
+        except ProcessLostError:
+            raise
         except TrainingError as failure:
             error = str(failure)
             self._progress.note(error)
-        self._answer_of_coordinator(self.processes.coordinator.cut_taken.remote(step, path, error))
+        coordinator = self.processes.coordinator.handle
+        self._answer_of_coordinator(coordinator.cut_taken.remote(step, path, error))

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 
 from embedding import rule_for
-from ps.server.server import ServerSetup
 from scheduler.driver.checkpoints import CheckpointWriter
-from scheduler.driver.fault_plans import coordinator_faults, kill_step, worker_faults
+from scheduler.driver.epochs import Epochs
 from scheduler.driver.finish import finish
-from scheduler.driver.launch import Launcher, Processes, start_ray
-from scheduler.driver.remote import control_facts
+from scheduler.driver.launch import Launcher, start_ray
+from scheduler.driver.points import job_beginning
+from scheduler.driver.processes import Processes
+from scheduler.driver.recovery import Recovery
 from scheduler.driver.resolved import JobSpecs, resolve
+from scheduler.driver.setups import Setups
 from scheduler.driver.shadows import refuse_shadows_of_actors
 from scheduler.driver.supervisor import Supervisor
 from scheduler.errors import TrainingError
@@ -25,10 +26,8 @@ from scheduler.job.config import JobConfig
 from scheduler.job.paths import with_absolute_paths
 from scheduler.run.directory import RunDirectory
 from scheduler.run.metrics import reached
+from scheduler.run.recoveries import Recoveries
 from scheduler.views.progress import Progress
-from worker.loop import LoopOptions
-from worker.models import build_model, initial_parameters
-from worker.running import WorkerSetup
 
 _log = logging.getLogger(__name__)
 
@@ -113,53 +112,61 @@ class Trainer:
         self._reached("ray")
         processes: Processes | None = None
         try:
-            launcher = Launcher(
-                self.config.cluster,
-                mixed_cpus=self.config.training.mixed_cpus,
-                run=run.path.name,
-            )
             with Progress(self.config, specs.plan) as progress:
+                launcher = Launcher(
+                    self.config.cluster,
+                    mixed_cpus=self.config.training.mixed_cpus,
+                    run=run.path.name,
+                    note=progress.note,
+                )
                 run.losses.note = progress.note
                 progress.phase("starting servers, coordinator and workers")
-                started = time.monotonic()
-                processes = launcher.create(_server_setups(specs, launcher.secret))
-                parts = _dense_parts(specs)
-                launcher.start_servers(
-                    processes,
-                    parts,
-                    specs.beginning,
-                )
-                self._reached("servers")
-                launcher.start_coordinator(
-                    processes,
-                    specs.coordinator,
-                    coordinator_faults(
-                        self.config,
-                        started=time.time(),
-                        first_step=specs.coordinator.start.step,
-                    ),
-                )
-                self._reached("coordinator")
-                run.write_control(
-                    control_facts(processes, recovery_epoch=specs.coordinator.recovery_epoch)
+                setups = Setups(specs, launcher.secret)
+                processes = launcher.create(
+                    [setups.server(index) for index in range(self.config.cluster.servers)]
                 )
                 writer = CheckpointWriter(specs, processes, run)
+                recoveries = Recoveries(self.config.cluster.max_failures)
                 supervisor = self._supervisor = Supervisor(
                     launcher=launcher,
                     processes=processes,
-                    setup=_worker_setup(specs, launcher.secret, processes),
                     config=self.config,
                     run=run,
                     progress=progress,
+                    recoveries=recoveries,
                     write_checkpoint=lambda status: str(writer.write(status).path),
                 )
-                supervisor.start_workers()
-                self._reached("workers")
-                progress.phase(f"training (started in {time.monotonic() - started:.1f} s)")
-                supervisor.until_trained()
-                metrics, checkpoint = finish(
-                    specs, processes, supervisor, run, writer, progress, started_at=self._started_at
+                recovery = Recovery(
+                    epochs=Epochs(
+                        specs=specs,
+                        launcher=launcher,
+                        processes=processes,
+                        run=run,
+                        setups=setups,
+                        workforce=supervisor.workforce,
+                        reached=self._reached,
+                    ),
+                    supervisor=supervisor,
+                    recoveries=recoveries,
+                    newest_point=lambda damaged: job_beginning(specs),
+                    note=progress.note,
                 )
+                started = time.monotonic()
+
+                def to_the_end() -> tuple[dict[str, Any], str]:
+                    progress.phase(f"training (started in {time.monotonic() - started:.1f} s)")
+                    supervisor.until_trained()
+                    return finish(
+                        specs,
+                        processes,
+                        supervisor,
+                        run,
+                        writer,
+                        progress,
+                        started_at=self._started_at,
+                    )
+
+                metrics, checkpoint = recovery.run(job_beginning(specs), to_the_end)
         finally:
             if processes is not None:
                 processes.release()
@@ -169,65 +176,5 @@ class Trainer:
         return Result(metrics, checkpoint, str(run.path), tuple(file.path for file in evaluated))
 
     def _reached(self, moment: str) -> None:
-        """Note when the job's start got so far."""
-        self._started_at[moment] = time.time()
-
-
-def _dense_parts(specs: JobSpecs) -> list[np.ndarray]:
-    """The initial dense parameters, each shard's part."""
-    vector = initial_parameters(build_model(specs.model), specs.model.seed)
-    return [
-        np.ascontiguousarray(vector[slice(*specs.store.routing.dense_range(shard))])
-        for shard in range(specs.store.num_shards)
-    ]
-
-
-def _server_setups(specs: JobSpecs, secret: bytes) -> list[ServerSetup]:
-    cluster, max_credits = specs.config.cluster, specs.coordinator.max_credits
-    assert max_credits is not None, "it follows from the size of the buffers"
-    # The mode may change, and with it what a step has.
-    least = specs.coordinator.group_size + specs.coordinator.options.backup_batches
-    return [
-        ServerSetup(
-            store=specs.store,
-            index=index,
-            secret=secret,
-            # Attempts of workers that died may stay until their batch is resolved.
-            max_contributions=2 * max_credits + 16,
-            max_buffer_bytes=2 * cluster.buffer_bytes,
-            always_buffered=least,
-            max_reply_bytes=cluster.buffer_bytes // 4,
-            compress=cluster.compress,
-            any_float_mode=specs.config.training.mixed_cpus,
-            dies_at_step=kill_step(
-                specs.config, "server", index, first_step=specs.coordinator.start.step
-            ),
-        )
-        for index in range(cluster.servers)
-    ]
-
-
-def _worker_setup(specs: JobSpecs, secret: bytes, processes: Processes) -> WorkerSetup:
-    config = specs.config
-    assert processes.coordinator_address is not None, "workers come after the coordinator"
-    return WorkerSetup(
-        store=specs.store,
-        model=specs.model,
-        data=specs.data,
-        plan=specs.plan,
-        evaluation_plan=specs.evaluation_plan,
-        threads=config.cluster.worker_threads,
-        depth=config.cluster.prefetch_batches,
-        cache_bytes=config.data.cache_bytes,
-        addresses=processes.addresses,
-        coordinator=processes.coordinator_address,
-        secret=secret,
-        recovery_epoch=specs.coordinator.recovery_epoch,
-        options=LoopOptions(
-            on_non_finite=config.training.on_non_finite,
-            any_float_mode=config.training.mixed_cpus,
-        ),
-        retry_seconds=config.cluster.retry_seconds,
-        compress=config.cluster.compress,
-        faults=worker_faults(config, started=time.time(), first_step=specs.coordinator.start.step),
-    )
+        """Note when the job's start got so far; what is started again later is no start."""
+        self._started_at.setdefault(moment, time.time())

@@ -8,11 +8,15 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from scheduler.driver.launch import Launcher, Processes, WorkerProcess
+from scheduler.driver.launch import Launcher
+from scheduler.driver.processes import Processes, WorkerProcess
 from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, first_line
 from scheduler.errors import StartError, TrainingError
 from scheduler.job.config import ClusterConfig
 from worker.running import WorkerSetup
+
+# For workers to end what they do, all of them together: half a second, and what a batch takes.
+LEAVE_SECONDS = 5.0
 
 
 class Workforce:
@@ -20,7 +24,6 @@ class Workforce:
 
     Args:
         launcher, processes: of the job.
-        setup: what every worker is told.
         cluster: limits.
         note: tells a person something.
         failed: takes a worker and what it raised; says why it is to be replaced, or raises
@@ -33,7 +36,6 @@ class Workforce:
         *,
         launcher: Launcher,
         processes: Processes,
-        setup: WorkerSetup,
         cluster: ClusterConfig,
         note: Callable[[str], None],
         failed: Callable[[WorkerProcess, RayTaskError], str],
@@ -42,7 +44,7 @@ class Workforce:
         self.restarts = 0
         self._launcher = launcher
         self._processes = processes
-        self._setup = setup
+        self._setup: WorkerSetup | None = None
         self._cluster = cluster
         self._note = note
         self._failed = failed
@@ -52,8 +54,43 @@ class Workforce:
         self._next_incarnation: dict[int, int] = {}
         self._said_to_wait: set[tuple[int, int]] = set()
 
-    def start(self) -> None:
-        """Set the first workers to work; raises StartError where they don't come up in time."""
+    def leave(self, recovery_epoch: int) -> None:
+        """Tell all workers to end what they do in an epoch that is over; waits for nobody."""
+        for worker in self._workers:
+            worker.handle.leave.remote(recovery_epoch)
+
+    def go_to(self, setup: WorkerSetup) -> None:
+        """Have the workers work in another recovery epoch, in the processes that they are in.
+
+        Args:
+            setup: what every worker is told in it.
+
+        Raises:
+            StartError: the first workers do not come up in time.
+        """
+        first = self._setup is None
+        self._setup = setup
+        if first:
+            self._start()
+            return
+        at_work = [worker for worker in self._workers if worker.run is not None]
+        left, _ = (
+            ray.wait(
+                [worker.run for worker in at_work], num_returns=len(at_work), timeout=LEAVE_SECONDS
+            )
+            if at_work
+            else ([], [])
+        )
+        for worker in at_work:
+            if worker.run not in left:
+                self._replace(worker, "does not leave its work")
+            elif _lives(worker):
+                self._launcher.set_to_work(setup, worker)
+            else:
+                self._ended(worker)
+
+    def _start(self) -> None:
+        """Set the first workers to work."""
         for index in range(self._wanted):
             self._create(index)
         limit = self._cluster.start_timeout_seconds
@@ -110,7 +147,8 @@ class Workforce:
 
     def _came_up(self, worker: WorkerProcess) -> None:
         try:
-            self._launcher.set_to_work(self._processes, self._setup, worker)
+            assert self._setup is not None, "an epoch has begun"
+            self._launcher.set_to_work(self._setup, worker)
         except (RayActorError, GetTimeoutError) as error:
             self._replace(worker, f"died: {first_line(error)}")
 
@@ -165,3 +203,14 @@ class Workforce:
                     f"worker {worker.index} has not come up for {limit:.0f} s: the cluster has no"
                     " place for it yet. The job goes on with the others"
                 )
+
+
+def _lives(worker: WorkerProcess) -> bool:
+    """Whether the process of a worker whose work has ended is still there."""
+    try:
+        ray.get(worker.run, timeout=CALL_TIMEOUT_SECONDS)
+    except RayTaskError:
+        return True  # whatever it raised was of an epoch that is over
+    except RayError:
+        return False
+    return True

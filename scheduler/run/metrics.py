@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ps.server.figures import ServerFigures, added
+from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.status import Status
 from scheduler.job.config import JobConfig
 from scheduler.run.interval_figures import (
@@ -18,6 +19,7 @@ from scheduler.run.interval_figures import (
     few,
     slowest,
 )
+from scheduler.run.recoveries import RecoveryFigures
 from worker.metrics import why_no_auc, why_no_log_loss
 
 _PACKAGES = ("synchromesh", "ray", "numpy", "numba", "pyarrow")
@@ -40,12 +42,29 @@ class IntervalReport:
         self._last_samples = 0
         self._last_loss = (0.0, 0)
         self._shifts_told = 0
+        self._recoveries_told = 0
         self._data_staleness = HistogramOfInterval()
         self._parameter_staleness = HistogramOfInterval()
         self._workers = WorkersOfInterval()
 
-    def line(self, status: Status, servers: Sequence[ServerFigures]) -> dict[str, Any]:
-        """Return the metrics of the interval that ends now."""
+    def begin_at(self, state: CoordinatorState) -> None:
+        """The job goes on from a state: what comes next is counted from there."""
+        self._last_time = state.train_seconds
+        self._last_samples = state.ledger.samples.applied
+        self._last_loss = (state.loss_sum, state.loss_samples)
+        self._shifts_told = len(state.modes.shifts)
+
+    def line(
+        self,
+        status: Status,
+        servers: Sequence[ServerFigures],
+        recoveries: Sequence[RecoveryFigures] = (),
+    ) -> dict[str, Any]:
+        """Return the metrics of the interval that ends now.
+
+        Args:
+            recoveries: all of the job so far.
+        """
         samples = status.samples.applied
         now = status.train_seconds
         seconds = now - (self._last_time or 0.0)
@@ -55,6 +74,8 @@ class IntervalReport:
         self._last_time, self._last_samples = now, samples
         self._last_loss = (status.loss_sum, status.loss_samples)
         shifts, self._shifts_told = status.shifts[self._shifts_told :], len(status.shifts)
+        new_recoveries = recoveries[self._recoveries_told :]
+        self._recoveries_told = len(recoveries)
         evaluation = status.evaluations[-1] if status.evaluations else None
         tables = added(servers)
         workers = self._workers.since_last(status.workers)
@@ -73,6 +94,7 @@ class IntervalReport:
             "clock": status.clock,
             "mode": status.mode,
             "shifts": [asdict(shift) for shift in shifts],
+            "recoveries": [asdict(recovery) for recovery in new_recoveries],
             "predicted": None if status.prediction is None else asdict(status.prediction),
             "learning_rate": {
                 name: optimizer.learning_rate_at(status.clock) * status.learning_rate_scale
@@ -210,6 +232,7 @@ def make_result(
     peak_rss_bytes: dict[str, int],
     processes: list[dict[str, Any]],
     worker_restarts: int,
+    recoveries: Sequence[RecoveryFigures],
     checkpoint: str,
     skipped_files: dict[str, list[str]],
     started_at: dict[str, float],
@@ -254,6 +277,10 @@ def make_result(
         "gradients_of_evicted_keys": sum(s.gradients_of_evicted_keys for s in servers),
         "ledger": asdict(status.batches),
         "worker_restarts": worker_restarts,
+        "recoveries": [asdict(recovery) for recovery in recoveries],
+        "recovery_seconds": sum(recovery.seconds for recovery in recoveries),
+        "redone_steps": sum(recovery.redone_steps for recovery in recoveries),
+        "redone_samples": sum(recovery.redone_samples for recovery in recoveries),
         "workers": {
             str(number): {
                 "batches": worker.batches,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import scheduler.driver.answers
 import scheduler.driver.supervisor
 from embedding.spec.optimizers import Sgd
 from embedding.spec.table import TableSpec
@@ -25,10 +26,12 @@ from scheduler.coordinator.server import CoordinatorServer
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.state import WorkerFigures
 from scheduler.coordinator.status import Status
+from scheduler.driver.processes import CoordinatorProcess, Processes
 from scheduler.driver.supervisor import Supervisor
 from scheduler.job.config import JobConfig
 from scheduler.run.interval_figures import MOST_PROCESSES
 from scheduler.run.metrics import IntervalReport
+from scheduler.run.recoveries import Recoveries
 from worker.loop import STAGES
 
 SPEC = CoordinatorSpec(
@@ -167,16 +170,21 @@ def test_a_line_about_a_thousand_workers_has_the_slowest_and_sums() -> None:
 
 
 def supervisor_of(server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch) -> Supervisor:
-    ray = SimpleNamespace(get=lambda call, timeout: call, wait=lambda calls, **_: ([], calls))
-    monkeypatch.setattr(scheduler.driver.supervisor, "ray", ray)
+    ray = SimpleNamespace(get=lambda call, timeout: call, wait=lambda calls, **_: (calls, []))
+    monkeypatch.setattr(scheduler.driver.answers, "ray", ray)
+    ended = SimpleNamespace(wait=lambda calls, **_: ([], calls))
+    monkeypatch.setattr(scheduler.driver.supervisor, "ray", ended)
     coordinator = SimpleNamespace(status=SimpleNamespace(remote=server.status))
-    processes: Any = SimpleNamespace(workers={}, watches=[], coordinator=coordinator)
     nobody: Any = None
     return Supervisor(
-        launcher=nobody, processes=processes, setup=nobody, config=CONFIG, run=nobody,
+        launcher=nobody,
+        processes=Processes(nobody, [], CoordinatorProcess(coordinator, "coordinator")),
+        config=CONFIG,
+        run=nobody,
         progress=SimpleNamespace(note=lambda text: None),  # type: ignore[arg-type]
+        recoveries=Recoveries(-1),
         write_checkpoint=lambda status: "",
-    )  # fmt: skip
+    )
 
 
 def test_the_driver_has_the_whole_history_though_it_is_told_piece_by_piece(
@@ -207,8 +215,8 @@ def test_a_worker_to_be_given_up_is_heard_of_by_poll_whoever_asked_before(
     supervisor = supervisor_of(server, monkeypatch)
     given_up: list[Any] = []
     noted: list[str] = []
-    monkeypatch.setattr(supervisor._workforce, "give_up", lambda *named: given_up.append(named))
-    monkeypatch.setattr(supervisor._workforce, "want", lambda count: None)
+    monkeypatch.setattr(supervisor.workforce, "give_up", lambda *named: given_up.append(named))
+    monkeypatch.setattr(supervisor.workforce, "want", lambda count: None)
     supervisor._progress = SimpleNamespace(note=noted.append, advance=lambda samples: None)  # type: ignore[assignment]
     server._carry_out(GiveUpWorker(3, 1, "silent"))
     server._carry_out(Warn("slow"))

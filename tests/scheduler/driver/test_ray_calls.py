@@ -8,20 +8,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError
 
+import scheduler.driver.answers
 import scheduler.driver.checkpoints
 import scheduler.driver.launch
-import scheduler.driver.supervisor
 from ps.checkpoint.read import CheckpointReader
 from ps.server.server import ServerSetup, ShardServer
 from scheduler import JobConfig
 from scheduler.coordinator.status import Status
+from scheduler.driver.answers import answers_of
 from scheduler.driver.checkpoints import CheckpointWriter
 from scheduler.driver.launch import Launcher, start_ray
+from scheduler.driver.processes import (
+    COORDINATOR,
+    CoordinatorProcess,
+    Processes,
+    ProcessLostError,
+    ServerProcess,
+    Who,
+)
 from scheduler.driver.ray_calls import seconds_to_move
 from scheduler.driver.resolved import JobSpecs, resolve
-from scheduler.driver.supervisor import Supervisor
 from scheduler.errors import StartError, TrainingError
 from scheduler.job.config import ClusterConfig
 from scheduler.run.directory import RunDirectory
@@ -29,7 +37,7 @@ from worker.models import build_model, initial_parameters
 
 
 class FakeRay:
-    """Calls are functions, made when their result is asked for; each `get` must have a limit."""
+    """Calls are functions, made when their result is asked for; each wait must have a limit."""
 
     exceptions = scheduler.driver.checkpoints.ray.exceptions
 
@@ -41,19 +49,29 @@ class FakeRay:
         return [call() for call in calls] if isinstance(calls, list) else calls()
 
     def wait(self, calls: list[Any], *, num_returns: int, timeout: float) -> tuple[Any, Any]:
-        return [], calls
+        self.limits.append(timeout)
+        late = [call for call in calls if getattr(call, "hangs", False)]
+        return [call for call in calls if call not in late], late
 
 
 def remote(method: Callable[..., Any]) -> Any:
-    return SimpleNamespace(remote=lambda *args: lambda: method(*args))
+    return SimpleNamespace(remote=lambda *args, **named: lambda: method(*args, **named))
+
+
+def hanging() -> Any:
+    def call() -> None:
+        raise AssertionError("it is never answered")
+
+    call.hangs = True  # type: ignore[attr-defined]
+    return SimpleNamespace(remote=lambda *args, **named: call)
 
 
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake = FakeRay()
     for module in (
+        scheduler.driver.answers,
         scheduler.driver.checkpoints,
-        scheduler.driver.supervisor,
         scheduler.driver.launch,
     ):
         monkeypatch.setattr(module, "ray", fake)
@@ -77,23 +95,24 @@ class Job:
 
     def __init__(self, specs: JobSpecs, run: RunDirectory, server: ShardServer) -> None:
         self.written = 0
-        self.fails: BaseException | None = None
         self._server = server
         self.specs = specs
+        self.run = run
         clock = specs.coordinator.start.clock
-        self.processes: Any = SimpleNamespace(
-            servers=[
-                SimpleNamespace(write_checkpoint=remote(self._write), stats=remote(server.stats))
-            ],
-            coordinator=SimpleNamespace(clock_state=remote(lambda: clock)),
+        self.server = SimpleNamespace(
+            write_checkpoint=remote(self._write), stats=remote(server.stats)
+        )
+        coordinator = SimpleNamespace(clock_state=remote(lambda: clock))
+        self.processes = Processes(
+            None,  # type: ignore[arg-type]
+            [ServerProcess(self.server, begun=None)],
+            CoordinatorProcess(coordinator, "coordinator"),
         )
         self.writer = CheckpointWriter(specs, self.processes, run)
         self.status = Status(mode="sync")
 
     def _write(self, directory: str, step: int) -> Any:
         self.written += 1
-        if self.fails is not None:
-            raise self.fails
         return self._server.write_checkpoint(directory, step)
 
 
@@ -132,15 +151,39 @@ def test_a_checkpoint_that_somebody_removed_is_written_again(job: Job) -> None:
 def test_a_server_that_does_not_end_writing_fails_the_checkpoint_alone(
     job: Job, ray: FakeRay
 ) -> None:
-    job.fails = GetTimeoutError("Get timed out")
+    write = job.server.write_checkpoint
+    job.server.write_checkpoint = hanging()
 
-    with pytest.raises(TrainingError, match="could not be written: Get timed out"):
+    with pytest.raises(TrainingError, match="could not be written: 1 servers have not written it"):
         job.writer.write(job.status)
 
     assert list((Path(job.specs.config.run.dir) / "checkpoints").iterdir()) == []
     assert all(limit >= 30 for limit in ray.limits)
-    job.fails = None
+    job.server.write_checkpoint = write
     assert job.writer.write(job.status).path.exists()
+
+
+def test_a_server_that_dies_as_it_writes_is_lost(job: Job) -> None:
+    def dies(*_: Any) -> None:
+        raise RayActorError(error_msg="the actor died")
+
+    job.server.write_checkpoint = remote(dies)
+
+    with pytest.raises(ProcessLostError, match="server 0 died: the actor died") as caught:
+        job.writer.write(job.status)
+
+    assert list(caught.value.lost) == [("server", 0)]
+    assert list((Path(job.specs.config.run.dir) / "checkpoints").iterdir()) == []
+
+
+def test_a_step_of_another_recovery_epoch_is_written_again(job: Job, ray: FakeRay) -> None:
+    first = job.writer.write(job.status)
+    job.run.enter_epoch()
+
+    again = job.writer.write(job.status)
+
+    assert again.path != first.path
+    assert CheckpointReader(again.path).manifest.recovery_epoch == 1
 
 
 def test_larger_models_may_take_longer() -> None:
@@ -148,40 +191,50 @@ def test_larger_models_may_take_longer() -> None:
     assert seconds_to_move(100 << 30) == pytest.approx(300 + 10_240)
 
 
-def supervisor_whose_coordinator(raises: Exception) -> Supervisor:
-    def answer() -> None:
-        raise raises
-
-    made = Supervisor.__new__(Supervisor)
-    made.processes = SimpleNamespace(coordinator_facts={"pid": 7})  # type: ignore[assignment]
-    made.tell_coordinator(answer)
-    return made
-
-
-def test_a_coordinator_that_hangs_is_not_said_to_have_died(ray: FakeRay) -> None:
-    with pytest.raises(TrainingError, match=r"\(pid 7\) has not answered for 30 s: it hangs"):
-        supervisor_whose_coordinator(GetTimeoutError("Get timed out"))
-    with pytest.raises(TrainingError, match=r"\(pid 7\) died: the actor died"):
-        supervisor_whose_coordinator(RayActorError(error_msg="the actor died"))
-
-
-def test_a_server_that_does_not_take_its_part_of_the_model_ends_the_start(
-    specs: JobSpecs, ray: FakeRay
+def test_all_who_do_not_answer_are_named_and_who_hangs_is_not_said_to_have_died(
+    ray: FakeRay,
 ) -> None:
-    def hangs(*_: Any) -> None:
-        raise GetTimeoutError("Get timed out")
+    def dies() -> None:
+        raise ActorUnavailableError("the actor died", None)
 
-    facts = {"fingerprint": {"digest": "x"}}
-    server = SimpleNamespace(
-        stats=remote(lambda: {}), describe=remote(lambda: facts), watch=remote(lambda: None),
-        address=remote(lambda: None), initialize=remote(hangs),
-    )  # fmt: skip
-    ray.nodes = lambda: []  # type: ignore[attr-defined]
-    launcher = Launcher(ClusterConfig(start_timeout_seconds=45), mixed_cpus=True, run="r")
-    processes: Any = SimpleNamespace(servers=[server], begun=[])
+    def out_of_memory() -> None:
+        raise OutOfMemoryError("the node ran out of memory")
 
-    with pytest.raises(StartError, match="a server has not taken its part of the model within 45"):
-        launcher.start_servers(processes, [np.zeros(1, np.float32)], specs.beginning)
+    nobody: Any = None
+    servers = [ServerProcess(nobody, nobody, facts={"pid": 10 + i}) for i in range(4)]
+    processes = Processes(nobody, servers, CoordinatorProcess(nobody, "c", facts={"pid": 7}))
+    calls: dict[Who, Any] = {
+        COORDINATOR: hanging().remote(),
+        ("server", 1): dies,
+        ("server", 2): lambda: 5,
+        ("server", 3): out_of_memory,
+    }
+
+    with pytest.raises(ProcessLostError) as caught:
+        answers_of(processes, calls)
+
+    said = str(caught.value)
+    assert sorted(caught.value.lost) == [COORDINATOR, ("server", 1), ("server", 3)]
+    assert "the coordinator (pid 7) has not answered for 30 s: it hangs" in said
+    assert "server 1 (pid 11) died: The actor" in said
+    assert "server 3 (pid 13) died: the node ran out of memory" in said
+    assert answers_of(processes, {("server", 2): lambda: 5}) == {("server", 2): 5}
+
+
+def test_a_process_without_a_place_ends_the_start_and_is_told_of_before(ray: FakeRay) -> None:
+    notes: list[str] = []
+    launcher = Launcher(
+        ClusterConfig(start_timeout_seconds=45), mixed_cpus=True, run="r", note=notes.append
+    )
+    nobody: Any = None
+    server = ServerProcess(nobody, hanging().remote())
+    processes = Processes(nobody, [server], CoordinatorProcess(nobody, "c"))
+
+    with pytest.raises(StartError, match=r"did not come up within 45 s .*: server 0"):
+        launcher.bring_up_servers(processes)
+
+    assert notes == ["waiting for server 0: the cluster has no place yet, or is slow"]
+    assert ray.limits == [10.0, 35.0]
 
 
 def test_where_no_ray_cluster_answers_a_job_does_not_wait_for_it(

@@ -4,15 +4,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import OutOfMemoryError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
+import scheduler.driver.answers
 import scheduler.driver.supervisor
 import scheduler.driver.workforce
 from ps.client.client import ShardLostError
-from scheduler.driver.launch import WorkerProcess
+from scheduler.driver.processes import CoordinatorProcess, Processes, WorkerProcess
 from scheduler.driver.supervisor import Supervisor
 from scheduler.errors import TrainingError
 from scheduler.job.config import JobConfig
+from scheduler.run.recoveries import Recoveries
 from worker.coordinator_client import CoordinatorLostError
 from worker.errors import DataError, UnreadableError
 from worker.loop import NonFiniteGradientError
@@ -31,13 +33,21 @@ class FakeRay:
         return call
 
     def wait(self, calls: list[Any], **options: Any) -> tuple[list[Any], list[Any]]:
-        return [], calls
+        return calls, []
 
     def kill(self, handle: Any) -> None:
         self.killed.append(handle)
 
     def monotonic(self) -> float:
         return self.now
+
+
+class Handle:
+    """A worker's actor, which was told to leave epochs."""
+
+    def __init__(self) -> None:
+        self.left: list[int] = []
+        self.leave = SimpleNamespace(remote=self.left.append)
 
 
 class Fleet:
@@ -47,6 +57,7 @@ class Fleet:
         self.ray = FakeRay()
         monkeypatch.setattr(scheduler.driver.workforce, "ray", self.ray)
         monkeypatch.setattr(scheduler.driver.supervisor, "ray", self.ray)
+        monkeypatch.setattr(scheduler.driver.answers, "ray", self.ray)
         monkeypatch.setattr(scheduler.driver.workforce, "time", self.ray)
         self.notes: list[str] = []
         self.lost: list[tuple[int, int]] = []
@@ -59,31 +70,32 @@ class Fleet:
             }
         )
         told_nothing = SimpleNamespace(give_up=(), warnings=())
-        self.processes = SimpleNamespace(
-            workers={},
-            watches=[],
-            coordinator=SimpleNamespace(
-                worker_lost=SimpleNamespace(remote=lambda *name: self.lost.append(name)),
-                status=SimpleNamespace(remote=lambda told: told_nothing),
-            ),
+        coordinator = SimpleNamespace(
+            worker_lost=SimpleNamespace(remote=lambda *name: self.lost.append(name)),
+            status=SimpleNamespace(remote=lambda told: told_nothing),
         )
+        nobody: Any = None
+        self.processes = Processes(nobody, [], CoordinatorProcess(coordinator, "coordinator"))
         self.supervisor = Supervisor(
             launcher=self,  # type: ignore[arg-type]
-            processes=self.processes,  # type: ignore[arg-type]
-            setup=None,  # type: ignore[arg-type]
+            processes=self.processes,
             config=config,
-            run=None,  # type: ignore[arg-type]
+            run=nobody,
             progress=SimpleNamespace(note=self.notes.append),  # type: ignore[arg-type]
+            recoveries=Recoveries(-1),
             write_checkpoint=lambda status: "",
         )
         monkeypatch.setattr(scheduler.driver.supervisor, "joined", lambda before, new: None)
-        self.workforce = self.supervisor._workforce
+        self.workforce = self.supervisor.workforce
         self.workforce.want(1)
 
     def create_worker(self, processes: Any, index: int, incarnation: int) -> None:
         processes.workers[index] = WorkerProcess(
-            index, incarnation, handle=None, created=self.ray.now, described=None, run=object()
+            index, incarnation, handle=Handle(), created=self.ray.now, described=None, run=object()
         )
+
+    def set_to_work(self, setup: Any, worker: WorkerProcess) -> None:
+        worker.run = setup
 
     def fail(self, error: Exception) -> None:
         """The worker ends with what it raised."""
@@ -173,3 +185,29 @@ def test_restarts_are_limited_within_a_window_not_over_the_life_of_a_job(
     fleet.ray.now = 250.0
     with pytest.raises(TrainingError, match="replaced 2 times within the last 100 s"):
         fleet.fail(lost)
+
+
+def test_in_another_epoch_workers_run_again_where_they_are_and_the_dead_are_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fleet = Fleet(monkeypatch)
+    fleet.workforce._setup = object()  # type: ignore[assignment]
+    fleet.workforce.want(5)
+    workers = dict(fleet.processes.workers)
+    ends = ["left", raised(ShardLostError(0, 20.0, "gone")), RayActorError(), object(), None]
+    for worker, end in zip(workers.values(), ends, strict=True):
+        worker.run = end
+    monkeypatch.setattr(
+        fleet.ray, "wait", lambda calls, **_: ([c for c in calls if c is not ends[3]], [ends[3]])
+    )
+
+    fleet.workforce.leave(0)
+    fleet.workforce.go_to("setup")  # type: ignore[arg-type]
+
+    assert all(worker.handle.left == [0] for worker in workers.values())
+    now = fleet.processes.workers
+    assert [now[i] is workers[i] for i in range(5)] == [True, True, False, False, True]
+    assert [worker.run for worker in (now[0], now[1])] == ["setup", "setup"]
+    assert now[4].run is None, "it is still coming up"
+    assert sorted(fleet.lost) == [(2, 0), (3, 0)]
+    assert "worker 3 (pid None) does not leave its work. It is replaced" in fleet.notes[-1]

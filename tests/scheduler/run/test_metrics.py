@@ -16,6 +16,7 @@ from scheduler.coordinator.state import WorkerFigures
 from scheduler.coordinator.status import Status
 from scheduler.job.config import JobConfig
 from scheduler.run.metrics import IntervalReport, make_result, reached
+from scheduler.run.recoveries import RecoveryFigures
 
 CONFIG = JobConfig.from_dict(
     {
@@ -54,6 +55,10 @@ STATUS = Status(
     peak_rss_bytes=90,
     cpu_seconds=0.25,
 )  # fmt: skip
+RECOVERY = RecoveryFigures(
+    time=8.0, cause="server 0 died", from_step=3, to_step=1, redone_steps=2, redone_samples=16,
+    seconds=1.5,
+)  # fmt: skip
 SERVERS = [
     ServerFigures(
         tables={"a": TableFigures(rows=4, unadmitted=2, evicted=1, non_finite=3, bytes=64)},
@@ -83,7 +88,7 @@ def written(figures: dict[str, Any]) -> Any:
 def test_a_line_of_metrics_has_these_keys_in_this_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scheduler.run.metrics.time.time", lambda: 9.0)
 
-    line = json_text(IntervalReport(CONFIG).line(STATUS, SERVERS))
+    line = json_text(IntervalReport(CONFIG).line(STATUS, SERVERS, [RECOVERY]))
 
     assert line == json_text(
         {
@@ -97,6 +102,12 @@ def test_a_line_of_metrics_has_these_keys_in_this_order(monkeypatch: pytest.Monk
                     "step": 3, "samples": 24, "seconds": 2.0, "from_mode": "sync",
                     "to_mode": "gba", "cause": "control", "reason": "asked for", "reissued": 1,
                     "sync_rate": None, "gba_rate": None, "seconds_to_next_step": None,
+                }
+            ],
+            "recoveries": [
+                {
+                    "time": 8.0, "cause": "server 0 died", "from_step": 3, "to_step": 1,
+                    "redone_steps": 2, "redone_samples": 16, "seconds": 1.5,
                 }
             ],
             "predicted": None,
@@ -156,8 +167,8 @@ def test_a_result_names_its_figures_as_ever() -> None:
     result = written(
         make_result(
             config=CONFIG, status=STATUS, servers=SERVERS, model_digest="d", peak_rss_bytes={},
-            processes=[], worker_restarts=0, checkpoint="c", skipped_files={}, started_at={},
-            lost_writes={},
+            processes=[], worker_restarts=0, recoveries=[RECOVERY, RECOVERY], checkpoint="c",
+            skipped_files={}, started_at={}, lost_writes={},
         )
     )  # fmt: skip
 
@@ -166,11 +177,15 @@ def test_a_result_names_its_figures_as_ever() -> None:
         "skipped_by_reason", "skipped_files", "epochs", "global_step", "started_at", "lost_writes",
         "train_seconds", "samples_per_second", "train_loss", "eval", "evaluations", "mode_history",
         "staleness", "dropped_contributions", "reissued_batches", "dense_non_finite",
-        "gradients_of_evicted_keys", "ledger", "worker_restarts", "workers", "tables",
+        "gradients_of_evicted_keys", "ledger", "worker_restarts", "recoveries",
+        "recovery_seconds", "redone_steps", "redone_samples", "workers", "tables",
         "model_digest", "peak_rss_bytes", "cpu_seconds", "stage_seconds", "wire_bytes",
         "processes", "checkpoint", "versions", "seed",
     ]  # fmt: skip
     assert result["samples_trained"] == 32
+    assert len(result["recoveries"]) == 2
+    sums = result["recovery_seconds"], result["redone_steps"], result["redone_samples"]
+    assert sums == (3.0, 4, 32)
     assert result["staleness"] == STALENESS
     assert result["ledger"] == BATCHES
     assert result["workers"] == {"0": {"batches": 4, "samples": 32, "seconds": 2.0}}

@@ -1,0 +1,139 @@
+"""What runs in the current recovery epoch, and how all of it comes into the next one."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from ray.exceptions import RayTaskError
+
+from ps.checkpoint.restore import MovedDense
+from ps.client.client import ShardLostError
+from scheduler.coordinator.status import Status
+from scheduler.driver.answers import answers_of
+from scheduler.driver.launch import Launcher
+from scheduler.driver.points import Point
+from scheduler.driver.processes import COORDINATOR, Processes, ProcessLostError, Who
+from scheduler.driver.ray_calls import seconds_to_move
+from scheduler.driver.remote import control_facts
+from scheduler.driver.resolved import JobSpecs
+from scheduler.driver.setups import Setups
+from scheduler.driver.workforce import Workforce
+from scheduler.run.directory import RunDirectory
+
+
+class Epochs:
+    """Begins every recovery epoch of a job: its first one, and those after a loss.
+
+    Args:
+        specs, launcher, processes, run: of the job.
+        setups: what its processes are told.
+        workforce: its workers.
+        reached: notes when the start got so far.
+    """
+
+    def __init__(
+        self,
+        *,
+        specs: JobSpecs,
+        launcher: Launcher,
+        processes: Processes,
+        run: RunDirectory,
+        setups: Setups,
+        workforce: Workforce,
+        reached: Callable[[str], None],
+    ) -> None:
+        self._specs = specs
+        self._launcher = launcher
+        self._processes = processes
+        self._run = run
+        self._setups = setups
+        self._workforce = workforce
+        self._reached = reached
+        self._begun = False
+
+    def begin(self, point: Point, last: Status | None = None) -> None:
+        """Have all processes work in a new epoch, from a point on; lost ones were replaced before.
+
+        Where it fails halfway it can be begun again: that is another epoch.
+
+        Args:
+            last: what was known of the epoch before: what people have ordered holds on.
+
+        Raises:
+            ProcessLostError: a server or the coordinator died meanwhile.
+            StartError: the cluster has no place for a process in time.
+            RayTaskError: a server can't take its part of the model.
+        """
+        # On the disk first, so that nobody after us takes its number for another history.
+        epoch = self._run.enter_epoch() if self._begun else self._run.recovery_epoch
+        self._begun = True
+        self._workforce.leave(epoch - 1)
+        processes = self._processes
+        # Those that live read their part while others come up.
+        calls: dict[Who, Any] = {}
+        for index, server in enumerate(processes.servers):
+            if server.watch is not None:
+                calls["server", index] = self._give_state(index, epoch, point)
+        self._launcher.bring_up_servers(processes)
+        for index in range(len(processes.servers)):
+            if ("server", index) not in calls:
+                calls["server", index] = self._give_state(index, epoch, point)
+        limit = self._specs.config.cluster.start_timeout_seconds
+        answers_of(processes, calls, seconds=limit + seconds_to_move(point.num_bytes))
+        self._reached("servers")
+        self._begin_coordinator(epoch, point, last)
+        self._reached("coordinator")
+        self._run.write_control(control_facts(processes, recovery_epoch=epoch))
+        assert processes.coordinator.address is not None, "it has begun"
+        self._workforce.go_to(
+            self._setups.worker(
+                addresses=processes.addresses,
+                coordinator=processes.coordinator.address,
+                recovery_epoch=epoch,
+            )
+        )
+        self._reached("workers")
+
+    def replace(self, lost: list[Who]) -> None:
+        """Create new processes for lost ones; they come up fenced."""
+        for who in lost:
+            if who == COORDINATOR:
+                self._launcher.replace_coordinator(self._processes)
+            else:
+                incarnation = self._processes.servers[who[1]].incarnation + 1
+                setup = self._setups.server(who[1], incarnation)
+                self._launcher.replace_server(self._processes, setup)
+
+    def _give_state(self, index: int, epoch: int, point: Point) -> Any:
+        """Have a server take its part of a point: the job's own, or what the job began from."""
+        handle = self._processes.servers[index].handle
+        if point.checkpoint is not None:
+            return handle.start_from.remote(epoch, str(point.checkpoint), goes_on=True)
+        beginning, part = self._specs.beginning, self._setups.dense_part(index)
+        if beginning.checkpoint is None:
+            return handle.initialize.remote(epoch, part)
+        moved, sources = None, beginning.dense_sources
+        if sources is not None:
+            moved = MovedDense(part, sources[slice(*self._specs.store.routing.dense_range(index))])
+        return handle.start_from.remote(
+            epoch, beginning.checkpoint, goes_on=beginning.start.goes_on, moved=moved
+        )
+
+    def _begin_coordinator(self, epoch: int, point: Point, last: Status | None) -> None:
+        state = point.state
+        if last is not None:
+            state = replace(state, num_workers=last.num_workers, paused=last.paused)
+        try:
+            self._launcher.begin_coordinator(
+                self._processes,
+                replace(self._specs.coordinator, recovery_epoch=epoch),
+                self._setups.coordinator(self._processes.coordinator.incarnation),
+                state,
+            )
+        except RayTaskError as error:
+            cause = error.cause
+            if not isinstance(cause, ShardLostError):
+                raise
+            who = ("server", cause.shard)
+            text = f"{self._processes.describe(who)} can't be reached by the coordinator: {cause}"
+            raise ProcessLostError({who: text}) from error

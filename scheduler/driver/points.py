@@ -1,0 +1,48 @@
+"""Where the processes of a job begin in a recovery epoch: at the job's beginning, or at a cut."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ps.checkpoint.read import CheckpointReader
+from scheduler.coordinator.coordinator_state import CoordinatorState, beginning_of
+from scheduler.driver.resolved import JobSpecs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A state of all shards and of the coordinator after the same step.
+
+    Args:
+        state: of the coordinator.
+        checkpoint: of this run, that has the shards' state; None: the job's beginning.
+        num_bytes: of what the shards read.
+    """
+
+    state: CoordinatorState
+    checkpoint: Path | None = None
+    num_bytes: int = 0
+
+    @property
+    def step(self) -> int:
+        return self.state.step
+
+    @property
+    def samples(self) -> int:
+        """How many samples are trained by then."""
+        return self.state.ledger.samples.applied
+
+    @property
+    def described(self) -> str:
+        """How a person is told of it."""
+        if self.checkpoint is None:
+            return f"the job's beginning (step {self.step})"
+        return f"{self.checkpoint} (step {self.step})"
+
+
+def job_beginning(specs: JobSpecs) -> Point:
+    """Return the point at which a job begins that goes on from nothing."""
+    num_bytes = 0
+    if specs.beginning.checkpoint is not None:
+        files = CheckpointReader(specs.beginning.checkpoint).manifest.files
+        num_bytes = sum(file.bytes for file in files)
+    return Point(state=beginning_of(specs.coordinator), num_bytes=num_bytes)

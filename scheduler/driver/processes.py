@@ -1,0 +1,143 @@
+"""The processes of a job, and what is known of each."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from ps.net.sockets import Address
+from scheduler.driver.placement import Placement
+from scheduler.errors import TrainingError
+
+CLOSE_SECONDS = 2.0
+
+Who = tuple[str, int]
+"""A process that keeps state of the job: its role and its number, the coordinator's being 0."""
+
+COORDINATOR: Who = ("coordinator", 0)
+
+
+class ProcessLostError(TrainingError):
+    """Servers, or the coordinator, are gone or do not answer: the job has to go back.
+
+    Args:
+        lost: what has befallen each.
+    """
+
+    def __init__(self, lost: Mapping[Who, str]) -> None:
+        super().__init__("; ".join(lost[who] for who in sorted(lost)))
+        self.lost = dict(lost)
+
+
+@dataclass(slots=True)
+class ServerProcess:
+    """One server's actor.
+
+    Args:
+        begun: the call in which it makes its tables, answered once it is up.
+        watch: the call that ends with its failure or death; None until it is up.
+        facts: where it runs, and its fingerprint; known once it is up.
+        address: where it listens; known once it is up.
+        incarnation: how many processes with its number there were before.
+    """
+
+    handle: Any
+    begun: Any
+    incarnation: int = 0
+    watch: Any = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    address: Address | None = None
+
+
+@dataclass(slots=True)
+class CoordinatorProcess:
+    """The coordinator's actor; see `ServerProcess`.
+
+    Args:
+        name: by which tools find it.
+        address: where it listens; known once it has begun.
+    """
+
+    handle: Any
+    name: str
+    incarnation: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+    address: Address | None = None
+
+
+@dataclass(slots=True)
+class WorkerProcess:
+    """One worker's actor.
+
+    Args:
+        created: when it was asked for, as `time.monotonic()`.
+        described: the call that is answered once its process is up.
+        run: the call in which it works; None until it is up.
+        pid, node, fingerprint: known once it is up; of the fingerprint its digest.
+    """
+
+    index: int
+    incarnation: int
+    handle: Any
+    created: float
+    described: Any
+    run: Any = None
+    pid: int | None = None
+    node: str = ""
+    fingerprint: str = ""
+
+    @property
+    def awaited(self) -> Any:
+        """The call whose end is the next thing that happens to it."""
+        return self.described if self.run is None else self.run
+
+
+@dataclass(slots=True)
+class Processes:
+    """The processes of a job as they are now: lost ones are replaced in place."""
+
+    placement: Placement
+    servers: list[ServerProcess]
+    coordinator: CoordinatorProcess
+    workers: dict[int, WorkerProcess] = field(default_factory=dict)
+
+    @property
+    def watches(self) -> list[Any]:
+        """The calls that end with a server."""
+        return [server.watch for server in self.servers if server.watch is not None]
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where the servers listen, in their order."""
+        found = tuple(server.address for server in self.servers if server.address is not None)
+        assert len(found) == len(self.servers), "all of them are up"
+        return found
+
+    def of_servers(self, call: Callable[[Any], Any]) -> dict[Who, Any]:
+        """Call every server, see `answers.answers_of`.
+
+        Args:
+            call: is given a server's handle, and returns what the call is known by.
+        """
+        return {("server", i): call(server.handle) for i, server in enumerate(self.servers)}
+
+    def describe(self, who: Who) -> str:
+        """Return how a person is told of a process."""
+        process: ServerProcess | CoordinatorProcess = self.coordinator
+        name = "the coordinator"
+        if who != COORDINATOR:
+            process, name = self.servers[who[1]], f"server {who[1]}"
+        pid = process.facts.get("pid")
+        return name if pid is None else f"{name} (pid {pid})"
+
+    def release(self) -> None:
+        """End every actor; on a shared cluster they would live as long as the driver."""
+        handles = [*(server.handle for server in self.servers), self.coordinator.handle]
+        # Who is still there removes its socket's folder first.
+        closed = [handle.close.remote() for handle in handles]
+        ray.wait(closed, timeout=CLOSE_SECONDS, num_returns=len(closed))
+        handles += [worker.handle for worker in self.workers.values()]
+        for handle in handles:
+            ray.kill(handle)
+        self.placement.release()

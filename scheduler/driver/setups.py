@@ -1,0 +1,96 @@
+"""What each process of a job is told when it starts."""
+
+import time
+
+import numpy as np
+
+from ps.net.sockets import Address
+from ps.server.server import ServerSetup
+from scheduler.coordinator.server import CoordinatorFaults
+from scheduler.driver.fault_plans import coordinator_faults, kill_step, worker_faults
+from scheduler.driver.resolved import JobSpecs
+from worker.loop import LoopOptions
+from worker.models import build_model, initial_parameters
+from worker.running import WorkerSetup
+
+
+class Setups:
+    """The setups of one job; times of faults count from when this is made.
+
+    Args:
+        specs: of the job.
+        secret: by which its processes know each other.
+    """
+
+    def __init__(self, specs: JobSpecs, secret: bytes) -> None:
+        self._specs = specs
+        self._secret = secret
+        self._first_step = specs.coordinator.start.step
+        self._started = time.time()
+        self._initial = initial_parameters(build_model(specs.model), specs.model.seed)
+        self._worker_faults = worker_faults(
+            specs.config, started=self._started, first_step=self._first_step
+        )
+
+    def server(self, index: int, incarnation: int = 0) -> ServerSetup:
+        """Return what a server is told; each fault on purpose befalls one incarnation."""
+        specs = self._specs
+        cluster, max_credits = specs.config.cluster, specs.coordinator.max_credits
+        assert max_credits is not None, "it follows from the size of the buffers"
+        return ServerSetup(
+            store=specs.store,
+            index=index,
+            secret=self._secret,
+            # Attempts of workers that died may stay until their batch is resolved.
+            max_contributions=2 * max_credits + 16,
+            max_buffer_bytes=2 * cluster.buffer_bytes,
+            # The mode may change, and with it what a step has.
+            always_buffered=specs.coordinator.group_size + specs.coordinator.options.backup_batches,
+            max_reply_bytes=cluster.buffer_bytes // 4,
+            compress=cluster.compress,
+            any_float_mode=specs.config.training.mixed_cpus,
+            dies_at_step=kill_step(
+                specs.config, "server", index, incarnation, first_step=self._first_step
+            ),
+        )
+
+    def coordinator(self, incarnation: int = 0) -> CoordinatorFaults:
+        """Return what befalls the coordinator on purpose."""
+        return coordinator_faults(
+            self._specs.config,
+            incarnation,
+            started=self._started,
+            first_step=self._first_step,
+        )
+
+    def worker(
+        self, *, addresses: tuple[Address, ...], coordinator: Address, recovery_epoch: int
+    ) -> WorkerSetup:
+        """Return what every worker is told in a recovery epoch."""
+        specs, config = self._specs, self._specs.config
+        return WorkerSetup(
+            store=specs.store,
+            model=specs.model,
+            data=specs.data,
+            plan=specs.plan,
+            evaluation_plan=specs.evaluation_plan,
+            threads=config.cluster.worker_threads,
+            depth=config.cluster.prefetch_batches,
+            cache_bytes=config.data.cache_bytes,
+            addresses=addresses,
+            coordinator=coordinator,
+            secret=self._secret,
+            recovery_epoch=recovery_epoch,
+            options=LoopOptions(
+                on_non_finite=config.training.on_non_finite,
+                any_float_mode=config.training.mixed_cpus,
+            ),
+            retry_seconds=config.cluster.retry_seconds,
+            compress=config.cluster.compress,
+            faults=self._worker_faults,
+        )
+
+    def dense_part(self, index: int) -> np.ndarray:
+        """Return a server's part of the initial dense parameters."""
+        first, last = self._specs.store.routing.dense_range(index)
+        return np.ascontiguousarray(self._initial[first:last])

@@ -1,0 +1,141 @@
+"""What a job's losses cost it, and when there are too many: without clocks or processes."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from scheduler.errors import TrainingError
+
+# Losses without a step in between: what causes them is in the job, or stays where it runs.
+MOST_IN_A_ROW = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryFigures:
+    """One return after a loss.
+
+    Args:
+        time: when the loss was noticed, seconds since 1970.
+        cause: which processes were lost, and how; those that were lost on the way back come after
+            `then`.
+        from_step, to_step: that all shards were known to have reached, and that they went back to.
+        redone_steps, redone_samples: that were applied and are applied again.
+        seconds: from noticing it to the first step that was applied after.
+    """
+
+    time: float
+    cause: str
+    from_step: int
+    to_step: int
+    redone_steps: int
+    redone_samples: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Open:
+    """A return that is under way, see `RecoveryFigures`; `samples` are those of `from_step`."""
+
+    time: float
+    cause: str
+    from_step: int
+    samples: int
+    to_step: int = 0
+    redone_samples: int = 0
+
+
+class Recoveries:
+    """The losses of one job.
+
+    Args:
+        max_failures: how many it may have (cluster.max_failures); -1: any number.
+
+    Attributes:
+        done: those that are over, in their order.
+    """
+
+    def __init__(self, max_failures: int) -> None:
+        self.done: list[RecoveryFigures] = []
+        self._max_failures = max_failures
+        self._failures = 0
+        self._open: _Open | None = None
+        self._row: list[str] = []
+        self._row_step = 0
+        self._losses: Counter[tuple[str, int]] = Counter()
+
+    def failed(
+        self,
+        lost: Mapping[tuple[str, int], str],
+        *,
+        step: int,
+        samples: int,
+        now: float,
+        entering: bool,
+    ) -> None:
+        """Processes are lost; one that is lost on the way back belongs to the failure before.
+
+        Args:
+            lost: what has befallen each.
+            step, samples: applied by all shards, as far as is known.
+            now: seconds since 1970.
+            entering: whether the job was on its way back, or still starting.
+
+        Raises:
+            TrainingError: the job can't go on: why, and what happened.
+        """
+        cause = "; ".join(lost.values())
+        if not entering or self._open is None:
+            self._failures += 1
+            self._count(cause, step)
+        if self._open is None:
+            self._open = _Open(now, cause, step, samples)
+        else:
+            self._open.cause += f"; then {cause}"
+        self._losses.update(lost.keys())
+        if 0 <= self._max_failures < self._failures:
+            raise TrainingError(
+                f"{cause}. The job can't go on: it may fail {self._max_failures} times"
+                " (cluster.max_failures)"
+            )
+        if len(self._row) >= MOST_IN_A_ROW or max(self._losses.values()) >= MOST_IN_A_ROW:
+            raise TrainingError(
+                f"{cause}. The job can't go on: it failed {len(self._row)} times without getting"
+                f" beyond step {self._row_step}, where it failed first: {'; then '.join(self._row)}"
+            )
+
+    def goes_back(self, step: int, samples: int) -> None:
+        """The job goes on from this step, by which so many samples are applied."""
+        if self._open is not None:
+            self._open.to_step = step
+            self._open.redone_samples = max(0, self._open.samples - samples)
+
+    def reached(self, step: int, *, trained: bool, now: float) -> RecoveryFigures | None:
+        """All shards have applied what is below a step; return the return that this ends, if any.
+
+        Args:
+            trained: whether nothing is left to apply.
+        """
+        if self._row and step > self._row_step:
+            self._row = []
+        found = self._open
+        if found is None or not (trained or step > found.to_step):
+            return None
+        self._open = None
+        self._losses.clear()
+        self.done.append(
+            RecoveryFigures(
+                time=found.time,
+                cause=found.cause,
+                from_step=found.from_step,
+                to_step=found.to_step,
+                redone_steps=max(0, found.from_step - found.to_step),
+                redone_samples=found.redone_samples,
+                seconds=now - found.time,
+            )
+        )
+        return self.done[-1]
+
+    def _count(self, cause: str, step: int) -> None:
+        if not self._row:
+            self._row_step = step
+        self._row.append(f"step {step}: {cause}")
