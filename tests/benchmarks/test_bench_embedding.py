@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_embedding import main
+from command_here import run_here
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,7 +96,7 @@ def test_the_memory_of_a_row_adds_up(lines: list[dict[str, Any]]) -> None:
     ],
 )
 def test_mistakes_exit_2(arguments: list[str], message: str) -> None:
-    done = bench(*arguments)
+    done = run_here(*arguments, main=main)
 
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench_growth import AXES, growth, points_of
+from bench_growth import AXES, growth, main, points_of
+from command_here import run_here
 
 from bench.growth_fleet import Fleet
 from bench.growth_job import Point, batches, fill
@@ -82,6 +83,6 @@ def test_mistakes_exit_2() -> None:
         (["--only", "rowz"], "got 'rowz'"),
         (["--repeats", "0"], "--repeats must be > 0, got 0"),
     ):
-        done = bench(*arguments)
+        done = run_here(*arguments, main=main)
         assert (done.returncode, done.stdout) == (2, "")
         assert message in done.stderr

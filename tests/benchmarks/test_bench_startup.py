@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from bench_startup import PHASES, middle
+from bench_startup import PHASES, main, middle
+from command_here import run_here
 
 from worker.datasets.synthetic import CriteoLike, write_criteo_like
 
@@ -46,6 +47,6 @@ def test_mistakes_exit_2(tmp_path: Path) -> None:
         (["--repeats", "0"], "--repeats must be >= 1, got 0"),
         (["--data", str(tmp_path / "data")], "has 2000 train rows"),
     ):
-        done = bench(*arguments)
+        done = run_here(*arguments, main=main)
         assert (done.returncode, done.stdout) == (2, "")
         assert message in done.stderr

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bench_training import HEADLINE, cases_of, parse
+from bench_training import HEADLINE, cases_of, main, parse
+from command_here import run_here
 
 from bench.matrix_products import Layer, ProductsBound, layers_of
 from bench.training_jobs import Case, figures, overrides
@@ -153,14 +154,14 @@ def test_a_job_s_line_has_all_its_figures(data: Path) -> None:
     ],
 )
 def test_mistakes_exit_2(arguments: list[str], message: str) -> None:
-    done = bench(*arguments)
+    done = run_here(*arguments, main=main)
 
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
 
 
 def test_too_few_rows_exit_2(data: Path) -> None:
-    done = bench("--data", str(data), "--rows", "30000")
+    done = run_here("--data", data, "--rows", 30000, main=main)
 
     assert (done.returncode, done.stdout) == (2, "")
     assert "has 20000 train rows, --rows is 30000" in done.stderr

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bench_transport import PARTS
+from bench_transport import PARTS, main
+from command_here import run_here
 
 from bench.exchanges import Exchange, array_bytes, produce
 from bench.shared_memory import SharedMemoryChannel, create_region
@@ -226,7 +227,7 @@ def test_every_name_is_explained(lines: list[dict[str, Any]]) -> None:
     ],
 )
 def test_mistakes_exit_2(arguments: list[str], message: str) -> None:
-    done = bench(*arguments)
+    done = run_here(*arguments, main=main)
 
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr

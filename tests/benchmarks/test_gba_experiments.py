@@ -1,12 +1,12 @@
 """The runner of the experiments on modes: what it runs, what it leaves out, and what it writes."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_here import run_here
+from gba_experiments import main
 
 from bench.runs import Experiment, Results, Row, Run, Scale, carry_out
 from experiments.ablation import E5
@@ -194,11 +194,7 @@ def test_lost_tokens_disable_the_filter_and_reissued_ones_do_not() -> None:
 
 @pytest.mark.parametrize("arguments", [["E99"], ["--criteo", "nowhere"]])
 def test_a_wrong_call_is_refused(arguments: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "benchmarks/gba_experiments.py", *arguments],
-        capture_output=True,
-        text=True,
-    )
+    done = run_here(*arguments, main=main)
 
     assert done.returncode == 2
     assert "error:" in done.stderr

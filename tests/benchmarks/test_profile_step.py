@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from profile_step import Part, shown
+from command_here import run_here
+from profile_step import Part, main, shown
 
 from worker.datasets.synthetic import CriteoLike, write_criteo_like
 
@@ -52,7 +53,7 @@ def test_mistakes_exit_2(data: Path) -> None:
         (["--batch", "0"], "--batch must be >= 1, got 0"),
         (["--data", str(data)], "has 2000 train rows"),
     ):
-        done = profile_step(*arguments)
+        done = run_here(*arguments, main=main)
 
         assert (done.returncode, done.stdout) == (2, "")
         assert message in done.stderr

@@ -1,23 +1,17 @@
-"""`synchromesh data` as a user runs it: in a process of its own."""
+"""`synchromesh data`: what it prints and writes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from command_here import run_here
 
 CRITEO_LINE = "\t".join(["1", *map(str, range(13)), *["a1"] * 26]) + "\n"
 
 
-def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "synchromesh", "data", name, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
 def test_make_criteo_like_prints_one_json_line_and_writes_about_json(tmp_path: Path) -> None:
-    done = run("criteo-like", "--rows", 500, "--files", 3, "--out", tmp_path / "d")
+    done = run_here("data", "criteo-like", "--rows", 500, "--files", 3, "--out", tmp_path / "d")
 
     assert (done.returncode, done.stderr) == (0, "")
     line = json.loads(done.stdout)
@@ -31,8 +25,10 @@ def test_make_criteo_like_prints_one_json_line_and_writes_about_json(tmp_path: P
 def test_convert_criteo_writes_splits(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text(CRITEO_LINE * 10)
 
-    done = run("convert-criteo", tmp_path / "train.txt", "--out", tmp_path / "d")
-    whole = run("convert-criteo", tmp_path / "train.txt", "--out", tmp_path / "e", "--no-split")
+    done = run_here("data", "convert-criteo", tmp_path / "train.txt", "--out", tmp_path / "d")
+    whole = run_here(
+        "data", "convert-criteo", tmp_path / "train.txt", "--out", tmp_path / "e", "--no-split"
+    )
 
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["rows"] == {"train": 9, "test": 1}
@@ -46,7 +42,7 @@ def test_convert_movielens_writes_splits(tmp_path: Path) -> None:
     )
     (tmp_path / "movies.csv").write_text("movieId,title,genres\n1,T,Drama|War\n")
 
-    done = run("convert-movielens", tmp_path, "--out", tmp_path / "d")
+    done = run_here("data", "convert-movielens", tmp_path, "--out", tmp_path / "d")
 
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["rows"] == {"train": 8, "valid": 1, "test": 1}
@@ -71,7 +67,7 @@ def test_mistakes_exit_2_with_one_line(
     (tmp_path / "bad.txt").write_text(CRITEO_LINE + "x\n")
     placed = [str(tmp_path / a) if a in (".", "d") or a.endswith(".txt") else a for a in arguments]
 
-    done = run(name, *placed)
+    done = run_here("data", name, *placed)
 
     assert done.returncode == 2
     assert done.stdout == ""

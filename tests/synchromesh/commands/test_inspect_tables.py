@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_here import run_here
 
 from embedding import CounterEntries, TableEntries, TableSpec
 from embedding.spec.admission import BloomAdmission, CounterAdmission
@@ -68,19 +69,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def inspect(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-    return subprocess.run(
-        [sys.executable, "-m", "synchromesh", "inspect", *map(str, arguments)],
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
-        env={**kept, **environment},
-    )
-
-
 def shown(*arguments: object, **environment: str) -> list[str]:
-    done = inspect(*arguments, **environment)
+    done = run_here("inspect", *arguments, **environment)
     assert (done.returncode, done.stderr) == (0, "")
     return [line.rstrip() for line in done.stdout.splitlines()]
 
@@ -170,8 +160,18 @@ def test_the_chart_counts_every_row_and_every_unadmitted_key(checkpoint: Path) -
 def test_there_are_no_colours_and_block_characters_where_they_do_not_belong(
     checkpoint: Path,
 ) -> None:
-    piped = inspect(checkpoint, "user").stdout
-    ascii_only = inspect(checkpoint, "user", PYTHONIOENCODING="ascii").stdout
+    command = [sys.executable, "-m", "synchromesh", "inspect", checkpoint, "user"]
+    piped, ascii_only = (
+        subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            encoding=encoding,
+            timeout=120,
+            check=True,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        ).stdout
+        for encoding in ("utf-8", "ascii")
+    )
 
     assert "\x1b" not in piped
     assert "█" in piped
@@ -311,16 +311,16 @@ def test_a_damaged_file_is_named_in_one_line(
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
 
-    done = inspect(copy, "user", *options)
+    done = run_here("inspect", copy, "user", *options)
 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"error: failed: {damaged} is damaged: bytes 0 to ")
     assert len(done.stderr.splitlines()) == 1
-    assert inspect(copy, "never_seen").returncode == 0
+    assert run_here("inspect", copy, "never_seen").returncode == 0
 
 
 def test_help_says_what_it_takes() -> None:
-    done = inspect("--help")
+    done = run_here("inspect", "--help")
 
     assert done.returncode == 0
     assert "CHECKPOINT_OR_RUN [TABLE]" in done.stdout
