@@ -218,6 +218,7 @@ LAYERS = {
             "evictions",
             "lease_watch",
             "mode_control",
+            "shard_watch",
             "skip_watch",
             "spec",
             "staleness",

@@ -125,6 +125,10 @@ class Identity:
 class PsClient:
     """Connections to all shards of a job.
 
+    Attributes:
+        heard: called with a shard whenever it has answered something.
+        held_up_by: the shard that the thread is just sending to or connecting with.
+
     Args:
         spec: tables and dense parameters.
         connect: opens an authenticated connection to a shard.
@@ -150,6 +154,8 @@ class PsClient:
         self.routing = spec.routing
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.heard: Callable[[int], None] = lambda shard: None
+        self.held_up_by: int | None = None
         self.waited_ns = 0  # by `poll`, with nothing to receive
         self._connect = connect
         self._retry_seconds = retry_seconds
@@ -375,7 +381,9 @@ class PsClient:
             if any(event & select.POLLIN for _, event in poll.poll()):
                 self._take(sock, shard)
 
+        self.held_up_by = shard
         sent = send(sock, message, compress=self._compress, when_full=take_while_full)
+        self.held_up_by = None
         self.bytes_sent += sent
 
     def _receive_from(self, shard: int) -> None:
@@ -391,6 +399,7 @@ class PsClient:
             raise WireError(f"a {type(reply).__name__} is no reply")
         self.bytes_received += nbytes
         self._connections[shard].answered = True
+        self.heard(shard)
         request = self._open.get(reply.request_id)
         if request is None or shard not in request.waiting:
             return
@@ -433,6 +442,7 @@ class PsClient:
 
     def _reconnect(self, shard: int, cause: OSError) -> None:
         """Connect again and send again what that shard has not answered."""
+        self.held_up_by = shard
         self._cancellation.check()
         lost_since = time.monotonic()
         old = self._connections.pop(shard, None)

@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from ps.messages.exchange import Reply, Request
+from ps.messages.exchange import Refusal, Reply, Request
 from ps.messages.pull_push import Contribution, Pull
 from ps.messages.records import Apply, ApplyReply, Freeze
 from ps.messages.wire import WireError
@@ -59,6 +59,8 @@ class DataPlane:
         max_reply_bytes: of replies to pulls that are made and not yet written. A peer that takes
             nothing of its reply for `STALLED_SECONDS` while others wait loses its connection.
         on_error: called with an exception that nobody else would see.
+        lease_seconds: a coordinator that was heard of has to be heard of again within so many, else
+            pulls and pushes are refused until it is; None: it need not.
         any_float_mode: whether records are applied in an unusual float mode too.
         dies_at_step: the process kills itself, on purpose, once the shard has reached that step;
             the message that led there is not answered.
@@ -73,6 +75,7 @@ class DataPlane:
         compress: bool = False,
         max_reply_bytes: int = 1 << 28,
         on_error: Callable[[BaseException], None] | None = None,
+        lease_seconds: float | None = None,
         any_float_mode: bool = False,
         dies_at_step: int | None = None,
     ) -> None:
@@ -86,6 +89,8 @@ class DataPlane:
         self._changed_ns = time.perf_counter_ns()  # when that became none, or any
         self._compress = compress
         self._on_error = on_error
+        self._lease_seconds = lease_seconds
+        self._heard: tuple[int, float] | None = None  # the coordinator, in which epoch and when
         self._any_float_mode = any_float_mode
         self._dies_at_step = dies_at_step
         self._guard = threading.Lock()  # of figures and connections
@@ -187,6 +192,11 @@ class DataPlane:
             self._write(self._handle(message, peer), peer)
 
     def _handle(self, message: Request, peer: Peer) -> Reply | None:
+        if not isinstance(message, Pull | Contribution):
+            self._heard = message.recovery_epoch, time.monotonic()
+        elif (silent := self._silence()) is not None:
+            text = f"shard {self.shard.index} has heard no coordinator for {silent:.0f} s"
+            return Refusal(message.request_id, "fenced", text)
         if isinstance(message, Apply):
             return self._apply(message, peer)
         if isinstance(message, Freeze):
@@ -199,6 +209,19 @@ class DataPlane:
                     return reply
             with self._buffering:
                 return _only(self.shard.handle(message, peer.number))
+
+    def _silence(self) -> float | None:
+        """Return for how long the coordinator is silent, where that is too long.
+
+        Perhaps another server has this one's place, and it is only the network that is slow.
+        """
+        if self._lease_seconds is None or self._heard is None:
+            return None
+        epoch, at = self._heard
+        silent = time.monotonic() - at
+        return (
+            silent if epoch == self.shard.recovery_epoch and silent > self._lease_seconds else None
+        )
 
     def _apply(self, message: Apply, peer: Peer) -> Reply | None:
         """Apply the records of a message; readers get their turn after each."""

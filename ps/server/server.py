@@ -39,6 +39,7 @@ class ServerSetup:
         max_contributions, max_buffer_bytes, always_buffered: limits of the gradient buffer.
         max_reply_bytes: of replies to pulls that are made and not yet written.
         compress: whether replies are compressed.
+        lease_seconds: for so long its coordinator may be silent, see `DataPlane`.
         any_float_mode: whether records are applied in an unusual float mode too.
         dies_at_step: the process kills itself, on purpose, once the shard has reached that step.
     """
@@ -51,6 +52,7 @@ class ServerSetup:
     always_buffered: int = 0
     max_reply_bytes: int = 1 << 28
     compress: bool = False
+    lease_seconds: float | None = None
     any_float_mode: bool = False
     dies_at_step: int | None = None
 
@@ -96,6 +98,7 @@ class ShardServer:
             compress=setup.compress,
             max_reply_bytes=setup.max_reply_bytes,
             on_error=self._fail,
+            lease_seconds=setup.lease_seconds,
             any_float_mode=setup.any_float_mode,
             dies_at_step=setup.dies_at_step,
         )

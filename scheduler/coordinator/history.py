@@ -16,6 +16,7 @@ class Told:
     cuts: int = 0
     give_up: int = 0
     warnings: int = 0
+    silent_shards: int = 0
     recovery_epoch: int | None = None
 
     @property
@@ -30,4 +31,4 @@ class Told:
 
 NOTHING = Told()
 # Of who wants to know how things are now, and nothing of before.
-EVERYTHING = Told(*[sys.maxsize] * 5)
+EVERYTHING = Told(*[sys.maxsize] * 6)

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-from ps.client.client import Open, PsClient
+from ps.client.client import Open, PsClient, ShardLostError
 from ps.client.faults import ConnectionFaults, with_faults
 from ps.messages.records import Record
 from ps.messages.wire import in_messages
@@ -41,6 +41,7 @@ from scheduler.coordinator.events import (
 )
 from scheduler.coordinator.history import NOTHING, Told
 from scheduler.coordinator.modes.shift import check_shift
+from scheduler.coordinator.shard_watch import ShardWatch
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.status import CutResult, Status
 from worker.protocol import Grant, Report
@@ -54,6 +55,7 @@ class _Notices:
 
     give_up: list[tuple[int, int, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    silent_shards: list[tuple[int, str]] = field(default_factory=list)
     failure: str | None = None
 
 
@@ -122,6 +124,8 @@ class CoordinatorServer:
             retry_seconds=retry_seconds,
         )
         self._client.watch(self._wakes.sock)
+        self._client.heard = lambda shard: self._shards.heard(shard, self._clock())
+        self._shards = ShardWatch(spec.store.num_shards, limit=spec.server_timeout_seconds)
         self._thread = threading.Thread(target=self._speak_to_shards, daemon=True)
         self._thread.start()
 
@@ -243,19 +247,34 @@ class CoordinatorServer:
                     outbox, self._outbox = self._outbox, []
                     to_measure, self._to_measure = self._to_measure, []
                 for norm in to_measure:
+                    self._asks_all()
                     self._client.start_dense_norm(norm.step, norm.entries, norm.divisor)
                 self._send(outbox)
+                for shard in self._shards.due(self._clock()):
+                    self._shards.asks(shard, self._clock())
+                    self._client.start_apply(shard, ())
                 for request in self._client.poll(TICK_SECONDS):
                     self._acknowledge(request)
+                self._shards.read(self._clock())
                 self._wakes.clear()
                 if self._clock() - last_tick > TICK_SECONDS:
                     last_tick = self._clock()
                     self._handle(TimePassed())
+        except ShardLostError as error:
+            with self._lock:
+                self._notices.silent_shards.append((error.shard, str(error)))
+            self.fail(error)
         except Exception as error:
             self.fail(error)
 
+    def _asks_all(self) -> None:
+        for shard in range(self._coordinator.spec.store.num_shards):
+            self._shards.asks(shard, self._clock())
+
     def _send(self, outbox: list[Record | TakeCut]) -> None:
         shards = range(self._coordinator.spec.store.num_shards)
+        if outbox:
+            self._asks_all()
         for is_cut, run in groupby(outbox, lambda each: isinstance(each, TakeCut)):
             if is_cut:
                 for cut in run:
@@ -278,8 +297,15 @@ class CoordinatorServer:
         for event in events_of(request):
             self._handle(event)
 
+    def _look_at_shards(self) -> None:
+        held_up_by = self._client.held_up_by
+        for shard, seconds in self._shards.newly_silent(self._clock(), held_up_by=held_up_by):
+            text = f"shard {shard} has answered nothing for {seconds:.0f} s"
+            self._notices.silent_shards.append((shard, text))
+
     def _status(self, told: Told) -> Status:
         c, notices = self._coordinator, self._notices
+        self._look_at_shards()
         told = told.known_in(c.spec.recovery_epoch)
         evaluations, shifts = c.progress.evaluations, c.modes.shifts
         ledger = c.ledger
@@ -315,6 +341,7 @@ class CoordinatorServer:
             workers={number: state.figures() for number, state in c.workers.items()},
             give_up=tuple(notices.give_up[told.give_up :]),
             warnings=tuple(notices.warnings[told.warnings :]),
+            silent_shards=tuple(notices.silent_shards[told.silent_shards :]),
             failure=notices.failure,
             peak_rss_bytes=peak_rss_bytes(),
             cpu_seconds=time.process_time() - self._cpu_seconds_before,
@@ -325,6 +352,7 @@ class CoordinatorServer:
                 cuts=len(self._cuts),
                 give_up=len(notices.give_up),
                 warnings=len(notices.warnings),
+                silent_shards=len(notices.silent_shards),
                 recovery_epoch=c.spec.recovery_epoch,
             ),
         )

@@ -67,6 +67,8 @@ class CoordinatorSpec:
         heartbeat_timeout_seconds: a worker that says nothing for so long is given up.
         lease_timeout_seconds: a worker that reports, but is so long at one batch is given up; later
             where the job's batches take longer (`LeaseWatch`). None: never.
+        server_timeout_seconds: a shard that answers nothing for so long is said to be silent; None:
+            none is.
         stall_seconds: without any progress for so long the job is said to stall, and fails after
             as long again, or after three times `lease_timeout_seconds`.
         place_seconds: without any worker for so long the job is said to wait for a place, and fails
@@ -97,6 +99,7 @@ class CoordinatorSpec:
     max_consecutive_non_finite: int | None = None
     heartbeat_timeout_seconds: float = 60.0
     lease_timeout_seconds: float | None = 60.0
+    server_timeout_seconds: float | None = 10.0
     stall_seconds: float = 120.0
     place_seconds: float = 180.0
 

@@ -40,7 +40,8 @@ class Status:
         mode_epoch: how often the mode has changed.
         limit: batches given out at most, where that is less than all; None: all.
         step, applied_step: that is ordered next, and that every shard has reached.
-        shifts, cuts, evaluations, give_up, warnings: what was not told before, see `told`.
+        shifts, cuts, evaluations, give_up, warnings, silent_shards: what was not told before, see
+            `told`.
         last_evaluation: told before or not.
         cut: that every shard holds frozen and that is to be written now; None: there is none.
         recovery_epoch: that the coordinator is in.
@@ -80,6 +81,7 @@ class Status:
     last_evaluation: EvaluationResult | None = None
     give_up: tuple[tuple[int, int, str], ...] = ()
     warnings: tuple[str, ...] = ()
+    silent_shards: tuple[tuple[int, str], ...] = ()
     failure: str | None = None
     peak_rss_bytes: int = 0
     cpu_seconds: float = 0.0

@@ -16,7 +16,7 @@ from ps.client.client import PsClient
 from ps.messages import wire
 from ps.messages.exchange import Refusal
 from ps.messages.pull_push import ANY_STEP, PullReply, PushReply
-from ps.messages.records import Apply
+from ps.messages.records import Apply, ApplyReply
 from ps.messages.wire import encode
 from ps.net import listener, sockets
 from ps.net.sockets import connect, receive, send
@@ -434,3 +434,32 @@ def test_parked_pulls_and_direct_replies_of_one_peer_do_not_mix(
     assert {reply.request_id for reply in replies} == {*range(8), *range(100, 108)}
     assert len({reply.values.tobytes() for reply in replies}) == 1
     assert all(np.isfinite(reply.values).all() for reply in replies)
+
+
+def test_without_its_coordinator_a_shard_answers_nobody_until_it_hears_of_it(
+    small_job: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = small_job(TABLES)
+    served = serve(job)
+    sock = served.connect(0)
+    monkeypatch.setattr(served.planes[0], "_lease_seconds", 0.2)
+    time.sleep(0.3)
+    assert isinstance(ask(sock, job, [1]), PullReply), "it has yet to come"
+
+    def beat() -> None:
+        send(sock, Apply(3, job.epoch, ()))
+        assert isinstance(receive(sock)[0], ApplyReply)
+
+    beat()
+    assert isinstance(ask(sock, job, [1]), PullReply)
+    time.sleep(0.3)
+    push = job.contribution(0, job.unique([1]))
+    for message in (job.pull(0, job.unique([1])), push):
+        send(sock, message)
+        refusal = receive(sock)[0]
+        assert isinstance(refusal, Refusal)
+        assert refusal.reason == "fenced"
+        assert "has heard no coordinator for" in refusal.text
+    beat()
+    assert isinstance(ask(sock, job, [1]), PullReply)
+    sock.close()
