@@ -24,7 +24,7 @@ from fuzzing.run import Target, WrongResultError
 from ps.messages import exchange
 from ps.messages.exchange import Refusal
 from ps.messages.pull_push import ANY_STEP, Contribution, Pull
-from ps.messages.records import Apply, Entry, Record, TableEviction
+from ps.messages.records import Apply, DenseNorm, Entry, Record, TableEviction
 from ps.messages.wire import MAGIC, PREFIX, encode
 from ps.net.sockets import prove_as_client, prove_as_server, receive
 from ps.shard.shard import Shard
@@ -110,7 +110,7 @@ def any_of(hint: Any, rng: Random) -> Any:
 
 
 def steps_of_a_shard() -> list[Any]:
-    """Messages that take a new shard through three steps, in order."""
+    """Messages that take a new shard through three steps, one of every kind for each."""
     found: list[Any] = []
     rng = np.random.default_rng(0)
     for step in range(3):
@@ -153,7 +153,8 @@ def steps_of_a_shard() -> list[Any]:
             evict=(TableEviction(0, min_version=step - 1, rows_per_bucket=3),),
             discard=((step, 1),),
         )
-        found.append(Apply(request_id=step, recovery_epoch=0, records=(record,)))
+        norm = DenseNorm(step, recovery_epoch=0, step=step, entries=record.entries, divisor=4)
+        found += [norm, Apply(request_id=step, recovery_epoch=0, records=(record,))]
     return found
 
 
@@ -181,6 +182,8 @@ class DataFrames:
             for _ in range(_OF_EACH_KIND)
         ]
         self._shard = new_shard()
+        for message in steps_of_a_shard():  # kernels are compiled, which takes memory
+            self._shard.handle(message, "known")
         self._handled = 0
 
     def target(self) -> Target:

@@ -12,10 +12,12 @@ have one in common.
 import hashlib
 import itertools
 import os
+import stat
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,6 +40,7 @@ PARTS_SCHEMA = pa.schema(
     ]
 )
 _BEGIN_BYTES = 8 << 20  # that are written before the disk is told to begin with them
+_MAX_SCHEMA_BYTES = 1 << 20
 _MAGIC_BYTES = 8  # before the first message of an Arrow file
 
 
@@ -106,6 +109,18 @@ class HashedFile:
         length, digest = self.length - self._part_start, self._part_digest.digest()
         self._part_start, self._part_digest = self.length, hashlib.sha256()
         return FilePart(path, *within, rows, length, digest)
+
+
+def open_file(path: Path) -> BufferedReader:
+    """Open a file to be read, through links too.
+
+    Raises:
+        CheckpointError: it is a pipe, a device or a folder, of which reading might never end.
+        OSError: it can't be opened.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise CheckpointError(f"{path} is not a regular file")
+    return open(path, "rb")
 
 
 def numbers_of(batch: pa.RecordBatch) -> npt.NDArray[Any]:
@@ -226,14 +241,16 @@ def read_parts(
     if not places:
         return
     path = directory / entry.path
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size != entry.bytes:
             raise CheckpointError(
                 f"{path} is damaged: it has {size} bytes, the manifest says {entry.bytes}"
             )
         file.seek(_MAGIC_BYTES)
-        check_schema(path, pa.ipc.read_schema(file), schema)
+        # Nothing else is parsed before it is known to be right.
+        found = pa.ipc.read_schema(pa.py_buffer(file.read(_MAX_SCHEMA_BYTES)))
+        check_schema(path, found, schema)
         for offset, part in places:
             file.seek(offset)
             data = file.read(part.num_bytes)

@@ -23,6 +23,7 @@ from ps.checkpoint.file_parts import (
     check_part,
     check_schema,
     numbers_of,
+    open_file,
     parts_by_file,
     parts_from,
     read_parts,
@@ -74,6 +75,13 @@ class CheckpointFiles:
                         f"{self.directory / MANIFEST} lists {found} files of {kind} of table"
                         f" {table.name}, but {self.store.num_shards} shards wrote one each"
                     )
+
+        blocks = sum(e.rows for e in self.manifest.files if e.path.startswith("dense/blocks-"))
+        if blocks != self.store.num_blocks:
+            raise CheckpointError(
+                f"{self.directory / MANIFEST} lists {blocks} dense blocks, its dense parameters"
+                f" need {self.store.num_blocks}"
+            )
 
     def batches(
         self, prefix: str, schema: pa.Schema, wanted: tuple[int, int]
@@ -131,7 +139,9 @@ class CheckpointFiles:
         with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
             check_schema(path, reader.schema, schema)
             for number in range(reader.num_record_batches):
-                yield None, reader.get_batch(number)
+                batch = reader.get_batch(number)
+                batch.validate(full=True)
+                yield None, batch
 
     def check_sizes(self) -> None:
         """Check that every file is there and as long as the manifest says; none is read.
@@ -166,7 +176,7 @@ class CheckpointFiles:
             return
         path = self.directory / entry.path
         size = path.stat().st_size
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         self.bytes_read += size
         if size != entry.bytes or digest != entry.sha256:

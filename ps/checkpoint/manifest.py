@@ -1,14 +1,15 @@
 """The manifest of a checkpoint, which is written last: what the checkpoint is of, and its files."""
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ps.checkpoint.file_parts import CheckpointError, FileEntry
-from ps.checkpoint.sealed_json import seal_of, sealed_text, unsealed
+from ps.checkpoint.file_parts import CheckpointError, FileEntry, open_file
+from ps.checkpoint.sealed_json import SEAL, seal_of, sealed_text, unsealed
 from runtime.durable import write_text
 from runtime.typed import decoder_of, field_values
 
@@ -97,6 +98,7 @@ def read_manifest(path: Path) -> tuple[Manifest, str]:
     data = _mapping_of(path)
     if data.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not the manifest of a checkpoint")
+    is_sealed = SEAL in data
     try:
         data = unsealed(data)
         seal = seal_of(data)
@@ -108,6 +110,8 @@ def read_manifest(path: Path) -> tuple[Manifest, str]:
         raise CheckpointError(
             f"{path} has format version {version}, this software reads 1 to {FORMAT_VERSION}"
         )
+    if version != 1 and not is_sealed:
+        raise CheckpointError(f"{path} is damaged: it lacks its checksum")
     try:
         data["files"] = [_in_order(FileEntry, entry) for entry in data["files"]]
         if data.get("parent") is not None:
@@ -124,8 +128,9 @@ def read_manifest(path: Path) -> tuple[Manifest, str]:
 
 def _mapping_of(path: Path) -> dict[str, Any]:
     try:
-        size = path.stat().st_size
-        text = path.read_bytes() if size <= MAX_MANIFEST_BYTES else b""
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            text = file.read(size) if size <= MAX_MANIFEST_BYTES else b""
     except OSError as error:
         raise CheckpointError(f"no checkpoint: {path}: {error.strerror or error}") from error
     if size > MAX_MANIFEST_BYTES:

@@ -145,7 +145,12 @@ class CheckpointReader:
         """Read dense blocks [first, end) with their slots, float32[blocks, width]."""
         first, end = blocks or (0, self.store.num_blocks)
         rule = rule_for(self.store.dense_optimizer, sparse=False)
-        found = np.zeros((end - first, rule.row_width(BLOCK_SIZE)), np.float32)
+        try:
+            found = np.zeros((end - first, rule.row_width(BLOCK_SIZE)), np.float32)
+        except (MemoryError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.directory} has {end - first} dense blocks, for which there is no memory"
+            ) from error
         seen = np.zeros(end - first, np.bool_)
         for batch in self.chain[0].batches("dense/blocks-", block_schema(rule), (first, end)):
             numbers = batch.column(0).to_numpy()

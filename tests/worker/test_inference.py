@@ -20,7 +20,7 @@ from embedding.spec.composition import Part
 from embedding.spec.optimizers import Adagrad, AdamAsync, Optimizer, Sgd
 from ps.checkpoint.digest import bucket_digests
 from ps.checkpoint.manifest import CheckpointError, Manifest, write_manifest
-from ps.checkpoint.sealed_json import unsealed
+from ps.checkpoint.sealed_json import sealed_text, unsealed
 from ps.checkpoint.write import write_shard
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec
@@ -306,7 +306,7 @@ Edit = Callable[[dict[str, Any]], Any]
 def test_damaged_manifest_is_refused(checkpoint: Path, edit: Edit, message: str) -> None:
     manifest = unsealed(json.loads((checkpoint / "manifest.json").read_text()))
     edit(manifest)
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    (checkpoint / "manifest.json").write_text(sealed_text(manifest)[0])
 
     with pytest.raises(CheckpointError, match=message):
         Predictor.from_checkpoint(checkpoint)
@@ -319,7 +319,7 @@ def test_a_lookup_written_before_there_were_compositions_is_read(checkpoint: Pat
             del lookup[name]
     for feature in manifest["model"]["features"]["sparse"]:
         del feature["max_norm"]
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    (checkpoint / "manifest.json").write_text(sealed_text(manifest)[0])
 
     assert Predictor.from_checkpoint(checkpoint).model.lookups == LOOKUPS
 

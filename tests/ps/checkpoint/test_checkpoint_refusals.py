@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -15,7 +16,7 @@ from ps.checkpoint import manifest as checkpoint
 from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import check_fits, load_tables, start_shard_from
-from ps.checkpoint.sealed_json import SEAL, unsealed
+from ps.checkpoint.sealed_json import SEAL, sealed_text, unsealed
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def edit(directory: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     path = directory / "manifest.json"
     data = unsealed(json.loads(path.read_text()))
     change(data)
-    path.write_text(json.dumps(data))
+    path.write_text(sealed_text(data)[0])
     return directory
 
 
@@ -249,8 +250,66 @@ def test_a_manifest_that_is_written_otherwise_is_the_same(own: Path) -> None:
     read_everything(own)
 
 
-def test_a_manifest_of_a_version_without_a_checksum_is_read(own: Path) -> None:
-    read_everything(edit(own, lambda data: None))
+def test_a_manifest_without_a_checksum_is_one_of_the_first_version(own: Path) -> None:
+    path = own / "manifest.json"
+    data = unsealed(json.loads(path.read_text()))
+    path.write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged: it lacks its checksum"):
+        CheckpointReader(own)
+
+    path.write_text(json.dumps({**data, "format_version": 1}))
+    read_everything(own)
+
+
+@pytest.mark.parametrize("dense_size", [2**40, 2**62])
+def test_dense_parameters_that_no_memory_holds_are_refused(own: Path, dense_size: int) -> None:
+    """With files that claim as many, so that nothing but the claim is there."""
+
+    def claim(data: dict[str, Any]) -> None:
+        data["store"]["dense_size"] = dense_size
+        first, *others = (e for e in data["files"] if e["path"].startswith("dense/"))
+        first["rows"] = dense_size // 1024 - sum(entry["rows"] for entry in others)
+
+    edit(without_parts(own), claim)
+
+    with pytest.raises(CheckpointError, match="for which there is no memory"):
+        CheckpointReader(own).dense_vector()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("with_parts", [True, False])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+@pytest.mark.parametrize("name", ["manifest.json", "rows-00001-of-00002.arrow"])
+def test_what_is_no_file_is_refused_and_not_waited_for(
+    own: Path, name: str, kind: str, with_parts: bool
+) -> None:
+    if not with_parts:
+        without_parts(own)
+    path = next(own.rglob(name))
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+
+    for read in (read_everything, lambda directory: CheckpointReader(directory).verify()):
+        with pytest.raises(CheckpointError, match=rf"{name}( is not a regular file| is damaged)"):
+            read(own)
+
+
+def test_links_to_files_are_followed(own: Path, tmp_path: Path) -> None:
+    """As stores of models keep them: what is there has to have the checksum all the same."""
+    for path in [*own.rglob("*.arrow"), own / "manifest.json"]:
+        elsewhere = tmp_path / path.relative_to(own).as_posix().replace("/", "-")
+        path.rename(elsewhere)
+        path.symlink_to(elsewhere)
+    read_everything(own)
+
+    elsewhere.write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match=r"manifest\.json"):
+        CheckpointReader(own)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +390,7 @@ def test_a_file_that_is_no_arrow_file_is_refused_and_named(own: Path) -> None:
 def test_dense_blocks_that_are_not_listed_are_missed(own: Path) -> None:
     edit(without_parts(own), lambda data: data["files"].pop())
 
-    with pytest.raises(CheckpointError, match="lacks 2 dense blocks"):
+    with pytest.raises(CheckpointError, match="lists 1 dense blocks, its dense parameters need 3"):
         CheckpointReader(own).dense_vector()
 
 

@@ -17,7 +17,7 @@ from ps.checkpoint.file_parts import PARTS_SCHEMA
 from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import MovedDense, load_tables, start_shard_from
-from ps.checkpoint.sealed_json import unsealed
+from ps.checkpoint.sealed_json import sealed_text, unsealed
 
 LIST = "parts-00000-of-00002.arrow"
 ADAM = "tables/adam/rows-00000-of-00002.arrow"
@@ -52,7 +52,7 @@ def edit_manifest(directory: Path, change: Callable[[dict[str, Any]], Any]) -> N
     path = directory / "manifest.json"
     data = unsealed(json.loads(path.read_text()))
     change(data)
-    path.write_text(json.dumps(data))
+    path.write_text(sealed_text(data)[0])
 
 
 def edit_list(directory: Path, change: Callable[[list[dict[str, Any]]], Any]) -> None:
@@ -70,6 +70,24 @@ def edit_list(directory: Path, change: Callable[[list[dict[str, Any]]], Any]) ->
         entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
     edit_manifest(directory, agree)
+
+
+def test_a_list_whose_texts_lie_outside_of_it_is_refused(own: Path) -> None:
+    """Arrow follows the ends of texts wherever they point, unless it is told to look at them."""
+    path = own / LIST
+    with pa.ipc.open_file(path.read_bytes()) as reader:
+        texts = reader.get_batch(0).column(0).buffers()[1].to_pybytes()
+    data = path.read_bytes().replace(texts, b"\xff" * 8 + texts[8:])
+
+    def agree(manifest: dict[str, Any]) -> None:
+        (entry,) = [e for e in manifest["files"] if e["path"] == LIST]
+        entry["sha256"] = hashlib.sha256(data).hexdigest()
+
+    path.write_bytes(data)
+    edit_manifest(own, agree)
+
+    with pytest.raises(CheckpointError, match=rf"{LIST} can't be read"):
+        CheckpointReader(own).verify()
 
 
 def of_adam(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from ps.checkpoint.digest import bucket_digests
 from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import load_tables, start_shard_from
-from ps.checkpoint.sealed_json import unsealed
+from ps.checkpoint.sealed_json import sealed_text, unsealed
 
 BLOOM = BloomAdmission(min_count=3, max_elements=1, false_positive_probability=0.2)
 TABLES = (
@@ -220,7 +220,7 @@ def test_a_filter_missing_from_the_manifest_is_refused(small_job: Any, tmp_path:
     directory = trained(small_job, 2, steps=1).write_checkpoint(tmp_path)
     manifest = unsealed(json.loads((directory / "manifest.json").read_text()))
     manifest["files"] = [f for f in manifest["files"] if "bloom-00001" not in f["path"]]
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+    (directory / "manifest.json").write_text(sealed_text(manifest)[0])
 
     with pytest.raises(CheckpointError, match="lists 1 files of bloom of table bloom"):
         CheckpointReader(directory)

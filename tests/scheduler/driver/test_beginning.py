@@ -12,7 +12,7 @@ import pytest
 
 from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
-from ps.checkpoint.sealed_json import unsealed
+from ps.checkpoint.sealed_json import sealed_text, unsealed
 from scheduler import ConfigError, JobConfig, Result, Trainer
 from scheduler.driver.resolved import JobSpecs, resolve
 from scheduler.job.config import ModelConfig
@@ -205,7 +205,7 @@ def test_a_checkpoint_without_a_contract_is_taken_with_a_warning(
     whole = manifest.read_text()
     data = unsealed(json.loads(whole))
     del data["model"]["contract"]
-    manifest.write_text(json.dumps(data))
+    manifest.write_text(sealed_text(data)[0])
     try:
         with caplog.at_level(logging.WARNING):
             next_day(folder, day1)

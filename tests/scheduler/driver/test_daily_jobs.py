@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ps.checkpoint.sealed_json import unsealed
+from ps.checkpoint.sealed_json import sealed_text, unsealed
 from scheduler import JobConfig, Result, Trainer
 
 DAYS = 3
@@ -120,7 +120,7 @@ def test_time_starts_anew_where_the_job_says_so_or_the_checkpoint_does_not_know_
     manifest = Path(first_day.checkpoint) / "manifest.json"
     whole = manifest.read_text()
     older = {k: v for k, v in unsealed(json.loads(whole)).items() if k != "time"}
-    manifest.write_text(json.dumps(older))
+    manifest.write_text(sealed_text(older)[0])
     try:
         with caplog.at_level(logging.WARNING):
             old = train(days, tmp_path / "b", "1", run={"init_from": first_day.path})
