@@ -6,6 +6,9 @@ from typing import Any
 import yaml
 
 _MERGE = "tag:yaml.org,2002:merge"
+# More than any job has. What an alias (`*name`) stands for counts each time.
+_MOST_VALUES = 100_000
+_DEEPEST = 100
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
@@ -21,9 +24,15 @@ def read_yaml(text: str) -> Any:
 
     Raises:
         JobYamlError: the text is not YAML, has a key twice, or a number like 010; with the lines.
+            Or it comes to far more values than it has characters, as aliases of aliases do.
     """
     try:
-        return yaml.load(text, _Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node)
+        return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise JobYamlError(f"it is not valid YAML: {error}") from error
     except RecursionError:
@@ -38,6 +47,11 @@ class _Loader(yaml.SafeLoader):
 
     Numbers with another base than they seem to have are refused, and text that is none.
     """
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        if self.flow_level >= _DEEPEST:  # PyYAML takes seconds to find out by itself
+            raise RecursionError
+        super().fetch_flow_collection_start(token)
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
         node = super().compose_scalar_node(anchor)
@@ -65,6 +79,28 @@ class _Loader(yaml.SafeLoader):
                 )
             lines[name] = line
         return node
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Refuse what is larger than it looks: values that are there by aliases, again and again."""
+    sizes: dict[int, int] = {}
+
+    def size_of(node: yaml.Node) -> int:
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        if id(node) not in sizes:
+            sizes[id(node)] = _MOST_VALUES + 1  # of what is a part of itself
+            items = node.value
+            if isinstance(node, yaml.MappingNode):
+                items = [part for pair in items for part in pair]
+            sizes[id(node)] = 1 + sum(map(size_of, items))
+        return sizes[id(node)]
+
+    if size_of(root) > _MOST_VALUES:
+        raise JobYamlError(
+            f"its aliases (*name) make more than {_MOST_VALUES} values of it, or name what they are"
+            " a part of. Write the values out"
+        )
 
 
 def _joined(node: yaml.ScalarNode) -> str:

@@ -101,3 +101,34 @@ def test_a_character_that_json_writes_as_two_escapes_is_one() -> None:
 def test_half_a_character_is_refused_which_no_file_can_hold(half: str) -> None:
     with pytest.raises(JobYamlError, match=r"line 2 has half a character"):
         read_yaml(f'a: 1\nb: "{half}"')
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a0: &a0 [1, 2]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)),
+        "a0: &a0 {b: 1}\n"
+        + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 40)),
+        "a: &a [1, *a]",
+        "a: &a {b: *a}",
+    ],
+)
+def test_aliases_that_make_a_mountain_of_a_text_are_refused(text: str) -> None:
+    with pytest.raises(JobYamlError, match="its aliases"):
+        read_yaml(text)
+
+
+def test_aliases_are_values_wherever_they_stand() -> None:
+    text = "a: &a {b: [1, 2]}\nc: [*a, *a]\nd: {<<: *a, e: 3}"
+
+    assert read_yaml(text) == {
+        "a": {"b": [1, 2]},
+        "c": [{"b": [1, 2]}, {"b": [1, 2]}],
+        "d": {"b": [1, 2], "e": 3},
+    }
+
+
+def test_a_text_of_nothing_is_nothing() -> None:
+    assert read_yaml("") is None
+    assert read_yaml("# nothing\n") is None
