@@ -8,12 +8,15 @@ from ray.exceptions import RayTaskError
 
 from ps.checkpoint.restore import MovedDense
 from ps.client.client import ShardLostError
+from ps.shard.facts import ShardFacts
+from scheduler.coordinator.coordinator_state import CoordinatorState
+from scheduler.coordinator.rebuilding import longest_log, state_after
 from scheduler.coordinator.status import Status
 from scheduler.driver.answers import answers_of
 from scheduler.driver.launch import Launcher
 from scheduler.driver.points import Point
 from scheduler.driver.processes import COORDINATOR, Processes, ProcessLostError, Who
-from scheduler.driver.ray_calls import seconds_to_move
+from scheduler.driver.ray_calls import MOVE_SECONDS, seconds_to_move
 from scheduler.driver.remote import control_facts
 from scheduler.driver.resolved import JobSpecs
 from scheduler.driver.setups import Setups
@@ -50,24 +53,51 @@ class Epochs:
         self._workforce = workforce
         self._reached = reached
         self._begun = False
+        self._state: CoordinatorState | None = None  # that the coordinator began with
 
-    def begin(self, point: Point, last: Status | None = None) -> None:
-        """Have all processes work in a new epoch, from a point on; lost ones were replaced before.
+    def begin(self, point: Point | None, last: Status | None = None) -> CoordinatorState:
+        """Have all processes work in a new epoch; lost ones were replaced before.
 
         Where it fails halfway it can be begun again: that is another epoch.
 
         Args:
+            point: that all go back to. None: the servers live and keep what they hold, and only
+                the coordinator is another one.
             last: what was known of the epoch before: what people have ordered holds on.
+
+        Returns:
+            the state that the coordinator begins with.
 
         Raises:
             ProcessLostError: a server or the coordinator died meanwhile.
             StartError: the cluster has no place for a process in time.
             RayTaskError: a server can't take its part of the model.
+            ValueError: what the servers hold is no state of the job.
         """
         # On the disk first, so that nobody after us takes its number for another history.
         epoch = self._run.enter_epoch() if self._begun else self._run.recovery_epoch
         self._begun = True
         self._workforce.leave(epoch - 1)
+        state = self._kept(epoch, last) if point is None else self._restored(epoch, point, last)
+        self._state = state
+        self._reached("servers")
+        self._begin_coordinator(epoch, state)
+        self._reached("coordinator")
+        processes = self._processes
+        self._run.write_control(control_facts(processes, recovery_epoch=epoch))
+        assert processes.coordinator.address is not None, "it has begun"
+        self._workforce.go_to(
+            self._setups.worker(
+                addresses=processes.addresses,
+                coordinator=processes.coordinator.address,
+                recovery_epoch=epoch,
+            )
+        )
+        self._reached("workers")
+        return state
+
+    def _restored(self, epoch: int, point: Point, last: Status | None) -> CoordinatorState:
+        """Have all servers take their part of a point."""
         processes = self._processes
         # Those that live read their part while others come up.
         calls: dict[Who, Any] = {}
@@ -80,19 +110,33 @@ class Epochs:
                 calls["server", index] = self._give_state(index, epoch, point)
         limit = self._specs.config.cluster.start_timeout_seconds
         answers_of(processes, calls, seconds=limit + seconds_to_move(point.num_bytes))
-        self._reached("servers")
-        self._begin_coordinator(epoch, point, last)
-        self._reached("coordinator")
-        self._run.write_control(control_facts(processes, recovery_epoch=epoch))
-        assert processes.coordinator.address is not None, "it has begun"
-        self._workforce.go_to(
-            self._setups.worker(
-                addresses=processes.addresses,
-                coordinator=processes.coordinator.address,
-                recovery_epoch=epoch,
-            )
-        )
-        self._reached("workers")
+        if last is None:
+            return point.state
+        return replace(point.state, num_workers=last.num_workers, paused=last.paused)
+
+    def _kept(self, epoch: int, last: Status | None) -> CoordinatorState:
+        """Bring all servers to the step of the one that is furthest, see `rebuilding`."""
+        processes = self._processes
+        if self._state is None:
+            raise ValueError("no coordinator has begun yet")
+        # From here on nobody takes a record of the coordinator before, be it alive or not.
+        leaving = processes.of_servers(lambda handle: handle.leave.remote())
+        facts: dict[Who, ShardFacts] = answers_of(processes, leaving)
+        furthest = longest_log(list(facts.values()))
+        who, step = ("server", furthest), facts["server", furthest].step
+        behind = [other for other, its in facts.items() if its.step < step]
+        if behind:
+            lowest = min(facts[other].step for other in behind)
+            asked = processes.servers[furthest].handle.log_from.remote(lowest)
+            log = answers_of(processes, {who: asked})[who]
+            calls = {}
+            for other in behind:
+                lacks = tuple(record for record in log if record.step >= facts[other].step)
+                calls[other] = processes.servers[other[1]].handle.catch_up.remote(lacks)
+            answers_of(processes, calls, seconds=MOVE_SECONDS)
+        state = state_after(facts[who], self._state, last, self._specs.coordinator)
+        answers_of(processes, processes.of_servers(lambda handle: handle.enter.remote(epoch)))
+        return state
 
     def replace(self, lost: list[Who]) -> None:
         """Create new processes for lost ones; they come up fenced."""
@@ -119,10 +163,7 @@ class Epochs:
             epoch, beginning.checkpoint, goes_on=beginning.start.goes_on, moved=moved
         )
 
-    def _begin_coordinator(self, epoch: int, point: Point, last: Status | None) -> None:
-        state = point.state
-        if last is not None:
-            state = replace(state, num_workers=last.num_workers, paused=last.paused)
+    def _begin_coordinator(self, epoch: int, state: CoordinatorState) -> None:
         try:
             self._launcher.begin_coordinator(
                 self._processes,

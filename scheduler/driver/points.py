@@ -27,11 +27,6 @@ class Point:
         return self.state.step
 
     @property
-    def samples(self) -> int:
-        """How many samples are trained by then."""
-        return self.state.ledger.samples.applied
-
-    @property
     def described(self) -> str:
         """How a person is told of it."""
         if self.checkpoint is None:

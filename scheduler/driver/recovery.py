@@ -10,7 +10,7 @@ from ray.exceptions import RayTaskError
 from ps.checkpoint.manifest import CheckpointError
 from scheduler.driver.epochs import Epochs
 from scheduler.driver.points import Point
-from scheduler.driver.processes import ProcessLostError
+from scheduler.driver.processes import COORDINATOR, ProcessLostError
 from scheduler.driver.supervisor import Supervisor
 from scheduler.run.recoveries import Recoveries
 
@@ -21,7 +21,10 @@ TOGETHER_SECONDS = 0.2
 
 
 class Recovery:
-    """Does the work of a job, and does it again from a cut whenever a process is lost.
+    """Does the work of a job, and goes on with it whenever a process is lost.
+
+    Where a server is lost, all of them go back to a cut. Where only the coordinator is, they go on
+    where they are.
 
     Args:
         epochs: begins recovery epochs.
@@ -48,34 +51,33 @@ class Recovery:
         self._note = note
         self._damaged: set[Path] = set()
 
-    def run(self, point: Point, work: Callable[[], T]) -> T:
+    def run(self, first: Point, work: Callable[[], T]) -> T:
         """Begin at a point and do the work; return what it returns.
 
         Args:
-            work: what is done once all processes work; done anew, from a cut on, after a loss.
+            work: what is done once all processes work; done anew after a loss.
 
         Raises:
             TrainingError: the job can't go on.
         """
+        point: Point | None = first
         while True:
             entering = True
             try:
-                self._epochs.begin(point, self._supervisor.last_status)
-                self._supervisor.begin_epoch(point)
+                state = self._epochs.begin(point, self._supervisor.last_status)
+                self._recoveries.goes_back(state.step, state.ledger.samples.applied)
+                self._supervisor.begin_epoch(state)
                 entering = False
                 return work()
             except ProcessLostError as loss:
                 point = self._after(loss, entering=entering)
-            except RayTaskError as error:
-                damaged = isinstance(error.cause, CheckpointError | OSError)
-                if not (entering and damaged and point.checkpoint is not None):
+            except (RayTaskError, ValueError) as error:
+                point = self._instead_of(point, error) if entering else None
+                if point is None:
                     raise
-                self._damaged.add(point.checkpoint)
-                self._note(f"{point.checkpoint} can't be used: {error.cause}")
-                point = self._back()
 
-    def _after(self, loss: ProcessLostError, *, entering: bool) -> Point:
-        """Replace what is lost; return the point at which the job goes on."""
+    def _after(self, loss: ProcessLostError, *, entering: bool) -> Point | None:
+        """Replace what is lost; return where the job goes on, None: where the servers are."""
         time.sleep(TOGETHER_SECONDS)
         lost = {**self._supervisor.lost_servers(), **loss.lost}
         last = self._supervisor.last_status
@@ -88,10 +90,28 @@ class Recovery:
         )
         self._note("; ".join(lost.values()))
         self._epochs.replace(sorted(lost))
+        if list(lost) == [COORDINATOR]:
+            self._note("the servers have all that was applied: the job goes on from there")
+            return None
+        return self._back()
+
+    def _instead_of(self, point: Point | None, error: RayTaskError | ValueError) -> Point | None:
+        """Return where the job goes back to where it can't begin at a point; None: nowhere."""
+        if point is None:
+            self._note(f"the servers don't hold one state of the job: {_cause(error)}")
+            return self._back()
+        if point.checkpoint is None or not isinstance(_cause(error), CheckpointError | OSError):
+            return None
+        self._damaged.add(point.checkpoint)
+        self._note(f"{point.checkpoint} can't be used: {_cause(error)}")
         return self._back()
 
     def _back(self) -> Point:
         point = self._newest_point(self._damaged)
-        self._recoveries.goes_back(point.step, point.samples)
         self._note(f"the job goes back to {point.described}")
         return point
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what a process raised, of an error that Ray wraps."""
+    return getattr(error, "cause", None) or error

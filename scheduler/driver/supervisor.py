@@ -12,12 +12,12 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ps.client.client import ShardLostError
 from ps.server.figures import ServerFigures
 from runtime.memory import peak_rss_bytes
+from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.history import NOTHING
 from scheduler.coordinator.modes.shift import described
 from scheduler.coordinator.status import Status, joined
 from scheduler.driver.answers import answers_of
 from scheduler.driver.launch import Launcher
-from scheduler.driver.points import Point
 from scheduler.driver.processes import (
     COORDINATOR,
     Processes,
@@ -81,21 +81,19 @@ class Supervisor:
         self._to_give_up: deque[tuple[int, int, str]] = deque()
         self._warnings: deque[str] = deque()
         self.last_status: Status | None = None
-        self._is_new = True
 
     @property
     def worker_restarts(self) -> int:
         """How many workers died and were replaced."""
         return self.workforce.restarts
 
-    def begin_epoch(self, point: Point) -> None:
-        """All processes are in another epoch, which began at a point."""
-        self._is_new = True
-        self._evaluations_told = len(point.state.evaluations)
-        self._shifts_told = len(point.state.modes.shifts)
+    def begin_epoch(self, state: CoordinatorState) -> None:
+        """All processes are in another epoch, which began at a state."""
+        self._evaluations_told = min(self._evaluations_told, len(state.evaluations))
+        self._shifts_told = min(self._shifts_told, len(state.modes.shifts))
         self._to_give_up.clear()
         self._warnings.clear()
-        self._interval.begin_at(point.state)
+        self._interval.begin_at(state)
 
     def until_trained(self) -> Status:
         """Supervise until every batch is resolved and applied."""
@@ -147,10 +145,9 @@ class Supervisor:
         Returns:
             The status with all evaluations and shifts since the start.
         """
-        before = None if self._is_new else self.last_status
+        before = self.last_status
         told = NOTHING if before is None else before.told
         new = self._answer_of_coordinator(self.processes.coordinator.handle.status.remote(told))
-        self._is_new = False
         self._to_give_up.extend(new.give_up)
         self._warnings.extend(new.warnings)
         self.last_status = status = joined(before, new)

@@ -91,16 +91,23 @@ class Recoveries:
             self._open = _Open(now, cause, step, samples)
         else:
             self._open.cause += f"; then {cause}"
+            self._open.from_step = max(self._open.from_step, step)
+            self._open.samples = max(self._open.samples, samples)
         self._losses.update(lost.keys())
         if 0 <= self._max_failures < self._failures:
             raise TrainingError(
                 f"{cause}. The job can't go on: it may fail {self._max_failures} times"
                 " (cluster.max_failures)"
             )
-        if len(self._row) >= MOST_IN_A_ROW or max(self._losses.values()) >= MOST_IN_A_ROW:
+        if len(self._row) >= MOST_IN_A_ROW:
             raise TrainingError(
                 f"{cause}. The job can't go on: it failed {len(self._row)} times without getting"
                 f" beyond step {self._row_step}, where it failed first: {'; then '.join(self._row)}"
+            )
+        if max(self._losses.values()) >= MOST_IN_A_ROW:
+            raise TrainingError(
+                f"{cause}. The job can't go on: one of its processes was lost {MOST_IN_A_ROW} times"
+                f" before a step was applied: {self._open.cause}"
             )
 
     def goes_back(self, step: int, samples: int) -> None:

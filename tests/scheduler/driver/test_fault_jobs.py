@@ -148,7 +148,10 @@ def test_a_job_goes_on_after_servers_a_worker_and_the_coordinator_were_killed(
     assert killed["redone_steps"] > 0
     assert killed["recovery_seconds"] > 0
     assert calm["recoveries"] == []
+    # The servers had all steps that it had ordered.
+    assert killed["recoveries"][-1]["redone_steps"] == 0
     said = capsys.readouterr().err
+    assert "the job goes on from there" in said
     assert "the job goes back to the job's beginning (step 0)" in said
     assert "the job goes on after" in said
     epoch = json.loads((tmp_path / "killed" / "epoch.json").read_text())["recovery_epoch"]

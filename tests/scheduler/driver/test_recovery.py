@@ -1,0 +1,152 @@
+"""Where a job goes on after which loss; without Ray."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import RayTaskError
+
+import scheduler.driver.recovery
+from ps.checkpoint.file_parts import CheckpointError
+from scheduler.coordinator.clock import ClockState
+from scheduler.coordinator.coordinator_state import CoordinatorState
+from scheduler.coordinator.ledger import LedgerState
+from scheduler.coordinator.mode_control import ModeState
+from scheduler.driver.points import Point
+from scheduler.driver.processes import COORDINATOR, ProcessLostError, Who
+from scheduler.driver.recovery import Recovery
+from scheduler.run.recoveries import Recoveries
+
+SERVER: Who = ("server", 1)
+BEGINNING = CoordinatorState(
+    step=0, ledger=LedgerState(), modes=ModeState(mode="sync"), clock=ClockState()
+)
+OLD, NEW = (
+    Point(state=replace(BEGINNING, step=step), checkpoint=Path(f"full-{step}")) for step in (3, 7)
+)
+
+
+class Job:
+    """Epochs and supervisor of a job whose losses are made up.
+
+    Args:
+        begins: what each beginning of an epoch comes to, an exception or None.
+        works: what the work comes to in each.
+    """
+
+    last_status = None
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        begins: list[Exception | None],
+        works: list[Exception | None],
+        points: list[Point],
+    ) -> None:
+        monkeypatch.setattr(scheduler.driver.recovery, "TOGETHER_SECONDS", 0.0)
+        self.begun: list[Point | None] = []
+        self.replaced: list[list[Who]] = []
+        self.notes: list[str] = []
+        self._begins, self._works, self._points = begins, works, points
+        self._recovery = Recovery(
+            epochs=self,  # type: ignore[arg-type]
+            supervisor=self,  # type: ignore[arg-type]
+            recoveries=Recoveries(-1),
+            newest_point=lambda damaged: next(
+                p for p in self._points if p.checkpoint not in damaged
+            ),
+            note=self.notes.append,
+        )
+
+    def run(self) -> str:
+        return self._recovery.run(Point(state=BEGINNING), self._work)
+
+    def begin(self, point: Point | None, last: Any) -> CoordinatorState:
+        self.begun.append(point)
+        _come_to(self._begins.pop(0) if self._begins else None)
+        return BEGINNING if point is None else point.state
+
+    def replace(self, lost: list[Who]) -> None:
+        self.replaced.append(lost)
+
+    def begin_epoch(self, state: CoordinatorState) -> None:
+        pass
+
+    def lost_servers(self) -> dict[Who, str]:
+        return {}
+
+    def _work(self) -> str:
+        _come_to(self._works.pop(0) if self._works else None)
+        return "done"
+
+
+def _come_to(end: Exception | None) -> None:
+    if end is not None:
+        raise end
+
+
+def lost(*who: Who) -> ProcessLostError:
+    return ProcessLostError({each: f"{each[0]} {each[1]} died" for each in who})
+
+
+def raised(cause: Exception) -> RayTaskError:
+    return RayTaskError("start_from", "traceback", cause)
+
+
+Make = Callable[..., Job]
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Make:
+    return lambda begins, works, points: Job(monkeypatch, begins, works, points)
+
+
+@pytest.mark.parametrize(
+    ("who", "goes_on_at"),
+    [([SERVER], NEW), ([COORDINATOR], None), ([COORDINATOR, SERVER], NEW)],
+)
+def test_where_a_server_is_lost_all_go_back_and_where_the_coordinator_is_nobody(
+    make: Make, who: list[Who], goes_on_at: Point | None
+) -> None:
+    job = make([], [lost(*who)], [NEW, OLD])
+
+    assert job.run() == "done"
+
+    assert job.begun[1:] == [goes_on_at]
+    assert job.replaced == [who]
+
+
+def test_what_is_lost_on_the_way_back_is_replaced_too(make: Make) -> None:
+    job = make([None, lost(("server", 0)), lost(COORDINATOR)], [lost(SERVER)], [NEW])
+
+    assert job.run() == "done"
+
+    assert job.begun[1:] == [NEW, NEW, None]
+
+
+def test_servers_that_hold_no_one_state_go_back(make: Make) -> None:
+    job = make([None, ValueError("shard 1 is of epoch 2")], [lost(COORDINATOR)], [NEW])
+
+    assert job.run() == "done"
+
+    assert job.begun[1:] == [None, NEW]
+    assert "the servers don't hold one state of the job: shard 1 is of epoch 2" in job.notes
+
+
+def test_a_checkpoint_that_is_found_damaged_is_told_and_an_older_one_taken(make: Make) -> None:
+    damaged = raised(CheckpointError("its part 3 has another checksum"))
+    job = make([None, damaged], [lost(SERVER)], [NEW, OLD])
+
+    assert job.run() == "done"
+
+    assert job.begun[1:] == [NEW, OLD]
+    assert "full-7 can't be used: its part 3 has another checksum" in job.notes
+
+
+def test_what_fails_at_the_start_or_in_the_work_ends_the_job(make: Make) -> None:
+    with pytest.raises(RayTaskError, match="traceback"):
+        make([raised(MemoryError("no room for the tables"))], [], [NEW]).run()
+    with pytest.raises(ValueError, match="a fault of ours"):
+        make([], [ValueError("a fault of ours")], [NEW]).run()
