@@ -3,7 +3,6 @@
 So nothing is sorted, and who wants some buckets of the file reads the parts of their groups only.
 """
 
-import queue
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,6 @@ Float32Array = npt.NDArray[np.float32]
 MAX_GROUPS = 64
 _LEAST_PART_BYTES = 2 << 20  # that a group is worth
 _MOST_PART_BYTES = 8 << 20
-_SPARE = 4  # buffers that are being written while others fill
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ class Group:
 
 
 class BucketGroups:
-    """Buffers of some groups; whoever takes a full one may go on reading it in another thread.
+    """Buffers of some groups.
 
     Args:
         buckets: (first, end) of all keys that come.
@@ -46,7 +44,7 @@ class BucketGroups:
         num_numbers: int64 columns, the key among them.
         widths: of the float32 columns.
         max_bytes: of all buffers together.
-        take: is given each full buffer, and a function to call once it was read.
+        take: is given each full buffer, to be read before it returns.
     """
 
     def __init__(
@@ -57,47 +55,41 @@ class BucketGroups:
         num_numbers: int,
         widths: Sequence[int],
         max_bytes: int,
-        take: Callable[[Group, Callable[[], None]], None],
+        take: Callable[[Group], None],
     ) -> None:
         row_bytes = 8 * num_numbers + 4 * sum(widths)
         wanted = min(num_rows * row_bytes // _LEAST_PART_BYTES, MAX_GROUPS, buckets[1] - buckets[0])
         groups = max(1, wanted)
         edges = np.unique(np.linspace(*buckets, groups + 1).astype(np.int64))
-        num_buffers = groups + _SPARE
-        at_most = min(max_bytes // num_buffers, _MOST_PART_BYTES) // row_bytes
+        at_most = min(max_bytes // groups, _MOST_PART_BYTES) // row_bytes
         self._capacity = max(1, min(at_most, num_rows))
         self._edges = edges.tolist()
         self._group_of = np.zeros(NUM_BUCKETS, np.uint8)
         for group, (first, end) in enumerate(zip(self._edges, self._edges[1:], strict=False)):
             self._group_of[first:end] = group
-        shape = num_buffers, self._capacity
+        shape = groups, self._capacity
         self._numbers = [np.empty(shape, np.int64) for _ in range(num_numbers)]
         self._floats = [np.empty((*shape, width), np.float32) for width in widths]
         self._filled = np.zeros(groups, np.int64)
-        self._buffer_of = np.arange(groups)
-        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for number in range(groups, num_buffers):
-            self._free.put(number)
         self._take = take
 
     def add(self, numbers: Sequence[Int64Array], *floats: Float32Array) -> None:
-        """Take rows, each with all of its columns; waits while all buffers are being written.
+        """Take rows, each with all of its columns.
 
         Args:
             numbers: int64[n] each; the first are the keys.
             floats: float32[n, width] each, one column after another in one array or several.
         """
         keys = numbers[0]
-        buffers, places = np.empty(keys.size, np.int64), np.empty(keys.size, np.int64)
+        groups, places = np.empty(keys.size, np.int64), np.empty(keys.size, np.int64)
         start = 0
         while start < keys.size:
             end = _assign(
-                keys, start, self._group_of, self._buffer_of, self._filled, self._capacity,
-                buffers, places,
+                keys, start, self._group_of, self._filled, self._capacity, groups, places
             )  # fmt: skip
             for source, target in zip(numbers, self._numbers, strict=True):
-                _scatter_numbers(source, start, end, buffers, places, target)
-            self._scatter(floats, start, end, buffers, places)
+                _scatter_numbers(source, start, end, groups, places, target)
+            self._scatter(floats, start, end, groups, places)
             start = end
             for group in np.flatnonzero(self._filled == self._capacity).tolist():
                 self._hand_over(group)
@@ -112,7 +104,7 @@ class BucketGroups:
         sources: Sequence[Float32Array],
         start: int,
         end: int,
-        buffers: Int64Array,
+        groups: Int64Array,
         places: Int64Array,
     ) -> None:
         targets = iter(self._floats)
@@ -120,18 +112,19 @@ class BucketGroups:
             first = 0
             while first < source.shape[1]:
                 target = next(targets)
-                _scatter_floats(source, first, start, end, buffers, places, target)
+                _scatter_floats(source, first, start, end, groups, places, target)
                 first += target.shape[2]
 
     def _hand_over(self, group: int) -> None:
-        buffer, count = int(self._buffer_of[group]), int(self._filled[group])
-        full = Group(
-            [column[buffer, :count] for column in self._numbers],
-            [column[buffer, :count] for column in self._floats],
-            (self._edges[group], self._edges[group + 1]),
+        count = int(self._filled[group])
+        self._take(
+            Group(
+                [column[group, :count] for column in self._numbers],
+                [column[group, :count] for column in self._floats],
+                (self._edges[group], self._edges[group + 1]),
+            )
         )
-        self._take(full, lambda: self._free.put(buffer))
-        self._buffer_of[group], self._filled[group] = self._free.get(), 0
+        self._filled[group] = 0
 
 
 @njit(cache=True, nogil=True)
@@ -139,10 +132,9 @@ def _assign(
     keys: Int64Array,
     start: int,
     group_of: npt.NDArray[np.uint8],
-    buffer_of: Int64Array,
     filled: Int64Array,
     capacity: int,
-    buffers: Int64Array,
+    groups: Int64Array,
     places: Int64Array,
 ) -> int:
     """Give each key from `start` a place; return the end, or the first one that has no room."""
@@ -150,7 +142,7 @@ def _assign(
         group = group_of[bucket_of(keys[i])]
         if filled[group] == capacity:
             return i
-        buffers[i], places[i] = buffer_of[group], filled[group]
+        groups[i], places[i] = group, filled[group]
         filled[group] += 1
     return keys.size
 
@@ -160,12 +152,12 @@ def _scatter_numbers(
     source: Int64Array,
     start: int,
     end: int,
-    buffers: Int64Array,
+    groups: Int64Array,
     places: Int64Array,
     target: Int64Array,
 ) -> None:
     for i in range(start, end):
-        target[buffers[i], places[i]] = source[i]
+        target[groups[i], places[i]] = source[i]
 
 
 @njit(cache=True, nogil=True)
@@ -174,12 +166,12 @@ def _scatter_floats(
     first: int,
     start: int,
     end: int,
-    buffers: Int64Array,
+    groups: Int64Array,
     places: Int64Array,
     target: Float32Array,
 ) -> None:
-    """target[buffer, place] = source[i, first : first + width]."""
+    """target[group, place] = source[i, first : first + width]."""
     width = target.shape[2]
     for i in range(start, end):
         for c in range(width):
-            target[buffers[i], places[i], c] = source[i, first + c]
+            target[groups[i], places[i], c] = source[i, first + c]

@@ -1,13 +1,14 @@
 """Write a shard as it was at one step while it goes on: a full cut, or what changed of it.
 
-One thread reads frozen tables piece by piece, each under a lock that is held for a moment, and
-collects rows by groups of buckets. Another one hashes and writes what was collected. Both give way
-to those that train. What they take of memory is bounded whatever the tables hold.
+One thread copies frozen tables piece by piece, each under a lock that is held for a moment: it does
+nothing else and gives way to none, as others wait for that lock. Another one, which gives way to
+those that train, collects rows by groups of buckets, hashes and writes them. What they take of
+memory is bounded whatever the tables hold.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -44,7 +45,10 @@ BUFFER_BYTES = 64 << 20
 _PIECE_BYTES = 1 << 20  # that is copied at once, with the lock held
 _BLOOM_PART_BYTES = 8 << 20
 _REMOVED_AT_ONCE = 1 << 20
-_MOST_UNDER_WAY = 16  # full buffers whose writing is looked after; there are fewer
+_PIECES_AHEAD = 2
+# Beside a thread that computes all the time this one gets a tenth of a core: it has to come to an
+# end, as what changes meanwhile is kept twice.
+_NICENESS = 10
 
 
 class FrozenTable(Protocol):
@@ -93,7 +97,6 @@ class CutWriter:
         self._compression: Compression = compression
         self._parts: list[FilePart] = []
         self._entries: list[FileEntry] = []
-        self._under_way: deque[Future[None]] = deque()
 
     def write(
         self, tables: Iterable[FrozenTable], dense: npt.NDArray[np.float32]
@@ -108,18 +111,19 @@ class CutWriter:
             OSError: a file could not be written.
             RuntimeError: a table was frozen again meanwhile, or given up.
         """
-        pool = ThreadPoolExecutor(1, thread_name_prefix="cut-read", initializer=give_way)
-        with pool as reading:
-            return reading.submit(self._write_all, tables, dense).result()
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="cut-read") as self._reading,
+            ThreadPoolExecutor(
+                1, thread_name_prefix="cut-write", initializer=give_way, initargs=(_NICENESS,)
+            ) as writing,
+        ):
+            return writing.submit(self._write_all, tables, dense).result()
 
     def _write_all(
         self, tables: Iterable[FrozenTable], dense: npt.NDArray[np.float32]
     ) -> list[FileEntry]:
-        with ThreadPoolExecutor(
-            1, thread_name_prefix="cut-write", initializer=give_way
-        ) as self._writing:
-            for spec, table in zip(self._store.tables, tables, strict=True):
-                self._write_table(spec, table)
+        for spec, table in zip(self._store.tables, tables, strict=True):
+            self._write_table(spec, table)
         rule = rule_for(self._store.dense_optimizer, sparse=False)
         first = self._store.routing.block_range(self._index)[0]
         blocks = write_blocks(self._root, self._suffix, rule, dense, first, self._parts)
@@ -163,11 +167,7 @@ class CutWriter:
         with parts_writer(
             self._root, path, schema, self._parts, compression=self._compression
         ) as writer:
-            try:
-                yield writer
-            finally:  # also where reading failed: nothing may write to a file that is closed
-                wait(self._under_way)
-            self._check(len(self._under_way))
+            yield writer
         self._entries.append(writer.entry)
 
     def _groups(
@@ -175,17 +175,10 @@ class CutWriter:
     ) -> BucketGroups:
         """Return buffers that are written where they are full."""
 
-        def take(group: Group, give_back: Callable[[], None]) -> None:
-            self._check(len(self._under_way) - _MOST_UNDER_WAY)
-            self._under_way.append(self._writing.submit(write, group, give_back))
-
-        def write(group: Group, give_back: Callable[[], None]) -> None:
-            try:
-                columns = [pa.array(numbers) for numbers in group.numbers]
-                columns += [list_column(floats) for floats in group.floats]
-                writer.write(pa.record_batch(columns, schema=schema), group.buckets)
-            finally:
-                give_back()
+        def take(group: Group) -> None:
+            columns = [pa.array(numbers) for numbers in group.numbers]
+            columns += [list_column(floats) for floats in group.floats]
+            writer.write(pa.record_batch(columns, schema=schema), group.buckets)
 
         return BucketGroups(
             self._buckets,
@@ -196,18 +189,16 @@ class CutWriter:
             take=take,
         )
 
-    def _check(self, ended: int) -> None:
-        """Raise what went wrong with the first of what was to be written."""
-        for _ in range(ended):
-            self._under_way.popleft().result()
-
     def _pieces(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        """Take each piece with the lock held; use it without."""
-        while True:
+        """Yield pieces that the other thread copies, some of them ahead."""
+
+        def next_one() -> Piece | None:
             with self._locked():
-                piece = next(pieces, None)
-            if piece is None:
-                return
+                return next(pieces, None)
+
+        ahead = deque(self._reading.submit(next_one) for _ in range(_PIECES_AHEAD))
+        while (piece := ahead.popleft().result()) is not None:
+            ahead.append(self._reading.submit(next_one))
             yield piece
 
 

@@ -16,6 +16,7 @@ import stat
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -241,7 +242,7 @@ def read_parts(
     if not places:
         return
     path = directory / entry.path
-    with open_file(path) as file:
+    with open_file(path) as file, ThreadPoolExecutor(1, thread_name_prefix="parts") as reading:
         size = os.fstat(file.fileno()).st_size
         if size != entry.bytes:
             raise CheckpointError(
@@ -251,7 +252,8 @@ def read_parts(
         # Nothing else is parsed before it is known to be right.
         found = pa.ipc.read_schema(pa.py_buffer(file.read(_MAX_SCHEMA_BYTES)))
         check_schema(path, found, schema)
-        for offset, part in places:
+
+        def read(offset: int, part: FilePart) -> bytes:
             file.seek(offset)
             data = file.read(part.num_bytes)
             if hashlib.sha256(data).digest() != part.sha256:
@@ -259,6 +261,14 @@ def read_parts(
                     f"{path} is damaged: bytes {offset} to {offset + part.num_bytes} do not have"
                     f" the checksum of {_described(part)}"
                 )
+            return data
+
+        # The next part is read and hashed while one is used.
+        ahead = reading.submit(read, *places[0])
+        for (offset, part), following in itertools.zip_longest(places, places[1:]):
+            data = ahead.result()
+            if following is not None:
+                ahead = reading.submit(read, *following)
             yield part, _batch_of(pa.py_buffer(data), schema, first=offset == 0)
 
 
