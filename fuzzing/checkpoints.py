@@ -21,11 +21,15 @@ import pyarrow as pa
 from fuzzing.frames import STORE, new_shard, steps_of_a_shard
 from fuzzing.mutations import changed_value, damaged
 from fuzzing.run import Target, WrongResultError
-from ps.checkpoint.manifest import MANIFEST, CheckpointError, Manifest, write_manifest
+from ps.checkpoint.cut import CutWriter
+from ps.checkpoint.file_parts import FileEntry
+from ps.checkpoint.manifest import MANIFEST, CheckpointError, Manifest, Parent, write_manifest
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import load_tables
 from ps.checkpoint.sealed_json import SEAL, sealed_text
-from ps.checkpoint.write import write_shard
+from ps.checkpoint.write import Compression, write_shard
+from ps.messages.records import Freeze
+from ps.shard.shard import Shard
 from scheduler.coordinator.clock import ClockState
 from scheduler.coordinator.start import Start, start_from, time_to_json
 from worker.inference import saved_model
@@ -58,27 +62,54 @@ def content_of(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def write_small_checkpoint(folder: Path) -> Path:
-    """Write what a shard of few rows of every kind holds; return the folder."""
+def write_small_checkpoints(folder: Path) -> Path:
+    """Write a chain of cuts of a shard with few rows of every kind; return the newest.
+
+    Beside it is a full one of that step, as at the end of a job.
+    """
     shard = new_shard()
+    parent: Parent | None = None
+    compressions: Iterator[Compression] = iter(("none", "lz4", "zstd"))
     for message in steps_of_a_shard():
         shard.handle(message, "fuzzing")
-    manifest = Manifest(
-        kind="full",
+        if not isinstance(message, Freeze):
+            continue
+        assert shard.frozen is not None, "it was frozen just now"
+        path = folder / f"{'delta' if parent else 'full'}-{shard.step:012d}"
+        writer = CutWriter(
+            path,
+            STORE,
+            0,
+            locked=contextlib.nullcontext,
+            changed_only=message.changed_only,
+            compression=next(compressions),
+        )
+        files = writer.write(shard.frozen.tables, shard.frozen.dense)
+        shard.thaw()
+        seal = write_manifest(path, _manifest_of(shard, files, parent=parent, sorted=False))
+        parent = Parent(path.name, seal)
+    final = folder / f"full-{shard.step:012d}"
+    write_manifest(final, _manifest_of(shard, write_shard(final, shard)))
+    return path
+
+
+def _manifest_of(shard: Shard, files: list[FileEntry], **more: Any) -> Manifest:
+    return Manifest(
+        kind="full" if more.get("parent") is None else "delta",
         step=shard.step,
         recovery_epoch=0,
         store=STORE.to_json(),
         model={},
         job={"name": "small"},
-        files=tuple(write_shard(folder, shard)),
+        files=tuple(files),
         time=time_to_json(Start(), ClockState(), step=shard.step, global_batch=4),
+        training={"clock": shard.step},
+        **more,
     )
-    write_manifest(folder, manifest)
-    return folder
 
 
 class CheckpointTree:
-    """A copy of a checkpoint, and of those beside it that it may lie on, to be damaged.
+    """A copy of a checkpoint, and of those beside it, to be damaged.
 
     Args:
         source: the checkpoint.
@@ -88,17 +119,27 @@ class CheckpointTree:
     def __init__(self, source: Path, work: Path) -> None:
         self.root = work
         for folder in sorted(source.parent.iterdir()):
-            if folder == source or (folder / MANIFEST).is_file():
+            if (folder / MANIFEST).is_file():
                 shutil.copytree(folder, work / folder.name)
-        self.top = work / source.name
         self.files = {
             path.relative_to(work).as_posix(): path.read_bytes()
             for path in sorted(work.rglob("*"))
             if path.is_file()
         }
-        self.content = content_of(self.top)
+        manifests = {p.parent.name: json.loads(p.read_text()) for p in work.glob(f"*/{MANIFEST}")}
+        parents = {
+            name: (found.get("parent") or {}).get("name") for name, found in manifests.items()
+        }
+        # Of each folder the checkpoint to be restored that it is a part of: the end of its chain.
+        self._ends: dict[str, str] = {}
+        for end in manifests.keys() - parents.values():
+            name: str | None = end
+            while name is not None:
+                self._ends[name] = end
+                name = parents[name]
+        self._content = {end: content_of(work / end) for end in set(self._ends.values())}
         # The first versions sealed nothing: what is changed there is as good as forged.
-        self._sealed = SEAL in json.loads(self.files[f"{source.name}/{MANIFEST}"])
+        self._sealed = all(SEAL in manifest for manifest in manifests.values())
 
     def targets(self) -> dict[str, Target]:
         """Return the kinds of inputs, by name."""
@@ -178,15 +219,16 @@ class CheckpointTree:
     # Reading ----------------------------------------------------------------------------------
 
     def _read_damaged(self, changes: Changes) -> str:
-        with self._changed(changes):
-            content = content_of(self.top)
-        if content != self.content:
+        if self._read_forged(changes) != "the same":
             raise WrongResultError("what was restored is not what was saved")
         return "the same"
 
     def _read_forged(self, changes: Changes) -> str:
         with self._changed(changes):
-            return "the same" if content_of(self.top) == self.content else "another model"
+            for end in sorted({self._ends[name.split("/")[0]] for name in changes}):
+                if content_of(self.root / end) != self._content[end]:
+                    return "another model"
+        return "the same"
 
     @contextlib.contextmanager
     def _changed(self, changes: Changes) -> Iterator[None]:
@@ -224,7 +266,7 @@ def _sealed(data: Any) -> bytes:
     if not isinstance(data, dict):
         return _json(data).encode()
     try:
-        sealed = sealed_text(data)
+        sealed, _ = sealed_text(data)
     except (RecursionError, ValueError):
         return _json(data).encode()
-    return (sealed if isinstance(sealed, str) else sealed[0]).encode()
+    return sealed.encode()

@@ -24,7 +24,7 @@ from fuzzing.run import Target, WrongResultError
 from ps.messages import exchange
 from ps.messages.exchange import Refusal
 from ps.messages.pull_push import ANY_STEP, Contribution, Pull
-from ps.messages.records import Apply, DenseNorm, Entry, Record, TableEviction
+from ps.messages.records import Apply, DenseNorm, Entry, Freeze, Record, TableEviction
 from ps.messages.wire import MAGIC, PREFIX, encode
 from ps.net.sockets import prove_as_client, prove_as_server, receive
 from ps.shard.shard import Shard
@@ -155,6 +155,7 @@ def steps_of_a_shard() -> list[Any]:
         )
         norm = DenseNorm(step, recovery_epoch=0, step=step, entries=record.entries, divisor=4)
         found += [norm, Apply(request_id=step, recovery_epoch=0, records=(record,))]
+        found.append(Freeze(step, 0, number=step + 1, step=step + 1, changed_only=step > 0))
     return found
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fuzzing.checkpoints import CheckpointTree, write_small_checkpoint
+from fuzzing.checkpoints import CheckpointTree, write_small_checkpoints
 from fuzzing.frames import ControlFrames, DataFrames, Handshakes
 from fuzzing.job_files import JobFiles
 from fuzzing.run import Target
@@ -39,5 +39,5 @@ def target_of(kind: str, work: Path, checkpoint: Path | None = None) -> Target:
             return Handshakes().target()
         case "job-files":
             return JobFiles(work).target()
-    source = checkpoint or write_small_checkpoint(work / "written" / "full-000000000003")
+    source = checkpoint or write_small_checkpoints(work / "written")
     return CheckpointTree(source, work / "damaged").targets()[kind]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-SECONDS = 10.0
+SECONDS = 20.0
 # An input in so many is looked at more closely: what it allocates, touched or not.
 MEASURED_ONE_IN = 50
 

@@ -10,6 +10,7 @@ import pytest
 
 from fuzzing import processes
 from fuzzing import run as loop
+from fuzzing.checkpoints import write_small_checkpoints
 from fuzzing.kinds import SHARES, target_of
 from fuzzing.processes import run_apart
 from fuzzing.run import Target, run
@@ -17,19 +18,25 @@ from ps.checkpoint import manifest
 from ps.checkpoint.sealed_json import SEAL
 
 A_FEW = {
-    "data-frames": 800,
+    "data-frames": 600,
     "control-frames": 500,
     "handshakes": 1000,
-    "checkpoint-damage": 60,
+    "checkpoint-damage": 40,
     "checkpoint-manifests": 150,
     "checkpoint-forgeries": 30,
-    "job-files": 20,
+    "job-files": 15,
 }
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The newest of a chain of checkpoints, of which copies are damaged."""
+    return write_small_checkpoints(tmp_path_factory.mktemp("written"))
+
+
 @pytest.mark.parametrize("kind", SHARES)
-def test_damaged_input_is_refused_or_read_right(kind: str, tmp_path: Path) -> None:
-    outcome = run(target_of(kind, tmp_path), seed=0, inputs=A_FEW[kind])
+def test_damaged_input_is_refused_or_read_right(kind: str, written: Path, tmp_path: Path) -> None:
+    outcome = run(target_of(kind, tmp_path, written), seed=0, inputs=A_FEW[kind])
 
     assert not outcome.faults
     assert outcome.inputs == A_FEW[kind]
@@ -114,9 +121,9 @@ def test_a_kind_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_believes_a_changed_manifest_is_found(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, written: Path, tmp_path: Path
 ) -> None:
-    reading = target_of("checkpoint-manifests", tmp_path)
+    reading = target_of("checkpoint-manifests", tmp_path, written)
     monkeypatch.setattr(
         manifest, "unsealed", lambda data: {k: v for k, v in data.items() if k != SEAL}
     )
@@ -126,8 +133,8 @@ def test_a_reader_that_believes_a_changed_manifest_is_found(
     assert "WrongResultError" in outcome.ends
 
 
-def test_the_same_seed_gives_the_same_inputs(tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_inputs(written: Path, tmp_path: Path) -> None:
     for kind in SHARES:
         folder = tmp_path / kind
-        one, other = (target_of(kind, folder / name) for name in ("one", "other"))
+        one, other = (target_of(kind, folder / name, written) for name in ("one", "other"))
         assert repr(one.make(Random(5))) == repr(other.make(Random(5)))
