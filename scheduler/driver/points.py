@@ -1,11 +1,13 @@
 """Where the processes of a job begin in a recovery epoch: at the job's beginning, or at a cut."""
 
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 
 from ps.checkpoint.read import CheckpointReader
 from scheduler.coordinator.coordinator_state import CoordinatorState, beginning_of
 from scheduler.driver.resolved import JobSpecs
+from scheduler.run.saved_cuts import SavedCut, saved_cuts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,26 @@ class Point:
         if self.checkpoint is None:
             return f"the job's beginning (step {self.step})"
         return f"{self.checkpoint} (step {self.step})"
+
+
+def point_of(cut: SavedCut) -> Point:
+    """Return a cut of the job itself as a point."""
+    return Point(state=cut.state, checkpoint=cut.path, num_bytes=cut.reader.num_bytes)
+
+
+def newest_point(
+    run: Path, specs: JobSpecs, damaged: Container[Path], note: Callable[[str], None]
+) -> Point:
+    """Return the newest point that a job can go on from.
+
+    Args:
+        damaged: checkpoints that turned out to be.
+        note: tells a person what is passed over.
+    """
+    for cut in saved_cuts(run, note):
+        if cut.path not in damaged:
+            return point_of(cut)
+    return job_beginning(specs)
 
 
 def job_beginning(specs: JobSpecs) -> Point:

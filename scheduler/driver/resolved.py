@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from ps.spec import StoreSpec
 from scheduler.coordinator.ledger import LedgerPlan
 from scheduler.coordinator.modes.rules import rule_of
-from scheduler.coordinator.spec import CoordinatorSpec
+from scheduler.coordinator.spec import CoordinatorSpec, CutOptions
 from scheduler.driver.beginning import Beginning, beginning_before, beginning_of
 from scheduler.job.config import JobConfig
 from scheduler.job.errors import ConfigError
@@ -100,6 +100,12 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
         depth=config.cluster.prefetch_batches,
         max_workers=config.max_workers,
         buffer_bytes=config.cluster.buffer_bytes,
+        cuts=CutOptions(
+            every_steps=config.checkpoint.every_steps,
+            every_seconds=config.checkpoint.every_seconds,
+            full_every=config.checkpoint.full_every,
+            holds_steps=False,
+        ),
         eval_every_steps=config.training.eval_every_steps,
         max_seconds=config.training.max_seconds,
         max_consecutive_non_finite=config.training.max_consecutive_non_finite,

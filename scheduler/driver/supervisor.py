@@ -2,7 +2,6 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from scheduler.coordinator.history import NOTHING
 from scheduler.coordinator.modes.shift import described
 from scheduler.coordinator.status import Status, joined
 from scheduler.driver.answers import answers_of
+from scheduler.driver.cuts import RunningCuts
 from scheduler.driver.launch import Launcher
 from scheduler.driver.processes import (
     COORDINATOR,
@@ -39,6 +39,8 @@ from worker.loop import DeadShardError
 POLL_SECONDS = 0.25
 # How long after a worker's failure a server or the coordinator may turn out to be its cause.
 BLAME_SECONDS = 3.0
+# How long a server may take to answer that its coordinator hears nothing of.
+SILENT_SECONDS = 5.0
 
 
 class Supervisor:
@@ -53,7 +55,7 @@ class Supervisor:
         run: RunDirectory,
         progress: Progress,
         recoveries: Recoveries,
-        write_checkpoint: Callable[[Status], str],
+        cuts: RunningCuts,
     ) -> None:
         self.processes = processes
         self.recoveries = recoveries
@@ -68,7 +70,8 @@ class Supervisor:
                 processes.coordinator.handle.worker_lost.remote(index, incarnation)
             ),
         )
-        self._write_checkpoint = write_checkpoint
+        self._cuts = cuts
+        self._model_bytes = 0
         self._unread: set[tuple[str, int | None]] = set()
         self._shifts_told = 0
         self._config = config
@@ -94,12 +97,13 @@ class Supervisor:
         self._to_give_up.clear()
         self._warnings.clear()
         self._interval.begin_at(state)
+        self._cuts.forget()
 
     def until_trained(self) -> Status:
         """Supervise until every batch is resolved and applied."""
         while True:
             status = self.poll()
-            if status.trained:
+            if status.trained and status.cut is None:
                 self.report(status)
                 return status
             self._report_if_due(status)
@@ -127,13 +131,13 @@ class Supervisor:
         self.workforce.look(ended)
         while self._to_give_up:
             self.workforce.give_up(*self._to_give_up.popleft())
-        if status.cut is not None:
-            self._take_cut(status, status.cut.step)
+        self._look_at_cuts(status)
         for shift in status.shifts[self._shifts_told :]:
             self._progress.note(f"step {shift.step}: {described(shift)}")
         self._shifts_told = len(status.shifts)
         while self._warnings:
             self._progress.note(self._warnings.popleft())
+        self._look_at_silent(status)
         if status.failure is not None:
             self._look_at_servers(wait=BLAME_SECONDS)
             raise TrainingError(status.failure)
@@ -173,6 +177,7 @@ class Supervisor:
         """Write one line of metrics and show it."""
         servers = self.server_stats()
         self._note_memory(status, servers)
+        self._model_bytes = sum(t.bytes for server in servers for t in server.tables.values())
         line = self._interval.line(status, servers, self.recoveries.done)
         self._run.add_metrics(line)
         taken = self.processes.coordinator.handle.take_batches.remote()
@@ -230,6 +235,23 @@ class Supervisor:
         if lost:
             raise ProcessLostError(lost)
 
+    def _look_at_silent(self, status: Status) -> None:
+        """Hear the servers that the coordinator has heard nothing of: they may only be busy.
+
+        Raises:
+            ProcessLostError: they don't answer, or the coordinator has given one up.
+        """
+        silent = {("server", shard): text for shard, text in status.silent_shards}
+        if not silent:
+            return
+        if status.failure is None:
+            calls = {who: self.processes.servers[who[1]].handle.stats.remote() for who in silent}
+            answers_of(self.processes, calls, seconds=SILENT_SECONDS)
+            return
+        raise ProcessLostError(
+            {who: f"{self.processes.describe(who)} is lost: {text}" for who, text in silent.items()}
+        )
+
     def _worker_failed(self, worker: WorkerProcess, error: RayTaskError) -> str:
         """A worker raised: return why it is to be replaced, as one that died.
 
@@ -259,19 +281,15 @@ class Supervisor:
 
     # Checkpoints of a running job -------------------------------------------------------------
 
-    def _take_cut(self, status: Status, step: int) -> None:
-        """Write the checkpoint that somebody wants; a failure is told and ends nothing.
-
-        No step is formed meanwhile (`CutOptions.holds_steps`).
-        """
-        path, error = None, None
-        try:
-            path = self._write_checkpoint(status)
-            self._progress.note(f"checkpoint {path} is written")
-        except ProcessLostError:
-            raise
-        except TrainingError as failure:
-            error = str(failure)
-            self._progress.note(error)
+    def _look_at_cuts(self, status: Status) -> None:
+        """Go on with the cut that is due; what comes of it is told, and a failure ends nothing."""
+        end = self._cuts.look(status.cut, self._model_bytes)
+        if end is None:
+            return
+        if end.error is not None:
+            self._progress.note(end.error)
+        elif end.cut.asked:
+            self._progress.note(f"checkpoint {end.path} is written")
+        path = None if end.path is None else str(end.path)
         coordinator = self.processes.coordinator.handle
-        self._answer_of_coordinator(coordinator.cut_taken.remote(step, path, error))
+        self._answer_of_coordinator(coordinator.cut_taken.remote(end.cut.step, path, end.error))

@@ -11,10 +11,11 @@ import ray
 
 from embedding import rule_for
 from scheduler.driver.checkpoints import CheckpointWriter
+from scheduler.driver.cuts import RunningCuts
 from scheduler.driver.epochs import Epochs
 from scheduler.driver.finish import finish
 from scheduler.driver.launch import Launcher, start_ray
-from scheduler.driver.points import job_beginning
+from scheduler.driver.points import job_beginning, newest_point
 from scheduler.driver.processes import Processes
 from scheduler.driver.recovery import Recovery
 from scheduler.driver.resolved import JobSpecs, resolve
@@ -111,6 +112,7 @@ class Trainer:
             start_ray(self.config.cluster, namespace=f"synchromesh-{run.path.name}-{os.getpid()}")
         self._reached("ray")
         processes: Processes | None = None
+        cuts: RunningCuts | None = None
         try:
             with Progress(self.config, specs.plan) as progress:
                 launcher = Launcher(
@@ -126,6 +128,7 @@ class Trainer:
                     [setups.server(index) for index in range(self.config.cluster.servers)]
                 )
                 writer = CheckpointWriter(specs, processes, run)
+                cuts = RunningCuts(specs, processes, run)
                 recoveries = Recoveries(self.config.cluster.max_failures)
                 supervisor = self._supervisor = Supervisor(
                     launcher=launcher,
@@ -134,7 +137,7 @@ class Trainer:
                     run=run,
                     progress=progress,
                     recoveries=recoveries,
-                    write_checkpoint=lambda status: str(writer.write(status).path),
+                    cuts=cuts,
                 )
                 recovery = Recovery(
                     epochs=Epochs(
@@ -148,7 +151,9 @@ class Trainer:
                     ),
                     supervisor=supervisor,
                     recoveries=recoveries,
-                    newest_point=lambda damaged: job_beginning(specs),
+                    newest_point=lambda damaged: newest_point(
+                        run.path, specs, damaged, progress.note
+                    ),
                     note=progress.note,
                 )
                 started = time.monotonic()
@@ -170,6 +175,8 @@ class Trainer:
         finally:
             if processes is not None:
                 processes.release()
+            if cuts is not None:
+                cuts.close()
             if not joined:
                 ray.shutdown()
         evaluated = specs.evaluation_plan.files if specs.evaluation_plan is not None else ()

@@ -18,7 +18,7 @@ class RecoveryFigures:
         time: when the loss was noticed, seconds since 1970.
         cause: which processes were lost, and how; those that were lost on the way back come after
             `then`.
-        from_step, to_step: that all shards were known to have reached, and that they went back to.
+        from_step, to_step: that all shards were known to have reached, and at which they went on.
         redone_steps, redone_samples: that were applied and are applied again.
         seconds: from noticing it to the first step that was applied after.
     """
@@ -133,7 +133,7 @@ class Recoveries:
             RecoveryFigures(
                 time=found.time,
                 cause=found.cause,
-                from_step=found.from_step,
+                from_step=max(found.from_step, found.to_step),
                 to_step=found.to_step,
                 redone_steps=max(0, found.from_step - found.to_step),
                 redone_samples=found.redone_samples,

@@ -183,7 +183,7 @@ def supervisor_of(server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch) ->
         run=nobody,
         progress=SimpleNamespace(note=lambda text: None),  # type: ignore[arg-type]
         recoveries=Recoveries(-1),
-        write_checkpoint=lambda status: "",
+        cuts=SimpleNamespace(look=lambda cut, num_bytes: None),  # type: ignore[arg-type]
     )
 
 

@@ -83,7 +83,7 @@ class Fleet:
             run=nobody,
             progress=SimpleNamespace(note=self.notes.append),  # type: ignore[arg-type]
             recoveries=Recoveries(-1),
-            write_checkpoint=lambda status: "",
+            cuts=nobody,
         )
         monkeypatch.setattr(scheduler.driver.supervisor, "joined", lambda before, new: None)
         self.workforce = self.supervisor.workforce

@@ -1,0 +1,163 @@
+"""The cuts of a running job: the servers write what they have frozen, nobody waits for it."""
+
+import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from ps.checkpoint.file_parts import FileEntry
+from ps.checkpoint.manifest import Parent, write_manifest
+from ps.checkpoint.write import begin_checkpoint, publish_checkpoint
+from scheduler.coordinator.cuts import Cut
+from scheduler.driver.answers import answers_of
+from scheduler.driver.manifests import manifest_of
+from scheduler.driver.processes import COORDINATOR, Processes, Who
+from scheduler.driver.ray_calls import seconds_to_move
+from scheduler.driver.resolved import JobSpecs
+from scheduler.run.directory import RunDirectory
+
+
+@dataclass(frozen=True, slots=True)
+class CutEnd:
+    """What came of a cut: its path, or what went wrong."""
+
+    cut: Cut
+    path: Path | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class _Writing:
+    """A cut that is being written.
+
+    Args:
+        partial: where.
+        calls: of the servers, and of the coordinator for its state at the cut's step.
+        until: when they must have ended, as `time.monotonic()`.
+        published: ends once the checkpoint is there under its name.
+    """
+
+    cut: Cut
+    partial: Path
+    calls: dict[Who, Any]
+    until: float
+    published: "Future[tuple[Path, str]] | None" = None
+
+
+class RunningCuts:
+    """Has cuts written one after another, and looks now and then how far they are.
+
+    Args:
+        specs, processes: of the job.
+        run: where they are written.
+    """
+
+    def __init__(self, specs: JobSpecs, processes: Processes, run: RunDirectory) -> None:
+        self._specs = specs
+        self._processes = processes
+        self._run = run
+        self._writing: _Writing | None = None
+        # The last one of this epoch: what comes next may lie on it.
+        self._parent: Parent | None = None
+        # Files are flushed there, and removed.
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="cuts")
+
+    @property
+    def busy(self) -> bool:
+        """Whether one is being written."""
+        return self._writing is not None
+
+    def look(self, cut: Cut | None, num_bytes: int) -> CutEnd | None:
+        """Go on with what can be done without waiting; return what came of a cut that ended.
+
+        Args:
+            cut: that all shards hold frozen, if they do.
+            num_bytes: about as much as all servers hold.
+
+        Raises:
+            ProcessLostError: a server or the coordinator died meanwhile.
+        """
+        if self._writing is None:
+            if cut is not None:
+                try:
+                    self._begin(cut, num_bytes)
+                except OSError as error:
+                    return CutEnd(cut, error=f"a checkpoint can't be written: {error}")
+            return None
+        writing = self._writing
+        try:
+            if writing.published is None:
+                self._publish_once_written(writing)
+                return None
+            if not writing.published.done():
+                return None
+            path, seal = writing.published.result()
+        except (RayTaskError, OSError, ValueError) as error:
+            self.forget()
+            text = getattr(error, "cause", None) or error
+            return CutEnd(writing.cut, error=f"the {writing.cut.kind} checkpoint of step"
+                          f" {writing.cut.step} could not be written: {text}")  # fmt: skip
+        self._writing = None
+        self._parent = Parent(path.name, seal)
+        return CutEnd(writing.cut, path)
+
+    def forget(self) -> None:
+        """Give up what is being written; what comes next lies on nothing."""
+        writing, self._writing, self._parent = self._writing, None, None
+        if writing is not None:
+            self._beside.submit(shutil.rmtree, writing.partial, ignore_errors=True)
+
+    def close(self) -> None:
+        """Give up what is being written, and wait until its files are gone."""
+        self.forget()
+        self._beside.shutdown()
+
+    # Inside -----------------------------------------------------------------------------------
+
+    def _begin(self, cut: Cut, num_bytes: int) -> None:
+        partial = begin_checkpoint(self._run.checkpoint_path(cut.kind, cut.step))
+        compression = self._specs.config.checkpoint.compression
+        calls = self._processes.of_servers(
+            lambda handle: handle.write_cut.remote(
+                str(partial),
+                cut.step,
+                changed_only=cut.kind == "delta",
+                compression=compression,
+            )
+        )
+        calls[COORDINATOR] = self._processes.coordinator.handle.cut_state.remote(cut.step)
+        until = time.monotonic() + seconds_to_move(num_bytes)
+        self._writing = _Writing(cut, partial, calls, until)
+
+    def _publish_once_written(self, writing: _Writing) -> None:
+        calls = list(writing.calls.values())
+        _, late = ray.wait(calls, num_returns=len(calls), timeout=0)
+        if late:
+            if time.monotonic() > writing.until:
+                raise TimeoutError(f"{len(late)} servers have not written it in time")
+            return
+        answers = answers_of(self._processes, writing.calls)
+        state = answers.pop(COORDINATOR)
+        files: list[FileEntry] = [entry for found in answers.values() for entry in found]
+        cut = writing.cut
+        manifest = manifest_of(
+            self._specs,
+            state,
+            kind=cut.kind,
+            recovery_epoch=self._run.recovery_epoch,
+            files=files,
+            parent=self._parent if cut.kind == "delta" else None,
+            in_order=False,
+        )
+        path = self._run.checkpoint_path(cut.kind, cut.step)
+
+        def publish() -> tuple[Path, str]:
+            seal = write_manifest(writing.partial, manifest)
+            return publish_checkpoint(writing.partial, path), seal
+
+        writing.published = self._beside.submit(publish)

@@ -1,0 +1,143 @@
+"""Whole jobs that lose servers and coordinators, in threads: who is lost lives on unseen."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray_of_threads import Handle, RayOfThreads
+
+from ps.checkpoint.read import CheckpointReader
+from ps.server.actor import ServerActor
+from scheduler import JobConfig, Trainer
+from scheduler.coordinator.actor import CoordinatorActor
+
+EPOCHS, ROWS = 3, 5000
+CUTS = {"every_steps": 4, "every_seconds": None, "full_every": 3}
+
+
+def job(samples: Path, run: Path, mode: str, **sections: Any) -> JobConfig:
+    adagrad = {"type": "adagrad", "initial_accumulator": 1e-4}
+    slow = {"kind": "slow", "index": [0, 1], "least_seconds": 0.04}
+    return JobConfig.from_dict(
+        {
+            "seed": 3,
+            "data": {
+                "train": str(samples / "train-*.parquet"),
+                "eval": str(samples / "test.parquet"),
+                "dense": ["d1", "d2"],
+                "sparse": ["a", "b"],
+                "batch_size": 64,
+                "epochs": EPOCHS,
+            },
+            "embedding": {"dim": 4, "optimizer": adagrad},
+            "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8], "optimizer": adagrad},
+            "training": {"mode": mode, "global_batch": 256, "eval_every_steps": 15},
+            "cluster": {"workers": 2, "servers": 2, "inject": [slow]},
+            "run": {"dir": str(run), "allow_faults": True},
+            **sections,
+        }
+    )
+
+
+class Killer:
+    """Ends actors of a job when its shards have come to steps: so the driver sees them end.
+
+    Args:
+        kills: role and number of who is killed, and at which step.
+    """
+
+    def __init__(self, fake: RayOfThreads, kills: list[tuple[str, int, int]]) -> None:
+        self.killed: list[Handle] = []
+        self._fake = fake
+        self._kills = kills
+        self._thread = threading.Thread(target=self._kill_them, daemon=True)
+        self._over = threading.Event()
+
+    def __enter__(self) -> "Killer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        for handle in self.killed:
+            handle.instance.close()
+
+    def _kill_them(self) -> None:
+        for role, index, step in self._kills:
+            while not self._over.is_set() and self._step() < step:
+                time.sleep(0.002)
+            if self._over.is_set():
+                return
+            handle = self._of(role)[index]
+            self.killed.append(handle)
+            handle.kill()
+
+    def _step(self) -> int:
+        """Return the step that all shards that live have reached, in a job that is under way."""
+        servers = [handle.instance for handle in self._of("server")]
+        if len(servers) < 2 or not self._of("coordinator"):
+            return -1
+        with contextlib.suppress(AttributeError):  # one has not begun
+            if not any(server._shard.fenced for server in servers):
+                return min(server._shard.step for server in servers)
+        return -1
+
+    def _of(self, role: str) -> list[Handle]:
+        kind = {"server": ServerActor, "coordinator": CoordinatorActor}[role]
+        actual = kind.__ray_metadata__.modified_class
+        living = [h for h in self._fake.handles if type(h.instance) is actual and not h.killed]
+        # A new one is the last that was made.
+        return sorted(living, key=lambda handle: getattr(handle.instance, "_index", 0))
+
+
+@contextmanager
+def disturbed(fake: RayOfThreads, *kills: tuple[str, int, int]) -> Iterator[Killer]:
+    fake.handles.clear()
+    with Killer(fake, list(kills)) as killer:
+        yield killer
+    assert len(killer.killed) == len(kills)
+
+
+def test_jobs_go_on_from_their_cuts_and_in_sync_the_model_is_the_undisturbed_one(
+    jobs_in_threads: RayOfThreads, samples: Path, tmp_path: Path
+) -> None:
+    calm = Trainer(job(samples, tmp_path / "calm", "sync")).fit().metrics
+    with disturbed(
+        jobs_in_threads,
+        ("server", 1, 10),
+        ("coordinator", 0, 20),
+        ("server", 0, 30),
+        ("coordinator", 0, 42),
+    ):
+        config = job(samples, tmp_path / "killed", "sync", checkpoint=CUTS)
+        killed = Trainer(config).fit().metrics
+
+    assert killed["model_digest"] == calm["model_digest"]
+    assert killed["samples_trained"] == EPOCHS * ROWS
+    causes = "; ".join(each["cause"] for each in killed["recoveries"])
+    assert [causes.count(name) for name in ("server", "coordinator")] == [2, 2]
+    assert 0 < killed["redone_steps"] < 40
+    assert sum(each["to_step"] > 0 for each in killed["recoveries"]) >= 2, "they found cuts"
+    scores = [[e["auc"] for e in each["evaluations"]] for each in (calm, killed)]
+    assert scores[0] == scores[1]
+
+
+def test_every_sample_is_counted_once_where_workers_wait_for_nobody(
+    jobs_in_threads: RayOfThreads, samples: Path, tmp_path: Path
+) -> None:
+    with disturbed(jobs_in_threads, ("server", 0, 12), ("coordinator", 0, 25)):
+        config = job(samples, tmp_path / "run", "gba", checkpoint=CUTS)
+        result = Trainer(config).fit()
+
+    metrics = result.metrics
+    ended = [metrics[f"samples_{how}"] for how in ("trained", "dropped", "skipped")]
+    assert sum(ended) == EPOCHS * ROWS
+    assert metrics["recoveries"]
+    kept = [p.name for p in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    assert any(name.startswith("delta-") for name in kept)
+    assert CheckpointReader(result.checkpoint).manifest.recovery_epoch == 2
