@@ -11,8 +11,11 @@ import pyarrow as pa
 
 from embedding import TableSpec
 from embedding.arrow import to_arrow
+from ps.checkpoint.compact import compact
+from ps.checkpoint.compare import Difference, difference
 from ps.checkpoint.manifest import MANIFEST, CheckpointError
 from ps.checkpoint.read import CheckpointReader
+from ps.checkpoint.summary import overview_of
 from scheduler.job.errors import nearest
 from scheduler.run.directory import (
     CHECKPOINTS,
@@ -70,8 +73,23 @@ class Checkpoint:
         """Return all dense parameters, float32[dense_size], in the model's order."""
         return self._reader.dense_vector()
 
+    @property
+    def chain(self) -> list[str]:
+        """Names of the folders that it is read from: its own, then those that it lies on."""
+        return [files.directory.name for files in self._reader.chain]
+
+    @property
+    def chain_files(self) -> int:
+        """Data files of the whole chain."""
+        return sum(len(files.manifest.files) for files in self._reader.chain)
+
+    @property
+    def chain_bytes(self) -> int:
+        """What the data files of the whole chain take."""
+        return self._reader.num_bytes
+
     def verify(self) -> None:
-        """Read every file and hold it against size and sha256 in the manifest.
+        """Read every file, also of what it lies on, and hold it against size and sha256.
 
         Raises:
             CheckpointError: a file is missing or is not what was written.
@@ -129,3 +147,68 @@ def as_json(checkpoint: Checkpoint) -> dict[str, Any]:
         "files": checkpoint.num_files,
         "bytes": checkpoint.num_bytes,
     }
+
+
+def details_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return all that is known of a checkpoint; of a delta the keys of its chain are counted.
+
+    Raises:
+        CheckpointError: a file of a delta's chain is missing or damaged.
+    """
+    reader = checkpoint._reader
+    manifest = reader.manifest
+    overviews = [overview_of(reader, spec) for spec in checkpoint.tables]
+    return {
+        **as_json(checkpoint),
+        "recovery_epoch": manifest.recovery_epoch,
+        "seal": reader.seal,
+        "sorted": manifest.sorted,
+        "can_be_gone_on_from": bool(manifest.training),
+        "job": manifest.job,
+        "chain": [
+            {
+                "checkpoint": files.directory.name,
+                "kind": files.manifest.kind,
+                "step": files.manifest.step,
+                "files": len(files.manifest.files),
+                "bytes": sum(entry.bytes for entry in files.manifest.files),
+            }
+            for files in reader.chain
+        ],
+        "tables": {
+            each.spec.name: {
+                "dim": each.spec.dim,
+                "optimizer": each.spec.optimizer.type,
+                "rows": each.rows,
+                "unadmitted": each.unadmitted,
+                "file_bytes": each.file_bytes,
+                "memory_bytes": each.memory_bytes,
+            }
+            for each in overviews
+        },
+    }
+
+
+def compare(before: str | Path, after: str | Path) -> Difference:
+    """Say how two checkpoints, or the newest ones of run directories, differ.
+
+    Raises:
+        CheckpointError, RunDirectoryError: there is none, or a file is not what was written.
+    """
+    first, second = open_checkpoint(before), open_checkpoint(after)
+    return difference(first._reader, second._reader)
+
+
+def compact_checkpoint(path: str | Path, out: str | Path | None = None) -> tuple[Path, str]:
+    """Write a checkpoint with all that it lies on as a full one; return its folder and digest.
+
+    Args:
+        out: the new folder; None: `full-STEP` beside it. Where the name is taken it gets a number.
+
+    Raises:
+        CheckpointError, RunDirectoryError: there is none, or a file is not what was written.
+        OSError: it could not be written; nothing is left of it.
+    """
+    found = open_checkpoint(path)
+    place = found.path.with_name(f"full-{found.step:012d}") if out is None else Path(out)
+    return compact(found._reader, place)

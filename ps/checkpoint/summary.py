@@ -93,14 +93,17 @@ class TableSummary:
 
 
 def overview_of(reader: CheckpointReader, spec: TableSpec) -> TableOverview:
-    """Look a table up in the manifest; none of its files is read."""
+    """Look a table up in the manifest; files are read only of a delta, whose keys are counted."""
     rows: Counter[str] = Counter()
     file_bytes = 0
-    for entry in reader.manifest.files:
-        folder, _, name = entry.path.rpartition("/")
-        if folder == f"tables/{spec.name}":
-            rows[name.split("-")[0]] += entry.rows
-            file_bytes += entry.bytes
+    for files in reader.chain:
+        for entry in files.manifest.files:
+            folder, _, name = entry.path.rpartition("/")
+            if folder == f"tables/{spec.name}":
+                rows[name.split("-")[0]] += entry.rows
+                file_bytes += entry.bytes
+    if len(reader.chain) > 1:
+        rows = _counted(reader, spec)
     memory = memory_of(rows["rows"], stored_width(spec), track_usage=spec.track_usage)
     memory += memory_of(rows["counters"], 0)
     has_bloom = isinstance(spec.admission, BloomAdmission)
@@ -109,6 +112,15 @@ def overview_of(reader: CheckpointReader, spec: TableSpec) -> TableOverview:
         memory += rows["bloom"] * BloomSize.of(spec.admission).counters * counter_bytes
     unadmitted = None if has_bloom else rows["counters"]
     return TableOverview(spec, rows["rows"], unadmitted, file_bytes, memory)
+
+
+def _counted(reader: CheckpointReader, spec: TableSpec) -> Counter[str]:
+    """Count what a chain holds of a table: what is in a file may be hidden by a newer one."""
+    found: Counter[str] = Counter()
+    for entries in reader.entries(spec):
+        found["rows" if isinstance(entries, TableEntries) else "counters"] += len(entries.keys)
+    found["bloom"] = sum(blocks.buckets.size for blocks in reader.bloom_blocks(spec))
+    return found
 
 
 def summarize(

@@ -1,6 +1,7 @@
-"""`synchromesh checkpoint`: what checkpoints there are, and whether they are whole."""
+"""`synchromesh checkpoint`: what checkpoints there are, what they hold, whether they are whole."""
 
 import time
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,13 +12,19 @@ from rich.table import Table
 from ps.checkpoint.manifest import CheckpointError
 from scheduler import RunDirectoryError
 from synchromesh.checkpoints import as_json as facts_of
-from synchromesh.checkpoints import list_checkpoints, open_checkpoint
+from synchromesh.checkpoints import (
+    compact_checkpoint,
+    compare,
+    details_of,
+    list_checkpoints,
+    open_checkpoint,
+)
 from synchromesh.commands.answers import answering, json_option, people_console, print_json
 
 
 @click.group(epilog="Example: synchromesh checkpoint verify runs/dlrm")
 def command() -> None:
-    """List checkpoints, or verify one."""
+    """List, show, verify, compare or compact checkpoints; no job has to run."""
 
 
 @command.command("list", epilog="Example: synchromesh checkpoint list runs/dlrm")
@@ -44,18 +51,105 @@ def _list(run: Path, as_json: bool) -> None:
     people_console().print(table)
 
 
+@command.command("show", epilog="Example: synchromesh checkpoint show runs/dlrm")
+@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="CHECKPOINT_OR_RUN")
+@json_option
+def _show(checkpoint: Path, as_json: bool) -> None:
+    """Show what a checkpoint is, of a run its newest; the keys of a delta's chain are counted."""
+    with answering(RunDirectoryError, failures=(CheckpointError, OSError)):
+        found = open_checkpoint(checkpoint)
+        details = details_of(found)
+    if as_json:
+        print_json(details)
+        return
+    console = people_console()
+    ordered = "sorted" if details["sorted"] else "by groups of buckets"
+    goes_on = "can" if details["can_be_gone_on_from"] else "can't"
+    console.print(f"{found.path}: {found.kind}, step {found.step:,}")
+    console.print(
+        f"recovery epoch {details['recovery_epoch']}, {found.dense_size:,} dense parameters, rows"
+        f" {ordered}; training {goes_on} go on from here"
+    )
+    for name, value in details["job"].items():
+        if isinstance(value, str | int | float):
+            console.print(f"{name}: {value}")
+    chain = Table("read from", "step", "files", "size", box=None)
+    for each in details["chain"]:
+        size = decimal(each["bytes"])
+        chain.add_row(each["checkpoint"], f"{each['step']:,}", f"{each['files']:,}", size)
+    console.print(chain)
+    tables = Table("table", "dim", "optimizer", "rows", "unadmitted", "files", box=None)
+    for name, each in details["tables"].items():
+        unadmitted = "" if each["unadmitted"] is None else f"{each['unadmitted']:,}"
+        size = decimal(each["file_bytes"])
+        tables.add_row(
+            name, str(each["dim"]), each["optimizer"], f"{each['rows']:,}", unadmitted, size
+        )
+    console.print(tables)
+
+
 @command.command("verify", epilog="Example: synchromesh checkpoint verify runs/dlrm")
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="CHECKPOINT_OR_RUN")
 @json_option
 def _verify(checkpoint: Path, as_json: bool) -> None:
-    """Read every file of a checkpoint, of a run its newest, and compare it with its checksum."""
+    """Read every file of a checkpoint, of a run its newest, and compare it with its checksum.
+
+    Of a delta those of all that it lies on, too.
+    """
     with answering(RunDirectoryError, failures=(CheckpointError, OSError)):
         found = open_checkpoint(checkpoint)
         found.verify()
     if as_json:
-        print_json({**facts_of(found), "verified": True})
+        print_json({**facts_of(found), "chain": found.chain, "verified": True})
     else:
+        below = found.chain[1:]
+        lies_on = f" with {len(below):,} that it lies on" if below else ""
         click.echo(
-            f"{found.path}: step {found.step:,}, {found.num_files:,} files,"
-            f" {decimal(found.num_bytes)}, all as they were written"
+            f"{found.path}{lies_on}: step {found.step:,}, {found.chain_files:,} files,"
+            f" {decimal(found.chain_bytes)}, all as they were written"
         )
+
+
+@command.command("diff", epilog="Example: synchromesh checkpoint diff runs/a runs/b")
+@click.argument("before", type=click.Path(path_type=Path), metavar="CHECKPOINT_OR_RUN")
+@click.argument("after", type=click.Path(path_type=Path), metavar="CHECKPOINT_OR_RUN")
+@json_option
+def _diff(before: Path, after: Path, as_json: bool) -> None:
+    """Compare two checkpoints: rows of each table, and the dense parameters.
+
+    Rows are the same where vector, slots, frequency and version are, bit for bit.
+    """
+    with answering(RunDirectoryError, failures=(CheckpointError, OSError)):
+        found = compare(before, after)
+    if as_json:
+        print_json(asdict(found))
+        return
+    table = Table("table", "added", "removed", "changed", "same", box=None)
+    for each in found.tables:
+        counts = (each.added, each.removed, each.changed, each.same)
+        table.add_row(each.name, *(f"{count:,}" for count in counts))
+    console = people_console()
+    console.print(table)
+    norm = "of another number" if found.dense_norm is None else f"{found.dense_norm:.6g} apart"
+    console.print(f"dense parameters: {norm}")
+
+
+@command.command(
+    "compact",
+    epilog="Example: synchromesh checkpoint compact runs/dlrm/checkpoints/delta-000000000120",
+)
+@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="CHECKPOINT_OR_RUN")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The new folder; where it is there already, one with a number. Default: beside it.",
+)
+@json_option
+def _compact(checkpoint: Path, out: Path | None, as_json: bool) -> None:
+    """Write a delta with all that it lies on as one full checkpoint; nothing is removed."""
+    with answering(RunDirectoryError, failures=(CheckpointError, OSError)):
+        path, digest = compact_checkpoint(checkpoint, out)
+    if as_json:
+        print_json({"checkpoint": str(path), "model_digest": digest})
+    else:
+        click.echo(f"{path}: written, model digest {digest}")

@@ -27,3 +27,48 @@ def test_the_list_says_of_each_checkpoint_its_kind_step_size_and_age(tmp_path: P
     assert head.split() == ["kind", "step", "lies", "on", "size", "age", "checkpoint"]
     assert [row.split()[0] for row in rows] == ["full", "full"]
     assert all(row.split()[-1] == str(each.path) for row, each in zip(rows, found, strict=True))
+
+
+CHAIN = GOLDEN.parent / "checkpoint-2"
+DELTA = CHAIN / "delta-000000000008"
+
+
+def test_a_delta_is_verified_shown_compared_and_compacted(tmp_path: Path) -> None:
+    def run(*arguments: object) -> str:
+        done = CliRunner().invoke(command, list(map(str, arguments)))
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    assert "with 1 that it lies on: step 8, 40 files" in run("verify", DELTA)
+    verified = json.loads(run("verify", DELTA, "--json"))
+    assert verified["chain"] == [DELTA.name, "full-000000000004"]
+    shown = run("show", DELTA)
+    assert "delta, step 8" in shown
+    assert "training can go on from here" in shown
+    details = json.loads(run("show", DELTA, "--json"))
+    assert {name: t["rows"] for name, t in details["tables"].items()} == {
+        "a": 16, "b": 12, "plain": 18, "tags": 8,
+    }  # fmt: skip
+    compacted = json.loads(run("compact", DELTA, "--out", tmp_path / "full", "--json"))
+    assert compacted["checkpoint"] == str(tmp_path / "full")
+    assert "full: step 8, 11 files" in run("verify", tmp_path / "full")
+    same = json.loads(run("diff", DELTA, tmp_path / "full", "--json"))
+    assert [(t["same"], t["changed"]) for t in same["tables"]] == [
+        (16, 0),
+        (12, 0),
+        (18, 0),
+        (8, 0),
+    ]
+    assert same["dense_norm"] == 0
+    text = run("diff", CHAIN / "full-000000000004", DELTA)
+    assert text.splitlines()[1].split() == ["a", "2", "7", "14", "0"]
+
+
+def test_what_is_not_there_exits_2_and_what_is_damaged_1(tmp_path: Path) -> None:
+    copy = shutil.copytree(CHAIN, tmp_path / "chain") / DELTA.name
+    next((tmp_path / "chain" / "full-000000000004").rglob("rows-*")).write_bytes(b"")
+    for name, more in (("verify", []), ("show", []), ("diff", [DELTA]), ("compact", [])):
+        for path, code in ((tmp_path / "nowhere", 2), (copy, 1)):
+            done = CliRunner().invoke(command, [name, str(path), *map(str, more)])
+            assert done.exit_code == code, (name, path, done.output)
+            assert done.output.startswith("error: ")
