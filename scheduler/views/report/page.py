@@ -63,6 +63,7 @@ def page_of(run: RunData) -> str:
             _figures(summary(run)),
             f'<div class="cards">{"".join(cards)}</div>',
             _modes(run),
+            _recoveries(run),
             _tables(run),
             _job(run),
             f"</main>\n{script}\n</body>\n</html>\n",
@@ -102,6 +103,7 @@ def summary(run: RunData) -> list[tuple[str, str]]:
         ("updates of dense blocks left out, not finite", _number(dense_non_finite or None)),
         ("batches given out again", _number(batches.get("reissued"))),
         ("workers replaced", _number(result.get("worker_restarts"))),
+        ("servers or coordinators lost, times", _number(len(run.recoveries) or None)),
         ("rows", _number(rows if last else None)),
         ("model digest", (result.get("model_digest") or "")[:12] or None),
     ]
@@ -190,14 +192,35 @@ def _modes(run: RunData) -> str:
         "predicted_gba_samples_per_second": "predicted gba", "reissued_batches": "re-issued",
         "seconds_to_next_step": "s to next step", "reason": "why",
     }  # fmt: skip
-    head = "".join(f"<th>{html.escape(title)}</th>" for title in columns.values())
+    return _wide_table("Modes", columns, history)
+
+
+def _recoveries(run: RunData) -> str:
+    """What a job lost of servers and coordinators, and what it cost."""
+    if not run.recoveries:
+        return ""
+    columns = {
+        "cause": "what was lost", "from_step": "at step", "to_step": "went on at",
+        "redone_steps": "steps redone", "redone_samples": "samples redone",
+        "seconds": "s to next step",
+    }  # fmt: skip
+    return _wide_table("Losses", columns, run.recoveries)
+
+
+def _wide_table(title: str, columns: dict[str, str], entries: list[dict[str, Any]]) -> str:
+    """Return a card with a table.
+
+    Args:
+        columns: the title of each key.
+    """
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in columns.values())
     rows = []
-    for entry in history:
+    for entry in entries:
         rounded = {k: round(v, 2) if isinstance(v, float) else v for k, v in entry.items()}
         rows.append("".join(f"<td>{_cell(rounded.get(name))}</td>" for name in columns))
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return (
-        '<section class="card wide"><h2>Modes</h2><div class="scroll">'
+        f'<section class="card wide"><h2>{html.escape(title)}</h2><div class="scroll">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"
     )
 

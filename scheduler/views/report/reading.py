@@ -52,6 +52,14 @@ class RunData:
     notes: list[str]
 
     @property
+    def recoveries(self) -> list[Line]:
+        """What the run lost, and how it went on; see `run.recoveries.RecoveryFigures`."""
+        found = (self.result or {}).get("recoveries")
+        if isinstance(found, list):
+            return [each for each in found if isinstance(each, dict)]
+        return [each for line in self.intervals for each in line.get("recoveries", [])]
+
+    @property
     def began(self) -> float:
         """When the first batch or interval began, seconds since 1970."""
         starts = [line["start"] for line in self.batches[:1]]
@@ -172,6 +180,7 @@ def _lines_of(
 _NUMBERS = ("train_seconds", "samples_per_second", "train_loss", "eval_auc", "eval_step", "clock",
             "global_step")  # fmt: skip
 _OF_NUMBERS = ("batches", "rows", "table_bytes", "learning_rate", "non_finite", "skipped_by_reason")
+_OF_RECOVERY = ("from_step", "to_step", "redone_steps", "redone_samples", "seconds")
 _OF_WORKER = ("batches", "samples", "batch_seconds", "share")
 
 
@@ -187,6 +196,14 @@ def _is_whole(line: Line, required: set[str]) -> bool:
         and isinstance(workers, dict)
         and all(_has_numbers(w) and set(_OF_WORKER) <= set(w) for w in workers.values())
         and isinstance(line.get("shifts", []), list)
+        and _are_recoveries(line.get("recoveries", []))
+    )
+
+
+def _are_recoveries(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(each, dict) and all(_is_number(each.get(name, 0)) for name in _OF_RECOVERY)
+        for each in values
     )
 
 
@@ -219,7 +236,8 @@ def _merged(lines: list[Line]) -> Line:
                 sums[value] = sums.get(value, 0) + count
     merged["staleness_of_interval"] = stale
     merged["workers"] = _merged_workers(lines)
-    merged["shifts"] = [shift for line in lines for shift in line.get("shifts", [])]
+    for key in ("shifts", "recoveries"):
+        merged[key] = [each for line in lines for each in line.get(key, [])]
     merged["evaluations"] = _evaluations(lines)
     return merged
 

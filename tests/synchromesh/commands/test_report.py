@@ -107,6 +107,24 @@ def test_what_was_not_finite_stands_at_the_top(run: Path, report: Callable[..., 
     assert found == [("7", "rows"), ("2", "dense blocks")]
 
 
+def test_losses_have_a_table_and_who_had_none_has_no_card(
+    run: Path, report: Callable[..., int]
+) -> None:
+    assert report(run) == 0
+    assert "<h2>Losses</h2>" not in (run / "report.html").read_text()
+    loss = {
+        "time": 3.0, "cause": "server 1 <died>", "from_step": 1200, "to_step": 1100,
+        "redone_steps": 100, "redone_samples": 25600, "seconds": 4.1234,
+    }  # fmt: skip
+    write(run / "metrics.jsonl", [interval(1), interval(2) | {"recoveries": [loss]}])
+
+    assert report(run) == 0
+    page = (run / "report.html").read_text()
+    cells = re.findall("<td>(.*?)</td>", card(page, "Losses"))
+    assert cells == ["server 1 &lt;died&gt;", "1,200", "1,100", "100", "25,600", "4.12"]
+    assert "<b>1</b><span>servers or coordinators lost, times<" in page
+
+
 def test_a_failed_run_says_why(run: Path, tmp_path: Path, report: Callable[..., int]) -> None:
     (run / "failure.json").write_text('{"time": 1, "error": "server 0 <died>"}')
     out = tmp_path / "page.html"

@@ -102,6 +102,7 @@ def test_merged_intervals_keep_sums_and_gather_what_is_of_the_interval() -> None
             staleness_of_interval={"data": {"0": 1, str(i): 1}},
             workers={"0": worker},
             shifts=[{"step": i}] if i % 2 == 0 else [],
+            recoveries=[{"to_step": i}] if i < 3 else [],
         )
 
     merged = merge_intervals([line(i) for i in range(5)], 5, most=3)
@@ -111,6 +112,7 @@ def test_merged_intervals_keep_sums_and_gather_what_is_of_the_interval() -> None
     assert merged[0]["train_loss"] == 0.5
     assert merged[0]["staleness_of_interval"]["data"] == {"0": 2, "1": 1}
     assert [m["shifts"] for m in merged] == [[{"step": 0}], [{"step": 2}], [{"step": 4}]]
+    assert [len(m["recoveries"]) for m in merged] == [2, 1, 0]
     assert merged[1]["workers"]["0"] == {
         "batches": 2, "samples": 16, "batch_seconds": 3.5, "share": 1.0
     }  # fmt: skip
