@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,11 @@ class Intact:
 
 
 def newest_intact(
-    folder: str | Path, *, contents: bool = False, with_training: bool = False
+    folder: str | Path,
+    *,
+    contents: bool = False,
+    with_training: bool = False,
+    skip: Collection[Path] = (),
 ) -> Intact:
     """Find the newest checkpoint of which all is there, and all that it lies on.
 
@@ -49,12 +54,13 @@ def newest_intact(
         folder: that holds the checkpoints of a run; it need not be there.
         contents: whether every checksum is checked too, which reads the files once.
         with_training: whether it must say how far the job was.
+        skip: those of which the caller knows that they can't be used; nothing is said of them.
     """
     candidates: list[tuple[_Place, Path]] = []
     passed: list[tuple[_Place, Passed]] = []
     for path in (manifest.parent for manifest in Path(folder).glob(f"*/{MANIFEST}")):
         name = _NAME.fullmatch(path.name)
-        if name is None:
+        if name is None or path in skip:
             continue
         rest = int(name[2]), name[1] == "full", int(name[3] or 1)
         try:

@@ -10,7 +10,6 @@ from ps.net.sockets import Address
 from runtime.fingerprint import process_facts
 from runtime.metrics_export import MetricsExport
 from scheduler.coordinator.batch_trace import BatchSpan
-from scheduler.coordinator.clock import ClockState
 from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.events import Wanted
 from scheduler.coordinator.exported_figures import coordinator_figures
@@ -123,9 +122,6 @@ class CoordinatorActor:
         """Let no worker in any more."""
         if self._plane is not None:
             self._plane.close()
-
-    def clock_state(self) -> ClockState:
-        return self._now().clock_state()
 
     def take_batches(self) -> list[BatchSpan]:
         return self._now().take_batches()

@@ -151,8 +151,8 @@ class Coordinator:
             case WorkersWanted():
                 self.num_workers = event.count
                 self._most_workers = max(self._most_workers, event.count)
-            case CutWanted():
-                self.cuts.ask()
+            case CutWanted(full):
+                self.cuts.ask(full=full)
                 return self._order_steps(now)
             case CutFrozen():
                 self.cuts.frozen(event.step)

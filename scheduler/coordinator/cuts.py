@@ -28,8 +28,8 @@ class Cut:
 class CutSchedule:
     """Decides at every boundary between two steps whether a cut is taken there.
 
-    The first cut, one that somebody asks for, and the one after a cut that could not be written are
-    full: there is nothing that a delta of them could lie on.
+    The first cut, one that is asked for as such, and the one after a cut that could not be written
+    are full: there is nothing that a delta of them could lie on.
 
     Args:
         step, clock: where the coordinator begins.
@@ -42,7 +42,7 @@ class CutSchedule:
         self._number = 0
         self._step, self._clock = step, clock  # of the last cut
         self._since: float | None = None
-        self._asked = False
+        self._asked = self._asked_full = False
         self._deltas_left = 0
         self._state: CoordinatorState | None = None
 
@@ -56,9 +56,14 @@ class CutSchedule:
         """The cut that every shard holds frozen and that is not written yet."""
         return self.running if self.is_frozen else None
 
-    def ask(self) -> None:
-        """Somebody wants a full cut; where one is running, the next one."""
+    def ask(self, *, full: bool = True) -> None:
+        """Somebody wants a cut: where one is running, the next one.
+
+        Args:
+            full: that it is written whole; else it may be a delta.
+        """
         self._asked = True
+        self._asked_full = self._asked_full or full
 
     def is_due(self, *, step: int, clock: int, now: float, ends: bool) -> bool:
         """Whether a cut is to be taken before step `step`.
@@ -72,7 +77,7 @@ class CutSchedule:
             self._since = now
         if self.running is not None:
             return False
-        if self._asked:
+        if self._asked_full or (self._asked and step != self._step):
             return True
         if ends or step == self._step:
             return False
@@ -83,7 +88,7 @@ class CutSchedule:
 
     def take(self, state: CoordinatorState, *, now: float) -> Cut:
         """Take the cut that is due; `state` is that of the job at its step."""
-        full = self._asked or self._deltas_left == 0
+        full = self._asked_full or self._deltas_left == 0
         self._deltas_left = self._options.full_every - 1 if full else self._deltas_left - 1
         self._number += 1
         self.running = Cut(
@@ -92,7 +97,8 @@ class CutSchedule:
             kind="full" if full else "delta",
             asked=self._asked,
         )
-        self.is_frozen, self._asked, self._state = False, False, state
+        self.is_frozen, self._state = False, state
+        self._asked = self._asked_full = False
         self._step, self._clock, self._since = state.step, state.clock.value, now
         return self.running
 

@@ -71,7 +71,9 @@ class WorkersWanted:
 
 @dataclass(frozen=True, slots=True)
 class CutWanted:
-    """Take a full cut."""
+    """Take a cut now: a full one, or what the schedule's next one would be."""
+
+    full: bool = True
 
 
 @dataclass(frozen=True, slots=True)

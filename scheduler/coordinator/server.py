@@ -15,7 +15,6 @@ from ps.net.sockets import Address, connect
 from ps.net.wake import Wake
 from runtime.memory import peak_rss_bytes
 from scheduler.coordinator.batch_trace import BatchSpan, BatchTrace
-from scheduler.coordinator.clock import ClockState
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.events import (
@@ -160,13 +159,16 @@ class CoordinatorServer:
         self._handle(wanted)
 
     def cut_state(self, step: int) -> CoordinatorState:
-        """Return the state of the job at the cut that is to be written.
+        """Return the state of the job at the cut that is to be written, or of one that is trained.
 
         Raises:
             ValueError: it is of another step.
         """
         with self._lock:
-            return self._coordinator.cuts.state_of(step)
+            coordinator = self._coordinator
+            if coordinator.ledger.exhausted and coordinator.step == step:
+                return coordinator.state()
+            return coordinator.cuts.state_of(step)
 
     def cut_taken(self, step: int, path: str | None, error: str | None) -> None:
         """The cut of a step is written, or could not be."""
@@ -192,11 +194,6 @@ class CoordinatorServer:
         """
         with self._lock:
             return self._status(told)
-
-    def clock_state(self) -> ClockState:
-        """Return the clock as a checkpoint keeps it."""
-        with self._lock:
-            return self._coordinator.clock.state()
 
     def take_batches(self) -> list[BatchSpan]:
         """Return the batches that were computed since the last call; bounded."""

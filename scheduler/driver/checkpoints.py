@@ -1,7 +1,7 @@
 """Write the model that the servers hold as a checkpoint."""
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +9,19 @@ import ray
 
 from embedding import rule_for
 from ps.checkpoint.digest import shards_digest
-from ps.checkpoint.manifest import MANIFEST, Manifest, write_manifest
+from ps.checkpoint.manifest import MANIFEST, write_manifest
 from ps.checkpoint.write import begin_checkpoint, publish_checkpoint
 from ps.server.server import ShardCut
 from ps.spec import StoreSpec
-from scheduler.coordinator.start import time_to_json
+from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.status import Status
 from scheduler.driver.answers import answers_of
+from scheduler.driver.manifests import manifest_of
 from scheduler.driver.processes import COORDINATOR, Processes, Who
 from scheduler.driver.ray_calls import seconds_to_move
 from scheduler.driver.resolved import JobSpecs
 from scheduler.errors import TrainingError
 from scheduler.run.directory import RunDirectory
-from scheduler.run.metrics import versions
 
 
 def _digest(store: StoreSpec, cuts: list[ShardCut]) -> str:
@@ -83,7 +83,7 @@ class CheckpointWriter:
         return self._last
 
     def _write(self, path: Path, status: Status) -> Written:
-        specs, step = self._specs, status.applied_step
+        step = status.applied_step
         seconds = seconds_to_move(self._num_bytes())
         partial = begin_checkpoint(path)
         try:
@@ -93,34 +93,16 @@ class CheckpointWriter:
                 ),
                 seconds,
             )
-            digest = _digest(specs.store, cuts)
-            clock = self._processes.coordinator.handle.clock_state.remote()
-            manifest = Manifest(
+            digest = _digest(self._specs.store, cuts)
+            call = self._processes.coordinator.handle.cut_state.remote(step)
+            state: CoordinatorState = answers_of(self._processes, {COORDINATOR: call})[COORDINATOR]
+            manifest = manifest_of(
+                self._specs,
+                state,
                 kind="full",
-                step=step,
                 recovery_epoch=self._run.recovery_epoch,
-                store=specs.store.to_json(),
-                model={
-                    "spec": asdict(specs.model),
-                    "features": asdict(specs.data.features),
-                    "contract": asdict(specs.contract),
-                },
-                job={
-                    "name": specs.config.name,
-                    "seed": specs.config.seed,
-                    "samples": status.samples.applied,
-                    "mode": status.mode,
-                    "global_batch": specs.config.global_batch,
-                    "model_digest": digest,
-                    "versions": versions(),
-                },
-                files=tuple(entry for cut in cuts for entry in cut.files),
-                time=time_to_json(
-                    specs.coordinator.start,
-                    answers_of(self._processes, {COORDINATOR: clock})[COORDINATOR],
-                    step=step,
-                    global_batch=specs.config.global_batch,
-                ),
+                files=[entry for cut in cuts for entry in cut.files],
+                digest=digest,
             )
             write_manifest(partial, manifest)
             path = publish_checkpoint(partial, path)

@@ -22,8 +22,8 @@ def finish(
     progress: Progress,
     *,
     started_at: dict[str, float],
-) -> tuple[dict[str, Any], str]:
-    """Write the final checkpoint, evaluate, and write the result; return it and the checkpoint.
+) -> dict[str, Any]:
+    """Write the final checkpoint, evaluate, and write the result; return it.
 
     Raises:
         TrainingError: nothing was trained.
@@ -45,7 +45,7 @@ def finish(
         peak_rss_bytes=supervisor.peak_rss,
         processes=_describe(processes),
         worker_restarts=supervisor.worker_restarts,
-        recoveries=supervisor.recoveries.done,
+        recoveries=[*supervisor.recoveries.before, *supervisor.recoveries.done],
         checkpoint=str(written.path),
         skipped_files={
             "train": list(specs.plan.skipped_files),
@@ -55,7 +55,7 @@ def finish(
         lost_writes=run.losses.counts,
     )
     run.write_result(result)
-    return result, str(written.path)
+    return result
 
 
 _REMEDIES = {

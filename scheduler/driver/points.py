@@ -7,6 +7,7 @@ from pathlib import Path
 from ps.checkpoint.read import CheckpointReader
 from scheduler.coordinator.coordinator_state import CoordinatorState, beginning_of
 from scheduler.driver.resolved import JobSpecs
+from scheduler.errors import TrainingError
 from scheduler.run.saved_cuts import SavedCut, saved_cuts
 
 
@@ -49,6 +50,9 @@ def newest_point(
     Args:
         damaged: checkpoints that turned out to be.
         note: tells a person what is passed over.
+
+    Raises:
+        TrainingError: there is none.
     """
     for cut in saved_cuts(run, note):
         if cut.path not in damaged:
@@ -57,7 +61,15 @@ def newest_point(
 
 
 def job_beginning(specs: JobSpecs) -> Point:
-    """Return the point at which a job begins that goes on from nothing."""
+    """Return the point at which a job begins that goes on from nothing.
+
+    Raises:
+        TrainingError: the job went on from a cut, and how it began is not known for sure.
+    """
+    if specs.beginning.is_over:
+        raise TrainingError(
+            "none of the run's checkpoints can be read any more, so the job can't go on"
+        )
     num_bytes = 0
     if specs.beginning.checkpoint is not None:
         files = CheckpointReader(specs.beginning.checkpoint).manifest.files

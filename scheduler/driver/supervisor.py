@@ -12,6 +12,7 @@ from ps.client.client import ShardLostError
 from ps.server.figures import ServerFigures
 from runtime.memory import peak_rss_bytes
 from scheduler.coordinator.coordinator_state import CoordinatorState
+from scheduler.coordinator.events import CutWanted
 from scheduler.coordinator.history import NOTHING
 from scheduler.coordinator.modes.shift import described
 from scheduler.coordinator.status import Status, joined
@@ -26,9 +27,11 @@ from scheduler.driver.processes import (
     WorkerProcess,
 )
 from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, first_line
+from scheduler.driver.stop_signal import StopSignal
 from scheduler.driver.workforce import Workforce
 from scheduler.errors import TrainingError
 from scheduler.job.config import JobConfig
+from scheduler.run.collector import Collector
 from scheduler.run.directory import RunDirectory
 from scheduler.run.metrics import IntervalReport
 from scheduler.run.recoveries import Recoveries
@@ -37,6 +40,8 @@ from worker.errors import UnreadableError
 from worker.loop import DeadShardError
 
 POLL_SECONDS = 0.25
+# `ray job stop` kills the driver 3 s after the signal.
+SAVE_SECONDS = 2.0
 # How long after a worker's failure a server or the coordinator may turn out to be its cause.
 BLAME_SECONDS = 3.0
 # How long a server may take to answer that its coordinator hears nothing of.
@@ -56,6 +61,7 @@ class Supervisor:
         progress: Progress,
         recoveries: Recoveries,
         cuts: RunningCuts,
+        collector: Collector,
     ) -> None:
         self.processes = processes
         self.recoveries = recoveries
@@ -71,6 +77,7 @@ class Supervisor:
             ),
         )
         self._cuts = cuts
+        self._collector = collector
         self._model_bytes = 0
         self._unread: set[tuple[str, int | None]] = set()
         self._shifts_told = 0
@@ -84,6 +91,7 @@ class Supervisor:
         self._to_give_up: deque[tuple[int, int, str]] = deque()
         self._warnings: deque[str] = deque()
         self.last_status: Status | None = None
+        self._stop = StopSignal()
 
     @property
     def worker_restarts(self) -> int:
@@ -92,21 +100,52 @@ class Supervisor:
 
     def begin_epoch(self, state: CoordinatorState) -> None:
         """All processes are in another epoch, which began at a state."""
-        self._evaluations_told = min(self._evaluations_told, len(state.evaluations))
-        self._shifts_told = min(self._shifts_told, len(state.modes.shifts))
+        evaluations, shifts = len(state.evaluations), len(state.modes.shifts)
+        if self.last_status is not None:  # a run that is gone on with has told them all
+            evaluations = min(self._evaluations_told, evaluations)
+            shifts = min(self._shifts_told, shifts)
+        self._evaluations_told, self._shifts_told = evaluations, shifts
         self._to_give_up.clear()
         self._warnings.clear()
         self._interval.begin_at(state)
         self._cuts.forget()
 
     def until_trained(self) -> Status:
-        """Supervise until every batch is resolved and applied."""
-        while True:
-            status = self.poll()
-            if status.trained and status.cut is None:
-                self.report(status)
-                return status
-            self._report_if_due(status)
+        """Supervise until every batch is resolved and applied.
+
+        Raises:
+            KeyboardInterrupt: a signal came; what was trained by then is saved, if there was time.
+        """
+        with self._stop.awaited():
+            while True:
+                status = self.poll()
+                if status.trained and status.cut is None:
+                    self.report(status)
+                    return status
+                if self._stop.came:
+                    self._save_and_stop()
+                self._report_if_due(status)
+
+    def _save_and_stop(self) -> None:
+        """Have a cut written, of what has changed if that is enough, unless it takes too long.
+
+        Raises:
+            KeyboardInterrupt: always.
+        """
+        self._progress.note("a signal to stop has come: what is trained is saved first")
+        ends = time.monotonic() + SAVE_SECONDS
+        try:
+            step = self.status().applied_step
+            self.tell_coordinator(
+                self.processes.coordinator.handle.order.remote(CutWanted(full=False))
+            )
+            while time.monotonic() < ends:
+                status = self.poll()
+                if any(cut.step >= step for cut in status.cuts):
+                    break
+        except TrainingError as error:  # it ends anyway
+            self._progress.note(str(error))
+        raise KeyboardInterrupt
 
     def until_evaluated(self) -> Status:
         """Supervise until the evaluation that was asked for is over."""
@@ -290,6 +329,8 @@ class Supervisor:
             self._progress.note(end.error)
         elif end.cut.asked:
             self._progress.note(f"checkpoint {end.path} is written")
+        if end.path is not None:
+            self._collector.collect()
         path = None if end.path is None else str(end.path)
         coordinator = self.processes.coordinator.handle
         self._answer_of_coordinator(coordinator.cut_taken.remote(end.cut.step, path, end.error))

@@ -15,7 +15,7 @@ from scheduler.driver.cuts import RunningCuts
 from scheduler.driver.epochs import Epochs
 from scheduler.driver.finish import finish
 from scheduler.driver.launch import Launcher, start_ray
-from scheduler.driver.points import job_beginning, newest_point
+from scheduler.driver.points import Point, job_beginning, newest_point, point_of
 from scheduler.driver.processes import Processes
 from scheduler.driver.recovery import Recovery
 from scheduler.driver.resolved import JobSpecs, resolve
@@ -25,12 +25,18 @@ from scheduler.driver.supervisor import Supervisor
 from scheduler.errors import TrainingError
 from scheduler.job.config import JobConfig
 from scheduler.job.paths import with_absolute_paths
+from scheduler.run.collector import Collector
 from scheduler.run.directory import RunDirectory
+from scheduler.run.earlier import EarlierRun, earlier_run
 from scheduler.run.metrics import reached
 from scheduler.run.recoveries import Recoveries
+from scheduler.run.saved_cuts import saved_cuts
 from scheduler.views.progress import Progress
+from worker.data.plan import Plan
 
 _log = logging.getLogger(__name__)
+
+STOPPED = "stopped before the end"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +82,15 @@ class Trainer:
         """
         self._reached("called")
         refuse_shadows_of_actors(Path.cwd())
-        specs = resolve(self.config)
-        rule = rule_for(specs.store.dense_optimizer, sparse=False)
-        run = RunDirectory(
-            self.config, least_checkpoint_bytes=4 * rule.row_width(specs.store.dense_size)
-        )
-        run.write_plans(specs.plan, specs.evaluation_plan)
+        earlier = earlier_run(self.config)
+        if earlier is not None and earlier.result is not None:
+            earlier.lease.close()
+            _log.warning("%s has come to its end before: its result is returned", earlier.path)
+            return _result(earlier.result, earlier.evaluation_plan, earlier.path)
+        specs, run = self._planned(earlier)
         self._reached("planned")
         try:
-            return self._run(specs, run)
+            return self._run(specs, run, earlier)
         except (OSError, ValueError, ray.exceptions.RayError) as error:
             # Ray wraps what an actor raised; the person wants to read the cause.
             text = str(getattr(error, "cause", None) or error)
@@ -93,8 +99,8 @@ class Trainer:
         except TrainingError as error:
             run.write_failure(str(error), self._how_far())
             raise
-        except KeyboardInterrupt:
-            run.write_failure("stopped before the end", self._how_far())
+        except KeyboardInterrupt as error:
+            run.write_failure(str(error) or STOPPED, self._how_far())
             raise
         except BaseException as error:  # of our own making, or no memory: it goes on as it is
             run.write_failure(f"{type(error).__name__}: {error}", self._how_far())
@@ -102,11 +108,33 @@ class Trainer:
         finally:
             run.close()
 
+    def _planned(self, earlier: EarlierRun | None) -> tuple[JobSpecs, RunDirectory]:
+        """Return what is known before Ray starts, and the run directory, which is ours then."""
+        try:
+            specs = resolve(self.config, earlier)
+            rule = rule_for(specs.store.dense_optimizer, sparse=False)
+            goes_on = None
+            if earlier is not None and earlier.cut is not None:
+                goes_on = earlier.recovery_epoch
+            run = RunDirectory(
+                self.config,
+                least_checkpoint_bytes=4 * rule.row_width(specs.store.dense_size),
+                lease=None if earlier is None else earlier.lease,
+                goes_on=goes_on,
+            )
+        except BaseException:
+            if earlier is not None:
+                earlier.lease.close()
+            raise
+        if goes_on is None:
+            run.write_plans(specs.plan, specs.evaluation_plan)
+        return specs, run
+
     def _how_far(self) -> dict[str, Any]:
         status = None if self._supervisor is None else self._supervisor.last_status
         return {} if status is None else reached(status)
 
-    def _run(self, specs: JobSpecs, run: RunDirectory) -> Result:
+    def _run(self, specs: JobSpecs, run: RunDirectory, earlier: EarlierRun | None) -> Result:
         joined = ray.is_initialized()
         if not joined:
             start_ray(self.config.cluster, namespace=f"synchromesh-{run.path.name}-{os.getpid()}")
@@ -129,7 +157,17 @@ class Trainer:
                 )
                 writer = CheckpointWriter(specs, processes, run)
                 cuts = RunningCuts(specs, processes, run)
-                recoveries = Recoveries(self.config.cluster.max_failures)
+                collector = Collector(run.path, self.config.checkpoint.keep, progress.note)
+
+                def newest(damaged: set[Path]) -> Point:
+                    collector.damaged = damaged
+                    collector.wait()
+                    return newest_point(run.path, specs, damaged, progress.note)
+
+                recoveries = Recoveries(
+                    self.config.cluster.max_failures,
+                    before=() if earlier is None else earlier.recoveries,
+                )
                 supervisor = self._supervisor = Supervisor(
                     launcher=launcher,
                     processes=processes,
@@ -138,6 +176,7 @@ class Trainer:
                     progress=progress,
                     recoveries=recoveries,
                     cuts=cuts,
+                    collector=collector,
                 )
                 recovery = Recovery(
                     epochs=Epochs(
@@ -151,14 +190,12 @@ class Trainer:
                     ),
                     supervisor=supervisor,
                     recoveries=recoveries,
-                    newest_point=lambda damaged: newest_point(
-                        run.path, specs, damaged, progress.note
-                    ),
+                    newest_point=newest,
                     note=progress.note,
                 )
                 started = time.monotonic()
 
-                def to_the_end() -> tuple[dict[str, Any], str]:
+                def to_the_end() -> dict[str, Any]:
                     progress.phase(f"training (started in {time.monotonic() - started:.1f} s)")
                     supervisor.until_trained()
                     return finish(
@@ -171,7 +208,24 @@ class Trainer:
                         started_at=self._started_at,
                     )
 
-                metrics, checkpoint = recovery.run(job_beginning(specs), to_the_end)
+                if earlier is None or earlier.cut is None:
+                    first = job_beginning(specs)
+                else:
+                    first = point_of(earlier.cut)
+                    recoveries.resumes(
+                        step=earlier.step, samples=earlier.samples, now=self._started_at["called"]
+                    )
+                    progress.note(f"the run goes on from {first.described}")
+                try:
+                    metrics = recovery.run(first, to_the_end)
+                except KeyboardInterrupt as error:
+                    # Now: whoever stops us may not wait until the processes are gone.
+                    text = f"{STOPPED}; {_where_to_go_on(run.path)}"
+                    run.write_failure(text, self._how_far())
+                    progress.note(text)
+                    raise KeyboardInterrupt(text) from error
+                collector.collect()
+                collector.wait()
         finally:
             if processes is not None:
                 processes.release()
@@ -179,9 +233,25 @@ class Trainer:
                 cuts.close()
             if not joined:
                 ray.shutdown()
-        evaluated = specs.evaluation_plan.files if specs.evaluation_plan is not None else ()
-        return Result(metrics, checkpoint, str(run.path), tuple(file.path for file in evaluated))
+        return _result(metrics, specs.evaluation_plan, run.path)
 
     def _reached(self, moment: str) -> None:
         """Note when the job's start got so far; what is started again later is no start."""
         self._started_at.setdefault(moment, time.time())
+
+
+def _where_to_go_on(run: Path) -> str:
+    cut = next(saved_cuts(run, _log.warning), None)
+    if cut is None:
+        return "no checkpoint was written, so there is nothing to go on from"
+    return f"with run.resume=auto it can go on from step {cut.state.step} ({cut.path.name})"
+
+
+def _result(metrics: dict[str, Any], evaluation_plan: Plan | None, run: Path) -> Result:
+    evaluated = evaluation_plan.files if evaluation_plan is not None else ()
+    return Result(
+        metrics=metrics,
+        checkpoint=metrics["checkpoint"],
+        path=str(run),
+        evaluated=tuple(file.path for file in evaluated),
+    )

@@ -2,10 +2,12 @@
 
 import json
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from runtime.growing_files import opened_metrics
 from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.errors import RunDirectoryError
 from scheduler.job.config import JobConfig
@@ -19,6 +21,7 @@ from scheduler.run.directory import (
 )
 from scheduler.run.frozen_plan import read_plan
 from scheduler.run.lease import RunLease
+from scheduler.run.recoveries import RecoveryFigures
 from scheduler.run.same_job import check_same_job
 from scheduler.run.saved_cuts import SavedCut, saved_cuts
 from worker.data.plan import Plan
@@ -36,10 +39,12 @@ class EarlierRun:
     Args:
         path: its directory.
         lease: of that, which the caller has to give back.
-        result: of a run that came to its end; nothing else is read then.
+        result: of a run that came to its end; its data are not looked at then.
         cut: the newest checkpoint to go on from; None: the job begins anew.
         recovery_epoch: the latest that the run came to.
-        plan, evaluation_plan: those that it began with, where there is a cut.
+        recoveries: of the run so far.
+        step, samples: that it is known to have come to, at least those of the cut.
+        plan, evaluation_plan: those that it began with, where it goes on; of a result the second.
     """
 
     path: Path
@@ -47,6 +52,9 @@ class EarlierRun:
     result: dict[str, Any] | None = None
     cut: SavedCut | None = None
     recovery_epoch: int = 0
+    recoveries: tuple[RecoveryFigures, ...] = ()
+    step: int = 0
+    samples: int = 0
     plan: Plan | None = None
     evaluation_plan: Plan | None = None
 
@@ -86,7 +94,13 @@ def earlier_run(config: JobConfig) -> EarlierRun | None:
 def _looked_at(config: JobConfig, path: Path, lease: RunLease) -> EarlierRun:
     before = check_same_job(path / JOB_FILE, config)
     if (path / RESULT_FILE).exists():
-        return EarlierRun(path=path, lease=lease, result=_object_of(path / RESULT_FILE))
+        evaluated = path / EVALUATION_PLAN_FILE
+        return EarlierRun(
+            path=path,
+            lease=lease,
+            result=_object_of(path / RESULT_FILE),
+            evaluation_plan=read_plan(evaluated) if evaluated.exists() else None,
+        )
     passed_over: list[str] = []
     cut = next(saved_cuts(path, passed_over.append), None)
     if cut is None:
@@ -114,6 +128,7 @@ def _looked_at(config: JobConfig, path: Path, lease: RunLease) -> EarlierRun:
     return EarlierRun(
         path=path,
         lease=lease,
+        **_told_in_metrics(path, cut.state),
         cut=replace(cut, state=_as_wanted(cut.state, before, config)),
         recovery_epoch=_latest_epoch(path, cut),
         plan=plan,
@@ -143,6 +158,26 @@ def _latest_epoch(path: Path, cut: SavedCut) -> int:
         _log.warning("%s; that of the checkpoint is taken: %d", error, of_cut)
         return of_cut
     return max(epoch, of_cut)
+
+
+def _told_in_metrics(path: Path, state: CoordinatorState) -> dict[str, Any]:
+    """Return what the metrics of a run tell of how far it came, and of its recoveries.
+
+    What can't be read there is left out: it is for people.
+    """
+    step, samples = state.step, state.ledger.samples.applied
+    recoveries: list[RecoveryFigures] = []
+    with opened_metrics(path) as (_, files):
+        for row in (row for file in files for row in file):
+            with suppress(ValueError, TypeError, KeyError, RecursionError):
+                line = json.loads(row)
+                step, samples = int(line["global_step"]), int(line["samples"])
+                recoveries += [RecoveryFigures(**told) for told in line["recoveries"]]
+    return {
+        "step": max(step, state.step),
+        "samples": max(samples, state.ledger.samples.applied),
+        "recoveries": tuple(recoveries),
+    }
 
 
 def _object_of(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a job's losses cost it, and when there are too many: without clocks or processes."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scheduler.errors import TrainingError
@@ -49,12 +49,14 @@ class Recoveries:
 
     Args:
         max_failures: how many it may have (cluster.max_failures); -1: any number.
+        before: those of the drivers before.
 
     Attributes:
         done: those that are over, in their order.
     """
 
-    def __init__(self, max_failures: int) -> None:
+    def __init__(self, max_failures: int, before: Sequence[RecoveryFigures] = ()) -> None:
+        self.before = tuple(before)
         self.done: list[RecoveryFigures] = []
         self._max_failures = max_failures
         self._failures = 0
@@ -62,6 +64,15 @@ class Recoveries:
         self._row: list[str] = []
         self._row_step = 0
         self._losses: Counter[tuple[str, int]] = Counter()
+
+    def resumes(self, *, step: int, samples: int, now: float) -> None:
+        """A driver goes on with the run of one that was lost: no failure of this one.
+
+        Args:
+            step, samples: that the run had come to, as far as is known.
+            now: seconds since 1970.
+        """
+        self._open = _Open(now, "the driver was lost", step, samples)
 
     def failed(
         self,

@@ -9,8 +9,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from runtime.durable import PARTIAL, flush_directory, partial_path
+
+Kind = Literal["full", "delta", "damaged", "unreadable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,35 +22,39 @@ class Link:
 
     Args:
         name: of its folder.
-        is_full: whether it is a full one that can be read.
-        parent: name of the one that it is a delta of, where it is one.
+        kind: `damaged`: its files are, its manifest can be read; `unreadable`: nor that.
+        parent: name of the one that it is a delta of, where it is known to be one.
     """
 
     name: str
-    is_full: bool
+    kind: Kind
     parent: str | None = None
 
 
 def superseded(checkpoints: Sequence[Link], keep: int) -> list[str]:
     """Return the names of the checkpoints that may go, what needs another one before that one.
 
-    What is as new as the oldest of the full ones that are kept stays, and what it needs.
+    What is as new as the oldest of the full ones that are kept stays, and what it needs. As long as
+    some of that can't be read, nothing goes: it may need anything.
 
     Args:
         checkpoints: all of a run, the oldest first.
         keep: how many full ones are kept, at least 1.
     """
-    fulls = [place for place, link in enumerate(checkpoints) if link.is_full]
+    fulls = [place for place, link in enumerate(checkpoints) if link.kind == "full"]
     if len(fulls) <= keep:
         return []
-    parents = {link.name: link.parent for link in checkpoints}
+    links = {link.name: link for link in checkpoints}
     stays: set[str] = set()
     for link in checkpoints[fulls[-keep] :]:
         name: str | None = link.name
-        while name is not None and name not in stays:
+        while name is not None and name in links and name not in stays:
+            if links[name].kind == "unreadable":
+                return []
             stays.add(name)
-            name = parents.get(name)
+            name = links[name].parent
     gone = [link for link in checkpoints if link.name not in stays]
+    parents = {link.name: link.parent for link in checkpoints}
     return [link.name for link in sorted(gone, key=lambda link: -_depth(link.name, parents))]
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ps.checkpoint.file_parts import CheckpointError
+from ps.checkpoint.intact import newest_intact
 from ps.checkpoint.manifest import MANIFEST, read_manifest
 from ps.checkpoint.read import CheckpointReader
 from scheduler.coordinator.coordinator_state import CoordinatorState
-from scheduler.run.directory import checkpoints_of
+from scheduler.run.directory import CHECKPOINTS, checkpoints_of
 from scheduler.run.retention import Link, remove, superseded
 
 
@@ -36,29 +37,24 @@ def saved_cuts(run: Path, damaged: Callable[[str], None]) -> Iterator[SavedCut]:
     Args:
         damaged: is told of each one that is passed over, and why.
     """
-    for path in reversed(checkpoints_of(run)):
+    skip: set[Path] = set()
+    while True:
+        found = newest_intact(run / CHECKPOINTS, with_training=True, skip=skip)
+        for passed in found.passed:
+            skip.add(passed.path)
+            damaged(f"the checkpoint {passed.path.name} can't be gone on from: {passed.reason}")
+        if found.reader is None:
+            return
+        path = found.reader.directory
+        skip.add(path)
         try:
-            cut = saved_cut(path)
-        except CheckpointError as error:
+            state = CoordinatorState.from_json(found.reader.manifest.training)
+            if state.step != found.reader.manifest.step:
+                raise ValueError(f"its state is of step {state.step}")
+        except ValueError as error:
             damaged(f"the checkpoint {path.name} can't be gone on from: {error}")
         else:
-            yield cut
-
-
-def saved_cut(path: Path) -> SavedCut:
-    """Open a checkpoint to go on from; raises CheckpointError where that can't be done."""
-    reader = CheckpointReader(path)
-    if not reader.manifest.training:
-        raise CheckpointError(f"{path / MANIFEST} does not say how far the job was")
-    try:
-        state = CoordinatorState.from_json(reader.manifest.training)
-        if state.step != reader.manifest.step:
-            raise ValueError(f"its state is of step {state.step}, not {reader.manifest.step}")
-    except ValueError as error:
-        raise CheckpointError(f"{path / MANIFEST}: {error}") from error
-    for files in reader.chain:
-        files.check_sizes()
-    return SavedCut(path=path, state=state, reader=reader)
+            yield SavedCut(path=path, state=state, reader=found.reader)
 
 
 def remove_superseded(run: Path, keep: int, damaged: Collection[Path] = frozenset()) -> list[Path]:
@@ -71,18 +67,26 @@ def remove_superseded(run: Path, keep: int, damaged: Collection[Path] = frozense
     Raises:
         OSError: one could not be taken away; the others before it are.
     """
-    paths = {path.name: path for path in checkpoints_of(run)}
-    gone = superseded([_link(path, path not in damaged) for path in paths.values()], keep)
-    for name in gone:
+    links, epoch = [], 0
+    for path in checkpoints_of(run):
+        link, own = _link(path, path not in damaged)
+        # One that says no epoch stands where its step is.
+        epoch = epoch if own is None else own
+        links.append((epoch, link))
+    links.sort(key=lambda link: link[0])
+    gone = [run / CHECKPOINTS / name for name in superseded([link for _, link in links], keep)]
+    for path in gone:
         with suppress(FileNotFoundError):  # somebody was faster
-            remove(paths[name])
-    return [paths[name] for name in gone]
+            remove(path)
+    return gone
 
 
-def _link(path: Path, whole: bool) -> Link:
+def _link(path: Path, whole: bool) -> tuple[Link, int | None]:
+    """Return what a checkpoint lies on, and its recovery epoch where its manifest can be read."""
     try:
         manifest, _ = read_manifest(path / MANIFEST)
     except CheckpointError:
-        return Link(path.name, is_full=False)
+        return Link(path.name, kind="unreadable"), None
     parent = None if manifest.parent is None else manifest.parent.name
-    return Link(path.name, is_full=whole and manifest.kind == "full", parent=parent)
+    kind = manifest.kind if whole else "damaged"
+    return Link(path.name, kind=kind, parent=parent), manifest.recovery_epoch

@@ -53,7 +53,7 @@ def answering(
         refusals: those that mean that what was asked for can't be done as it was asked for.
         failures: those that mean that it failed on the way; `refusals` come first.
         failed: what a failure begins with, such as what was not written.
-        interrupted: what is said where it was interrupted.
+        interrupted: what is said where it was interrupted, unless the interruption has a text.
     """
     try:
         yield
@@ -62,7 +62,7 @@ def answering(
     except failures as error:
         raise Failed(failed + _text_of(error)) from error
     except KeyboardInterrupt as error:
-        raise Interrupted(interrupted) from error
+        raise Interrupted(str(error) or interrupted) from error
 
 
 class Interrupted(Refused):

@@ -32,7 +32,7 @@ def command(job: str, overrides: tuple[str, ...], as_json: bool) -> None:
         OSError,
         failures=(TrainingError,),
         failed="the job failed: ",
-        interrupted="stopped before the end; there is no final checkpoint",
+        interrupted="stopped before the end",
     ):
         config = JobConfig.from_yaml(job, list(overrides))
         result = Trainer(config).fit()

@@ -89,9 +89,13 @@ def test_after_a_cut_that_failed_and_where_somebody_asks_it_is_full() -> None:
     saved.pass_steps(7, 8, 9, 10)
     saved.cuts.ask()
     saved.pass_steps(11, 12, 13, 14)
+    saved.cuts.ask(full=False)
+    saved.pass_steps(14)
+    saved.cuts.ask(full=False)
+    saved.pass_steps(14)
     assert saved.taken == [
         (2, "full"), (4, "delta"), (6, "delta"), (8, "full"), (10, "delta"), (11, "full"),
-        (13, "delta"),
+        (13, "delta"), (14, "delta"),
     ]  # fmt: skip
 
 

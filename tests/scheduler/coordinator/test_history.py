@@ -184,6 +184,7 @@ def supervisor_of(server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch) ->
         progress=SimpleNamespace(note=lambda text: None),  # type: ignore[arg-type]
         recoveries=Recoveries(-1),
         cuts=SimpleNamespace(look=lambda cut, num_bytes: None),  # type: ignore[arg-type]
+        collector=nobody,
     )
 
 

@@ -16,6 +16,7 @@ import scheduler.driver.launch
 from ps.checkpoint.read import CheckpointReader
 from ps.server.server import ServerSetup, ShardServer
 from scheduler import JobConfig
+from scheduler.coordinator.coordinator_state import beginning_of
 from scheduler.coordinator.status import Status
 from scheduler.driver.answers import answers_of
 from scheduler.driver.checkpoints import CheckpointWriter
@@ -98,11 +99,11 @@ class Job:
         self._server = server
         self.specs = specs
         self.run = run
-        clock = specs.coordinator.start.clock
+        state = beginning_of(specs.coordinator)
         self.server = SimpleNamespace(
             write_checkpoint=remote(self._write), stats=remote(server.stats)
         )
-        coordinator = SimpleNamespace(clock_state=remote(lambda: clock))
+        coordinator = SimpleNamespace(cut_state=remote(lambda step: state))
         self.processes = Processes(
             None,  # type: ignore[arg-type]
             [ServerProcess(self.server, begun=None)],

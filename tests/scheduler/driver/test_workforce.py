@@ -84,6 +84,7 @@ class Fleet:
             progress=SimpleNamespace(note=self.notes.append),  # type: ignore[arg-type]
             recoveries=Recoveries(-1),
             cuts=nobody,
+            collector=nobody,
         )
         monkeypatch.setattr(scheduler.driver.supervisor, "joined", lambda before, new: None)
         self.workforce = self.supervisor.workforce

@@ -264,3 +264,17 @@ def test_checkpoints_that_nobody_needs_any_more_are_removed(job: Job) -> None:
         full[20], "delta-000000000025", "delta-000000000026", full[30]
     ]  # fmt: skip
     assert remove_superseded(job.run, 2) == []
+
+
+def test_what_a_later_history_has_written_is_newer_whatever_step_the_one_before_had(
+    job: Job,
+) -> None:
+    for step, epoch in ((20, 0), (40, 0), (30, 1)):
+        job.save(step, epoch=epoch)
+    (job.run / "checkpoints" / "full-000000000020" / "manifest.json").write_text("{}")
+
+    assert found_step(job.config()) == 30
+    assert {path.name for path in remove_superseded(job.run, 1)} == {
+        "full-000000000020", "full-000000000040"
+    }  # fmt: skip
+    assert found_step(job.config()) == 30

@@ -1,0 +1,114 @@
+"""A job whose driver is killed, and stopped, goes on when it is started again: the same bits."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+
+from scheduler import JobConfig, Trainer
+from scheduler.run.directory import checkpoints_of
+
+pytestmark = pytest.mark.ray
+
+ROWS = 5000
+
+
+def job(samples: Path, run: Path, *, servers: int = 1, resume: str = "auto") -> dict[str, Any]:
+    slow = {"kind": "slow", "index": 0, "least_seconds": 0.05}
+    return {
+        "seed": 3,
+        "data": {
+            "train": str(samples / "train-*.parquet"),
+            "eval": str(samples / "test.parquet"),
+            "dense": ["d1", "d2"],
+            "sparse": ["a", "b"],
+            "batch_size": 64,
+            "epochs": 2,
+        },
+        "embedding": {"dim": 4},
+        "tables": {
+            "b": {
+                "admission": {"type": "counter", "min_count": 2},
+                "eviction": {"steps_to_live": 8, "every_steps": 5},
+            }
+        },
+        "model": {"type": "deepfm", "mlp": [8]},
+        "training": {"mode": "sync", "global_batch": 256, "eval_every_steps": 15},
+        "cluster": {"workers": 1, "servers": servers, "inject": [slow]},
+        "checkpoint": {"every_steps": 4, "full_every": 3, "keep": 1},
+        "run": {
+            "dir": str(run), "resume": resume, "allow_faults": True, "progress_every_seconds": 0.2
+        },
+    }  # fmt: skip
+
+
+def start(values: dict[str, Any], folder: Path) -> subprocess.Popen[str]:
+    (folder / "job.yaml").write_text(yaml.safe_dump(values))
+    return subprocess.Popen(
+        [sys.executable, "-m", "synchromesh", "train", str(folder / "job.yaml")],
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(what: Callable[[], bool], driver: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 90
+    while not what():
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def newest_step(run: Path) -> int:
+    found = checkpoints_of(run)
+    return int(found[-1].name.split("-")[1]) if found else 0
+
+
+def test_a_job_that_was_killed_and_one_that_was_stopped_end_with_the_undisturbed_model(
+    ray_cluster: None, samples: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    undisturbed = Trainer(
+        JobConfig.from_dict(job(samples, tmp_path / "undisturbed", servers=2, resume="never"))
+    ).fit()
+
+    killed = start(job(samples, run), tmp_path)
+    wait_for(lambda: newest_step(run) >= 8, killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate(timeout=30)
+
+    stopped = start(job(samples, run), tmp_path)
+    wait_for(lambda: newest_step(run) >= 16, stopped)
+    stopped.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    _, said = stopped.communicate(timeout=30)
+    seconds = time.monotonic() - began
+    at = newest_step(run)
+
+    last = Trainer(JobConfig.from_dict(job(samples, run, servers=2, resume="require"))).fit()
+    again = Trainer(JobConfig.from_dict(job(samples, run))).fit()
+
+    assert stopped.returncode == 130
+    assert f"can go on from step {at}" in said
+    assert seconds < 10
+    assert last.metrics["model_digest"] == undisturbed.metrics["model_digest"]
+    assert last.metrics["samples_trained"] == 2 * ROWS
+    assert last.metrics["global_step"] == undisturbed.metrics["global_step"]
+    assert last.metrics["evaluations"] == undisturbed.metrics["evaluations"]
+    assert again.metrics == json.loads((run / "result.json").read_text()) == last.metrics
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert sum(b["samples"] <= a["samples"] for a, b in itertools.pairwise(lines)) >= 1
+    kept = [path.name for path in checkpoints_of(run)]
+    assert sum(name.startswith("full") for name in kept) == 1

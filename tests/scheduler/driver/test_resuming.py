@@ -1,0 +1,192 @@
+"""A run that its driver has left is gone on with: the same model, every sample once."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler import JobConfig, Result, Trainer
+from scheduler.coordinator.status import Status
+from scheduler.driver.supervisor import Supervisor
+from scheduler.errors import RunDirectoryError
+from scheduler.run.directory import checkpoints_of
+
+ROWS = 5000
+
+
+def job(samples: Path, folder: Path, **sections: Any) -> JobConfig:
+    values: dict[str, Any] = {
+        "seed": 3,
+        "data": {
+            "train": str(samples / "train-*.parquet"),
+            "eval": str(samples / "test.parquet"),
+            "dense": ["d1", "d2"],
+            "sparse": ["a", "b"],
+            "batch_size": 64,
+            "epochs": 2,
+        },
+        "embedding": {"dim": 4},
+        "tables": {
+            "b": {
+                "admission": {"type": "counter", "min_count": 2},
+                "eviction": {"steps_to_live": 8, "every_steps": 5},
+            }
+        },
+        "model": {"type": "deepfm", "mlp": [8]},
+        "training": {"mode": "sync", "global_batch": 256, "eval_every_steps": 15},
+        "cluster": {"workers": 1, "servers": 1},
+        "checkpoint": {"every_steps": 4, "full_every": 3, "keep": 2},
+        "run": {"dir": str(folder), "progress_every_seconds": 0.2},
+    }
+    for section, changes in sections.items():
+        values[section] = {**values[section], **changes}
+    return JobConfig.from_dict(values)
+
+
+@contextmanager
+def driver_lost(when: Callable[[Status], bool]) -> Iterator[None]:
+    """The driver ends where its status is such, as by a signal that nobody takes."""
+    poll = Supervisor.poll
+
+    def poll_or_end(self: Supervisor) -> Status:
+        status = poll(self)
+        if when(status):
+            raise KeyboardInterrupt
+        return status
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Supervisor, "poll", poll_or_end)
+        try:
+            yield
+        except KeyboardInterrupt:
+            return
+    raise AssertionError("the job came to its end before")
+
+
+def steps_of(run: Path) -> list[int]:
+    return [int(path.name.split("-")[1]) for path in checkpoints_of(run)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    jobs_in_threads: None, samples: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Result:
+    return Trainer(job(samples, tmp_path_factory.mktemp("undisturbed") / "run")).fit()
+
+
+def test_a_run_that_is_lost_twice_has_the_undisturbed_model(
+    jobs_in_threads: None, samples: Path, tmp_path: Path, undisturbed: Result
+) -> None:
+    run = tmp_path / "run"
+    with driver_lost(lambda status: status.applied_step >= 10 and steps_of(run) != []):
+        Trainer(job(samples, run, run={"resume": "auto"})).fit()
+    first = steps_of(run)
+    (run / "result.json").unlink(missing_ok=True)
+    with driver_lost(lambda status: status.applied_step >= 26 and steps_of(run) != first):
+        Trainer(job(samples, run, run={"resume": "auto"}, cluster={"servers": 3})).fit()
+
+    last = Trainer(job(samples, run, run={"resume": "require"}, cluster={"workers": 2})).fit()
+    again = Trainer(job(samples, run, run={"resume": "auto"})).fit()
+
+    assert last.metrics["model_digest"] == undisturbed.metrics["model_digest"]
+    assert last.metrics["samples_trained"] == 2 * ROWS
+    assert last.metrics["global_step"] == undisturbed.metrics["global_step"]
+    assert last.metrics["evaluations"] == undisturbed.metrics["evaluations"]
+    assert last.metrics["train_loss"] == pytest.approx(undisturbed.metrics["train_loss"])
+    assert again.metrics == json.loads((run / "result.json").read_text()) == last.metrics
+    assert again.checkpoint == last.checkpoint
+    assert again.evaluated == last.evaluated
+    recoveries = last.metrics["recoveries"]
+    assert [each["cause"] for each in recoveries] == ["the driver was lost"] * 2
+    assert all(each["from_step"] >= each["to_step"] > 0 for each in recoveries)
+    assert last.metrics["redone_steps"] == sum(r["redone_steps"] for r in recoveries)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [each for line in lines for each in line["recoveries"]] == recoveries
+    assert len(list((run / "checkpoints").glob("full-*"))) == 2
+    assert not list((run / "checkpoints").glob(".partial-*"))
+    assert json.loads((run / "epoch.json").read_text()) == {"recovery_epoch": 2}
+
+
+@pytest.mark.parametrize("mode", ["async", "gba", "auto"])
+def test_in_every_mode_each_sample_ends_once(
+    jobs_in_threads: None, samples: Path, tmp_path: Path, mode: str
+) -> None:
+    run = tmp_path / "run"
+    settings = {"training": {"mode": mode}, "cluster": {"workers": 2, "servers": 2}}
+    with driver_lost(lambda status: status.applied_step >= 9 and steps_of(run) != []):
+        Trainer(job(samples, run, **settings)).fit()
+
+    last = Trainer(job(samples, run, run={"resume": "auto"}, **settings)).fit().metrics
+
+    ended = last["samples_trained"] + last["samples_dropped"] + last["samples_skipped"]
+    assert ended == 2 * ROWS
+    assert last["eval"]["auc"] > 0.7
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_model_is_the_same(
+    jobs_in_threads: None, samples: Path, tmp_path: Path, undisturbed: Result
+) -> None:
+    run = tmp_path / "run"
+    with driver_lost(lambda status: len(steps_of(run)) >= 2):
+        Trainer(job(samples, run, checkpoint={"keep": 5})).fit()
+    newest = checkpoints_of(run)[-1]
+    file = next((newest / "tables" / "b").glob("rows-*"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 255
+    file.write_bytes(bytes(data))
+
+    last = Trainer(job(samples, run, run={"resume": "auto"})).fit()
+
+    assert last.metrics["model_digest"] == undisturbed.metrics["model_digest"]
+    assert last.metrics["samples_trained"] == 2 * ROWS
+
+
+def test_a_run_whose_checkpoint_vanished_is_begun_anew_only_by_auto(
+    jobs_in_threads: None, samples: Path, tmp_path: Path, undisturbed: Result
+) -> None:
+    run = tmp_path / "run"
+    with driver_lost(lambda status: status.applied_step >= 2):
+        Trainer(job(samples, run, checkpoint={"every_steps": None})).fit()
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+
+    with pytest.raises(RunDirectoryError, match="before it had written a checkpoint"):
+        Trainer(job(samples, run, run={"resume": "require"})).fit()
+    last = Trainer(job(samples, run, run={"resume": "auto"})).fit()
+
+    assert last.metrics["model_digest"] == undisturbed.metrics["model_digest"]
+
+
+def test_a_signal_to_stop_is_answered_by_a_checkpoint_of_that_step(
+    jobs_in_threads: None, samples: Path, tmp_path: Path, undisturbed: Result
+) -> None:
+    run = tmp_path / "run"
+    handler = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    config = job(samples, run, checkpoint={"every_steps": None}, cluster={"workers": 2})
+    poll, told = Supervisor.poll, []
+
+    def poll_and_stop(self: Supervisor) -> Status:
+        status = poll(self)
+        if status.applied_step >= 7 and not told:
+            told.append(status.applied_step)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return status
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Supervisor, "poll", poll_and_stop)
+        with pytest.raises(KeyboardInterrupt, match="stopped before the end; with") as stopped:
+            Trainer(config).fit()
+    signal.signal(signal.SIGTERM, handler)
+    (step,) = steps_of(run)
+    last = Trainer(job(samples, run, run={"resume": "auto"})).fit()
+
+    assert step >= told[0]
+    assert f"can go on from step {step}" in str(stopped.value)
+    assert last.metrics["model_digest"] == undisturbed.metrics["model_digest"]
+    assert last.metrics["samples_trained"] == 2 * ROWS
