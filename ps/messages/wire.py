@@ -236,7 +236,8 @@ def decode_body(header: Header, body: npt.NDArray[np.uint8]) -> Message:
             # The frame's own word, checked first: it is what the decompressor allocates.
             if zstandard.frame_content_size(body.data) != size:
                 raise WireError(f"a compressed body that is not of {size} bytes")
-            plain = zstandard.ZstdDecompressor().decompress(body.data)
+            # Of several frames it would give the first, and drop the others without a word.
+            plain = zstandard.ZstdDecompressor().decompress(body.data, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise WireError(f"a body that can't be decompressed: {error}") from error
         body = np.frombuffer(bytearray(plain), np.uint8)

@@ -97,6 +97,8 @@ HUGE_CLAIM = b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", 1 << 50) + b"\x01\0\0"
         (8, b""),
         (8, b"no zstandard"),
         (8, zstandard.ZstdCompressor().compress(bytes(8))[:-2]),
+        (8, zstandard.ZstdCompressor().compress(bytes(8)) * 2),
+        (8, zstandard.ZstdCompressor().compress(bytes(8)) + b"more"),
     ],
 )
 def test_a_compressed_body_of_another_size_is_refused_before_it_is_unpacked(
