@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# How often Ray passes metrics on; by default every ten seconds.
+os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")
 os.environ.pop("RAY_ADDRESS", None)
 
 ROOT = Path(__file__).parents[1]
@@ -104,9 +106,9 @@ def _write_samples(path: Path, rows: int, rng: np.random.Generator) -> None:
     pq.write_table(table, path, row_group_size=700)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray that the jobs of a module share."""
+    """A local Ray that the jobs of all tests share."""
     import ray
 
     from scheduler.driver.launch import start_ray

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_here import run_here
 
 from ps.checkpoint.read import CheckpointReader
 from scheduler import JobConfig, Result, Trainer
@@ -40,7 +41,7 @@ def job(samples: Path, run: Path, **training: Any) -> JobConfig:
 
 
 class Running:
-    """A job in a thread, and the command line beside it."""
+    """A job in a thread, and commands beside it."""
 
     def __init__(self, config: JobConfig) -> None:
         self.path = Path(config.run.dir)
@@ -49,11 +50,14 @@ class Running:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def control(self, *command: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "synchromesh", "control", str(self.path), *command],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+    def control(self, *command: str, code: int = 0, outside: bool = False) -> str:
+        """Return what a command prints; it joins the cluster from outside, or is there already."""
+        arguments = ["control", str(self.path), *command]
+        if outside:
+            program = [sys.executable, "-m", "synchromesh", *arguments]
+            done = subprocess.run(program, capture_output=True, text=True, check=False)
+        else:
+            done = run_here(*arguments)
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
         return done.stdout if code == 0 else done.stderr
@@ -87,7 +91,7 @@ def test_a_running_job_shifts_grows_saves_and_stops(
     running = Running(job(samples, tmp_path / "run", mode="sync"))
     running.wait(lambda line: line["samples"] > 0)
 
-    assert "mode gba" in running.control("mode", "gba")
+    assert "mode gba" in running.control("mode", "gba", outside=True)
     running.wait(lambda line: line["mode"] == "gba" and line["shifts"] == [])
     running.control("workers", "3")
     running.wait(lambda line: "2" in line["workers"] and line["workers"]["2"]["batches"] > 0)
@@ -95,7 +99,7 @@ def test_a_running_job_shifts_grows_saves_and_stops(
     too_many = running.control("workers", "17", code=1)
     running.control("mode", "sync")
     running.control("workers", "1")
-    status = json.loads(running.control("status", "--json"))
+    status = json.loads(running.control("status", "--json", outside=True))
     running.control("stop")
     metrics = running.end().metrics
 
