@@ -44,7 +44,10 @@ POLL_SECONDS = 0.25
 SAVE_SECONDS = 2.0
 # How long after a worker's failure a server or the coordinator may turn out to be its cause.
 BLAME_SECONDS = 3.0
-# How long a server may take to answer that its coordinator hears nothing of.
+# How long a server, or the coordinator, may take to say how it is before it counts as lost. It
+# takes milliseconds, a second on a machine with ten times the processes that it has cores for.
+ANSWER_SECONDS = 15.0
+# The same of a server that its coordinator hears nothing of.
 SILENT_SECONDS = 5.0
 
 
@@ -201,7 +204,8 @@ class Supervisor:
         self._answer_of_coordinator(call)
 
     def _answer_of_coordinator(self, call: Any) -> Any:
-        return answers_of(self.processes, {COORDINATOR: call})[COORDINATOR]
+        calls = {COORDINATOR: call}
+        return answers_of(self.processes, calls, seconds=ANSWER_SECONDS)[COORDINATOR]
 
     def _note_progress(self, status: Status) -> None:
         now = time.time()
@@ -238,7 +242,7 @@ class Supervisor:
     def server_stats(self) -> list[ServerFigures]:
         """Return the statistics of every server; raises ProcessLostError where one is gone."""
         calls = self.processes.of_servers(lambda handle: handle.stats.remote())
-        return list(answers_of(self.processes, calls).values())
+        return list(answers_of(self.processes, calls, seconds=ANSWER_SECONDS).values())
 
     def _note_memory(self, status: Status, servers: list[ServerFigures]) -> None:
         seen = {
