@@ -93,6 +93,7 @@ class Supervisor:
         # What was told to whoever asked, until `poll` comes to it.
         self._to_give_up: deque[tuple[int, int, str]] = deque()
         self._warnings: deque[str] = deque()
+        self._silent: dict[Who, str] = {}
         self.last_status: Status | None = None
         self._stop = StopSignal()
 
@@ -110,6 +111,7 @@ class Supervisor:
         self._evaluations_told, self._shifts_told = evaluations, shifts
         self._to_give_up.clear()
         self._warnings.clear()
+        self._silent.clear()
         self._interval.begin_at(state)
         self._cuts.forget()
 
@@ -196,6 +198,7 @@ class Supervisor:
         new = self._answer_of_coordinator(self.processes.coordinator.handle.status.remote(told))
         self._to_give_up.extend(new.give_up)
         self._warnings.extend(new.warnings)
+        self._silent.update({("server", shard): text for shard, text in new.silent_shards})
         self.last_status = status = joined(before, new)
         return status
 
@@ -284,7 +287,7 @@ class Supervisor:
         Raises:
             ProcessLostError: they don't answer, or the coordinator has given one up.
         """
-        silent = {("server", shard): text for shard, text in status.silent_shards}
+        silent, self._silent = self._silent, {}
         if not silent:
             return
         if status.failure is None:

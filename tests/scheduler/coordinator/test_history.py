@@ -26,7 +26,12 @@ from scheduler.coordinator.server import CoordinatorServer
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.state import WorkerFigures
 from scheduler.coordinator.status import Status
-from scheduler.driver.processes import CoordinatorProcess, Processes
+from scheduler.driver.processes import (
+    CoordinatorProcess,
+    Processes,
+    ProcessLostError,
+    ServerProcess,
+)
 from scheduler.driver.supervisor import Supervisor
 from scheduler.job.config import JobConfig
 from scheduler.run.interval_figures import MOST_PROCESSES
@@ -229,3 +234,22 @@ def test_a_worker_to_be_given_up_is_heard_of_by_poll_whoever_asked_before(
 
     assert given_up == [(3, 1, "silent")]
     assert noted == ["slow"]
+
+
+def test_a_silent_shard_is_asked_and_lost_only_if_it_or_the_coordinator_gives_up(
+    server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = supervisor_of(server, monkeypatch)
+    monkeypatch.setattr(supervisor.workforce, "want", lambda count: None)
+    supervisor._progress = SimpleNamespace(note=print, advance=lambda samples: None)  # type: ignore[assignment]
+    shard = SimpleNamespace(stats=SimpleNamespace(remote=lambda: "it answers"))
+    supervisor.processes.servers.append(ServerProcess(shard, begun=None))
+
+    server._notices.silent_shards.append((0, "shard 0 has answered nothing for 10 s"))
+    supervisor.status()  # whoever asks first
+    supervisor.poll()
+
+    server._notices.silent_shards.append((0, "shard 0 could not be reached for 20 s"))
+    server.fail(OSError("a shard is gone"))
+    with pytest.raises(ProcessLostError, match="server 0 is lost: shard 0 could not be reached"):
+        supervisor.poll()

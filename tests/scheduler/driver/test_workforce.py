@@ -69,7 +69,7 @@ class Fleet:
                 "run": {"dir": "run"},
             }
         )
-        told_nothing = SimpleNamespace(give_up=(), warnings=())
+        told_nothing = SimpleNamespace(give_up=(), warnings=(), silent_shards=())
         coordinator = SimpleNamespace(
             worker_lost=SimpleNamespace(remote=lambda *name: self.lost.append(name)),
             status=SimpleNamespace(remote=lambda told: told_nothing),
