@@ -46,6 +46,14 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing, whose names are on the disk then."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        flush_directory(folder.parent)
+
+
 def flush_directory(path: Path) -> None:
     """Put the names in a directory onto the disk, where the file system can."""
     with contextlib.suppress(OSError):  # some network file systems refuse it

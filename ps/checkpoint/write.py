@@ -53,7 +53,7 @@ from ps.checkpoint.file_parts import (
 from ps.checkpoint.file_rows import counters_of, rows_of
 from ps.routing import BLOCK_SIZE
 from ps.shard.shard import Shard
-from runtime.durable import new_file, partial_path, publish
+from runtime.durable import make_folder, new_file, partial_path, publish
 
 Compression = Literal["none", "lz4", "zstd"]
 """How the columns of a part may be compressed, each by itself, as Arrow files have it."""
@@ -104,7 +104,7 @@ def write_shard(
 def begin_checkpoint(path: Path) -> Path:
     """Make the empty directory beside a checkpoint's place in which it is written."""
     partial = partial_path(path)
-    partial.mkdir(parents=True)
+    make_folder(partial)
     return partial
 
 
@@ -175,7 +175,7 @@ def parts_writer(
     compression: Compression = "none",
 ) -> Iterator[PartsWriter]:
     """Yield what writes a file below `root`, which is whole and on the disk after the block."""
-    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    make_folder((root / path).parent)
     options = pa.ipc.IpcWriteOptions(compression=None if compression == "none" else compression)
     with new_file(root / path) as file:
         sink = HashedFile(file)

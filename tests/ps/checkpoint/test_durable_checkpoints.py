@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, whatever happens to who writes them."""
 
 import mmap
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +120,27 @@ def test_a_writer_that_is_killed_leaves_the_checkpoint_that_was_there(tmp_path: 
     others = [entry.name for entry in tmp_path.iterdir() if entry != path]
     assert len(others) == 4
     assert all(name.startswith(PARTIAL) for name in others), "none looks like a checkpoint"
+
+
+def test_every_name_of_a_checkpoint_is_on_the_disk_before_it_is_published(
+    saved_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of folders too: a file is lost with the name of the folder that it is in."""
+    flushed: dict[Path, set[str]] = {}
+    fsync = os.fsync
+
+    def look(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.is_dir():
+            flushed[path] = set(os.listdir(path))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    partial = begin_checkpoint(tmp_path / "run" / "checkpoints" / "full-000000000004")
+    saved_job(1).write_checkpoint(partial)
+
+    folders = [tmp_path, tmp_path / "run", tmp_path / "run" / "checkpoints", partial]
+    folders += [path for path in partial.rglob("*") if path.is_dir()]
+    assert {folder: flushed.get(folder) for folder in folders} == {
+        folder: set(os.listdir(folder)) for folder in folders
+    }
