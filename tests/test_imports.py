@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,15 @@ PACKAGE_MODULES = modules(*MAY_IMPORT)
 EVERY_MODULE = modules(*MAY_IMPORT, *SCRIPTS)
 
 
+@cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    """Every node of a file's syntax: each file is looked at by several tests."""
+    return list(ast.walk(ast.parse((ROOT / path).read_text(), str(path))))
+
+
 def imports_of(path: Path) -> Iterator[tuple[int, str]]:
     """Line and full name of every module that a file imports, within functions too."""
-    for node in ast.walk(ast.parse((ROOT / path).read_text(), str(path))):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -155,7 +162,7 @@ def test_json_is_written_so_that_every_reader_takes_it(path: Path) -> None:
     """Python writes NaN unless told not to; `runtime.strict_json` writes null."""
     calls = [
         node
-        for node in ast.walk(ast.parse((ROOT / path).read_text(), str(path)))
+        for node in nodes_of(path)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and node.func.attr in ("dump", "dumps")
@@ -263,7 +270,7 @@ def test_rooms_import_one_way(folder: str) -> None:
 
 def for_types_only(path: Path, line: int) -> bool:
     """Whether a line stands under `if TYPE_CHECKING`."""
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+    for node in nodes_of(path):
         if (
             isinstance(node, ast.If)
             and isinstance(node.test, ast.Name)

@@ -240,9 +240,9 @@ def test_workers_use_arrays_again_and_read_none_that_was_given_back(
 ) -> None:
     taken = Taken(monkeypatch)
     with running(samples) as job:
-        job.held_at(300)
+        job.held_at(200)
         before = taken.count
-        for step in range(320, 1000, 20):  # what is not answered yet is sent again
+        for step in range(220, 520, 20):  # what is not answered yet is sent again
             job.held_at(step)
             for peer in job.servers[step % 40 // 20]._plane.listener.peers:
                 with suppress(OSError):
@@ -265,7 +265,7 @@ def test_20000_steps_on_the_same_keys_hold_no_more_than_5000(samples: Path) -> N
 
 def test_a_shard_that_keeps_gradients_is_noticed(samples: Path) -> None:
     with running(samples) as job:
-        assert leaks(job.held_at(500), job.held_at(1500)) == []
+        assert leaks(job.held_at(300), job.held_at(900)) == []
     with running(samples, keep_gradients) as job:
-        found = leaks(job.held_at(500), job.held_at(1500))
+        found = leaks(job.held_at(300), job.held_at(900))
     assert any(text.startswith("blocks grew") for text in found), found
