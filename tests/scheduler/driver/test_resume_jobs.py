@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import ray
 import yaml
+from ray_of_threads import ray_of_threads
 
-from scheduler import JobConfig, Trainer
+from scheduler import JobConfig, Result, Trainer
 from scheduler.run.directory import checkpoints_of
 
 pytestmark = pytest.mark.ray
@@ -76,14 +77,18 @@ def newest_step(run: Path) -> int:
     return int(found[-1].name.split("-")[1]) if found else 0
 
 
+@pytest.fixture(scope="module")
+def undisturbed(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The same job in threads, before Ray starts: it has the same bits."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    with ray_of_threads():
+        return Trainer(JobConfig.from_dict(job(samples, run, servers=2, resume="never"))).fit()
+
+
 def test_a_job_that_was_killed_and_one_that_was_stopped_end_with_the_undisturbed_model(
-    ray_cluster: None, samples: Path, tmp_path: Path
+    undisturbed: Result, ray_cluster: None, samples: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    undisturbed = Trainer(
-        JobConfig.from_dict(job(samples, tmp_path / "undisturbed", servers=2, resume="never"))
-    ).fit()
-
     killed = start(job(samples, run), tmp_path)
     wait_for(lambda: newest_step(run) >= 8, killed)
     killed.send_signal(signal.SIGKILL)
