@@ -14,6 +14,7 @@ from scheduler.job.config import JobConfig
 from scheduler.run.directory import (
     EPOCH_FILE,
     EVALUATION_PLAN_FILE,
+    FAILURE_FILE,
     JOB_FILE,
     PLAN_FILE,
     RESULT_FILE,
@@ -161,7 +162,7 @@ def _latest_epoch(path: Path, cut: SavedCut) -> int:
 
 
 def _told_in_metrics(path: Path, state: CoordinatorState) -> dict[str, Any]:
-    """Return what the metrics of a run tell of how far it came, and of its recoveries.
+    """Return what the metrics of a run and its failure tell of how far it came, and recoveries.
 
     What can't be read there is left out: it is for people.
     """
@@ -173,6 +174,10 @@ def _told_in_metrics(path: Path, state: CoordinatorState) -> dict[str, Any]:
                 line = json.loads(row)
                 step, samples = int(line["global_step"]), int(line["samples"])
                 recoveries += [RecoveryFigures(**told) for told in line["recoveries"]]
+    with suppress(RunDirectoryError, ValueError, TypeError, KeyError):
+        failure = _object_of(path / FAILURE_FILE)
+        step = max(step, int(failure["global_step"]))
+        samples = max(samples, int(failure["samples"]["applied"]))
     return {
         "step": max(step, state.step),
         "samples": max(samples, state.ledger.samples.applied),

@@ -24,6 +24,7 @@ from scheduler.errors import RunDirectoryError
 from scheduler.job.specs import training_data
 from scheduler.run.directory import RunDirectory, checkpoints_of
 from scheduler.run.earlier import EarlierRun, earlier_run
+from scheduler.run.recoveries import RecoveryFigures
 from scheduler.run.saved_cuts import remove_superseded
 from worker.data.planning import make_plan
 from worker.errors import DataError
@@ -129,10 +130,34 @@ def test_the_newest_checkpoint_is_gone_on_from_with_the_plan_of_the_run(job: Job
     )  # fmt: skip
     assert found.recovery_epoch == 2
     assert found.plan == make_plan([str(job.data)], training_data(job.config()))
+    assert (found.step, found.samples, found.recoveries) == (10, 0, ())
     changed = look(job.config(workers=5))
     assert changed is not None
     assert changed.cut is not None
     assert changed.cut.state.num_workers == 5
+
+
+def test_how_far_a_run_came_is_read_from_its_metrics_and_its_failure(job: Job) -> None:
+    job.save(3)
+    told = {"time": 1.0, "cause": "x", "from_step": 5, "to_step": 2, "redone_steps": 3,
+            "redone_samples": 24, "seconds": 1.5}  # fmt: skip
+    lines = [
+        {"global_step": 6, "samples": 48, "recoveries": [told]},
+        {"global_step": 7, "samples": "many", "recoveries": []},
+        {"global_step": 8, "samples": 64, "recoveries": []},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (job.run / "metrics.jsonl").write_text("junk\n" + text + '{"global_step": 9')
+
+    found = look(job.config())
+    (job.run / "failure.json").write_text('{"global_step": 11, "samples": {"applied": 88}}')
+    later = look(job.config())
+
+    assert found is not None
+    assert later is not None
+    assert (found.step, found.samples) == (8, 64)
+    assert found.recoveries == (RecoveryFigures(**told),)
+    assert (later.step, later.samples) == (11, 88)
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
