@@ -162,6 +162,27 @@ def test_a_run_whose_checkpoint_vanished_is_begun_anew_only_by_auto(
     assert last.metrics["model_digest"] == undisturbed.metrics["model_digest"]
 
 
+def test_a_run_that_is_lost_while_it_evaluates_its_trained_model_is_finished(
+    jobs_in_threads: None, samples: Path, tmp_path: Path, undisturbed: Result
+) -> None:
+    run = tmp_path / "run"
+    config = job(samples, run, run={"resume": "auto"}, checkpoint={"every_steps": None})
+
+    def lost(_: Supervisor) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Supervisor, "until_evaluated", lost)
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(config).fit()
+    assert steps_of(run) == [undisturbed.metrics["global_step"]]
+
+    last = Trainer(config).fit()
+
+    for figure in ("model_digest", "eval", "evaluations", "samples_trained", "global_step"):
+        assert last.metrics[figure] == undisturbed.metrics[figure]
+
+
 def test_a_signal_to_stop_is_answered_by_a_checkpoint_of_that_step(
     jobs_in_threads: None, samples: Path, tmp_path: Path, undisturbed: Result
 ) -> None:
