@@ -126,8 +126,13 @@ class ShardServer:
         goes_on: bool = False,
         moved: MovedDense | None = None,
     ) -> None:
-        """Start a new job with this shard's part of a checkpoint, see `start_shard_from`."""
+        """Give up what the shard holds, and begin with its part of a checkpoint.
+
+        See `start_shard_from`. Where that fails the shard holds nothing and is fenced.
+        """
         with self._lock.exclusive():
+            # Else there would be room for two models needed.
+            self._shard.fence()
             reader = CheckpointReader(checkpoint)
             start_shard_from(
                 self._shard, reader, recovery_epoch=recovery_epoch, goes_on=goes_on, moved=moved

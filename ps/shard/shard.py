@@ -128,6 +128,17 @@ class Shard:
         self.dense.initialize(dense)
         self.enter(recovery_epoch, step=step, tables=self.empty_tables())
 
+    def fence(self) -> None:
+        """Give up all that the shard holds: until it has another state it refuses everything."""
+        self.check_alive()
+        if not self.fenced:
+            self.thaw()
+            self.tables = []  # before others are made, which may be as large
+            self.tables = make_variables(self.spec.tables, on_non_finite="skip")
+            self.buffer.clear()
+            self.log.clear()
+            self.recovery_epoch = None
+
     def empty_tables(self) -> list[EmbeddingVariable]:
         """Return tables for another state: the shard's own while it has none, else new ones."""
         if self.fenced:

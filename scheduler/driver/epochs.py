@@ -1,5 +1,6 @@
 """What runs in the current recovery epoch, and how all of it comes into the next one."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from scheduler.coordinator.rebuilding import longest_log, state_after
 from scheduler.coordinator.status import Status
 from scheduler.driver.answers import answers_of
 from scheduler.driver.launch import Launcher
-from scheduler.driver.points import Point
+from scheduler.driver.points import Point, with_orders
 from scheduler.driver.processes import COORDINATOR, Processes, ProcessLostError, Who
 from scheduler.driver.ray_calls import MOVE_SECONDS, seconds_to_move
 from scheduler.driver.remote import control_facts
@@ -22,6 +23,9 @@ from scheduler.driver.resolved import JobSpecs
 from scheduler.driver.setups import Setups
 from scheduler.driver.workforce import Workforce
 from scheduler.run.directory import RunDirectory
+
+# Between two tries to write where there is no room.
+DISK_SECONDS = 1.0
 
 
 class Epochs:
@@ -32,6 +36,7 @@ class Epochs:
         setups: what its processes are told.
         workforce: its workers.
         reached: notes when the start got so far.
+        note: tells a person something.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class Epochs:
         setups: Setups,
         workforce: Workforce,
         reached: Callable[[str], None],
+        note: Callable[[str], None],
     ) -> None:
         self._specs = specs
         self._launcher = launcher
@@ -52,6 +58,7 @@ class Epochs:
         self._setups = setups
         self._workforce = workforce
         self._reached = reached
+        self._note = note
         self._begun = False
         self._state: CoordinatorState | None = None  # that the coordinator began with
 
@@ -75,7 +82,7 @@ class Epochs:
             ValueError: what the servers hold is no state of the job.
         """
         # On the disk first, so that nobody after us takes its number for another history.
-        epoch = self._run.enter_epoch() if self._begun else self._run.recovery_epoch
+        epoch = self._enter() if self._begun else self._run.recovery_epoch
         self._begun = True
         self._workforce.leave(epoch - 1)
         state = self._kept(epoch, last) if point is None else self._restored(epoch, point, last)
@@ -83,8 +90,8 @@ class Epochs:
         self._reached("servers")
         self._begin_coordinator(epoch, state)
         self._reached("coordinator")
+        self._say_where()
         processes = self._processes
-        self._run.write_control(control_facts(processes, recovery_epoch=epoch))
         assert processes.coordinator.address is not None, "it has begun"
         self._workforce.go_to(
             self._setups.worker(
@@ -95,6 +102,33 @@ class Epochs:
         )
         self._reached("workers")
         return state
+
+    def _enter(self) -> int:
+        """Raise the recovery epoch; where the disk takes nothing, wait until it does.
+
+        Raises:
+            OSError: it took nothing for as long as a process may take to come up.
+        """
+        until = time.monotonic() + self._specs.config.cluster.start_timeout_seconds
+        said = False
+        while True:
+            try:
+                return self._run.enter_epoch()
+            except OSError as error:
+                if time.monotonic() > until:
+                    raise
+                if not said:
+                    self._note(f"the run directory can't be written: {error}. The job waits")
+                said = True
+                time.sleep(DISK_SECONDS)
+
+    def _say_where(self) -> None:
+        """Let tools find the coordinator; where that can't be written they don't."""
+        facts = control_facts(self._processes, recovery_epoch=self._run.recovery_epoch)
+        try:
+            self._run.write_control(facts)
+        except OSError as error:
+            self._note(f"control.json can't be written, so the job can't be found: {error}")
 
     def _restored(self, epoch: int, point: Point, last: Status | None) -> CoordinatorState:
         """Have all servers take their part of a point."""
@@ -110,9 +144,7 @@ class Epochs:
                 calls["server", index] = self._give_state(index, epoch, point)
         limit = self._specs.config.cluster.start_timeout_seconds
         answers_of(processes, calls, seconds=limit + seconds_to_move(point.num_bytes))
-        if last is None:
-            return point.state
-        return replace(point.state, num_workers=last.num_workers, paused=last.paused)
+        return with_orders(point.state, last)
 
     def _kept(self, epoch: int, last: Status | None) -> CoordinatorState:
         """Bring all servers to the step of the one that is furthest, see `rebuilding`."""

@@ -60,12 +60,18 @@ class RunningJob:
 
     def checkpoint(self) -> CutResult:
         """Have a checkpoint written, and wait for it."""
-        now = self.status().told
-        told = replace(EVERYTHING, cuts=now.cuts, recovery_epoch=now.recovery_epoch)
-        self.order(CutWanted())
-        while not (asked := [cut for cut in self.status(told).cuts if cut.asked]):
+        told = EVERYTHING
+        while True:
+            status = self.status(told)
+            if told.recovery_epoch != status.recovery_epoch:  # else what was asked is forgotten
+                told = replace(
+                    EVERYTHING, cuts=status.told.cuts, recovery_epoch=status.recovery_epoch
+                )
+                self.order(CutWanted())
+            for cut in status.cuts:
+                if cut.asked:
+                    return cut
             time.sleep(POLL_SECONDS)
-        return asked[0]
 
     def _ask(self, call: Any) -> Any:
         try:

@@ -187,16 +187,17 @@ class Trainer:
                         setups=setups,
                         workforce=supervisor.workforce,
                         reached=self._reached,
+                        note=progress.note,
                     ),
                     supervisor=supervisor,
                     recoveries=recoveries,
                     newest_point=newest,
                     note=progress.note,
                 )
-                started = time.monotonic()
 
                 def to_the_end() -> dict[str, Any]:
-                    progress.phase(f"training (started in {time.monotonic() - started:.1f} s)")
+                    took = self._started_at["workers"] - self._started_at["ray"]
+                    progress.phase(f"training (started in {took:.1f} s)")
                     supervisor.until_trained()
                     return finish(
                         specs,

@@ -1,7 +1,9 @@
 """A shard with its sockets, as the Ray actor holds it."""
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,27 @@ def test_a_model_goes_from_servers_to_a_checkpoint_and_back(
     write_manifest(tmp_path / "2", Manifest("full", 0, 5, store.to_json(), {}, {}, tuple(files)))
 
     assert saved_job.restore(tmp_path / "2", 1).digest == digest_of(servers, store, tmp_path / "3")
+
+
+def test_a_server_that_goes_back_gives_up_what_it_holds_before_it_reads(
+    servers: list[ShardServer], saved_job: Any, tmp_path: Path
+) -> None:
+    first = saved_job(3).write_checkpoint(tmp_path / "first")
+    store = saved_job.restore(first, 2).spec
+    for server in servers:
+        server.start_from(5, str(first))
+    there = digest_of(servers, store, tmp_path / "1")
+    tables = [weakref.ref(table) for table in servers[0]._shard.tables]
+
+    with pytest.raises(CheckpointError):
+        servers[0].start_from(6, str(tmp_path / "none"))
+    gc.collect()
+
+    assert servers[0]._shard.fenced
+    assert [table() for table in tables] == [None] * len(tables), "two models need twice the memory"
+    for server in servers:
+        server.start_from(7, str(first))
+    assert digest_of(servers, store, tmp_path / "2") == there
 
 
 def test_a_checkpoint_of_another_step_is_refused_and_nothing_is_written(

@@ -14,7 +14,9 @@ from scheduler.coordinator.clock import ClockState
 from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.ledger import LedgerState
 from scheduler.coordinator.mode_control import ModeState
-from scheduler.driver.points import Point
+from scheduler.coordinator.modes.shift import Shift
+from scheduler.coordinator.status import Status
+from scheduler.driver.points import Point, with_orders
 from scheduler.driver.processes import COORDINATOR, ProcessLostError, Who
 from scheduler.driver.recovery import Recovery
 from scheduler.run.recoveries import Recoveries
@@ -150,3 +152,22 @@ def test_what_fails_at_the_start_or_in_the_work_ends_the_job(make: Make) -> None
         make([raised(MemoryError("no room for the tables"))], [], [NEW]).run()
     with pytest.raises(ValueError, match="a fault of ours"):
         make([], [ValueError("a fault of ours")], [NEW]).run()
+
+
+def test_what_people_have_ordered_since_a_cut_holds_on() -> None:
+    shift = Shift(
+        step=12, samples=120, seconds=9.0, from_mode="sync", to_mode="gba", cause="control",
+        reason="asked for", reissued=3,
+    )  # fmt: skip
+    last = Status(mode="gba", mode_epoch=1, shifts=(shift,), num_workers=5, paused=True, limit=40)
+    state = replace(BEGINNING, step=7, train_seconds=6.0)
+
+    found = with_orders(state, last)
+
+    assert (found.num_workers, found.paused, found.ledger.limit) == (5, True, 40)
+    assert (found.modes.mode, found.modes.epoch, found.modes.automatic) == ("gba", 1, False)
+    (told,) = found.modes.shifts
+    assert (told.step, told.samples, told.seconds) == (7, 0, 6.0)
+    assert with_orders(state, None) == state
+    by_itself = replace(last, shifts=(replace(shift, cause="job"),))
+    assert with_orders(state, by_itself).modes == state.modes, "it comes again when it is time"
