@@ -193,3 +193,12 @@ def fill_initial(
             if initial.kind == TRUNCATED_NORMAL:
                 u = _BELOW_CUT + u * _WITHIN_CUT
             values[row, c] = np.float32(initial.center + initial.spread * normal_quantile(u))
+
+
+@njit(cache=True, nogil=True)
+def fill_all_initial(
+    values: npt.NDArray[np.float32], initial: InitialValues, keys: npt.NDArray[np.int64]
+) -> None:
+    """Write the initial vector of each key, int64[n], to values, float32[n, dim]."""
+    for i in range(keys.size):
+        fill_initial(values, i, values.shape[1], initial, keys[i])

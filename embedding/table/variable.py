@@ -11,7 +11,7 @@ from embedding.spec.ranges import require, require_finite, require_not_negative,
 from embedding.spec.table import TableSpec
 from embedding.table.admission import ALWAYS, Admission, admission_of, with_frequency
 from embedding.table.eviction import EvictFirst, expired, overfull
-from embedding.table.initial_values import initial_values_of
+from embedding.table.initial_values import fill_all_initial, initial_values_of
 from embedding.table.passes import pull_rows, settle_keys
 from embedding.table.precision import FLOAT32
 from embedding.table.reservation import Budget
@@ -135,6 +135,13 @@ class EmbeddingVariable(TableState):
         )
         if self._static is not None:
             self._static.fill(self._rows, keys, values, admitted)
+
+    def initial(self, keys: Int64Array) -> Float32Array:
+        """Return the vector that each key, int64[n], would start with: float32[n, dim]."""
+        keys = input_array("keys", keys, _INT64, (len(keys),))
+        values = np.empty((len(keys), self.spec.dim), np.float32)
+        fill_all_initial(values, self._initial, keys)
+        return values
 
     def apply(
         self,

@@ -1,18 +1,18 @@
 """Fill a shard, or a whole store in one process, from a checkpoint."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
+from embedding import CounterEntries, EmbeddingVariable, TableSpec
 from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.optimizers.rule import OptimizerRule, rule_for
 from embedding.spec.admission import BloomAdmission, CounterAdmission
-from embedding.spec.optimizers import Optimizer
 from embedding.table.bloom import BloomSize
 from embedding.table.links import make_variables
+from ps.checkpoint.adapting import adapted, state_of
 from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
 from ps.routing import BLOCK_SIZE
@@ -21,23 +21,27 @@ from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 
 
-def check_fits(saved: StoreSpec, wanted: StoreSpec, *, dense_size: bool = True) -> None:
+def check_fits(
+    saved: StoreSpec, wanted: StoreSpec, *, dense_size: bool = True, adapt: bool = False
+) -> None:
     """Raise CheckpointError where tables or dense parameters have another shape.
 
     A table that only the job has starts empty; one that only the checkpoint has is left out. The
-    number of dense parameters may differ where `dense_size` is false.
+    number of dense parameters may differ where `dense_size` is false, the dim of a table and the
+    type of its optimizer where `adapt` is true.
     """
     tables = {table.name: table for table in saved.tables}
     for table in wanted.tables:
         old = tables.get(table.name)
         if old is None:
             continue
-        what = f"table {table.name}"
-        _check_same(f"{what}: the dim", old.dim, table.dim)
-        optimizers = _state_of(old.optimizer), _state_of(table.optimizer)
-        _check_same(f"{what}: the optimizer", *optimizers)
+        if not adapt:
+            what = f"table {table.name}"
+            _check_same(f"{what}: the dim", old.dim, table.dim)
+            optimizers = state_of(old.optimizer), state_of(table.optimizer)
+            _check_same(f"{what}: the optimizer", *optimizers)
         _check_bloom_fits(old, table)
-    optimizers = _state_of(saved.dense_optimizer), _state_of(wanted.dense_optimizer)
+    optimizers = state_of(saved.dense_optimizer), state_of(wanted.dense_optimizer)
     _check_same("model: the optimizer", *optimizers)
     if dense_size:
         _check_same("model: the number of dense parameters", saved.dense_size, wanted.dense_size)
@@ -49,12 +53,6 @@ def _check_same(what: str, saved: object, wanted: object) -> None:
             f"{what} is {saved} in the checkpoint, {wanted} in the job; a job that starts from a"
             " checkpoint must keep it"
         )
-
-
-def _state_of(optimizer: Optimizer) -> str:
-    """Say which state an optimizer keeps: its type, and its slots where an option chooses them."""
-    names = [slot.name for slot in rule_for(optimizer, sparse=True).slots]
-    return f"{optimizer.type} with momentum" if "momentum" in names else optimizer.type
 
 
 def _check_bloom_fits(saved: TableSpec, wanted: TableSpec) -> None:
@@ -91,18 +89,20 @@ def start_shard_from(
     recovery_epoch: int,
     goes_on: bool = False,
     moved: MovedDense | None = None,
+    adapt: bool = False,
 ) -> None:
     """Give a shard its part of a checkpoint as the first state of a new job.
 
     Rows keep vector, slots and frequency. If time `goes_on`, the first step is the checkpoint's,
-    and versions, and slots that count time, are kept. Else all of them start at 0. Of the files it
-    reads what may hold the shard's part, no more; where that fails the shard stays as it was.
+    and versions, and slots that count time, are kept. Else all of them start at 0. With `adapt`
+    tables may have another dim or optimizer, see `adapting`. Of the files it reads what may hold
+    the shard's part, no more; where that fails the shard stays as it was.
 
     Raises:
         CheckpointError: the checkpoint is damaged or does not fit.
     """
     shard.check_alive()
-    check_fits(reader.store, shard.spec, dense_size=moved is None)
+    check_fits(reader.store, shard.spec, dense_size=moved is None, adapt=adapt)
     tables = shard.empty_tables()
     try:
         blocks = _fill(tables, shard, reader, goes_on=goes_on, moved=moved)
@@ -203,6 +203,4 @@ def _import(
             continue
         if not keep_versions:
             _start_time_anew(rule_for(saved.optimizer, sparse=True), saved.dim, found.slots)
-        table.import_rows(
-            TableEntries(found.keys, found.frequency, version, found.vectors, found.slots)
-        )
+        table.import_rows(adapted(replace(found, version=version), saved, table))

@@ -125,6 +125,7 @@ class ShardServer:
         *,
         goes_on: bool = False,
         moved: MovedDense | None = None,
+        adapt: bool = False,
     ) -> None:
         """Give up what the shard holds, and begin with its part of a checkpoint.
 
@@ -133,9 +134,13 @@ class ShardServer:
         with self._lock.exclusive():
             # Else there would be room for two models needed.
             self._shard.fence()
-            reader = CheckpointReader(checkpoint)
             start_shard_from(
-                self._shard, reader, recovery_epoch=recovery_epoch, goes_on=goes_on, moved=moved
+                self._shard,
+                CheckpointReader(checkpoint),
+                recovery_epoch=recovery_epoch,
+                goes_on=goes_on,
+                moved=moved,
+                adapt=adapt,
             )
             self._plane.hand_back()
 

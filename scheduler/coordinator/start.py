@@ -32,6 +32,19 @@ class InitFeatures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InitTables:
+    """How tables of a job may differ from those of the checkpoint that it starts from.
+
+    Args:
+        optimizer: names of tables whose slots begin anew, as their optimizer is of another type.
+        dim: names of tables whose vectors are cut, or filled with initial values.
+    """
+
+    optimizer: list[str] = field(default_factory=list)
+    dim: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
     """The time at which a job begins.
 

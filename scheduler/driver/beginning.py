@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding import NUM_BUCKETS
+from ps.checkpoint.adapting import state_of
 from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import check_fits
 from ps.spec import StoreSpec
-from scheduler.coordinator.start import InitFeatures, Start, start_from
+from scheduler.coordinator.start import InitFeatures, InitTables, Start, start_from
 from scheduler.job.config import JobConfig
 from scheduler.job.errors import ConfigError
 from scheduler.run.directory import latest_checkpoint
@@ -41,6 +42,7 @@ class Beginning:
         keys: kinds of the features' keys, as far as the checkpoint knows them.
         is_over: whether the job has gone on from a cut of its own, and what it began from may be
             another one by now.
+        adapts: whether tables have another dim or optimizer than the checkpoint's.
         dense_sources: int64[P], from where in the checkpoint's dense parameters each comes, -1
             where it has an initial value. None: all from their own place.
     """
@@ -49,6 +51,7 @@ class Beginning:
     start: Start = field(default_factory=Start)
     keys: dict[str, str] = field(default_factory=dict)
     is_over: bool = False
+    adapts: bool = False
     dense_sources: npt.NDArray[np.int64] | None = None
 
 
@@ -66,7 +69,8 @@ def beginning_of(
         kinds: what the training data hold.
 
     Raises:
-        ConfigError: features differ in a way that `run.init_features` does not say.
+        ConfigError: features or tables differ in a way that `run.init_features` and
+            `run.init_tables` do not say.
         CheckpointError, DataError: tables, dense parameters or data do not fit the checkpoint.
     """
     if config.run.init_from is None:
@@ -81,17 +85,24 @@ def beginning_of(
     if saved.contract is None:
         check_contract(features, kinds, None, where)
     check_kinds(features, kinds, keys, where)
+    tables = table_changes_of(reader.store, store)
+    check_tables_said(tables, config.run.init_tables, where)
+    for change in tables:
+        _log.warning("%s", change.text)
     sources = None
-    _check_model(saved.spec, model, same_inputs=not changes)
-    check_fits(reader.store, store, dense_size=not changes)
-    if changes:
-        sources = _dense_sources(saved, model, features)
+    reshaped = any(change.how == "dim" for change in tables)
+    same_inputs = not (changes or reshaped)
+    _check_model(saved.spec, model, same_inputs=same_inputs)
+    check_fits(reader.store, store, dense_size=same_inputs, adapt=bool(tables))
+    if not same_inputs:
+        sources = _dense_sources(saved, model, features, reshaped=reshaped)
     return Beginning(
         checkpoint=where,
         start=start_from(
             reader, global_batch=config.global_batch, init_clock=config.run.init_clock
         ),
         keys=keys,
+        adapts=bool(tables),
         dense_sources=sources,
     )
 
@@ -175,6 +186,44 @@ def check_said(changes: Sequence[Change], said: InitFeatures, where: str) -> Non
     )
 
 
+def table_changes_of(saved: StoreSpec, wanted: StoreSpec) -> list[Change]:
+    """Return of which tables that both have the dim or the type of the optimizer is another."""
+    found = []
+    before = {table.name: table for table in saved.tables}
+    for table in wanted.tables:
+        old = before.get(table.name, table)
+        optimizers = state_of(old.optimizer), state_of(table.optimizer)
+        if optimizers[0] != optimizers[1]:
+            text = (
+                f"table {table.name}: the optimizer is {optimizers[1]}, it was {optimizers[0]}: its"
+                " slots begin anew"
+            )
+            found.append(Change("optimizer", table.name, text))
+        if old.dim != table.dim:
+            what = "vectors are cut" if old.dim > table.dim else "the rest has initial values"
+            text = f"table {table.name}: the dim is {table.dim}, it was {old.dim}: {what}"
+            found.append(Change("dim", table.name, text))
+    return found
+
+
+def check_tables_said(changes: Sequence[Change], said: InitTables, where: str) -> None:
+    """Raise ConfigError unless `run.init_tables` says each change."""
+    names = {"optimizer": said.optimizer, "dim": said.dim}
+    unsaid = [change for change in changes if change.name not in names[change.how]]
+    if not unsaid:
+        return
+    wanted = [
+        f"{how}: [{', '.join(change.name for change in changes if change.how == how)}]"
+        for how in names
+        if any(change.how == how for change in changes)
+    ]
+    raise ConfigError(
+        "tables are not those of the checkpoint that run.init_from names:"
+        f" {'; '.join(change.text for change in unsaid)} ({where}). Keep them as they were, or, if"
+        f" that is meant, say run.init_tables: {{{', '.join(wanted)}}}"
+    )
+
+
 def _keys_of(saved: SavedModel, features: FeatureSpec) -> dict[str, str]:
     """Return the kind of keys that the rows of each feature's table were trained for."""
     if saved.contract is None:
@@ -195,7 +244,7 @@ def _keys_of(saved: SavedModel, features: FeatureSpec) -> dict[str, str]:
 
 
 def _dense_sources(
-    saved: SavedModel, model: ModelSpec, features: FeatureSpec
+    saved: SavedModel, model: ModelSpec, features: FeatureSpec, *, reshaped: bool
 ) -> npt.NDArray[np.int64]:
     """Return from where each dense parameter comes; say which ones begin anew."""
     old_names = input_names(saved.spec, saved.features)
@@ -210,7 +259,7 @@ def _dense_sources(
         return np.full(sum(parameter.size for parameter in after), -1)
     before = build_model(saved.spec).parameters
     try:
-        sources, anew = sources_of(before, old_names, after, new_names)
+        sources, anew = sources_of(before, old_names, after, new_names, reshaped=reshaped)
     except ValueError as error:
         raise CheckpointError(f"model: {error}; a job with other features must keep it") from error
     if anew:

@@ -192,7 +192,11 @@ class Epochs:
         if sources is not None:
             moved = MovedDense(part, sources[slice(*self._specs.store.routing.dense_range(index))])
         return handle.start_from.remote(
-            epoch, beginning.checkpoint, goes_on=beginning.start.goes_on, moved=moved
+            epoch,
+            beginning.checkpoint,
+            goes_on=beginning.start.goes_on,
+            moved=moved,
+            adapt=beginning.adapts,
         )
 
     def _begin_coordinator(self, epoch: int, state: CoordinatorState) -> None:

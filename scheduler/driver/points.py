@@ -107,6 +107,5 @@ def job_beginning(specs: JobSpecs) -> Point:
         )
     num_bytes = 0
     if specs.beginning.checkpoint is not None:
-        files = CheckpointReader(specs.beginning.checkpoint).manifest.files
-        num_bytes = sum(file.bytes for file in files)
+        num_bytes = CheckpointReader(specs.beginning.checkpoint).num_bytes
     return Point(state=beginning_of(specs.coordinator), num_bytes=num_bytes)

@@ -41,7 +41,7 @@ from ps.spec import SparseMean
 from scheduler.coordinator.modes.policy import PolicyOptions
 from scheduler.coordinator.modes.rules import SHIFTABLE, Mode, ModeOptions, OnStale, PlannedShift
 from scheduler.coordinator.modes.stale_weights import Cutoff, StaleWeight
-from scheduler.coordinator.start import InitClock, InitFeatures
+from scheduler.coordinator.start import InitClock, InitFeatures, InitTables
 from scheduler.job.errors import ConfigError, validated
 from scheduler.job.faults import InjectConfig, check_targets
 from scheduler.job.job_yaml import JobYamlError, read_yaml
@@ -386,6 +386,7 @@ class RunConfig(_Section):
     init_from: PathText | None = None
     init_clock: InitClock = "continue"
     init_features: InitFeatures = InitFeatures()
+    init_tables: InitTables = InitTables()
     allow_faults: bool = False
     tensorboard: bool = False
 

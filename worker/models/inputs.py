@@ -44,12 +44,16 @@ def sources_of(
     names_before: Names,
     after: Sequence[Parameter],
     names_after: Names,
+    *,
+    reshaped: bool = False,
 ) -> tuple[npt.NDArray[np.int64], list[str]]:
     """Return from where in an old vector of parameters each of a new one comes.
 
     Args:
         before, after: the parameters in their order.
         names_before, names_after: as `input_names`.
+        reshaped: whether parameters may differ in something else than their inputs, as where a
+            layer is as wide as a vector: these begin anew.
 
     Returns:
         int64[P], -1 where there is none; and what begins anew, in words.
@@ -72,6 +76,10 @@ def sources_of(
             continue
         is_input = rows is not None and parameter.name in names_before
         if old.shape[is_input:] != parameter.shape[is_input:]:
+            if reshaped:
+                parts.append(np.full(parameter.size, -1))
+                anew.append(parameter.name)
+                continue
             raise ValueError(
                 f"parameter {parameter.name} has shape {list(old.shape)} in the checkpoint,"
                 f" {list(parameter.shape)} in the job"

@@ -120,6 +120,46 @@ def test_other_features_are_refused_unless_the_job_says_so(
 
 
 @pytest.mark.parametrize(
+    ("tables", "text", "said"),
+    [
+        (
+            {"u": {"optimizer": {"type": "sgd"}}},
+            "table u: the optimizer is sgd, it was adagrad: its slots begin anew",
+            {"optimizer": ["u"]},
+        ),
+        (
+            {"u": {"dim": 2}, "v": {"dim": 2}},
+            "table u: the dim is 2, it was 4: vectors are cut; table v: the dim is 2, it was 4:"
+            " vectors are cut",
+            {"dim": ["u", "v"]},
+        ),
+    ],
+)
+def test_other_tables_are_refused_unless_the_job_says_so(
+    folder: Path,
+    day1: Result,
+    caplog: pytest.LogCaptureFixture,
+    tables: dict[str, Any],
+    text: str,
+    said: dict[str, list[str]],
+) -> None:
+    run = {"dir": str(folder / "no run"), "init_from": day1.path}
+    config = job(folder, run).model_dump(mode="json") | {"tables": tables}
+    with pytest.raises(ConfigError) as caught:
+        resolve(JobConfig.from_dict(config))
+    assert text in str(caught.value)
+    ((how, names),) = said.items()
+    assert str(caught.value).endswith(f"say run.init_tables: {{{how}: [{', '.join(names)}]}}")
+
+    config["run"]["init_tables"] = said
+    specs = resolve(JobConfig.from_dict(config))
+
+    assert specs.beginning.adapts
+    assert (specs.beginning.dense_sources is None) == (how == "optimizer")
+    assert all(part in caplog.text for part in text.split("; "))
+
+
+@pytest.mark.parametrize(
     ("model", "text"),
     [
         ({"type": "wide_deep", "mlp": [5]}, "model.type is deepfm in the checkpoint, wide_deep in"),
