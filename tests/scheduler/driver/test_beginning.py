@@ -138,6 +138,7 @@ def test_other_features_are_refused_unless_the_job_says_so(
 def test_other_tables_are_refused_unless_the_job_says_so(
     folder: Path,
     day1: Result,
+    tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     tables: dict[str, Any],
     text: str,
@@ -157,6 +158,10 @@ def test_other_tables_are_refused_unless_the_job_says_so(
     assert specs.beginning.adapts
     assert (specs.beginning.dense_sources is None) == (how == "optimizer")
     assert all(part in caplog.text for part in text.split("; "))
+    config["run"]["dir"] = str(tmp_path / "run")
+    result = Trainer(JobConfig.from_dict(config)).fit()
+    first, second = (CheckpointReader(str(r.checkpoint)) for r in (day1, result))
+    assert second.manifest.step > first.manifest.step
 
 
 @pytest.mark.parametrize(
