@@ -82,7 +82,8 @@ class CutSchedule:
         if ends or step == self._step:
             return False
         options = self._options
-        if options.every_steps is not None and clock - self._clock >= options.every_steps:
+        every = options.every_steps
+        if every is not None and clock // every > self._clock // every:
             return True
         return options.every_seconds is not None and now - self._since >= options.every_seconds
 

@@ -23,7 +23,7 @@ class CutOptions:
     """How often a running job is saved.
 
     Args:
-        every_steps: ticks of the schedules' clock between two cuts; None: no matter.
+        every_steps: a cut at each multiple of so many ticks of the clock; None: no matter.
         every_seconds: between two cuts, whichever comes first; None: no matter.
         full_every: of so many cuts one is written whole, the others are deltas.
         holds_steps: whether no step is formed until a cut is written.

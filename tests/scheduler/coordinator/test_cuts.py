@@ -82,6 +82,13 @@ def test_cuts_come_by_the_clock_or_by_time_and_every_so_many_is_full() -> None:
     assert never.taken == []
 
 
+def test_a_schedule_that_begins_between_two_multiples_of_the_clock_keeps_to_them() -> None:
+    begun_again = Saved(every_steps=15)
+    begun_again.cuts = CutSchedule(CutOptions(every_steps=15), step=59, clock=59)
+    begun_again.pass_steps(*range(60, 80))
+    assert begun_again.taken == [(60, "full"), (75, "full")]
+
+
 def test_after_a_cut_that_failed_and_where_somebody_asks_it_is_full() -> None:
     saved = Saved(every_steps=2, full_every=9)
     saved.pass_steps(1, 2, 3, 4)
@@ -90,12 +97,12 @@ def test_after_a_cut_that_failed_and_where_somebody_asks_it_is_full() -> None:
     saved.cuts.ask()
     saved.pass_steps(11, 12, 13, 14)
     saved.cuts.ask(full=False)
-    saved.pass_steps(14)
+    saved.pass_steps(15)
     saved.cuts.ask(full=False)
-    saved.pass_steps(14)
+    saved.pass_steps(15)
     assert saved.taken == [
         (2, "full"), (4, "delta"), (6, "delta"), (8, "full"), (10, "delta"), (11, "full"),
-        (13, "delta"), (14, "delta"),
+        (12, "delta"), (14, "delta"), (15, "delta"),
     ]  # fmt: skip
 
 
