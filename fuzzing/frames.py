@@ -31,6 +31,7 @@ from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 from runtime.typed import array_dtype
 from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.events import RecordsApplied, SendRecords, WorkerReported
 from scheduler.coordinator.ledger import LedgerPlan
 from scheduler.coordinator.spec import CoordinatorSpec
@@ -266,8 +267,8 @@ def _packable(value: Any, depth: int) -> Any:
 # The control plane --------------------------------------------------------------------------------
 
 
-def new_coordinator() -> Coordinator:
-    """A coordinator in the midst of a job."""
+def new_coordinator(state: CoordinatorState | None = None) -> Coordinator:
+    """A coordinator of a job, at its beginning or in a state that another one came to."""
     plan = LedgerPlan(batches_per_epoch=50, epochs=2, rows_of=lambda batch_id: 10, lanes=2)
     spec = CoordinatorSpec(
         store=STORE,
@@ -279,7 +280,7 @@ def new_coordinator() -> Coordinator:
         workers=2,
         depth=2,
     )
-    return Coordinator(spec)
+    return Coordinator(spec, state)
 
 
 class ControlFrames:

@@ -5,16 +5,18 @@ from pathlib import Path
 from fuzzing.checkpoints import CheckpointTree, write_small_checkpoints
 from fuzzing.frames import ControlFrames, DataFrames, Handshakes
 from fuzzing.job_files import JobFiles
+from fuzzing.job_states import JobStates
 from fuzzing.run import Target
 
 SHARES = {
     "data-frames": 400,
-    "control-frames": 250,
+    "control-frames": 235,
     "handshakes": 240,
     "checkpoint-damage": 25,
     "checkpoint-manifests": 50,
     "checkpoint-forgeries": 20,
     "job-files": 15,
+    "job-states": 15,
 }
 """Of a thousand inputs."""
 
@@ -37,6 +39,8 @@ def target_of(kind: str, work: Path, checkpoint: Path | None = None) -> Target:
             return ControlFrames().target()
         case "handshakes":
             return Handshakes().target()
+        case "job-states":
+            return JobStates().target()
         case "job-files":
             return JobFiles(work).target()
     source = checkpoint or write_small_checkpoints(work / "written")

@@ -58,7 +58,8 @@ class CoordinatorState:
         self.clock.check(step=self.step)
         self.start.clock.check(step=self.start.step)
         counts = [*self.data_staleness, *self.parameter_staleness]
-        least = min(self.modes.epoch, self.loss_samples, *(number for _, number in counts), 0)
+        numbers = [self.modes.epoch, self.loss_samples, self.start.optimizer_steps]
+        least = min(*numbers, *(number for _, number in counts), 0)
         if least < 0 or self.num_workers < 1 or not self.train_seconds >= 0:
             raise ValueError("a count or a time is negative, or no worker is wanted")
 

@@ -25,6 +25,7 @@ A_FEW = {
     "checkpoint-manifests": 150,
     "checkpoint-forgeries": 30,
     "job-files": 15,
+    "job-states": 300,
 }
 
 

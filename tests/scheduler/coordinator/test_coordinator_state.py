@@ -149,6 +149,7 @@ def state(scripted: Any) -> CoordinatorState:
         ({"ledger": {"low_water": 3, "resolved": [[2, 5]]}}, "ledger: the interval from 2 to 5"),
         ({"ledger": {"low_water": 3}}, "3 batches are resolved, 0 counted"),
         ({"ledger": {"samples": {"applied": -5}}}, "negative"),
+        ({"start": {"optimizer_steps": -(2**63)}}, "negative"),
         ({"ledger": {"samples": {"skipped": 5}}}, "by reason"),
         ({"ledger": []}, "expected the fields of LedgerState"),
         ({"data_staleness": [[0, -1]]}, "negative"),
