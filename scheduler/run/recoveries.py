@@ -8,6 +8,9 @@ from scheduler.errors import TrainingError
 
 # Losses without a step in between: what causes them is in the job, or stays where it runs.
 MOST_IN_A_ROW = 3
+# Times that one process is lost before a step is applied. More: what Ray has not noticed yet of a
+# node that is gone takes a new process or two with it.
+MOST_OF_ONE = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +118,9 @@ class Recoveries:
                 f"{cause}. The job can't go on: it failed {len(self._row)} times without getting"
                 f" beyond step {self._row_step}, where it failed first: {'; then '.join(self._row)}"
             )
-        if max(self._losses.values()) >= MOST_IN_A_ROW:
+        if max(self._losses.values()) >= MOST_OF_ONE:
             raise TrainingError(
-                f"{cause}. The job can't go on: one of its processes was lost {MOST_IN_A_ROW} times"
+                f"{cause}. The job can't go on: one of its processes was lost {MOST_OF_ONE} times"
                 f" before a step was applied: {self._open.cause}"
             )
 

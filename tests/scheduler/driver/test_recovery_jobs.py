@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ray_of_threads import Handle, RayOfThreads
 
 from ps.checkpoint.read import CheckpointReader
 from ps.server.actor import ServerActor
+from ps.server.server import ShardServer
 from scheduler import JobConfig, Trainer
 from scheduler.coordinator.actor import CoordinatorActor
 
@@ -143,3 +145,33 @@ def test_every_sample_is_counted_once_where_workers_wait_for_nobody(
     kept = [p.name for p in sorted((tmp_path / "run" / "checkpoints").iterdir())]
     assert any(name.startswith("delta-") for name in kept)
     assert CheckpointReader(result.checkpoint).manifest.recovery_epoch == 2
+
+
+def test_a_cut_that_can_not_be_written_is_told_and_the_next_one_is_full(
+    jobs_in_threads: RayOfThreads,
+    samples: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write, failed = ShardServer.write_cut, threading.Event()
+
+    def write_cut(server: ShardServer, directory: str, step: int, **options: Any) -> Any:
+        if options["changed_only"] and not failed.is_set():
+            failed.set()
+            raise OSError(28, "No space left on device")
+        return write(server, directory, step, **options)
+
+    monkeypatch.setattr(ShardServer, "write_cut", write_cut)
+    config = job(samples, tmp_path / "run", "sync", checkpoint={**CUTS, "full_every": 1000})
+
+    metrics = Trainer(config).fit().metrics
+
+    assert metrics["samples_trained"] == EPOCHS * ROWS
+    said = capsys.readouterr().err
+    assert "the delta checkpoint of step" in said
+    assert "could not be written: [Errno 28] No space left on device" in said
+    cuts = sorted((tmp_path / "run" / "checkpoints").iterdir(), key=lambda path: path.name[-12:])
+    kinds = [path.name.split("-")[0] for path in cuts]
+    assert kinds[:3] == ["full", "full", "delta"], "nothing of what failed is left"
+    assert [CheckpointReader(path).manifest.kind for path in cuts] == kinds
