@@ -6,7 +6,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -131,6 +131,7 @@ class Launcher:
         mixed_cpus: whether processes may differ in their numeric fingerprint.
         run: by what name metrics know the job.
         note: tells a person something.
+        fingerprints: that the processes of a run had which this job goes on with, by role.
     """
 
     def __init__(
@@ -140,12 +141,18 @@ class Launcher:
         mixed_cpus: bool,
         run: str,
         note: Callable[[str], None] = lambda text: None,
+        fingerprints: Mapping[str, Any] | None = None,
     ) -> None:
         self._run = run
         self._note = note
         self._cluster = cluster
-        self._like = LikeProcesses(mixed=mixed_cpus)
+        self._like = LikeProcesses(mixed=mixed_cpus, before=fingerprints, note=note)
         self.secret = secrets.token_bytes(32)
+
+    @property
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """The numeric fingerprint of each role that has come up."""
+        return self._like.fingerprints
 
     def create(self, setups: list[ServerSetup]) -> Processes:
         """Place the job and create servers and coordinator side by side; servers are fenced."""

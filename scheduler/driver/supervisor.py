@@ -79,6 +79,7 @@ class Supervisor:
                 processes.coordinator.handle.worker_lost.remote(index, incarnation)
             ),
         )
+        self._launcher = launcher
         self._cuts = cuts
         self._collector = collector
         self._model_bytes = 0
@@ -226,6 +227,7 @@ class Supervisor:
         self._model_bytes = sum(t.bytes for server in servers for t in server.tables.values())
         line = self._interval.line(status, servers, self.recoveries.done)
         self._run.add_metrics(line)
+        self._run.keep_fingerprints(self._launcher.fingerprints)
         taken = self.processes.coordinator.handle.take_batches.remote()
         self._run.add_batches(self._answer_of_coordinator(taken))
         self._progress.show(line)

@@ -148,6 +148,7 @@ class Trainer:
                     mixed_cpus=self.config.training.mixed_cpus,
                     run=run.path.name,
                     note=progress.note,
+                    fingerprints=None if earlier is None else earlier.fingerprints,
                 )
                 run.losses.note = progress.note
                 progress.phase("starting servers, coordinator and workers")

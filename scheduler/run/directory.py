@@ -29,6 +29,7 @@ FAILURE_FILE = "failure.json"
 CONTROL_FILE = "control.json"
 EPOCH_FILE = "epoch.json"
 EVALUATION_PLAN_FILE = "evaluation-plan.json"
+FINGERPRINTS_FILE = "fingerprints.json"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 _FILES = (
@@ -40,6 +41,7 @@ _FILES = (
     CONTROL_FILE,
     EPOCH_FILE,
     EVALUATION_PLAN_FILE,
+    FINGERPRINTS_FILE,
 )
 
 _NAME = re.compile(r"(?P<kind>full|delta)-(?P<step>\d{1,19})(-(?P<number>\d{1,9}))?")
@@ -79,6 +81,7 @@ class RunDirectory:
         self.path = Path(config.run.dir)
         self.losses = Losses()
         self.recovery_epoch = goes_on or 0
+        self._fingerprints: dict[str, dict[str, Any]] = {}
         try:
             if lease is None:
                 self._check_place(config)
@@ -113,6 +116,7 @@ class RunDirectory:
         if not anew:
             self.enter_epoch()
             remove_partial(self.path / CHECKPOINTS)
+            self._remove_partial_files()
             for name in (CONTROL_FILE, FAILURE_FILE):
                 (self.path / name).unlink(missing_ok=True)
         write_text(self.path / JOB_FILE, config.to_yaml())
@@ -135,6 +139,13 @@ class RunDirectory:
         if evaluation_plan is not None:
             write_plan(self.path / EVALUATION_PLAN_FILE, evaluation_plan)
         write_plan(self.path / PLAN_FILE, plan)
+
+    def keep_fingerprints(self, fingerprints: dict[str, dict[str, Any]]) -> None:
+        """Keep the numeric fingerprint of each role, for who goes on with the run elsewhere."""
+        if fingerprints != self._fingerprints:
+            with self.losses.borne(FINGERPRINTS_FILE):
+                self._write_json(FINGERPRINTS_FILE, fingerprints)
+                self._fingerprints = fingerprints
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Append one line, at once visible to who follows the file; bounded, and borne if lost."""
@@ -206,10 +217,14 @@ class RunDirectory:
             path.unlink(missing_ok=True)
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
-            for partial in self.path.glob(f"{PARTIAL}-{name}-*"):
-                partial.unlink(missing_ok=True)
+        self._remove_partial_files()
         for name in (CHECKPOINTS, TENSORBOARD):
             shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def _remove_partial_files(self) -> None:
+        for name in _FILES:
+            for partial in self.path.glob(f"{PARTIAL}-{name}-*"):
+                partial.unlink(missing_ok=True)
 
 
 def holds_run(path: Path) -> bool:

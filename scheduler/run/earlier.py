@@ -3,7 +3,7 @@
 import json
 import logging
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from scheduler.run.directory import (
     EPOCH_FILE,
     EVALUATION_PLAN_FILE,
     FAILURE_FILE,
+    FINGERPRINTS_FILE,
     JOB_FILE,
     PLAN_FILE,
     RESULT_FILE,
@@ -44,6 +45,7 @@ class EarlierRun:
         cut: the newest checkpoint to go on from; None: the job begins anew.
         recovery_epoch: the latest that the run came to.
         recoveries: of the run so far.
+        fingerprints: of its processes, by role, as far as they are known.
         step, samples: that it is known to have come to, at least those of the cut.
         plan, evaluation_plan: those that it began with, where it goes on; of a result the second.
     """
@@ -54,6 +56,7 @@ class EarlierRun:
     cut: SavedCut | None = None
     recovery_epoch: int = 0
     recoveries: tuple[RecoveryFigures, ...] = ()
+    fingerprints: dict[str, Any] = field(default_factory=dict)
     step: int = 0
     samples: int = 0
     plan: Plan | None = None
@@ -129,7 +132,7 @@ def _looked_at(config: JobConfig, path: Path, lease: RunLease) -> EarlierRun:
     return EarlierRun(
         path=path,
         lease=lease,
-        **_told_in_metrics(path, cut.state),
+        **_told_by_files(path, cut.state),
         cut=replace(cut, state=_as_wanted(cut.state, before, config)),
         recovery_epoch=_latest_epoch(path, cut),
         plan=plan,
@@ -161,8 +164,8 @@ def _latest_epoch(path: Path, cut: SavedCut) -> int:
     return max(epoch, of_cut)
 
 
-def _told_in_metrics(path: Path, state: CoordinatorState) -> dict[str, Any]:
-    """Return what the metrics of a run and its failure tell of how far it came, and recoveries.
+def _told_by_files(path: Path, state: CoordinatorState) -> dict[str, Any]:
+    """Return what a run's files tell of how far it came, of recoveries and of its processes.
 
     What can't be read there is left out: it is for people.
     """
@@ -178,7 +181,11 @@ def _told_in_metrics(path: Path, state: CoordinatorState) -> dict[str, Any]:
         failure = _object_of(path / FAILURE_FILE)
         step = max(step, int(failure["global_step"]))
         samples = max(samples, int(failure["samples"]["applied"]))
+    fingerprints: dict[str, Any] = {}
+    with suppress(RunDirectoryError):
+        fingerprints = _object_of(path / FINGERPRINTS_FILE)
     return {
+        "fingerprints": fingerprints,
         "step": max(step, state.step),
         "samples": max(samples, state.ledger.samples.applied),
         "recoveries": tuple(recoveries),

@@ -47,3 +47,18 @@ def test_a_job_can_allow_all() -> None:
     like = LikeProcesses(mixed=True)
     like.check("server", 0, fingerprint())
     like.check("server", 1, fingerprint(numpy_features="ASIMD", float_mode="flushed"))
+
+
+def test_a_run_that_goes_on_elsewhere_is_told_so_once_a_role() -> None:
+    told: list[str] = []
+    before = {"server": fingerprint(), "worker": fingerprint()}
+    like = LikeProcesses(mixed=False, before=before, note=told.append)
+
+    like.check("server", 0, fingerprint(numpy_features="ASIMD"))
+    like.check("server", 1, fingerprint(numpy_features="ASIMD"))
+    like.check("worker", 0, fingerprint())
+    like.check("coordinator", 0, fingerprint())
+
+    assert len(told) == 1
+    assert told[0].startswith("servers compute other bits than before the run was lost: numpy_fea")
+    assert like.fingerprints["server"] == fingerprint(numpy_features="ASIMD")

@@ -81,13 +81,20 @@ def undisturbed(
 
 
 def test_a_run_that_is_lost_twice_has_the_undisturbed_model(
-    jobs_in_threads: None, samples: Path, tmp_path: Path, undisturbed: Result
+    jobs_in_threads: None,
+    samples: Path,
+    tmp_path: Path,
+    undisturbed: Result,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = tmp_path / "run"
     with driver_lost(lambda status: status.applied_step >= 10 and steps_of(run) != []):
         Trainer(job(samples, run, run={"resume": "auto"})).fit()
     first = steps_of(run)
     (run / "result.json").unlink(missing_ok=True)
+    kept = json.loads((run / "fingerprints.json").read_text())
+    kept["server"] |= {"digest": "another", "numpy": "0.1"}
+    (run / "fingerprints.json").write_text(json.dumps(kept))
     with driver_lost(lambda status: status.applied_step >= 26 and steps_of(run) != first):
         Trainer(job(samples, run, run={"resume": "auto"}, cluster={"servers": 3})).fit()
 
@@ -101,6 +108,9 @@ def test_a_run_that_is_lost_twice_has_the_undisturbed_model(
     assert last.metrics["train_loss"] == pytest.approx(undisturbed.metrics["train_loss"])
     assert again.metrics == json.loads((run / "result.json").read_text()) == last.metrics
     assert again.checkpoint == last.checkpoint
+    said = capsys.readouterr().err
+    assert said.count("servers compute other bits than before the run was lost: numpy is") == 1
+    assert said.count("compute other bits") == 1
     assert again.evaluated == last.evaluated
     recoveries = last.metrics["recoveries"]
     assert [each["cause"] for each in recoveries] == ["the driver was lost"] * 2
