@@ -36,6 +36,7 @@ from embedding.spec.initial_values import (
 )
 from embedding.spec.optimizers import Adagrad, Adam, Optimizer
 from embedding.spec.table import ValueDtype
+from ps.checkpoint.chain import MAX_CHAIN
 from ps.messages.pull_push import MAX_STEP_BATCHES
 from ps.spec import SparseMean
 from scheduler.coordinator.modes.policy import PolicyOptions
@@ -371,7 +372,7 @@ class CheckpointConfig(_Section):
 
     every_steps: Count | None = None
     every_seconds: Seconds | None = 600
-    full_every: Count = 10
+    full_every: int = Field(10, ge=1, le=MAX_CHAIN)
     keep: Count = 3
     compression: Literal["none", "lz4", "zstd"] = "none"
 

@@ -54,6 +54,7 @@ def test_the_global_batch_is_one_batch_a_worker_by_default(job: dict[str, Any]) 
     [
         ("checkpoint", {"keep": 0}, "checkpoint.keep"),
         ("checkpoint", {"full_every": 0}, "checkpoint.full_every"),
+        ("checkpoint", {"full_every": 1001}, "checkpoint.full_every"),
         ("checkpoint", {"every_seconds": 0}, "checkpoint.every_seconds"),
         ("checkpoint", {"compression": "gzip"}, "checkpoint.compression"),
         ("checkpoint", {"every_step": 5}, "every_steps"),
