@@ -74,6 +74,8 @@ def job(data: Path, mode: str) -> dict[str, Any]:
             "servers": 2,
             "heartbeat_timeout_seconds": 10,
             "retry_seconds": 10,
+            # Kernels may have to be compiled first, and the machine may be busy.
+            "start_timeout_seconds": 220,
             # Faults of a run, and workers that go down with a server.
             "max_worker_restarts": 100,
         },

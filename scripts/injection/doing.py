@@ -161,9 +161,10 @@ class Injector:
                 self._training.look()
                 time.sleep(0.1)
         finally:
-            there = [each for each in victims if is_there(each)]
-            send(there, signal.SIGCONT)
-        return "thawed" if len(there) == len(victims) else "replaced before it thawed"
+            send(victims, signal.SIGCONT)
+        # A process that is frozen can't be told to end: it does so once it thaws.
+        self._training.until_made_good(self._training.reached)
+        return "lived on" if all(map(is_there, victims)) else "replaced"
 
     def _driver_killed(self, _: Fault) -> tuple[list[Any], str]:
         driver = self._training.driver
@@ -268,7 +269,6 @@ class Injector:
         if fault.kind == "raylet_frozen":
             processes = [nodes.raylet(node)]
         outcome = self._freeze(processes, fault.seconds)
-        self._training.until_made_good(self._training.reached)
         nodes.remove(node, with_goodbye=False)
         return [each.pid for each in processes], outcome
 

@@ -9,12 +9,12 @@ Role = Literal["worker", "server", "coordinator"]
 Place = Literal["local", "nodes"]
 ROLES: tuple[Role, ...] = ("worker", "server", "coordinator")
 
-# What has to pass until a process that is frozen counts as lost, with what a busy machine adds: of
-# a worker it is the job's heartbeat timeout, of the others how long a call through Ray may take.
+# What has to pass until a process that is frozen counts as lost, and some more: of a worker it is
+# the job's heartbeat timeout, of the others 15 s.
 LONG_SECONDS: dict[Role, tuple[float, float]] = {
-    "worker": (12.0, 16.0),
-    "server": (33.0, 38.0),
-    "coordinator": (33.0, 38.0),
+    "worker": (13.0, 20.0),
+    "server": (18.0, 26.0),
+    "coordinator": (18.0, 26.0),
 }
 # Ray declares a frozen node dead after 64 s.
 NODE_LOST_SECONDS = (68.0, 75.0)
@@ -43,11 +43,11 @@ KINDS: dict[str, Kind] = {
     "killed_in_cut": Kind("local", 3),
     "killed_in_recovery": Kind("local", 3),
     "frozen_short": Kind("local", 2),
-    "frozen_long": Kind("local", 0.7),
-    "driver_killed": Kind("local", 2),
-    "driver_terminated": Kind("local", 2),
+    "frozen_long": Kind("local", 1),
+    "driver_killed": Kind("local", 1.3),
+    "driver_terminated": Kind("local", 1.3),
     "checkpoint_damaged": Kind("local", 2),
-    "disk_full": Kind("local", 1.5),
+    "disk_full": Kind("local", 2),
     "node_removed": Kind("nodes", 3),
     "node_crashed": Kind("nodes", 2),
     "node_drained": Kind("nodes", 2),
@@ -106,7 +106,7 @@ def draw_run(seed: int, number: int, *, kinds: Sequence[str], modes: Sequence[st
     names = by_place[place]
     if on_nodes:
         names += [kind for kind in ALSO_ON_NODES if kind in kinds]
-    count = chance.randint(2, 3) if on_nodes else chance.randint(3, 6)
+    count = chance.randint(2, 4) if on_nodes else chance.randint(5, 10)
     moments = sorted(chance.uniform(FIRST, LAST) for _ in range(count))
     weights = [KINDS[name].weight for name in names]
     faults = tuple(

@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 
 from injection.processes import below, role_of
+from injection.training import ray_settings
 
 HEAD_CPUS, NODE_CPUS, NODES = 0, 1, 3
 DRAIN_DEADLINE_SECONDS = 3
@@ -22,9 +23,7 @@ class Nodes:
     """
 
     def __init__(self, temporary: Path) -> None:
-        os.environ["RAY_AUTH_MODE"] = "disabled"
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        os.environ["TMPDIR"] = str(temporary)
+        os.environ.update(ray_settings(temporary))
         from ray.cluster_utils import Cluster
 
         self._cluster: Any = Cluster(

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 LOOK_SECONDS = 0.1
 # From the start of the command, or from a fault, to steps that are new. A node that vanishes is
 # noticed after 64 s; then processes come up.
-PROGRESS_SECONDS = 200.0
+PROGRESS_SECONDS = 240.0
 # For Ray's own processes to follow the driver.
 GONE_SECONDS = 30.0
 SAMPLES = ("samples", "samples_dropped", "samples_skipped")
@@ -37,6 +37,17 @@ class Reached:
 
     step: int = 0
     ended: int = 0
+
+
+def ray_settings(temporary: Path) -> dict[str, str]:
+    """Return the environment for whatever starts Ray, with its folder of temporary files."""
+    return {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Beside whatever else the machine does; Ray's processes would else come last.
+        "RAY_worker_niceness": "0",
+        "TMPDIR": str(temporary),
+    }
 
 
 class Training:
@@ -104,9 +115,7 @@ class Training:
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "TMPDIR": str(self.temporary),
+            **ray_settings(self.temporary),
         }
         environment.pop("RAY_ADDRESS", None)
         if self._ray_address is not None:

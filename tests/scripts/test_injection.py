@@ -24,7 +24,6 @@ RESULT: dict[str, Any] = {
     "model_digest": "ab",
     "global_step": 9,
     "eval": {"auc": 0.75},
-    "train_loss": 0.5,
 }
 
 

@@ -16,7 +16,8 @@ from ps.checkpoint.manifest import CheckpointError, Manifest, write_manifest
 from ps.client.client import Identity, PsClient
 from ps.messages.exchange import Refusal
 from ps.messages.pull_push import ANY_STEP
-from ps.net.sockets import connect
+from ps.messages.records import Apply
+from ps.net.sockets import connect, receive, send
 from ps.server.server import ServerSetup, ShardServer
 from ps.spec import StoreSpec
 from runtime.fingerprint import FloatModeError
@@ -79,6 +80,40 @@ def test_a_server_is_fenced_until_it_is_initialised(
             first, last = job.spec.routing.dense_range(index)
             server.initialize(5, np.zeros(last - first, np.float32))
     client.close()
+
+
+def test_of_two_servers_of_one_index_only_that_of_the_epoch_answers_and_takes(
+    small_job: Any, saved_job: Any
+) -> None:
+    """The older one was frozen, say, and goes on beside the one that took its place."""
+    job = small_job(saved_job.tables, num_shards=1, dense_size=2500)
+    older, newer = (server for _ in range(2) for server in start(job.spec))
+    unique = job.unique([1], [2], [3], [4])
+    for epoch, server in ((5, older), (6, newer)):
+        server.initialize(epoch, np.zeros(2500, np.float32))
+
+    answered = {}
+    for name, server in (("older", older), ("newer", newer)):
+        with connect(server.address(), node_id="here", secret=SECRET) as sock:
+            for epoch in (5, 6):
+                replies = []
+                for message in (
+                    job.pull(0, unique, recovery_epoch=epoch),
+                    job.contribution(0, unique, recovery_epoch=epoch),
+                    Apply(3, epoch, (job.record(0, 0, recovery_epoch=epoch),)),
+                ):
+                    send(sock, message)
+                    replies.append(isinstance(receive(sock)[0], Refusal))
+                answered[name, epoch] = replies
+        server.close()
+
+    # Within its own epoch the older one does what it is told: nobody of the new one hears of it.
+    assert answered == {
+        ("older", 5): [False] * 3,
+        ("older", 6): [True] * 3,
+        ("newer", 5): [True] * 3,
+        ("newer", 6): [False] * 3,
+    }
 
 
 def test_a_model_goes_from_servers_to_a_checkpoint_and_back(
