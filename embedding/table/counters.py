@@ -42,7 +42,7 @@ def add_counts(
             continue
         counter, line = search(entries, geometry, keys[i])
         if counter < 0:
-            counter = take_row(counters.keys, state, keys[i])
+            counter = take_row(counters.keys, flags, state, keys[i])
             put(entries, line, keys[i], counter)
             metadata[counter, FREQUENCY] = 0
         metadata[counter, FREQUENCY] += counts[i]

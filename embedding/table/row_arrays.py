@@ -23,7 +23,7 @@ UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 
 FREQUENCY, VERSION = 0, 1  # columns of the metadata
-NUM_ROWS, NUM_TOUCHED, FIRST_FREE, SPLIT = 0, 1, 2, 3  # places in the state
+NUM_ROWS, NUM_TOUCHED, FIRST_FREE, SPLIT, MARKS = range(5)  # places in the state
 WRITTEN = np.uint8(LIVE | CHANGED)  # the flags of a row that was just changed
 
 
@@ -36,8 +36,9 @@ class RowArrays(NamedTuple):
         values: float32[capacity, width]: vector, then slots.
         keys: int64[capacity]: whose row it is. A free row holds the next free row plus one.
         flags: uint8[capacity], see `freezing`; 0: the row is free.
-        state: int64[4]: rows in use, rows ever used, the first free row plus one, and how far
-            the index is doubled (see `index.Geometry`).
+        state: int64[5]: rows in use, rows ever used, the first free row plus one, how far
+            the index is doubled (see `index.Geometry`), and whether changes are marked: not until
+            the first freeze, as a new row counts as changed.
     """
 
     entries: Int64Array
@@ -49,8 +50,8 @@ class RowArrays(NamedTuple):
 
 
 @njit(cache=True, nogil=True, inline="always")
-def take_row(keys: Int64Array, state: Int64Array, key: np.int64) -> np.int64:
-    """Return a row for a key, a freed one first; flags, metadata and values are the caller's."""
+def take_row(keys: Int64Array, flags: UInt8Array, state: Int64Array, key: np.int64) -> np.int64:
+    """Return a row for a key, a freed one first; its metadata and values are the caller's."""
     if state[FIRST_FREE] != 0:
         row = state[FIRST_FREE] - 1
         state[FIRST_FREE] = keys[row]
@@ -58,7 +59,7 @@ def take_row(keys: Int64Array, state: Int64Array, key: np.int64) -> np.int64:
         row = state[NUM_TOUCHED]
         state[NUM_TOUCHED] = row + 1
     state[NUM_ROWS] += 1
-    keys[row] = key
+    keys[row], flags[row] = key, WRITTEN
     return row
 
 
@@ -95,6 +96,7 @@ def find_or_add(
         how many these are.
     """
     entries, flags, state = rows.entries, rows.flags, rows.state
+    marks = state[MARKS] != 0
     geometry = geometry_of(entries, state[SPLIT])
     lines = np.empty(BLOCK + AHEAD, np.uint64)
     begin_search(entries, keys[start:end], geometry, lines)
@@ -102,15 +104,15 @@ def find_or_add(
     for i in range(start, end):
         prefetch(entries, lines[i - start + AHEAD], 0)
         row, line = search_from(entries, lines[i - start], geometry.mask, keys[i])
-        if row < 0 and (may_add.size == 0 or may_add[i] != 0):
-            row = take_row(rows.keys, state, keys[i])
+        if row >= 0:
+            if marks:
+                flags[row] = WRITTEN
+        elif may_add.size == 0 or may_add[i] != 0:
+            row = take_row(rows.keys, flags, state, keys[i])
             put(entries, line, keys[i], row)
             new[count] = i
             count += 1
         positions[i] = row
-    for i in range(start, end):
-        if positions[i] >= 0:
-            flags[positions[i]] = WRITTEN
     return count
 
 

@@ -24,6 +24,7 @@ from embedding.table.index import (
 )
 from embedding.table.reservation import Budget, reserve
 from embedding.table.row_arrays import (
+    MARKS,
     NUM_ROWS,
     NUM_TOUCHED,
     SPLIT,
@@ -156,7 +157,7 @@ class Rows:
             values=reserve(capacity, width, np.float32),
             keys=reserve(capacity, 1, np.int64).reshape(-1),
             flags=flags_of(capacity),
-            state=np.zeros(4, np.int64),
+            state=np.zeros(5, np.int64),
         )
         self._frozen: Frozen[RowArrays] | None = None
 
@@ -236,6 +237,7 @@ class Rows:
         """
         if self._frozen is not None:
             self._frozen.close()
+        self.arrays.state[MARKS] = 1
         touched = int(self.arrays.state[NUM_TOUCHED])
         num_frozen = freeze_flags(self.arrays.flags, touched, changed_only=changed_only)
         self._frozen = Frozen(self.arrays, self.arrays.flags, touched, num_frozen)
