@@ -17,6 +17,7 @@ import numpy as np
 
 from bench.beside_torch import FEATURES, beside_torch
 from bench.figures import apply, limits, pull, threads
+from bench.freezing import freeze
 from bench.growing import growth, insert, memory
 from bench.keys import Size
 from bench.lines import emit
@@ -31,6 +32,7 @@ GROUPS: dict[str, Callable[[Setting], None]] = {
     "insert": insert,
     "growth": growth,
     "export": transfer,
+    "freeze": freeze,
     "evict": evict,
     "threads": threads,
     "memory": memory,

@@ -109,12 +109,12 @@ class BloomFilter:
 
     def add(self, keys: Int64Array, counts: Int64Array) -> None:
         """Add to the counts of keys."""
-        self._before_change(buckets_of(keys))
+        self._before_change_of(keys)
         _add(self.arrays, keys, counts, self._limit)
 
     def raise_to(self, keys: Int64Array, counts: Int64Array) -> None:
         """Make the count of each key at least that."""
-        self._before_change(buckets_of(keys))
+        self._before_change_of(keys)
         _raise(self.arrays, keys, counts, self._limit)
 
     def count(self, keys: Int64Array) -> Int64Array:
@@ -157,6 +157,10 @@ class BloomFilter:
         blocks = BloomBlocks(every, self.arrays.counters)
         self._frozen = Frozen(blocks, flags, NUM_BUCKETS, count)
         return self._frozen
+
+    def _before_change_of(self, keys: Int64Array) -> None:
+        if self._frozen is not None and self._frozen.num_left > 0:
+            self._before_change(buckets_of(keys))
 
     def _before_change(self, buckets: npt.NDArray[Any]) -> None:
         """Save what is frozen of the blocks of buckets, which are about to be changed."""

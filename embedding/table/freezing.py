@@ -132,6 +132,7 @@ class Frozen(Generic[Source]):
                 count, self._next = _next_frozen(
                     self._flags, self._flags.view(np.uint64), self._next, self._end, places
                 )
+                assert count, "something frozen was changed and not saved"
                 self.num_left -= count
                 yield self.source, places[:count]
 

@@ -140,14 +140,24 @@ def remove_batch(rows: RowArrays, keys: Int64Array, removed: Int64Array) -> int:
 
 
 @njit(cache=True, nogil=True)
-def take_frozen(rows: RowArrays, keys: Int64Array, positions: Int64Array) -> int:
-    """Write the frozen rows of keys to positions, int64[n]; they are no longer frozen then."""
+def take_frozen(
+    rows: RowArrays, keys: Int64Array, positions: Int64Array, their_keys: Int64Array
+) -> int:
+    """Find which rows of keys are frozen, and thaw them.
+
+    Args:
+        positions: int64[n], written: these rows, from the first place on.
+        their_keys: int64[n], written: the keys of these.
+
+    Returns:
+        how many.
+    """
     find_batch(rows.entries, rows.state[SPLIT], keys, positions)
     flags, count = rows.flags, 0
     for i in range(keys.size):
         row = positions[i]
         if row >= 0 and flags[row] & FROZEN != 0:
             flags[row] ^= FROZEN
-            positions[count] = row
+            positions[count], their_keys[count] = row, keys[i]
             count += 1
     return count

@@ -246,20 +246,20 @@ class Rows:
     def before_change(self, keys: Int64Array) -> None:
         """Save what is frozen of the rows of keys, which are about to be changed or removed."""
         if self._frozen is not None and self._frozen.num_left > 0:
-            positions = np.empty(keys.size, np.int64)
-            count = take_frozen(self.arrays, keys, positions)
+            positions, frozen = np.empty((2, keys.size), np.int64)
+            count = take_frozen(self.arrays, keys, positions, frozen)
             if count:
-                copy = self._copy(positions[:count])
+                copy = self._copy(positions[:count], frozen[:count].copy())
                 num_bytes = copy.keys.nbytes + copy.metadata.nbytes + copy.values.nbytes
                 self._frozen.save(copy, count, num_bytes)
 
-    def _copy(self, positions: Int64Array) -> RowArrays:
-        """Return arrays in which row i is a copy of the row at positions[i]."""
+    def _copy(self, positions: Int64Array, keys: Int64Array) -> RowArrays:
+        """Return arrays in which row i is a copy of the row at positions[i], which is keys[i]'s."""
         arrays = self.arrays
         values = np.empty((positions.size, arrays.values.shape[1]), np.float32)
         copy_rows(arrays.values, positions, 0, values)
         return arrays._replace(
-            keys=arrays.keys[positions],
+            keys=keys,
             metadata=arrays.metadata[positions if self.track_usage else slice(0)],
             values=values,
         )
