@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -88,9 +88,7 @@ class CheckpointFiles:
     ) -> Iterator[pa.RecordBatch]:
         """Read what some files have of buckets, of dense/ of blocks, [first, end)."""
         parts = self._parts
-        for entry in self.manifest.files:
-            if not entry.path.startswith(prefix):
-                continue
+        for entry in self._by_kind.get(prefix.rstrip("-"), ()):
             found: Iterable[tuple[FilePart | None, pa.RecordBatch]]
             if parts is None:
                 found = self._whole(entry, schema)
@@ -108,6 +106,14 @@ class CheckpointFiles:
                     batch = _within(batch, numbers, wanted, in_order=in_order)
                     if batch.num_rows:
                         yield batch
+
+    @cached_property
+    def _by_kind(self) -> dict[str, list[FileEntry]]:
+        """The files of all shards together, by how their names begin: there may be thousands."""
+        found: dict[str, list[FileEntry]] = defaultdict(list)
+        for entry in self.manifest.files:
+            found[entry.path.rsplit("-", 3)[0]].append(entry)
+        return dict(found)
 
     @cached_property
     def _parts(self) -> dict[str, list[FilePart]] | None:
