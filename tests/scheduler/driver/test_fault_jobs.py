@@ -91,10 +91,7 @@ def test_batches_of_a_slow_worker_take_longer(samples: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.ray
-def test_bad_connections_change_nothing_of_the_model(
-    ray_cluster: None, samples: Path, tmp_path: Path
-) -> None:
+def test_bad_connections_change_nothing_of_the_model(samples: Path, tmp_path: Path) -> None:
     bad = [
         {"kind": kind, "between": [role, "server"], "probability": 0.03, **options}
         for role in ("worker", "coordinator")
@@ -102,11 +99,11 @@ def test_bad_connections_change_nothing_of_the_model(
     ]
 
     runs = [
-        Trainer(
+        train_in_threads(
             JobConfig.from_dict(
                 job(samples, tmp_path / run, inject, servers=2, mode="sync", global_batch=256)
             )
-        ).fit()
+        )
         for run, inject in (("good", []), ("bad", bad))
     ]
 
@@ -132,11 +129,14 @@ def test_a_job_goes_on_after_servers_a_worker_and_the_coordinator_were_killed(
         kill("worker", 0, 11),
         kill("coordinator", 0, 14),
     ]
-    runs = []
-    for name, inject in (("calm", []), ("killed", kills)):
-        config = job(samples, tmp_path / name, inject, servers=2, mode="sync", global_batch=256)
-        runs.append(Trainer(JobConfig.from_dict(config)).fit().metrics)
-    calm, killed = runs
+    configs = [
+        JobConfig.from_dict(
+            job(samples, tmp_path / name, inject, servers=2, mode="sync", global_batch=256)
+        )
+        for name, inject in (("calm", []), ("killed", kills))
+    ]
+    calm = train_in_threads(configs[0]).metrics
+    killed = Trainer(configs[1]).fit().metrics
 
     assert killed["model_digest"] == calm["model_digest"]
     assert killed["samples_trained"] == calm["samples_trained"] == 5000

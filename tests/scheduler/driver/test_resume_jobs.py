@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import ray
 import yaml
-from ray_of_threads import ray_of_threads
+from ray_of_threads import ray_of_threads, train_in_threads
 
 from scheduler import JobConfig, Result, Trainer
 from scheduler.run.directory import checkpoints_of
@@ -102,7 +102,7 @@ def test_a_job_that_was_killed_and_one_that_was_stopped_end_with_the_undisturbed
     seconds = time.monotonic() - began
     at = newest_step(run)
 
-    last = Trainer(JobConfig.from_dict(job(samples, run, servers=2, resume="require"))).fit()
+    last = train_in_threads(JobConfig.from_dict(job(samples, run, servers=2, resume="require")))
     again = Trainer(JobConfig.from_dict(job(samples, run))).fit()
 
     assert stopped.returncode == 130
