@@ -13,6 +13,7 @@ file system in memory, which takes the right to do so.
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -140,7 +141,7 @@ class Chaos:
         """
         undisturbed = self.undisturbed(planned.mode)
         folder = self.folder / f"run-{planned.number}"
-        on_disk = any(fault.kind == "disk_full" for fault in planned.faults)
+        on_disk = any("full" in fault.kind for fault in planned.faults)
         # Its name is short: those of Ray's sockets lie in it, and may have 107 bytes.
         temporary = Path(tempfile.mkdtemp(prefix="chaos-"))
         with (
@@ -296,6 +297,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parsed(arguments)
     kinds, modes = options.kinds, options.modes
+    # So that what was started is ended where this is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     adopt_orphans()
     chaos = Chaos(options.work / f"{options.seed}-{int(time.time())}")
     began, lines, failures = time.monotonic(), [], 0

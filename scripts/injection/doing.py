@@ -55,6 +55,7 @@ class Injector:
         self.damaged: set[str] = set()
         self._training = training
         self._nodes = nodes
+        self._at = (training.reached, 0, 0.0)
         self._kinds: dict[str, Callable[[Fault], tuple[list[Any], str]]] = {
             "worker_killed": self._killed,
             "server_killed": self._killed,
@@ -68,6 +69,7 @@ class Injector:
             "driver_terminated": self._driver_terminated,
             "checkpoint_damaged": self._checkpoint_damaged,
             "disk_full": self._disk_full,
+            "killed_on_full_disk": self._disk_full,
             "node_removed": self._node_removed,
             "node_crashed": self._node_crashed,
             "node_drained": self._node_drained,
@@ -83,10 +85,11 @@ class Injector:
         """
         training = self._training
         training.look()
-        before, lines, began = training.reached, len(training.lines), time.monotonic()
         if training.is_over:
-            return Done(step=before.step, whom=[], outcome=NO_CHANCE)
+            return Done(step=training.reached.step, whom=[], outcome=NO_CHANCE)
+        self._now()
         whom, outcome = self._kinds[fault.kind](fault)
+        before, lines, began = self._at
         if outcome == NO_CHANCE:
             return Done(step=before.step, whom=whom, outcome=outcome)
         if not training.until_made_good(before):
@@ -100,6 +103,11 @@ class Injector:
             seconds=round(time.monotonic() - began, 2),
             redone_steps=_redone(training.lines[lines:], before),
         )
+
+    def _now(self) -> None:
+        """The fault comes now: what the job has reached is what it has to get beyond."""
+        training = self._training
+        self._at = training.reached, len(training.lines), time.monotonic()
 
     # Processes --------------------------------------------------------------------------------
 
@@ -133,6 +141,7 @@ class Injector:
             "a cut that is being written",
             every=QUICK_LOOK_SECONDS,
         )
+        self._now()
         return (kill(victims), "went on") if seen else ([], NO_CHANCE)
 
     def _killed_in_recovery(self, fault: Fault) -> tuple[list[Any], str]:
@@ -183,7 +192,7 @@ class Injector:
         return [*whom, f"ended after {time.monotonic() - began:.1f} s"], outcome
 
     def _resumed(self, pid: int) -> tuple[list[Any], str]:
-        self._training.until_gone()
+        self._training.until_gone(soon=True)
         self._training.start()
         return [pid], "resumed"
 
@@ -220,15 +229,22 @@ class Injector:
         said = self._training.log.stat().st_size
         filler = self._training.run.parent / FILLER
         fill(filler)
+        whom: list[Any] = [f"for {fault.seconds + 2.0:.1f} s"]
         try:
+            if fault.kind == "killed_on_full_disk":
+                whom += kill(self._some(("server",), fault.pick))
             limit = time.monotonic() + fault.seconds + 2.0
-            while time.monotonic() < limit and not self._training.is_over:
+            while time.monotonic() < limit and self._training.driver.poll() is None:
                 time.sleep(0.1)
         finally:
             filler.unlink()
         words = self._training.log.read_text(errors="replace")[said:]
         told = "No space left" in words
-        return [f"for {fault.seconds + 2.0:.1f} s"], "went on, told" if told else "went on"
+        if self._training.driver.poll() and told:
+            # It needs the disk for the final checkpoint and to go back: it says so, and can be gone
+            # on with.
+            return whom, f"ended, told; {self._resumed(0)[1]}"
+        return whom, "went on, told" if told else "went on"
 
     # Nodes ------------------------------------------------------------------------------------
 

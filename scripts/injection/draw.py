@@ -48,6 +48,7 @@ KINDS: dict[str, Kind] = {
     "driver_terminated": Kind("local", 1.3),
     "checkpoint_damaged": Kind("local", 2),
     "disk_full": Kind("local", 2),
+    "killed_on_full_disk": Kind("local", 0.7),
     "node_removed": Kind("nodes", 3),
     "node_crashed": Kind("nodes", 2),
     "node_drained": Kind("nodes", 2),

@@ -22,8 +22,9 @@ LOOK_SECONDS = 0.1
 # From the start of the command, or from a fault, to steps that are new. A node that vanishes is
 # noticed after 64 s; then processes come up.
 PROGRESS_SECONDS = 240.0
-# For Ray's own processes to follow the driver.
-GONE_SECONDS = 30.0
+# For all processes to follow the driver. Ray's agents go on asking for a head that is dead.
+SOON_SECONDS, GONE_SECONDS = 30.0, 100.0
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 SAMPLES = ("samples", "samples_dropped", "samples_skipped")
 
 
@@ -174,15 +175,20 @@ class Training:
         self.until_part(1.0)
         self.until(lambda: False, PROGRESS_SECONDS, "the end of the job")
 
-    def until_gone(self) -> None:
-        """Wait until no process of the job is left after its driver is gone."""
-        self.driver.wait(GONE_SECONDS)
+    def until_gone(self, *, soon: bool = False) -> None:
+        """Wait until no process of the job is left after its driver is gone.
+
+        Args:
+            soon: leave out those of Ray's that take longer, and belong to no job.
+        """
+        self.driver.wait(SOON_SECONDS)
 
         def left() -> list[psutil.Process]:
             reap(but=[])
-            return below(self._is_ours)
+            found = below(self._is_ours)
+            return [each for each in found if not (soon and _is_agent(each))]
 
-        found = until_gone(left, GONE_SECONDS)
+        found = until_gone(left, SOON_SECONDS if soon else GONE_SECONDS)
         if found:
             raise FaultFoundError(f"left behind: {'; '.join(found)}")
 
@@ -226,3 +232,10 @@ class Training:
         """Return the end of what the command has said."""
         lines = self.log.read_text(errors="replace").strip().splitlines()
         return " | ".join(lines[-4:])
+
+
+def _is_agent(process: psutil.Process) -> bool:
+    try:
+        return process.cmdline()[:1] != [] and process.cmdline()[0].startswith(AGENTS)
+    except psutil.Error:
+        return True
