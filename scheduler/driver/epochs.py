@@ -1,6 +1,5 @@
 """What runs in the current recovery epoch, and how all of it comes into the next one."""
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.rebuilding import longest_log, state_after
 from scheduler.coordinator.status import Status
 from scheduler.driver.answers import answers_of
+from scheduler.driver.full_disk import once_there_is_room
 from scheduler.driver.launch import Launcher
 from scheduler.driver.points import Point, with_orders
 from scheduler.driver.processes import COORDINATOR, Processes, ProcessLostError, Who
@@ -23,9 +23,6 @@ from scheduler.driver.resolved import JobSpecs
 from scheduler.driver.setups import Setups
 from scheduler.driver.workforce import Workforce
 from scheduler.run.directory import RunDirectory
-
-# Between two tries to write where there is no room.
-DISK_SECONDS = 1.0
 
 
 class Epochs:
@@ -104,23 +101,12 @@ class Epochs:
         return state
 
     def _enter(self) -> int:
-        """Raise the recovery epoch; where the disk takes nothing, wait until it does.
-
-        Raises:
-            OSError: it took nothing for as long as a process may take to come up.
-        """
-        until = time.monotonic() + self._specs.config.cluster.start_timeout_seconds
-        said = False
-        while True:
-            try:
-                return self._run.enter_epoch()
-            except OSError as error:
-                if time.monotonic() > until:
-                    raise
-                if not said:
-                    self._note(f"the run directory can't be written: {error}. The job waits")
-                said = True
-                time.sleep(DISK_SECONDS)
+        """Raise the recovery epoch; raises OSError where there is no room on the disk for long."""
+        return once_there_is_room(
+            self._run.enter_epoch,
+            seconds=self._specs.config.cluster.start_timeout_seconds,
+            note=self._note,
+        )
 
     def _say_where(self) -> None:
         """Let tools find the coordinator; where that can't be written they don't."""

@@ -4,6 +4,7 @@ from typing import Any
 
 from scheduler.coordinator.ledger import Samples
 from scheduler.driver.checkpoints import CheckpointWriter
+from scheduler.driver.full_disk import once_there_is_room
 from scheduler.driver.processes import Processes
 from scheduler.driver.resolved import JobSpecs
 from scheduler.driver.supervisor import Supervisor
@@ -30,8 +31,15 @@ def finish(
     """
     status = supervisor.status()
     check_trained(status.samples)
+    waiting: dict[str, Any] = {
+        "seconds": specs.config.cluster.start_timeout_seconds,
+        "note": progress.note,
+    }
     progress.phase("writing the final checkpoint")
-    written = writer.write(status)
+    trained = status
+    written = once_there_is_room(
+        lambda: writer.write(trained), meanwhile=supervisor.poll, **waiting
+    )
     if specs.evaluation_plan is not None:
         progress.phase("evaluating")
         supervisor.tell_coordinator(processes.coordinator.handle.evaluate.remote())
@@ -54,7 +62,7 @@ def finish(
         started_at=started_at,
         lost_writes=run.losses.counts,
     )
-    run.write_result(result)
+    once_there_is_room(lambda: run.write_result(result), **waiting)
     return result
 
 

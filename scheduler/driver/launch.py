@@ -108,8 +108,10 @@ def _leave_deaths_to_us() -> None:
     """Keep Ray from printing a page about each process that dies: the job says it in a line.
 
     Ray prints it to stdout, where only results belong, and has no option for it. Where a version
-    prints it by another name, it is printed.
+    prints it by another name, it is printed. It has one for what calls raise whose answer nobody
+    wants any more, such as those of an epoch that is over.
     """
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     printed = getattr(ray._private.worker, "print_to_stdstream", None)
     if printed is None or hasattr(printed, "without_deaths"):
         return
