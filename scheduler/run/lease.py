@@ -66,5 +66,5 @@ def _described(holder: Path) -> str:
         facts = json.loads(holder.read_text())
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts["time"]))
         return f"{facts['job']!r}, process {facts['pid']} on {facts['host']}, since {began}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return "it has not said which"

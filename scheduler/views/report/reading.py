@@ -123,7 +123,7 @@ def _read_object(path: Path, notes: list[str]) -> Line | None:
         return None
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         notes.append(f"{path.name} can't be read: {error}")
         return None
     return value if isinstance(value, dict) else None

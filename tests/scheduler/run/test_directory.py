@@ -85,6 +85,18 @@ def test_two_jobs_that_begin_in_one_new_directory_do_not_both_get_it(tmp_path: P
     first.close()
 
 
+@pytest.mark.parametrize("said", ["", "[" * 100_000, '{"time": 1e300}', "7"])
+def test_a_run_whose_holder_said_nonsense_is_refused_all_the_same(
+    tmp_path: Path, said: str
+) -> None:
+    run = RunDirectory(config(tmp_path / "run"), least_checkpoint_bytes=0)
+    (run.path / ".lease.json").write_text(said)
+
+    with pytest.raises(RunDirectoryError, match="it has not said which"):
+        RunDirectory(config(tmp_path / "run"), least_checkpoint_bytes=0)
+    run.close()
+
+
 def test_the_lease_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
     program = (
         "import os, sys\n"

@@ -85,6 +85,16 @@ def test_a_line_of_metrics_that_says_nonsense_is_left_out_and_counted(
     assert any("metrics.jsonl: 1 lines can't be read" in note for note in run.notes)
 
 
+@pytest.mark.parametrize(
+    "text", ["", "{", "[" * 100_000, "\udcff"], ids=["no", "half", "deep", "bytes"]
+)
+def test_a_result_that_can_t_be_read_is_said_so(tmp_path: Path, text: str) -> None:
+    write(tmp_path, "metrics.jsonl", interval(101))
+    (tmp_path / "result.json").write_bytes(text.encode(errors="surrogateescape"))
+
+    assert any("result.json can't be read" in note for note in read_run(tmp_path).notes)
+
+
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match=r"neither job\.yaml nor metrics\.jsonl"):
         read_run(tmp_path)
