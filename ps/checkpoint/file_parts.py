@@ -9,6 +9,7 @@ without which they can be read. In a sorted checkpoint they come by ascending bu
 have one in common.
 """
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -95,7 +96,8 @@ class HashedFile:
         self.length += view.nbytes
         if self.length - self._begun >= _BEGIN_BYTES and sys.platform == "linux":
             length = self.length - self._begun
-            os.posix_fadvise(self._file.fileno(), self._begun, length, os.POSIX_FADV_DONTNEED)
+            with contextlib.suppress(OSError):  # it is advice; some file systems take none
+                os.posix_fadvise(self._file.fileno(), self._begun, length, os.POSIX_FADV_DONTNEED)
             self._begun = self.length
         return view.nbytes
 
