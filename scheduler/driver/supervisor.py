@@ -48,7 +48,7 @@ BLAME_SECONDS = 3.0
 # takes milliseconds, a second on a machine with ten times the processes that it has cores for.
 ANSWER_SECONDS = 15.0
 # The same of a server that its coordinator hears nothing of.
-SILENT_SECONDS = 5.0
+SILENT_SECONDS = 10.0
 
 
 class Supervisor:
