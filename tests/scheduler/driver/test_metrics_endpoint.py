@@ -79,24 +79,21 @@ def test_a_job_s_figures_can_be_scraped(ray_cluster: None, samples: Path, tmp_pa
         "run": {"dir": str(tmp_path / "watched"), "progress_every_seconds": 0.5},
     }
 
-    def all_of_them() -> bool:
-        return all(any(samples_of("\n".join(seen), name)) for name in names)
+    def found(name: str) -> list[dict[str, str]]:
+        """Of this job: those before it on the cluster have left theirs."""
+        return [s for s in samples_of("\n".join(seen), name) if s["run"] == "watched"]
 
     names = ("table_rows", "samples_total", "batches_computed_total")
     seen: list[str] = []
     job_of = threading.Thread(target=Trainer(JobConfig.from_dict(job)).fit)
     job_of.start()
-    while job_of.is_alive() and not all_of_them():
+    while job_of.is_alive() and not all(map(found, names)):
         seen.append(scraped())
         job_of.join(0.3)
     run_here("control", tmp_path / "watched", "stop")
     job_of.join()
 
-    text = "\n".join(seen)
-    tables = [s for s in samples_of(text, "table_rows") if s["run"] == "watched"]
-    assert {(s["role"], s["index"], s["table"]) for s in tables} >= {
-        ("server", "0", "a"), ("server", "0", "b")
-    }  # fmt: skip
-    outcomes = {s["outcome"] for s in samples_of(text, "samples_total")}
-    assert "applied" in outcomes
-    assert {s["role"] for s in samples_of(text, "batches_computed_total")} == {"worker"}
+    tables = {(s["role"], s["index"], s["table"]) for s in found("table_rows")}
+    assert tables >= {("server", "0", "a"), ("server", "0", "b")}
+    assert "applied" in {s["outcome"] for s in found("samples_total")}
+    assert {s["role"] for s in found("batches_computed_total")} == {"worker"}

@@ -77,7 +77,7 @@ def kill_once_training(run_dir: Path, title: str, *, at_samples: int) -> threadi
     """Kill one process with a title once the metrics say that training is under way."""
 
     def wait_and_kill() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 150
         while time.monotonic() < deadline:
             metrics = run_dir / "metrics.jsonl"
             lines = metrics.read_text().splitlines() if metrics.exists() else []
