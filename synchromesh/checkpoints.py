@@ -1,6 +1,6 @@
 """Checkpoints as values: what one holds, and whether its files are what was written."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -120,18 +120,27 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     )
 
 
-def list_checkpoints(path: str | Path) -> list[Checkpoint]:
+def list_checkpoints(path: str | Path, damaged: Callable[[str], None]) -> list[Checkpoint]:
     """Return the checkpoints of a run directory, the oldest first, or the one at a path.
 
+    Args:
+        damaged: is told of each one whose manifest, or what it lies on, can't be used.
+
     Raises:
-        CheckpointError, RunDirectoryError: there is none, or a manifest can't be used.
+        RunDirectoryError: there is none.
     """
-    if not (Path(path) / CHECKPOINTS).is_dir():
-        return [open_checkpoint(path)]
-    found = checkpoints_of(path)
-    if not found:
-        raise RunDirectoryError(f"{path} has no finished checkpoint")
-    return [open_checkpoint(each) for each in found]
+    found = [Path(path)]
+    if (Path(path) / CHECKPOINTS).is_dir():
+        found = checkpoints_of(path)
+        if not found:
+            raise RunDirectoryError(f"{path} has no finished checkpoint")
+    opened = []
+    for each in found:
+        try:
+            opened.append(open_checkpoint(each))
+        except (CheckpointError, OSError) as error:
+            damaged(str(error))
+    return opened
 
 
 def as_json(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -125,12 +125,13 @@ class Supervisor:
         with self._stop.awaited():
             while True:
                 status = self.poll()
-                if status.trained and status.cut is None:
-                    self.report(status)
-                    return status
-                if self._stop.came:
+                if self._stop.came:  # also with the last step: what follows may take long
                     self._save_and_stop()
+                if status.trained and status.cut is None:
+                    break
                 self._report_if_due(status)
+        self.report(status)
+        return status
 
     def _save_and_stop(self) -> None:
         """Have a cut written, of what has changed if that is enough, unless it takes too long.

@@ -226,6 +226,7 @@ class Trainer:
                     run.write_failure(text, self._how_far())
                     progress.note(text)
                     raise KeyboardInterrupt(text) from error
+                collector.wait()  # it may still be at what came before the last checkpoint
                 collector.collect()
                 collector.wait()
         finally:

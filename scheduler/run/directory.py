@@ -200,15 +200,15 @@ class RunDirectory:
             raise RunDirectoryError(f"run.dir {self.path} is a file")
         if not {entry.name for entry in self.path.iterdir()} - LEASE_FILES:
             return
-        if not config.run.overwrite:
-            raise RunDirectoryError(
-                f"run.dir {self.path} exists. Choose another run.dir, or set run.overwrite=true"
-                " to replace it, or run.resume=auto to go on with it"
-            )
         if not holds_run(self.path):
             raise RunDirectoryError(
                 f"run.dir {self.path} exists and is not a run directory (it lacks {JOB_FILE} or"
                 f" {PLAN_FILE}); it is left as it is. Choose another run.dir"
+            )
+        if not config.run.overwrite:
+            raise RunDirectoryError(
+                f"run.dir {self.path} exists. Choose another run.dir, or set run.overwrite=true"
+                " to replace it, or run.resume=auto to go on with it"
             )
 
     def _make_way(self) -> None:

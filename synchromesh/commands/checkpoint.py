@@ -11,15 +11,16 @@ from rich.table import Table
 
 from ps.checkpoint.manifest import CheckpointError
 from scheduler import RunDirectoryError
-from synchromesh.checkpoints import as_json as facts_of
 from synchromesh.checkpoints import (
+    Checkpoint,
     compact_checkpoint,
     compare,
     details_of,
     list_checkpoints,
     open_checkpoint,
 )
-from synchromesh.commands.answers import answering, json_option, people_console, print_json
+from synchromesh.checkpoints import as_json as facts_of
+from synchromesh.commands.answers import Failed, answering, json_option, people_console, print_json
 
 
 @click.group(epilog="Example: synchromesh checkpoint verify runs/dlrm")
@@ -31,12 +32,19 @@ def command() -> None:
 @click.argument("run", type=click.Path(path_type=Path), metavar="CHECKPOINT_OR_RUN")
 @json_option
 def _list(run: Path, as_json: bool) -> None:
-    """Show the finished checkpoints of a run, the oldest first."""
-    with answering(CheckpointError, RunDirectoryError):
-        found = list_checkpoints(run)
+    """Show the finished checkpoints of a run, the oldest first; errors name the damaged ones."""
+    damaged: list[str] = []
+    with answering(RunDirectoryError):
+        found = list_checkpoints(run, damaged.append)
     if as_json:
         print_json([facts_of(each) for each in found])
-        return
+    elif found:
+        _show_list(found)
+    if damaged:
+        raise Failed("\nerror: ".join(damaged))
+
+
+def _show_list(found: list[Checkpoint]) -> None:
     table = Table("kind", "step", "lies on", "size", "age", "checkpoint", box=None)
     now = time.time()
     for each in found:

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from synchromesh.checkpoints import as_json, list_checkpoints
@@ -16,7 +17,7 @@ def test_the_list_says_of_each_checkpoint_its_kind_step_size_and_age(tmp_path: P
     for name in ("full-000000000003", "full-000000000012"):
         shutil.copytree(GOLDEN, tmp_path / "checkpoints" / name)
 
-    found = list_checkpoints(tmp_path)
+    found = list_checkpoints(tmp_path, pytest.fail)
     shown = CliRunner().invoke(command, ["list", str(tmp_path)])
     as_line = CliRunner().invoke(command, ["list", str(tmp_path), "--json"])
 
@@ -72,3 +73,19 @@ def test_what_is_not_there_exits_2_and_what_is_damaged_1(tmp_path: Path) -> None
             done = CliRunner().invoke(command, [name, str(path), *map(str, more)])
             assert done.exit_code == code, (name, path, done.output)
             assert done.output.startswith("error: ")
+
+
+def test_the_list_shows_what_is_whole_and_names_what_is_damaged(tmp_path: Path) -> None:
+    run = shutil.copytree(CHAIN, tmp_path / "run" / "checkpoints").parent
+    shutil.copytree(GOLDEN, run / "checkpoints" / "full-000000000003")
+    (run / "checkpoints" / "full-000000000004" / "manifest.json").write_text("{")
+
+    for more in ([], ["--json"]):
+        done = CliRunner().invoke(command, ["list", str(run), *more])
+        assert done.exit_code == 1, done.output
+        assert "full-000000000003" in done.stdout
+        assert "delta-000000000008" not in done.stdout
+        first, second = done.stderr.splitlines()
+        assert first.startswith("error: ")
+        assert "full-000000000004/manifest.json is not valid JSON" in first
+        assert "delta-000000000008 lies on full-000000000004" in second

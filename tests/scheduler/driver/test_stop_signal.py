@@ -3,10 +3,13 @@
 import os
 import signal
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 
 from scheduler.driver.stop_signal import StopSignal
+from scheduler.driver.supervisor import Supervisor
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +46,28 @@ def test_handlers_of_others_are_left_alone() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert (got, stop.came) == ([signal.SIGTERM], False)
+
+
+class AtItsEnd(Supervisor):
+    """A supervisor of a job that is trained when the signal comes."""
+
+    def __init__(self) -> None:
+        self._stop = StopSignal()
+
+    def poll(self) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return SimpleNamespace(trained=True, cut=None)
+
+    def report(self, status: Any) -> None:
+        pass
+
+    def _save_and_stop(self) -> NoReturn:
+        raise KeyboardInterrupt
+
+
+def test_a_signal_that_comes_with_the_last_step_is_not_lost() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+
+    with pytest.raises(KeyboardInterrupt):
+        AtItsEnd().until_trained()

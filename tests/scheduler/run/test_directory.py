@@ -47,13 +47,16 @@ def test_an_overwritten_run_loses_its_old_files_only(tmp_path: Path) -> None:
         latest_checkpoint(run.path)
 
 
-def test_the_folder_of_a_persons_own_job_file_is_no_run_directory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_the_folder_of_a_persons_own_job_file_is_no_run_directory(
+    tmp_path: Path, overwrite: bool
+) -> None:
     (tmp_path / "job.yaml").write_text("run: {dir: ., overwrite: true}\n")
     (tmp_path / "metrics.jsonl").write_text("mine\n")
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
 
     with pytest.raises(RunDirectoryError, match="is not a run directory"):
-        RunDirectory(config(tmp_path), least_checkpoint_bytes=0)
+        RunDirectory(config(tmp_path, overwrite=overwrite), least_checkpoint_bytes=0)
 
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
