@@ -239,9 +239,9 @@ def grown(growth: list[tuple[int, int]], rows: int) -> int:
     Args:
         growth: (rows read, distinct keys in them), ascending.
     """
-    if not growth:
+    read, distinct = growth[-1] if growth else (0, 0)
+    if not distinct:
         return 0
-    read, distinct = growth[-1]
     half = next(((n, d) for n, d in growth if n >= read / 2), growth[-1])
     if read >= rows or half[0] == read or half[1] == 0:
         return distinct if read >= rows else min(rows, math.ceil(distinct * rows / read))

@@ -87,6 +87,21 @@ def test_files_with_what_training_refuses_are_named(
     assert not (tmp_path / "run").exists()
 
 
+def test_data_of_which_no_row_can_be_read_are_named(tmp_path: Path) -> None:
+    odd = pa.table({"label": [0, 1], "x": [1.0, float(1 << 53)]})
+    pq.write_table(odd, tmp_path / "a.parquet")
+    job = {
+        "data": {"train": str(tmp_path / "a.parquet"), "sparse": ["x"]},
+        "model": {"type": "wide_deep", "mlp": [4]},
+        "run": {"dir": str(tmp_path / "run")},
+    }
+
+    check = check_job(config_of(job, tmp_path / "job.yaml"))
+
+    assert (check.rows_read, [c.distinct_expected for c in check.columns]) == (0, [0])
+    assert "a.parquet" in check.refused[0]
+
+
 def test_labels_of_one_kind_are_a_warning(
     job: dict[str, Any], samples: Path, tmp_path: Path
 ) -> None:
