@@ -17,17 +17,17 @@ from ps.client.client import Open
 from ps.messages.exchange import Request
 from ps.messages.records import Apply, DenseNorm, Freeze, Record
 from ps.shard.shard import Shard
-from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.evaluation import EvaluationResult
 from scheduler.coordinator.events import (
     Answer,
     Command,
-    CutTaken,
     EvaluationWanted,
     Event,
     FailJob,
     GiveUpWorker,
     MeasureDenseNorm,
+    PauseWanted,
     SendRecords,
     StopWanted,
     TakeCut,
@@ -40,10 +40,13 @@ from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.start import Start
 from simulation.data import Workload
 from simulation.network import Client, Network
+from simulation.parts import Parts
+from simulation.recovery import Driver, Unwatched
 from simulation.referee import Referee, Violation
 from simulation.saved import SavedJob
 from simulation.scenario import Scenario
-from simulation.verdict import check_ended, check_failed, digest_of
+from simulation.seen import Seen
+from simulation.verdict import check_ended, digest_of
 from simulation.worker import SimulatedWorker
 from simulation.world import AGAIN_SECONDS, Action, World
 from worker.protocol import Grant, Report
@@ -60,32 +63,21 @@ MOST_EVENTS = 400_000
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """The classes under test; a mutant takes the place of one of them."""
-
-    coordinator: type[Coordinator] = Coordinator
-    shard: type[Shard] = Shard
-    session: type[Session] = Session
-    worker: type[SimulatedWorker] = SimulatedWorker
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a run ended.
 
     Args:
-        failure: what ended the job early, or None.
-        digest: of the model, None where the job failed.
+        digest: of the model.
         steps, batches: how many were applied or resolved.
         dropped: batches that weighed nothing.
         kills, hangs: workers that died, and threads of them that hung.
         reissued, superseded: batches given out again, and attempts that came too late.
         late_gradients: gradients of evicted keys that were dropped.
-        recoveries: how often all began anew.
+        recoveries: how often another recovery epoch began.
+        cuts, failed_cuts: how many were written, and could not be.
     """
 
-    failure: str | None
-    digest: str | None
+    digest: str
     evaluations: tuple[EvaluationResult, ...] = ()
     steps: int = 0
     batches: int = 0
@@ -96,6 +88,8 @@ class Outcome:
     superseded: int = 0
     late_gradients: int = 0
     recoveries: int = 0
+    cuts: int = 0
+    failed_cuts: int = 0
     seconds: float = 0.0
 
 
@@ -117,48 +111,49 @@ class Simulation:
         self.workload = Workload(scenario, shards=scenario.shards)
         self.earlier = _end_of(scenario.earlier_job) if scenario.earlier else None
         self.recovery_epoch = FIRST_RECOVERY_EPOCH
-        self.failure: str | None = None
         self._parts = parts
-        self.coordinator = self._new_coordinator()
+        self.coordinator = parts.coordinator(self.spec())
         self.shards = [self._new_shard(index) for index in range(scenario.shards)]
-        self.referee = self._new_referee()
+        self.referee = self._new_referee(None)
         self._network = Network(self.world, self.shards, self.referee)
         self._client = self._new_client()
         self._outbox: list[Record | TakeCut] = []
-        self._coordinator_dead = False
+        self._is_down = False  # the coordinator: it is dead, or another one is about to begin
         self._staff = _Staff()
         self._evaluated = False
+        self.driver = Driver(self, parts, scenario.faults.cut_fails)
 
     def run(self) -> Outcome:
-        """Run to the end, or to the failure that a dead shard or coordinator makes."""
+        """Run to the end."""
+        faults, queue = self.world.faults, self.world.queue
         for index in range(self.scenario.workers):
             self._start_worker(index, 0)
-        self._plan_deaths()
         for seconds, event in self.scenario.orders:
-            self.world.queue.at(seconds, self._orderer(event))
-        for seconds in self.world.faults.recoveries:
-            self.world.queue.at(seconds, self._recover)
+            queue.at(seconds, self._orderer(event))
+        for happens, action in (
+            (faults.recoveries, self.driver.go_back),
+            (faults.shard_deaths, self._kill_shard),
+            (faults.coordinator_deaths, self._kill_coordinator),
+        ):
+            for seconds in happens:
+                queue.at(seconds, self._unless_over(action))
         self._tick()
-        queue = self.world.queue
-        while self.failure is None and queue.step():
+        while queue.step():
             if queue.now > END_SECONDS or queue.done > MOST_EVENTS:
                 raise Violation(f"no end in sight: {self.coordinator.who_waits(queue.now)}")
-        if self.failure is not None:
-            check_failed(self.referee.seen, self.coordinator, self.shards)
-            return Outcome(self.failure, None)
         check_ended(
             self.scenario,
             self.referee.seen,
             self.coordinator,
             self.shards,
             earlier=self.earlier,
+            histories=not self.driver.rebuilt,
         )
         return self._outcome()
 
     def _outcome(self) -> Outcome:
         tallies = self.coordinator.ledger.tallies
         return Outcome(
-            failure=None,
             digest=digest_of(self.shards),
             evaluations=tuple(self.coordinator.progress.evaluations),
             steps=self.coordinator.step,
@@ -170,27 +165,32 @@ class Simulation:
             superseded=tallies.superseded,
             late_gradients=sum(shard.counts.gradients_of_evicted_keys for shard in self.shards),
             recoveries=self.recovery_epoch - FIRST_RECOVERY_EPOCH,
+            cuts=len(self.driver.cuts),
+            failed_cuts=self.driver.failed,
             seconds=self.world.queue.now,
         )
 
     # One history ------------------------------------------------------------------------------
 
-    def _new_coordinator(self) -> Coordinator:
+    def spec(self) -> CoordinatorSpec:
+        """Return what the coordinator of this recovery epoch is told."""
         start = Start() if self.earlier is None else self.earlier.start
-        spec = _coordinator_spec(self.scenario, self.workload, start, self.recovery_epoch)
-        return self._parts.coordinator(spec)
+        return _coordinator_spec(self.scenario, self.workload, start, self.recovery_epoch)
 
     def _new_shard(self, index: int) -> Shard:
-        shard = self._parts.shard(
+        shard = self._fenced_shard(index)
+        self.begin_shard(shard)
+        return shard
+
+    def _fenced_shard(self, index: int) -> Shard:
+        return self._parts.shard(
             self.workload.store,
             index,
             max_contributions=self.scenario.buffered or 2 * self.coordinator.credits + 16,
             always_buffered=self.scenario.group_size + self.scenario.mode_options.backup_batches,
         )
-        self._enter(shard)
-        return shard
 
-    def _enter(self, shard: Shard) -> None:
+    def begin_shard(self, shard: Shard) -> None:
         """Give a shard the state in which the job began."""
         epoch = self.recovery_epoch
         if self.earlier is None:
@@ -199,35 +199,36 @@ class Simulation:
         else:
             start_shard_from(shard, self.earlier, recovery_epoch=epoch, goes_on=True)
 
-    def _new_referee(self) -> Referee:
-        return Referee(
-            self.scenario,
-            self.coordinator,
-            self.shards,
-            self.world.story,
-            earlier=() if self.earlier is None else self.earlier.records,
-        )
+    def _new_referee(self, before: Seen | None) -> Referee:
+        if before is None:
+            before = Seen(() if self.earlier is None else self.earlier.records)
+        return Referee(self.scenario, self.coordinator, self.shards, self.world.story, before)
 
     def _new_client(self) -> Client:
         return Client(self._network, answered=self._acknowledged, run=lambda act: act())
 
-    def _recover(self) -> None:
-        """Begin anew where the job began, in another recovery epoch.
+    # What the driver does -----------------------------------------------------------------------
 
-        The coordinator is another one. Shards go on, and so do workers: these are told some time
-        later, and do until then what they were doing.
-        """
-        if self._coordinator_dead or self._network.dead or self.coordinator.stopping:
-            return
-        self.recovery_epoch += 1
-        self.world.story.tell("recovery epoch %s begins", self.recovery_epoch)
+    def stop_coordinator(self) -> None:
+        """The coordinator takes and sends nothing any more, and nobody is watched."""
+        self._is_down = True
         self._client.close()
         self._outbox = []
-        self._evaluated = False
-        self.coordinator = self._new_coordinator()
-        for shard in self.shards:
-            self._enter(shard)
-        self.referee = self._network.observer = self._new_referee()
+        self._network.observer = Unwatched()
+
+    def replace_shard(self, index: int) -> None:
+        """A new process takes the place of a lost shard; it is fenced."""
+        self.shards[index] = self._fenced_shard(index)
+        self._network.revive(index)
+
+    def begin_coordinator(self, state: CoordinatorState, step: int) -> None:
+        """A coordinator goes on from a state; shards and workers have gone on, too.
+
+        These are told some time later, and do until then what they were doing.
+        """
+        self._is_down, self._evaluated = False, False
+        self.coordinator = self._parts.coordinator(self.spec(), state)
+        self.referee = self._network.observer = self._new_referee(self.referee.seen.until(step))
         self._client = self._new_client()
         for index in range(len(self.shards)):
             self._network.take_ready(index)
@@ -246,8 +247,9 @@ class Simulation:
 
     # The coordinator's process ----------------------------------------------------------------
 
-    def _handle(self, event: Event) -> list[Command]:
-        if self._coordinator_dead:
+    def handle(self, event: Event) -> list[Command]:
+        """Tell the coordinator something; where none is there it is lost."""
+        if self._is_down:
             return []
         step = self.coordinator.step
         commands = self.coordinator.handle(event, self.world.queue.now)
@@ -275,7 +277,7 @@ class Simulation:
     def _send_records(self) -> None:
         """Send records and cuts in their order, as `CoordinatorServer` does."""
         outbox, self._outbox = self._outbox, []
-        if self._coordinator_dead:
+        if self._is_down:
             return
         for is_cut, run in groupby(outbox, lambda each: isinstance(each, TakeCut)):
             said = list(run)
@@ -300,7 +302,7 @@ class Simulation:
         epoch = self.recovery_epoch
 
         def measure() -> None:
-            if not self._coordinator_dead and self.recovery_epoch == epoch:
+            if not self._is_down and self.recovery_epoch == epoch:
                 request_id = self._client.new_id()
                 message = DenseNorm(request_id, epoch, norm.step, norm.entries, norm.divisor)
                 messages: dict[int, Request] = dict.fromkeys(range(self.scenario.shards), message)
@@ -310,14 +312,14 @@ class Simulation:
 
     def _acknowledged(self, request: Open) -> None:
         for event in events_of(request):
-            self._handle(event)
+            self.handle(event)
 
     def exchange(self, worker: SimulatedWorker, report: Report) -> None:
         """Carry a report: it can be lost, repeated or late."""
         self._carry(lambda: self._take_report(worker, report))
 
     def _take_report(self, worker: SimulatedWorker, report: Report) -> None:
-        for command in self._handle(WorkerReported(report)):
+        for command in self.handle(WorkerReported(report)):
             if isinstance(command, Answer):
                 self._answer(worker, command.grant)
 
@@ -334,10 +336,15 @@ class Simulation:
 
     def _orderer(self, event: Event) -> Action:
         def order() -> None:
-            if not self.coordinator.stopping:
+            if self._is_down:  # who wants it asks again
+                self.world.queue.later(0.1, order)
+            elif not self.coordinator.stopping:
                 self.world.story.tell("%s", event)
-                self._handle(event)
+                self.handle(event)
                 self._hire()
+                if event == PauseWanted(False):
+                    # Of a job that has gone back to before that, it is wanted again.
+                    self.world.queue.later(1.0, order)
 
         return order
 
@@ -345,22 +352,24 @@ class Simulation:
 
     def _tick(self) -> None:
         """Look at the time; end the job in the order in which the driver does."""
-        self._handle(TimePassed())
-        coordinator = self.coordinator
-        cut = coordinator.cuts.to_write
-        if cut is not None:
-            self.referee.at_cut(cut.step)
-            self._handle(CutTaken(cut.step))
-        if coordinator.trained and coordinator.evaluation is None and not coordinator.stopping:
-            if self._evaluated or self.scenario.eval_batches == 0:
-                self._handle(StopWanted())
-            else:
-                self._evaluated = True
-                self._handle(EvaluationWanted())
-        if self._staff.current or not coordinator.stopping:
+        self.handle(TimePassed())
+        if not self.driver.is_busy:
+            self.driver.look()
+            self._end_if_trained()
+        if self._staff.current or not self.coordinator.stopping or self.driver.is_busy:
             self.world.queue.later(TICK_SECONDS, self._tick)
         else:
             self._client.close()
+
+    def _end_if_trained(self) -> None:
+        coordinator = self.coordinator
+        if not coordinator.trained or coordinator.evaluation is not None or coordinator.stopping:
+            return
+        if self._evaluated or self.scenario.eval_batches == 0:
+            self.handle(StopWanted())
+        else:
+            self._evaluated = True
+            self.handle(EvaluationWanted())
 
     def _start_worker(self, index: int, incarnation: int) -> None:
         rng = self.world.random
@@ -392,7 +401,7 @@ class Simulation:
 
     def worker_ended(self, worker: SimulatedWorker) -> None:
         """Ray tells of most deaths soon, and of a lost machine late."""
-        if self.coordinator.stopping and not self._coordinator_dead:
+        if self.coordinator.stopping and not self._is_down:
             self._staff.current.pop(worker.index, None)
             return
         rng = self.world.random
@@ -418,7 +427,7 @@ class Simulation:
         if name in staff.replaced:
             return
         staff.replaced.add(name)
-        self._handle(WorkerLost(*name))
+        self.handle(WorkerLost(*name))
         wanted = self.coordinator.num_workers
         if self.coordinator.stopping or worker.index >= wanted:
             staff.current.pop(worker.index, None)
@@ -439,32 +448,22 @@ class Simulation:
         else:
             self._staff.current.pop(worker.index, None)
 
-    # Deaths that end the job ------------------------------------------------------------------
+    # Deaths of servers and of the coordinator ---------------------------------------------------
 
-    def _plan_deaths(self) -> None:
-        faults, queue = self.world.faults, self.world.queue
-        if faults.shard_dies is not None:
-            queue.at(faults.shard_dies, self._kill_shard)
-        if faults.coordinator_dies is not None:
-            queue.at(faults.coordinator_dies, self._kill_coordinator)
+    def _unless_over(self, action: Action) -> Action:
+        """Return what does something unless the workers are told to end."""
+        return lambda: None if self.coordinator.stopping else action()
 
     def _kill_shard(self) -> None:
-        if not self.coordinator.stopping:
-            shard = self.world.random.randrange(self.scenario.shards)
+        shard = self.world.random.randrange(self.scenario.shards)
+        if shard not in self._network.dead:
             self._network.kill_shard(shard)
-            self._fail_soon(f"shard {shard} died")
+            self.driver.lost_shard(shard)
 
     def _kill_coordinator(self) -> None:
-        if not self.coordinator.stopping:
-            self._coordinator_dead = True
-            self._client.close()
-            self._fail_soon("the coordinator died")
-
-    def _fail_soon(self, text: str) -> None:
-        def fail() -> None:
-            self.failure = text
-
-        self.world.queue.later(self.world.random.uniform(0.0, 1.0), fail)
+        self.world.story.tell("the coordinator dies")
+        self.stop_coordinator()
+        self.driver.lost_coordinator()
 
 
 @lru_cache(maxsize=1024)
@@ -492,6 +491,7 @@ def _coordinator_spec(
         start=start,
         recovery_epoch=recovery_epoch,
         attempt_lasts=scenario.attempt_lasts,
+        cuts=scenario.cuts,
         eval_every_steps=scenario.eval_every_steps,
         max_seconds=scenario.max_seconds,
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,

@@ -96,6 +96,10 @@ class Network:
             connection.lost = True
             self.cut(connection)
 
+    def revive(self, shard: int) -> None:
+        """Another process is there instead of a dead shard."""
+        self.dead.discard(shard)
+
     def _deliver_up(self, connection: Connection, message: Request) -> None:
         connection.last_up = max(connection.last_up, self.world.queue.now + self.world.delay())
         self.world.queue.at(connection.last_up, lambda: self._arrive(connection, message))

@@ -1,7 +1,7 @@
 """What each step has to be made of, worked out from tokens and reports alone."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -38,16 +38,26 @@ class Oracle:
 
     Args:
         tokens: of training, by (batch, attempt), as they are given out.
-        first_step: of the job.
+        first_step: of the recovery epoch.
+        resolved: batches that were resolved before it.
+        mode: that it begins in.
+        steps: that changes of mode gave to attempts before it.
     """
 
     def __init__(
-        self, scenario: Scenario, tokens: Mapping[Attempt, Token], *, first_step: int = 0
+        self,
+        scenario: Scenario,
+        tokens: Mapping[Attempt, Token],
+        *,
+        first_step: int,
+        resolved: Collection[int],
+        mode: Mode,
+        steps: Mapping[Attempt, int],
     ) -> None:
-        self.mode: Mode = scenario.mode
+        self.mode: Mode = mode
         # Steps that a change of mode gave to attempts, and those that it gives to fresh batches.
-        self.steps: dict[Attempt, int] = {}
-        self.planned = _planned(scenario, first_step)
+        self.steps: dict[Attempt, int] = dict(steps)
+        self.planned = _planned(scenario, first_step, resolved)
         self._scenario = scenario
         self._tokens = tokens
         # Whether an attempt was void because it lasted too long.
@@ -59,7 +69,7 @@ class Oracle:
         # Ends that no step has looked at: (k when it was reported, end).
         self._reported: list[tuple[int, Finished]] = []
         self._ended: dict[int, Finished] = {}
-        self._resolved: set[int] = set()
+        self._resolved = set(resolved)
         self._void: set[Attempt] = set()
         self._void_since_last_step: set[Attempt] = set()
 
@@ -274,12 +284,13 @@ class Oracle:
         return newly
 
 
-def _planned(scenario: Scenario, step: int) -> dict[int, int]:
+def _planned(scenario: Scenario, step: int, resolved: Collection[int]) -> dict[int, int]:
     """Return the step of each batch as synchronous training from `step` on has it."""
     planned: dict[int, int] = {}
     for epoch in range(scenario.epochs):
         start = epoch * scenario.batches_per_epoch
-        batches = range(start, min(start + scenario.batches_per_epoch, scenario.plan.total))
+        whole = range(start, min(start + scenario.batches_per_epoch, scenario.plan.total))
+        batches = [batch_id for batch_id in whole if batch_id not in resolved]
         for place, batch_id in enumerate(batches):
             planned[batch_id] = step + place // scenario.group_size
         step += -(-len(batches) // scenario.group_size)

@@ -7,6 +7,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
+from embedding.table.links import make_variables
 from ps.messages.exchange import Refusal, Request
 from ps.messages.pull_push import ANY_STEP, Contribution, Pull, PullReply, PushReply
 from ps.messages.records import (
@@ -29,10 +30,12 @@ from scheduler.coordinator.events import (
     PauseWanted,
     SendRecords,
     ShiftWanted,
+    TakeCut,
     WorkerReported,
 )
 from scheduler.coordinator.step_scalars import scalars_of_step
 from simulation.clipping import expected_dense_factor
+from simulation.cuts import KeptCut, Snapshot, snapshot_of
 from simulation.oracle import Oracle, Paces
 from simulation.patience import Patience
 from simulation.scenario import Scenario
@@ -56,7 +59,11 @@ def require(condition: bool, text: str, *values: object, batch: int | None = Non
 
 
 class Referee:
-    """Checks a run while it goes on."""
+    """Checks one recovery epoch of a run while it goes on.
+
+    Args:
+        seen: what happened before it, and what will.
+    """
 
     def __init__(
         self,
@@ -64,10 +71,9 @@ class Referee:
         coordinator: Coordinator,
         shards: list[Shard],
         story: Story,
-        *,
-        earlier: Sequence[Record] = (),
+        seen: Seen,
     ) -> None:
-        self.seen = Seen(earlier)
+        self.seen = seen
         self._scenario = scenario
         self._coordinator = coordinator
         self._shards = shards
@@ -76,7 +82,8 @@ class Referee:
         self._answers: dict[tuple[int, int, int], Grant] = {}
         self._holders: dict[tuple[str, int, int, int], tuple[int, int]] = {}
         self._open_pulls: dict[tuple[int, int, int], Pull] = {}
-        self._resolved: set[int] = set()
+        self._begun = coordinator.step
+        self._resolved = seen.resolved
         self._low_water = 0
         clock = coordinator.spec.start.clock
         # On the clock; some of them may be of an earlier job.
@@ -84,13 +91,23 @@ class Referee:
         self._applied_samples = self._samples_before
         self._dropped_samples = 0
         self._skipped_samples: Counter[str] = Counter()
+        for record in seen.records:
+            self._count(record)
+        self._snapshots: dict[tuple[int, int], Snapshot] = {}
         self._oldest_promised = 0
-        self._oracle = Oracle(scenario, self.seen.tokens, first_step=self.seen.first_step)
+        self._oracle = Oracle(
+            scenario,
+            seen.tokens,
+            first_step=self._begun,
+            resolved=self._resolved,
+            mode=coordinator.rule.name,
+            steps=seen.steps,
+        )
         self._paces = Paces()
         self._measured: set[tuple[int, int]] = set()
         self._frozen: set[tuple[int, int]] = set()
         self._most_credits = 0
-        self._paused = False
+        self._paused = coordinator.paused
         self._patience = Patience(coordinator)
         # Whom the coordinator takes nothing from any more.
         self._gone: set[tuple[int, int]] = set()
@@ -119,6 +136,8 @@ class Referee:
             if isinstance(command, SendRecords):
                 for record in command.records:
                     self._check_record(record)
+            elif isinstance(command, TakeCut):
+                self._check_cut(command)
             elif isinstance(command, GiveUpWorker):
                 fair = self._patience.had_its_time(command.worker, now)
                 require(fair, "given up too early: {}", command.text)
@@ -126,7 +145,8 @@ class Referee:
                 faults = self._scenario.faults
                 hangs = faults.hang or faults.pause or self._scenario.long_batches
                 silent = self._patience.is_silent(command.worker, now)
-                hangs = hangs or bool(faults.recoveries)  # of which workers hear late
+                # Of a recovery workers hear late.
+                hangs = hangs or self._scenario.faults.recover
                 require(
                     bool(hangs) or silent, "nobody hangs, but one is given up: {}", command.text
                 )
@@ -201,10 +221,34 @@ class Referee:
         slack = self._scenario.mode_options.ssp_slack
         require(lead <= slack, "worker {} may get {} ahead, the slack is {}", worker, lead, slack)
 
-    def at_cut(self, step: int) -> None:
-        """The coordinator says that every shard holds the state of a step."""
-        steps = {shard.frozen and shard.frozen.step for shard in self._shards}
-        require(steps == {step}, "a cut of step {} at steps {}", step, steps)
+    def _check_cut(self, cut: TakeCut) -> None:
+        """A cut is taken now: the coordinator's part is what it is now."""
+        state = self._coordinator.cuts.state_of(cut.step)
+        require(state.step == self.seen.step, "a cut of {} before {}", state.step, self.seen.step)
+        intervals = [(0, state.ledger.low_water), *state.ledger.resolved]
+        resolved = {batch_id for first, stop in intervals for batch_id in range(first, stop)}
+        text = "in the cut are resolved {}, in truth {}"
+        require(resolved == self._resolved, text, resolved, self._resolved)
+        samples = state.ledger.samples
+        counted = samples.applied, samples.dropped, samples.skipped_by_reason
+        right = self._totals()
+        require(counted == right, "the samples in the cut are {}: {}", right, counted)
+        clock = divmod(self._applied_samples, self._scenario.global_batch)
+        ticks = state.clock.value, state.clock.samples
+        require(ticks == clock, "the clock in the cut is {}: {}", clock, ticks)
+        require(state.modes.mode == self._oracle.mode, "the mode in the cut is {}", state.modes)
+
+    def cut_written(self, kept: KeptCut) -> None:
+        """With all that it lies on, a cut is what every shard held as it was frozen."""
+        for shard in self._shards:
+            tables = make_variables(shard.spec.tables)
+            kept.lay_on(tables, shard.index)
+            found = snapshot_of(tables, kept.dense[shard.index])
+            right = self._snapshots[shard.index, kept.cut.number]
+            require(found == right, "{} has another state of shard {}", kept.cut, shard.index)
+        below = kept.below and kept.below.cut.number
+        follows = below == kept.cut.number - 1
+        require(kept.cut.kind == "full" or follows, "{} lies on cut {}", kept.cut, below)
 
     def _check_token(self, token: Token, worker: tuple[int, int]) -> None:
         self._story.tell("worker %s.%s is given %s", *worker, token, batch=train_batch(token))
@@ -282,9 +326,8 @@ class Referee:
         require(record.scalars == scalars, "the scalars are {}: {}", scalars, record)
         seen.records.append(record)
         seen.skipped[step] = expected.skipped
-        self._applied_samples += sum(n for weight, n in sizes if weight > 0)
-        self._dropped_samples += sum(n for weight, n in sizes if weight == 0)
-        self._skipped_samples += expected.reasons
+        seen.reasons[step] = expected.reasons
+        self._count(record)
         self._check_totals(record)
         resolved = [entry.batch_id for entry in record.entries] + expected.skipped
         self._resolved.update(resolved)
@@ -302,12 +345,23 @@ class Referee:
         for batch_id in resolved:
             self._story.tell("resolved by %s", record, batch=batch_id)
 
+    def _count(self, record: Record) -> None:
+        """Count the samples of a record."""
+        for entry in record.entries:
+            samples = self.seen.pushed[entry.batch_id, entry.attempt, 0].samples
+            self._applied_samples += samples if entry.weight > 0 else 0
+            self._dropped_samples += samples if entry.weight == 0 else 0
+        self._skipped_samples += self.seen.reasons[record.step]
+
+    def _totals(self) -> tuple[int, int, dict[str, int]]:
+        applied = self._applied_samples - self._samples_before
+        return applied, self._dropped_samples, dict(self._skipped_samples)
+
     def _check_totals(self, record: Record) -> None:
         """Whoever takes over the job counts on from these."""
         totals = record.totals
         counted = (totals.applied, totals.dropped, dict(totals.skipped))
-        applied = self._applied_samples - self._samples_before
-        right = (applied, self._dropped_samples, dict(self._skipped_samples))
+        right = self._totals()
         require(counted == right, "the samples are {}: {}", right, totals)
         clock = divmod(self._applied_samples, self._scenario.global_batch)
         require((totals.clock, totals.since_tick) == clock, "the clock is {}: {}", clock, totals)
@@ -380,8 +434,11 @@ class Referee:
                 self._measured.add((index, reply.request_id))
             elif isinstance(reply, FreezeReply):
                 assert isinstance(message, Freeze)
-                self._frozen.add((index, message.number))
                 require(message.step == reply.step, "{} answered by {}", message, reply)
+                if (index, message.number) not in self._frozen:
+                    self._frozen.add((index, message.number))
+                    found = snapshot_of(shard.tables, shard.dense.rows)
+                    self._snapshots[index, message.number] = found
             else:
                 require(reply.step == shard.step, "{} at step {}", reply, shard.step)
         self._check_shard(index, message)
@@ -399,8 +456,8 @@ class Referee:
 
     def _check_pull(self, index: int, pull: Pull, reply: PullReply) -> None:
         wanted = pull.at_step
-        first = self.seen.first_step
-        require(reply.step >= first, "a pull of step {}, the job began at {}", reply.step, first)
+        first = self._begun
+        require(reply.step >= first, "a pull of step {}, the epoch began at {}", reply.step, first)
         fits = wanted in (ANY_STEP, reply.step) and reply.step >= pull.not_before
         require(
             fits, "shard {} was asked for step {} and answered at {}", index, wanted, reply.step
@@ -439,9 +496,10 @@ class Referee:
 
     def _check_resolved(self, index: int) -> None:
         """A shard knows which batches its records resolve; whoever takes over asks it."""
-        records = self.seen.records_between(self.seen.first_step, self._shards[index].step)
+        records = self.seen.records_between(self._begun, self._shards[index].step)
         right = {entry.batch_id for record in records for entry in record.entries}
         right |= {batch_id for record in records for batch_id in self.seen.skipped[record.step]}
+        right |= set(range(records[-1].low_water))  # of epochs before
         intervals = self._shards[index].buffer.resolved
         known = [batch_id for first, end in intervals for batch_id in range(first, end)]
         require(known == sorted(right), "shard {} knows {}, resolved are {}", index, known, right)

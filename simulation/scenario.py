@@ -16,7 +16,7 @@ from scheduler.coordinator.events import (
 from scheduler.coordinator.ledger import LedgerPlan
 from scheduler.coordinator.modes.rules import SHIFTABLE, Mode, ModeOptions, OnStale
 from scheduler.coordinator.modes.stale_weights import Cutoff, Inverse, Power, StaleWeight
-from scheduler.coordinator.spec import ATTEMPT_LASTS
+from scheduler.coordinator.spec import ATTEMPT_LASTS, CutOptions
 
 Arrow = Literal[
     "started",
@@ -54,9 +54,10 @@ class Faults:
         old_epoch: a shard gets a message of an older recovery epoch.
         fleet_slow: virtual seconds from and to which every worker works ten times slower, or None.
         until: no fault happens from this virtual second on.
-        shard_dies, coordinator_dies: the virtual second at which one of them dies, or None.
-        recoveries: virtual seconds at which everything begins anew where the job began, in another
-            recovery epoch.
+        shard_deaths, coordinator_deaths: virtual seconds at which one of them dies.
+        recoveries: virtual seconds at which everything goes back to the newest cut, or to where the
+            job began, in another recovery epoch.
+        cut_fails: a cut that is taken can't be written.
     """
 
     kill: float = 0.0
@@ -74,9 +75,15 @@ class Faults:
     old_epoch: float = 0.0
     fleet_slow: tuple[float, float] | None = None
     until: float = 0.0
-    shard_dies: float | None = None
-    coordinator_dies: float | None = None
+    shard_deaths: tuple[float, ...] = ()
+    coordinator_deaths: tuple[float, ...] = ()
     recoveries: tuple[float, ...] = ()
+    cut_fails: float = 0.0
+
+    @property
+    def recover(self) -> bool:
+        """Whether another recovery epoch begins."""
+        return bool(self.shard_deaths or self.coordinator_deaths or self.recoveries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +113,7 @@ class Scenario:
         non_finite: part of the batches whose gradient is not finite.
         flaky: whether a batch may read otherwise at another attempt; never in sync mode, where the
             model would then depend on which attempt came first.
-        attempt_lasts: as in `CoordinatorSpec`.
+        attempt_lasts, cuts: as in `CoordinatorSpec`.
         orders: what somebody wants of the running job, and at which virtual second.
     """
 
@@ -138,6 +145,7 @@ class Scenario:
     non_finite: float = 0.0
     flaky: bool = False
     attempt_lasts: int = ATTEMPT_LASTS
+    cuts: CutOptions = field(default_factory=CutOptions)
     faults: Faults = field(default_factory=Faults)
     orders: tuple[tuple[float, Event], ...] = ()
 
@@ -183,7 +191,7 @@ class Scenario:
         """The same job on one worker and one shard, without any fault."""
         return replace(
             self, workers=1, shards=1, depth=1, limit=limit, max_seconds=None, faults=Faults(),
-            orders=(),
+            orders=(), cuts=CutOptions(),
         )  # fmt: skip
 
     @property
@@ -223,8 +231,12 @@ def draw(seed: int, **options: Any) -> Scenario:
         "non_finite": rng.choice([0.0, 0.0, 0.1]),
         "flaky": rng.random() < 0.5,
         "faults": replace(
-            _draw_faults(rng), recoveries=_draw_recoveries(seed), hang=_draw_hang(seed)
+            _draw_faults(rng),
+            recoveries=_draw_recoveries(seed),
+            hang=_draw_hang(seed),
+            **_draw_deaths(seed),
         ),
+        "cuts": _draw_cuts(seed),
         "dense_clip_norm": rng.choice([None, None, 5.0, 25.0]),
         "mode_options": _draw_mode_options(rng),
         "sparse_mean": rng.choice(get_args(SparseMean)),
@@ -288,6 +300,29 @@ def _draw_recoveries(seed: int) -> tuple[float, ...]:
     return tuple(sorted(rng.uniform(0.0, 0.4) for _ in range(rng.choice([0, 0, 0, 1, 1, 2]))))
 
 
+def _draw_deaths(seed: int) -> dict[str, Any]:
+    rng = random.Random(f"deaths {seed}")
+
+    def moments() -> tuple[float, ...]:
+        until = rng.choice([0.4, 2.0, 4.0])
+        return tuple(rng.uniform(0.0, until) for _ in range(rng.choice([0, 0, 0, 1, 1, 2])))
+
+    return {
+        "shard_deaths": moments(),
+        "coordinator_deaths": moments(),
+        "cut_fails": rng.choice([0.0, 0.0, 0.3]),
+    }
+
+
+def _draw_cuts(seed: int) -> CutOptions:
+    rng = random.Random(f"cuts {seed}")
+    return CutOptions(
+        every_steps=rng.choice([None, None, 1, 3]),
+        every_seconds=rng.choice([None, None, 0.3]),
+        full_every=rng.choice([1, 2, 4]),
+    )
+
+
 def _draw_hang(seed: int) -> float:
     rng = random.Random(f"hangs {seed}")
     return 0.06 * rng.random() if rng.random() < 0.25 else 0.0
@@ -300,10 +335,7 @@ def _draw_faults(rng: random.Random) -> Faults:
     def rate(high: float) -> float:
         return high * 10 ** rng.uniform(-1.5, 0) if rng.random() < 0.5 else 0.0
 
-    def moment() -> float | None:
-        return rng.uniform(0.02, 0.5) if rng.random() < 0.02 else None
-
-    return Faults(
+    drawn = Faults(
         kill=rate(0.06),
         kill_at=rng.choice(ARROWS) if rng.random() < 0.3 else None,
         max_kills=rng.randint(1, 6),
@@ -316,7 +348,7 @@ def _draw_faults(rng: random.Random) -> Faults:
         delay=rate(0.2),
         old_epoch=rate(0.05),
         until=rng.uniform(0.5, 4.0),
-        shard_dies=moment(),
-        coordinator_dies=moment(),
-        fleet_slow=(0.1, 0.1 + rng.uniform(0.1, 1.0)) if rng.random() < 0.2 else None,
     )
+    rng.random(), rng.random()  # a seed stays the scenario that it was
+    slow = rng.random() < 0.2
+    return replace(drawn, fleet_slow=(0.1, 0.1 + rng.uniform(0.1, 1.0)) if slow else None)

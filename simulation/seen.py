@@ -24,6 +24,7 @@ class Seen:
         dense: what workers then had of each shard's dense parameters: (shard, step, values).
         tokens: of training, by (batch, attempt).
         skipped: batches that each record resolves without using them.
+        reasons: samples that were skipped with each record, by reason.
         steps: of attempts that were given out before a change of mode, as they are since then.
     """
 
@@ -34,7 +35,33 @@ class Seen:
     dense: list[tuple[int, int, npt.NDArray[np.float32]]] = field(default_factory=list)
     tokens: dict[tuple[int, int], Token] = field(default_factory=dict)
     skipped: dict[int, list[int]] = field(default_factory=dict)
+    reasons: dict[int, Counter[str]] = field(default_factory=dict)
     steps: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def until(self, step: int) -> "Seen":
+        """Return what was done before a step, and what was read of the state before it."""
+        records = self.records_between(self.first_step, step)
+        skipped = {at: batches for at, batches in self.skipped.items() if at < step}
+        named = {(entry.batch_id, entry.attempt) for record in records for entry in record.entries}
+        resolved = {batch_id for batch_id, _ in named}
+        resolved |= {batch_id for batches in skipped.values() for batch_id in batches}
+        return Seen(
+            earlier=self.earlier,
+            records=records,
+            pushed={name: part for name, part in self.pushed.items() if name[:2] in named},
+            pulls=[pull for pull in self.pulls if pull[2].step <= step],
+            dense=[dense for dense in self.dense if dense[1] <= step],
+            tokens={name: t for name, t in self.tokens.items() if name[0] in resolved},
+            skipped=skipped,
+            reasons={at: reasons for at, reasons in self.reasons.items() if at < step},
+            steps={name: own for name, own in self.steps.items() if name[0] in resolved},
+        )
+
+    @property
+    def resolved(self) -> set[int]:
+        """The batches that the records have resolved."""
+        applied = {entry.batch_id for record in self.records for entry in record.entries}
+        return applied | {batch_id for batches in self.skipped.values() for batch_id in batches}
 
     @property
     def first_step(self) -> int:

@@ -246,7 +246,7 @@ class SimulatedWorker:
 
     def _take(self, request: Open) -> None:
         reasons = {refusal.reason for refusal in request.refusals.values()}
-        if "epoch" in reasons:
+        if reasons & {"epoch", "fenced"}:
             # Nothing of this session counts any more; the driver will say so.
             self._pulls.pop(request.request_id, None)
             self._pushes.pop(request.request_id, None)

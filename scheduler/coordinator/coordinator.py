@@ -201,10 +201,6 @@ class Coordinator:
         return self.time.is_held_by("pause")
 
     @property
-    def _stands_still(self) -> bool:
-        return self.paused or self.cuts.holds_steps
-
-    @property
     def credits(self) -> int:
         """Most batches that may be leased, or done and not applied on every shard.
 
@@ -423,9 +419,7 @@ class Coordinator:
     def _form_steps(self, now: float) -> list[Record]:
         """Order every step that is complete, unless something holds the state as it is."""
         records: list[Record] = []
-        while not (
-            self.time.is_held_by("evaluation") or self.cuts.holds_steps or self._cut_is_due(now)
-        ):
+        while not (self.time.is_held_by("evaluation") or self._cut_is_due(now)):
             batches = self.rule.next_step(self.ledger, self.step)
             if batches is None:
                 break
@@ -564,9 +558,9 @@ class Coordinator:
                 text = f"worker {worker} has said nothing for {silent:.0f} s"
                 commands.append(GiveUpWorker(worker, state.incarnation, text))
         commands += self._end_late_lease(now)
-        if (self.trained and self.evaluation is None) or self._stands_still:
+        if (self.trained and self.evaluation is None) or self.paused:
             self._stall_watch.progress(now)
-        held = self._stands_still or self.time.is_held_by("evaluation")
+        held = self.time.is_held_by("evaluation", "pause")
         wish = self.modes.advice(self.ledger, now, applied_step=self.applied_step, held=held)
         if wish is not None:
             commands += self._shift(wish, now)
@@ -576,7 +570,7 @@ class Coordinator:
     def _end_late_lease(self, now: float) -> list[Command]:
         """Give up a worker that reports, but is far too long at one batch, as if it were silent."""
         worker = self._lease_watch.look(
-            now, step=self.step, applied_step=self.applied_step, held=self._stands_still
+            now, step=self.step, applied_step=self.applied_step, held=self.paused
         )
         if worker is None:
             return []

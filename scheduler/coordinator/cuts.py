@@ -47,11 +47,6 @@ class CutSchedule:
         self._state: CoordinatorState | None = None
 
     @property
-    def holds_steps(self) -> bool:
-        """Whether no step may be formed."""
-        return self._options.holds_steps and self.running is not None
-
-    @property
     def to_write(self) -> Cut | None:
         """The cut that every shard holds frozen and that is not written yet."""
         return self.running if self.is_frozen else None

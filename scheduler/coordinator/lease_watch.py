@@ -140,7 +140,7 @@ class LeaseWatch:
         Args:
             step, applied_step: that are ordered, and that every shard has reached. Where shards are
                 behind and don't move, the time is nobody's.
-            held: whether a pause or a cut holds the job; that time is nobody's either.
+            held: whether a pause holds the job; that time is nobody's either.
         """
         if self._least is None:
             return None

@@ -90,6 +90,39 @@ def state_after(
     )
 
 
+def with_orders(state: CoordinatorState, last: Status | None) -> CoordinatorState:
+    """Return a state in which what people have ordered of the job since holds on.
+
+    Args:
+        last: what was known of the job before it went back.
+    """
+    if last is None:
+        return state
+    ledger, modes = state.ledger, state.modes
+    if last.limit is not None:
+        ledger = replace(ledger, limit=last.limit)
+    ordered = [shift for shift in last.shifts if shift.cause == "control"]
+    if ordered and last.mode_epoch > modes.epoch and last.mode == ordered[-1].to_mode:
+        again = replace(
+            ordered[-1],
+            step=state.step,
+            samples=ledger.samples.applied,
+            seconds=state.train_seconds,
+            from_mode=modes.mode,
+            reissued=0,
+            seconds_to_next_step=None,
+        )
+        modes = ModeState(
+            mode=last.mode,
+            epoch=modes.epoch + 1,
+            automatic=last.automatic,
+            shifts=(*modes.shifts, again),
+        )
+    return replace(
+        state, ledger=ledger, modes=modes, num_workers=last.num_workers, paused=last.paused
+    )
+
+
 def _with_histories(begun: CoordinatorState, known: Status) -> CoordinatorState:
     return replace(
         begun,

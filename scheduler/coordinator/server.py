@@ -42,7 +42,7 @@ from scheduler.coordinator.history import NOTHING, Told
 from scheduler.coordinator.modes.shift import check_shift
 from scheduler.coordinator.shard_watch import ShardWatch
 from scheduler.coordinator.spec import CoordinatorSpec
-from scheduler.coordinator.status import CutResult, Status
+from scheduler.coordinator.status import CutResult, Status, status_of
 from worker.protocol import Grant, Report
 
 TICK_SECONDS = 0.2
@@ -304,38 +304,10 @@ class CoordinatorServer:
         c, notices = self._coordinator, self._notices
         self._look_at_shards()
         told = told.known_in(c.spec.recovery_epoch)
-        evaluations, shifts = c.progress.evaluations, c.modes.shifts
-        ledger = c.ledger
-        return Status(
-            mode=c.rule.name,
-            mode_epoch=c.modes.epoch,
-            limit=ledger.limit,
-            paused=c.paused,
-            cut=c.cuts.to_write,
-            recovery_epoch=c.spec.recovery_epoch,
-            num_workers=c.num_workers,
-            first_step=c.spec.start.step,
-            shifts=tuple(shifts[told.whole_shifts :]),
-            automatic=c.modes.automatic,
-            learning_rate_scale=c.rule.learning_rate_scale,
-            prediction=c.modes.prediction,
+        status = status_of(c, told)
+        return replace(
+            status,
             cuts=tuple(self._cuts[told.cuts :]),
-            step=c.step,
-            applied_step=c.applied_step,
-            clock=c.clock.value,
-            trained=c.trained,
-            evaluating=c.evaluation is not None,
-            samples=ledger.samples.copy(),
-            batches=replace(ledger.tallies),
-            loss_sum=c.progress.loss_sum,
-            loss_samples=c.progress.loss_samples,
-            train_seconds=c.train_seconds,
-            data_staleness=c.data_staleness.copy(),
-            parameter_staleness=c.parameter_staleness.copy(),
-            shard_lag=c.shard_lag,
-            evaluations=tuple(evaluations[told.evaluations :]),
-            last_evaluation=evaluations[-1] if evaluations else None,
-            workers={number: state.figures() for number, state in c.workers.items()},
             give_up=tuple(notices.give_up[told.give_up :]),
             warnings=tuple(notices.warnings[told.warnings :]),
             silent_shards=tuple(notices.silent_shards[told.silent_shards :]),
@@ -343,13 +315,11 @@ class CoordinatorServer:
             peak_rss_bytes=peak_rss_bytes(),
             cpu_seconds=time.process_time() - self._cpu_seconds_before,
             pid=os.getpid(),
-            told=Told(
-                evaluations=len(evaluations),
-                shifts=len(shifts),
+            told=replace(
+                status.told,
                 cuts=len(self._cuts),
                 give_up=len(notices.give_up),
                 warnings=len(notices.warnings),
                 silent_shards=len(notices.silent_shards),
-                recovery_epoch=c.spec.recovery_epoch,
             ),
         )

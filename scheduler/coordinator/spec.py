@@ -26,13 +26,11 @@ class CutOptions:
         every_steps: a cut at each multiple of so many ticks of the clock; None: no matter.
         every_seconds: between two cuts, whichever comes first; None: no matter.
         full_every: of so many cuts one is written whole, the others are deltas.
-        holds_steps: whether no step is formed until a cut is written.
     """
 
     every_steps: int | None = None
     every_seconds: float | None = None
     full_every: int = 1
-    holds_steps: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ of `ps.server.figures`, one of samples or batches of the ledger's `Samples` and 
 
 from dataclasses import dataclass, field, replace
 
+from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.cuts import Cut
 from scheduler.coordinator.evaluation import EvaluationResult
 from scheduler.coordinator.history import NOTHING, Told
@@ -87,6 +88,51 @@ class Status:
     cpu_seconds: float = 0.0
     pid: int = 0
     told: Told = NOTHING
+
+
+def status_of(coordinator: Coordinator, told: Told = NOTHING) -> Status:
+    """Return what a coordinator says of its job; what it measures of its process is left out.
+
+    Args:
+        told: what the asker was told before by a coordinator of this recovery epoch.
+    """
+    c, ledger = coordinator, coordinator.ledger
+    evaluations, shifts = c.progress.evaluations, c.modes.shifts
+    return Status(
+        mode=c.rule.name,
+        mode_epoch=c.modes.epoch,
+        limit=ledger.limit,
+        paused=c.paused,
+        cut=c.cuts.to_write,
+        recovery_epoch=c.spec.recovery_epoch,
+        num_workers=c.num_workers,
+        first_step=c.spec.start.step,
+        shifts=tuple(shifts[told.whole_shifts :]),
+        automatic=c.modes.automatic,
+        learning_rate_scale=c.rule.learning_rate_scale,
+        prediction=c.modes.prediction,
+        step=c.step,
+        applied_step=c.applied_step,
+        clock=c.clock.value,
+        trained=c.trained,
+        evaluating=c.evaluation is not None,
+        samples=ledger.samples.copy(),
+        batches=replace(ledger.tallies),
+        loss_sum=c.progress.loss_sum,
+        loss_samples=c.progress.loss_samples,
+        train_seconds=c.train_seconds,
+        data_staleness=c.data_staleness.copy(),
+        parameter_staleness=c.parameter_staleness.copy(),
+        shard_lag=c.shard_lag,
+        evaluations=tuple(evaluations[told.evaluations :]),
+        last_evaluation=evaluations[-1] if evaluations else None,
+        workers={number: state.figures() for number, state in c.workers.items()},
+        told=Told(
+            evaluations=len(evaluations),
+            shifts=len(shifts),
+            recovery_epoch=c.spec.recovery_epoch,
+        ),
+    )
 
 
 def joined(before: Status | None, new: Status) -> Status:

@@ -10,12 +10,12 @@ from ps.checkpoint.restore import MovedDense
 from ps.client.client import ShardLostError
 from ps.shard.facts import ShardFacts
 from scheduler.coordinator.coordinator_state import CoordinatorState
-from scheduler.coordinator.rebuilding import longest_log, state_after
+from scheduler.coordinator.rebuilding import longest_log, state_after, with_orders
 from scheduler.coordinator.status import Status
 from scheduler.driver.answers import answers_of
 from scheduler.driver.full_disk import once_there_is_room
 from scheduler.driver.launch import Launcher
-from scheduler.driver.points import Point, with_orders
+from scheduler.driver.points import Point
 from scheduler.driver.processes import COORDINATOR, Processes, ProcessLostError, Who
 from scheduler.driver.ray_calls import MOVE_SECONDS, seconds_to_move
 from scheduler.driver.remote import control_facts

@@ -1,13 +1,11 @@
 """Where the processes of a job begin in a recovery epoch: at the job's beginning, or at a cut."""
 
 from collections.abc import Callable, Container
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ps.checkpoint.read import CheckpointReader
 from scheduler.coordinator.coordinator_state import CoordinatorState, beginning_of
-from scheduler.coordinator.mode_control import ModeState
-from scheduler.coordinator.status import Status
 from scheduler.driver.resolved import JobSpecs
 from scheduler.errors import TrainingError
 from scheduler.run.saved_cuts import SavedCut, saved_cuts
@@ -37,39 +35,6 @@ class Point:
         if self.checkpoint is None:
             return f"the job's beginning (step {self.step})"
         return f"{self.checkpoint} (step {self.step})"
-
-
-def with_orders(state: CoordinatorState, last: Status | None) -> CoordinatorState:
-    """Return a state in which what people have ordered of the job since holds on.
-
-    Args:
-        last: what was known of the job before it went back.
-    """
-    if last is None:
-        return state
-    ledger, modes = state.ledger, state.modes
-    if last.limit is not None:
-        ledger = replace(ledger, limit=last.limit)
-    ordered = [shift for shift in last.shifts if shift.cause == "control"]
-    if ordered and last.mode_epoch > modes.epoch and last.mode == ordered[-1].to_mode:
-        again = replace(
-            ordered[-1],
-            step=state.step,
-            samples=ledger.samples.applied,
-            seconds=state.train_seconds,
-            from_mode=modes.mode,
-            reissued=0,
-            seconds_to_next_step=None,
-        )
-        modes = ModeState(
-            mode=last.mode,
-            epoch=modes.epoch + 1,
-            automatic=last.automatic,
-            shifts=(*modes.shifts, again),
-        )
-    return replace(
-        state, ledger=ledger, modes=modes, num_workers=last.num_workers, paused=last.paused
-    )
 
 
 def point_of(cut: SavedCut) -> Point:

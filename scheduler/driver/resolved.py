@@ -104,7 +104,6 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
             every_steps=config.checkpoint.every_steps,
             every_seconds=config.checkpoint.every_seconds,
             full_every=config.checkpoint.full_every,
-            holds_steps=False,
         ),
         eval_every_steps=config.training.eval_every_steps,
         max_seconds=config.training.max_seconds,

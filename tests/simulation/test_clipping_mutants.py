@@ -51,8 +51,8 @@ class AppliesAsItMeasures(Shard):
 class _WithNorms(Coordinator):
     norms_class: type[DenseNorms]
 
-    def __init__(self, spec: Any) -> None:
-        super().__init__(spec)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.dense_norms.__class__ = self.norms_class
 
 

@@ -13,7 +13,7 @@ from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import Answer, RecordsApplied, SendRecords, WorkerReported
 from scheduler.coordinator.modes.rules import Mode, ModeOptions, PlannedShift
 from scheduler.coordinator.modes.stale_weights import Inverse, Power
-from scheduler.coordinator.spec import CoordinatorSpec
+from scheduler.coordinator.spec import CoordinatorSpec, CutOptions
 from simulation.data import DIM, Workload
 from simulation.engine import run
 from simulation.scenario import Faults, Scenario
@@ -141,7 +141,7 @@ def test_a_job_survives_a_time_in_which_the_whole_fleet_is_slow(mode: Mode, boun
     outcomes = [
         run(
             seed, mode=mode, mode_options=options, workers=4, group_size=3, batches_per_epoch=12,
-            epochs=2, limit=None, max_seconds=None, faults=faults,
+            epochs=2, limit=None, max_seconds=None, faults=faults, cuts=CutOptions(),
         )
         for seed in range(6)
     ]  # fmt: skip

@@ -23,8 +23,8 @@ from worker.protocol import Finished, Report
 class _WithRule(Coordinator):
     """A coordinator whose rule is another one."""
 
-    def __init__(self, spec: Any) -> None:
-        super().__init__(spec)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.modes.rule = self.changed(self.modes.rule)
 
     def changed(self, rule: ModeRule) -> ModeRule:
@@ -151,8 +151,8 @@ class KeepsVoidContributions(Coordinator):
 class _WithLedger(Coordinator):
     ledger_class: type[Ledger]
 
-    def __init__(self, spec: Any) -> None:
-        super().__init__(spec)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.ledger.__class__ = self.ledger_class
 
 

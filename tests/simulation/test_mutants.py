@@ -19,6 +19,7 @@ from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.evaluation import EvaluationRound
 from scheduler.coordinator.events import Command
 from scheduler.coordinator.ledger import Ledger
+from scheduler.coordinator.spec import CutOptions
 from simulation.engine import Parts, SimulationError, run
 from simulation.scenario import Faults
 from simulation.worker import SimulatedWorker
@@ -130,8 +131,8 @@ class AnswersWithLiveParameters(Shard):
 
 
 class MergesByArrival(Coordinator):
-    def __init__(self, spec: Any) -> None:
-        super().__init__(spec)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         real, arrived = self.rule.next_step, []
         finish = self.ledger.finish
 
@@ -176,8 +177,8 @@ class GivesTokensToTheDead(Coordinator):
 class _WithLedger(Coordinator):
     ledger_class: type[Ledger]
 
-    def __init__(self, spec: Any) -> None:
-        super().__init__(spec)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.ledger.__class__ = self.ledger_class
 
 
@@ -428,6 +429,10 @@ MUTANTS = [
 ]
 
 
+# Cuts have mutants of their own.
+ALONE = {"cuts": CutOptions()}
+
+
 def _name(mutant: Mutant) -> str:
     parts, real = mutant.parts, Parts()
     kinds = (parts.coordinator, parts.shard, parts.session, parts.worker)
@@ -439,7 +444,7 @@ def caught_after(mutant: Mutant) -> tuple[int, str] | None:
     """Return how many seeds it took to notice a mutant and what was noticed; None: not at all."""
     for seed in range(mutant.seeds):
         try:
-            run(seed, mutant.parts, **mutant.options)
+            run(seed, mutant.parts, **(ALONE | mutant.options))
         except SimulationError as error:
             return seed + 1, str(error).splitlines()[0]
     return None
@@ -453,4 +458,4 @@ def test_mutant_is_caught(mutant: Mutant) -> None:
 @pytest.mark.parametrize("mutant", MUTANTS, ids=_name)
 def test_the_real_class_passes_where_its_mutant_is_caught(mutant: Mutant) -> None:
     for seed in range(3):
-        run(seed, **mutant.options)
+        run(seed, **(ALONE | mutant.options))

@@ -15,6 +15,7 @@ from ps.shard.evicted_keys import EvictedKeys
 from ps.shard.shard import Shard
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import Command
+from scheduler.coordinator.spec import CutOptions
 from simulation.engine import Parts, SimulationError, run
 from simulation.scenario import Faults
 from simulation.worker import SimulatedWorker
@@ -92,6 +93,7 @@ BUSY: dict[str, Any] = {
     "epochs": 1,
     "limit": None,
     "max_seconds": None,
+    "cuts": CutOptions(),
     "faults": _SOME,
 }
 _ASYNC: dict[str, Any] = BUSY | {"mode": "async"}

@@ -9,7 +9,6 @@ from ps.messages.records import Record
 from scheduler.coordinator.batches import Batch
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.ledger import Ledger
-from scheduler.coordinator.spec import CoordinatorSpec
 from simulation.engine import Parts, SimulationError, run, run_scenario
 from simulation.scenario import Faults, draw, with_orders
 
@@ -46,8 +45,8 @@ def test_modes_may_change_meanwhile() -> None:
 class _WithLedger(Coordinator):
     ledger_class: type[Ledger]
 
-    def __init__(self, spec: CoordinatorSpec) -> None:
-        super().__init__(spec)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.ledger.__class__ = self.ledger_class
 
 

@@ -18,7 +18,6 @@ from scheduler.coordinator.events import (
     CutTaken,
     CutWanted,
     DenseNormMeasured,
-    RecordsApplied,
     SendRecords,
     TakeCut,
     TimePassed,
@@ -160,12 +159,9 @@ class Job:
         self.report(want=count)
         self.report(*(Finished(token, "done", samples=5) for token in self.tokens), want=0)
 
-    def apply_all(self) -> None:
-        self.handle(RecordsApplied(0, self.coordinator.step))
-
 
 def test_a_cut_stands_between_the_records_of_a_report_and_the_steps_go_on() -> None:
-    options = CutOptions(every_steps=1, full_every=2, holds_steps=False)
+    options = CutOptions(every_steps=1, full_every=2)
     job = Job(cuts=options)
     job.end_batches(3)
     assert job.said == [0, 1, TakeCut(1, 2, changed_only=False), 2]
@@ -186,7 +182,7 @@ def test_a_cut_that_somebody_wants_comes_at_once_where_nothing_moves() -> None:
 
 
 def test_time_makes_a_cut_due_without_any_report() -> None:
-    job = Job(cuts=CutOptions(every_seconds=5.0, holds_steps=False))
+    job = Job(cuts=CutOptions(every_seconds=5.0))
     job.end_batches(1)
     job.handle(TimePassed(), now=4.0)
     assert job.said == [0]
@@ -195,7 +191,7 @@ def test_time_makes_a_cut_due_without_any_report() -> None:
 
 
 def test_a_cut_waits_for_the_norms_of_the_steps_before_it_and_no_step_is_formed() -> None:
-    job = Job(clip=1.0, cuts=CutOptions(holds_steps=False))
+    job = Job(clip=1.0, cuts=CutOptions())
     job.end_batches(2)
     job.handle(CutWanted())
     job.end_batches(2)
@@ -206,14 +202,3 @@ def test_a_cut_waits_for_the_norms_of_the_steps_before_it_and_no_step_is_formed(
     job.handle(DenseNormMeasured(1, (np.ones(1),)))
     assert job.said == [0, 1, TakeCut(1, 2, changed_only=False)]
     assert job.coordinator.step == 4
-
-
-def test_steps_are_held_while_a_cut_is_written_where_that_is_said() -> None:
-    job = Job()
-    job.end_batches(1)
-    job.handle(CutWanted())
-    job.end_batches(2)
-    job.apply_all()
-    assert job.coordinator.step == 1
-    job.handle(CutTaken(1))
-    assert job.said == [0, TakeCut(1, 1, changed_only=False), 1, 2]

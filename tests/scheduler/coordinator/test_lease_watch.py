@@ -13,8 +13,6 @@ from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import (
     Answer,
     Command,
-    CutTaken,
-    CutWanted,
     EvaluationWanted,
     FailJob,
     GiveUpWorker,
@@ -308,16 +306,14 @@ def test_who_has_nothing_else_once_its_batch_is_taken_is_not_late() -> None:
     assert job.given_up == []
 
 
-@pytest.mark.parametrize("begins", [PauseWanted(True), CutWanted()])
-def test_the_time_of_a_pause_or_a_cut_is_nobodys(begins: Any) -> None:
+def test_the_time_of_a_pause_is_nobodys() -> None:
     job = Job(mode="async")
     job.train(0, seconds=0.5)
     job.lease(0)
     job.wait(5, 0)
-    job.handle(begins)
+    job.handle(PauseWanted(True))
     job.wait(50, 0)
-    taken = CutTaken(job.coordinator.step)
-    job.handle(PauseWanted(False) if isinstance(begins, PauseWanted) else taken)
+    job.handle(PauseWanted(False))
     job.wait(5, 0)
     assert job.given_up == []
     job.wait(2, 0)

@@ -7,7 +7,7 @@ from runtime.intervals import Intervals
 from scheduler.coordinator.batches import Status
 from scheduler.coordinator.ended import EndedBatches
 from scheduler.coordinator.least import Least
-from scheduler.coordinator.ledger import Ledger, LedgerPlan
+from scheduler.coordinator.ledger import Ledger, LedgerPlan, LedgerState, Samples, Tallies
 from scheduler.coordinator.pending import Pending
 from worker.protocol import Finished, Token
 
@@ -331,3 +331,12 @@ def test_discards_beyond_what_a_record_takes_are_kept_for_the_next_one() -> None
     taken = [ledger.take_discards(2) for _ in range(4)]
 
     assert taken == [[(0, 0), (1, 0)], [(2, 0), (3, 0)], [(4, 0)], []]
+
+
+def test_a_ledger_that_goes_on_gives_all_of_a_step_with_backups_their_step_at_once() -> None:
+    """The step may be formed before the last of them would be given out."""
+    plan = LedgerPlan(batches_per_epoch=20, epochs=1, rows_of=lambda _: 1)
+    state = LedgerState(low_water=4, samples=Samples(applied=4), batches=Tallies(applied=4))
+    ledger = Ledger(plan, group_size=4, backup_batches=3, first_step=1, state=state)
+
+    assert [(b.batch_id, b.step) for b in ledger.unresolved()] == [(i, 1) for i in range(4, 11)]

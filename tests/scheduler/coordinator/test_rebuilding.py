@@ -11,11 +11,15 @@ from ps.shard.facts import ShardFacts
 from runtime.first_steps import FirstSteps
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.coordinator_state import CoordinatorState, beginning_of
-from scheduler.coordinator.events import EndOfTrainingWanted, ShiftWanted, WorkersWanted
+from scheduler.coordinator.events import (
+    EndOfTrainingWanted,
+    ShiftWanted,
+    WorkersWanted,
+)
 from scheduler.coordinator.ledger import LedgerPlan
 from scheduler.coordinator.modes.rules import Mode, PlannedShift
 from scheduler.coordinator.rebuilding import longest_log, state_after
-from scheduler.coordinator.status import Status
+from scheduler.coordinator.status import status_of
 
 
 def facts_of(records: list[Record], epoch: int, step: int, remembered: int = 3) -> ShardFacts:
@@ -34,27 +38,6 @@ def facts_of(records: list[Record], epoch: int, step: int, remembered: int = 3) 
         newest=records[-1] if records else None,
         resolved=tuple(buffer.resolved),
         first_steps=first_steps.runs,
-    )
-
-
-def status_of(coordinator: Coordinator) -> Status:
-    c = coordinator
-    return Status(
-        mode=c.rule.name,
-        mode_epoch=c.modes.epoch,
-        limit=c.ledger.limit,
-        recovery_epoch=c.spec.recovery_epoch,
-        automatic=c.modes.automatic,
-        paused=c.paused,
-        num_workers=c.num_workers,
-        batches=replace(c.ledger.tallies),
-        loss_sum=c.progress.loss_sum,
-        loss_samples=c.progress.loss_samples,
-        train_seconds=c.train_seconds,
-        data_staleness=c.data_staleness.copy(),
-        parameter_staleness=c.parameter_staleness.copy(),
-        evaluations=tuple(c.progress.evaluations),
-        shifts=tuple(c.modes.shifts),
     )
 
 

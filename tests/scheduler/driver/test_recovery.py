@@ -15,8 +15,9 @@ from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.ledger import LedgerState
 from scheduler.coordinator.mode_control import ModeState
 from scheduler.coordinator.modes.shift import Shift
+from scheduler.coordinator.rebuilding import with_orders
 from scheduler.coordinator.status import Status
-from scheduler.driver.points import Point, with_orders
+from scheduler.driver.points import Point
 from scheduler.driver.processes import COORDINATOR, ProcessLostError, Who
 from scheduler.driver.recovery import Recovery
 from scheduler.run.recoveries import Recoveries

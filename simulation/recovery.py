@@ -1,0 +1,260 @@
+"""The driver of a simulated job: it has cuts written, and begins recovery epochs after losses.
+
+As `scheduler.driver` does it with real processes: a lost shard takes all of them back to the newest
+cut, or to the job's beginning; after a lost coordinator the shards go on where they are.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from ps.messages.exchange import Request
+from ps.shard.facts import ShardFacts
+from ps.shard.shard import Outgoing, Shard
+from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.coordinator_state import CoordinatorState, beginning_of
+from scheduler.coordinator.events import CutTaken, Event
+from scheduler.coordinator.rebuilding import with_orders
+from scheduler.coordinator.spec import CoordinatorSpec
+from scheduler.coordinator.status import Status, status_of
+from simulation.cuts import CutWriting, KeptCut
+from simulation.parts import Parts
+from simulation.referee import Referee
+from simulation.world import Action, World
+
+NOTICED_SECONDS = 0.5
+CALL_SECONDS = 0.1
+
+
+class Unwatched:
+    """Sees what shards take while a recovery is under way, and has nothing to say to it."""
+
+    def shard_took(
+        self, shard: int, sender: int, message: Request, outgoing: list[Outgoing]
+    ) -> None:
+        pass
+
+
+class Job(Protocol):
+    """What the driver has hold of."""
+
+    world: World
+    shards: list[Shard]
+    coordinator: Coordinator
+    referee: Referee
+    recovery_epoch: int
+
+    def spec(self) -> CoordinatorSpec:
+        """Return what the coordinator of this recovery epoch is told."""
+
+    def handle(self, event: Event) -> object:
+        """Tell the coordinator something."""
+
+    def stop_coordinator(self) -> None:
+        """The coordinator takes and sends nothing any more, and nobody is watched."""
+
+    def replace_shard(self, index: int) -> None:
+        """A new process takes the place of a lost shard; it is fenced."""
+
+    def begin_shard(self, shard: Shard) -> None:
+        """Give a shard the state in which the job began."""
+
+    def begin_coordinator(self, state: CoordinatorState, step: int) -> None:
+        """A coordinator goes on from a state, with all that happened before that step."""
+
+
+class Driver:
+    """Watches one job.
+
+    Attributes:
+        recovering: whether an epoch is about to begin.
+        rebuilt: whether a coordinator was made again from its shards: its histories have gaps.
+        cuts: that were written, the newest one last; `failed` could not be.
+    """
+
+    def __init__(self, job: Job, parts: Parts, cut_fails: float) -> None:
+        self.recovering = False
+        self.rebuilt = False
+        self.failed = 0
+        self.cuts: list[KeptCut] = []
+        self._job = job
+        self._parts = parts
+        self._cut_fails = cut_fails
+        self._lost: set[int] = set()
+        self._writing = (0, 0)  # which cut, by epoch and number
+        self._known: Status | None = None
+        # With which each epoch's coordinator began.
+        self._begun = {job.recovery_epoch: beginning_of(job.spec())}
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is lost, noticed or not."""
+        return self.recovering or bool(self._lost)
+
+    # Cuts -------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Ask the coordinator how things are; have a cut written that is frozen."""
+        job = self._job
+        self._known = status_of(job.coordinator)
+        cut, epoch = self._known.cut, job.recovery_epoch
+        if cut is None or self._writing == (epoch, cut.number):
+            return
+        self._writing = epoch, cut.number
+
+        def written(kept: KeptCut | None) -> None:
+            job.world.story.tell("%s is written: %s", cut, kept is not None)
+            if kept is None:
+                self.failed += 1
+            else:
+                job.referee.cut_written(kept)
+                self.cuts.append(kept)
+            self._later(partial(self._tell, CutTaken(cut.step, failed=kept is None)))
+
+        CutWriting(
+            job.world,
+            job.shards,
+            cut,
+            job.coordinator.cuts.state_of(cut.step),
+            below=self.cuts[-1] if self.cuts else None,
+            fails=job.world.random.random() < self._cut_fails,
+            is_over=lambda: job.recovery_epoch != epoch or bool(self._lost),
+            written=written,
+        )
+
+    def _tell(self, event: Event) -> None:
+        self._job.handle(event)
+
+    # Losses -----------------------------------------------------------------------------------
+
+    def lost_shard(self, index: int) -> None:
+        """A shard is dead; that is noticed some time later."""
+        self._lost.add(index)
+        self._job.world.queue.later(self._until_noticed(), self._replace_lost)
+
+    def lost_coordinator(self) -> None:
+        """The coordinator is dead; that is noticed some time later."""
+        self.recovering = True
+        epoch = self._job.recovery_epoch
+
+        def noticed() -> None:
+            if self._job.recovery_epoch == epoch:
+                self._rebuild()
+
+        self._job.world.queue.later(self._until_noticed(), noticed)
+
+    def _until_noticed(self) -> float:
+        """Ray tells of most deaths at once, and of some late."""
+        return NOTICED_SECONDS * self._job.world.random.random() ** 3
+
+    def go_back(self) -> None:
+        """All return to the newest cut, for whatever reason."""
+        self._begin()
+        self._back()
+
+    def _begin(self) -> None:
+        job = self._job
+        self.recovering = True
+        job.stop_coordinator()
+        job.recovery_epoch += 1
+        job.world.story.tell("recovery epoch %s begins", job.recovery_epoch)
+
+    # A way back -------------------------------------------------------------------------------
+
+    def _replace_lost(self) -> None:
+        if not self._lost:
+            return  # it was noticed with another one
+        self._begin()
+        for index in self._lost:
+            self._job.replace_shard(index)
+        self._lost.clear()
+        self._back()
+
+    def _back(self) -> None:
+        job = self._job
+        cut = self.cuts[-1] if self.cuts else None
+        state = beginning_of(job.spec())
+        if cut is not None:
+            state = CoordinatorState.from_json(cut.state)
+        state = with_orders(state, self._known)
+        epoch = job.recovery_epoch
+        self._begun[epoch] = state
+        job.world.story.tell("all go back to step %s", state.step)
+
+        def restore(shard: Shard) -> None:
+            if cut is None:
+                job.begin_shard(shard)
+            else:
+                cut.restore(shard, epoch)
+
+        self._at_each(restore, lambda: self._begin_coordinator(state))
+
+    # The coordinator anew ---------------------------------------------------------------------
+
+    def _rebuild(self) -> None:
+        if self._lost:
+            return  # all go back as soon as that is noticed
+        self._begin()
+        if any(shard.fenced for shard in self._job.shards):
+            self._back()
+            return
+        facts: dict[int, ShardFacts] = {}
+        self._at_each(
+            lambda shard: facts.update({shard.index: shard.leave()}),
+            lambda: self._catch_up([facts[index] for index in sorted(facts)]),
+        )
+
+    def _catch_up(self, facts: list[ShardFacts]) -> None:
+        job = self._job
+        if len({each.recovery_epoch for each in facts}) > 1:
+            # The coordinator died as its epoch began: some have entered it, others have not.
+            self._back()
+            return
+        first = self._parts.longest(facts)
+        furthest = job.shards[first]
+
+        def catch_up(shard: Shard) -> None:
+            if shard.step < furthest.step:
+                shard.catch_up(furthest.log_from(shard.step))
+
+        def enter() -> None:
+            begun = self._begun[facts[first].recovery_epoch]
+            state = self._parts.rebuild(facts[first], begun, self._known, job.spec())
+            epoch = job.recovery_epoch
+            self._begun[epoch] = CoordinatorState.from_json(state.to_json())
+            self.rebuilt = True
+            job.world.story.tell("a coordinator is made again at step %s", state.step)
+            self._at_each(
+                lambda shard: shard.enter(epoch, step=shard.step),
+                lambda: self._begin_coordinator(self._begun[epoch]),
+            )
+
+        self._at_each(catch_up, enter)
+
+    # Both -------------------------------------------------------------------------------------
+
+    def _begin_coordinator(self, state: CoordinatorState) -> None:
+        self.recovering = False
+        self._job.begin_coordinator(state, state.step)
+
+    def _at_each(self, do: Callable[[Shard], object], then: Action) -> None:
+        """Do something at every shard, one call each, and then something else.
+
+        Nothing of it comes about any more once another epoch has begun.
+        """
+        job, epoch = self._job, self._job.recovery_epoch
+        waiting = {shard.index for shard in job.shards}
+
+        def call(index: int) -> None:
+            if job.recovery_epoch != epoch or index in self._lost:
+                return  # the call to a dead process fails: that is how a loss is noticed, too
+            do(job.shards[index])
+            waiting.discard(index)
+            if not waiting:
+                then()
+
+        for shard in job.shards:
+            self._later(lambda index=shard.index: call(index))  # type: ignore[misc]
+
+    def _later(self, action: Action) -> None:
+        self._job.world.queue.later(CALL_SECONDS * self._job.world.random.random(), action)
