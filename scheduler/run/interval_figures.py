@@ -18,11 +18,12 @@ class HistogramOfInterval:
     def __init__(self) -> None:
         self._before: Counts = {}
 
-    def since_last(self, counts: Counts) -> dict[str, int]:
-        """Return how often each value came since the last call, by value; zeros are left out.
+    def begin_at(self, counts: Counts) -> None:
+        """What comes next is counted from here: the job goes on from a state that has these."""
+        self._before = dict(counts)
 
-        Counts that went back are those of a checkpoint that the job went on from.
-        """
+    def since_last(self, counts: Counts) -> dict[str, int]:
+        """Return how often each value came since the last call, by value; zeros are left out."""
         new = {value: count - self._before.get(value, 0) for value, count in counts.items()}
         self._before = dict(counts)
         return {str(value): count for value, count in sorted(new.items()) if count > 0}

@@ -53,6 +53,8 @@ class IntervalReport:
         self._last_samples = state.ledger.samples.applied
         self._last_loss = (state.loss_sum, state.loss_samples)
         self._shifts_told = len(state.modes.shifts)
+        self._data_staleness.begin_at(dict(state.data_staleness))
+        self._parameter_staleness.begin_at(dict(state.parameter_staleness))
 
     def line(
         self,

@@ -1,6 +1,7 @@
 """What a run writes of its figures keeps its names: others read these files."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,8 +9,11 @@ import pytest
 from ps.server.figures import ServerFigures, TableFigures
 from runtime.process_figures import ProcessFigures
 from runtime.strict_json import json_text
+from scheduler.coordinator.clock import ClockState
+from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.evaluation import EvaluationResult
-from scheduler.coordinator.ledger import Samples, Tallies
+from scheduler.coordinator.ledger import LedgerState, Samples, Tallies
+from scheduler.coordinator.mode_control import ModeState
 from scheduler.coordinator.modes.shift import Shift
 from scheduler.coordinator.staleness import Histogram
 from scheduler.coordinator.state import WorkerFigures
@@ -161,6 +165,28 @@ def test_a_line_before_anything_has_happened_has_all_its_keys() -> None:
 
     assert list(first) == list(IntervalReport(CONFIG).line(STATUS, SERVERS))
     assert (first["samples_per_second"], first["train_loss"], first["eval_auc"]) == (None,) * 3
+
+
+def test_the_first_line_after_a_return_counts_from_the_state_that_the_job_went_on_from() -> None:
+    state = CoordinatorState(
+        step=2,
+        ledger=LedgerState(),
+        modes=ModeState(mode="gba"),
+        clock=ClockState(),
+        data_staleness=((0, 7), (1, 2)),
+        parameter_staleness=((3, 9),),
+    )
+    now = replace(STATUS, data_staleness=Histogram({0: 8, 1: 2}),
+                  parameter_staleness=Histogram({3: 9, 4: 1}))  # fmt: skip
+    for before in (None, replace(STATUS, data_staleness=Histogram({0: 50}))):
+        interval = IntervalReport(CONFIG)
+        if before is not None:  # that went further
+            interval.line(before, SERVERS)
+        interval.begin_at(state)
+
+        line = interval.line(now, SERVERS)
+
+        assert line["staleness_of_interval"] == {"data": {"0": 1}, "parameter": {"4": 1}}
 
 
 def test_a_result_names_its_figures_as_ever() -> None:
