@@ -103,7 +103,7 @@ def summary(run: RunData) -> list[tuple[str, str]]:
         ("updates of dense blocks left out, not finite", _number(dense_non_finite or None)),
         ("batches given out again", _number(batches.get("reissued"))),
         ("workers replaced", _number(result.get("worker_restarts"))),
-        ("servers or coordinators lost, times", _number(len(run.recoveries) or None)),
+        ("servers, coordinators or drivers lost, times", _number(len(run.recoveries) or None)),
         ("rows", _number(rows if last else None)),
         ("model digest", (result.get("model_digest") or "")[:12] or None),
     ]
