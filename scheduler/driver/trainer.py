@@ -26,7 +26,7 @@ from scheduler.errors import TrainingError
 from scheduler.job.config import JobConfig
 from scheduler.job.paths import with_absolute_paths
 from scheduler.run.collector import Collector
-from scheduler.run.directory import RunDirectory
+from scheduler.run.directory import CHECKPOINTS, RunDirectory
 from scheduler.run.earlier import EarlierRun, earlier_run
 from scheduler.run.metrics import reached
 from scheduler.run.recoveries import Recoveries
@@ -254,7 +254,8 @@ def _result(metrics: dict[str, Any], evaluation_plan: Plan | None, run: Path) ->
     evaluated = evaluation_plan.files if evaluation_plan is not None else ()
     return Result(
         metrics=metrics,
-        checkpoint=metrics["checkpoint"],
+        # Where the run is now: its directory may have moved since.
+        checkpoint=str(run / CHECKPOINTS / Path(metrics["checkpoint"]).name),
         path=str(run),
         evaluated=tuple(file.path for file in evaluated),
     )

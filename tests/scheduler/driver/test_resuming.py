@@ -221,3 +221,18 @@ def test_a_signal_to_stop_is_answered_by_a_checkpoint_of_that_step(
     assert f"can go on from step {step}" in str(stopped.value)
     assert last.metrics["model_digest"] == undisturbed.metrics["model_digest"]
     assert last.metrics["samples_trained"] == 2 * ROWS
+
+
+def test_a_finished_run_whose_directory_has_moved_names_its_checkpoint_where_it_is(
+    samples: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "here"
+    run.mkdir()
+    (run / "job.yaml").write_text(job(samples, tmp_path / "there").to_yaml())
+    (run / "plan.json").write_text("{}")
+    before = str(tmp_path / "there" / "checkpoints" / "full-000000000003")
+    (run / "result.json").write_text(json.dumps({"checkpoint": before}))
+
+    result = Trainer(job(samples, run, run={"resume": "auto"})).fit()
+
+    assert result.checkpoint == str(run / "checkpoints" / "full-000000000003")
