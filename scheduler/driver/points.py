@@ -1,6 +1,6 @@
 """Where the processes of a job begin in a recovery epoch: at the job's beginning, or at a cut."""
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def point_of(cut: SavedCut) -> Point:
 
 
 def newest_point(
-    run: Path, specs: JobSpecs, damaged: Container[Path], note: Callable[[str], None]
+    run: Path, specs: JobSpecs, damaged: Collection[Path], note: Callable[[str], None]
 ) -> Point:
     """Return the newest point that a job can go on from.
 
@@ -54,9 +54,8 @@ def newest_point(
     Raises:
         TrainingError: there is none.
     """
-    for cut in saved_cuts(run, note):
-        if cut.path not in damaged:
-            return point_of(cut)
+    for cut in saved_cuts(run, note, without=damaged):
+        return point_of(cut)
     return job_beginning(specs)
 
 

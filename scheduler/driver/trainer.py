@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,7 +223,7 @@ class Trainer:
                     metrics = recovery.run(first, to_the_end)
                 except KeyboardInterrupt as error:
                     # Now: whoever stops us may not wait until the processes are gone.
-                    text = f"{STOPPED}; {_where_to_go_on(run.path)}"
+                    text = f"{STOPPED}; {_where_to_go_on(run.path, collector.damaged)}"
                     run.write_failure(text, self._how_far())
                     progress.note(text)
                     raise KeyboardInterrupt(text) from error
@@ -243,8 +244,9 @@ class Trainer:
         self._started_at.setdefault(moment, time.time())
 
 
-def _where_to_go_on(run: Path) -> str:
-    cut = next(saved_cuts(run, _log.warning), None)
+def _where_to_go_on(run: Path, damaged: Collection[Path]) -> str:
+    """Say from where a run can go on, leaving out checkpoints that turned out to be damaged."""
+    cut = next(saved_cuts(run, _log.warning, without=damaged), None)
     if cut is None:
         return "no checkpoint was written, so there is nothing to go on from"
     return f"with run.resume=auto it can go on from step {cut.state.step} ({cut.path.name})"

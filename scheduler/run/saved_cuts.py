@@ -29,15 +29,18 @@ class SavedCut:
     reader: CheckpointReader
 
 
-def saved_cuts(run: Path, damaged: Callable[[str], None]) -> Iterator[SavedCut]:
+def saved_cuts(
+    run: Path, damaged: Callable[[str], None], *, without: Collection[Path] = ()
+) -> Iterator[SavedCut]:
     """Yield the checkpoints that a run can go on from, the newest first.
 
     Manifests are read, and sizes of files. What else is damaged is found by who reads the files.
 
     Args:
         damaged: is told of each one that is passed over, and why.
+        without: those that have turned out to be; nothing is said of them.
     """
-    skip: set[Path] = set()
+    skip: set[Path] = set(without)
     while True:
         found = newest_intact(run / CHECKPOINTS, with_training=True, skip=skip)
         for passed in found.passed:

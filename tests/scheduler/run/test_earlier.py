@@ -25,7 +25,7 @@ from scheduler.job.specs import training_data
 from scheduler.run.directory import RunDirectory, checkpoints_of
 from scheduler.run.earlier import EarlierRun, earlier_run
 from scheduler.run.recoveries import RecoveryFigures
-from scheduler.run.saved_cuts import remove_superseded
+from scheduler.run.saved_cuts import remove_superseded, saved_cuts
 from worker.data.planning import make_plan
 from worker.errors import DataError
 
@@ -303,3 +303,10 @@ def test_what_a_later_history_has_written_is_newer_whatever_step_the_one_before_
         "full-000000000020", "full-000000000040"
     }  # fmt: skip
     assert found_step(job.config()) == 30
+
+
+def test_what_has_turned_out_to_be_damaged_is_left_out_and_not_told_again(job: Job) -> None:
+    older, newer = job.save(8), job.save(16)
+
+    assert [cut.path for cut in saved_cuts(job.run, pytest.fail)] == [newer, older]
+    assert [cut.path for cut in saved_cuts(job.run, pytest.fail, without={newer})] == [older]
