@@ -80,6 +80,11 @@ class Recovery:
         """Replace what is lost; return where the job goes on, None: where the servers are."""
         time.sleep(TOGETHER_SECONDS)
         lost = {**self._supervisor.lost_servers(), **loss.lost}
+        if not entering and COORDINATOR not in lost:
+            try:
+                self._supervisor.status()  # what was trained since it was asked last is lost, too
+            except ProcessLostError as another:
+                lost |= another.lost
         last = self._supervisor.last_status
         self._recoveries.failed(
             lost,

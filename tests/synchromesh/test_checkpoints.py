@@ -10,6 +10,8 @@ from click.testing import CliRunner
 from synchromesh.checkpoints import as_json, list_checkpoints
 from synchromesh.commands.checkpoint import command
 
+# Where tests run side by side, their environment says how wide a line is.
+RUNNER = CliRunner(env={"COLUMNS": "300"})
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "checkpoint-1"
 
 
@@ -18,8 +20,8 @@ def test_the_list_says_of_each_checkpoint_its_kind_step_size_and_age(tmp_path: P
         shutil.copytree(GOLDEN, tmp_path / "checkpoints" / name)
 
     found = list_checkpoints(tmp_path, pytest.fail)
-    shown = CliRunner().invoke(command, ["list", str(tmp_path)])
-    as_line = CliRunner().invoke(command, ["list", str(tmp_path), "--json"])
+    shown = RUNNER.invoke(command, ["list", str(tmp_path)])
+    as_line = RUNNER.invoke(command, ["list", str(tmp_path), "--json"])
 
     assert [each.path.name for each in found] == ["full-000000000003", "full-000000000012"]
     assert {(each.kind, each.parent) for each in found} == {("full", None)}
@@ -36,7 +38,7 @@ DELTA = CHAIN / "delta-000000000008"
 
 def test_a_delta_is_verified_shown_compared_and_compacted(tmp_path: Path) -> None:
     def run(*arguments: object) -> str:
-        done = CliRunner().invoke(command, list(map(str, arguments)))
+        done = RUNNER.invoke(command, list(map(str, arguments)))
         assert done.exit_code == 0, done.output
         return done.stdout
 
@@ -70,7 +72,7 @@ def test_what_is_not_there_exits_2_and_what_is_damaged_1(tmp_path: Path) -> None
     next((tmp_path / "chain" / "full-000000000004").rglob("rows-*")).write_bytes(b"")
     for name, more in (("verify", []), ("show", []), ("diff", [DELTA]), ("compact", [])):
         for path, code in ((tmp_path / "nowhere", 2), (copy, 1)):
-            done = CliRunner().invoke(command, [name, str(path), *map(str, more)])
+            done = RUNNER.invoke(command, [name, str(path), *map(str, more)])
             assert done.exit_code == code, (name, path, done.output)
             assert done.output.startswith("error: ")
 
@@ -81,7 +83,7 @@ def test_the_list_shows_what_is_whole_and_names_what_is_damaged(tmp_path: Path) 
     (run / "checkpoints" / "full-000000000004" / "manifest.json").write_text("{")
 
     for more in ([], ["--json"]):
-        done = CliRunner().invoke(command, ["list", str(run), *more])
+        done = RUNNER.invoke(command, ["list", str(run), *more])
         assert done.exit_code == 1, done.output
         assert "full-000000000003" in done.stdout
         assert "delta-000000000008" not in done.stdout

@@ -52,6 +52,7 @@ class Job:
         self.begun: list[Point | None] = []
         self.replaced: list[list[Who]] = []
         self.notes: list[str] = []
+        self.status_ends: Exception | None = None
         self._begins, self._works, self._points = begins, works, points
         self._recovery = Recovery(
             epochs=self,  # type: ignore[arg-type]
@@ -80,6 +81,9 @@ class Job:
     def lost_servers(self) -> dict[Who, str]:
         return {}
 
+    def status(self) -> None:
+        _come_to(self.status_ends)
+
     def _work(self) -> str:
         _come_to(self._works.pop(0) if self._works else None)
         return "done"
@@ -104,6 +108,16 @@ Make = Callable[..., Job]
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
     return lambda begins, works, points: Job(monkeypatch, begins, works, points)
+
+
+def test_a_coordinator_that_is_gone_when_it_is_asked_how_far_all_came_is_replaced_too(
+    make: Make,
+) -> None:
+    job = make([], [lost(("server", 1))], [Point(state=BEGINNING)])
+    job.status_ends = lost(COORDINATOR)
+
+    assert job.run() == "done"
+    assert job.replaced == [[COORDINATOR, ("server", 1)]]
 
 
 @pytest.mark.parametrize(

@@ -134,8 +134,8 @@ def test_an_existing_run_directory_is_refused_and_left_alone(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious.txt").write_text("mine")
 
-    assert "run.overwrite=true" in refuse()
-    assert "not a run directory" in refuse("run.overwrite=true")
+    for option in ("run.overwrite=false", "run.overwrite=true"):
+        assert "not a run directory" in refuse(option)
     assert (tmp_path / "run" / "precious.txt").read_text() == "mine"
 
 
