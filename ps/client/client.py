@@ -361,6 +361,7 @@ class PsClient:
         return self._next_request
 
     def _start(self, request: Open, *, shards: Iterable[int] | None = None) -> None:
+        self._cancellation.check()  # it may have been in the middle of a connection
         self._open[request.request_id] = request
         for shard in request.messages if shards is None else shards:
             try:
