@@ -15,6 +15,7 @@ import pytest
 import ray
 import yaml
 from ray_of_threads import ray_of_threads, train_in_threads
+from saved_job import saved_job
 
 from scheduler import JobConfig, Result, Trainer
 from scheduler.run.directory import checkpoints_of
@@ -26,31 +27,13 @@ ROWS = 5000
 
 def job(samples: Path, run: Path, *, servers: int = 1, resume: str = "auto") -> dict[str, Any]:
     slow = {"kind": "slow", "index": 0, "least_seconds": 0.05}
-    return {
-        "seed": 3,
-        "data": {
-            "train": str(samples / "train-*.parquet"),
-            "eval": str(samples / "test.parquet"),
-            "dense": ["d1", "d2"],
-            "sparse": ["a", "b"],
-            "batch_size": 64,
-            "epochs": 2,
-        },
-        "embedding": {"dim": 4},
-        "tables": {
-            "b": {
-                "admission": {"type": "counter", "min_count": 2},
-                "eviction": {"steps_to_live": 8, "every_steps": 5},
-            }
-        },
-        "model": {"type": "deepfm", "mlp": [8]},
-        "training": {"mode": "sync", "global_batch": 256, "eval_every_steps": 15},
-        "cluster": {"workers": 1, "servers": servers, "inject": [slow]},
-        "checkpoint": {"every_steps": 4, "full_every": 3, "keep": 1},
-        "run": {
-            "dir": str(run), "resume": resume, "allow_faults": True, "progress_every_seconds": 0.2
-        },
-    }  # fmt: skip
+    return saved_job(
+        samples,
+        run,
+        cluster={"servers": servers, "inject": [slow]},
+        checkpoint={"keep": 1},
+        run={"resume": resume, "allow_faults": True},
+    )
 
 
 def start(values: dict[str, Any], folder: Path) -> subprocess.Popen[str]:

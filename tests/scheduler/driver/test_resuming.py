@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from saved_job import saved_job
 
 from scheduler import JobConfig, Result, Trainer
 from scheduler.coordinator.status import Status
@@ -21,32 +22,7 @@ ROWS = 5000
 
 
 def job(samples: Path, folder: Path, **sections: Any) -> JobConfig:
-    values: dict[str, Any] = {
-        "seed": 3,
-        "data": {
-            "train": str(samples / "train-*.parquet"),
-            "eval": str(samples / "test.parquet"),
-            "dense": ["d1", "d2"],
-            "sparse": ["a", "b"],
-            "batch_size": 64,
-            "epochs": 2,
-        },
-        "embedding": {"dim": 4},
-        "tables": {
-            "b": {
-                "admission": {"type": "counter", "min_count": 2},
-                "eviction": {"steps_to_live": 8, "every_steps": 5},
-            }
-        },
-        "model": {"type": "deepfm", "mlp": [8]},
-        "training": {"mode": "sync", "global_batch": 256, "eval_every_steps": 15},
-        "cluster": {"workers": 1, "servers": 1},
-        "checkpoint": {"every_steps": 4, "full_every": 3, "keep": 2},
-        "run": {"dir": str(folder), "progress_every_seconds": 0.2},
-    }
-    for section, changes in sections.items():
-        values[section] = {**values[section], **changes}
-    return JobConfig.from_dict(values)
+    return JobConfig.from_dict(saved_job(samples, folder, **sections))
 
 
 @contextmanager
