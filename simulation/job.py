@@ -42,7 +42,7 @@ from simulation.data import Workload
 from simulation.network import Client, Network
 from simulation.parts import Parts
 from simulation.recovery import Driver, Unwatched
-from simulation.referee import Referee, Violation
+from simulation.referee import CutOffReferee, Referee, Violation
 from simulation.saved import SavedJob
 from simulation.scenario import Scenario
 from simulation.seen import Seen
@@ -115,7 +115,8 @@ class Simulation:
         self.coordinator = parts.coordinator(self.spec())
         self.shards = [self._new_shard(index) for index in range(scenario.shards)]
         self.referee = self._new_referee(None)
-        self._network = Network(self.world, self.shards, self.referee)
+        self._network = Network(self.world, self.shards, self.referee, parts.lease)
+        self._network.cut_off_observer = CutOffReferee(self.world)
         self._client = self._new_client()
         self._outbox: list[Record | TakeCut] = []
         self._is_down = False  # the coordinator: it is dead, or another one is about to begin
@@ -133,6 +134,7 @@ class Simulation:
         for happens, action in (
             (faults.recoveries, self.driver.go_back),
             (faults.shard_deaths, self._kill_shard),
+            (faults.cut_off_shards, self._cut_off_shard),
             (faults.coordinator_deaths, self._kill_coordinator),
         ):
             for seconds in happens:
@@ -231,7 +233,7 @@ class Simulation:
         self.referee = self._network.observer = self._new_referee(self.referee.seen.until(step))
         self._client = self._new_client()
         for index in range(len(self.shards)):
-            self._network.take_ready(index)
+            self._network.take_ready(self.shards[index])
         for worker in self._staff.current.values():
             self.world.queue.later(self.world.random.uniform(0.0, 0.3), self._teller(worker))
         self._hire()
@@ -353,6 +355,8 @@ class Simulation:
     def _tick(self) -> None:
         """Look at the time; end the job in the order in which the driver does."""
         self.handle(TimePassed())
+        if not self._is_down:
+            self._network.beat(self.recovery_epoch)
         if not self.driver.is_busy:
             self.driver.look()
             self._end_if_trained()
@@ -459,6 +463,13 @@ class Simulation:
         if shard not in self._network.dead:
             self._network.kill_shard(shard)
             self.driver.lost_shard(shard)
+
+    def _cut_off_shard(self) -> None:
+        """A shard lives on where neither the coordinator nor the driver can reach it."""
+        shard = self.world.partitions.randrange(self.scenario.shards)
+        if shard not in self._network.dead:
+            self._network.cut_off_shard(shard, self._client)
+            self.driver.unreachable_shard(shard)
 
     def _kill_coordinator(self) -> None:
         self.world.story.tell("the coordinator dies")

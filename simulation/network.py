@@ -10,13 +10,16 @@ from typing import Protocol
 import numpy as np
 
 from ps.client.client import Open
-from ps.messages.exchange import Reply, Request
+from ps.messages.exchange import Refusal, Reply, Request
 from ps.messages.pull_push import Contribution, Pull
 from ps.messages.records import Apply, Record
+from ps.shard.lease import CoordinatorLease
 from ps.shard.shard import Outgoing, Shard
 from simulation.world import AGAIN_SECONDS, World
 
 RECONNECT_SECONDS = 0.02
+# Of a shard that does not hear its coordinator, which speaks every tenth of a second.
+LEASE_SECONDS = 0.4
 
 
 class ShardObserver(Protocol):
@@ -27,12 +30,28 @@ class ShardObserver(Protocol):
     ) -> None: ...
 
 
+class CutOffObserver(Protocol):
+    """Sees what a shard answers that its coordinator can't reach, and since when."""
+
+    def cut_off_shard_took(
+        self, message: Request, outgoing: list[Outgoing], *, heard_before: float
+    ) -> None: ...
+
+
+class _Unobserved:
+    def cut_off_shard_took(
+        self, message: Request, outgoing: list[Outgoing], *, heard_before: float
+    ) -> None:
+        pass
+
+
 @dataclass(slots=True, eq=False)
 class Connection:
     """One connection; `up` leads to the shard.
 
     Args:
         number: the shard's name for it.
+        process: that is at its other end, be it the job's or one that was given up.
         broken: the client has given it up; nothing arrives there any more.
         lost: nothing that is still under way arrives at the shard either.
         last_up, last_down: when the latest message of each direction arrives.
@@ -40,6 +59,7 @@ class Connection:
 
     number: int
     shard: int
+    process: Shard
     client: "Client"
     broken: bool = False
     lost: bool = False
@@ -48,13 +68,30 @@ class Connection:
 
 
 class Network:
-    """Carries requests to the shards and replies back."""
+    """Carries requests to the shards and replies back.
 
-    def __init__(self, world: World, shards: list[Shard], observer: ShardObserver) -> None:
+    A shard that is cut off is reached by those who are connected with it already, but for the
+    coordinator; it lives on beside the process that takes its place.
+
+    Args:
+        new_lease: makes what says whether a shard has heard its coordinator lately.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        shards: list[Shard],
+        observer: ShardObserver,
+        new_lease: Callable[[float], CoordinatorLease] = CoordinatorLease,
+    ) -> None:
         self.world = world
         self.shards = shards
-        self.dead: set[int] = set()
+        self.dead: set[int] = set()  # or cut off
         self.observer = observer
+        self.cut_off_observer: CutOffObserver = _Unobserved()
+        self._new_lease = new_lease
+        self._leases: dict[Shard, CoordinatorLease] = {}
+        self._cut_off: dict[Shard, float] = {}  # and since when
         self._connections: dict[int, Connection] = {}
         self._next_number = 0
 
@@ -62,7 +99,7 @@ class Network:
         """Open a connection; None where the shard is dead."""
         if shard in self.dead:
             return None
-        connection = Connection(self._next_number, shard, client)
+        connection = Connection(self._next_number, shard, self.shards[shard], client)
         self._next_number += 1
         self._connections[connection.number] = connection
         return connection
@@ -96,29 +133,64 @@ class Network:
             connection.lost = True
             self.cut(connection)
 
+    def cut_off_shard(self, shard: int, coordinator: "Client") -> None:
+        """Nobody new reaches a shard, nor does its coordinator; workers go on with it."""
+        self.dead.add(shard)
+        self._cut_off[self.shards[shard]] = self.world.queue.now
+        self.world.story.tell("shard %s is cut off", shard)
+        for connection in [c for c in self._connections.values() if c.shard == shard]:
+            if connection.client is coordinator:
+                connection.lost = True
+                self.cut(connection)
+
     def revive(self, shard: int) -> None:
         """Another process is there instead of a dead shard."""
         self.dead.discard(shard)
+
+    def beat(self, recovery_epoch: int) -> None:
+        """The coordinator says nothing in particular to every shard that it reaches."""
+        for index, shard in enumerate(self.shards):
+            if index not in self.dead and shard.recovery_epoch == recovery_epoch:
+                self._lease_of(shard).heard(recovery_epoch, self.world.queue.now)
+
+    def _lease_of(self, shard: Shard) -> CoordinatorLease:
+        return self._leases.setdefault(shard, self._new_lease(LEASE_SECONDS))
 
     def _deliver_up(self, connection: Connection, message: Request) -> None:
         connection.last_up = max(connection.last_up, self.world.queue.now + self.world.delay())
         self.world.queue.at(connection.last_up, lambda: self._arrive(connection, message))
 
     def _arrive(self, connection: Connection, message: Request) -> None:
-        known = connection.number in self._connections
-        if connection.lost or not known or connection.shard in self.dead:
+        if connection.lost or connection.number not in self._connections:
             return
-        shard = self.shards[connection.shard]
-        outgoing = shard.handle(message, connection.number)
-        self.observer.shard_took(connection.shard, connection.number, message, outgoing)
+        shard, number = connection.process, connection.number
+        unheard = self._unheard(shard, message)
+        outgoing = shard.handle(message, number) if unheard is None else [Outgoing(number, unheard)]
+        if shard in self._cut_off:
+            self.cut_off_observer.cut_off_shard_took(
+                message, outgoing, heard_before=self._cut_off[shard]
+            )
+        if unheard is None and shard is self.shards[connection.shard]:
+            self.observer.shard_took(connection.shard, number, message, outgoing)
         for out in outgoing:
             assert isinstance(out.to, int)
             self._answer(self._connections.get(out.to), out.reply)
-        self.take_ready(connection.shard)
+        self.take_ready(shard)
 
-    def take_ready(self, shard: int) -> None:
+    def _unheard(self, shard: Shard, message: Request) -> Refusal | None:
+        """Refuse a worker's message where the coordinator is silent, as `DataPlane` does."""
+        now, epoch, lease = self.world.queue.now, message.recovery_epoch, self._lease_of(shard)
+        if epoch != shard.recovery_epoch:
+            return None
+        if not isinstance(message, Pull | Contribution):
+            lease.heard(epoch, now)
+        elif lease.silence(epoch, now) is not None:
+            return Refusal(message.request_id, "unheard", f"shard {shard.index} hears nobody")
+        return None
+
+    def take_ready(self, shard: Shard) -> None:
         """Let a shard handle again what need not wait any more."""
-        for sender, pull in self.shards[shard].take_ready():
+        for sender, pull in shard.take_ready():
             assert isinstance(sender, int)
             self._hand_back(sender, pull)
 
@@ -137,8 +209,7 @@ class Network:
 
     def _forget(self, connection: Connection) -> None:
         self._connections.pop(connection.number, None)
-        if connection.shard not in self.dead:
-            self.shards[connection.shard].disconnect(connection.number)
+        connection.process.disconnect(connection.number)
 
 
 class Client:
@@ -200,9 +271,13 @@ class Client:
                 self._network.send(connection, message)
         return request if survives() else None
 
-    def forget_all(self) -> None:
-        """Stop waiting for anything; late replies are dropped."""
+    def begin_anew(self) -> None:
+        """Stop waiting for anything, and turn to the shards that the job has now."""
         self._open.clear()
+        for shard, connection in self._connections.items():
+            if connection is not None and connection.process is not self._network.shards[shard]:
+                connection.broken = connection.lost = True
+                self._connections[shard] = self._network.connect(self, shard)
 
     def close(self) -> None:
         """Break all connections for good."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ps.shard.facts import ShardFacts
+from ps.shard.lease import CoordinatorLease
 from ps.shard.shard import Shard
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.coordinator_state import CoordinatorState
@@ -22,6 +23,7 @@ class Parts:
 
     coordinator: type[Coordinator] = Coordinator
     shard: type[Shard] = Shard
+    lease: type[CoordinatorLease] = CoordinatorLease
     session: type[Session] = Session
     worker: type[SimulatedWorker] = SimulatedWorker
     longest: Callable[[Sequence[ShardFacts]], int] = longest_log

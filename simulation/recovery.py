@@ -23,6 +23,8 @@ from simulation.referee import Referee
 from simulation.world import Action, World
 
 NOTICED_SECONDS = 0.5
+# Of a process that may still live.
+GIVEN_UP_SECONDS = 3.0
 CALL_SECONDS = 0.1
 
 
@@ -131,6 +133,12 @@ class Driver:
         """A shard is dead; that is noticed some time later."""
         self._lost.add(index)
         self._job.world.queue.later(self._until_noticed(), self._replace_lost)
+
+    def unreachable_shard(self, index: int) -> None:
+        """A shard can't be reached; it is given up some time later."""
+        self._lost.add(index)
+        world = self._job.world
+        world.queue.later(GIVEN_UP_SECONDS * world.partitions.random(), self._replace_lost)
 
     def lost_coordinator(self) -> None:
         """The coordinator is dead; that is noticed some time later."""

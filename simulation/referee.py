@@ -36,11 +36,12 @@ from scheduler.coordinator.events import (
 from scheduler.coordinator.step_scalars import scalars_of_step
 from simulation.clipping import expected_dense_factor
 from simulation.cuts import KeptCut, Snapshot, snapshot_of
+from simulation.network import LEASE_SECONDS
 from simulation.oracle import Oracle, Paces
 from simulation.patience import Patience
 from simulation.scenario import Scenario
 from simulation.seen import Seen
-from simulation.world import Story, train_batch
+from simulation.world import Story, World, train_batch
 from worker.protocol import Grant, Report, Token
 
 
@@ -56,6 +57,24 @@ def require(condition: bool, text: str, *values: object, batch: int | None = Non
     """Raise a violation with the text, `{}` for each value, unless the condition holds."""
     if not condition:
         raise Violation(text.format(*values), batch)
+
+
+class CutOffReferee:
+    """Checks shards that live on though their coordinator can't reach them."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def cut_off_shard_took(
+        self, message: Request, outgoing: list[Outgoing], *, heard_before: float
+    ) -> None:
+        """Look at what a shard answered that has heard nothing since it was cut off."""
+        silent = self._world.queue.now - heard_before
+        if silent <= LEASE_SECONDS or not isinstance(message, Pull | Contribution):
+            return
+        done = [out.reply for out in outgoing if isinstance(out.reply, PullReply | PushReply)]
+        text = "a shard that is cut off for {:.3f} s has answered {}"
+        require(not done, text, silent, type(message).__name__)
 
 
 class Referee:

@@ -55,6 +55,7 @@ class Faults:
         fleet_slow: virtual seconds from and to which every worker works ten times slower, or None.
         until: no fault happens from this virtual second on.
         shard_deaths, coordinator_deaths: virtual seconds at which one of them dies.
+        cut_off_shards: virtual seconds at which a shard lives on out of the coordinator's reach.
         recoveries: virtual seconds at which everything goes back to the newest cut, or to where the
             job began, in another recovery epoch.
         cut_fails: a cut that is taken can't be written.
@@ -77,13 +78,15 @@ class Faults:
     until: float = 0.0
     shard_deaths: tuple[float, ...] = ()
     coordinator_deaths: tuple[float, ...] = ()
+    cut_off_shards: tuple[float, ...] = ()
     recoveries: tuple[float, ...] = ()
     cut_fails: float = 0.0
 
     @property
     def recover(self) -> bool:
         """Whether another recovery epoch begins."""
-        return bool(self.shard_deaths or self.coordinator_deaths or self.recoveries)
+        lost = self.shard_deaths or self.coordinator_deaths or self.cut_off_shards
+        return bool(lost or self.recoveries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,7 +314,13 @@ def _draw_deaths(seed: int) -> dict[str, Any]:
         "shard_deaths": moments(),
         "coordinator_deaths": moments(),
         "cut_fails": rng.choice([0.0, 0.0, 0.3]),
+        "cut_off_shards": _draw_partitions(seed),
     }
+
+
+def _draw_partitions(seed: int) -> tuple[float, ...]:
+    rng = random.Random(f"cut off {seed}")
+    return tuple(rng.uniform(0.0, 2.0) for _ in range(rng.choice([0, 0, 0, 0, 1])))
 
 
 def _draw_cuts(seed: int) -> CutOptions:

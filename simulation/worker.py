@@ -129,7 +129,7 @@ class SimulatedWorker:
             return
         self._world.story.tell("%s enters recovery epoch %s", self, session.recovery_epoch)
         self.session = session
-        self._client.forget_all()
+        self._client.begin_anew()
         for held in (self._inbox, self._to_prepare, self._prepared, self._pulled):
             held.clear()
         self._pulls.clear()
@@ -251,7 +251,7 @@ class SimulatedWorker:
             self._pulls.pop(request.request_id, None)
             self._pushes.pop(request.request_id, None)
             return
-        if reasons == {"full"}:
+        if reasons and reasons <= {"full", "unheard"}:
             self._later(FULL_SECONDS, lambda: self._ask_shards_again(request))
             return
         if request.request_id in self._pulls:

@@ -71,6 +71,7 @@ class LoopOptions:
         heartbeat_seconds: the longest pause between two reports.
         poll_seconds: the shortest pause between two reports while tokens are wanted and none came.
         full_seconds: the pause before a shard that had no room is asked again.
+        unheard_seconds: that before one is asked again that does not hear its coordinator.
         on_non_finite: what a non-finite gradient does: `fail` the job or `skip` the batch.
         any_float_mode: whether batches are prepared and computed in an unusual float mode too.
     """
@@ -78,6 +79,7 @@ class LoopOptions:
     heartbeat_seconds: float = 1.0
     poll_seconds: float = 0.05
     full_seconds: float = 0.02
+    unheard_seconds: float = 0.2
     on_non_finite: Literal["fail", "skip"] = "fail"
     any_float_mode: bool = False
 
@@ -155,7 +157,7 @@ class WorkerLoop:
         self._pulls: dict[int, Token] = {}
         self._pulled: dict[Token, PulledBatch] = {}
         self._pushes: dict[int, _Pushed] = {}
-        self._full: list[tuple[float, Open]] = []  # what shards have no room for, and until when
+        self._put_off: list[tuple[float, Open]] = []  # what shards can't do yet, and until when
         self._failure: BaseException | None = None
         self._ended = False
         self._wakes = Wake()
@@ -234,8 +236,8 @@ class WorkerLoop:
     def _receive(self) -> None:
         """Wait for answers of shards or for a wake-up, and take what has come."""
         limit = self._options.heartbeat_seconds
-        if self._full:
-            limit = min(limit, self._send_full_again())
+        if self._put_off:
+            limit = min(limit, self._send_again())
         waiting_for = "wait_rows"
         if not self._pulls:
             waiting_for = "wait_batch" if self._session.preparing else "wait_lease"
@@ -259,8 +261,10 @@ class WorkerLoop:
 
     def _answered(self, request: Open) -> None:
         reasons = {refusal.reason for refusal in request.refusals.values()}
-        if reasons == {"full"}:
-            self._full.append((time.monotonic() + self._options.full_seconds, request))
+        if reasons and reasons <= {"full", "unheard"}:
+            options = self._options
+            pause = options.unheard_seconds if "unheard" in reasons else options.full_seconds
+            self._put_off.append((time.monotonic() + pause, request))
             return
         if isinstance(request, PulledBatch):
             token = self._pulls.pop(request.request_id)
@@ -278,15 +282,15 @@ class WorkerLoop:
             if not self._superseded(request, pushed.finished.token):
                 self._finish(pushed.finished)
 
-    def _send_full_again(self) -> float:
-        """Send again what shards had no room for, once it is due; return when the next is due.
+    def _send_again(self) -> float:
+        """Send again what shards could not do yet, once it is due; return when the next is due.
 
         The same messages: what a batch contributes is computed once. One that is not wanted any
         more is let go.
         """
         now = time.monotonic()
-        due = [request for at, request in self._full if at <= now]
-        self._full = [(at, request) for at, request in self._full if at > now]
+        due = [request for at, request in self._put_off if at <= now]
+        self._put_off = [(at, request) for at, request in self._put_off if at > now]
         for request in due:
             number = request.request_id
             pushed = self._pushes.get(number)
@@ -298,7 +302,7 @@ class WorkerLoop:
             else:
                 self._pulls.pop(number, None)
                 self._pushes.pop(number, None)
-        return min((at - now for at, _ in self._full), default=self._options.full_seconds)
+        return min((at - now for at, _ in self._put_off), default=self._options.full_seconds)
 
     def _superseded(self, request: Open, token: Token) -> bool:
         if not request.refusals:
@@ -309,7 +313,7 @@ class WorkerLoop:
                 return True
             if refusal.reason == "dead":
                 raise DeadShardError(refusal.text)
-            if refusal.reason not in ("superseded", "full"):
+            if refusal.reason not in ("superseded", "full", "unheard"):
                 raise RefusedError(refusal.text)
         self._finish(Finished(token, "superseded"))
         return True

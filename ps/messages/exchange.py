@@ -8,6 +8,7 @@ from ps.messages.records import Apply, ApplyReply, DenseNorm, DenseNormReply, Fr
 
 RefusalReason = Literal[
     "fenced",  # the shard is not initialised
+    "unheard",  # the shard has not heard its coordinator for too long: it may, later on
     "dead",  # the shard failed in the middle of a step
     "epoch",  # the message is of another recovery epoch
     "routing",  # keys were sliced by another routing table

@@ -22,13 +22,14 @@ from collections.abc import Callable, Iterator
 
 from ps.messages.exchange import Refusal, Reply, Request
 from ps.messages.pull_push import Contribution, Pull
-from ps.messages.records import Apply, ApplyReply, Freeze
+from ps.messages.records import Apply, ApplyReply, DenseNorm, Freeze
 from ps.messages.wire import WireError
 from ps.net.listener import Listener, Peer
 from ps.net.sockets import receive, send
 from ps.net.wake import Wake
 from ps.server.byte_budget import ByteBudget
 from ps.server.read_write_lock import ReadWriteLock
+from ps.shard.lease import CoordinatorLease
 from ps.shard.shard import Outgoing, Shard
 from runtime.fingerprint import check_float_mode
 from runtime.stage_times import StageTimes
@@ -59,8 +60,8 @@ class DataPlane:
         max_reply_bytes: of replies to pulls that are made and not yet written. A peer that takes
             nothing of its reply for `STALLED_SECONDS` while others wait loses its connection.
         on_error: called with an exception that nobody else would see.
-        lease_seconds: a coordinator that was heard of has to be heard of again within so many, else
-            pulls and pushes are refused until it is; None: it need not.
+        lease_seconds: the coordinator has to be heard within so many, else pulls and pushes are
+            refused until it is, see `CoordinatorLease`; None: it need not.
         any_float_mode: whether records are applied in an unusual float mode too.
         dies_at_step: the process kills itself, on purpose, once the shard has reached that step;
             the message that led there is not answered.
@@ -89,8 +90,7 @@ class DataPlane:
         self._changed_ns = time.perf_counter_ns()  # when that became none, or any
         self._compress = compress
         self._on_error = on_error
-        self._lease_seconds = lease_seconds
-        self._heard: tuple[int, float] | None = None  # the coordinator, in which epoch and when
+        self._lease = CoordinatorLease(lease_seconds)
         self._any_float_mode = any_float_mode
         self._dies_at_step = dies_at_step
         self._guard = threading.Lock()  # of figures and connections
@@ -192,17 +192,19 @@ class DataPlane:
             self._write(self._handle(message, peer), peer)
 
     def _handle(self, message: Request, peer: Peer) -> Reply | None:
-        if not isinstance(message, Pull | Contribution):
-            self._heard = message.recovery_epoch, time.monotonic()
-        elif (silent := self._silence()) is not None:
-            text = f"shard {self.shard.index} has heard no coordinator for {silent:.0f} s"
-            return Refusal(message.request_id, "fenced", text)
         if isinstance(message, Apply):
             return self._apply(message, peer)
         if isinstance(message, Freeze):
             with self.lock.exclusive(), self._measure("other"):
-                return _only(self.shard.handle(message, peer.number))
+                return self._of_coordinator(message, peer)
         with self.lock.shared(), self._measure(_STAGES.get(type(message), "other")):
+            if isinstance(message, DenseNorm):
+                with self._buffering:
+                    return self._of_coordinator(message, peer)
+            # Under the lock: whoever waited for it, while records were applied, has heard of them.
+            unheard = self._unheard(message)
+            if unheard is not None:
+                return unheard
             if isinstance(message, Pull):
                 reply = self.shard.answer(message)
                 if reply is not None:
@@ -210,18 +212,24 @@ class DataPlane:
             with self._buffering:
                 return _only(self.shard.handle(message, peer.number))
 
-    def _silence(self) -> float | None:
-        """Return for how long the coordinator is silent, where that is too long.
+    def _of_coordinator(self, message: Apply | Freeze | DenseNorm, peer: Peer) -> Reply | None:
+        """Do what only the coordinator asks: one of this recovery epoch has then been heard."""
+        try:
+            return _only(self.shard.handle(message, peer.number))
+        finally:
+            if message.recovery_epoch == self.shard.recovery_epoch:
+                self._lease.heard(message.recovery_epoch, time.monotonic())
 
-        Perhaps another server has this one's place, and it is only the network that is slow.
-        """
-        if self._lease_seconds is None or self._heard is None:
+    def _unheard(self, message: Pull | Contribution) -> Refusal | None:
+        """Refuse what comes while the coordinator is silent for too long."""
+        epoch = message.recovery_epoch
+        if epoch != self.shard.recovery_epoch:
+            return None  # the shard has more to say to that
+        silent = self._lease.silence(epoch, time.monotonic())
+        if silent is None:
             return None
-        epoch, at = self._heard
-        silent = time.monotonic() - at
-        return (
-            silent if epoch == self.shard.recovery_epoch and silent > self._lease_seconds else None
-        )
+        text = f"shard {self.shard.index} has heard no coordinator for {silent:.0f} s"
+        return Refusal(message.request_id, "unheard", text)
 
     def _apply(self, message: Apply, peer: Peer) -> Reply | None:
         """Apply the records of a message; readers get their turn after each."""
@@ -232,7 +240,7 @@ class DataPlane:
             one = dataclasses.replace(message, records=message.records[number : number + 1])
             with self.lock.exclusive(), self._measure("apply"):
                 try:
-                    reply = _only(self.shard.handle(one, peer.number))
+                    reply = self._of_coordinator(one, peer)
                     self._die_if_due()
                 finally:
                     self.hand_back()  # of a dead shard, too: who waits is to hear of it

@@ -39,7 +39,7 @@ class ServerSetup:
         max_contributions, max_buffer_bytes, always_buffered: limits of the gradient buffer.
         max_reply_bytes: of replies to pulls that are made and not yet written.
         compress: whether replies are compressed.
-        lease_seconds: for so long its coordinator may be silent, see `DataPlane`.
+        lease_seconds: for so long its coordinator may be silent, see `DataPlane`; None: for ever.
         any_float_mode: whether records are applied in an unusual float mode too.
         dies_at_step: the process kills itself, on purpose, once the shard has reached that step.
     """

@@ -5,6 +5,17 @@ import threading
 BEAT_SECONDS = 1.0
 
 
+def server_lease_seconds(limit: float) -> float:
+    """Return for how long a shard that does not hear its coordinator may go on to answer workers.
+
+    Half as long as the coordinator waits for it: nobody has its place before it has fallen silent.
+
+    Args:
+        limit: of the watch, in seconds.
+    """
+    return limit / 2
+
+
 class ShardWatch:
     """When each shard was asked something, and when it was heard.
 

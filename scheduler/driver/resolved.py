@@ -110,6 +110,7 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
         max_consecutive_non_finite=config.training.max_consecutive_non_finite,
         heartbeat_timeout_seconds=config.cluster.heartbeat_timeout_seconds,
         lease_timeout_seconds=config.cluster.lease_timeout_seconds,
+        server_timeout_seconds=config.cluster.server_timeout_seconds,
         stall_seconds=config.cluster.stall_seconds,
         # Half of the limit. From when the coordinator is up: workers are placed and compile first.
         place_seconds=config.cluster.start_timeout_seconds / 2 + config.cluster.stall_seconds,

@@ -7,6 +7,7 @@ import numpy as np
 from ps.net.sockets import Address
 from ps.server.server import ServerSetup
 from scheduler.coordinator.server import CoordinatorFaults
+from scheduler.coordinator.shard_watch import server_lease_seconds
 from scheduler.driver.fault_plans import coordinator_faults, kill_step, worker_faults
 from scheduler.driver.resolved import JobSpecs
 from worker.loop import LoopOptions
@@ -48,6 +49,7 @@ class Setups:
             always_buffered=specs.coordinator.group_size + specs.coordinator.options.backup_batches,
             max_reply_bytes=cluster.buffer_bytes // 4,
             compress=cluster.compress,
+            lease_seconds=server_lease_seconds(cluster.server_timeout_seconds),
             any_float_mode=specs.config.training.mixed_cpus,
             dies_at_step=kill_step(
                 specs.config, "server", index, incarnation, first_step=self._first_step

@@ -181,7 +181,7 @@ def no_model() -> dict[str, Any]:
         "readers": {"train": lambda batch_id: (SimpleNamespace(num_samples=1), 0)},
         "preparer": Preparer(),
         "computation": computation,
-        "options": LoopOptions(poll_seconds=0.002, full_seconds=0.001),
+        "options": LoopOptions(poll_seconds=0.002, full_seconds=0.001, unheard_seconds=0.001),
         "faults": Faults(FaultPlan(), worker=0, incarnation=0),
     }
 
@@ -201,16 +201,16 @@ def test_nothing_is_prepared_in_a_mode_that_flushes_denormals(
 class HasNoRoomAtFirst(AnswersPushesLate):
     """A shard that refuses a push as often as it is told, and then takes it."""
 
-    def __init__(self, events: list[str], refusals: int) -> None:
+    def __init__(self, events: list[str], refusals: int, reason: Any) -> None:
         super().__init__(events)
-        self._refusals = refusals
+        self._refusals, self._reason = refusals, reason
 
     def poll(self, timeout: float) -> list[Any]:
         push = self._push
         if push is not None and self._refusals:
             self._refusals -= 1
             self.events.append("refused")
-            push.replies = {0: Refusal(2, "full", "no room")}
+            push.replies = {0: Refusal(2, self._reason, "no room")}
             self._push = None
             return [push]
         return super().poll(timeout)
@@ -221,15 +221,16 @@ class HasNoRoomAtFirst(AnswersPushesLate):
         self._push = request
 
 
-def test_a_push_that_a_shard_has_no_room_for_is_sent_again_until_it_has(
-    no_model: dict[str, Any],
+@pytest.mark.parametrize("reason", ["full", "unheard"])
+def test_a_push_that_a_shard_can_not_take_yet_is_sent_again_until_it_can(
+    no_model: dict[str, Any], reason: Any
 ) -> None:
     events: list[str] = []
     coordinator = OneBatch()
 
     WorkerLoop(
         coordinator=coordinator,
-        client=HasNoRoomAtFirst(events, refusals=3),  # type: ignore[arg-type]
+        client=HasNoRoomAtFirst(events, 3, reason),  # type: ignore[arg-type]
         **no_model,
     ).run()
 

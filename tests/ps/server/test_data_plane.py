@@ -6,6 +6,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ps.messages.wire import encode
 from ps.net import listener, sockets
 from ps.net.sockets import connect, receive, send
 from ps.server import data_plane
+from ps.shard.lease import CoordinatorLease
 
 Serve = Callable[..., Any]
 
@@ -436,30 +438,64 @@ def test_parked_pulls_and_direct_replies_of_one_peer_do_not_mix(
     assert all(np.isfinite(reply.values).all() for reply in replies)
 
 
+class Clock:
+    """What the data plane takes for the time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        fake = SimpleNamespace(monotonic=lambda: self.now, perf_counter_ns=time.perf_counter_ns)
+        monkeypatch.setattr("ps.server.data_plane.time", fake)
+
+
 def test_without_its_coordinator_a_shard_answers_nobody_until_it_hears_of_it(
     small_job: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clock = Clock(monkeypatch)
     job = small_job(TABLES)
     served = serve(job)
     sock = served.connect(0)
-    monkeypatch.setattr(served.planes[0], "_lease_seconds", 0.2)
-    time.sleep(0.3)
+    monkeypatch.setattr(served.planes[0], "_lease", CoordinatorLease(5.0))
     assert isinstance(ask(sock, job, [1]), PullReply), "it has yet to come"
 
-    def beat() -> None:
-        send(sock, Apply(3, job.epoch, ()))
-        assert isinstance(receive(sock)[0], ApplyReply)
+    def beat(epoch: int = job.epoch) -> Any:
+        send(sock, Apply(3, epoch, ()))
+        return receive(sock)[0]
 
-    beat()
+    assert isinstance(beat(), ApplyReply)
+    clock.now += 4.9
     assert isinstance(ask(sock, job, [1]), PullReply)
-    time.sleep(0.3)
+    clock.now += 0.2
+    beat(job.epoch - 1)  # of no use
     push = job.contribution(0, job.unique([1]))
     for message in (job.pull(0, job.unique([1])), push):
         send(sock, message)
         refusal = receive(sock)[0]
         assert isinstance(refusal, Refusal)
-        assert refusal.reason == "fenced"
-        assert "has heard no coordinator for" in refusal.text
-    beat()
+        assert refusal.reason == "unheard"
+        assert "has heard no coordinator for 5 s" in refusal.text
+    assert isinstance(beat(), ApplyReply)
     assert isinstance(ask(sock, job, [1]), PullReply)
     sock.close()
+
+
+def test_pulls_that_waited_while_records_were_applied_have_heard_the_coordinator(
+    small_job: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    job = small_job(TABLES)
+    served = serve(job)
+    plane = served.planes[0]
+    monkeypatch.setattr(plane, "_lease", CoordinatorLease(5.0))
+    handle = plane.shard.handle
+
+    def slowly(message: Any, sender: Any) -> Any:
+        clock.now += 60.0
+        return handle(message, sender)
+
+    with served.connect(0) as sock:
+        send(sock, job.contribution(0, job.unique([1])))
+        receive(sock)
+        monkeypatch.setattr(plane.shard, "handle", slowly)
+        send(sock, Apply(3, job.epoch, (job.record(0, 0),)))
+        assert isinstance(receive(sock)[0], ApplyReply)
+        assert isinstance(ask(sock, job, [1]), PullReply)

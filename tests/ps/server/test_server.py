@@ -1,11 +1,13 @@
 """A shard with its sockets, as the Ray actor holds it."""
 
 import gc
+import socket
 import threading
 import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -83,37 +85,44 @@ def test_a_server_is_fenced_until_it_is_initialised(
 
 
 def test_of_two_servers_of_one_index_only_that_of_the_epoch_answers_and_takes(
-    small_job: Any, saved_job: Any
+    small_job: Any, saved_job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The older one was frozen, say, and goes on beside the one that took its place."""
+    """Both live, as where only the raylet of the older one is frozen, and Ray says nothing."""
+    now = 0.0
+    fake = SimpleNamespace(monotonic=lambda: now, perf_counter_ns=time.perf_counter_ns)
+    monkeypatch.setattr("ps.server.data_plane.time", fake)
     job = small_job(saved_job.tables, num_shards=1, dense_size=2500)
-    older, newer = (server for _ in range(2) for server in start(job.spec))
+    older, newer = (server for _ in range(2) for server in start(job.spec, lease_seconds=5.0))
     unique = job.unique([1], [2], [3], [4])
-    for epoch, server in ((5, older), (6, newer)):
-        server.initialize(epoch, np.zeros(2500, np.float32))
 
-    answered = {}
-    for name, server in (("older", older), ("newer", newer)):
+    def said(sock: socket.socket, message: Any) -> str:
+        send(sock, message)
+        reply = receive(sock)[0]
+        return reply.reason if isinstance(reply, Refusal) else "done"
+
+    def asked(server: ShardServer, epoch: int) -> list[str]:
+        """Ask as a worker of an epoch does: a pull and a push."""
         with connect(server.address(), node_id="here", secret=SECRET) as sock:
-            for epoch in (5, 6):
-                replies = []
-                for message in (
-                    job.pull(0, unique, recovery_epoch=epoch),
-                    job.contribution(0, unique, recovery_epoch=epoch),
-                    Apply(3, epoch, (job.record(0, 0, recovery_epoch=epoch),)),
-                ):
-                    send(sock, message)
-                    replies.append(isinstance(receive(sock)[0], Refusal))
-                answered[name, epoch] = replies
-        server.close()
+            pull = job.pull(0, unique, recovery_epoch=epoch)
+            push = job.contribution(0, unique, recovery_epoch=epoch, batch_id=round(now))
+            return [said(sock, pull), said(sock, push)]
 
-    # Within its own epoch the older one does what it is told: nobody of the new one hears of it.
-    assert answered == {
-        ("older", 5): [False] * 3,
-        ("older", 6): [True] * 3,
-        ("newer", 5): [True] * 3,
-        ("newer", 6): [False] * 3,
-    }
+    def beat(server: ShardServer, epoch: int) -> str:
+        with connect(server.address(), node_id="here", secret=SECRET) as sock:
+            return said(sock, Apply(3, epoch, ()))
+
+    older.initialize(5, np.zeros(2500, np.float32))
+    assert (asked(older, 5), beat(older, 5)) == (["done"] * 2, "done")
+    now = 4.0  # a coordinator of the next epoch has the newer one only
+    newer.initialize(6, np.zeros(2500, np.float32))
+    for now in (4.0, 8.0, 12.0, 16.0):
+        assert beat(newer, 6) == "done"
+        assert asked(newer, 6) == ["done"] * 2
+        assert asked(newer, 5) == asked(older, 6) == ["epoch"] * 2
+        assert asked(older, 5) == ["done" if now < 5.0 else "unheard"] * 2
+        assert beat(older, 6) == "epoch", "that is no word of its own coordinator"
+    for server in (older, newer):
+        server.close()
 
 
 def test_a_model_goes_from_servers_to_a_checkpoint_and_back(

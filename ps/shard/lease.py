@@ -1,0 +1,37 @@
+"""Whether a shard's coordinator was heard lately; time is an argument, in seconds of any clock."""
+
+
+class CoordinatorLease:
+    """The right to answer pulls and to take pushes: every word of the coordinator renews it.
+
+    A shard that is cut off from its coordinator may have been replaced, and only the messages of
+    another recovery epoch would tell it so. Who holds no lease answers nobody.
+
+    One thread hears the coordinator, any other may ask.
+
+    Args:
+        seconds: for which it holds; None: for ever.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        # In which recovery epoch the coordinator was heard, and when: replaced as one.
+        self._heard: tuple[int, float] | None = None
+
+    def heard(self, recovery_epoch: int, now: float) -> None:
+        """The coordinator of a recovery epoch has said something."""
+        self._heard = recovery_epoch, now
+
+    def silence(self, recovery_epoch: int, now: float) -> float | None:
+        """Return for how long the coordinator of an epoch is silent, where that is too long.
+
+        In a new epoch the time begins with the first question: who asks has heard of it by then.
+        """
+        if self._seconds is None:
+            return None
+        heard = self._heard
+        if heard is None or heard[0] != recovery_epoch:
+            self._heard = recovery_epoch, now
+            return None
+        silent = now - heard[1]
+        return silent if silent > self._seconds else None
