@@ -33,7 +33,7 @@ from runtime.typed import array_dtype
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.events import RecordsApplied, SendRecords, WorkerReported
-from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.spec import CoordinatorSpec
 from worker.control_wire import receive_grant, receive_report, send_message
 from worker.protocol import Grant, Report

@@ -26,7 +26,7 @@ from scheduler.coordinator.events import (
     TimePassed,
     WorkerReported,
 )
-from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.modes.rules import Mode, ModeOptions
 from scheduler.coordinator.spec import CoordinatorSpec
 from worker.protocol import Finished, Grant, Token

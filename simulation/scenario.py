@@ -13,7 +13,7 @@ from scheduler.coordinator.events import (
     ShiftWanted,
     WorkersWanted,
 )
-from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.modes.rules import SHIFTABLE, Mode, ModeOptions, OnStale
 from scheduler.coordinator.modes.stale_weights import Cutoff, Inverse, Power, StaleWeight
 from scheduler.coordinator.spec import ATTEMPT_LASTS, CutOptions

@@ -200,9 +200,10 @@ LAYERS = {
     ],
     "worker": [
         {"errors", "faults", "metrics", "pipeline_depth"},
-        {"spec", "protocol"},
+        {"spec"},
         {"contract", "spec_json"},
         {"data"},
+        {"protocol"},
         {"models"},
         {"step"},
         {"datasets", "inference", "session"},
@@ -212,6 +213,8 @@ LAYERS = {
     ],
     "scheduler": [{"errors"}, {"coordinator"}, {"job"}, {"run"}, {"views"}, {"driver"}],
     "scheduler/coordinator": [
+        {"growing_plan"},
+        {"batch_cutter", "ledger_plan"},
         {"batches", "clock", "ended", "least", "ledger", "pending", "start", "step_scalars"},
         {"modes"},
         {

@@ -19,7 +19,8 @@ from runtime.typed import Decoder, decoder_of, field_values
 from worker.protocol import MAX_TOKENS, Grant, Report
 
 MAX_BYTES = 16 << 20
-_MAX_STAGES, _MAX_TEXT_BYTES = 256, 256
+# Of the texts of a grant the longest are paths of files.
+_MAX_STAGES, _MAX_TEXT_BYTES, _MAX_PATH_BYTES = 256, 256, 8192
 _PREFIX = struct.Struct("<4sI")
 _MAGIC = b"SMC1"
 
@@ -40,19 +41,19 @@ def send_message(sock: socket.socket, message: Report | Grant) -> None:
 
 def receive_report(sock: socket.socket) -> Report:
     """Receive a report; raises WireError for what is none, OSError where the peer is gone."""
-    return _receive(sock, _decode_report)
+    return _receive(sock, _decode_report, max_text_bytes=_MAX_TEXT_BYTES)
 
 
 def receive_grant(sock: socket.socket) -> Grant:
     """Receive a grant; raises as `receive_report`."""
-    return _receive(sock, _decode_grant)
+    return _receive(sock, _decode_grant, max_text_bytes=_MAX_PATH_BYTES)
 
 
 def _plain(value: Any) -> list[Any] | bytes:
     return value.tobytes() if isinstance(value, np.ndarray) else field_values(value)
 
 
-def _receive(sock: socket.socket, decode: Decoder) -> Any:
+def _receive(sock: socket.socket, decode: Decoder, *, max_text_bytes: int) -> Any:
     magic, nbytes = _PREFIX.unpack(receive_exactly(sock, _PREFIX.size))
     if magic != _MAGIC or nbytes > MAX_BYTES:
         raise WireError(f"not a frame of ours: it starts with {magic!r} and {nbytes} bytes")
@@ -63,7 +64,7 @@ def _receive(sock: socket.socket, decode: Decoder) -> Any:
             strict_map_key=True,
             max_array_len=MAX_TOKENS,
             max_map_len=_MAX_STAGES,
-            max_str_len=_MAX_TEXT_BYTES,
+            max_str_len=max_text_bytes,
             max_ext_len=0,
         )
         return decode(fields)

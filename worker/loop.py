@@ -23,6 +23,7 @@ from runtime.memory import peak_rss_bytes
 from runtime.priority import give_way
 from runtime.process_figures import ProcessFigures
 from runtime.stage_times import StageTimes
+from worker.data.arrived import BatchRows
 from worker.data.batch import Batch
 from worker.faults import Faults, HangStage
 from worker.metrics import bin_of, log_loss_sum
@@ -118,6 +119,7 @@ class WorkerLoop:
         coordinator: takes reports.
         client: to the shards; used by the main thread only.
         readers: for each kind of token, reads a batch and says how many samples were skipped.
+        rows_granted: is told of the rows of batches that are to be read, in a job whose plan grows.
         preparer: used by the preparing thread only.
         computation: the model.
         faults: what befalls it on purpose.
@@ -131,6 +133,7 @@ class WorkerLoop:
         coordinator: Coordinator,
         client: PsClient,
         readers: dict[TokenKind, ReadBatch],
+        rows_granted: Callable[[tuple[BatchRows, ...]], None] = lambda rows: None,
         preparer: Preparer,
         computation: Computation,
         options: LoopOptions,
@@ -142,6 +145,7 @@ class WorkerLoop:
         self._coordinator = coordinator
         self._client = client
         self._readers = readers
+        self._rows_granted = rows_granted
         self._preparer = preparer
         self._computation = computation
         self._options = options
@@ -465,6 +469,7 @@ class WorkerLoop:
             with self._news:
                 tokens = self._session.granted(grant)
                 self._forget_dropped()
+            self._rows_granted(grant.rows)
             for token in tokens:
                 self._to_prepare.put(token)
             self._wakes.set()  # the answer may set a pull free

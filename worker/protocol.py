@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from ps.messages.pull_push import ANY_STEP
 from runtime.process_figures import NOT_MEASURED, ProcessFigures
+from worker.data.arrived import BatchRows
 
 TokenKind = Literal["train", "eval"]
 Outcome = Literal["done", "skipped", "superseded"]
@@ -126,6 +127,7 @@ class Grant:
             wait for nothing.
         recovery_epoch: that the coordinator is in; a report of another one is answered with
             nothing else.
+        rows: of the training batches among the tokens, in a job whose plan grows.
     """
 
     sequence: int
@@ -134,6 +136,7 @@ class Grant:
     stop: bool = False
     read_from: int = ANY_STEP
     recovery_epoch: int = 0
+    rows: tuple[BatchRows, ...] = ()
 
 
 class Coordinator(Protocol):

@@ -12,6 +12,7 @@ from ps.net.cancellation import Cancellation
 from ps.net.sockets import Address, connect
 from ps.spec import StoreSpec
 from worker.coordinator_client import CoordinatorClient
+from worker.data.arrived_reading import ArrivedReader
 from worker.data.batch import Bags, Batch
 from worker.data.plan import Plan
 from worker.data.reading import Reader
@@ -35,6 +36,7 @@ class WorkerSetup:
         model: the dense model and its lookups.
         data: how training files become batches.
         plan, evaluation_plan: the batches.
+        grows: whether the training batches are those of a stream, and come with their tokens.
         threads: compute threads.
         depth: batches prepared ahead, the one being computed included.
         cache_bytes: limit of decoded row groups.
@@ -53,6 +55,7 @@ class WorkerSetup:
     data: DataSpec
     plan: Plan
     evaluation_plan: Plan | None
+    grows: bool
     threads: int
     depth: int
     cache_bytes: int
@@ -103,7 +106,14 @@ def make_loop(
         compress=setup.compress,
         cancellation=cancellation,
     )
-    readers: dict[TokenKind, ReadBatch] = {"train": _reader(setup, setup.plan)}
+    arrived = ArrivedReader(
+        setup.data.features,
+        on_bad_file=setup.data.on_bad_file,
+        cache_bytes=setup.cache_bytes,
+    )
+    readers: dict[TokenKind, ReadBatch] = {
+        "train": arrived.read if setup.grows else _reader(setup, setup.plan)
+    }
     if setup.evaluation_plan is not None:
         readers["eval"] = _reader(setup, setup.evaluation_plan)
     return WorkerLoop(
@@ -123,6 +133,7 @@ def make_loop(
         ),
         client=client,
         readers=readers,
+        rows_granted=arrived.add,
         preparer=preparer,
         computation=computation,
         options=setup.options,

@@ -15,7 +15,8 @@ from embedding.spec.table import TableSpec
 from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator import Coordinator, CoordinatorSpec
 from scheduler.coordinator.events import Answer, RecordsApplied, WorkerReported
-from scheduler.coordinator.ledger import Ledger, LedgerPlan, Status
+from scheduler.coordinator.ledger import Ledger, Status
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.modes.rules import ModeOptions
 from worker.protocol import Finished, Grant, Report, Token, TokenKind
 

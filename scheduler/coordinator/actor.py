@@ -13,6 +13,7 @@ from scheduler.coordinator.batch_trace import BatchSpan
 from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.events import Wanted
 from scheduler.coordinator.exported_figures import coordinator_figures
+from scheduler.coordinator.growing_plan import Extension
 from scheduler.coordinator.history import Told
 from scheduler.coordinator.server import CoordinatorFaults, CoordinatorServer
 from scheduler.coordinator.spec import CoordinatorSpec
@@ -105,6 +106,9 @@ class CoordinatorActor:
 
     def order(self, wanted: Wanted) -> None:
         self._now().order(wanted)
+
+    def grow_plan(self, recovery_epoch: int, extension: Extension | None) -> int | None:
+        return self._now().grow_plan(recovery_epoch, extension)
 
     def cut_state(self, step: int) -> CoordinatorState:
         return self._now().cut_state(step)

@@ -27,6 +27,7 @@ from scheduler.coordinator.events import (
     Event,
     GiveUpWorker,
     PauseWanted,
+    PlanGrown,
     RecordsApplied,
     ShiftWanted,
     StopWanted,
@@ -37,6 +38,7 @@ from scheduler.coordinator.events import (
     WorkersWanted,
 )
 from scheduler.coordinator.evictions import evictions_due
+from scheduler.coordinator.growing_plan import GrowingPlan, PlanState
 from scheduler.coordinator.lease_watch import LeaseWatch
 from scheduler.coordinator.least import Least
 from scheduler.coordinator.ledger import Ledger
@@ -70,7 +72,7 @@ class Coordinator:
         clock, step = first.clock, first.step
         self.modes = ModeControl(spec, first.modes, clock=clock.value - spec.start.clock.value)
         self.ledger = Ledger(
-            spec.plan,
+            spec.plan or GrowingPlan(first.plan or PlanState(), lanes=spec.group_size),
             group_size=spec.group_size,
             batch_is_step=self.rule.batch_is_step,
             backup_batches=self.rule.backup_batches,
@@ -126,6 +128,7 @@ class Coordinator:
             train_seconds=self.train_seconds,
             paused=self.paused,
             num_workers=self.num_workers,
+            plan=self.ledger.plan.state(),
         )
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -140,6 +143,9 @@ class Coordinator:
             case DenseNormMeasured():
                 sent = self.dense_norms.measured(event.step, event.parts)
                 return sent + self._order_steps(now)
+            case PlanGrown():
+                self.ledger.plan.grow(event.extension)
+                return self._order_steps(now)
             case TimePassed():
                 return self._order_steps(now) + self._look_at_time(now)
             case ShiftWanted():
@@ -302,12 +308,14 @@ class Coordinator:
             urgent = self._lease_urgent(report, now)
             tokens += [urgent] if urgent is not None else []
         read_from = self.step if len(self._paces) <= FEW_WORKERS else ANY_STEP
+        train = [token.batch_id for token in tokens if token.kind == "train"]
         return self._answer(
             report,
             tokens=tuple(tokens),
             revoked=revoked,
             stop=self.stopping,
             read_from=read_from,
+            rows=self.ledger.plan.granted(train),
         )
 
     def _answer(self, report: Report, **fields: Any) -> Grant:
@@ -558,7 +566,8 @@ class Coordinator:
                 text = f"worker {worker} has said nothing for {silent:.0f} s"
                 commands.append(GiveUpWorker(worker, state.incarnation, text))
         commands += self._end_late_lease(now)
-        if (self.trained and self.evaluation is None) or self.paused:
+        applied = self.applied_step == self.step and self.evaluation is None
+        if (applied and (self.ledger.exhausted or self.ledger.idle)) or self.paused:
             self._stall_watch.progress(now)
         held = self.time.is_held_by("evaluation", "pause")
         wish = self.modes.advice(self.ledger, now, applied_step=self.applied_step, held=held)

@@ -10,6 +10,7 @@ from typing import Any
 from runtime.typed import from_json, to_json
 from scheduler.coordinator.clock import ClockState
 from scheduler.coordinator.evaluation import EvaluationResult
+from scheduler.coordinator.growing_plan import PlanState
 from scheduler.coordinator.ledger import LedgerState
 from scheduler.coordinator.mode_control import ModeState
 from scheduler.coordinator.spec import CoordinatorSpec
@@ -34,6 +35,7 @@ class CoordinatorState:
         train_seconds: until the last step.
         paused: whether batches are held back by order.
         num_workers: how many are wanted.
+        plan: of a stream, from the first batch that is not resolved; None: it does not grow.
     """
 
     step: int
@@ -50,6 +52,7 @@ class CoordinatorState:
     train_seconds: float = 0.0
     paused: bool = False
     num_workers: int = 1
+    plan: PlanState | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError where no job can have come to it."""
@@ -90,4 +93,5 @@ def beginning_of(spec: CoordinatorSpec) -> CoordinatorState:
         modes=ModeState(mode=spec.mode, automatic=spec.automatic),
         clock=spec.start.clock,
         num_workers=spec.workers,
+        plan=PlanState() if spec.plan is None else None,
     )

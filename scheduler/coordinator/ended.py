@@ -1,6 +1,6 @@
 """The batches that wait for nothing but their step, counted so that asking costs nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from scheduler.coordinator.batches import Batch
 
@@ -9,11 +9,11 @@ class EndedBatches:
     """Ended batches in the order of completion, and how many there are of an epoch or a step.
 
     Args:
-        batches_per_epoch: batch ids run over all epochs.
+        epoch_of: maps a batch id to its epoch.
     """
 
-    def __init__(self, batches_per_epoch: int) -> None:
-        self._batches_per_epoch = batches_per_epoch
+    def __init__(self, epoch_of: Callable[[int], int]) -> None:
+        self._epoch_of = epoch_of
         self._batches: dict[int, Batch] = {}
         self._of_epoch: dict[int, int] = {}
         self._of_step: dict[int, int] = {}
@@ -50,7 +50,7 @@ class EndedBatches:
             self._count(batch, 1)
 
     def _count(self, batch: Batch, by: int) -> None:
-        count(self._of_epoch, batch.batch_id // self._batches_per_epoch, by)
+        count(self._of_epoch, self._epoch_of(batch.batch_id), by)
         count(self._of_step, batch.step, by)
 
 

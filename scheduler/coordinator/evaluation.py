@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from scheduler.coordinator.batches import Status
-from scheduler.coordinator.ledger import Ledger, LedgerPlan
+from scheduler.coordinator.ledger import Ledger
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from worker.metrics import StreamingAuc
 from worker.protocol import Finished, Token
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from ps.client.client import Open
 from ps.messages.records import ApplyReply, DenseNorm, DenseNormReply, Entry, Freeze, Record
+from scheduler.coordinator.growing_plan import Extension
 from scheduler.coordinator.modes.rules import Mode
 from worker.protocol import Grant, Report
 
@@ -41,6 +42,13 @@ class DenseNormMeasured:
 
     step: int
     parts: tuple[npt.NDArray[np.float64], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanGrown:
+    """More of a stream has arrived, or an epoch of it is closed; told again it changes nothing."""
+
+    extension: Extension
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +122,7 @@ Event = (
     | WorkerLost
     | RecordsApplied
     | DenseNormMeasured
+    | PlanGrown
     | TimePassed
     | Wanted
     | CutFrozen

@@ -5,7 +5,7 @@ worker held, counts the first completed attempt of a batch, and keeps only the b
 not resolved yet, so a long job costs no more memory than a short one.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 
@@ -13,35 +13,14 @@ from ps.messages.pull_push import ANY_STEP, MAX_DISCARDS
 from runtime.intervals import Intervals, check_intervals
 from scheduler.coordinator.batches import Batch, Status
 from scheduler.coordinator.ended import EndedBatches, count
+from scheduler.coordinator.growing_plan import GrowingPlan
 from scheduler.coordinator.least import Least
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.pending import Pending
 from worker.protocol import Finished, Token, TokenKind
 
 # Whose samples are held against the plan where a ledger goes on: it takes two seconds.
 MOST_COUNTED_AGAIN = 1_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerPlan:
-    """What the ledger needs to know of the plan.
-
-    Args:
-        batches_per_epoch, epochs: batch ids run over all epochs.
-        rows_of: planned samples of a batch.
-        lanes: batch i of an epoch belongs to lane i mod lanes.
-        limit: give out no batch from this id on; None: all.
-    """
-
-    batches_per_epoch: int
-    epochs: int
-    rows_of: Callable[[int], int]
-    lanes: int = 1
-    limit: int | None = None
-
-    @property
-    def total(self) -> int:
-        everything = self.batches_per_epoch * self.epochs
-        return everything if self.limit is None else min(self.limit, everything)
 
 
 @dataclass(slots=True)
@@ -121,7 +100,7 @@ class Ledger:
     """Batches, leases and counts.
 
     Args:
-        plan: the batches.
+        plan: the batches; one that grows is the ledger's own, and forgets what is resolved.
         group_size: M, batches of one global batch; groups never span epochs.
         batch_is_step: whether every batch is a step of its own (async) or every group is one.
         backup_batches: batches that the first group of an epoch has more.
@@ -135,7 +114,7 @@ class Ledger:
 
     def __init__(
         self,
-        plan: LedgerPlan,
+        plan: LedgerPlan | GrowingPlan,
         *,
         group_size: int,
         batch_is_step: bool = False,
@@ -151,11 +130,11 @@ class Ledger:
         self.low_water = 0
         self._batch_is_step = batch_is_step
         self._kind: TokenKind = kind
-        self._limit = plan.total
+        self._given_limit: int | None = None
         self._batches: dict[int, Batch] = {}
         self._backup_batches = backup_batches
         self._pending = Pending(self._window)
-        self._ended = EndedBatches(plan.batches_per_epoch)
+        self._ended = EndedBatches(plan.epoch_of)
         # The latest attempt of each batch that became void: earlier ones are void too.
         self._discards: dict[int, int] = {}
         self._next_fresh = 0
@@ -187,22 +166,27 @@ class Ledger:
 
     def _go_on_from(self, state: LedgerState, step: int) -> None:
         """Take over what is resolved; line up the batches that are not, from `step` on."""
-        per_epoch = self.plan.batches_per_epoch
-        if state.limit is not None:
-            self._limit = min(self._limit, state.limit)
-        if state.end > self._limit:
-            raise ValueError(f"batches below {state.end} are resolved, the plan has {self._limit}")
+        plan, self._given_limit = self.plan, state.limit
+        if state.end > self._available:
+            raise ValueError(
+                f"batches below {state.end} are resolved, the plan has {self._available}"
+            )
+        plan.forget(below=state.low_water)
+        if plan.known_from > state.low_water:
+            raise ValueError(
+                f"batch {state.low_water} is not resolved, the plan begins with {plan.known_from}"
+            )
         self.samples, self.tallies = state.samples.copy(), replace(state.batches)
         self.low_water = state.low_water
         self._resolved_above = Intervals(state.resolved)
         for first, stop in state.resolved:
             self._num_resolved_above += stop - first
-            for epoch in range(first // per_epoch, -(-stop // per_epoch)):
-                ends = max(first, epoch * per_epoch), min(stop, (epoch + 1) * per_epoch)
-                count(self._resolved_of, epoch, ends[1] - ends[0])
+            for epoch in range(plan.epoch_of(first), plan.epoch_of(stop - 1) + 1):
+                begin, end = plan.epoch_range(epoch)
+                count(self._resolved_of, epoch, min(stop, end) - max(first, begin))
         self._planned_resolved = self.samples.total
-        if state.num_resolved <= MOST_COUNTED_AGAIN:
-            planned = self._rows_of_all([(0, state.low_water), *state.resolved])
+        if isinstance(plan, LedgerPlan) and state.num_resolved <= MOST_COUNTED_AGAIN:
+            planned = plan.rows_of_all([(0, state.low_water), *state.resolved])
             if planned != self.samples.total:
                 raise ValueError(
                     f"the resolved batches have {planned} samples in this plan,"
@@ -215,7 +199,7 @@ class Ledger:
         backup = self._backup_batches
         # Of a step with backups all have their step before it may be formed, by the first M.
         first_group = self.group_size + backup if backup else 0
-        epoch_end = min((self._open_epoch + 1) * per_epoch, self._limit)
+        epoch_end = min(plan.epoch_range(self._open_epoch)[1], self._available)
         while len(self._batches) < first_group and self._next_fresh < epoch_end:
             self._open(self._next_fresh, step)
             self._next_fresh += 1
@@ -225,10 +209,6 @@ class Ledger:
             goes_first=lambda _: False,
             backup_batches=backup,
         )
-
-    def _rows_of_all(self, intervals: Sequence[tuple[int, int]]) -> int:
-        """Return the planned samples of the batches of intervals."""
-        return sum(self.plan.rows_of(i) for first, stop in intervals for i in range(first, stop))
 
     # Leases -----------------------------------------------------------------------------------
 
@@ -348,12 +328,12 @@ class Ledger:
             backup_batches: batches that the first step has more from now on.
         """
         self._batch_is_step, self._backup_batches = batch_is_step, backup_batches
-        per_epoch, waiting = self.plan.batches_per_epoch, 0
+        waiting = 0
         for epoch, batches in self._unresolved_by_epoch():
             batches.sort(key=lambda batch: (not goes_first(batch), batch.batch_id))
             for place, batch in enumerate(batches):
                 batch.step = step + max(0, place - backup_batches) // self._batches_per_step
-            if self._next_fresh >= (epoch + 1) * per_epoch:
+            if self._next_fresh >= self.plan.epoch_range(epoch)[1]:
                 step += self._steps_of(len(batches))
             else:
                 waiting = len(batches)
@@ -382,7 +362,7 @@ class Ledger:
             if b.status is not Status.PENDING or b.attempt > 0
         ]
         ends_of_resolved = [self.low_water, *(end for _, end in self._resolved_above)]
-        self._limit = max([*(batch_id + 1 for batch_id in given), *ends_of_resolved])
+        self._given_limit = max([*(batch_id + 1 for batch_id in given), *ends_of_resolved])
         for batch in [b for b in self._pending if b.batch_id >= self._limit]:
             self._pending.remove(batch)
             del self._batches[batch.batch_id]
@@ -423,8 +403,8 @@ class Ledger:
 
     def ended_of_epoch(self) -> list[Batch]:
         """Return the ended batches of the earliest open epoch, in the order of completion."""
-        epoch, per_epoch = self._open_epoch, self.plan.batches_per_epoch
-        return [batch for batch in self._ended if batch.batch_id // per_epoch == epoch]
+        first, stop = self.plan.epoch_range(self._open_epoch)
+        return [batch for batch in self._ended if first <= batch.batch_id < stop]
 
     @property
     def num_ended(self) -> int:
@@ -446,7 +426,7 @@ class Ledger:
         Meant for steps of M batches, none of which spans epochs.
         """
         epoch = self._open_epoch
-        end = min((epoch + 1) * self.plan.batches_per_epoch, self._limit)
+        end = min(self.plan.epoch_range(epoch)[1], self._limit)
         left = end - self.low_water - self._resolved_of.get(epoch, 0)
         return min(self.group_size, left)
 
@@ -475,7 +455,7 @@ class Ledger:
         del self._batches[batch.batch_id]
         self._resolved_above.add(batch.batch_id)
         self._num_resolved_above += 1
-        count(self._resolved_of, batch.batch_id // self.plan.batches_per_epoch, 1)
+        count(self._resolved_of, self.plan.epoch_of(batch.batch_id), 1)
         self._raise_low_water()
         self.check()
 
@@ -494,6 +474,13 @@ class Ledger:
     def exhausted(self) -> bool:
         """Whether every batch that was or will be given out is resolved."""
         return not self._batches and self._next_fresh >= self._limit
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to train until the plan grows."""
+        if self._next_fresh < self._available or self._available == self._limit:
+            return False
+        return not (self.num_leased or len(self._pending))
 
     @property
     def oldest_lease_step(self) -> int | None:
@@ -528,14 +515,26 @@ class Ledger:
 
     def _raise_low_water(self) -> None:
         """Count what was resolved after the first batch that was not, now that it is."""
-        per_epoch, end = self.plan.batches_per_epoch, self._resolved_above.end_of(self.low_water)
+        end = self._resolved_above.end_of(self.low_water)
         while self.low_water < end:
-            epoch = self.low_water // per_epoch
-            passed = min(end, (epoch + 1) * per_epoch) - self.low_water
+            epoch = self._open_epoch
+            passed = min(end, self.plan.epoch_range(epoch)[1]) - self.low_water
             count(self._resolved_of, epoch, -passed)
             self._num_resolved_above -= passed
             self.low_water += passed
         self._resolved_above.forget(below=end)
+        self.plan.forget(below=end)
+
+    @property
+    def _limit(self) -> int:
+        """The batch id from which on none is given out."""
+        total = self.plan.total
+        return total if self._given_limit is None else min(self._given_limit, total)
+
+    @property
+    def _available(self) -> int:
+        """The batch id from which on none can be given out yet."""
+        return min(self._limit, self.plan.planned)
 
     @property
     def _window(self) -> int:
@@ -545,20 +544,19 @@ class Ledger:
     @property
     def _open_epoch(self) -> int:
         """The earliest epoch that is not resolved."""
-        return self.low_water // self.plan.batches_per_epoch
+        return self.plan.epoch_of(self.low_water)
 
     def _fill(self) -> None:
         """Give the next group of fresh batches their steps once the last one is all leased."""
-        if len(self._pending) or self._next_fresh >= self._limit:
+        if len(self._pending) or self._next_fresh >= self._available:
             return
-        per_epoch = self.plan.batches_per_epoch
         first = self._next_fresh
+        begin, epoch_end = self.plan.epoch_range(self.plan.epoch_of(first))
         size = self.group_size
-        if first % per_epoch == 0:
+        if first == begin:
             self._anchor = (first, self._anchor[1] + self._steps_of(first - self._anchor[0]))
             size += self._backup_batches
-        epoch_end = (first // per_epoch + 1) * per_epoch
-        last = min(first + size, epoch_end, self._limit)
+        last = min(first + size, epoch_end, self._available)
         for batch_id in range(first, last):
             self._open(batch_id, self._step_of(batch_id))
         self._next_fresh = last
@@ -567,7 +565,7 @@ class Ledger:
         batch = Batch(
             batch_id=batch_id,
             step=step,
-            lane=(batch_id % self.plan.batches_per_epoch) % self.plan.lanes,
+            lane=self.plan.lane_of(batch_id),
             planned=self.plan.rows_of(batch_id),
         )
         self._batches[batch_id] = batch
@@ -576,7 +574,7 @@ class Ledger:
     def _unresolved_by_epoch(self) -> list[tuple[int, list[Batch]]]:
         found: dict[int, list[Batch]] = {}
         for batch_id in sorted(self._batches):
-            epoch = batch_id // self.plan.batches_per_epoch
+            epoch = self.plan.epoch_of(batch_id)
             found.setdefault(epoch, []).append(self._batches[batch_id])
         return list(found.items())
 

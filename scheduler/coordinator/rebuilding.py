@@ -15,6 +15,7 @@ from runtime.intervals import Intervals
 from scheduler.coordinator.clock import ClockState
 from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.evaluation import is_evaluation_due
+from scheduler.coordinator.growing_plan import OPEN
 from scheduler.coordinator.ledger import LedgerState, Samples, Tallies
 from scheduler.coordinator.mode_control import ModeState
 from scheduler.coordinator.modes.rules import MODES
@@ -73,7 +74,8 @@ def state_after(
             raise ValueError(f"a shard is at step {facts.step} without a record of it")
         return replace(state, evaluating=begun.evaluating and not evaluated)
     ledger = _ledger_after(record, facts, state.ledger)
-    plan = spec.plan.total if ledger.limit is None else min(ledger.limit, spec.plan.total)
+    total = OPEN if spec.plan is None else spec.plan.total
+    plan = total if ledger.limit is None else min(ledger.limit, total)
     totals = record.totals
     first_steps = joined_first_steps(begun.clock.first_steps, facts.first_steps)
     return replace(

@@ -26,6 +26,7 @@ from scheduler.coordinator.events import (
     FailJob,
     GiveUpWorker,
     MeasureDenseNorm,
+    PlanGrown,
     SendRecords,
     ShiftWanted,
     StopWanted,
@@ -38,6 +39,7 @@ from scheduler.coordinator.events import (
     WorkersWanted,
     events_of,
 )
+from scheduler.coordinator.growing_plan import Extension
 from scheduler.coordinator.history import NOTHING, Told
 from scheduler.coordinator.modes.shift import check_shift
 from scheduler.coordinator.shard_watch import ShardWatch
@@ -157,6 +159,19 @@ class CoordinatorServer:
         if isinstance(wanted, WorkersWanted):
             self._coordinator.spec.check_workers(wanted.count)
         self._handle(wanted)
+
+    def grow_plan(self, recovery_epoch: int, extension: Extension | None) -> int | None:
+        """Let the plan grow, if there is something; None where another epoch is meant.
+
+        Returns:
+            The batch id below which all are resolved.
+        """
+        if recovery_epoch != self._coordinator.spec.recovery_epoch:
+            return None
+        if extension is not None:
+            self._handle(PlanGrown(extension))
+        with self._lock:
+            return self._coordinator.ledger.low_water
 
     def cut_state(self, step: int) -> CoordinatorState:
         """Return the state of the job at the cut that is to be written, or of one that is trained.

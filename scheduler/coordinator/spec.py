@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from ps.spec import StoreSpec
 from scheduler.coordinator.clock import ClockState, ScheduleClock
-from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.modes.policy import PolicyOptions
 from scheduler.coordinator.modes.rules import Mode, ModeOptions, ModeRule, PlannedShift
 from scheduler.coordinator.start import Start
@@ -39,7 +39,7 @@ class CoordinatorSpec:
 
     Args:
         store: tables and dense parameters.
-        plan: batches to train.
+        plan: batches to train; None: they are those of a stream, which the state has.
         evaluation_plan: batches of the evaluation files, or None.
         mode, options: the mode rule that it begins with.
         start: where steps and clock begin.
@@ -74,7 +74,7 @@ class CoordinatorSpec:
     """
 
     store: StoreSpec
-    plan: LedgerPlan
+    plan: LedgerPlan | None
     evaluation_plan: LedgerPlan | None
     mode: Mode
     group_size: int

@@ -21,6 +21,7 @@ from scheduler.driver.ray_calls import MOVE_SECONDS, seconds_to_move
 from scheduler.driver.remote import control_facts
 from scheduler.driver.resolved import JobSpecs
 from scheduler.driver.setups import Setups
+from scheduler.driver.stream_feed import StreamFeed
 from scheduler.driver.workforce import Workforce
 from scheduler.run.directory import RunDirectory
 
@@ -34,6 +35,7 @@ class Epochs:
         workforce: its workers.
         reached: notes when the start got so far.
         note: tells a person something.
+        feed: of a job on a stream.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Epochs:
         workforce: Workforce,
         reached: Callable[[str], None],
         note: Callable[[str], None],
+        feed: StreamFeed | None,
     ) -> None:
         self._specs = specs
         self._launcher = launcher
@@ -56,6 +59,7 @@ class Epochs:
         self._workforce = workforce
         self._reached = reached
         self._note = note
+        self._feed = feed
         self._begun = False
         self._state: CoordinatorState | None = None  # that the coordinator began with
 
@@ -78,14 +82,20 @@ class Epochs:
             RayTaskError: a server can't take its part of the model.
             ValueError: what the servers hold is no state of the job.
         """
+        if self._feed is not None:
+            self._feed.hold()
         # On the disk first, so that nobody after us takes its number for another history.
         epoch = self._enter() if self._begun else self._run.recovery_epoch
         self._begun = True
         self._workforce.leave(epoch - 1)
         state = self._kept(epoch, last) if point is None else self._restored(epoch, point, last)
+        if self._feed is not None:
+            state = self._feed.taken_up(state, kept=point is None)
         self._state = state
         self._reached("servers")
         self._begin_coordinator(epoch, state)
+        if self._feed is not None:
+            self._feed.feed(self._processes.coordinator.handle, epoch)
         self._reached("coordinator")
         self._say_where()
         processes = self._processes

@@ -6,19 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ps.spec import StoreSpec
-from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.modes.rules import rule_of
 from scheduler.coordinator.spec import CoordinatorSpec, CutOptions
 from scheduler.driver.beginning import Beginning, beginning_before, beginning_of
 from scheduler.job.config import JobConfig
 from scheduler.job.errors import ConfigError
 from scheduler.job.specs import evaluation_data, model_spec, store_spec, training_data
+from scheduler.job.streams import begin_stream
 from scheduler.run.earlier import EarlierRun
 from worker.contract import DataContract, check_kinds, check_same_kinds, kinds_of_features
 from worker.data.advice import advice, shared_files
 from worker.data.batch_size import keys_in_a_sample
 from worker.data.plan import Plan
 from worker.data.planning import make_plan
+from worker.data.streams import Position
 from worker.errors import DataError
 from worker.spec import DataSpec, ModelSpec
 
@@ -27,7 +29,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class JobSpecs:
-    """A job file resolved against its data: all that is known before Ray starts."""
+    """A job file resolved against its data: all that is known before Ray starts.
+
+    Of a stream `plan` is that of its first file, and `stream_begins` where the job begins in it.
+    """
 
     config: JobConfig
     data: DataSpec
@@ -37,6 +42,7 @@ class JobSpecs:
     store: StoreSpec
     coordinator: CoordinatorSpec
     beginning: Beginning = field(default_factory=Beginning)
+    stream_begins: Position = field(default_factory=dict)
 
     @property
     def contract(self) -> DataContract:
@@ -56,12 +62,15 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
     model = model_spec(config)
     store = store_spec(config, model)
     plan = None if earlier is None else earlier.plan
+    stream_begins: Position = {}
+    if plan is None and config.data.stream is not None:
+        plan, stream_begins = begin_stream(config, data)
     if plan is None:
-        plan = make_plan(config.data.train, data)
-    if plan.rows_per_epoch == 0:
+        plan = make_plan(config.data.train or (), data)
+    if plan.rows_per_epoch == 0 and config.data.stream is None:
         raise DataError(
             what="the training files hold no sample",
-            file=", ".join(config.data.train),
+            file=", ".join(config.data.train or ()),
             got=f"{len(plan.skipped_files)} files were left out" if plan.skipped_files else None,
             remedy="Check data.train",
         )
@@ -86,7 +95,11 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
         check_kinds(data.features, evaluation_plan.kinds, beginning.keys, where)
     coordinator = CoordinatorSpec(
         store=store,
-        plan=_ledger_plan(plan, config.training.max_samples),
+        plan=(
+            None
+            if config.data.stream is not None
+            else _ledger_plan(plan, config.training.max_samples)
+        ),
         evaluation_plan=None if evaluation_plan is None else _ledger_plan(evaluation_plan, None),
         mode="sync" if config.training.mode == "auto" else config.training.mode,
         start=beginning.start,
@@ -119,7 +132,9 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
     batch_bytes = _contribution_bytes(config, store, model, lengths)
     max_credits = _max_credits(config, coordinator, batch_bytes)
     coordinator = replace(coordinator, max_credits=max_credits)
-    return JobSpecs(config, data, plan, evaluation_plan, model, store, coordinator, beginning)
+    return JobSpecs(
+        config, data, plan, evaluation_plan, model, store, coordinator, beginning, stream_begins
+    )
 
 
 def _ledger_plan(plan: Plan, max_samples: int | None) -> LedgerPlan:

@@ -76,6 +76,7 @@ class Setups:
             data=specs.data,
             plan=specs.plan,
             evaluation_plan=specs.evaluation_plan,
+            grows=specs.coordinator.plan is None,
             threads=config.cluster.worker_threads,
             depth=config.cluster.prefetch_batches,
             cache_bytes=config.data.cache_bytes,

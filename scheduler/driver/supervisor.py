@@ -28,6 +28,7 @@ from scheduler.driver.processes import (
 )
 from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, first_line
 from scheduler.driver.stop_signal import StopSignal
+from scheduler.driver.stream_feed import StreamFeed
 from scheduler.driver.workforce import Workforce
 from scheduler.errors import TrainingError
 from scheduler.job.config import JobConfig
@@ -35,6 +36,7 @@ from scheduler.run.collector import Collector
 from scheduler.run.directory import RunDirectory
 from scheduler.run.metrics import IntervalReport
 from scheduler.run.recoveries import Recoveries
+from scheduler.run.saved_cuts import first_needed
 from scheduler.views.progress import Progress
 from worker.errors import UnreadableError
 from worker.loop import DeadShardError
@@ -65,6 +67,7 @@ class Supervisor:
         recoveries: Recoveries,
         cuts: RunningCuts,
         collector: Collector,
+        feed: StreamFeed | None = None,
     ) -> None:
         self.processes = processes
         self.recoveries = recoveries
@@ -82,6 +85,7 @@ class Supervisor:
         self._launcher = launcher
         self._cuts = cuts
         self._collector = collector
+        self._feed = feed
         self._model_bytes = 0
         self._unread: set[tuple[str, int | None]] = set()
         self._shifts_told = 0
@@ -184,6 +188,8 @@ class Supervisor:
         while self._warnings:
             self._progress.note(self._warnings.popleft())
         self._look_at_silent(status)
+        if self._feed is not None and self._feed.failure is not None:
+            raise TrainingError(str(self._feed.failure)) from self._feed.failure
         if status.failure is not None:
             self._look_at_servers(wait=BLAME_SECONDS)
             raise TrainingError(status.failure)
@@ -341,6 +347,8 @@ class Supervisor:
             self._progress.note(f"checkpoint {end.path} is written")
         if end.path is not None:
             self._collector.collect()
+            if self._feed is not None and end.cut.kind == "full":
+                self._feed.forget(first_needed(self._run.path))
         path = None if end.path is None else str(end.path)
         coordinator = self.processes.coordinator.handle
         self._answer_of_coordinator(coordinator.cut_taken.remote(end.cut.step, path, end.error))

@@ -22,6 +22,8 @@ from scheduler.driver.recovery import Recovery
 from scheduler.driver.resolved import JobSpecs, resolve
 from scheduler.driver.setups import Setups
 from scheduler.driver.shadows import refuse_shadows_of_actors
+from scheduler.driver.stream_feed import StreamFeed
+from scheduler.driver.streams import feed_of
 from scheduler.driver.supervisor import Supervisor
 from scheduler.errors import TrainingError
 from scheduler.job.config import JobConfig
@@ -142,6 +144,7 @@ class Trainer:
         self._reached("ray")
         processes: Processes | None = None
         cuts: RunningCuts | None = None
+        feed: StreamFeed | None = None
         try:
             with Progress(self.config, specs.plan) as progress:
                 launcher = Launcher(
@@ -166,6 +169,12 @@ class Trainer:
                     collector.wait()
                     return newest_point(run.path, specs, damaged, progress.note)
 
+                if earlier is None or earlier.cut is None:
+                    first = job_beginning(specs)
+                else:
+                    first = point_of(earlier.cut)
+                if first.state.plan is not None:
+                    feed = feed_of(specs, run, first.state.plan, progress.note)
                 recoveries = Recoveries(
                     self.config.cluster.max_failures,
                     before=() if earlier is None else earlier.recoveries,
@@ -179,9 +188,11 @@ class Trainer:
                     recoveries=recoveries,
                     cuts=cuts,
                     collector=collector,
+                    feed=feed,
                 )
                 recovery = Recovery(
                     epochs=Epochs(
+                        feed=feed,
                         specs=specs,
                         launcher=launcher,
                         processes=processes,
@@ -211,10 +222,7 @@ class Trainer:
                         started_at=self._started_at,
                     )
 
-                if earlier is None or earlier.cut is None:
-                    first = job_beginning(specs)
-                else:
-                    first = point_of(earlier.cut)
+                if earlier is not None and earlier.cut is not None:
                     recoveries.resumes(
                         step=earlier.step, samples=earlier.samples, now=self._started_at["called"]
                     )
@@ -231,6 +239,8 @@ class Trainer:
                 collector.collect()
                 collector.wait()
         finally:
+            if feed is not None:
+                feed.close()
             if processes is not None:
                 processes.release()
             if cuts is not None:

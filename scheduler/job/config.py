@@ -133,10 +133,30 @@ class SparseConfig(_Section):
         return self.table or self.feature
 
 
+class StreamConfig(_Section):
+    """A folder in which files of samples appear."""
+
+    type: Literal["directory"] = "directory"
+    dir: PathText
+    start: Literal["beginning", "now"] = "beginning"
+    after: StrictStr | None = None
+    close_seconds: Seconds = 1
+    late_seconds: float = Field(60, ge=0, le=86400)
+    settle_seconds: Seconds = 10
+    poll_seconds: Seconds = 0.1
+
+    @model_validator(mode="after")
+    def _begins_somewhere(self) -> "StreamConfig":
+        if self.after is not None and self.start == "now":
+            raise ValueError("after names a file to begin after, and start: now the newest one")
+        return self
+
+
 class DataConfig(_Section):
     """Where samples come from and how they become batches."""
 
-    train: list[PathText] = Field(min_length=1)
+    train: list[PathText] | None = Field(None, min_length=1)
+    stream: StreamConfig | None = None
     eval: list[PathText] | None = Field(None, min_length=1)
     label: Name = "label"
     dense: list[Name] = []
@@ -157,6 +177,20 @@ class DataConfig(_Section):
             return value
         wrapped = {k: [value[k]] for k in ("train", "eval") if isinstance(value.get(k), str)}
         return {**value, **wrapped}
+
+    @model_validator(mode="after")
+    def _of_files_or_of_a_stream(self) -> "DataConfig":
+        if self.stream is None:
+            if not self.train:
+                raise ValueError("data.train or data.stream must say where samples come from")
+            return self
+        if self.train:
+            raise ValueError("data.train and data.stream are both given; leave one of them out")
+        if self.epochs != 1 or self.shuffle != "none":
+            raise ValueError(
+                "data.stream gives each sample once, as it arrives; leave out epochs and shuffle"
+            )
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> "DataConfig":
@@ -277,6 +311,18 @@ class ModelConfig(_Section):
         return value
 
 
+class UntilConfig(_Section):
+    """When a job on a stream ends by itself."""
+
+    idle_seconds: Seconds
+
+
+class OnlineConfig(_Section):
+    """How a job trains on a stream."""
+
+    until: UntilConfig | None = None
+
+
 class TrainingConfig(_Section):
     """How local batches become steps."""
 
@@ -297,6 +343,7 @@ class TrainingConfig(_Section):
     on_non_finite: Literal["fail", "skip"] = "fail"
     max_consecutive_non_finite: Count | None = 100
     mixed_cpus: bool = False
+    online: OnlineConfig = OnlineConfig()
 
     @property
     def mode_options(self) -> ModeOptions:
@@ -456,6 +503,15 @@ class JobConfig(_Section):
                 f"cluster.max_workers must be at least cluster.workers ({self.cluster.workers}),"
                 f" got {self.max_workers}"
             )
+        if self.data.stream is not None and self.training.mode == "backup":
+            raise ValueError("training.mode backup is for files; with data.stream use another one")
+        if self.data.stream is not None and self.training.max_samples is not None:
+            raise ValueError(
+                "training.max_samples is for files; a job on data.stream ends by"
+                " training.online.until, training.max_seconds or synchromesh control RUN finish"
+            )
+        if self.training.online.until is not None and self.data.stream is None:
+            raise ValueError("training.online.until needs data.stream")
         if self.training.eval_every_steps and self.data.eval is None:
             raise ValueError("training.eval_every_steps needs data.eval")
         if self.cluster.inject and not self.run.allow_faults:

@@ -48,10 +48,15 @@ def with_absolute_paths(config: JobConfig, environment: Mapping[str, str], cwd: 
 
     data = config.data.model_copy(
         update={
-            "train": [absolute("data.train", path) for path in config.data.train],
+            "train": config.data.train
+            and [absolute("data.train", path) for path in config.data.train],
             "eval": config.data.eval and [absolute("data.eval", path) for path in config.data.eval],
         }
     )
+    stream = config.data.stream
+    if stream is not None:
+        stream = stream.model_copy(update={"dir": absolute("data.stream.dir", stream.dir)})
+        data = data.model_copy(update={"stream": stream})
     init_from = config.run.init_from
     for field, path in (("run.dir", config.run.dir), ("run.init_from", init_from or "")):
         if "://" in path:

@@ -17,6 +17,7 @@ from scheduler.errors import RunDirectoryError
 from scheduler.job.config import JobConfig
 from scheduler.run.frozen_plan import write_plan
 from scheduler.run.lease import LEASE_FILES, LOCK_FILE, RunLease
+from scheduler.run.plan_log import PLAN_FOLDER
 from scheduler.run.retention import remove_partial
 from scheduler.run.tensorboard import TensorBoardEvents, require_tensorboard
 from worker.data.plan import Plan
@@ -218,7 +219,7 @@ class RunDirectory:
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
         self._remove_partial_files()
-        for name in (CHECKPOINTS, TENSORBOARD):
+        for name in (CHECKPOINTS, TENSORBOARD, PLAN_FOLDER):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def _remove_partial_files(self) -> None:

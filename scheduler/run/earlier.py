@@ -126,7 +126,8 @@ def _looked_at(config: JobConfig, path: Path, lease: RunLease) -> EarlierRun:
     evaluation_plan = None
     if config.data.eval is not None:
         evaluation_plan = read_plan(path / EVALUATION_PLAN_FILE)
-    for each in (plan, evaluation_plan):
+    # Of a stream the plan is a sample, which may be gone by now.
+    for each in (None if config.data.stream else plan, evaluation_plan):
         if each is not None:
             check_unchanged(each)
     return EarlierRun(

@@ -14,6 +14,11 @@ from scheduler.job.errors import ConfigError
 _MAY_DIFFER = (
     "name",
     "data.cache_bytes",
+    "data.stream.close_seconds",
+    "data.stream.late_seconds",
+    "data.stream.poll_seconds",
+    "data.stream.settle_seconds",
+    "training.online.until",
     "training.mixed_cpus",
     "cluster",
     "checkpoint",

@@ -84,6 +84,20 @@ def remove_superseded(run: Path, keep: int, damaged: Collection[Path] = frozense
     return gone
 
 
+def first_needed(run: Path) -> int:
+    """Return the first batch that some checkpoint of a run may be gone on with; 0 where in doubt.
+
+    Of a stream: what was planned before it is needed no more.
+    """
+    for path in checkpoints_of(run):
+        try:
+            manifest, _ = read_manifest(path / MANIFEST)
+            return CoordinatorState.from_json(manifest.training).ledger.low_water
+        except (CheckpointError, ValueError):
+            return 0
+    return 0
+
+
 def _link(path: Path, whole: bool) -> tuple[Link, int | None]:
     """Return what a checkpoint lies on, and its recovery epoch where its manifest can be read."""
     try:

@@ -43,7 +43,9 @@ class Progress:
 
     def __init__(self, config: JobConfig, plan: Plan, console: Console | None = None) -> None:
         planned = plan.rows_per_epoch * plan.epochs
-        self._total = min(planned, config.training.max_samples or planned)
+        self._total: int | None = None
+        if config.data.stream is None:
+            self._total = min(planned, config.training.max_samples or planned)
         self._console = console or Console(file=cast(IO[str], _Unfailing(sys.stderr)))
         self._live: LiveView | None = None
         if self._console.is_terminal and not self._console.is_dumb_terminal:
@@ -86,7 +88,7 @@ class Progress:
             return
         rate, loss = line["samples_per_second"], line["train_loss"]
         parts = [
-            f"samples={line['samples']}/{self._total}",
+            f"samples={line['samples']}" + ("" if self._total is None else f"/{self._total}"),
             f"step={line['global_step']}",
             *([] if rate is None else [f"samples_per_second={rate:.0f}"]),
             *([] if loss is None else [f"loss={loss:.4f}"]),

@@ -25,11 +25,11 @@ class LiveView:
 
     Args:
         name: of the job.
-        total: samples to train.
+        total: samples to train; None: nobody knows.
         console: the terminal.
     """
 
-    def __init__(self, name: str, total: int, console: Console) -> None:
+    def __init__(self, name: str, total: int | None, console: Console) -> None:
         self._name = name
         self._total = total
         self._phase = ""
@@ -65,13 +65,13 @@ class LiveView:
 
 
 def view(
-    line: dict[str, Any] | None, *, name: str, phase: str, samples: int, total: int
+    line: dict[str, Any] | None, *, name: str, phase: str, samples: int, total: int | None
 ) -> RenderableType:
     """Return the view.
 
     Args:
         line: the last line of metrics.jsonl; None before the first.
-        samples, total: trained so far, and of the whole job.
+        samples, total: trained so far, and of the whole job, where it has an end.
     """
     title = Text.assemble((name, "bold"), "  ", phase)
     if line is None:
@@ -95,7 +95,9 @@ def view(
     )
 
 
-def _bar(line: dict[str, Any], samples: int, total: int) -> RenderableType:
+def _bar(line: dict[str, Any], samples: int, total: int | None) -> RenderableType:
+    if total is None:
+        return Text(f"{samples:,} samples")
     grid = Table.grid(expand=True, padding=(0, 1))
     grid.add_column(ratio=1)
     grid.add_column(no_wrap=True)

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from worker.data.columns import Columns, columns_from_table, join
 from worker.data.open_file import LEAST_PART_ROWS, OpenFile, open_file
-from worker.data.plan import Plan
+from worker.data.plan import ReadPlan
 from worker.errors import DataError
 from worker.spec import FeatureSpec
 
@@ -57,7 +57,7 @@ class Decoder:
             was unreadable once stays so, and of a large row group all that comes after it.
     """
 
-    def __init__(self, plan: Plan, features: FeatureSpec) -> None:
+    def __init__(self, plan: ReadPlan, features: FeatureSpec) -> None:
         self._plan = plan
         self._features = features
         self._names = features.columns()
@@ -68,7 +68,7 @@ class Decoder:
 
     def part_rows(self, file: int, row_group: int) -> int:
         """Return the rows of each part of a row group, as many as it has where it has one part."""
-        rows = self._plan.files[file].row_group_rows[row_group]
+        rows = self._plan.file(file).row_group_rows[row_group]
         if rows <= LEAST_PART_ROWS or self._plan.shuffle == "rows":
             return rows
         known = self._part_rows.get((file, row_group))
@@ -133,6 +133,14 @@ class Decoder:
             for number in range(part.part, count):
                 self.errors[last.file, last.row_group, number] = error
 
+    def forget_files(self, below: int) -> None:
+        """No row of files with lower numbers is decoded any more: keep nothing of them."""
+        self._streams = [stream for stream in self._streams if stream.file >= below]
+        for number in [number for number in self._open if number < below]:
+            self._open.pop(number).close()
+        self._part_rows = {key: n for key, n in self._part_rows.items() if key[0] >= below}
+        self.errors = {key: error for key, error in self.errors.items() if key[0] >= below}
+
     def close(self) -> None:
         """Close the files; the decoder may be used again."""
         self._streams.clear()
@@ -140,7 +148,7 @@ class Decoder:
             self._open.popitem()[1].close()
 
     def _rows(self, part: Part) -> int:
-        return self._plan.files[part.file].row_group_rows[part.row_group]
+        return self._plan.file(part.file).row_group_rows[part.row_group]
 
     def _of_file(self, parts: list[Part]) -> Iterator[tuple[list[Columns], list[Part]]]:
         """Decode row groups of one file, each on its own where one has an error.
@@ -170,7 +178,7 @@ class Decoder:
 
     def _part_columns(self, table: pa.Table, part: Part, first_row: int) -> Columns | None:
         """The columns of a part; None where a value is refused, which its error says."""
-        where = (self._plan.files[part.file].path, part.row_group)
+        where = (self._plan.file(part.file).path, part.row_group)
         try:
             return columns_from_table(table, self._features, where=where, first_row=first_row)
         except DataError as error:
@@ -209,7 +217,7 @@ class Decoder:
         if file is not None:
             self._open.move_to_end(index)
             return file
-        file = open_file(self._plan.files[index], self._features, dictionaries=True)
+        file = open_file(self._plan.file(index), self._features, dictionaries=True)
         self._open[index] = file
         if len(self._open) > _OPEN_FILES:
             closed, oldest = self._open.popitem(last=False)

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,23 @@ class Piece:
     position: int
 
 
+class ReadPlan(Protocol):
+    """What a reader needs to know of a plan, be it complete or growing."""
+
+    @property
+    def shuffle(self) -> str: ...
+
+    def file(self, number: int) -> FilePlan: ...
+
+    def epoch_of(self, batch_id: int) -> int: ...
+
+    def pieces(self, batch_id: int) -> list[Piece]: ...
+
+    def row_groups_from(self, epoch: int, position: int) -> Iterator[tuple[int, int]]: ...
+
+    def row_order(self, epoch: int, file: int, row_group: int) -> _Ints | None: ...
+
+
 class _EpochOrder(NamedTuple):
     """Row groups in the order of an epoch; `starts` are the rows before each, and all rows."""
 
@@ -116,6 +133,10 @@ class Plan:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Plan.from_json, (self.to_json(),)  # without what is derived and kept
+
+    def file(self, number: int) -> FilePlan:
+        """Return a file by its place in `files`."""
+        return self.files[number]
 
     @cached_property
     def rows_per_epoch(self) -> int:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
-from worker.contract import ColumnKind
+from worker.contract import ColumnKind, check_same_kinds
 from worker.data.column_types import column_kinds
 from worker.data.data_files import DataFile, file_of_folders, table_name
 from worker.data.deleted_rows import pack, rows_kept, without
@@ -65,12 +65,52 @@ def make_plan(patterns: Sequence[str], data: DataSpec, *, keep: Sequence[str] = 
         seed=data.seed,
         skipped_files=tuple(skipped),
         tables=tuple(dict.fromkeys(file.table for file in found if file.table is not None)),
-        kinds=tuple(
-            ColumnKind(column, kind.removeprefix("list of "), file)
-            for (role, column), (kind, file) in first.items()
-            if role == "sparse column"
-        ),
+        kinds=_kinds_in(first),
     )
+
+
+def _kinds_in(first: dict[tuple[str, str], tuple[str, str]]) -> tuple[ColumnKind, ...]:
+    return tuple(
+        ColumnKind(column, kind.removeprefix("list of "), file)
+        for (role, column), (kind, file) in first.items()
+        if role == "sparse column"
+    )
+
+
+def plan_arrived(
+    path: str,
+    features: FeatureSpec,
+    kinds: Sequence[ColumnKind],
+    first: dict[tuple[str, str], tuple[str, str]],
+) -> FilePlan:
+    """Plan a file of a stream.
+
+    Args:
+        features: the columns that it must have.
+        kinds: what sparse columns hold in the first file of the job.
+        first: the kind of each column and the first file that has it; is added to where the file
+            can be used.
+
+    Raises:
+        DataError: it can't be read, lacks a column, or has one of an unusable or another type.
+    """
+    file = file_of_folders(path)
+    footer = _read_footer(file)
+    if isinstance(footer, UnreadableError):
+        raise footer
+    columns = file.columns(footer.schema, features.columns())
+    seen = dict(first)
+    _check_agreement(named_schema(footer.schema, columns), features, path, seen)
+    check_same_kinds(features, _kinds_in(seen), kinds)
+    first.update(seen)
+    return FilePlan(path, footer.size, footer.row_group_rows, footer.digest, columns)
+
+
+def plan_of_sample(file: FilePlan, data: DataSpec) -> Plan:
+    """Return a plan of one file of a stream: what is known of columns before any is trained."""
+    first: dict[tuple[str, str], tuple[str, str]] = {}
+    plan_arrived(file.path, data.features, (), first)
+    return Plan(files=(file,), batch_size=data.batch_size, kinds=_kinds_in(first))
 
 
 def check_unchanged(plan: Plan) -> None:

@@ -12,7 +12,7 @@ from worker.data.batch import Bags, Batch
 from worker.data.columns import Columns, columns_from_table, concatenate
 from worker.data.decoding import Decoder, Part
 from worker.data.open_file import OpenFile, open_file
-from worker.data.plan import FilePlan, Piece, Plan
+from worker.data.plan import FilePlan, Piece, ReadPlan
 from worker.errors import DataError, UnreadableError
 from worker.spec import FeatureSpec
 
@@ -49,7 +49,7 @@ class Reader:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ReadPlan,
         features: FeatureSpec,
         *,
         on_bad_file: Literal["fail", "skip"] = "fail",
@@ -95,6 +95,16 @@ class Reader:
         parts = [columns.batch(start, stop) for columns, start, stop in slices]
         return concatenate(parts) if parts else _empty_batch(self._features), skipped
 
+    def forget_files(self, below: int) -> None:
+        """No row of files with lower numbers is read any more: keep nothing of them."""
+        self._decoder.forget_files(below)
+        for number, block in list(self._blocks.items()):
+            if all(part.file < below for part in block.parts):
+                del self._blocks[number]
+                self._cached_bytes -= block.columns.nbytes
+                for part in block.parts:
+                    del self._places[part]
+
     def close(self) -> None:
         """Close the files and forget what was decoded; the reader may be used again."""
         self._decoder.close()
@@ -120,7 +130,7 @@ class Reader:
             DataError: why the part can't be used.
         """
         if part not in self._places and part[1:] not in self._decoder.errors:
-            rows = self._plan.files[part.file].row_group_rows[part.row_group]
+            rows = self._plan.file(part.file).row_group_rows[part.row_group]
             if self._decoder.part_rows(part.file, part.row_group) < rows:
                 room = self._cache_bytes // 2
                 for each, columns in self._decoder.parts_up_to(part, room=room):
@@ -143,7 +153,7 @@ class Reader:
         for file, row_group in self._plan.row_groups_from(epoch, position):
             each = Part(part.epoch, file, row_group)
             known = each in self._places or each[1:] in self._decoder.errors
-            full = limit.reached_with(self._plan.files[file], row_group)
+            full = limit.reached_with(self._plan.file(file), row_group)
             if chosen and (known or full):
                 break
             chosen.append(each)
@@ -154,7 +164,7 @@ class Reader:
         first = 0
         for part in parts:
             self._places[part] = self._next_block, first
-            first += self._plan.files[part.file].row_group_rows[part.row_group]
+            first += self._plan.file(part.file).row_group_rows[part.row_group]
         self._blocks[self._next_block] = _Block(columns, parts)
         self._next_block += 1
         self._cached_bytes += columns.nbytes

@@ -19,7 +19,7 @@ from scheduler.coordinator.events import (
     SendRecords,
     WorkerReported,
 )
-from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.spec import CoordinatorSpec
 from worker.protocol import Finished, Report, Token
 

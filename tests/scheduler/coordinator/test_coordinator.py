@@ -31,7 +31,7 @@ from scheduler.coordinator.events import (
     WorkerLost,
     WorkerReported,
 )
-from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.start import Start
 from scheduler.coordinator.state import TrainingTime

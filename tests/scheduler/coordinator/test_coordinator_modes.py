@@ -17,7 +17,7 @@ from scheduler.coordinator.events import (
     WorkerLost,
     WorkerReported,
 )
-from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.modes.rules import ModeOptions
 from scheduler.coordinator.modes.stale_weights import Power
 from scheduler.coordinator.spec import CoordinatorSpec

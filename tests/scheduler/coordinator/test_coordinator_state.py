@@ -17,7 +17,7 @@ from scheduler.coordinator.events import (
     PauseWanted,
     WorkersWanted,
 )
-from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.modes.rules import Mode, ModeOptions, PlannedShift
 
 

@@ -23,7 +23,7 @@ from scheduler.coordinator.events import (
     TimePassed,
     WorkerReported,
 )
-from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.spec import CoordinatorSpec, CutOptions
 from worker.protocol import Finished, Report
 

@@ -21,7 +21,7 @@ from scheduler.coordinator.evaluation import EvaluationResult
 from scheduler.coordinator.events import GiveUpWorker, ShiftWanted, Warn
 from scheduler.coordinator.exported_figures import coordinator_figures
 from scheduler.coordinator.history import EVERYTHING
-from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.server import CoordinatorServer
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.state import WorkerFigures

@@ -23,7 +23,7 @@ from scheduler.coordinator.events import (
     WorkerReported,
 )
 from scheduler.coordinator.lease_watch import WINDOW
-from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.modes.rules import ModeOptions
 from scheduler.coordinator.spec import CoordinatorSpec
 from worker.protocol import Evaluation, Finished, Grant, Report, Token

@@ -7,7 +7,8 @@ from runtime.intervals import Intervals
 from scheduler.coordinator.batches import Status
 from scheduler.coordinator.ended import EndedBatches
 from scheduler.coordinator.least import Least
-from scheduler.coordinator.ledger import Ledger, LedgerPlan, LedgerState, Samples, Tallies
+from scheduler.coordinator.ledger import Ledger, LedgerState, Samples, Tallies
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.pending import Pending
 from worker.protocol import Finished, Token
 

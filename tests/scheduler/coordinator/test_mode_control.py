@@ -2,7 +2,8 @@
 
 import pytest
 
-from scheduler.coordinator.ledger import Ledger, LedgerPlan
+from scheduler.coordinator.ledger import Ledger
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.mode_control import ModeControl
 from scheduler.coordinator.modes.policy import PolicyOptions
 from scheduler.coordinator.modes.rules import ModeOptions, PlannedShift, rule_of

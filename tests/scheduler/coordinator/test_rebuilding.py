@@ -16,7 +16,7 @@ from scheduler.coordinator.events import (
     ShiftWanted,
     WorkersWanted,
 )
-from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.modes.rules import Mode, PlannedShift
 from scheduler.coordinator.rebuilding import longest_log, state_after
 from scheduler.coordinator.status import status_of

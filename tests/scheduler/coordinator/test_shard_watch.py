@@ -10,7 +10,7 @@ from ps.messages.records import Apply, ApplyReply
 from ps.net.listener import Listener, Peer
 from ps.net.sockets import receive, send
 from ps.spec import StoreSpec
-from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.server import CoordinatorServer
 from scheduler.coordinator.shard_watch import ShardWatch
 from scheduler.coordinator.spec import CoordinatorSpec

@@ -14,7 +14,7 @@ from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import Answer, RecordsApplied, SendRecords, WorkerReported
-from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.spec import CoordinatorSpec
 from worker.protocol import Finished, Grant, Report, Token
 

@@ -11,7 +11,7 @@ from embedding.spec.table import TableSpec
 from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import Answer, RecordsApplied, WorkerReported
-from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.modes.rules import ModeOptions
 from scheduler.coordinator.spec import CoordinatorSpec
 from worker.protocol import Finished, Grant, Report, Token

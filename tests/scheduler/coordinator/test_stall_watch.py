@@ -8,7 +8,7 @@ from ps.spec import StoreSpec
 from scheduler import JobConfig
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import FailJob, TimePassed, Warn, WorkerLost, WorkerReported
-from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.driver.resolved import resolve
 from worker.protocol import Report

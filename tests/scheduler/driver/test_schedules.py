@@ -14,7 +14,7 @@ from ps.spec import StoreSpec
 from scheduler import JobConfig
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import RecordsApplied, SendRecords, WorkerReported
-from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.status import Status
 from scheduler.run.metrics import IntervalReport

@@ -4,7 +4,8 @@ import pytest
 
 from ps.messages.pull_push import ANY_STEP
 from scheduler.coordinator.batches import Status
-from scheduler.coordinator.ledger import Ledger, LedgerPlan
+from scheduler.coordinator.ledger import Ledger
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.modes.rules import Mode, rule_of
 from scheduler.coordinator.modes.shift import shift
 from worker.protocol import Finished, Token

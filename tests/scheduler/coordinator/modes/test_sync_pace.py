@@ -13,7 +13,7 @@ from ps.messages.pull_push import ANY_STEP
 from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator import Coordinator, CoordinatorSpec
 from scheduler.coordinator.events import Answer, RecordsApplied, WorkerReported
-from scheduler.coordinator.ledger import LedgerPlan
+from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.modes.policy import PolicyOptions, Prediction, ShiftingMode, SwitchPolicy
 from scheduler.coordinator.modes.rules import ModeOptions
 from scheduler.coordinator.modes.sync_pace import sync_step_seconds

@@ -1,0 +1,178 @@
+"""A folder as a stream: order, files that are not complete, late ones, and what is not listed."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from worker.data.directory_stream import DirectoryStream
+from worker.data.storage import StorageError
+
+TABLE = pa.table({"a": [1, 2, 3]})
+
+
+def write(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(TABLE, path)
+
+
+def taken(stream: DirectoryStream, now: float = 0.0, most: int = 100) -> list[str]:
+    stream._next_listing = 0.0  # however long the last listing took
+    paths = stream.poll(most=most, now=now)
+    return [path.removeprefix(f"{stream.folder}/") for path in paths]
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> DirectoryStream:
+    return DirectoryStream(str(tmp_path), late_seconds=10, settle_seconds=5)
+
+
+def test_files_are_taken_once_in_natural_order(stream: DirectoryStream, tmp_path: Path) -> None:
+    write(tmp_path, "part-10.parquet", "part-9.parquet", "_x.parquet", ".y.parquet", "z.txt")
+
+    assert taken(stream, most=1) == ["part-9.parquet"]
+    assert stream.lag().files == 1
+    assert taken(stream) == ["part-10.parquet"]
+    write(tmp_path, "part-11.parquet")
+    assert taken(stream) == ["part-11.parquet"]
+    assert taken(stream) == []
+
+
+def test_another_stream_goes_on_from_the_position(stream: DirectoryStream, tmp_path: Path) -> None:
+    write(tmp_path, "a.parquet", "b.parquet")
+    taken(stream)
+    position = stream.position
+    write(tmp_path, "c.parquet")
+    taken(stream)
+
+    other = DirectoryStream(str(tmp_path))
+    other.seek(position)
+
+    assert taken(other) == ["c.parquet"]
+    with pytest.raises(ValueError, match="no position"):
+        other.seek({"after": 3})
+
+
+def test_a_file_that_is_being_written_is_waited_for_but_holds_up_no_other(
+    stream: DirectoryStream, tmp_path: Path
+) -> None:
+    write(tmp_path, "a.parquet", "b.parquet")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole[:-9])
+
+    assert taken(stream, now=0) == ["b.parquet"]
+    (tmp_path / "a.parquet").write_bytes(whole[:-4])
+    assert taken(stream, now=4) == []
+    assert taken(stream, now=8) == [], "its size has changed 4 s ago"
+    (tmp_path / "a.parquet").write_bytes(whole)
+    assert taken(stream, now=8) == ["a.parquet"]
+
+
+def test_a_file_without_an_end_that_does_not_change_is_taken_as_it_is(
+    stream: DirectoryStream, tmp_path: Path
+) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
+
+    assert taken(stream, now=0) == []
+    assert taken(stream, now=5) == ["a.parquet"]
+
+
+def test_a_late_file_is_taken_while_what_follows_it_is_remembered(
+    stream: DirectoryStream, tmp_path: Path
+) -> None:
+    write(tmp_path, "b.parquet")
+    taken(stream, now=0)
+    write(tmp_path, "a.parquet")
+
+    assert taken(stream, now=10) == ["a.parquet"]
+    taken(stream, now=11)  # b is forgotten
+    write(tmp_path, "a2.parquet", "c.parquet")
+    assert taken(stream, now=11) == ["c.parquet"]
+    assert stream.lag().too_late == 1
+
+
+def test_what_was_seen_is_taken_however_late(stream: DirectoryStream, tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"")
+    write(tmp_path, "b.parquet")
+    assert taken(stream, now=0) == ["b.parquet"]
+    assert taken(stream, now=4) == []
+    (tmp_path / "a.parquet").write_bytes(b"x")
+    taken(stream, now=4)
+    other = DirectoryStream(str(tmp_path), late_seconds=0)
+    taken(stream, now=8.5)
+    other.seek(stream.position)
+    write(tmp_path, "a.parquet")
+
+    assert taken(other, now=20) == ["a.parquet"]
+
+
+def test_folders_that_are_over_are_not_listed_again(
+    stream: DirectoryStream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "hour=1/a.parquet", "hour=2/a.parquet")
+    assert taken(stream, now=0) == ["hour=1/a.parquet", "hour=2/a.parquet"]
+    write(tmp_path, "hour=10/a.parquet")
+    assert taken(stream, now=20) == ["hour=10/a.parquet"]
+    listed: list[str] = []
+    scandir = os.scandir
+    monkeypatch.setattr(
+        os, "scandir", lambda path: (listed.append(Path(path).name), scandir(path))[1]
+    )
+
+    write(tmp_path, "hour=1/b.parquet", "hour=10/b.parquet")
+
+    assert taken(stream, now=20) == ["hour=10/b.parquet"]
+    assert "hour=1" not in listed
+    assert "hour=10" in listed
+
+
+def test_a_folder_that_has_not_changed_is_not_listed_again(
+    stream: DirectoryStream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "a.parquet")
+    os.utime(tmp_path, (1e9, 1e9))
+    assert taken(stream) == ["a.parquet"]
+    monkeypatch.setattr(os, "scandir", lambda path: pytest.fail(f"{path} is listed again"))
+
+    assert taken(stream) == []
+
+
+def test_nothing_is_taken_of_what_was_there_before_now(
+    stream: DirectoryStream, tmp_path: Path
+) -> None:
+    write(tmp_path, "a.parquet", "b.parquet")
+
+    assert stream.skip_what_is_there() == str(tmp_path / "b.parquet")
+    write(tmp_path, "c.parquet")
+
+    assert taken(stream) == ["c.parquet"]
+    assert stream.lag().too_late == 0
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    yield "memory://stream"
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_a_store_is_a_stream_too(memory: str, tmp_path: Path) -> None:
+    files = fsspec.filesystem("memory")
+    write(tmp_path, "a.parquet")
+    for name in ("b/2.parquet", "a.parquet"):
+        files.pipe(f"/stream/{name}", (tmp_path / "a.parquet").read_bytes())
+    stream = DirectoryStream(memory)
+
+    assert taken(stream) == ["a.parquet", "b/2.parquet"]
+    files.pipe("/stream/b/3.parquet", (tmp_path / "a.parquet").read_bytes())
+    assert taken(stream) == ["b/3.parquet"]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="nowhere"):
+        taken(DirectoryStream(str(tmp_path / "nowhere")))
