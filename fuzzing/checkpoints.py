@@ -21,6 +21,7 @@ import pyarrow as pa
 from fuzzing.frames import STORE, new_shard, steps_of_a_shard
 from fuzzing.mutations import changed_value, damaged
 from fuzzing.run import Target, WrongResultError
+from ps.checkpoint.checksums import TREE_VERSION, digest_of, tree_digest
 from ps.checkpoint.cut import CutWriter
 from ps.checkpoint.file_parts import FileEntry
 from ps.checkpoint.manifest import MANIFEST, CheckpointError, Manifest, Parent, write_manifest
@@ -183,8 +184,9 @@ class CheckpointTree:
         path = entry["path"]
         forged = damaged(self.files[folder + path], rng, list(self.files.values()))
         changes: Changes = {folder + path: forged}
-        self._fit_parts(folder, path, forged, data["files"], changes)
-        _fit(entry, forged)
+        version = data["format_version"]
+        digests = self._fit_parts(folder, path, forged, data["files"], changes, version)
+        _fit(entry, forged, version, digests)
         if rng.random() < 0.2:
             entry["rows"] += rng.choice((-1, 1, 1 << 40))
         return {**changes, name: _sealed(data)}
@@ -193,28 +195,40 @@ class CheckpointTree:
         return rng.choice([name for name in self.files if name.endswith(MANIFEST)])
 
     def _fit_parts(
-        self, folder: str, path: str, forged: bytes, entries: list[Any], changes: Changes
-    ) -> None:
-        """Let the list of parts have the checksums of a file that was forged."""
+        self,
+        folder: str,
+        path: str,
+        forged: bytes,
+        entries: list[Any],
+        changes: Changes,
+        version: int,
+    ) -> list[bytes] | None:
+        """Let the list of parts have the checksums of a file that was forged.
+
+        Returns:
+            these, and of what follows the last part; of a list of parts None.
+        """
+        digests, at = [], 0
         for entry in entries:
             name = entry["path"]
             if not name.startswith("parts-") or name == path:
                 continue
             parts = pa.ipc.open_file(pa.py_buffer(self.files[folder + name])).read_all()
             rows = parts.to_pylist()
-            at = 0
-            for row in rows:
-                if row["path"] == path:
-                    end = at + row["num_bytes"]
-                    row["sha256"] = hashlib.sha256(forged[at:end]).digest()
-                    at = end
-            if at == 0:
+            there = [row for row in rows if row["path"] == path]
+            if not there:
                 continue
+            for row in there:
+                end = at + row["num_bytes"]
+                digests.append(digest_of(forged[at:end], version))
+                row[parts.schema.names[-1]] = digests[-1]
+                at = end
             sink = io.BytesIO()
             with pa.ipc.new_file(sink, parts.schema) as writer:
                 writer.write_table(pa.Table.from_pylist(rows, schema=parts.schema))
             changes[folder + name] = sink.getvalue()
-            _fit(entry, sink.getvalue())
+            _fit(entry, sink.getvalue(), version, None)
+        return None if path.startswith("parts-") else [*digests, digest_of(forged[at:], version)]
 
     # Reading ----------------------------------------------------------------------------------
 
@@ -249,9 +263,14 @@ def _put(path: Path, data: bytes | None) -> None:
         path.write_bytes(data)
 
 
-def _fit(entry: dict[str, Any], data: bytes) -> None:
+def _fit(entry: dict[str, Any], data: bytes, version: int, digests: list[bytes] | None) -> None:
+    """Let a manifest have size and checksum of a file; `digests`: of its parts and of the rest."""
     entry["bytes"] = len(data)
-    entry["sha256"] = hashlib.sha256(data).hexdigest()
+    if version < TREE_VERSION:
+        entry["sha256"] = digest_of(data, version).hex()
+    else:
+        whole = digest_of(data, version) if digests is None else tree_digest(digests)
+        entry["digest"] = whole.hex()
 
 
 def _json(data: Any) -> str:

@@ -1,6 +1,6 @@
 """Parts of a checkpoint's files: which bytes hold which keys, so that a reader takes no others.
 
-    parts-00000-of-00002.arrow   path, first, end, rows, num_bytes, sha256
+    parts-00000-of-00002.arrow   path, first, end, rows, num_bytes, digest
 
 Every shard lists the parts of its files in such a file. A part is one batch of the Arrow file
 `path`, the first part with all that comes before it: rows of buckets [first, end), of dense/ the
@@ -10,7 +10,6 @@ have one in common.
 """
 
 import contextlib
-import hashlib
 import itertools
 import os
 import stat
@@ -29,18 +28,31 @@ import pyarrow as pa
 
 from embedding.arrow import check_no_nulls
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
+from ps.checkpoint.checksums import (
+    DIGEST_BYTES,
+    TREE_VERSION,
+    digest_of,
+    new_hasher,
+    tree_digest,
+)
 
 PARTS = "parts-"
 MAX_PARTS_BYTES = 256 << 20
 MAX_PART_BYTES = 1 << 31  # read at once; those that are written have 8 MiB, or one Bloom block
 
-PARTS_SCHEMA = pa.schema(
-    [
-        ("path", pa.string()),
-        *((name, pa.int64()) for name in ("first", "end", "rows", "num_bytes")),
-        ("sha256", pa.binary(hashlib.sha256().digest_size)),
-    ]
-)
+
+def parts_schema(format_version: int) -> pa.Schema:
+    """Return the columns of a list of parts."""
+    return pa.schema(
+        [
+            ("path", pa.string()),
+            *((name, pa.int64()) for name in ("first", "end", "rows", "num_bytes")),
+            ("sha256" if format_version < TREE_VERSION else "digest", pa.binary(DIGEST_BYTES)),
+        ]
+    )
+
+
+PARTS_SCHEMA = parts_schema(TREE_VERSION)
 _BEGIN_BYTES = 8 << 20  # that are written before the disk is told to begin with them
 _MAX_SCHEMA_BYTES = 1 << 20
 _MAGIC_BYTES = 8  # before the first message of an Arrow file
@@ -52,11 +64,11 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """One file of a checkpoint; `path` is relative to the manifest."""
+    """One file of a checkpoint; `path` is relative to the manifest, `digest` in hexadecimal."""
 
     path: str
     bytes: int
-    sha256: str
+    digest: str
     rows: int
 
 
@@ -69,11 +81,11 @@ class FilePart:
     end: int
     rows: int
     num_bytes: int
-    sha256: bytes
+    digest: bytes
 
 
 class HashedFile:
-    """Passes writes on, and keeps length and digest of the file and of its latest part.
+    """Passes writes on, and keeps length and digest of the file, each byte of it hashed once.
 
     It has the disk begin with what was written, so that the end has not all of it to wait for, and
     a large file does not push others out of the page cache.
@@ -81,8 +93,8 @@ class HashedFile:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._digest = hashlib.sha256()
-        self._part_digest = hashlib.sha256()
+        self._hasher = new_hasher(TREE_VERSION)
+        self._digests: list[bytes] = []  # of the parts before
         self._part_start = 0
         self._begun = 0
         self.closed = False
@@ -91,8 +103,7 @@ class HashedFile:
     def write(self, data: Any) -> int:
         view = memoryview(data)
         self._file.write(view)
-        self._digest.update(view)
-        self._part_digest.update(view)
+        self._hasher.update(view)
         self.length += view.nbytes
         if self.length - self._begun >= _BEGIN_BYTES and sys.platform == "linux":
             length = self.length - self._begun
@@ -104,13 +115,16 @@ class HashedFile:
     def flush(self) -> None:
         """There is nothing of its own to flush."""
 
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
+    def hexdigest(self, *, in_parts: bool) -> str:
+        """Return the digest of the file, which is written; `in_parts`: its parts are listed."""
+        rest = self._hasher.digest()
+        return (tree_digest([*self._digests, rest]) if in_parts else rest).hex()
 
     def end_part(self, path: str, rows: int, within: tuple[int, int]) -> FilePart:
         """Say what was written since the part before ended: a batch of at least one row."""
-        length, digest = self.length - self._part_start, self._part_digest.digest()
-        self._part_start, self._part_digest = self.length, hashlib.sha256()
+        length, digest = self.length - self._part_start, self._hasher.digest()
+        self._part_start, self._hasher = self.length, new_hasher(TREE_VERSION)
+        self._digests.append(digest)
         return FilePart(path, *within, rows, length, digest)
 
 
@@ -226,10 +240,15 @@ def read_parts(
     parts: Iterable[FilePart],
     schema: pa.Schema,
     wanted: tuple[int, int],
+    *,
+    format_version: int,
 ) -> Iterator[tuple[FilePart, pa.RecordBatch]]:
     """Read the parts of a file that may hold rows of buckets or blocks [first, end), no others.
 
     A file without such a part is not opened.
+
+    Args:
+        format_version: of the checkpoint, which says what checksums are.
 
     Raises:
         CheckpointError: the bytes are not those that were written, or of other columns.
@@ -258,11 +277,8 @@ def read_parts(
         def read(offset: int, part: FilePart) -> bytes:
             file.seek(offset)
             data = file.read(part.num_bytes)
-            if hashlib.sha256(data).digest() != part.sha256:
-                raise CheckpointError(
-                    f"{path} is damaged: bytes {offset} to {offset + part.num_bytes} do not have"
-                    f" the checksum of {_described(part)}"
-                )
+            if digest_of(data, format_version) != part.digest:
+                raise damaged_part(path, offset, part)
             return data
 
         # The next part is read and hashed while one is used.
@@ -272,6 +288,13 @@ def read_parts(
             if following is not None:
                 ahead = reading.submit(read, *following)
             yield part, _batch_of(pa.py_buffer(data), schema, first=offset == 0)
+
+
+def damaged_part(path: Path, offset: int, part: FilePart) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is damaged: bytes {offset} to {offset + part.num_bytes} do not have the checksum"
+        f" of {_described(part)}"
+    )
 
 
 def _batch_of(data: pa.Buffer, schema: pa.Schema, *, first: bool) -> pa.RecordBatch:

@@ -1,35 +1,39 @@
 """The files of one checkpoint folder, held against its manifest before anything is made of them."""
 
 import contextlib
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 
 from embedding.arrow import check_no_nulls
 from embedding.spec.admission import BloomAdmission
+from ps.checkpoint.checksums import TREE_VERSION, new_hasher, tree_digest
 from ps.checkpoint.file_parts import (
     MAX_PARTS_BYTES,
     PARTS,
-    PARTS_SCHEMA,
     CheckpointError,
     FileEntry,
     FilePart,
     check_order,
     check_part,
     check_schema,
+    damaged_part,
     numbers_of,
     open_file,
     parts_by_file,
     parts_from,
+    parts_schema,
     read_parts,
 )
 from ps.checkpoint.manifest import MANIFEST, read_manifest
 from ps.spec import StoreSpec
+
+_READ_BYTES = 8 << 20  # at once
 
 
 class CheckpointFiles:
@@ -94,7 +98,10 @@ class CheckpointFiles:
                 found = self._whole(entry, schema)
             else:
                 of_file = parts.get(entry.path, [])
-                found = read_parts(self.directory, entry, of_file, schema, wanted)
+                found = read_parts(
+                    self.directory, entry, of_file, schema, wanted,
+                    format_version=self.manifest.format_version,
+                )  # fmt: skip
             with naming(self.directory / entry.path):
                 for part, batch in found:
                     check_no_nulls(batch)
@@ -118,6 +125,7 @@ class CheckpointFiles:
     @cached_property
     def _parts(self) -> dict[str, list[FilePart]] | None:
         """The parts of each file; None where an earlier version wrote them, which listed none."""
+        version = self.manifest.format_version
         lists = [entry for entry in self.manifest.files if entry.path.startswith(PARTS)]
         parts: list[FilePart] = []
         for entry in lists:
@@ -127,9 +135,9 @@ class CheckpointFiles:
                     f"{path} has {entry.bytes} bytes, a list of parts {MAX_PARTS_BYTES} at most"
                 )
             with naming(path):
-                for _, batch in self._whole(entry, PARTS_SCHEMA):
+                for _, batch in self._whole(entry, parts_schema(version)):
                     parts += parts_from(batch)
-        if not lists:
+        if not lists and version < TREE_VERSION:
             return None
         with naming(self.directory / f"{PARTS}*"):
             return parts_by_file(
@@ -182,12 +190,35 @@ class CheckpointFiles:
             return
         path = self.directory / entry.path
         size = path.stat().st_size
-        with open_file(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = self._digest_of(entry) if size == entry.bytes else None
         self.bytes_read += size
-        if size != entry.bytes or digest != entry.sha256:
+        if digest != entry.digest:
             raise CheckpointError(f"{path} is damaged: its size or checksum is not the manifest's")
         self._verified.add(entry.path)
+
+    def _digest_of(self, entry: FileEntry) -> str:
+        """Read a file; return its digest. Parts are held against theirs on the way."""
+        path, version = self.directory / entry.path, self.manifest.format_version
+        with open_file(path) as file:
+            if version < TREE_VERSION or entry.path.startswith(PARTS):
+                return _digest_of_next(file, entry.bytes, version).hex()
+            digests, offset = [], 0
+            for part in (self._parts or {}).get(entry.path, ()):
+                digests.append(_digest_of_next(file, part.num_bytes, version))
+                if digests[-1] != part.digest:
+                    raise damaged_part(path, offset, part)
+                offset += part.num_bytes
+            digests.append(_digest_of_next(file, entry.bytes - offset, version))
+            return tree_digest(digests).hex()
+
+
+def _digest_of_next(file: IO[bytes], num_bytes: int, format_version: int) -> bytes:
+    """Return the checksum of so many bytes from where a file is."""
+    hasher = new_hasher(format_version)
+    while num_bytes > 0 and (data := file.read(min(num_bytes, _READ_BYTES))):
+        hasher.update(memoryview(data))
+        num_bytes -= len(data)
+    return hasher.digest()
 
 
 def _within(

@@ -8,18 +8,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ps.checkpoint.checksums import TREE_VERSION
 from ps.checkpoint.file_parts import CheckpointError, FileEntry, open_file
 from ps.checkpoint.sealed_json import SEAL, seal_of, sealed_text, unsealed
 from runtime.durable import write_text
 from runtime.typed import decoder_of, field_values
 
 FORMAT = "synchromesh-checkpoint"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
 
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class Manifest:
         parent: of a delta; None of a full one.
         training: how far the job was, for itself to go on; empty where that was not kept.
         sorted: whether rows lie by bucket and key; of a cut they lie by groups of buckets only.
+        format_version: of its files, which says what their checksums are; what is written has the
+            newest.
     """
 
     kind: Literal["full", "delta"]
@@ -64,6 +67,7 @@ class Manifest:
     parent: Parent | None = None
     training: dict[str, Any] = field(default_factory=dict)
     sorted: bool = True
+    format_version: int = FORMAT_VERSION
 
 
 def write_manifest(directory: str | Path, manifest: Manifest) -> str:
@@ -81,7 +85,7 @@ def write_manifest(directory: str | Path, manifest: Manifest) -> str:
                 f"{path} has {found} bytes, the shard that wrote it says {entry.bytes}."
                 " run.dir must be one folder that every node sees"
             )
-    data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
+    data = {"format": FORMAT, **asdict(manifest), "format_version": FORMAT_VERSION}
     text, seal = sealed_text(data)
     write_text(root / MANIFEST, text)
     return seal
@@ -105,15 +109,15 @@ def read_manifest(path: Path) -> tuple[Manifest, str]:
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     del data["format"]
-    version = data.pop("format_version", None)
-    if version not in (1, FORMAT_VERSION):
+    version = data.get("format_version")
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {version}, this software reads 1 to {FORMAT_VERSION}"
         )
     if version != 1 and not is_sealed:
         raise CheckpointError(f"{path} is damaged: it lacks its checksum")
     try:
-        data["files"] = [_in_order(FileEntry, entry) for entry in data["files"]]
+        data["files"] = [_in_order(FileEntry, _renamed(e, version)) for e in data["files"]]
         if data.get("parent") is not None:
             data["parent"] = _in_order(Parent, data["parent"])
         manifest: Manifest = _manifest_from(_in_order(Manifest, data))
@@ -152,6 +156,15 @@ def _in_order(kind: type, data: dict[str, Any]) -> list[Any]:
     return field_values(kind(**data))
 
 
+def _renamed(entry: dict[str, Any], version: int) -> dict[str, Any]:
+    """Return an entry of a file as it is called today."""
+    if version >= TREE_VERSION:
+        return entry
+    if not isinstance(entry, dict) or "digest" in entry:
+        raise TypeError(f"file {entry!r:.200}")
+    return {"digest" if name == "sha256" else name: value for name, value in entry.items()}
+
+
 def _check_files(files: Iterable[FileEntry]) -> None:
     """Hold what is said of files against reason, before one of them is opened."""
     seen: set[str] = set()
@@ -162,10 +175,10 @@ def _check_files(files: Iterable[FileEntry]) -> None:
         if entry.path in seen or entry.path == MANIFEST:
             raise ValueError(f"file {entry.path} may be listed once, and no manifest")
         seen.add(entry.path)
-        if min(entry.bytes, entry.rows) < 0 or not _SHA256.fullmatch(entry.sha256):
+        if min(entry.bytes, entry.rows) < 0 or not _DIGEST.fullmatch(entry.digest):
             raise ValueError(
-                f"file {entry.path} of {entry.bytes} bytes, {entry.rows} rows and sha256"
-                f" {entry.sha256[:80]!r}"
+                f"file {entry.path} of {entry.bytes} bytes, {entry.rows} rows and digest"
+                f" {entry.digest[:80]!r}"
             )
 
 
@@ -179,5 +192,5 @@ def _check_numbers(manifest: Manifest) -> None:
         return
     if not _FOLDER.fullmatch(parent.name):
         raise CheckpointError(f"names a parent that is no folder beside it: {parent.name[:300]!r}")
-    if not _SHA256.fullmatch(parent.seal):
+    if not _DIGEST.fullmatch(parent.seal):
         raise ValueError(f"a parent with the seal {parent.seal[:80]!r}")

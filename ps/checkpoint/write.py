@@ -1,6 +1,6 @@
 """Checkpoint files: Arrow files that other tools can open, and a manifest that is written last.
 
-    manifest.json                              specs, step, size and sha256 of every file, its own
+    manifest.json                              specs, step, size and checksum of every file, its own
     tables/NAME/rows-00000-of-00002.arrow      key, (frequency, version,) vector, slot_NAME...
     tables/NAME/counters-00000-of-00002.arrow  key, frequency, version of keys without a row
     tables/NAME/bloom-00000-of-00002.arrow     bucket, counters of its block of the Bloom filter
@@ -162,7 +162,8 @@ class PartsWriter:
 
     def end(self) -> None:
         """Note what was written; all of it is."""
-        self.entry = FileEntry(self._name, self._sink.length, self._sink.hexdigest(), self._rows)
+        digest = self._sink.hexdigest(in_parts=self._parts is not None)
+        self.entry = FileEntry(self._name, self._sink.length, digest, self._rows)
 
 
 @contextlib.contextmanager

@@ -299,7 +299,7 @@ Edit = Callable[[dict[str, Any]], Any]
         (lambda m: m["store"].update(tables=3), r"manifest\.json .*(store|tables)"),
         (lambda m: m["store"]["tables"][0].update(dim=4), "damaged|columns"),
         (lambda m: m["files"][0].update(path=3), r"manifest\.json .*(3|path)"),
-        (lambda m: m["files"][-1].update(sha256="0" * 64), "is damaged"),
+        (lambda m: m["files"][-1].update(digest="0" * 64), "is damaged"),
         (lambda m: m.update(format="else"), "is not the manifest of a checkpoint"),
     ],
 )

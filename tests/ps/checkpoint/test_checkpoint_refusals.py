@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from earlier_format import without_parts
 
 from embedding.spec.optimizers import Adagrad, Sgd
 from embedding.spec.table import TableSpec
@@ -31,17 +32,6 @@ def edit(directory: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     change(data)
     path.write_text(sealed_text(data)[0])
     return directory
-
-
-def without_parts(directory: Path) -> Path:
-    """Make it one of a version that did not list the parts of files."""
-
-    def change(data: dict[str, Any]) -> None:
-        data["files"] = [e for e in data["files"] if not e["path"].startswith("parts-")]
-
-    for path in directory.glob("parts-*"):
-        path.unlink()
-    return edit(directory, change)
 
 
 def read_everything(directory: Path) -> None:
@@ -134,7 +124,7 @@ def in_table(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
     [
         (drop("format"), "not the manifest of a checkpoint"),
         (put("format", "another"), "not the manifest of a checkpoint"),
-        (put("format_version", 3), "has format version 3, this software reads 1 to 2"),
+        (put("format_version", 4), "has format version 4, this software reads 1 to 3"),
         (drop("format_version"), "has format version None"),
         *((drop(n), n) for n in ("files", "step", "store", "kind", "recovery_epoch", "model")),
         (put("more", 1), "more"),
@@ -157,12 +147,12 @@ def in_table(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
         (put("files", [[1]]), "wrong"),
         (put("files", 5), "wrong"),
         (in_file("bytes", "12"), "int64"),
-        (in_file("sha256", 12), "string"),
+        (in_file("digest", 12), "string"),
         (in_file("path", None), "string"),
         (in_file("more", None), "more"),
         (in_file("bytes", -1), "-1 bytes"),
         (in_file("rows", -1), "-1 rows"),
-        (in_file("sha256", "0"), "sha256 '0'"),
+        (in_file("digest", "0"), "digest '0'"),
         (in_file("path", "manifest.json"), "may be listed once"),
         (lambda data: data["files"].append(data["files"][0]), "may be listed once"),
         (lambda data: data["files"][0].pop("rows"), "rows"),
@@ -257,6 +247,8 @@ def test_a_manifest_without_a_checksum_is_one_of_the_first_version(own: Path) ->
     with pytest.raises(CheckpointError, match=r"manifest\.json is damaged: it lacks its checksum"):
         CheckpointReader(own)
 
+    without_parts(own)
+    data = unsealed(json.loads(path.read_text()))
     path.write_text(json.dumps({**data, "format_version": 1}))
     read_everything(own)
 

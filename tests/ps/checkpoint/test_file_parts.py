@@ -1,6 +1,5 @@
 """Shards read of a checkpoint what they keep; a list of parts that lies is found out in time."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from blake3 import blake3
+from earlier_format import without_parts
 
 from embedding.spec.admission import BloomAdmission
 from embedding.spec.table import TableSpec
@@ -67,7 +68,7 @@ def edit_list(directory: Path, change: Callable[[list[dict[str, Any]]], Any]) ->
 
     def agree(manifest: dict[str, Any]) -> None:
         (entry,) = [e for e in manifest["files"] if e["path"] == LIST]
-        entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        entry |= {"bytes": len(data), "digest": blake3(data).hexdigest()}
 
     edit_manifest(directory, agree)
 
@@ -81,7 +82,7 @@ def test_a_list_whose_texts_lie_outside_of_it_is_refused(own: Path) -> None:
 
     def agree(manifest: dict[str, Any]) -> None:
         (entry,) = [e for e in manifest["files"] if e["path"] == LIST]
-        entry["sha256"] = hashlib.sha256(data).hexdigest()
+        entry["digest"] = blake3(data).hexdigest()
 
     path.write_bytes(data)
     edit_manifest(own, agree)
@@ -92,17 +93,6 @@ def test_a_list_whose_texts_lie_outside_of_it_is_refused(own: Path) -> None:
 
 def of_adam(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [part for part in parts if part["path"] == ADAM]
-
-
-def forget_parts(directory: Path) -> None:
-    """Leave what a version wrote that did not list parts."""
-
-    def change(manifest: dict[str, Any]) -> None:
-        manifest["files"] = [e for e in manifest["files"] if not e["path"].startswith("parts-")]
-
-    edit_manifest(directory, change)
-    for path in directory.glob("parts-*"):
-        path.unlink()
 
 
 # What is read -------------------------------------------------------------------------------------
@@ -136,7 +126,7 @@ def test_all_shards_together_read_a_checkpoint_once(
     else:
         largest_part = 2 * 8192 + 1000
         assert data_read <= files + (num_shards - 2) * (4 * 3000 + largest_part)
-    forget_parts(own)
+    without_parts(own)
     _, by_earlier_versions = restored(small_job, saved_job, own, num_shards)
     assert by_earlier_versions == num_shards * files
 
@@ -148,7 +138,7 @@ def test_parts_give_what_whole_files_give(
     directory = saved_job(written_by).write_checkpoint(tmp_path)
 
     digests = {restored(small_job, saved_job, directory, n)[0] for n in (1, 2, 3, 5)}
-    forget_parts(directory)
+    without_parts(directory)
     digests.add(restored(small_job, saved_job, directory, 2)[0])
 
     assert len(digests) == 1
@@ -239,7 +229,7 @@ def swap_ends(parts: list[dict[str, Any]]) -> None:
 
 def swap_places(parts: list[dict[str, Any]]) -> None:
     first, second = of_adam(parts)[:2]
-    first |= {name: second[name] for name in ("num_bytes", "sha256", "rows")}
+    first |= {name: second[name] for name in ("num_bytes", "digest", "rows")}
 
 
 @pytest.mark.parametrize("change", [narrower, later, cut_elsewhere, swap_rows, swap_places])
@@ -353,14 +343,9 @@ def test_rows_out_of_order_or_there_twice_are_refused_and_named(
     rows = [*order, *range(2, table.num_rows)]
     with pa.ipc.new_file(path, table.schema) as writer:
         writer.write(table.take(rows))
-    data = path.read_bytes()
-
-    def agree(manifest: dict[str, Any]) -> None:
-        (entry,) = [e for e in manifest["files"] if e["path"] == ADAM]
-        entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-    edit_manifest(own, agree)
-    forget_parts(own)
+    without_parts(own)
+    size = path.stat().st_size
+    edit_manifest(own, lambda m: [e.update(bytes=size) for e in m["files"] if e["path"] == ADAM])
 
     with pytest.raises(CheckpointError, match=rf"{ADAM}: key .* comes after key"):
         load_tables(CheckpointReader(own))

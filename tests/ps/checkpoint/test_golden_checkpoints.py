@@ -48,7 +48,7 @@ def content(parts: list[EmbeddingVariable]) -> str:
     return sha256(*columns)
 
 
-CHAIN = Path(__file__).parents[2] / "golden" / "checkpoint-2"
+CHAINS = [Path(__file__).parents[2] / "golden" / f"checkpoint-{version}" for version in (2, 3)]
 CHAIN_TABLES = {
     "full-000000000004": {
         "a": "1d0ad32c1253bd3b72d998e9409c21a2573abec98913586fdd572ca3c64e587c",
@@ -69,10 +69,13 @@ CHAIN_DENSE = {
 }
 
 
+@pytest.mark.parametrize("chain", CHAINS, ids=lambda path: path.name)
 @pytest.mark.parametrize("name", CHAIN_TABLES)
 @pytest.mark.parametrize("num_shards", [1, 3])
-def test_a_chain_of_format_version_2_is_restored_bit_for_bit(name: str, num_shards: int) -> None:
-    reader = CheckpointReader(CHAIN / name)
+def test_a_chain_of_an_earlier_version_is_restored_bit_for_bit(
+    chain: Path, name: str, num_shards: int
+) -> None:
+    reader = CheckpointReader(chain / name)
     reader.verify()
     spec = StoreSpec.from_json({**reader.manifest.store, "num_shards": num_shards})
     shards = [Shard(spec, index) for index in range(num_shards)]
