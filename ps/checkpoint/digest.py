@@ -30,6 +30,8 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 # Of rows that are read at once: they are still in the cache when they are hashed and written.
 PART_BYTES = 8 << 20
 _COUNTER_BYTES = 64 << 20
+# The digest of a bucket without rows, counters or a block of the filter.
+_NOTHING = np.frombuffer(hashlib.sha256(bytes(3 * DIGEST_BYTES)).digest(), np.uint8)
 
 
 class BucketDigests:
@@ -60,8 +62,12 @@ class BucketDigests:
 
     def digests(self) -> npt.NDArray[np.uint8]:
         """Return the digest of each bucket, uint8[buckets, 32]."""
-        digests = [hashlib.sha256(part).digest() for part in self._parts]
-        return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
+        digests = np.tile(_NOTHING, (len(self._parts), 1))
+        # Of 4096 buckets most hold nothing, where a table is small.
+        filled = self._parts.any(axis=(1, 2))
+        of_filled = b"".join(hashlib.sha256(part).digest() for part in self._parts[filled])
+        digests[filled] = np.frombuffer(of_filled, np.uint8).reshape(-1, DIGEST_BYTES)
+        return digests
 
     def _add(
         self, kind: int, buckets: tuple[int, int], columns: tuple[npt.NDArray[Any], ...]
