@@ -57,29 +57,26 @@ def imports_of(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.module
 
 
-def test_there_are_modules() -> None:
+def test_packages_import_only_what_is_below_them() -> None:
     assert len(PACKAGE_MODULES) > 40
-
-
-@pytest.mark.parametrize("path", PACKAGE_MODULES, ids=str)
-def test_packages_import_only_what_is_below_them(path: Path) -> None:
-    package = path.parts[0]
-    allowed = MAY_IMPORT[package] | {package}
     ours = set(MAY_IMPORT) | SCRIPTS
-    wrong = [
-        f"{path}:{line} imports {name}; {package}/ may import only {sorted(allowed)} of ours"
-        for line, name in imports_of(path)
-        if name.split(".")[0] in ours - allowed
-    ]
+    wrong = []
+    for path in PACKAGE_MODULES:
+        package = path.parts[0]
+        allowed = MAY_IMPORT[package] | {package}
+        wrong += [
+            f"{path}:{line} imports {name}; {package}/ may import only {sorted(allowed)} of ours"
+            for line, name in imports_of(path)
+            if name.split(".")[0] in ours - allowed
+        ]
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("path", PACKAGE_MODULES, ids=str)
-def test_only_actors_and_what_starts_them_import_ray(path: Path) -> None:
-    if path.name == "actor.py" or path.as_posix().startswith(DRIVER):
-        return
+def test_only_actors_and_what_starts_them_import_ray() -> None:
     wrong = [
         f"{path}:{line} imports {name}; Ray belongs into an actor.py or {DRIVER}"
+        for path in PACKAGE_MODULES
+        if path.name != "actor.py" and not path.as_posix().startswith(DRIVER)
         for line, name in imports_of(path)
         if name.split(".")[0] == "ray"
     ]
@@ -107,18 +104,15 @@ def test_everything_else_can_be_imported_without_loading_ray() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("path", modules("embedding"), ids=str)
-def test_tables_need_numpy_and_numba_and_pyarrow_only_as_arrow(path: Path) -> None:
+def test_tables_need_numpy_and_numba_and_pyarrow_only_as_arrow() -> None:
     allowed = {"embedding", "llvmlite", "numba", "numpy", *sys.stdlib_module_names}
-    if path.as_posix() == "embedding/arrow.py":
-        allowed.add("pyarrow")
-
     wrong = [
         f"{path}:{line} imports {name}"
+        for path in modules("embedding")
         for line, name in imports_of(path)
         if name.split(".")[0] not in allowed
+        and (path.as_posix(), name.split(".")[0]) != ("embedding/arrow.py", "pyarrow")
     ]
-
     assert not wrong, "\n".join(wrong)
 
 
@@ -138,41 +132,35 @@ def test_tables_can_be_used_without_pyarrow() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("path", EVERY_MODULE, ids=str)
-def test_modules_are_named_for_what_they_hold(path: Path) -> None:
-    for name in (*path.parts[:-1], path.stem):
-        assert name not in FORBIDDEN_NAMES, f"{path}: name it for what it holds, not {name!r}"
-    assert path.stem not in sys.stdlib_module_names - {"__init__"}, (
-        f"{path} is named like a module of the standard library, which breaks python when it is"
-        " started in that folder"
-    )
+def test_modules_are_named_for_what_they_hold() -> None:
+    for path in EVERY_MODULE:
+        for name in (*path.parts[:-1], path.stem):
+            assert name not in FORBIDDEN_NAMES, f"{path}: name it for what it holds, not {name!r}"
+        assert path.stem not in sys.stdlib_module_names - {"__init__"}, (
+            f"{path} is named like a module of the standard library, which breaks python when it is"
+            " started in that folder"
+        )
 
 
-@pytest.mark.parametrize("path", EVERY_MODULE, ids=str)
-def test_modules_stay_short(path: Path) -> None:
+def test_modules_stay_short() -> None:
     """A smell and not a law; but splitting is easier early than late."""
-    lines = len((ROOT / path).read_text().splitlines())
-    assert lines <= MAX_LINES, (
-        f"{path} has {lines} lines, {MAX_LINES} are the limit: split off one concern"
-    )
+    lines = {path: len((ROOT / path).read_text().splitlines()) for path in EVERY_MODULE}
+    long = [f"{path} has {n} lines" for path, n in lines.items() if n > MAX_LINES]
+    assert not long, f"{long}: {MAX_LINES} are the limit: split off one concern"
 
 
-@pytest.mark.parametrize("path", modules(*MAY_IMPORT, "scripts"), ids=str)
-def test_json_is_written_so_that_every_reader_takes_it(path: Path) -> None:
+def test_json_is_written_so_that_every_reader_takes_it() -> None:
     """Python writes NaN unless told not to; `runtime.strict_json` writes null."""
-    calls = [
-        node
-        for node in nodes_of(path)
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr in ("dump", "dumps")
-        and isinstance(node.func.value, ast.Name)
-        and node.func.value.id == "json"
-    ]
     loose = [
         f"{path}:{call.lineno}"
-        for call in calls
-        if not any(keyword.arg == "allow_nan" for keyword in call.keywords)
+        for path in modules(*MAY_IMPORT, "scripts")
+        for call in nodes_of(path)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr in ("dump", "dumps")
+        and isinstance(call.func.value, ast.Name)
+        and call.func.value.id == "json"
+        and not any(keyword.arg == "allow_nan" for keyword in call.keywords)
     ]
     assert not loose, f"use json_text there: {loose}"
 
