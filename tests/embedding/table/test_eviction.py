@@ -9,7 +9,7 @@ from embedding.spec.eviction import Eviction
 from embedding.spec.json_form import table_from_json, to_json
 from embedding.spec.optimizers import Adagrad, AdamAsync, Sgd
 
-ONE_BUCKET = np.array([k for k in range(80_000) if buckets_of(np.array([k]))[0] == 99][:12])
+ONE_BUCKET = np.flatnonzero(buckets_of(np.arange(80_000)) == 99)[:12]
 
 
 def filled(keys, *, vectors=None, frequency=1, version=1, optimizer=None):
@@ -98,7 +98,7 @@ def test_the_least_recently_updated_rows_go_first_where_that_is_asked_for():
 
 
 def test_a_quota_is_of_a_bucket_and_untouched_where_there_are_fewer():
-    other = [k for k in range(50_000) if buckets_of(np.array([k]))[0] == 100][:5]
+    other = np.flatnonzero(buckets_of(np.arange(50_000)) == 100)[:5]
     table = filled([*ONE_BUCKET, *other])
 
     evicted = table.evict(rows_per_bucket=5)
