@@ -35,8 +35,13 @@ ROOT = Path(__file__).parents[1]
 class Scheduling(LoadFileScheduling):
     """Deals tests out by the file, as files compile kernels and make fixtures once.
 
-    Those with Ray go to one process: two Rays would fight for a port of the node.
+    Those with Ray go to one process: two Rays would fight for a port of the node. Files come in
+    the order below, and not by how many tests they have.
     """
+
+    def __init__(self, config: pytest.Config, log: Any) -> None:
+        config.option.loadscopereorder = False
+        super().__init__(config, log)
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
@@ -54,8 +59,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with those with Ray, as they take longest."""
-    items.sort(key=lambda item: not _starts_ray(item.path))
+    """Begin with what takes longest: those with Ray, then the simulated jobs."""
+    items.sort(key=lambda item: (not _starts_ray(item.path), "simulation" not in item.path.parts))
 
 
 @pytest.fixture
