@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from synchromesh.commands.answers import answering, json_option, print_json
 from worker.datasets.convert import Layout, convert_criteo, convert_movielens
 from worker.datasets.files import DatasetError
+from worker.datasets.replay import replay
 from worker.datasets.synthetic import CriteoLike, write_criteo_like
 
 DEFAULT = Layout()
@@ -136,3 +138,47 @@ def _criteo_like(
             )
     shown = ("rows", "test_rows", "seed", "base_rate", "best_auc", "best_logloss")
     print_json({"out": str(out), **{name: about[name] for name in shown}})
+
+
+@command.command(
+    "replay",
+    epilog="Example: synchromesh data replay 'data/clicks/*.parquet' --to stream --rate 5000",
+)
+@click.argument("inputs", nargs=-1, required=True, metavar="FILES...")
+@click.option("--to", required=True, help="Folder (path or URL) in which files appear.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), required=True, help="Rows/s.")
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Seconds from one file to the next.",
+)
+@click.option("--loops", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--time-column", help="A column that gets the time at which a row was written.")
+@json_option
+def _replay(
+    inputs: tuple[str, ...],
+    to: str,
+    rate: float,
+    every: float,
+    loops: int,
+    time_column: str | None,
+    as_json: bool,
+) -> None:
+    """Write recorded rows into a folder at a steady rate, as if they happened now.
+
+    Each file appears whole, named by the time: a job on a stream trains it as it comes.
+    """
+    with answering(failures=(OSError, pa.ArrowException), failed="cannot replay: "):
+        written = replay(
+            inputs,
+            to,
+            rate=rate,
+            every_seconds=every,
+            loops=loops,
+            time_column=time_column,
+            on_file=lambda path, rows: None if as_json else click.echo(f"{path} {rows}"),
+        )
+    if as_json:
+        print_json({"rows": written, "to": to})

@@ -1,40 +1,52 @@
 """Whole jobs on a stream, in threads: what arrives is trained once, whoever dies."""
 
+import random
+import shutil
 import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from killed_actors import disturbed
 from ray_of_threads import RayOfThreads
 
-from scheduler import JobConfig, Trainer
+from ps.checkpoint.read import CheckpointReader
+from scheduler import JobConfig, Result, Trainer
+from scheduler.coordinator.status import Status
+from scheduler.driver.supervisor import Supervisor
+from scheduler.run.directory import checkpoints_of
 
 ROWS, PER_FILE = 1500, 100
 
 
-def job(stream: Path, run: Path, **sections: Any) -> JobConfig:
+def job(stream: Path, run: Path, /, **sections: Any) -> JobConfig:
     adagrad = {"type": "adagrad", "initial_accumulator": 1e-4}
     data = {
         "stream": {"dir": str(stream), "close_seconds": 0.2, "poll_seconds": 0.02},
         "dense": ["d1", "d2"],
-        "sparse": ["a", "b"],
-        "batch_size": 64,
+        "sparse": ["a", "b", "id"],
+        "batch_size": 32,
     }
     return JobConfig.from_dict(
         {
             "data": {**data, **sections.pop("data", {})},
             "embedding": {"dim": 4, "optimizer": adagrad},
+            "tables": {"id": {"track_usage": True}},
             "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8], "optimizer": adagrad},
             "training": {
                 "mode": "sync",
-                "global_batch": 128,
+                "global_batch": 64,
                 "online": {"until": {"idle_seconds": 1.0}},
                 **sections.pop("training", {}),
             },
             "cluster": {"workers": 2, "servers": 2},
-            "run": {"dir": str(run), **sections.pop("run", {})},
+            "checkpoint": {"every_steps": 3, "every_seconds": None, "full_every": 2},
+            "run": {"dir": str(run), "resume": "auto"},
             **sections,
         }
     )
@@ -56,15 +68,135 @@ def write(files: list[pa.Table], to: Path, *, first: int = 0) -> None:
         partial.rename(to / f"part-{number}.parquet")
 
 
+def times_trained(result: Result) -> dict[int, int]:
+    """How often a step had each id: what the model itself remembers."""
+    reader = CheckpointReader(result.checkpoint)
+    (table,) = (table for table in reader.store.tables if table.name == "id")
+    found: dict[int, int] = {}
+    for rows in reader.rows(table):
+        found.update(zip(rows.keys.tolist(), rows.frequency.tolist(), strict=True))
+    return found
+
+
+def each_once(result: Result) -> bool:
+    times = times_trained(result)
+    return len(times) == ROWS and set(times.values()) == {1}
+
+
+@contextmanager
+def arriving(files: list[pa.Table], to: Path, *, pause: float = 0.1) -> Iterator[None]:
+    """Files appear while the block runs, the first three before it."""
+    write(files[:3], to)
+
+    def write_others() -> None:
+        for number, table in enumerate(files[3:], 3):
+            time.sleep(pause)
+            write([table], to, first=number)
+
+    thread = threading.Thread(target=write_others)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+@contextmanager
+def driver_lost(when: Callable[[Status], bool]) -> Iterator[None]:
+    """The driver ends where its status is such, as by a signal that nobody takes."""
+    poll = Supervisor.poll
+
+    def poll_or_end(self: Supervisor) -> Status:
+        status = poll(self)
+        if when(status):
+            raise KeyboardInterrupt
+        return status
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Supervisor, "poll", poll_or_end)
+        with suppress(KeyboardInterrupt):
+            yield
+
+
 def test_what_arrives_while_the_job_runs_is_trained_once(
     jobs_in_threads: RayOfThreads, files: list[pa.Table], tmp_path: Path
 ) -> None:
     stream = tmp_path / "stream"
-    write(files[:3], stream)
-    more = threading.Timer(1.0, write, (files[3:], stream), {"first": 3})
-    more.start()
+    with arriving(files, stream):
+        result = Trainer(job(stream, tmp_path / "run")).fit()
 
-    metrics = Trainer(job(stream, tmp_path / "run")).fit().metrics
+    assert result.metrics["samples_trained"] == ROWS
+    assert each_once(result)
 
-    more.join()
-    assert metrics["samples_trained"] == ROWS
+
+def test_whoever_dies_the_model_is_the_undisturbed_one_and_each_sample_was_trained_once(
+    jobs_in_threads: RayOfThreads, files: list[pa.Table], tmp_path: Path
+) -> None:
+    stream, run = tmp_path / "stream", tmp_path / "run"
+    slow = {"kind": "slow", "index": [0, 1], "least_seconds": 0.05}
+    faults = {
+        "cluster": {"workers": 2, "servers": 2, "inject": [slow]},
+        "run": {"dir": str(run), "resume": "auto", "allow_faults": True},
+    }
+    write(files, stream)
+    calm = Trainer(job(stream, tmp_path / "calm")).fit()
+
+    with (
+        disturbed(jobs_in_threads, ("coordinator", 0, 4), ("server", 1, 8)),
+        driver_lost(lambda status: status.applied_step >= 10 and checkpoints_of(run) != []),
+    ):
+        Trainer(job(stream, run, **faults)).fit()
+    (stream / "part-0.parquet").unlink()  # the checkpoint has its rows, nobody reads it again
+    with disturbed(jobs_in_threads, ("coordinator", 0, 14), ("server", 0, 17)):
+        killed = Trainer(job(stream, run, **faults)).fit()
+
+    assert each_once(calm)
+    assert each_once(killed)
+    assert killed.metrics["model_digest"] == calm.metrics["model_digest"]
+    assert len(killed.metrics["recoveries"]) >= 2
+
+
+@pytest.mark.parametrize("mode", ["async", pytest.param("gba", marks=pytest.mark.slow)])
+def test_each_sample_is_trained_once_where_nobody_waits(
+    jobs_in_threads: RayOfThreads, files: list[pa.Table], tmp_path: Path, mode: str
+) -> None:
+    stream, run = tmp_path / "stream", tmp_path / "run"
+    training = {"mode": mode, "staleness_bound": 1000}
+    with arriving(files, stream):
+        with driver_lost(lambda status: checkpoints_of(run) != []):
+            Trainer(job(stream, run, training=training)).fit()
+        shutil.rmtree(run / "plan")  # the checkpoint has all that is needed
+
+        result = Trainer(job(stream, run, training=training)).fit()
+
+    assert each_once(result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_a_hundred_deaths_lose_no_sample(
+    jobs_in_threads: RayOfThreads, files: list[pa.Table], tmp_path: Path, seed: int
+) -> None:
+    """Ten in each of ten jobs: servers, coordinators and drivers, at any step."""
+    rng = random.Random(seed)
+    stream, run = tmp_path / "stream", tmp_path / "run"
+    slow = {"kind": "slow", "index": [0, 1], "least_seconds": 0.05}
+    values: dict[str, Any] = {
+        "cluster": {"workers": 2, "servers": 2, "inject": [slow]},
+        "run": {"dir": str(run), "resume": "auto", "allow_faults": True},
+        "training": {"mode": rng.choice(["sync", "gba", "async"]), "staleness_bound": 1000},
+    }
+    with arriving(files, stream, pause=0.3):
+        for part in range(3):
+            kills = [
+                rng.choice([("server", 0, step), ("server", 1, step), ("coordinator", 0, step)])
+                for step in sorted(rng.sample(range(5 * part, 5 * part + 5), 2))
+            ]
+            with (
+                disturbed(jobs_in_threads, *kills),
+                driver_lost(lambda status, part=part: status.applied_step >= 5 * part + 6),
+            ):
+                Trainer(job(stream, run, **values)).fit()
+        with disturbed(jobs_in_threads, ("server", rng.randrange(2), 18)):
+            result = Trainer(job(stream, run, **values)).fit()
+    assert each_once(result)
