@@ -84,8 +84,20 @@ def from_arrow(
         _floats(table, name, allow_nonfinite=allow_nonfinite) for name in schema.names[len(names) :]
     ]
     frequency, version = usage or np.zeros((2, len(keys)), np.int64)
-    none = np.empty((len(keys), 0), np.float32)
-    return TableEntries(keys, frequency, version, vectors, np.hstack([none, *slots]))
+    return TableEntries(keys, frequency, version, vectors, _side_by_side(slots, len(keys)))
+
+
+def entries_of(batch: pa.RecordBatch, spec: TableSpec) -> TableEntries:
+    """Return the rows of a batch whose columns are those of `row_schema`, in order and no nulls.
+
+    Nothing is checked, and nothing copied but slots where there are several.
+    """
+    columns = batch.columns
+    num_numbers = len(_numbers_of(spec))
+    keys, *usage = (column.to_numpy() for column in columns[:num_numbers])
+    vectors, *slots = (matrix(column) for column in columns[num_numbers:])
+    frequency, version = usage or np.zeros((2, len(keys)), np.int64)
+    return TableEntries(keys, frequency, version, vectors, _side_by_side(slots, len(keys)))
 
 
 def counters_to_arrow(entries: CounterEntries) -> pa.Table:
@@ -127,8 +139,8 @@ def check_no_nulls(table: pa.Table | pa.RecordBatch) -> None:
         column = table.column(name)
         chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
         nulls = column.null_count
-        if pa.types.is_fixed_size_list(column.type):
-            nulls += sum(chunk.flatten().null_count for chunk in chunks)
+        if not nulls and pa.types.is_fixed_size_list(column.type):
+            nulls = sum(_values_of(chunk).null_count for chunk in chunks)
         if nulls:
             raise ValueError(
                 f"column {name!r} has {nulls} nulls; fill them, or leave their rows out"
@@ -148,7 +160,20 @@ def slot_columns(rule: OptimizerRule, dim: int, slots: npt.NDArray[np.float32]) 
 
 def matrix(column: pa.FixedSizeListArray) -> npt.NDArray[Any]:
     """Return lists of fixed size, without nulls, as an array [n, width]; not copied."""
-    return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+    return _values_of(column).to_numpy().reshape(len(column), column.type.list_size)
+
+
+def _values_of(column: pa.FixedSizeListArray) -> pa.Array:
+    """Return what lists of fixed size hold, also those that are null; `flatten` would copy it."""
+    size = column.type.list_size
+    return column.values.slice(column.offset * size, len(column) * size)
+
+
+def _side_by_side(columns: list[npt.NDArray[np.float32]], n: int) -> npt.NDArray[np.float32]:
+    """Return float32[n, any] each as one array; the only one as it is."""
+    if len(columns) == 1:
+        return columns[0]
+    return np.hstack([np.empty((n, 0), np.float32), *columns])
 
 
 def _numbers_of(spec: TableSpec) -> tuple[str, ...]:

@@ -1,4 +1,7 @@
-"""Copying parts of rows that lie at random: the vectors of a pull, the columns of an export."""
+"""Copying parts of rows that lie at random: the vectors of a pull, the columns of an export.
+
+And back, the columns of an import.
+"""
 
 import numpy as np
 import numpy.typing as npt
@@ -37,3 +40,23 @@ def copy_rows(
             if positions[i] >= 0:
                 for c in range(whole, width):
                     target[i, c] = source[positions[i], first + c]
+
+
+@njit(cache=True, nogil=True)
+def put_rows(source: Float32Array, positions: Int64Array, first: int, target: Float32Array) -> None:
+    """target[positions[i], first : first + width of source] = source[i], a line at a time.
+
+    Args:
+        source: float32[n, any].
+        positions: int64[n], rows of target.
+        target: float32[capacity, any], written.
+    """
+    n, width = positions.size, source.shape[1]
+    whole = width - width % WIDTH
+    stride, lines, copies = target.shape[1], source.reshape(-1), target.reshape(-1)
+    for i in range(n):
+        at = positions[i] * stride + first
+        for c in range(0, whole, WIDTH):
+            store_line(load_line(lines, i * width + c), copies, at + c)
+        for c in range(whole, width):
+            copies[at + c] = lines[i * width + c]

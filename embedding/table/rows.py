@@ -187,6 +187,17 @@ class Rows:
             self.arrays = self.arrays._replace(entries=entries)
         self._continue_doubling(num_keys)
 
+    def expect(self, num_keys: int) -> None:
+        """Where there is none yet, make the index as large as so many rows make it.
+
+        Fewer that come leave it larger than it had to be, and more of them let it grow.
+        """
+        if len(self) == 0:
+            lines = min(lines_for(num_keys), self._room.lines)
+            self.arrays.state[SPLIT] = 0
+            if lines > len(self.arrays.entries):
+                self.arrays = self.arrays._replace(entries=self._entries[:lines])
+
     def _has_room(self, num_keys: int) -> bool:
         """Return whether the index can hold that many more keys as large as it is."""
         return len(self) + num_keys <= int(len(self.arrays.entries) * _KEYS_A_LINE)
@@ -286,8 +297,13 @@ class Rows:
 
 def memory_of(num_keys: int, width: int, *, track_usage: bool = True) -> int:
     """Return the bytes that `Rows` of so many keys and this width take where none were removed."""
+    row_bytes = KEY_BYTES + METADATA_BYTES * track_usage + 4 * width
+    return lines_for(num_keys) * _LINE_BYTES + num_keys * row_bytes
+
+
+def lines_for(num_keys: int) -> int:
+    """Return how many lines the index of so many keys has."""
     lines = _MIN_LINES
     while num_keys > int(lines * _KEYS_A_LINE):
         lines *= 2
-    row_bytes = KEY_BYTES + METADATA_BYTES * track_usage + 4 * width
-    return lines * _LINE_BYTES + num_keys * row_bytes
+    return lines

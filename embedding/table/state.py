@@ -174,6 +174,10 @@ class TableState:
             raise ValueError(f"table {self.spec.name} has no Bloom filter")
         self._bloom.import_(blocks)
 
+    def expect_rows(self, num_rows: int) -> None:
+        """Let an empty table take about so many rows without its index having to grow for them."""
+        self._rows.expect(num_rows)
+
     def import_rows(self, entries: TableEntries) -> None:
         """Insert or overwrite rows; a counter of the same key is removed.
 

@@ -5,9 +5,9 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.kernels.prefetch import AHEAD, prefetch
-from embedding.kernels.row_copy import copy_rows
+from embedding.kernels.row_copy import copy_rows, put_rows
 from embedding.table.index import BLOCK
-from embedding.table.precision import read_vectors, write_vector
+from embedding.table.precision import FLOAT32, read_vectors, write_vector
 from embedding.table.row_arrays import FREQUENCY, VERSION, RowArrays
 
 Float32Array = npt.NDArray[np.float32]
@@ -64,14 +64,16 @@ def write_rows(
     """Copy columns to rows, vectors rounded to the nearest; arguments as of `read_rows`."""
     metadata, values = rows.metadata, rows.values
     first_slot = values.shape[1] - slots.shape[1]
-    for i in range(positions.size):
-        row = positions[i]
-        if track_usage:
-            metadata[row, FREQUENCY] = frequency[i]
-            metadata[row, VERSION] = version[i]
-        write_vector(values, row, precision, vectors, i, vectors.shape[1])
-        for c in range(slots.shape[1]):
-            values[row, first_slot + c] = slots[i, c]
+    if track_usage:
+        for i in range(positions.size):
+            metadata[positions[i], FREQUENCY] = frequency[i]
+            metadata[positions[i], VERSION] = version[i]
+    if precision == FLOAT32:
+        put_rows(vectors, positions, 0, values)
+    else:
+        for i in range(positions.size):
+            write_vector(values, positions[i], precision, vectors, i, vectors.shape[1])
+    put_rows(slots, positions, first_slot, values)
 
 
 @njit(cache=True, nogil=True)

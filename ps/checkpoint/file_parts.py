@@ -16,13 +16,11 @@ import stat
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
@@ -31,7 +29,6 @@ from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
 from ps.checkpoint.checksums import (
     DIGEST_BYTES,
     TREE_VERSION,
-    digest_of,
     new_hasher,
     tree_digest,
 )
@@ -54,8 +51,6 @@ def parts_schema(format_version: int) -> pa.Schema:
 
 PARTS_SCHEMA = parts_schema(TREE_VERSION)
 _BEGIN_BYTES = 8 << 20  # that are written before the disk is told to begin with them
-_MAX_SCHEMA_BYTES = 1 << 20
-_MAGIC_BYTES = 8  # before the first message of an Arrow file
 
 
 class CheckpointError(ValueError):
@@ -146,21 +141,6 @@ def numbers_of(batch: pa.RecordBatch) -> npt.NDArray[Any]:
     return buckets_of(column) if batch.schema.names[0] == "key" else column
 
 
-def check_order(batch: pa.RecordBatch) -> npt.NDArray[Any]:
-    """Return `numbers_of`; raises ValueError unless rows are sorted and each is there once."""
-    numbers, column = numbers_of(batch), batch.column(0).to_numpy()
-    before, after = numbers[:-1], numbers[1:]
-    in_order = (before < after) | ((before == after) & (column[:-1] < column[1:]))
-    if not in_order.all():
-        row = int(np.argmin(in_order)) + 1
-        name = batch.schema.names[0]
-        raise ValueError(
-            f"{name} {column[row]} comes after {name} {column[row - 1]}; rows must be sorted by"
-            " bucket and key, and each be there once"
-        )
-    return numbers
-
-
 def parts_table(parts: Iterable[FilePart]) -> pa.Table:
     columns = list(zip(*map(astuple, parts), strict=True)) or [()] * len(PARTS_SCHEMA)
     return pa.table([list(column) for column in columns], schema=PARTS_SCHEMA)
@@ -234,78 +214,11 @@ def _described(part: FilePart) -> str:
     return f"{_unit(part.path)} [{part.first}, {part.end})"
 
 
-def read_parts(
-    directory: Path,
-    entry: FileEntry,
-    parts: Iterable[FilePart],
-    schema: pa.Schema,
-    wanted: tuple[int, int],
-    *,
-    format_version: int,
-) -> Iterator[tuple[FilePart, pa.RecordBatch]]:
-    """Read the parts of a file that may hold rows of buckets or blocks [first, end), no others.
-
-    A file without such a part is not opened.
-
-    Args:
-        format_version: of the checkpoint, which says what checksums are.
-
-    Raises:
-        CheckpointError: the bytes are not those that were written, or of other columns.
-        pyarrow.ArrowException, OSError: they can't be read.
-    """
-    first, end = wanted
-    places, offset = [], 0
-    for part in parts:
-        if part.first < end and part.end > first:
-            places.append((offset, part))
-        offset += part.num_bytes
-    if not places:
-        return
-    path = directory / entry.path
-    with open_file(path) as file, ThreadPoolExecutor(1, thread_name_prefix="parts") as reading:
-        size = os.fstat(file.fileno()).st_size
-        if size != entry.bytes:
-            raise CheckpointError(
-                f"{path} is damaged: it has {size} bytes, the manifest says {entry.bytes}"
-            )
-        file.seek(_MAGIC_BYTES)
-        # Nothing else is parsed before it is known to be right.
-        found = pa.ipc.read_schema(pa.py_buffer(file.read(_MAX_SCHEMA_BYTES)))
-        check_schema(path, found, schema)
-
-        def read(offset: int, part: FilePart) -> bytes:
-            file.seek(offset)
-            data = file.read(part.num_bytes)
-            if digest_of(data, format_version) != part.digest:
-                raise damaged_part(path, offset, part)
-            return data
-
-        # The next part is read and hashed while one is used.
-        ahead = reading.submit(read, *places[0])
-        for (offset, part), following in itertools.zip_longest(places, places[1:]):
-            data = ahead.result()
-            if following is not None:
-                ahead = reading.submit(read, *following)
-            yield part, _batch_of(pa.py_buffer(data), schema, first=offset == 0)
-
-
 def damaged_part(path: Path, offset: int, part: FilePart) -> CheckpointError:
     return CheckpointError(
         f"{path} is damaged: bytes {offset} to {offset + part.num_bytes} do not have the checksum"
         f" of {_described(part)}"
     )
-
-
-def _batch_of(data: pa.Buffer, schema: pa.Schema, *, first: bool) -> pa.RecordBatch:
-    """Return the batch of a part, in whose memory it lies; a file's first has the schema before."""
-    messages = pa.BufferReader(data.slice(_MAGIC_BYTES) if first else data)
-    for message in pa.ipc.MessageReader.open_stream(messages):
-        if message.type == "record batch":
-            batch = pa.ipc.read_record_batch(message, schema)
-            batch.validate()
-            return batch
-    raise ValueError("a part has no rows")
 
 
 def check_schema(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:
@@ -315,11 +228,30 @@ def check_schema(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:
         raise CheckpointError(f"{path} has columns {has}; its table needs {needs}")
 
 
-def check_part(part: FilePart, numbers: npt.NDArray[Any]) -> None:
-    """Raise ValueError unless a part has the rows that its list says."""
-    lowest, highest = (int(numbers.min()), int(numbers.max())) if numbers.size else (0, -1)
-    if numbers.size != part.rows or lowest < part.first or highest >= part.end:
+def check_part(part: FilePart, rows: int, lowest: int, highest: int) -> None:
+    """Raise ValueError unless a part has the rows that its list says.
+
+    Args:
+        rows: that were found.
+        lowest, highest: bucket or block of them.
+    """
+    if rows != part.rows or lowest < part.first or highest >= part.end:
         raise ValueError(
-            f"the list of parts says {part.rows} rows of {_described(part)}, the file has"
-            f" {numbers.size} there, of {_unit(part.path)} {lowest} to {highest}"
+            f"the list of parts says {part.rows} rows of {_described(part)}, the file has {rows}"
+            f" there, of {_unit(part.path)} {lowest} to {highest}"
         )
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say of which file an error is."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except pa.ArrowException as error:
+        raise CheckpointError(f"{path} can't be read: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error

@@ -1,16 +1,14 @@
 """The files of one checkpoint folder, held against its manifest before anything is made of them."""
 
-import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import IO
 
-import numpy as np
 import pyarrow as pa
 
-from embedding.arrow import check_no_nulls
+from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.spec.admission import BloomAdmission
 from ps.checkpoint.checksums import TREE_VERSION, new_hasher, tree_digest
 from ps.checkpoint.file_parts import (
@@ -19,18 +17,17 @@ from ps.checkpoint.file_parts import (
     CheckpointError,
     FileEntry,
     FilePart,
-    check_order,
-    check_part,
     check_schema,
     damaged_part,
-    numbers_of,
+    naming,
     open_file,
     parts_by_file,
     parts_from,
     parts_schema,
-    read_parts,
 )
 from ps.checkpoint.manifest import MANIFEST, read_manifest
+from ps.checkpoint.part_reading import MAGIC_BYTES, PartReading
+from ps.checkpoint.record_batches import MAX_BATCH_BYTES, batches_of
 from ps.spec import StoreSpec
 
 _READ_BYTES = 8 << 20  # at once
@@ -91,28 +88,32 @@ class CheckpointFiles:
         self, prefix: str, schema: pa.Schema, wanted: tuple[int, int]
     ) -> Iterator[pa.RecordBatch]:
         """Read what some files have of buckets, of dense/ of blocks, [first, end)."""
+        entries = self._by_kind.get(prefix.rstrip("-"), ())
+        version = self.manifest.format_version
+        reading = PartReading(schema, wanted, self.manifest.sorted, version)
         parts = self._parts
+        if parts is None:
+            for entry in entries:
+                yield from self._of_whole(entry, reading)
+            return
+        files = ((entry, parts.get(entry.path, [])) for entry in entries)
+        for part, batch in reading.batches(self.directory, files):
+            self.bytes_read += part.num_bytes
+            if batch.num_rows:
+                yield batch
+
+    def num_rows(self, prefix: str, wanted: tuple[int, int]) -> int:
+        """Return about how many rows some files have of buckets [first, end)."""
+        parts, (first, end) = self._parts, wanted
+        found = 0.0
         for entry in self._by_kind.get(prefix.rstrip("-"), ()):
-            found: Iterable[tuple[FilePart | None, pa.RecordBatch]]
             if parts is None:
-                found = self._whole(entry, schema)
-            else:
-                of_file = parts.get(entry.path, [])
-                found = read_parts(
-                    self.directory, entry, of_file, schema, wanted,
-                    format_version=self.manifest.format_version,
-                )  # fmt: skip
-            with naming(self.directory / entry.path):
-                for part, batch in found:
-                    check_no_nulls(batch)
-                    in_order = self.manifest.sorted
-                    numbers = check_order(batch) if in_order else numbers_of(batch)
-                    if part is not None:
-                        check_part(part, numbers)
-                        self.bytes_read += part.num_bytes
-                    batch = _within(batch, numbers, wanted, in_order=in_order)
-                    if batch.num_rows:
-                        yield batch
+                found += entry.rows * (end - first) / NUM_BUCKETS
+                continue
+            for part in parts.get(entry.path, ()):
+                both = min(part.end, end) - max(part.first, first)
+                found += part.rows * max(0, both) / (part.end - part.first)
+        return round(found)
 
     @cached_property
     def _by_kind(self) -> dict[str, list[FileEntry]]:
@@ -135,7 +136,7 @@ class CheckpointFiles:
                     f"{path} has {entry.bytes} bytes, a list of parts {MAX_PARTS_BYTES} at most"
                 )
             with naming(path):
-                for _, batch in self._whole(entry, parts_schema(version)):
+                for batch in self._whole(entry, parts_schema(version), MAX_PARTS_BYTES):
                     parts += parts_from(batch)
         if not lists and version < TREE_VERSION:
             return None
@@ -147,15 +148,24 @@ class CheckpointFiles:
                 in_order=self.manifest.sorted,
             )
 
-    def _whole(self, entry: FileEntry, schema: pa.Schema) -> Iterator[tuple[None, pa.RecordBatch]]:
+    def _of_whole(self, entry: FileEntry, reading: PartReading) -> Iterator[pa.RecordBatch]:
+        with naming(self.directory / entry.path):
+            for batch in self._whole(entry, reading.schema):
+                batch = reading.rows_within(batch)
+                if batch.num_rows:
+                    yield batch
+
+    def _whole(
+        self, entry: FileEntry, schema: pa.Schema, max_bytes: int = MAX_BATCH_BYTES
+    ) -> Iterator[pa.RecordBatch]:
+        """Read a file of which no parts are listed, or a list of parts."""
         self._verify(entry)
         path = self.directory / entry.path
-        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
-            check_schema(path, reader.schema, schema)
-            for number in range(reader.num_record_batches):
-                batch = reader.get_batch(number)
-                batch.validate(full=True)
-                yield None, batch
+        with pa.memory_map(str(path)) as source:
+            data = source.read_buffer()
+            with pa.ipc.open_file(data) as reader:
+                check_schema(path, reader.schema, schema)
+            yield from batches_of(data.slice(MAGIC_BYTES), schema, max_bytes=max_bytes)
 
     def check_sizes(self) -> None:
         """Check that every file is there and as long as the manifest says; none is read.
@@ -219,29 +229,3 @@ def _digest_of_next(file: IO[bytes], num_bytes: int, format_version: int) -> byt
         hasher.update(memoryview(data))
         num_bytes -= len(data)
     return hasher.digest()
-
-
-def _within(
-    batch: pa.RecordBatch, numbers: np.ndarray, wanted: tuple[int, int], *, in_order: bool
-) -> pa.RecordBatch:
-    """Return the rows whose bucket or block is wanted; copied where they lie apart."""
-    if in_order:
-        start, stop = np.searchsorted(numbers, wanted)
-        return batch.slice(start, stop - start)
-    mask = (numbers >= wanted[0]) & (numbers < wanted[1])
-    return batch if mask.all() else batch.filter(pa.array(mask))
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Say of which file an error is."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except pa.ArrowException as error:
-        raise CheckpointError(f"{path} can't be read: {error}") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error

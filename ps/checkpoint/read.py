@@ -16,7 +16,7 @@ from embedding import (
 from embedding.arrow import (
     COUNTER_SCHEMA,
     counters_from_arrow,
-    from_arrow,
+    entries_of,
     matrix,
     row_schema,
 )
@@ -118,9 +118,16 @@ class CheckpointReader:
                     if not (wanted and new.num_rows):
                         continue
                     if kind == "rows":
-                        yield from_arrow(new, table, allow_nonfinite=True)
+                        yield entries_of(new, table)
                     else:
                         yield counters_from_arrow(new)
+
+    def num_rows(self, table: TableSpec, buckets: tuple[int, int] = ALL_BUCKETS) -> int:
+        """Return about how many rows of a table have keys in some buckets; nothing of them is read.
+
+        Of a chain those of the full one that it lies on.
+        """
+        return self.chain[-1].num_rows(f"tables/{table.name}/rows-", buckets)
 
     def bloom_blocks(
         self, table: TableSpec, buckets: tuple[int, int] = ALL_BUCKETS

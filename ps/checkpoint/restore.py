@@ -196,6 +196,7 @@ def _import(
     if isinstance(table.spec.admission, BloomAdmission):
         for blocks in reader.bloom_blocks(saved, buckets):
             table.import_bloom(blocks)
+    table.expect_rows(reader.num_rows(saved, buckets))
     for found in reader.entries(saved, buckets, counters=counts):
         version = found.version if keep_versions else np.zeros_like(found.version)
         if isinstance(found, CounterEntries):
