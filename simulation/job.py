@@ -5,7 +5,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import groupby
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ps.checkpoint.restore import start_shard_from
 from ps.client.client import Open
+from ps.copies import Copies
 from ps.messages.exchange import Request
 from ps.messages.records import Apply, DenseNorm, Freeze, Record
 from ps.shard.shard import Shard
@@ -75,6 +76,7 @@ class Outcome:
         late_gradients: gradients of evicted keys that were dropped.
         recoveries: how often another recovery epoch began.
         cuts, failed_cuts: how many were written, and could not be.
+        promotions, copies: standbys that took the place of their primary, and that were made.
     """
 
     digest: str
@@ -90,6 +92,8 @@ class Outcome:
     recoveries: int = 0
     cuts: int = 0
     failed_cuts: int = 0
+    promotions: int = 0
+    copies: int = 0
     seconds: float = 0.0
 
 
@@ -112,17 +116,23 @@ class Simulation:
         self.earlier = _end_of(scenario.earlier_job) if scenario.earlier else None
         self.recovery_epoch = FIRST_RECOVERY_EPOCH
         self._parts = parts
+        self.standbys: dict[int, Shard] = {}
         self.coordinator = parts.coordinator(self.spec())
         self.shards = [self._new_shard(index) for index in range(scenario.shards)]
+        if scenario.standby:
+            self.standbys |= {index: self._new_shard(index) for index in range(scenario.shards)}
+            self.coordinator = parts.coordinator(self.spec())  # whose copies these are
         self.referee = self._new_referee(None)
-        self._network = Network(self.world, self.shards, self.referee, parts.lease)
+        copies = self.shards, self.standbys
+        self._network = Network(self.world, *copies, self.referee, parts.lease)
         self._network.cut_off_observer = CutOffReferee(self.world)
         self._client = self._new_client()
         self._outbox: list[Record | TakeCut] = []
         self._is_down = False  # the coordinator: it is dead, or another one is about to begin
         self._staff = _Staff()
         self._evaluated = False
-        self.driver = Driver(self, parts, scenario.faults.cut_fails)
+        faults = scenario.faults
+        self.driver = Driver(self, parts, cut_fails=faults.cut_fails, copy_fails=faults.copy_fails)
 
     def run(self) -> Outcome:
         """Run to the end."""
@@ -148,6 +158,7 @@ class Simulation:
             self.referee.seen,
             self.coordinator,
             self.shards,
+            self.standbys,
             earlier=self.earlier,
             histories=not self.driver.rebuilt,
         )
@@ -169,6 +180,8 @@ class Simulation:
             recoveries=self.recovery_epoch - FIRST_RECOVERY_EPOCH,
             cuts=len(self.driver.cuts),
             failed_cuts=self.driver.failed,
+            promotions=self.driver.promotions,
+            copies=self.driver.copying.made,
             seconds=self.world.queue.now,
         )
 
@@ -177,14 +190,16 @@ class Simulation:
     def spec(self) -> CoordinatorSpec:
         """Return what the coordinator of this recovery epoch is told."""
         start = Start() if self.earlier is None else self.earlier.start
-        return _coordinator_spec(self.scenario, self.workload, start, self.recovery_epoch)
+        spec = _coordinator_spec(self.scenario, self.workload, start, self.recovery_epoch)
+        return replace(spec, standbys=tuple(sorted(self.standbys)))
 
     def _new_shard(self, index: int) -> Shard:
-        shard = self._fenced_shard(index)
+        shard = self.fenced_shard(index)
         self.begin_shard(shard)
         return shard
 
-    def _fenced_shard(self, index: int) -> Shard:
+    def fenced_shard(self, index: int) -> Shard:
+        """Return a new process of a shard."""
         return self._parts.shard(
             self.workload.store,
             index,
@@ -204,10 +219,12 @@ class Simulation:
     def _new_referee(self, before: Seen | None) -> Referee:
         if before is None:
             before = Seen(() if self.earlier is None else self.earlier.records)
-        return Referee(self.scenario, self.coordinator, self.shards, self.world.story, before)
+        copies = self.shards, self.standbys
+        return Referee(self.scenario, self.coordinator, *copies, self.world.story, before)
 
     def _new_client(self) -> Client:
-        return Client(self._network, answered=self._acknowledged, run=lambda act: act())
+        copies = self.coordinator.spec.copies
+        return Client(self._network, copies, answered=self._acknowledged, run=lambda act: act())
 
     # What the driver does -----------------------------------------------------------------------
 
@@ -220,8 +237,20 @@ class Simulation:
 
     def replace_shard(self, index: int) -> None:
         """A new process takes the place of a lost shard; it is fenced."""
-        self.shards[index] = self._fenced_shard(index)
+        self.shards[index] = self.fenced_shard(index)
         self._network.revive(index)
+
+    def promote(self, index: int) -> None:
+        """A shard's standby takes the place of its primary, which is lost."""
+        self.world.story.tell("the standby of shard %s takes its place", index)
+        self.shards[index] = self.standbys.pop(index)
+        self._network.revive(index)
+
+    def join(self, index: int, standby: Shard) -> None:
+        """A process is the standby of a shard from now on."""
+        self.world.story.tell("shard %s has a standby again", index)
+        self.standbys[index] = standby
+        self._network.revive(len(self.shards) + index)
 
     def begin_coordinator(self, state: CoordinatorState, step: int) -> None:
         """A coordinator goes on from a state; shards and workers have gone on, too.
@@ -232,19 +261,23 @@ class Simulation:
         self.coordinator = self._parts.coordinator(self.spec(), state)
         self.referee = self._network.observer = self._new_referee(self.referee.seen.until(step))
         self._client = self._new_client()
-        for index in range(len(self.shards)):
-            self._network.take_ready(self.shards[index])
+        for shard in self.shards:
+            self._network.take_ready(shard)
         for worker in self._staff.current.values():
             self.world.queue.later(self.world.random.uniform(0.0, 0.3), self._teller(worker))
         self._hire()
 
     def _teller(self, worker: SimulatedWorker) -> Action:
-        return lambda: worker.told(self._new_session(worker.index, worker.incarnation))
+        def tell() -> None:
+            session = self._new_session(worker.index, worker.incarnation)
+            worker.told(session, self.coordinator.spec.copies)
+
+        return tell
 
     def _new_session(self, index: int, incarnation: int) -> Session:
-        depth = self.scenario.depth
+        epoch = self.coordinator.spec.recovery_epoch  # of the next one nobody is told yet
         return self._parts.session(
-            index, incarnation, depth=depth, recovery_epoch=self.recovery_epoch
+            index, incarnation, depth=self.scenario.depth, recovery_epoch=epoch
         )
 
     # The coordinator's process ----------------------------------------------------------------
@@ -289,10 +322,10 @@ class Simulation:
                 self._apply(tuple(each for each in said if isinstance(each, Record)))
 
     def _apply(self, records: tuple[Record, ...]) -> None:
-        for shard in range(self.scenario.shards):
+        for number in self.coordinator.spec.copies.numbers:
             request_id = self._client.new_id()
             message = Apply(request_id, self.recovery_epoch, records)
-            self._client.start({shard: message}, survives=lambda: True)
+            self._client.start({number: message}, survives=lambda: True)
 
     def _freeze(self, cut: TakeCut) -> None:
         request_id, epoch = self._client.new_id(), self.recovery_epoch
@@ -364,6 +397,7 @@ class Simulation:
             self.world.queue.later(TICK_SECONDS, self._tick)
         else:
             self._client.close()
+            self.driver.copying.end()
 
     def _end_if_trained(self) -> None:
         coordinator = self.coordinator
@@ -383,6 +417,7 @@ class Simulation:
             self.workload,
             self,
             self._new_session(index, incarnation),
+            self.coordinator.spec.copies,
             slowness=rng.choice([1.0, 1.0, 1.0, 3.0]) if self.scenario.workers > 1 else 1.0,
         )
         self._staff.current[index] = worker
@@ -459,17 +494,24 @@ class Simulation:
         return lambda: None if self.coordinator.stopping else action()
 
     def _kill_shard(self) -> None:
-        shard = self.world.random.randrange(self.scenario.shards)
+        rng = self.world.random
+        shard = rng.choice(self._numbers()) if self.standbys else rng.randrange(len(self.shards))
         if shard not in self._network.dead:
             self._network.kill_shard(shard)
             self.driver.lost_shard(shard)
 
     def _cut_off_shard(self) -> None:
         """A shard lives on where neither the coordinator nor the driver can reach it."""
-        shard = self.world.partitions.randrange(self.scenario.shards)
+        rng = self.world.partitions
+        shard = rng.choice(self._numbers()) if self.standbys else rng.randrange(len(self.shards))
+        if self.standbys and self.driver.recovering:
+            return  # a lease begins with the first question, where no coordinator was heard yet
         if shard not in self._network.dead:
             self._network.cut_off_shard(shard, self._client)
             self.driver.unreachable_shard(shard)
+
+    def _numbers(self) -> tuple[int, ...]:
+        return Copies(len(self.shards), tuple(sorted(self.standbys))).numbers
 
     def _kill_coordinator(self) -> None:
         self.world.story.tell("the coordinator dies")

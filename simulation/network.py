@@ -5,11 +5,13 @@ A client sends what was not answered again on a new connection, as `ps.client.cl
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from ps.client.client import Open
+from ps.copies import Copies
 from ps.messages.exchange import Refusal, Reply, Request
 from ps.messages.pull_push import Contribution, Pull
 from ps.messages.records import Apply, Record
@@ -23,7 +25,7 @@ LEASE_SECONDS = 0.4
 
 
 class ShardObserver(Protocol):
-    """Sees everything that a shard takes and answers."""
+    """Sees everything that a copy of a shard, by its number, takes and answers."""
 
     def shard_took(
         self, shard: int, sender: int, message: Request, outgoing: list[Outgoing]
@@ -51,9 +53,11 @@ class Connection:
 
     Args:
         number: the shard's name for it.
+        shard: the number of the copy that the client means.
         process: that is at its other end, be it the job's or one that was given up.
         broken: the client has given it up; nothing arrives there any more.
         lost: nothing that is still under way arrives at the shard either.
+        gone: the process is dead.
         last_up, last_down: when the latest message of each direction arrives.
     """
 
@@ -63,6 +67,7 @@ class Connection:
     client: "Client"
     broken: bool = False
     lost: bool = False
+    gone: bool = False
     last_up: float = 0.0
     last_down: float = 0.0
 
@@ -74,6 +79,7 @@ class Network:
     coordinator; it lives on beside the process that takes its place.
 
     Args:
+        shards: the processes that are primaries; `standbys`: those that are standbys, by shard.
         new_lease: makes what says whether a shard has heard its coordinator lately.
     """
 
@@ -81,12 +87,14 @@ class Network:
         self,
         world: World,
         shards: list[Shard],
+        standbys: dict[int, Shard],
         observer: ShardObserver,
         new_lease: Callable[[float], CoordinatorLease] = CoordinatorLease,
     ) -> None:
         self.world = world
         self.shards = shards
-        self.dead: set[int] = set()  # or cut off
+        self.standbys = standbys
+        self.dead: set[int] = set()  # copies that are dead or cut off, by number
         self.observer = observer
         self.cut_off_observer: CutOffObserver = _Unobserved()
         self._new_lease = new_lease
@@ -96,19 +104,32 @@ class Network:
         self._next_number = 0
 
     def connect(self, client: "Client", shard: int) -> Connection | None:
-        """Open a connection; None where the shard is dead."""
-        if shard in self.dead:
+        """Open a connection to a copy; None where it is dead."""
+        process = self.process(shard)
+        if shard in self.dead or process is None:
             return None
-        connection = Connection(self._next_number, shard, self.shards[shard], client)
+        connection = Connection(self._next_number, shard, process, client)
         self._next_number += 1
         self._connections[connection.number] = connection
         return connection
+
+    def process(self, number: int) -> Shard | None:
+        """Return the process that is a copy now."""
+        primaries = len(self.shards)
+        return self.shards[number] if number < primaries else self.standbys.get(number - primaries)
+
+    def number_of(self, process: Shard) -> int | None:
+        """Return which copy a process is now, if it is one."""
+        index = process.index
+        if self.shards[index] is process:
+            return index
+        return index + len(self.shards) if self.standbys.get(index) is process else None
 
     def send(self, connection: Connection, message: Request) -> None:
         """Send a request; it may break the connection, or arrive once more some time later."""
         world = self.world
         if world.strikes("old_epoch"):
-            self._deliver_up(connection, _of_older_epoch(message, self.shards[connection.shard]))
+            self._deliver_up(connection, _of_older_epoch(message, connection.process))
         self._deliver_up(connection, message)
         if world.strikes("duplicate"):
             again = connection.last_up + world.random.uniform(0.0, AGAIN_SECONDS)
@@ -128,19 +149,21 @@ class Network:
 
     def kill_shard(self, shard: int) -> None:
         self.dead.add(shard)
-        self.world.story.tell("shard %s dies", shard)
+        self.world.story.tell("copy %s dies", shard)
         for connection in [c for c in self._connections.values() if c.shard == shard]:
-            connection.lost = True
+            connection.gone = True
             self.cut(connection)
 
     def cut_off_shard(self, shard: int, coordinator: "Client") -> None:
         """Nobody new reaches a shard, nor does its coordinator; workers go on with it."""
         self.dead.add(shard)
-        self._cut_off[self.shards[shard]] = self.world.queue.now
-        self.world.story.tell("shard %s is cut off", shard)
+        process = self.process(shard)
+        assert process is not None, "there is such a copy"
+        self._cut_off[process] = self.world.queue.now
+        self.world.story.tell("copy %s is cut off", shard)
         for connection in [c for c in self._connections.values() if c.shard == shard]:
             if connection.client is coordinator:
-                connection.lost = True
+                connection.gone = True
                 self.cut(connection)
 
     def revive(self, shard: int) -> None:
@@ -149,8 +172,10 @@ class Network:
 
     def beat(self, recovery_epoch: int) -> None:
         """The coordinator says nothing in particular to every shard that it reaches."""
-        for index, shard in enumerate(self.shards):
-            if index not in self.dead and shard.recovery_epoch == recovery_epoch:
+        copies = dict(enumerate(self.shards))
+        copies |= {len(self.shards) + index: shard for index, shard in self.standbys.items()}
+        for number, shard in copies.items():
+            if number not in self.dead and shard.recovery_epoch == recovery_epoch:
                 self._lease_of(shard).heard(recovery_epoch, self.world.queue.now)
 
     def _lease_of(self, shard: Shard) -> CoordinatorLease:
@@ -161,7 +186,8 @@ class Network:
         self.world.queue.at(connection.last_up, lambda: self._arrive(connection, message))
 
     def _arrive(self, connection: Connection, message: Request) -> None:
-        if connection.lost or connection.number not in self._connections:
+        known = connection.number in self._connections
+        if connection.lost or connection.gone or not known:
             return
         shard, number = connection.process, connection.number
         unheard = self._unheard(shard, message)
@@ -170,8 +196,9 @@ class Network:
             self.cut_off_observer.cut_off_shard_took(
                 message, outgoing, heard_before=self._cut_off[shard]
             )
-        if unheard is None and shard is self.shards[connection.shard]:
-            self.observer.shard_took(connection.shard, number, message, outgoing)
+        copy = self.number_of(shard)
+        if unheard is None and copy is not None:
+            self.observer.shard_took(copy, number, message, outgoing)
         for out in outgoing:
             assert isinstance(out.to, int)
             self._answer(self._connections.get(out.to), out.reply)
@@ -213,10 +240,11 @@ class Network:
 
 
 class Client:
-    """Requests to all shards, gathered until each has answered.
+    """Requests to all copies of the shards, gathered until each has answered.
 
     Args:
         network: carries them.
+        copies: that there are in the client's recovery epoch.
         answered: called with a request that every shard has answered.
         run: called with what has to happen in the client's process, which may be frozen or dead.
         done: whether a request is answered; all of its shards have to be.
@@ -225,12 +253,14 @@ class Client:
     def __init__(
         self,
         network: Network,
+        copies: Copies,
         *,
         answered: Callable[[Open], None],
         run: Callable[[Callable[[], None]], None],
         done: Callable[[Open], bool] = lambda request: request.done,
     ) -> None:
         self._network = network
+        self.copies = copies
         self._answered = answered
         self._run = run
         self._done = done
@@ -238,8 +268,10 @@ class Client:
         self._next_request = 0
         self._closed = False
         self._connections: dict[int, Connection | None] = {}
-        for shard in range(len(network.shards)):
-            self._connections[shard] = network.connect(self, shard)
+        for number in copies.numbers:
+            self._connections[number] = network.connect(self, number)
+            if self._connections[number] is None:
+                self._later(partial(self._reconnect, number))
 
     def new_id(self) -> int:
         self._next_request += 1
@@ -275,7 +307,7 @@ class Client:
         """Stop waiting for anything, and turn to the shards that the job has now."""
         self._open.clear()
         for shard, connection in self._connections.items():
-            if connection is not None and connection.process is not self._network.shards[shard]:
+            if connection is not None and connection.process is not self._network.process(shard):
                 connection.broken = connection.lost = True
                 self._connections[shard] = self._network.connect(self, shard)
 

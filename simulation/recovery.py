@@ -1,7 +1,8 @@
 """The driver of a simulated job: it has cuts written, and begins recovery epochs after losses.
 
-As `scheduler.driver` does it with real processes: a lost shard takes all of them back to the newest
-cut, or to the job's beginning; after a lost coordinator the shards go on where they are.
+As `scheduler.driver` does it with real processes: a lost shard that has no standby takes all of
+them back to the newest cut, or to the job's beginning; after a lost coordinator the shards go on
+where they are, and so they do where standbys take the places of what is lost.
 """
 
 from collections.abc import Callable
@@ -17,9 +18,11 @@ from scheduler.coordinator.events import CutTaken, Event
 from scheduler.coordinator.rebuilding import with_orders
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.status import Status, status_of
+from simulation.copying import Copying
 from simulation.cuts import CutWriting, KeptCut
 from simulation.parts import Parts
 from simulation.referee import Referee
+from simulation.scenario import Scenario
 from simulation.world import Action, World
 
 NOTICED_SECONDS = 0.5
@@ -41,7 +44,9 @@ class Job(Protocol):
     """What the driver has hold of."""
 
     world: World
+    scenario: Scenario
     shards: list[Shard]
+    standbys: dict[int, Shard]
     coordinator: Coordinator
     referee: Referee
     recovery_epoch: int
@@ -58,6 +63,15 @@ class Job(Protocol):
     def replace_shard(self, index: int) -> None:
         """A new process takes the place of a lost shard; it is fenced."""
 
+    def fenced_shard(self, index: int) -> Shard:
+        """Return a new process."""
+
+    def promote(self, index: int) -> None:
+        """A shard's standby takes the place of its primary, which is lost."""
+
+    def join(self, index: int, standby: Shard) -> None:
+        """A process is the standby of a shard from now on."""
+
     def begin_shard(self, shard: Shard) -> None:
         """Give a shard the state in which the job began."""
 
@@ -72,17 +86,22 @@ class Driver:
         recovering: whether an epoch is about to begin.
         rebuilt: whether a coordinator was made again from its shards: its histories have gaps.
         cuts: that were written, the newest one last; `failed` could not be.
+        promotions: standbys that took the place of their primary.
+        copying: makes standbys that are missing.
     """
 
-    def __init__(self, job: Job, parts: Parts, cut_fails: float) -> None:
+    def __init__(self, job: Job, parts: Parts, *, cut_fails: float, copy_fails: float) -> None:
         self.recovering = False
         self.rebuilt = False
         self.failed = 0
+        self.promotions = 0
+        self.copying = Copying(job, fails=copy_fails, ready=self._join)
         self.cuts: list[KeptCut] = []
         self._job = job
         self._parts = parts
         self._cut_fails = cut_fails
-        self._lost: set[int] = set()
+        self._lost: set[int] = set()  # copies of shards, by number
+        self._restoring = False
         self._writing = (0, 0)  # which cut, by epoch and number
         self._known: Status | None = None
         # With which each epoch's coordinator began.
@@ -108,9 +127,11 @@ class Driver:
             job.world.story.tell("%s is written: %s", cut, kept is not None)
             if kept is None:
                 self.failed += 1
+                self.copying.cut_failed()
             else:
                 job.referee.cut_written(kept)
                 self.cuts.append(kept)
+                self.copying.cut_written(kept)
             self._later(partial(self._tell, CutTaken(cut.step, failed=kept is None)))
 
         CutWriting(
@@ -129,9 +150,9 @@ class Driver:
 
     # Losses -----------------------------------------------------------------------------------
 
-    def lost_shard(self, index: int) -> None:
-        """A shard is dead; that is noticed some time later."""
-        self._lost.add(index)
+    def lost_shard(self, number: int) -> None:
+        """A copy of a shard is dead; that is noticed some time later."""
+        self._lost.add(number)
         self._job.world.queue.later(self._until_noticed(), self._replace_lost)
 
     def unreachable_shard(self, index: int) -> None:
@@ -160,9 +181,16 @@ class Driver:
         self._begin()
         self._back()
 
+    def _join(self) -> None:
+        """Standbys are made: enter another epoch with them, unless something else is under way."""
+        if not self.is_busy and not self._job.coordinator.trained:
+            self._begin()
+            self._leave()
+
     def _begin(self) -> None:
         job = self._job
         self.recovering = True
+        self.copying.end()
         job.stop_coordinator()
         job.recovery_epoch += 1
         job.world.story.tell("recovery epoch %s begins", job.recovery_epoch)
@@ -173,13 +201,31 @@ class Driver:
         if not self._lost:
             return  # it was noticed with another one
         self._begin()
-        for index in self._lost:
-            self._job.replace_shard(index)
-        self._lost.clear()
-        self._back()
+        lost, self._lost = self._lost, set()
+        if self._promote(lost) and not self._restoring:
+            self._leave()
+        else:
+            self._back()
+
+    def _promote(self, lost: set[int]) -> bool:
+        """Replace what is lost; return whether every shard still has a copy of this history."""
+        job, whole = self._job, True
+        n = len(job.shards)
+        for number in sorted(lost, reverse=True):  # standbys first
+            index = number % n
+            if number >= n:
+                del job.standbys[index]
+            elif index in job.standbys:
+                job.promote(index)
+                self.promotions += 1
+            else:
+                job.replace_shard(index)
+                whole = False
+        return whole
 
     def _back(self) -> None:
         job = self._job
+        self._restoring = True
         cut = self.cuts[-1] if self.cuts else None
         state = beginning_of(job.spec())
         if cut is not None:
@@ -203,29 +249,39 @@ class Driver:
         if self._lost:
             return  # all go back as soon as that is noticed
         self._begin()
-        if any(shard.fenced for shard in self._job.shards):
+        if self._restoring:
+            # The coordinator died as its epoch began: some have entered it, others have not.
             self._back()
-            return
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        """All copies of the shards leave their epoch, to enter the next one with what they have."""
         facts: dict[int, ShardFacts] = {}
-        self._at_each(
-            lambda shard: facts.update({shard.index: shard.leave()}),
-            lambda: self._catch_up([facts[index] for index in sorted(facts)]),
-        )
+        copies = self._copies()
+
+        def leave(shard: Shard) -> None:
+            facts[copies.index(shard)] = shard.leave()
+
+        self._at_each(leave, lambda: self._catch_up([facts[at] for at in range(len(copies))]))
+
+    def _copies(self) -> list[Shard]:
+        return [*self._job.shards, *(shard for _, shard in sorted(self._job.standbys.items()))]
 
     def _catch_up(self, facts: list[ShardFacts]) -> None:
         job = self._job
-        if len({each.recovery_epoch for each in facts}) > 1:
-            # The coordinator died as its epoch began: some have entered it, others have not.
-            self._back()
-            return
         first = self._parts.longest(facts)
-        furthest = job.shards[first]
+        furthest = self._copies()[first]
 
         def catch_up(shard: Shard) -> None:
             if shard.step < furthest.step:
                 shard.catch_up(furthest.log_from(shard.step))
 
         def enter() -> None:
+            for copy in self._copies():
+                assert copy.step == furthest.step, f"a copy is at {copy.step}: {furthest.step}"
+            for index, standby in self.copying.finished().items():
+                job.join(index, standby)
             begun = self._begun[facts[first].recovery_epoch]
             state = self._parts.rebuild(facts[first], begun, self._known, job.spec())
             epoch = job.recovery_epoch
@@ -242,27 +298,32 @@ class Driver:
     # Both -------------------------------------------------------------------------------------
 
     def _begin_coordinator(self, state: CoordinatorState) -> None:
-        self.recovering = False
+        self.recovering = self._restoring = False
         self._job.begin_coordinator(state, state.step)
+        if self._job.scenario.standby:
+            self.copying.begin()
 
     def _at_each(self, do: Callable[[Shard], object], then: Action) -> None:
-        """Do something at every shard, one call each, and then something else.
+        """Do something at every copy of a shard, one call each, and then something else.
 
         Nothing of it comes about any more once another epoch has begun.
         """
         job, epoch = self._job, self._job.recovery_epoch
-        waiting = {shard.index for shard in job.shards}
+        primaries = len(job.shards)
+        copies = dict(enumerate(job.shards))
+        copies |= {primaries + index: shard for index, shard in sorted(job.standbys.items())}
+        waiting = set(copies)
 
-        def call(index: int) -> None:
-            if job.recovery_epoch != epoch or index in self._lost:
+        def call(number: int) -> None:
+            if job.recovery_epoch != epoch or number in self._lost:
                 return  # the call to a dead process fails: that is how a loss is noticed, too
-            do(job.shards[index])
-            waiting.discard(index)
+            do(copies[number])
+            waiting.discard(number)
             if not waiting:
                 then()
 
-        for shard in job.shards:
-            self._later(lambda index=shard.index: call(index))  # type: ignore[misc]
+        for number in copies:
+            self._later(lambda number=number: call(number))  # type: ignore[misc]
 
     def _later(self, action: Action) -> None:
         self._job.world.queue.later(CALL_SECONDS * self._job.world.random.random(), action)

@@ -89,6 +89,7 @@ class Referee:
         scenario: Scenario,
         coordinator: Coordinator,
         shards: list[Shard],
+        standbys: dict[int, Shard],
         story: Story,
         seen: Seen,
     ) -> None:
@@ -96,6 +97,7 @@ class Referee:
         self._scenario = scenario
         self._coordinator = coordinator
         self._shards = shards
+        self._standbys = standbys
         self._story = story
         self._epoch = coordinator.spec.recovery_epoch
         self._answers: dict[tuple[int, int, int], Grant] = {}
@@ -176,8 +178,12 @@ class Referee:
         self._patience.look(event, now)
         workers = self._coordinator.workers
         self._gone |= {(w, state.incarnation) for w, state in workers.items() if state.lost}
-        said, true = self._coordinator.applied_step, min(shard.step for shard in self._shards)
+        said, true = self._coordinator.applied_step, min(shard.step for shard in self._copies)
         require(said <= true, "step {} is said to be applied, a shard is at {}", said, true)
+
+    @property
+    def _copies(self) -> list[Shard]:
+        return [*self._shards, *self._standbys.values()]
 
     def _note_ends(self, report: Report, step: int) -> None:
         name = report.worker, report.incarnation
@@ -388,11 +394,11 @@ class Referee:
         require(record.applied_step <= reached, "every shard is at {}: {}", reached, record)
 
     def _check_entry(self, record: Record, batch_id: int, attempt: int) -> None:
-        for shard in range(len(self._shards)):
-            part = self.seen.pushed.get((batch_id, attempt, shard))
-            held = part is not None and self._shards[shard].buffer.get(batch_id, attempt) is part
-            text = "step {} names batch {}, attempt {}, which shard {} does not hold"
-            require(held, text, record.step, batch_id, attempt, shard, batch=batch_id)
+        for shard in self._copies:
+            part = self.seen.pushed.get((batch_id, attempt, shard.index))
+            held = part is not None and shard.buffer.get(batch_id, attempt) is part
+            text = "step {} names batch {}, attempt {}, which a copy of shard {} does not hold"
+            require(held, text, record.step, batch_id, attempt, shard.index, batch=batch_id)
             assert part is not None
             text = "batch {} was pulled at {}, after {} was promised"
             old, promised = part.pull_step, self._oldest_promised
@@ -427,15 +433,17 @@ class Referee:
     # Shards -----------------------------------------------------------------------------------
 
     def shard_took(
-        self, index: int, sender: int, message: Request, outgoing: list[Outgoing]
+        self, number: int, sender: int, message: Request, outgoing: list[Outgoing]
     ) -> None:
-        """Look at what a shard made of a message."""
-        shard = self._shards[index]
+        """Look at what a copy of a shard made of a message."""
+        index = number % len(self._shards)
+        shard = self._shards[index] if number == index else self._standbys[index]
         if message.recovery_epoch != self._epoch:
             refused = [isinstance(o.reply, Refusal) and o.reply.reason for o in outgoing]
             require(refused == ["epoch"], "{} of another epoch was answered: {}", message, outgoing)
             return
         if isinstance(message, Pull):
+            require(number == index, "a standby is asked: {}", message)
             self._open_pulls[index, sender, message.request_id] = message
         for out in outgoing:
             reply = out.reply
@@ -460,7 +468,7 @@ class Referee:
                     self._snapshots[index, message.number] = found
             else:
                 require(reply.step == shard.step, "{} at step {}", reply, shard.step)
-        self._check_shard(index, message)
+        self._check_shard(shard, message)
 
     def _may_refuse(self, index: int, message: Request, reply: Refusal) -> bool:
         if isinstance(message, DenseNorm):
@@ -491,10 +499,10 @@ class Referee:
             "shard %s holds attempt %s", index, message.attempt, batch=message.batch_id
         )
 
-    def _check_shard(self, index: int, message: Request) -> None:
-        shard = self._shards[index]
+    def _check_shard(self, shard: Shard, message: Request) -> None:
+        index = shard.index
         first = shard.log[0].step if shard.log else shard.step
-        lacking = min(other.step for other in self._shards)
+        lacking = min(other.step for other in self._copies)
         require(first <= lacking, "shard {} logs from {}, one is at {}", index, first, lacking)
         logged = sum(len(record.entries) + len(record.skipped) for record in shard.log)
         credits = self._most_credits + self._always
@@ -511,14 +519,14 @@ class Referee:
             last = shard.log[-1]
             ordered = self.seen.records_between(shard.step - 1, shard.step)
             require([last] == ordered, "shard {} applied {} for {}", index, last, ordered)
-            self._check_resolved(index)
+            self._check_resolved(shard)
 
-    def _check_resolved(self, index: int) -> None:
+    def _check_resolved(self, shard: Shard) -> None:
         """A shard knows which batches its records resolve; whoever takes over asks it."""
-        records = self.seen.records_between(self._begun, self._shards[index].step)
+        records = self.seen.records_between(self._begun, shard.step)
         right = {entry.batch_id for record in records for entry in record.entries}
         right |= {batch_id for record in records for batch_id in self.seen.skipped[record.step]}
         right |= set(range(records[-1].low_water))  # of epochs before
-        intervals = self._shards[index].buffer.resolved
+        index, intervals = shard.index, shard.buffer.resolved
         known = [batch_id for first, end in intervals for batch_id in range(first, end)]
         require(known == sorted(right), "shard {} knows {}, resolved are {}", index, known, right)

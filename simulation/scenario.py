@@ -56,6 +56,7 @@ class Faults:
         until: no fault happens from this virtual second on.
         shard_deaths, coordinator_deaths: virtual seconds at which one of them dies.
         cut_off_shards: virtual seconds at which a shard lives on out of the coordinator's reach.
+        copy_fails: a standby that is being made dies before it is one.
         recoveries: virtual seconds at which everything goes back to the newest cut, or to where the
             job began, in another recovery epoch.
         cut_fails: a cut that is taken can't be written.
@@ -81,6 +82,7 @@ class Faults:
     cut_off_shards: tuple[float, ...] = ()
     recoveries: tuple[float, ...] = ()
     cut_fails: float = 0.0
+    copy_fails: float = 0.0
 
     @property
     def recover(self) -> bool:
@@ -96,6 +98,7 @@ class Scenario:
     Args:
         seed: of data, faults and times.
         mode, mode_options, workers, shards, depth: as in a job.
+        standby: whether every shard has a standby.
         group_size: M, local batches of a step.
         batch_size: B, samples of a local batch.
         batches_per_epoch, epochs: the plan.
@@ -126,6 +129,7 @@ class Scenario:
     workers: int = 1
     shards: int = 1
     depth: int = 1
+    standby: bool = False
     group_size: int = 1
     batch_size: int = 2
     batches_per_epoch: int = 1
@@ -193,8 +197,8 @@ class Scenario:
     def undisturbed(self, limit: int | None) -> "Scenario":
         """The same job on one worker and one shard, without any fault."""
         return replace(
-            self, workers=1, shards=1, depth=1, limit=limit, max_seconds=None, faults=Faults(),
-            orders=(), cuts=CutOptions(),
+            self, workers=1, shards=1, depth=1, standby=False, limit=limit, max_seconds=None,
+            faults=Faults(), orders=(), cuts=CutOptions(),
         )  # fmt: skip
 
     @property
@@ -247,6 +251,20 @@ def draw(seed: int, **options: Any) -> Scenario:
         "earlier": rng.randint(1, total) if rng.random() < 0.3 else 0,
     }
     return _consistent(Scenario(seed=seed, **(drawn | options)))
+
+
+def with_standbys(scenario: Scenario) -> Scenario:
+    """Return a scenario in which every shard has a standby, and copies of shards die."""
+    rng = random.Random(f"standbys {scenario.seed}")
+    moments = tuple(sorted(rng.uniform(0.0, rng.choice([0.5, 2.0, 4.0])) for _ in range(5)))
+    faults = replace(
+        scenario.faults,
+        shard_deaths=moments[: rng.randint(1, 5)],
+        recoveries=scenario.faults.recoveries[:1],
+        cut_off_shards=tuple(rng.uniform(0.0, 4.0) for _ in range(rng.choice([0, 0, 1, 2]))),
+        copy_fails=rng.choice([0.0, 0.2]),
+    )
+    return replace(scenario, standby=True, faults=faults)
 
 
 def with_orders(scenario: Scenario) -> Scenario:

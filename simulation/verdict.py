@@ -1,6 +1,8 @@
 """What must hold once a simulated job has ended."""
 
 from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +11,7 @@ from embedding import CounterEntries, TableEntries
 from ps.checkpoint.digest import block_digests, bucket_digests, shards_digest
 from ps.shard.shard import Shard
 from scheduler.coordinator.coordinator import Coordinator
+from simulation.cuts import snapshot_of
 from simulation.referee import require
 from simulation.saved import SavedJob
 from simulation.scenario import Scenario
@@ -39,6 +42,7 @@ def check_ended(
     seen: Seen,
     coordinator: Coordinator,
     shards: list[Shard],
+    standbys: Mapping[int, Shard] = MappingProxyType({}),
     *,
     earlier: SavedJob | None = None,
     histories: bool = True,
@@ -46,11 +50,18 @@ def check_ended(
     """Everything is accounted for and nothing is left behind.
 
     Args:
+        standbys: of shards.
         histories: whether the coordinator knows all of them; one that was made again does not.
     """
-    steps = [shard.step for shard in shards]
-    require(steps == [seen.step] * len(shards), "shards ended at steps {}", steps)
-    for shard in shards:
+    copies = [*shards, *standbys.values()]
+    steps = [shard.step for shard in copies]
+    require(steps == [seen.step] * len(copies), "shards ended at steps {}", steps)
+    for index, standby in standbys.items():
+        same = snapshot_of(standby.tables, standby.dense.rows) == snapshot_of(
+            shards[index].tables, shards[index].dense.rows
+        )
+        require(same, "shard {} and its standby hold other states", index)
+    for shard in copies:
         log = logs_the_end(shard, seen)
         require(log, "shard {} has another log than was sent", shard.index)
         left = (len(shard.buffer), shard.buffer.nbytes, shard.num_parked)

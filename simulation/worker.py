@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ps.client.client import Open
 from ps.client.deduplicate import keep_admitted
 from ps.client.dense_copies import DenseCopies, DenseCopy
+from ps.copies import Copies
 from ps.messages.exchange import Request
 from ps.messages.pull_push import Contribution, Pull, PullReply
 from simulation.data import DIM, Samples, Workload
@@ -84,6 +85,7 @@ class SimulatedWorker:
         workload: Workload,
         employer: Employer,
         session: Session,
+        copies: Copies,
         *,
         slowness: float,
     ) -> None:
@@ -96,9 +98,8 @@ class SimulatedWorker:
         self._slowness = slowness
         self._frozen_until = self._slow_until = 0.0
         self._hangs_until: dict[Thread, float] = {"main": 0.0, "preparing": 0.0}
-        self._client = Client(
-            network, answered=self._request_answered, run=self._now, done=self.is_done
-        )
+        self._network = network
+        self._client = self._new_client(copies)
         self._dense = self.dense_copies_class(workload.store.routing)
         self._inbox: deque[Open] = deque()
         self._computing = self._preparing = False
@@ -119,17 +120,30 @@ class SimulatedWorker:
     def epoch(self) -> int:
         return self.session.recovery_epoch
 
-    def told(self, session: Session) -> None:
+    def told(self, session: Session, copies: Copies) -> None:
         """The driver says that a recovery epoch has begun, and with it another session."""
-        self._now(lambda: self._enter(session))
+        self._now(lambda: self._enter(session, copies))
 
-    def _enter(self, session: Session) -> None:
+    def _new_client(self, copies: Copies) -> Client:
+        return Client(
+            self._network,
+            copies,
+            answered=self._request_answered,
+            run=self._now,
+            done=self.is_done,
+        )
+
+    def _enter(self, session: Session, copies: Copies) -> None:
         """Drop what is of the old one; the dense parameters are known by their epoch."""
         if session.recovery_epoch <= self.epoch:
             return
         self._world.story.tell("%s enters recovery epoch %s", self, session.recovery_epoch)
         self.session = session
-        self._client.begin_anew()
+        if copies.standbys or self._client.copies.standbys:  # others are where these were
+            self._client.close()
+            self._client = self._new_client(copies)
+        else:
+            self._client.begin_anew()
         for held in (self._inbox, self._to_prepare, self._prepared, self._pulled):
             held.clear()
         self._pulls.clear()
@@ -390,6 +404,9 @@ class SimulatedWorker:
                 dense=dense[slice(*self._workload.store.routing.dense_range(shard))],
                 admitted=admitted,
             )
+        copies = self._client.copies
+        for shard in copies.standbys:
+            messages[copies.standby_of(shard)] = messages[shard]
         self._pushes[request_id] = finished
         self._world.story.tell("%s pushes %s", self, token, batch=train_batch(token))
         self._client.start(messages, survives=lambda: not self._dies("push sent", token))

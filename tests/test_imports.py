@@ -178,7 +178,7 @@ LAYERS = {
         {"composition", "pooling"},
     ],
     "ps": [
-        {"messages", "routing"},
+        {"messages", "routing", "copies"},
         {"spec"},
         {"net"},
         {"shard"},

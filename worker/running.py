@@ -1,6 +1,6 @@
 """From a setup to a running worker loop: everything a worker does, but for being a Ray actor."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from ps.client.client import PsClient
 from ps.client.deduplicate import Deduplicator
 from ps.client.faults import with_faults
+from ps.copies import Copies
 from ps.net.cancellation import Cancellation
 from ps.net.sockets import Address, connect
 from ps.spec import StoreSpec
@@ -40,7 +41,8 @@ class WorkerSetup:
         threads: compute threads.
         depth: batches prepared ahead, the one being computed included.
         cache_bytes: limit of decoded row groups.
-        addresses: of the shards, in their order.
+        addresses: of the shards' primaries, in their order.
+        standbys: the addresses of standbys, by shard.
         coordinator: its address.
         secret: that shards and coordinator ask for.
         recovery_epoch: that messages carry.
@@ -67,6 +69,7 @@ class WorkerSetup:
     faults: FaultPlan
     retry_seconds: float = 20.0
     compress: bool = False
+    standbys: Mapping[int, Address] = field(default_factory=dict)
 
 
 def make_loop(
@@ -83,6 +86,9 @@ def make_loop(
         CancelledError: it was cancelled meanwhile.
     """
     name = f"worker {worker} incarnation {incarnation}"
+    copies = Copies(setup.store.num_shards, tuple(sorted(setup.standbys)))
+    places = dict(enumerate(setup.addresses))
+    places |= {copies.standby_of(shard): place for shard, place in setup.standbys.items()}
     computation = Computation(
         setup.model, threads=setup.threads, any_float_mode=setup.options.any_float_mode
     )
@@ -91,8 +97,8 @@ def make_loop(
     client = PsClient(
         setup.store,
         with_faults(
-            lambda shard: connect(
-                setup.addresses[shard],
+            lambda number: connect(
+                places[number],
                 node_id=node_id,
                 secret=setup.secret,
                 name=name,
@@ -102,6 +108,7 @@ def make_loop(
             process=(0, worker, incarnation),  # the coordinator has 1 first
         ),
         recovery_epoch=setup.recovery_epoch,
+        standbys=copies.standbys,
         retry_seconds=setup.retry_seconds,
         compress=setup.compress,
         cancellation=cancellation,

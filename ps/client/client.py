@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ps.client.deduplicate import Deduplicated, keep_admitted
 from ps.client.dense_copies import DenseCopies, DenseCopy
+from ps.copies import Copies
 from ps.messages.exchange import Refusal, Reply, Request
 from ps.messages.pull_push import ANY_STEP, Contribution, Pull, PullReply
 from ps.messages.records import Apply, DenseNorm, Entry, Freeze, Record
@@ -36,19 +37,20 @@ _SHORT_LIVED_SECONDS = 1.0
 
 
 class ShardLostError(ConnectionError):
-    """A shard could not be reached again in time."""
+    """A copy of a shard could not be reached again in time; `shard` is the copy's number."""
 
-    def __init__(self, shard: int, seconds: float, cause: str) -> None:
-        super().__init__(shard, seconds, cause)
+    def __init__(self, shard: int, seconds: float, cause: str, name: str | None = None) -> None:
+        super().__init__(shard, seconds, cause, name)
         self.shard, self.seconds, self.cause = shard, seconds, cause
+        self.name = name or f"shard {shard}"
 
     def __str__(self) -> str:
-        return f"shard {self.shard} could not be reached for {self.seconds:.0f} s: {self.cause}"
+        return f"{self.name} could not be reached for {self.seconds:.0f} s: {self.cause}"
 
 
 @dataclass(slots=True, eq=False)
 class Open:
-    """A request that was sent to every shard (or some) and is not answered by all yet."""
+    """A request that was sent to copies of shards and is not answered by all yet; by number."""
 
     request_id: int
     messages: dict[int, Request]
@@ -123,18 +125,21 @@ class Identity:
 
 
 class PsClient:
-    """Connections to all shards of a job.
+    """Connections to all copies of a job's shards; each is known by its number, see `Copies`.
 
     Attributes:
-        heard: called with a shard whenever it has answered something.
-        held_up_by: the shard that the thread is just sending to or connecting with.
+        heard: called with a copy whenever it has answered something.
+        held_up_by: the copy that the thread is just sending to or connecting with.
 
     Args:
         spec: tables and dense parameters.
-        connect: opens an authenticated connection to a shard.
+        connect: opens an authenticated connection to a copy of a shard.
         recovery_epoch: what every message carries.
-        retry_seconds: how long a shard may be out of reach.
+        standbys: the shards that have a standby, which takes all that its primary does but pulls.
+        retry_seconds: how long a copy may be out of reach.
         compress: whether frames are compressed.
+        refused: called with a copy, and how, where nobody listens at its address: its process is
+            gone. It may raise an error of its own, which ends what was going on.
         cancellation: once it is set, all that waits for a shard, and the next thing that would,
             raises CancelledError.
     """
@@ -145,11 +150,14 @@ class PsClient:
         connect: Connect,
         *,
         recovery_epoch: int,
+        standbys: Sequence[int] = (),
         retry_seconds: float = 20.0,
         compress: bool = False,
+        refused: Callable[[int, OSError], None] = lambda number, error: None,
         cancellation: Cancellation | None = None,
     ) -> None:
         self.spec = spec
+        self.copies = Copies(spec.num_shards, tuple(standbys))
         self.recovery_epoch = recovery_epoch
         self.routing = spec.routing
         self.bytes_sent = 0
@@ -160,6 +168,7 @@ class PsClient:
         self._connect = connect
         self._retry_seconds = retry_seconds
         self._compress = compress
+        self._refused = refused
         self._cancellation = cancellation or Cancellation()
         self._dims = np.array([table.dim for table in spec.tables], np.int64)
         self._dense = DenseCopies(self.routing)
@@ -171,8 +180,8 @@ class PsClient:
         self._selector = selectors.DefaultSelector()
         self._connections: dict[int, _Connection] = {}
         try:
-            for shard in range(self.routing.num_shards):
-                self._reconnect(shard, OSError("not connected yet"))
+            for number in self.copies.numbers:
+                self._reconnect(number, OSError("not connected yet"))
         except BaseException:
             self.close()
             raise
@@ -251,6 +260,8 @@ class PsClient:
     ) -> Open:
         """Send a batch's contribution to every shard, those without a key of it included.
 
+        A standby gets what its primary gets, and the push is over once both have it.
+
         Its arrays, those of the pull included, must stay as they are until all have answered.
 
         Args:
@@ -288,6 +299,8 @@ class PsClient:
                 dense=dense[slice(*pulled.routing.dense_range(shard))],
                 admitted=admitted,
             )
+        for shard in self.copies.standbys:
+            messages[self.copies.standby_of(shard)] = messages[shard]
         push = Open(request_id, messages, set(messages), kept=kept)
         self._start(push)
         return push
@@ -300,7 +313,7 @@ class PsClient:
         self._start(request, shards=sorted(request.waiting))
 
     def start_apply(self, shard: int, records: Sequence[Record]) -> Open:
-        """Send records to one shard, as the coordinator does."""
+        """Send records to one copy of a shard, as the coordinator does."""
         request_id = self._new_id()
         message = Apply(request_id, self.recovery_epoch, tuple(records))
         apply = Open(request_id, {shard: message}, {shard})
@@ -460,13 +473,16 @@ class PsClient:
                 return
             except OSError as error:
                 cause = error
+                if isinstance(error, ConnectionRefusedError | FileNotFoundError):
+                    self._refused(shard, error)
             failed = self._connections.pop(shard, None)
             if failed is not None:
                 self._drop(failed)
                 if failed.ended_outage:  # it was there, and broke while requests were sent again
                     lost_since = time.monotonic()
             self._cancellation.sleep(_RETRY_PAUSE_SECONDS)
-        raise ShardLostError(shard, self._retry_seconds, str(cause)) from cause
+        name = self.copies.name_of(shard)
+        raise ShardLostError(shard, self._retry_seconds, str(cause), name) from cause
 
     def _connect_and_resend(self, shard: int, lost_since: float) -> None:
         sock = self._connect(shard)

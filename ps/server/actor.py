@@ -16,7 +16,9 @@ from runtime.fingerprint import process_facts
 from runtime.metrics_export import MetricsExport
 
 
-@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"watch": 1, "cut": 1})
+@ray.remote(
+    max_restarts=0, max_task_retries=0, concurrency_groups={"watch": 1, "cut": 1, "copy": 1}
+)
 class ServerActor(ShardServer):
     """One parameter server. A dead one is not restarted: its state would be gone.
 
@@ -66,6 +68,10 @@ class ServerActor(ShardServer):
         return super().write_cut(
             directory, step, changed_only=changed_only, compression=compression
         )
+
+    @ray.method(concurrency_group="copy")
+    def send_journal(self, address: Address) -> int:
+        return super().send_journal(address)
 
     @ray.method(concurrency_group="watch")
     def watch(self) -> None:

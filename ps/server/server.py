@@ -15,11 +15,13 @@ from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import MovedDense, start_shard_from
 from ps.checkpoint.write import Compression, write_shard
 from ps.messages.records import Record
-from ps.net.sockets import Address
+from ps.net.sockets import Address, connect
 from ps.server.data_plane import DataPlane
 from ps.server.figures import ServerFigures, TableFigures
+from ps.server.journal_sender import CopyError, JournalSender
 from ps.server.read_write_lock import ReadWriteLock
 from ps.server.warmup import warm_up
+from ps.shard.evicted_keys import EvictedRuns
 from ps.shard.facts import ShardFacts
 from ps.shard.shard import Shard
 from ps.shard.side_by_side import Threads
@@ -102,6 +104,7 @@ class ShardServer:
             any_float_mode=setup.any_float_mode,
             dies_at_step=setup.dies_at_step,
         )
+        self._sender: JournalSender | None = None
         self._cpu_seconds_before = time.process_time()
 
     def address(self) -> Address:
@@ -132,6 +135,7 @@ class ShardServer:
         See `start_shard_from`. Where that fails the shard holds nothing and is fenced.
         """
         with self._lock.exclusive():
+            self._drop_sender()
             # Else there would be room for two models needed.
             self._shard.fence()
             start_shard_from(
@@ -166,8 +170,89 @@ class ShardServer:
     def enter(self, recovery_epoch: int) -> None:
         """Go on in another recovery epoch with what the shard holds, at its step."""
         with self._lock.exclusive():
+            self._drop_sender()
             self._shard.enter(recovery_epoch, step=self._shard.step)
             self._plane.hand_back()
+
+    # Another copy -----------------------------------------------------------------------------
+    # Its order: the shard keeps a journal, a cut is taken and written, the copy begins with it, and
+    # is sent what came since; once that is little they all enter the next recovery epoch.
+
+    def keep_journal(self, max_bytes: int) -> None:
+        """Keep what comes after the next cut, for a copy; see `Shard.keep_journal`."""
+        with self._lock.exclusive():
+            self._drop_sender()
+            self._shard.keep_journal(max_bytes)
+
+    def drop_journal(self) -> None:
+        """Keep nothing any more; a copy that is being made is given up."""
+        with self._lock.exclusive():
+            self._drop_sender()
+            self._shard.drop_journal()
+
+    def copy_from(self, step: int) -> tuple[EvictedRuns, ...]:
+        """Return what a copy that begins with the cut of a step has to know beside it.
+
+        Raises:
+            RuntimeError: see `Shard.copy_from`.
+        """
+        with self._lock.exclusive():
+            return self._shard.copy_from(step)
+
+    def begin_copy(
+        self, recovery_epoch: int, checkpoint: str, evicted: tuple[EvictedRuns, ...]
+    ) -> None:
+        """Begin as a copy of a shard that goes on, with a cut of it; see `start_from`.
+
+        Args:
+            evicted: what `copy_from` of the other copy gave.
+        """
+        self.start_from(recovery_epoch, checkpoint, goes_on=True)
+        with self._lock.exclusive():
+            self._shard.take_evicted(evicted)
+
+    def send_journal(self, address: Address) -> int:
+        """Send a copy all that came since its cut, from now on; return once it lacks little.
+
+        Returns:
+            the step that the copy has reached.
+
+        Raises:
+            CopyError: it can't be brought to where the shard is.
+        """
+        with self._lock.exclusive():
+            self._drop_sender()
+            if self._shard.journal is None:
+                raise CopyError(f"shard {self._setup.index} keeps nothing for a copy")
+            sender = self._sender = JournalSender(
+                self._shard,
+                self._lock,
+                lambda: connect(
+                    address,
+                    node_id=self._node_id,
+                    secret=self._setup.secret,
+                    name=f"shard {self._setup.index}",
+                ),
+            )
+        return sender.wait_until_near()
+
+    def finish_journal(self, seconds: float) -> int:
+        """Wait until a copy has all that the shard has, which takes no more records.
+
+        Returns:
+            the step that both are at.
+
+        Raises:
+            CopyError: it does not get there in time.
+        """
+        if self._sender is None:
+            raise CopyError(f"shard {self._setup.index} sends nothing to a copy")
+        return self._sender.wait_until_level(seconds=seconds)
+
+    def _drop_sender(self) -> None:
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
 
     # Checkpoints ------------------------------------------------------------------------------
 
@@ -272,6 +357,7 @@ class ShardServer:
             raise self._failure
 
     def close(self) -> None:
+        self._drop_sender()
         self._ended.set()
         self._plane.close()
         with self._lock.exclusive():  # a message that came before may be under way

@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 Int64Array = npt.NDArray[np.int64]
+EvictedRuns = tuple[tuple[Int64Array, Int64Array], ...]
+"""Evicted keys as a value: keys and the steps that evicted them, of each run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,15 @@ class EvictedKeys:
     def clear(self) -> None:
         self._runs.clear()
         self._forgotten_before = 0
+
+    def runs(self) -> EvictedRuns:
+        """Return what is remembered, for another copy of the table; its arrays never change."""
+        return tuple((run.keys, run.steps) for run in self._runs)
+
+    def take(self, runs: EvictedRuns) -> None:
+        """Remember what another copy does, and nothing else."""
+        self.clear()
+        self._runs = [_Run(keys, steps, int(steps.max())) for keys, steps in runs]
 
     def evicted_since(self, step: int, keys: Int64Array) -> npt.NDArray[np.bool_]:
         """Return which of some keys, int64[n], were evicted by that step or a later one."""

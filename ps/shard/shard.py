@@ -28,9 +28,10 @@ from ps.messages.records import (
 )
 from ps.shard.buffer import GradientBuffer
 from ps.shard.dense import DenseBlocks
-from ps.shard.evicted_keys import EvictedKeys
+from ps.shard.evicted_keys import EvictedKeys, EvictedRuns
 from ps.shard.facts import ShardFacts
 from ps.shard.frozen import FrozenShard
+from ps.shard.journal import Journal
 from ps.shard.merge import merge
 from ps.shard.record_checks import what_is_wrong, what_is_wrong_in_sum
 from ps.shard.side_by_side import RunAll, in_turn
@@ -73,6 +74,7 @@ class Shard:
         routing: which shard has which part.
         log: the latest records, see `_remember`.
         frozen: the state of the last step at which it was frozen, until the next or another epoch.
+        journal: what came after that, where another copy is made of it, see `keep_journal`.
         dead: why the shard is dead, None as long as it is not.
     """
 
@@ -102,6 +104,8 @@ class Shard:
         self.step = 0
         self.log: deque[Record] = deque()
         self.frozen: FrozenShard | None = None
+        self.journal: Journal | None = None
+        self._journal_bytes: int | None = None
         self.counts = ShardCounts()
         self._run_all = run_all
         self._last_cut = 0
@@ -137,6 +141,7 @@ class Shard:
             self.tables = make_variables(self.spec.tables, on_non_finite="skip")
             self.buffer.clear()
             self.log.clear()
+            self.drop_journal()
             self.recovery_epoch = None
 
     def empty_tables(self) -> list[EmbeddingVariable]:
@@ -171,6 +176,7 @@ class Shard:
         self._has_left = False
         self.buffer.clear()
         self.log.clear()
+        self.drop_journal()
         for evicted in self._evicted:
             evicted.clear()
 
@@ -206,6 +212,45 @@ class Shard:
         if isinstance(out.reply, Refusal):
             raise RuntimeError(out.reply.text)
         return self.leave()
+
+    # Another copy -----------------------------------------------------------------------------
+
+    def keep_journal(self, max_bytes: int) -> None:
+        """Keep, from the next cut on, what a copy that begins with the cut has to handle."""
+        self.check_alive()
+        self.drop_journal()
+        self._journal_bytes = max_bytes
+
+    def drop_journal(self) -> None:
+        """Keep nothing for a copy any more."""
+        self.journal = self._journal_bytes = None
+
+    def copy_from(self, step: int) -> tuple[EvictedRuns, ...]:
+        """A copy has the state of the cut of a step: return what it has to know beside it.
+
+        From now on the journal stays that of this cut.
+
+        Raises:
+            RuntimeError: there is no journal from that step on.
+        """
+        self.check_alive()
+        if self.journal is None or self.journal.begins != step:
+            raise RuntimeError(f"shard {self.index} keeps nothing from step {step} on for a copy")
+        if self.journal.is_over:
+            raise RuntimeError(
+                f"what shard {self.index} kept from step {step} on for a copy has grown beyond"
+                f" {self.journal.max_bytes} bytes (cluster.buffer_bytes)"
+            )
+        self._journal_bytes = None
+        return self.journal.evicted
+
+    def take_evicted(self, evicted: Sequence[EvictedRuns]) -> None:
+        """Remember the evicted keys that another copy remembered at the step that this one is at.
+
+        Gradients that were pulled before come late to both, and neither may return their rows.
+        """
+        for own, runs in zip(self._evicted, evicted, strict=True):
+            own.take(runs)
 
     def check_alive(self) -> None:
         """Raise RuntimeError where the shard is dead: what it holds is of no step."""
@@ -395,7 +440,14 @@ class Shard:
                 tuple(t.freeze(changed_only=message.changed_only) for t in self.tables),
                 self.dense.rows.copy(),
             )
+            self._begin_journal()
         return FreezeReply(message.request_id, message.step)
+
+    def _begin_journal(self) -> None:
+        """Begin it, or begin it again at this cut: no copy has begun with the one before."""
+        if self._journal_bytes is not None:
+            evicted = [evicted.runs() for evicted in self._evicted]
+            self.journal = Journal(self.step, evicted, max_bytes=self._journal_bytes)
 
     def thaw(self) -> None:
         """Give up what is frozen."""
@@ -447,6 +499,9 @@ class Shard:
             self._evicted[eviction.table].add(record.step, keys)
         for evicted in self._evicted:
             evicted.forget(before=record.oldest_pull_step)
+        if self.journal is not None:
+            named = [self._held(entry.batch_id, entry.attempt) for entry in record.entries]
+            self.journal.add(record, named)
         self.buffer.settle(record)
         self._remember(record)
         self.step += 1

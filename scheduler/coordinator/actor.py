@@ -48,6 +48,7 @@ class CoordinatorActor:
         self,
         spec: CoordinatorSpec,
         addresses: tuple[Address, ...],
+        standbys: dict[int, Address],
         secret: bytes,
         retry_seconds: float,
         run: str,
@@ -63,6 +64,7 @@ class CoordinatorActor:
         self._server = CoordinatorServer(
             spec,
             addresses,
+            standbys=standbys,
             secret=secret,
             node_id=self._node_id,
             retry_seconds=retry_seconds,

@@ -92,7 +92,7 @@ class Coordinator:
         self.evaluation: EvaluationRound | None = None
         self.stopping = False
         self._most_workers = max(spec.workers, first.num_workers)
-        self._shards = ShardProgress(spec.store.num_shards, first_step=step)
+        self._shards = ShardProgress(spec.copies.numbers, first_step=step)
         self._step_shares = StepShares(spec.group_size)
         self._credits = Credits(spec)
         self._paces = Least()  # of the workers that live
@@ -184,13 +184,13 @@ class Coordinator:
 
     @property
     def applied_step(self) -> int:
-        """The step that every shard has reached."""
+        """The step that every copy of every shard has reached."""
         return self._shards.step
 
     @property
     def shard_lag(self) -> tuple[int, ...]:
-        """How many of the ordered steps each shard has not yet applied."""
-        return tuple(self.step - step for step in self._shards.steps)
+        """How many of the ordered steps each shard's primary has not yet applied."""
+        return tuple(self.step - self._shards.steps[n] for n in self.spec.copies.primaries)
 
     @property
     def trained(self) -> bool:
@@ -595,6 +595,6 @@ class Coordinator:
             self.evaluation.ledger if self.evaluation is not None else self.ledger,
             waited=self._stall_watch.waited(now),
             step=self.step,
-            shard_steps=self._shards.steps,
+            shard_steps={self.spec.copies.name_of(n): s for n, s in self._shards.steps.items()},
             norms=self.dense_norms.awaited,
         )

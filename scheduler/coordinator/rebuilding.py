@@ -1,8 +1,9 @@
-"""A coordinator that is gone, made again from what its shards know.
+"""A coordinator that is gone, made again from what the copies of its shards know.
 
-The order of it: every shard leaves the epoch (`Shard.leave`), so that nobody takes it further; all
+The order of it: every copy leaves the epoch (`Shard.leave`), so that nobody takes it further; all
 are brought to the step of the one that is furthest (`longest_log`, `Shard.catch_up`); they enter
-the next epoch with the rows that they have; a coordinator goes on from `state_after`.
+the next epoch with the rows that they have; a coordinator goes on from `state_after`. Where that
+fails on the way it is done again: some have entered the next epoch then, others have not.
 """
 
 from collections.abc import Sequence
@@ -24,25 +25,30 @@ from scheduler.coordinator.status import Status
 
 
 def longest_log(facts: Sequence[ShardFacts]) -> int:
-    """Return the number of the shard that is furthest, whose log the others lack.
+    """Return the number of the copy that is furthest, whose log the others lack.
+
+    Where some have entered a later epoch than others, in which all keep what they hold, it began
+    where these are: nobody enters one before all are at one step, and no record of it comes before
+    all have entered it.
 
     Args:
-        facts: of all shards, in their order, once each has left the epoch.
+        facts: of one copy of each shard at least, once each has left its epoch.
 
     Raises:
-        ValueError: the log does not go back to where another shard is.
+        ValueError: the log does not go back to where another copy is.
     """
-    first = max(range(len(facts)), key=lambda shard: facts[shard].step)
-    for shard, each in enumerate(facts):
-        if each.recovery_epoch != facts[first].recovery_epoch:
+    first = max(range(len(facts)), key=lambda at: (facts[at].recovery_epoch, facts[at].step))
+    furthest = facts[first]
+    for each in facts:
+        if each.recovery_epoch != furthest.recovery_epoch:
+            fits = each.step == furthest.step and furthest.newest is None
+        else:
+            fits = each.step >= furthest.log_begins
+        if not fits:
             raise ValueError(
-                f"shard {shard} is of recovery epoch {each.recovery_epoch}, shard {first} of"
-                f" {facts[first].recovery_epoch}"
-            )
-        if each.step < facts[first].log_begins:
-            raise ValueError(
-                f"shard {shard} is at step {each.step}, the log of shard {first} begins at"
-                f" {facts[first].log_begins}"
+                f"a shard is at step {each.step} of recovery epoch {each.recovery_epoch}, the log"
+                f" of another one begins at {furthest.log_begins} and ends at {furthest.step} of"
+                f" epoch {furthest.recovery_epoch}"
             )
     return first
 
@@ -57,7 +63,7 @@ def state_after(
 
     Args:
         facts: of the shard that is furthest.
-        begun: with which the lost coordinator began.
+        begun: with which the coordinator of its epoch began, or was to begin.
         known: the last status of the lost coordinator, with all that it ever told.
         spec: of the job.
 

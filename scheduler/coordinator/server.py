@@ -4,13 +4,16 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from types import MappingProxyType
 
 from ps.client.client import Open, PsClient, ShardLostError
 from ps.client.faults import ConnectionFaults, with_faults
 from ps.messages.records import Record
 from ps.messages.wire import in_messages
+from ps.net.cancellation import Cancellation, CancelledError
 from ps.net.sockets import Address, connect
 from ps.net.wake import Wake
 from runtime.memory import peak_rss_bytes
@@ -57,6 +60,7 @@ class _Notices:
     give_up: list[tuple[int, int, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     silent_shards: list[tuple[int, str]] = field(default_factory=list)
+    gone: dict[int, str] = field(default_factory=dict)
     failure: str | None = None
 
 
@@ -78,7 +82,8 @@ class CoordinatorServer:
 
     Args:
         spec: of the state machine.
-        addresses: of the shards, in their order.
+        addresses: of the shards' primaries, in their order.
+        standbys: the addresses of standbys, by shard.
         secret: that the shards ask for.
         node_id: of this process.
         retry_seconds: how long a shard may be out of reach.
@@ -97,9 +102,13 @@ class CoordinatorServer:
         secret: bytes,
         node_id: str,
         retry_seconds: float,
+        standbys: Mapping[int, Address] = MappingProxyType({}),
         faults: CoordinatorFaults = CoordinatorFaults(),
         state: CoordinatorState | None = None,
     ) -> None:
+        copies = spec.copies
+        places = dict(enumerate(addresses))
+        places |= {copies.standby_of(shard): place for shard, place in standbys.items()}
         self._faults = faults
         self._coordinator = Coordinator(spec, state)
         self._clock = time.monotonic
@@ -112,21 +121,31 @@ class CoordinatorServer:
         self._closing = False
         self._cpu_seconds_before = time.process_time()
         self._wakes = Wake()
+        self._cancellation = Cancellation()
+        self._is_up = False
         self._client = PsClient(
             spec.store,
             with_faults(
-                lambda shard: connect(
-                    addresses[shard], node_id=node_id, secret=secret, name="coordinator"
+                lambda number: connect(
+                    places[number],
+                    node_id=node_id,
+                    secret=secret,
+                    name="coordinator",
+                    cancellation=self._cancellation,
                 ),
                 faults.connections,
                 process=(1, 0, 0),  # workers have 0 first
             ),
             recovery_epoch=spec.recovery_epoch,
+            standbys=spec.standbys,
             retry_seconds=retry_seconds,
+            refused=self._note_gone,
+            cancellation=self._cancellation,
         )
+        self._is_up = True
         self._client.watch(self._wakes.sock)
-        self._client.heard = lambda shard: self._shards.heard(shard, self._clock())
-        self._shards = ShardWatch(spec.store.num_shards, limit=spec.server_timeout_seconds)
+        self._client.heard = lambda number: self._shards.heard(number, self._clock())
+        self._shards = ShardWatch(copies.numbers, limit=spec.server_timeout_seconds)
         self._thread = threading.Thread(target=self._speak_to_shards, daemon=True)
         self._thread.start()
 
@@ -218,6 +237,7 @@ class CoordinatorServer:
     def close(self, *, patience: float = 5.0) -> None:
         """Say no more to the shards; wait at most so many seconds for what is being said."""
         self._closing = True
+        self._cancellation.set()
         self._wakes.set()
         self._thread.join(timeout=patience)
         self._client.close()
@@ -259,7 +279,7 @@ class CoordinatorServer:
                     outbox, self._outbox = self._outbox, []
                     to_measure, self._to_measure = self._to_measure, []
                 for norm in to_measure:
-                    self._asks_all()
+                    self._asks(self._coordinator.spec.copies.primaries)
                     self._client.start_dense_norm(norm.step, norm.entries, norm.divisor)
                 self._send(outbox)
                 for shard in self._shards.due(self._clock()):
@@ -272,6 +292,8 @@ class CoordinatorServer:
                 if self._clock() - last_tick > TICK_SECONDS:
                     last_tick = self._clock()
                     self._handle(TimePassed())
+        except CancelledError:
+            pass  # it is closed
         except ShardLostError as error:
             with self._lock:
                 self._notices.silent_shards.append((error.shard, str(error)))
@@ -279,14 +301,26 @@ class CoordinatorServer:
         except Exception as error:
             self.fail(error)
 
-    def _asks_all(self) -> None:
-        for shard in range(self._coordinator.spec.store.num_shards):
-            self._shards.asks(shard, self._clock())
+    def _asks(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self._shards.asks(number, self._clock())
+
+    def _note_gone(self, number: int, error: OSError) -> None:
+        """Nobody listens at a copy's address any more, which another try will not change.
+
+        Raises:
+            ShardLostError: this coordinator has not begun yet.
+        """
+        name = self._coordinator.spec.copies.name_of(number)
+        if not self._is_up:
+            raise ShardLostError(number, 0.0, str(error), name) from error
+        with self._lock:
+            self._notices.gone.setdefault(number, f"nobody listens there any more: {error}")
 
     def _send(self, outbox: list[Record | TakeCut]) -> None:
-        shards = range(self._coordinator.spec.store.num_shards)
+        copies = self._coordinator.spec.copies
         if outbox:
-            self._asks_all()
+            self._asks(copies.numbers)
         for is_cut, run in groupby(outbox, lambda each: isinstance(each, TakeCut)):
             if is_cut:
                 for cut in run:
@@ -295,8 +329,8 @@ class CoordinatorServer:
                 continue
             records = [each for each in run if isinstance(each, Record)]
             for message in in_messages(records):
-                for shard in shards:
-                    self._client.start_apply(shard, message)
+                for number in copies.numbers:
+                    self._client.start_apply(number, message)
             self._die_if_due(records[-1].step)
 
     def _die_if_due(self, step: int) -> None:
@@ -312,7 +346,8 @@ class CoordinatorServer:
     def _look_at_shards(self) -> None:
         held_up_by = self._client.held_up_by
         for shard, seconds in self._shards.newly_silent(self._clock(), held_up_by=held_up_by):
-            text = f"shard {shard} has answered nothing for {seconds:.0f} s"
+            name = self._coordinator.spec.copies.name_of(shard)
+            text = f"{name} has answered nothing for {seconds:.0f} s"
             self._notices.silent_shards.append((shard, text))
 
     def _status(self, told: Told) -> Status:
@@ -326,6 +361,7 @@ class CoordinatorServer:
             give_up=tuple(notices.give_up[told.give_up :]),
             warnings=tuple(notices.warnings[told.warnings :]),
             silent_shards=tuple(notices.silent_shards[told.silent_shards :]),
+            gone_shards=tuple(notices.gone.items()),
             failure=notices.failure,
             peak_rss_bytes=peak_rss_bytes(),
             cpu_seconds=time.process_time() - self._cpu_seconds_before,

@@ -1,6 +1,7 @@
 """Notices shards that answer nothing any more; time is an argument, in seconds of any clock."""
 
 import threading
+from collections.abc import Iterable
 
 BEAT_SECONDS = 1.0
 
@@ -17,22 +18,22 @@ def server_lease_seconds(limit: float) -> float:
 
 
 class ShardWatch:
-    """When each shard was asked something, and when it was heard.
+    """When each copy of a shard was asked something, and when it was heard.
 
     One thread speaks to the shards, any other may ask who is silent. What a shard has to say is
     known only once it is read: while the thread is held up, by a shard that takes nothing more of
     what it is sent, the silence of the others says nothing.
 
     Args:
-        shards: how many there are.
+        shards: the numbers of the copies.
         limit: seconds for which a shard that was asked something may answer nothing; None: any.
     """
 
-    def __init__(self, shards: int, *, limit: float | None) -> None:
+    def __init__(self, shards: Iterable[int], *, limit: float | None) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._asked_since: list[float | None] = [None] * shards
-        self._heard = [0.0] * shards
+        self._asked_since: dict[int, float | None] = dict.fromkeys(shards)
+        self._heard = dict.fromkeys(self._asked_since, 0.0)
         self._read_until = 0.0
         self._told: set[int] = set()
 
@@ -58,7 +59,7 @@ class ShardWatch:
         with self._lock:
             return [
                 shard
-                for shard, since in enumerate(self._asked_since)
+                for shard, since in self._asked_since.items()
                 if since is None and now - self._heard[shard] >= BEAT_SECONDS
             ]
 
@@ -72,7 +73,7 @@ class ShardWatch:
             return []
         found = []
         with self._lock:
-            for shard, since in enumerate(self._asked_since):
+            for shard, since in self._asked_since.items():
                 until = now if shard == held_up_by else self._read_until
                 if since is None or until - since <= self._limit or shard in self._told:
                     continue

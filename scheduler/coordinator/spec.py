@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ps.copies import Copies
 from ps.spec import StoreSpec
 from scheduler.coordinator.clock import ClockState, ScheduleClock
 from scheduler.coordinator.ledger_plan import LedgerPlan
@@ -39,6 +40,7 @@ class CoordinatorSpec:
 
     Args:
         store: tables and dense parameters.
+        standbys: the shards that have a standby in this recovery epoch.
         plan: batches to train; None: they are those of a stream, which the state has.
         evaluation_plan: batches of the evaluation files, or None.
         mode, options: the mode rule that it begins with.
@@ -90,6 +92,7 @@ class CoordinatorSpec:
     automatic: bool = False
     policy: PolicyOptions = field(default_factory=PolicyOptions)
     recovery_epoch: int = 0
+    standbys: tuple[int, ...] = ()
     attempt_lasts: int = ATTEMPT_LASTS
     cuts: CutOptions = field(default_factory=CutOptions)
     eval_every_steps: int = 0
@@ -100,6 +103,11 @@ class CoordinatorSpec:
     server_timeout_seconds: float | None = 10.0
     stall_seconds: float = 120.0
     place_seconds: float = 180.0
+
+    @property
+    def copies(self) -> Copies:
+        """All copies of the shards: records go to each of them."""
+        return Copies(self.store.num_shards, self.standbys)
 
     def new_clock(self, start: ClockState) -> ScheduleClock:
         """Return the clock of the schedules, which goes on from `start`."""

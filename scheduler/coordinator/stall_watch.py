@@ -1,6 +1,6 @@
 """Notices that nothing moves any more."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from scheduler.coordinator.events import Command, FailJob, Warn
 from scheduler.coordinator.ledger import Ledger
@@ -72,7 +72,12 @@ class StallWatch:
 
 
 def who_waits(
-    ledger: Ledger, *, waited: float, step: int, shard_steps: Sequence[int], norms: Sequence[int]
+    ledger: Ledger,
+    *,
+    waited: float,
+    step: int,
+    shard_steps: Mapping[str, int],
+    norms: Sequence[int],
 ) -> str:
     """Say who waits for whom.
 
@@ -80,15 +85,16 @@ def who_waits(
         ledger: whose batches are given out.
         waited: seconds without progress.
         step: the next one to be ordered.
-        shard_steps: that each shard has reached.
+        shard_steps: that each copy of a shard has reached, by its name.
         norms: steps whose dense gradient is being measured.
     """
-    parts = [f"no step was applied for {waited:.0f} s at global step {min(shard_steps)}"]
+    first = min(shard_steps.values())
+    parts = [f"no step was applied for {waited:.0f} s at global step {first}"]
     if norms:
         parts.append(f"the norms of steps {list(norms[:8])} are being measured")
-    behind = [shard for shard, reached in enumerate(shard_steps) if reached < step]
+    behind = [name for name, reached in shard_steps.items() if reached < step]
     if behind:
-        parts.append(f"step {step} is ordered, but shards {behind} have not applied it")
+        parts.append(f"step {step} is ordered, but not applied by {', '.join(behind)}")
     for batch in ledger.outstanding()[:8]:
         holder = "nobody" if batch.worker is None else f"worker {batch.worker}"
         parts.append(

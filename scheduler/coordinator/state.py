@@ -1,6 +1,7 @@
 """What a coordinator remembers of its workers and of the whole job."""
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -77,21 +78,21 @@ class Progress:
 
 
 class ShardProgress:
-    """How far the shards are with what was ordered.
+    """How far the copies of the shards are with what was ordered.
 
-    `steps` are those that each has reached, `step` the one that all have; `unapplied` batches are
-    of steps that some shard has not applied.
+    `steps` are those that each has reached, by its number, `step` the one that all have;
+    `unapplied` batches are of steps that some copy has not applied.
 
     Args:
-        shards: how many there are.
+        copies: their numbers.
         first_step: that all of them begin at.
     """
 
-    def __init__(self, shards: int, *, first_step: int = 0) -> None:
-        self.steps = [first_step] * shards
+    def __init__(self, copies: Iterable[int], *, first_step: int = 0) -> None:
+        self.steps = dict.fromkeys(copies, first_step)
         self.step = first_step
         self.unapplied = 0
-        # Steps that some shard has not applied, in order, and the batches of each.
+        # Steps that some copy has not applied, in order, and the batches of each.
         self._ordered: deque[tuple[int, int]] = deque()
 
     def ordered(self, step: int, batches: int) -> None:
@@ -100,10 +101,10 @@ class ShardProgress:
         self.unapplied += batches
 
     def applied(self, shard: int, step: int) -> bool:
-        """A shard has reached a step; return whether that brings all of them further."""
+        """A copy has reached a step; return whether that brings all of them further."""
         before = self.step
         self.steps[shard] = max(self.steps[shard], step)
-        self.step = min(self.steps)
+        self.step = min(self.steps.values())
         while self._ordered and self._ordered[0][0] < self.step:
             self.unapplied -= self._ordered.popleft()[1]
         return self.step > before

@@ -44,8 +44,11 @@ class Status:
         shifts, cuts, evaluations, give_up, warnings, silent_shards: what was not told before, see
             `told`.
         last_evaluation: told before or not.
+        silent_shards, gone_shards: copies of shards, by number: that answer nothing, and at whose
+            address nobody listens any more.
         cut: that every shard holds frozen and that is to be written now; None: there is none.
         recovery_epoch: that the coordinator is in.
+        standbys: the shards that have one.
         shard_lag: by shard, steps that are ordered and not applied there.
         peak_rss_bytes, cpu_seconds, pid: of the coordinator's process.
         told: what to say when the next status is asked for.
@@ -76,6 +79,7 @@ class Status:
     parameter_staleness: Histogram = field(default_factory=Histogram)
     workers: dict[int, WorkerFigures] = field(default_factory=dict)
     shard_lag: tuple[int, ...] = ()
+    standbys: tuple[int, ...] = ()
     shifts: tuple[Shift, ...] = ()
     cuts: tuple[CutResult, ...] = ()
     evaluations: tuple[EvaluationResult, ...] = ()
@@ -83,6 +87,7 @@ class Status:
     give_up: tuple[tuple[int, int, str], ...] = ()
     warnings: tuple[str, ...] = ()
     silent_shards: tuple[tuple[int, str], ...] = ()
+    gone_shards: tuple[tuple[int, str], ...] = ()
     failure: str | None = None
     peak_rss_bytes: int = 0
     cpu_seconds: float = 0.0
@@ -124,6 +129,7 @@ def status_of(coordinator: Coordinator, told: Told = NOTHING) -> Status:
         data_staleness=c.data_staleness.copy(),
         parameter_staleness=c.parameter_staleness.copy(),
         shard_lag=c.shard_lag,
+        standbys=c.spec.standbys,
         evaluations=tuple(evaluations[told.evaluations :]),
         last_evaluation=evaluations[-1] if evaluations else None,
         workers={number: state.figures() for number, state in c.workers.items()},

@@ -1,10 +1,11 @@
 """What runs in the current recovery epoch, and how all of it comes into the next one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
-from ray.exceptions import RayTaskError
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from ps.checkpoint.restore import MovedDense
 from ps.client.client import ShardLostError
@@ -17,13 +18,21 @@ from scheduler.driver.full_disk import once_there_is_room
 from scheduler.driver.launch import Launcher
 from scheduler.driver.points import Point
 from scheduler.driver.processes import COORDINATOR, Processes, ProcessLostError, Who
-from scheduler.driver.ray_calls import MOVE_SECONDS, seconds_to_move
+from scheduler.driver.ray_calls import (
+    CALL_TIMEOUT_SECONDS,
+    MOVE_SECONDS,
+    first_line,
+    seconds_to_move,
+)
 from scheduler.driver.remote import control_facts
 from scheduler.driver.resolved import JobSpecs
 from scheduler.driver.setups import Setups
 from scheduler.driver.stream_feed import StreamFeed
 from scheduler.driver.workforce import Workforce
 from scheduler.run.directory import RunDirectory
+
+# For a new standby to take the rest of what its server has, while nothing is trained.
+FINISH_SECONDS = 5.0
 
 
 class Epochs:
@@ -61,7 +70,9 @@ class Epochs:
         self._note = note
         self._feed = feed
         self._begun = False
-        self._state: CoordinatorState | None = None  # that the coordinator began with
+        # With which the coordinator of each epoch began or was to begin; of the last two.
+        self._states: dict[int, CoordinatorState] = {}
+        self._said_where: set[int] = set()
 
     def begin(self, point: Point | None, last: Status | None = None) -> CoordinatorState:
         """Have all processes work in a new epoch; lost ones were replaced before.
@@ -69,8 +80,8 @@ class Epochs:
         Where it fails halfway it can be begun again: that is another epoch.
 
         Args:
-            point: that all go back to. None: the servers live and keep what they hold, and only
-                the coordinator is another one.
+            point: that all go back to. None: of each server's state a copy lives, which keeps what
+                it holds, and the coordinator is another one; standbys that are made join them.
             last: what was known of the epoch before: what people have ordered holds on.
 
         Returns:
@@ -91,8 +102,10 @@ class Epochs:
         state = self._kept(epoch, last) if point is None else self._restored(epoch, point, last)
         if self._feed is not None:
             state = self._feed.taken_up(state, kept=point is None)
-        self._state = state
+        before = {} if point is not None else self._states
+        self._states = {**before, epoch: state}
         self._reached("servers")
+        self._look_where_standbys_are()
         self._begin_coordinator(epoch, state)
         if self._feed is not None:
             self._feed.feed(self._processes.coordinator.handle, epoch)
@@ -103,6 +116,7 @@ class Epochs:
         self._workforce.go_to(
             self._setups.worker(
                 addresses=processes.addresses,
+                standbys=processes.standby_addresses,
                 coordinator=processes.coordinator.address,
                 recovery_epoch=epoch,
             )
@@ -131,54 +145,107 @@ class Epochs:
         processes = self._processes
         # Those that live read their part while others come up.
         calls: dict[Who, Any] = {}
-        for index, server in enumerate(processes.servers):
+        for who, server in processes.holding.items():
             if server.watch is not None:
-                calls["server", index] = self._give_state(index, epoch, point)
+                calls[who] = self._give_state(who, epoch, point)
         self._launcher.bring_up_servers(processes)
-        for index in range(len(processes.servers)):
-            if ("server", index) not in calls:
-                calls["server", index] = self._give_state(index, epoch, point)
+        for who in processes.holding:
+            if who not in calls:
+                calls[who] = self._give_state(who, epoch, point)
         limit = self._specs.config.cluster.start_timeout_seconds
         answers_of(processes, calls, seconds=limit + seconds_to_move(point.num_bytes))
         return with_orders(point.state, last)
 
     def _kept(self, epoch: int, last: Status | None) -> CoordinatorState:
-        """Bring all servers to the step of the one that is furthest, see `rebuilding`."""
+        """Bring all copies to the step of the one that is furthest, see `rebuilding`."""
         processes = self._processes
-        if self._state is None:
-            raise ValueError("no coordinator has begun yet")
         # From here on nobody takes a record of the coordinator before, be it alive or not.
-        leaving = processes.of_servers(lambda handle: handle.leave.remote())
+        leaving = processes.of_copies(lambda handle: handle.leave.remote())
         facts: dict[Who, ShardFacts] = answers_of(processes, leaving)
-        furthest = longest_log(list(facts.values()))
-        who, step = ("server", furthest), facts["server", furthest].step
+        who = list(facts)[longest_log(list(facts.values()))]
+        step, of_epoch = facts[who].step, facts[who].recovery_epoch
+        if of_epoch not in self._states:
+            raise ValueError(f"no coordinator has begun in recovery epoch {of_epoch}")
         behind = [other for other, its in facts.items() if its.step < step]
         if behind:
             lowest = min(facts[other].step for other in behind)
-            asked = processes.servers[furthest].handle.log_from.remote(lowest)
+            asked = processes.process(who).handle.log_from.remote(lowest)
             log = answers_of(processes, {who: asked})[who]
             calls = {}
             for other in behind:
                 lacks = tuple(record for record in log if record.step >= facts[other].step)
-                calls[other] = processes.servers[other[1]].handle.catch_up.remote(lacks)
+                calls[other] = processes.process(other).handle.catch_up.remote(lacks)
             answers_of(processes, calls, seconds=MOVE_SECONDS)
-        state = state_after(facts[who], self._state, last, self._specs.coordinator)
-        answers_of(processes, processes.of_servers(lambda handle: handle.enter.remote(epoch)))
+        self._join(step)
+        begun = self._states[of_epoch]
+        state = state_after(facts[who], begun, last, self._specs.coordinator)
+        # Whoever enters it begins with this, whether all of them come to do so or not.
+        self._states = {of_epoch: begun, epoch: state}
+        answers_of(processes, processes.of_copies(lambda handle: handle.enter.remote(epoch)))
         return state
 
-    def replace(self, lost: list[Who]) -> None:
-        """Create new processes for lost ones; they come up fenced."""
-        for who in lost:
-            if who == COORDINATOR:
-                self._launcher.replace_coordinator(self._processes)
-            else:
-                incarnation = self._processes.servers[who[1]].incarnation + 1
-                setup = self._setups.server(who[1], incarnation)
-                self._launcher.replace_server(self._processes, setup)
+    def _join(self, step: int) -> None:
+        """Make standbys of the copies that can be brought to a step, at which all servers are."""
+        processes = self._processes
+        calls = {
+            index: processes.servers[index].handle.finish_journal.remote(FINISH_SECONDS)
+            for index, copy in processes.copies.items()
+            if copy.is_near
+        }
+        for index, call in calls.items():
+            try:
+                reached = ray.get(call, timeout=FINISH_SECONDS + CALL_TIMEOUT_SECONDS)
+            except (RayError, GetTimeoutError) as error:
+                self._note(f"server {index} gets no standby yet: {first_line(error)}")
+                continue
+            if reached == step:
+                processes.standbys[index] = processes.copies.pop(index)
+                self._note(
+                    f"server {index} has a standby: {processes.describe(('standby', index))}"
+                )
 
-    def _give_state(self, index: int, epoch: int, point: Point) -> Any:
+    def _look_where_standbys_are(self) -> None:
+        """Say which standbys are on the node of their server, once."""
+        processes = self._processes
+        alike = {
+            index
+            for index, standby in processes.standbys.items()
+            if standby.facts.get("node") == processes.servers[index].facts.get("node")
+        }
+        if alike - self._said_where:
+            self._note(
+                f"servers {sorted(alike)} and their standbys are on one node each: the cluster had"
+                " no other place. What befalls the node takes both, and the job then goes back to"
+                " a checkpoint"
+            )
+        self._said_where |= alike
+
+    def replace(self, lost: Collection[Who]) -> list[int] | None:
+        """Put others in the place of lost processes: standbys, or new ones that come up fenced.
+
+        Returns:
+            the servers whose standbys took their places; None where a server is lost of whose state
+            there is no copy.
+        """
+        processes, launcher = self._processes, self._launcher
+        whole, promoted = True, []
+        for who in sorted(lost, reverse=True):  # standbys first: those that live are promoted
+            role, index = who
+            if who == COORDINATOR:
+                launcher.replace_coordinator(processes)
+            elif role == "standby":
+                launcher.drop_standby(processes, index)
+            elif index in processes.standbys:
+                launcher.promote(processes, index)
+                promoted.append(index)
+            else:
+                launcher.replace_server(processes, self._setups.server, index)
+                whole = False
+        return sorted(promoted) if whole else None
+
+    def _give_state(self, who: Who, epoch: int, point: Point) -> Any:
         """Have a server take its part of a point: the job's own, or what the job began from."""
-        handle = self._processes.servers[index].handle
+        handle, index = self._processes.process(who).handle, who[1]
         if point.checkpoint is not None:
             return handle.start_from.remote(epoch, str(point.checkpoint), goes_on=True)
         beginning, part = self._specs.beginning, self._setups.dense_part(index)
@@ -207,6 +274,6 @@ class Epochs:
             cause = error.cause
             if not isinstance(cause, ShardLostError):
                 raise
-            who = ("server", cause.shard)
+            who = self._processes.who_is(cause.shard)
             text = f"{self._processes.describe(who)} can't be reached by the coordinator: {cause}"
             raise ProcessLostError({who: text}) from error

@@ -6,7 +6,9 @@ import secrets
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -53,12 +55,12 @@ def start_ray(cluster: ClusterConfig, *, namespace: str) -> None:
         return
     wanted = (
         cluster.coordinator_cpus
-        + cluster.servers * cluster.server_cpus
+        + cluster.servers * (1 + cluster.standby) * cluster.server_cpus
         + cluster.workers * cluster.worker_cpus
     )
     resources: dict[str, float] = {}
     for role, count in (
-        ("server", cluster.servers),
+        ("server", cluster.servers * (1 + cluster.standby)),
         ("worker", cluster.workers),
         ("coordinator", 1),
     ):
@@ -149,6 +151,7 @@ class Launcher:
         self._note = note
         self._cluster = cluster
         self._like = LikeProcesses(mixed=mixed_cpus, before=fingerprints, note=note)
+        self._incarnations: Counter[int] = Counter()  # processes of each server so far
         self.secret = secrets.token_bytes(32)
 
     @property
@@ -156,20 +159,50 @@ class Launcher:
         """The numeric fingerprint of each role that has come up."""
         return self._like.fingerprints
 
-    def create(self, setups: list[ServerSetup]) -> Processes:
-        """Place the job and create servers and coordinator side by side; servers are fenced."""
+    def create(self, setup: Callable[[int, int], ServerSetup]) -> Processes:
+        """Place the job and create servers and coordinator side by side; servers are fenced.
+
+        Args:
+            setup: what a server is told, by its number and incarnation.
+        """
         placement = Placement(self._cluster, own_cluster="RAY_ADDRESS" not in os.environ)
         placement.wait()
-        servers = [self._new_server(placement, setup, 0) for setup in setups]
-        return Processes(placement, servers, self._new_coordinator(placement, 0))
+        indices = range(self._cluster.servers)
+        servers = [
+            self._new_server(placement, setup, index, placement.bundle(index)) for index in indices
+        ]
+        processes = Processes(placement, servers, self._new_coordinator(placement, 0))
+        if self._cluster.standby:
+            for index in indices:
+                processes.standbys[index] = self._new_copy(processes, setup, index)
+        return processes
 
-    def replace_server(self, processes: Processes, setup: ServerSetup) -> None:
+    def replace_server(
+        self, processes: Processes, setup: Callable[[int, int], ServerSetup], index: int
+    ) -> None:
         """Create another process for a server that is lost, in its place; it comes up fenced."""
-        lost = processes.servers[setup.index]
+        lost = processes.servers[index]
         ray.kill(lost.handle)  # where it hangs that may take effect later
-        processes.servers[setup.index] = self._new_server(
-            processes.placement, setup, lost.incarnation + 1
-        )
+        processes.servers[index] = self._new_server(processes.placement, setup, index, lost.bundle)
+
+    def promote(self, processes: Processes, index: int) -> None:
+        """Let a standby take the place of its server, which is lost."""
+        ray.kill(processes.servers[index].handle)
+        processes.servers[index] = processes.standbys.pop(index)
+
+    def drop_standby(self, processes: Processes, index: int) -> None:
+        """End a standby that is lost."""
+        ray.kill(processes.standbys.pop(index).handle)
+
+    def create_copy(
+        self, processes: Processes, setup: Callable[[int, int], ServerSetup], index: int
+    ) -> None:
+        """Create a process that is to be a server's standby; it comes up fenced."""
+        processes.copies[index] = self._new_copy(processes, setup, index)
+
+    def drop_copy(self, processes: Processes, index: int) -> None:
+        """End a process that was to be a standby."""
+        ray.kill(processes.copies.pop(index).handle)
 
     def replace_coordinator(self, processes: Processes) -> None:
         """Create another process for the coordinator that is lost, in its place."""
@@ -178,23 +211,26 @@ class Launcher:
         processes.coordinator = self._new_coordinator(processes.placement, lost.incarnation + 1)
 
     def bring_up_servers(self, processes: Processes) -> None:
-        """Wait for those servers that are new.
+        """Wait for those servers and standbys that are new.
 
         Raises:
             StartError: the cluster has no place for one, or it did not come up in time.
             ProcessLostError: one died meanwhile.
             TrainingError: one would compute other bits than the first server.
         """
-        new = {
-            ("server", i): server
-            for i, server in enumerate(processes.servers)
-            if server.watch is None
-        }
+        new = {who: each for who, each in processes.holding.items() if each.watch is None}
         self._come_up(processes, {who: server.begun for who, server in new.items()})
+        self._note_new(processes, new)
+
+    def bring_up_copy(self, processes: Processes, index: int) -> None:
+        """Note a process that is to be a standby and has come up; see `bring_up_servers`."""
+        self._note_new(processes, {("copy", index): processes.copies[index]})
+
+    def _note_new(self, processes: Processes, new: dict[Who, ServerProcess]) -> None:
         calls = {who: server.handle.describe.remote() for who, server in new.items()}
         for who, facts in answers_of(processes, calls).items():
             new[who].facts = facts
-            self._like.check(*who, facts["fingerprint"])
+            self._like.check("server", who[1], facts["fingerprint"])
         calls = {who: self._asked_for_address(server.handle) for who, server in new.items()}
         for who, address in answers_of(processes, calls).items():
             new[who].address = address
@@ -219,8 +255,9 @@ class Launcher:
             coordinator.facts = answers_of(processes, describing)[COORDINATOR]
             self._like.check("coordinator", 0, coordinator.facts["fingerprint"])
         begun = coordinator.handle.begin.remote(
-            spec,
+            replace(spec, standbys=tuple(sorted(processes.standbys))),
             processes.addresses,
+            processes.standby_addresses,
             self.secret,
             self._cluster.retry_seconds,
             self._run,
@@ -252,10 +289,24 @@ class Launcher:
         worker.run = worker.handle.run.remote(setup, worker.index, worker.incarnation)
 
     def _new_server(
-        self, placement: Placement, setup: ServerSetup, incarnation: int
+        self,
+        placement: Placement,
+        setup: Callable[[int, int], ServerSetup],
+        index: int,
+        bundle: int,
     ) -> ServerProcess:
-        handle = _create(ServerActor, placement.options("server", setup.index))
-        return ServerProcess(handle, handle.begin.remote(setup, self._run), incarnation)
+        incarnation = self._incarnations[index]
+        self._incarnations[index] += 1
+        handle = _create(ServerActor, placement.options("server", bundle))
+        begun = handle.begin.remote(setup(index, incarnation), self._run)
+        return ServerProcess(handle, begun, incarnation, bundle)
+
+    def _new_copy(
+        self, processes: Processes, setup: Callable[[int, int], ServerSetup], index: int
+    ) -> ServerProcess:
+        placement = processes.placement
+        bundle = placement.bundle(index, beside=processes.servers[index].bundle)
+        return self._new_server(placement, setup, index, bundle)
 
     def _new_coordinator(self, placement: Placement, incarnation: int) -> CoordinatorProcess:
         name = f"coordinator-{self._run}-{secrets.token_hex(4)}"

@@ -1,10 +1,16 @@
 """What a job asks of the cluster: placement groups, and a table where it can't be had."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from scheduler.errors import StartError
@@ -14,8 +20,9 @@ from scheduler.job.config import ClusterConfig
 class Placement:
     """Bundles for every process of a job, held until `release`.
 
-    Servers are spread over nodes, so that one node's loss costs as little as possible; workers
-    and the coordinator are packed. Workers that are wanted later, beyond the planned ones, are
+    Servers are spread over nodes, so that one node's loss costs as little as possible, and a
+    standby is on another node than its server, where there is one; workers and the coordinator are
+    packed. Workers that are wanted later, beyond the planned ones, are
     placed wherever there is room.
 
     Args:
@@ -27,9 +34,11 @@ class Placement:
     def __init__(self, cluster: ClusterConfig, *, own_cluster: bool) -> None:
         self._own_cluster = own_cluster
         self._cluster = cluster
+        copies = cluster.servers * (1 + cluster.standby)
+        self._pairs = [(index, index + cluster.servers) for index in range(cluster.servers)]
         self._bundles = {
             "coordinator": [_bundle(cluster.coordinator_cpus, cluster.resources.coordinator)],
-            "server": [_bundle(cluster.server_cpus, cluster.resources.server)] * cluster.servers,
+            "server": [_bundle(cluster.server_cpus, cluster.resources.server)] * copies,
             "worker": [_bundle(cluster.worker_cpus, cluster.resources.worker)] * cluster.workers,
         }
         packed = self._bundles["coordinator"] + self._bundles["worker"]
@@ -49,8 +58,26 @@ class Placement:
                     f" (cluster.start_timeout_seconds)\n{text}"
                 )
 
+        if self._cluster.standby:
+            places = placement_group_table(self._spread)["bundles_to_node_id"]
+            self._pairs = pairs_of([places[bundle] for bundle in sorted(places)])
+
+    def bundle(self, index: int, *, beside: int | None = None) -> int:
+        """Return a bundle for a server.
+
+        Args:
+            index: of the server.
+            beside: the bundle of its other copy.
+        """
+        first, second = self._pairs[index]
+        return second if beside == first else first
+
     def options(self, role: str, index: int) -> dict[str, Any]:
-        """Return the options with which an actor of a role is created in its bundle."""
+        """Return the options with which an actor of a role is created in its bundle.
+
+        Args:
+            index: its number; of servers and standbys that of the bundle.
+        """
         if index >= len(self._bundles[role]):
             return self._later_worker()
         group: PlacementGroup = self._spread if role == "server" else self._packed
@@ -90,6 +117,21 @@ class Placement:
                 f"{name:<16}{wanted[name]:>12g}{free.get(name, 0):>12g}{total.get(name, 0):>12g}"
             )
         return "\n".join(lines)
+
+
+def pairs_of(nodes: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the bundles of each server and of its standby, on two nodes where that is possible.
+
+    Args:
+        nodes: of each bundle; an even number.
+    """
+    order = sorted(range(len(nodes)), key=lambda bundle: (nodes[bundle], bundle))
+    half = len(order) // 2
+    # Of bundles in the order of their nodes, those that are half of all apart are on two nodes,
+    # unless one node has more than half of all.
+    pairs = [(order[at], order[at + half]) for at in range(half)]
+    # In turns, so that not all servers are on the first node and all standbys on the second.
+    return [pair if at % 2 == 0 else (pair[1], pair[0]) for at, pair in enumerate(pairs)]
 
 
 def _bundle(cpus: float, resources: dict[str, float]) -> dict[str, float]:

@@ -13,7 +13,8 @@ from scheduler.errors import TrainingError
 CLOSE_SECONDS = 2.0
 
 Who = tuple[str, int]
-"""A process that keeps state of the job: its role and its number, the coordinator's being 0."""
+"""A process that keeps state of the job: its role and its number, the coordinator's being 0, that
+of a standby, or of one that is being made (`copy`), its server's."""
 
 COORDINATOR: Who = ("coordinator", 0)
 
@@ -32,22 +33,26 @@ class ProcessLostError(TrainingError):
 
 @dataclass(slots=True)
 class ServerProcess:
-    """One server's actor.
+    """The actor of a server, or of a standby of one.
 
     Args:
+        bundle: of the placement that it is in.
         begun: the call in which it makes its tables, answered once it is up.
         watch: the call that ends with its failure or death; None until it is up.
         facts: where it runs, and its fingerprint; known once it is up.
         address: where it listens; known once it is up.
         incarnation: how many processes with its number there were before.
+        is_near: of one that is to be a standby, whether it lacks little of what its server has.
     """
 
     handle: Any
     begun: Any
     incarnation: int = 0
+    bundle: int = 0
     watch: Any = None
     facts: dict[str, Any] = field(default_factory=dict)
     address: Address | None = None
+    is_near: bool = False
 
 
 @dataclass(slots=True)
@@ -95,17 +100,35 @@ class WorkerProcess:
 
 @dataclass(slots=True)
 class Processes:
-    """The processes of a job as they are now: lost ones are replaced in place."""
+    """The processes of a job as they are now: lost ones are replaced in place.
+
+    Args:
+        standbys: servers that hold what another one does, and take its place where it is lost; by
+            the number of that one.
+        copies: those that are to be standbys and lack something yet.
+    """
 
     placement: Placement
     servers: list[ServerProcess]
     coordinator: CoordinatorProcess
+    standbys: dict[int, ServerProcess] = field(default_factory=dict)
+    copies: dict[int, ServerProcess] = field(default_factory=dict)
     workers: dict[int, WorkerProcess] = field(default_factory=dict)
 
     @property
     def watches(self) -> list[Any]:
-        """The calls that end with a server."""
-        return [server.watch for server in self.servers if server.watch is not None]
+        """The calls that end with a server or a standby."""
+        held = self.holding.values()
+        return [server.watch for server in held if server.watch is not None]
+
+    @property
+    def holding(self) -> dict[Who, ServerProcess]:
+        """The processes that hold the model: servers and standbys."""
+        servers: dict[Who, ServerProcess] = {
+            ("server", index): server for index, server in enumerate(self.servers)
+        }
+        standbys = sorted(self.standbys.items())
+        return servers | {("standby", index): server for index, server in standbys}
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -113,6 +136,27 @@ class Processes:
         found = tuple(server.address for server in self.servers if server.address is not None)
         assert len(found) == len(self.servers), "all of them are up"
         return found
+
+    @property
+    def standby_addresses(self) -> dict[int, Address]:
+        """Where the standbys listen, by their server's number."""
+        return {i: s.address for i, s in sorted(self.standbys.items()) if s.address is not None}
+
+    def process(self, who: Who) -> ServerProcess:
+        """Return a server, a standby or what is to be one."""
+        role, index = who
+        if role == "server":
+            return self.servers[index]
+        return (self.standbys if role == "standby" else self.copies)[index]
+
+    def who_is(self, number: int) -> Who:
+        """Return who has a number among the copies of the shards, see `ps.copies`."""
+        servers = len(self.servers)
+        return ("server", number) if number < servers else ("standby", number - servers)
+
+    def of_copies(self, call: Callable[[Any], Any]) -> dict[Who, Any]:
+        """Call every server and every standby, see `of_servers`."""
+        return {who: call(server.handle) for who, server in self.holding.items()}
 
     def of_servers(self, call: Callable[[Any], Any]) -> dict[Who, Any]:
         """Call every server, see `answers.answers_of`.
@@ -127,13 +171,16 @@ class Processes:
         process: ServerProcess | CoordinatorProcess = self.coordinator
         name = "the coordinator"
         if who != COORDINATOR:
-            process, name = self.servers[who[1]], f"server {who[1]}"
+            server = f"server {who[1]}"
+            process = self.process(who)
+            name = server if who[0] == "server" else f"the standby of {server}"
         pid = process.facts.get("pid")
         return name if pid is None else f"{name} (pid {pid})"
 
     def release(self) -> None:
         """End every actor; on a shared cluster they would live as long as the driver."""
-        handles = [*(server.handle for server in self.servers), self.coordinator.handle]
+        servers = [*self.servers, *self.standbys.values(), *self.copies.values()]
+        handles = [*(server.handle for server in servers), self.coordinator.handle]
         # Who is still there removes its socket's folder first.
         closed = [handle.close.remote() for handle in handles]
         ray.wait(closed, timeout=CLOSE_SECONDS, num_returns=len(closed))

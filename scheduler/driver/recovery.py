@@ -11,6 +11,7 @@ from ps.checkpoint.manifest import CheckpointError
 from scheduler.driver.epochs import Epochs
 from scheduler.driver.points import Point
 from scheduler.driver.processes import COORDINATOR, ProcessLostError
+from scheduler.driver.standbys import StandbysMadeError
 from scheduler.driver.supervisor import Supervisor
 from scheduler.run.recoveries import Recoveries
 
@@ -23,8 +24,8 @@ TOGETHER_SECONDS = 0.2
 class Recovery:
     """Does the work of a job, and goes on with it whenever a process is lost.
 
-    Where a server is lost, all of them go back to a cut. Where only the coordinator is, they go on
-    where they are.
+    Where a server is lost that has no standby, all of them go back to a cut. Else, and where only
+    the coordinator is lost, they go on where they are.
 
     Args:
         epochs: begins recovery epochs.
@@ -69,15 +70,23 @@ class Recovery:
                 self._supervisor.begin_epoch(state)
                 entering = False
                 return work()
+            except StandbysMadeError:
+                point = None
             except ProcessLostError as loss:
-                point = self._after(loss, entering=entering)
+                restoring = entering and point is not None
+                point = self._after(loss, entering=entering, restoring=restoring)
             except (RayTaskError, ValueError) as error:
                 point = self._instead_of(point, error) if entering else None
                 if point is None:
                     raise
 
-    def _after(self, loss: ProcessLostError, *, entering: bool) -> Point | None:
-        """Replace what is lost; return where the job goes on, None: where the servers are."""
+    def _after(self, loss: ProcessLostError, *, entering: bool, restoring: bool) -> Point | None:
+        """Replace what is lost; return where the job goes on, None: where the servers are.
+
+        Args:
+            entering: whether all were about to enter a recovery epoch.
+            restoring: whether they were on their way back, some of them perhaps there.
+        """
         time.sleep(TOGETHER_SECONDS)
         lost = {**self._supervisor.lost_servers(), **loss.lost}
         if not entering and COORDINATOR not in lost:
@@ -94,11 +103,14 @@ class Recovery:
             entering=entering,
         )
         self._note("; ".join(lost.values()))
-        self._epochs.replace(sorted(lost))
-        if list(lost) == [COORDINATOR]:
-            self._note("the servers have all that was applied: the job goes on from there")
-            return None
-        return self._back()
+        promoted = self._epochs.replace(lost)
+        if promoted is None or restoring:
+            return self._back()
+        self._recoveries.promotes(promoted)
+        for index in promoted:
+            self._note(f"the standby of server {index} takes its place")
+        self._note("the servers have all that was applied: the job goes on from there")
+        return None
 
     def _instead_of(self, point: Point | None, error: RayTaskError | ValueError) -> Point | None:
         """Return where the job goes back to where it can't begin at a point; None: nowhere."""

@@ -1,6 +1,7 @@
 """What each process of a job is told when it starts."""
 
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -66,7 +67,12 @@ class Setups:
         )
 
     def worker(
-        self, *, addresses: tuple[Address, ...], coordinator: Address, recovery_epoch: int
+        self,
+        *,
+        addresses: tuple[Address, ...],
+        standbys: Mapping[int, Address],
+        coordinator: Address,
+        recovery_epoch: int,
     ) -> WorkerSetup:
         """Return what every worker is told in a recovery epoch."""
         specs, config = self._specs, self._specs.config
@@ -81,6 +87,7 @@ class Setups:
             depth=config.cluster.prefetch_batches,
             cache_bytes=config.data.cache_bytes,
             addresses=addresses,
+            standbys=standbys,
             coordinator=coordinator,
             secret=self._secret,
             recovery_epoch=recovery_epoch,

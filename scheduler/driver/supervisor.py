@@ -27,6 +27,7 @@ from scheduler.driver.processes import (
     WorkerProcess,
 )
 from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, first_line
+from scheduler.driver.standbys import Standbys
 from scheduler.driver.stop_signal import StopSignal
 from scheduler.driver.stream_feed import StreamFeed
 from scheduler.driver.workforce import Workforce
@@ -67,6 +68,7 @@ class Supervisor:
         recoveries: Recoveries,
         cuts: RunningCuts,
         collector: Collector,
+        standbys: Standbys,
         feed: StreamFeed | None = None,
     ) -> None:
         self.processes = processes
@@ -86,6 +88,7 @@ class Supervisor:
         self._cuts = cuts
         self._collector = collector
         self._feed = feed
+        self._standbys = standbys
         self._model_bytes = 0
         self._unread: set[tuple[str, int | None]] = set()
         self._shifts_told = 0
@@ -119,6 +122,7 @@ class Supervisor:
         self._silent.clear()
         self._interval.begin_at(state)
         self._cuts.forget()
+        self._standbys.begin_epoch()
 
     def until_trained(self) -> Status:
         """Supervise until every batch is resolved and applied.
@@ -172,6 +176,7 @@ class Supervisor:
         ended, _ = ray.wait(calls, num_returns=1, timeout=POLL_SECONDS)
         self._look_at_servers()
         status = self.status()
+        self._look_at_gone(status)
         self._note_progress(status)
         self._progress.advance(status.samples.applied)
         self._report_evaluations(status)
@@ -193,6 +198,8 @@ class Supervisor:
         if status.failure is not None:
             self._look_at_servers(wait=BLAME_SECONDS)
             raise TrainingError(status.failure)
+        if not status.trained:
+            self._standbys.look()
         return status
 
     def status(self) -> Status:
@@ -206,7 +213,8 @@ class Supervisor:
         new = self._answer_of_coordinator(self.processes.coordinator.handle.status.remote(told))
         self._to_give_up.extend(new.give_up)
         self._warnings.extend(new.warnings)
-        self._silent.update({("server", shard): text for shard, text in new.silent_shards})
+        who_is = self.processes.who_is
+        self._silent.update({who_is(number): text for number, text in new.silent_shards})
         self.last_status = status = joined(before, new)
         return status
 
@@ -269,7 +277,7 @@ class Supervisor:
 
     def lost_servers(self, *, wait: float = 0.0) -> dict[Who, str]:
         """Return the servers that have failed, after so long at most, and how."""
-        watches = {server.watch: i for i, server in enumerate(self.processes.servers)}
+        watches = {server.watch: who for who, server in self.processes.holding.items()}
         watches.pop(None, None)
         if not watches:
             return {}
@@ -278,7 +286,7 @@ class Supervisor:
         ended, _ = ray.wait(list(watches), num_returns=len(watches), timeout=0.0)
         lost: dict[Who, str] = {}
         for watch in ended:
-            who: Who = ("server", watches[watch])
+            who = watches[watch]
             try:
                 ray.get(watch, timeout=CALL_TIMEOUT_SECONDS)
             except RayError as error:
@@ -290,6 +298,17 @@ class Supervisor:
         if lost:
             raise ProcessLostError(lost)
 
+    def _look_at_gone(self, status: Status) -> None:
+        """Raise ProcessLostError where nobody listens at a server's address any more.
+
+        It is known long before Ray says so where a node is gone.
+        """
+        gone = [(self.processes.who_is(number), text) for number, text in status.gone_shards]
+        held = self.processes.holding
+        lost = {who: f"{self.processes.describe(who)} died: {t}" for who, t in gone if who in held}
+        if lost:
+            raise ProcessLostError({**lost, **self.lost_servers()})
+
     def _look_at_silent(self, status: Status) -> None:
         """Hear the servers that the coordinator has heard nothing of: they may only be busy.
 
@@ -299,8 +318,9 @@ class Supervisor:
         silent, self._silent = self._silent, {}
         if not silent:
             return
-        if status.failure is None:
-            calls = {who: self.processes.servers[who[1]].handle.stats.remote() for who in silent}
+        has_other = all(who[1] in self.processes.standbys for who in silent)
+        if status.failure is None and not has_other:
+            calls = {who: self.processes.process(who).handle.stats.remote() for who in silent}
             answers_of(self.processes, calls, seconds=SILENT_SECONDS)
             return
         raise ProcessLostError(
@@ -345,6 +365,7 @@ class Supervisor:
             self._progress.note(end.error)
         elif end.cut.asked:
             self._progress.note(f"checkpoint {end.path} is written")
+        self._standbys.cut_ended(end)
         if end.path is not None:
             self._collector.collect()
             if self._feed is not None and end.cut.kind == "full":

@@ -22,6 +22,7 @@ from scheduler.driver.recovery import Recovery
 from scheduler.driver.resolved import JobSpecs, resolve
 from scheduler.driver.setups import Setups
 from scheduler.driver.shadows import refuse_shadows_of_actors
+from scheduler.driver.standbys import Standbys
 from scheduler.driver.stream_feed import StreamFeed
 from scheduler.driver.streams import feed_of
 from scheduler.driver.supervisor import Supervisor
@@ -157,9 +158,7 @@ class Trainer:
                 run.losses.note = progress.note
                 progress.phase("starting servers, coordinator and workers")
                 setups = Setups(specs, launcher.secret)
-                processes = launcher.create(
-                    [setups.server(index) for index in range(self.config.cluster.servers)]
-                )
+                processes = launcher.create(setups.server)
                 writer = CheckpointWriter(specs, processes, run)
                 cuts = RunningCuts(specs, processes, run)
                 collector = Collector(run.path, self.config.checkpoint.keep, progress.note)
@@ -179,6 +178,9 @@ class Trainer:
                     self.config.cluster.max_failures,
                     before=() if earlier is None else earlier.recoveries,
                 )
+                standbys = Standbys(
+                    self.config.cluster, launcher, processes, setups, run, progress.note
+                )
                 supervisor = self._supervisor = Supervisor(
                     launcher=launcher,
                     processes=processes,
@@ -189,6 +191,7 @@ class Trainer:
                     cuts=cuts,
                     collector=collector,
                     feed=feed,
+                    standbys=standbys,
                 )
                 recovery = Recovery(
                     epochs=Epochs(

@@ -394,6 +394,7 @@ class ClusterConfig(_Section):
     workers: int = Field(2, gt=0, le=MAX_WORKERS)
     max_workers: int | None = Field(None, gt=0, le=MAX_WORKERS)
     servers: int = Field(2, gt=0, le=4096)
+    standby: int = Field(0, ge=0, le=1)
     worker_threads: int = Field(1, gt=0, le=1024)
     worker_cpus: Cpus = 0.5
     server_cpus: Cpus = 0.25

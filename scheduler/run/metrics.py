@@ -125,6 +125,7 @@ class IntervalReport:
             "workers": {str(number): asdict(w) for number, w in slowest(workers).items()},
             "all_workers": all_together(workers),
             "together": {role: n for role, n in processes.items() if n > MOST_PROCESSES},
+            "standbys": len(status.standbys),
             "shard_lag": few(list(status.shard_lag), max(status.shard_lag, default=0)),
             "rows": {name: table.rows for name, table in tables.items()},
             "table_bytes": {name: table.bytes for name, table in tables.items()},
@@ -283,6 +284,8 @@ def make_result(
         "recovery_seconds": sum(recovery.seconds for recovery in recoveries),
         "redone_steps": sum(recovery.redone_steps for recovery in recoveries),
         "redone_samples": sum(recovery.redone_samples for recovery in recoveries),
+        "promotions": sum(len(recovery.promoted) for recovery in recoveries),
+        "standbys": list(status.standbys),
         "workers": {
             str(number): {
                 "batches": worker.batches,

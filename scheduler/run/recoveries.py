@@ -24,6 +24,7 @@ class RecoveryFigures:
         from_step, to_step: that all shards were known to have reached, and at which they went on.
         redone_steps, redone_samples: that were applied and are applied again.
         seconds: from noticing it to the first step that was applied after.
+        promoted: servers whose standby took their place.
     """
 
     time: float
@@ -33,6 +34,7 @@ class RecoveryFigures:
     redone_steps: int
     redone_samples: int
     seconds: float
+    promoted: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -45,6 +47,7 @@ class _Open:
     samples: int
     to_step: int = 0
     redone_samples: int = 0
+    promoted: tuple[int, ...] = ()
 
 
 class Recoveries:
@@ -124,6 +127,11 @@ class Recoveries:
                 f" before a step was applied: {self._open.cause}"
             )
 
+    def promotes(self, servers: Sequence[int]) -> None:
+        """Standbys have taken the places of servers."""
+        if self._open is not None:
+            self._open.promoted += tuple(servers)
+
     def goes_back(self, step: int, samples: int) -> None:
         """The job goes on from this step, by which so many samples are applied."""
         if self._open is not None:
@@ -152,6 +160,7 @@ class Recoveries:
                 redone_steps=max(0, found.from_step - found.to_step),
                 redone_samples=found.redone_samples,
                 seconds=now - found.time,
+                promoted=found.promoted,
             )
         )
         return self.done[-1]

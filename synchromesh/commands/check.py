@@ -45,14 +45,14 @@ def command(job: str, overrides: tuple[str, ...], rows: int, as_json: bool) -> N
     if as_json:
         print_json(asdict(found))
     else:
-        _show(found, config.cluster.servers)
+        _show(found, config.cluster.servers, standby=config.cluster.standby)
     if found.refused:
         raise Refused(
             f"training would refuse {len(found.refused)} of {found.files} files: {found.refused[0]}"
         )
 
 
-def _show(check: Check, servers: int) -> None:
+def _show(check: Check, servers: int, *, standby: int) -> None:
     console = people_console()
     mean = "-" if check.label_mean is None else f"{check.label_mean:.4f}"
     console.print(
@@ -79,7 +79,8 @@ def _show(check: Check, servers: int) -> None:
         table.add_row(each.name, f"{each.rows:,}", decimal(each.memory_bytes))
     console.print(table)
     share = decimal(check.server_memory_bytes)
-    console.print(f"\nexpected memory of the tables: {share} on each of {servers} servers")
+    where = f"{servers} servers" + (f" and {standby * servers} standbys" if standby else "")
+    console.print(f"\nexpected memory of the tables: {share} on each of {where}")
     for warning in check.warnings:
         console.print(f"warning: {warning}")
 

@@ -156,6 +156,7 @@ def _show_status(job: Any, as_json: bool) -> None:
         "evaluating": status.evaluating,
         "shifts": status.told.shifts,
         "workers_wanted": status.num_workers,
+        "standbys": len(status.standbys),
     }
     workers = {
         number: {

@@ -86,7 +86,10 @@ class Handle:
         if self.killed:
             call.end(error=ActorDiedError())
             return call
-        pickled = cloudpickle.dumps((args, options))
+        # What another call comes to is handed over once it is there.
+        awaited = {at: each for at, each in enumerate(args) if isinstance(each, Call)}
+        given = [None if at in awaited else each for at, each in enumerate(args)]
+        pickled = cloudpickle.dumps((given, options))
         if name == "run":
             self.working.append(call)
         method = getattr(self.actor_class, name)
@@ -94,6 +97,9 @@ class Handle:
         def work() -> None:
             args, options = cloudpickle.loads(pickled)
             try:
+                _wait(list(awaited.values()), len(awaited), None)
+                for at, each in awaited.items():
+                    args[at] = each.result()
                 value = getattr(self.instance, name)(*map(_impatient, args), **options)
                 if name == "stop_workers":
                     _wait(self.working, len(self.working), STOP_SECONDS)
@@ -230,6 +236,8 @@ def ray_of_threads() -> Iterator[RayOfThreads]:
         module = scheduler.driver.placement
         patch.setattr(module, "placement_group", lambda *_, **__: group)
         patch.setattr(module, "remove_placement_group", lambda group: None)
+        here = dict.fromkeys(range(64), "here")
+        patch.setattr(module, "placement_group_table", lambda _: {"bundles_to_node_id": here})
         patch.setattr(module, "PlacementGroupSchedulingStrategy", lambda **_: None)
         yield fake
         assert fake.ended(), "a thread of an actor that was killed still runs"

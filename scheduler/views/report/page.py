@@ -202,8 +202,10 @@ def _recoveries(run: RunData) -> str:
     columns = {
         "cause": "what was lost", "from_step": "at step", "to_step": "went on at",
         "redone_steps": "steps redone", "redone_samples": "samples redone",
-        "seconds": "s to next step",
+        "seconds": "s to next step", "promoted": "standby took over of server",
     }  # fmt: skip
+    if not any(each.get("promoted") for each in run.recoveries):
+        del columns["promoted"]
     return _wide_table("Losses", columns, run.recoveries)
 
 

@@ -134,7 +134,15 @@ def test_the_shard_that_is_furthest_gives_its_log() -> None:
         for step, begins in ((5, 4), (7, 4), (4, 4))
     ]
     assert longest_log(at) == 1
-    with pytest.raises(ValueError, match="shard 2 is at step 3, the log of shard 1 begins at 4"):
+    with pytest.raises(ValueError, match=r"a shard is at step 3 .* begins at 4"):
         longest_log([*at[:2], replace(at[2], step=3)])
-    with pytest.raises(ValueError, match="shard 0 is of recovery epoch 0"):
-        longest_log([replace(at[0], recovery_epoch=0), *at[1:]])
+
+
+def test_who_entered_the_next_epoch_before_that_failed_is_furthest() -> None:
+    before = replace(facts_of([], epoch=1, step=7), log_begins=4)
+    entered = facts_of([], epoch=2, step=7)
+
+    assert longest_log([before, entered, before]) == 1
+    for wrong in (replace(before, step=6), replace(before, step=8)):
+        with pytest.raises(ValueError, match="of recovery epoch 1, the log of another one"):
+            longest_log([entered, wrong])

@@ -17,7 +17,7 @@ from scheduler.coordinator.spec import CoordinatorSpec
 
 
 def test_a_shard_is_asked_every_second_and_silent_once_it_has_not_answered() -> None:
-    watch = ShardWatch(2, limit=10.0)
+    watch = ShardWatch(range(2), limit=10.0)
     watch.heard(0, 5.0)
     watch.heard(1, 5.5)
     assert watch.due(6.2) == [0]
@@ -32,7 +32,7 @@ def test_a_shard_is_asked_every_second_and_silent_once_it_has_not_answered() -> 
 
 
 def test_only_who_holds_up_the_thread_is_silent_while_nothing_is_read() -> None:
-    watch = ShardWatch(2, limit=10.0)
+    watch = ShardWatch(range(2), limit=10.0)
     watch.asks(0, 1.0)
     watch.asks(1, 1.0)
     watch.read(2.0)

@@ -1,6 +1,6 @@
 """Where a job goes on after which loss; without Ray."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from scheduler.coordinator.status import Status
 from scheduler.driver.points import Point
 from scheduler.driver.processes import COORDINATOR, ProcessLostError, Who
 from scheduler.driver.recovery import Recovery
+from scheduler.driver.standbys import StandbysMadeError
 from scheduler.run.recoveries import Recoveries
 
 SERVER: Who = ("server", 1)
@@ -40,6 +41,7 @@ class Job:
     """
 
     last_status = None
+    has_standby = False  # server 1
 
     def __init__(
         self,
@@ -54,10 +56,11 @@ class Job:
         self.notes: list[str] = []
         self.status_ends: Exception | None = None
         self._begins, self._works, self._points = begins, works, points
+        self.recoveries = Recoveries(-1)
         self._recovery = Recovery(
             epochs=self,  # type: ignore[arg-type]
             supervisor=self,  # type: ignore[arg-type]
-            recoveries=Recoveries(-1),
+            recoveries=self.recoveries,
             newest_point=lambda damaged: next(
                 p for p in self._points if p.checkpoint not in damaged
             ),
@@ -72,8 +75,11 @@ class Job:
         _come_to(self._begins.pop(0) if self._begins else None)
         return BEGINNING if point is None else point.state
 
-    def replace(self, lost: list[Who]) -> None:
-        self.replaced.append(lost)
+    def replace(self, lost: Collection[Who]) -> list[int] | None:
+        self.replaced.append(sorted(lost))
+        servers = [who for who in lost if who[0] == "server"]
+        standby = [1] if self.has_standby else []
+        return [index for _, index in servers] if len(servers) <= len(standby) else None
 
     def begin_epoch(self, state: CoordinatorState) -> None:
         pass
@@ -140,7 +146,27 @@ def test_what_is_lost_on_the_way_back_is_replaced_too(make: Make) -> None:
 
     assert job.run() == "done"
 
-    assert job.begun[1:] == [NEW, NEW, None]
+    assert job.begun[1:] == [NEW, NEW, NEW], "some of them may be there, and some where they were"
+
+
+def test_nobody_goes_back_where_standbys_take_the_places_of_what_is_lost(make: Make) -> None:
+    job = make([None, lost(("standby", 0))], [lost(SERVER, COORDINATOR)], [NEW])
+    job.has_standby = True
+
+    assert job.run() == "done"
+
+    assert job.begun[1:] == [None, None]
+    assert "the standby of server 1 takes its place" in job.notes
+    assert job.recoveries.reached(9, trained=True, now=1.0).promoted == (1,)  # type: ignore[union-attr]
+
+
+def test_standbys_that_are_made_join_without_a_loss(make: Make) -> None:
+    job = make([], [StandbysMadeError()], [NEW])
+
+    assert job.run() == "done"
+
+    assert job.begun[1:] == [None]
+    assert job.replaced == []
 
 
 def test_servers_that_hold_no_one_state_go_back(make: Make) -> None:

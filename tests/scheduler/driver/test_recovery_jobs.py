@@ -8,17 +8,19 @@ import pytest
 from killed_actors import disturbed
 from ray_of_threads import RayOfThreads
 
+import scheduler.driver.standbys as standbys
 from ps.checkpoint.read import CheckpointReader
 from ps.server.server import ShardServer
 from scheduler import JobConfig, Trainer
+from simulation.cuts import snapshot_of
 
 EPOCHS, ROWS = 3, 5000
+SLOW = {"kind": "slow", "index": [0, 1], "least_seconds": 0.04}
 CUTS = {"every_steps": 4, "every_seconds": None, "full_every": 3}
 
 
 def job(samples: Path, run: Path, mode: str, **sections: Any) -> JobConfig:
     adagrad = {"type": "adagrad", "initial_accumulator": 1e-4}
-    slow = {"kind": "slow", "index": [0, 1], "least_seconds": 0.04}
     return JobConfig.from_dict(
         {
             "seed": 3,
@@ -33,7 +35,7 @@ def job(samples: Path, run: Path, mode: str, **sections: Any) -> JobConfig:
             "embedding": {"dim": 4, "optimizer": adagrad},
             "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8], "optimizer": adagrad},
             "training": {"mode": mode, "global_batch": 256, "eval_every_steps": 15},
-            "cluster": {"workers": 2, "servers": 2, "inject": [slow]},
+            "cluster": {"workers": 2, "servers": 2, "inject": [SLOW]},
             "run": {"dir": str(run), "allow_faults": True},
             **sections,
         }
@@ -64,6 +66,44 @@ def test_jobs_go_on_from_their_cuts_and_in_sync_the_model_is_the_undisturbed_one
     scores = [[e["auc"] for e in each["evaluations"]] for each in (calm, killed)]
     assert scores[0] == scores[1]
     assert killed["eval"] == calm["eval"]
+
+
+def test_a_standby_takes_the_place_of_its_server_and_no_step_is_lost(
+    jobs_in_threads: RayOfThreads,
+    samples: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who is lost lives on: two servers of one index are there, and one of them is listened to."""
+    monkeypatch.setattr(standbys, "FIRST_PAUSE_SECONDS", 0.0)
+    cluster = {"workers": 2, "servers": 2, "standby": 1, "inject": [SLOW]}
+    calm = Trainer(job(samples, tmp_path / "calm", "sync")).fit().metrics
+    with disturbed(
+        jobs_in_threads,
+        ("server", 0, 6),  # of server 0
+        ("server", 0, 45),  # of server 0 again: what took its place
+    ) as killer:
+        config = job(samples, tmp_path / "killed", "sync", cluster=cluster)
+        killed = Trainer(config).fit().metrics
+        held = [handle.instance for handle in jobs_in_threads.handles]
+        shards = [each._shard for each in held if isinstance(each, ShardServer)]
+        gone = [handle.instance._shard for handle in killer.killed]
+
+    said = capsys.readouterr().err
+    assert killed["model_digest"] == calm["model_digest"]
+    assert killed["redone_steps"] == 0, said
+    assert [each["promoted"] for each in killed["recoveries"]] == [(0,), (0,)], said
+    assert said.count("server 0 has a standby") >= 1
+    assert said.count("their standbys are on one node") == 1
+    of_the_end = [s for s in shards if s not in gone and s.step == killed["global_step"]]
+    copies = {index: [s for s in of_the_end if s.index == index] for index in (0, 1)}
+    assert len(copies[1]) == 2, said
+    for one, *others in copies.values():
+        for other in others:
+            first, second = (snapshot_of(s.tables, s.dense.rows) for s in (one, other))
+            assert first == second
+    assert all(shard.recovery_epoch < copies[0][0].recovery_epoch for shard in gone)
 
 
 def test_every_sample_is_counted_once_where_workers_wait_for_nobody(
