@@ -6,6 +6,7 @@ and is sent the journal. Once it lacks little, all enter the next recovery epoch
 (`Epochs.begin`). Whatever fails is begun again later: no standby is worth the job.
 """
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from scheduler.run.directory import RunDirectory
 # Before what failed is begun again; twice as long each time.
 FIRST_PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 300.0
+SAY_SO_SECONDS = 30.0
 
 
 class StandbysMadeError(Exception):
@@ -60,6 +62,7 @@ class Standbys:
         self._note = note
         self._pause = FIRST_PAUSE_SECONDS
         self._not_before = 0.0
+        self._say_so_at = math.inf
         self._cut: CutEnd | None = None  # that has ended since one was asked for
         self._work = self._nothing
         # Calls of the stage that is under way, by server.
@@ -103,10 +106,17 @@ class Standbys:
                 self._launcher.create_copy(processes, self._setups.server, index)
         if processes.copies:
             self._calls = {index: copy.begun for index, copy in processes.copies.items()}
+            self._say_so_at = time.monotonic() + SAY_SO_SECONDS
             self._work = self._come_up
 
     def _come_up(self) -> None:
         if self._ended() is None:
+            if time.monotonic() > self._say_so_at:
+                self._say_so_at = math.inf
+                self._note(
+                    f"standbys of servers {sorted(self._calls)} have not come up: the cluster has"
+                    " no place yet, or is slow. The job goes on without them"
+                )
             return
         processes = self._processes
         for index, copy in processes.copies.items():
