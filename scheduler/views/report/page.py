@@ -202,11 +202,15 @@ def _recoveries(run: RunData) -> str:
     columns = {
         "cause": "what was lost", "from_step": "at step", "to_step": "went on at",
         "redone_steps": "steps redone", "redone_samples": "samples redone",
-        "seconds": "s to next step", "promoted": "standby took over of server",
+        "seconds": "s to next step", "promoted": "standbys took the place of servers",
     }  # fmt: skip
     if not any(each.get("promoted") for each in run.recoveries):
         del columns["promoted"]
-    return _wide_table("Losses", columns, run.recoveries)
+    entries = [
+        {**each, "promoted": ", ".join(map(str, each.get("promoted") or ()))}
+        for each in run.recoveries
+    ]
+    return _wide_table("Losses", columns, entries)
 
 
 def _wide_table(title: str, columns: dict[str, str], entries: list[dict[str, Any]]) -> str:

@@ -202,7 +202,9 @@ def _is_whole(line: Line, required: set[str]) -> bool:
 
 def _are_recoveries(values: Any) -> bool:
     return isinstance(values, list) and all(
-        isinstance(each, dict) and all(_is_number(each.get(name, 0)) for name in _OF_RECOVERY)
+        isinstance(each, dict)
+        and all(_is_number(each.get(name, 0)) for name in _OF_RECOVERY)
+        and isinstance(each.get("promoted", []), list)
         for each in values
     )
 

@@ -112,6 +112,7 @@ def test_a_line_of_metrics_has_these_keys_in_this_order(monkeypatch: pytest.Monk
                 {
                     "time": 8.0, "cause": "server 0 died", "from_step": 3, "to_step": 1,
                     "redone_steps": 2, "redone_samples": 16, "seconds": 1.5,
+                    "promoted": (),
                 }
             ],
             "predicted": None,
@@ -144,6 +145,7 @@ def test_a_line_of_metrics_has_these_keys_in_this_order(monkeypatch: pytest.Monk
                 "batch_seconds": {"mean": 0.5, "p50": 0.5, "p99": 0.5, "max": 0.5},
             },
             "together": {},
+            "standbys": 0,
             "shard_lag": [1],
             "rows": {"a": 4},
             "table_bytes": {"a": 64},
@@ -204,8 +206,8 @@ def test_a_result_names_its_figures_as_ever() -> None:
         "train_seconds", "samples_per_second", "train_loss", "eval", "evaluations", "mode_history",
         "staleness", "dropped_contributions", "reissued_batches", "dense_non_finite",
         "gradients_of_evicted_keys", "ledger", "worker_restarts", "recoveries",
-        "recovery_seconds", "redone_steps", "redone_samples", "workers", "tables",
-        "model_digest", "peak_rss_bytes", "cpu_seconds", "stage_seconds", "wire_bytes",
+        "recovery_seconds", "redone_steps", "redone_samples", "promotions", "standbys", "workers",
+        "tables", "model_digest", "peak_rss_bytes", "cpu_seconds", "stage_seconds", "wire_bytes",
         "processes", "checkpoint", "versions", "seed",
     ]  # fmt: skip
     assert result["samples_trained"] == 32

@@ -123,6 +123,12 @@ def test_losses_have_a_table_and_who_had_none_has_no_card(
     cells = re.findall("<td>(.*?)</td>", card(page, "Losses"))
     assert cells == ["server 1 &lt;died&gt;", "1,200", "1,100", "100", "25,600", "4.12"]
     assert "<b>1</b><span>servers, coordinators or drivers lost, times<" in page
+    write(run / "metrics.jsonl", [interval(1) | {"recoveries": [loss | {"promoted": [1, 3]}]}])
+
+    assert report(run) == 0
+    page = (run / "report.html").read_text()
+    cells = re.findall("<td>(.*?)</td>", card(page, "Losses"))
+    assert cells[-2:] == ["4.12", "1, 3"]
 
 
 def test_a_failed_run_says_why(run: Path, tmp_path: Path, report: Callable[..., int]) -> None:
