@@ -199,7 +199,15 @@ LAYERS = {
         {"running"},
         {"actor"},
     ],
-    "scheduler": [{"errors"}, {"coordinator"}, {"job"}, {"run"}, {"views"}, {"driver"}],
+    "scheduler": [
+        {"errors"},
+        {"scaling"},
+        {"coordinator"},
+        {"job"},
+        {"run"},
+        {"views"},
+        {"driver"},
+    ],
     "scheduler/coordinator": [
         {"growing_plan"},
         {"batch_cutter", "ledger_plan"},
