@@ -19,6 +19,7 @@ from scheduler.coordinator.server import CoordinatorFaults, CoordinatorServer
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.status import Status
 from scheduler.coordinator.worker_connections import ControlPlane
+from scheduler.scaling.decisions import ScalingView
 from worker.protocol import Grant, Report
 
 # The driver asks several times a second; Ray passes metrics on more seldom.
@@ -117,6 +118,9 @@ class CoordinatorActor:
 
     def cut_taken(self, step: int, path: str | None, error: str | None) -> None:
         self._now().cut_taken(step, path, error)
+
+    def show_scaling(self, view: ScalingView) -> None:
+        self._now().show_scaling(view)
 
     def evaluate(self) -> None:
         self._now().evaluate()

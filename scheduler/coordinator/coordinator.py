@@ -89,12 +89,12 @@ class Coordinator:
         self.time = TrainingTime(first.train_seconds)
         self.workers: dict[int, WorkerState] = {}
         self.num_workers = first.num_workers
+        self.workers_automatic = first.workers_automatic
         self.evaluation: EvaluationRound | None = None
         self.stopping = False
-        self._most_workers = max(spec.workers, first.num_workers)
         self._shards = ShardProgress(spec.copies.numbers, first_step=step)
         self._step_shares = StepShares(spec.group_size)
-        self._credits = Credits(spec)
+        self._credits = Credits(spec, first.num_workers)
         self._paces = Least()  # of the workers that live
         self._lease_watch = LeaseWatch(spec.lease_timeout_seconds, stall=spec.stall_seconds)
         self._skip_watch = SkipWatch(spec.max_consecutive_non_finite)
@@ -129,6 +129,7 @@ class Coordinator:
             paused=self.paused,
             num_workers=self.num_workers,
             plan=self.ledger.plan.state(),
+            workers_automatic=self.workers_automatic,
         )
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -154,9 +155,10 @@ class Coordinator:
                     return self._shift(Wish(event.mode, "control", "asked for"), now)
             case PauseWanted():
                 self._pause(event.paused, now)
-            case WorkersWanted():
-                self.num_workers = event.count
-                self._most_workers = max(self._most_workers, event.count)
+            case WorkersWanted(count, by_policy) if self.workers_automatic or not by_policy:
+                self.workers_automatic = by_policy or count is None
+                self.num_workers = count or self.num_workers
+                self._credits.grow(self.num_workers)
             case CutWanted(full):
                 self.cuts.ask(full=full)
                 return self._order_steps(now)
@@ -208,12 +210,8 @@ class Coordinator:
 
     @property
     def credits(self) -> int:
-        """Most batches that may be leased, or done and not applied on every shard.
-
-        They don't fall when workers leave: what is done already could take all of fewer, and what
-        it waits for could not be given out.
-        """
-        return self._credits.most(self._most_workers, self.rule)
+        """Most batches that may be leased, or done and not applied on every shard."""
+        return self._credits.most(self.rule)
 
     @property
     def attempt_steps(self) -> int:
@@ -352,7 +350,7 @@ class Coordinator:
 
         Batches of a later step or epoch may have taken all credits when these became fewer.
         """
-        short = self._credits.are_short(self._most_workers, self.rule)
+        short = self._credits.are_short(self.rule)
         return short and self.ledger.lowest_pending_is_among(self.spec.step_batches(self.rule))
 
     def _has_its_share(self, worker: int) -> bool:

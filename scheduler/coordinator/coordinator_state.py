@@ -36,6 +36,7 @@ class CoordinatorState:
         paused: whether batches are held back by order.
         num_workers: how many are wanted.
         plan: of a stream, from the first batch that is not resolved; None: it does not grow.
+        workers_automatic: whether the policy of scaling decides that.
     """
 
     step: int
@@ -53,6 +54,7 @@ class CoordinatorState:
     paused: bool = False
     num_workers: int = 1
     plan: PlanState | None = None
+    workers_automatic: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError where no job can have come to it."""
@@ -94,4 +96,5 @@ def beginning_of(spec: CoordinatorSpec) -> CoordinatorState:
         clock=spec.start.clock,
         num_workers=spec.workers,
         plan=PlanState() if spec.plan is None else None,
+        workers_automatic=spec.workers_automatic,
     )

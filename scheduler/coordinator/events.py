@@ -72,9 +72,15 @@ class PauseWanted:
 
 @dataclass(frozen=True, slots=True)
 class WorkersWanted:
-    """So many workers, numbered from 0, are to train."""
+    """So many workers, numbered from 0, are to train.
 
-    count: int
+    Args:
+        count: None: as many as the policy of scaling finds, from now on.
+        by_policy: it is the policy that wants them, and nobody who has taken over.
+    """
+
+    count: int | None
+    by_policy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

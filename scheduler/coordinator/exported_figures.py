@@ -6,6 +6,7 @@ from runtime.metrics_export import Figure
 from scheduler.coordinator.modes.rules import MODES
 from scheduler.coordinator.state import WorkerFigures
 from scheduler.coordinator.status import Status
+from scheduler.scaling.decisions import ScalingView
 
 
 def coordinator_figures(status: Status) -> list[Figure]:
@@ -22,6 +23,10 @@ def coordinator_figures(status: Status) -> list[Figure]:
         _counter("train_loss", status.loss_sum),
         _counter("train_loss_samples", status.loss_samples),
     ]
+    up = sum(not worker.lost for worker in status.workers.values())
+    figures += [_gauge("workers_wanted", status.num_workers), _gauge("workers_up", up)]
+    if status.scaling is not None:
+        figures += _scaling_figures(status.scaling)
     for mode in MODES:
         figures.append(_gauge("mode", float(mode == status.mode), mode=mode))
     if status.last_evaluation is not None:
@@ -43,6 +48,20 @@ def coordinator_figures(status: Status) -> list[Figure]:
         figures.append(Figure("shard_lag_steps", lag, "server", shard))
     for number, worker in status.workers.items():
         figures += _worker_figures(number, worker)
+    return figures
+
+
+def _scaling_figures(view: ScalingView) -> list[Figure]:
+    servers = view.servers if view.last_of_servers is None else view.last_of_servers.after
+    figures = [_gauge("servers_wanted", servers)]
+    for role, cause, count in view.counts:
+        figures.append(_counter("scaling_decisions", count, target=role, cause=cause))
+    if view.last is not None:
+        for kind in ("rate", "predicted", "realised"):
+            value = getattr(view.last, kind)
+            if value is not None:
+                kind = "before" if kind == "rate" else kind
+                figures.append(_gauge("scaling_samples_per_second", value, kind=kind))
     return figures
 
 

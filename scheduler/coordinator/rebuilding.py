@@ -127,7 +127,12 @@ def with_orders(state: CoordinatorState, last: Status | None) -> CoordinatorStat
             shifts=(*modes.shifts, again),
         )
     return replace(
-        state, ledger=ledger, modes=modes, num_workers=last.num_workers, paused=last.paused
+        state,
+        ledger=ledger,
+        modes=modes,
+        num_workers=last.num_workers,
+        workers_automatic=last.workers_automatic,
+        paused=last.paused,
     )
 
 
@@ -158,6 +163,7 @@ def _with_histories(begun: CoordinatorState, known: Status) -> CoordinatorState:
         train_seconds=known.train_seconds,
         paused=known.paused,
         num_workers=known.num_workers,
+        workers_automatic=known.workers_automatic,
     )
 
 

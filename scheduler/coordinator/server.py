@@ -48,6 +48,7 @@ from scheduler.coordinator.modes.shift import check_shift
 from scheduler.coordinator.shard_watch import ShardWatch
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.status import CutResult, Status, status_of
+from scheduler.scaling.decisions import ScalingView
 from worker.protocol import Grant, Report
 
 TICK_SECONDS = 0.2
@@ -115,6 +116,7 @@ class CoordinatorServer:
         self._lock = threading.Lock()
         self._notices = _Notices()
         self._cuts: list[CutResult] = []
+        self._scaling: ScalingView | None = None
         self._trace = BatchTrace()
         self._outbox: list[Record | TakeCut] = []  # in the order in which shards take it
         self._to_measure: list[MeasureDenseNorm] = []
@@ -175,7 +177,7 @@ class CoordinatorServer:
         """
         if isinstance(wanted, ShiftWanted):
             check_shift(self._coordinator.rule.name, wanted.mode)
-        if isinstance(wanted, WorkersWanted):
+        if isinstance(wanted, WorkersWanted) and wanted.count is not None:
             self._coordinator.spec.check_workers(wanted.count)
         self._handle(wanted)
 
@@ -228,6 +230,11 @@ class CoordinatorServer:
         """
         with self._lock:
             return self._status(told)
+
+    def show_scaling(self, view: ScalingView) -> None:
+        """Keep what whoever asks for the status is told of scaling."""
+        with self._lock:
+            self._scaling = view
 
     def take_batches(self) -> list[BatchSpan]:
         """Return the batches that were computed since the last call; bounded."""
@@ -363,6 +370,7 @@ class CoordinatorServer:
             silent_shards=tuple(notices.silent_shards[told.silent_shards :]),
             gone_shards=tuple(notices.gone.items()),
             failure=notices.failure,
+            scaling=self._scaling,
             peak_rss_bytes=peak_rss_bytes(),
             cpu_seconds=time.process_time() - self._cpu_seconds_before,
             pid=os.getpid(),

@@ -51,6 +51,7 @@ class CoordinatorSpec:
         group_size: M, local batches of a global batch.
         global_batch: G, in samples.
         workers, depth: they bound the credits.
+        workers_automatic: whether the policy of scaling chooses how many workers there are.
         max_workers: more than these may not be asked for; None: any number.
         max_credits: more than these the shards' buffers can't hold, however many workers join;
             None: any number.
@@ -83,6 +84,7 @@ class CoordinatorSpec:
     global_batch: int
     workers: int
     depth: int
+    workers_automatic: bool = False
     max_workers: int | None = None
     max_credits: int | None = None
     buffer_bytes: int | None = None

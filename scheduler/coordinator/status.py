@@ -16,6 +16,7 @@ from scheduler.coordinator.modes.rules import Mode
 from scheduler.coordinator.modes.shift import Shift
 from scheduler.coordinator.staleness import Histogram
 from scheduler.coordinator.state import WorkerFigures
+from scheduler.scaling.decisions import ScalingView
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Status:
     Args:
         num_workers: that are wanted; `workers` has those that ever reported, by number.
         mode_epoch: how often the mode has changed.
+        workers_automatic: whether the policy of scaling decides that; `scaling` is what it says.
         limit: batches given out at most, where that is less than all; None: all.
         step, applied_step: that is ordered next, and that every shard has reached.
         shifts, cuts, evaluations, give_up, warnings, silent_shards: what was not told before, see
@@ -64,6 +66,8 @@ class Status:
     trained: bool = False
     evaluating: bool = False
     num_workers: int = 0
+    workers_automatic: bool = False
+    scaling: ScalingView | None = None
     first_step: int = 0
     step: int = 0
     applied_step: int = 0
@@ -111,6 +115,7 @@ def status_of(coordinator: Coordinator, told: Told = NOTHING) -> Status:
         cut=c.cuts.to_write,
         recovery_epoch=c.spec.recovery_epoch,
         num_workers=c.num_workers,
+        workers_automatic=c.workers_automatic,
         first_step=c.spec.start.step,
         shifts=tuple(shifts[told.whole_shifts :]),
         automatic=c.modes.automatic,

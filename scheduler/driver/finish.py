@@ -54,6 +54,7 @@ def finish(
         processes=_describe(processes),
         worker_restarts=supervisor.worker_restarts,
         recoveries=[*supervisor.recoveries.before, *supervisor.recoveries.done],
+        scalings=supervisor.autoscaler.history.all(),
         checkpoint=str(written.path),
         skipped_files={
             "train": list(specs.plan.skipped_files),

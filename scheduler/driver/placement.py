@@ -22,8 +22,8 @@ class Placement:
 
     Servers are spread over nodes, so that one node's loss costs as little as possible, and a
     standby is on another node than its server, where there is one; workers and the coordinator are
-    packed. Workers that are wanted later, beyond the planned ones, are
-    placed wherever there is room.
+    packed. Workers beyond the planned ones are placed wherever there is room, and nothing is held
+    for them when they have left; of a job that scales those beyond `min_workers`.
 
     Args:
         cluster: the processes, and what they ask for.
@@ -34,16 +34,24 @@ class Placement:
     def __init__(self, cluster: ClusterConfig, *, own_cluster: bool) -> None:
         self._own_cluster = own_cluster
         self._cluster = cluster
+        planned = cluster.min_workers if cluster.autoscale else cluster.workers
         copies = cluster.servers * (1 + cluster.standby)
         self._pairs = [(index, index + cluster.servers) for index in range(cluster.servers)]
         self._bundles = {
             "coordinator": [_bundle(cluster.coordinator_cpus, cluster.resources.coordinator)],
             "server": [_bundle(cluster.server_cpus, cluster.resources.server)] * copies,
-            "worker": [_bundle(cluster.worker_cpus, cluster.resources.worker)] * cluster.workers,
+            "worker": [_bundle(cluster.worker_cpus, cluster.resources.worker)] * planned,
         }
         packed = self._bundles["coordinator"] + self._bundles["worker"]
-        self._packed = placement_group(packed, strategy="PACK")
-        self._spread = placement_group(self._bundles["server"], strategy="SPREAD")
+        labels = cluster.labels
+        self._packed = placement_group(
+            packed, strategy="PACK", **_selectors([labels.coordinator, *[labels.worker] * planned])
+        )
+        self._spread = placement_group(
+            self._bundles["server"],
+            strategy="SPREAD",
+            **_selectors([labels.server] * copies),
+        )
 
     def wait(self) -> None:
         """Wait until the cluster has placed everything; raises StartError after the time limit."""
@@ -98,6 +106,7 @@ class Placement:
         return {
             "num_cpus": self._cluster.worker_cpus,
             "resources": self._cluster.resources.worker,
+            **({"label_selector": labels} if (labels := self._cluster.labels.worker) else {}),
         }
 
     def release(self) -> None:
@@ -117,6 +126,11 @@ class Placement:
                 f"{name:<16}{wanted[name]:>12g}{free.get(name, 0):>12g}{total.get(name, 0):>12g}"
             )
         return "\n".join(lines)
+
+
+def _selectors(labels: list[dict[str, str]]) -> dict[str, Any]:
+    """Return what a placement group is told of the labels of its bundles' nodes."""
+    return {"bundle_label_selector": labels} if any(labels) else {}
 
 
 def pairs_of(nodes: Sequence[str]) -> list[tuple[int, int]]:

@@ -111,6 +111,7 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
         global_batch=config.global_batch,
         workers=config.cluster.workers,
         depth=config.cluster.prefetch_batches,
+        workers_automatic=config.cluster.autoscale,
         max_workers=config.max_workers,
         buffer_bytes=config.cluster.buffer_bytes,
         cuts=CutOptions(

@@ -17,6 +17,7 @@ from scheduler.coordinator.history import NOTHING
 from scheduler.coordinator.modes.shift import described
 from scheduler.coordinator.status import Status, joined
 from scheduler.driver.answers import answers_of
+from scheduler.driver.autoscaling import Autoscaler
 from scheduler.driver.cuts import RunningCuts
 from scheduler.driver.launch import Launcher
 from scheduler.driver.processes import (
@@ -70,6 +71,7 @@ class Supervisor:
         collector: Collector,
         standbys: Standbys,
         feed: StreamFeed | None = None,
+        planned_samples: int | None = None,
     ) -> None:
         self.processes = processes
         self.recoveries = recoveries
@@ -83,6 +85,17 @@ class Supervisor:
             lost=lambda index, incarnation: self._answer_of_coordinator(
                 processes.coordinator.handle.worker_lost.remote(index, incarnation)
             ),
+        )
+        self.autoscaler = Autoscaler(
+            config,
+            planned_samples=planned_samples,
+            order=lambda wanted: self._answer_of_coordinator(
+                processes.coordinator.handle.order.remote(wanted)
+            ),
+            show=lambda view: self._answer_of_coordinator(
+                processes.coordinator.handle.show_scaling.remote(view)
+            ),
+            note=progress.note,
         )
         self._launcher = launcher
         self._cuts = cuts
@@ -123,6 +136,7 @@ class Supervisor:
         self._interval.begin_at(state)
         self._cuts.forget()
         self._standbys.begin_epoch()
+        self.autoscaler.restarted()
 
     def until_trained(self) -> Status:
         """Supervise until every batch is resolved and applied.
@@ -137,6 +151,7 @@ class Supervisor:
                     self._save_and_stop()
                 if status.trained and status.cut is None:
                     break
+                self.autoscaler.look(status, self.server_stats)
                 self._report_if_due(status)
         self.report(status)
         return status
@@ -240,7 +255,8 @@ class Supervisor:
         servers = self.server_stats()
         self._note_memory(status, servers)
         self._model_bytes = sum(t.bytes for server in servers for t in server.tables.values())
-        line = self._interval.line(status, servers, self.recoveries.done)
+        scalings = self.autoscaler.history.news()
+        line = self._interval.line(status, servers, self.recoveries.done, scalings)
         self._run.add_metrics(line)
         self._run.keep_fingerprints(self._launcher.fingerprints)
         taken = self.processes.coordinator.handle.take_batches.remote()

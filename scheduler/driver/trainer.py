@@ -192,6 +192,7 @@ class Trainer:
                     collector=collector,
                     feed=feed,
                     standbys=standbys,
+                    planned_samples=progress.total_samples,
                 )
                 recovery = Recovery(
                     epochs=Epochs(

@@ -94,7 +94,9 @@ class Workforce:
         for index in range(self._wanted):
             self._create(index)
         limit = self._cluster.start_timeout_seconds
-        waiting = [worker.awaited for worker in self._workers]
+        # Of a job that scales, those beyond the least come when the cluster has a place for them.
+        needed = self._cluster.min_workers if self._cluster.autoscale else self._wanted
+        waiting = [worker.awaited for worker in self._workers if worker.index < needed]
         _, late = ray.wait(waiting, num_returns=len(waiting), timeout=limit)
         if late:
             raise StartError(

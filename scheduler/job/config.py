@@ -57,6 +57,8 @@ from scheduler.job.quantities import (
     PositiveFloat32,
     Seconds,
 )
+from scheduler.job.roles import LabelsConfig, ResourcesConfig, check_bounds
+from scheduler.scaling.decisions import ScalingOptions
 from worker.protocol import MAX_SCORES, MAX_TOKENS
 
 InitializerConfig = Annotated[
@@ -380,26 +382,24 @@ class TrainingConfig(_Section):
         return self
 
 
-class ResourcesConfig(_Section):
-    """Named Ray resources that a role asks for, beside its CPUs."""
-
-    server: dict[str, Cpus] = {}
-    worker: dict[str, Cpus] = {}
-    coordinator: dict[str, Cpus] = {}
-
-
 class ClusterConfig(_Section):
     """How many processes of each role, and what they may use."""
 
     workers: int = Field(2, gt=0, le=MAX_WORKERS)
+    min_workers: int = Field(1, gt=0, le=MAX_WORKERS)
     max_workers: int | None = Field(None, gt=0, le=MAX_WORKERS)
     servers: int = Field(2, gt=0, le=4096)
     standby: int = Field(0, ge=0, le=1)
+    min_servers: int | None = Field(None, gt=0, le=4096)
+    max_servers: int | None = Field(None, gt=0, le=4096)
+    autoscale: bool = False
+    scaling: ScalingOptions = ScalingOptions()
     worker_threads: int = Field(1, gt=0, le=1024)
     worker_cpus: Cpus = 0.5
     server_cpus: Cpus = 0.25
     coordinator_cpus: Cpus = 0.25
     resources: ResourcesConfig = ResourcesConfig()
+    labels: LabelsConfig = LabelsConfig()
     start_timeout_seconds: Seconds = 120
     # A worker holds those that it pushes besides.
     prefetch_batches: int = Field(2, ge=1, le=MAX_TOKENS // 2)
@@ -476,6 +476,16 @@ class JobConfig(_Section):
         return self.cluster.max_workers or min(8 * self.cluster.workers, MAX_WORKERS)
 
     @property
+    def min_servers(self) -> int:
+        """Least servers that scaling may want; by default as many as there are."""
+        return self.cluster.min_servers or self.cluster.servers
+
+    @property
+    def max_servers(self) -> int:
+        """Most servers that scaling may want; by default as many as there are."""
+        return self.cluster.max_servers or self.cluster.servers
+
+    @property
     def group_size(self) -> int:
         """M, local batches of a global batch."""
         return self.global_batch // self.data.batch_size
@@ -499,11 +509,12 @@ class JobConfig(_Section):
                 f"training.backup_batches must be less than the {self.group_size} local batches of"
                 f" a global batch, got {backup}"
             )
-        if self.max_workers < self.cluster.workers:
-            raise ValueError(
-                f"cluster.max_workers must be at least cluster.workers ({self.cluster.workers}),"
-                f" got {self.max_workers}"
-            )
+        check_bounds(
+            "workers",
+            self.cluster.workers,
+            least=self.cluster.min_workers,
+            most=self.max_workers,
+        )
         if self.data.stream is not None and self.training.mode == "backup":
             raise ValueError("training.mode backup is for files; with data.stream use another one")
         if self.data.stream is not None and self.training.max_samples is not None:
@@ -513,6 +524,7 @@ class JobConfig(_Section):
             )
         if self.training.online.until is not None and self.data.stream is None:
             raise ValueError("training.online.until needs data.stream")
+        check_bounds("servers", self.cluster.servers, least=self.min_servers, most=self.max_servers)
         if self.training.eval_every_steps and self.data.eval is None:
             raise ValueError("training.eval_every_steps needs data.eval")
         if self.cluster.inject and not self.run.allow_faults:

@@ -146,7 +146,15 @@ def _as_wanted(state: CoordinatorState, before: JobConfig, now: JobConfig) -> Co
     count = state.num_workers
     if before.cluster.workers != now.cluster.workers:
         count = now.cluster.workers
-    return replace(state, num_workers=min(count, now.max_workers), paused=False)
+    automatic = state.workers_automatic
+    if before.cluster.autoscale != now.cluster.autoscale:
+        automatic = now.cluster.autoscale
+    return replace(
+        state,
+        num_workers=min(count, now.max_workers),
+        workers_automatic=automatic,
+        paused=False,
+    )
 
 
 def _latest_epoch(path: Path, cut: SavedCut) -> int:

@@ -61,11 +61,13 @@ class IntervalReport:
         status: Status,
         servers: Sequence[ServerFigures],
         recoveries: Sequence[RecoveryFigures] = (),
+        scalings: Sequence[dict[str, Any]] = (),
     ) -> dict[str, Any]:
         """Return the metrics of the interval that ends now.
 
         Args:
             recoveries: all of the job so far.
+            scalings: decisions that are new or better known.
         """
         samples = status.samples.applied
         now = status.train_seconds
@@ -97,6 +99,8 @@ class IntervalReport:
             "mode": status.mode,
             "shifts": [asdict(shift) for shift in shifts],
             "recoveries": [asdict(recovery) for recovery in new_recoveries],
+            "scalings": list(scalings),
+            "workers_wanted": status.num_workers,
             "predicted": None if status.prediction is None else asdict(status.prediction),
             "learning_rate": {
                 name: optimizer.learning_rate_at(status.clock) * status.learning_rate_scale
@@ -236,6 +240,7 @@ def make_result(
     processes: list[dict[str, Any]],
     worker_restarts: int,
     recoveries: Sequence[RecoveryFigures],
+    scalings: Sequence[dict[str, Any]],
     checkpoint: str,
     skipped_files: dict[str, list[str]],
     started_at: dict[str, float],
@@ -281,6 +286,7 @@ def make_result(
         "ledger": asdict(status.batches),
         "worker_restarts": worker_restarts,
         "recoveries": [asdict(recovery) for recovery in recoveries],
+        "scalings": list(scalings),
         "recovery_seconds": sum(recovery.seconds for recovery in recoveries),
         "redone_steps": sum(recovery.redone_steps for recovery in recoveries),
         "redone_samples": sum(recovery.redone_samples for recovery in recoveries),

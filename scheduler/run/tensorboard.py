@@ -112,6 +112,9 @@ def _summary(line: Line) -> Any:
     from tensorboardX.proto.summary_pb2 import Summary
 
     values = [v for tag, y in scalars_of(line).items() for v in summary.scalar(tag, y).value]
+    for scaling in line["scalings"]:
+        text = f"{scaling['role']}s {scaling['before']} to {scaling['after']}"
+        values += summary.text("scaling", f"{text}: {scaling['reason']}").value
     for shift in line["shifts"]:
         text = f"step {shift['step']}: {shift['from_mode']} to {shift['to_mode']}"
         values += summary.text("mode", f"{text}, {shift['reason']}").value

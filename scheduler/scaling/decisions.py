@@ -115,6 +115,24 @@ class Scaling:
     figures: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalingView:
+    """What whoever looks at a job is told of scaling.
+
+    Args:
+        why: there are as many workers as there are, in words.
+        last, last_of_servers: the latest decisions.
+        servers: that there are.
+        counts: (role, cause, decisions) since the job's driver began.
+    """
+
+    why: str = ""
+    last: Scaling | None = None
+    last_of_servers: Scaling | None = None
+    servers: int = 0
+    counts: tuple[tuple[str, str, int], ...] = ()
+
+
 def described(scaling: Scaling) -> str:
     """Say in a line what is decided and why."""
     text = f"{scaling.role}s {scaling.before} to {scaling.after}: {scaling.reason}"

@@ -121,9 +121,10 @@ class WorkerPolicy:
         self._vain = self._counts(now, level, self._vain)
         self._missed = self._counts(now, level, self._missed)
         done = [] if self._open is None else [replace(self._open, realised=level.rate)]
+        retreats = self._open is not None and self._open.cause == "no gain"
         self._open = None
         if self._base is not None:
-            return done + self._judge(now, level, self._base, window)
+            return done + self._judge(now, level, self._base, window, retreats=retreats)
         return done + self._next(now, level, window)
 
     # Measuring --------------------------------------------------------------------------------
@@ -148,7 +149,15 @@ class WorkerPolicy:
 
     # Judging what was tried -------------------------------------------------------------------
 
-    def _judge(self, now: float, level: _Level, base: _Level, window: Window) -> list[Scaling]:
+    def _judge(
+        self, now: float, level: _Level, base: _Level, window: Window, *, retreats: bool
+    ) -> list[Scaling]:
+        """Say what becomes of a number that was tried.
+
+        Args:
+            base: with which it is compared.
+            retreats: whether it was tried since more did not pay.
+        """
         self._base = None
         grown = level.workers > base.workers
         few, many = (base, level) if grown else (level, base)
@@ -157,9 +166,10 @@ class WorkerPolicy:
         pays = share >= self._options.keep_gain
         if pays == grown:  # it has paid, or what has gone did not
             if grown:
+                self._missed = None
+            if grown and not retreats:
                 self._stride = 2 * (level.workers - base.workers)
                 self._hold = self._options.hold_seconds
-                self._missed = None
             self._best_each = max(self._best_each, level.each)
             return self._next(now, level, window)
         brought = f"each brought {share:.0%} of what those before bring"

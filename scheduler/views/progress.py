@@ -65,6 +65,11 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
+    @property
+    def total_samples(self) -> int | None:
+        """Samples that the job is planned to train; None: its end is not known."""
+        return self._total
+
     def phase(self, text: str) -> None:
         """Say what begins."""
         if self._live is not None:

@@ -20,9 +20,25 @@ from scheduler.coordinator.events import (
 from scheduler.coordinator.modes.rules import SHIFTABLE
 from scheduler.errors import ControlError, NotRunningError
 from scheduler.run.control_file import find_job, use_its_authentication
+from scheduler.scaling.decisions import described
 from synchromesh.commands.answers import answering, json_option, print_json
 
 RATE_SECONDS = 1.0
+
+
+class _WorkersParam(click.ParamType):
+    """A number of workers, or `auto`, which is None."""
+
+    name = "N|auto"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        if value == "auto":
+            return None
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither a number from 1 nor auto", param, ctx)
+        return int(value)
 
 
 @click.group(epilog="Example: synchromesh control runs/dlrm mode gba")
@@ -83,11 +99,11 @@ def _resume(run: Path, as_json: bool) -> None:
 
 
 @command.command("workers")
-@click.argument("count", type=click.IntRange(min=1), metavar="N")
+@click.argument("count", type=_WorkersParam(), metavar="N|auto")
 @json_option
 @click.pass_obj
-def _workers(run: Path, count: int, as_json: bool) -> None:
-    """Train with N workers from now on."""
+def _workers(run: Path, count: int | None, as_json: bool) -> None:
+    """Train with N workers from now on; auto lets the policy of scaling choose."""
     _order(run, WorkersWanted(count), as_json)
 
 
@@ -125,14 +141,16 @@ def _order(run: Path, wanted: Wanted, as_json: bool) -> None:
                 "automatic": status.automatic,
                 "paused": status.paused,
                 "workers_wanted": status.num_workers,
+                "workers_automatic": status.workers_automatic,
                 "step": status.step,
             }
         )
         return
     automatic = " (auto)" if status.automatic else ""
     paused = ", paused" if status.paused else ""
+    scaled = " (auto)" if status.workers_automatic else ""
     click.echo(
-        f"mode {status.mode}{automatic}{paused}, workers wanted: {status.num_workers},"
+        f"mode {status.mode}{automatic}{paused}, workers wanted: {status.num_workers}{scaled},"
         f" step {status.step}"
     )
 
@@ -157,7 +175,14 @@ def _show_status(job: Any, as_json: bool) -> None:
         "shifts": status.told.shifts,
         "workers_wanted": status.num_workers,
         "standbys": len(status.standbys),
+        "workers_automatic": status.workers_automatic,
     }
+    view = status.scaling
+    if view is not None:
+        facts["scaling"] = view.why
+        for name, decision in (("worker", view.last), ("server", view.last_of_servers)):
+            if decision is not None:
+                facts[f"last_{name}_scaling"] = described(decision)
     workers = {
         number: {
             "lost": worker.lost,

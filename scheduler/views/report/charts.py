@@ -52,6 +52,7 @@ def all_charts(run: RunData) -> list[tuple[str, str, list[figure]]]:
             _stale_parameter,
         ),
         ("Share of samples by worker", "Of the samples of each interval.", _shares),
+        ("Workers", "Those that are wanted, and those that are at work.", _fleet),
         ("Shard lag", "Steps that are ordered and not yet applied by a shard.", _lag),
         ("Rows by table", "Over all shards; the largest tables.", _rows),
         ("Bytes by table", "Over all shards; the largest tables.", _bytes),
@@ -367,6 +368,18 @@ def _memory(run: RunData, x_range: Range1d) -> list[figure]:
 
     series = _largest(_series(run, figures))
     return _lines(series, x_range, number="0,0", unit="MiB", from_zero=True)
+
+
+def _fleet(run: RunData, x_range: Range1d) -> list[figure]:
+    def figures(line: Line) -> dict[str, float | None]:
+        together = line.get("all_workers")
+        if not isinstance(together, dict):
+            return {}
+        count, lost = together.get("count"), together.get("lost")
+        up = count - lost if isinstance(count, int) and isinstance(lost, int) else None
+        return {"wanted": line.get("workers_wanted"), "at work": up}
+
+    return _lines(_series(run, figures), x_range, number="0,0", from_zero=True)
 
 
 def _lag(run: RunData, x_range: Range1d) -> list[figure]:

@@ -64,6 +64,7 @@ def page_of(run: RunData) -> str:
             f'<div class="cards">{"".join(cards)}</div>',
             _modes(run),
             _recoveries(run),
+            _scalings(run),
             _tables(run),
             _job(run),
             f"</main>\n{script}\n</body>\n</html>\n",
@@ -211,6 +212,22 @@ def _recoveries(run: RunData) -> str:
         for each in run.recoveries
     ]
     return _wide_table("Losses", columns, entries)
+
+
+def _scalings(run: RunData) -> str:
+    """What was decided on the number of workers and servers, and what came of it."""
+    if not run.scalings:
+        return ""
+    columns = {
+        "at": "at, s", "role": "of", "before": "from", "after": "to", "rate": "samples/s before",
+        "predicted": "predicted", "realised": "realised", "reason": "why",
+        "held_back": "held back, because",
+    }  # fmt: skip
+    decisions = [
+        {**each, "at": each["time"] - run.began if each.get("time") else None}
+        for each in run.scalings
+    ]
+    return _wide_table("Scaling", columns, decisions)
 
 
 def _wide_table(title: str, columns: dict[str, str], entries: list[dict[str, Any]]) -> str:

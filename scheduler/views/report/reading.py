@@ -60,6 +60,16 @@ class RunData:
         return [each for line in self.intervals for each in line.get("recoveries", [])]
 
     @property
+    def scalings(self) -> list[Line]:
+        """Decisions on the number of workers and servers, as they were last told."""
+        told = {
+            (each.get("role"), each.get("number"), each.get("time")): each
+            for line in self.intervals
+            for each in line.get("scalings", [])
+        }
+        return list(told.values())
+
+    @property
     def began(self) -> float:
         """When the first batch or interval began, seconds since 1970."""
         starts = [line["start"] for line in self.batches[:1]]
@@ -178,9 +188,10 @@ def _lines_of(
 
 # What charts and sums take from a line besides what is required: numbers, by name or alone.
 _NUMBERS = ("train_seconds", "samples_per_second", "train_loss", "eval_auc", "eval_step", "clock",
-            "global_step")  # fmt: skip
+            "global_step", "workers_wanted")  # fmt: skip
 _OF_NUMBERS = ("batches", "rows", "table_bytes", "learning_rate", "non_finite", "skipped_by_reason")
 _OF_RECOVERY = ("from_step", "to_step", "redone_steps", "redone_samples", "seconds")
+_OF_SCALING = ("number", "before", "after", "rate", "predicted", "realised", "time")
 _OF_WORKER = ("batches", "samples", "batch_seconds", "share")
 
 
@@ -197,6 +208,7 @@ def _is_whole(line: Line, required: set[str]) -> bool:
         and all(_has_numbers(w) and set(_OF_WORKER) <= set(w) for w in workers.values())
         and isinstance(line.get("shifts", []), list)
         and _are_recoveries(line.get("recoveries", []))
+        and _are_scalings(line.get("scalings", []))
     )
 
 
@@ -205,6 +217,16 @@ def _are_recoveries(values: Any) -> bool:
         isinstance(each, dict)
         and all(_is_number(each.get(name, 0)) for name in _OF_RECOVERY)
         and isinstance(each.get("promoted", []), list)
+        for each in values
+    )
+
+
+def _are_scalings(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(each, dict)
+        and all(each.get(name) is None or _is_number(each[name]) for name in _OF_SCALING)
+        and all(isinstance(each.get(name, ""), str) for name in ("role", "cause", "reason"))
+        and isinstance(each.get("held_back"), str | None)
         for each in values
     )
 
@@ -238,7 +260,7 @@ def _merged(lines: list[Line]) -> Line:
                 sums[value] = sums.get(value, 0) + count
     merged["staleness_of_interval"] = stale
     merged["workers"] = _merged_workers(lines)
-    for key in ("shifts", "recoveries"):
+    for key in ("shifts", "recoveries", "scalings"):
         merged[key] = [each for line in lines for each in line.get(key, [])]
     merged["evaluations"] = _evaluations(lines)
     return merged

@@ -30,6 +30,7 @@ from scheduler.coordinator.events import (
     Warn,
     WorkerLost,
     WorkerReported,
+    WorkersWanted,
 )
 from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.spec import CoordinatorSpec
@@ -97,6 +98,19 @@ def spec(**changes: Any) -> CoordinatorSpec:
 
 def _at_tick(value: int, *, samples: int) -> ClockState:
     return ClockState(value=value, samples=samples, first_steps=((value, 5, 0, 1),))
+
+
+def test_who_takes_over_the_number_of_workers_is_not_overruled_by_the_policy() -> None:
+    driver = Driver(spec())
+    coordinator = driver.coordinator
+    driver.handle(WorkersWanted(None))
+    driver.handle(WorkersWanted(5, by_policy=True))
+    assert (coordinator.num_workers, coordinator.workers_automatic) == (5, True)
+
+    driver.handle(WorkersWanted(3))
+    driver.handle(WorkersWanted(7, by_policy=True))
+
+    assert (coordinator.num_workers, coordinator.workers_automatic) == (3, False)
 
 
 def test_a_sync_step_is_its_batches_in_the_order_of_their_ids() -> None:

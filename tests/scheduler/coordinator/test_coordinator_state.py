@@ -86,12 +86,14 @@ def test_modes_shifts_and_wishes_go_on(scripted: Any) -> None:
     first = scripted(Coordinator(scripted.spec(shifts=shifts, automatic=True)), seed=1)
     first.run(lambda: first.coordinator.clock.value == 4)
     first.handle(WorkersWanted(5))
+    first.handle(WorkersWanted(None))
     first.handle(PauseWanted(True))
     coordinator = Coordinator(
         scripted.spec(shifts=shifts, recovery_epoch=1), through_json(first.coordinator.state())
     )
 
     assert (coordinator.rule.name, coordinator.modes.epoch) == ("gba", 1)
+    assert coordinator.workers_automatic
     assert (coordinator.num_workers, coordinator.paused, coordinator.modes.automatic) == (5, 1, 1)
     second = scripted(coordinator, seed=2)
     second.handle(PauseWanted(False))

@@ -118,12 +118,13 @@ def test_what_somebody_wanted_after_the_last_step_is_kept(scripted: Any) -> None
     begun = beginning_of(spec)
     job = scripted(Coordinator(spec, begun), seed=3)
     job.run(lambda: job.coordinator.step == 2)
-    for event in (ShiftWanted("gba"), WorkersWanted(5), EndOfTrainingWanted()):
+    for event in (ShiftWanted("gba"), WorkersWanted(5), WorkersWanted(None), EndOfTrainingWanted()):
         job.handle(event)
 
     rebuilt = state_after(facts_of(job.records, 0, 0), begun, status_of(job.coordinator), spec)
 
     assert (rebuilt.modes.mode, rebuilt.modes.epoch, rebuilt.num_workers) == ("gba", 1, 5)
+    assert rebuilt.workers_automatic
     assert rebuilt.ledger.limit == job.coordinator.ledger.limit
     assert rebuilt.ledger.limit is not None
 

@@ -92,7 +92,7 @@ def written(figures: dict[str, Any]) -> Any:
 def test_a_line_of_metrics_has_these_keys_in_this_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scheduler.run.metrics.time.time", lambda: 9.0)
 
-    line = json_text(IntervalReport(CONFIG).line(STATUS, SERVERS, [RECOVERY]))
+    line = json_text(IntervalReport(CONFIG).line(STATUS, SERVERS, [RECOVERY], [{"role": "worker"}]))
 
     assert line == json_text(
         {
@@ -115,6 +115,8 @@ def test_a_line_of_metrics_has_these_keys_in_this_order(monkeypatch: pytest.Monk
                     "promoted": (),
                 }
             ],
+            "scalings": [{"role": "worker"}],
+            "workers_wanted": 0,
             "predicted": None,
             "learning_rate": {
                 "embedding": CONFIG.embedding.optimizer.learning_rate,
@@ -195,7 +197,8 @@ def test_a_result_names_its_figures_as_ever() -> None:
     result = written(
         make_result(
             config=CONFIG, status=STATUS, servers=SERVERS, model_digest="d", peak_rss_bytes={},
-            processes=[], worker_restarts=0, recoveries=[RECOVERY, RECOVERY], checkpoint="c",
+            processes=[], worker_restarts=0, recoveries=[RECOVERY, RECOVERY], scalings=[],
+            checkpoint="c",
             skipped_files={}, started_at={}, lost_writes={},
         )
     )  # fmt: skip
@@ -206,9 +209,9 @@ def test_a_result_names_its_figures_as_ever() -> None:
         "train_seconds", "samples_per_second", "train_loss", "eval", "evaluations", "mode_history",
         "staleness", "dropped_contributions", "reissued_batches", "dense_non_finite",
         "gradients_of_evicted_keys", "ledger", "worker_restarts", "recoveries",
-        "recovery_seconds", "redone_steps", "redone_samples", "promotions", "standbys", "workers",
-        "tables", "model_digest", "peak_rss_bytes", "cpu_seconds", "stage_seconds", "wire_bytes",
-        "processes", "checkpoint", "versions", "seed",
+        "scalings", "recovery_seconds", "redone_steps", "redone_samples", "promotions", "standbys",
+        "workers", "tables", "model_digest", "peak_rss_bytes", "cpu_seconds", "stage_seconds",
+        "wire_bytes", "processes", "checkpoint", "versions", "seed",
     ]  # fmt: skip
     assert result["samples_trained"] == 32
     assert len(result["recoveries"]) == 2

@@ -22,6 +22,7 @@ def line(samples: int, loss: float | None) -> dict[str, Any]:
         "samples_per_second": 5.0,
         "global_step": 2,
         "shifts": [],
+        "scalings": [],
         "clock": 1,
         "samples": samples,
         "eval_auc": None,
