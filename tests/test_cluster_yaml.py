@@ -39,3 +39,13 @@ def test_every_node_installs_what_the_project_needs(cluster: dict[str, Any]) -> 
     installed = set(re.findall(r'"([^"]+)"', cluster["setup_commands"][0]))
 
     assert installed == needed
+
+
+def test_servers_are_on_nodes_that_stay_and_workers_on_spot_nodes(cluster: dict[str, Any]) -> None:
+    types = cluster["available_node_types"]
+    spot = {name: "InstanceMarketOptions" in each["node_config"] for name, each in types.items()}
+
+    assert spot == {"head": False, "ps": False, "worker": True}
+    assert types["ps"]["labels"] == {"role": "ps", "market": "on-demand"}
+    assert types["worker"]["labels"] == {"role": "worker", "market": "spot"}
+    assert types["worker"]["min_workers"] == 0

@@ -379,17 +379,6 @@ def test_an_override_that_leads_nowhere_is_refused(
             {"workers": 3, "max_workers": 2},
             "cluster.max_workers must be at least cluster.workers (3), got 2",
         ),
-        (
-            "cluster",
-            {"workers": 2, "min_workers": 3},
-            "cluster.min_workers must be at most cluster.workers (2), got 3",
-        ),
-        (
-            "cluster",
-            {"servers": 2, "max_servers": 1},
-            "cluster.servers must be between min_servers (2) and max_servers (1), got 2",
-        ),
-        ("cluster", {"scaling": {"keep_gain": 2}}, "cluster.scaling: keep_gain must be above 0"),
         ("training", {"auto": {"windows": 0}}, "training.auto: windows must be >= 1, got 0"),
         ("training", {"auto": {"to_sync_ratio": 0.9}}, "to_sync_ratio must be above 1"),
         ("training", {"async_learning_rate_scale": 0}, "training.async_learning_rate_scale: "),
