@@ -29,7 +29,7 @@ class ServerPolicy:
         self._held_back = held_back
         self._decisions = 0
         self._decided: int | None = None
-        self._wanted, self._agreeing = 0, 0
+        self._wanted, self._agreeing, self._content = 0, 0, 0
 
     def look(self, window: Window) -> list[Scaling]:
         """Take a window that is over; return what is decided by it."""
@@ -42,7 +42,10 @@ class ServerPolicy:
         if down < window.servers:
             patience = _PATIENCE * self._options.windows
             return self._after(patience, down, cause, reason, window)
-        self._agreeing, self._decided = 0, None
+        self._agreeing = 0
+        self._content += 1
+        if self._content >= _PATIENCE * self._options.windows:
+            self._decided = None  # what is wanted after that is told again
         return []
 
     def _needed(self, window: Window, *, full: float, load: float) -> tuple[int, Cause, str]:
@@ -63,6 +66,7 @@ class ServerPolicy:
         self, windows: int, wanted: int, cause: Cause, reason: str, window: Window
     ) -> list[Scaling]:
         """Decide once so many windows in a row want more, or fewer; and once, while it is held."""
+        self._content = 0
         same_way = (wanted > window.servers) == (self._wanted > window.servers)
         self._agreeing = self._agreeing + 1 if self._agreeing and same_way else 1
         self._wanted = wanted

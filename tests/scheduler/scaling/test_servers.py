@@ -67,6 +67,11 @@ def test_what_is_held_back_is_told_once_until_more_is_needed() -> None:
     (first,) = looks(policy, 30, servers=2, server_load=0.9)
     (second,) = looks(policy, 30, servers=2, server_bytes=20 * GIB)
     again = looks(policy, 30, servers=2, server_load=0.9)
+    for _ in range(10):  # a load that comes and goes is told once, too
+        again += looks(policy, 4, servers=2, server_load=0.6)
+        again += looks(policy, 4, servers=2, server_load=0.9)
+    content = looks(policy, 9, servers=2, server_load=0.6)
+    (anew,) = looks(policy, 4, servers=2, server_load=0.9)
 
-    assert (first.after, second.after, again) == (3, 5, [])
+    assert (first.after, second.after, again, content, anew.after) == (3, 5, [], [], 3)
     assert described(first).endswith("; held back: servers can't change yet")
