@@ -31,7 +31,7 @@ from scheduler.driver.processes import (
     WorkerProcess,
 )
 from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS
-from scheduler.driver.ray_token import protect_token
+from scheduler.driver.ray_token import check_token, protect_token
 from scheduler.errors import StartError
 from scheduler.job.config import ClusterConfig
 from scheduler.run.reaching import why_unreachable
@@ -51,6 +51,7 @@ def start_ray(cluster: ClusterConfig, *, namespace: str) -> None:
     protect_token(starts_cluster=not address)
     if address:
         _check_address(address)
+        check_token(address)
         _init_ray(address=address, **common)
         return
     wanted = (

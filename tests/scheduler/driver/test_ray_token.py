@@ -4,10 +4,14 @@ import logging
 import os
 import stat
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+import ray._raylet
+from ray.exceptions import AuthenticationError
 
-from scheduler.driver.ray_token import protect_token
+from scheduler.driver.ray_token import check_token, protect_token
+from scheduler.errors import StartError
 
 
 @pytest.fixture
@@ -93,3 +97,54 @@ def test_a_home_that_can_t_be_written_is_left_to_ray(token: Path) -> None:
     protect_token(starts_cluster=True)
 
     assert token.parent.read_text() == "a file"
+
+
+class Gcs:
+    """Ray's client of a head that asks for a token."""
+
+    asked: ClassVar[list[str]] = []
+
+    def __init__(self, address: str) -> None:
+        self.asked.append(address)
+        if os.environ.get("RAY_AUTH_TOKEN") != "right":
+            raise AuthenticationError("InvalidAuthToken")
+
+
+@pytest.mark.parametrize(
+    ("environment", "text"),
+    [
+        ({}, "asks for a token, and none was given: `ray get-auth-token`"),
+        ({"RAY_AUTH_MODE": "token"}, "RAY_AUTH_MODE is token, but there is no token"),
+        (
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong"},
+            "asks for a token, and the one that it was given is not its own",
+        ),
+    ],
+)
+def test_who_joins_a_protected_cluster_is_told_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, environment: dict[str, str], text: str
+) -> None:
+    monkeypatch.setattr(ray._raylet, "GcsClient", Gcs)
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": str(tmp_path), **environment}.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(StartError, match=text):
+        check_token("head:6379")
+
+
+def test_whoever_has_the_token_may_join_and_other_failures_are_left_to_ray(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray._raylet, "GcsClient", Gcs)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
+    Gcs.asked.clear()
+    check_token("head:6379")
+    check_token("auto")
+    assert Gcs.asked == ["head:6379"]
+
+    monkeypatch.setattr(ray._raylet, "GcsClient", lambda address: 1 / 0)
+
+    check_token("head:6379")
