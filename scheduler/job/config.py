@@ -532,9 +532,9 @@ class JobConfig(_Section):
                 "cluster.inject disturbs the job on purpose, for experiments; it is refused unless"
                 " run.allow_faults is true"
             )
-        check_targets(
-            self.cluster.inject, workers=self.cluster.workers, servers=self.cluster.servers
-        )
+        cluster, scales = self.cluster, self.cluster.autoscale
+        workers = self.max_workers if scales else cluster.workers
+        check_targets(cluster.inject, workers=workers, servers=cluster.servers, scales=scales)
         return self
 
     @staticmethod

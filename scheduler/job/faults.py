@@ -101,10 +101,16 @@ InjectConfig = Annotated[
 ]
 
 
-def check_targets(faults: Sequence[InjectConfig], *, workers: int, servers: int) -> None:
-    """Refuse faults of processes that the job does not have; raises ValueError."""
+def check_targets(
+    faults: Sequence[InjectConfig], *, workers: int, servers: int, scales: bool = False
+) -> None:
+    """Refuse faults of processes that the job does not have; raises ValueError.
+
+    Args:
+        workers: the most that it may have, where it scales.
+    """
     limits = {
-        "worker": f"below cluster.workers ({workers})",
+        "worker": f"below cluster.{'max_workers' if scales else 'workers'} ({workers})",
         "server": f"below cluster.servers ({servers})",
         "coordinator": "0, as there is one coordinator",
     }

@@ -50,6 +50,12 @@ class AutoscalingRay:
     folder: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
+    def log(self) -> str:
+        """Return what the autoscaler said last, for a person."""
+        found = sorted(self.folder.glob("session_latest/logs/monitor.*"))
+        lines = [line for path in found for line in path.read_text().splitlines()]
+        return "\n".join([line for line in lines if "legacy field" not in line][-60:])
+
     def nodes(self) -> dict[str, int]:
         """Return how many nodes live, by role; asks over a connection that is there."""
         import ray
@@ -115,7 +121,9 @@ def autoscaling_ray(
         "RAY_enable_autoscaler_v2": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_CLOUD_INSTANCE_ID": head_id,
+        # On a machine that has other work to do everything takes longer.
         "RAY_raylet_start_wait_time_s": "120",
+        "RAY_agent_register_timeout_ms": "120000",
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": head_id,
     }
     environment.pop("RAY_ADDRESS", None)
