@@ -85,6 +85,7 @@ class Fleet:
             recoveries=Recoveries(-1),
             cuts=nobody,
             collector=nobody,
+            standbys=nobody,
         )
         monkeypatch.setattr(scheduler.driver.supervisor, "joined", lambda before, new: None)
         self.workforce = self.supervisor.workforce
