@@ -261,6 +261,7 @@ class Simulation:
         self.coordinator = self._parts.coordinator(self.spec(), state)
         self.referee = self._network.observer = self._new_referee(self.referee.seen.until(step))
         self._client = self._new_client()
+        self._network.beat(self.recovery_epoch)  # the first that it says
         for shard in self.shards:
             self._network.take_ready(shard)
         for worker in self._staff.current.values():

@@ -67,6 +67,9 @@ class SavedJob(CheckpointReader):
                 counted.keys[places], counted.frequency[places], counted.version[places]
             )
 
+    def num_rows(self, table: TableSpec, buckets: tuple[int, int] = (0, NUM_BUCKETS)) -> int:
+        return len(_in_buckets(self._rows[table.name].keys, buckets))
+
     def dense_rows(self, blocks: tuple[int, int] | None = None) -> np.ndarray:
         return self._dense[slice(*(blocks or (0, len(self._dense))))].copy()
 
