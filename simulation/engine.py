@@ -4,6 +4,7 @@ The real coordinator, shards and worker sessions run under one event queue; netw
 data are simulated. `run(seed)` repeats a failure exactly.
 """
 
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -44,6 +45,22 @@ def run_scenario(scenario: Scenario, parts: Parts) -> Outcome:
         batch = error.batch if isinstance(error, Violation) else None
         raise SimulationError(scenario, error, simulation.world.story.of(batch)) from error
     return outcome
+
+
+def seed_that_fails(run: Callable[[int], object], seeds: Iterable[int]) -> int:
+    """Return the first seed with which what runs is found wrong.
+
+    Raises:
+        AssertionError: it passes with all of them.
+    """
+    tried = 0
+    for seed in seeds:
+        try:
+            run(seed)
+        except SimulationError:
+            return seed
+        tried += 1
+    raise AssertionError(f"nothing was noticed with {tried} seeds")
 
 
 def _compare(simulation: "Simulation", outcome: Outcome) -> None:

@@ -16,7 +16,7 @@ from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.events import Command, TakeCut
 from scheduler.coordinator.rebuilding import state_after
 from scheduler.coordinator.spec import CutOptions
-from simulation.engine import Parts, SimulationError, run
+from simulation.engine import Parts, run, seed_that_fails
 from simulation.scenario import Faults
 
 # Cuts ---------------------------------------------------------------------------------------------
@@ -192,12 +192,7 @@ def _name(value: object) -> str:
 
 @pytest.mark.parametrize(("parts", "options"), MUTANTS, ids=_name)
 def test_mutant_is_caught(parts: Parts, options: dict[str, Any]) -> None:
-    for seed in range(SEEDS):
-        try:
-            run(seed, parts, **options)
-        except SimulationError:
-            return
-    raise AssertionError(f"it passes {SEEDS} seeds")
+    seed_that_fails(lambda seed: run(seed, parts, **options), range(SEEDS))
 
 
 @pytest.mark.parametrize("options", [LATE, EVICTING, LOST_SHARD, LOST_COORDINATOR])

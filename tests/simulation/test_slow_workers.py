@@ -9,7 +9,7 @@ from ps.messages.records import Record
 from scheduler.coordinator.batches import Batch
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.ledger import Ledger
-from simulation.engine import Parts, SimulationError, run, run_scenario
+from simulation.engine import Parts, run, run_scenario, seed_that_fails
 from simulation.scenario import Faults, draw, with_orders
 
 SLOW: dict[str, Any] = {
@@ -96,12 +96,6 @@ MUTANTS = [
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda kind: kind.__name__)
 def test_mutant_is_caught(mutant: type[Coordinator]) -> None:
-    def fails(seed: int) -> bool:
-        faults = replace(SLOW["faults"], kill=0.0)
-        try:
-            run(seed, Parts(coordinator=mutant), mode="async", **{**SLOW, "faults": faults})
-        except SimulationError:
-            return True
-        return False
+    options = {**SLOW, "mode": "async", "faults": replace(SLOW["faults"], kill=0.0)}
 
-    assert any(fails(seed) for seed in range(3 * SEEDS))
+    seed_that_fails(lambda seed: run(seed, Parts(coordinator=mutant), **options), range(3 * SEEDS))
