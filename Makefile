@@ -15,8 +15,10 @@ venv: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-# Two at a time; tests/conftest.py says which must not run beside one another.
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
+# Three at a time on two cores: jobs on Ray wait for processes to start, and others compute meanwhile.
+# tests/conftest.py says which must not run beside one another. Bytecode is kept, whatever the
+# environment says: else every process, an actor too, compiles our modules, and the tests, again.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n 3 --dist loadfile
 
 # The generated data are made once; the file below is written last.
 data: $(DATA)/about.json
