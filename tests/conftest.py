@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# How long a node waits for its own agent to start, on a machine that is busy with other tests.
+os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
 # How often Ray passes metrics on; by default every ten seconds.
 os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")
 os.environ.pop("RAY_ADDRESS", None)
