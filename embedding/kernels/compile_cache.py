@@ -23,7 +23,7 @@ from numba.core.caching import IndexDataCacheFile
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("embedding", "ps", "worker")
-_KEPT = 8
+_KEPT = 16
 
 
 def use_own_cache() -> None:
@@ -33,7 +33,9 @@ def use_own_cache() -> None:
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = home / "synchromesh" / "kernels" / _digest()
-    if not folder.exists():
+    try:
+        os.utime(folder)  # which of them are used is seen by that
+    except OSError:
         _forget_old(folder.parent)
     numba.config.CACHE_DIR = str(folder)
     # Files that are not ours, as those of a custom model, are known by their whole path.
@@ -98,7 +100,7 @@ def _digest() -> str:
 
 
 def _forget_old(parent: Path) -> None:
-    """Remove the folders of all but the latest versions."""
+    """Remove the folders of all versions but those that were used last."""
     try:
         folders = sorted(parent.iterdir(), key=lambda path: path.stat().st_mtime)
     except OSError:

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import pytest
 from numba.core.caching import IndexDataCacheFile
 
 import embedding
+from embedding.kernels import compile_cache
 
 PACKAGE = Path(embedding.__file__).parent
 MIX_SOME_KEYS = """
@@ -65,6 +67,27 @@ def test_numba_cache_dir_is_left_to_the_person_who_set_it(tmp_path: Path) -> Non
     *_, folder = run(sources(tmp_path / "first"), tmp_path / "home", NUMBA_CACHE_DIR=str(wanted))
     assert folder.is_relative_to(wanted)
     assert not (tmp_path / "home" / "synchromesh").exists()
+
+
+def test_versions_that_are_used_are_kept_however_old_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CACHE_DIR", "CACHE_LOCATOR_CLASSES"):
+        monkeypatch.setattr(numba.config, name, getattr(numba.config, name))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    versions = tmp_path / "synchromesh" / "kernels"
+    for age, name in enumerate(["used", *map(str, range(compile_cache._KEPT))]):
+        (versions / name).mkdir(parents=True)
+        os.utime(versions / name, (age, age))
+
+    for name in ("used", "new"):
+        monkeypatch.setattr(compile_cache, "_digest", lambda name=name: name)
+        compile_cache.use_own_cache()
+
+    left = {path.name for path in versions.iterdir()}
+    assert "used" in left
+    assert not {"0", "1"} & left
 
 
 def test_kernels_that_are_saved_at_the_same_time_are_not_taken_for_each_other(
