@@ -1,8 +1,5 @@
 """The benchmark of accuracy: which runs are compared, and what it prints."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +7,6 @@ from bench_accuracy import BATCH, pair_of, parse, runs
 
 from bench.training_jobs import Data
 from scheduler import JobConfig
-from worker.datasets.synthetic import CriteoLike, write_criteo_like
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,21 +35,3 @@ def test_every_seed_is_another_run() -> None:
 def test_wrong_arguments_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         parse(arguments)
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_it_prints_the_mean_difference_over_the_seeds(tmp_path: Path) -> None:
-    write_criteo_like(tmp_path / "d", CriteoLike(rows=20_000, test_rows=1000, files=2))
-    command = [sys.executable, "benchmarks/bench_accuracy.py", "--rows", "16384", "--seeds", "2"]
-
-    done = subprocess.run(
-        [*command, "--data", str(tmp_path / "d"), "--modes", "gba"],
-        cwd=ROOT, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-
-    assert done.returncode == 0, done.stderr[-2000:]
-    (line,) = [json.loads(text) for text in done.stdout.splitlines()]
-    assert line["value"] == pytest.approx(sum(line["differences"]) / 2, abs=1e-4)
-    assert len(line["differences"]) == 2
-    assert 0 < line["auc"] < 1

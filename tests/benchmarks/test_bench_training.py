@@ -120,31 +120,6 @@ def test_every_name_is_explained() -> None:
     assert [name for name in names if f"`{name}`" not in page] == []
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_job_s_line_has_all_its_figures(data: Path) -> None:
-    done = bench(
-        *("--quick", "--data", str(data), "--only", "jobs"),
-        *("--topologies", "2+1", "--modes", "gba", "--batches", "512"),
-    )
-
-    lines = lines_of(done)
-    (line,) = (line for line in lines if line["name"] == "train")
-    assert (line["topology"], line["mode"], line["batch"]) == ("2+1", "gba", 512)
-    assert line["ratio"] == pytest.approx(line["value"] / line["limit"], rel=1e-2)
-    # Such a short run may be over before it could be stopped.
-    assert line["limit_measured"] == ("inside" if line["bounds_inside"] else "before and after")
-    assert 0 <= line["stopped_share"] < 1
-    assert line["undisturbed"] > 0
-    assert set(line["worker_ms_per_batch"]) == set(STAGES)
-    assert {"pull", "push", "apply", "idle"} <= set(line["server_ms_per_batch"])
-    assert set(line["cpu_seconds_per_million"]) == {"worker", "server", "coordinator", "rest"}
-    assert set(line["peak_memory_mb"]) == {"worker", "server", "coordinator", "driver"}
-    # Keys and rows of 26 features, forth and back.
-    assert line["wire_bytes_per_sample"] > 26 * 2
-    assert 0.5 <= line["auc"] <= 0.85
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
