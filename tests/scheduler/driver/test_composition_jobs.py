@@ -1,13 +1,15 @@
 """Every combiner and composition in whole jobs, and in what scores their models."""
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ps.checkpoint.manifest import CheckpointError
-from scheduler import JobConfig, Trainer
+from scheduler import JobConfig, Result, Trainer
 from scheduler.job.specs import evaluation_data
 from synchromesh.commands.main import main
 from worker.data.planning import make_plan
@@ -123,6 +125,19 @@ def config(samples: Path, run: Path, job: dict[str, Any], servers: int) -> JobCo
     )
 
 
+@pytest.fixture(scope="module")
+def on_one_server(
+    jobs_in_threads: None, samples: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Result]:
+    """Returns the result of a job on one server, which is trained once."""
+
+    @cache
+    def train(name: str) -> Result:
+        return Trainer(config(samples, tmp_path_factory.mktemp(name) / "run", JOBS[name], 1)).fit()
+
+    return train
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -133,15 +148,15 @@ def config(samples: Path, run: Path, job: dict[str, Any], servers: int) -> JobCo
     ],
 )
 def test_a_job_gives_the_same_bits_on_any_number_of_servers_and_scores_them_alike(
-    jobs_in_threads: None,
+    on_one_server: Callable[[str], Result],
     samples: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     name: str,
 ) -> None:
-    one, three = (config(samples, tmp_path / f"{n}", JOBS[name], n) for n in (1, 3))
+    three = config(samples, tmp_path / "3", JOBS[name], 3)
 
-    result = Trainer(one).fit()
+    result = on_one_server(name)
     other = Trainer(three).fit()
 
     assert result.metrics["model_digest"] == other.metrics["model_digest"]
@@ -186,9 +201,9 @@ def test_own_rows_take_over_from_static_ones_in_any_mode(
 
 
 def test_rows_of_other_keys_are_not_taken_over(
-    jobs_in_threads: None, samples: Path, tmp_path: Path
+    on_one_server: Callable[[str], Result], samples: Path, tmp_path: Path
 ) -> None:
-    trained = Trainer(config(samples, tmp_path / "first", MULTI_HASH, 1)).fit()
+    trained = on_one_server("multi_hash")
     job = config(samples, tmp_path / "second", MULTI_HASH, 1).model_dump()
     job["run"]["init_from"] = trained.path
     job["tables"]["a"]["composition"]["modulus"] = 7

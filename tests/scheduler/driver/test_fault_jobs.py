@@ -2,16 +2,22 @@
 
 import json
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_of_threads import train_in_threads
+from ray_of_threads import ray_of_threads, train_in_threads
 
 from ps.client.faults import ConnectionFault, ConnectionFaults
 from scheduler import ConfigError, JobConfig, Trainer
 from scheduler.driver.fault_plans import coordinator_faults, worker_faults
+from worker.faults import HangStage
+from worker.loop import WorkerLoop
+from worker.protocol import Token
 
 SLOW = {"kind": "slow", "index": 0, "factor": 10.0}
 # So slow that neither worker has trained everything before the other has started.
@@ -61,14 +67,26 @@ def test_killed_workers_are_replaced_and_the_model_stays_the_same(
     assert runs[0].metrics["model_digest"] == runs[1].metrics["model_digest"]
 
 
-@pytest.mark.ray
+@pytest.mark.parametrize(
+    "in_processes", [False, pytest.param(True, marks=(pytest.mark.slow, pytest.mark.ray))]
+)
 def test_hanging_workers_are_replaced_and_the_model_stays_the_same(
-    ray_cluster: None, samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    samples: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    in_processes: bool,
 ) -> None:
     hangs = [{**HANG, "stage": "read"}, {**HANG, "index": 1, "at_step": 12}]
     config = job(samples, tmp_path / "hanging", hangs, mode="sync", global_batch=256)
-    config["cluster"]["lease_timeout_seconds"] = 1.0
-    hanging = Trainer(JobConfig.from_dict(config)).fit()
+    config["cluster"]["lease_timeout_seconds"] = 2.0
+    if in_processes:
+        request.getfixturevalue("ray_cluster")
+        hanging = Trainer(JobConfig.from_dict(config)).fit()
+    else:
+        with ray_of_threads(), hanging_until_the_end(monkeypatch):
+            hanging = Trainer(JobConfig.from_dict(config)).fit()
     config = job(samples, tmp_path / "undisturbed", [], mode="sync", global_batch=256)
     undisturbed = train_in_threads(JobConfig.from_dict(config))
 
@@ -78,6 +96,22 @@ def test_hanging_workers_are_replaced_and_the_model_stays_the_same(
     for worker, doing in ((0, "reads"), (1, "computes")):
         assert f"is given up: worker {worker} has been at train batch" in said.err + said.out
         assert f"which it {doing}" in said.err + said.out
+
+
+@contextmanager
+def hanging_until_the_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A thread that hangs goes on when the job is over, as there is no process that ends it."""
+    over = threading.Event()
+
+    def hang(loop: Any, token: Token, stage: HangStage) -> None:
+        if token.kind == "train" and loop._faults.hangs_at(token.step, stage):
+            over.wait()
+
+    monkeypatch.setattr(WorkerLoop, "_hang_if_due", hang)
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def test_batches_of_a_slow_worker_take_longer(samples: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Whole jobs that lose servers and coordinators, in threads: who is lost lives on unseen."""
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ray_of_threads import RayOfThreads
 import scheduler.driver.standbys as standbys
 from ps.checkpoint.read import CheckpointReader
 from ps.server.server import ShardServer
-from scheduler import JobConfig, Trainer
+from scheduler import JobConfig, Trainer, TrainingError
 from simulation.cuts import snapshot_of
 
 EPOCHS, ROWS = 3, 5000
@@ -104,6 +105,32 @@ def test_a_standby_takes_the_place_of_its_server_and_no_step_is_lost(
             first, second = (snapshot_of(s.tables, s.dense.rows) for s in (one, other))
             assert first == second
     assert all(shard.recovery_epoch < copies[0][0].recovery_epoch for shard in gone)
+
+
+@pytest.mark.parametrize(
+    ("role", "named"), [("server", "server 0"), ("coordinator", "the coordinator")]
+)
+def test_a_dead_server_or_coordinator_ends_a_job_that_may_not_fail_with_its_name(
+    jobs_in_threads: RayOfThreads, samples: Path, tmp_path: Path, role: str, named: str
+) -> None:
+    cluster = {"workers": 2, "servers": 2, "inject": [SLOW], "max_failures": 0}
+    config = job(samples, tmp_path / "run", "sync", cluster=cluster)
+
+    failed = rf"{named}.*\(pid \d+\) died.*job can't go on: it may fail 0 times"
+    with (
+        disturbed(jobs_in_threads, (role, 0, 35)),
+        pytest.raises(TrainingError, match=failed),
+    ):
+        Trainer(config).fit()
+
+    failure = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert named in failure["error"]
+    assert failure["samples"]["applied"] >= 2000
+    # Those that the driver had heard of.
+    clocks = [evaluation["clock"] for evaluation in failure["evaluations"]]
+    assert clocks
+    assert clocks == [15 * (i + 1) for i in range(len(clocks))]
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 def test_every_sample_is_counted_once_where_workers_wait_for_nobody(
