@@ -1,7 +1,8 @@
 """Where compiled kernels are kept, so that a stale one can't be loaded and none is compiled twice.
 
 Numba ties a cached kernel to its own file only: a change in a file whose functions were inlined
-would go unnoticed. So the folder's name is a digest of every file with kernels. Numba also ties it
+would go unnoticed. So the folder's name is a digest of every file with kernels, of its package and
+of those that this one may import. Numba also ties it
 to the path of its file, which is another one in every job that uploads its sources: so here our
 files are known by their path inside the packages. See docs/performance.md, "Start-up".
 
@@ -16,14 +17,14 @@ import secrets
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numba
 from numba.core.caching import IndexDataCacheFile
 
 _ROOT = Path(__file__).resolve().parents[2]
-_PACKAGES = ("embedding", "ps", "worker")
-_KEPT = 16
+_PACKAGES = ("embedding", "ps", "worker")  # each may import those before it
+_KEPT = 32
 
 
 def use_own_cache() -> None:
@@ -32,13 +33,15 @@ def use_own_cache() -> None:
     if os.environ.get("NUMBA_CACHE_DIR"):
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "synchromesh" / "kernels" / _digest()
-    try:
-        os.utime(folder)  # which of them are used is seen by that
-    except OSError:
-        _forget_old(folder.parent)
-    numba.config.CACHE_DIR = str(folder)
+    versions = home / "synchromesh" / "kernels"
+    for package, digest in _digests().items():
+        folder = KernelLocator.folders[package] = versions / digest
+        try:
+            os.utime(folder)  # which of them are used is seen by that
+        except OSError:
+            _forget_old(versions)
     # Files that are not ours, as those of a custom model, are known by their whole path.
+    numba.config.CACHE_DIR = str(folder)
     numba.config.CACHE_LOCATOR_CLASSES = f"{__name__}.KernelLocator,UserProvidedCacheLocator"
 
 
@@ -48,10 +51,13 @@ class KernelLocator:
     Numba makes one for each function, by `from_function`; the methods are those that it calls.
     """
 
+    folders: ClassVar[dict[str, Path]] = {}  # of each package
+
     def __init__(self, file: Path, line: int) -> None:
         self._py_file = str(file)
         self._line = line
-        self._folder = Path(numba.config.CACHE_DIR) / file.parent.relative_to(_ROOT)
+        place = file.parent.relative_to(_ROOT)
+        self._folder = self.folders[place.parts[0]] / place
 
     @classmethod
     def from_function(cls, function: Any, file: str) -> "KernelLocator | None":
@@ -88,15 +94,18 @@ def _name_of_its_own(index: IndexDataCacheFile, number: int) -> str:
     return str(index._data_name_pattern.format(number=secrets.randbits(64)))
 
 
-def _digest() -> str:
-    """Return a name for Numba's version and the text of every file with kernels."""
+def _digests() -> dict[str, str]:
+    """Return names for Numba's version and the files with kernels: a package's and those before."""
     digest = hashlib.sha256(numba.__version__.encode())
-    for path in sorted(p for name in _PACKAGES for p in (_ROOT / name).rglob("*.py")):
-        source = path.read_bytes()
-        if b"numba" in source:  # kernels, and what is compiled into them
-            digest.update(path.relative_to(_ROOT).as_posix().encode())
-            digest.update(source)
-    return digest.hexdigest()[:16]
+    names = {}
+    for package in _PACKAGES:
+        for path in sorted((_ROOT / package).rglob("*.py")):
+            source = path.read_bytes()
+            if b"numba" in source:  # kernels, and what is compiled into them
+                digest.update(path.relative_to(_ROOT).as_posix().encode())
+                digest.update(source)
+        names[package] = digest.hexdigest()[:16]
+    return names
 
 
 def _forget_old(parent: Path) -> None:
