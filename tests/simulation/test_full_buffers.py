@@ -14,11 +14,22 @@ ROOM = (1, 2, 4)
 
 
 @pytest.mark.parametrize("room", ROOM)
-@pytest.mark.parametrize("block", range(4))
-def test_a_job_ends_right_with_hardly_any_room(room: int, block: int) -> None:
-    for seed in range(block, 48, 4):
-        run_scenario(replace(draw(seed), buffered=room), Parts())
-        run_scenario(replace(with_orders(draw(seed)), buffered=room), Parts())
+def test_a_job_ends_right_with_hardly_any_room(room: int) -> None:
+    for seed in range(ROOM.index(room), 48, len(ROOM)):
+        ends_right(seed, room)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("room", ROOM)
+def test_hundreds_of_jobs_end_right_with_hardly_any_room(room: int) -> None:
+    for seed in range(300):
+        ends_right(seed, room)
+
+
+def ends_right(seed: int, room: int) -> None:
+    for scenario in (draw(seed), with_orders(draw(seed))):
+        run_scenario(replace(scenario, buffered=room), Parts())
 
 
 @pytest.mark.parametrize("mode", ["sync", "gba"])
