@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadFileScheduling
 
 from runtime.free_list import FreeList
@@ -30,6 +31,10 @@ os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
 # How often Ray passes metrics on; by default every ten seconds.
 os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")
 os.environ.pop("RAY_ADDRESS", None)
+
+# An example takes as long as other processes leave it: its time says nothing.
+settings.register_profile("any_time", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any_time")
 
 ROOT = Path(__file__).parents[1]
 

@@ -276,7 +276,7 @@ def test_a_loop_that_is_left_ends_at_once_and_its_failures_count_no_more(
     began = time.monotonic()
 
     assert loop.run() == "left"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30, "an answer would take 60 s"
 
 
 def test_a_loop_ends_where_the_job_is_in_another_epoch(no_model: dict[str, Any]) -> None:

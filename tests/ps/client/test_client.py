@@ -305,7 +305,7 @@ def test_a_shard_that_never_comes_back_is_named(small_job: Any, serve: Serve) ->
 
     assert caught.value.shard == 2
     assert str(caught.value).startswith("shard 2 could not be reached for 0 s: ")
-    assert 0.5 < time.monotonic() - started < 5
+    assert 0.5 < time.monotonic() - started < 20
 
 
 def test_a_client_that_looks_for_a_lost_shard_can_be_cancelled(
@@ -322,7 +322,7 @@ def test_a_client_that_looks_for_a_lost_shard_can_be_cancelled(
     with pytest.raises(CancelledError):
         pull(client, job.unique(range(100), []))
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30, "it looks for 60 s"
     with pytest.raises(CancelledError):  # shard 0 would answer
         client.start_pull(job.unique([1], []), at_step=0)
 
