@@ -25,12 +25,17 @@ pytestmark = pytest.mark.ray
 ROWS = 5000
 
 
-def job(samples: Path, run: Path, *, servers: int = 1, resume: str = "auto") -> dict[str, Any]:
-    slow = {"kind": "slow", "index": 0, "least_seconds": 0.05}
+# So that a job is still under way when it is ended.
+SLOW = {"kind": "slow", "index": 0, "least_seconds": 0.05}
+
+
+def job(
+    samples: Path, run: Path, *faults: dict[str, Any], servers: int = 1, resume: str = "auto"
+) -> dict[str, Any]:
     return saved_job(
         samples,
         run,
-        cluster={"servers": servers, "inject": [slow]},
+        cluster={"servers": servers, "inject": list(faults)},
         checkpoint={"keep": 1},
         run={"resume": resume, "allow_faults": True},
     )
@@ -72,12 +77,12 @@ def test_a_job_that_was_killed_and_one_that_was_stopped_end_with_the_undisturbed
     undisturbed: Result, ray_cluster: None, samples: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    killed = start(job(samples, run), tmp_path)
+    killed = start(job(samples, run, SLOW), tmp_path)
     wait_for(lambda: newest_step(run) >= 8, killed)
     killed.send_signal(signal.SIGKILL)
     killed.communicate(timeout=30)
 
-    stopped = start(job(samples, run), tmp_path)
+    stopped = start(job(samples, run, SLOW), tmp_path)
     wait_for(lambda: newest_step(run) >= 16, stopped)
     stopped.send_signal(signal.SIGTERM)
     began = time.monotonic()
