@@ -185,6 +185,8 @@ def test_a_job_goes_on_after_servers_a_worker_and_the_coordinator_were_killed(
     # The servers had all steps that it had ordered.
     assert killed["recoveries"][-1]["redone_steps"] == 0
     said = capsys.readouterr().err
+    died = r"worker 0 \(pid \d+\) died: .*It is replaced, and its batches are given out again"
+    assert re.search(died, said)
     assert "the job goes on from there" in said
     assert "the job goes back to the job's beginning (step 0)" in said
     assert "the job goes on after" in said
