@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,9 +15,9 @@ from ps.checkpoint.compare import Difference, difference
 from ps.checkpoint.manifest import MANIFEST, CheckpointError
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.summary import overview_of
+from runtime.places import Place, is_file, place_of, time_at
 from scheduler.job.errors import nearest
 from scheduler.run.directory import (
-    CHECKPOINTS,
     RunDirectoryError,
     checkpoints_of,
     latest_checkpoint,
@@ -41,7 +40,7 @@ class Checkpoint:
         num_bytes: what they take.
     """
 
-    path: Path
+    path: Place
     kind: Literal["full", "delta"]
     parent: str | None
     written: float
@@ -97,8 +96,8 @@ class Checkpoint:
         self._reader.verify()
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a checkpoint, or the newest one of a run directory.
+def open_checkpoint(path: str | Place) -> Checkpoint:
+    """Open a checkpoint, or the newest one of a run directory or of a folder of them.
 
     Raises:
         CheckpointError, RunDirectoryError: there is none, or its manifest can't be used.
@@ -110,7 +109,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         path=found,
         kind=manifest.kind,
         parent=None if manifest.parent is None else manifest.parent.name,
-        written=(found / MANIFEST).stat().st_mtime,
+        written=time_at(found / MANIFEST),
         step=manifest.step,
         tables=reader.store.tables,
         dense_size=reader.store.dense_size,
@@ -120,7 +119,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     )
 
 
-def list_checkpoints(path: str | Path, damaged: Callable[[str], None]) -> list[Checkpoint]:
+def list_checkpoints(path: str | Place, damaged: Callable[[str], None]) -> list[Checkpoint]:
     """Return the checkpoints of a run directory, the oldest first, or the one at a path.
 
     Args:
@@ -129,8 +128,8 @@ def list_checkpoints(path: str | Path, damaged: Callable[[str], None]) -> list[C
     Raises:
         RunDirectoryError: there is none.
     """
-    found = [Path(path)]
-    if (Path(path) / CHECKPOINTS).is_dir():
+    found = [place_of(path)]
+    if not is_file(found[0] / MANIFEST):
         found = checkpoints_of(path)
         if not found:
             raise RunDirectoryError(f"{path} has no finished checkpoint")
@@ -198,7 +197,7 @@ def details_of(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def compare(before: str | Path, after: str | Path) -> Difference:
+def compare(before: str | Place, after: str | Place) -> Difference:
     """Say how two checkpoints, or the newest ones of run directories, differ.
 
     Raises:
@@ -208,7 +207,7 @@ def compare(before: str | Path, after: str | Path) -> Difference:
     return difference(first._reader, second._reader)
 
 
-def compact_checkpoint(path: str | Path, out: str | Path | None = None) -> tuple[Path, str]:
+def compact_checkpoint(path: str | Place, out: str | Place | None = None) -> tuple[Place, str]:
     """Write a checkpoint with all that it lies on as a full one; return its folder and digest.
 
     Args:
@@ -219,5 +218,5 @@ def compact_checkpoint(path: str | Path, out: str | Path | None = None) -> tuple
         OSError: it could not be written; nothing is left of it.
     """
     found = open_checkpoint(path)
-    place = found.path.with_name(f"full-{found.step:012d}") if out is None else Path(out)
+    place = found.path.with_name(f"full-{found.step:012d}") if out is None else place_of(out)
     return compact(found._reader, place)

@@ -9,13 +9,14 @@ from typing import Any
 
 from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
+from runtime.places import Place, place_of
+from runtime.storage import StorageError
 from scheduler import ConfigError, JobConfig, RunDirectoryError
 from scheduler.job.paths import with_absolute_paths
 from scheduler.job.specs import evaluation_data
 from scheduler.run.directory import JOB_FILE, latest_checkpoint
 from worker.contract import check_contract
 from worker.data.planning import make_plan
-from worker.data.storage import StorageError
 from worker.datasets.synthetic import best_auc_for
 from worker.errors import DataError
 from worker.inference import ModelError, Predictor, saved_model
@@ -54,7 +55,7 @@ def evaluate(
     data_named = list(data) if data else None
     saved = saved_model(CheckpointReader(checkpoint))
     features = saved.features
-    config = _job_of(checkpoint, job, overrides, data)
+    config = _job_of(checkpoint_or_run, checkpoint, job, overrides, data)
     if config is None:
         spec, threads, patterns = DataSpec(features=features, batch_size=BATCH_SIZE), 1, data_named
     else:
@@ -80,17 +81,18 @@ def evaluate(
 
 
 def _job_of(
-    checkpoint: Path,
+    named: str | Path,
+    checkpoint: Place,
     job: str | Path | None,
     overrides: Sequence[str],
     data: Sequence[str] | None,
 ) -> JobConfig | None:
-    """Read the job that was named, else that of the run which the checkpoint lies in.
+    """Read the job that was named, else that of the run that was, or that the checkpoint lies in.
 
     None where there is neither and `data` says all that is needed.
     """
-    path = Path(job) if job else checkpoint.resolve().parents[1] / JOB_FILE
-    if job is None and not path.exists():
+    path = Path(job) if job else _job_file(place_of(str(named)), checkpoint)
+    if path is None:
         if data and not overrides:
             return None
         raise ConfigError(
@@ -99,6 +101,14 @@ def _job_of(
         )
     config = JobConfig.from_yaml(path, list(overrides))
     return with_absolute_paths(config, os.environ, Path.cwd())
+
+
+def _job_file(run: Place, checkpoint: Place) -> Path | None:
+    """Return the job file of a run, or of the one that a checkpoint lies in, where there is one."""
+    folders = [place for place in (run, checkpoint) if isinstance(place, Path)]
+    files = [folders[0] / JOB_FILE] if folders else []
+    files += [folder.resolve().parents[1] / JOB_FILE for folder in folders[1:]]
+    return next((file for file in files if file.is_file()), None)
 
 
 def _check_features(found: FeatureSpec, expected: FeatureSpec) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
 from runtime.durable import new_file
+from runtime.storage import StorageError
 from scheduler import RunDirectoryError
 from scheduler.job.errors import nearest
 from scheduler.run.directory import latest_checkpoint
@@ -22,7 +23,6 @@ from worker.data.footers import open_source, read_footer
 from worker.data.plan import Plan
 from worker.data.planning import make_plan
 from worker.data.reading import read_file
-from worker.data.storage import StorageError
 from worker.errors import DataError
 from worker.inference import ModelError, Predictor, saved_model
 from worker.spec import DataSpec

@@ -1,7 +1,6 @@
 """A trained model in one process: a checkpoint that scores batches, without Ray or servers."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
@@ -15,6 +14,7 @@ from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import load_tables
 from ps.client.deduplicate import Deduplicated, Deduplicator
 from ps.routing import Routing
+from runtime.places import Place
 from worker.contract import DataContract, check_kinds
 from worker.data.batch import Batch
 from worker.data.plan import Plan
@@ -97,7 +97,7 @@ class Predictor:
         self._blas = threadpoolctl.ThreadpoolController().select(user_api="blas")
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, *, threads: int = 1) -> "Predictor":
+    def from_checkpoint(cls, path: str | Place, *, threads: int = 1) -> "Predictor":
         """Load a whole checkpoint into this process.
 
         Raises:
@@ -211,7 +211,7 @@ def saved_model(reader: CheckpointReader) -> SavedModel:
         ) from error
 
 
-def _model_size(spec: ModelSpec, path: str | Path) -> int:
+def _model_size(spec: ModelSpec, path: str | Place) -> int:
     """Return the number of parameters; raises ModelError where the model can't be built."""
     try:
         return num_parameters(build_model(spec))

@@ -1,16 +1,15 @@
 """A full checkpoint and the deltas on top of it, each of which names the one that it lies on."""
 
-from pathlib import Path
-
 from ps.checkpoint.file_parts import CheckpointError
 from ps.checkpoint.files import CheckpointFiles
 from ps.checkpoint.manifest import MANIFEST
+from runtime.places import Place
 
 MAX_CHAIN = 1000
 """Most checkpoints in a chain: a full one and the deltas on top of it."""
 
 
-def open_chain(directory: Path) -> list[CheckpointFiles]:
+def open_chain(directory: Place) -> list[CheckpointFiles]:
     """Open a checkpoint and all that it lies on, the newest first; only manifests are read.
 
     Raises:

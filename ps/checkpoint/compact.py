@@ -1,7 +1,6 @@
 """Write what a chain of checkpoints holds as one full checkpoint, sorted, with its digest."""
 
 import hashlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,16 +22,18 @@ from ps.checkpoint.write import (
     bloom_batch,
     bloom_schema,
     file_suffix,
+    give_up_checkpoint,
     parts_writer,
     publish_checkpoint,
     write_blocks,
     write_parts_list,
 )
+from runtime.places import Place
 
 _SUFFIX = file_suffix(0, 1)
 
 
-def compact(reader: CheckpointReader, path: Path) -> tuple[Path, str]:
+def compact(reader: CheckpointReader, path: Place) -> tuple[Place, str]:
     """Write a full checkpoint that holds what a chain does; return its folder and its digest.
 
     It is of one shard, and restores on any number. Memory is taken for a range of buckets.
@@ -49,11 +50,11 @@ def compact(reader: CheckpointReader, path: Path) -> tuple[Path, str]:
         digest = _write(reader, partial)
         return publish_checkpoint(partial, path), digest
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        give_up_checkpoint(partial)
         raise
 
 
-def _write(reader: CheckpointReader, root: Path) -> str:
+def _write(reader: CheckpointReader, root: Place) -> str:
     entries: list[FileEntry] = []
     parts: list[FilePart] = []
     digests: dict[str, npt.NDArray[np.uint8]] = {}
@@ -85,7 +86,7 @@ def _write(reader: CheckpointReader, root: Path) -> str:
 def _write_table(
     reader: CheckpointReader,
     spec: TableSpec,
-    root: Path,
+    root: Place,
     parts: list[FilePart],
     digests: BucketDigests,
 ) -> list[FileEntry]:

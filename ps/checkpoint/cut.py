@@ -35,6 +35,7 @@ from ps.checkpoint.write import (
     write_parts_list,
 )
 from ps.spec import StoreSpec
+from runtime.places import Place, place_of
 from runtime.priority import give_way
 
 Int64Array = npt.NDArray[np.int64]
@@ -79,7 +80,7 @@ class CutWriter:
 
     def __init__(
         self,
-        directory: str | Path,
+        directory: str | Place,
         store: StoreSpec,
         index: int,
         *,
@@ -87,7 +88,7 @@ class CutWriter:
         changed_only: bool,
         compression: Compression = "none",
     ) -> None:
-        self._root = Path(directory)
+        self._root = place_of(directory)
         self._store = store
         self._index = index
         self._buckets = store.routing.bucket_range(index)

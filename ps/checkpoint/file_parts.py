@@ -12,13 +12,10 @@ have one in common.
 import contextlib
 import itertools
 import os
-import stat
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
-from io import BufferedReader
-from pathlib import Path
 from typing import IO, Any
 
 import numpy.typing as npt
@@ -32,6 +29,7 @@ from ps.checkpoint.checksums import (
     new_hasher,
     tree_digest,
 )
+from runtime.places import NoFileError, Place
 
 PARTS = "parts-"
 MAX_PARTS_BYTES = 256 << 20
@@ -55,6 +53,10 @@ _BEGIN_BYTES = 8 << 20  # that are written before the disk is told to begin with
 
 class CheckpointError(ValueError):
     """A checkpoint that is not there, is damaged, or does not fit."""
+
+
+class CheckpointRemovedError(CheckpointError):
+    """A checkpoint that went while it was read: nothing of it was damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +123,6 @@ class HashedFile:
         self._part_start, self._hasher = self.length, new_hasher(TREE_VERSION)
         self._digests.append(digest)
         return FilePart(path, *within, rows, length, digest)
-
-
-def open_file(path: Path) -> BufferedReader:
-    """Open a file to be read, through links too.
-
-    Raises:
-        CheckpointError: it is a pipe, a device or a folder, of which reading might never end.
-        OSError: it can't be opened.
-    """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise CheckpointError(f"{path} is not a regular file")
-    return open(path, "rb")
 
 
 def numbers_of(batch: pa.RecordBatch) -> npt.NDArray[Any]:
@@ -214,14 +204,14 @@ def _described(part: FilePart) -> str:
     return f"{_unit(part.path)} [{part.first}, {part.end})"
 
 
-def damaged_part(path: Path, offset: int, part: FilePart) -> CheckpointError:
+def damaged_part(path: Place, offset: int, part: FilePart) -> CheckpointError:
     return CheckpointError(
         f"{path} is damaged: bytes {offset} to {offset + part.num_bytes} do not have the checksum"
         f" of {_described(part)}"
     )
 
 
-def check_schema(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:
+def check_schema(path: Place, found: pa.Schema, wanted: pa.Schema) -> None:
     """Raise CheckpointError unless a file has the columns of its table."""
     if not found.equals(wanted):
         has, needs = (", ".join(f"{f.name} {f.type}" for f in s) for s in (found, wanted))
@@ -243,12 +233,14 @@ def check_part(part: FilePart, rows: int, lowest: int, highest: int) -> None:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(path: Place) -> Iterator[None]:
     """Say of which file an error is."""
     try:
         yield
     except CheckpointError:
         raise
+    except NoFileError as error:
+        raise CheckpointError(str(error)) from error
     except pa.ArrowException as error:
         raise CheckpointError(f"{path} can't be read: {error}") from error
     except OSError as error:

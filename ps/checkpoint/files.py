@@ -1,10 +1,10 @@
 """The files of one checkpoint folder, held against its manifest before anything is made of them."""
 
+import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import IO
 
 import pyarrow as pa
 
@@ -15,12 +15,12 @@ from ps.checkpoint.file_parts import (
     MAX_PARTS_BYTES,
     PARTS,
     CheckpointError,
+    CheckpointRemovedError,
     FileEntry,
     FilePart,
     check_schema,
     damaged_part,
     naming,
-    open_file,
     parts_by_file,
     parts_from,
     parts_schema,
@@ -29,6 +29,7 @@ from ps.checkpoint.manifest import MANIFEST, read_manifest
 from ps.checkpoint.part_reading import MAGIC_BYTES, PartReading
 from ps.checkpoint.record_batches import MAX_BATCH_BYTES, batches_of
 from ps.spec import StoreSpec
+from runtime.places import OpenFile, Place, is_file, open_at, sizes_of
 
 _READ_BYTES = 8 << 20  # at once
 
@@ -47,7 +48,7 @@ class CheckpointFiles:
         CheckpointError: there is no manifest, it is not ours, or it lacks files.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Place) -> None:
         self.directory = directory
         self.manifest, self.seal = read_manifest(directory / MANIFEST)
         try:
@@ -88,6 +89,27 @@ class CheckpointFiles:
         self, prefix: str, schema: pa.Schema, wanted: tuple[int, int]
     ) -> Iterator[pa.RecordBatch]:
         """Read what some files have of buckets, of dense/ of blocks, [first, end)."""
+        with self._unless_removed():
+            yield from self._batches(prefix, schema, wanted)
+
+    @contextlib.contextmanager
+    def _unless_removed(self) -> Iterator[None]:
+        """Say of what went meanwhile that it was removed, and not that it is damaged."""
+        try:
+            yield
+        except CheckpointError as error:
+            with contextlib.suppress(OSError):
+                if not is_file(self.directory / MANIFEST):
+                    raise CheckpointRemovedError(
+                        f"{self.directory} was removed while it was read: a run keeps"
+                        " checkpoint.keep full checkpoints, and what lies on them. Read its newest"
+                        " one instead"
+                    ) from error
+            raise
+
+    def _batches(
+        self, prefix: str, schema: pa.Schema, wanted: tuple[int, int]
+    ) -> Iterator[pa.RecordBatch]:
         entries = self._by_kind.get(prefix.rstrip("-"), ())
         version = self.manifest.format_version
         reading = PartReading(schema, wanted, self.manifest.sorted, version)
@@ -161,11 +183,10 @@ class CheckpointFiles:
         """Read a file of which no parts are listed, or a list of parts."""
         self._verify(entry)
         path = self.directory / entry.path
-        with pa.memory_map(str(path)) as source:
-            data = source.read_buffer()
-            with pa.ipc.open_file(data) as reader:
-                check_schema(path, reader.schema, schema)
-            yield from batches_of(data.slice(MAGIC_BYTES), schema, max_bytes=max_bytes)
+        data = _contents(path, entry.bytes)
+        with pa.ipc.open_file(data) as reader:
+            check_schema(path, reader.schema, schema)
+        yield from batches_of(data.slice(MAGIC_BYTES), schema, max_bytes=max_bytes)
 
     def check_sizes(self) -> None:
         """Check that every file is there and as long as the manifest says; none is read.
@@ -173,10 +194,16 @@ class CheckpointFiles:
         Raises:
             CheckpointError: one is not.
         """
+        with self._unless_removed():
+            self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        with naming(self.directory):
+            sizes = sizes_of(self.directory, [entry.path for entry in self.manifest.files])
         for entry in self.manifest.files:
-            path = self.directory / entry.path
-            with naming(path):
-                size = path.stat().st_size
+            path, size = self.directory / entry.path, sizes[entry.path]
+            if size is None:
+                raise CheckpointError(f"{path}: there is no such file")
             if size != entry.bytes:
                 raise CheckpointError(
                     f"{path} is damaged: it has {size} bytes, the manifest says {entry.bytes}"
@@ -189,43 +216,59 @@ class CheckpointFiles:
             CheckpointError: a file is missing or is not what was written.
         """
         self.check_sizes()
-        for entry in self.manifest.files:
-            with naming(self.directory / entry.path):
-                self._verify(entry)
-        _ = self._parts
+        with self._unless_removed():
+            for entry in self.manifest.files:
+                with naming(self.directory / entry.path):
+                    self._verify(entry)
+            _ = self._parts
 
     def _verify(self, entry: FileEntry) -> None:
         """Check size and digest once, before a file's first use."""
         if entry.path in self._verified:
             return
         path = self.directory / entry.path
-        size = path.stat().st_size
-        digest = self._digest_of(entry) if size == entry.bytes else None
-        self.bytes_read += size
+        file = open_at(path)
+        try:
+            digest = self._digest_of(file, entry) if file.size == entry.bytes else None
+            self.bytes_read += file.size
+        finally:
+            file.close()
         if digest != entry.digest:
             raise CheckpointError(f"{path} is damaged: its size or checksum is not the manifest's")
         self._verified.add(entry.path)
 
-    def _digest_of(self, entry: FileEntry) -> str:
+    def _digest_of(self, file: OpenFile, entry: FileEntry) -> str:
         """Read a file; return its digest. Parts are held against theirs on the way."""
-        path, version = self.directory / entry.path, self.manifest.format_version
-        with open_file(path) as file:
-            if version < TREE_VERSION or entry.path.startswith(PARTS):
-                return _digest_of_next(file, entry.bytes, version).hex()
-            digests, offset = [], 0
-            for part in (self._parts or {}).get(entry.path, ()):
-                digests.append(_digest_of_next(file, part.num_bytes, version))
-                if digests[-1] != part.digest:
-                    raise damaged_part(path, offset, part)
-                offset += part.num_bytes
-            digests.append(_digest_of_next(file, entry.bytes - offset, version))
-            return tree_digest(digests).hex()
+        version = self.manifest.format_version
+        if version < TREE_VERSION or entry.path.startswith(PARTS):
+            return _digest_of_bytes(file, 0, entry.bytes, version).hex()
+        digests, offset = [], 0
+        for part in (self._parts or {}).get(entry.path, ()):
+            digests.append(_digest_of_bytes(file, offset, part.num_bytes, version))
+            if digests[-1] != part.digest:
+                raise damaged_part(self.directory / entry.path, offset, part)
+            offset += part.num_bytes
+        digests.append(_digest_of_bytes(file, offset, entry.bytes - offset, version))
+        return tree_digest(digests).hex()
 
 
-def _digest_of_next(file: IO[bytes], num_bytes: int, format_version: int) -> bytes:
-    """Return the checksum of so many bytes from where a file is."""
+def _digest_of_bytes(file: OpenFile, offset: int, num_bytes: int, format_version: int) -> bytes:
+    """Return the checksum of so many bytes of a file."""
     hasher = new_hasher(format_version)
-    while num_bytes > 0 and (data := file.read(min(num_bytes, _READ_BYTES))):
+    end = offset + num_bytes
+    while offset < end and (data := file.read(offset, min(end - offset, _READ_BYTES))):
         hasher.update(memoryview(data))
-        num_bytes -= len(data)
+        offset += len(data)
     return hasher.digest()
+
+
+def _contents(path: Place, num_bytes: int) -> pa.Buffer:
+    """Return what is in a file: mapped where it can be, so that no memory is taken."""
+    if isinstance(path, Path):
+        with pa.memory_map(str(path)) as source:
+            return source.read_buffer()
+    file = open_at(path)
+    try:
+        return pa.py_buffer(file.read(0, num_bytes))
+    finally:
+        file.close()

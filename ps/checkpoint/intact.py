@@ -4,15 +4,15 @@ import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 
 from ps.checkpoint.file_parts import CheckpointError
 from ps.checkpoint.manifest import MANIFEST, read_manifest
 from ps.checkpoint.read import CheckpointReader
+from runtime.places import Place, StoredPath, folders_in, holding, place_of
 
 # Recovery epoch, step, whether it is full, number among those of the step. A later epoch is the
 # history that holds, whatever steps an earlier one had come to.
-_Place = tuple[float, int, bool, int]
+_Order = tuple[float, int, bool, int]
 
 _NAME = re.compile(r"(full|delta)-(\d{1,19})(?:-(\d{1,9}))?")
 
@@ -21,7 +21,7 @@ _NAME = re.compile(r"(full|delta)-(\d{1,19})(?:-(\d{1,9}))?")
 class Passed:
     """A checkpoint that is newer than the one that was found, and why it can't be used."""
 
-    path: Path
+    path: Place
     reason: str
 
 
@@ -39,39 +39,48 @@ class Intact:
 
 
 def newest_intact(
-    folder: str | Path,
+    folder: str | Place,
     *,
-    contents: bool = False,
+    suspects: Collection[Place] = (),
     with_training: bool = False,
-    skip: Collection[Path] = (),
+    run_id: str | None = None,
+    skip: Collection[Place] = (),
 ) -> Intact:
     """Find the newest checkpoint of which all is there, and all that it lies on.
 
     Manifests, parents and the sizes of all files are checked. What files hold is checked when it is
-    read: where that fails, ask again with `contents`.
+    read: where that fails, ask again, with the chain of that one as suspects.
 
     Args:
         folder: that holds the checkpoints of a run; it need not be there.
-        contents: whether every checksum is checked too, which reads the files once.
+        suspects: folders of which every checksum is checked, too, which reads their files once.
         with_training: whether it must say how far the job was.
+        run_id: of the run that wrote them, where it is known: another's were copied there.
         skip: those of which the caller knows that they can't be used; nothing is said of them.
     """
-    candidates: list[tuple[_Place, Path]] = []
-    passed: list[tuple[_Place, Passed]] = []
-    for path in (manifest.parent for manifest in Path(folder).glob(f"*/{MANIFEST}")):
+    candidates: list[tuple[_Order, Place]] = []
+    passed: list[tuple[_Order, Passed]] = []
+    for path in checkpoints_in(folder):
         name = _NAME.fullmatch(path.name)
         if name is None or path in skip:
             continue
         rest = int(name[2]), name[1] == "full", int(name[3] or 1)
         try:
-            epoch = read_manifest(path / MANIFEST)[0].recovery_epoch
+            manifest, _ = read_manifest(path / MANIFEST)
         except CheckpointError as error:
             passed.append(((math.inf, *rest), Passed(path, str(error))))
+            continue
+        place = float(manifest.recovery_epoch), *rest
+        writer = manifest.job.get("run")
+        if run_id is None or writer in (None, run_id):
+            candidates.append((place, path))
         else:
-            candidates.append(((epoch, *rest), path))
-    for place, path in sorted(candidates, reverse=True):
+            text = f"{path} is of another run ({writer}), of which this is not the place"
+            passed.append((place, Passed(path, text)))
+    verified: dict[Place, str | None] = dict.fromkeys(suspects)
+    for place, path in sorted(candidates, key=lambda found: found[0], reverse=True):
         try:
-            reader = _checked(path, contents=contents, with_training=with_training)
+            reader = _checked(path, with_training=with_training, verified=verified)
         except CheckpointError as error:
             passed.append((place, Passed(path, str(error))))
             continue
@@ -81,16 +90,49 @@ def newest_intact(
     return Intact(None, _newest_first(passed))
 
 
-def _newest_first(passed: list[tuple[_Place, Passed]]) -> tuple[Passed, ...]:
+def checkpoints_in(folder: str | Place) -> list[Place]:
+    """Return the finished checkpoints of a folder, by name; none where it is not there."""
+    place = place_of(folder)
+    return holding(place, _names_in(place), MANIFEST)
+
+
+def unfinished_in(folder: StoredPath) -> list[Place]:
+    """Return what in a store is no checkpoint yet, or none any more; by name."""
+    names = _names_in(folder)
+    finished = {path.name for path in holding(folder, names, MANIFEST)}
+    return [folder / name for name in names if name not in finished]
+
+
+def _names_in(folder: Place) -> list[str]:
+    return [path.name for path in folders_in(folder) if _NAME.fullmatch(path.name)]
+
+
+def _newest_first(passed: list[tuple[_Order, Passed]]) -> tuple[Passed, ...]:
     return tuple(each for _, each in sorted(passed, key=lambda found: found[0], reverse=True))
 
 
-def _checked(path: Path, *, contents: bool, with_training: bool) -> CheckpointReader:
+def _checked(
+    path: Place, *, with_training: bool, verified: dict[Place, str | None]
+) -> CheckpointReader:
+    """Open a checkpoint and look at its files.
+
+    Args:
+        verified: of each suspect what is wrong with it, `""`: nothing; None: it was not looked at.
+    """
     reader = CheckpointReader(path)
     if with_training and not reader.manifest.training:
         raise CheckpointError(f"{path} does not say how far the job was")
-    if contents:
-        reader.verify()
-    else:
-        reader.check_sizes()
+    for files in reader.chain:
+        where = files.directory
+        if where not in verified:
+            files.check_sizes()
+            continue
+        if verified[where] is None:
+            try:
+                files.verify()
+                verified[where] = ""
+            except CheckpointError as error:
+                verified[where] = str(error)
+        if verified[where]:
+            raise CheckpointError(verified[where])
     return reader

@@ -1,17 +1,15 @@
 """The manifest of a checkpoint, which is written last: what the checkpoint is of, and its files."""
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from ps.checkpoint.checksums import TREE_VERSION
-from ps.checkpoint.file_parts import CheckpointError, FileEntry, open_file
+from ps.checkpoint.file_parts import CheckpointError, FileEntry
 from ps.checkpoint.sealed_json import SEAL, seal_of, sealed_text, unsealed
-from runtime.durable import write_text
+from runtime.places import NoFileError, Place, open_at, place_of, sizes_of, write_text_at
 from runtime.typed import decoder_of, field_values
 
 FORMAT = "synchromesh-checkpoint"
@@ -70,28 +68,31 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
 
-def write_manifest(directory: str | Path, manifest: Manifest) -> str:
+def write_manifest(directory: str | Place, manifest: Manifest) -> str:
     """Make the files a checkpoint: check that all are there, then write the manifest at once.
+
+    In a store the checkpoint is there then.
 
     Returns:
         its seal, which a delta on top of it names.
     """
-    root = Path(directory)
+    root = place_of(directory)
+    sizes = sizes_of(root, [entry.path for entry in manifest.files])
     for entry in manifest.files:
-        path = root / entry.path
-        found = path.stat().st_size if path.exists() else None
+        found = sizes[entry.path]
         if found != entry.bytes:
             raise CheckpointError(
-                f"{path} has {found} bytes, the shard that wrote it says {entry.bytes}."
-                " run.dir must be one folder that every node sees"
+                f"{root / entry.path} has {found} bytes, the shard that wrote it says"
+                f" {entry.bytes}. run.dir, or checkpoint.path, must be one place that every node"
+                " sees"
             )
     data = {"format": FORMAT, **asdict(manifest), "format_version": FORMAT_VERSION}
     text, seal = sealed_text(data)
-    write_text(root / MANIFEST, text)
+    write_text_at(root / MANIFEST, text)
     return seal
 
 
-def read_manifest(path: Path) -> tuple[Manifest, str]:
+def read_manifest(path: Place) -> tuple[Manifest, str]:
     """Return a manifest and its seal; that of one from before manifests had one is computed.
 
     Nothing that it says of files was held against them.
@@ -130,11 +131,16 @@ def read_manifest(path: Path) -> tuple[Manifest, str]:
     return manifest, seal
 
 
-def _mapping_of(path: Path) -> dict[str, Any]:
+def _mapping_of(path: Place) -> dict[str, Any]:
     try:
-        with open_file(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            text = file.read(size) if size <= MAX_MANIFEST_BYTES else b""
+        file = open_at(path)
+        size = file.size
+        try:
+            text = file.read(0, size) if size <= MAX_MANIFEST_BYTES else b""
+        finally:
+            file.close()
+    except NoFileError as error:
+        raise CheckpointError(str(error)) from error
     except OSError as error:
         raise CheckpointError(f"no checkpoint: {path}: {error.strerror or error}") from error
     if size > MAX_MANIFEST_BYTES:

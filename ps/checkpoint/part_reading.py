@@ -1,12 +1,10 @@
 """Parts of files, read and held against their lists by threads that are ahead of who uses them."""
 
-import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +20,17 @@ from ps.checkpoint.file_parts import (
     check_schema,
     damaged_part,
     naming,
-    open_file,
 )
 from ps.checkpoint.part_rows import bounds_of_rows
 from ps.checkpoint.record_batches import batches_of
+from runtime.places import OpenFile, Place, open_at
 
 MAGIC_BYTES = 8
 """Before the first message of an Arrow file."""
 
 _MAX_SCHEMA_BYTES = 1 << 20
 _READERS = 2
-_PARTS_AHEAD = 2 * _READERS
+_READERS_OF_STORES = 16  # an answer takes a while there
 _BYTES_AHEAD = 32 << 20
 
 Batch = tuple[FilePart, pa.RecordBatch]
@@ -55,7 +53,7 @@ class PartReading:
     format_version: int
 
     def batches(
-        self, directory: Path, files: Iterable[tuple[FileEntry, Sequence[FilePart]]]
+        self, directory: Place, files: Iterable[tuple[FileEntry, Sequence[FilePart]]]
     ) -> Iterator[Batch]:
         """Yield the parts that hold what is wanted, in order, and of each the rows that are.
 
@@ -75,11 +73,12 @@ class PartReading:
                 file.close()  # it is opened again where more of it is wanted
             return found
 
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="parts") as readers:
+        num_readers = _READERS if isinstance(directory, Path) else _READERS_OF_STORES
+        with ThreadPoolExecutor(num_readers, thread_name_prefix="parts") as readers:
             try:
                 for file, offset, part in self._places(directory, files):
                     while ahead and (
-                        len(ahead) >= _PARTS_AHEAD
+                        len(ahead) >= 2 * num_readers
                         or sum(held for _, held, _ in ahead) + part.num_bytes > _BYTES_AHEAD
                     ):
                         yield next_one()
@@ -93,7 +92,7 @@ class PartReading:
                     file.close()
 
     def _places(
-        self, directory: Path, files: Iterable[tuple[FileEntry, Sequence[FilePart]]]
+        self, directory: Place, files: Iterable[tuple[FileEntry, Sequence[FilePart]]]
     ) -> Iterator[tuple["_File", int, FilePart]]:
         """Yield where what is wanted lies."""
         first, end = self.wanted
@@ -140,19 +139,19 @@ class PartReading:
 class _File:
     """A file that is opened by who first reads of it; several threads may."""
 
-    def __init__(self, path: Path, num_bytes: int, schema: pa.Schema) -> None:
+    def __init__(self, path: Place, num_bytes: int, schema: pa.Schema) -> None:
         self.path = path
         self._num_bytes = num_bytes
         self._schema = schema
         self._lock = threading.Lock()
-        self._file: BufferedReader | None = None
+        self._file: OpenFile | None = None
 
     def read(self, offset: int, num_bytes: int) -> bytes:
         with self._lock:
             if self._file is None:
                 self._file = self._opened()
-            descriptor = self._file.fileno()
-        return os.pread(descriptor, num_bytes, offset)
+            file = self._file
+        return file.read(offset, num_bytes)
 
     def close(self) -> None:
         with self._lock:
@@ -160,17 +159,16 @@ class _File:
                 self._file.close()
                 self._file = None
 
-    def _opened(self) -> BufferedReader:
-        file = open_file(self.path)
+    def _opened(self) -> OpenFile:
+        file = open_at(self.path)
         try:
-            size = os.fstat(file.fileno()).st_size
-            if size != self._num_bytes:
+            if file.size != self._num_bytes:
                 raise CheckpointError(
-                    f"{self.path} is damaged: it has {size} bytes, the manifest says"
+                    f"{self.path} is damaged: it has {file.size} bytes, the manifest says"
                     f" {self._num_bytes}"
                 )
             # Nothing else is parsed before it is known to be right.
-            head = os.pread(file.fileno(), _MAX_SCHEMA_BYTES, MAGIC_BYTES)
+            head = file.read(MAGIC_BYTES, _MAX_SCHEMA_BYTES)
             check_schema(self.path, pa.ipc.read_schema(pa.py_buffer(head)), self._schema)
         except BaseException:
             file.close()

@@ -1,7 +1,6 @@
 """Read a checkpoint, of a delta with all that it lies on, as if it were one full checkpoint."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +29,7 @@ from ps.checkpoint.manifest import Manifest
 from ps.checkpoint.write import REMOVED_SCHEMA, block_schema, bloom_schema
 from ps.routing import BLOCK_SIZE
 from ps.spec import StoreSpec
+from runtime.places import Place, place_of
 
 ALL_BUCKETS = (0, NUM_BUCKETS)
 
@@ -42,7 +42,7 @@ class CheckpointReader:
     times that of memory for each key that a delta names.
 
     Args:
-        directory: that holds the manifest; those that a delta lies on stand beside it.
+        directory: path or URL that holds the manifest; those that a delta lies on stand beside it.
 
     Attributes:
         manifest, store: of the checkpoint itself.
@@ -55,8 +55,8 @@ class CheckpointReader:
     manifest: Manifest
     store: StoreSpec
 
-    def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
+    def __init__(self, directory: str | Place) -> None:
+        self.directory = place_of(directory)
         self.chain: list[CheckpointFiles] = open_chain(self.directory)
         self.manifest, self.store = self.chain[0].manifest, self.chain[0].store
         self.seal = self.chain[0].seal

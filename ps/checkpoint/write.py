@@ -18,6 +18,7 @@ directory without a manifest is not a checkpoint.
 
 import contextlib
 import itertools
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -51,14 +52,24 @@ from ps.checkpoint.file_parts import (
     parts_table,
 )
 from ps.checkpoint.file_rows import counters_of, rows_of
+from ps.checkpoint.manifest import MANIFEST
 from ps.routing import BLOCK_SIZE
 from ps.shard.shard import Shard
-from runtime.durable import make_folder, new_file, partial_path, publish
+from runtime.durable import make_folder, partial_path, publish
+from runtime.places import (
+    Place,
+    StoredPath,
+    make_folder_at,
+    new_file_at,
+    place_of,
+    remove_below,
+)
 
 Compression = Literal["none", "lz4", "zstd"]
 """How the columns of a part may be compressed, each by itself, as Arrow files have it."""
 
 _BLOOM_BYTES_AT_ONCE = 16 << 20
+_LEAST_NUMBER = 100_000_000  # of nine digits
 
 REMOVED_SCHEMA = pa.schema([("key", pa.int64())])
 """Columns of the keys that went since the parent of a delta."""
@@ -68,14 +79,14 @@ REMOVED_SCHEMA = pa.schema([("key", pa.int64())])
 
 
 def write_shard(
-    directory: str | Path, shard: Shard, *, digests: dict[str, BucketDigests] | None = None
+    directory: str | Place, shard: Shard, *, digests: dict[str, BucketDigests] | None = None
 ) -> list[FileEntry]:
     """Write one shard's files below `directory`; return what the manifest says of them.
 
     Args:
         digests: of each table, that are given what is read on the way.
     """
-    root = Path(directory)
+    root = place_of(directory)
     buckets = shard.routing.bucket_range(shard.index)
     suffix = file_suffix(shard.index, shard.routing.num_shards)
     entries = []
@@ -101,24 +112,38 @@ def write_shard(
     return entries
 
 
-def begin_checkpoint(path: Path) -> Path:
-    """Make the empty directory beside a checkpoint's place in which it is written."""
+def begin_checkpoint(path: Place) -> Place:
+    """Return an empty folder beside a checkpoint's place in which it is written.
+
+    In a store, where nothing can be renamed, it is the place that the checkpoint will have: its
+    name is one that nobody has had before, whoever still writes to another one.
+    """
+    if isinstance(path, StoredPath):
+        return path.with_name(f"{path.name}-{_LEAST_NUMBER + secrets.randbelow(_LEAST_NUMBER)}")
     partial = partial_path(path)
     make_folder(partial)
     return partial
 
 
-def publish_checkpoint(partial: Path, path: Path) -> Path:
+def publish_checkpoint(partial: Place, path: Place) -> Place:
     """Give a checkpoint that has its manifest its name, one that is free; return it.
 
     A name is taken where another history has come to the same step, or something broke there.
     """
+    if not (isinstance(partial, Path) and isinstance(path, Path)):
+        return partial
     for number in itertools.count(1):
         wanted = path if number == 1 else path.with_name(f"{path.name}-{number}")
         if not wanted.exists():
             publish(partial, wanted)
             return wanted
     raise AssertionError("unreachable")
+
+
+def give_up_checkpoint(partial: Place) -> None:
+    """Remove what was begun; what can't be removed now is left to the next sweep."""
+    with contextlib.suppress(OSError):
+        remove_below(partial, first=MANIFEST)
 
 
 class PartsWriter:
@@ -168,7 +193,7 @@ class PartsWriter:
 
 @contextlib.contextmanager
 def parts_writer(
-    root: Path,
+    root: Place,
     path: Path,
     schema: pa.Schema,
     parts: list[FilePart] | None = None,
@@ -176,9 +201,9 @@ def parts_writer(
     compression: Compression = "none",
 ) -> Iterator[PartsWriter]:
     """Yield what writes a file below `root`, which is whole and on the disk after the block."""
-    make_folder((root / path).parent)
+    make_folder_at((root / path).parent)
     options = pa.ipc.IpcWriteOptions(compression=None if compression == "none" else compression)
-    with new_file(root / path) as file:
+    with new_file_at(root / path) as file:
         sink = HashedFile(file)
         with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), schema, options=options) as arrow:
             writer = PartsWriter(sink, arrow, path.as_posix(), parts)
@@ -187,7 +212,7 @@ def parts_writer(
 
 
 def _write(
-    root: Path,
+    root: Place,
     path: Path,
     schema: pa.Schema,
     tables: Iterable[pa.Table | pa.RecordBatch],
@@ -201,13 +226,13 @@ def _write(
     return writer.entry
 
 
-def write_parts_list(root: Path, suffix: str, parts: list[FilePart]) -> FileEntry:
+def write_parts_list(root: Place, suffix: str, parts: list[FilePart]) -> FileEntry:
     """Write the list of the parts of a shard's files."""
     return _write(root, Path(f"{PARTS}{suffix}"), PARTS_SCHEMA, [parts_table(parts)])
 
 
 def write_blocks(
-    root: Path,
+    root: Place,
     suffix: str,
     rule: OptimizerRule,
     rows: npt.NDArray[np.float32],

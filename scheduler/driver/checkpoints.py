@@ -1,8 +1,6 @@
 """Write the model that the servers hold as a checkpoint."""
 
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -10,9 +8,10 @@ import ray
 from embedding import rule_for
 from ps.checkpoint.digest import shards_digest
 from ps.checkpoint.manifest import MANIFEST, write_manifest
-from ps.checkpoint.write import begin_checkpoint, publish_checkpoint
+from ps.checkpoint.write import begin_checkpoint, give_up_checkpoint, publish_checkpoint
 from ps.server.server import ShardCut
 from ps.spec import StoreSpec
+from runtime.places import Place, is_file
 from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.status import Status
 from scheduler.driver.answers import answers_of
@@ -36,7 +35,7 @@ class Written:
     A step of another recovery epoch may be another state.
     """
 
-    path: Path
+    path: Place
     step: int
     recovery_epoch: int
     digest: str
@@ -44,7 +43,7 @@ class Written:
     @property
     def is_there(self) -> bool:
         """Whether nobody has removed it."""
-        return (self.path / MANIFEST).exists()
+        return is_file(self.path / MANIFEST)
 
 
 class CheckpointWriter:
@@ -82,7 +81,7 @@ class CheckpointWriter:
             raise TrainingError(f"checkpoint {path} could not be written: {error}") from error
         return self._last
 
-    def _write(self, path: Path, status: Status) -> Written:
+    def _write(self, path: Place, status: Status) -> Written:
         step = status.applied_step
         seconds = seconds_to_move(self._num_bytes())
         partial = begin_checkpoint(path)
@@ -101,13 +100,14 @@ class CheckpointWriter:
                 state,
                 kind="full",
                 recovery_epoch=self._run.recovery_epoch,
+                run_id=self._run.run_id,
                 files=[entry for cut in cuts for entry in cut.files],
                 digest=digest,
             )
             write_manifest(partial, manifest)
             path = publish_checkpoint(partial, path)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            give_up_checkpoint(partial)
             raise
         return Written(path, step, self._run.recovery_epoch, digest)
 

@@ -1,10 +1,8 @@
 """The cuts of a running job: the servers write what they have frozen, nobody waits for it."""
 
-import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,7 +10,8 @@ from ray.exceptions import RayTaskError
 
 from ps.checkpoint.file_parts import FileEntry
 from ps.checkpoint.manifest import Parent, write_manifest
-from ps.checkpoint.write import begin_checkpoint, publish_checkpoint
+from ps.checkpoint.write import begin_checkpoint, give_up_checkpoint, publish_checkpoint
+from runtime.places import Place
 from scheduler.coordinator.cuts import Cut
 from scheduler.driver.answers import answers_of
 from scheduler.driver.manifests import manifest_of
@@ -27,7 +26,7 @@ class CutEnd:
     """What came of a cut: its path, or what went wrong."""
 
     cut: Cut
-    path: Path | None = None
+    path: Place | None = None
     error: str | None = None
 
 
@@ -43,10 +42,10 @@ class _Writing:
     """
 
     cut: Cut
-    partial: Path
+    partial: Place
     calls: dict[Who, Any]
     until: float
-    published: "Future[tuple[Path, str]] | None" = None
+    published: "Future[tuple[Place, str]] | None" = None
 
 
 class RunningCuts:
@@ -110,7 +109,7 @@ class RunningCuts:
         """Give up what is being written; what comes next lies on nothing."""
         writing, self._writing, self._parent = self._writing, None, None
         if writing is not None:
-            self._beside.submit(shutil.rmtree, writing.partial, ignore_errors=True)
+            self._beside.submit(give_up_checkpoint, writing.partial)
 
     def close(self) -> None:
         """Give up what is being written, and wait until its files are gone."""
@@ -150,13 +149,14 @@ class RunningCuts:
             state,
             kind=cut.kind,
             recovery_epoch=self._run.recovery_epoch,
+            run_id=self._run.run_id,
             files=files,
             parent=self._parent if cut.kind == "delta" else None,
             in_order=False,
         )
         path = self._run.checkpoint_path(cut.kind, cut.step)
 
-        def publish() -> tuple[Path, str]:
+        def publish() -> tuple[Place, str]:
             seal = write_manifest(writing.partial, manifest)
             return publish_checkpoint(writing.partial, path), seal
 

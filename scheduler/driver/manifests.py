@@ -18,6 +18,7 @@ def manifest_of(
     *,
     kind: Literal["full", "delta"],
     recovery_epoch: int,
+    run_id: str,
     files: Iterable[FileEntry],
     parent: Parent | None = None,
     digest: str | None = None,
@@ -27,6 +28,7 @@ def manifest_of(
 
     Args:
         state: of the coordinator at its step.
+        run_id: of the run.
         files: that the servers have written.
         parent: of a delta.
         digest: of the model, where it was computed.
@@ -34,6 +36,7 @@ def manifest_of(
     """
     job = {
         "name": specs.config.name,
+        "run": run_id,
         "seed": specs.config.seed,
         "samples": state.ledger.samples.applied,
         "mode": state.modes.mode,

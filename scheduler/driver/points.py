@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ps.checkpoint.read import CheckpointReader
+from runtime.places import Place
 from scheduler.coordinator.coordinator_state import CoordinatorState, beginning_of
 from scheduler.driver.resolved import JobSpecs
 from scheduler.errors import TrainingError
@@ -22,7 +23,7 @@ class Point:
     """
 
     state: CoordinatorState
-    checkpoint: Path | None = None
+    checkpoint: Place | None = None
     num_bytes: int = 0
 
     @property
@@ -43,7 +44,7 @@ def point_of(cut: SavedCut) -> Point:
 
 
 def newest_point(
-    run: Path, specs: JobSpecs, damaged: Collection[Path], note: Callable[[str], None]
+    run: Path, specs: JobSpecs, damaged: Collection[Place], note: Callable[[str], None]
 ) -> Point:
     """Return the newest point that a job can go on from.
 

@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from ray.exceptions import RayTaskError
 
 from ps.checkpoint.manifest import CheckpointError
+from runtime.places import Place
 from scheduler.driver.epochs import Epochs
 from scheduler.driver.points import Point
 from scheduler.driver.processes import COORDINATOR, ProcessLostError
@@ -42,7 +42,7 @@ class Recovery:
         epochs: Epochs,
         supervisor: Supervisor,
         recoveries: Recoveries,
-        newest_point: Callable[[set[Path]], Point],
+        newest_point: Callable[[set[Place]], Point],
         note: Callable[[str], None],
     ) -> None:
         self._epochs = epochs
@@ -50,7 +50,7 @@ class Recovery:
         self._recoveries = recoveries
         self._newest_point = newest_point
         self._note = note
-        self._damaged: set[Path] = set()
+        self._damaged: set[Place] = set()
 
     def run(self, first: Point, work: Callable[[], T]) -> T:
         """Begin at a point and do the work; return what it returns.

@@ -9,12 +9,12 @@ and is sent the journal. Once it lacks little, all enter the next recovery epoch
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
+from runtime.places import Place
 from scheduler.coordinator.events import CutWanted
 from scheduler.driver.answers import answers_of
 from scheduler.driver.cuts import CutEnd
@@ -148,7 +148,7 @@ class Standbys:
         }
         self._work = self._send_journals
 
-    def _begun(self, index: int, handle: Any, path: Path, step: int) -> Any:
+    def _begun(self, index: int, handle: Any, path: Place, step: int) -> Any:
         # Handed over where it is, not by way of the driver.
         evicted = self._processes.servers[index].handle.copy_from.remote(step)
         return handle.begin_copy.remote(self._run.recovery_epoch, str(path), evicted)

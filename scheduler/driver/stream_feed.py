@@ -13,13 +13,13 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from runtime.storage import StorageError
 from scheduler.coordinator.batch_cutter import BatchCutter
 from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.growing_plan import Extension, GrowingPlan, PlanState
 from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS
 from scheduler.run.plan_log import PlanLog
 from worker.data.arrivals import Arrivals
-from worker.data.storage import StorageError
 
 # Of the files that a poll takes.
 _MOST_FILES = 64

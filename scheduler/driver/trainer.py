@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from embedding import rule_for
+from runtime.places import Place, place_of
 from scheduler.driver.checkpoints import CheckpointWriter
 from scheduler.driver.cuts import RunningCuts
 from scheduler.driver.epochs import Epochs
@@ -30,7 +31,7 @@ from scheduler.errors import TrainingError
 from scheduler.job.config import JobConfig
 from scheduler.job.paths import with_absolute_paths
 from scheduler.run.collector import Collector
-from scheduler.run.directory import CHECKPOINTS, RunDirectory
+from scheduler.run.directory import RunDirectory, place_of_checkpoints
 from scheduler.run.earlier import EarlierRun, earlier_run
 from scheduler.run.metrics import reached
 from scheduler.run.recoveries import Recoveries
@@ -163,7 +164,7 @@ class Trainer:
                 cuts = RunningCuts(specs, processes, run)
                 collector = Collector(run.path, self.config.checkpoint.keep, progress.note)
 
-                def newest(damaged: set[Path]) -> Point:
+                def newest(damaged: set[Place]) -> Point:
                     collector.damaged = damaged
                     collector.wait()
                     return newest_point(run.path, specs, damaged, progress.note)
@@ -258,7 +259,7 @@ class Trainer:
         self._started_at.setdefault(moment, time.time())
 
 
-def _where_to_go_on(run: Path, damaged: Collection[Path]) -> str:
+def _where_to_go_on(run: Path, damaged: Collection[Place]) -> str:
     """Say from where a run can go on, leaving out checkpoints that turned out to be damaged."""
     cut = next(saved_cuts(run, _log.warning, without=damaged), None)
     if cut is None:
@@ -271,7 +272,7 @@ def _result(metrics: dict[str, Any], evaluation_plan: Plan | None, run: Path) ->
     return Result(
         metrics=metrics,
         # Where the run is now: its directory may have moved since.
-        checkpoint=str(run / CHECKPOINTS / Path(metrics["checkpoint"]).name),
+        checkpoint=str(place_of_checkpoints(run) / place_of(metrics["checkpoint"]).name),
         path=str(run),
         evaluated=tuple(file.path for file in evaluated),
     )

@@ -424,6 +424,7 @@ class CheckpointConfig(_Section):
     every_seconds: Seconds | None = 600
     full_every: int = Field(10, ge=1, le=MAX_CHAIN)
     keep: Count = 3
+    path: PathText | None = None
     compression: Literal["none", "lz4", "zstd"] = "none"
 
 

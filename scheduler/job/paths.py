@@ -57,17 +57,20 @@ def with_absolute_paths(config: JobConfig, environment: Mapping[str, str], cwd: 
     if stream is not None:
         stream = stream.model_copy(update={"dir": absolute("data.stream.dir", stream.dir)})
         data = data.model_copy(update={"stream": stream})
-    init_from = config.run.init_from
-    for field, path in (("run.dir", config.run.dir), ("run.init_from", init_from or "")):
-        if "://" in path:
-            raise ConfigError(
-                f"{field} must be a path of a file system that every node sees, got {path!r}."
-                " Only data.train and data.eval may be URLs"
-            )
+    init_from, checkpoints = config.run.init_from, config.checkpoint.path
+    if "://" in config.run.dir:
+        raise ConfigError(
+            "run.dir must be a path of a file system that every node sees, got"
+            f" {config.run.dir!r}. What may be URLs is checkpoint.path, run.init_from, data.train"
+            " and data.eval"
+        )
     run = config.run.model_copy(
         update={
             "dir": absolute("run.dir", config.run.dir),
             "init_from": init_from and absolute("run.init_from", init_from),
         }
     )
-    return config.model_copy(update={"data": data, "run": run})
+    checkpoint = config.checkpoint.model_copy(
+        update={"path": checkpoints and absolute("checkpoint.path", checkpoints)}
+    )
+    return config.model_copy(update={"data": data, "run": run, "checkpoint": checkpoint})

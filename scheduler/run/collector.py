@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from runtime.places import Place
 from scheduler.run.saved_cuts import remove_superseded
 
 
@@ -20,7 +21,7 @@ class Collector:
     """
 
     def __init__(self, run: Path, keep: int, note: Callable[[str], None]) -> None:
-        self.damaged: set[Path] = set()
+        self.damaged: set[Place] = set()
         self._run = run
         self._keep = keep
         self._note = note

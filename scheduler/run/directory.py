@@ -1,24 +1,30 @@
 """The run directory: what a run leaves behind."""
 
 import contextlib
+import json
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ps.checkpoint.manifest import MANIFEST
+from ps.checkpoint.intact import checkpoints_in
+from ps.checkpoint.manifest import MANIFEST, CheckpointError, Manifest, read_manifest
 from runtime.durable import PARTIAL, write_text
 from runtime.growing_files import METRICS_FILE, Losses, MetricsFiles, metrics_files
+from runtime.places import Place, StoredPath, is_file, place_of, write_text_at
 from runtime.strict_json import json_text
 from scheduler.coordinator.batch_trace import BatchFile, BatchSpan
 from scheduler.errors import RunDirectoryError
 from scheduler.job.config import JobConfig
+from scheduler.job.job_yaml import read_yaml
 from scheduler.run.frozen_plan import write_plan
 from scheduler.run.lease import LEASE_FILES, LOCK_FILE, RunLease
 from scheduler.run.plan_log import PLAN_FOLDER
-from scheduler.run.retention import remove_partial
+from scheduler.run.retention import remove, remove_partial, remove_unfinished
 from scheduler.run.tensorboard import TensorBoardEvents, require_tensorboard
 from worker.data.plan import Plan
 
@@ -29,6 +35,7 @@ RESULT_FILE = "result.json"
 FAILURE_FILE = "failure.json"
 CONTROL_FILE = "control.json"
 EPOCH_FILE = "epoch.json"
+RUN_FILE = "run.json"
 EVALUATION_PLAN_FILE = "evaluation-plan.json"
 FINGERPRINTS_FILE = "fingerprints.json"
 CHECKPOINTS = "checkpoints"
@@ -41,6 +48,7 @@ _FILES = (
     FAILURE_FILE,
     CONTROL_FILE,
     EPOCH_FILE,
+    RUN_FILE,
     EVALUATION_PLAN_FILE,
     FINGERPRINTS_FILE,
 )
@@ -82,6 +90,8 @@ class RunDirectory:
         self.path = Path(config.run.dir)
         self.losses = Losses()
         self.recovery_epoch = goes_on or 0
+        self.checkpoints = _wanted_place(config)
+        self.run_id = ""
         self._fingerprints: dict[str, dict[str, Any]] = {}
         try:
             if lease is None:
@@ -108,7 +118,8 @@ class RunDirectory:
         if anew:
             self._make_way()
         free = shutil.disk_usage(self.path).free
-        needed = least_checkpoint_bytes + _MIN_FREE_BYTES
+        here = isinstance(self.checkpoints, Path)
+        needed = least_checkpoint_bytes * here + _MIN_FREE_BYTES
         if free < needed:
             raise RunDirectoryError(
                 f"run.dir {self.path} has {free >> 20} MiB free, the run needs at least"
@@ -116,14 +127,22 @@ class RunDirectory:
             )
         if not anew:
             self.enter_epoch()
-            remove_partial(self.path / CHECKPOINTS)
             self._remove_partial_files()
             for name in (CONTROL_FILE, FAILURE_FILE):
                 (self.path / name).unlink(missing_ok=True)
         write_text(self.path / JOB_FILE, config.to_yaml())
+        self.run_id = (None if anew else run_id_of(self.path)) or secrets.token_hex(8)
+        self._write_json(RUN_FILE, {"run": self.run_id})
+        if isinstance(self.checkpoints, StoredPath):
+            # Says whose they are, and shows now that the store takes what is written.
+            facts = {"run": self.run_id, "job": config.name}
+            write_text_at(self.checkpoints / RUN_FILE, json_text(facts, indent=1) + "\n")
+            remove_unfinished(self.checkpoints)
+        else:
+            remove_partial(self.checkpoints)
 
-    def checkpoint_path(self, kind: str, step: int) -> Path:
-        return self.path / CHECKPOINTS / f"{kind}-{step:012d}"
+    def checkpoint_path(self, kind: str, step: int) -> Place:
+        return self.checkpoints / f"{kind}-{step:012d}"
 
     def enter_epoch(self) -> int:
         """Raise the recovery epoch, put it onto the disk, and return it; raises OSError.
@@ -190,11 +209,11 @@ class RunDirectory:
     def _check_place(self, config: JobConfig) -> None:
         """Refuse a place where the run may not be; nothing is changed."""
         source = config.run.init_from
-        if source is not None and Path(source).resolve().is_relative_to(self.path.resolve()):
-            raise RunDirectoryError(
-                f"run.init_from {source} lies in run.dir {self.path}, which this run would replace."
-                " Choose another run.dir"
-            )
+        if source is not None:
+            _check_apart(place_of(source), self.path, "run.dir")
+            if self.checkpoints != self.path / CHECKPOINTS:
+                _check_apart(place_of(source), self.checkpoints, "checkpoint.path")
+        self._check_checkpoints(overwrite=config.run.overwrite)
         if not self.path.exists():
             return
         if not self.path.is_dir():
@@ -212,8 +231,25 @@ class RunDirectory:
                 " to replace it, or run.resume=auto to go on with it"
             )
 
+    def _check_checkpoints(self, *, overwrite: bool) -> None:
+        """Refuse a place of checkpoints, apart from the run, that holds some of another run."""
+        if self.checkpoints == self.path / CHECKPOINTS:
+            return
+        found = listed_checkpoints(self.checkpoints)
+        own = run_id_of(self.path) if overwrite else None
+        others = [each.path.name for each in found if own is None or each.run_id != own]
+        if others:
+            raise RunDirectoryError(
+                f"checkpoint.path {self.checkpoints} holds checkpoints of another run, such as"
+                f" {others[-1]}; they are left as they are. Choose another checkpoint.path for each"
+                " run, or remove them"
+            )
+
     def _make_way(self) -> None:
         """Remove what a run before has left."""
+        if self.checkpoints != self.path / CHECKPOINTS:
+            for each in listed_checkpoints(self.checkpoints):
+                remove(each.path)
         for path in metrics_files(self.path):
             path.unlink(missing_ok=True)
         for name in _FILES:
@@ -234,16 +270,91 @@ def holds_run(path: Path) -> bool:
     return (path / JOB_FILE).exists() and any((path / name).exists() for name in others)
 
 
-def latest_checkpoint(path: str | Path) -> Path:
-    """Return the checkpoint at a path: itself, or the newest one of a run directory.
+def _wanted_place(config: JobConfig) -> Place:
+    path = config.checkpoint.path
+    return Path(config.run.dir) / CHECKPOINTS if path is None else place_of(path)
+
+
+def _check_apart(source: Place, place: Place, field: str) -> None:
+    """Refuse to start from what the run would replace."""
+    if isinstance(source, Path) and isinstance(place, Path):
+        inside = source.resolve().is_relative_to(place.resolve())
+    else:
+        inside = f"{source}/".startswith(f"{place}/")
+    if inside:
+        raise RunDirectoryError(
+            f"run.init_from {source} lies in {field} {place}, which this run would replace."
+            f" Choose another {field}"
+        )
+
+
+def run_id_of(run: Path) -> str | None:
+    """Return by which a run's checkpoints are told from those of others; None: it is not known."""
+    try:
+        found = json.loads((run / RUN_FILE).read_bytes())["run"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def place_of_checkpoints(path: str | Place) -> Place:
+    """Return where checkpoints are: of a run where its job file says, else the place itself."""
+    run = place_of(path)
+    if isinstance(run, StoredPath):
+        return run
+    try:
+        place = read_yaml((run / JOB_FILE).read_text())["checkpoint"]["path"]
+    except (OSError, ValueError, TypeError, KeyError):
+        place = None
+    if isinstance(place, str):
+        return place_of(place)
+    inside = run / CHECKPOINTS
+    return inside if inside.is_dir() or holds_run(run) else run
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A finished checkpoint; `manifest` is None where it can't be read."""
+
+    path: Place
+    manifest: Manifest | None
+
+    @property
+    def run_id(self) -> str | None:
+        """The run that wrote it, as far as that is known."""
+        found = None if self.manifest is None else self.manifest.job.get("run")
+        return found if isinstance(found, str) else None
+
+
+def listed_checkpoints(place: Place) -> list[Listed]:
+    """Return the finished checkpoints of a place, full ones and deltas, the oldest first.
+
+    A later recovery epoch is the history that holds, whatever steps an earlier one had come to. One
+    that says none, as its manifest can't be read, stands where its step is.
+    """
+    found: list[tuple[int, Listed]] = []
+    epoch = 0
+    for path in sorted(checkpoints_in(place), key=_order):
+        try:
+            manifest, _ = read_manifest(path / MANIFEST)
+        except CheckpointError:
+            found.append((epoch, Listed(path, None)))
+        else:
+            epoch = manifest.recovery_epoch
+            found.append((epoch, Listed(path, manifest)))
+    return [each for _, each in sorted(found, key=lambda pair: pair[0])]
+
+
+def latest_checkpoint(path: str | Place) -> Place:
+    """Return the checkpoint at a place: itself, or the newest one of a run or of a folder of them.
 
     Raises:
         RunDirectoryError: there is none.
     """
-    path = Path(path)
-    if (path / MANIFEST).exists():
-        return path
-    found = checkpoints_of(path)
+    place = place_of(path)
+    if is_file(place / MANIFEST):
+        return place
+    found = checkpoints_of(place)
     if not found:
         raise RunDirectoryError(
             f"{path} is neither a checkpoint nor a run directory with a finished checkpoint"
@@ -251,13 +362,12 @@ def latest_checkpoint(path: str | Path) -> Path:
     return found[-1]
 
 
-def checkpoints_of(run: str | Path) -> list[Path]:
+def checkpoints_of(run: str | Place) -> list[Place]:
     """Return the finished checkpoints of a run, full ones and deltas, the oldest first."""
-    folders = (path.parent for path in (Path(run) / CHECKPOINTS).glob(f"*/{MANIFEST}"))
-    return sorted((folder for folder in folders if _NAME.fullmatch(folder.name)), key=_order)
+    return [each.path for each in listed_checkpoints(place_of_checkpoints(run))]
 
 
-def _order(checkpoint: Path) -> tuple[int, bool, int]:
+def _order(checkpoint: Place) -> tuple[int, bool, int]:
     """Return step, kind and number of a checkpoint.
 
     A job's last one, which is full, may be of the same step as a delta before it.

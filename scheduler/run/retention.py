@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ps.checkpoint.intact import unfinished_in
+from ps.checkpoint.manifest import MANIFEST
 from runtime.durable import PARTIAL, flush_directory, partial_path
+from runtime.places import Place, StoredPath, remove_below
 
 Kind = Literal["full", "delta", "damaged", "unreadable"]
 
@@ -68,17 +71,26 @@ def _depth(name: str, parents: dict[str, str | None]) -> int:
     return len(below)
 
 
-def remove(folder: Path) -> None:
-    """Take a checkpoint away: its name first, then its files.
+def remove(folder: Place) -> None:
+    """Take a checkpoint away: its name first, then its files; in a store its manifest first.
 
     Raises:
-        OSError: the name could not be taken; all is as it was. Files that can't be removed are
-            left to `remove_partial`.
+        OSError: it could not be taken away; all is as it was. Files that can't be removed are
+            left to `remove_partial` and `remove_unfinished`.
     """
+    if isinstance(folder, StoredPath):
+        remove_below(folder, first=MANIFEST)
+        return
     renamed = partial_path(folder)
     os.rename(folder, renamed)
     flush_directory(folder.parent)
     shutil.rmtree(renamed, ignore_errors=True)
+
+
+def remove_unfinished(folder: StoredPath) -> None:
+    """Remove what writers and removers left in a store who died, as `remove_partial` does."""
+    for path in unfinished_in(folder):
+        remove_below(path)
 
 
 def remove_partial(folder: Path) -> None:

@@ -5,12 +5,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ps.checkpoint.chain import open_chain
 from ps.checkpoint.file_parts import CheckpointError
 from ps.checkpoint.intact import newest_intact
-from ps.checkpoint.manifest import MANIFEST, read_manifest
 from ps.checkpoint.read import CheckpointReader
+from runtime.places import Place
 from scheduler.coordinator.coordinator_state import CoordinatorState
-from scheduler.run.directory import CHECKPOINTS, checkpoints_of
+from scheduler.run.directory import (
+    Listed,
+    listed_checkpoints,
+    place_of_checkpoints,
+    run_id_of,
+)
 from scheduler.run.retention import Link, remove, superseded
 
 
@@ -24,25 +30,33 @@ class SavedCut:
         reader: of its files.
     """
 
-    path: Path
+    path: Place
     state: CoordinatorState
     reader: CheckpointReader
 
 
 def saved_cuts(
-    run: Path, damaged: Callable[[str], None], *, without: Collection[Path] = ()
+    run: Path, damaged: Callable[[str], None], *, without: Collection[Place] = ()
 ) -> Iterator[SavedCut]:
     """Yield the checkpoints that a run can go on from, the newest first.
 
     Manifests are read, and sizes of files. What else is damaged is found by who reads the files.
+    Only what one that turned out to be lies on is read here: once for all that lie on it.
 
     Args:
         damaged: is told of each one that is passed over, and why.
         without: those that have turned out to be; nothing is said of them.
     """
-    skip: set[Path] = set(without)
+    skip: set[Place] = set(without)
+    suspects = _chains_of(skip)
     while True:
-        found = newest_intact(run / CHECKPOINTS, with_training=True, skip=skip)
+        found = newest_intact(
+            place_of_checkpoints(run),
+            with_training=True,
+            run_id=run_id_of(run),
+            suspects=suspects,
+            skip=skip,
+        )
         for passed in found.passed:
             skip.add(passed.path)
             damaged(f"the checkpoint {passed.path.name} can't be gone on from: {passed.reason}")
@@ -60,7 +74,18 @@ def saved_cuts(
             yield SavedCut(path=path, state=state, reader=found.reader)
 
 
-def remove_superseded(run: Path, keep: int, damaged: Collection[Path] = frozenset()) -> list[Path]:
+def _chains_of(checkpoints: Collection[Place]) -> set[Place]:
+    """Return all folders that some checkpoints are read from, as far as that can be seen."""
+    found: set[Place] = set()
+    for path in checkpoints:
+        with suppress(CheckpointError, OSError):
+            found.update(files.directory for files in open_chain(path))
+    return found
+
+
+def remove_superseded(
+    run: Path, keep: int, damaged: Collection[Place] = frozenset()
+) -> list[Place]:
     """Remove the checkpoints of a run that are older than the newest full ones; return them.
 
     Args:
@@ -70,14 +95,13 @@ def remove_superseded(run: Path, keep: int, damaged: Collection[Path] = frozense
     Raises:
         OSError: one could not be taken away; the others before it are.
     """
-    links, epoch = [], 0
-    for path in checkpoints_of(run):
-        link, own = _link(path, path not in damaged)
-        # One that says no epoch stands where its step is.
-        epoch = epoch if own is None else own
-        links.append((epoch, link))
-    links.sort(key=lambda link: link[0])
-    gone = [run / CHECKPOINTS / name for name in superseded([link for _, link in links], keep)]
+    own = run_id_of(run)
+    links = [
+        _link(each, each.path not in damaged)
+        for each in listed_checkpoints(place_of_checkpoints(run))
+        if each.run_id in (None, own)
+    ]
+    gone = [place_of_checkpoints(run) / name for name in superseded(links, keep)]
     for path in gone:
         with suppress(FileNotFoundError):  # somebody was faster
             remove(path)
@@ -89,21 +113,22 @@ def first_needed(run: Path) -> int:
 
     Of a stream: what was planned before it is needed no more.
     """
-    for path in checkpoints_of(run):
-        try:
-            manifest, _ = read_manifest(path / MANIFEST)
-            return CoordinatorState.from_json(manifest.training).ledger.low_water
-        except (CheckpointError, ValueError):
+    first: list[int] = []
+    for listed in listed_checkpoints(place_of_checkpoints(run)):
+        if listed.manifest is None:
             return 0
-    return 0
+        try:
+            state = CoordinatorState.from_json(listed.manifest.training)
+        except ValueError:
+            return 0
+        first.append(state.ledger.low_water)
+    return min(first, default=0)
 
 
-def _link(path: Path, whole: bool) -> tuple[Link, int | None]:
-    """Return what a checkpoint lies on, and its recovery epoch where its manifest can be read."""
-    try:
-        manifest, _ = read_manifest(path / MANIFEST)
-    except CheckpointError:
-        return Link(path.name, kind="unreadable"), None
+def _link(listed: Listed, whole: bool) -> Link:
+    """Return what a checkpoint lies on."""
+    manifest = listed.manifest
+    if manifest is None:
+        return Link(listed.path.name, kind="unreadable")
     parent = None if manifest.parent is None else manifest.parent.name
-    kind = manifest.kind if whole else "damaged"
-    return Link(path.name, kind=kind, parent=parent), manifest.recovery_epoch
+    return Link(listed.path.name, kind=manifest.kind if whole else "damaged", parent=parent)

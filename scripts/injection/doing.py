@@ -199,7 +199,7 @@ class Injector:
     # Files ------------------------------------------------------------------------------------
 
     def _checkpoint_damaged(self, fault: Fault) -> tuple[list[Any], str]:
-        found = checkpoints_of(self._training.run)
+        found = [p for p in checkpoints_of(self._training.run) if isinstance(p, Path)]
         if not found:
             return [], NO_CHANCE
         newest = found[-1]

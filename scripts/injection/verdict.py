@@ -55,7 +55,7 @@ def wrong_with_run(run: Path, *, damaged: Collection[str]) -> list[str]:
         result = json.loads((run / RESULT_FILE).read_text())
     except (OSError, ValueError) as error:
         return [*wrong, str(error)]
-    found = checkpoints_of(run)
+    found = [path for path in checkpoints_of(run) if isinstance(path, Path)]
     if [Path(result["checkpoint"])] != found[-1:]:
         wrong.append(f"{result['checkpoint']} of the result is not the newest of {found}")
     unusable = set(damaged)

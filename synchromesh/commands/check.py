@@ -9,11 +9,11 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from ps.checkpoint.manifest import CheckpointError
+from runtime.storage import StorageError
 from scheduler import ConfigError, JobConfig, RunDirectoryError
 from scheduler.job.paths import with_absolute_paths
 from synchromesh.checking import SAMPLE_ROWS, Check, Column, check_job
 from synchromesh.commands.answers import Refused, answering, json_option, people_console, print_json
-from worker.data.storage import StorageError
 from worker.errors import DataError
 
 

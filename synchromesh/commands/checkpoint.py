@@ -3,7 +3,6 @@
 import time
 from dataclasses import asdict
 from datetime import timedelta
-from pathlib import Path
 
 import click
 from rich.filesize import decimal
@@ -29,9 +28,9 @@ def command() -> None:
 
 
 @command.command("list", epilog="Example: synchromesh checkpoint list runs/dlrm")
-@click.argument("run", type=click.Path(path_type=Path), metavar="CHECKPOINT_OR_RUN")
+@click.argument("run", type=click.Path(), metavar="CHECKPOINT_OR_RUN")
 @json_option
-def _list(run: Path, as_json: bool) -> None:
+def _list(run: str, as_json: bool) -> None:
     """Show the finished checkpoints of a run, the oldest first; errors name the damaged ones."""
     damaged: list[str] = []
     with answering(RunDirectoryError):
@@ -60,9 +59,9 @@ def _show_list(found: list[Checkpoint]) -> None:
 
 
 @command.command("show", epilog="Example: synchromesh checkpoint show runs/dlrm")
-@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="CHECKPOINT_OR_RUN")
+@click.argument("checkpoint", type=click.Path(), metavar="CHECKPOINT_OR_RUN")
 @json_option
-def _show(checkpoint: Path, as_json: bool) -> None:
+def _show(checkpoint: str, as_json: bool) -> None:
     """Show what a checkpoint is, of a run its newest; the keys of a delta's chain are counted."""
     with answering(RunDirectoryError, failures=(CheckpointError, OSError)):
         found = open_checkpoint(checkpoint)
@@ -97,9 +96,9 @@ def _show(checkpoint: Path, as_json: bool) -> None:
 
 
 @command.command("verify", epilog="Example: synchromesh checkpoint verify runs/dlrm")
-@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="CHECKPOINT_OR_RUN")
+@click.argument("checkpoint", type=click.Path(), metavar="CHECKPOINT_OR_RUN")
 @json_option
-def _verify(checkpoint: Path, as_json: bool) -> None:
+def _verify(checkpoint: str, as_json: bool) -> None:
     """Read every file of a checkpoint, of a run its newest, and compare it with its checksum.
 
     Of a delta those of all that it lies on, too.
@@ -119,10 +118,10 @@ def _verify(checkpoint: Path, as_json: bool) -> None:
 
 
 @command.command("diff", epilog="Example: synchromesh checkpoint diff runs/a runs/b")
-@click.argument("before", type=click.Path(path_type=Path), metavar="CHECKPOINT_OR_RUN")
-@click.argument("after", type=click.Path(path_type=Path), metavar="CHECKPOINT_OR_RUN")
+@click.argument("before", type=click.Path(), metavar="CHECKPOINT_OR_RUN")
+@click.argument("after", type=click.Path(), metavar="CHECKPOINT_OR_RUN")
 @json_option
-def _diff(before: Path, after: Path, as_json: bool) -> None:
+def _diff(before: str, after: str, as_json: bool) -> None:
     """Compare two checkpoints: rows of each table, and the dense parameters.
 
     Rows are the same where vector, slots, frequency and version are, bit for bit.
@@ -146,14 +145,14 @@ def _diff(before: Path, after: Path, as_json: bool) -> None:
     "compact",
     epilog="Example: synchromesh checkpoint compact runs/dlrm/checkpoints/delta-000000000120",
 )
-@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="CHECKPOINT_OR_RUN")
+@click.argument("checkpoint", type=click.Path(), metavar="CHECKPOINT_OR_RUN")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=click.Path(),
     help="The new folder; where it is there already, one with a number. Default: beside it.",
 )
 @json_option
-def _compact(checkpoint: Path, out: Path | None, as_json: bool) -> None:
+def _compact(checkpoint: str, out: str | None, as_json: bool) -> None:
     """Write a delta with all that it lies on as one full checkpoint; nothing is removed."""
     with answering(RunDirectoryError, failures=(CheckpointError, OSError)):
         path, digest = compact_checkpoint(checkpoint, out)

@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 
 from runtime.durable import write_text
+from runtime.storage import StorageError
 from synchromesh.commands.answers import Refused, answering, json_option, print_json
 from synchromesh.guessing import job_for
-from worker.data.storage import StorageError
 from worker.errors import DataError
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import click
@@ -18,6 +17,7 @@ from embedding.table.inspection import BIN_STARTS, RankBy, norms
 from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.summary import KeyState, TableOverview, TableSummary, overview_of, summarize
+from runtime.places import Place
 from scheduler import RunDirectoryError
 from scheduler.job.errors import nearest
 from scheduler.run.directory import latest_checkpoint
@@ -369,7 +369,7 @@ def values_text(values: np.ndarray, width: int) -> str:
 
 def _opened(
     checkpoint: str, table: str | None, by: RankBy | None
-) -> tuple[Path, CheckpointReader, list[TableSpec]]:
+) -> tuple[Place, CheckpointReader, list[TableSpec]]:
     """Return the checkpoint and the tables that are wanted of it."""
     path = latest_checkpoint(checkpoint)
     reader = CheckpointReader(path)
@@ -389,7 +389,7 @@ def _opened(
 
 
 def _show_all(
-    path: Path, reader: CheckpointReader, tables: list[TableSpec], *, as_json: bool
+    path: Place, reader: CheckpointReader, tables: list[TableSpec], *, as_json: bool
 ) -> None:
     step = reader.manifest.step
     overviews = [overview_of(reader, spec) for spec in tables]
@@ -403,7 +403,7 @@ def _show_all(
 
 
 def _show_one(
-    path: Path,
+    path: Place,
     reader: CheckpointReader,
     spec: TableSpec,
     top: int | None,

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from runtime.storage import StorageError, brief, split_url
 from worker.data.file_columns import FileColumn, constant
 from worker.data.patterns import folder_values
-from worker.data.storage import StorageError, brief, split_url
 
 FileColumns = Callable[[pa.Schema, Sequence[str]], tuple[FileColumn, ...]]
 

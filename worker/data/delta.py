@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from runtime.storage import join_url, split_url
 from worker.data.data_files import DataFile, TableName, s3_settings
-from worker.data.storage import join_url, split_url
 from worker.data.table_columns import TableColumn, TableSchema, by_field_id, by_name
 
 # Those that are honoured below, or change nothing for a reader of rows.

@@ -19,8 +19,8 @@ from itertools import islice
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from runtime.storage import StorageError, brief, join_url, open_filesystem
 from worker.data.patterns import natural_order
-from worker.data.storage import StorageError, brief, join_url, open_filesystem
 from worker.data.streams import Lag, Position
 
 MOST_REMEMBERED = 10_000

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from worker.data.storage import open_filesystem
+from runtime.storage import open_filesystem
 from worker.errors import DataError, UnreadableError
 
 _TAIL_BYTES = 1 << 16

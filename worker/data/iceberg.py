@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
+from runtime.storage import join_url, open_filesystem, split_url
 from worker.data.data_files import DataFile, TableName, s3_settings
 from worker.data.footers import open_source
-from worker.data.storage import join_url, open_filesystem, split_url
 from worker.data.table_columns import TableColumn, TableSchema, by_field_id
 
 if TYPE_CHECKING:

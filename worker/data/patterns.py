@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from worker.data.storage import (
+from runtime.storage import (
     ARROW_SCHEMES,
     NoSuchFileError,
     StorageError,

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
+from runtime.storage import open_filesystem
 from worker.data.footers import open_source
 from worker.data.planning import find_files
-from worker.data.storage import open_filesystem
 
 _READ_ROWS = 1 << 16
 

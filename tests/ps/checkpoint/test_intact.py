@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ps.checkpoint.files import CheckpointFiles
 from ps.checkpoint.intact import newest_intact
 from ps.checkpoint.manifest import read_manifest, write_manifest
 
@@ -68,7 +69,38 @@ def test_contents_are_checked_where_that_is_asked(run: Path) -> None:
     path.write_bytes(data)
 
     assert found(run) == ("delta-8", [])
-    assert found(run, contents=True) == ("full-7", ["delta-8"])
+    assert found(run, suspects=[run / "delta-000000000008"]) == ("full-7", ["delta-8"])
+
+
+def test_a_damaged_base_is_read_once_for_all_that_lie_on_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = run / "full-000000000004"
+    path = next(base.rglob("blocks-*"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    read: list[Path] = []
+    verify = CheckpointFiles.verify
+    monkeypatch.setattr(CheckpointFiles, "verify", lambda f: (read.append(f.directory), verify(f)))
+
+    skip = [run / f"{name:0>12}" for name in ("full-000000000007", "delta-000000000008")]
+    newest = found(run, suspects=[base, run / "delta-000000000006"], skip=skip)
+
+    assert newest == (None, ["delta-6", "delta-5", "full-4"])
+    assert read == [run / "delta-000000000006", base]
+
+
+def test_one_that_another_run_wrote_is_named_and_left(run: Path) -> None:
+    manifest, _ = read_manifest(run / "full-000000000007" / "manifest.json")
+    write_manifest(run / "full-000000000007", replace(manifest, job={"run": "theirs"}))
+
+    newest, passed = found(run, run_id="ours")
+
+    assert newest == "delta-6"
+    assert "full-7" in passed
+    reasons = [each.reason for each in newest_intact(run, run_id="ours").passed]
+    assert any("is of another run (theirs)" in reason for reason in reasons)
 
 
 def test_the_later_recovery_epoch_is_the_history_that_holds(run: Path) -> None:

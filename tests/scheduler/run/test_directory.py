@@ -42,7 +42,7 @@ def test_an_overwritten_run_loses_its_old_files_only(tmp_path: Path) -> None:
 
     RunDirectory(config(tmp_path / "run"), least_checkpoint_bytes=0).close()
 
-    assert names(run.path) == {"job.yaml", "notes.txt"}
+    assert names(run.path) == {"job.yaml", "notes.txt", "run.json"}
     with pytest.raises(RunDirectoryError, match="neither a checkpoint nor a run"):
         latest_checkpoint(run.path)
 
@@ -81,7 +81,8 @@ def test_a_second_job_is_refused_while_the_first_one_lives_and_changes_nothing(
 
 def test_two_jobs_that_begin_in_one_new_directory_do_not_both_get_it(tmp_path: Path) -> None:
     first = RunDirectory(config(tmp_path / "r", overwrite=False), least_checkpoint_bytes=0)
-    (tmp_path / "r" / "job.yaml").unlink()  # as if the first had not come to write it yet
+    for name in ("job.yaml", "run.json"):  # as if the first had not come to write them yet
+        (tmp_path / "r" / name).unlink()
 
     with pytest.raises(RunDirectoryError, match="belongs to a job that runs: 'first'"):
         RunDirectory(config(tmp_path / "r", overwrite=False), least_checkpoint_bytes=0)

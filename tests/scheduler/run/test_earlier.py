@@ -196,7 +196,7 @@ def test_without_a_checkpoint_auto_begins_anew_and_require_refuses(
     run = RunDirectory(job.config(), least_checkpoint_bytes=0, lease=found.lease)
     run.close()
 
-    assert {path.name for path in job.run.iterdir()} == {".lease.lock", "job.yaml"}
+    assert {path.name for path in job.run.iterdir()} == {".lease.lock", "job.yaml", "run.json"}
     assert look(job.config(resume="never")) is None
     job.run = tmp_path / "none"
     assert look(job.config()) is None

@@ -2,9 +2,9 @@ import sys
 
 import pytest
 
+from runtime.storage import StorageError
 from worker.data.data_files import TableName, s3_settings, table_name
 from worker.data.planning import find_files
-from worker.data.storage import StorageError
 
 
 @pytest.mark.parametrize(

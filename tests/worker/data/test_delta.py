@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from runtime.storage import StorageError
 from worker.data.key_hash import hash_strings
 from worker.data.plan import Plan
 from worker.data.reading import read_file
-from worker.data.storage import StorageError
 from worker.errors import DataError
 
 pytestmark = pytest.mark.writers

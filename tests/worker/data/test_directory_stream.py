@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from runtime.storage import StorageError
 from worker.data.directory_stream import DirectoryStream
-from worker.data.storage import StorageError
 
 TABLE = pa.table({"a": [1, 2, 3]})
 

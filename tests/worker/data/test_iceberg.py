@@ -29,9 +29,9 @@ from pyiceberg.types import (
 )
 from pyiceberg.utils.config import Config
 
+from runtime.storage import StorageError
 from worker.data.key_hash import hash_strings
 from worker.data.planning import find_files
-from worker.data.storage import StorageError
 from worker.errors import DataError
 
 pytestmark = pytest.mark.writers

@@ -8,8 +8,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import fs as pafs
 
+from runtime.storage import NoSuchFileError, StorageError, open_filesystem
 from worker.data.patterns import _Folder, expand, folder_values, natural_order
-from worker.data.storage import NoSuchFileError, StorageError, open_filesystem
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import pickle
 import pytest
 from pyarrow import fs as pafs
 
-from worker.data.storage import NoSuchFileError, StorageError, open_filesystem
+from runtime.storage import NoSuchFileError, StorageError, open_filesystem
 
 
 @pytest.mark.parametrize("url", ["file:///a/b/c.parquet", "file:///", "mock-free/x"])
