@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from embedding.kernels.lines import copy_row
 from embedding.kernels.mixing import NUM_BUCKETS, bucket_of
 
 Int64Array = npt.NDArray[np.int64]
@@ -81,15 +82,13 @@ class BucketGroups:
             floats: float32[n, width] each, one column after another in one array or several.
         """
         keys = numbers[0]
-        groups, places = np.empty(keys.size, np.int64), np.empty(keys.size, np.int64)
+        places = np.empty(keys.size, np.int64)
         start = 0
         while start < keys.size:
-            end = _assign(
-                keys, start, self._group_of, self._filled, self._capacity, groups, places
-            )  # fmt: skip
+            end = _assign(keys, start, self._group_of, self._filled, self._capacity, places)
             for source, target in zip(numbers, self._numbers, strict=True):
-                _scatter_numbers(source, start, end, groups, places, target)
-            self._scatter(floats, start, end, groups, places)
+                _scatter_numbers(source, start, end, places, target.reshape(-1))
+            self._scatter(floats, start, end, places)
             start = end
             for group in np.flatnonzero(self._filled == self._capacity).tolist():
                 self._hand_over(group)
@@ -104,7 +103,6 @@ class BucketGroups:
         sources: Sequence[Float32Array],
         start: int,
         end: int,
-        groups: Int64Array,
         places: Int64Array,
     ) -> None:
         targets = iter(self._floats)
@@ -112,8 +110,9 @@ class BucketGroups:
             first = 0
             while first < source.shape[1]:
                 target = next(targets)
-                _scatter_floats(source, first, start, end, groups, places, target)
-                first += target.shape[2]
+                width = target.shape[2]
+                _scatter_floats(source, first, start, end, places, width, target.reshape(-1))
+                first += width
 
     def _hand_over(self, group: int) -> None:
         count = int(self._filled[group])
@@ -134,15 +133,18 @@ def _assign(
     group_of: npt.NDArray[np.uint8],
     filled: Int64Array,
     capacity: int,
-    groups: Int64Array,
     places: Int64Array,
 ) -> int:
-    """Give each key from `start` a place; return the end, or the first one that has no room."""
+    """Give each key from `start` a place among those of all groups, one group after another.
+
+    Returns:
+        the end, or the first one that has no room.
+    """
     for i in range(start, keys.size):
         group = group_of[bucket_of(keys[i])]
         if filled[group] == capacity:
             return i
-        groups[i], places[i] = group, filled[group]
+        places[i] = np.int64(group) * capacity + filled[group]
         filled[group] += 1
     return keys.size
 
@@ -152,12 +154,11 @@ def _scatter_numbers(
     source: Int64Array,
     start: int,
     end: int,
-    groups: Int64Array,
     places: Int64Array,
     target: Int64Array,
 ) -> None:
     for i in range(start, end):
-        target[groups[i], places[i]] = source[i]
+        target[places[i]] = source[i]
 
 
 @njit(cache=True, nogil=True)
@@ -166,12 +167,11 @@ def _scatter_floats(
     first: int,
     start: int,
     end: int,
-    groups: Int64Array,
     places: Int64Array,
+    width: int,
     target: Float32Array,
 ) -> None:
-    """target[group, place] = source[i, first : first + width]."""
-    width = target.shape[2]
+    """Row places[i] of target = source[i, first : first + width], lines where it has whole ones."""
+    stride, flat = source.shape[1], source.reshape(-1)
     for i in range(start, end):
-        for c in range(width):
-            target[groups[i], places[i], c] = source[i, first + c]
+        copy_row(flat, i * stride + first, width, target, places[i] * width)

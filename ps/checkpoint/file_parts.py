@@ -11,12 +11,10 @@ have one in common.
 
 import contextlib
 import itertools
-import os
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
-from typing import IO, Any
+from typing import Any, Protocol
 
 import numpy.typing as npt
 import pyarrow as pa
@@ -48,7 +46,6 @@ def parts_schema(format_version: int) -> pa.Schema:
 
 
 PARTS_SCHEMA = parts_schema(TREE_VERSION)
-_BEGIN_BYTES = 8 << 20  # that are written before the disk is told to begin with them
 
 
 class CheckpointError(ValueError):
@@ -81,19 +78,24 @@ class FilePart:
     digest: bytes
 
 
+class Sink(Protocol):
+    """What bytes can be written to."""
+
+    def write(self, data: Any, /) -> object: ...
+
+
 class HashedFile:
     """Passes writes on, and keeps length and digest of the file, each byte of it hashed once.
 
-    It has the disk begin with what was written, so that the end has not all of it to wait for, and
-    a large file does not push others out of the page cache.
+    Args:
+        file: takes the bytes.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: Sink) -> None:
         self._file = file
         self._hasher = new_hasher(TREE_VERSION)
         self._digests: list[bytes] = []  # of the parts before
         self._part_start = 0
-        self._begun = 0
         self.closed = False
         self.length = 0
 
@@ -102,11 +104,6 @@ class HashedFile:
         self._file.write(view)
         self._hasher.update(view)
         self.length += view.nbytes
-        if self.length - self._begun >= _BEGIN_BYTES and sys.platform == "linux":
-            length = self.length - self._begun
-            with contextlib.suppress(OSError):  # it is advice; some file systems take none
-                os.posix_fadvise(self._file.fileno(), self._begun, length, os.POSIX_FADV_DONTNEED)
-            self._begun = self.length
         return view.nbytes
 
     def flush(self) -> None:

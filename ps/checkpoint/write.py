@@ -21,7 +21,7 @@ import itertools
 import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,7 @@ from ps.checkpoint.file_parts import (
     FileEntry,
     FilePart,
     HashedFile,
+    Sink,
     numbers_of,
     parts_table,
 )
@@ -64,6 +65,7 @@ from runtime.places import (
     place_of,
     remove_below,
 )
+from runtime.streamed_file import StreamedFile
 
 Compression = Literal["none", "lz4", "zstd"]
 """How the columns of a part may be compressed, each by itself, as Arrow files have it."""
@@ -191,6 +193,11 @@ class PartsWriter:
         self.entry = FileEntry(self._name, self._sink.length, digest, self._rows)
 
 
+def _streamed(place: Place, file: IO[bytes]) -> contextlib.AbstractContextManager[Sink]:
+    """Return what writes a file: where it lies in a store, whose package has threads, itself."""
+    return StreamedFile(file) if isinstance(place, Path) else contextlib.nullcontext(file)
+
+
 @contextlib.contextmanager
 def parts_writer(
     root: Place,
@@ -203,8 +210,9 @@ def parts_writer(
     """Yield what writes a file below `root`, which is whole and on the disk after the block."""
     make_folder_at((root / path).parent)
     options = pa.ipc.IpcWriteOptions(compression=None if compression == "none" else compression)
-    with new_file_at(root / path) as file:
-        sink = HashedFile(file)
+    place = root / path
+    with new_file_at(place) as file, _streamed(place, file) as streamed:
+        sink = HashedFile(streamed)
         with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), schema, options=options) as arrow:
             writer = PartsWriter(sink, arrow, path.as_posix(), parts)
             yield writer
