@@ -85,6 +85,12 @@ class FrozenTable:
         for blocks, places in self._bloom.parts(max(1, max_bytes // block_bytes)):
             yield BloomBlocks(blocks.buckets[places], blocks.counters[places])
 
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes of copies of what was changed before it was read; another thread may ask."""
+        frozen = (self._rows, self._counters, self._bloom)
+        return sum(each.nbytes for each in frozen if each is not None)
+
     def close(self) -> None:
         """Give up what was not read: its iterators raise RuntimeError, and nothing is kept."""
         for frozen in (self._rows, self._counters, self._bloom):

@@ -1,13 +1,13 @@
 """Write a shard as it was at one step while it goes on: a full cut, or what changed of it.
 
 One thread copies frozen tables piece by piece, each under a lock that is held for a moment: it does
-nothing else and gives way to none, as others wait for that lock. Another one, which gives way to
-those that train, collects rows by groups of buckets, hashes and writes them. What they take of
-memory is bounded whatever the tables hold.
+nothing else, as others wait for that lock. Another one collects rows by groups of buckets, and
+hashes them; a third one writes them. What they take of memory is bounded whatever the tables hold.
+They spread their work over some time, so that training loses little of a core at any moment.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -19,10 +19,12 @@ import pyarrow as pa
 
 from embedding import BloomBlocks, CounterEntries, TableEntries, TableSpec, rule_for
 from embedding.arrow import COUNTER_SCHEMA, list_column, row_schema
-from embedding.kernels.mixing import buckets_of
+from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
 from embedding.spec.admission import BloomAdmission
+from embedding.table.bloom import reserved_bytes
 from ps.checkpoint.bucket_groups import BucketGroups, Group
 from ps.checkpoint.file_parts import FileEntry, FilePart
+from ps.checkpoint.pace import Pace
 from ps.checkpoint.write import (
     REMOVED_SCHEMA,
     Compression,
@@ -36,20 +38,18 @@ from ps.checkpoint.write import (
 )
 from ps.spec import StoreSpec
 from runtime.places import Place, place_of
-from runtime.priority import give_way
 
 Int64Array = npt.NDArray[np.int64]
 Locked = Callable[[], AbstractContextManager[None]]
-Piece = TypeVar("Piece")
+Piece = TypeVar("Piece", TableEntries, CounterEntries, BloomBlocks)
 
 BUFFER_BYTES = 64 << 20
+MOST_SAVED_BYTES = 64 << 20
+"""Of copies of what was changed before it was read: beyond that nothing waits for its time."""
 _PIECE_BYTES = 1 << 20  # that is copied at once, with the lock held
 _BLOOM_PART_BYTES = 8 << 20
 _REMOVED_AT_ONCE = 1 << 20
 _PIECES_AHEAD = 2
-# Beside a thread that computes all the time this one gets a tenth of a core: it has to come to an
-# end, as what changes meanwhile is kept twice.
-_NICENESS = 10
 
 
 class FrozenTable(Protocol):
@@ -58,6 +58,10 @@ class FrozenTable(Protocol):
     removed: Int64Array
     num_rows: int
     num_counters: int
+    num_blocks: int
+
+    @property
+    def saved_bytes(self) -> int: ...
 
     def rows(self, max_rows: int) -> Iterator[TableEntries]: ...
 
@@ -76,6 +80,7 @@ class CutWriter:
         locked: holds the shard against changes while a piece is copied.
         changed_only: whether it is a delta, which says what was removed.
         compression: of all columns of tables.
+        pace: over which time the work is spread.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class CutWriter:
         locked: Locked,
         changed_only: bool,
         compression: Compression = "none",
+        pace: Pace | None = None,
     ) -> None:
         self._root = place_of(directory)
         self._store = store
@@ -96,6 +102,8 @@ class CutWriter:
         self._locked = locked
         self._changed_only = changed_only
         self._compression: Compression = compression
+        self._pace = Pace() if pace is None else pace
+        self._tables: Sequence[FrozenTable] = ()
         self._parts: list[FilePart] = []
         self._entries: list[FileEntry] = []
 
@@ -105,7 +113,7 @@ class CutWriter:
         """Return what the manifest says of the files, once all are on the disk.
 
         Args:
-            tables: in the order of the store; the caller closes them.
+            tables: in the order of the store; the caller closes them, however this ends.
             dense: float32[blocks, width], parameters and slots.
 
         Raises:
@@ -114,15 +122,15 @@ class CutWriter:
         """
         with (
             ThreadPoolExecutor(1, thread_name_prefix="cut-read") as self._reading,
-            ThreadPoolExecutor(
-                1, thread_name_prefix="cut-write", initializer=give_way, initargs=(_NICENESS,)
-            ) as writing,
+            ThreadPoolExecutor(1, thread_name_prefix="cut-write") as writing,
         ):
             return writing.submit(self._write_all, tables, dense).result()
 
     def _write_all(
         self, tables: Iterable[FrozenTable], dense: npt.NDArray[np.float32]
     ) -> list[FileEntry]:
+        self._tables = tables = list(tables)
+        self._pace.begin(sum(map(_num_bytes, self._store.tables, tables)))
         for spec, table in zip(self._store.tables, tables, strict=True):
             self._write_table(spec, table)
         rule = rule_for(self._store.dense_optimizer, sparse=False)
@@ -136,10 +144,9 @@ class CutWriter:
         rule = rule_for(spec.optimizer, sparse=True)
         widths = [spec.dim, *(slot.width(spec.dim) for slot in rule.slots)]
         schema = row_schema(spec)
-        row_bytes = 24 + 4 * sum(widths)
         with self._file(spec, "rows", schema) as writer:
             groups = self._groups(writer, schema, table.num_rows, widths)
-            pieces = table.rows(max(1, _PIECE_BYTES // row_bytes))
+            pieces = table.rows(max(1, _PIECE_BYTES // _row_bytes(spec)))
             for rows in self._pieces(pieces):
                 numbers = [rows.keys, rows.frequency, rows.version]
                 groups.add(numbers[: 3 if spec.track_usage else 1], rows.vectors, rows.slots)
@@ -201,6 +208,27 @@ class CutWriter:
         while (piece := ahead.popleft().result()) is not None:
             ahead.append(self._reading.submit(next_one))
             yield piece
+            saved = sum(table.saved_bytes for table in self._tables)
+            self._pace.did(_nbytes(piece), urgent=saved > MOST_SAVED_BYTES)
+
+
+def _row_bytes(spec: TableSpec) -> int:
+    """Return the bytes of a row in `TableEntries`."""
+    return 24 + 4 * rule_for(spec.optimizer, sparse=True).row_width(spec.dim)
+
+
+def _num_bytes(spec: TableSpec, table: FrozenTable) -> int:
+    """Return the bytes of all pieces of a table."""
+    block_bytes = 0
+    if isinstance(spec.admission, BloomAdmission):
+        block_bytes = reserved_bytes(spec.admission) // NUM_BUCKETS + 8
+    return (
+        table.num_rows * _row_bytes(spec) + table.num_counters * 24 + table.num_blocks * block_bytes
+    )
+
+
+def _nbytes(piece: TableEntries | CounterEntries | BloomBlocks) -> int:
+    return sum(getattr(piece, name).nbytes for name in piece.__slots__)
 
 
 def _joined(pieces: Iterator[BloomBlocks]) -> Iterator[BloomBlocks]:

@@ -64,9 +64,10 @@ class ServerActor(ShardServer):
         *,
         changed_only: bool,
         compression: Compression = "none",
+        seconds: float = 0.0,
     ) -> list[FileEntry]:
         return super().write_cut(
-            directory, step, changed_only=changed_only, compression=compression
+            directory, step, changed_only=changed_only, compression=compression, seconds=seconds
         )
 
     @ray.method(concurrency_group="copy")

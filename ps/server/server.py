@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ps.checkpoint.cut import CutWriter
 from ps.checkpoint.digest import BucketDigests, block_digests
 from ps.checkpoint.manifest import CheckpointError, FileEntry
+from ps.checkpoint.pace import Pace
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import MovedDense, start_shard_from
 from ps.checkpoint.write import Compression, write_shard
@@ -106,6 +107,8 @@ class ShardServer:
         )
         self._sender: JournalSender | None = None
         self._cpu_seconds_before = time.process_time()
+        self._pace = Pace()
+        self._hurried_step = -1
 
     def address(self) -> Address:
         return self._plane.listener.address(self._node_id)
@@ -287,16 +290,23 @@ class ShardServer:
         *,
         changed_only: bool,
         compression: Compression = "none",
+        seconds: float = 0.0,
     ) -> list[FileEntry]:
         """Write what the shard has frozen, while it goes on; the caller writes the manifest.
 
         Whatever comes of it, nothing of the shard is frozen afterwards.
+
+        Args:
+            seconds: over which it is spread, see `Pace`.
 
         Raises:
             CheckpointError: what is frozen is not what the caller wants to write.
             OSError: a file could not be written.
             RuntimeError: it was frozen again meanwhile, or entered another recovery epoch.
         """
+        self._pace = pace = Pace(seconds)
+        if self._hurried_step == step:
+            pace.hurry()
         with self._lock.shared():
             frozen = self._shard.frozen
         if frozen is None or (frozen.step, frozen.changed_only) != (step, changed_only):
@@ -313,12 +323,18 @@ class ShardServer:
                 locked=self._lock.shared,
                 changed_only=changed_only,
                 compression=compression,
+                pace=pace,
             )
             return writer.write(frozen.tables, frozen.dense)
         finally:
             with self._lock.exclusive():
                 if self._shard.frozen is frozen:
                     self._shard.thaw()
+
+    def hurry_cut(self, step: int) -> None:
+        """Write the cut of a step as fast as it goes from here on; it may not have begun."""
+        self._hurried_step = step
+        self._pace.hurry()
 
     def stats(self) -> ServerFigures:
         """Return what reports show of a server."""
@@ -359,6 +375,7 @@ class ShardServer:
     def close(self) -> None:
         self._drop_sender()
         self._ended.set()
+        self._pace.hurry()
         self._plane.close()
         with self._lock.exclusive():  # a message that came before may be under way
             self._updates.close()

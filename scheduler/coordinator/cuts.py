@@ -51,6 +51,11 @@ class CutSchedule:
         """The cut that every shard holds frozen and that is not written yet."""
         return self.running if self.is_frozen else None
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody asked for a cut that is not written yet."""
+        return self._asked or (self.running is not None and self.running.asked)
+
     def ask(self, *, full: bool = True) -> None:
         """Somebody wants a cut: where one is running, the next one.
 

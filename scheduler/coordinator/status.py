@@ -49,6 +49,7 @@ class Status:
         silent_shards, gone_shards: copies of shards, by number: that answer nothing, and at whose
             address nobody listens any more.
         cut: that every shard holds frozen and that is to be written now; None: there is none.
+        cut_is_awaited: whether somebody asked for one that is not written yet.
         recovery_epoch: that the coordinator is in.
         standbys: the shards that have one.
         shard_lag: by shard, steps that are ordered and not applied there.
@@ -62,6 +63,7 @@ class Status:
     automatic: bool = False
     paused: bool = False
     cut: Cut | None = None
+    cut_is_awaited: bool = False
     recovery_epoch: int = 0
     trained: bool = False
     evaluating: bool = False
@@ -113,6 +115,7 @@ def status_of(coordinator: Coordinator, told: Told = NOTHING) -> Status:
         limit=ledger.limit,
         paused=c.paused,
         cut=c.cuts.to_write,
+        cut_is_awaited=c.cuts.is_awaited,
         recovery_epoch=c.spec.recovery_epoch,
         num_workers=c.num_workers,
         workers_automatic=c.workers_automatic,

@@ -10,6 +10,7 @@ from ray.exceptions import RayTaskError
 
 from ps.checkpoint.file_parts import FileEntry
 from ps.checkpoint.manifest import Parent, write_manifest
+from ps.checkpoint.pace import SHARE_OF_INTERVAL
 from ps.checkpoint.write import begin_checkpoint, give_up_checkpoint, publish_checkpoint
 from runtime.places import Place
 from scheduler.coordinator.cuts import Cut
@@ -38,6 +39,7 @@ class _Writing:
         partial: where.
         calls: of the servers, and of the coordinator for its state at the cut's step.
         until: when they must have ended, as `time.monotonic()`.
+        hurried: whether it is written as fast as it goes.
         published: ends once the checkpoint is there under its name.
     """
 
@@ -46,6 +48,7 @@ class _Writing:
     calls: dict[Who, Any]
     until: float
     published: "Future[tuple[Place, str]] | None" = None
+    hurried: bool = False
 
 
 class RunningCuts:
@@ -63,6 +66,7 @@ class RunningCuts:
         self._writing: _Writing | None = None
         # The last one of this epoch: what comes next may lie on it.
         self._parent: Parent | None = None
+        self._began = time.monotonic()  # the last one, or the job
         # Files are flushed there, and removed.
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="cuts")
 
@@ -71,12 +75,13 @@ class RunningCuts:
         """Whether one is being written."""
         return self._writing is not None
 
-    def look(self, cut: Cut | None, num_bytes: int) -> CutEnd | None:
+    def look(self, cut: Cut | None, num_bytes: int, *, in_a_hurry: bool = False) -> CutEnd | None:
         """Go on with what can be done without waiting; return what came of a cut that ended.
 
         Args:
             cut: that all shards hold frozen, if they do.
             num_bytes: about as much as all servers hold.
+            in_a_hurry: whether somebody waits for a cut, be it the end of the job.
 
         Raises:
             ProcessLostError: a server or the coordinator died meanwhile.
@@ -84,11 +89,15 @@ class RunningCuts:
         if self._writing is None:
             if cut is not None:
                 try:
-                    self._begin(cut, num_bytes)
+                    self._begin(cut, num_bytes, 0.0 if in_a_hurry else self._seconds_to_spread())
                 except OSError as error:
                     return CutEnd(cut, error=f"a checkpoint can't be written: {error}")
             return None
         writing = self._writing
+        if in_a_hurry and not writing.hurried:
+            writing.hurried = True
+            step = writing.cut.step
+            self._processes.of_servers(lambda handle: handle.hurry_cut.remote(step))
         try:
             if writing.published is None:
                 self._publish_once_written(writing)
@@ -118,7 +127,15 @@ class RunningCuts:
 
     # Inside -----------------------------------------------------------------------------------
 
-    def _begin(self, cut: Cut, num_bytes: int) -> None:
+    def _seconds_to_spread(self) -> float:
+        """Return how long a cut may take that nobody waits for."""
+        interval = time.monotonic() - self._began
+        every_seconds = self._specs.config.checkpoint.every_seconds
+        if every_seconds is not None:
+            interval = min(interval, every_seconds)
+        return SHARE_OF_INTERVAL * interval
+
+    def _begin(self, cut: Cut, num_bytes: int, seconds: float) -> None:
         partial = begin_checkpoint(self._run.checkpoint_path(cut.kind, cut.step))
         compression = self._specs.config.checkpoint.compression
         calls = self._processes.of_servers(
@@ -127,11 +144,13 @@ class RunningCuts:
                 cut.step,
                 changed_only=cut.kind == "delta",
                 compression=compression,
+                seconds=seconds,
             )
         )
         calls[COORDINATOR] = self._processes.coordinator.handle.cut_state.remote(cut.step)
-        until = time.monotonic() + seconds_to_move(num_bytes)
-        self._writing = _Writing(cut, partial, calls, until)
+        self._began = time.monotonic()
+        until = self._began + seconds + seconds_to_move(num_bytes)
+        self._writing = _Writing(cut, partial, calls, until, hurried=seconds == 0.0)
 
     def _publish_once_written(self, writing: _Writing) -> None:
         calls = list(writing.calls.values())

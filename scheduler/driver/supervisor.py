@@ -374,7 +374,8 @@ class Supervisor:
 
     def _look_at_cuts(self, status: Status) -> None:
         """Go on with the cut that is due; what comes of it is told, and a failure ends nothing."""
-        end = self._cuts.look(status.cut, self._model_bytes)
+        in_a_hurry = status.trained or status.cut_is_awaited or self._stop.came
+        end = self._cuts.look(status.cut, self._model_bytes, in_a_hurry=in_a_hurry)
         if end is None:
             return
         if end.error is not None:

@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -344,3 +345,34 @@ def test_what_was_frozen_is_written_once_while_records_are_applied(
 
     assert all((tmp_path / entry.path).stat().st_size == entry.bytes for entry in files)
     client.close()
+
+
+@pytest.mark.parametrize("hurried_first", [True, False])
+def test_a_cut_that_is_spread_over_time_can_be_hurried_before_and_while_it_is_written(
+    servers: list[ShardServer],
+    small_job: Any,
+    saved_job: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hurried_first: bool,
+) -> None:
+    monkeypatch.setattr("ps.checkpoint.pace.LEAST_RATE", 1e-3)
+    job = saved_job(2)
+    directory = job.write_checkpoint(tmp_path / "from")
+    for server in servers:
+        server.start_from(5, str(directory), goes_on=True)
+    client = client_of(servers, job.spec)
+    step = servers[0].stats().step
+    job.wait_for(client, client.start_freeze(1, step, changed_only=False))
+    if hurried_first:
+        servers[0].hurry_cut(step)
+
+    with ThreadPoolExecutor(1) as threads:
+        writing = threads.submit(
+            servers[0].write_cut, str(tmp_path / "cut"), step, changed_only=False, seconds=1e6
+        )
+        if not hurried_first:
+            with pytest.raises(TimeoutError):
+                writing.result(timeout=0.2)
+            servers[0].hurry_cut(step)
+        assert writing.result(timeout=60)

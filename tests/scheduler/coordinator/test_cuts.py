@@ -202,3 +202,17 @@ def test_a_cut_waits_for_the_norms_of_the_steps_before_it_and_no_step_is_formed(
     job.handle(DenseNormMeasured(1, (np.ones(1),)))
     assert job.said == [0, 1, TakeCut(1, 2, changed_only=False)]
     assert job.coordinator.step == 4
+
+
+def test_who_waits_for_a_cut_is_known_until_it_is_written() -> None:
+    cuts = CutSchedule(CutOptions(every_steps=1), step=0, clock=0)
+    assert not cuts.is_awaited
+    cuts.ask()
+    assert cuts.is_awaited
+    state = at(3)
+    cuts.take(state, now=0.0)
+    assert cuts.is_awaited
+    cuts.taken(3, failed=False)
+    assert not cuts.is_awaited
+    cuts.take(state, now=1.0)
+    assert not cuts.is_awaited, "this one nobody asked for"

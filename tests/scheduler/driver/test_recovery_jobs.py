@@ -177,3 +177,16 @@ def test_a_cut_that_can_not_be_written_is_told_and_the_next_one_is_full(
     kinds = [path.name.split("-")[0] for path in cuts]
     assert kinds[:3] == ["full", "full", "delta"], "nothing of what failed is left"
     assert [CheckpointReader(path).manifest.kind for path in cuts] == kinds
+
+
+@pytest.mark.usefixtures("jobs_in_threads")
+def test_a_cut_that_may_take_days_is_written_at_once_when_the_job_ends(
+    samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ps.checkpoint.pace.LEAST_RATE", 1e-3)
+    monkeypatch.setattr("scheduler.driver.cuts.SHARE_OF_INTERVAL", 1e6)
+
+    Trainer(job(samples, tmp_path / "run", "sync", checkpoint=CUTS)).fit()
+
+    kept = [CheckpointReader(path) for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert 4 in {reader.manifest.step for reader in kept}, "the only one before that of the end"
