@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
@@ -22,11 +23,12 @@ import numpy as np
 
 from bench.beside_checkpoints import beside
 from bench.command_line import finish
-from bench.cut_shard import CutShard, Pace, restore, store_of
+from bench.cut_shard import CutShard, Training, restore, store_of
 from bench.disk_speed import forget, read_seconds, write_seconds
 from bench.lines import MEGA, emit
+from ps.checkpoint.pace import SHARE_OF_INTERVAL
 
-_QUIET_SECONDS = 3.0
+EVERY_SECONDS = 600  # of a job that is not told otherwise
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -35,15 +37,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--track-usage", action="store_true", help="with frequency and version")
     parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=10.0,
+                        help="of training with a cut, and without (%(default)s)")  # fmt: skip
     parser.add_argument("--folder", type=Path, help="where files are written (the temporary one)")
     parser.add_argument("--quick", action="store_true", help="small sizes: see that it runs")
     arguments = parser.parse_args(argv)
     if arguments.quick:
-        parser.set_defaults(rows="20_000", repeats=1)
+        parser.set_defaults(rows="20_000", repeats=1, seconds=0.3)
         arguments = parser.parse_args(argv)
     arguments.rows = [int(rows) for rows in arguments.rows.split(",")]
     if min(arguments.rows) < 1000 or arguments.repeats < 1 or arguments.dim < 1:
         parser.error("--rows must be >= 1000, --repeats and --dim >= 1")
+    if not arguments.seconds > 0:
+        parser.error("--seconds must be > 0")
     return arguments
 
 
@@ -51,69 +57,83 @@ def measure(rows: int, folder: Path, arguments: argparse.Namespace) -> None:
     """Print all figures of a shard of so many rows."""
     store = store_of(arguments.dim, track_usage=arguments.track_usage)
     cut = CutShard(store, rows)
-    cut.train(_after(0.5))  # kernels are loaded
-    quiet, busy, own_writes, own_reads, alone, beside_training, reads = ([] for _ in range(7))
-    held, cpu = [], []
+    cut.hammer(_after(0.5))  # kernels are loaded
+    found: dict[str, list[float]] = defaultdict(list)
+    training: dict[str, list[Training]] = defaultdict(list)
     for number in range(arguments.repeats + 1):
         path = folder / f"full-{number}"
-        held.append(cut.freeze(changed_only=False))
+        found["freeze"].append(cut.freeze(changed_only=False))
         before = time.process_time()
         began = time.perf_counter()
         files = cut.write(path, changed_only=False)
-        alone.append(time.perf_counter() - began)
-        cpu.append(time.process_time() - before)
+        found["cut"].append(time.perf_counter() - began)
+        found["cut_cpu"].append(time.process_time() - before)
         parent = cut.finish(path, files)
         num_bytes = sum(entry.bytes for entry in files)
-        own_writes.append(write_seconds(folder / "disk", num_bytes))
-        own_reads.append(read_seconds(folder / "disk"))
+        found["disk_write"].append(write_seconds(folder / "disk", num_bytes))
+        found["disk_read"].append(read_seconds(folder / "disk", num_bytes))
         forget(file for file in path.rglob("*") if file.is_file())
         began = time.perf_counter()
-        found = restore(store, path)
-        reads.append(time.perf_counter() - began)
-        if len(found.tables[0]) != rows:
-            raise RuntimeError(f"{len(found.tables[0])} rows came back of {rows}")
-        del found
-        quiet.append(cut.train(_after(min(_QUIET_SECONDS, 2 * alone[-1]))))
+        restored = restore(store, path)
+        found["restore"].append(time.perf_counter() - began)
+        if len(restored.tables[0]) != rows:
+            raise RuntimeError(f"{len(restored.tables[0])} rows came back of {rows}")
+        del restored
+        training["quiet"].append(cut.train(arguments.seconds))
         cut.freeze(changed_only=False)
-        pace, took = cut.train_while(lambda: cut.write(folder / "busy", changed_only=False))
-        busy.append(pace)
-        beside_training.append(took)
+        spread = EVERY_SECONDS * SHARE_OF_INTERVAL
+        busy = cut.train_while_writing(folder / "busy", arguments.seconds, spread)
+        training["busy"].append(busy)
+        training["quiet_hammer"].append(cut.hammer(_after(min(3.0, 2 * found["cut"][-1]))))
+        cut.freeze(changed_only=False)
+        hammer, took = cut.hammer_while_writing(folder / "busy")
+        training["busy_hammer"].append(hammer)
+        found["cut_hammered"].append(took)
         shutil.rmtree(folder / "busy")
         if number < arguments.repeats:
             shutil.rmtree(path)
         if number == 0:  # first touches of files and kernels
-            for times in (quiet, busy, own_writes, own_reads, alone, beside_training, reads, held,
-                          cpu):  # fmt: skip
-                times.clear()
+            found.clear()
+            training.clear()
     size = {"rows": rows, "bytes": num_bytes, "repeats": arguments.repeats}
-    own_write, own_read = median(own_writes), median(own_reads)
-    emit("disk_write", num_bytes / own_write / MEGA, "MB/s", **size)
-    emit("disk_read", num_bytes / own_read / MEGA, "MB/s", **size)
-    emit("freeze", 1e3 * median(held), "ms", **size)
-    emit("cut_write", num_bytes / median(alone) / MEGA, "MB/s", of_disk=own_write / median(alone),
-         target=0.6, cpu_s=median(cpu), **size)  # fmt: skip
-    emit("cut_write_while_training", num_bytes / median(beside_training) / MEGA, "MB/s",
-         of_disk=own_write / median(beside_training), **size)  # fmt: skip
-    emit("restore", num_bytes / median(reads) / MEGA, "MB/s", of_disk=own_read / median(reads),
+    times = {name: median(seconds) for name, seconds in found.items()}
+    rates = {name: num_bytes / seconds / MEGA for name, seconds in times.items()}
+    emit("disk_write", rates["disk_write"], "MB/s", **size)
+    emit("disk_read", rates["disk_read"], "MB/s", **size)
+    emit("freeze", 1e3 * times["freeze"], "ms", **size)
+    emit("cut_write", rates["cut"], "MB/s", of_disk=rates["cut"] / rates["disk_write"],
+         target=0.6, cpu_ns_a_byte=1e9 * times["cut_cpu"] / num_bytes, **size)  # fmt: skip
+    emit("cut_write_hammered", rates["cut_hammered"], "MB/s",
+         of_disk=rates["cut_hammered"] / rates["disk_write"], **size)  # fmt: skip
+    emit("restore", rates["restore"], "MB/s", of_disk=rates["restore"] / rates["disk_read"],
          target=0.6, **size)  # fmt: skip
-    _emit_training(quiet, busy, size)
+    _emit_training("training", training["quiet"], training["busy"], size, target=0.05)
+    _emit_training("hammer", training["quiet_hammer"], training["busy_hammer"], size)
     _measure_delta(cut, folder, parent, rows)
     beside(folder, rows, 2 * arguments.dim)
 
 
-def _emit_training(quiet: list[Pace], busy: list[Pace], size: dict[str, int]) -> None:
+def _emit_training(
+    name: str,
+    quiet: list[Training],
+    busy: list[Training],
+    size: dict[str, int],
+    target: float | None = None,
+) -> None:
     slower = [q.rate / b.rate - 1 for q, b in zip(quiet, busy, strict=True)]
-    emit("training_slower", median(slower), "of its rate", target=0.05, at_most=True,
-         min=min(slower), max=max(slower), **size)  # fmt: skip
-    usual = median(pull for pace in quiet for pull in pace.pulls)
-    for name, share in (("longest", 100), ("p99", 99)):
+    by_cpu = [b.cpu_of_step / q.cpu_of_step - 1 for q, b in zip(quiet, busy, strict=True)]
+    emit(f"{name}_slower", median(slower), "of its rate", target=target, at_most=True,
+         min=min(slower), max=max(slower), by_cpu=median(by_cpu),
+         steps_a_second=median(q.rate for q in quiet), **size)  # fmt: skip
+    usual = median(pull for one in quiet for pull in one.pulls)
+    for which, share in (("longest", 100), ("p99", 99)):
         of_quiet, of_busy = (
-            float(np.percentile([pull for pace in paces for pull in pace.pulls], share))
-            for paces in (quiet, busy)
+            float(np.percentile([pull for one in all_of for pull in one.pulls], share))
+            for all_of in (quiet, busy)
         )
-        emit(f"{name}_pull", of_busy / usual, "of the usual one", target=2.0, at_most=True,
-             ms=1e3 * of_busy, usual_ms=1e3 * usual, without_cut=of_quiet / usual,
-             **size)  # fmt: skip
+        emit(f"{name}_{which}_pull", of_busy / of_quiet, "of the same without a cut",
+             target=None if target is None else 2.0, at_most=True, ms=1e3 * of_busy,
+             usual_ms=1e3 * usual, **size)  # fmt: skip
 
 
 def _measure_delta(cut: CutShard, folder: Path, parent, rows: int) -> None:  # type: ignore[no-untyped-def]

@@ -1,20 +1,26 @@
-"""A shard in this process of which cuts are written and restored, and a thread that trains it."""
+"""A shard in this process of which cuts are written and restored, and threads that train it."""
 
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
+from bench.keys import EXPONENT
 from embedding import TableEntries, TableSpec, rule_for
 from embedding.optimizers.rule import step_scalars
 from embedding.spec.optimizers import Adagrad
 from ps.checkpoint.cut import CutWriter
 from ps.checkpoint.file_parts import FileEntry
 from ps.checkpoint.manifest import Manifest, Parent, write_manifest
+from ps.checkpoint.pace import Pace
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import start_shard_from
 from ps.messages.records import Freeze
@@ -22,7 +28,9 @@ from ps.server.read_write_lock import ReadWriteLock
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 
-BATCH = 12_000  # distinct keys of a batch of 2048 samples
+BATCH = 12_000  # distinct keys of a batch of 2048 samples, about
+_DRAWN = 2048 * 26
+_LAYER, _LAYERS = 512, 5  # of a batch of 2048: as many multiplications as those of the DLRM
 _ROWS_AT_ONCE = 1 << 20
 _DENSE = 500_000
 
@@ -37,17 +45,26 @@ def store_of(dim: int, *, track_usage: bool) -> StoreSpec:
 
 
 @dataclass(slots=True)
-class Pace:
-    """How long pulls and steps took, in seconds, and how long all of them together."""
+class Training:
+    """How long pulls and steps took, in seconds, and how long all of them together.
+
+    `cpu` is of the whole process, so of what goes on beside it too.
+    """
 
     pulls: list[float] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    cpu: float = 0.0
 
     @property
     def rate(self) -> float:
         """Steps a second, with their pulls."""
         return len(self.steps) / self.seconds
+
+    @property
+    def cpu_of_step(self) -> float:
+        """CPU seconds of the process for each step."""
+        return self.cpu / len(self.steps)
 
 
 class CutShard:
@@ -65,6 +82,8 @@ class CutShard:
         self.shard.initialize(1, dense=np.zeros(store.dense_size, np.float32))
         self._rng = np.random.default_rng(0)
         self._number = 0
+        self._sums = np.cumsum(np.arange(1, rows + 1, dtype=np.float64) ** -EXPONENT)
+        self._ranked = self._rng.permutation(rows)
         (spec,) = store.tables
         width = rule_for(spec.optimizer, sparse=True).row_width(spec.dim) - spec.dim
         for start in range(0, rows, _ROWS_AT_ONCE):
@@ -90,24 +109,62 @@ class CutShard:
             scalars=step_scalars(spec.optimizer, learning_rate=0.01, step=1),
         )
 
-    def train(self, until: Callable[[], bool]) -> Pace:
-        """Pull and update rows batch by batch."""
+    def hammer(self, until: Callable[[], bool]) -> Training:
+        """Pull and update rows batch by batch, any of all, and do nothing else."""
+        training = Training()
+        with _timed(training):
+            while not until():
+                keys = np.unique(self._rng.integers(0, self.rows, BATCH))
+                self._step(keys, lambda: None, training)
+        return training
+
+    def train(self, seconds: float) -> Training:
+        """Train as a job does that has every core: a batch is drawn, pulled, computed, applied.
+
+        Keys are drawn from a Zipf distribution; what is computed is as much as the dense layers of
+        the DLRM of the other benchmarks, and gives no gradients.
+        """
+        training, threads = Training(), []
+        end = time.perf_counter() + seconds
+        with threadpool_limits(1), _timed(training):
+            for number in range(len(os.sched_getaffinity(0))):
+                arguments = (np.random.default_rng(number), end, training)
+                threads.append(threading.Thread(target=self._work, args=arguments))
+                threads[-1].start()
+            for thread in threads:
+                thread.join()
+        return training
+
+    def _work(self, rng: np.random.Generator, end: float, training: Training) -> None:
+        batch = rng.standard_normal((2048, _LAYER), np.float32)
+        weights = rng.standard_normal((_LAYER, _LAYER), np.float32)
+        result = np.empty_like(batch)
+
+        def compute() -> None:
+            for _ in range(_LAYERS):
+                np.matmul(batch, weights, out=result)
+
+        while time.perf_counter() < end:
+            ranks = np.searchsorted(self._sums, rng.random(_DRAWN) * self._sums[-1])
+            keys = np.unique(self._ranked[np.minimum(ranks, self.rows - 1)])
+            self._step(keys, compute, training)
+
+    def _step(
+        self, keys: npt.NDArray[np.int64], compute: Callable[[], None], training: Training
+    ) -> None:
         (spec,) = self.store.tables
-        values = np.empty((BATCH, spec.dim), np.float32)
-        admitted = np.empty(BATCH, np.uint8)
-        pace, began = Pace(), time.perf_counter()
-        while not until():
-            keys = np.unique(self._rng.integers(0, self.rows, BATCH))
-            n, start = keys.size, time.perf_counter()
-            with self.lock.shared():
-                self.table.pull(keys, None, values[:n], admitted[:n])
-            pulled = time.perf_counter()
-            with self.lock.exclusive():
-                self.change(keys)
-            pace.pulls.append(pulled - start)
-            pace.steps.append(time.perf_counter() - pulled)
-        pace.seconds = time.perf_counter() - began
-        return pace
+        values = np.empty((keys.size, spec.dim), np.float32)
+        admitted = np.empty(keys.size, np.uint8)
+        start = time.perf_counter()
+        with self.lock.shared():
+            self.table.pull(keys, None, values, admitted)
+        pulled = time.perf_counter()
+        compute()
+        computed = time.perf_counter()
+        with self.lock.exclusive():
+            self.change(keys)
+        training.pulls.append(pulled - start)
+        training.steps.append(time.perf_counter() - computed)
 
     def freeze(self, *, changed_only: bool) -> float:
         """Freeze what the shard holds; return how long it was held for that, in seconds."""
@@ -117,10 +174,12 @@ class CutShard:
             self.shard.handle(Freeze(1, 1, self._number, self.shard.step, changed_only), "bench")
         return time.perf_counter() - began
 
-    def write(self, path: Path, *, changed_only: bool) -> list[FileEntry]:
+    def write(self, path: Path, *, changed_only: bool, pace: Pace | None = None) -> list[FileEntry]:
         frozen = self.shard.frozen
         assert frozen is not None, "it was frozen before"
-        writer = CutWriter(path, self.store, 0, locked=self.lock.shared, changed_only=changed_only)
+        writer = CutWriter(
+            path, self.store, 0, locked=self.lock.shared, changed_only=changed_only, pace=pace
+        )
         files = writer.write(frozen.tables, frozen.dense)
         self.shard.thaw()
         return files
@@ -140,22 +199,32 @@ class CutShard:
         )
         return Parent(path.name, write_manifest(path, manifest))
 
-    def train_while(self, work: Callable[[], object]) -> tuple[Pace, float]:
-        """Train as long as some work goes on in another thread; return its seconds, too."""
-        took: list[float] = []
-
-        def run() -> None:
+    def hammer_while_writing(self, path: Path) -> tuple[Training, float]:
+        """Hammer as long as a full cut is written as fast as it goes; return its seconds, too."""
+        with ThreadPoolExecutor(1) as beside:
             began = time.perf_counter()
-            work()
-            took.append(time.perf_counter() - began)
+            writing = beside.submit(self.write, path, changed_only=False)
+            training = self.hammer(writing.done)
+            writing.result()
+            return training, time.perf_counter() - began
 
-        thread = threading.Thread(target=run)
-        thread.start()
-        pace = self.train(lambda: not thread.is_alive())
-        thread.join()
-        if not took:
-            raise RuntimeError("what ran beside training failed, see above")
-        return pace, took[0]
+    def train_while_writing(self, path: Path, seconds: float, spread: float) -> Training:
+        """Train while a full cut is written, over some time, which is cut short then."""
+        pace = Pace(spread)
+        with ThreadPoolExecutor(1) as beside:
+            writing = beside.submit(self.write, path, changed_only=False, pace=pace)
+            training = self.train(seconds)
+            pace.hurry()
+            writing.result()
+        return training
+
+
+@contextmanager
+def _timed(training: Training) -> Iterator[None]:
+    cpu, began = time.process_time(), time.perf_counter()
+    yield
+    training.seconds = time.perf_counter() - began
+    training.cpu = time.process_time() - cpu
 
 
 def restore(store: StoreSpec, path: Path) -> Shard:
