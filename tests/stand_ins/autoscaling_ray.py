@@ -50,6 +50,20 @@ class AutoscalingRay:
     folder: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
+    def join(self, namespace: str) -> None:
+        """Connect this process; the head may listen long before its node is registered."""
+        import ray
+
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                ray.init(address=self.address, namespace=namespace, log_to_driver=False)
+                return
+            except (ConnectionError, RuntimeError):
+                ray.shutdown()
+                if time.monotonic() > deadline:
+                    raise
+
     def log(self) -> str:
         """Return what the autoscaler said last, for a person."""
         found = sorted(self.folder.glob("session_latest/logs/monitor.*"))

@@ -37,7 +37,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[AutoscalingRay]:
     ):
         for name, value in {**cluster.environment, "RAY_ADDRESS": cluster.address}.items():
             monkeypatch.setenv(name, value)
-        ray.init(address=cluster.address, namespace="test", log_to_driver=False)
+        cluster.join("test")
         yield cluster
         ray.shutdown()
 
