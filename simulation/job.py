@@ -39,6 +39,7 @@ from scheduler.coordinator.events import (
 )
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.start import Start
+from simulation.arrivals import Arrivals
 from simulation.data import Workload
 from simulation.network import Client, Network
 from simulation.parts import Parts
@@ -133,6 +134,7 @@ class Simulation:
         self._evaluated = False
         faults = scenario.faults
         self.driver = Driver(self, parts, cut_fails=faults.cut_fails, copy_fails=faults.copy_fails)
+        self._arrivals = Arrivals(scenario, self.world, self.handle)
 
     def run(self) -> Outcome:
         """Run to the end."""
@@ -149,6 +151,7 @@ class Simulation:
         ):
             for seconds in happens:
                 queue.at(seconds, self._unless_over(action))
+        self._arrivals.begin()
         self._tick()
         while queue.step():
             if queue.now > END_SECONDS or queue.done > MOST_EVENTS:
@@ -258,7 +261,7 @@ class Simulation:
         These are told some time later, and do until then what they were doing.
         """
         self._is_down, self._evaluated = False, False
-        self.coordinator = self._parts.coordinator(self.spec(), state)
+        self.coordinator = self._parts.coordinator(self.spec(), self._arrivals.taken_up(state))
         self.referee = self._network.observer = self._new_referee(self.referee.seen.until(step))
         self._client = self._new_client()
         self._network.beat(self.recovery_epoch)  # the first that it says
@@ -266,6 +269,7 @@ class Simulation:
             self._network.take_ready(shard)
         for worker in self._staff.current.values():
             self.world.queue.later(self.world.random.uniform(0.0, 0.3), self._teller(worker))
+        self._arrivals.tell_again()
         self._hire()
 
     def _teller(self, worker: SimulatedWorker) -> Action:
@@ -360,6 +364,7 @@ class Simulation:
                 self._answer(worker, command.grant)
 
     def _answer(self, worker: SimulatedWorker, grant: Grant) -> None:
+        self._arrivals.check(grant)
         self._carry(lambda: worker.answered(grant))
 
     def _carry(self, arrive: Action) -> None:
@@ -533,7 +538,7 @@ def _coordinator_spec(
 ) -> CoordinatorSpec:
     return CoordinatorSpec(
         store=workload.store,
-        plan=scenario.plan,
+        plan=None if scenario.arrives else scenario.plan,
         evaluation_plan=scenario.evaluation_plan,
         mode=scenario.mode,
         options=scenario.mode_options,

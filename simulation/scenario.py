@@ -104,6 +104,7 @@ class Scenario:
         batches_per_epoch, epochs: the plan.
         last_rows: samples of the last batch of an epoch.
         limit: batches given out at most, or None.
+        arrives: whether the batches are those of a stream, each epoch a stretch that was closed.
         earlier: batches of the job from whose end this one goes on; 0: there was none.
         max_seconds: virtual seconds after which no more are given out, or None.
         eval_batches: batches of the evaluation files; 0: there are none.
@@ -136,6 +137,7 @@ class Scenario:
     epochs: int = 1
     last_rows: int = 1
     limit: int | None = None
+    arrives: bool = False
     earlier: int = 0
     max_seconds: float | None = None
     eval_batches: int = 0
@@ -198,7 +200,7 @@ class Scenario:
         """The same job on one worker and one shard, without any fault."""
         return replace(
             self, workers=1, shards=1, depth=1, standby=False, limit=limit, max_seconds=None,
-            faults=Faults(), orders=(), cuts=CutOptions(),
+            faults=Faults(), orders=(), cuts=CutOptions(), arrives=False,
         )  # fmt: skip
 
     @property
@@ -313,6 +315,8 @@ def _consistent(scenario: Scenario) -> Scenario:
         backup = min(scenario.mode_options.backup_batches, m - 1)
         options = replace(scenario.mode_options, backup_batches=backup)
         scenario = replace(scenario, group_size=m, mode_options=options)
+    if scenario.arrives:
+        scenario = replace(scenario, limit=None)
     return replace(scenario, flaky=scenario.flaky and scenario.mode != "sync")
 
 

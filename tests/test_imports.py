@@ -222,6 +222,8 @@ LAYERS = {
             "evaluation",
             "events",
             "evictions",
+            "progressive",
+            "totals",
             "lease_watch",
             "mode_control",
             "shard_watch",

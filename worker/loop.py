@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from embedding.kernels.finite import all_finite
 from ps.client.client import Identity, Open, PsClient, PulledBatch
 from ps.net.cancellation import Cancellation, CancelledError
@@ -74,6 +76,7 @@ class LoopOptions:
         full_seconds: the pause before a shard that had no room is asked again.
         unheard_seconds: that before one is asked again that does not hear its coordinator.
         on_non_finite: what a non-finite gradient does: `fail` the job or `skip` the batch.
+        progressive: whether every training batch is scored as it was predicted.
         any_float_mode: whether batches are prepared and computed in an unusual float mode too.
     """
 
@@ -83,6 +86,7 @@ class LoopOptions:
     unheard_seconds: float = 0.2
     on_non_finite: Literal["fail", "skip"] = "fail"
     any_float_mode: bool = False
+    progressive: bool = False
 
     def pause_seconds(self, waited: float) -> float:
         """Return the pause between two reports of who has waited so long for tokens: an eighth."""
@@ -383,6 +387,7 @@ class WorkerLoop:
             loss_sum=loss,
             pull_step=int(pulled.steps.min()),
             seconds=seconds,
+            evaluation=self._predicted(prepared, pulled) if self._options.progressive else None,
             started_at=time.time() - (time.perf_counter() - started),
         )
         self._pushes[push.request_id] = _Pushed(finished, prepared, pulled, gradients, dense)
@@ -412,12 +417,15 @@ class WorkerLoop:
         return result
 
     def _evaluate(self, prepared: Prepared, pulled: PulledBatch) -> Evaluation:
-        logits = self._computation.predict(prepared, pulled.values, pulled.dense)
-        return Evaluation(
-            bin_of(logits, AUC_BINS),
-            prepared.labels > 0.5,
-            log_loss_sum(logits, prepared.labels),
+        return _scores(
+            self._computation.predict(prepared, pulled.values, pulled.dense), prepared.labels
         )
+
+    def _predicted(self, prepared: Prepared, pulled: PulledBatch) -> Evaluation:
+        """Scores of the batch that was trained last, by the rows that were pulled for it."""
+        with self._times.measure("evaluate"):
+            logits = self._computation.trained_logits(prepared, pulled.values, pulled.dense)
+            return _scores(logits, prepared.labels)
 
     # The preparing thread ---------------------------------------------------------------------
 
@@ -491,3 +499,14 @@ class WorkerLoop:
                 if left <= 0 or (wants and not nothing_new):
                     return
                 self._news.wait(min(left, options.poll_seconds))
+
+
+def _scores(logits: Float32s, labels: Float32s) -> Evaluation:
+    with np.errstate(over="ignore"):
+        probabilities = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+    return Evaluation(
+        bin_of(logits, AUC_BINS),
+        labels > 0.5,
+        log_loss_sum(logits, labels),
+        float(probabilities.sum()),
+    )

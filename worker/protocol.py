@@ -54,11 +54,13 @@ class Evaluation:
         bins: int32[n], the AUC bin of each sample.
         positive: bool[n], its label.
         log_loss_sum: over the samples, in their order.
+        probability_sum: of the predictions.
     """
 
     bins: npt.NDArray[np.int32]
     positive: npt.NDArray[np.bool_]
     log_loss_sum: float
+    probability_sum: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class Finished:
         seconds: from the pull's reply to the end of the computation.
         started_at: when the computation began, seconds since 1970; 0: not measured.
         buffer_bytes: what its largest part takes in a shard's buffer.
+        evaluation: of an evaluation batch; in a job that evaluates progressively of every batch.
     """
 
     token: Token

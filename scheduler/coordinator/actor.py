@@ -110,8 +110,8 @@ class CoordinatorActor:
     def order(self, wanted: Wanted) -> None:
         self._now().order(wanted)
 
-    def grow_plan(self, recovery_epoch: int, extension: Extension | None) -> int | None:
-        return self._now().grow_plan(recovery_epoch, extension)
+    def grow_plan(self, recovery_epoch: int, extension: Extension | None, at: float) -> int | None:
+        return self._now().grow_plan(recovery_epoch, extension, at)
 
     def cut_state(self, step: int) -> CoordinatorState:
         return self._now().cut_state(step)

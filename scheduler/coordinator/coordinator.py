@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ps.messages.pull_push import ANY_STEP
-from ps.messages.records import Entry, Record, Totals
+from ps.messages.records import Entry, Record
 from scheduler.coordinator.batches import Batch, Status
 from scheduler.coordinator.coordinator_state import CoordinatorState, beginning_of, histogram_of
 from scheduler.coordinator.credits import Credits
@@ -46,11 +46,13 @@ from scheduler.coordinator.mode_control import ModeControl
 from scheduler.coordinator.modes.rules import ModeRule
 from scheduler.coordinator.modes.shift import Wish
 from scheduler.coordinator.modes.step_shares import StepShares
+from scheduler.coordinator.progressive import ProgressiveWindows
 from scheduler.coordinator.skip_watch import SkipWatch
 from scheduler.coordinator.spec import FEW_WORKERS, CoordinatorSpec
 from scheduler.coordinator.stall_watch import StallWatch, who_waits
 from scheduler.coordinator.state import Progress, ShardProgress, TrainingTime, WorkerState
 from scheduler.coordinator.step_scalars import scalars_of_step
+from scheduler.coordinator.totals import totals_of
 from scheduler.coordinator.work import work_of
 from worker.protocol import Finished, Grant, Report, Token, TokenKind
 
@@ -86,6 +88,7 @@ class Coordinator:
         self.data_staleness = histogram_of(first.data_staleness)
         self.parameter_staleness = histogram_of(first.parameter_staleness)
         self.progress = Progress(first.loss_sum, first.loss_samples, list(first.evaluations))
+        self.windows = ProgressiveWindows(spec.window_seconds)
         self.time = TrainingTime(first.train_seconds)
         self.workers: dict[int, WorkerState] = {}
         self.num_workers = first.num_workers
@@ -145,8 +148,11 @@ class Coordinator:
                 sent = self.dense_norms.measured(event.step, event.parts)
                 return sent + self._order_steps(now)
             case PlanGrown():
-                self.ledger.plan.grow(event.extension)
-                return self._order_steps(now)
+                if event.extension is not None:
+                    self.ledger.plan.grow(event.extension)
+                commands = self._order_steps(now)
+                self.windows.pass_until(self.ledger.arrived_until(event.at), step=self.step)
+                return commands
             case TimePassed():
                 return self._order_steps(now) + self._look_at_time(now)
             case ShiftWanted():
@@ -432,7 +438,9 @@ class Coordinator:
             records.append(self._make_record(batches))
             wish = self.modes.planned(self.clock.value - self.spec.start.clock.value)
             if wish is not None and self._shift_mode(wish, now):
-                records[-1] = replace(records[-1], totals=self._totals())
+                records[-1] = replace(
+                    records[-1], totals=totals_of(self.ledger, self.clock, self.modes)
+                )
             self._evaluate_if_due(records[-1], now)
         return records
 
@@ -450,6 +458,7 @@ class Coordinator:
                 applied += result.samples if weight > 0 else 0
                 self.data_staleness.add(step - batch.step)
                 self.parameter_staleness.add(step - result.pull_step)
+                self.windows.resolved(batch, self.ledger.plan.arrived(batch.batch_id))
                 self.ledger.resolve(batch, Status.APPLIED if weight > 0 else Status.DROPPED)
             else:
                 skipped.append(batch.batch_id)
@@ -481,7 +490,7 @@ class Coordinator:
             low_water=self.ledger.low_water,
             oldest_pull_step=self.applied_step if oldest is None else oldest,
             applied_step=self.applied_step,
-            totals=self._totals(),
+            totals=totals_of(self.ledger, self.clock, self.modes),
         )
 
     def _give_up_the_oldest(self) -> None:
@@ -489,20 +498,6 @@ class Coordinator:
         for batch in self.ledger.given_out_before(self.step - self.attempt_steps):
             # One of a later step keeps it: others wait for it there.
             self.ledger.give_again(batch, step=max(batch.step, self.step))
-
-    def _totals(self) -> Totals:
-        samples = self.ledger.samples
-        return Totals(
-            applied=samples.applied,
-            dropped=samples.dropped,
-            skipped=tuple(samples.skipped_by_reason.items()),
-            clock=self.clock.value,
-            since_tick=self.clock.samples,
-            dropped_batches=self.ledger.tallies.dropped,
-            skipped_batches=self.ledger.tallies.skipped,
-            mode=self.rule.name,
-            mode_epoch=self.modes.epoch,
-        )
 
     def _applied(self, shard: int, step: int, now: float) -> list[Command]:
         if self._shards.applied(shard, step):

@@ -46,9 +46,15 @@ class DenseNormMeasured:
 
 @dataclass(frozen=True, slots=True)
 class PlanGrown:
-    """More of a stream has arrived, or an epoch of it is closed; told again it changes nothing."""
+    """More of a stream has arrived, or an epoch of it is closed; told again it changes nothing.
 
-    extension: Extension
+    Args:
+        extension: None: nothing has arrived.
+        at: now, seconds since 1970; infinity: nothing arrives any more.
+    """
+
+    extension: Extension | None
+    at: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ class Told:
     give_up: int = 0
     warnings: int = 0
     silent_shards: int = 0
+    windows: int = 0
     recovery_epoch: int | None = None
 
     @property
@@ -31,4 +32,4 @@ class Told:
 
 NOTHING = Told()
 # Of who wants to know how things are now, and nothing of before.
-EVERYTHING = Told(*[sys.maxsize] * 6)
+EVERYTHING = Told(*[sys.maxsize] * 7)

@@ -482,6 +482,12 @@ class Ledger:
             return False
         return not (self.num_leased or len(self._pending))
 
+    def arrived_until(self, now: float) -> float:
+        """Return before when all that has arrived is resolved, `now` where nothing is open."""
+        if self.low_water >= self.plan.planned:
+            return now
+        return self.plan.arrived(self.low_water)
+
     @property
     def oldest_lease_step(self) -> int | None:
         """Return a step before which no attempt that may still count was pulled."""

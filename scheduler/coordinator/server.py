@@ -181,16 +181,15 @@ class CoordinatorServer:
             self._coordinator.spec.check_workers(wanted.count)
         self._handle(wanted)
 
-    def grow_plan(self, recovery_epoch: int, extension: Extension | None) -> int | None:
-        """Let the plan grow, if there is something; None where another epoch is meant.
+    def grow_plan(self, recovery_epoch: int, extension: Extension | None, at: float) -> int | None:
+        """Let the plan grow, see `PlanGrown`; return None where another epoch is meant.
 
         Returns:
             The batch id below which all are resolved.
         """
         if recovery_epoch != self._coordinator.spec.recovery_epoch:
             return None
-        if extension is not None:
-            self._handle(PlanGrown(extension))
+        self._handle(PlanGrown(extension, at))
         with self._lock:
             return self._coordinator.ledger.low_water
 

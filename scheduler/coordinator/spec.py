@@ -62,6 +62,8 @@ class CoordinatorSpec:
         cuts: how often the running job is saved.
         eval_every_steps: evaluate at every multiple of so many ticks of the schedule clock; 0: only
             at the end.
+        window_seconds: of a stream, how long the windows are by which the scores of batches are
+            summed that they had before they were trained; None: they are not.
         max_seconds: stop giving out batches after so much training time; None: no limit.
         max_consecutive_non_finite: so many batches in a row whose gradients are not finite, and
             which are skipped, fail the job; None: any number may come.
@@ -98,6 +100,7 @@ class CoordinatorSpec:
     attempt_lasts: int = ATTEMPT_LASTS
     cuts: CutOptions = field(default_factory=CutOptions)
     eval_every_steps: int = 0
+    window_seconds: float | None = None
     max_seconds: float | None = None
     max_consecutive_non_finite: int | None = None
     heartbeat_timeout_seconds: float = 60.0

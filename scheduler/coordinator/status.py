@@ -14,6 +14,7 @@ from scheduler.coordinator.ledger import Samples, Tallies
 from scheduler.coordinator.modes.policy import Prediction
 from scheduler.coordinator.modes.rules import Mode
 from scheduler.coordinator.modes.shift import Shift
+from scheduler.coordinator.progressive import WindowResult
 from scheduler.coordinator.staleness import Histogram
 from scheduler.coordinator.state import WorkerFigures
 from scheduler.scaling.decisions import ScalingView
@@ -43,8 +44,8 @@ class Status:
         workers_automatic: whether the policy of scaling decides that; `scaling` is what it says.
         limit: batches given out at most, where that is less than all; None: all.
         step, applied_step: that is ordered next, and that every shard has reached.
-        shifts, cuts, evaluations, give_up, warnings, silent_shards: what was not told before, see
-            `told`.
+        shifts, cuts, evaluations, windows, give_up, warnings, silent_shards: what was not told
+            before, see `told`.
         last_evaluation: told before or not.
         silent_shards, gone_shards: copies of shards, by number: that answer nothing, and at whose
             address nobody listens any more.
@@ -90,6 +91,7 @@ class Status:
     cuts: tuple[CutResult, ...] = ()
     evaluations: tuple[EvaluationResult, ...] = ()
     last_evaluation: EvaluationResult | None = None
+    windows: tuple[WindowResult, ...] = ()
     give_up: tuple[tuple[int, int, str], ...] = ()
     warnings: tuple[str, ...] = ()
     silent_shards: tuple[tuple[int, str], ...] = ()
@@ -140,10 +142,12 @@ def status_of(coordinator: Coordinator, told: Told = NOTHING) -> Status:
         standbys=c.spec.standbys,
         evaluations=tuple(evaluations[told.evaluations :]),
         last_evaluation=evaluations[-1] if evaluations else None,
+        windows=tuple(c.windows.results[told.windows :]),
         workers={number: state.figures() for number, state in c.workers.items()},
         told=Told(
             evaluations=len(evaluations),
             shifts=len(shifts),
+            windows=len(c.windows.results),
             recovery_epoch=c.spec.recovery_epoch,
         ),
     )

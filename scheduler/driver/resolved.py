@@ -120,6 +120,11 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
             full_every=config.checkpoint.full_every,
         ),
         eval_every_steps=config.training.eval_every_steps,
+        window_seconds=(
+            config.training.online.window_seconds
+            if config.data.stream is not None and config.training.online.evaluate != "none"
+            else None
+        ),
         max_seconds=config.training.max_seconds,
         max_consecutive_non_finite=config.training.max_consecutive_non_finite,
         heartbeat_timeout_seconds=config.cluster.heartbeat_timeout_seconds,

@@ -93,6 +93,7 @@ class Setups:
             recovery_epoch=recovery_epoch,
             options=LoopOptions(
                 on_non_finite=config.training.on_non_finite,
+                progressive=specs.coordinator.window_seconds is not None,
                 any_float_mode=config.training.mixed_cpus,
             ),
             retry_seconds=config.cluster.retry_seconds,

@@ -4,6 +4,7 @@ It cuts batches, writes each extension of the plan down, and tells the coordinat
 takes another's place is told of all that it does not know: so every epoch has the same batches.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -139,7 +140,8 @@ class StreamFeed:
 
     def _tell(self, coordinator: Any, recovery_epoch: int, extension: Extension | None) -> bool:
         """Tell the coordinator of an extension, and hear what is resolved; return if it did."""
-        call = coordinator.grow_plan.remote(recovery_epoch, extension)
+        at = math.inf if self._plan.ends else time.time()
+        call = coordinator.grow_plan.remote(recovery_epoch, extension, at)
         try:
             low_water = ray.get(call, timeout=CALL_TIMEOUT_SECONDS)
         except RayTaskError:

@@ -15,6 +15,7 @@ from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.events import CutWanted
 from scheduler.coordinator.history import NOTHING
 from scheduler.coordinator.modes.shift import described
+from scheduler.coordinator.progressive import WindowResult
 from scheduler.coordinator.status import Status, joined
 from scheduler.driver.answers import answers_of
 from scheduler.driver.autoscaling import Autoscaler
@@ -114,6 +115,7 @@ class Supervisor:
         # What was told to whoever asked, until `poll` comes to it.
         self._to_give_up: deque[tuple[int, int, str]] = deque()
         self._warnings: deque[str] = deque()
+        self._windows: list[WindowResult] = []  # that are in no line of metrics yet
         self._silent: dict[Who, str] = {}
         self.last_status: Status | None = None
         self._stop = StopSignal()
@@ -228,6 +230,7 @@ class Supervisor:
         new = self._answer_of_coordinator(self.processes.coordinator.handle.status.remote(told))
         self._to_give_up.extend(new.give_up)
         self._warnings.extend(new.warnings)
+        self._windows.extend(new.windows)
         who_is = self.processes.who_is
         self._silent.update({who_is(number): text for number, text in new.silent_shards})
         self.last_status = status = joined(before, new)
@@ -256,7 +259,10 @@ class Supervisor:
         self._note_memory(status, servers)
         self._model_bytes = sum(t.bytes for server in servers for t in server.tables.values())
         scalings = self.autoscaler.history.news()
-        line = self._interval.line(status, servers, self.recoveries.done, scalings)
+        windows, self._windows = self._windows, []
+        line = self._interval.line(
+            status, servers, self.recoveries.done, scalings, windows=windows
+        )
         self._run.add_metrics(line)
         self._run.keep_fingerprints(self._launcher.fingerprints)
         taken = self.processes.coordinator.handle.take_batches.remote()

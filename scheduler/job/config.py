@@ -322,6 +322,8 @@ class UntilConfig(_Section):
 class OnlineConfig(_Section):
     """How a job trains on a stream."""
 
+    window_seconds: Seconds = 60
+    evaluate: Literal["progressive", "none"] = "progressive"
     until: UntilConfig | None = None
 
 

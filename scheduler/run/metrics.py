@@ -9,6 +9,7 @@ from typing import Any
 
 from ps.server.figures import ServerFigures, added
 from scheduler.coordinator.coordinator_state import CoordinatorState
+from scheduler.coordinator.progressive import WindowResult
 from scheduler.coordinator.status import Status
 from scheduler.job.config import JobConfig
 from scheduler.run.interval_figures import (
@@ -62,12 +63,14 @@ class IntervalReport:
         servers: Sequence[ServerFigures],
         recoveries: Sequence[RecoveryFigures] = (),
         scalings: Sequence[dict[str, Any]] = (),
+        windows: Sequence[WindowResult] = (),
     ) -> dict[str, Any]:
         """Return the metrics of the interval that ends now.
 
         Args:
             recoveries: all of the job so far.
             scalings: decisions that are new or better known.
+            windows: of a stream, those that were over in the interval.
         """
         samples = status.samples.applied
         now = status.train_seconds
@@ -118,6 +121,7 @@ class IntervalReport:
             "eval_auc_error_bound": evaluation.auc_error_bound if evaluation else None,
             "eval_logloss": evaluation.logloss if evaluation else None,
             "eval_step": evaluation.step if evaluation else None,
+            "windows": [asdict(window) for window in windows],
             "staleness": staleness(status),
             "staleness_of_interval": {
                 "data": self._data_staleness.since_last(status.data_staleness.counts),

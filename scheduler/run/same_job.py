@@ -18,7 +18,7 @@ _MAY_DIFFER = (
     "data.stream.late_seconds",
     "data.stream.poll_seconds",
     "data.stream.settle_seconds",
-    "training.online.until",
+    "training.online",
     "training.mixed_cpus",
     "cluster",
     "checkpoint.every_steps",

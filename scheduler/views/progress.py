@@ -102,6 +102,10 @@ class Progress:
         ]
         if line["samples_dropped"]:
             parts.append(f"dropped={line['samples_dropped']}")
+        if line.get("windows"):
+            window = line["windows"][-1]
+            parts.append(f"window_auc={auc_text(window['auc'], None)}")
+            parts.append(f"window_ne={window['normalized_entropy']:.3f}")
         if line["eval_auc"] is not None:
             auc = auc_text(line["eval_auc"], line["eval_auc_error_bound"])
             parts.append(f"eval_auc={auc.replace(' ', '')}")

@@ -68,7 +68,7 @@ class Network(Protocol[Inputs]):
 class LogLossModel(Generic[Inputs]):
     """A network trained by log loss; satisfies `Model`.
 
-    `forward_ns` is how long the last `train` took to the loss.
+    `forward_ns` is how long the last `train` took to the loss, `logits` are those of its samples.
     """
 
     def __init__(self, network: Network[Inputs]) -> None:
@@ -77,6 +77,7 @@ class LogLossModel(Generic[Inputs]):
         self._network: Network[Inputs] = network
         self._grad_logits = RowBuffer(1)
         self.forward_ns = 0
+        self.logits = np.empty(0, np.float32)
 
     def train(
         self,
@@ -94,6 +95,7 @@ class LogLossModel(Generic[Inputs]):
         grad_logits = self._grad_logits.rows(len(labels))
         loss = log_loss(logits[:, 0], labels, grad_logits[:, 0])
         self.forward_ns = time.perf_counter_ns() - began
+        self.logits = logits[:, 0].copy()
         self._network.backward(weights, dense, pooled, grad_logits, gradients, grad_pooled)
         return loss
 

@@ -114,6 +114,18 @@ class Computation:
         self._give_positions(inputs)
         return logits
 
+    def trained_logits(
+        self, prepared: Prepared, values: Float32s, parameters: Float32s
+    ) -> Float32s:
+        """Return the logit of each sample of the batch that was trained last, float32[n].
+
+        They are those of its forward pass, where the model keeps them; else the batch is predicted.
+        """
+        if not all(hasattr(model, "logits") for model in self._models):
+            return self.predict(prepared, values, parameters)
+        logits: list[Float32s] = [getattr(model, "logits") for model in self._models]  # noqa: B009
+        return np.concatenate(logits)
+
     def _in_place(self, prepared: Prepared) -> bool:
         """Whether pulled rows are the samples' vectors, and the model can read them as they lie."""
         return self._reads_vectors and all(

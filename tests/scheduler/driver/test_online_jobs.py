@@ -1,5 +1,7 @@
 """Whole jobs on a stream, in threads: what arrives is trained once, whoever dies."""
 
+import json
+import math
 import random
 import shutil
 import threading
@@ -41,7 +43,7 @@ def job(stream: Path, run: Path, /, **sections: Any) -> JobConfig:
             "training": {
                 "mode": "sync",
                 "global_batch": 64,
-                "online": {"until": {"idle_seconds": 1.0}},
+                "online": {"window_seconds": 0.5, "until": {"idle_seconds": 1.0}},
                 **sections.pop("training", {}),
             },
             "cluster": {"workers": 2, "servers": 2},
@@ -127,6 +129,12 @@ def test_what_arrives_while_the_job_runs_is_trained_once(
 
     assert result.metrics["samples_trained"] == ROWS
     assert each_once(result)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    windows = [window for line in lines for window in json.loads(line)["windows"]]
+    assert sum(window["samples"] for window in windows) == ROWS
+    assert windows[0]["logloss"] == pytest.approx(math.log(2), abs=0.06)
+    begins = [window["begins"] for window in windows]
+    assert begins == sorted(set(begins))
 
 
 def test_whoever_dies_the_model_is_the_undisturbed_one_and_each_sample_was_trained_once(

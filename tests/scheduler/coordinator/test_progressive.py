@@ -1,0 +1,75 @@
+"""Windows of a stream: each batch's scores once, in the window of its arrival."""
+
+import math
+
+import numpy as np
+import pytest
+
+from scheduler.coordinator.batches import Batch, Status
+from scheduler.coordinator.progressive import ProgressiveWindows
+from worker.metrics import bin_of, exact_auc, log_loss_sum
+from worker.protocol import Evaluation, Finished, Token
+
+RNG = np.random.default_rng(5)
+
+
+def batch(logits: np.ndarray, labels: np.ndarray) -> Batch:
+    scores = Evaluation(
+        bin_of(logits, 1 << 16),
+        labels > 0.5,
+        log_loss_sum(logits, labels),
+        float((1 / (1 + np.exp(-logits.astype(float)))).sum()),
+    )
+    result = Finished(Token(0, 0, 0, 0), "done", len(labels), evaluation=scores)
+    return Batch(batch_id=0, step=0, lane=0, planned=len(labels), status=Status.DONE, result=result)
+
+
+def samples(count: int) -> tuple[np.ndarray, np.ndarray]:
+    logits = RNG.normal(size=count).astype(np.float32)
+    return logits, (RNG.random(count) < 1 / (1 + np.exp(-logits))).astype(np.float32)
+
+
+def test_a_window_has_the_scores_of_what_arrived_in_it() -> None:
+    windows = ProgressiveWindows(10.0)
+    parts = [samples(200) for _ in range(3)]
+    for (logits, labels), arrived in zip(parts, (1000.0, 1010.0, 1009.9), strict=True):
+        windows.resolved(batch(logits, labels), arrived)
+
+    windows.pass_until(1009.9, step=7)
+    assert windows.results == []
+    windows.pass_until(1010.0, step=8)
+
+    (window,) = windows.results
+    logits = np.concatenate([parts[0][0], parts[2][0]])
+    labels = np.concatenate([parts[0][1], parts[2][1]])
+    rate = labels.mean()
+    loss = log_loss_sum(logits, labels) / 400
+    entropy = -rate * math.log(rate) - (1 - rate) * math.log(1 - rate)
+    assert (window.begins, window.seconds, window.step, window.samples) == (1000.0, 10.0, 8, 400)
+    assert window.label_rate == pytest.approx(rate)
+    assert window.auc == pytest.approx(exact_auc(logits, labels), abs=1.01 * window.auc_error_bound)
+    assert window.logloss == pytest.approx(loss)
+    assert window.normalized_entropy == pytest.approx(loss / entropy)
+    predicted = (1 / (1 + np.exp(-logits.astype(float)))).sum()
+    assert window.calibration == pytest.approx(predicted / labels.sum())
+
+
+def test_a_window_of_one_class_has_no_auc_and_no_entropy() -> None:
+    windows = ProgressiveWindows(1.0)
+    windows.resolved(batch(np.zeros(3, np.float32), np.zeros(3, np.float32)), 0.5)
+
+    windows.pass_until(math.inf, step=1)
+
+    (window,) = windows.results
+    figures = (window.auc, window.normalized_entropy, window.calibration)
+    assert all(math.isnan(figure) for figure in figures)
+    assert window.logloss == pytest.approx(math.log(2))
+
+
+def test_nothing_is_summed_where_nobody_wants_it() -> None:
+    windows = ProgressiveWindows(None)
+    windows.resolved(batch(*samples(3)), 0.5)
+
+    windows.pass_until(math.inf, step=1)
+
+    assert windows.results == []
