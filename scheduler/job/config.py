@@ -523,7 +523,7 @@ class JobConfig(_Section):
         if self.data.stream is not None and self.training.max_samples is not None:
             raise ValueError(
                 "training.max_samples is for files; a job on data.stream ends by"
-                " training.online.until, training.max_seconds or synchromesh control RUN finish"
+                " training.online.until, training.max_seconds or synchromesh control RUN stop"
             )
         if self.training.online.until is not None and self.data.stream is None:
             raise ValueError("training.online.until needs data.stream")
