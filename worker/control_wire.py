@@ -19,8 +19,8 @@ from runtime.typed import Decoder, decoder_of, field_values
 from worker.protocol import MAX_TOKENS, Grant, Report
 
 MAX_BYTES = 16 << 20
-# Of the texts of a grant the longest are paths of files.
-_MAX_STAGES, _MAX_TEXT_BYTES, _MAX_PATH_BYTES = 256, 256, 8192
+# The longest texts of a grant say which rows of a file are kept.
+_MAX_STAGES, _MAX_TEXT_BYTES, _MAX_MASK_BYTES = 256, 256, 1 << 20
 _PREFIX = struct.Struct("<4sI")
 _MAGIC = b"SMC1"
 
@@ -46,7 +46,7 @@ def receive_report(sock: socket.socket) -> Report:
 
 def receive_grant(sock: socket.socket) -> Grant:
     """Receive a grant; raises as `receive_report`."""
-    return _receive(sock, _decode_grant, max_text_bytes=_MAX_PATH_BYTES)
+    return _receive(sock, _decode_grant, max_text_bytes=_MAX_MASK_BYTES)
 
 
 def _plain(value: Any) -> list[Any] | bytes:

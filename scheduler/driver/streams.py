@@ -8,7 +8,7 @@ from scheduler.coordinator.modes.rules import rule_of
 from scheduler.driver.resolved import JobSpecs
 from scheduler.driver.stream_feed import StreamFeed
 from scheduler.job.streams import stream_of
-from scheduler.run.directory import RunDirectory
+from scheduler.run.directory import QUARANTINE, RunDirectory
 from scheduler.run.plan_log import PlanLog
 from worker.data.arrivals import Arrivals
 
@@ -44,6 +44,8 @@ def feed_of(
             specs.data.features,
             kinds=specs.plan.kinds,
             on_bad_file=specs.data.on_bad_file,
+            on_bad_record=config.data.on_bad_record,
+            aside=run.path / QUARANTINE,
         ),
         cutter=cutter,
         log=log,

@@ -59,6 +59,7 @@ from scheduler.job.quantities import (
 )
 from scheduler.job.roles import LabelsConfig, ResourcesConfig, check_bounds
 from scheduler.scaling.decisions import ScalingOptions
+from worker.data.arrivals import OnBadRecord
 from worker.protocol import MAX_SCORES, MAX_TOKENS
 
 InitializerConfig = Annotated[
@@ -170,6 +171,7 @@ class DataConfig(_Section):
     shuffle: Literal["none", "files", "rows"] = "none"
     order: Literal["lanes", "sequential"] = "lanes"
     on_bad_file: Literal["fail", "skip"] = "fail"
+    on_bad_record: OnBadRecord = "fail"
     cache_bytes: Amount = 1 << 30
 
     @model_validator(mode="before")
@@ -183,6 +185,10 @@ class DataConfig(_Section):
     @model_validator(mode="after")
     def _of_files_or_of_a_stream(self) -> "DataConfig":
         if self.stream is None:
+            if self.on_bad_record != "fail":
+                raise ValueError(
+                    "data.on_bad_record looks through files as they arrive, and needs data.stream"
+                )
             if not self.train:
                 raise ValueError("data.train or data.stream must say where samples come from")
             return self

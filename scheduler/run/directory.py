@@ -40,6 +40,7 @@ EVALUATION_PLAN_FILE = "evaluation-plan.json"
 FINGERPRINTS_FILE = "fingerprints.json"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
+QUARANTINE = "quarantine"
 _FILES = (
     JOB_FILE,
     PLAN_FILE,
@@ -255,7 +256,7 @@ class RunDirectory:
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
         self._remove_partial_files()
-        for name in (CHECKPOINTS, TENSORBOARD, PLAN_FOLDER):
+        for name in (CHECKPOINTS, TENSORBOARD, PLAN_FOLDER, QUARANTINE):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def _remove_partial_files(self) -> None:

@@ -96,7 +96,7 @@ def test_an_array_that_is_not_of_its_type_is_refused(
     pair: tuple[socket.socket, socket.socket], bins: object
 ) -> None:
     token = [3, 12, 1, -1, 2, "train"]
-    finished = [token, "done", 1, 0, None, 0.0, 0, 0.0, 0.0, 0, [bins, b"\x00", 0.0]]
+    finished = [token, "done", 1, 0, None, 0.0, 0, 0.0, 0.0, 0, [bins, b"\x00", 0.0, 0.0]]
     pair[0].sendall(
         frame(msgpack.packb([0, 0, 1, [], [finished], 0, False, [0, 0, 0, 0.0, {}], 0, "none"]))
     )
