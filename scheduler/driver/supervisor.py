@@ -260,9 +260,7 @@ class Supervisor:
         self._model_bytes = sum(t.bytes for server in servers for t in server.tables.values())
         scalings = self.autoscaler.history.news()
         windows, self._windows = self._windows, []
-        line = self._interval.line(
-            status, servers, self.recoveries.done, scalings, windows=windows
-        )
+        line = self._interval.line(status, servers, self.recoveries.done, scalings, windows=windows)
         self._run.add_metrics(line)
         self._run.keep_fingerprints(self._launcher.fingerprints)
         taken = self.processes.coordinator.handle.take_batches.remote()

@@ -47,6 +47,7 @@ from scheduler.job.errors import ConfigError, validated
 from scheduler.job.faults import InjectConfig, check_targets
 from scheduler.job.job_yaml import JobYamlError, read_yaml
 from scheduler.job.names import Name, check_table_name
+from scheduler.job.online import OnlineConfig, StreamConfig
 from scheduler.job.quantities import (
     MAX_WORKERS,
     Amount,
@@ -134,25 +135,6 @@ class SparseConfig(_Section):
     @property
     def table_name(self) -> str:
         return self.table or self.feature
-
-
-class StreamConfig(_Section):
-    """A folder in which files of samples appear."""
-
-    type: Literal["directory"] = "directory"
-    dir: PathText
-    start: Literal["beginning", "now"] = "beginning"
-    after: StrictStr | None = None
-    close_seconds: Seconds = 1
-    late_seconds: float = Field(60, ge=0, le=86400)
-    settle_seconds: Seconds = 10
-    poll_seconds: Seconds = 0.1
-
-    @model_validator(mode="after")
-    def _begins_somewhere(self) -> "StreamConfig":
-        if self.after is not None and self.start == "now":
-            raise ValueError("after names a file to begin after, and start: now the newest one")
-        return self
 
 
 class DataConfig(_Section):
@@ -317,20 +299,6 @@ class ModelConfig(_Section):
                     f" got {option!r}"
                 )
         return value
-
-
-class UntilConfig(_Section):
-    """When a job on a stream ends by itself."""
-
-    idle_seconds: Seconds
-
-
-class OnlineConfig(_Section):
-    """How a job trains on a stream."""
-
-    window_seconds: Seconds = 60
-    evaluate: Literal["progressive", "none"] = "progressive"
-    until: UntilConfig | None = None
 
 
 class TrainingConfig(_Section):
