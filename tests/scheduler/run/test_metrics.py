@@ -134,6 +134,7 @@ def test_a_line_of_metrics_has_these_keys_in_this_order(monkeypatch: pytest.Monk
             "eval_auc_error_bound": 0.001,
             "eval_logloss": 0.5,
             "eval_step": 4,
+            "windows": [],
             "staleness": STALENESS,
             "staleness_of_interval": {"data": {"-1": 1, "0": 3}, "parameter": {"2": 4}},
             "batches": BATCHES,
