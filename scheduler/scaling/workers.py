@@ -306,7 +306,7 @@ class WorkerPolicy:
         if self._missing_since is None:
             self._missing_since = now - window.seconds
         waited = now - self._missing_since
-        self.why = f"{window.wanted - window.up} workers have no place yet"
+        self.why = f"{window.wanted - window.up} of {window.wanted} workers are not at work yet"
         after = max(window.up, self._least)
         if waited < self._options.place_seconds or after >= window.wanted:
             return []

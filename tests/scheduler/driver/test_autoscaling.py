@@ -199,7 +199,7 @@ def test_a_worker_that_is_lost_is_not_up() -> None:
     watched.passes(100, lost={1})
 
     assert watched.orders == []
-    assert watched.views[-1].why == "1 workers have no place yet"
+    assert watched.views[-1].why == "1 of 2 workers are not at work yet"
 
 
 # Placement ----------------------------------------------------------------------------------------

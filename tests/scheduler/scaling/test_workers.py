@@ -114,7 +114,7 @@ def test_workers_without_a_place_are_given_up() -> None:
     assert job.workers == 4
 
     assert job.windows(5, up=3, rate=300.0) == [4]
-    assert job.policy.why == "1 workers have no place yet"
+    assert job.policy.why == "1 of 4 workers are not at work yet"
     assert job.windows(1, up=3, rate=300.0) == [4, 3]
     assert job.decisions[-1].cause == "no place"
     assert job.windows(6) == [3], "not at once again"
