@@ -54,11 +54,11 @@ class Predictor:
         model: the dense model and its lookups.
         features: of the batches; a label is not needed.
         tables: the tables that the lookups name; kept and never written.
-        dense: float32[dense parameters]; kept.
+        dense: float32[dense parameters]; kept, or copied to where predictions read them.
         step: global step of the checkpoint.
         contract: what the keys of batches must be; None: not known.
-        threads: compute threads. A batch is cut into as many parts, so another number may change
-            the last bits of a logit.
+        threads: compute threads. A batch is cut into as many parts, so with a custom model another
+            number may change the last bits of a logit.
 
     Raises:
         ValueError: the model can't be built, or a table is missing or has another dim.
@@ -83,8 +83,8 @@ class Predictor:
         self.features = features
         self.step = step
         self.contract = contract
-        self._dense = dense
         self._computation = Computation(model, threads=threads)
+        self._dense = self._computation.packed(dense)
         used = {part.table: _table(tables, part) for part in _parts(model)}
         self._tables = list(used.values())
         self._preparer = Preparer(

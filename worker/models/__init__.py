@@ -12,6 +12,7 @@ from worker.models.layers import read_widths
 from worker.models.loss import LogLossModel, Network, log_loss
 from worker.models.protocol import (
     Model,
+    PackedParameters,
     Parameter,
     SampleVectors,
     check_model,
@@ -30,6 +31,7 @@ __all__ = [
     "LogLossModel",
     "Model",
     "Network",
+    "PackedParameters",
     "Parameter",
     "SampleVectors",
     "build_model",

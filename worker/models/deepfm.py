@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from worker.models.factorization import add_pair_sums, add_pair_sums_gradient
 from worker.models.interaction import common_dim
 from worker.models.protocol import FloatArray
-from worker.models.wide_deep import WideDeep, is_linear
+from worker.models.wide_deep import PackedWideDeep, WideDeep, is_linear
 from worker.spec import ModelSpec
 
 DEFAULTS = {"mlp": (400, 400, 400)}
@@ -35,6 +35,14 @@ class DeepFm:
         self, weights: Sequence[FloatArray], dense: FloatArray, pooled: FloatArray
     ) -> FloatArray:
         logits = self._wide_deep.forward(weights, dense, pooled)
+        add_pair_sums(self._vectors(pooled), logits[:, 0])
+        return logits
+
+    def packed(self, weights: Sequence[FloatArray]) -> PackedWideDeep:
+        return self._wide_deep.packed(weights)
+
+    def predict(self, packed: PackedWideDeep, dense: FloatArray, pooled: FloatArray) -> FloatArray:
+        logits = self._wide_deep.predict(packed, dense, pooled)
         add_pair_sums(self._vectors(pooled), logits[:, 0])
         return logits
 

@@ -5,15 +5,24 @@ Recommendation Systems".
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from worker.models.interaction import Interaction, common_dim
 from worker.models.layers import Mlp, RowBuffer, read_widths
+from worker.models.predicted_layers import PackedLayer
 from worker.models.protocol import FloatArray, SampleVectors
 from worker.spec import ModelSpec
 
 DEFAULTS = {"bottom_mlp": (512, 256, 64), "top_mlp": (512, 256)}
+
+
+class PackedDlrm(NamedTuple):
+    """The layers as prediction reads them."""
+
+    bottom: list[PackedLayer]
+    top: list[PackedLayer]
 
 
 class Dlrm:
@@ -59,6 +68,18 @@ class Dlrm:
         top_inputs = self._top_inputs.rows(len(dense))
         self._interaction.forward(self._bottom_outputs, vectors, top_inputs)
         return self._top.forward(weights[self._num_bottom :], top_inputs)
+
+    def packed(self, weights: Sequence[FloatArray]) -> PackedDlrm:
+        return PackedDlrm(
+            self._bottom.packed(weights[: self._num_bottom]),
+            self._top.packed(weights[self._num_bottom :]),
+        )
+
+    def predict(self, packed: PackedDlrm, dense: FloatArray, vectors: SampleVectors) -> FloatArray:
+        bottom_outputs = self._bottom.predict(packed.bottom, dense)
+        top_inputs = self._top_inputs.rows(len(dense))
+        self._interaction.forward(bottom_outputs, vectors, top_inputs)
+        return self._top.predict(packed.top, top_inputs)
 
     def backward(
         self,

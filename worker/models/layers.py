@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit
 
 from embedding.spec.initial_values import Constant, Uniform
+from worker.models.predicted_layers import PackedLayer, packed_layer, predict_layers
 from worker.models.protocol import FloatArray, Parameter, name_hint
 
 WIDTH_MAX = 65536
@@ -97,6 +98,25 @@ class Mlp:
                 add_bias(outputs, bias)
             inputs = outputs
         return inputs
+
+    def packed(self, parameters: Sequence[FloatArray]) -> list[PackedLayer]:
+        """Copy the parameters to where `predict` reads them."""
+        return [
+            packed_layer(
+                parameters[2 * layer], parameters[2 * layer + 1], relu=self._has_relu(layer)
+            )
+            for layer in range(self._num_layers)
+        ]
+
+    def predict(self, layers: Sequence[PackedLayer], inputs: FloatArray) -> FloatArray:
+        """As `forward`, but for last bits: those of a sample do not depend on its batch.
+
+        Args:
+            layers: what `packed` made of the parameters.
+            inputs: float32[n, inputs], C-contiguous.
+        """
+        outputs = [output.rows(len(inputs)) for output in self._outputs]
+        return predict_layers(layers, inputs, outputs)
 
     def backward(
         self,

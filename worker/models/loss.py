@@ -3,13 +3,19 @@
 import math
 import time
 from collections.abc import Sequence
-from typing import Generic, Protocol
+from typing import Any, Generic, Protocol, cast
 
 import numpy as np
 from numba import njit
 
 from worker.models.layers import RowBuffer
-from worker.models.protocol import FloatArray, Inputs, Parameter, parameter_views
+from worker.models.protocol import (
+    FloatArray,
+    Inputs,
+    PackedParameters,
+    Parameter,
+    parameter_views,
+)
 
 
 @njit(cache=True, nogil=True)
@@ -38,7 +44,8 @@ class Network(Protocol[Inputs]):
     """Logits from dense and pooled inputs, forward and backward. Shapes as in `Model`.
 
     `weights` and `gradients` are views of the parameters in the order of `parameters`. A network
-    may have `reads_vectors` with what goes with it, as a `Model` may.
+    may have `reads_vectors` with what goes with it, as a `Model` may, and what a
+    `PredictingNetwork` has.
     """
 
     parameters: tuple[Parameter, ...]
@@ -62,6 +69,21 @@ class Network(Protocol[Inputs]):
 
         grad_logits, float32[n, 1], is read.
         """
+        ...
+
+
+class PredictingNetwork(Protocol[Inputs]):
+    """A network whose predictions do not depend on which samples are in a batch, to the last bit.
+
+    One that is no such network predicts by `forward`.
+    """
+
+    def packed(self, weights: Sequence[FloatArray]) -> Any:
+        """Copy the weights to where `predict` reads them."""
+        ...
+
+    def predict(self, packed: Any, dense: FloatArray, pooled: Inputs) -> FloatArray:
+        """Return the logits, float32[n, 1], in a buffer that the next call overwrites."""
         ...
 
 
@@ -99,6 +121,24 @@ class LogLossModel(Generic[Inputs]):
         self._network.backward(weights, dense, pooled, grad_logits, gradients, grad_pooled)
         return loss
 
-    def predict(self, params: FloatArray, dense: FloatArray, pooled: Inputs) -> FloatArray:
-        weights = parameter_views(params, self.parameters)
+    @property
+    def predicts_by_sample(self) -> bool:
+        """Whether a sample's logit is the same in any batch, to the last bit."""
+        return hasattr(self._network, "packed")
+
+    def packed(self, params: FloatArray) -> FloatArray | PackedParameters:
+        """Return what `predict` takes in place of the parameters, to be used for many batches."""
+        if not self.predicts_by_sample:
+            return params
+        network = cast(PredictingNetwork[Inputs], self._network)
+        return PackedParameters(network.packed(parameter_views(params, self.parameters)))
+
+    def predict(
+        self, params: FloatArray | PackedParameters, dense: FloatArray, pooled: Inputs
+    ) -> FloatArray:
+        packed = self.packed(params) if isinstance(params, np.ndarray) else params
+        if isinstance(packed, PackedParameters):
+            network = cast(PredictingNetwork[Inputs], self._network)
+            return network.predict(packed.of_network, dense, pooled)[:, 0].copy()
+        weights = parameter_views(packed, self.parameters)
         return self._network.forward(weights, dense, pooled)[:, 0].copy()

@@ -77,6 +77,17 @@ class SampleVectors:
         return cls(pooled.reshape(-1), positions)
 
 
+@dataclass(frozen=True, slots=True)
+class PackedParameters:
+    """A model's parameters as its `predict` reads them, packed once for many batches.
+
+    Args:
+        of_network: whatever the network that packed them takes.
+    """
+
+    of_network: Any
+
+
 Inputs = TypeVar("Inputs", FloatArray, SampleVectors, contravariant=True)
 
 
@@ -86,6 +97,9 @@ class Model(Protocol[Inputs]):
     A model may have an attribute `reads_vectors`; where that is true it gets the samples' vectors
     where they lie, and no pooled copy: `pooled` is then `SampleVectors`, and `grad_pooled`
     float32[any], laid out as `pooled.flat`, to which the gradient of every vector is added.
+
+    It may have a method `packed(params)`; what that returns, `PackedParameters`, is then taken by
+    `predict` in place of `params`, with the same result.
 
     The parameters lie one after another, in the order of `parameters` and each in C order, in one
     float32 vector of length P. A batch has n >= 0 samples; W is `ModelSpec.pooled_width`.

@@ -5,11 +5,13 @@ columns of the data; they are not made here.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from embedding.spec.initial_values import Constant
 from worker.models.layers import Mlp, RowBuffer, read_widths
+from worker.models.predicted_layers import PackedLayer, packed_layer, predict_layers
 from worker.models.protocol import FloatArray, Parameter
 from worker.spec import Lookup, ModelSpec
 
@@ -22,6 +24,13 @@ LINEAR_SUFFIX = "_linear"
 def is_linear(lookup: Lookup) -> bool:
     """Say whether a lookup gives first-order weights and not embeddings."""
     return lookup.dim == 1 and lookup.table.endswith(LINEAR_SUFFIX)
+
+
+class PackedWideDeep(NamedTuple):
+    """The linear term, as a layer of one output, and the layers, as prediction reads them."""
+
+    wide: PackedLayer
+    deep: list[PackedLayer]
 
 
 class WideDeep:
@@ -60,14 +69,31 @@ class WideDeep:
         self, weights: Sequence[FloatArray], dense: FloatArray, pooled: FloatArray
     ) -> FloatArray:
         wide, *deep = weights
-        deep_inputs = self._deep_inputs.rows(len(pooled))
-        deep_inputs[:, : self.embedding_width] = pooled[:, : self.embedding_width]
-        deep_inputs[:, self.embedding_width :] = dense
-        logits = self._deep.forward(deep, deep_inputs)
+        logits = self._deep.forward(deep, self._joined(dense, pooled))
         linear = self._linear.rows(len(pooled))[:, 0]
         logits[:, 0] += np.sum(pooled[:, self.embedding_width :], axis=1, out=linear)
         logits[:, 0] += np.matmul(dense, wide, out=linear)
         return logits
+
+    def packed(self, weights: Sequence[FloatArray]) -> PackedWideDeep:
+        wide, *deep = weights
+        linear = packed_layer(wide.reshape(-1, 1), np.zeros(1, np.float32), relu=False)
+        return PackedWideDeep(linear, self._deep.packed(deep))
+
+    def predict(self, packed: PackedWideDeep, dense: FloatArray, pooled: FloatArray) -> FloatArray:
+        logits = self._deep.predict(packed.deep, self._joined(dense, pooled))
+        linear = self._linear.rows(len(pooled))
+        first_order = pooled[:, self.embedding_width :]
+        logits[:, 0] += np.sum(first_order, axis=1, out=linear[:, 0])
+        logits += predict_layers([packed.wide], dense, [linear])
+        return logits
+
+    def _joined(self, dense: FloatArray, pooled: FloatArray) -> FloatArray:
+        """Return what the layers see: embeddings, then dense features."""
+        deep_inputs = self._deep_inputs.rows(len(pooled))
+        deep_inputs[:, : self.embedding_width] = pooled[:, : self.embedding_width]
+        deep_inputs[:, self.embedding_width :] = dense
+        return deep_inputs
 
     def backward(
         self,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from runtime.fingerprint import check_float_mode
 from runtime.free_list import FreeList
-from worker.models import Model, SampleVectors, build_model, num_parameters
+from worker.models import Model, PackedParameters, SampleVectors, build_model, num_parameters
 from worker.spec import Lookup, ModelSpec
 from worker.step.assembling import Vectors, add_gradient, pool_vectors, vectors_of
 from worker.step.preparing import Prepared
@@ -94,8 +94,28 @@ class Computation:
         self._grad_values.give(grad_values)
         self._grad_parameters.give(grad_parameters)
 
-    def predict(self, prepared: Prepared, values: Float32s, parameters: Float32s) -> Float32s:
-        """Return the logit of each sample, float32[n]."""
+    @property
+    def predicts_by_sample(self) -> bool:
+        """Whether `predict` gives a sample the same logit in any batch, to the last bit."""
+        return bool(getattr(self._models[0], "predicts_by_sample", False))
+
+    def packed(self, parameters: Float32s) -> Float32s | PackedParameters:
+        """Return what `predict` takes in place of parameters that many batches are read with."""
+        pack = getattr(self._models[0], "packed", None)
+        return parameters if pack is None else pack(parameters)
+
+    def predict(
+        self, prepared: Prepared, values: Float32s, parameters: Float32s | PackedParameters
+    ) -> Float32s:
+        """Return the logit of each sample, float32[n].
+
+        Args:
+            values: float32, the flat buffer of pulled rows.
+            parameters: float32[dense parameters], or what `packed` made of them.
+        """
+        if isinstance(parameters, np.ndarray):
+            parameters = self.packed(parameters)
+        given: Any = parameters
         parts = self._parts(prepared.num_samples)
         inputs: list[Any]
         if self._in_place(prepared):
@@ -108,7 +128,7 @@ class Computation:
         def run(part: int) -> None:
             rows = parts[part]
             model = self._models[part]
-            logits[rows] = model.predict(parameters, prepared.dense[rows], inputs[part])
+            logits[rows] = model.predict(given, prepared.dense[rows], inputs[part])
 
         self._run(run, len(parts))
         self._give_positions(inputs)

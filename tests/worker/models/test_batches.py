@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from embedding.spec.optimizers import Sgd
-from worker.models import initial_parameters, needed_lookups, num_parameters
+from worker.models import (
+    SampleVectors,
+    build_model,
+    initial_parameters,
+    needed_lookups,
+    num_parameters,
+)
 from worker.spec import ModelSpec, SparseFeature
 
 OPTIONS = {
@@ -160,3 +166,34 @@ def test_training_in_the_steady_state_allocates_nothing_large(spec, pooled_model
 
     # The smallest layer's output has 128,000 bytes; NumPy's own work buffers have 65,536.
     assert peak_bytes < 100_000
+
+
+@pytest.mark.parametrize("name", ["dlrm", "deepfm", "wide_deep"])
+def test_a_samples_prediction_is_the_same_in_any_batch(name, pooled_model):
+    sparse = [SparseFeature(name=f"s{i}", column=f"s{i}", table=f"t{i}") for i in range(5)]
+    lookups = needed_lookups(name, {}, sparse, {f"t{i}": 16 for i in range(5)})
+    spec = ModelSpec(type=name, options={}, optimizer=Sgd(), num_dense=3, lookups=lookups)
+    model = pooled_model(spec)
+    params = initial_parameters(model, 0)
+    dense, pooled, _ = make_inputs(spec, 200)
+
+    whole = model.predict(params, dense, pooled)
+
+    for first, last in [(0, 1), (1, 2), (7, 12), (3, 100), (96, 200), (199, 200)]:
+        part = model.predict(params, dense[first:last].copy(), pooled[first:last].copy())
+        np.testing.assert_array_equal(part, whole[first:last])
+
+
+def test_packed_parameters_predict_as_those_that_they_were_made_of(spec):
+    model = build_model(spec)
+    params = initial_parameters(model, 0)
+    packed = model.packed(params)
+    dense, pooled, _ = make_inputs(spec, 20)
+    if model.reads_vectors:
+        columns = [lookup.column for lookup in spec.lookups]
+        pooled = SampleVectors.of_pooled(pooled, columns, np.empty((5, 20), np.int64))
+    expected = model.predict(params, dense, pooled)
+
+    params[:] = 0
+
+    np.testing.assert_array_equal(model.predict(packed, dense, pooled), expected)
