@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from scheduler.errors import RunDirectoryError, StartError, TrainingError
     from scheduler.job.config import JobConfig
     from scheduler.job.errors import ConfigError
+    from serving.errors import ServingError
+    from serving.model import Model
     from synchromesh.checkpoints import Checkpoint, open_checkpoint
     from synchromesh.evaluation import evaluate
     from synchromesh.exporting import export_embeddings
@@ -39,8 +41,10 @@ __all__ = [
     "DataError",
     "EmbeddingVariable",
     "JobConfig",
+    "Model",
     "Result",
     "RunDirectoryError",
+    "ServingError",
     "StartError",
     "TableSpec",
     "Trainer",
@@ -59,6 +63,8 @@ _HOMES = {
     "scheduler.job.errors": ("ConfigError",),
     "scheduler.errors": ("RunDirectoryError", "StartError", "TrainingError"),
     "scheduler.driver.trainer": ("Result", "Trainer"),
+    "serving.errors": ("ServingError",),
+    "serving.model": ("Model",),
     "synchromesh.checkpoints": ("Checkpoint", "open_checkpoint"),
     "synchromesh.evaluation": ("evaluate",),
     "synchromesh.exporting": ("export_embeddings",),

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,7 +23,7 @@ from worker.data.plan import Plan
 from worker.data.planning import make_plan
 from worker.data.reading import read_file
 from worker.errors import DataError
-from worker.inference import ModelError, Predictor, saved_model
+from worker.inference import ModelError, Predictor, probabilities, saved_model
 from worker.spec import DataSpec
 
 PREDICTION = "prediction"
@@ -110,13 +109,6 @@ def predicted(predictor: Predictor, plan: Plan, schema: pa.Schema) -> Iterator[p
             table = pa.table([*columns, pa.array(probabilities(logits))], names=schema.names)
             yield table.cast(schema)
             done += len(logits)
-
-
-def probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return 1 / (1 + exp(-z)) of each logit, computed in float64 so that none overflows."""
-    z = logits.astype(np.float64)
-    e = np.exp(-np.abs(z))
-    return (np.where(z >= 0, 1.0, e) / (1.0 + e)).astype(np.float32)
 
 
 def row_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

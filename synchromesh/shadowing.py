@@ -4,7 +4,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = ("embedding", "ps", "runtime", "scheduler", "worker")
+PACKAGES = ("embedding", "ps", "runtime", "scheduler", "serving", "worker")
 
 
 class ShadowedError(ImportError):

@@ -79,7 +79,7 @@ def test_examples_print_what_their_comments_say(
 
 ROOT = DOCS.parent
 NAMED = re.compile(
-    r"(?<![\w/])((?:benchmarks|embedding|ps|runtime|scheduler|scripts|simulation|synchromesh|tests"
+    r"(?<![\w/])((?:benchmarks|embedding|ps|runtime|scheduler|scripts|serving|simulation|synchromesh|tests"
     r"|worker)/[\w/]+\.py)\b"
 )
 

@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "worker": {"embedding", "ps", "runtime"},
     "scheduler": {"embedding", "ps", "runtime", "worker"},
     "simulation": {"embedding", "ps", "runtime", "scheduler", "worker"},
-    "synchromesh": {"embedding", "ps", "runtime", "scheduler", "worker"},
+    "serving": {"embedding", "ps", "runtime", "worker"},
+    "synchromesh": {"embedding", "ps", "runtime", "scheduler", "serving", "worker"},
     "fuzzing": {"embedding", "ps", "runtime", "scheduler", "worker"},
 }
 SCRIPTS = {"benchmarks", "jobs", "scripts", "tests"}
@@ -207,6 +208,14 @@ LAYERS = {
         {"run"},
         {"views"},
         {"driver"},
+    ],
+    "serving": [
+        {"calls", "errors", "versions"},
+        {"rows"},
+        {"form"},
+        {"requests", "source"},
+        {"wire"},
+        {"model"},
     ],
     "scheduler/coordinator": [
         {"growing_plan"},

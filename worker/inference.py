@@ -1,13 +1,13 @@
 """A trained model in one process: a checkpoint that scores batches, without Ray or servers."""
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import threadpoolctl
 
-from embedding import EmbeddingVariable
+from embedding import TableSpec
 from embedding.spec.composition import Part
 from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
@@ -44,6 +44,22 @@ class Scores(TypedDict):
     samples_skipped: int
 
 
+class ReadTable(Protocol):
+    """A table as far as it is read: `EmbeddingVariable`, or one that can do nothing else."""
+
+    @property
+    def spec(self) -> TableSpec: ...
+
+    def pull(
+        self,
+        keys: npt.NDArray[np.int64],
+        counts: None,
+        values: Float32s,
+        admitted: npt.NDArray[np.uint8],
+        /,
+    ) -> None: ...
+
+
 class Predictor:
     """Scores batches by the path of training's evaluation: de-duplicate, pull, pool, predict.
 
@@ -73,7 +89,7 @@ class Predictor:
         *,
         model: ModelSpec,
         features: FeatureSpec,
-        tables: Mapping[str, EmbeddingVariable],
+        tables: Mapping[str, ReadTable],
         dense: Float32s,
         step: int = 0,
         contract: DataContract | None = None,
@@ -85,10 +101,9 @@ class Predictor:
         self.contract = contract
         self._computation = Computation(model, threads=threads)
         self._dense = self._computation.packed(dense)
-        used = {part.table: _table(tables, part) for part in _parts(model)}
-        self._tables = list(used.values())
+        self._tables = _used(model, tables)
         self._preparer = Preparer(
-            tables=list(used),
+            tables=[table.spec.name for table in self._tables],
             sparse=features.sparse,
             lookups=model.lookups,
             deduplicator=Deduplicator([t.spec.dim for t in self._tables], Routing.even(1)),
@@ -106,13 +121,7 @@ class Predictor:
         """
         reader = CheckpointReader(path)
         saved = saved_model(reader)
-        size = _model_size(saved.spec, path)
-        if size != reader.store.dense_size:
-            changed = "; its class has changed since" if saved.spec.type == "custom" else ""
-            raise CheckpointError(
-                f"{path} holds {reader.store.dense_size} dense parameters, its {saved.spec.type}"
-                f" model has {size}{changed}"
-            )
+        check_size(saved.spec, reader.store.dense_size, path)
         try:
             return cls(
                 model=saved.spec,
@@ -127,6 +136,21 @@ class Predictor:
             raise
         except ValueError as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
+
+    @property
+    def predicts_by_sample(self) -> bool:
+        """Whether a sample's logit is the same in any batch, to the last bit."""
+        return self._computation.predicts_by_sample
+
+    def take(self, tables: Mapping[str, ReadTable], dense: Float32s, *, step: int) -> None:
+        """Go on with another state of the same model.
+
+        Raises:
+            ValueError: a table is missing or has another dim; nothing has changed.
+        """
+        self._tables = _used(self.model, tables)
+        self._dense = self._computation.packed(dense)
+        self.step = step
 
     def logits(self, batch: Batch) -> Float32s:
         """Return the logit of each sample, float32[n]; the batch is only read."""
@@ -211,6 +235,28 @@ def saved_model(reader: CheckpointReader) -> SavedModel:
         ) from error
 
 
+def probabilities(logits: Float32s) -> Float32s:
+    """Return 1 / (1 + exp(-z)) of each logit, computed in float64 so that none overflows."""
+    z = logits.astype(np.float64)
+    e = np.exp(-np.abs(z))
+    return (np.where(z >= 0, 1.0, e) / (1.0 + e)).astype(np.float32)
+
+
+def check_size(spec: ModelSpec, held: int, path: str | Place) -> None:
+    """Refuse a number of dense parameters that is not the model's.
+
+    Raises:
+        CheckpointError: it is another one.
+        ModelError: the model can't be built.
+    """
+    size = _model_size(spec, path)
+    if size != held:
+        changed = "; its class has changed since" if spec.type == "custom" else ""
+        raise CheckpointError(
+            f"{path} holds {held} dense parameters, its {spec.type} model has {size}{changed}"
+        )
+
+
 def _model_size(spec: ModelSpec, path: str | Place) -> int:
     """Return the number of parameters; raises ModelError where the model can't be built."""
     try:
@@ -226,7 +272,12 @@ def _parts(model: ModelSpec) -> list[Part]:
     return [part for lookup in model.lookups for part in lookup.physical]
 
 
-def _table(tables: Mapping[str, EmbeddingVariable], part: Part) -> EmbeddingVariable:
+def _used(model: ModelSpec, tables: Mapping[str, ReadTable]) -> list[ReadTable]:
+    """Return the tables of the lookups, each once, in the order in which they name them."""
+    return list({part.table: _table(tables, part) for part in _parts(model)}.values())
+
+
+def _table(tables: Mapping[str, ReadTable], part: Part) -> ReadTable:
     table = tables.get(part.table)
     if table is None or table.spec.dim != part.dim:
         found = "there is none" if table is None else f"its dim is {table.spec.dim}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scheduler.errors import StartError
 
-PACKAGES = ("embedding", "ps", "runtime", "scheduler", "worker")
+PACKAGES = ("embedding", "ps", "runtime", "scheduler", "serving", "worker")
 
 
 def refuse_shadows_of_actors(folder: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import synchromesh
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = {"embedding", "ps", "runtime", "scheduler", "synchromesh", "worker"}
+PACKAGES = {"embedding", "ps", "runtime", "scheduler", "serving", "synchromesh", "worker"}
 # At the top only: worker/data is a package.
 NOT_SOURCE = {"build", "data", "dist", "runs"}
 

@@ -1,0 +1,1 @@
+"""The serving form of a checkpoint: files that processes map into memory and never change."""

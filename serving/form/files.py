@@ -1,0 +1,243 @@
+"""Arrays in a folder, with a sealed manifest that is written last and says what they are."""
+
+import hashlib
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ps.checkpoint.sealed_json import SEAL, sealed_text, unsealed
+from runtime.durable import make_folder, partial_path, publish, write_text
+from serving.errors import ServingError
+
+FORMAT = "synchromesh-serving"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 64 << 20
+_DTYPES = ("int64", "float32", "uint8")
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayFile:
+    """One array in a file, C-contiguous and little-endian.
+
+    Args:
+        dtype: int64, float32 or uint8.
+        shape: of the array.
+        sha256: of the file.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+
+    @property
+    def num_bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormManifest:
+    """What a folder of the serving form is.
+
+    Args:
+        kind: `base`, which has all rows, or `overlay`: what has changed since its base.
+        checkpoint: the folder's name of the checkpoint that it was made from.
+        seal: the checksum of that checkpoint's manifest.
+        step: the global step of it.
+        written: when the checkpoint was written, in seconds since 1970.
+        recovery_epoch: of the checkpoint.
+        base: of an overlay the name of its base's folder, which stands beside it.
+        store: tables and dense parameters, as StoreSpec.to_json.
+        model: as in the checkpoint's manifest.
+        files: the arrays by name.
+    """
+
+    kind: Literal["base", "overlay"]
+    checkpoint: str
+    seal: str
+    step: int
+    written: float
+    recovery_epoch: int
+    base: str | None
+    store: dict[str, Any]
+    model: dict[str, Any]
+    files: dict[str, ArrayFile] = field(default_factory=dict)
+
+
+class FormWriter:
+    """Writes arrays to a folder that gets its name when all are there, see `new_form`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.files: dict[str, ArrayFile] = {}
+
+    def write(self, name: str, array: npt.NDArray[Any]) -> None:
+        """Write an array that is in memory."""
+        path = self._path(name)
+        array = np.ascontiguousarray(array)
+        data = memoryview(array.reshape(-1)).cast("B") if array.size else memoryview(b"")
+        with open(path, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        self.files[name] = ArrayFile(
+            array.dtype.name, array.shape, hashlib.sha256(data).hexdigest()
+        )
+
+    def link(self, name: str, source: Path, entry: ArrayFile) -> None:
+        """Have an array that another form has, without a copy where the file system can."""
+        try:
+            os.link(source, self._path(name))
+        except OSError:
+            shutil.copyfile(source, self._path(name))
+        self.files[name] = entry
+
+    @contextmanager
+    def mapped(self, name: str, dtype: str, shape: tuple[int, ...]) -> Iterator["GrowingArray"]:
+        """Give an array in a file, zeros to begin with, of which the first rows may be kept."""
+        path = self._path(name)
+        with open(path, "w+b") as file:
+            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            file.truncate(size)
+            if size:
+                array = np.frombuffer(mmap.mmap(file.fileno(), size), dtype).reshape(shape)
+            else:
+                array = np.empty(shape, dtype)
+            growing = GrowingArray(array, len(array))
+            yield growing
+            kept = growing.array[: growing.kept]
+            data = memoryview(kept.reshape(-1)).cast("B") if kept.size else memoryview(b"")
+            digest = hashlib.sha256(data).hexdigest()
+            file.truncate(kept.nbytes)
+            os.fsync(file.fileno())
+        self.files[name] = ArrayFile(dtype, (growing.kept, *shape[1:]), digest)
+
+    def _path(self, name: str) -> Path:
+        path = self._folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+@dataclass(slots=True)
+class GrowingArray:
+    """An array of which the first `kept` rows stay."""
+
+    array: npt.NDArray[Any]
+    kept: int
+
+
+@contextmanager
+def new_form(path: Path) -> Iterator[tuple[FormWriter, Path]]:
+    """Give a writer; the folder gets its name when the block has ended and a manifest is there.
+
+    Raises:
+        ServingError: the place can't be written.
+    """
+    partial = partial_path(path)
+    try:
+        make_folder(partial)
+        yield FormWriter(partial), partial
+        publish(partial, path)
+    except FileExistsError:
+        pass  # another process has made the same
+    except OSError as error:
+        if path.exists():
+            return  # likewise, where folders that are not empty can't be replaced
+        raise ServingError(
+            f"the serving form {path} can't be written: {error.strerror or error}"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_manifest(folder: Path, manifest: FormManifest) -> None:
+    """Seal what was written."""
+    data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
+    text, _ = sealed_text(data)
+    write_text(folder / MANIFEST, text)
+
+
+def read_manifest(folder: Path) -> FormManifest:
+    """Return what a folder says of itself.
+
+    Raises:
+        ServingError: there is none, or it is damaged or of another version.
+    """
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ValueError(f"it has more than {MAX_MANIFEST_BYTES} bytes")
+        data = json.loads(path.read_bytes())
+        if not isinstance(data, dict) or data.get("format") != FORMAT or SEAL not in data:
+            raise ValueError("it is not the manifest of a serving form")
+        data = unsealed(data)
+        version = data.pop("format_version")
+        if version != FORMAT_VERSION:
+            raise ValueError(f"it has format version {version}, expected {FORMAT_VERSION}")
+        del data["format"]
+        files = {
+            str(name): ArrayFile(entry["dtype"], tuple(entry["shape"]), entry["sha256"])
+            for name, entry in data.pop("files").items()
+        }
+        for name, entry in files.items():
+            if entry.dtype not in _DTYPES or min(entry.shape, default=0) < 0:
+                raise ValueError(f"array {name!r} is {entry.dtype}{list(entry.shape)}")
+            if {"", ".", ".."} & set(name.split("/")):
+                raise ValueError(f"it names a file outside of its folder: {name!r}")
+        return FormManifest(**data, files=files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ServingError(f"{path} can't be used: {error}") from error
+
+
+def map_array(folder: Path, name: str, entry: ArrayFile) -> npt.NDArray[Any]:
+    """Map an array into memory: pages are shared with every process that maps the file.
+
+    The mapping is private, so that kernels get arrays of the type that they are compiled for;
+    nobody writes to it.
+
+    Raises:
+        ServingError: the file is missing or has another size.
+    """
+    path = folder / name
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != entry.num_bytes:
+                raise ServingError(
+                    f"{path} is damaged: it has {size} bytes, its manifest says {entry.num_bytes}"
+                )
+            if size == 0:
+                return np.empty(entry.shape, entry.dtype)
+            flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
+            mapped = mmap.mmap(
+                file.fileno(), size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE
+            )
+    except OSError as error:
+        raise ServingError(f"{path}: {error.strerror or error}") from error
+    return np.frombuffer(mapped, entry.dtype).reshape(entry.shape)
+
+
+def verify(folder: Path, manifest: FormManifest) -> None:
+    """Read every file and hold it against its checksum.
+
+    Raises:
+        ServingError: names the first one that is not what was written.
+    """
+    for name, entry in manifest.files.items():
+        path = folder / name
+        try:
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ServingError(f"{path}: {error.strerror or error}") from error
+        if digest != entry.sha256:
+            raise ServingError(f"{path} is damaged: its checksum is not its manifest's")

@@ -1,0 +1,382 @@
+"""A trained model that is only read: versions that are swapped, and predictions of each."""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.read import CheckpointReader
+from serving.errors import RequestError, ServingError
+from serving.form.opening import Form
+from serving.requests import RequestSchema
+from serving.rows.table import ServedTable
+from serving.source import Source, version_of
+from serving.versions import Version, VersionStore
+from worker.data.batch import Bags, Batch
+from worker.inference import Predictor, check_size, probabilities
+from worker.spec import FeatureSpec
+from worker.spec_json import SavedModel
+
+Float32s = npt.NDArray[np.float32]
+
+KEPT_VERSIONS = 3
+MAX_ROWS = 16384
+# An overlay is merged into a new base once it says something of this part of the base's rows.
+MERGE_FROM = 0.2
+_LEAST_MERGED = 10_000
+_WARM_ROWS = 64
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a request gets.
+
+    Args:
+        values: float32[n], the probability of label 1 of each sample.
+        version: that all of it was computed with.
+    """
+
+    values: Float32s
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A version whose arrays are mapped."""
+
+    version: Version
+    form: Form
+    tables: dict[str, ServedTable]
+
+
+def load(form: Form) -> Loaded:
+    """Map a form and compute a batch with it, so that the first request finds all in place.
+
+    Raises:
+        ServingError: it is damaged, or its model can't be computed.
+    """
+    loaded = Loaded(version_of(form), form, form.tables())
+    predictor = predictor_of(loaded)
+    try:
+        predictor.logits(_some_batch(form.model.features))
+    except Exception as error:  # whatever a custom model raises
+        raise ServingError(f"{form.folder} can't be computed: {error!r}") from error
+    return loaded
+
+
+def predictor_of(loaded: Loaded) -> Predictor:
+    """Return what computes with a version, for one thread.
+
+    Raises:
+        ServingError: the tables or the dense parameters are not those of the model.
+        ModelError: the class of a custom model can't be imported or made.
+    """
+    model = loaded.form.model
+    try:
+        check_size(model.spec, loaded.form.dense.size, loaded.form.folder)
+        return Predictor(
+            model=model.spec,
+            features=model.features,
+            tables=loaded.tables,
+            dense=loaded.form.dense,
+            step=loaded.version.step,
+            contract=model.contract,
+        )
+    except CheckpointError as error:
+        raise ServingError(str(error)) from error
+
+
+def _some_batch(features: FeatureSpec) -> Batch:
+    n = _WARM_ROWS
+    keys = np.arange(n) * 0x9E3779B97F4A7
+    ones = np.ones(n, np.float32)
+    sparse = tuple(Bags(keys, None, ones if each.weights else None) for each in features.sparse)
+    return Batch(np.empty(0, np.float32), np.zeros((n, len(features.dense)), np.float32), sparse)
+
+
+class Model:
+    """A model of a run directory or a checkpoint, without Ray: use `Model.open`.
+
+    Any number of threads may predict. Each prediction is of one version; a newer one takes its
+    place between two predictions.
+
+    Attributes:
+        schema: what requests must look like.
+    """
+
+    def __init__(self, source: Source, *, keep_versions: int, max_rows: int) -> None:
+        self._source = source
+        self._store = VersionStore(keep=keep_versions)
+        self._lock = threading.Lock()  # over the store and what is loaded
+        self._changing = threading.Lock()  # one change of versions at a time
+        self._loaded: dict[str, Loaded] = {}
+        self._current: Loaded | None = None
+        self._of_thread = threading.local()
+        self._merger = ThreadPoolExecutor(1, "merge")
+        self._merged: Future[Form] | None = None
+        self._follower: threading.Thread | None = None
+        self._closed = threading.Event()
+        if self.refresh() is None:
+            reasons = "; ".join(self._store.refused.values())
+            raise ServingError(f"{source.path} has no checkpoint that can be served. {reasons}")
+        saved = self.current.form.model
+        self.schema = RequestSchema(saved.features, saved.contract, max_rows=max_rows)
+
+    @classmethod
+    def open(
+        cls,
+        run_or_checkpoint: str | Path,
+        *,
+        forms: str | Path | None = None,
+        keep_versions: int = KEPT_VERSIONS,
+        max_rows: int = MAX_ROWS,
+        follow_seconds: float = 0.0,
+    ) -> "Model":
+        """Open a checkpoint, or the newest one of a run directory, and make its form if needed.
+
+        Args:
+            run_or_checkpoint: a local folder.
+            forms: where serving forms are kept; None: folder `serving` of the run.
+            keep_versions: how many versions are kept for `rollback`.
+            max_rows: most samples of one request.
+            follow_seconds: how often a run directory is looked at for newer checkpoints; 0: only
+                when `refresh` is called.
+
+        Raises:
+            ServingError, CheckpointError, ModelError: what was named can't be served.
+        """
+        source = Source.at(run_or_checkpoint, forms)
+        model = cls(source, keep_versions=keep_versions, max_rows=max_rows)
+        if follow_seconds > 0:
+            model.follow(follow_seconds)
+        return model
+
+    # Predictions ------------------------------------------------------------------------------
+
+    def predict(self, samples: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> Prediction:
+        """Return the probability of label 1 of each sample, as `synchromesh predict` writes it.
+
+        Args:
+            samples: rows, each {column: value}, or columns, {column: values or Arrow array}.
+
+        Raises:
+            RequestError: a column is missing, not known, or not of the job's type.
+        """
+        if isinstance(samples, Mapping):
+            return self.predict_batch(self.schema.batch_of_columns(samples))
+        return self.predict_batch(self.schema.batch_of_rows(samples))
+
+    def predict_batch(self, batch: Batch) -> Prediction:
+        """Return the prediction of a batch that is laid out as training's.
+
+        Raises:
+            RequestError: the model gives NaN.
+        """
+        predictor, loaded = self._predictor()
+        values = predicted(predictor, batch)
+        return Prediction(values, loaded.version)
+
+    def _predictor(self) -> tuple[Predictor, Loaded]:
+        """Return this thread's predictor, of the version that is served now."""
+        current = self.current
+        mine = getattr(self._of_thread, "predictor", None)
+        if mine is None:
+            mine = self._of_thread.predictor = predictor_of(current)
+        elif self._of_thread.loaded is not current:
+            mine.take(current.tables, current.form.dense, step=current.version.step)
+        self._of_thread.loaded = current
+        return mine, current
+
+    # Versions ---------------------------------------------------------------------------------
+
+    @property
+    def current(self) -> Loaded:
+        """The version that is served."""
+        assert self._current is not None, "opened"
+        return self._current
+
+    @property
+    def version(self) -> Version:
+        return self.current.version
+
+    @property
+    def saved(self) -> SavedModel:
+        """The dense model, features and contract."""
+        return self.current.form.model
+
+    @property
+    def versions(self) -> list[Version]:
+        """Those that are kept, the newest last."""
+        with self._lock:
+            return self._store.kept
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Checkpoints that are newer than all that are kept, and why they can't be used."""
+        with self._lock:
+            return self._store.refused
+
+    @property
+    def pinned(self) -> bool:
+        """Whether a rollback holds the served version."""
+        with self._lock:
+            return self._store.pinned
+
+    def age(self, now: float | None = None) -> float:
+        """Return the seconds since the served version's checkpoint was written."""
+        return max((time.time() if now is None else now) - self.version.written, 0.0)
+
+    def refresh(self) -> Version | None:
+        """Look for a newer checkpoint; load and serve it. Returns it, None where there is none.
+
+        One that is damaged, or that lies on nothing that is there, is not taken: see `refused`.
+        """
+        with self._changing:
+            self._take_merged()
+            if self._current is not None and not self._source.has_changed():
+                return None
+            while (reader := self._newer()) is not None:
+                try:
+                    form = self._source.form_of(reader)
+                    self._check_same_model(form)
+                    loaded = load(form)
+                except (CheckpointError, ServingError) as error:
+                    if not self._source.follows:
+                        raise
+                    self._source.skip(reader, str(error))
+                    self._refuse(reader.directory.name, str(error))
+                    continue
+                self._give(loaded)
+                self._begin_merge(reader, form)
+                return loaded.version
+            return None
+
+    def _newer(self) -> CheckpointReader | None:
+        reader = self._source.newest(self._refuse)
+        if reader is None:
+            return None
+        place = (reader.manifest.recovery_epoch, reader.manifest.step)
+        with self._lock:
+            return reader if self._store.is_newer(place) else None
+
+    def _refuse(self, checkpoint: str, reason: str) -> None:
+        _log.warning("checkpoint %s is not served: %s", checkpoint, reason)
+        with self._lock:
+            self._store.refuse(checkpoint, reason)
+
+    def _check_same_model(self, form: Form) -> None:
+        if self._current is None:
+            return
+        ours, other = self._current.form.model, form.model
+        if (ours.spec, ours.features) != (other.spec, other.features):
+            raise ServingError(
+                f"{form.manifest.checkpoint} is of another model or of other features than what is"
+                " served; serve it by itself"
+            )
+
+    def _give(self, loaded: Loaded) -> None:
+        with self._lock:
+            gone = self._store.give(loaded.version)
+            self._loaded[loaded.version.seal] = loaded
+            for version in gone:
+                del self._loaded[version.seal]
+            self._current = self._loaded_now()
+            forms = self._store.forms
+        self._source.remove_forms(forms)
+
+    def _loaded_now(self) -> Loaded:
+        served = self._store.served
+        assert served is not None, "given"
+        return self._loaded[served.seal]
+
+    def _begin_merge(self, reader: CheckpointReader, form: Form) -> None:
+        base, changed = form.num_rows
+        if self._merged is None and changed >= max(MERGE_FROM * base, _LEAST_MERGED):
+            self._merged = self._merger.submit(self._source.base_of, reader)
+
+    def _take_merged(self) -> None:
+        """Serve a version from a new base where its overlay was merged."""
+        if self._merged is None or not self._merged.done():
+            return
+        merged, self._merged = self._merged, None
+        try:
+            loaded = load(merged.result())
+        except (CheckpointError, ServingError) as error:
+            _log.warning("an overlay could not be merged: %s", error)
+            return
+        if any(each.seal == loaded.version.seal for each in self.versions):
+            self._give(loaded)
+
+    def rollback(self, step: int | None = None) -> Version:
+        """Serve a kept version of a step, None: the one before; it stays until `release`.
+
+        Raises:
+            UnknownVersionError: there is none.
+        """
+        with self._changing, self._lock:
+            version = self._store.rollback(step)
+            self._current = self._loaded_now()
+            return version
+
+    def release(self) -> Version:
+        """End a rollback: serve the newest version, and newer ones from then on."""
+        with self._changing, self._lock:
+            self._store.release()
+            self._current = self._loaded_now()
+            return self._current.version
+
+    # Following --------------------------------------------------------------------------------
+
+    def follow(self, seconds: float) -> None:
+        """Refresh every so many seconds, in a thread, until `close`."""
+        if self._follower is not None or not self._source.follows:
+            return
+        self._follower = threading.Thread(
+            target=self._run_follower, args=(seconds,), name="follow", daemon=True
+        )
+        self._follower.start()
+
+    def _run_follower(self, seconds: float) -> None:
+        while not self._closed.wait(seconds):
+            try:
+                self.refresh()
+            except Exception:  # what is served goes on being served
+                _log.exception("looking for newer checkpoints failed; it is tried again")
+
+    def close(self) -> None:
+        """End following and merging; mapped files go with the last prediction."""
+        self._closed.set()
+        if self._follower is not None:
+            self._follower.join()
+        self._merger.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def predicted(predictor: Predictor, batch: Batch) -> Float32s:
+    """Return float32[n], the probability of label 1 of each sample.
+
+    Raises:
+        RequestError: the model gives NaN.
+    """
+    logits = predictor.logits(batch)
+    undefined = np.isnan(logits)
+    if undefined.any():
+        raise RequestError(
+            f"the model gives NaN for row {int(np.argmax(undefined))}: its parameters have diverged"
+        )
+    return probabilities(logits)

@@ -1,0 +1,1 @@
+"""The two forms of a request and its answer: the Open Inference Protocol and rows of JSON."""

@@ -1,0 +1,265 @@
+"""The Open Inference Protocol, version 2, with its binary tensor extension.
+
+A tensor is a column of the job: of shape [n] or [n, 1] a value for each sample, of [n, k] a list of
+k. Lists of other lengths come as one tensor of all their values, [m] or [m, 1], and a second one,
+`NAME:lengths`, of n integers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from serving.errors import RequestError
+from serving.requests import RequestSchema
+from serving.wire.json_text import parsed, text
+from worker.data.batch import Batch
+
+OUTPUT = "prediction"
+LENGTHS = ":lengths"
+_DTYPES: Mapping[str, str] = {
+    "BOOL": "bool",
+    "UINT8": "<u1",
+    "UINT16": "<u2",
+    "UINT32": "<u4",
+    "UINT64": "<u8",
+    "INT8": "<i1",
+    "INT16": "<i2",
+    "INT32": "<i4",
+    "INT64": "<i8",
+    "FP16": "<f2",
+    "FP32": "<f4",
+    "FP64": "<f8",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How the answer is to be given.
+
+    Args:
+        id: of the request.
+        binary: whether as bytes and not as JSON.
+    """
+
+    id: str | None
+    binary: bool
+
+
+def decode(body: bytes, json_bytes: int | None, schema: RequestSchema) -> tuple[Batch, Wanted]:
+    """Return the samples of a request, and how it wants its answer.
+
+    Raises:
+        RequestError: what is wrong with it.
+    """
+    if json_bytes is not None and not 0 <= json_bytes <= len(body):
+        raise RequestError(
+            f"Inference-Header-Content-Length is {json_bytes}, the body has {len(body)} bytes"
+        )
+    view = memoryview(body)
+    head = parsed(view if json_bytes is None else view[:json_bytes])
+    rest = view[len(body) if json_bytes is None else json_bytes :]
+    tensors = _entries(head.get("inputs"), "inputs")
+    arrays: dict[str, tuple[pa.Array, tuple[int, ...]]] = {}
+    start = 0
+    for tensor in tensors:
+        name, shape, size = _described(tensor)
+        if name in arrays:
+            raise RequestError(f"input {name!r} is there twice")
+        if size is None:
+            array = _from_json(name, tensor["datatype"], tensor.get("data"), shape)
+        else:
+            if start + size > len(rest):
+                raise RequestError(
+                    f"input {name!r} has {size} bytes, only {len(rest) - start} are left"
+                )
+            data = rest[start : start + size]
+            array = _from_bytes(name, tensor["datatype"], data, shape)
+            start += size
+        arrays[name] = (array, shape)
+    if start != len(rest):
+        raise RequestError(f"{len(rest) - start} bytes follow the last binary input")
+    wanted = _wanted(head)
+    return schema.batch_of_columns(_columns(arrays, schema)), wanted
+
+
+def _entries(found: Any, name: str) -> list[dict[str, Any]]:
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise RequestError(f"{name} must be a list of tensors")
+    return found
+
+
+def _described(tensor: dict[str, Any]) -> tuple[str, tuple[int, ...], int | None]:
+    """Return name, shape and, of a binary tensor, its size."""
+    name, shape = tensor.get("name"), tensor.get("shape")
+    if not isinstance(name, str):
+        raise RequestError("an input must have a name")
+    legal = isinstance(shape, list) and all(type(axis) is int and axis >= 0 for axis in shape)
+    if not isinstance(shape, list) or not legal or len(shape) not in (1, 2):
+        raise RequestError(f"input {name!r} must have a shape of one or two axes, got {shape!r}")
+    kind = tensor.get("datatype")
+    if kind != "BYTES" and (not isinstance(kind, str) or kind not in _DTYPES):
+        raise RequestError(
+            f"input {name!r} must have a datatype of {', '.join([*_DTYPES, 'BYTES'])}, got {kind!r}"
+        )
+    parameters = tensor.get("parameters")
+    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    if size is not None and (type(size) is not int or size < 0):
+        raise RequestError(f"input {name!r}: binary_data_size must be a number of bytes")
+    if size is None and "data" not in tensor:
+        raise RequestError(f"input {name!r} has no data")
+    return name, tuple(shape), size
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return shape[0] * (shape[1] if len(shape) == 2 else 1)
+
+
+def _from_bytes(name: str, kind: str, data: memoryview, shape: tuple[int, ...]) -> pa.Array:
+    count = _count(shape)
+    if kind == "BYTES":
+        return _strings(name, data, count)
+    dtype = np.dtype(_DTYPES[kind])
+    if len(data) != count * dtype.itemsize:
+        raise RequestError(
+            f"input {name!r} of shape {list(shape)} and datatype {kind} has {len(data)} bytes,"
+            f" expected {count * dtype.itemsize}"
+        )
+    return pa.array(np.frombuffer(data, dtype))
+
+
+def _strings(name: str, data: memoryview, count: int) -> pa.Array:
+    """Read strings, each after its length in 4 bytes."""
+    if count * 4 > len(data):
+        raise RequestError(f"input {name!r} has {len(data)} bytes for {count} strings")
+    values = []
+    at = 0
+    for _ in range(count):
+        size = int.from_bytes(data[at : at + 4], "little")
+        at += 4
+        if at + size > len(data):
+            raise RequestError(f"input {name!r}: a string ends after the tensor")
+        values.append(bytes(data[at : at + size]))
+        at += size
+    if at != len(data):
+        raise RequestError(f"input {name!r}: {len(data) - at} bytes follow its last string")
+    return pa.array(values, pa.binary())
+
+
+def _from_json(name: str, kind: str, data: Any, shape: tuple[int, ...]) -> pa.Array:
+    if not isinstance(data, list):
+        raise RequestError(f"input {name!r}: data must be a list")
+    if data and isinstance(data[0], list):
+        if not all(isinstance(row, list) for row in data):
+            raise RequestError(f"input {name!r}: data must be flat, or a list of lists")
+        data = [value for row in data for value in row]
+    if len(data) != _count(shape):
+        raise RequestError(
+            f"input {name!r} of shape {list(shape)} has {len(data)} values,"
+            f" expected {_count(shape)}"
+        )
+    if kind == "BYTES":
+        if not all(isinstance(value, str) for value in data):
+            raise RequestError(f"input {name!r} of datatype BYTES must have strings")
+        return pa.array(data, pa.string())
+    try:
+        return pa.array(data, pa.from_numpy_dtype(np.dtype(_DTYPES[kind])))
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        raise RequestError(f"input {name!r} of datatype {kind}: {error}") from error
+
+
+def _columns(
+    arrays: Mapping[str, tuple[pa.Array, tuple[int, ...]]], schema: RequestSchema
+) -> dict[str, pa.Array]:
+    columns: dict[str, pa.Array] = {}
+    for name, (array, shape) in arrays.items():
+        if name.endswith(LENGTHS) and name.removesuffix(LENGTHS) in schema.columns:
+            if name.removesuffix(LENGTHS) not in arrays:
+                raise RequestError(f"input {name!r} is there without {name[: -len(LENGTHS)]!r}")
+            continue
+        lengths = arrays.get(name + LENGTHS)
+        if lengths is not None:
+            columns[name] = _ragged(name, array, lengths[0])
+        elif len(shape) == 2 and shape[1] != 1:
+            offsets = np.arange(shape[0] + 1, dtype=np.int64) * shape[1]
+            columns[name] = pa.LargeListArray.from_arrays(pa.array(offsets), array)
+        else:
+            columns[name] = array
+    return columns
+
+
+def _ragged(name: str, array: pa.Array, lengths: pa.Array) -> pa.Array:
+    if not pa.types.is_integer(lengths.type):
+        raise RequestError(f"input {name + LENGTHS!r} must have integers")
+    sizes = lengths.to_numpy(zero_copy_only=False).astype(np.int64)
+    offsets = np.zeros(sizes.size + 1, np.int64)
+    np.cumsum(sizes, out=offsets[1:])
+    if (sizes < 0).any() or (sizes > len(array)).any() or offsets[-1] != len(array):
+        raise RequestError(
+            f"input {name + LENGTHS!r} must be numbers >= 0 that sum to the {len(array)} values"
+            f" of {name!r}"
+        )
+    return pa.LargeListArray.from_arrays(pa.array(offsets), array)
+
+
+def _wanted(head: dict[str, Any]) -> Wanted:
+    ident = head.get("id")
+    if ident is not None and not isinstance(ident, str):
+        raise RequestError("id must be a string")
+    parameters = head.get("parameters")
+    binary = isinstance(parameters, dict) and parameters.get("binary_data_output") is True
+    if "outputs" in head:
+        outputs = _entries(head["outputs"], "outputs")
+        for output in outputs:
+            if output.get("name") != OUTPUT:
+                raise RequestError(f"the model has one output, {OUTPUT!r}")
+            own = output.get("parameters")
+            if isinstance(own, dict) and "binary_data" in own:
+                binary = own["binary_data"] is True
+    return Wanted(ident, binary)
+
+
+def encode(
+    values: npt.NDArray[np.float32], wanted: Wanted, name: str, about: dict[str, Any]
+) -> tuple[bytes, int | None]:
+    """Return the answer, and how much of it is JSON where bytes follow."""
+    output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32", "shape": [len(values)]}
+    answer: dict[str, Any] = {
+        "model_name": name,
+        "model_version": str(about["step"]),
+        "outputs": [output],
+    }
+    if wanted.id is not None:
+        answer["id"] = wanted.id
+    answer["parameters"] = about
+    if not wanted.binary:
+        output["data"] = values.astype(np.float64).tolist()
+        return text(answer), None
+    data = values.astype("<f4").tobytes()
+    output["parameters"] = {"binary_data_size": len(data)}
+    head = text(answer)
+    return head + data, len(head)
+
+
+def metadata(name: str, schema: RequestSchema, versions: list[str]) -> dict[str, Any]:
+    """Return what the protocol says of a model."""
+    features = schema.features
+    inputs: list[dict[str, Any]] = [
+        {"name": each, "datatype": "FP32", "shape": [-1]} for each in features.dense
+    ]
+    for feature in features.sparse:
+        kind = "BYTES" if schema.kinds.get(feature.name) == "string" else "INT64"
+        inputs.append({"name": feature.column, "datatype": kind, "shape": [-1]})
+        if feature.weights is not None:
+            inputs.append({"name": feature.weights, "datatype": "FP32", "shape": [-1]})
+    unique = {each["name"]: each for each in inputs}
+    return {
+        "name": name,
+        "versions": versions,
+        "platform": "synchromesh",
+        "inputs": list(unique.values()),
+        "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1]}],
+    }
