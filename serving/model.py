@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +126,7 @@ class Model:
         self._merged: Future[Form] | None = None
         self._follower: threading.Thread | None = None
         self._closed = threading.Event()
+        self._told: list[Callable[[Loaded], None]] = []
         if self.refresh() is None:
             reasons = "; ".join(self._store.refused.values())
             raise ServingError(f"{source.path} has no checkpoint that can be served. {reasons}")
@@ -196,6 +197,10 @@ class Model:
             mine.take(current.tables, current.form.dense, step=current.version.step)
         self._of_thread.loaded = current
         return mine, current
+
+    def when_swapped(self, tell: Callable[[Loaded], None]) -> None:
+        """Have a function called with each version that is served from now on."""
+        self._told.append(tell)
 
     # Versions ---------------------------------------------------------------------------------
 
@@ -290,14 +295,19 @@ class Model:
             self._loaded[loaded.version.seal] = loaded
             for version in gone:
                 del self._loaded[version.seal]
-            self._current = self._loaded_now()
             forms = self._store.forms
+        self._swap()
         self._source.remove_forms(forms)
 
-    def _loaded_now(self) -> Loaded:
-        served = self._store.served
-        assert served is not None, "given"
-        return self._loaded[served.seal]
+    def _swap(self) -> None:
+        """Serve what the store says."""
+        with self._lock:
+            served = self._store.served
+            assert served is not None, "given"
+            changed = self._loaded[served.seal] is not self._current
+            self._current = self._loaded[served.seal]
+        for tell in self._told if changed else ():
+            tell(self._current)
 
     def _begin_merge(self, reader: CheckpointReader, form: Form) -> None:
         base, changed = form.num_rows
@@ -323,17 +333,19 @@ class Model:
         Raises:
             UnknownVersionError: there is none.
         """
-        with self._changing, self._lock:
-            version = self._store.rollback(step)
-            self._current = self._loaded_now()
+        with self._changing:
+            with self._lock:
+                version = self._store.rollback(step)
+            self._swap()
             return version
 
     def release(self) -> Version:
         """End a rollback: serve the newest version, and newer ones from then on."""
-        with self._changing, self._lock:
-            self._store.release()
-            self._current = self._loaded_now()
-            return self._current.version
+        with self._changing:
+            with self._lock:
+                self._store.release()
+            self._swap()
+            return self.version
 
     # Following --------------------------------------------------------------------------------
 

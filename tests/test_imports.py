@@ -211,11 +211,16 @@ LAYERS = {
     ],
     "serving": [
         {"calls", "errors", "versions"},
+        {"batching", "client"},
         {"rows"},
         {"form"},
         {"requests", "source"},
         {"wire"},
         {"model"},
+        {"session"},
+        {"pool", "session_process"},
+        {"endpoint"},
+        {"running"},
     ],
     "scheduler/coordinator": [
         {"growing_plan"},

@@ -23,7 +23,7 @@ import numba
 from numba.core.caching import IndexDataCacheFile
 
 _ROOT = Path(__file__).resolve().parents[2]
-_PACKAGES = ("embedding", "ps", "worker")  # each may import those before it
+_PACKAGES = ("embedding", "ps", "worker", "serving")  # each may import those before it
 _KEPT = 32
 
 

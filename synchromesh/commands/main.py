@@ -16,6 +16,7 @@ COMMANDS = {
     "check": ("check", "Hold a job against its data, without starting it."),
     "evaluate": ("evaluate", "Score a checkpoint on labelled samples."),
     "predict": ("predict", "Write the probability of label 1 for every row of Parquet files."),
+    "serve": ("serve", "Answer requests for predictions over HTTP."),
     "export": ("export", "Write the embedding tables of a checkpoint as Parquet."),
     "inspect": ("inspect_tables", "Show the tables of a checkpoint, or what one of them holds."),
     "report": ("report", "Write a page that shows a run."),

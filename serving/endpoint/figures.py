@@ -1,0 +1,70 @@
+"""What Prometheus is told of a server."""
+
+import time
+from collections.abc import Callable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+
+from serving.versions import Version
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
+
+
+class Figures:
+    """Counts and times of one server.
+
+    Args:
+        version: returns the version that is served.
+        refused: returns how many newer checkpoints could not be used.
+    """
+
+    def __init__(self, version: Callable[[], Version], refused: Callable[[], int]) -> None:
+        registry = self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "synchromesh_serving_requests", "Requests by status", ["status"], registry=registry
+        )
+        self._seconds = Histogram(
+            "synchromesh_serving_request_seconds",
+            "From a request's head to its answer, of predictions",
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self._rows = Histogram(
+            "synchromesh_serving_request_samples",
+            "Samples of a request",
+            registry=registry,
+            buckets=_ROWS,
+        )
+        gauge = self._gauge
+        gauge("synchromesh_serving_step", "Global step of the served version").set_function(
+            lambda: version().step
+        )
+        gauge(
+            "synchromesh_serving_age_seconds", "Since the served version's checkpoint was written"
+        ).set_function(lambda: max(time.time() - version().written, 0.0))
+        gauge(
+            "synchromesh_serving_refused_checkpoints", "Newer checkpoints that can't be used"
+        ).set_function(refused)
+        self.outstanding = gauge("synchromesh_serving_outstanding", "Requests that are computed")
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, registry=self._registry)
+
+    def count(self, status: int, *, seconds: float, rows: int) -> None:
+        """Count one request; of predictions with their samples."""
+        self._requests.labels(str(status)).inc()
+        if rows:
+            self._seconds.observe(seconds)
+            self._rows.observe(rows)
+
+    def page(self) -> bytes:
+        """Return all figures as Prometheus reads them."""
+        return bytes(generate_latest(self._registry))

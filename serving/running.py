@@ -1,0 +1,147 @@
+"""Serve a model until a signal: the model, its sessions, the server."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from serving.endpoint.access_log import AccessLog
+from serving.endpoint.answering import Endpoint, Limits
+from serving.endpoint.server import Server, check_free, free_port
+from serving.errors import ServingError
+from serving.model import KEPT_VERSIONS, Model
+from serving.pool import AnySession, Pool
+from serving.session import Session, SessionOptions
+from serving.session_process import SessionProcess
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """How a model is served.
+
+    Args:
+        source: run directory, whose newer checkpoints are followed, or checkpoint.
+        session: the model's name, and how requests become batches.
+        host, port: where it listens; port 0: a free one.
+        sessions: processes that compute; 0: this one does.
+        token: that requests must bear; None: none, on the loopback alone.
+        forms: where serving forms are kept; None: folder `serving` of the run.
+        keep_versions: for rollbacks.
+        follow_seconds: how often newer checkpoints are looked for.
+        limits: what a request may take.
+        access_log: a file for a line of JSON a request, `-` for the standard output; None: none.
+        stop_seconds: how long requests under way are waited for at the end.
+    """
+
+    source: str
+    session: SessionOptions
+    host: str = "127.0.0.1"
+    port: int = 8500
+    sessions: int = 1
+    token: str | None = None
+    forms: str | None = None
+    keep_versions: int = KEPT_VERSIONS
+    follow_seconds: float = 1.0
+    limits: Limits = field(default_factory=Limits)
+    access_log: str | None = None
+    stop_seconds: float = 10.0
+
+
+class Serving:
+    """A model with its sessions and its server.
+
+    Raises:
+        ServingError, CheckpointError, ModelError: it can't be served as it is asked for.
+    """
+
+    def __init__(self, options: ServeOptions) -> None:
+        if options.host not in _LOOPBACK and options.token is None:
+            raise ServingError(
+                f"at {options.host} others could ask too: give a token, in SYNCHROMESH_SERVE_TOKEN"
+                " or --token-file"
+            )
+        port = options.port or free_port(options.host)
+        check_free(options.host, port)
+        self.address = f"http://{_bracketed(options.host)}:{port}"
+        self._options = options
+        with contextlib.ExitStack() as opened:
+            self.model = Model.open(
+                options.source,
+                forms=options.forms,
+                keep_versions=options.keep_versions,
+                max_rows=options.session.max_rows,
+            )
+            opened.callback(self.model.close)
+            self._pool = Pool(self._sessions())
+            opened.callback(self._pool.close)
+            log = _access_log(options.access_log, opened)
+            self._opened = opened.pop_all()
+        self.model.when_swapped(self._pool.take)
+        self.endpoint = Endpoint(
+            self.model,
+            options.session.name,
+            self._pool,
+            token=options.token,
+            limits=options.limits,
+        )
+        self.server = Server(
+            self.endpoint,
+            host=options.host,
+            port=port,
+            log=log,
+            stop_seconds=options.stop_seconds,
+        )
+
+    def _sessions(self) -> list[AnySession]:
+        options = self._options
+        if options.sessions == 0:
+            return [Session(self.model.current, options.session)]
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None]
+        started: list[AnySession] = []
+        try:
+            for number in range(options.sessions):
+                core = cores[number % len(cores)] if options.sessions > 1 else None
+                started.append(SessionProcess(self.model.current, options.session, core))
+        except BaseException:
+            for session in started:
+                session.close()
+            raise
+        return started
+
+    async def run(self, ready: Callable[[], None] | None = None) -> None:
+        """Serve until `server.stop`, or SIGINT or SIGTERM where this is the main thread."""
+        self.model.follow(self._options.follow_seconds)
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self.server.stop)
+        await self.server.run(ready)
+
+    def close(self) -> None:
+        """End the sessions, what follows the run, and the access log."""
+        self._opened.close()
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _access_log(name: str | None, opened: contextlib.ExitStack) -> AccessLog | None:
+    if name is None:
+        return None
+    file: IO[str] = sys.stdout
+    if name != "-":
+        try:
+            file = opened.enter_context(open(Path(name), "a", encoding="utf-8"))  # noqa: SIM115
+        except OSError as error:
+            raise ServingError(f"the access log {name} can't be written: {error}") from error
+    log = AccessLog(file)
+    opened.callback(log.close)
+    return log

@@ -1,0 +1,188 @@
+"""`synchromesh serve`: a trained model behind an HTTP endpoint."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import click
+
+from synchromesh.commands.answers import FAILURES, Refused, answering, json_option, print_json
+from worker.inference import ModelError
+
+TOKEN_VARIABLE = "SYNCHROMESH_SERVE_TOKEN"
+_LEAST_TOKEN = 16
+
+
+@click.command(epilog="Example: synchromesh serve runs/dlrm --port 8500")
+@click.argument("source", type=click.Path(), metavar="RUN_OR_CHECKPOINT")
+@click.option("--name", default="model", show_default=True, help="Of the model, in paths.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8500, show_default=True, help="0: a free one."
+)
+@click.option(
+    "--sessions",
+    type=click.IntRange(0, 1024),
+    default=1,
+    show_default=True,
+    help="Processes that compute, each on a core of its own; 0: the server's own process.",
+)
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1),
+    default=1024,
+    show_default=True,
+    help="Samples from which on no further request is added to a batch.",
+)
+@click.option(
+    "--max-delay-ms",
+    type=click.FloatRange(0, 10_000),
+    default=0.0,
+    show_default=True,
+    help="How long a request may wait for others to be computed with.",
+)
+@click.option(
+    "--max-waiting",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Requests that may wait for a session; further ones are refused with 429.",
+)
+@click.option(
+    "--max-rows",
+    type=click.IntRange(1),
+    default=16384,
+    show_default=True,
+    help="Samples of one request.",
+)
+@click.option(
+    "--max-body-mib", type=click.IntRange(1, 1024), default=64, show_default=True, help="Of one."
+)
+@click.option(
+    "--timeout-seconds",
+    type=click.FloatRange(0.001, 3600),
+    default=10.0,
+    show_default=True,
+    help="Until a request is answered or given up.",
+)
+@click.option(
+    "--follow-seconds",
+    type=click.FloatRange(0.01, 3600),
+    default=1.0,
+    show_default=True,
+    help="How often newer checkpoints of a run are looked for.",
+)
+@click.option(
+    "--keep-versions",
+    type=click.IntRange(1, 100),
+    default=3,
+    show_default=True,
+    help="That can be rolled back to.",
+)
+@click.option(
+    "--forms",
+    type=click.Path(),
+    metavar="FOLDER",
+    help="Where serving forms are kept (default: folder `serving` of the run).",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(),
+    metavar="FILE",
+    help=f"Holds the token that requests must bear (default: ${TOKEN_VARIABLE}, else none).",
+)
+@click.option(
+    "--access-log", metavar="FILE", help="A line of JSON for each request; - for standard output."
+)
+@json_option
+def command(
+    source: str,
+    name: str,
+    host: str,
+    port: int,
+    sessions: int,
+    max_batch: int,
+    max_delay_ms: float,
+    max_waiting: int,
+    max_rows: int,
+    max_body_mib: int,
+    timeout_seconds: float,
+    follow_seconds: float,
+    keep_versions: int,
+    forms: str | None,
+    token_file: str | None,
+    access_log: str | None,
+    as_json: bool,
+) -> None:
+    """Answer requests for predictions until SIGINT or SIGTERM.
+
+    RUN_OR_CHECKPOINT is a run directory, whose newer checkpoints are served as they come, or one
+    checkpoint. Predictions are those of `synchromesh predict`. docs/serving.md says what requests
+    look like.
+    """
+    try:
+        from serving.endpoint.answering import Limits
+        from serving.running import ServeOptions, Serving
+    except ImportError as error:
+        raise Refused(f"{error.name} is missing: pip install 'synchromesh[serve]'") from error
+    from ps.checkpoint.manifest import CheckpointError
+    from serving.errors import ServingError
+    from serving.session import SessionOptions
+
+    if not name or not all(c.isascii() and (c.isalnum() or c in "_.-") for c in name):
+        raise click.UsageError(f"--name may have letters, digits, '_', '.' and '-', got {name!r}")
+    options = ServeOptions(
+        source=source,
+        session=SessionOptions(
+            name=name,
+            max_rows=max_rows,
+            max_batch=max_batch,
+            max_delay=max_delay_ms / 1000,
+            max_waiting=max_waiting,
+        ),
+        host=host,
+        port=port,
+        sessions=sessions,
+        token=_token(token_file),
+        forms=forms,
+        keep_versions=keep_versions,
+        follow_seconds=follow_seconds,
+        limits=Limits(
+            body_bytes=max_body_mib << 20,
+            request_seconds=timeout_seconds,
+            outstanding=max_waiting * max(sessions, 1),
+        ),
+        access_log=access_log,
+    )
+    with answering(CheckpointError, ModelError, ServingError, failures=FAILURES):
+        serving = Serving(options)
+
+    def ready() -> None:
+        version = serving.model.version
+        if as_json:
+            print_json({"address": serving.address, "model": name, "step": version.step})
+        else:
+            click.echo(
+                f"serving {version.checkpoint} (step {version.step}) as {name!r} at"
+                f" {serving.address}; end it with Ctrl-C"
+            )
+
+    with answering(failures=(*FAILURES, ServingError)):
+        try:
+            asyncio.run(serving.run(ready))
+        finally:
+            serving.close()
+
+
+def _token(file: str | None) -> str | None:
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    where = f"${TOKEN_VARIABLE}"
+    if file is not None:
+        where = file
+        try:
+            token = Path(file).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise Refused(f"--token-file {file} can't be read: {error}") from error
+    if token is not None and (len(token) < _LEAST_TOKEN or not token.isascii()):
+        raise Refused(f"the token in {where} must have at least {_LEAST_TOKEN} ASCII characters")
+    return token

@@ -1,0 +1,292 @@
+"""Both forms of requests, over HTTP: the same bits as the model, and what is wrong by name."""
+
+import contextlib
+import json
+import re
+import socket
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from served_jobs import some_samples
+
+SAMPLES = some_samples(np.random.default_rng(5), 20)
+PREDICT, INFER = "/v1/models/clicks:predict", "/v2/models/clicks/infer"
+
+
+def rows() -> list[dict[str, Any]]:
+    return pa.table(SAMPLES).to_pylist()
+
+
+@pytest.fixture
+def expected(served: Any) -> np.ndarray:
+    return np.asarray(served.serving.model.predict(SAMPLES).values)
+
+
+def test_rows_and_columns_of_json_give_the_models_bits(served: Any, expected: np.ndarray) -> None:
+    status, _, found = served.ask("POST", PREDICT, {"instances": rows()})
+    assert status == 200
+    np.testing.assert_array_equal(np.array(found["predictions"], np.float32), expected)
+    assert found["metadata"]["step"] == 3
+    assert found["metadata"]["checkpoint"] == "full-000000000003"
+    assert found["metadata"]["age_seconds"] >= 0
+
+    columns = {name: array.to_pylist() for name, array in SAMPLES.items()}
+    _, _, found = served.ask("POST", PREDICT, {"inputs": columns})
+    np.testing.assert_array_equal(np.array(found["outputs"], np.float32), expected)
+
+
+def test_the_public_client_of_triton_works_unchanged(served: Any) -> None:
+    client = pytest.importorskip("tritonclient.http")
+    headers = {"Authorization": "Bearer a token of sixteen"}  # `infer` adds to what it is given
+    samples = {"d1": [0.5, 2.0], "d2": [1.0, 0.0], "a": [3, -1], "b": [17, 4000]}
+    tags = [[1, 2, 3], [9, 9, 4]]
+    columns = {**samples, "tags": tags}
+    expected = served.serving.model.predict(columns).values
+    with client.InferenceServerClient(f"127.0.0.1:{served.port}") as asked:
+        assert asked.is_server_live()
+        assert asked.is_server_ready()
+        assert asked.is_model_ready("clicks")
+        about = asked.get_model_metadata("clicks", headers=headers)
+        assert [each["name"] for each in about["inputs"]] == ["d1", "d2", "a", "b", "tags"]
+        assert about["versions"] == ["3"]
+        for binary in (True, False):
+            inputs = []
+            for name, values in columns.items():
+                array = np.array(values, np.float32 if name in ("d1", "d2") else np.int64)
+                kind = "FP32" if array.dtype == np.float32 else "INT64"
+                inputs.append(client.InferInput(name, array.shape, kind))
+                inputs[-1].set_data_from_numpy(array, binary_data=binary)
+            output = client.InferRequestedOutput("prediction", binary_data=binary)
+            result = asked.infer("clicks", inputs, outputs=[output], headers=dict(headers))
+            np.testing.assert_array_equal(result.as_numpy("prediction"), expected)
+            assert result.get_response()["parameters"]["step"] == 3
+        with pytest.raises(Exception, match="column 'd1' is missing"):
+            asked.infer("clicks", inputs[1:], headers=dict(headers))
+
+
+def tensors(**changes: Any) -> list[dict[str, Any]]:
+    found = {
+        "d1": ("FP32", [2], [0.5, 2]),
+        "d2": ("FP64", [2, 1], [1, 0]),
+        "a": ("INT32", [2], [3, -1]),
+        "b": ("INT64", [2], [17, 4000]),
+        "tags": ("INT64", [3], [1, 2, 9]),
+        "tags:lengths": ("INT32", [2], [2, 1]),
+        **changes,
+    }
+    return [
+        {"name": name, "datatype": each[0], "shape": each[1], "data": each[2]}
+        for name, each in found.items()
+        if each is not None
+    ]
+
+
+def test_lists_of_any_lengths_come_as_values_and_lengths(served: Any) -> None:
+    columns = {"d1": [0.5, 2], "d2": [1, 0], "a": [3, -1], "b": [17, 4000], "tags": [[1, 2], [9]]}
+    expected = served.serving.model.predict(columns).values
+
+    status, _, found = served.ask("POST", INFER, {"id": "x", "inputs": tensors()})
+
+    assert status == 200, found
+    assert found["id"] == "x"
+    assert found["model_version"] == "3"
+    got = np.array(found["outputs"][0]["data"], np.float32)
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"a": None}, "column 'a' is missing"),
+        ({"c": ("INT64", [2], [1, 2])}, "the model reads no column 'c'"),
+        ({"label": ("INT64", [2], [1, 2])}, "column 'label' is the label"),
+        ({"a": ("INT64", [3], [1, 2, 3])}, "column 'a' has 3 values, column 'd1' 2"),
+        ({"a": ("INT64", [2], [1])}, r"'a' of shape \[2\] has 1 values, expected 2"),
+        ({"a": ("INT64", [1, 1, 2], [1, 2])}, "'a' must have a shape of one or two axes"),
+        ({"a": ("INT65", [2], [1, 2])}, "'a' must have a datatype of BOOL"),
+        ({"a": ("BYTES", [2], ["x", "y"])}, "'a' has keys of type string, .* with integer"),
+        ({"a": ("FP64", [2], [1.5, 2])}, "a key is not an exact whole number"),
+        ({"d1": ("BYTES", [2], ["x", "y"])}, "a dense column has an unusable type"),
+        ({"tags:lengths": ("INT64", [2], [2, 2])}, "must be numbers >= 0 that sum to the 3 values"),
+        ({"tags": None}, "'tags:lengths' is there without 'tags'"),
+        ({"a": ("INT64", [2], [[1], "x"])}, "data must be flat, or a list of lists"),
+    ],
+)
+def test_wrong_tensors_are_refused_by_name(
+    served: Any, changes: dict[str, Any], message: str
+) -> None:
+    status, _, found = served.ask("POST", INFER, {"inputs": tensors(**changes)})
+
+    assert status == 400
+    assert re.search(message, found["error"]), found
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"{", "not valid JSON"),
+        (b'{"instances": [{"d1": NaN}]}', "NaN is no JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[]", "must be a JSON object"),
+        ({"rows": []}, "has no 'rows'"),
+        ({}, "either instances, a list of rows, or inputs"),
+        ({"instances": []}, "1 to 16384 samples, got 0"),
+        ({"instances": [3]}, "row 0 must be an object"),
+        ({"instances": [{}]}, "row 0: column 'd1' is missing"),
+        ({"inputs": {"d1": 3}}, "column 'd2' is missing"),
+    ],
+)
+def test_wrong_json_is_refused(served: Any, body: Any, message: str) -> None:
+    status, _, found = served.ask("POST", PREDICT, body)
+
+    assert status == 400
+    assert message in found["error"]
+
+
+def test_a_row_that_differs_is_named_with_the_nearest_column(served: Any) -> None:
+    wrong = rows()[:2]
+    wrong[1]["tagz"] = wrong[1].pop("tags")
+
+    _, _, found = served.ask("POST", PREDICT, {"instances": wrong})
+
+    assert found["error"] == "row 1: the model reads no column 'tagz'; did you mean 'tags'?"
+
+
+def binary(inputs: list[dict[str, Any]], data: bytes) -> tuple[bytes, dict[str, str]]:
+    head = json.dumps({"inputs": inputs}).encode()
+    return head + data, {"Inference_Header_Content_Length": str(len(head))}
+
+
+@pytest.mark.parametrize(
+    ("size", "sent", "message"),
+    [
+        (8, 4, "'d1' has 8 bytes, only 4 are left"),
+        (4, 4, "of shape [2] and datatype FP32 has 4 bytes, expected 8"),
+        (8, 9, "1 bytes follow the last binary input"),
+        (-1, 8, "binary_data_size must be a number of bytes"),
+    ],
+)
+def test_binary_tensors_of_another_size_are_refused(
+    served: Any, size: int, sent: int, message: str
+) -> None:
+    entry = {"name": "d1", "datatype": "FP32", "shape": [2]}
+    inputs = [{**entry, "parameters": {"binary_data_size": size}}]
+    body, headers = binary(inputs, bytes(sent))
+
+    status, _, found = served.ask("POST", INFER, body, **headers)
+
+    assert status == 400
+    assert message in found["error"]
+
+
+def test_a_length_of_json_beyond_the_body_is_refused(served: Any) -> None:
+    for length, message in (("99", "the body has 2 bytes"), ("-1", "must be a number of bytes")):
+        headers = {"Inference_Header_Content_Length": length}
+        status, _, found = served.ask("POST", INFER, b"{}", **headers)
+        assert status == 400
+        assert message in found["error"]
+
+
+def test_nan_and_null_of_a_dense_column_are_zero_as_in_training(served: Any) -> None:
+    columns = {"d2": [0.0], "a": [1], "b": [2], "tags": [[]]}
+    expected = served.serving.model.predict({**columns, "d1": [0.0]}).values
+    inputs = tensors(
+        d1=("FP32", [1], [0]), d2=("FP32", [1], [0]), a=("INT64", [1], [1]), b=("INT64", [1], [2]),
+        tags=("INT64", [0], []),
+    )  # fmt: skip
+    inputs = [each for each in inputs if each["name"] != "tags:lengths"]
+    inputs.append({"name": "tags:lengths", "datatype": "INT32", "shape": [1], "data": [0]})
+    entry = next(each for each in inputs if each["name"] == "d1")
+    del entry["data"]
+    entry["parameters"] = {"binary_data_size": 4}
+    body, headers = binary(inputs, np.array([np.nan], np.float32).tobytes())
+
+    status, _, found = served.ask("POST", INFER, body, **headers)
+    assert status == 200, found
+    assert np.float32(found["outputs"][0]["data"][0]) == expected[0]
+
+    null = {name: values[0] for name, values in columns.items()} | {"d1": None}
+    _, _, found = served.ask("POST", PREDICT, {"instances": [null]})
+    assert np.float32(found["predictions"][0]) == expected[0]
+
+
+def test_keys_that_were_never_seen_get_what_training_gives_them(served: Any) -> None:
+    """Table a has no admission: the initial value; table b has: its default value."""
+    unseen = [{"d1": 0, "d2": 0, "a": 10**15 + i, "b": -(10**15) - i, "tags": []} for i in range(2)]
+
+    _, _, found = served.ask("POST", PREDICT, {"instances": unseen})
+    one, other = found["predictions"]
+    assert one != other, "initial values differ by key"
+    unseen[1]["a"] = unseen[0]["a"]
+    _, _, found = served.ask("POST", PREDICT, {"instances": unseen})
+    assert found["predictions"] == [one, one], "the default value does not"
+
+
+# Who may ask, and how much ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("token", [None, "another token, as long", "ü" * 16])
+def test_without_the_token_nothing_but_health_is_told(served: Any, token: str | None) -> None:
+    given = None if token is None else token.encode().decode("latin-1")
+    for method, path in (
+        ("POST", PREDICT),
+        ("POST", INFER),
+        ("GET", "/metrics"),
+        ("GET", "/v1/models/clicks"),
+        ("POST", "/v1/models/clicks:rollback"),
+    ):
+        status, headers, _ = served.ask(method, path, {}, token=given)
+        assert (status, headers["www-authenticate"]) == (401, "Bearer")
+    assert served.ask("GET", "/v2/health/ready", token=None)[0] == 200
+
+
+def test_paths_that_are_not_there_are_told(served: Any) -> None:
+    for method, path, status in (
+        ("GET", "/v2/models/other", 404),
+        ("POST", "/nowhere", 404),
+        ("GET", PREDICT, 405),
+        ("POST", "/v2/models/clicks/versions/99/infer", 404),
+        ("POST", "/v2/models/clicks/versions/3/infer", 400),
+    ):
+        assert served.ask(method, path, {} if method == "POST" else None)[0] == status
+
+
+def raw(served: Any, data: bytes) -> bytes:
+    """Send bytes, and nothing more; return what comes until the server ends the connection."""
+    found = b""
+    with (
+        socket.create_connection(("127.0.0.1", served.port), timeout=30) as connection,
+        contextlib.suppress(OSError),  # it need not be read to its end
+    ):
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        while part := connection.recv(65536):
+            found += part
+    return found
+
+
+def test_a_huge_header_half_a_request_and_no_http_leave_the_server_as_it_was(served: Any) -> None:
+    head = b"POST /v1/models/clicks:predict HTTP/1.1\r\nHost: a\r\n"
+    token = b"Authorization: Bearer a token of sixteen\r\n"
+
+    assert b"200 OK" not in raw(served, head + b"X: " + b"a" * (1 << 20) + b"\r\n\r\n")
+    assert b"200 OK" not in raw(served, head + token + b"Content-Length: 100\r\n\r\n{")
+    assert b"200 OK" not in raw(served, head[:20])
+    assert b"200 OK" not in raw(served, b"\x16\x03\x01" + bytes(300))
+    assert b"413" in raw(served, head + token + b"Content-Length: 99999999999\r\n\r\n")
+
+    assert served.ask("POST", PREDICT, {"instances": rows()})[0] == 200
+    assert served.serving.endpoint.outstanding == 0
+
+
+def test_figures_and_versions_are_told(served: Any) -> None:
+    served.ask("POST", PREDICT, {"instances": rows()})
+
+    page = served.ask("GET", "/metrics")[2].decode()
+    assert "synchromesh_serving_step 3.0" in page
+    assert 'synchromesh_serving_requests_total{status="200"}' in page
+    assert "synchromesh_serving_age_seconds" in page
+    (entry,) = served.ask("GET", "/v1/models/clicks")[2]["model_version_status"]
+    assert (entry["version"], entry["state"]) == ("3", "AVAILABLE")
