@@ -199,6 +199,7 @@ def test_a_port_that_is_taken_is_named(start: Callable[..., Any]) -> None:
         Serving(options)
 
 
+@pytest.mark.slow
 def test_sessions_in_processes_answer_alike_follow_and_come_again_when_they_die(
     start: Callable[..., Any],
 ) -> None:
