@@ -10,6 +10,7 @@ from ps.checkpoint.intact import newest_intact
 from ps.checkpoint.manifest import MANIFEST
 from ps.checkpoint.read import CheckpointReader
 from runtime.durable import PARTIAL
+from runtime.places import Place
 from serving.errors import ServingError
 from serving.form.making import make_base, make_overlay
 from serving.form.opening import Form, form_name
@@ -32,7 +33,7 @@ class Source:
     path: Path
     forms: Path
     follows: bool
-    _skipped: dict[Path, str] = field(default_factory=dict)
+    _skipped: dict[Place, str] = field(default_factory=dict)
     _seen: frozenset[str] = frozenset()
 
     @classmethod

@@ -114,7 +114,7 @@ def _manifest(
         checkpoint=reader.directory.name,
         seal=reader.seal,
         step=reader.manifest.step,
-        written=(reader.directory / CHECKPOINT_MANIFEST).stat().st_mtime,
+        written=(Path(str(reader.directory)) / CHECKPOINT_MANIFEST).stat().st_mtime,
         recovery_epoch=reader.manifest.recovery_epoch,
         base=base,
         store=reader.manifest.store,
