@@ -139,6 +139,7 @@ class Job:
             data=specs.data,
             plan=specs.plan,
             evaluation_plan=None,
+            grows=False,
             threads=1,
             depth=2,
             cache_bytes=1 << 20,
