@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.kernels.mixing import BUCKET_BITS, NUM_BUCKETS, buckets_of, mix64
+from embedding.kernels.mixing import BUCKET_BITS, NUM_BUCKETS, mix64
 from embedding.spec.admission import BloomAdmission
-from embedding.table.freezing import CHANGED, FROZEN, LIVE, Frozen, flags_of, freeze_flags
+from embedding.table.freezing import CHANGED, FROZEN, LIVE, flags_of, freeze_flags
+from embedding.table.frozen_blocks import FrozenBlocks, save_blocks, save_line
 from embedding.table.reservation import reserve
 
 Int64Array = npt.NDArray[np.int64]
@@ -105,7 +106,7 @@ class BloomFilter:
             ) from error
         self.arrays = BloomArrays(counters, flags_of(NUM_BUCKETS), size.hashes)
         self._limit = largest_count(rule.counter_bits)
-        self._frozen: Frozen[BloomBlocks] | None = None
+        self._frozen: FrozenBlocks | None = None
 
     def add(self, keys: Int64Array, counts: Int64Array) -> None:
         """Add to the counts of keys."""
@@ -144,35 +145,31 @@ class BloomFilter:
             raise ValueError(f"Bloom blocks are of buckets 0 to {NUM_BUCKETS - 1}, got {buckets}")
         limit = min(self._limit, int(np.iinfo(blocks.counters.dtype).max))
         clipped = np.minimum(blocks.counters, blocks.counters.dtype.type(limit))
-        self._before_change(buckets)
+        if (frozen := self._being_read()) is not None:
+            save_blocks(
+                counters, self.arrays.flags, buckets, frozen.places, frozen.saved, frozen.num_saved
+            )
         counters[buckets] = clipped.astype(counters.dtype)
-        self.arrays.flags[buckets] = _WRITTEN
+        self.arrays.flags[buckets] |= _WRITTEN
 
-    def freeze(self, *, changed_only: bool) -> Frozen[BloomBlocks]:
+    def freeze(self, *, changed_only: bool) -> FrozenBlocks:
         """Freeze all blocks, or those that changed since the last time, see `Rows.freeze`."""
         if self._frozen is not None:
             self._frozen.close()
-        flags, every = self.arrays.flags, np.arange(NUM_BUCKETS)
+        flags = self.arrays.flags
         count = freeze_flags(flags, NUM_BUCKETS, changed_only=changed_only)
-        blocks = BloomBlocks(every, self.arrays.counters)
-        self._frozen = Frozen(blocks, flags, NUM_BUCKETS, count)
+        self._frozen = FrozenBlocks(self.arrays.counters, flags, count)
         return self._frozen
 
     def _before_change_of(self, keys: Int64Array) -> None:
-        if self._frozen is not None and self._frozen.num_left > 0:
-            self._before_change(buckets_of(keys))
+        """Save what is frozen of the counters of keys, which are about to be changed."""
+        if (frozen := self._being_read()) is not None:
+            _save(self.arrays, keys, frozen.places, frozen.saved, frozen.num_saved)
 
-    def _before_change(self, buckets: npt.NDArray[Any]) -> None:
-        """Save what is frozen of the blocks of buckets, which are about to be changed."""
-        if self._frozen is None or self._frozen.num_left <= 0:
-            return
-        flags = self.arrays.flags
-        found = np.unique(buckets).astype(np.int64)
-        found = found[flags[found] & FROZEN != 0]
-        if found.size:
-            flags[found] ^= FROZEN
-            copy = BloomBlocks(found, self.arrays.counters[found])
-            self._frozen.save(copy, found.size, copy.counters.nbytes)
+    def _being_read(self) -> FrozenBlocks | None:
+        """Return what is frozen and not read yet, if anything is."""
+        frozen = self._frozen
+        return frozen if frozen is not None and frozen.num_left > 0 else None
 
     @property
     def nbytes(self) -> int:
@@ -214,13 +211,33 @@ def _count(bloom: BloomArrays, keys: Int64Array, counts: Int64Array) -> None:
 
 
 @njit(cache=True, nogil=True)
+def _save(
+    bloom: BloomArrays,
+    keys: Int64Array,
+    places: npt.NDArray[np.int32],
+    saved: npt.NDArray[Any],
+    num_saved: Int64Array,
+) -> None:
+    """Save the lines of the counters of keys where they are frozen, see `FrozenBlocks`."""
+    counters, flags, hashes = bloom.counters, bloom.flags, bloom.hashes
+    segment = np.uint64(counters.shape[1] // hashes)
+    for i in range(keys.size):
+        mixed = mix64(np.uint64(keys[i]))
+        bucket = np.int64(mixed >> _BUCKET_SHIFT)
+        if flags[bucket] & FROZEN != 0:
+            for number in range(hashes):
+                place = _place(mixed, number, segment)
+                save_line(counters, bucket, place, places, saved, num_saved)
+
+
+@njit(cache=True, nogil=True)
 def _add(bloom: BloomArrays, keys: Int64Array, counts: Int64Array, limit: np.int64) -> None:
     counters, flags, hashes = bloom.counters, bloom.flags, bloom.hashes
     segment = np.uint64(counters.shape[1] // hashes)
     for i in range(keys.size):
         mixed = mix64(np.uint64(keys[i]))
         bucket = mixed >> _BUCKET_SHIFT
-        flags[bucket] = _WRITTEN
+        flags[bucket] |= _WRITTEN
         for number in range(hashes):
             place = _place(mixed, number, segment)
             value = np.int64(counters[bucket, place])
@@ -234,7 +251,7 @@ def _raise(bloom: BloomArrays, keys: Int64Array, counts: Int64Array, limit: np.i
     for i in range(keys.size):
         mixed = mix64(np.uint64(keys[i]))
         bucket = mixed >> _BUCKET_SHIFT
-        flags[bucket] = _WRITTEN
+        flags[bucket] |= _WRITTEN
         for number in range(hashes):
             place = _place(mixed, number, segment)
             value = np.int64(counters[bucket, place])

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from embedding.entries import CounterEntries, TableEntries
 from embedding.table.bloom import BloomBlocks
 from embedding.table.freezing import Frozen
+from embedding.table.frozen_blocks import FrozenBlocks
 from embedding.table.row_arrays import FREQUENCY, VERSION, RowArrays
 
 Int64Array = npt.NDArray[np.int64]
@@ -39,7 +40,7 @@ class FrozenTable:
         self,
         rows: Frozen[RowArrays],
         counters: Frozen[RowArrays],
-        bloom: Frozen[BloomBlocks] | None,
+        bloom: FrozenBlocks | None,
         removed: Int64Array,
         read: Callable[[RowArrays, Int64Array], TableEntries],
         *,
@@ -81,9 +82,9 @@ class FrozenTable:
         """
         if self._bloom is None:
             return
-        block_bytes = self._bloom.source.counters[:1].nbytes
-        for blocks, places in self._bloom.parts(max(1, max_bytes // block_bytes)):
-            yield BloomBlocks(blocks.buckets[places], blocks.counters[places])
+        most = max(1, max_bytes // self._bloom.block_bytes)
+        for buckets, counters in self._bloom.parts(most):
+            yield BloomBlocks(buckets, counters)
 
     @property
     def saved_bytes(self) -> int:

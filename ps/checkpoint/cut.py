@@ -131,6 +131,10 @@ class CutWriter:
     ) -> list[FileEntry]:
         self._tables = tables = list(tables)
         self._pace.begin(sum(map(_num_bytes, self._store.tables, tables)))
+        # Filters first: every key that is counted changes a block of one, and what is saved of them
+        # is kept until all are read.
+        for spec, table in zip(self._store.tables, tables, strict=True):
+            self._write_filter(spec, table)
         for spec, table in zip(self._store.tables, tables, strict=True):
             self._write_table(spec, table)
         rule = rule_for(self._store.dense_optimizer, sparse=False)
@@ -157,17 +161,19 @@ class CutWriter:
                 for counters in self._pieces(table.counters(_PIECE_BYTES // 24)):
                     groups.add([counters.keys, counters.frequency, counters.version])
                 groups.finish()
-        if isinstance(spec.admission, BloomAdmission):
-            schema = bloom_schema(spec.admission)
-            with self._file(spec, "bloom", schema) as writer:
-                for blocks in _joined(self._pieces(table.bloom(_PIECE_BYTES))):
-                    writer.write(bloom_batch(blocks, schema))
         if self._changed_only:
             with self._file(spec, "removed", REMOVED_SCHEMA) as writer:
                 keys = table.removed[np.argsort(buckets_of(table.removed), kind="stable")]
                 for start in range(0, keys.size, _REMOVED_AT_ONCE):
                     part = pa.array(keys[start : start + _REMOVED_AT_ONCE])
                     writer.write(pa.record_batch([part], schema=REMOVED_SCHEMA))
+
+    def _write_filter(self, spec: TableSpec, table: FrozenTable) -> None:
+        if isinstance(spec.admission, BloomAdmission):
+            schema = bloom_schema(spec.admission)
+            with self._file(spec, "bloom", schema) as writer:
+                for blocks in _joined(self._pieces(table.bloom(_PIECE_BYTES))):
+                    writer.write(bloom_batch(blocks, schema))
 
     @contextmanager
     def _file(self, spec: TableSpec, kind: str, schema: pa.Schema) -> Iterator[PartsWriter]:
