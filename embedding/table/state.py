@@ -26,6 +26,7 @@ from embedding.table.transfer import read_rows, write_rows
 Int64Array = npt.NDArray[np.int64]
 
 _LISTED_BYTES = 1 << 28  # keys and row numbers that are sorted at once
+_REMOVED_AT_LEAST = 1 << 20  # keys that are remembered before they are merged
 _PART_BYTES = 64 << 20  # of a table that is looked at, at once
 
 _INT64, _FLOAT32 = np.dtype("int64"), np.dtype("float32")
@@ -56,6 +57,7 @@ class TableState:
         self._counters = self._reserved_counters() if self._counts_keys else Rows(0, NO_BUDGET)
         self._bloom = BloomFilter(rule) if isinstance(rule, BloomAdmission) else None
         self._removed: list[Int64Array] | None = None  # keys, since the freeze before, if any
+        self._num_removed = 0  # keys in it, some of them perhaps more than once
 
     def _reserved_counters(self) -> Rows:
         return Rows(0, self._budget, name=f"what is counted for table {self.spec.name}")
@@ -249,6 +251,11 @@ class TableState:
         removed = rows.remove(keys)
         if self._removed is not None and removed.size:
             self._removed.append(removed)
+            # Keys that come and go between two cuts are remembered once.
+            self._num_removed += removed.size
+            if self._num_removed > 2 * max(self._removed[0].size, _REMOVED_AT_LEAST):
+                self._removed = [np.unique(np.concatenate(self._removed))]
+                self._num_removed = self._removed[0].size
 
     # Frozen -----------------------------------------------------------------------------------
 
@@ -270,7 +277,7 @@ class TableState:
         removed = np.empty(0, np.int64)
         if changed_only and self._removed:
             removed = np.unique(np.concatenate(self._removed))
-        self._removed = []
+        self._removed, self._num_removed = [], 0
         return FrozenTable(
             self._rows.freeze(changed_only=changed_only),
             self._counters.freeze(changed_only=changed_only),

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from embedding import CounterEntries, EmbeddingVariable, TableEntries, TableSpec
 from embedding.spec.admission import BloomAdmission, CounterAdmission
 from embedding.spec.optimizers import Adagrad
-from embedding.table.bloom import BloomBlocks
+from embedding.table.bloom import BloomBlocks, BloomSize
 
 DIM = 3
 
@@ -208,6 +208,41 @@ def test_removed_keys_are_remembered_once_there_was_a_freeze():
 
     assert delta.removed.tolist() == [15, 20]
     assert [piece.keys.tolist() for piece in delta.rows(10)] == [[15]]
+
+
+def test_keys_that_come_and_go_are_remembered_once(monkeypatch):
+    monkeypatch.setattr("embedding.table.state._REMOVED_AT_LEAST", 50)
+    table = a_table()
+    table.freeze(changed_only=False)
+
+    for version in range(20):
+        table.remove(np.arange(40))
+        table.import_rows(rows_of(range(40), version))
+
+    assert table.memory()["removed"] <= 8 * (2 * 50)
+    assert table.freeze(changed_only=True).removed.tolist() == list(range(40))
+
+
+def test_a_key_that_is_counted_has_a_few_lines_of_a_frozen_filter_saved():
+    rule = BloomAdmission(min_count=3, max_elements=2_000_000)
+    table = a_table(admission=rule)
+    other = np.arange(1000, 1200)
+    table.import_counters(counters_of(other, 1))
+    before = table.memory()["bloom"]
+    blocks = table.export_bloom()
+
+    frozen = table.freeze(changed_only=False)
+    table.import_counters(counters_of(other, 2))
+    saved = table.memory()["bloom"] - before
+
+    hashes = BloomSize.of(rule).hashes
+    assert 0 < saved <= other.size * hashes * 64
+    assert saved < blocks.counters.nbytes / 2
+    (piece,) = frozen.bloom(1 << 30)
+    assert (piece.counters == blocks.counters).all()
+    assert (piece.buckets == blocks.buckets).all()
+    assert table.memory()["bloom"] == before, "what was saved goes once all is read"
+    assert [delta.counters.max() for delta in table.freeze(changed_only=True).bloom(1 << 30)] == [2]
 
 
 @pytest.mark.parametrize("most", [0, -1])
