@@ -24,6 +24,8 @@ ACCEPT_PAUSE_SECONDS = 0.2
 _BACKLOG = 1024
 _LOCK_NAME = "lock"
 _PREFIX = "synchromesh-"
+# A folder gets its name and its lock within milliseconds.
+_UNNAMED_SECONDS = 600.0
 
 
 class Peer:
@@ -226,6 +228,8 @@ def _make_directory() -> tuple[str, int]:
         parent = Path("/tmp")
     for old in parent.glob(f"{_PREFIX}*"):
         _remove_if_abandoned(old)
+    for old in parent.glob(f".{_PREFIX}*"):
+        _remove_if_never_named(old)
     # It gets the name that others look for once the lock is held.
     new = tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=parent)
     lock = os.open(os.path.join(new, _LOCK_NAME), os.O_RDWR | os.O_CREAT, 0o600)
@@ -233,6 +237,16 @@ def _make_directory() -> tuple[str, int]:
     directory = str(parent / os.path.basename(new).removeprefix("."))
     os.rename(new, directory)
     return directory, lock
+
+
+def _remove_if_never_named(directory: Path) -> None:
+    """Remove a folder whose maker was killed before it had its lock and its name."""
+    try:
+        found = directory.stat()
+        if found.st_uid == os.getuid() and time.time() - found.st_mtime > _UNNAMED_SECONDS:
+            shutil.rmtree(directory, ignore_errors=True)
+    except OSError:
+        pass  # somebody else was faster
 
 
 def _remove_if_abandoned(directory: Path) -> None:

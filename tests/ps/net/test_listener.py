@@ -217,6 +217,19 @@ def test_a_folder_without_a_lock_is_left_alone(temporary: Path) -> None:
     assert (temporary / "synchromesh-4194000-abc").exists()
 
 
+def test_a_folder_whose_maker_died_before_it_had_its_name_is_removed_later(temporary: Path) -> None:
+    young, old = (temporary / f".synchromesh-{name}" for name in ("young", "old"))
+    for folder in (young, old):
+        folder.mkdir()
+    (old / "lock").touch()
+    os.utime(old, (time.time() - 3600,) * 2)
+
+    Listener("a", secret=b"", serve=lambda peer: None).close()
+
+    assert young.exists(), "its maker may be about to name it"
+    assert not old.exists()
+
+
 def test_two_listeners_of_one_process_keep_their_folders(temporary: Path) -> None:
     first = Listener("shard 0", secret=SECRET, serve=echo)
     second = Listener("shard 1", secret=SECRET, serve=echo)
