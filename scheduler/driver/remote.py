@@ -1,9 +1,10 @@
 """Find a running job by its run directory, and ask things of it."""
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +20,14 @@ from scheduler.driver.processes import Processes
 from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, first_line
 from scheduler.errors import ControlError, NotRunningError
 from scheduler.run.control_file import check_reachable, find_job, last_known, unreachable
+from scheduler.run.lease import is_held
 
 # Joining takes .05 s where the cluster answers; Ray itself tries for 20 s, or without end.
 JOIN_SECONDS = 3.0
 POLL_SECONDS = 0.25
+# How long a command waits for a coordinator in the place of one that is lost. Seconds, as a rule;
+# where a node is gone without notice Ray takes a minute to see it.
+REPLACED_SECONDS = 20.0
 
 
 def control_facts(processes: Processes, *, recovery_epoch: int) -> dict[str, Any]:
@@ -45,18 +50,19 @@ class RunningJob:
         ControlError: from every method, where the job does not answer or can't do it.
     """
 
-    def __init__(self, coordinator: Any, run: Path) -> None:
-        self._coordinator = coordinator
+    def __init__(self, run: Path, facts: dict[str, Any]) -> None:
         self._run = run
+        self._facts = facts
+        self._coordinator = self._found()
 
     def status(self, told: Told = EVERYTHING) -> Status:
         """Return the status as it is, with what was not told yet; by default nothing of before."""
-        status: Status = self._ask(self._coordinator.look.remote(told))
+        status: Status = self._ask(lambda coordinator: coordinator.look.remote(told))
         return status
 
     def order(self, wanted: Wanted) -> None:
         """Ask for something; the job does it in its own time."""
-        self._ask(self._coordinator.order.remote(wanted))
+        self._ask(lambda coordinator: coordinator.order.remote(wanted))
 
     def checkpoint(self) -> CutResult:
         """Have a checkpoint written, and wait for it."""
@@ -73,17 +79,48 @@ class RunningJob:
                     return cut
             time.sleep(POLL_SECONDS)
 
-    def _ask(self, call: Any) -> Any:
+    def _ask(self, call: Callable[[Any], Any]) -> Any:
+        while True:
+            try:
+                return ray.get(call(self._coordinator), timeout=CALL_TIMEOUT_SECONDS)
+            except RayTaskError as error:
+                raise ControlError(str(error.cause)) from error
+            except RayActorError as error:
+                self._coordinator = self._another(first_line(error), error)
+            except GetTimeoutError as error:
+                raise ControlError(f"the job does not answer: {first_line(error)}") from error
+
+    def _found(self) -> Any:
         try:
-            return ray.get(call, timeout=CALL_TIMEOUT_SECONDS)
-        except RayTaskError as error:
-            raise ControlError(str(error.cause)) from error
-        except RayActorError as error:
-            raise NotRunningError(
-                f"the job of {self._run} has ended: {first_line(error)}. {last_known(self._run)}"
-            ) from error
-        except GetTimeoutError as error:
-            raise ControlError(f"the job does not answer: {first_line(error)}") from error
+            return self._actor()
+        except ValueError as error:
+            return self._another("its coordinator is gone", error)
+
+    def _actor(self) -> Any:
+        return ray.get_actor(self._facts["coordinator"], namespace=self._facts["namespace"])
+
+    def _another(self, why: str, cause: Exception) -> Any:
+        """Return the coordinator that takes the place of one that is gone.
+
+        Raises:
+            NotRunningError: the job has ended.
+            ControlError: it has none yet.
+        """
+        gone, until = self._facts["coordinator"], time.monotonic() + REPLACED_SECONDS
+        while is_held(self._run):
+            self._facts = find_job(self._run)
+            if self._facts["coordinator"] != gone:
+                with contextlib.suppress(ValueError):
+                    return self._actor()
+            if time.monotonic() > until:
+                raise ControlError(
+                    f"the job of {self._run} has lost its coordinator and has no other one yet;"
+                    " try again later"
+                ) from cause
+            time.sleep(POLL_SECONDS)
+        raise NotRunningError(
+            f"the job of {self._run} has ended: {why}. {last_known(self._run)}"
+        ) from cause
 
 
 @contextmanager
@@ -101,13 +138,7 @@ def running_job(run: Path, facts: dict[str, Any]) -> Iterator[RunningJob]:
         check_reachable(run, facts)
         _join(facts, run)
     try:
-        try:
-            actor = ray.get_actor(facts["coordinator"], namespace=facts["namespace"])
-        except ValueError as error:
-            raise NotRunningError(
-                f"the job of {run} has ended: its coordinator is gone. {last_known(run)}"
-            ) from error
-        yield RunningJob(actor, run)
+        yield RunningJob(run, facts)
     finally:
         if not joined:
             ray.shutdown()

@@ -61,6 +61,20 @@ class RunLease:
             self._lock.release()
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process works in a run directory, as far as its file system tells."""
+    lock = filelock.FileLock(path / LOCK_FILE, timeout=0)
+    try:
+        if not (path / LOCK_FILE).exists():
+            return False
+        with lock:
+            return False
+    except filelock.Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return (path / HOLDER_FILE).exists()
+
+
 def _described(holder: Path) -> str:
     try:
         facts = json.loads(holder.read_text())
