@@ -78,6 +78,7 @@ class Outcome:
         recoveries: how often another recovery epoch began.
         cuts, failed_cuts: how many were written, and could not be.
         promotions, copies: standbys that took the place of their primary, and that were made.
+        moves: how often a process moved without a loss.
     """
 
     digest: str
@@ -95,6 +96,7 @@ class Outcome:
     failed_cuts: int = 0
     promotions: int = 0
     copies: int = 0
+    moves: int = 0
     seconds: float = 0.0
 
 
@@ -145,6 +147,7 @@ class Simulation:
             queue.at(seconds, self._orderer(event))
         for happens, action in (
             (faults.recoveries, self.driver.go_back),
+            (faults.moves, self.driver.move),
             (faults.shard_deaths, self._kill_shard),
             (faults.cut_off_shards, self._cut_off_shard),
             (faults.coordinator_deaths, self._kill_coordinator),
@@ -185,6 +188,7 @@ class Simulation:
             failed_cuts=self.driver.failed,
             promotions=self.driver.promotions,
             copies=self.driver.copying.made,
+            moves=self.driver.moved,
             seconds=self.world.queue.now,
         )
 
@@ -239,7 +243,9 @@ class Simulation:
         self._network.observer = Unwatched()
 
     def replace_shard(self, index: int) -> None:
-        """A new process takes the place of a lost shard; it is fenced."""
+        """A new process takes the place of a shard, which is lost or ends; it is fenced."""
+        if index not in self._network.dead:
+            self._network.kill_shard(index)
         self.shards[index] = self.fenced_shard(index)
         self._network.revive(index)
 

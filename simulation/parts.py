@@ -10,7 +10,7 @@ from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.rebuilding import longest_log, state_after
 from scheduler.coordinator.spec import CoordinatorSpec
-from scheduler.coordinator.status import Status
+from scheduler.coordinator.status import Status, stands_still
 from simulation.worker import SimulatedWorker
 from worker.session import Session
 
@@ -28,3 +28,4 @@ class Parts:
     worker: type[SimulatedWorker] = SimulatedWorker
     longest: Callable[[Sequence[ShardFacts]], int] = longest_log
     rebuild: Rebuild = state_after
+    stands_still: Callable[[Status, int | None], bool] = stands_still

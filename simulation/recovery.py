@@ -6,6 +6,7 @@ where they are, and so they do where standbys take the places of what is lost.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -14,14 +15,14 @@ from ps.shard.facts import ShardFacts
 from ps.shard.shard import Outgoing, Shard
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.coordinator_state import CoordinatorState, beginning_of
-from scheduler.coordinator.events import CutTaken, Event
+from scheduler.coordinator.events import CutTaken, CutWanted, Event, HoldWanted
 from scheduler.coordinator.rebuilding import with_orders
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.status import Status, status_of
 from simulation.copying import Copying
 from simulation.cuts import CutWriting, KeptCut
 from simulation.parts import Parts
-from simulation.referee import Referee
+from simulation.referee import Referee, require
 from simulation.scenario import Scenario
 from simulation.world import Action, World
 
@@ -61,7 +62,7 @@ class Job(Protocol):
         """The coordinator takes and sends nothing any more, and nobody is watched."""
 
     def replace_shard(self, index: int) -> None:
-        """A new process takes the place of a lost shard; it is fenced."""
+        """A new process takes the place of a shard, which is lost or ends; it is fenced."""
 
     def fenced_shard(self, index: int) -> Shard:
         """Return a new process."""
@@ -79,6 +80,13 @@ class Job(Protocol):
         """A coordinator goes on from a state, with all that happened before that step."""
 
 
+@dataclass(slots=True)
+class _Move:
+    """Something is to move: whether the cut that it needs was asked for."""
+
+    asks: bool = False
+
+
 class Driver:
     """Watches one job.
 
@@ -88,6 +96,7 @@ class Driver:
         cuts: that were written, the newest one last; `failed` could not be.
         promotions: standbys that took the place of their primary.
         copying: makes standbys that are missing.
+        moved: how often something moved.
     """
 
     def __init__(self, job: Job, parts: Parts, *, cut_fails: float, copy_fails: float) -> None:
@@ -96,6 +105,7 @@ class Driver:
         self.failed = 0
         self.promotions = 0
         self.copying = Copying(job, fails=copy_fails, ready=self._join)
+        self.moved = 0
         self.cuts: list[KeptCut] = []
         self._job = job
         self._parts = parts
@@ -103,6 +113,8 @@ class Driver:
         self._lost: set[int] = set()  # copies of shards, by number
         self._restoring = False
         self._writing = (0, 0)  # which cut, by epoch and number
+        self._move: _Move | None = None
+        self._saved_step: int | None = None  # of the newest cut in this epoch
         self._known: Status | None = None
         # With which each epoch's coordinator began.
         self._begun = {job.recovery_epoch: beginning_of(job.spec())}
@@ -118,6 +130,8 @@ class Driver:
         """Ask the coordinator how things are; have a cut written that is frozen."""
         job = self._job
         self._known = status_of(job.coordinator)
+        if self._move is not None and self._goes_on_moving(self._move, self._known):
+            return
         cut, epoch = self._known.cut, job.recovery_epoch
         if cut is None or self._writing == (epoch, cut.number):
             return
@@ -127,10 +141,14 @@ class Driver:
             job.world.story.tell("%s is written: %s", cut, kept is not None)
             if kept is None:
                 self.failed += 1
+                self._saved_step = None
                 self.copying.cut_failed()
+                if self._move is not None and self._move.asks:
+                    self._stay()
             else:
                 job.referee.cut_written(kept)
                 self.cuts.append(kept)
+                self._saved_step = cut.step
                 self.copying.cut_written(kept)
             self._later(partial(self._tell, CutTaken(cut.step, failed=kept is None)))
 
@@ -147,6 +165,54 @@ class Driver:
 
     def _tell(self, event: Event) -> None:
         self._job.handle(event)
+
+    # Moves ------------------------------------------------------------------------------------
+
+    def move(self) -> None:
+        """A shard or the coordinator is to go on in another process, as its node is drained."""
+        if self._move is None and not self.is_busy:
+            self._move = _Move()
+            self._tell(HoldWanted(True))
+
+    def _goes_on_moving(self, move: _Move, status: Status) -> bool:
+        """Move once all stands still at a step that is saved; return whether it has begun."""
+        if status.trained:
+            self._stay()
+        elif self._parts.stands_still(status, self._saved_step):
+            self._move_now()
+            return True
+        elif not move.asks and status.held and status.step == status.applied_step:
+            move.asks = True
+            begun = self._begun[self._job.recovery_epoch].step
+            self._tell(CutWanted(full=status.step == begun))
+        return False
+
+    def _stay(self) -> None:
+        self._move = None
+        self._tell(HoldWanted(False))
+
+    def _move_now(self) -> None:
+        job, cut = self._job, self.cuts[-1]
+        steps = {shard.step for shard in job.shards}
+        state = with_orders(CoordinatorState.from_json(cut.state), self._known)
+        require(steps == {state.step}, "a move to step {} redoes steps of {}", state.step, steps)
+        self._begin()
+        self._restoring = True
+        self.moved += 1
+        moving = job.world.moves.randrange(-1, len(job.shards))  # -1: the coordinator alone
+        if moving >= 0:
+            job.replace_shard(moving)
+        epoch = job.recovery_epoch
+        self._begun[epoch] = state
+        job.world.story.tell("shard %s moves at step %s", moving, state.step)
+
+        def go_on(shard: Shard) -> None:
+            if shard.fenced or shard.leave().step != state.step:
+                cut.restore(shard, epoch)
+            else:
+                shard.enter(epoch, step=shard.step)
+
+        self._at_each(go_on, lambda: self._begin_coordinator(state))
 
     # Losses -----------------------------------------------------------------------------------
 
@@ -191,6 +257,7 @@ class Driver:
         job = self._job
         self.recovering = True
         self.copying.end()
+        self._move, self._saved_step = None, None
         job.stop_coordinator()
         job.recovery_epoch += 1
         job.world.story.tell("recovery epoch %s begins", job.recovery_epoch)

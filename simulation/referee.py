@@ -27,6 +27,7 @@ from scheduler.coordinator.events import (
     EndOfTrainingWanted,
     Event,
     GiveUpWorker,
+    HoldWanted,
     PauseWanted,
     SendRecords,
     ShiftWanted,
@@ -129,6 +130,7 @@ class Referee:
         self._frozen: set[tuple[int, int]] = set()
         self._most_credits = 0
         self._paused = coordinator.paused
+        self._held_at: int | None = None
         self._patience = Patience(coordinator)
         # Whom the coordinator takes nothing from any more.
         self._gone: set[tuple[int, int]] = set()
@@ -146,6 +148,10 @@ class Referee:
             return
         if isinstance(event, WorkerReported):
             self._note_ends(event.report, step_before)
+        if isinstance(event, HoldWanted):
+            self._held_at = self._coordinator.step if event.held else None
+        if self._held_at is not None:
+            self._check_stands_still(commands, self._held_at)
         if isinstance(event, PauseWanted | EndOfTrainingWanted):
             self._paused = isinstance(event, PauseWanted) and event.paused
         if isinstance(event, ShiftWanted) and event.mode not in (self._oracle.mode, "auto"):
@@ -180,6 +186,17 @@ class Referee:
         self._gone |= {(w, state.incarnation) for w, state in workers.items() if state.lost}
         said, true = self._coordinator.applied_step, min(shard.step for shard in self._copies)
         require(said <= true, "step {} is said to be applied, a shard is at {}", said, true)
+
+    def _check_stands_still(self, commands: list[Command], step: int) -> None:
+        """What is about to move orders no step and gives out no batch to train."""
+        now = self._coordinator.step
+        require(now == step, "a job that stands still at step {} has come to {}", step, now)
+        for command in commands:
+            if isinstance(command, Answer):
+                given = [t for t in command.grant.tokens if t.kind == "train"]
+                known = self._answers.values()
+                new = [t for t in given if not any(t in grant.tokens for grant in known)]
+                require(not new, "a job that stands still has given out {}", new)
 
     @property
     def _copies(self) -> list[Shard]:

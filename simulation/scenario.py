@@ -57,6 +57,7 @@ class Faults:
         shard_deaths, coordinator_deaths: virtual seconds at which one of them dies.
         cut_off_shards: virtual seconds at which a shard lives on out of the coordinator's reach.
         copy_fails: a standby that is being made dies before it is one.
+        moves: virtual seconds from which on a shard, or the coordinator, is to move elsewhere.
         recoveries: virtual seconds at which everything goes back to the newest cut, or to where the
             job began, in another recovery epoch.
         cut_fails: a cut that is taken can't be written.
@@ -80,6 +81,7 @@ class Faults:
     shard_deaths: tuple[float, ...] = ()
     coordinator_deaths: tuple[float, ...] = ()
     cut_off_shards: tuple[float, ...] = ()
+    moves: tuple[float, ...] = ()
     recoveries: tuple[float, ...] = ()
     cut_fails: float = 0.0
     copy_fails: float = 0.0
@@ -88,7 +90,7 @@ class Faults:
     def recover(self) -> bool:
         """Whether another recovery epoch begins."""
         lost = self.shard_deaths or self.coordinator_deaths or self.cut_off_shards
-        return bool(lost or self.recoveries)
+        return bool(lost or self.moves or self.recoveries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,7 +339,13 @@ def _draw_deaths(seed: int) -> dict[str, Any]:
         "coordinator_deaths": moments(),
         "cut_fails": rng.choice([0.0, 0.0, 0.3]),
         "cut_off_shards": _draw_partitions(seed),
+        "moves": _draw_moves(seed),
     }
+
+
+def _draw_moves(seed: int) -> tuple[float, ...]:
+    rng = random.Random(f"moves {seed}")
+    return tuple(rng.uniform(0.0, 1.0) for _ in range(rng.choice([0, 0, 0, 0, 1, 2])))
 
 
 def _draw_partitions(seed: int) -> tuple[float, ...]:

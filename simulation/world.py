@@ -76,7 +76,7 @@ def _formatted(line: tuple[float, int | None, str, tuple[object, ...]]) -> str:
 
 
 class World:
-    """Queue, chance and story of one run; partitions have a chance of their own."""
+    """Queue, chance and story of one run; partitions and moves have a chance of their own."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
@@ -84,6 +84,7 @@ class World:
         self.queue = EventQueue()
         self.random = random.Random(f"events {scenario.seed}")
         self.partitions = random.Random(f"partitions {scenario.seed}")
+        self.moves = random.Random(f"moves {scenario.seed}")
         self.story = Story(self.queue)
         self.num_kills = 0
         self.num_hangs = 0

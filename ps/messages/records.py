@@ -45,6 +45,7 @@ class Totals:
         since_tick: samples applied since the last one.
         dropped_batches, skipped_batches: of the resolved ones; the others are applied.
         mode, mode_epoch: that the next step is formed in.
+        loss_sum, loss_samples: of the batches that are resolved and were trained.
     """
 
     applied: int = 0
@@ -56,6 +57,8 @@ class Totals:
     skipped_batches: int = 0
     mode: str = "sync"
     mode_epoch: int = 0
+    loss_sum: float = 0.0
+    loss_samples: int = 0
 
 
 @dataclass(slots=True, frozen=True)

@@ -165,7 +165,7 @@ def _most_bytes(record: Record) -> int:
     lists = 28 * len(record.entries) + 19 * len(record.discard) + 64 * len(record.evict)
     lists += 9 * len(record.skipped)
     reasons = sum(15 + len(reason.encode()) for reason, _ in record.totals.skipped)
-    return 256 + scalars + lists + reasons
+    return 280 + scalars + lists + reasons
 
 
 def _check_size(kind: type, what: str, nbytes: int, limit: int) -> None:

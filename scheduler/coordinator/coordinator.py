@@ -26,6 +26,7 @@ from scheduler.coordinator.events import (
     EvaluationWanted,
     Event,
     GiveUpWorker,
+    HoldWanted,
     PauseWanted,
     PlanGrown,
     RecordsApplied,
@@ -106,14 +107,12 @@ class Coordinator:
             fails_after=self._lease_watch.stall_lasts,
             place_limit=spec.place_seconds,
         )
-        self._pause(first.paused, 0.0)
+        self.time.hold_if(first.paused, "pause", 0.0)
         if first.evaluating:
             self._start_evaluation(0.0)
 
     def state(self) -> CoordinatorState:
         """Return what another coordinator needs to go on from the steps that are ordered."""
-        ended = [b.result for b in self.ledger.unresolved() if b.ended and b.result is not None]
-        done = [result for result in ended if result.outcome == "done"]
         return CoordinatorState(
             step=self.step,
             start=self.spec.start,
@@ -122,9 +121,8 @@ class Coordinator:
             clock=self.clock.state(),
             data_staleness=self.data_staleness.state(),
             parameter_staleness=self.parameter_staleness.state(),
-            # What has ended is trained again where its step did not come.
-            loss_sum=self.progress.loss_sum - sum(result.loss_sum for result in done),
-            loss_samples=self.progress.loss_samples - sum(result.samples for result in done),
+            loss_sum=self.progress.loss_sum,
+            loss_samples=self.progress.loss_samples,
             evaluations=tuple(self.progress.evaluations),
             # Of a job that is trained somebody asks for the evaluation again.
             evaluating=self.evaluation is not None and not self.ledger.exhausted,
@@ -160,7 +158,10 @@ class Coordinator:
                 if event.mode != "auto":
                     return self._shift(Wish(event.mode, "control", "asked for"), now)
             case PauseWanted():
-                self._pause(event.paused, now)
+                self.time.hold_if(event.paused, "pause", now)
+            case HoldWanted():
+                self.time.hold_if(event.held, "move", now)
+                return self._order_steps(now)
             case WorkersWanted(count, by_policy) if self.workers_automatic or not by_policy:
                 self.workers_automatic = by_policy or count is None
                 self.num_workers = count or self.num_workers
@@ -174,7 +175,7 @@ class Coordinator:
                 self.cuts.taken(event.step, failed=event.failed)
                 return self._order_steps(now)
             case EndOfTrainingWanted():
-                self._pause(False, now)
+                self.time.go_on("pause", now)
                 self.ledger.stop()
             case EvaluationWanted():
                 assert self.trained, "training is not complete"
@@ -194,6 +195,11 @@ class Coordinator:
     def applied_step(self) -> int:
         """The step that every copy of every shard has reached."""
         return self._shards.step
+
+    @property
+    def applied_samples(self) -> int:
+        """The samples that every shard has applied: those of the steps below `applied_step`."""
+        return self.ledger.samples.applied - self._shards.unapplied_samples
 
     @property
     def shard_lag(self) -> tuple[int, ...]:
@@ -278,8 +284,6 @@ class Coordinator:
             state.batches += 1
             state.samples += finished.samples
             state.seconds += finished.seconds
-            self.progress.loss_sum += finished.loss_sum
-            self.progress.loss_samples += finished.samples
             self.modes.finished(worker, finished, now)
         return self._skip_watch.ended(finished)
 
@@ -398,7 +402,7 @@ class Coordinator:
         return self._lease_train(report.worker, now)
 
     def _lease_train(self, worker: int, now: float) -> Token | None:
-        if self.paused:
+        if self.time.is_held_by("pause", "move"):
             return None
         token = self.ledger.lease(
             worker,
@@ -431,7 +435,7 @@ class Coordinator:
     def _form_steps(self, now: float) -> list[Record]:
         """Order every step that is complete, unless something holds the state as it is."""
         records: list[Record] = []
-        while not (self.time.is_held_by("evaluation") or self._cut_is_due(now)):
+        while not (self.time.is_held_by("evaluation", "move") or self._cut_is_due(now)):
             batches = self.rule.next_step(self.ledger, self.step)
             if batches is None:
                 break
@@ -439,7 +443,8 @@ class Coordinator:
             wish = self.modes.planned(self.clock.value - self.spec.start.clock.value)
             if wish is not None and self._shift_mode(wish, now):
                 records[-1] = replace(
-                    records[-1], totals=totals_of(self.ledger, self.clock, self.modes)
+                    records[-1],
+                    totals=totals_of(self.ledger, self.clock, self.modes, self.progress),
                 )
             self._evaluate_if_due(records[-1], now)
         return records
@@ -455,6 +460,8 @@ class Coordinator:
             if batch.status is Status.DONE:
                 entries.append(Entry(batch.batch_id, result.token.attempt, weight))
                 divisor += result.samples
+                self.progress.loss_sum += result.loss_sum
+                self.progress.loss_samples += result.samples
                 applied += result.samples if weight > 0 else 0
                 self.data_staleness.add(step - batch.step)
                 self.parameter_staleness.add(step - result.pull_step)
@@ -463,7 +470,7 @@ class Coordinator:
             else:
                 skipped.append(batch.batch_id)
                 self.ledger.resolve(batch, Status.SKIPPED)
-        self._shards.ordered(step, len(batches))
+        self._shards.ordered(step, len(batches), applied)
         self.clock.advance(applied, next_step=step + 1)
         self.step += 1
         self._step_shares.forget(before=self.step)
@@ -490,7 +497,7 @@ class Coordinator:
             low_water=self.ledger.low_water,
             oldest_pull_step=self.applied_step if oldest is None else oldest,
             applied_step=self.applied_step,
-            totals=totals_of(self.ledger, self.clock, self.modes),
+            totals=totals_of(self.ledger, self.clock, self.modes, self.progress),
         )
 
     def _give_up_the_oldest(self) -> None:
@@ -538,13 +545,6 @@ class Coordinator:
         seconds = self.time.elapsed(now)
         return self.modes.shift(wish, self.ledger, step=self.step, seconds=seconds, now=now)
 
-    def _pause(self, paused: bool, now: float) -> None:
-        """Give out no batch, or go on; what is under way ends."""
-        if paused:
-            self.time.hold("pause", now)
-        else:
-            self.time.go_on("pause", now)
-
     # Time -------------------------------------------------------------------------------------
 
     def _look_at_time(self, now: float) -> list[Command]:
@@ -560,9 +560,11 @@ class Coordinator:
                 commands.append(GiveUpWorker(worker, state.incarnation, text))
         commands += self._end_late_lease(now)
         applied = self.applied_step == self.step and self.evaluation is None
-        if (applied and (self.ledger.exhausted or self.ledger.idle)) or self.paused:
+        if (applied and (self.ledger.exhausted or self.ledger.idle)) or self.time.is_held_by(
+            "pause", "move"
+        ):
             self._stall_watch.progress(now)
-        held = self.time.is_held_by("evaluation", "pause")
+        held = self.time.is_held_by("evaluation", "pause", "move")
         wish = self.modes.advice(self.ledger, now, applied_step=self.applied_step, held=held)
         if wish is not None:
             commands += self._shift(wish, now)
@@ -572,7 +574,10 @@ class Coordinator:
     def _end_late_lease(self, now: float) -> list[Command]:
         """Give up a worker that reports, but is far too long at one batch, as if it were silent."""
         worker = self._lease_watch.look(
-            now, step=self.step, applied_step=self.applied_step, held=self.paused
+            now,
+            step=self.step,
+            applied_step=self.applied_step,
+            held=self.time.is_held_by("pause", "move"),
         )
         if worker is None:
             return []

@@ -77,6 +77,13 @@ class PauseWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldWanted:
+    """Order no further step and give out no batch, as the job is about to move, or go on."""
+
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
 class WorkersWanted:
     """So many workers, numbered from 0, are to train.
 
@@ -126,8 +133,8 @@ class StopWanted:
     """End the workers."""
 
 
-Wanted = ShiftWanted | PauseWanted | WorkersWanted | CutWanted | EndOfTrainingWanted
-"""What people, and a cluster that scales, want of a running job."""
+Wanted = ShiftWanted | PauseWanted | HoldWanted | WorkersWanted | CutWanted | EndOfTrainingWanted
+"""What people, a cluster that scales and the driver want of a running job."""
 
 Event = (
     WorkerReported

@@ -89,6 +89,8 @@ def state_after(
         step=facts.step,
         ledger=ledger,
         modes=_modes_after(record, state.modes),
+        loss_sum=totals.loss_sum,
+        loss_samples=totals.loss_samples,
         clock=ClockState(value=totals.clock, samples=totals.since_tick, first_steps=first_steps),
         evaluating=(
             is_evaluation_due(spec.eval_every_steps, before=record.clock, now=totals.clock)
@@ -157,8 +159,6 @@ def _with_histories(begun: CoordinatorState, known: Status) -> CoordinatorState:
         ),
         data_staleness=known.data_staleness.state(),
         parameter_staleness=known.parameter_staleness.state(),
-        loss_sum=known.loss_sum,
-        loss_samples=known.loss_samples,
         evaluations=known.evaluations,
         train_seconds=known.train_seconds,
         paused=known.paused,

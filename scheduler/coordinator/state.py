@@ -9,7 +9,7 @@ from runtime.process_figures import NOT_MEASURED, ProcessFigures
 from scheduler.coordinator.evaluation import EvaluationResult
 from worker.protocol import Grant, Report, StageName
 
-HoldReason = Literal["evaluation", "pause"]
+HoldReason = Literal["evaluation", "pause", "move"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,8 @@ class ShardProgress:
     """How far the copies of the shards are with what was ordered.
 
     `steps` are those that each has reached, by its number, `step` the one that all have;
-    `unapplied` batches are of steps that some copy has not applied.
+    `unapplied` batches, and `unapplied_samples` that count as applied, are of steps that some copy
+    has not applied.
 
     Args:
         copies: their numbers.
@@ -91,14 +92,19 @@ class ShardProgress:
     def __init__(self, copies: Iterable[int], *, first_step: int = 0) -> None:
         self.steps = dict.fromkeys(copies, first_step)
         self.step = first_step
-        self.unapplied = 0
-        # Steps that some copy has not applied, in order, and the batches of each.
-        self._ordered: deque[tuple[int, int]] = deque()
+        self.unapplied = self.unapplied_samples = 0
+        # Steps that some copy has not applied, in order, with the batches and samples of each.
+        self._ordered: deque[tuple[int, int, int]] = deque()
 
-    def ordered(self, step: int, batches: int) -> None:
-        """A step of so many batches is ordered; they come in their order."""
-        self._ordered.append((step, batches))
+    def ordered(self, step: int, batches: int, samples: int) -> None:
+        """A step of so many batches is ordered; they come in their order.
+
+        Args:
+            samples: that it applies.
+        """
+        self._ordered.append((step, batches, samples))
         self.unapplied += batches
+        self.unapplied_samples += samples
 
     def applied(self, shard: int, step: int) -> bool:
         """A copy has reached a step; return whether that brings all of them further."""
@@ -106,14 +112,17 @@ class ShardProgress:
         self.steps[shard] = max(self.steps[shard], step)
         self.step = min(self.steps.values())
         while self._ordered and self._ordered[0][0] < self.step:
-            self.unapplied -= self._ordered.popleft()[1]
+            _, batches, samples = self._ordered.popleft()
+            self.unapplied -= batches
+            self.unapplied_samples -= samples
         return self.step > before
 
 
 class TrainingTime:
     """Seconds of training: from the first lease on, without the time in which it was held.
 
-    An evaluation holds the steps as they are, a pause holds the batches back.
+    An evaluation holds the steps as they are, a pause holds the batches back, and a move of the job
+    both.
 
     Args:
         before: seconds that the job trained under an earlier coordinator.
@@ -140,6 +149,10 @@ class TrainingTime:
         if not self._reasons:
             self._held_since = now
         self._reasons.add(reason)
+
+    def hold_if(self, held: bool, reason: HoldReason, now: float) -> None:
+        """Hold for a reason, or go on."""
+        (self.hold if held else self.go_on)(reason, now)
 
     def go_on(self, reason: HoldReason, now: float) -> None:
         """A reason is gone."""

@@ -42,8 +42,10 @@ class Status:
         num_workers: that are wanted; `workers` has those that ever reported, by number.
         mode_epoch: how often the mode has changed.
         workers_automatic: whether the policy of scaling decides that; `scaling` is what it says.
+        held: whether steps and batches stay as they are, since the job is about to move.
         limit: batches given out at most, where that is less than all; None: all.
-        step, applied_step: that is ordered next, and that every shard has reached.
+        step, applied_step: that is ordered next, and that every shard has reached; `samples` are of
+            the steps below the first, `applied_samples` of those below the second.
         shifts, cuts, evaluations, windows, give_up, warnings, silent_shards: what was not told
             before, see `told`.
         last_evaluation: told before or not.
@@ -63,6 +65,7 @@ class Status:
     limit: int | None = None
     automatic: bool = False
     paused: bool = False
+    held: bool = False
     cut: Cut | None = None
     cut_is_awaited: bool = False
     recovery_epoch: int = 0
@@ -74,6 +77,7 @@ class Status:
     first_step: int = 0
     step: int = 0
     applied_step: int = 0
+    applied_samples: int = 0
     clock: int = 0
     train_seconds: float = 0.0
     learning_rate_scale: float = 1.0
@@ -116,6 +120,7 @@ def status_of(coordinator: Coordinator, told: Told = NOTHING) -> Status:
         mode_epoch=c.modes.epoch,
         limit=ledger.limit,
         paused=c.paused,
+        held=c.time.is_held_by("move"),
         cut=c.cuts.to_write,
         cut_is_awaited=c.cuts.is_awaited,
         recovery_epoch=c.spec.recovery_epoch,
@@ -128,6 +133,7 @@ def status_of(coordinator: Coordinator, told: Told = NOTHING) -> Status:
         prediction=c.modes.prediction,
         step=c.step,
         applied_step=c.applied_step,
+        applied_samples=c.applied_samples,
         clock=c.clock.value,
         trained=c.trained,
         evaluating=c.evaluation is not None,
@@ -151,6 +157,15 @@ def status_of(coordinator: Coordinator, told: Told = NOTHING) -> Status:
             recovery_epoch=c.spec.recovery_epoch,
         ),
     )
+
+
+def stands_still(status: Status, saved_step: int | None) -> bool:
+    """Whether a job that was told to stand still does, and is saved as it is.
+
+    Args:
+        saved_step: of the newest checkpoint that was written in this recovery epoch.
+    """
+    return status.held and status.step == status.applied_step == saved_step
 
 
 def joined(before: Status | None, new: Status) -> Status:

@@ -4,10 +4,13 @@ from ps.messages.records import Totals
 from scheduler.coordinator.clock import ScheduleClock
 from scheduler.coordinator.ledger import Ledger
 from scheduler.coordinator.mode_control import ModeControl
+from scheduler.coordinator.state import Progress
 
 
-def totals_of(ledger: Ledger, clock: ScheduleClock, modes: ModeControl) -> Totals:
-    """Return how far a job is once the step that was just ordered is applied."""
+def totals_of(
+    ledger: Ledger, clock: ScheduleClock, modes: ModeControl, progress: Progress
+) -> Totals:
+    """Return what a new coordinator counts on from."""
     samples = ledger.samples
     return Totals(
         applied=samples.applied,
@@ -19,4 +22,6 @@ def totals_of(ledger: Ledger, clock: ScheduleClock, modes: ModeControl) -> Total
         skipped_batches=ledger.tallies.skipped,
         mode=modes.rule.name,
         mode_epoch=modes.epoch,
+        loss_sum=progress.loss_sum,
+        loss_samples=progress.loss_samples,
     )

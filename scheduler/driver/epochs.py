@@ -1,6 +1,6 @@
 """What runs in the current recovery epoch, and how all of it comes into the next one."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +15,16 @@ from scheduler.coordinator.rebuilding import longest_log, state_after, with_orde
 from scheduler.coordinator.status import Status
 from scheduler.driver.answers import answers_of
 from scheduler.driver.full_disk import once_there_is_room
-from scheduler.driver.launch import Launcher
+from scheduler.driver.launch import Launcher, UnlikePlaceError
 from scheduler.driver.points import Point
-from scheduler.driver.processes import COORDINATOR, Processes, ProcessLostError, Who
+from scheduler.driver.processes import (
+    COORDINATOR,
+    CoordinatorProcess,
+    Processes,
+    ProcessLostError,
+    ServerProcess,
+    Who,
+)
 from scheduler.driver.ray_calls import (
     CALL_TIMEOUT_SECONDS,
     MOVE_SECONDS,
@@ -29,6 +36,7 @@ from scheduler.driver.resolved import JobSpecs
 from scheduler.driver.setups import Setups
 from scheduler.driver.stream_feed import StreamFeed
 from scheduler.driver.workforce import Workforce
+from scheduler.errors import StartError
 from scheduler.run.directory import RunDirectory
 
 # For a new standby to take the rest of what its server has, while nothing is trained.
@@ -74,7 +82,9 @@ class Epochs:
         self._states: dict[int, CoordinatorState] = {}
         self._said_where: set[int] = set()
 
-    def begin(self, point: Point | None, last: Status | None = None) -> CoordinatorState:
+    def begin(
+        self, point: Point | None, last: Status | None = None, *, stays: bool = False
+    ) -> CoordinatorState:
         """Have all processes work in a new epoch; lost ones were replaced before.
 
         Where it fails halfway it can be begun again: that is another epoch.
@@ -83,6 +93,8 @@ class Epochs:
             point: that all go back to. None: of each server's state a copy lives, which keeps what
                 it holds, and the coordinator is another one; standbys that are made join them.
             last: what was known of the epoch before: what people have ordered holds on.
+            stays: the job stands still at the point's step: servers that live and are at it keep
+                what they hold.
 
         Returns:
             the state that the coordinator begins with.
@@ -99,7 +111,10 @@ class Epochs:
         epoch = self._enter() if self._begun else self._run.recovery_epoch
         self._begun = True
         self._workforce.leave(epoch - 1)
-        state = self._kept(epoch, last) if point is None else self._restored(epoch, point, last)
+        if point is None:
+            state = self._kept(epoch, last)
+        else:
+            state = self._restored(epoch, point, last, stays=stays)
         if self._feed is not None:
             state = self._feed.taken_up(state, kept=point is None)
         before = {} if point is not None else self._states
@@ -140,21 +155,60 @@ class Epochs:
         except OSError as error:
             self._note(f"control.json can't be written, so the job can't be found: {error}")
 
-    def _restored(self, epoch: int, point: Point, last: Status | None) -> CoordinatorState:
+    def _restored(
+        self, epoch: int, point: Point, last: Status | None, *, stays: bool
+    ) -> CoordinatorState:
         """Have all servers take their part of a point."""
         processes = self._processes
+        at_it = self._servers_at(point.step) if stays else set()
         # Those that live read their part while others come up.
         calls: dict[Who, Any] = {}
         for who, server in processes.holding.items():
-            if server.watch is not None:
+            if who in at_it:
+                calls[who] = server.handle.enter.remote(epoch)
+            elif server.watch is not None:
                 calls[who] = self._give_state(who, epoch, point)
-        self._launcher.bring_up_servers(processes)
+        self._where_alike(lambda: self._launcher.bring_up_servers(processes))
         for who in processes.holding:
             if who not in calls:
                 calls[who] = self._give_state(who, epoch, point)
         limit = self._specs.config.cluster.start_timeout_seconds
         answers_of(processes, calls, seconds=limit + seconds_to_move(point.num_bytes))
         return with_orders(point.state, last)
+
+    def _where_alike(self, bring_up: Callable[[], None]) -> None:
+        """Bring processes up, and replacements elsewhere where their bits would be others.
+
+        Raises:
+            UnlikePlaceError: one that is no replacement has come up where they would.
+            StartError: there is no other place in time.
+        """
+        refused: list[str] = []
+        while True:
+            try:
+                return bring_up()
+            except UnlikePlaceError as error:
+                if self._processes.of(error.who).incarnation == 0:
+                    raise
+                refused.append(str(error))
+                self._note(f"{error}. Another node is looked for")
+                self._processes.placement.avoid(error.who[0], error.node)
+                self.replace([error.who])
+            except StartError as error:
+                if not refused:
+                    raise
+                text = f"{error}; nodes were left out: {'; '.join(refused)}"
+                raise StartError(text) from error
+
+    def _servers_at(self, step: int) -> set[Who]:
+        """Have the servers that are up leave their epoch; return those that are at a step."""
+        leaving: dict[Who, Any] = {
+            who: server.handle.leave.remote()
+            for who, server in self._processes.holding.items()
+            if server.watch is not None
+        }
+        facts: dict[Who, ShardFacts] = answers_of(self._processes, leaving)
+        return {who for who, its in facts.items() if its.step == step}
 
     def _kept(self, epoch: int, last: Status | None) -> CoordinatorState:
         """Bring all copies to the step of the one that is furthest, see `rebuilding`."""
@@ -243,6 +297,10 @@ class Epochs:
                 whole = False
         return sorted(promoted) if whole else None
 
+    def take_over(self, new: Mapping[Who, ServerProcess | CoordinatorProcess]) -> None:
+        """Have processes that came up elsewhere take their places."""
+        self._launcher.take_over(self._processes, new)
+
     def _give_state(self, who: Who, epoch: int, point: Point) -> Any:
         """Have a server take its part of a point: the job's own, or what the job began from."""
         handle, index = self._processes.process(who).handle, who[1]
@@ -264,11 +322,13 @@ class Epochs:
 
     def _begin_coordinator(self, epoch: int, state: CoordinatorState) -> None:
         try:
-            self._launcher.begin_coordinator(
-                self._processes,
-                replace(self._specs.coordinator, recovery_epoch=epoch),
-                self._setups.coordinator(self._processes.coordinator.incarnation),
-                state,
+            self._where_alike(
+                lambda: self._launcher.begin_coordinator(
+                    self._processes,
+                    replace(self._specs.coordinator, recovery_epoch=epoch),
+                    self._setups.coordinator(self._processes.coordinator.incarnation),
+                    state,
+                )
             )
         except RayTaskError as error:
             cause = error.cause

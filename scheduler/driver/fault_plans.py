@@ -7,6 +7,23 @@ from scheduler.job.faults import DelayConfig, HangConfig, KillConfig, LossConfig
 from worker.faults import FaultPlan, Hang, Kill, Slow
 
 
+def yet_to_come(config: JobConfig, *, reached: int, first_step: int) -> JobConfig:
+    """Return the job of a run that is gone on with, without the deaths and hangs that have been.
+
+    Each befalls a run once: whoever is started anew would die at a step that has come before.
+
+    Args:
+        reached: the step that the run is known to have come to.
+        first_step: of the job.
+    """
+    left = [
+        fault
+        for fault in config.cluster.inject
+        if not isinstance(fault, KillConfig | HangConfig) or first_step + fault.at_step > reached
+    ]
+    return config.model_copy(update={"cluster": config.cluster.model_copy(update={"inject": left})})
+
+
 def worker_faults(config: JobConfig, *, started: float, first_step: int = 0) -> FaultPlan:
     """The faults that befall workers on purpose, counted from `started`, as `time.time()`.
 

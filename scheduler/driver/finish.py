@@ -53,8 +53,10 @@ def finish(
         peak_rss_bytes=supervisor.peak_rss,
         processes=_describe(processes),
         worker_restarts=supervisor.worker_restarts,
+        workers_moved=supervisor.workforce.moved,
         recoveries=[*supervisor.recoveries.before, *supervisor.recoveries.done],
         scalings=supervisor.autoscaler.history.all(),
+        drains=supervisor.moves.notices,
         checkpoint=str(written.path),
         skipped_files={
             "train": list(specs.plan.skipped_files),

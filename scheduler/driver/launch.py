@@ -20,7 +20,7 @@ from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.server import CoordinatorFaults
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.driver.answers import answers_of
-from scheduler.driver.like_processes import LikeProcesses
+from scheduler.driver.like_processes import LikeProcesses, UnlikeProcessError
 from scheduler.driver.placement import Placement
 from scheduler.driver.processes import (
     COORDINATOR,
@@ -128,6 +128,18 @@ def _leave_deaths_to_us() -> None:
     ray._private.worker.print_to_stdstream = print_others
 
 
+class UnlikePlaceError(UnlikeProcessError):
+    """A server, or the coordinator, has come up where it would compute other bits than before.
+
+    Args:
+        who, node: which one, and where.
+    """
+
+    def __init__(self, text: str, *, who: Who, node: str) -> None:
+        super().__init__(text)
+        self.who, self.node = who, node
+
+
 class Launcher:
     """Creates the processes of one job, and gets them to work.
 
@@ -211,13 +223,35 @@ class Launcher:
         ray.kill(lost.handle)
         processes.coordinator = self._new_coordinator(processes.placement, lost.incarnation + 1)
 
+    def server_elsewhere(
+        self, processes: Processes, setup: Callable[[int, int], ServerSetup], index: int
+    ) -> ServerProcess:
+        """Create a process that may take a server's place, on a node that stays."""
+        bundle = processes.servers[index].bundle
+        return self._new_server(processes.placement, setup, index, bundle)
+
+    def coordinator_elsewhere(self, processes: Processes) -> CoordinatorProcess:
+        """Create a process that may take the coordinator's place, on a node that stays."""
+        return self._new_coordinator(processes.placement, processes.coordinator.incarnation + 1)
+
+    def take_over(
+        self, processes: Processes, new: Mapping[Who, ServerProcess | CoordinatorProcess]
+    ) -> None:
+        """Have processes that are up take the places of those that work now, which end."""
+        for who, process in new.items():
+            ray.kill(processes.of(who).handle)
+            if isinstance(process, ServerProcess):
+                processes.servers[who[1]] = process
+            else:
+                processes.coordinator = process
+
     def bring_up_servers(self, processes: Processes) -> None:
         """Wait for those servers and standbys that are new.
 
         Raises:
             StartError: the cluster has no place for one, or it did not come up in time.
             ProcessLostError: one died meanwhile.
-            TrainingError: one would compute other bits than the first server.
+            UnlikePlaceError: one would compute other bits than the first server.
         """
         new = {who: each for who, each in processes.holding.items() if each.watch is None}
         self._come_up(processes, {who: server.begun for who, server in new.items()})
@@ -231,7 +265,7 @@ class Launcher:
         calls = {who: server.handle.describe.remote() for who, server in new.items()}
         for who, facts in answers_of(processes, calls).items():
             new[who].facts = facts
-            self._like.check("server", who[1], facts["fingerprint"])
+            self._check_like(who, facts)
         calls = {who: self._asked_for_address(server.handle) for who, server in new.items()}
         for who, address in answers_of(processes, calls).items():
             new[who].address = address
@@ -251,10 +285,10 @@ class Launcher:
         """
         coordinator = processes.coordinator
         if not coordinator.facts:
-            describing = {COORDINATOR: coordinator.handle.describe.remote()}
+            describing = {COORDINATOR: coordinator.begun}
             self._come_up(processes, describing)
             coordinator.facts = answers_of(processes, describing)[COORDINATOR]
-            self._like.check("coordinator", 0, coordinator.facts["fingerprint"])
+            self._check_like(COORDINATOR, coordinator.facts)
         begun = coordinator.handle.begin.remote(
             replace(spec, standbys=tuple(sorted(processes.standbys))),
             processes.addresses,
@@ -269,10 +303,17 @@ class Launcher:
         asked = {COORDINATOR: self._asked_for_address(coordinator.handle)}
         coordinator.address = answers_of(processes, asked)[COORDINATOR]
 
-    def create_worker(self, processes: Processes, index: int, incarnation: int) -> None:
+    def _check_like(self, who: Who, facts: dict[str, Any]) -> None:
+        try:
+            role = "coordinator" if who == COORDINATOR else "server"
+            self._like.check(role, who[1], facts["fingerprint"])
+        except UnlikeProcessError as error:
+            raise UnlikePlaceError(str(error), who=who, node=facts["node"]) from error
+
+    def create_worker(self, processes: Processes, index: int, incarnation: int) -> WorkerProcess:
         """Ask for a worker's process; it comes up when the cluster has a place for it."""
         handle = _create(WorkerActor, processes.placement.options("worker", index))
-        processes.workers[index] = WorkerProcess(
+        return WorkerProcess(
             index=index,
             incarnation=incarnation,
             handle=handle,
@@ -281,12 +322,12 @@ class Launcher:
         )
 
     def set_to_work(self, setup: WorkerSetup, worker: WorkerProcess) -> None:
-        """Let a worker that is up train; raises TrainingError where its bits would differ."""
+        """Let a worker that is up train; raises UnlikeProcessError where its bits would differ."""
         if worker.pid is None:
             facts = ray.get(worker.described, timeout=CALL_TIMEOUT_SECONDS)
-            self._like.check("worker", worker.index, facts["fingerprint"])
             worker.pid, worker.node = facts["pid"], facts["node"]
             worker.fingerprint = facts["fingerprint"]["digest"]
+            self._like.check("worker", worker.index, facts["fingerprint"])
         worker.run = worker.handle.run.remote(setup, worker.index, worker.incarnation)
 
     def _new_server(
@@ -312,7 +353,8 @@ class Launcher:
     def _new_coordinator(self, placement: Placement, incarnation: int) -> CoordinatorProcess:
         name = f"coordinator-{self._run}-{secrets.token_hex(4)}"
         options = {**placement.options("coordinator", 0), "name": name}
-        return CoordinatorProcess(_create(CoordinatorActor, options), name, incarnation)
+        handle = _create(CoordinatorActor, options)
+        return CoordinatorProcess(handle, name, handle.describe.remote(), incarnation)
 
     def _asked_for_address(self, handle: Any) -> Any:
         """Ask where a process listens; beyond its node only where the cluster has others."""

@@ -6,6 +6,10 @@ from typing import Any
 from scheduler.errors import TrainingError
 
 
+class UnlikeProcessError(TrainingError):
+    """A process would compute other bits than the first one of its role; elsewhere it may not."""
+
+
 class LikeProcesses:
     """Knows the numeric fingerprint of the first process of each role.
 
@@ -37,7 +41,12 @@ class LikeProcesses:
         return {role: fingerprint for role, (_, fingerprint) in self._first.items()}
 
     def check(self, role: str, index: int, fingerprint: dict[str, Any]) -> None:
-        """Take a process's fingerprint; raises TrainingError where it would compute other bits."""
+        """Take a process's fingerprint.
+
+        Raises:
+            UnlikeProcessError: it would compute other bits.
+            TrainingError: its float mode is none to compute in.
+        """
         is_first = role not in self._first
         first, expected = self._first.setdefault(role, (index, fingerprint))
         if self._mixed:
@@ -53,7 +62,7 @@ class LikeProcesses:
             )
         if fingerprint["digest"] == expected["digest"]:
             return
-        raise TrainingError(
+        raise UnlikeProcessError(
             f"{role} {index} would compute other bits than {role} {first}:"
             f" {_differing(fingerprint, expected)}. Use like machines and the same libraries,"
             f" {allow}"

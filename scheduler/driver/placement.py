@@ -1,7 +1,7 @@
 """What a job asks of the cluster: placement groups, and a table where it can't be had."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import ray
@@ -15,6 +15,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from scheduler.errors import StartError
 from scheduler.job.config import ClusterConfig
+
+# The label by which Ray knows every node.
+NODE_ID = "ray.io/node-id"
 
 
 class Placement:
@@ -37,6 +40,8 @@ class Placement:
         planned = cluster.min_workers if cluster.autoscale else cluster.workers
         copies = cluster.servers * (1 + cluster.standby)
         self._pairs = [(index, index + cluster.servers) for index in range(cluster.servers)]
+        self._shunned: set[str] = set()
+        self._avoided: dict[str, set[str]] = {}  # nodes, by role
         self._bundles = {
             "coordinator": [_bundle(cluster.coordinator_cpus, cluster.resources.coordinator)],
             "server": [_bundle(cluster.server_cpus, cluster.resources.server)] * copies,
@@ -80,6 +85,17 @@ class Placement:
         first, second = self._pairs[index]
         return second if beside == first else first
 
+    def shun(self, nodes: Collection[str]) -> None:
+        """Place nobody in bundles of nodes that will be taken away, but wherever there is room.
+
+        Ray moves a bundle only once its node is gone, and gives such a node no new actors.
+        """
+        self._shunned |= set(nodes)
+
+    def avoid(self, role: str, node: str) -> None:
+        """Place nobody of a role on a node any more."""
+        self._avoided.setdefault(role, set()).add(node)
+
     def options(self, role: str, index: int) -> dict[str, Any]:
         """Return the options with which an actor of a role is created in its bundle.
 
@@ -87,8 +103,14 @@ class Placement:
             index: its number; of servers and standbys that of the bundle.
         """
         if index >= len(self._bundles[role]):
-            return self._later_worker()
-        group: PlacementGroup = self._spread if role == "server" else self._packed
+            return {**self._later_worker(), **self._elsewhere(role)}
+        if self._node_of_bundle(role, index) in self._shunned | self._avoided.get(role, set()):
+            return {
+                "num_cpus": self._bundles[role][index]["CPU"],
+                "resources": getattr(self._cluster.resources, role),
+                **self._elsewhere(role),
+            }
+        group, number = self._place_of(role, index)
         bundle = self._bundles[role][index]
         resources = {name: amount for name, amount in bundle.items() if name != "CPU"}
         return {
@@ -96,9 +118,27 @@ class Placement:
             "resources": resources,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
                 placement_group=group,
-                placement_group_bundle_index=index + (role == "worker"),
+                placement_group_bundle_index=number,
             ),
         }
+
+    def _place_of(self, role: str, index: int) -> tuple[PlacementGroup, int]:
+        """Return the group that has a process's bundle, and the bundle's number in it."""
+        group = self._spread if role == "server" else self._packed
+        return group, index + (role == "worker")
+
+    def _node_of_bundle(self, role: str, index: int) -> str | None:
+        """Return where a bundle is; asked only where that matters."""
+        if not self._shunned and not self._avoided:
+            return None
+        group, number = self._place_of(role, index)
+        node: str | None = placement_group_table(group)["bundles_to_node_id"].get(number)
+        return node
+
+    def _elsewhere(self, role: str) -> dict[str, Any]:
+        """Return the options that keep a process off the nodes that its role avoids."""
+        nodes = self._avoided.get(role)
+        return {"label_selector": {NODE_ID: f"!in({','.join(sorted(nodes))})"}} if nodes else {}
 
     def _later_worker(self) -> dict[str, Any]:
         if self._own_cluster:

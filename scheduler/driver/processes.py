@@ -61,11 +61,13 @@ class CoordinatorProcess:
 
     Args:
         name: by which tools find it.
+        begun: the call that is answered once it is up.
         address: where it listens; known once it has begun.
     """
 
     handle: Any
     name: str
+    begun: Any = None
     incarnation: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
     address: Address | None = None
@@ -106,6 +108,7 @@ class Processes:
         standbys: servers that hold what another one does, and take its place where it is lost; by
             the number of that one.
         copies: those that are to be standbys and lack something yet.
+        coming: that are to take the place of others, and have no state yet.
     """
 
     placement: Placement
@@ -114,6 +117,7 @@ class Processes:
     standbys: dict[int, ServerProcess] = field(default_factory=dict)
     copies: dict[int, ServerProcess] = field(default_factory=dict)
     workers: dict[int, WorkerProcess] = field(default_factory=dict)
+    coming: dict[Who, ServerProcess | CoordinatorProcess] = field(default_factory=dict)
 
     @property
     def watches(self) -> list[Any]:
@@ -166,15 +170,17 @@ class Processes:
         """
         return {("server", i): call(server.handle) for i, server in enumerate(self.servers)}
 
+    def of(self, who: Who) -> ServerProcess | CoordinatorProcess:
+        """Return any process that keeps state of the job."""
+        return self.coordinator if who == COORDINATOR else self.process(who)
+
     def describe(self, who: Who) -> str:
         """Return how a person is told of a process."""
-        process: ServerProcess | CoordinatorProcess = self.coordinator
         name = "the coordinator"
         if who != COORDINATOR:
             server = f"server {who[1]}"
-            process = self.process(who)
             name = server if who[0] == "server" else f"the standby of {server}"
-        pid = process.facts.get("pid")
+        pid = self.of(who).facts.get("pid")
         return name if pid is None else f"{name} (pid {pid})"
 
     def release(self) -> None:
@@ -185,6 +191,7 @@ class Processes:
         closed = [handle.close.remote() for handle in handles]
         ray.wait(closed, timeout=CLOSE_SECONDS, num_returns=len(closed))
         handles += [worker.handle for worker in self.workers.values()]
+        handles += [process.handle for process in self.coming.values()]
         for handle in handles:
             ray.kill(handle)
         self.placement.release()

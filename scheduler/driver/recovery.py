@@ -9,6 +9,7 @@ from ray.exceptions import RayTaskError
 from ps.checkpoint.manifest import CheckpointError
 from runtime.places import Place
 from scheduler.driver.epochs import Epochs
+from scheduler.driver.moves import MoveReadyError
 from scheduler.driver.points import Point
 from scheduler.driver.processes import COORDINATOR, ProcessLostError
 from scheduler.driver.standbys import StandbysMadeError
@@ -25,7 +26,8 @@ class Recovery:
     """Does the work of a job, and goes on with it whenever a process is lost.
 
     Where a server is lost that has no standby, all of them go back to a cut. Else, and where only
-    the coordinator is lost, they go on where they are.
+    the coordinator is lost, they go on where they are. What moves from a node that will
+    be taken away does so at a step at which all stand still.
 
     Args:
         epochs: begins recovery epochs.
@@ -62,23 +64,43 @@ class Recovery:
             TrainingError: the job can't go on.
         """
         point: Point | None = first
+        stays = False
         while True:
             entering = True
             try:
-                state = self._epochs.begin(point, self._supervisor.last_status)
+                state = self._epochs.begin(point, self._supervisor.last_status, stays=stays)
+                stays = False
                 self._recoveries.goes_back(state.step, state.ledger.samples.applied)
                 self._supervisor.begin_epoch(state)
                 entering = False
                 return work()
             except StandbysMadeError:
-                point = None
+                point, stays = None, False
+            except MoveReadyError as move:
+                point, stays = self._after_move(move), True
             except ProcessLostError as loss:
                 restoring = entering and point is not None
                 point = self._after(loss, entering=entering, restoring=restoring)
+                stays = False
             except (RayTaskError, ValueError) as error:
                 point = self._instead_of(point, error) if entering else None
+                stays = False
                 if point is None:
                     raise
+
+    def _after_move(self, move: MoveReadyError) -> Point:
+        """What moves takes its place; return the point at which all servers stand still."""
+        last = self._supervisor.last_status
+        assert last is not None, "it was told that all stands still"
+        self._recoveries.moves(
+            f"{move.what}: moved before the node was taken away",
+            step=move.step,
+            samples=last.applied_samples,
+            now=time.time(),
+        )
+        self._note(f"{move.what} moves at step {move.step}")
+        self._epochs.take_over(move.new)
+        return self._newest_point(self._damaged)
 
     def _after(self, loss: ProcessLostError, *, entering: bool, restoring: bool) -> Point | None:
         """Replace what is lost; return where the job goes on, None: where the servers are.
@@ -98,9 +120,10 @@ class Recovery:
         self._recoveries.failed(
             lost,
             step=0 if last is None else last.applied_step,
-            samples=0 if last is None else last.samples.applied,
+            samples=0 if last is None else last.applied_samples,
             now=time.time(),
             entering=entering,
+            preempted=all(map(self._supervisor.moves.is_on_drained_node, lost)),
         )
         self._note("; ".join(lost.values()))
         promoted = self._epochs.replace(lost)

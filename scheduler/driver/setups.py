@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -9,7 +10,12 @@ from ps.net.sockets import Address
 from ps.server.server import ServerSetup
 from scheduler.coordinator.server import CoordinatorFaults
 from scheduler.coordinator.shard_watch import server_lease_seconds
-from scheduler.driver.fault_plans import coordinator_faults, kill_step, worker_faults
+from scheduler.driver.fault_plans import (
+    coordinator_faults,
+    kill_step,
+    worker_faults,
+    yet_to_come,
+)
 from scheduler.driver.resolved import JobSpecs
 from worker.loop import LoopOptions
 from worker.models import build_model, initial_parameters
@@ -22,9 +28,15 @@ class Setups:
     Args:
         specs: of the job.
         secret: by which its processes know each other.
+        reached: the step that the run has come to under other drivers; None: it begins.
     """
 
-    def __init__(self, specs: JobSpecs, secret: bytes) -> None:
+    def __init__(self, specs: JobSpecs, secret: bytes, *, reached: int | None = None) -> None:
+        if reached is not None:
+            config = yet_to_come(
+                specs.config, reached=reached, first_step=specs.coordinator.start.step
+            )
+            specs = replace(specs, config=config)
         self._specs = specs
         self._secret = secret
         self._first_step = specs.coordinator.start.step

@@ -21,6 +21,7 @@ from scheduler.driver.answers import answers_of
 from scheduler.driver.autoscaling import Autoscaler
 from scheduler.driver.cuts import RunningCuts
 from scheduler.driver.launch import Launcher
+from scheduler.driver.moves import Moves
 from scheduler.driver.processes import (
     COORDINATOR,
     Processes,
@@ -29,6 +30,7 @@ from scheduler.driver.processes import (
     WorkerProcess,
 )
 from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, first_line
+from scheduler.driver.setups import Setups
 from scheduler.driver.standbys import Standbys
 from scheduler.driver.stop_signal import StopSignal
 from scheduler.driver.stream_feed import StreamFeed
@@ -71,6 +73,8 @@ class Supervisor:
         cuts: RunningCuts,
         collector: Collector,
         standbys: Standbys,
+        setups: Setups,
+        restarts_before: int = 0,
         feed: StreamFeed | None = None,
         planned_samples: int | None = None,
     ) -> None:
@@ -98,11 +102,23 @@ class Supervisor:
             ),
             note=progress.note,
         )
+        self.moves = Moves(
+            processes=processes,
+            workforce=self.workforce,
+            launcher=launcher,
+            setups=setups,
+            order=lambda wanted: self._answer_of_coordinator(
+                processes.coordinator.handle.order.remote(wanted)
+            ),
+            note=progress.note,
+            patience=config.cluster.start_timeout_seconds,
+        )
         self._launcher = launcher
         self._cuts = cuts
         self._collector = collector
         self._feed = feed
         self._standbys = standbys
+        self._restarts_before = restarts_before
         self._model_bytes = 0
         self._unread: set[tuple[str, int | None]] = set()
         self._shifts_told = 0
@@ -122,8 +138,8 @@ class Supervisor:
 
     @property
     def worker_restarts(self) -> int:
-        """How many workers died and were replaced."""
-        return self.workforce.restarts
+        """How many workers died and were replaced, under earlier drivers of the run too."""
+        return self._restarts_before + self.workforce.restarts
 
     def begin_epoch(self, state: CoordinatorState) -> None:
         """All processes are in another epoch, which began at a state."""
@@ -139,6 +155,7 @@ class Supervisor:
         self._cuts.forget()
         self._standbys.begin_epoch()
         self.autoscaler.restarted()
+        self.moves.begin_epoch(state.step)
 
     def until_trained(self) -> Status:
         """Supervise until every batch is resolved and applied.
@@ -217,6 +234,7 @@ class Supervisor:
             raise TrainingError(status.failure)
         if not status.trained:
             self._standbys.look()
+        self.moves.look(status)
         return status
 
     def status(self) -> Status:
@@ -260,7 +278,15 @@ class Supervisor:
         self._model_bytes = sum(t.bytes for server in servers for t in server.tables.values())
         scalings = self.autoscaler.history.news()
         windows, self._windows = self._windows, []
-        line = self._interval.line(status, servers, self.recoveries.done, scalings, windows=windows)
+        line = self._interval.line(
+            status,
+            servers,
+            self.recoveries.done,
+            scalings,
+            windows=windows,
+            drains=self.moves.notices,
+            worker_restarts=self.worker_restarts,
+        )
         self._run.add_metrics(line)
         self._run.keep_fingerprints(self._launcher.fingerprints)
         taken = self.processes.coordinator.handle.take_batches.remote()
@@ -391,6 +417,7 @@ class Supervisor:
             self._collector.collect()
             if self._feed is not None and end.cut.kind == "full":
                 self._feed.forget(first_needed(self._run.path))
+        self.moves.cut_ended(None if end.path is None else end.cut.step)
         path = None if end.path is None else str(end.path)
         coordinator = self.processes.coordinator.handle
         self._answer_of_coordinator(coordinator.cut_taken.remote(end.cut.step, path, end.error))

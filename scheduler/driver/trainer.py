@@ -158,7 +158,11 @@ class Trainer:
                 )
                 run.losses.note = progress.note
                 progress.phase("starting servers, coordinator and workers")
-                setups = Setups(specs, launcher.secret)
+                setups = Setups(
+                    specs,
+                    launcher.secret,
+                    reached=None if earlier is None or earlier.cut is None else earlier.step,
+                )
                 processes = launcher.create(setups.server)
                 writer = CheckpointWriter(specs, processes, run)
                 cuts = RunningCuts(specs, processes, run)
@@ -194,6 +198,8 @@ class Trainer:
                     feed=feed,
                     standbys=standbys,
                     planned_samples=progress.total_samples,
+                    setups=setups,
+                    restarts_before=0 if earlier is None else earlier.worker_restarts,
                 )
                 recovery = Recovery(
                     epochs=Epochs(

@@ -2,13 +2,14 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from scheduler.driver.launch import Launcher
+from scheduler.driver.like_processes import UnlikeProcessError
 from scheduler.driver.processes import Processes, WorkerProcess
 from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, first_line
 from scheduler.errors import StartError, TrainingError
@@ -42,6 +43,7 @@ class Workforce:
         lost: Callable[[int, int], None],
     ) -> None:
         self.restarts = 0
+        self.moved = 0
         self._launcher = launcher
         self._processes = processes
         self._setup: WorkerSetup | None = None
@@ -53,6 +55,8 @@ class Workforce:
         self._wanted = cluster.workers
         self._next_incarnation: dict[int, int] = {}
         self._said_to_wait: set[tuple[int, int]] = set()
+        self._drained: frozenset[str] = frozenset()  # nodes that will be taken away
+        self._coming: dict[int, WorkerProcess] = {}  # elsewhere, for those that are there
 
     def leave(self, recovery_epoch: int) -> None:
         """Tell all workers to end what they do in an epoch that is over; waits for nobody."""
@@ -105,13 +109,23 @@ class Workforce:
             )
         self.look(waiting)
 
+    def leave_nodes(self, nodes: Collection[str]) -> None:
+        """Have workers come up elsewhere for those on nodes that will be taken away."""
+        self._drained = frozenset(nodes)
+        for worker in self._workers:
+            if worker.node in self._drained and worker.index not in self._coming:
+                self._coming[worker.index] = self._new(worker.index)
+
     @property
     def awaited(self) -> list[Any]:
         """Calls whose end is news: see `look`."""
-        return [worker.awaited for worker in self._workers]
+        workers = [*self._workers, *self._coming.values()]
+        return [worker.awaited for worker in workers]
 
     def look(self, ended: list[Any]) -> None:
         """Take what came of calls: a process that came up, or a worker that ended."""
+        for index in [i for i, worker in self._coming.items() if worker.described in ended]:
+            self._take_over(self._coming.pop(index))
         for worker in [w for w in self._workers if w.awaited in ended]:
             if worker.run is None:
                 self._came_up(worker)
@@ -126,6 +140,8 @@ class Workforce:
         self._wanted = count
         for worker in [w for w in self._workers if w.run is None and w.index >= count]:
             self._remove(worker)
+        for index in [index for index in self._coming if index >= count]:
+            ray.kill(self._coming.pop(index).handle)
         for index in range(count):
             if index not in self._processes.workers:
                 self._create(index)
@@ -143,9 +159,23 @@ class Workforce:
         return list(self._processes.workers.values())
 
     def _create(self, index: int) -> None:
+        self._processes.workers[index] = self._new(index)
+
+    def _new(self, index: int) -> WorkerProcess:
         incarnation = self._next_incarnation.get(index, 0)
         self._next_incarnation[index] = incarnation + 1
-        self._launcher.create_worker(self._processes, index, incarnation)
+        return self._launcher.create_worker(self._processes, index, incarnation)
+
+    def _take_over(self, worker: WorkerProcess) -> None:
+        """A worker has come up elsewhere: the one that has its number leaves."""
+        before = self._processes.workers.get(worker.index)
+        if before is not None:
+            self._lost(before.index, before.incarnation)
+            self._remove(before)
+            self._note(f"worker {worker.index} moves from a node that will be taken away")
+        self._processes.workers[worker.index] = worker
+        self.moved += 1
+        self._came_up(worker)
 
     def _came_up(self, worker: WorkerProcess) -> None:
         try:
@@ -153,6 +183,13 @@ class Workforce:
             self._launcher.set_to_work(self._setup, worker)
         except (RayActorError, GetTimeoutError) as error:
             self._replace(worker, f"died: {first_line(error)}")
+        except UnlikeProcessError as error:
+            if worker.incarnation == 0:
+                raise
+            self._note(f"{error}. Another node is looked for")
+            self._processes.placement.avoid("worker", worker.node)
+            self._remove(worker)
+            self._create(worker.index)
 
     def _ended(self, worker: WorkerProcess) -> None:
         try:
@@ -171,9 +208,16 @@ class Workforce:
             self._note(f"worker {worker.index} (pid {worker.pid}) has left")
             return
         text = f"worker {worker.index} (pid {worker.pid}) {what}"
-        self._count_restart(text)
-        self._note(f"{text}. It is replaced, and its batches are given out again")
-        self._create(worker.index)
+        if worker.node in self._drained:
+            self._note(f"{text}, on a node that was to be taken away. It is replaced")
+        else:
+            self._count_restart(text)
+            self._note(f"{text}. It is replaced, and its batches are given out again")
+        coming = self._coming.pop(worker.index, None)
+        if coming is None:
+            self._create(worker.index)
+        else:
+            self._processes.workers[worker.index] = coming
 
     def _count_restart(self, text: str) -> None:
         """Count a replacement; raises TrainingError where there were too many of late."""

@@ -45,6 +45,7 @@ class EarlierRun:
         cut: the newest checkpoint to go on from; None: the job begins anew.
         recovery_epoch: the latest that the run came to.
         recoveries: of the run so far.
+        worker_restarts: workers that were replaced in the run so far.
         fingerprints: of its processes, by role, as far as they are known.
         step, samples: that it is known to have come to, at least those of the cut.
         plan, evaluation_plan: those that it began with, where it goes on; of a result the second.
@@ -56,6 +57,7 @@ class EarlierRun:
     cut: SavedCut | None = None
     recovery_epoch: int = 0
     recoveries: tuple[RecoveryFigures, ...] = ()
+    worker_restarts: int = 0
     fingerprints: dict[str, Any] = field(default_factory=dict)
     step: int = 0
     samples: int = 0
@@ -180,16 +182,19 @@ def _told_by_files(path: Path, state: CoordinatorState) -> dict[str, Any]:
     """
     step, samples = state.step, state.ledger.samples.applied
     recoveries: list[RecoveryFigures] = []
+    restarts = 0
     with opened_metrics(path) as (_, files):
         for row in (row for file in files for row in file):
             with suppress(ValueError, TypeError, KeyError, RecursionError):
                 line = json.loads(row)
-                step, samples = int(line["global_step"]), int(line["samples"])
+                step = int(line["global_step"])
+                samples = int(line.get("applied_samples", line["samples"]))
                 recoveries += [RecoveryFigures(**told) for told in line["recoveries"]]
+                restarts = int(line.get("worker_restarts", restarts))
     with suppress(RunDirectoryError, ValueError, TypeError, KeyError):
         failure = _object_of(path / FAILURE_FILE)
         step = max(step, int(failure["global_step"]))
-        samples = max(samples, int(failure["samples"]["applied"]))
+        samples = max(samples, int(failure["applied_samples"]))
     fingerprints: dict[str, Any] = {}
     with suppress(RunDirectoryError):
         fingerprints = _object_of(path / FINGERPRINTS_FILE)
@@ -198,6 +203,7 @@ def _told_by_files(path: Path, state: CoordinatorState) -> dict[str, Any]:
         "step": max(step, state.step),
         "samples": max(samples, state.ledger.samples.applied),
         "recoveries": tuple(recoveries),
+        "worker_restarts": restarts,
     }
 
 

@@ -20,7 +20,7 @@ from scheduler.run.interval_figures import (
     few,
     slowest,
 )
-from scheduler.run.recoveries import RecoveryFigures
+from scheduler.run.recoveries import DrainNotice, RecoveryFigures
 from worker.metrics import why_no_auc, why_no_log_loss
 
 _PACKAGES = ("synchromesh", "ray", "numpy", "numba", "pyarrow")
@@ -44,6 +44,7 @@ class IntervalReport:
         self._last_loss = (0.0, 0)
         self._shifts_told = 0
         self._recoveries_told = 0
+        self._drains_told = 0
         self._data_staleness = HistogramOfInterval()
         self._parameter_staleness = HistogramOfInterval()
         self._workers = WorkersOfInterval()
@@ -64,13 +65,16 @@ class IntervalReport:
         recoveries: Sequence[RecoveryFigures] = (),
         scalings: Sequence[dict[str, Any]] = (),
         windows: Sequence[WindowResult] = (),
+        drains: Sequence[DrainNotice] = (),
+        worker_restarts: int = 0,
     ) -> dict[str, Any]:
         """Return the metrics of the interval that ends now.
 
         Args:
-            recoveries: all of the job so far.
+            recoveries, drains: all of the job so far.
             scalings: decisions that are new or better known.
             windows: of a stream, those that were over in the interval.
+            worker_restarts: workers that were replaced since the run began.
         """
         samples = status.samples.applied
         now = status.train_seconds
@@ -83,6 +87,7 @@ class IntervalReport:
         shifts, self._shifts_told = status.shifts[self._shifts_told :], len(status.shifts)
         new_recoveries = recoveries[self._recoveries_told :]
         self._recoveries_told = len(recoveries)
+        new_drains, self._drains_told = drains[self._drains_told :], len(drains)
         evaluation = status.evaluations[-1] if status.evaluations else None
         tables = added(servers)
         workers = self._workers.since_last(status.workers)
@@ -104,12 +109,15 @@ class IntervalReport:
             "recoveries": [asdict(recovery) for recovery in new_recoveries],
             "scalings": list(scalings),
             "workers_wanted": status.num_workers,
+            "drains": [asdict(notice) for notice in new_drains],
+            "worker_restarts": worker_restarts,
             "predicted": None if status.prediction is None else asdict(status.prediction),
             "learning_rate": {
                 name: optimizer.learning_rate_at(status.clock) * status.learning_rate_scale
                 for name, optimizer in self._optimizers.items()
             },
             "samples": samples,
+            "applied_samples": status.applied_samples,
             "samples_dropped": status.samples.dropped,
             "samples_skipped": status.samples.skipped,
             "skipped_by_reason": status.samples.skipped_by_reason,
@@ -178,6 +186,7 @@ def reached(status: Status) -> dict[str, Any]:
     """Return how far a job came, for one that does not come to its end."""
     return {
         "global_step": status.applied_step,
+        "applied_samples": status.applied_samples,
         "samples": asdict(status.samples),
         "evaluations": evaluations(status),
     }
@@ -243,8 +252,10 @@ def make_result(
     peak_rss_bytes: dict[str, int],
     processes: list[dict[str, Any]],
     worker_restarts: int,
+    workers_moved: int,
     recoveries: Sequence[RecoveryFigures],
     scalings: Sequence[dict[str, Any]],
+    drains: Sequence[DrainNotice],
     checkpoint: str,
     skipped_files: dict[str, list[str]],
     started_at: dict[str, float],
@@ -289,8 +300,10 @@ def make_result(
         "gradients_of_evicted_keys": sum(s.gradients_of_evicted_keys for s in servers),
         "ledger": asdict(status.batches),
         "worker_restarts": worker_restarts,
+        "workers_moved": workers_moved,
         "recoveries": [asdict(recovery) for recovery in recoveries],
         "scalings": list(scalings),
+        "drains": [asdict(notice) for notice in drains],
         "recovery_seconds": sum(recovery.seconds for recovery in recoveries),
         "redone_steps": sum(recovery.redone_steps for recovery in recoveries),
         "redone_samples": sum(recovery.redone_samples for recovery in recoveries),

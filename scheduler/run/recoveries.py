@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from scheduler.errors import TrainingError
 
@@ -13,18 +14,41 @@ MOST_IN_A_ROW = 3
 MOST_OF_ONE = 5
 
 
+RecoveryKind = Literal["loss", "preemption", "move"]
+"""Something died; something died on a node that was to be taken away; something moved before."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainNotice:
+    """A node of the job's will be taken away.
+
+    Args:
+        time: when that was noticed, seconds since 1970.
+        node: its id.
+        seconds_left: until it may go; None: nobody knows.
+        processes: of the job that ran there.
+    """
+
+    time: float
+    node: str
+    seconds_left: float | None
+    processes: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryFigures:
-    """One return after a loss.
+    """One return after a loss, or one move.
 
     Args:
         time: when the loss was noticed, seconds since 1970.
         cause: which processes were lost, and how; those that were lost on the way back come after
             `then`.
         from_step, to_step: that all shards were known to have reached, and at which they went on.
-        redone_steps, redone_samples: that were applied and are applied again.
+        redone_steps, redone_samples: that all shards were known to have applied and apply again:
+            `from_step` - `to_step`, and the samples of these very steps.
         seconds: from noticing it to the first step that was applied after.
         promoted: servers whose standby took their place.
+        kind: see `RecoveryKind`.
     """
 
     time: float
@@ -35,6 +59,7 @@ class RecoveryFigures:
     redone_samples: int
     seconds: float
     promoted: tuple[int, ...] = ()
+    kind: RecoveryKind = "loss"
 
 
 @dataclass(slots=True)
@@ -48,6 +73,7 @@ class _Open:
     to_step: int = 0
     redone_samples: int = 0
     promoted: tuple[int, ...] = ()
+    kind: RecoveryKind = "loss"
 
 
 class Recoveries:
@@ -80,6 +106,16 @@ class Recoveries:
         """
         self._open = _Open(now, "the driver was lost", step, samples)
 
+    def moves(self, what: str, *, step: int, samples: int, now: float) -> None:
+        """Processes move, which is no failure.
+
+        Args:
+            what: that moves.
+            step, samples: applied by all shards.
+            now: seconds since 1970.
+        """
+        self._open = _Open(now, what, step, samples, kind="move")
+
     def failed(
         self,
         lost: Mapping[tuple[str, int], str],
@@ -88,6 +124,7 @@ class Recoveries:
         samples: int,
         now: float,
         entering: bool,
+        preempted: bool = False,
     ) -> None:
         """Processes are lost; one that is lost on the way back belongs to the failure before.
 
@@ -96,17 +133,24 @@ class Recoveries:
             step, samples: applied by all shards, as far as is known.
             now: seconds since 1970.
             entering: whether the job was on its way back, or still starting.
+            preempted: all of them were on nodes that were to be taken away, which is no failure.
 
         Raises:
             TrainingError: the job can't go on: why, and what happened.
         """
         cause = "; ".join(lost.values())
-        if not entering or self._open is None:
+        is_new = not entering or self._open is None or self._open.kind == "move"
+        if is_new and not preempted:
             self._failures += 1
             self._count(cause, step)
         if self._open is None:
-            self._open = _Open(now, cause, step, samples)
+            kind: RecoveryKind = "preemption" if preempted else "loss"
+            self._open = _Open(now, cause, step, samples, kind=kind)
         else:
+            if not preempted:
+                self._open.kind = "loss"
+            elif self._open.kind == "move":
+                self._open.kind = "preemption"
             self._open.cause += f"; then {cause}"
             self._open.from_step = max(self._open.from_step, step)
             self._open.samples = max(self._open.samples, samples)
@@ -161,6 +205,7 @@ class Recoveries:
                 redone_samples=found.redone_samples,
                 seconds=now - found.time,
                 promoted=found.promoted,
+                kind=found.kind,
             )
         )
         return self.done[-1]

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from injection.draw import Fault, Role
-from injection.nodes import DRAIN_DEADLINE_SECONDS, Nodes
+from injection.nodes import LONG_NOTICE_SECONDS, SHORT_NOTICE_SECONDS, Nodes
 from injection.processes import is_there, kill, of_role, send
 from injection.training import FaultFoundError, Reached, Training
 from scheduler.run.directory import CHECKPOINTS, EPOCH_FILE, checkpoints_of
@@ -73,6 +73,7 @@ class Injector:
             "node_removed": self._node_removed,
             "node_crashed": self._node_crashed,
             "node_drained": self._node_drained,
+            "node_drained_in_time": self._node_drained_in_time,
             "node_frozen": self._node_frozen,
             "raylet_frozen": self._node_frozen,
         }
@@ -260,22 +261,40 @@ class Injector:
         return self._without_node(fault, with_goodbye=False)
 
     def _node_drained(self, fault: Fault) -> tuple[list[Any], str]:
-        return self._without_node(fault, with_goodbye=True, drained=True)
+        return self._without_node(fault, with_goodbye=True, notice=SHORT_NOTICE_SECONDS)
+
+    def _node_drained_in_time(self, fault: Fault) -> tuple[list[Any], str]:
+        lines = len(self._training.lines)
+        whom, outcome = self._without_node(fault, with_goodbye=True, notice=LONG_NOTICE_SECONDS)
+        if outcome != "moved":
+            return whom, outcome
+        self._training.look()
+        returns = [r for line in self._training.lines[lines:] for r in line["recoveries"]]
+        if any(each["redone_steps"] for each in returns):
+            raise FaultFoundError(f"{whom}: a move has done steps again: {returns}")
+        return whom, outcome
 
     def _without_node(
-        self, fault: Fault, *, with_goodbye: bool, drained: bool = False
+        self, fault: Fault, *, with_goodbye: bool, notice: int = 0
     ) -> tuple[list[Any], str]:
         found = self._node(fault.pick)
         if found is None:
             return [], NO_CHANCE
         nodes, node, processes = found
-        if drained:
-            nodes.drain(node)
-            time.sleep(DRAIN_DEADLINE_SECONDS)
+        outcome = "went on"
+        if notice:
+            nodes.drain(node, notice)
+            limit = time.monotonic() + notice
+            while time.monotonic() < limit and not self._training.is_over:
+                self._training.look()
+                if not nodes.has_actors(node):
+                    outcome = "moved"
+                    break
+                time.sleep(0.2)
         nodes.remove(node, with_goodbye=with_goodbye)
         # A node that is killed does not always take its workers with it at once.
         kill(processes)
-        return [each.pid for each in processes], "went on"
+        return [each.pid for each in processes], outcome
 
     def _node_frozen(self, fault: Fault) -> tuple[list[Any], str]:
         found = self._node(fault.pick)

@@ -51,7 +51,8 @@ KINDS: dict[str, Kind] = {
     "killed_on_full_disk": Kind("local", 0.7),
     "node_removed": Kind("nodes", 3),
     "node_crashed": Kind("nodes", 2),
-    "node_drained": Kind("nodes", 2),
+    "node_drained": Kind("nodes", 1),
+    "node_drained_in_time": Kind("nodes", 3),
     "node_frozen": Kind("nodes", 1),
     "raylet_frozen": Kind("nodes", 1),
 }

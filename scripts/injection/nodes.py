@@ -12,7 +12,8 @@ from injection.processes import below, role_of
 from injection.training import ray_settings
 
 HEAD_CPUS, NODE_CPUS, NODES = 0, 1, 3
-DRAIN_DEADLINE_SECONDS = 3
+TRIES = 4
+SHORT_NOTICE_SECONDS, LONG_NOTICE_SECONDS = 3, 60
 
 
 class Nodes:
@@ -44,7 +45,17 @@ class Nodes:
     def fill_up(self) -> None:
         """Bring up nodes for those that were removed."""
         while len(self._cluster.worker_nodes) < NODES:
-            self._cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=128 << 20)
+            self._add_node()
+
+    def _add_node(self) -> None:
+        """Bring up a node. Ray gives it 30 s, which may be too little on a machine that is busy."""
+        for left in reversed(range(TRIES)):
+            try:
+                self._cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=128 << 20)
+                return
+            except Exception:  # Ray raises no other
+                if not left:
+                    raise
 
     def with_actors(self) -> list[tuple[Any, list[psutil.Process]]]:
         """Return the nodes on which the job has actors, each with its processes."""
@@ -68,8 +79,12 @@ class Nodes:
         """End a node: with a goodbye Ray knows at once, without one after 14 s."""
         self._cluster.remove_node(node, allow_graceful=with_goodbye)
 
-    def drain(self, node: Any) -> None:
-        """Announce that a node will be taken away."""
+    def has_actors(self, node: Any) -> bool:
+        """Whether anything of the job runs on a node."""
+        return any(_runs_actor(process) for process in self.processes(node))
+
+    def drain(self, node: Any, seconds: int) -> None:
+        """Announce that a node will be taken away in so many seconds."""
         subprocess.run(
             [
                 str(Path(sys.executable).with_name("ray")),
@@ -78,7 +93,7 @@ class Nodes:
                 f"--node-id={node.node_id}",
                 "--reason=DRAIN_NODE_REASON_PREEMPTION",
                 "--reason-message=taken away on purpose",
-                f"--deadline-remaining-seconds={DRAIN_DEADLINE_SECONDS}",
+                f"--deadline-remaining-seconds={seconds}",
             ],
             check=True,
             capture_output=True,

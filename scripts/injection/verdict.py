@@ -12,9 +12,8 @@ from scheduler.run.directory import CONTROL_FILE, FAILURE_FILE, RESULT_FILE, che
 from scheduler.run.lease import HOLDER_FILE
 from synchromesh.checkpoints import open_checkpoint
 
-# What an undisturbed run in sync has, bit for bit. Not the train loss: what a lost coordinator has
-# heard of it and not yet told is lost with it.
-SAME_IN_SYNC = ("model_digest", "global_step", "eval")
+# What an undisturbed run in sync has, bit for bit.
+SAME_IN_SYNC = ("model_digest", "global_step", "eval", "train_loss")
 
 
 def wrong_with_result(

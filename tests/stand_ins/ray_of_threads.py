@@ -34,6 +34,7 @@ STOP_SECONDS = 3.0
 END_SECONDS = 20.0
 
 _news = threading.Condition()
+_here = threading.local()  # the node that a thread of an actor runs on
 
 
 class Call:
@@ -65,6 +66,7 @@ class Handle:
     actor_class: Any
     concurrency: int
     working: list[Call]
+    node: str = "here"
     instance: Any = None
     killed: bool = False
     calls: list[Call] = field(default_factory=list)
@@ -122,13 +124,16 @@ class Handle:
         if group not in self.queues:
             self.queues[group] = queue.SimpleQueue()
             for _ in range(1 if group else self.concurrency):
-                thread = threading.Thread(target=_work, args=(self.queues[group],), daemon=True)
+                thread = threading.Thread(
+                    target=_work, args=(self.queues[group], self.node), daemon=True
+                )
                 thread.start()
                 self.threads.append(thread)
         return self.queues[group]
 
 
-def _work(waiting: "queue.SimpleQueue[Callable[[], None] | None]") -> None:
+def _work(waiting: "queue.SimpleQueue[Callable[[], None] | None]", node: str) -> None:
+    _here.node = node
     while (work := waiting.get()) is not None:
         work()
 
@@ -147,9 +152,16 @@ def _impatient(argument: Any) -> Any:
 
 
 class RayOfThreads:
-    """The functions of Ray that the driver uses."""
+    """The functions of Ray that the driver uses.
+
+    Attributes:
+        places: the nodes that new actors come to, by turns.
+        bundles: the node that has the bundles of all placement groups.
+    """
 
     def __init__(self) -> None:
+        self.places = ["here"]
+        self.bundles = "here"
         self.handles: list[Handle] = []
         self.working: list[Call] = []
         self.named: dict[str, Handle] = {}
@@ -158,15 +170,24 @@ class RayOfThreads:
         return True
 
     def options(
-        self, actor_class: Any, *, name: str | None = None, max_concurrency: int = 0, **_: Any
+        self,
+        actor_class: Any,
+        *,
+        name: str | None = None,
+        max_concurrency: int = 0,
+        label_selector: dict[str, str] | None = None,
+        **_: Any,
     ) -> Any:
-        """Return what makes an actor, wherever there is room."""
+        """Return what makes an actor, wherever there is room and no selector forbids it."""
+        forbidden = str((label_selector or {}).get("ray.io/node-id"))
 
         def remote(*args: Any) -> Handle:
             concurrency = max_concurrency or actor_class._default_options.get("max_concurrency", 1)
             actual = actor_class.__ray_metadata__.modified_class
             cloudpickle.dumps(actual)  # as it is sent
-            handle = Handle(actual, concurrency, self.working)
+            places = [place for place in self.places if place not in forbidden]
+            node = places[len(self.handles) % len(places)]
+            handle = Handle(actual, concurrency, self.working, node)
             handle.start(*args)
             self.handles.append(handle)
             if name is not None:
@@ -207,11 +228,14 @@ class RayOfThreads:
         ]
 
     def nodes(self) -> list[dict[str, Any]]:
-        return [{"Alive": True}]
+        nodes = {*self.places, *(handle.node for handle in self.handles)}
+        return [{"Alive": True} for _ in nodes]
 
     def get_runtime_context(self) -> Any:
         return SimpleNamespace(
-            gcs_address="127.0.0.1:1", namespace="threads", get_node_id=lambda: "here"
+            gcs_address="127.0.0.1:1",
+            namespace="threads",
+            get_node_id=lambda: getattr(_here, "node", "here"),
         )
 
     def ended(self) -> bool:
@@ -231,10 +255,13 @@ def ray_of_threads() -> Iterator[RayOfThreads]:
         for name in ("is_initialized", "get", "wait", "kill", "get_actor", "nodes",
                      "get_runtime_context"):  # fmt: skip
             patch.setattr(ray, name, getattr(fake, name))
+        patch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
         patch.setattr(ray.actor.ActorClass, "options", lambda *a, **o: fake.options(*a, **o))
         group = SimpleNamespace(wait=lambda timeout: True)
         module = scheduler.driver.placement
         patch.setattr(module, "placement_group", lambda *_, **__: group)
+        table = {"bundles_to_node_id": SimpleNamespace(get=lambda number: fake.bundles)}
+        patch.setattr(module, "placement_group_table", lambda group: table)
         patch.setattr(module, "remove_placement_group", lambda group: None)
         here = dict.fromkeys(range(64), "here")
         patch.setattr(module, "placement_group_table", lambda _: {"bundles_to_node_id": here})

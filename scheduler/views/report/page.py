@@ -104,7 +104,8 @@ def summary(run: RunData) -> list[tuple[str, str]]:
         ("updates of dense blocks left out, not finite", _number(dense_non_finite or None)),
         ("batches given out again", _number(batches.get("reissued"))),
         ("workers replaced", _number(result.get("worker_restarts"))),
-        ("servers, coordinators or drivers lost, times", _number(len(run.recoveries) or None)),
+        ("servers, coordinators or drivers lost, times", _number(_losses(run) or None)),
+        ("moved before a node was taken away, times", _number(_moves(run) or None)),
         ("rows", _number(rows if last else None)),
         ("model digest", (result.get("model_digest") or "")[:12] or None),
     ]
@@ -196,12 +197,20 @@ def _modes(run: RunData) -> str:
     return _wide_table("Modes", columns, history)
 
 
+def _moves(run: RunData) -> int:
+    return sum(each.get("kind") == "move" for each in run.recoveries)
+
+
+def _losses(run: RunData) -> int:
+    return len(run.recoveries) - _moves(run)
+
+
 def _recoveries(run: RunData) -> str:
     """What a job lost of servers and coordinators, and what it cost."""
     if not run.recoveries:
         return ""
     columns = {
-        "cause": "what was lost", "from_step": "at step", "to_step": "went on at",
+        "cause": "what was lost, or moved", "from_step": "at step", "to_step": "went on at",
         "redone_steps": "steps redone", "redone_samples": "samples redone",
         "seconds": "s to next step", "promoted": "standbys took the place of servers",
     }  # fmt: skip
@@ -211,7 +220,7 @@ def _recoveries(run: RunData) -> str:
         {**each, "promoted": ", ".join(map(str, each.get("promoted") or ()))}
         for each in run.recoveries
     ]
-    return _wide_table("Losses", columns, entries)
+    return _wide_table("Losses and moves", columns, entries)
 
 
 def _scalings(run: RunData) -> str:

@@ -18,6 +18,8 @@ from scheduler.coordinator.events import (
     CutTaken,
     CutWanted,
     DenseNormMeasured,
+    HoldWanted,
+    RecordsApplied,
     SendRecords,
     TakeCut,
     TimePassed,
@@ -25,6 +27,7 @@ from scheduler.coordinator.events import (
 )
 from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.spec import CoordinatorSpec, CutOptions
+from scheduler.coordinator.status import status_of
 from worker.protocol import Finished, Report
 
 
@@ -216,3 +219,46 @@ def test_who_waits_for_a_cut_is_known_until_it_is_written() -> None:
     assert not cuts.is_awaited
     cuts.take(state, now=1.0)
     assert not cuts.is_awaited, "this one nobody asked for"
+
+
+def test_a_job_that_is_to_move_stands_still_at_a_step_and_can_be_saved_there() -> None:
+    job = Job(cuts=CutOptions())
+    job.report(want=3)
+    tokens = job.tokens
+    job.report(Finished(tokens[0], "done", samples=5), want=0)
+    job.handle(HoldWanted(True))
+    job.report(*(Finished(token, "done", samples=5) for token in tokens[1:]), want=4)
+    assert (job.coordinator.step, status_of(job.coordinator).held, job.tokens) == (1, True, ())
+    job.handle(CutWanted(full=False))
+    job.handle(CutFrozen(1))
+    assert job.said == [0, TakeCut(1, 1, changed_only=False)]
+    state = job.coordinator.cuts.state_of(1)
+    assert (state.step, state.ledger.samples.applied, state.paused) == (1, 5, False)
+
+    job.handle(CutTaken(1))
+    job.handle(HoldWanted(False))
+    job.report(want=1)
+    assert (job.coordinator.step, len(job.tokens)) == (3, 1), "what ended meanwhile is not lost"
+
+
+def test_nobody_is_late_and_nothing_stalls_while_a_job_stands_still() -> None:
+    job = Job(cuts=CutOptions(), stall_seconds=5.0, lease_timeout_seconds=2.0)
+    job.report(want=1)
+    job.handle(HoldWanted(True))
+    for second in range(1, 60):
+        job.sequence += 1
+        held = tuple(job.coordinator.ledger.leases_of(0))
+        job.handle(WorkerReported(Report(0, 0, job.sequence, held, (), 0)), float(second))
+        commands = job.coordinator.handle(TimePassed(), float(second))
+        assert commands == []
+
+
+def test_samples_are_applied_once_every_shard_has_applied_their_step() -> None:
+    job = Job()
+    job.end_batches(3)
+    before = status_of(job.coordinator)
+    job.handle(RecordsApplied(0, 2))
+    after = status_of(job.coordinator)
+
+    assert (before.samples.applied, before.applied_samples, before.applied_step) == (15, 0, 0)
+    assert (after.samples.applied, after.applied_samples, after.applied_step) == (15, 10, 2)

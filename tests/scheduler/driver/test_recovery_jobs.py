@@ -60,6 +60,7 @@ def test_jobs_go_on_from_their_cuts_and_in_sync_the_model_is_the_undisturbed_one
 
     assert killed["model_digest"] == calm["model_digest"]
     assert killed["samples_trained"] == EPOCHS * ROWS
+    assert killed["train_loss"] == calm["train_loss"], "a record has the sum"
     causes = "; ".join(each["cause"] for each in killed["recoveries"])
     assert [causes.count(name) for name in ("server", "coordinator")] == [3, 2]
     assert 0 < killed["redone_steps"] < 60

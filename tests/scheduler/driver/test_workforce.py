@@ -69,7 +69,7 @@ class Fleet:
                 "run": {"dir": "run"},
             }
         )
-        told_nothing = SimpleNamespace(give_up=(), warnings=(), silent_shards=())
+        told_nothing = SimpleNamespace(give_up=(), warnings=(), silent_shards=(), windows=())
         coordinator = SimpleNamespace(
             worker_lost=SimpleNamespace(remote=lambda *name: self.lost.append(name)),
             status=SimpleNamespace(remote=lambda told: told_nothing),
@@ -85,14 +85,15 @@ class Fleet:
             recoveries=Recoveries(-1),
             cuts=nobody,
             collector=nobody,
+            setups=nobody,
             standbys=nobody,
         )
         monkeypatch.setattr(scheduler.driver.supervisor, "joined", lambda before, new: None)
         self.workforce = self.supervisor.workforce
         self.workforce.want(1)
 
-    def create_worker(self, processes: Any, index: int, incarnation: int) -> None:
-        processes.workers[index] = WorkerProcess(
+    def create_worker(self, processes: Any, index: int, incarnation: int) -> WorkerProcess:
+        return WorkerProcess(
             index, incarnation, handle=Handle(), created=self.ray.now, described=None, run=object()
         )
 

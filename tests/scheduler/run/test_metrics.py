@@ -20,7 +20,7 @@ from scheduler.coordinator.state import WorkerFigures
 from scheduler.coordinator.status import Status
 from scheduler.job.config import JobConfig
 from scheduler.run.metrics import IntervalReport, make_result, reached
-from scheduler.run.recoveries import RecoveryFigures
+from scheduler.run.recoveries import DrainNotice, RecoveryFigures
 
 CONFIG = JobConfig.from_dict(
     {
@@ -36,6 +36,7 @@ SHIFT = Shift(
 STATUS = Status(
     mode="gba",
     applied_step=4,
+    applied_samples=24,
     clock=3,
     train_seconds=4.0,
     samples=Samples(applied=32, dropped=8, skipped=8, skipped_by_reason={"bad_file": 8}),
@@ -112,17 +113,19 @@ def test_a_line_of_metrics_has_these_keys_in_this_order(monkeypatch: pytest.Monk
                 {
                     "time": 8.0, "cause": "server 0 died", "from_step": 3, "to_step": 1,
                     "redone_steps": 2, "redone_samples": 16, "seconds": 1.5,
-                    "promoted": (),
+                    "promoted": (), "kind": "loss",
                 }
             ],
             "scalings": [{"role": "worker"}],
             "workers_wanted": 0,
+            "drains": [],
+            "worker_restarts": 0,
             "predicted": None,
             "learning_rate": {
                 "embedding": CONFIG.embedding.optimizer.learning_rate,
                 "model": CONFIG.model.optimizer.learning_rate,
             },
-            "samples": 32,
+            "samples": 32, "applied_samples": 24,
             "samples_dropped": 8,
             "samples_skipped": 8,
             "skipped_by_reason": {"bad_file": 8},
@@ -198,8 +201,8 @@ def test_a_result_names_its_figures_as_ever() -> None:
     result = written(
         make_result(
             config=CONFIG, status=STATUS, servers=SERVERS, model_digest="d", peak_rss_bytes={},
-            processes=[], worker_restarts=0, recoveries=[RECOVERY, RECOVERY], scalings=[],
-            checkpoint="c",
+            processes=[], worker_restarts=0, workers_moved=2, recoveries=[RECOVERY, RECOVERY],
+            drains=[DrainNotice(7.0, "n", None, ("server 0",))], scalings=[], checkpoint="c",
             skipped_files={}, started_at={}, lost_writes={},
         )
     )  # fmt: skip
@@ -209,15 +212,18 @@ def test_a_result_names_its_figures_as_ever() -> None:
         "skipped_by_reason", "skipped_files", "epochs", "global_step", "started_at", "lost_writes",
         "train_seconds", "samples_per_second", "train_loss", "eval", "evaluations", "mode_history",
         "staleness", "dropped_contributions", "reissued_batches", "dense_non_finite",
-        "gradients_of_evicted_keys", "ledger", "worker_restarts", "recoveries",
-        "scalings", "recovery_seconds", "redone_steps", "redone_samples", "promotions", "standbys",
-        "workers", "tables", "model_digest", "peak_rss_bytes", "cpu_seconds", "stage_seconds",
-        "wire_bytes", "processes", "checkpoint", "versions", "seed",
+        "gradients_of_evicted_keys", "ledger", "worker_restarts", "workers_moved",
+        "recoveries", "scalings", "drains", "recovery_seconds", "redone_steps", "redone_samples",
+        "promotions", "standbys", "workers", "tables", "model_digest", "peak_rss_bytes",
+        "cpu_seconds", "stage_seconds", "wire_bytes", "processes", "checkpoint", "versions", "seed",
     ]  # fmt: skip
     assert result["samples_trained"] == 32
     assert len(result["recoveries"]) == 2
     sums = result["recovery_seconds"], result["redone_steps"], result["redone_samples"]
     assert sums == (3.0, 4, 32)
+    assert result["drains"] == [
+        {"time": 7.0, "node": "n", "seconds_left": None, "processes": ["server 0"]}
+    ]
     assert result["staleness"] == STALENESS
     assert result["ledger"] == BATCHES
     assert result["workers"] == {"0": {"batches": 4, "samples": 32, "seconds": 2.0}}
@@ -233,6 +239,7 @@ def test_a_result_names_its_figures_as_ever() -> None:
 def test_a_job_that_failed_says_how_far_it_came() -> None:
     assert written(reached(STATUS)) == {
         "global_step": 4,
+        "applied_samples": 24,
         "samples": {
             "applied": 32, "dropped": 8, "skipped": 8, "skipped_by_reason": {"bad_file": 8},
         },

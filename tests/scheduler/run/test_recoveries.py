@@ -98,3 +98,29 @@ def test_a_process_that_can_not_be_replaced_is_given_up() -> None:
 
     with pytest.raises(TrainingError, match="one of its processes was lost 5 times before a step"):
         fail(recoveries, 10, entering=True)
+
+
+def test_a_move_and_a_loss_that_was_announced_are_no_failures() -> None:
+    recoveries = Recoveries(0)
+    recoveries.moves("server 1: moved", step=30, samples=300, now=100.0)
+    recoveries.goes_back(30, 300)
+    move = recoveries.reached(31, trained=False, now=101.0)
+    found = {SERVER: "server 0 died"}
+    recoveries.failed(found, step=40, samples=400, now=200.0, entering=False, preempted=True)
+    recoveries.goes_back(35, 350)
+    loss = recoveries.reached(36, trained=False, now=205.0)
+
+    assert move is not None
+    assert (move.kind, move.redone_steps, move.redone_samples, move.seconds) == ("move", 0, 0, 1.0)
+    assert loss is not None
+    assert (loss.kind, loss.redone_steps) == ("preemption", 5)
+    with pytest.raises(TrainingError, match="may fail 0 times"):
+        fail(recoveries, 50)
+
+
+def test_what_dies_while_others_move_is_a_failure() -> None:
+    recoveries = Recoveries(0)
+    recoveries.moves("server 1: moved", step=30, samples=300, now=100.0)
+
+    with pytest.raises(TrainingError, match="may fail 0 times"):
+        fail(recoveries, 30, entering=True)

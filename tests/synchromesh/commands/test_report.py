@@ -111,7 +111,7 @@ def test_losses_have_a_table_and_who_had_none_has_no_card(
     run: Path, report: Callable[..., int]
 ) -> None:
     assert report(run) == 0
-    assert "<h2>Losses</h2>" not in (run / "report.html").read_text()
+    assert "<h2>Losses and moves</h2>" not in (run / "report.html").read_text()
     loss = {
         "time": 3.0, "cause": "server 1 <died>", "from_step": 1200, "to_step": 1100,
         "redone_steps": 100, "redone_samples": 25600, "seconds": 4.1234,
@@ -120,7 +120,7 @@ def test_losses_have_a_table_and_who_had_none_has_no_card(
 
     assert report(run) == 0
     page = (run / "report.html").read_text()
-    cells = re.findall("<td>(.*?)</td>", card(page, "Losses"))
+    cells = re.findall("<td>(.*?)</td>", card(page, "Losses and moves"))
     assert cells == ["server 1 &lt;died&gt;", "1,200", "1,100", "100", "25,600", "4.12"]
     assert "<b>1</b><span>servers, coordinators or drivers lost, times<" in page
     write(run / "metrics.jsonl", [interval(1) | {"recoveries": [loss | {"promoted": [1, 3]}]}])
