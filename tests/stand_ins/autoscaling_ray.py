@@ -7,6 +7,7 @@ is started here, with ports of its own, and ended with its children.
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -160,10 +161,15 @@ def autoscaling_ray(
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("", 0))
-        port: int = found.getsockname()[1]
-        return port
+    """Return a port below those that the system gives out: the head takes seconds to bind it."""
+    while True:
+        port = random.randint(10_000, 30_000)
+        with socket.socket() as found:
+            try:
+                found.bind(("", port))
+                return port
+            except OSError:
+                continue
 
 
 def _own_address() -> str:
