@@ -2,8 +2,8 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from scheduler.errors import TrainingError
 
@@ -60,6 +60,10 @@ class RecoveryFigures:
     seconds: float
     promoted: tuple[int, ...] = ()
     kind: RecoveryKind = "loss"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as it comes back from JSON, so that a result is the same read again."""
+        return {**asdict(self), "promoted": list(self.promoted)}
 
 
 @dataclass(slots=True)
