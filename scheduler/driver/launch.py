@@ -93,11 +93,21 @@ def _init_ray(**options: Any) -> None:
 
     Raises:
         KeyboardInterrupt: SIGTERM came while Ray had its own handler.
+        StartError: Ray gave up starting.
     """
     _leave_deaths_to_us()
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # Ray has no class of its own for a node that was not up within its 30 s.
+        raise StartError(
+            f"Ray did not start on this machine ({' '.join(str(error).split())}). Where the machine"
+            " is busy try again later, or start Ray before the job: ray start --head, and"
+            " RAY_ADDRESS=127.0.0.1:6379"
+        ) from error
     except SystemExit as error:
         if error.code != signal.SIGTERM:
             raise

@@ -35,6 +35,10 @@ def check_bounds(role: str, count: int, *, least: int, most: int) -> None:
         raise ValueError(
             f"cluster.max_{role} must be at least cluster.{role} ({count}), got {most}"
         )
+    if least > most:
+        raise ValueError(
+            f"cluster.min_{role} must be at most cluster.max_{role} ({most}), got {least}"
+        )
     if count < least:
         raise ValueError(
             f"cluster.min_{role} must be at most cluster.{role} ({count}), got {least}"

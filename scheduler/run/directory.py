@@ -1,7 +1,9 @@
 """The run directory: what a run leaves behind."""
 
 import contextlib
+import errno
 import json
+import os
 import re
 import secrets
 import shutil
@@ -236,7 +238,13 @@ class RunDirectory:
         """Refuse a place of checkpoints, apart from the run, that holds some of another run."""
         if self.checkpoints == self.path / CHECKPOINTS:
             return
-        found = listed_checkpoints(self.checkpoints)
+        try:
+            _make_usable(self.checkpoints)
+            found = listed_checkpoints(self.checkpoints)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"checkpoint.path {self.checkpoints} can't be used: {error.strerror or error}"
+            ) from error
         own = run_id_of(self.path) if overwrite else None
         others = [each.path.name for each in found if own is None or each.run_id != own]
         if others:
@@ -269,6 +277,14 @@ def holds_run(path: Path) -> bool:
     """Whether a directory is that of a run; a job.yaml alone may be one that a person wrote."""
     others = (PLAN_FILE, LOCK_FILE)
     return (path / JOB_FILE).exists() and any((path / name).exists() for name in others)
+
+
+def _make_usable(place: Place) -> None:
+    """Make the folder where checkpoints go; raises OSError where none can be made or written."""
+    if isinstance(place, Path):
+        place.mkdir(parents=True, exist_ok=True)
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
 
 def _wanted_place(config: JobConfig) -> Place:

@@ -248,3 +248,14 @@ def test_where_no_ray_cluster_answers_a_job_does_not_wait_for_it(
 
     with pytest.raises(StartError, match=r"answers at head\.example:6379 \(RAY_ADDRESS\): refused"):
         start_ray(ClusterConfig(), namespace="x")
+
+
+def test_a_ray_that_does_not_start_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def give_up(**options: Any) -> None:
+        raise Exception("The current node\ntimed out during startup.")  # as Ray raises it
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(scheduler.driver.launch.ray, "init", give_up)
+
+    with pytest.raises(StartError, match=r"did not start .*\(The current node timed out during"):
+        start_ray(ClusterConfig(), namespace="x")

@@ -27,6 +27,10 @@ def job(**cluster: Any) -> JobConfig:
             "cluster.min_workers must be at most cluster.workers (2), got 3",
         ),
         (
+            {"workers": 2, "min_workers": 5, "max_workers": 3},
+            "cluster.min_workers must be at most cluster.max_workers (3), got 5",
+        ),
+        (
             {"servers": 2, "max_servers": 1},
             "cluster.max_servers must be at least cluster.servers (2), got 1",
         ),

@@ -15,12 +15,15 @@ from scheduler.run.lease import LEASE_FILES
 ROOT = Path(__file__).parents[3]
 
 
-def config(path: Path, *, overwrite: bool = True, name: str = "first") -> JobConfig:
+def config(
+    path: Path, *, overwrite: bool = True, name: str = "first", checkpoints: str | None = None
+) -> JobConfig:
     return JobConfig.from_dict(
         {
             "name": name,
             "data": {"train": "x", "sparse": ["a"]},
             "model": {"type": "wide_deep"},
+            "checkpoint": {"path": checkpoints},
             "run": {"dir": str(path), "overwrite": overwrite},
         }
     )
@@ -45,6 +48,22 @@ def test_an_overwritten_run_loses_its_old_files_only(tmp_path: Path) -> None:
     assert names(run.path) == {"job.yaml", "notes.txt", "run.json"}
     with pytest.raises(RunDirectoryError, match="neither a checkpoint nor a run"):
         latest_checkpoint(run.path)
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [("taken", "File exists"), ("taken/below", "Not a directory"), ("nosuch://x/y", "nosuch")],
+)
+def test_a_place_of_checkpoints_that_cannot_be_one_is_named_before_anything_is_made(
+    tmp_path: Path, place: str, text: str
+) -> None:
+    (tmp_path / "taken").write_text("mine")
+    wanted = place if "://" in place else str(tmp_path / place)
+
+    with pytest.raises(RunDirectoryError, match=f"checkpoint.path .*can't be used: .*{text}"):
+        RunDirectory(config(tmp_path / "run", checkpoints=wanted), least_checkpoint_bytes=0)
+
+    assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
