@@ -196,7 +196,10 @@ class Endpoint:
         except ValueError:
             seconds = -1.0
         if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
-            raise RequestError(f"X-Request-Timeout-Seconds must be a number > 0, got {wanted!r}")
+            raise RequestError(
+                "X-Request-Timeout-Seconds must be a number > 0 and at most"
+                f" {MAX_TIMEOUT_SECONDS}, got {wanted[:40]!r}"
+            )
         return min(seconds, self._limits.request_seconds)
 
     def _json_bytes(self, request: HttpRequest, form: Form) -> int | None:
@@ -214,6 +217,9 @@ class Endpoint:
             raise BodyTooLargeError(f"the body has {length} bytes, a request {limit} at most")
         if request.headers.get("content-encoding", "identity") != "identity":
             raise RequestError("bodies must not be compressed")
+        # The server library ends a chunked body that breaks off as one that is whole.
+        if "transfer-encoding" in request.headers:
+            raise RequestError("a body must come with Content-Length, not in chunks")
         parts, size = [], 0
         async with asyncio.timeout(self._limits.body_seconds):
             async for chunk in request.chunks:
@@ -221,14 +227,23 @@ class Endpoint:
                 size += len(chunk)
                 if size > limit:
                     raise BodyTooLargeError(f"the body has more than {limit} bytes")
+        if str(size) != (length.lstrip("0") or "0"):
+            raise RequestError(f"the body ended after {size} of {length[:20]} bytes")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _change(self, request: HttpRequest, what: str) -> Answer:
         body = await self._body(request)
+        asked = parsed(body) if body else {}
+        known = {"step"} if what == "rollback" else set()
+        if not set(asked) <= known:
+            raise RequestError(
+                f"{what} takes {'step' if known else 'nothing'}, got"
+                f" {', '.join(sorted(map(repr, set(asked) - known)))[:200]}"
+            )
         if what == "release":
             await asyncio.to_thread(self._model.release)
         else:
-            step = parsed(body).get("step") if body else None
+            step = asked.get("step")
             if step is not None and type(step) is not int:
                 raise RequestError("step must be the step of a version that is kept")
             await asyncio.to_thread(self._model.rollback, step)

@@ -253,15 +253,16 @@ def test_paths_that_are_not_there_are_told(served: Any) -> None:
         assert served.ask(method, path, {} if method == "POST" else None)[0] == status
 
 
-def raw(served: Any, data: bytes) -> bytes:
-    """Send bytes, and nothing more; return what comes until the server ends the connection."""
+def raw(served: Any, data: bytes, *, ends: bool = True) -> bytes:
+    """Send bytes, and say that no more come; return all until the server ends the connection."""
     found = b""
     with (
         socket.create_connection(("127.0.0.1", served.port), timeout=30) as connection,
         contextlib.suppress(OSError),  # it need not be read to its end
     ):
         connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
+        if ends:
+            connection.shutdown(socket.SHUT_WR)
         while part := connection.recv(65536):
             found += part
     return found
@@ -279,6 +280,31 @@ def test_a_huge_header_half_a_request_and_no_http_leave_the_server_as_it_was(ser
 
     assert served.ask("POST", PREDICT, {"instances": rows()})[0] == 200
     assert served.serving.endpoint.outstanding == 0
+
+
+def test_a_body_that_breaks_off_is_no_request(served: Any) -> None:
+    head = b"POST /v1/models/clicks:predict HTTP/1.1\r\nHost: a\r\n"
+    head += b"Connection: close\r\nAuthorization: Bearer a token of sixteen\r\n"
+    body = json.dumps({"instances": rows()}).encode()
+    size, hexadecimal = str(len(body)).encode(), f"{len(body):x}".encode()
+    more = str(len(body) + 500).encode()
+    chunk = hexadecimal + b"\r\n" + body + b"\r\n"
+
+    whole = raw(served, head + b"Content-Length: " + size + b"\r\n\r\n" + body, ends=False)
+    assert b"200 OK" in whole
+    short = raw(served, head + b"Content-Length: " + more + b"\r\n\r\n" + body)
+    assert b"200 OK" not in short
+    for length in (b"", b"Content-Length: 3\r\n"):
+        for end in (b"0\r\n\r\n", b"zz\r\n", b""):
+            chunked = head + length + b"Transfer-Encoding: chunked\r\n\r\n" + chunk + end
+            assert b" 400 " in raw(served, chunked, ends=False)
+
+
+def test_what_a_rollback_does_not_know_changes_nothing(served: Any) -> None:
+    for path, asked in (("rollback", {"stp": 3}), ("release", {"step": 3})):
+        status, _, answer = served.ask("POST", f"/v1/models/clicks:{path}", asked)
+        assert (status, "stp" in str(answer) or "step" in str(answer)) == (400, True)
+    assert not served.ask("GET", "/v1/models/clicks")[2]["rolled_back"]
 
 
 def test_figures_and_versions_are_told(served: Any) -> None:
