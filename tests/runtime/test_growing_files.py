@@ -31,7 +31,8 @@ def whole_line(samples: int) -> dict[str, Any]:
     )  # fmt: skip
     counts = {"data": {"0": 3}, "parameter": {}}
     return {
-        "time": 1.0, "samples": samples, "shifts": [], "shard_lag": [0], "workers": {},
+        "time": 1.0, "samples": samples, "shifts": [], "scalings": [], "shard_lag": [0],
+        "workers": {},
         "staleness_of_interval": counts, **named, **numbers
     }  # fmt: skip
 

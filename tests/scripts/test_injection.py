@@ -23,6 +23,7 @@ RESULT: dict[str, Any] = {
     "samples_skipped": 4,
     "model_digest": "ab",
     "global_step": 9,
+    "train_loss": 0.5,
     "eval": {"auc": 0.75},
 }
 

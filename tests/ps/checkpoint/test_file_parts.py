@@ -323,7 +323,7 @@ def test_verify_looks_at_every_byte_and_at_the_lists(own: Path) -> None:
         CheckpointReader(own).verify()
 
     (own / ADAM).unlink()
-    with pytest.raises(CheckpointError, match=rf"{ADAM}: No such file"):
+    with pytest.raises(CheckpointError, match=rf"{ADAM}: there is no such file"):
         CheckpointReader(own).verify()
 
     (own / ADAM).write_bytes(data)

@@ -303,9 +303,9 @@ def test_a_record_says_all_that_is_counted_with_its_step() -> None:
     rest: dict[str, Any] = {"skipped_batches": 1, "mode": "async"}
     assert totals == [
         Totals(0, 0, reasons, clock=0, since_tick=0, **rest),
-        Totals(10, 0, reasons, clock=0, since_tick=10, **rest),
-        Totals(17, 0, (("bad_file", 13),), clock=0, since_tick=17, **rest),
-        Totals(27, 0, (("bad_file", 13),), clock=1, since_tick=7, **rest),
+        Totals(10, 0, reasons, clock=0, since_tick=10, loss_samples=10, **rest),
+        Totals(17, 0, (("bad_file", 13),), clock=0, since_tick=17, loss_samples=17, **rest),
+        Totals(27, 0, (("bad_file", 13),), clock=1, since_tick=7, loss_samples=27, **rest),
     ]
 
 

@@ -70,7 +70,8 @@ class Job:
     def run(self) -> str:
         return self._recovery.run(Point(state=BEGINNING), self._work)
 
-    def begin(self, point: Point | None, last: Any) -> CoordinatorState:
+    def begin(self, point: Point | None, last: Any, *, stays: bool) -> CoordinatorState:
+        assert not stays
         self.begun.append(point)
         _come_to(self._begins.pop(0) if self._begins else None)
         return BEGINNING if point is None else point.state
@@ -83,6 +84,13 @@ class Job:
 
     def begin_epoch(self, state: CoordinatorState) -> None:
         pass
+
+    @property
+    def moves(self) -> "Job":
+        return self
+
+    def is_on_drained_node(self, who: Who) -> bool:
+        return False
 
     def lost_servers(self) -> dict[Who, str]:
         return {}

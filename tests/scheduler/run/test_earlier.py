@@ -150,7 +150,7 @@ def test_how_far_a_run_came_is_read_from_its_metrics_and_its_failure(job: Job) -
     (job.run / "metrics.jsonl").write_text("junk\n" + text + '{"global_step": 9')
 
     found = look(job.config())
-    (job.run / "failure.json").write_text('{"global_step": 11, "samples": {"applied": 88}}')
+    (job.run / "failure.json").write_text('{"global_step": 11, "applied_samples": 88}')
     later = look(job.config())
 
     assert found is not None

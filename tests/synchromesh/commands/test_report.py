@@ -127,7 +127,7 @@ def test_losses_have_a_table_and_who_had_none_has_no_card(
 
     assert report(run) == 0
     page = (run / "report.html").read_text()
-    cells = re.findall("<td>(.*?)</td>", card(page, "Losses"))
+    cells = re.findall("<td>(.*?)</td>", card(page, "Losses and moves"))
     assert cells[-2:] == ["4.12", "1, 3"]
 
 
