@@ -59,7 +59,7 @@ def test_a_batch_that_takes_longer_wherever_it_is_trained_ends_at_last(mode: str
 
 
 def test_two_workers_that_hang_at_the_first_batch_in_turn_do_not_end_the_job() -> None:
-    began_anew = with_orders(draw(6311, earlier=3))
+    began_anew = with_orders(draw(6392, earlier=3))
     faults = replace(began_anew.faults, recoveries=(0.07, 0.2, 0.45))
 
     for scenario in (draw(1407), replace(began_anew, faults=faults)):

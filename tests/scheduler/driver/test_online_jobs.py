@@ -43,7 +43,7 @@ def job(stream: Path, run: Path, /, **sections: Any) -> JobConfig:
             "training": {
                 "mode": "sync",
                 "global_batch": 64,
-                "online": {"window_seconds": 0.5, "until": {"idle_seconds": 1.0}},
+                "online": {"window_seconds": 0.5, "until": {"idle_seconds": 2.5}},
                 **sections.pop("training", {}),
             },
             "cluster": {"workers": 2, "servers": 2},

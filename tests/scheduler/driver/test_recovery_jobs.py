@@ -95,7 +95,7 @@ def test_a_standby_takes_the_place_of_its_server_and_no_step_is_lost(
     said = capsys.readouterr().err
     assert killed["model_digest"] == calm["model_digest"]
     assert killed["redone_steps"] == 0, said
-    assert [each["promoted"] for each in killed["recoveries"]] == [(0,), (0,)], said
+    assert [each["promoted"] for each in killed["recoveries"]] == [[0], [0]], said
     assert said.count("server 0 has a standby") >= 1
     assert said.count("their standbys are on one node") == 1
     of_the_end = [s for s in shards if s not in gone and s.step == killed["global_step"]]
