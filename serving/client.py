@@ -25,7 +25,7 @@ class Answered:
         values: float32[n], the probability of label 1 of each sample.
         step: the global step that all of it was computed with.
         checkpoint: the name of that version's checkpoint.
-        age_seconds: since that checkpoint was written.
+        age_seconds: since the job was at that step.
     """
 
     values: npt.NDArray[np.float32]

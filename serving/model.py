@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.file_parts import CheckpointError, CheckpointRemovedError
 from ps.checkpoint.read import CheckpointReader
 from serving.errors import RequestError, ServingError
 from serving.form.opening import Form
@@ -146,8 +146,10 @@ class Model:
         """Open a checkpoint, or the newest one of a run directory, and make its form if needed.
 
         Args:
-            run_or_checkpoint: a local folder.
-            forms: where serving forms are kept; None: folder `serving` of the run.
+            run_or_checkpoint: a run directory or a checkpoint, or the URL of a checkpoint or of
+                where a run's checkpoints are.
+            forms: where serving forms are kept; None: folder `serving` of the run, which must be a
+                local one.
             keep_versions: how many versions are kept for `rollback`.
             max_rows: most samples of one request.
             follow_seconds: how often a run directory is looked at for newer checkpoints; 0: only
@@ -238,8 +240,8 @@ class Model:
             return self._store.pinned
 
     def age(self, now: float | None = None) -> float:
-        """Return the seconds since the served version's checkpoint was written."""
-        return max((time.time() if now is None else now) - self.version.written, 0.0)
+        """Return the seconds since the job was at the served step."""
+        return self.version.age(time.time() if now is None else now)
 
     def refresh(self) -> Version | None:
         """Look for a newer checkpoint; load and serve it. Returns it, None where there is none.
@@ -255,6 +257,9 @@ class Model:
                     form = self._source.form_of(reader)
                     self._check_same_model(form)
                     loaded = load(form)
+                except CheckpointRemovedError:
+                    self._source.forget(reader)  # something newer has taken its place
+                    continue
                 except (CheckpointError, ServingError) as error:
                     if not self._source.follows:
                         raise
@@ -349,21 +354,26 @@ class Model:
 
     # Following --------------------------------------------------------------------------------
 
-    def follow(self, seconds: float) -> None:
-        """Refresh every so many seconds, in a thread, until `close`."""
+    def follow(self, seconds: float | None = None) -> None:
+        """Refresh every so many seconds, in a thread, until `close`; None: as is usual there."""
         if self._follower is not None or not self._source.follows:
             return
+        seconds = self._source.usual_seconds if seconds is None else seconds
         self._follower = threading.Thread(
             target=self._run_follower, args=(seconds,), name="follow", daemon=True
         )
         self._follower.start()
 
     def _run_follower(self, seconds: float) -> None:
+        told = ""
         while not self._closed.wait(seconds):
             try:
                 self.refresh()
-            except Exception:  # what is served goes on being served
-                _log.exception("looking for newer checkpoints failed; it is tried again")
+                told = ""
+            except Exception as error:  # what is served goes on being served
+                if str(error) != told:
+                    _log.exception("looking for newer checkpoints failed; it is tried again")
+                told = str(error)
 
     def close(self) -> None:
         """End following and merging; mapped files go with the last prediction."""

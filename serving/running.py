@@ -34,7 +34,8 @@ class ServeOptions:
         token: that requests must bear; None: none, on the loopback alone.
         forms: where serving forms are kept; None: folder `serving` of the run.
         keep_versions: for rollbacks.
-        follow_seconds: how often newer checkpoints are looked for.
+        follow_seconds: how often newer checkpoints are looked for; None: a quarter of a second,
+            in a store a second.
         limits: what a request may take.
         access_log: a file for a line of JSON a request, `-` for the standard output; None: none.
         stop_seconds: how long requests under way are waited for at the end.
@@ -48,7 +49,7 @@ class ServeOptions:
     token: str | None = None
     forms: str | None = None
     keep_versions: int = KEPT_VERSIONS
-    follow_seconds: float = 1.0
+    follow_seconds: float | None = None
     limits: Limits = field(default_factory=Limits)
     access_log: str | None = None
     stop_seconds: float = 10.0

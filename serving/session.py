@@ -185,7 +185,7 @@ class Session:
         about = {
             "step": version.step,
             "checkpoint": version.checkpoint,
-            "age_seconds": round(max(time.time() - version.written, 0.0), 3),
+            "age_seconds": round(version.age(time.time()), 3),
         }
         answer = each.encode(probabilities(logits), about)
         answer.rows, answer.step = len(logits), version.step

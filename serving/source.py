@@ -6,11 +6,14 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ps.checkpoint.intact import newest_intact
+import yaml
+
+from ps.checkpoint.files import CheckpointFiles
+from ps.checkpoint.intact import names_in, newest_intact
 from ps.checkpoint.manifest import MANIFEST
 from ps.checkpoint.read import CheckpointReader
 from runtime.durable import PARTIAL
-from runtime.places import Place
+from runtime.places import Place, is_file, place_of
 from serving.errors import ServingError
 from serving.form.making import make_base, make_overlay
 from serving.form.opening import Form, form_name
@@ -18,41 +21,50 @@ from serving.versions import Version
 
 CHECKPOINTS = "checkpoints"
 FORMS = "serving"
+JOB_FILE = "job.yaml"
+# How often it is looked for newer checkpoints: a list of names each time, in a store a request.
+LOCAL_SECONDS, STORE_SECONDS = 0.25, 1.0
+_MAX_JOB_BYTES = 16 << 20
 
 
 @dataclass(slots=True)
 class Source:
-    """A run directory, whose checkpoints are followed, or one checkpoint.
+    """The checkpoints of a run, which are followed, or one checkpoint.
 
     Args:
-        path: of either.
-        forms: the folder of serving forms.
+        path: of either, or the URL where they are.
+        forms: the folder of serving forms, on a local disk.
         follows: whether newer checkpoints may come.
     """
 
-    path: Path
+    path: Place
     forms: Path
     follows: bool
     _skipped: dict[Place, str] = field(default_factory=dict)
-    _seen: frozenset[str] = frozenset()
+    # What is known to be all there. It is not read again, whether it is still needed or not.
+    _known: dict[Place, CheckpointFiles] = field(default_factory=dict)
 
     @classmethod
-    def at(cls, path: str | Path, forms: str | Path | None = None) -> "Source":
-        """Find out what lies at a path.
+    def at(cls, path: str | Place, forms: str | Path | None = None) -> "Source":
+        """Find out what lies at a path or URL.
 
         Raises:
             ServingError: neither a run directory with checkpoints nor a checkpoint.
+            OSError: a store can't be looked at.
         """
-        place = Path(path)
-        if (place / CHECKPOINTS).is_dir():
-            return cls(place, Path(forms) if forms else place / FORMS, True)
-        if (place / MANIFEST).exists():
-            parent = place.resolve().parent
-            beside = parent.parent / FORMS if parent.name == CHECKPOINTS else parent / FORMS
-            return cls(place, Path(forms) if forms else beside, False)
+        place = place_of(path)
+        if is_file(place / MANIFEST):
+            return cls(place, _forms_beside(place, forms), False)
+        if isinstance(place, Path):
+            checkpoints = _checkpoints_of(place)
+            if checkpoints is not None:
+                return cls(checkpoints, Path(forms) if forms else place / FORMS, True)
+        elif names_in(place):
+            return cls(place, _forms_beside(place, forms), True)
         raise ServingError(
-            f"{place} is neither a run directory with a folder {CHECKPOINTS}, nor a checkpoint;"
-            " name one that `synchromesh train` has written"
+            f"{place} is neither a run directory with a folder {CHECKPOINTS}, nor a place of"
+            " checkpoints in a store, nor a checkpoint; name one that `synchromesh train` has"
+            " written"
         )
 
     def newest(self, refuse: Callable[[str, str], None]) -> CheckpointReader | None:
@@ -63,24 +75,35 @@ class Source:
         """
         if not self.follows:
             return CheckpointReader(self.path)
-        found = newest_intact(self.path / CHECKPOINTS, skip=self._skipped)
+        found = newest_intact(self.path, skip=self._skipped, known=self._known)
         for each in found.passed:
             refuse(each.path.name, each.reason)
             self._skipped[each.path] = each.reason
         return found.reader
 
     def has_changed(self) -> bool:
-        """Return whether there are other checkpoints than when this was asked last."""
+        """Return whether there may be checkpoints that were not there before.
+
+        Raises:
+            OSError: a store can't be looked at.
+        """
         if not self.follows:
             return False
-        try:
-            names = frozenset(
-                p.parent.name for p in (self.path / CHECKPOINTS).glob(f"*/{MANIFEST}")
-            )
-        except OSError:
-            return False
-        changed, self._seen = names != self._seen, names
-        return changed
+        there = {self.path / name for name in names_in(self.path)}
+        for known in (self._known, self._skipped):
+            for gone in known.keys() - there:  # another one may come to have its name
+                del known[gone]
+        return not there <= self._known.keys() | self._skipped.keys()
+
+    @property
+    def usual_seconds(self) -> float:
+        """How often it is looked for newer checkpoints unless somebody says otherwise."""
+        return LOCAL_SECONDS if isinstance(self.path, Path) else STORE_SECONDS
+
+    def forget(self, reader: CheckpointReader) -> None:
+        """A checkpoint was removed while it was read: look again at it and what it lies on."""
+        for files in reader.chain:
+            self._known.pop(files.directory, None)
 
     def skip(self, reader: CheckpointReader, reason: str) -> None:
         """Leave a checkpoint out from now on: reading it has shown that it is damaged."""
@@ -142,6 +165,32 @@ class Source:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _checkpoints_of(run: Path) -> Place | None:
+    """Return where a run's checkpoints are: where its job file says, else in the run directory."""
+    try:
+        with open(run / JOB_FILE, encoding="utf-8") as file:
+            job = yaml.safe_load(file.read(_MAX_JOB_BYTES))
+        path = job["checkpoint"]["path"]
+        if isinstance(path, str):
+            return place_of(path)
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        pass  # there is none, or it is of a version that had no such key
+    return run / CHECKPOINTS if (run / CHECKPOINTS).is_dir() else None
+
+
+def _forms_beside(place: Place, forms: str | Path | None) -> Path:
+    """Return where the forms of a checkpoint, or of a place of checkpoints, are kept."""
+    if forms is not None:
+        return Path(forms)
+    if not isinstance(place, Path):
+        raise ServingError(
+            f"{place} is in a store; say in which folder of this machine serving forms are kept"
+            " (--forms)"
+        )
+    parent = place.resolve().parent
+    return parent.parent / FORMS if parent.name == CHECKPOINTS else parent / FORMS
+
+
 def version_of(form: Form) -> Version:
     """Return what a form is a version of."""
     manifest = form.manifest
@@ -150,7 +199,8 @@ def version_of(form: Form) -> Version:
         seal=manifest.seal,
         step=manifest.step,
         recovery_epoch=manifest.recovery_epoch,
-        written=manifest.written,
+        taken=manifest.taken,
+        histories=manifest.histories,
         form=form.folder.name,
         base=form.base_name,
     )

@@ -13,23 +13,42 @@ class Version:
         seal: the checksum of its manifest, by which versions are told apart.
         step: the global step after which it was taken.
         recovery_epoch: the history that it is of; a later one holds.
-        written: when the checkpoint was written, in seconds since 1970.
+        taken: when the job was at that step, in seconds since 1970.
         form: name of the folder of its serving form.
         base: name of the folder that the form lies on, its own where it is a base.
+        histories: recovery epochs that it comes from, (epoch, step at which it began), the oldest
+            first; none: it is not known.
     """
 
     checkpoint: str
     seal: str
     step: int
     recovery_epoch: int
-    written: float
+    taken: float
     form: str
     base: str
+    histories: tuple[tuple[int, int], ...] = ()
 
     @property
     def place(self) -> tuple[int, int]:
         """By which versions are older or newer."""
         return self.recovery_epoch, self.step
+
+    def age(self, now: float) -> float:
+        """Return the seconds since the job was at this step; 0 where clocks differ."""
+        return max(now - self.taken, 0.0)
+
+    def has(self, other: "Version") -> bool:
+        """Whether the steps of an older version are among those that this one comes from.
+
+        They are not where the job went back to a checkpoint before them.
+        """
+        epochs = [each for each, _ in self.histories]
+        if other.recovery_epoch not in epochs:
+            before = [(epoch, began) for epoch, began in self.histories[:1]]
+            return all(other.recovery_epoch < e and other.step <= b for e, b in before)
+        later = self.histories[epochs.index(other.recovery_epoch) + 1 :]
+        return other.step <= min((began for _, began in later), default=self.step)
 
 
 class UnknownVersionError(ValueError):
@@ -40,7 +59,8 @@ class VersionStore:
     """The versions that are kept, the newest last, and the one that is served.
 
     A version that is given is served at once, but after a rollback: then what is served stays until
-    `release`, and newer versions are kept beside it.
+    `release`, and newer versions are kept beside it. A version of steps that the job took back, as
+    it went back to an older checkpoint, is kept no longer than until a newer one says so.
 
     Args:
         keep: how many versions are kept, the served one included.
@@ -98,11 +118,21 @@ class VersionStore:
             self._refused.clear()
             if not self._pinned:
                 self._served = version.seal
-        gone: list[Version] = []
+        gone = self._taken_back(version)
         for seal in list(self._versions):
             if len(self._versions) <= self._keep:
                 break
             if seal not in (self._served, version.seal):
+                gone.append(self._versions.pop(seal))
+        return gone
+
+    def _taken_back(self, newest: Version) -> list[Version]:
+        """Keep no version whose steps a newer one does not come from; return those that go."""
+        gone: list[Version] = []
+        if newest.place < max(each.place for each in self._versions.values()):
+            return gone
+        for seal, version in list(self._versions.items()):
+            if seal != self._served and not newest.has(version):
                 gone.append(self._versions.pop(seal))
         return gone
 

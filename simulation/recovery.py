@@ -203,7 +203,7 @@ class Driver:
         if moving >= 0:
             job.replace_shard(moving)
         epoch = job.recovery_epoch
-        self._begun[epoch] = state
+        self._begun[epoch] = state = state.entered(epoch)
         job.world.story.tell("shard %s moves at step %s", moving, state.step)
 
         def go_on(shard: Shard) -> None:
@@ -297,9 +297,8 @@ class Driver:
         state = beginning_of(job.spec())
         if cut is not None:
             state = CoordinatorState.from_json(cut.state)
-        state = with_orders(state, self._known)
         epoch = job.recovery_epoch
-        self._begun[epoch] = state
+        self._begun[epoch] = state = with_orders(state, self._known).entered(epoch)
         job.world.story.tell("all go back to step %s", state.step)
 
         def restore(shard: Shard) -> None:
@@ -352,7 +351,7 @@ class Driver:
             begun = self._begun[facts[first].recovery_epoch]
             state = self._parts.rebuild(facts[first], begun, self._known, job.spec())
             epoch = job.recovery_epoch
-            self._begun[epoch] = CoordinatorState.from_json(state.to_json())
+            self._begun[epoch] = CoordinatorState.from_json(state.entered(epoch).to_json())
             self.rebuilt = True
             job.world.story.tell("a coordinator is made again at step %s", state.step)
             self._at_each(

@@ -21,6 +21,7 @@ from ps.messages.records import (
 )
 from ps.shard.shard import Outgoing, Shard
 from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.coordinator_state import epoch_of
 from scheduler.coordinator.events import (
     Answer,
     Command,
@@ -279,6 +280,10 @@ class Referee:
         ticks = state.clock.value, state.clock.samples
         require(ticks == clock, "the clock in the cut is {}: {}", clock, ticks)
         require(state.modes.mode == self._oracle.mode, "the mode in the cut is {}", state.modes)
+        for record in self.seen.records:
+            found = epoch_of(record.step, state.histories)
+            text = "the cut says that step {} is of epoch {}, it is of {}"
+            require(found == record.recovery_epoch, text, record.step, found, record.recovery_epoch)
 
     def cut_written(self, kept: KeptCut) -> None:
         """With all that it lies on, a cut is what every shard held as it was frozen."""

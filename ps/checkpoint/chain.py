@@ -9,20 +9,26 @@ MAX_CHAIN = 1000
 """Most checkpoints in a chain: a full one and the deltas on top of it."""
 
 
-def open_chain(directory: Place) -> list[CheckpointFiles]:
+def open_chain(
+    directory: Place, known: dict[Place, CheckpointFiles] | None = None
+) -> list[CheckpointFiles]:
     """Open a checkpoint and all that it lies on, the newest first; only manifests are read.
+
+    Args:
+        known: those that were opened before, which are not read again; new ones are added.
 
     Raises:
         CheckpointError: a manifest is missing, or a parent is not the one that a delta was made
             on top of.
     """
-    chain = [CheckpointFiles(directory)]
+    known = {} if known is None else known
+    chain = [_opened(directory, known)]
     while (parent := chain[-1].manifest.parent) is not None:
         child = chain[-1]
         if len(chain) == MAX_CHAIN:
             raise CheckpointError(f"{directory} lies on more than {MAX_CHAIN - 1} others")
         try:
-            found = CheckpointFiles(child.directory.parent / parent.name)
+            found = _opened(child.directory.parent / parent.name, known)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{child.directory} lies on {parent.name}, which can't be used: {error}"
@@ -36,6 +42,13 @@ def open_chain(directory: Place) -> list[CheckpointFiles]:
         _check_grew(child, found)
         chain.append(found)
     return chain
+
+
+def _opened(directory: Place, known: dict[Place, CheckpointFiles]) -> CheckpointFiles:
+    files = known.get(directory)
+    if files is None:
+        files = known[directory] = CheckpointFiles(directory)
+    return files
 
 
 def _check_grew(child: CheckpointFiles, parent: CheckpointFiles) -> None:

@@ -43,6 +43,7 @@ class CheckpointFiles:
     Attributes:
         seal: the checksum of the manifest.
         bytes_read: of files so far, without the manifest.
+        has_right_sizes: whether `check_sizes` has found all as it should be.
 
     Raises:
         CheckpointError: there is no manifest, it is not ours, or it lacks files.
@@ -59,6 +60,7 @@ class CheckpointFiles:
             ) from error
         self._check_lists_all_rows()
         self._verified: set[str] = set()
+        self.has_right_sizes = False
         self.bytes_read = 0
 
     def _check_lists_all_rows(self) -> None:
@@ -196,6 +198,7 @@ class CheckpointFiles:
         """
         with self._unless_removed():
             self._check_sizes()
+        self.has_right_sizes = True
 
     def _check_sizes(self) -> None:
         with naming(self.directory):

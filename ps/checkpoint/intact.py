@@ -6,7 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ps.checkpoint.file_parts import CheckpointError
-from ps.checkpoint.manifest import MANIFEST, read_manifest
+from ps.checkpoint.files import CheckpointFiles
+from ps.checkpoint.manifest import MANIFEST
 from ps.checkpoint.read import CheckpointReader
 from runtime.places import Place, StoredPath, folders_in, holding, place_of
 
@@ -45,6 +46,7 @@ def newest_intact(
     with_training: bool = False,
     run_id: str | None = None,
     skip: Collection[Place] = (),
+    known: dict[Place, CheckpointFiles] | None = None,
 ) -> Intact:
     """Find the newest checkpoint of which all is there, and all that it lies on.
 
@@ -57,16 +59,25 @@ def newest_intact(
         with_training: whether it must say how far the job was.
         run_id: of the run that wrote them, where it is known: another's were copied there.
         skip: those of which the caller knows that they can't be used; nothing is said of them.
+        known: what an earlier call has found to be all there, which is not looked at again; what
+            this one finds is added, what is gone is dropped.
     """
+    known = {} if known is None else known
+    before = frozenset(known)
     candidates: list[tuple[_Order, Place]] = []
     passed: list[tuple[_Order, Passed]] = []
-    for path in checkpoints_in(folder):
+    there = checkpoints_in(folder, known=before)
+    for gone in before.difference(there):
+        del known[gone]
+    for path in there:
         name = _NAME.fullmatch(path.name)
         if name is None or path in skip:
             continue
         rest = int(name[2]), name[1] == "full", int(name[3] or 1)
         try:
-            manifest, _ = read_manifest(path / MANIFEST)
+            if path not in known:
+                known[path] = CheckpointFiles(path)
+            manifest = known[path].manifest
         except CheckpointError as error:
             passed.append(((math.inf, *rest), Passed(path, str(error))))
             continue
@@ -80,7 +91,8 @@ def newest_intact(
     verified: dict[Place, str | None] = dict.fromkeys(suspects)
     for place, path in sorted(candidates, key=lambda found: found[0], reverse=True):
         try:
-            reader = _checked(path, with_training=with_training, verified=verified)
+            reader = CheckpointReader(path, known)
+            _check(reader, with_training=with_training, verified=verified)
         except CheckpointError as error:
             passed.append((place, Passed(path, str(error))))
             continue
@@ -90,20 +102,28 @@ def newest_intact(
     return Intact(None, _newest_first(passed))
 
 
-def checkpoints_in(folder: str | Place) -> list[Place]:
-    """Return the finished checkpoints of a folder, by name; none where it is not there."""
+def checkpoints_in(folder: str | Place, known: Collection[Place] = ()) -> list[Place]:
+    """Return the finished checkpoints of a folder, by name; none where it is not there.
+
+    Args:
+        known: those that were finished before: that they are there is enough.
+    """
     place = place_of(folder)
-    return holding(place, _names_in(place), MANIFEST)
+    names = names_in(place)
+    unknown = [name for name in names if place / name not in known]
+    finished = set(holding(place, unknown, MANIFEST)).union(known)
+    return [path for name in names if (path := place / name) in finished]
 
 
 def unfinished_in(folder: StoredPath) -> list[Place]:
     """Return what in a store is no checkpoint yet, or none any more; by name."""
-    names = _names_in(folder)
+    names = names_in(folder)
     finished = {path.name for path in holding(folder, names, MANIFEST)}
     return [folder / name for name in names if name not in finished]
 
 
-def _names_in(folder: Place) -> list[str]:
+def names_in(folder: Place) -> list[str]:
+    """Return the names of a folder's checkpoints, be they finished or not, in order."""
     return [path.name for path in folders_in(folder) if _NAME.fullmatch(path.name)]
 
 
@@ -111,21 +131,21 @@ def _newest_first(passed: list[tuple[_Order, Passed]]) -> tuple[Passed, ...]:
     return tuple(each for _, each in sorted(passed, key=lambda found: found[0], reverse=True))
 
 
-def _checked(
-    path: Place, *, with_training: bool, verified: dict[Place, str | None]
-) -> CheckpointReader:
-    """Open a checkpoint and look at its files.
+def _check(
+    reader: CheckpointReader, *, with_training: bool, verified: dict[Place, str | None]
+) -> None:
+    """Look at the files of a checkpoint and of all that it lies on.
 
     Args:
         verified: of each suspect what is wrong with it, `""`: nothing; None: it was not looked at.
     """
-    reader = CheckpointReader(path)
     if with_training and not reader.manifest.training:
-        raise CheckpointError(f"{path} does not say how far the job was")
+        raise CheckpointError(f"{reader.directory} does not say how far the job was")
     for files in reader.chain:
         where = files.directory
         if where not in verified:
-            files.check_sizes()
+            if not files.has_right_sizes:
+                files.check_sizes()
             continue
         if verified[where] is None:
             try:
@@ -135,4 +155,3 @@ def _checked(
                 verified[where] = str(error)
         if verified[where]:
             raise CheckpointError(verified[where])
-    return reader

@@ -43,6 +43,7 @@ class CheckpointReader:
 
     Args:
         directory: path or URL that holds the manifest; those that a delta lies on stand beside it.
+        known: folders that were opened before, see `open_chain`.
 
     Attributes:
         manifest, store: of the checkpoint itself.
@@ -55,9 +56,11 @@ class CheckpointReader:
     manifest: Manifest
     store: StoreSpec
 
-    def __init__(self, directory: str | Place) -> None:
+    def __init__(
+        self, directory: str | Place, known: dict[Place, CheckpointFiles] | None = None
+    ) -> None:
         self.directory = place_of(directory)
-        self.chain: list[CheckpointFiles] = open_chain(self.directory)
+        self.chain: list[CheckpointFiles] = open_chain(self.directory, known)
         self.manifest, self.store = self.chain[0].manifest, self.chain[0].store
         self.seal = self.chain[0].seal
 

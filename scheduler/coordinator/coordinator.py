@@ -88,6 +88,7 @@ class Coordinator:
         self.step = step
         self.data_staleness = histogram_of(first.data_staleness)
         self.parameter_staleness = histogram_of(first.parameter_staleness)
+        self._histories = first.histories
         self.progress = Progress(first.loss_sum, first.loss_samples, list(first.evaluations))
         self.windows = ProgressiveWindows(spec.window_seconds)
         self.time = TrainingTime(first.train_seconds)
@@ -131,6 +132,7 @@ class Coordinator:
             num_workers=self.num_workers,
             plan=self.ledger.plan.state(),
             workers_automatic=self.workers_automatic,
+            histories=self._histories,
         )
 
     def handle(self, event: Event, now: float) -> list[Command]:

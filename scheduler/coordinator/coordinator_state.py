@@ -4,7 +4,7 @@ It is of a moment between two steps. What is under way then (leases, attempts, a
 anew; what is resolved, counted or decided stays.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runtime.typed import from_json, to_json
@@ -18,6 +18,9 @@ from scheduler.coordinator.staleness import Histogram
 from scheduler.coordinator.start import Start
 
 Counts = tuple[tuple[int, int], ...]
+
+# A job that has lost more than so many times says only of the last ones where they began.
+MOST_HISTORIES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,8 @@ class CoordinatorState:
         num_workers: how many are wanted.
         plan: of a stream, from the first batch that is not resolved; None: it does not grow.
         workers_automatic: whether the policy of scaling decides that.
+        histories: recovery epochs that it comes from, (epoch, step at which it began), the oldest
+            first: the state has the steps of each up to where the next one began, no others.
     """
 
     step: int
@@ -55,6 +60,7 @@ class CoordinatorState:
     num_workers: int = 1
     plan: PlanState | None = None
     workers_automatic: bool = False
+    histories: Counts = ()
 
     def __post_init__(self) -> None:
         """Raise ValueError where no job can have come to it."""
@@ -68,6 +74,12 @@ class CoordinatorState:
         if least < 0 or self.num_workers < 1 or not self.train_seconds >= 0:
             raise ValueError("a count or a time is negative, or no worker is wanted")
 
+    def entered(self, recovery_epoch: int) -> "CoordinatorState":
+        """Return the state with which an epoch begins that goes on from this one."""
+        before = [each for each in self.histories if each[1] < self.step]
+        histories = (*before, (recovery_epoch, self.step))[-MOST_HISTORIES:]
+        return replace(self, histories=histories)
+
     def to_json(self) -> dict[str, Any]:
         """Return it as a manifest keeps it."""
         return to_json(self)
@@ -79,6 +91,11 @@ class CoordinatorState:
             return from_json(cls, data)
         except ValueError as error:
             raise ValueError(f"the state of the coordinator is damaged: {error}") from error
+
+
+def epoch_of(step: int, histories: Counts) -> int | None:
+    """Return the recovery epoch in which a step was ordered; None: before what is known."""
+    return max((epoch for epoch, began in histories if began <= step), default=None)
 
 
 def histogram_of(counts: Counts) -> Histogram:
@@ -97,4 +114,5 @@ def beginning_of(spec: CoordinatorSpec) -> CoordinatorState:
         num_workers=spec.workers,
         plan=PlanState() if spec.plan is None else None,
         workers_automatic=spec.workers_automatic,
+        histories=((spec.recovery_epoch, spec.start.step),),
     )

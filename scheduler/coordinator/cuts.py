@@ -1,6 +1,6 @@
 """When a cut is taken and whether it is written whole: a plain state machine, one cut at a time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from scheduler.coordinator.coordinator_state import CoordinatorState
@@ -17,12 +17,14 @@ class Cut:
         number: of the cuts of one coordinator, from 1 on.
         step: that all shards are frozen at; `kind`: what of them is written.
         asked: whether somebody asked for it.
+        at: when it was taken, by the clock of who takes it; in a status in seconds since 1970.
     """
 
     number: int
     step: int
     kind: CutKind
     asked: bool = False
+    at: float = field(default=0.0, compare=False)
 
 
 class CutSchedule:
@@ -97,6 +99,7 @@ class CutSchedule:
             step=state.step,
             kind="full" if full else "delta",
             asked=self._asked,
+            at=now,
         )
         self.is_frozen, self._state = False, state
         self._asked = self._asked_full = False

@@ -361,8 +361,12 @@ class CoordinatorServer:
         self._look_at_shards()
         told = told.known_in(c.spec.recovery_epoch)
         status = status_of(c, told)
+        cut = status.cut
+        if cut is not None:
+            cut = replace(cut, at=time.time() - (self._clock() - cut.at))
         return replace(
             status,
+            cut=cut,
             cuts=tuple(self._cuts[told.cuts :]),
             give_up=tuple(notices.give_up[told.give_up :]),
             warnings=tuple(notices.warnings[told.warnings :]),

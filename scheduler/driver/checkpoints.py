@@ -1,5 +1,6 @@
 """Write the model that the servers hold as a checkpoint."""
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,7 @@ class CheckpointWriter:
 
     def _write(self, path: Place, status: Status) -> Written:
         step = status.applied_step
+        taken = time.time()
         seconds = seconds_to_move(self._num_bytes())
         partial = begin_checkpoint(path)
         try:
@@ -102,6 +104,7 @@ class CheckpointWriter:
                 recovery_epoch=self._run.recovery_epoch,
                 run_id=self._run.run_id,
                 files=[entry for cut in cuts for entry in cut.files],
+                taken=taken,
                 digest=digest,
             )
             write_manifest(partial, manifest)

@@ -170,6 +170,7 @@ class RunningCuts:
             recovery_epoch=self._run.recovery_epoch,
             run_id=self._run.run_id,
             files=files,
+            taken=cut.at,
             parent=self._parent if cut.kind == "delta" else None,
             in_order=False,
         )

@@ -117,6 +117,7 @@ class Epochs:
             state = self._restored(epoch, point, last, stays=stays)
         if self._feed is not None:
             state = self._feed.taken_up(state, kept=point is None)
+        state = state.entered(epoch)
         before = {} if point is not None else self._states
         self._states = {**before, epoch: state}
         self._reached("servers")

@@ -20,6 +20,7 @@ def manifest_of(
     recovery_epoch: int,
     run_id: str,
     files: Iterable[FileEntry],
+    taken: float,
     parent: Parent | None = None,
     digest: str | None = None,
     in_order: bool = True,
@@ -30,6 +31,7 @@ def manifest_of(
         state: of the coordinator at its step.
         run_id: of the run.
         files: that the servers have written.
+        taken: when the job was at that step, in seconds since 1970.
         parent: of a delta.
         digest: of the model, where it was computed.
         in_order: whether rows lie by bucket and key.
@@ -41,6 +43,7 @@ def manifest_of(
         "samples": state.ledger.samples.applied,
         "mode": state.modes.mode,
         "global_batch": specs.config.global_batch,
+        "taken": taken,
         "versions": versions(),
     }
     if digest is not None:

@@ -271,7 +271,7 @@ class Endpoint:
                 "version": str(version.step),
                 "state": "AVAILABLE" if version == served else "KEPT",
                 "checkpoint": version.checkpoint,
-                "age_seconds": round(max(time.time() - version.written, 0.0), 3),
+                "age_seconds": round(version.age(time.time()), 3),
             }
             for version in reversed(model.versions)
         ]

@@ -48,8 +48,8 @@ class Figures:
             lambda: version().step
         )
         gauge(
-            "synchromesh_serving_age_seconds", "Since the served version's checkpoint was written"
-        ).set_function(lambda: max(time.time() - version().written, 0.0))
+            "synchromesh_serving_age_seconds", "Since the job was at the served step"
+        ).set_function(lambda: version().age(time.time()))
         gauge(
             "synchromesh_serving_refused_checkpoints", "Newer checkpoints that can't be used"
         ).set_function(refused)

@@ -19,7 +19,7 @@ from runtime.durable import make_folder, partial_path, publish, write_text
 from serving.errors import ServingError
 
 FORMAT = "synchromesh-serving"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
 _DTYPES = ("int64", "float32", "uint8")
@@ -53,7 +53,8 @@ class FormManifest:
         checkpoint: the folder's name of the checkpoint that it was made from.
         seal: the checksum of that checkpoint's manifest.
         step: the global step of it.
-        written: when the checkpoint was written, in seconds since 1970.
+        taken: when the job was at that step, in seconds since 1970.
+        histories: recovery epochs that it comes from, each with the step at which it began.
         recovery_epoch: of the checkpoint.
         base: of an overlay the name of its base's folder, which stands beside it.
         store: tables and dense parameters, as StoreSpec.to_json.
@@ -65,8 +66,9 @@ class FormManifest:
     checkpoint: str
     seal: str
     step: int
-    written: float
+    taken: float
     recovery_epoch: int
+    histories: tuple[tuple[int, int], ...]
     base: str | None
     store: dict[str, Any]
     model: dict[str, Any]
@@ -193,7 +195,8 @@ def read_manifest(folder: Path) -> FormManifest:
                 raise ValueError(f"array {name!r} is {entry.dtype}{list(entry.shape)}")
             if {"", ".", ".."} & set(name.split("/")):
                 raise ValueError(f"it names a file outside of its folder: {name!r}")
-        return FormManifest(**data, files=files)
+        histories = tuple((int(epoch), int(began)) for epoch, began in data.pop("histories"))
+        return FormManifest(**data, histories=histories, files=files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ServingError(f"{path} can't be used: {error}") from error
 

@@ -18,11 +18,13 @@ from embedding.table.index import WORDS
 from embedding.table.precision import kind_of
 from embedding.table.row_arrays import RowArrays, add_batch
 from embedding.table.transfer import write_rows
+from ps.checkpoint.file_parts import CheckpointError
 from ps.checkpoint.files import CheckpointFiles
 from ps.checkpoint.key_set import KeySet
 from ps.checkpoint.manifest import MANIFEST as CHECKPOINT_MANIFEST
 from ps.checkpoint.read import ALL_BUCKETS, CheckpointReader
 from ps.checkpoint.write import REMOVED_SCHEMA, bloom_schema
+from runtime.places import time_at
 from serving.errors import ServingError
 from serving.form.files import FormManifest, FormWriter, new_form, write_manifest
 from serving.form.opening import Form, OverlayArrays, form_name
@@ -114,13 +116,34 @@ def _manifest(
         checkpoint=reader.directory.name,
         seal=reader.seal,
         step=reader.manifest.step,
-        written=(Path(str(reader.directory)) / CHECKPOINT_MANIFEST).stat().st_mtime,
+        taken=_taken(reader),
         recovery_epoch=reader.manifest.recovery_epoch,
+        histories=_histories(reader),
         base=base,
         store=reader.manifest.store,
         model=reader.manifest.model,
         files=writer.files,
     )
+
+
+def _taken(reader: CheckpointReader) -> float:
+    """Return when the job was at the step; of what says nothing of it, when it was written."""
+    taken = reader.manifest.job.get("taken")
+    if isinstance(taken, int | float) and not isinstance(taken, bool):
+        return float(taken)
+    try:
+        return time_at(reader.directory / CHECKPOINT_MANIFEST)
+    except OSError as error:
+        raise CheckpointError(f"{reader.directory} can't be read: {error}") from error
+
+
+def _histories(reader: CheckpointReader) -> tuple[tuple[int, int], ...]:
+    """Return the recovery epochs that a checkpoint says that it comes from; none where it can't."""
+    found = reader.manifest.training.get("histories", [])
+    try:
+        return tuple((int(epoch), int(began)) for epoch, began in found)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{reader.directory} has wrong histories: {error}") from error
 
 
 class _Index:

@@ -68,9 +68,7 @@ _LEAST_TOKEN = 16
 @click.option(
     "--follow-seconds",
     type=click.FloatRange(0.01, 3600),
-    default=1.0,
-    show_default=True,
-    help="How often newer checkpoints of a run are looked for.",
+    help="How often newer checkpoints are looked for (default: 0.25, in a store 1).",
 )
 @click.option(
     "--keep-versions",
@@ -83,7 +81,7 @@ _LEAST_TOKEN = 16
     "--forms",
     type=click.Path(),
     metavar="FOLDER",
-    help="Where serving forms are kept (default: folder `serving` of the run).",
+    help="Where serving forms are kept, on a local disk (default: folder `serving` of the run).",
 )
 @click.option(
     "--token-file",
@@ -107,7 +105,7 @@ def command(
     max_rows: int,
     max_body_mib: int,
     timeout_seconds: float,
-    follow_seconds: float,
+    follow_seconds: float | None,
     keep_versions: int,
     forms: str | None,
     token_file: str | None,
@@ -116,9 +114,9 @@ def command(
 ) -> None:
     """Answer requests for predictions until SIGINT or SIGTERM.
 
-    RUN_OR_CHECKPOINT is a run directory, whose newer checkpoints are served as they come, or one
-    checkpoint. Predictions are those of `synchromesh predict`. docs/serving.md says what requests
-    look like.
+    RUN_OR_CHECKPOINT is a run directory, or the URL where its checkpoints are, whose newer ones are
+    served as they come; or one checkpoint. Predictions are those of `synchromesh predict`.
+    docs/serving.md says what requests look like.
     """
     try:
         from serving.endpoint.answering import Limits

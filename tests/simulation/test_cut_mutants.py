@@ -41,6 +41,12 @@ class ForgetsEvaluationsThatAreDue(Coordinator):
         return replace(super().state(), evaluating=False)
 
 
+class KnowsOnlyItsOwnEpoch(Coordinator):
+    def state(self) -> CoordinatorState:
+        state = super().state()
+        return replace(state, histories=state.histories[-1:])
+
+
 class FreezesOneStepLate(Shard):
     late: Freeze | None = None
 
@@ -161,6 +167,7 @@ MUTANTS: list[tuple[Parts, dict[str, Any]]] = [
         Parts(coordinator=ForgetsEvaluationsThatAreDue),
         LOST_SHARD | {"mode": "sync", "eval_batches": 6, "eval_every_steps": 2},
     ),
+    (Parts(coordinator=KnowsOnlyItsOwnEpoch), LOST_SHARD),
     (Parts(shard=FreezesOneStepLate), JOB),
     (Parts(shard=MissesTombstones), EVICTING),
     (Parts(shard=GivesItsDenseRowsAway), JOB),

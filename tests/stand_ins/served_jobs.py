@@ -119,6 +119,9 @@ class SavedModel:
         self._rng = np.random.default_rng(5)
         self._cuts = 0
         self._parent: Parent | None = None
+        # What manifests say of the job's recoveries; the shard knows nothing of them.
+        self.epoch = _EPOCH
+        self.histories: list[tuple[int, int]] = []
 
     def train(self, steps: int = 1, *, evict: bool = False) -> None:
         """Train some batches; with `evict` what was not seen lately goes from tables that evict."""
@@ -161,8 +164,12 @@ class SavedModel:
                 scalars=step_scalars(optimizer, learning_rate=optimizer.learning_rate, step=step),
             )
 
-    def cut(self, *, full: bool = False) -> Path:
-        """Write what has changed since the last cut; the first one is full."""
+    def cut(self, *, full: bool = False, taken: float | None = None) -> Path:
+        """Write what has changed since the last cut; the first one is full.
+
+        Args:
+            taken: what the manifest says of when that was.
+        """
         changed_only = self._parent is not None and not full
         self._cuts += 1
         step = self.shard.step
@@ -179,16 +186,17 @@ class SavedModel:
         manifest = Manifest(
             kind="delta" if changed_only else "full",
             step=step,
-            recovery_epoch=_EPOCH,
+            recovery_epoch=self.epoch,
             store=self.spec.to_json(),
             model={
                 "spec": asdict(self.model),
                 "features": asdict(self.features),
                 "contract": asdict(DataContract(keys=keys)),
             },
-            job={},
+            job={} if taken is None else {"taken": taken},
             files=tuple(files),
             parent=self._parent if changed_only else None,
+            training={"histories": self.histories} if self.histories else {},
             sorted=False,
         )
         self._parent = Parent(path.name, write_manifest(path, manifest))

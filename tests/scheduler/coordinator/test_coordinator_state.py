@@ -11,7 +11,7 @@ import pytest
 from ps.messages.records import Record
 from runtime.strict_json import json_text
 from scheduler.coordinator.coordinator import Coordinator
-from scheduler.coordinator.coordinator_state import CoordinatorState
+from scheduler.coordinator.coordinator_state import CoordinatorState, epoch_of
 from scheduler.coordinator.events import (
     EndOfTrainingWanted,
     PauseWanted,
@@ -179,3 +179,27 @@ def test_a_state_of_another_plan_is_refused(scripted: Any, state: CoordinatorSta
         Coordinator(
             scripted.spec(global_batch=4), replace(state, clock=replace(state.clock, samples=4))
         )
+
+
+def test_epochs_of_which_no_step_is_left_are_forgotten_and_few_are_remembered(
+    scripted: Any,
+) -> None:
+    first = Coordinator(scripted.spec()).state()
+    assert first.histories == ((0, 0),)
+
+    def at(step: int, before: CoordinatorState, epoch: int) -> CoordinatorState:
+        return replace(before, step=step).entered(epoch)
+
+    second = at(10, first, 1)
+    assert second.histories == ((0, 0), (1, 10))
+    assert at(7, second, 2).histories == ((0, 0), (2, 7)), "all went back before epoch 1"
+    third = at(12, second, 3)
+    assert third.histories == ((0, 0), (1, 10), (3, 12))
+    assert [epoch_of(step, third.histories) for step in (0, 9, 10, 11, 12)] == [0, 0, 1, 1, 3]
+    assert through_json(third) == third
+    assert at(0, third, 4).histories == ((4, 0),)
+    many = third
+    for epoch in range(4, 200):
+        many = at(many.step + 1, many, epoch)
+    assert len(many.histories) == 64
+    assert epoch_of(0, many.histories) is None

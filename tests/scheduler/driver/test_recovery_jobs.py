@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import scheduler.driver.standbys as standbys
 from ps.checkpoint.read import CheckpointReader
 from ps.server.server import ShardServer
 from scheduler import JobConfig, Trainer, TrainingError
+from scheduler.run.directory import checkpoints_of
 from simulation.cuts import snapshot_of
 
 EPOCHS, ROWS = 3, 5000
@@ -46,6 +48,7 @@ def job(samples: Path, run: Path, mode: str, **sections: Any) -> JobConfig:
 def test_jobs_go_on_from_their_cuts_and_in_sync_the_model_is_the_undisturbed_one(
     jobs_in_threads: RayOfThreads, samples: Path, tmp_path: Path
 ) -> None:
+    began = time.time()
     calm = Trainer(job(samples, tmp_path / "calm", "sync")).fit().metrics
     with disturbed(
         jobs_in_threads,
@@ -68,6 +71,15 @@ def test_jobs_go_on_from_their_cuts_and_in_sync_the_model_is_the_undisturbed_one
     scores = [[e["auc"] for e in each["evaluations"]] for each in (calm, killed)]
     assert scores[0] == scores[1]
     assert killed["eval"] == calm["eval"]
+    cuts = [CheckpointReader(path).manifest for path in checkpoints_of(tmp_path / "killed")]
+    taken = [began, *(cut.job["taken"] for cut in cuts), time.time()]
+    assert taken == sorted(taken), "when each cut was taken, as the clock of all has it"
+    for cut in cuts:
+        epochs, begins = zip(*cut.training["histories"], strict=True)
+        assert epochs[-1] == cut.recovery_epoch
+        assert sorted(set(epochs)) == list(epochs)
+        assert sorted(set(begins)) == list(begins)
+        assert begins[-1] <= cut.step
 
 
 def test_a_standby_takes_the_place_of_its_server_and_no_step_is_lost(
