@@ -1,5 +1,6 @@
 """A trained model that is only read: versions that are swapped, and predictions of each."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -16,6 +17,7 @@ from ps.checkpoint.file_parts import CheckpointError, CheckpointRemovedError
 from ps.checkpoint.read import CheckpointReader
 from serving.errors import RequestError, ServingError
 from serving.form.opening import Form
+from serving.published import PublishedRun, is_published
 from serving.requests import RequestSchema
 from serving.rows.table import ServedTable
 from serving.source import Source, version_of
@@ -126,6 +128,8 @@ class Model:
         self._merged: Future[Form] | None = None
         self._follower: threading.Thread | None = None
         self._closed = threading.Event()
+        self._news = threading.Event()  # there may be something newer
+        self._published: PublishedRun | None = None
         self._told: list[Callable[[Loaded], None]] = []
         if self.refresh() is None:
             reasons = "; ".join(self._store.refused.values())
@@ -142,24 +146,38 @@ class Model:
         keep_versions: int = KEPT_VERSIONS,
         max_rows: int = MAX_ROWS,
         follow_seconds: float = 0.0,
+        publish_token: str | None = None,
     ) -> "Model":
         """Open a checkpoint, or the newest one of a run directory, and make its form if needed.
 
         Args:
             run_or_checkpoint: a run directory or a checkpoint, or the URL of a checkpoint or of
-                where a run's checkpoints are.
+                where a run's checkpoints are; or `tcp://HOST:PORT`, where a job publishes them.
             forms: where serving forms are kept; None: folder `serving` of the run, which must be a
                 local one.
             keep_versions: how many versions are kept for `rollback`.
             max_rows: most samples of one request.
             follow_seconds: how often a run directory is looked at for newer checkpoints; 0: only
                 when `refresh` is called.
+            publish_token: what the job that publishes wants followers to know.
 
         Raises:
             ServingError, CheckpointError, ModelError: what was named can't be served.
         """
-        source = Source.at(run_or_checkpoint, forms)
-        model = cls(source, keep_versions=keep_versions, max_rows=max_rows)
+        with contextlib.ExitStack() as opened:
+            published: PublishedRun | None = None
+            if is_published(run_or_checkpoint):
+                published = PublishedRun(str(run_or_checkpoint), publish_token, forms)
+                opened.callback(published.close)
+                published.wait()
+                source = Source(published.checkpoints, published.forms, True)
+            else:
+                source = Source.at(run_or_checkpoint, forms)
+            model = cls(source, keep_versions=keep_versions, max_rows=max_rows)
+            if published is not None:
+                model._published = published
+                published.brought = model._news.set
+            opened.pop_all()
         if follow_seconds > 0:
             model.follow(follow_seconds)
         return model
@@ -366,7 +384,11 @@ class Model:
 
     def _run_follower(self, seconds: float) -> None:
         told = ""
-        while not self._closed.wait(seconds):
+        while True:
+            self._news.wait(seconds)
+            self._news.clear()
+            if self._closed.is_set():
+                return
             try:
                 self.refresh()
                 told = ""
@@ -378,6 +400,9 @@ class Model:
     def close(self) -> None:
         """End following and merging; mapped files go with the last prediction."""
         self._closed.set()
+        self._news.set()
+        if self._published is not None:
+            self._published.close()
         if self._follower is not None:
             self._follower.join()
         self._merger.shutdown(cancel_futures=True)

@@ -27,7 +27,8 @@ class ServeOptions:
     """How a model is served.
 
     Args:
-        source: run directory, whose newer checkpoints are followed, or checkpoint.
+        source: run directory, whose newer checkpoints are followed, or checkpoint; or where a job
+            publishes its checkpoints.
         session: the model's name, and how requests become batches.
         host, port: where it listens; port 0: a free one.
         sessions: processes that compute; 0: this one does.
@@ -39,6 +40,7 @@ class ServeOptions:
         limits: what a request may take.
         access_log: a file for a line of JSON a request, `-` for the standard output; None: none.
         stop_seconds: how long requests under way are waited for at the end.
+        publish_token: what a job that publishes wants followers to know.
     """
 
     source: str
@@ -53,6 +55,7 @@ class ServeOptions:
     limits: Limits = field(default_factory=Limits)
     access_log: str | None = None
     stop_seconds: float = 10.0
+    publish_token: str | None = None
 
 
 class Serving:
@@ -78,6 +81,7 @@ class Serving:
                 forms=options.forms,
                 keep_versions=options.keep_versions,
                 max_rows=options.session.max_rows,
+                publish_token=options.publish_token,
             )
             opened.callback(self.model.close)
             self._pool = Pool(self._sessions())

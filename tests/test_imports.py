@@ -185,6 +185,7 @@ LAYERS = {
         {"shard"},
         {"client"},
         {"checkpoint"},
+        {"following"},
         {"server"},
     ],
     "worker": [
@@ -214,7 +215,7 @@ LAYERS = {
         {"batching", "client"},
         {"rows"},
         {"form"},
-        {"requests", "source"},
+        {"published", "requests", "source"},
         {"wire"},
         {"model"},
         {"session"},

@@ -100,7 +100,19 @@ def read_manifest(path: Place) -> tuple[Manifest, str]:
     Raises:
         CheckpointError: there is none, or it is not one that this software reads.
     """
-    data = _mapping_of(path)
+    return parse_manifest(_bytes_of(path), path)
+
+
+def parse_manifest(text: bytes, path: Place) -> tuple[Manifest, str]:
+    """Return a manifest and its seal, as `read_manifest` does, of bytes.
+
+    Args:
+        path: what errors say of where it is.
+
+    Raises:
+        CheckpointError: it is not one that this software reads.
+    """
+    data = _mapping_of(text, path)
     if data.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not the manifest of a checkpoint")
     is_sealed = SEAL in data
@@ -131,7 +143,7 @@ def read_manifest(path: Place) -> tuple[Manifest, str]:
     return manifest, seal
 
 
-def _mapping_of(path: Place) -> dict[str, Any]:
+def _bytes_of(path: Place) -> bytes:
     try:
         file = open_at(path)
         size = file.size
@@ -145,6 +157,10 @@ def _mapping_of(path: Place) -> dict[str, Any]:
         raise CheckpointError(f"no checkpoint: {path}: {error.strerror or error}") from error
     if size > MAX_MANIFEST_BYTES:
         raise CheckpointError(f"{path} has {size} bytes, a manifest {MAX_MANIFEST_BYTES} at most")
+    return text
+
+
+def _mapping_of(text: bytes, path: Place) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -1,8 +1,9 @@
-"""All that may be said on a connection to a shard: requests, replies, refusals."""
+"""All that may be said on a connection to a shard or a publisher: requests, replies, refusals."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+from ps.messages.following import AwaitNewest, FetchPiece, Newest, Piece
 from ps.messages.pull_push import Contribution, Pull, PullReply, PushReply
 from ps.messages.records import Apply, ApplyReply, DenseNorm, DenseNormReply, Freeze, FreezeReply
 
@@ -17,6 +18,7 @@ RefusalReason = Literal[
     "missing",  # a contribution is named that the shard does not hold
     "full",  # the gradient buffer is at its limit
     "malformed",  # sizes or values do not fit the job
+    "gone",  # a checkpoint, or a file of it, that is not there or can't be read
 ]
 
 
@@ -31,4 +33,5 @@ class Refusal:
 
 Request = Pull | Contribution | Apply | DenseNorm | Freeze
 Reply = PullReply | PushReply | ApplyReply | DenseNormReply | FreezeReply | Refusal
-Message = Request | Reply
+Following = AwaitNewest | Newest | FetchPiece | Piece
+Message = Request | Reply | Following

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import zstandard
 
 from ps.messages.exchange import Message, Refusal
+from ps.messages.following import AwaitNewest, FetchPiece, Newest, Piece
 from ps.messages.pull_push import MAX_STEP_BATCHES, Contribution, Pull, PullReply, PushReply
 from ps.messages.records import (
     Apply,
@@ -54,6 +55,10 @@ _KINDS: tuple[type, ...] = (
     DenseNormReply,
     Freeze,
     FreezeReply,
+    AwaitNewest,
+    Newest,
+    FetchPiece,
+    Piece,
 )
 _CODE = {kind: code for code, kind in enumerate(_KINDS)}
 

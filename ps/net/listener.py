@@ -83,12 +83,20 @@ class Listener:
         self._listen(listener, local_place(name, self.path))
         self._network: tuple[str, int] | None = None
 
-    def open_network(self, host: str) -> tuple[str, int]:
-        """Listen on an address of this node too, for peers on other nodes; idempotent."""
+    def open_network(
+        self, host: str, port: int = 0, *, place: str | None = None
+    ) -> tuple[str, int]:
+        """Listen on an address of this node too, for peers on other nodes; idempotent.
+
+        Args:
+            port: 0: one that is free.
+            place: how both ends call it in their proofs, where peers may reach it by another
+                address than this one; None: by this.
+        """
         if self._network is None:
-            listener = socket.create_server((host, 0))
+            listener = socket.create_server((host, port))
             self._network = (host, listener.getsockname()[1])
-            self._listen(listener, network_place(self._name, *self._network))
+            self._listen(listener, place or network_place(self._name, *self._network))
         return self._network
 
     def address(self, node_id: str) -> Address:

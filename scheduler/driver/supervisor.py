@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -77,6 +78,7 @@ class Supervisor:
         restarts_before: int = 0,
         feed: StreamFeed | None = None,
         planned_samples: int | None = None,
+        published: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.processes = processes
         self.recoveries = recoveries
@@ -117,6 +119,7 @@ class Supervisor:
         self._cuts = cuts
         self._collector = collector
         self._feed = feed
+        self._published = published
         self._standbys = standbys
         self._restarts_before = restarts_before
         self._model_bytes = 0
@@ -414,6 +417,7 @@ class Supervisor:
             self._progress.note(f"checkpoint {end.path} is written")
         self._standbys.cut_ended(end)
         if end.path is not None:
+            self._published(end.path.name)
             self._collector.collect()
             if self._feed is not None and end.cut.kind == "full":
                 self._feed.forget(first_needed(self._run.path))

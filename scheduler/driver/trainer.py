@@ -19,6 +19,7 @@ from scheduler.driver.finish import finish
 from scheduler.driver.launch import Launcher, start_ray
 from scheduler.driver.points import Point, job_beginning, newest_point, point_of
 from scheduler.driver.processes import Processes
+from scheduler.driver.publishing import Publishing
 from scheduler.driver.recovery import Recovery
 from scheduler.driver.resolved import JobSpecs, resolve
 from scheduler.driver.setups import Setups
@@ -30,6 +31,7 @@ from scheduler.driver.supervisor import Supervisor
 from scheduler.errors import TrainingError
 from scheduler.job.config import JobConfig
 from scheduler.job.paths import with_absolute_paths
+from scheduler.job.publishing import publish_token
 from scheduler.run.collector import Collector
 from scheduler.run.directory import RunDirectory, place_of_checkpoints
 from scheduler.run.earlier import EarlierRun, earlier_run
@@ -75,6 +77,7 @@ class Trainer:
         self.config = with_absolute_paths(config, os.environ, Path.cwd())
         self._started_at: dict[str, float] = {}
         self._supervisor: Supervisor | None = None
+        self._publish_token: bytes | None = None
 
     def fit(self) -> Result:
         """Run the job to its end.
@@ -87,6 +90,9 @@ class Trainer:
         """
         self._reached("called")
         refuse_shadows_of_actors(Path.cwd())
+        publish = self.config.checkpoint.publish
+        if publish is not None:
+            self._publish_token = publish_token(publish, os.environ)
         earlier = earlier_run(self.config)
         if earlier is not None and earlier.result is not None:
             earlier.lease.close()
@@ -147,7 +153,10 @@ class Trainer:
         processes: Processes | None = None
         cuts: RunningCuts | None = None
         feed: StreamFeed | None = None
+        ended = False
+        publishing: Publishing | None = None
         try:
+            publishing = Publishing(self.config, run, self._publish_token)
             with Progress(self.config, specs.plan) as progress:
                 launcher = Launcher(
                     self.config.cluster,
@@ -177,6 +186,10 @@ class Trainer:
                     first = job_beginning(specs)
                 else:
                     first = point_of(earlier.cut)
+                if first.checkpoint is not None:
+                    publishing.readable(first.checkpoint.name)
+                if publishing.address is not None:
+                    progress.note(f"checkpoints are published at {publishing.address}")
                 if first.state.plan is not None:
                     feed = feed_of(specs, run, first.state.plan, progress.note)
                 recoveries = Recoveries(
@@ -199,6 +212,7 @@ class Trainer:
                     standbys=standbys,
                     planned_samples=progress.total_samples,
                     setups=setups,
+                    published=publishing.readable,
                     restarts_before=0 if earlier is None else earlier.worker_restarts,
                 )
                 recovery = Recovery(
@@ -246,12 +260,16 @@ class Trainer:
                     run.write_failure(text, self._how_far())
                     progress.note(text)
                     raise KeyboardInterrupt(text) from error
+                ended = True
+                publishing.readable(place_of(metrics["checkpoint"]).name)
                 collector.wait()  # it may still be at what came before the last checkpoint
                 collector.collect()
                 collector.wait()
         finally:
             if feed is not None:
                 feed.close()
+            if publishing is not None:
+                publishing.close(ended=ended)
             if processes is not None:
                 processes.release()
             if cuts is not None:

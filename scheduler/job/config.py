@@ -48,6 +48,7 @@ from scheduler.job.faults import InjectConfig, check_targets
 from scheduler.job.job_yaml import JobYamlError, read_yaml
 from scheduler.job.names import Name, check_table_name
 from scheduler.job.online import OnlineConfig, StreamConfig
+from scheduler.job.publishing import PublishConfig
 from scheduler.job.quantities import (
     MAX_WORKERS,
     Amount,
@@ -402,6 +403,7 @@ class CheckpointConfig(_Section):
     keep: Count = 3
     path: PathText | None = None
     compression: Literal["none", "lz4", "zstd"] = "none"
+    publish: PublishConfig | None = None
 
 
 class RunConfig(_Section):

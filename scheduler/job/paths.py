@@ -70,7 +70,14 @@ def with_absolute_paths(config: JobConfig, environment: Mapping[str, str], cwd: 
             "init_from": init_from and absolute("run.init_from", init_from),
         }
     )
+    publish = config.checkpoint.publish
+    if publish is not None and publish.token_file is not None:
+        file = absolute("checkpoint.publish.token_file", publish.token_file)
+        publish = publish.model_copy(update={"token_file": file})
     checkpoint = config.checkpoint.model_copy(
-        update={"path": checkpoints and absolute("checkpoint.path", checkpoints)}
+        update={
+            "path": checkpoints and absolute("checkpoint.path", checkpoints),
+            "publish": publish,
+        }
     )
     return config.model_copy(update={"data": data, "run": run, "checkpoint": checkpoint})

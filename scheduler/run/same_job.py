@@ -26,6 +26,7 @@ _MAY_DIFFER = (
     "checkpoint.full_every",
     "checkpoint.keep",
     "checkpoint.compression",
+    "checkpoint.publish",
     "run.dir",
     "run.overwrite",
     "run.resume",

@@ -10,6 +10,7 @@ from synchromesh.commands.answers import FAILURES, Refused, answering, json_opti
 from worker.inference import ModelError
 
 TOKEN_VARIABLE = "SYNCHROMESH_SERVE_TOKEN"
+PUBLISH_VARIABLE = "SYNCHROMESH_PUBLISH_TOKEN"
 _LEAST_TOKEN = 16
 
 
@@ -90,6 +91,12 @@ _LEAST_TOKEN = 16
     help=f"Holds the token that requests must bear (default: ${TOKEN_VARIABLE}, else none).",
 )
 @click.option(
+    "--publish-token-file",
+    type=click.Path(),
+    metavar="FILE",
+    help=f"Holds the token of a job at tcp://HOST:PORT (default: ${PUBLISH_VARIABLE}).",
+)
+@click.option(
     "--access-log", metavar="FILE", help="A line of JSON for each request; - for standard output."
 )
 @json_option
@@ -109,14 +116,15 @@ def command(
     keep_versions: int,
     forms: str | None,
     token_file: str | None,
+    publish_token_file: str | None,
     access_log: str | None,
     as_json: bool,
 ) -> None:
     """Answer requests for predictions until SIGINT or SIGTERM.
 
-    RUN_OR_CHECKPOINT is a run directory, or the URL where its checkpoints are, whose newer ones are
-    served as they come; or one checkpoint. Predictions are those of `synchromesh predict`.
-    docs/serving.md says what requests look like.
+    RUN_OR_CHECKPOINT is a run directory, the URL where its checkpoints are, or tcp://HOST:PORT,
+    where its job publishes them: newer ones are served as they come. Or it is one checkpoint.
+    Predictions are those of `synchromesh predict`. docs/serving.md says what requests look like.
     """
     try:
         from serving.endpoint.answering import Limits
@@ -141,7 +149,8 @@ def command(
         host=host,
         port=port,
         sessions=sessions,
-        token=_token(token_file),
+        token=_token("--token-file", token_file, TOKEN_VARIABLE),
+        publish_token=_token("--publish-token-file", publish_token_file, PUBLISH_VARIABLE),
         forms=forms,
         keep_versions=keep_versions,
         follow_seconds=follow_seconds,
@@ -172,15 +181,15 @@ def command(
             serving.close()
 
 
-def _token(file: str | None) -> str | None:
-    token = os.environ.get(TOKEN_VARIABLE) or None
-    where = f"${TOKEN_VARIABLE}"
+def _token(option: str, file: str | None, variable: str) -> str | None:
+    token = os.environ.get(variable) or None
+    where = f"${variable}"
     if file is not None:
         where = file
         try:
             token = Path(file).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise Refused(f"--token-file {file} can't be read: {error}") from error
+            raise Refused(f"{option} {file} can't be read: {error}") from error
     if token is not None and (len(token) < _LEAST_TOKEN or not token.isascii()):
         raise Refused(f"the token in {where} must have at least {_LEAST_TOKEN} ASCII characters")
     return token

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from killed_actors import disturbed
 from ray_of_threads import RayOfThreads
 
 from ps.checkpoint.read import CheckpointReader
+from ps.following.follower import Follower
 from scheduler import JobConfig, Result, Trainer
 from scheduler.coordinator.status import Status
 from scheduler.driver.supervisor import Supervisor
@@ -209,3 +211,39 @@ def test_a_hundred_deaths_lose_no_sample(
         with disturbed(jobs_in_threads, ("server", rng.randrange(2), 18)):
             result = Trainer(job(stream, run, **values)).fit()
     assert each_once(result)
+
+
+def test_a_follower_has_the_newest_checkpoint_of_a_job_over_its_end(
+    jobs_in_threads: RayOfThreads,
+    files: list[pa.Table],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SYNCHROMESH_PUBLISH_TOKEN", "a token of sixteen")
+    stream, brought = tmp_path / "stream", []
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def follow() -> None:
+        folder, deadline = tmp_path / "copy", time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with suppress(OSError):
+                follower = Follower("127.0.0.1", port, secret=b"a token of sixteen", folder=folder)
+                while True:
+                    brought.append(follower.step())
+            if brought:
+                return
+            time.sleep(0.05)
+
+    checkpoint = {"every_steps": 3, "every_seconds": None, "publish": {"port": port}}
+    thread = threading.Thread(target=follow)
+    thread.start()
+    with arriving(files, stream):
+        result = Trainer(job(stream, tmp_path / "run", checkpoint=checkpoint)).fit()
+    thread.join()
+
+    names = [name for name in brought if name is not None]
+    assert len(names) > 2
+    assert names[-1] == Path(result.checkpoint).name
+    for each in CheckpointReader(tmp_path / "copy" / names[-1]).chain:
+        each.verify()
