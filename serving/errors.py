@@ -1,4 +1,9 @@
-"""What can go wrong in serving, as callers tell it apart."""
+"""What can go wrong in serving, as callers tell it apart, and how much of a request it shows."""
+
+import json
+from typing import Any
+
+_SHOWN = 80
 
 
 class ServingError(ValueError):
@@ -15,3 +20,17 @@ class OverloadError(RuntimeError):
 
 class DeadlineError(RuntimeError):
     """A request's time was over before it was computed."""
+
+
+def shown(value: Any) -> str:
+    """Return what an error shows of a value that came as JSON: its beginning, as JSON."""
+    try:
+        written = json.dumps(value, ensure_ascii=False, allow_nan=True)
+    except (TypeError, ValueError, RecursionError):
+        written = type(value).__name__
+    return cut(written)
+
+
+def cut(written: str) -> str:
+    """Return a text as it is, or its beginning where it is longer than errors should have it."""
+    return written if len(written) <= _SHOWN else written[:_SHOWN] + "..."

@@ -1,5 +1,6 @@
 """From a request's columns to a batch, by the rules by which training reads its files."""
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -7,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 
 from runtime.near_names import near_name
-from serving.errors import RequestError
+from serving.errors import RequestError, cut, shown
 from worker.contract import DataContract
 from worker.data.batch import Batch
-from worker.data.column_types import column_kinds
+from worker.data.column_types import column_kinds, is_list
 from worker.data.columns import columns_from_table
 from worker.errors import DataError
 from worker.spec import FeatureSpec
@@ -36,7 +37,7 @@ class RequestSchema:
         self._label = features.label
         self._known = frozenset(self.columns)
         self.kinds = {} if contract is None else contract.keys
-        self._roles = {feature.column: feature for feature in self.features.sparse}
+        self._keys = {feature.column for feature in self.features.sparse}
 
     def check_names(self, names: Iterable[str]) -> None:
         """Refuse columns that are missing or not known.
@@ -45,18 +46,26 @@ class RequestSchema:
             RequestError: names the first one, and the nearest that there is.
         """
         given = set(names)
-        if unknown := sorted(given - self._known):
-            raise RequestError(self._about_unknown(unknown[0]))
+        for unknown in sorted(given - self._known):
+            self.check_known(unknown)
         if given != self._known:
             missing = next(name for name in self.columns if name not in given)
             raise RequestError(f"column {missing!r} is missing; the model reads {self._listed()}")
 
-    def _about_unknown(self, name: str) -> str:
+    def check_known(self, name: str) -> None:
+        """Refuse a column that the model does not read.
+
+        Raises:
+            RequestError: names it, and the nearest that there is.
+        """
+        if name in self._known:
+            return
         if name == self._label:
-            return f"column {name!r} is the label; leave it out of requests"
-        near = near_name(name, self.columns)
+            raise RequestError(f"column {name!r} is the label; leave it out of requests")
+        begins = cut(name)
+        near = near_name(name, self.columns) if name == begins else None
         hint = f"; did you mean {near!r}?" if near else f"; it reads {self._listed()}"
-        return f"the model reads no column {name!r}{hint}"
+        raise RequestError(f"the model reads no column {begins!r}{hint}")
 
     def _listed(self) -> str:
         shown = self.columns[:50]
@@ -120,16 +129,46 @@ class RequestSchema:
             return values
         if not isinstance(values, list):
             raise RequestError(f"column {name!r} must be a list of values, one for each sample")
-        try:
-            return pa.array(values)
-        except OverflowError:
-            pass
-        except (pa.ArrowException, ValueError, TypeError) as error:
-            raise RequestError(f"column {name!r} has values of no one type: {error}") from error
-        try:
-            return pa.array(values, pa.uint64())
-        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
-            raise RequestError(f"column {name!r} has integers beyond 64 bits: {error}") from error
+        array = None
+        with contextlib.suppress(OverflowError, pa.ArrowException, ValueError, TypeError):
+            array = pa.array(values)
+        if array is None and name not in self._keys:
+            with contextlib.suppress(OverflowError, pa.ArrowException, ValueError, TypeError):
+                array = pa.array(values, pa.uint64())
+        if array is None or (name in self._keys and _may_hide_booleans(array.type)):
+            self._check_values(name, values)
+        if array is None:
+            raise RequestError(f"column {name!r} has values of no one type")
+        return array
+
+    def _check_values(self, name: str, values: Sequence[Any]) -> None:
+        """Name the first value that can't stand where it does."""
+        first: tuple[str, int] | None = None
+        for row, entry in enumerate(values):
+            for value in entry if isinstance(entry, list) else (entry,):
+                where = f"column {name!r}, row {row}: {shown(value)}"
+                kind = _kind_of(value)
+                if kind is None:
+                    continue
+                if kind == "boolean" and name in self._keys:
+                    raise RequestError(f"{where} is no key; write 0 or 1, or what training had")
+                if kind == "integer" and not -(1 << 63) <= value < 1 << 63:
+                    raise RequestError(
+                        f"{where} is beyond the integers from -2^63 to 2^63 - 1; write one of 64"
+                        " bits without a sign as that of the same bits with one"
+                    )
+                if kind == "string" and not _is_text(value):
+                    raise RequestError(f"column {name!r}, row {row}: a text has half a character")
+                if first is None:
+                    first = (kind, row)
+                if kind != first[0] and {kind, first[0]} != {"integer", "number"}:
+                    raise RequestError(
+                        f"{where} is of type {kind}, the column has type {first[0]} from row"
+                        f" {first[1]} on; all its values must have one"
+                    )
+        lists = [isinstance(entry, list) for entry in values if entry is not None]
+        if any(lists) and not all(lists):
+            raise RequestError(f"column {name!r} has lists and single values; write one of them")
 
     def _check_kinds(self, schema: pa.Schema) -> None:
         kinds = column_kinds(schema, self.features, _WHERE[0])
@@ -144,3 +183,32 @@ class RequestSchema:
                     f"column {feature.column!r} has keys of type {found}, the model was trained"
                     f" with {wanted}: equal values of two types are different keys"
                 )
+
+
+def _may_hide_booleans(kind: pa.DataType) -> bool:
+    """Return whether Arrow may have made an array of this type of JSON's true and false."""
+    if is_list(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_boolean(kind) or pa.types.is_floating(kind))
+
+
+def _kind_of(value: Any) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int):
+        return "integer"
+    if isinstance(value, float):
+        return "number"
+    if isinstance(value, str):
+        return "string"
+    return "list" if isinstance(value, list) else "object"
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -23,6 +23,7 @@ from worker.inference import Predictor, probabilities
 Done = Callable[[Answer], None]
 
 JSON_BYTES_HEADER = "Inference-Header-Content-Length"
+_MOST_SAID = 2000  # characters of an error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,4 +195,4 @@ class Session:
 
 def failed(status: int, message: str) -> Answer:
     """Return an answer that says what is wrong."""
-    return Answer(status, text({"error": message}))
+    return Answer(status, text({"error": message[:_MOST_SAID]}))

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from serving.calls import Answer, Call, Form
 from serving.endpoint.figures import CONTENT_TYPE, Figures
-from serving.errors import OverloadError, RequestError
+from serving.errors import OverloadError, RequestError, cut
 from serving.model import Model
 from serving.session import JSON_BYTES_HEADER, Done, failed
 from serving.versions import UnknownVersionError
@@ -128,7 +128,7 @@ class Endpoint:
                 return failed(405, f"{path} takes POST")
             return await self._change(request, path.rsplit(":", 1)[1])
         if method != "GET":
-            return failed(404, f"there is no {path}")
+            return failed(404, f"there is no {cut(path)}")
         return self._told(path)
 
     def _may(self, authorization: str) -> bool:
@@ -148,7 +148,7 @@ class Endpoint:
             wanted = path[len(prefix) : -len(suffix)]
             served = str(self._model.version.step)
             if wanted != served:
-                raise UnknownVersionError(f"version {wanted} is not served, step {served} is")
+                raise UnknownVersionError(f"version {cut(wanted)} is not served, step {served} is")
             return "infer"
         return None
 
@@ -260,7 +260,7 @@ class Endpoint:
             return self._status()
         if path == "/metrics":
             return Answer(200, self.figures.page(), CONTENT_TYPE)
-        return failed(404, f"there is no {path[:200]}; the model is {self._name!r}")
+        return failed(404, f"there is no {cut(path)}; the model is {self._name!r}")
 
     def _status(self) -> Answer:
         """Return the versions as users of TensorFlow Serving know it, and what else is known."""

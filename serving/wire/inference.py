@@ -5,6 +5,7 @@ k. Lists of other lengths come as one tensor of all their values, [m] or [m, 1],
 `NAME:lengths`, of n integers.
 """
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from serving.errors import RequestError
+from serving.errors import RequestError, shown
 from serving.requests import RequestSchema
 from serving.wire.json_text import parsed, text
 from worker.data.batch import Batch
@@ -34,6 +35,7 @@ _DTYPES: Mapping[str, str] = {
     "FP32": "<f4",
     "FP64": "<f8",
 }
+_NOT_OF_TYPE = (pa.ArrowException, ValueError, TypeError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def decode(body: bytes, json_bytes: int | None, schema: RequestSchema) -> tuple[
     arrays: dict[str, tuple[pa.Array, tuple[int, ...]]] = {}
     start = 0
     for tensor in tensors:
-        name, shape, size = _described(tensor)
+        name, shape, size = _described(tensor, schema)
         if name in arrays:
             raise RequestError(f"input {name!r} is there twice")
         if size is None:
@@ -92,18 +94,24 @@ def _entries(found: Any, name: str) -> list[dict[str, Any]]:
     return found
 
 
-def _described(tensor: dict[str, Any]) -> tuple[str, tuple[int, ...], int | None]:
+def _described(
+    tensor: dict[str, Any], schema: RequestSchema
+) -> tuple[str, tuple[int, ...], int | None]:
     """Return name, shape and, of a binary tensor, its size."""
     name, shape = tensor.get("name"), tensor.get("shape")
     if not isinstance(name, str):
         raise RequestError("an input must have a name")
+    schema.check_known(name if name in schema.columns else name.removesuffix(LENGTHS))
     legal = isinstance(shape, list) and all(type(axis) is int and axis >= 0 for axis in shape)
     if not isinstance(shape, list) or not legal or len(shape) not in (1, 2):
-        raise RequestError(f"input {name!r} must have a shape of one or two axes, got {shape!r}")
+        raise RequestError(
+            f"input {name!r} must have a shape of one or two axes, got {shown(shape)}"
+        )
     kind = tensor.get("datatype")
     if kind != "BYTES" and (not isinstance(kind, str) or kind not in _DTYPES):
         raise RequestError(
-            f"input {name!r} must have a datatype of {', '.join([*_DTYPES, 'BYTES'])}, got {kind!r}"
+            f"input {name!r} must have a datatype of {', '.join([*_DTYPES, 'BYTES'])}, got"
+            f" {shown(kind)}"
         )
     parameters = tensor.get("parameters")
     size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
@@ -164,11 +172,28 @@ def _from_json(name: str, kind: str, data: Any, shape: tuple[int, ...]) -> pa.Ar
     if kind == "BYTES":
         if not all(isinstance(value, str) for value in data):
             raise RequestError(f"input {name!r} of datatype BYTES must have strings")
-        return pa.array(data, pa.string())
+        try:
+            return pa.array(data, pa.string())
+        except UnicodeEncodeError as error:
+            raise RequestError(f"input {name!r} has a string with half a character") from error
+    arrow = pa.from_numpy_dtype(np.dtype(_DTYPES[kind]))
+    if kind == "BOOL" or bool not in set(map(type, data)):
+        with contextlib.suppress(*_NOT_OF_TYPE):
+            return pa.array(data, arrow)
+    number = next((i for i, value in enumerate(data) if not _is_of(value, arrow)), 0)
+    raise RequestError(
+        f"input {name!r}: value {number}, {shown(data[number])}, is not of datatype {kind}"
+    )
+
+
+def _is_of(value: Any, kind: pa.DataType) -> bool:
+    if isinstance(value, bool) and not pa.types.is_boolean(kind):
+        return False
     try:
-        return pa.array(data, pa.from_numpy_dtype(np.dtype(_DTYPES[kind])))
-    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
-        raise RequestError(f"input {name!r} of datatype {kind}: {error}") from error
+        pa.array([value], kind)
+    except _NOT_OF_TYPE:
+        return False
+    return True
 
 
 def _columns(

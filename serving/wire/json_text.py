@@ -13,17 +13,34 @@ def parsed(body: bytes | memoryview) -> dict[str, Any]:
         RequestError: it is not JSON, or no object. NaN and infinity are no JSON.
     """
     try:
-        found = json.loads(bytes(body), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        text = str(error) or "it is nested too deeply"
-        raise RequestError(f"the body is not valid JSON: {text[:200]}") from error
+        found = json.loads(bytes(body).decode("utf-8"), parse_constant=_refuse_constant)
+    except RequestError:
+        raise
+    except UnicodeDecodeError as error:
+        raise _not_json(f"byte {error.start} is no UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise _not_json(_where(error)) from error
+    except RecursionError as error:
+        raise _not_json("it is nested too deeply") from error
+    except ValueError as error:
+        raise _not_json("an integer has too many digits") from error
     if not isinstance(found, dict):
         raise RequestError("the body must be a JSON object")
     return found
 
 
+def _not_json(reason: str) -> RequestError:
+    return RequestError(f"the body is not valid JSON: {reason}")
+
+
+def _where(error: json.JSONDecodeError) -> str:
+    if error.pos >= len(error.doc.rstrip()):
+        return "it ends too early" if error.doc.strip() else "it is empty"
+    return f"it breaks at line {error.lineno}, column {error.colno}"
+
+
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON; write null")
+    raise _not_json(f"{name} is no JSON; write null")
 
 
 def text(value: Any) -> bytes:

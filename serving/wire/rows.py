@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import RequestError
+from serving.errors import RequestError, cut
 from serving.requests import RequestSchema
 from serving.wire.json_text import parsed, text
 from worker.data.batch import Batch
@@ -26,7 +26,7 @@ def decode(body: bytes, schema: RequestSchema) -> tuple[Batch, str]:
     request = parsed(body)
     unknown = sorted(request.keys() - _KNOWN)
     if unknown:
-        raise RequestError(f"a request has no {unknown[0]!r}; it has instances, or inputs")
+        raise RequestError(f"a request has no {cut(unknown[0])!r}; it has instances, or inputs")
     if ("instances" in request) == ("inputs" in request):
         raise RequestError("a request has either instances, a list of rows, or inputs, columns")
     if "instances" in request:

@@ -145,6 +145,77 @@ def test_wrong_json_is_refused(served: Any, body: Any, message: str) -> None:
     assert message in found["error"]
 
 
+def test_values_that_are_no_keys_are_refused_by_name_and_place(served: Any) -> None:
+    beyond = r"row 1: 9223372036854775808 is beyond the integers from -2\^63 to 2\^63 - 1"
+    for column, values, message in (
+        ("a", [3, True], "column 'a', row 1: true is no key; write 0 or 1"),
+        ("a", [True, False], "column 'a', row 0: true is no key"),
+        ("a", [1.0, True], "column 'a', row 1: true is no key"),
+        ("tags", [[1], [2, False]], "column 'tags', row 1: false is no key"),
+        ("a", [3, 1 << 63], f"column 'a', {beyond}"),
+        ("a", [None, 1 << 63], f"column 'a', {beyond}"),
+        ("tags", [[1], [1 << 63]], f"column 'tags', {beyond}"),
+        ("a", [-(1 << 63) - 1, 0], "column 'a', row 0: -9223372036854775809 is beyond"),
+        ("a", [3, "x"], "column 'a', row 1: \"x\" is of type string, the column has type integer"),
+        ("a", [{"x": 1}, 3], "column 'a', row 1: 3 is of type integer, .* type object from row 0"),
+        ("tags", [[1], 2], "column 'tags' has lists and single values"),
+        ("a", ["\ud800", "x"], "column 'a', row 0: a text has half a character"),
+        ("d1", [0.5, "x"], "column 'd1', row 1: \"x\" is of type string"),
+    ):
+        columns = {"d1": [0.5, 2], "d2": [1, 0], "a": [3, -1], "b": [1, 2], "tags": [[], [1]]}
+        columns[column] = values
+        instances = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values())]  # noqa: B905
+        for asked in ({"inputs": columns}, {"instances": instances}):
+            status, _, found = served.ask("POST", PREDICT, asked)
+            assert status == 400
+            assert re.match(message, found["error"]), found
+
+
+def test_tensors_in_json_with_a_value_of_another_type_name_it(served: Any) -> None:
+    for name, kind, data, message in (
+        ("a", "INT64", [3, True], "input 'a': value 1, true, is not of datatype INT64"),
+        ("a", "INT64", [3, 1 << 63], "input 'a': value 1, 9223372036854775808, is not of"),
+        ("a", "INT8", [3, 300], "input 'a': value 1, 300, is not of datatype INT8"),
+        ("d1", "FP32", [True, 1.5], "input 'd1': value 0, true, is not of datatype FP32"),
+        ("a", "BYTES", ["\ud800", "x"], "input 'a' has a string with half a character"),
+    ):
+        inputs = tensors(**{name: (kind, [2], data)})
+        status, _, found = served.ask("POST", INFER, {"inputs": inputs})
+        assert (status, found["error"][: len(message)]) == (400, message)
+
+
+def test_what_is_wrong_with_json_is_said_in_the_servers_words(served: Any) -> None:
+    for body, message in (
+        (b"", "it is empty"),
+        (b'{"instances": [', "it ends too early"),
+        (b'{"instances": [}', "it breaks at line 1, column 16"),
+        (b'{"instances": "\xff"}', "byte 15 is no UTF-8"),
+        (b'{"instances": [' + b"9" * 5000 + b"]}", "an integer has too many digits"),
+        (b"[" * 100_000, "it is nested too deeply"),
+    ):
+        status, _, found = served.ask("POST", PREDICT, body)
+        assert (status, found["error"]) == (400, f"the body is not valid JSON: {message}")
+
+
+def test_errors_show_the_beginning_of_what_is_too_long_for_them(served: Any) -> None:
+    long = "x" * 100_000
+    for path, body in (
+        (PREDICT, {"inputs": {long: [1]}}),
+        (PREDICT, {"instances": [{long: 1}]}),
+        (PREDICT, {long: 1}),
+        (PREDICT, {"inputs": {"d1": [0], "d2": [1], "a": [long], "b": [1], "tags": [[]]}}),
+        (PREDICT, {"inputs": {"d1": [0], "d2": [1], "a": [{long: 1}], "b": [1], "tags": [[]]}}),
+        (INFER, {"inputs": [{"name": long, "datatype": "INT64", "shape": [1], "data": [1]}]}),
+        (INFER, {"inputs": [{"name": "a", "datatype": long, "shape": [1], "data": [1]}]}),
+        (INFER, {"inputs": [{"name": "a", "datatype": "INT64", "shape": long, "data": [1]}]}),
+    ):
+        status, _, found = served.ask("POST", path, body)
+        assert status == 400
+        assert len(found["error"]) < 2001
+    _, _, found = served.ask("GET", "/" + "x" * 10_000)
+    assert len(found["error"]) < 300
+
+
 def test_a_row_that_differs_is_named_with_the_nearest_column(served: Any) -> None:
     wrong = rows()[:2]
     wrong[1]["tagz"] = wrong[1].pop("tags")

@@ -11,6 +11,7 @@ from served_jobs import JOBS, SavedModel, some_samples
 from serving import Model, ServingError, UnknownVersionError
 from worker.inference import Predictor, probabilities
 
+SLOW = pytest.mark.slow
 SAMPLES = some_samples(np.random.default_rng(77), 300)  # keys that were seen, and others
 
 
@@ -20,7 +21,11 @@ def expected(model: Model, checkpoint: Path) -> np.ndarray:
     return probabilities(Predictor.from_checkpoint(checkpoint).logits(batch))
 
 
-@pytest.mark.parametrize("name", JOBS)
+# Each takes seconds: two of them, with every kind of admission, are enough for every day.
+@pytest.mark.parametrize(
+    "name",
+    [each if each in ("plain", "dynamic") else pytest.param(each, marks=SLOW) for each in JOBS],
+)
 def test_every_version_predicts_what_its_checkpoint_does(name: str, tmp_path: Path) -> None:
     job = SavedModel(name, tmp_path / "run")
     job.train(6)
