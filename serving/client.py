@@ -57,9 +57,16 @@ class Client:
     _sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
 
     def predict(
-        self, samples: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
+        self,
+        samples: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]],
+        *,
+        context: Mapping[str, Any] | None = None,
     ) -> Answered:
         """Return the predictions of rows, each {column: value}, or of columns.
+
+        Args:
+            samples: without the columns of the context.
+            context: {column: value}, what all samples have in common: sent and computed once.
 
         Raises:
             RequestError: the server refuses the request for what it is.
@@ -69,6 +76,8 @@ class Client:
         """
         columns = isinstance(samples, Mapping)
         request: dict[str, Any] = {"inputs" if columns else "instances": samples}
+        if context:
+            request["context"] = context
         found = self._ask(f"/v1/models/{self.model}:predict", request)
         about = found["metadata"]
         values = np.array(found["outputs" if columns else "predictions"], np.float32)

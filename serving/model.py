@@ -23,6 +23,7 @@ from serving.rows.table import ServedTable
 from serving.source import Source, version_of
 from serving.versions import Version, VersionStore
 from worker.data.batch import Bags, Batch
+from worker.data.shared import SharedBatch
 from worker.inference import Predictor, check_size, probabilities
 from worker.spec import FeatureSpec
 from worker.spec_json import SavedModel
@@ -184,20 +185,28 @@ class Model:
 
     # Predictions ------------------------------------------------------------------------------
 
-    def predict(self, samples: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> Prediction:
+    def predict(
+        self,
+        samples: Sequence[Mapping[str, Any]] | Mapping[str, Any],
+        *,
+        context: Mapping[str, Any] | None = None,
+    ) -> Prediction:
         """Return the probability of label 1 of each sample, as `synchromesh predict` writes it.
 
         Args:
             samples: rows, each {column: value}, or columns, {column: values or Arrow array}.
+            context: {column: value}, what all samples have in common and is then not in `samples`:
+                it is computed once, and changes no bit.
 
         Raises:
             RequestError: a column is missing, not known, or not of the job's type.
         """
         if isinstance(samples, Mapping):
-            return self.predict_batch(self.schema.batch_of_columns(samples))
-        return self.predict_batch(self.schema.batch_of_rows(samples))
+            shared = {name: [value] for name, value in (context or {}).items()}
+            return self.predict_batch(self.schema.batch_of_columns(samples, shared))
+        return self.predict_batch(self.schema.batch_of_rows(samples, context))
 
-    def predict_batch(self, batch: Batch) -> Prediction:
+    def predict_batch(self, batch: Batch | SharedBatch) -> Prediction:
         """Return the prediction of a batch that is laid out as training's.
 
         Raises:
@@ -414,7 +423,7 @@ class Model:
         self.close()
 
 
-def predicted(predictor: Predictor, batch: Batch) -> Float32s:
+def predicted(predictor: Predictor, batch: Batch | SharedBatch) -> Float32s:
     """Return float32[n], the probability of label 1 of each sample.
 
     Raises:

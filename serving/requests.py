@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from runtime.near_names import near_name
@@ -13,6 +14,7 @@ from worker.contract import DataContract
 from worker.data.batch import Batch
 from worker.data.column_types import column_kinds, is_list
 from worker.data.columns import columns_from_table
+from worker.data.shared import SharedBatch
 from worker.errors import DataError
 from worker.spec import FeatureSpec
 
@@ -71,54 +73,114 @@ class RequestSchema:
         shown = self.columns[:50]
         return ", ".join(shown) + (", ..." if len(self.columns) > len(shown) else "")
 
-    def batch_of_rows(self, rows: Sequence[Any]) -> Batch:
+    def batch_of_rows(
+        self, rows: Sequence[Any], context: Mapping[str, Any] | None = None
+    ) -> Batch | SharedBatch:
         """Return a batch of samples that are given one by one, each {column: value}.
 
         A value may be null; a column may not be left out.
+
+        Args:
+            rows: the samples, without the columns of the context.
+            context: {column: value}, what all samples have in common.
 
         Raises:
             RequestError: what is wrong, with the row's number.
         """
         self._check_count(len(rows))
-        columns: dict[str, list[Any]] = {name: [] for name in self.columns}
+        shared = {name: [value] for name, value in (context or {}).items()}
+        for name in shared:
+            self.check_known(name)
+        columns: dict[str, list[Any]] = {n: [] for n in self.columns if n not in shared}
         for number, row in enumerate(rows):
             if not isinstance(row, Mapping):
                 raise RequestError(f"row {number} must be an object {{column: value}}")
-            if row.keys() != self._known:
+            if row.keys() != columns.keys():
                 try:
-                    self.check_names(row)
+                    self._check_sides(row, shared)
+                    self.check_names([*row, *shared])
                 except RequestError as error:
                     raise RequestError(f"row {number}: {error}") from None
             for name, values in columns.items():
                 values.append(row[name])
-        return self.batch_of_columns(columns)
+        return self.batch_of_columns(columns, shared)
 
-    def batch_of_columns(self, columns: Mapping[str, Any]) -> Batch:
+    def batch_of_columns(
+        self, columns: Mapping[str, Any], context: Mapping[str, Any] | None = None
+    ) -> Batch | SharedBatch:
         """Return a batch of samples that are given as columns.
 
         Args:
             columns: by name Arrow arrays, or lists of values, one for each sample.
+            context: likewise, of one value each, what all samples have in common.
 
         Raises:
             RequestError: a name or a value is wrong, or columns differ in length.
         """
-        self.check_names(columns)
-        arrays = {name: self._array(name, columns[name]) for name in self.columns}
+        context = context or {}
+        self._check_sides(columns, context)
+        self.check_names([*columns, *context])
+        names = [name for name in self.columns if name in columns]
+        arrays = {name: self._array(name, columns[name]) for name in names}
         lengths = {name: len(array) for name, array in arrays.items()}
         rows = next(iter(lengths.values()), 0)
         for name, length in lengths.items():
             if length != rows:
                 raise RequestError(
-                    f"column {name!r} has {length} values, column {self.columns[0]!r} {rows}"
+                    f"column {name!r} has {length} values, column {names[0]!r} {rows}"
                 )
         self._check_count(rows)
-        table = pa.table(arrays)
+        if not context:
+            return self._converted(arrays, self.features, rows)
+        return self._shared(arrays, rows, {n: self._array(n, context[n]) for n in context})
+
+    def _check_sides(self, columns: Mapping[str, Any], context: Mapping[str, Any]) -> None:
+        """Refuse a column that is among the samples and in their context, or half in each."""
+        if twice := sorted(columns.keys() & context.keys()):
+            raise RequestError(f"column {cut(twice[0])!r} is in the context, and again beside it")
+        if not context:
+            return
+        for feature in self.features.sparse:
+            if feature.weights and (feature.weights in context) != (feature.column in context):
+                raise RequestError(
+                    f"column {feature.weights!r} has the weights of {feature.column!r}: either both"
+                    " are in the context or none"
+                )
+
+    def _shared(
+        self, arrays: Mapping[str, pa.Array], rows: int, context: Mapping[str, pa.Array]
+    ) -> SharedBatch:
+        for name, array in context.items():
+            if len(array) != 1:
+                raise RequestError(f"column {name!r} of the context has {len(array)} values, not 1")
+        own, one = self._part(arrays), self._part(context)
+        batch, alike = self._converted(arrays, own, rows), self._converted(context, one, 1)
+        dense = np.empty((rows, len(self.features.dense)), np.float32)
+        for part, found in ((own, batch), (one, alike)):
+            for number, name in enumerate(part.dense):
+                dense[:, self.features.dense.index(name)] = found.dense[:, number]
+        bags, shared_bags = iter(batch.sparse), iter(alike.sparse)
+        flags = tuple(feature.column in context for feature in self.features.sparse)
+        sparse = tuple(next(shared_bags if shared else bags) for shared in flags)
+        return SharedBatch(
+            Batch(batch.labels, dense, sparse),
+            np.zeros(rows, np.int64),
+            flags,
+            set(self.features.dense) <= context.keys(),
+        )
+
+    def _part(self, columns: Mapping[str, Any]) -> FeatureSpec:
+        dense = tuple(name for name in self.features.dense if name in columns)
+        sparse = tuple(each for each in self.features.sparse if each.column in columns)
+        return replace(self.features, dense=dense, sparse=sparse)
+
+    def _converted(self, arrays: Mapping[str, pa.Array], features: FeatureSpec, rows: int) -> Batch:
+        table = pa.table(dict(arrays))
         try:
-            self._check_kinds(table.schema)
-            whole = columns_from_table(table, self.features, where=_WHERE)
+            self._check_kinds(table.schema, features)
+            return columns_from_table(table, features, where=_WHERE).batch(0, rows)
         except DataError as error:
             raise RequestError(str(error)) from error
-        return whole.batch(0, rows)
 
     def _check_count(self, rows: int) -> None:
         if not 1 <= rows <= self.max_rows:
@@ -170,9 +232,9 @@ class RequestSchema:
         if any(lists) and not all(lists):
             raise RequestError(f"column {name!r} has lists and single values; write one of them")
 
-    def _check_kinds(self, schema: pa.Schema) -> None:
-        kinds = column_kinds(schema, self.features, _WHERE[0])
-        for feature in self.features.sparse:
+    def _check_kinds(self, schema: pa.Schema, features: FeatureSpec) -> None:
+        kinds = column_kinds(schema, features, _WHERE[0])
+        for feature in features.sparse:
             found = kinds.get(("sparse column", feature.column))
             wanted = self.kinds.get(feature.name)
             if found is None or wanted is None:

@@ -18,6 +18,7 @@ from serving.wire import inference, rows
 from serving.wire.json_text import text
 from worker.data.batch import Batch
 from worker.data.columns import concatenate
+from worker.data.shared import SharedBatch, joined
 from worker.inference import Predictor, probabilities
 
 Done = Callable[[Answer], None]
@@ -47,7 +48,7 @@ class SessionOptions:
 
 @dataclass(slots=True)
 class _Decoded:
-    batch: Batch
+    batch: Batch | SharedBatch
     done: Done
     encode: Callable[[npt.NDArray[np.float32], dict[str, Any]], Answer]
 
@@ -154,19 +155,22 @@ class Session:
     def _compute(self, decoded: Sequence[_Decoded]) -> None:
         try:
             predictor, loaded = self._predictor_now()
-            if not predictor.predicts_by_sample:  # its bits may depend on what else is in a batch
-                for each in decoded:
-                    self._answer(each, predictor.logits(each.batch), loaded)
-                return
-            logits = predictor.logits(concatenate([each.batch for each in decoded]))
+        except Exception as error:  # whatever a custom model raises
+            _fail(decoded, error)
+            return
+        # Of a custom model bits may depend on what else is in a batch.
+        together = _by_shape(decoded) if predictor.predicts_by_sample else [[e] for e in decoded]
+        for alike in together:
+            try:
+                logits = predictor.logits(_joined([each.batch for each in alike]))
+            except Exception as error:
+                _fail(alike, error)
+                continue
             start = 0
-            for each in decoded:
+            for each in alike:
                 end = start + each.batch.num_samples
                 self._answer(each, logits[start:end], loaded)
                 start = end
-        except Exception as error:  # whatever a custom model raises
-            for each in decoded:
-                each.done(failed(500, f"the model failed: {error!r}"))
 
     def _predictor_now(self) -> tuple[Predictor, Loaded]:
         loaded = self._newest
@@ -191,6 +195,27 @@ class Session:
         answer = each.encode(probabilities(logits), about)
         answer.rows, answer.step = len(logits), version.step
         each.done(answer)
+
+
+def _fail(decoded: Sequence[_Decoded], error: Exception) -> None:
+    for each in decoded:
+        each.done(failed(500, f"the model failed: {error!r}"))
+
+
+def _by_shape(decoded: Sequence[_Decoded]) -> list[list[_Decoded]]:
+    """Return the requests that share the same columns, together, in the order of their first."""
+    found: dict[Any, list[_Decoded]] = {}
+    for each in decoded:
+        batch = each.batch
+        shape = (batch.sparse, batch.dense) if isinstance(batch, SharedBatch) else None
+        found.setdefault(shape, []).append(each)
+    return list(found.values())
+
+
+def _joined(batches: Sequence[Any]) -> Batch | SharedBatch:
+    if isinstance(batches[0], SharedBatch):
+        return joined(batches)
+    return concatenate(batches)
 
 
 def failed(status: int, message: str) -> Answer:

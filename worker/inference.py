@@ -19,8 +19,9 @@ from worker.contract import DataContract, check_kinds
 from worker.data.batch import Batch
 from worker.data.plan import Plan
 from worker.data.reading import Reader
+from worker.data.shared import SharedBatch
 from worker.metrics import StreamingAuc, log_loss_sum
-from worker.models import build_model, num_parameters
+from worker.models import SharedInputs, build_model, num_parameters
 from worker.spec import DataSpec, FeatureSpec, ModelSpec
 from worker.spec_json import SavedModel, saved_model_from_json
 from worker.step.choosing import choose_rows
@@ -28,6 +29,9 @@ from worker.step.computing import Computation
 from worker.step.preparing import Preparer
 
 Float32s = npt.NDArray[np.float32]
+
+# Below so many samples a run it takes longer to begin sums of each run than to repeat them.
+_LEAST_RUN = 4
 
 
 class ModelError(ValueError):
@@ -152,13 +156,24 @@ class Predictor:
         self._dense = self._computation.packed(dense)
         self.step = step
 
-    def logits(self, batch: Batch) -> Float32s:
-        """Return the logit of each sample, float32[n]; the batch is only read."""
+    def logits(self, batch: Batch | SharedBatch) -> Float32s:
+        """Return the logit of each sample, float32[n]; the batch is only read.
+
+        What runs of samples share is computed once for each, and changes no bit.
+        """
+        shared = None
+        if isinstance(batch, SharedBatch):
+            if self.predicts_by_sample and batch.num_samples >= _LEAST_RUN * batch.num_runs:
+                alike = [batch.sparse[lookup.feature] for lookup in self.model.lookups]
+                shared = SharedInputs.of(batch.group, alike, dense=batch.dense)
+                batch = batch.batch
+            else:
+                batch = batch.expanded()
         prepared = self._preparer(batch)
         values, admitted = self._pull(prepared.unique)
         prepared, _ = choose_rows(prepared, admitted)
         with self._blas.limit(limits=1):
-            logits = self._computation.predict(prepared, values, self._dense)
+            logits = self._computation.predict(prepared, values, self._dense, shared)
         self._preparer.give_back(prepared)
         return logits
 

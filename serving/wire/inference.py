@@ -2,7 +2,7 @@
 
 A tensor is a column of the job: of shape [n] or [n, 1] a value for each sample, of [n, k] a list of
 k. Lists of other lengths come as one tensor of all their values, [m] or [m, 1], and a second one,
-`NAME:lengths`, of n integers.
+`NAME:lengths`, of n integers. A tensor of one value, or one list, is what all samples share.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from serving.errors import RequestError, shown
 from serving.requests import RequestSchema
 from serving.wire.json_text import parsed, text
 from worker.data.batch import Batch
+from worker.data.shared import SharedBatch
 
 OUTPUT = "prediction"
 LENGTHS = ":lengths"
@@ -51,7 +52,9 @@ class Wanted:
     binary: bool
 
 
-def decode(body: bytes, json_bytes: int | None, schema: RequestSchema) -> tuple[Batch, Wanted]:
+def decode(
+    body: bytes, json_bytes: int | None, schema: RequestSchema
+) -> tuple[Batch | SharedBatch, Wanted]:
     """Return the samples of a request, and how it wants its answer.
 
     Raises:
@@ -85,7 +88,12 @@ def decode(body: bytes, json_bytes: int | None, schema: RequestSchema) -> tuple[
     if start != len(rest):
         raise RequestError(f"{len(rest) - start} bytes follow the last binary input")
     wanted = _wanted(head)
-    return schema.batch_of_columns(_columns(arrays, schema)), wanted
+    columns = _columns(arrays, schema)
+    context = {}
+    if max((len(array) for array in columns.values()), default=0) > 1:
+        context = {name: array for name, array in columns.items() if len(array) == 1}
+    own = {name: array for name, array in columns.items() if name not in context}
+    return schema.batch_of_columns(own, context), wanted
 
 
 def _entries(found: Any, name: str) -> list[dict[str, Any]]:

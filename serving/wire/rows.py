@@ -2,6 +2,10 @@
 
 {"instances": [{"user": 7, "tags": ["a", "b"]}, ...]}   ->  {"predictions": [0.12, ...]}
 {"inputs": {"user": [7, ...], "tags": [["a", "b"], ...]}}  ->  {"outputs": [0.12, ...]}
+
+What all samples have in common may stand once in front of either:
+
+{"context": {"user": 7}, "instances": [{"tags": ["a", "b"]}, ...]}
 """
 
 from typing import Any
@@ -13,11 +17,12 @@ from serving.errors import RequestError, cut
 from serving.requests import RequestSchema
 from serving.wire.json_text import parsed, text
 from worker.data.batch import Batch
+from worker.data.shared import SharedBatch
 
-_KNOWN = {"instances", "inputs", "signature_name"}
+_KNOWN = {"context", "instances", "inputs", "signature_name"}
 
 
-def decode(body: bytes, schema: RequestSchema) -> tuple[Batch, str]:
+def decode(body: bytes, schema: RequestSchema) -> tuple[Batch | SharedBatch, str]:
     """Return the samples, and under which name the answer has their predictions.
 
     Raises:
@@ -26,18 +31,24 @@ def decode(body: bytes, schema: RequestSchema) -> tuple[Batch, str]:
     request = parsed(body)
     unknown = sorted(request.keys() - _KNOWN)
     if unknown:
-        raise RequestError(f"a request has no {cut(unknown[0])!r}; it has instances, or inputs")
+        raise RequestError(
+            f"a request has no {cut(unknown[0])!r}; it has instances or inputs, and a context"
+        )
     if ("instances" in request) == ("inputs" in request):
         raise RequestError("a request has either instances, a list of rows, or inputs, columns")
+    context = request.get("context", {})
+    if not isinstance(context, dict):
+        raise RequestError("context must be an object {column: value}, what all samples share")
     if "instances" in request:
         rows = request["instances"]
         if not isinstance(rows, list):
             raise RequestError("instances must be a list of rows, each {column: value}")
-        return schema.batch_of_rows(rows), "predictions"
+        return schema.batch_of_rows(rows, context), "predictions"
     columns = request["inputs"]
     if not isinstance(columns, dict):
         raise RequestError("inputs must be an object {column: values}")
-    return schema.batch_of_columns(columns), "outputs"
+    shared = {name: [value] for name, value in context.items()}
+    return schema.batch_of_columns(columns, shared), "outputs"
 
 
 def encode(values: npt.NDArray[np.float32], name: str, about: dict[str, Any]) -> bytes:

@@ -4,12 +4,16 @@ import contextlib
 import json
 import re
 import socket
+import time
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from served_jobs import some_samples
+
+from serving import Client
+from serving.calls import Call
 
 SAMPLES = some_samples(np.random.default_rng(5), 20)
 PREDICT, INFER = "/v1/models/clicks:predict", "/v2/models/clicks/infer"
@@ -293,6 +297,114 @@ def test_keys_that_were_never_seen_get_what_training_gives_them(served: Any) -> 
     unseen[1]["a"] = unseen[0]["a"]
     _, _, found = served.ask("POST", PREDICT, {"instances": unseen})
     assert found["predictions"] == [one, one], "the default value does not"
+
+
+def without(row: dict[str, Any], column: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != column}
+
+
+# What all samples of a request share --------------------------------------------------------------
+
+
+def user_and_items() -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """One user's columns, items of 20 samples, and the samples with all their columns."""
+    user = {"d1": 0.75, "a": 3, "tags": [4, 4, 9]}
+    items = [{name: row[name] for name in ("d2", "b")} for row in rows()]
+    return user, items, [user | item for item in items]
+
+
+def test_what_samples_share_stands_once_in_a_request_of_rows_and_changes_no_bit(
+    served: Any,
+) -> None:
+    user, items, whole = user_and_items()
+    expected = served.serving.model.predict(whole).values
+
+    _, _, found = served.ask("POST", PREDICT, {"context": user, "instances": items})
+    np.testing.assert_array_equal(np.array(found["predictions"], np.float32), expected)
+    columns = {name: [item[name] for item in items] for name in items[0]}
+    _, _, found = served.ask("POST", PREDICT, {"context": user, "inputs": columns})
+    np.testing.assert_array_equal(np.array(found["outputs"], np.float32), expected)
+    np.testing.assert_array_equal(
+        served.serving.model.predict(columns, context=user).values, expected
+    )
+    client = Client(address=served.serving.address, model="clicks", token="a token of sixteen")
+    np.testing.assert_array_equal(client.predict(items, context=user).values, expected)
+
+
+def test_a_tensor_of_one_value_is_what_all_samples_share(served: Any) -> None:
+    whole = [
+        {"d1": 0.5, "d2": d2, "a": 3, "b": b, "tags": [1, 2, 9]}
+        for d2, b in ((1, 17), (0, 4000), (3, 5), (2, 6), (1, 1))
+    ]
+    expected = served.serving.model.predict(whole).values
+    for tags in (
+        {"tags": ("INT64", [3], [1, 2, 9]), "tags:lengths": ("INT32", [1], [3])},
+        {"tags": ("INT64", [1, 3], [1, 2, 9]), "tags:lengths": None},
+    ):
+        inputs = tensors(
+            d1=("FP32", [1], [0.5]),
+            d2=("FP64", [5, 1], [1, 0, 3, 2, 1]),
+            a=("INT32", [1, 1], [3]),
+            b=("INT64", [5], [17, 4000, 5, 6, 1]),
+            **tags,
+        )
+        status, _, found = served.ask("POST", INFER, {"inputs": inputs})
+        assert status == 200, found
+        got = np.array(found["outputs"][0]["data"], np.float32)
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_requests_with_and_without_a_context_are_computed_together(served: Any) -> None:
+    user, items, whole = user_and_items()
+    asked = [
+        {"context": user, "instances": items},
+        {"instances": rows()},
+        {"context": {**user, "a": 7}, "instances": items[:9]},
+        {"context": {"b": 9}, "instances": [without(row, "b") for row in rows()]},
+    ]
+    answers: list[Any] = []
+    calls = [Call("rows", json.dumps(body).encode(), None, time.monotonic() + 60) for body in asked]
+    session = served.serving._pool._sessions[0]
+    decoded = [session._decoded(call, answers.append) for call in calls]
+
+    session._compute(decoded)
+
+    model = served.serving.model
+    found = [json.loads(answer.body)["predictions"] for answer in answers]
+    expected = [
+        model.predict(samples).values
+        for samples in (
+            whole,
+            [{**row, "a": 7} for row in whole[:9]],
+            rows(),
+            [{**row, "b": 9} for row in rows()],
+        )
+    ]
+    by_bits = sorted(np.array(each, np.float32).tobytes() for each in found)
+    assert by_bits == sorted(each.tobytes() for each in expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context": [1]}, "context must be an object"),
+        ({"context": {"x": 1}}, "the model reads no column 'x'"),
+        ({"context": {"d2": 1}}, "row 0: column 'd2' is in the context, and again beside it"),
+        ({"context": {"d1": 1}}, "row 0: column 'a' is missing"),
+        ({"context": {"d1": 1, "a": True, "tags": []}}, "column 'a', row 0: true is no key"),
+        ({"context": {"d1": 1, "a": [3, 4, "x"], "tags": []}}, "is of type string"),
+        ({"instances": [{}]}, "row 0: column 'd2' is missing"),
+        ({"instances": []}, "1 to 16384 samples, got 0"),
+    ],
+)
+def test_a_wrong_context_is_refused(served: Any, changes: Any, message: str) -> None:
+    user, items, _ = user_and_items()
+
+    asked = {"context": user, "instances": items, **changes}
+    status, _, found = served.ask("POST", PREDICT, asked)
+
+    assert status == 400
+    assert message in found["error"]
 
 
 # Who may ask, and how much ---------------------------------------------------------------------

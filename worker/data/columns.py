@@ -151,6 +151,11 @@ def concatenate(parts: Sequence[Batch]) -> Batch:
     )
 
 
+def repeated(bags: Bags, order: _Ints) -> Bags:
+    """Return the bags at the positions `order`, int64[m], as a copy."""
+    return _take_bags(bags, order)
+
+
 def _array(table: pa.Table, name: str) -> pa.Array:
     """One array of a column, its chunks joined, extension types as what they store."""
     column = table.column(name)

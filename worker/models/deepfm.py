@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from worker.models.factorization import add_pair_sums, add_pair_sums_gradient
 from worker.models.interaction import common_dim
-from worker.models.protocol import FloatArray
+from worker.models.protocol import FloatArray, SharedInputs
 from worker.models.wide_deep import PackedWideDeep, WideDeep, is_linear
 from worker.spec import ModelSpec
 
@@ -41,8 +41,14 @@ class DeepFm:
     def packed(self, weights: Sequence[FloatArray]) -> PackedWideDeep:
         return self._wide_deep.packed(weights)
 
-    def predict(self, packed: PackedWideDeep, dense: FloatArray, pooled: FloatArray) -> FloatArray:
-        logits = self._wide_deep.predict(packed, dense, pooled)
+    def predict(
+        self,
+        packed: PackedWideDeep,
+        dense: FloatArray,
+        pooled: FloatArray,
+        shared: SharedInputs | None = None,
+    ) -> FloatArray:
+        logits = self._wide_deep.predict(packed, dense, pooled, shared)
         add_pair_sums(self._vectors(pooled), logits[:, 0])
         return logits
 

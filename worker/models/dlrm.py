@@ -11,8 +11,8 @@ import numpy as np
 
 from worker.models.interaction import Interaction, common_dim
 from worker.models.layers import Mlp, RowBuffer, read_widths
-from worker.models.predicted_layers import PackedLayer
-from worker.models.protocol import FloatArray, SampleVectors
+from worker.models.predicted_layers import PackedLayer, begin_sums
+from worker.models.protocol import FloatArray, SampleVectors, SharedInputs
 from worker.spec import ModelSpec
 
 DEFAULTS = {"bottom_mlp": (512, 256, 64), "top_mlp": (512, 256)}
@@ -70,16 +70,32 @@ class Dlrm:
         return self._top.forward(weights[self._num_bottom :], top_inputs)
 
     def packed(self, weights: Sequence[FloatArray]) -> PackedDlrm:
+        weight, *others = weights[self._num_bottom :]
         return PackedDlrm(
             self._bottom.packed(weights[: self._num_bottom]),
-            self._top.packed(weights[self._num_bottom :]),
+            self._top.packed([weight[self._interaction.prediction_order], *others]),
         )
 
-    def predict(self, packed: PackedDlrm, dense: FloatArray, vectors: SampleVectors) -> FloatArray:
-        bottom_outputs = self._bottom.predict(packed.bottom, dense)
+    def predict(
+        self,
+        packed: PackedDlrm,
+        dense: FloatArray,
+        vectors: SampleVectors,
+        shared: SharedInputs | None = None,
+    ) -> FloatArray:
         top_inputs = self._top_inputs.rows(len(dense))
-        self._interaction.forward(bottom_outputs, vectors, top_inputs)
-        return self._top.predict(packed.top, top_inputs)
+        if shared is None:
+            bottom_outputs = self._bottom.predict(packed.bottom, dense)
+            self._interaction.predict(bottom_outputs, vectors, top_inputs)
+            return self._top.predict(packed.top, top_inputs)
+        bottom_outputs = self._bottom.predict(
+            packed.bottom, dense[shared.firsts] if shared.dense else dense
+        )
+        if shared.dense:
+            bottom_outputs = bottom_outputs[shared.group]
+        begun_inputs = self._interaction.predict_shared(bottom_outputs, vectors, shared, top_inputs)
+        begun = begin_sums(packed.top[0], top_inputs, begun_inputs, shared)
+        return self._top.predict(packed.top, top_inputs, begun)
 
     def backward(
         self,

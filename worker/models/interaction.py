@@ -7,6 +7,7 @@ cache, and on four of its vectors at once, which share what is loaded of the oth
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
 from embedding.kernels.lines import (
@@ -20,7 +21,7 @@ from embedding.kernels.lines import (
     store_line,
     transpose_lines,
 )
-from worker.models.protocol import FloatArray, SampleVectors
+from worker.models.protocol import FloatArray, SampleVectors, SharedInputs
 
 
 class Interaction:
@@ -37,8 +38,11 @@ class Interaction:
 
     def __init__(self, num_lookups: int, dim: int, *, has_first: bool) -> None:
         num_vectors = num_lookups + has_first
-        self.width = dim * has_first + num_vectors * (num_vectors - 1) // 2
+        self._num_pairs = num_vectors * (num_vectors - 1) // 2
+        self.width = dim * has_first + self._num_pairs
         self._dim = dim
+        self._num_vectors = num_vectors
+        self._has_first = has_first
 
     def forward(self, first: FloatArray, vectors: SampleVectors, out: FloatArray) -> None:
         """Write float32[n, `width`].
@@ -48,7 +52,51 @@ class Interaction:
             vectors: of the lookups.
             out: C-contiguous, written.
         """
-        _dots(first, vectors.flat, vectors.positions, self._dim, out)
+        _dots(first, vectors.flat, vectors.positions, self._dim, False, out)
+
+    @property
+    def prediction_order(self) -> npt.NDArray[np.int64]:
+        """int64[`width`]: where `forward` writes what `predict` writes at each place."""
+        places = []
+        for i in range(self._num_vectors):
+            for j in range(i):
+                # Here the first vector is the last; in `forward` it is number 0.
+                a, b = ((k + self._has_first) % self._num_vectors for k in (i, j))
+                a, b = max(a, b), min(a, b)
+                places.append(self._dim * self._has_first + a * (a - 1) // 2 + b)
+        places += range(self._dim * self._has_first)
+        return np.array(places, np.int64)
+
+    def predict(self, first: FloatArray, vectors: SampleVectors, out: FloatArray) -> None:
+        """As `forward`, but in the order of prediction: what the first vector gives comes last.
+
+        So dot products of the first lookups come first, whatever else differs between samples, and
+        what a layer sums over them can be summed once for samples that share them.
+        """
+        _dots(first, vectors.flat, vectors.positions, self._dim, True, out)
+
+    def predict_shared(
+        self, first: FloatArray, vectors: SampleVectors, shared: SharedInputs, out: FloatArray
+    ) -> int:
+        """As `predict`, to the last bit, but dot products of what samples share are made once.
+
+        Returns:
+            how many of the first elements are shared: these are written for the first sample of
+            each run alone.
+        """
+        alike = [*shared.lookups, shared.dense] if self._has_first else [*shared.lookups]
+        order = np.argsort(np.logical_not(alike), kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(order.size)
+        stride = -(-self._num_vectors // WIDTH) * WIDTH
+        i, j = np.tril_indices(self._num_vectors, -1)
+        later, earlier = np.maximum(place[i], place[j]), np.minimum(place[i], place[j])
+        begun = shared.leading * (shared.leading - 1) // 2
+        _shared_dots(
+            first, vectors.flat, vectors.positions, self._dim, order, sum(alike),
+            later * stride + earlier, begun, shared.group, out,
+        )  # fmt: skip
+        return begun
 
     def backward(
         self,
@@ -86,9 +134,30 @@ def common_dim(model_type: str, dims: Mapping[str, int]) -> int:
     return next(iter(dims.values()))
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _dots_of_four(columns, i, dim, stride, dots):  # type: ignore[no-untyped-def]
+    """dots[k * stride + j] = v_k . v_j for k = i, ..., i + 3 and all j < k, and what is beside."""
+    for j in range(0, i + 3, WIDTH):
+        d0 = d1 = d2 = d3 = line_of_zeros()
+        for k in range(dim):
+            row = k * stride
+            others = load_line(columns, row + j)
+            d0 = multiply_add(repeated(columns, row + i), others, d0)
+            d1 = multiply_add(repeated(columns, row + i + 1), others, d1)
+            d2 = multiply_add(repeated(columns, row + i + 2), others, d2)
+            d3 = multiply_add(repeated(columns, row + i + 3), others, d3)
+        store_line(d0, dots, i * stride + j)
+        store_line(d1, dots, (i + 1) * stride + j)
+        store_line(d2, dots, (i + 2) * stride + j)
+        store_line(d3, dots, (i + 3) * stride + j)
+
+
 @njit(cache=True, nogil=True)
-def _dots(first, flat, positions, dim, out):  # type: ignore[no-untyped-def]
-    """out[s] = first[s], then v_i . v_j for all j < i of sample s."""
+def _dots(first, flat, positions, dim, first_last, out):  # type: ignore[no-untyped-def]
+    """out[s] = first[s], then v_i . v_j for all j < i of sample s.
+
+    With `first_last` the first vector is the last one, and comes after the dot products.
+    """
     num_lookups = positions.shape[0]
     has_first = 1 if first.shape[1] > 0 else 0
     num_vectors = num_lookups + has_first
@@ -99,37 +168,66 @@ def _dots(first, flat, positions, dim, out):  # type: ignore[no-untyped-def]
     dots = np.empty(stride * stride, np.float32)
     pairs = np.empty(num_pairs + stride, np.float32)
     start = first.shape[1]
+    first_slot, lookup_slot = (num_lookups, 0) if first_last else (0, has_first)
+    first_to, pairs_to = (num_pairs, 0) if first_last else (0, start)
     firsts, outputs = first.reshape(-1), out.reshape(-1)
     for s in range(out.shape[0]):
         to = s * out.shape[1]
-        copy_row(firsts, s * start, start, vectors, 0)
-        copy_row(firsts, s * start, start, outputs, to)
+        if has_first:
+            copy_row(firsts, s * start, start, vectors, first_slot * width)
+            copy_row(firsts, s * start, start, outputs, to + first_to)
         for i in range(num_lookups):
-            copy_row(flat, positions[i, s], dim, vectors, (i + has_first) * width)
+            copy_row(flat, positions[i, s], dim, vectors, (i + lookup_slot) * width)
         for i in range(0, num_vectors, WIDTH):
             for k in range(0, dim, WIDTH):
                 transpose_lines(vectors, i * width + k, width, columns, k * stride + i, stride)
         for i in range(0, num_vectors, 4):
-            for j in range(0, i + 3, WIDTH):
-                d0 = d1 = d2 = d3 = line_of_zeros()
-                for k in range(dim):
-                    row = k * stride
-                    others = load_line(columns, row + j)
-                    d0 = multiply_add(repeated(columns, row + i), others, d0)
-                    d1 = multiply_add(repeated(columns, row + i + 1), others, d1)
-                    d2 = multiply_add(repeated(columns, row + i + 2), others, d2)
-                    d3 = multiply_add(repeated(columns, row + i + 3), others, d3)
-                store_line(d0, dots, i * stride + j)
-                store_line(d1, dots, (i + 1) * stride + j)
-                store_line(d2, dots, (i + 2) * stride + j)
-                store_line(d3, dots, (i + 3) * stride + j)
+            _dots_of_four(columns, i, dim, stride, dots)
         pair = 0
         for i in range(1, num_vectors):
             # Whole lines: what is too much of one vector is overwritten by the next one's.
             for j in range(0, i, WIDTH):
                 store_line(load_line(dots, i * stride + j), pairs, pair + j)
             pair += i
-        copy_row(pairs, 0, num_pairs, outputs, to + start)
+        copy_row(pairs, 0, num_pairs, outputs, to + pairs_to)
+
+
+@njit(cache=True, nogil=True)
+def _shared_dots(  # type: ignore[no-untyped-def]
+    first, flat, positions, dim, order, num_shared, sources, begun, group, out
+):
+    """As `_dots` with `first_last`, the vectors that runs of samples share before the others.
+
+    Args:
+        order: int64[vectors], those that are shared before the others.
+        sources: int64[pairs], where in `dots` each one is.
+        begun: how many of the first pairs are written for the first sample of a run alone.
+    """
+    num_lookups, num_vectors, num_pairs = positions.shape[0], order.size, sources.size
+    stride, width = -(-num_vectors // WIDTH) * WIDTH, -(-dim // WIDTH) * WIDTH
+    vectors = np.zeros(stride * width, np.float32)
+    columns = np.zeros(width * stride, np.float32)
+    dots = np.empty(stride * stride, np.float32)
+    start = first.shape[1]
+    firsts, outputs = first.reshape(-1), out.reshape(-1)
+    for s in range(out.shape[0]):
+        to = s * out.shape[1]
+        anew = s == 0 or group[s] != group[s - 1]
+        changed = 0 if anew else num_shared
+        for place in range(changed, num_vectors):
+            number = order[place]
+            if number == num_lookups:
+                copy_row(firsts, s * start, start, vectors, place * width)
+            else:
+                copy_row(flat, positions[number, s], dim, vectors, place * width)
+        for i in range(changed - changed % WIDTH, num_vectors, WIDTH):
+            for k in range(0, dim, WIDTH):
+                transpose_lines(vectors, i * width + k, width, columns, k * stride + i, stride)
+        for i in range(changed - changed % 4, num_vectors, 4):
+            _dots_of_four(columns, i, dim, stride, dots)
+        for pair in range(0 if anew else begun, num_pairs):
+            outputs[to + pair] = dots[sources[pair]]
+        copy_row(firsts, s * start, start, outputs, to + num_pairs)
 
 
 @njit(cache=True, nogil=True)

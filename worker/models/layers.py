@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from embedding.spec.initial_values import Constant, Uniform
-from worker.models.predicted_layers import PackedLayer, packed_layer, predict_layers
+from worker.models.predicted_layers import BegunSums, PackedLayer, packed_layer, predict_layers
 from worker.models.protocol import FloatArray, Parameter, name_hint
 
 WIDTH_MAX = 65536
@@ -108,15 +108,21 @@ class Mlp:
             for layer in range(self._num_layers)
         ]
 
-    def predict(self, layers: Sequence[PackedLayer], inputs: FloatArray) -> FloatArray:
+    def predict(
+        self,
+        layers: Sequence[PackedLayer],
+        inputs: FloatArray,
+        begun: BegunSums | None = None,
+    ) -> FloatArray:
         """As `forward`, but for last bits: those of a sample do not depend on its batch.
 
         Args:
             layers: what `packed` made of the parameters.
             inputs: float32[n, inputs], C-contiguous.
+            begun: sums of the first layer over inputs that are then not read.
         """
         outputs = [output.rows(len(inputs)) for output in self._outputs]
-        return predict_layers(layers, inputs, outputs)
+        return predict_layers(layers, inputs, outputs, begun)
 
     def backward(
         self,

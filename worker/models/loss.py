@@ -14,6 +14,7 @@ from worker.models.protocol import (
     Inputs,
     PackedParameters,
     Parameter,
+    SharedInputs,
     parameter_views,
 )
 
@@ -82,8 +83,18 @@ class PredictingNetwork(Protocol[Inputs]):
         """Copy the weights to where `predict` reads them."""
         ...
 
-    def predict(self, packed: Any, dense: FloatArray, pooled: Inputs) -> FloatArray:
-        """Return the logits, float32[n, 1], in a buffer that the next call overwrites."""
+    def predict(
+        self,
+        packed: Any,
+        dense: FloatArray,
+        pooled: Inputs,
+        shared: SharedInputs | None = None,
+    ) -> FloatArray:
+        """Return the logits, float32[n, 1], in a buffer that the next call overwrites.
+
+        Args:
+            shared: what runs of samples have in common; it changes no bit.
+        """
         ...
 
 
@@ -134,11 +145,15 @@ class LogLossModel(Generic[Inputs]):
         return PackedParameters(network.packed(parameter_views(params, self.parameters)))
 
     def predict(
-        self, params: FloatArray | PackedParameters, dense: FloatArray, pooled: Inputs
+        self,
+        params: FloatArray | PackedParameters,
+        dense: FloatArray,
+        pooled: Inputs,
+        shared: SharedInputs | None = None,
     ) -> FloatArray:
         packed = self.packed(params) if isinstance(params, np.ndarray) else params
         if isinstance(packed, PackedParameters):
             network = cast(PredictingNetwork[Inputs], self._network)
-            return network.predict(packed.of_network, dense, pooled)[:, 0].copy()
+            return network.predict(packed.of_network, dense, pooled, shared)[:, 0].copy()
         weights = parameter_views(packed, self.parameters)
         return self._network.forward(weights, dense, pooled)[:, 0].copy()

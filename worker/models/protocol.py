@@ -88,6 +88,45 @@ class PackedParameters:
     of_network: Any
 
 
+@dataclass(frozen=True, slots=True)
+class SharedInputs:
+    """What runs of a batch's samples have in common, so that it need be computed once for each.
+
+    Args:
+        group: int64[n], the run of each sample: 0, then the same or one more than the one before.
+        firsts: int64[runs], the first sample of each run.
+        lookups: for each lookup, whether its vector is the same within a run.
+        dense: whether all dense features are.
+    """
+
+    group: npt.NDArray[np.int64]
+    firsts: npt.NDArray[np.int64]
+    lookups: tuple[bool, ...]
+    dense: bool
+
+    @classmethod
+    def of(
+        cls, group: npt.NDArray[np.int64], lookups: Sequence[bool], *, dense: bool
+    ) -> "SharedInputs":
+        """Find where runs begin."""
+        firsts = np.flatnonzero(np.diff(group, prepend=-1))
+        return cls(group, firsts, tuple(lookups), dense)
+
+    def part(self, rows: slice) -> "SharedInputs":
+        """Return what is said of some consecutive samples."""
+        group = self.group[rows]
+        if group.size == self.group.size:
+            return self
+        if group.size:
+            group = group - group[0]
+        return SharedInputs.of(group, self.lookups, dense=self.dense)
+
+    @property
+    def leading(self) -> int:
+        """How many of the first lookups are shared."""
+        return [*self.lookups, False].index(False)
+
+
 Inputs = TypeVar("Inputs", FloatArray, SampleVectors, contravariant=True)
 
 
@@ -100,6 +139,9 @@ class Model(Protocol[Inputs]):
 
     It may have a method `packed(params)`; what that returns, `PackedParameters`, is then taken by
     `predict` in place of `params`, with the same result.
+
+    Where `predicts_by_sample` is true, `predict` also takes `SharedInputs` as its last argument;
+    `pooled` has all inputs of all samples all the same, and the result is the same to the last bit.
 
     The parameters lie one after another, in the order of `parameters` and each in C order, in one
     float32 vector of length P. A batch has n >= 0 samples; W is `ModelSpec.pooled_width`.

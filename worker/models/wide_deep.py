@@ -11,8 +11,8 @@ import numpy as np
 
 from embedding.spec.initial_values import Constant
 from worker.models.layers import Mlp, RowBuffer, read_widths
-from worker.models.predicted_layers import PackedLayer, packed_layer, predict_layers
-from worker.models.protocol import FloatArray, Parameter
+from worker.models.predicted_layers import PackedLayer, begin_sums, packed_layer, predict_layers
+from worker.models.protocol import FloatArray, Parameter, SharedInputs
 from worker.spec import Lookup, ModelSpec
 
 DEFAULTS = {"mlp": (1024, 512, 256)}
@@ -56,6 +56,7 @@ class WideDeep:
                 f"{spec.type} takes its first-order lookups after all others, got tables "
                 f"{[lookup.table for lookup in spec.lookups]}"
             )
+        self._embedding_dims = [each.dim for each in spec.lookups if not is_linear(each)]
         # Columns of the pooled input that hold embeddings.
         self.embedding_width = spec.pooled_width - sum(linear)
         deep_width = self.embedding_width + spec.num_dense
@@ -80,8 +81,18 @@ class WideDeep:
         linear = packed_layer(wide.reshape(-1, 1), np.zeros(1, np.float32), relu=False)
         return PackedWideDeep(linear, self._deep.packed(deep))
 
-    def predict(self, packed: PackedWideDeep, dense: FloatArray, pooled: FloatArray) -> FloatArray:
-        logits = self._deep.predict(packed.deep, self._joined(dense, pooled))
+    def predict(
+        self,
+        packed: PackedWideDeep,
+        dense: FloatArray,
+        pooled: FloatArray,
+        shared: SharedInputs | None = None,
+    ) -> FloatArray:
+        inputs, begun = self._joined(dense, pooled), None
+        if shared is not None:
+            num_inputs = sum(self._embedding_dims[: shared.leading])
+            begun = begin_sums(packed.deep[0], inputs, num_inputs, shared)
+        logits = self._deep.predict(packed.deep, inputs, begun)
         linear = self._linear.rows(len(pooled))
         first_order = pooled[:, self.embedding_width :]
         logits[:, 0] += np.sum(first_order, axis=1, out=linear[:, 0])

@@ -10,7 +10,14 @@ import numpy.typing as npt
 
 from runtime.fingerprint import check_float_mode
 from runtime.free_list import FreeList
-from worker.models import Model, PackedParameters, SampleVectors, build_model, num_parameters
+from worker.models import (
+    Model,
+    PackedParameters,
+    SampleVectors,
+    SharedInputs,
+    build_model,
+    num_parameters,
+)
 from worker.spec import Lookup, ModelSpec
 from worker.step.assembling import Vectors, add_gradient, pool_vectors, vectors_of
 from worker.step.preparing import Prepared
@@ -105,13 +112,19 @@ class Computation:
         return parameters if pack is None else pack(parameters)
 
     def predict(
-        self, prepared: Prepared, values: Float32s, parameters: Float32s | PackedParameters
+        self,
+        prepared: Prepared,
+        values: Float32s,
+        parameters: Float32s | PackedParameters,
+        shared: SharedInputs | None = None,
     ) -> Float32s:
         """Return the logit of each sample, float32[n].
 
         Args:
             values: float32, the flat buffer of pulled rows.
             parameters: float32[dense parameters], or what `packed` made of them.
+            shared: of samples some of whose lookups have one bag for each run; only where
+                `predicts_by_sample`.
         """
         if isinstance(parameters, np.ndarray):
             parameters = self.packed(parameters)
@@ -119,16 +132,17 @@ class Computation:
         parts = self._parts(prepared.num_samples)
         inputs: list[Any]
         if self._in_place(prepared):
-            inputs = [self._vectors(prepared, values, rows) for rows in parts]
+            inputs = [self._vectors(prepared, values, rows, shared) for rows in parts]
         else:
-            pooled, _ = self._pool_rows(prepared, values)
+            pooled, _ = self._pool_rows(prepared, values, shared)
             inputs = [self._pooled_inputs(pooled[rows]) for rows in parts]
         logits = np.empty(prepared.num_samples, np.float32)
 
         def run(part: int) -> None:
             rows = parts[part]
-            model = self._models[part]
-            logits[rows] = model.predict(given, prepared.dense[rows], inputs[part])
+            model: Any = self._models[part]
+            alike = () if shared is None else (shared.part(rows),)
+            logits[rows] = model.predict(given, prepared.dense[rows], inputs[part], *alike)
 
         self._run(run, len(parts))
         self._give_positions(inputs)
@@ -193,9 +207,19 @@ class Computation:
         self.forward_ns = getattr(self._models[0], "forward_ns", 0)
         return sum(losses), _sum_of(grads, self._grad_parameters)
 
-    def _vectors(self, prepared: Prepared, values: Float32s, rows: slice) -> SampleVectors:
+    def _vectors(
+        self,
+        prepared: Prepared,
+        values: Float32s,
+        rows: slice,
+        shared: SharedInputs | None = None,
+    ) -> SampleVectors:
         positions = self._take_positions(rows.stop - rows.start)
-        np.stack([bag.positions[0][rows] for bag in prepared.bags], out=positions)
+        for number, bag in enumerate(prepared.bags):
+            if shared is not None and shared.lookups[number]:
+                np.take(bag.positions[0], shared.group[rows], out=positions[number], mode="clip")
+            else:
+                positions[number] = bag.positions[0][rows]
         return SampleVectors(values, positions)
 
     def _pooled_inputs(self, pooled: Float32s) -> Float32s | SampleVectors:
@@ -219,9 +243,12 @@ class Computation:
         return grad_values
 
     def _pool_rows(
-        self, prepared: Prepared, values: Float32s
+        self, prepared: Prepared, values: Float32s, shared: SharedInputs | None = None
     ) -> tuple[Float32s, dict[int, Vectors]]:
         """Return the pooled input and, by lookup, the vectors that it was pooled from."""
+        of_runs = None
+        if shared is not None:
+            of_runs = np.empty((shared.firsts.size, self.spec.pooled_width), np.float32)
         n = prepared.num_samples
         if len(self._pooled) < n:
             self._pooled = np.empty((n, self.spec.pooled_width), np.float32)
@@ -232,7 +259,12 @@ class Computation:
         def gather(number: int) -> None:
             bag, lookup = prepared.bags[number], self.spec.lookups[number]
             vectors[number] = vectors_of(lookup, bag, values)
-            pool_vectors(lookup, bag, vectors[number], pooled)
+            if shared is None or of_runs is None or not shared.lookups[number]:
+                pool_vectors(lookup, bag, vectors[number], pooled)
+                return
+            pool_vectors(lookup, bag, vectors[number], of_runs)
+            columns = slice(lookup.column, lookup.column + lookup.dim)
+            pooled[:, columns] = of_runs[:, columns][shared.group]
 
         self._run(gather, len(self.spec.lookups))
         return pooled, vectors

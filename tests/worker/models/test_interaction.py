@@ -3,7 +3,7 @@ import pytest
 
 from worker.models.factorization import add_pair_sums, add_pair_sums_gradient
 from worker.models.interaction import Interaction
-from worker.models.protocol import SampleVectors
+from worker.models.protocol import SampleVectors, SharedInputs
 
 SHAPES = [
     *[(3, 2, 1), (1, 3, 16), (5, 27, 16), (2, 9, 7), (0, 4, 4), (4, 5, 33), (2, 16, 8)],
@@ -53,6 +53,53 @@ def test_dots_are_those_of_all_pairs_row_by_row(vectors, first):
         found = out[1:-1, first.shape[1] + pair]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert (out[[0, -1]] == 7).all()
+
+
+def test_predictions_have_the_same_elements_those_of_the_first_vector_last(vectors, first):
+    n, f, dim = vectors.shape
+    has_first = first.shape[1] > 0
+    interaction = Interaction(f - has_first, dim, has_first=has_first)
+    samples = scattered(vectors, has_first)
+    expected, out = np.empty((2, n, interaction.width), np.float32)
+    interaction.forward(first, samples, expected)
+
+    interaction.predict(first, samples, out)
+
+    np.testing.assert_array_equal(out, expected[:, interaction.prediction_order])
+    lookups = f - has_first
+    among = lookups * (lookups - 1) // 2
+    pair = {(i, j): k for k, (i, j) in enumerate(pairs_of(vectors))}
+    before = [pair[i + has_first, j + has_first] for i in range(lookups) for j in range(i)]
+    np.testing.assert_array_equal(
+        interaction.prediction_order[:among], np.array(before, np.int64) + first.shape[1]
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_dots_of_what_runs_of_samples_share_have_the_same_bits(seed):
+    rng = np.random.default_rng(seed)
+    has_first = seed % 2 == 1
+    lookups, dim = ((3, 4), (26, 16), (20, 5), (2, 33), (40, 16), (17, 8))[seed]
+    runs = rng.integers(1, 9, 5)
+    n, group = int(runs.sum()), np.repeat(np.arange(5), runs)
+    shared = rng.random(lookups) < 0.6
+    shared[: seed % 3] = True
+    one = rng.normal(size=(5, lookups, dim)).astype(np.float32)[group]
+    other = rng.normal(size=(n, lookups, dim)).astype(np.float32)
+    vectors = scattered(np.where(shared[:, None], one, other), 0)
+    first = rng.normal(size=(n, dim * has_first)).astype(np.float32)
+    inputs = SharedInputs.of(group, shared.tolist(), dense=False)
+    interaction = Interaction(lookups, dim, has_first=has_first)
+    expected = np.empty((n, interaction.width), np.float32)
+    interaction.predict(first, vectors, expected)
+    out = np.full_like(expected, np.nan)
+
+    begun = interaction.predict_shared(first, vectors, inputs, out)
+
+    assert begun == inputs.leading * (inputs.leading - 1) // 2
+    assert np.isnan(out[np.setdiff1d(np.arange(n), inputs.firsts), :begun]).all()
+    np.testing.assert_array_equal(out[:, begun:], expected[:, begun:])
+    np.testing.assert_array_equal(out[inputs.firsts], expected[inputs.firsts])
 
 
 def test_the_gradient_of_dots_is_the_other_vector_times_that_of_the_pair(vectors, first):
