@@ -19,6 +19,7 @@ from serving.errors import RequestError, ServingError
 from serving.form.opening import Form
 from serving.published import PublishedRun, is_published
 from serving.requests import RequestSchema
+from serving.rows.quantized import RowsAs
 from serving.rows.table import ServedTable
 from serving.source import Source, version_of
 from serving.versions import Version, VersionStore
@@ -148,6 +149,7 @@ class Model:
         max_rows: int = MAX_ROWS,
         follow_seconds: float = 0.0,
         publish_token: str | None = None,
+        rows: RowsAs = "float32",
     ) -> "Model":
         """Open a checkpoint, or the newest one of a run directory, and make its form if needed.
 
@@ -161,6 +163,8 @@ class Model:
             follow_seconds: how often a run directory is looked at for newer checkpoints; 0: only
                 when `refresh` is called.
             publish_token: what the job that publishes wants followers to know.
+            rows: how vectors are kept: as they were trained (`float32`), or rounded to `bf16`
+                or `int8`, where that takes less. Nothing checks here what that costs.
 
         Raises:
             ServingError, CheckpointError, ModelError: what was named can't be served.
@@ -171,9 +175,9 @@ class Model:
                 published = PublishedRun(str(run_or_checkpoint), publish_token, forms)
                 opened.callback(published.close)
                 published.wait()
-                source = Source(published.checkpoints, published.forms, True)
+                source = Source(published.checkpoints, published.forms, True, rows)
             else:
-                source = Source.at(run_or_checkpoint, forms)
+                source = Source.at(run_or_checkpoint, forms, rows)
             model = cls(source, keep_versions=keep_versions, max_rows=max_rows)
             if published is not None:
                 model._published = published

@@ -16,6 +16,7 @@ from serving.endpoint.server import Server, check_free, free_port
 from serving.errors import ServingError
 from serving.model import KEPT_VERSIONS, Model
 from serving.pool import AnySession, Pool
+from serving.rows.quantized import RowsAs
 from serving.session import Session, SessionOptions
 from serving.session_process import SessionProcess
 
@@ -34,6 +35,7 @@ class ServeOptions:
         sessions: processes that compute; 0: this one does.
         token: that requests must bear; None: none, on the loopback alone.
         forms: where serving forms are kept; None: folder `serving` of the run.
+        rows: how they keep vectors.
         keep_versions: for rollbacks.
         follow_seconds: how often newer checkpoints are looked for; None: a quarter of a second,
             in a store a second.
@@ -50,6 +52,7 @@ class ServeOptions:
     sessions: int = 1
     token: str | None = None
     forms: str | None = None
+    rows: RowsAs = "float32"
     keep_versions: int = KEPT_VERSIONS
     follow_seconds: float | None = None
     limits: Limits = field(default_factory=Limits)
@@ -79,6 +82,7 @@ class Serving:
             self.model = Model.open(
                 options.source,
                 forms=options.forms,
+                rows=options.rows,
                 keep_versions=options.keep_versions,
                 max_rows=options.session.max_rows,
                 publish_token=options.publish_token,

@@ -17,6 +17,7 @@ from runtime.places import Place, is_file, place_of
 from serving.errors import ServingError
 from serving.form.making import make_base, make_overlay
 from serving.form.opening import Form, form_name
+from serving.rows.quantized import RowsAs
 from serving.versions import Version
 
 CHECKPOINTS = "checkpoints"
@@ -35,17 +36,21 @@ class Source:
         path: of either, or the URL where they are.
         forms: the folder of serving forms, on a local disk.
         follows: whether newer checkpoints may come.
+        rows: how forms keep vectors.
     """
 
     path: Place
     forms: Path
     follows: bool
+    rows: RowsAs = "float32"
     _skipped: dict[Place, str] = field(default_factory=dict)
     # What is known to be all there. It is not read again, whether it is still needed or not.
     _known: dict[Place, CheckpointFiles] = field(default_factory=dict)
 
     @classmethod
-    def at(cls, path: str | Place, forms: str | Path | None = None) -> "Source":
+    def at(
+        cls, path: str | Place, forms: str | Path | None = None, rows: RowsAs = "float32"
+    ) -> "Source":
         """Find out what lies at a path or URL.
 
         Raises:
@@ -54,13 +59,13 @@ class Source:
         """
         place = place_of(path)
         if is_file(place / MANIFEST):
-            return cls(place, _forms_beside(place, forms), False)
+            return cls(place, _forms_beside(place, forms), False, rows)
         if isinstance(place, Path):
             checkpoints = _checkpoints_of(place)
             if checkpoints is not None:
-                return cls(checkpoints, Path(forms) if forms else place / FORMS, True)
+                return cls(checkpoints, Path(forms) if forms else place / FORMS, True, rows)
         elif names_in(place):
-            return cls(place, _forms_beside(place, forms), True)
+            return cls(place, _forms_beside(place, forms), True, rows)
         raise ServingError(
             f"{place} is neither a run directory with a folder {CHECKPOINTS}, nor a place of"
             " checkpoints in a store, nor a checkpoint; name one that `synchromesh train` has"
@@ -127,7 +132,7 @@ class Source:
 
     def base_of(self, reader: CheckpointReader) -> Form:
         """Return a form of a checkpoint that lies on no other."""
-        return Form(make_base(reader, self.forms))
+        return Form(make_base(reader, self.forms, self.rows))
 
     def _form_below(self, reader: CheckpointReader) -> Form | None:
         """Return the newest form on the newest base of what a delta lies on."""
@@ -146,7 +151,7 @@ class Source:
         return next((each for each in overlays if each.base_name == newest.base_name), newest)
 
     def _form(self, kind: str, step: int, seal: str) -> Form | None:
-        folder = self.forms / form_name(kind, step, seal)
+        folder = self.forms / form_name(kind, step, seal, self.rows)
         if not folder.is_dir():
             return None
         try:
@@ -156,11 +161,16 @@ class Source:
             shutil.rmtree(folder, ignore_errors=True)  # it is made again
             return None
 
+    def _is_ours(self, name: str) -> bool:
+        """Whether a form's vectors are kept as this one's: another server may use the others."""
+        kept_as = name.split("-")[3:] or ["float32"]
+        return kept_as == [self.rows]
+
     def remove_forms(self, keep: Collection[str]) -> None:
         """Remove the forms that no kept version needs; who has them mapped keeps them."""
         with contextlib.suppress(OSError):
             for folder in self.forms.iterdir():
-                ours = folder.name.startswith(("base-", "overlay-"))
+                ours = folder.name.startswith(("base-", "overlay-")) and self._is_ours(folder.name)
                 if ours and folder.name not in keep and not folder.name.startswith(PARTIAL):
                     shutil.rmtree(folder, ignore_errors=True)
 

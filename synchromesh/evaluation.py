@@ -16,6 +16,7 @@ from scheduler.job.paths import with_absolute_paths
 from scheduler.job.specs import evaluation_data
 from scheduler.run.directory import JOB_FILE, latest_checkpoint
 from worker.contract import check_contract
+from worker.data.plan import Plan
 from worker.data.planning import make_plan
 from worker.datasets.synthetic import best_auc_for
 from worker.errors import DataError
@@ -52,6 +53,45 @@ def evaluate(
         CheckpointError, RunDirectoryError, ConfigError, DataError: what was named can't be used.
     """
     checkpoint = latest_checkpoint(str(checkpoint_or_run))
+    plan, spec, threads = _plan_of(checkpoint_or_run, checkpoint, job, overrides, data)
+    predictor = Predictor.from_checkpoint(checkpoint, threads=threads)
+    scores = predictor.evaluate(plan, spec)
+    best = best_auc_for([file.path for file in plan.files])
+    return {
+        **scores,
+        "auc_missing": why_no_auc(scores["auc"], scores["samples"]),
+        "logloss_missing": why_no_log_loss(scores["logloss"]),
+        "files_skipped": len(plan.skipped_files),
+        **({} if best is None else {"best_auc": best}),
+        "checkpoint": str(checkpoint),
+        "step": predictor.step,
+    }
+
+
+def evaluation_of(
+    checkpoint_or_run: str | Path, checkpoint: Place, *, data: Sequence[str] | None = None
+) -> tuple[Plan, DataSpec]:
+    """Return the plan of a checkpoint's labelled data, and how they are read.
+
+    Args:
+        checkpoint_or_run: by which the job is found.
+        checkpoint: whose features are read.
+        data: files, folders, globs, URLs or tables; None: data.eval of the job.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: what was named can't be used.
+    """
+    plan, spec, _ = _plan_of(checkpoint_or_run, checkpoint, None, (), data)
+    return plan, spec
+
+
+def _plan_of(
+    checkpoint_or_run: str | Path,
+    checkpoint: Place,
+    job: str | Path | None,
+    overrides: Sequence[str],
+    data: Sequence[str] | None,
+) -> tuple[Plan, DataSpec, int]:
     data_named = list(data) if data else None
     saved = saved_model(CheckpointReader(checkpoint))
     features = saved.features
@@ -66,18 +106,7 @@ def evaluate(
         raise ConfigError("the job has no data.eval; set it, or name files with --data")
     plan = make_plan(patterns, spec)
     check_contract(spec.features, plan.kinds, saved.contract, str(checkpoint))
-    predictor = Predictor.from_checkpoint(checkpoint, threads=threads)
-    scores = predictor.evaluate(plan, spec)
-    best = best_auc_for([file.path for file in plan.files])
-    return {
-        **scores,
-        "auc_missing": why_no_auc(scores["auc"], scores["samples"]),
-        "logloss_missing": why_no_log_loss(scores["logloss"]),
-        "files_skipped": len(plan.skipped_files),
-        **({} if best is None else {"best_auc": best}),
-        "checkpoint": str(checkpoint),
-        "step": predictor.step,
-    }
+    return plan, spec, threads
 
 
 def _job_of(

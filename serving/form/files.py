@@ -17,6 +17,7 @@ import numpy.typing as npt
 from ps.checkpoint.sealed_json import SEAL, sealed_text, unsealed
 from runtime.durable import make_folder, partial_path, publish, write_text
 from serving.errors import ServingError
+from serving.rows.quantized import ROWS_AS, RowsAs
 
 FORMAT = "synchromesh-serving"
 FORMAT_VERSION = 2
@@ -59,6 +60,7 @@ class FormManifest:
         base: of an overlay the name of its base's folder, which stands beside it.
         store: tables and dense parameters, as StoreSpec.to_json.
         model: as in the checkpoint's manifest.
+        rows: how vectors are kept, see `serving.rows.quantized`.
         files: the arrays by name.
     """
 
@@ -72,6 +74,7 @@ class FormManifest:
     base: str | None
     store: dict[str, Any]
     model: dict[str, Any]
+    rows: RowsAs = "float32"
     files: dict[str, ArrayFile] = field(default_factory=dict)
 
 
@@ -195,6 +198,8 @@ def read_manifest(folder: Path) -> FormManifest:
                 raise ValueError(f"array {name!r} is {entry.dtype}{list(entry.shape)}")
             if {"", ".", ".."} & set(name.split("/")):
                 raise ValueError(f"it names a file outside of its folder: {name!r}")
+        if data.get("rows", "float32") not in ROWS_AS:
+            raise ValueError(f"it keeps rows as {data['rows']!r}")
         histories = tuple((int(epoch), int(began)) for epoch, began in data.pop("histories"))
         return FormManifest(**data, histories=histories, files=files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

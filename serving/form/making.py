@@ -15,7 +15,6 @@ from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.spec.admission import BloomAdmission
 from embedding.table.bloom import BloomSize
 from embedding.table.index import WORDS
-from embedding.table.precision import kind_of
 from embedding.table.row_arrays import RowArrays, add_batch
 from embedding.table.transfer import write_rows
 from ps.checkpoint.file_parts import CheckpointError
@@ -29,6 +28,7 @@ from serving.errors import ServingError
 from serving.form.files import FormManifest, FormWriter, new_form, write_manifest
 from serving.form.opening import Form, OverlayArrays, form_name
 from serving.rows.layers import REMOVED
+from serving.rows.quantized import INT8, RowsAs, kind_for, width_of, write_int8
 from serving.rows.table import counting_tables, keeps_counters, thresholds
 from worker.inference import saved_model
 
@@ -37,24 +37,27 @@ Int64Array = npt.NDArray[np.int64]
 _KEYS_A_LINE = 3.4  # of five places: what an index of training has at most
 
 
-def make_base(reader: CheckpointReader, folder: Path) -> Path:
+def make_base(reader: CheckpointReader, folder: Path, rows: RowsAs = "float32") -> Path:
     """Write all that a model reads of a checkpoint; return where, below `folder`.
+
+    Args:
+        rows: how vectors are kept.
 
     Raises:
         CheckpointError: the checkpoint is damaged.
         ServingError: the place can't be written.
     """
-    path = folder / form_name("base", reader.manifest.step, reader.seal)
+    path = folder / form_name("base", reader.manifest.step, reader.seal, rows)
     if path.exists():
         return path
     specs = served_tables(reader)
     counting, filters = counting_tables(specs), thresholds(specs)
     with new_form(path) as (writer, partial):
         for spec in specs:
-            _write_base_table(writer, reader, spec, counting)
+            _write_base_table(writer, reader, spec, counting, kind_for(spec, rows))
             _write_base_filters(writer, reader, spec, filters.get(spec.name, ()))
         writer.write("dense", reader.dense_vector())
-        write_manifest(partial, _manifest("base", reader, specs, writer, None))
+        write_manifest(partial, _manifest("base", reader, specs, writer, None, rows))
     return path
 
 
@@ -76,19 +79,21 @@ def make_overlay(reader: CheckpointReader, before: Form, folder: Path) -> Path:
             f"{reader.directory} does not lie on {before.manifest.checkpoint}, which is served"
         )
     deltas = reader.chain[: seals.index(before.manifest.seal)]
-    path = folder / form_name("overlay", reader.manifest.step, reader.seal)
+    rows = before.manifest.rows
+    path = folder / form_name("overlay", reader.manifest.step, reader.seal, rows)
     if path.exists():
         return path
     specs = served_tables(reader)
     counting, filters = counting_tables(specs), thresholds(specs)
     with new_form(path) as (writer, partial):
         for spec in specs:
-            layer = _Changes(spec, before.overlay_of(spec.name))
+            layer = _Changes(spec, kind_for(spec, rows), before.overlay_of(spec.name))
             layer.read(deltas)
             layer.write(writer, with_frequency=spec.name in counting)
             _write_changed_filters(writer, before, deltas, spec, filters.get(spec.name, ()))
         writer.write("dense", reader.dense_vector())
-        write_manifest(partial, _manifest("overlay", reader, specs, writer, before.base_name))
+        manifest = _manifest("overlay", reader, specs, writer, before.base_name, rows)
+        write_manifest(partial, manifest)
     return path
 
 
@@ -110,6 +115,7 @@ def _manifest(
     specs: Sequence[TableSpec],
     writer: FormWriter,
     base: str | None,
+    rows: RowsAs,
 ) -> FormManifest:
     return FormManifest(
         kind="base" if kind == "base" else "overlay",
@@ -122,6 +128,7 @@ def _manifest(
         base=base,
         store=reader.manifest.store,
         model=reader.manifest.model,
+        rows=rows,
         files=writer.files,
     )
 
@@ -169,17 +176,15 @@ def _lines_for(num_keys: int) -> int:
     return 1 << max(4, int(np.ceil(num_keys / _KEYS_A_LINE)).bit_length())
 
 
-def vector_width(spec: TableSpec) -> int:
-    """Return the float32 places that a vector of a table takes."""
-    return spec.dim if spec.value_dtype == "float32" else (spec.dim + 1) // 2
-
-
 def _write_vectors(
     values: npt.NDArray[np.float32],
     numbers: Int64Array,
     vectors: npt.NDArray[np.float32],
-    spec: TableSpec,
+    kind: int,
 ) -> None:
+    if kind == INT8:
+        write_int8(values, numbers, vectors)
+        return
     none = np.empty(0, np.int64)
     arrays = RowArrays(
         np.empty((0, WORDS), np.int64),
@@ -192,7 +197,7 @@ def _write_vectors(
     write_rows(
         arrays,
         numbers,
-        kind_of(spec.value_dtype),
+        kind,
         False,
         read_only(none),
         read_only(none),
@@ -202,7 +207,11 @@ def _write_vectors(
 
 
 def _write_base_table(
-    writer: FormWriter, reader: CheckpointReader, spec: TableSpec, counting: dict[str, set[int]]
+    writer: FormWriter,
+    reader: CheckpointReader,
+    spec: TableSpec,
+    counting: dict[str, set[int]],
+    kind: int,
 ) -> None:
     name = f"tables/{spec.name}"
     keeps, least = keeps_counters(spec, counting)
@@ -214,7 +223,7 @@ def _write_base_table(
     rows = 0
     with (
         writer.mapped(f"{name}/index", "int64", (_lines_for(most), WORDS)) as entries,
-        writer.mapped(f"{name}/values", "float32", (most_rows, vector_width(spec))) as values,
+        writer.mapped(f"{name}/values", "float32", (most_rows, width_of(spec.dim, kind))) as values,
     ):
         index = _Index(entries.array, most)
         for found in reader.entries(spec, counters=keeps):
@@ -224,7 +233,7 @@ def _write_base_table(
                 counts.append(found.frequency[useful])
                 continue
             numbers = index.add(found.keys)
-            _write_vectors(values.array, numbers, found.vectors, spec)
+            _write_vectors(values.array, numbers, found.vectors, kind)
             rows += numbers.size
             if spec.name in counting:
                 frequency.append(found.frequency)
@@ -302,6 +311,7 @@ class _Changes:
     """What an overlay says of one table."""
 
     spec: TableSpec
+    kind: int
     before: OverlayArrays | None
     keys: list[Int64Array] = field(default_factory=list)
     vectors: list[npt.NDArray[np.float32]] = field(default_factory=list)
@@ -360,14 +370,14 @@ class _Changes:
             if with_frequency:
                 kept_frequency.append(self.before.layer.frequency[self.kept])
         new = sum(keys.size for keys in self.keys)
-        values = np.empty((new + self.kept.size, vector_width(self.spec)), np.float32)
+        values = np.empty((new + self.kept.size, width_of(self.spec.dim, self.kind)), np.float32)
         keys = _joined([*self.keys, *kept_keys, *self.rowless_keys])
         entries = np.zeros((_lines_for(keys.size), WORDS), np.int64)
         _Index(entries, keys.size).add(keys)
         start = 0
         for vectors in self.vectors:
             numbers = np.arange(start, start + len(vectors))
-            _write_vectors(values, numbers, vectors, self.spec)
+            _write_vectors(values, numbers, vectors, self.kind)
             start += len(vectors)
         if self.before is not None:
             values[new:] = self.before.layer.values[self.kept]

@@ -11,13 +11,14 @@ from ps.spec import StoreSpec
 from serving.errors import ServingError
 from serving.form.files import FormManifest, map_array, read_manifest, verify
 from serving.rows.layers import LayerArrays, no_layer
+from serving.rows.quantized import RowsAs, kind_for, width_of
 from serving.rows.table import ServedTable, thresholds
 from worker.spec_json import SavedModel, saved_model_from_json
 
 
-def form_name(kind: str, step: int, seal: str) -> str:
+def form_name(kind: str, step: int, seal: str, rows: RowsAs) -> str:
     """Return the name of the folder that a checkpoint's form has."""
-    return f"{kind}-{step:012d}-{seal[:16]}"
+    return f"{kind}-{step:012d}-{seal[:16]}" + ("" if rows == "float32" else f"-{rows}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,14 @@ class Form:
         return base, keys
 
     @property
+    def vector_bytes(self) -> int:
+        """What vectors take, those of its base included."""
+        files = [*self._base.files.items()]
+        if not self.is_base:
+            files += self.manifest.files.items()
+        return sum(entry.num_bytes for name, entry in files if name.endswith("/values"))
+
+    @property
     def num_bytes(self) -> int:
         """What its files take, those of its base included."""
         files = [*self._base.files.values()]
@@ -103,7 +112,10 @@ class Form:
         asked = thresholds(specs)
         tables: dict[str, ServedTable] = {}
         for spec in sorted(specs, key=lambda spec: spec.base is not None):
+            kept_as = kind_for(spec, self.manifest.rows)
             base = _layer(self._base_folder, self._base, spec.name)
+            if base.values.shape[1] != width_of(spec.dim, kept_as):
+                raise ServingError(f"{self._base_folder} is damaged: vectors of {spec.name!r}")
             overlay = no_layer(base.values.shape[1])
             if not self.is_base:
                 overlay = _layer(self.folder, self.manifest, spec.name)
@@ -113,7 +125,12 @@ class Form:
             }
             read = None if spec.base is None else tables[spec.base]
             tables[spec.name] = ServedTable(
-                spec, base, overlay, filters=filters.__getitem__, read=read
+                spec,
+                base,
+                overlay,
+                kept_as=kept_as,
+                filters=filters.__getitem__,
+                read=read,
             )
         return tables
 

@@ -16,6 +16,7 @@ from embedding.table.bloom import bloom_count
 from embedding.table.index import BLOCK, WORDS, find_batch
 from embedding.table.initial_values import InitialValues, fill_initial
 from embedding.table.precision import FLOAT32, read_vector, read_vectors, write_vector
+from serving.rows.quantized import INT8, read_int8
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
@@ -30,7 +31,7 @@ class LayerArrays(NamedTuple):
 
     Args:
         entries: int64[lines, 8], the index; no lines where the layer says nothing.
-        values: float32[rows, width], the vectors as a table of this precision stores them.
+        values: float32[rows, width], the vectors as a table of some precision stores them.
         rowless: int64[rowless keys], their counts, or REMOVED.
         frequency: int64[rows], of a table whose frequencies admit keys of another; else empty.
     """
@@ -100,9 +101,18 @@ def _find(base, overlay, keys, below, above, counts):  # type: ignore[no-untyped
 
 
 @njit(cache=True, nogil=True)
+def _read(values, rows, kept_as, out):  # type: ignore[no-untyped-def]
+    if kept_as == INT8:
+        read_int8(values, rows, out)
+    else:
+        read_vectors(values, rows, kept_as, out)
+
+
+@njit(cache=True, nogil=True)
 def pull_layers(
     base: LayerArrays,
     overlay: LayerArrays,
+    kept_as: int,
     precision: int,
     rule: Rule,
     initial: InitialValues,
@@ -116,6 +126,8 @@ def pull_layers(
     """Write vectors and admitted bits as a pull of count 0 from the table itself does.
 
     Args:
+        kept_as: how the layers keep vectors: a kind of `precision`, or INT8.
+        precision: to which an initial value is rounded.
         asked: int64[n], the frequency of each key in another table, by which that admits it; empty:
             the layers' own counts.
         has_row: uint8[n], written.
@@ -128,9 +140,9 @@ def pull_layers(
         end = min(start + BLOCK, keys.size)
         size = end - start
         missing = _find(base, overlay, keys[start:end], below, above, counts)
-        read_vectors(base.values, below[:size], precision, values[start:end])
+        _read(base.values, below[:size], kept_as, values[start:end])
         if overlay.values.shape[0] > 0:
-            read_vectors(overlay.values, above[:size], precision, values[start:end])
+            _read(overlay.values, above[:size], kept_as, values[start:end])
         admitted[start:end] = 1
         has_row[start:end] = 1
         if missing == 0:

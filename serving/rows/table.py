@@ -39,11 +39,13 @@ class Filters(Protocol):
 class ServedTable:
     """Rows by key as a checkpoint has them; what it reads can be changed by nobody.
 
-    A pull gives what `EmbeddingVariable.pull` gives with count 0, bit for bit.
+    A pull gives what `EmbeddingVariable.pull` gives with count 0, bit for bit where
+    rows are kept as they were trained.
 
     Args:
         spec: of the table in training.
         base, overlay: its layers; what the overlay says of a key holds.
+        kept_as: how they keep vectors, as `serving.rows.quantized.kind_for` has it.
         filters: of a table whose admission is a Bloom filter.
         read: the table that `spec.base` names.
     """
@@ -54,6 +56,7 @@ class ServedTable:
         base: LayerArrays,
         overlay: LayerArrays,
         *,
+        kept_as: int,
         filters: Filters | None = None,
         read: "ServedTable | None" = None,
     ) -> None:
@@ -62,6 +65,7 @@ class ServedTable:
         self._overlay = overlay
         self._filters = filters
         self._read = read
+        self._kept_as = kept_as
         self._precision = kind_of(spec.value_dtype)
         self._default_value = np.float32(spec.default_value)
         self._initial = initial_values_of(
@@ -109,6 +113,7 @@ class ServedTable:
         pull_layers(
             self._base,
             self._overlay,
+            self._kept_as,
             self._precision,
             self._rule,
             self._initial,

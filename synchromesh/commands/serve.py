@@ -3,6 +3,7 @@
 import asyncio
 import os
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -85,6 +86,22 @@ _LEAST_TOKEN = 16
     help="Where serving forms are kept, on a local disk (default: folder `serving` of the run).",
 )
 @click.option(
+    "--rows",
+    type=click.Choice(["float32", "bf16", "int8"]),
+    default="float32",
+    show_default=True,
+    help="How vectors are kept: float32 as they were trained; the others take less, and are refused"
+    " where the model then ranks worse, see docs/serving.md.",
+)
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="PATH",
+    help="Labelled samples on which --rows is held against the rows as trained (default: data.eval"
+    " of the run's job).",
+)
+@click.option("--force", is_flag=True, help="Take --rows unmeasured.")
+@click.option(
     "--token-file",
     type=click.Path(),
     metavar="FILE",
@@ -115,6 +132,9 @@ def command(
     follow_seconds: float | None,
     keep_versions: int,
     forms: str | None,
+    rows: Literal["float32", "bf16", "int8"],
+    data: tuple[str, ...],
+    force: bool,
     token_file: str | None,
     publish_token_file: str | None,
     access_log: str | None,
@@ -152,6 +172,7 @@ def command(
         token=_token("--token-file", token_file, TOKEN_VARIABLE),
         publish_token=_token("--publish-token-file", publish_token_file, PUBLISH_VARIABLE),
         forms=forms,
+        rows=rows,
         keep_versions=keep_versions,
         follow_seconds=follow_seconds,
         limits=Limits(
@@ -161,6 +182,10 @@ def command(
         ),
         access_log=access_log,
     )
+    if rows == "float32" and (data or force):
+        raise click.UsageError("--data and --force are of --rows bf16 and int8")
+    if rows != "float32" and not force:
+        _check_rows(source, rows, forms, data)
     with answering(CheckpointError, ModelError, ServingError, failures=FAILURES):
         serving = Serving(options)
 
@@ -179,6 +204,35 @@ def command(
             asyncio.run(serving.run(ready))
         finally:
             serving.close()
+
+
+def _check_rows(
+    source: str, rows: Literal["bf16", "int8"], forms: str | None, data: tuple[str, ...]
+) -> None:
+    """Refuse a way of keeping rows that ranks worse; tell people what was measured."""
+    from serving.errors import ServingError
+    from serving.published import is_published
+    from synchromesh.evaluation import BAD_INPUT
+    from synchromesh.served_rows import MAX_AUC_LOSS, rows_loss
+
+    if is_published(source):
+        raise Refused(
+            f"what {rows} loses can't be measured for a job that publishes; --force serves it"
+            " unmeasured"
+        )
+    with answering(*BAD_INPUT, ServingError):
+        found = rows_loss(source, rows=rows, forms=forms, data=data or None)
+    told = (
+        f"AUC {found.auc_kept:.5f} with rows as {rows}, {found.auc:.5f} as trained, on"
+        f" {found.samples} samples"
+    )
+    if not found.loss <= MAX_AUC_LOSS:
+        raise Refused(f"{told}: more than {MAX_AUC_LOSS} is lost; --force serves them all the same")
+    click.echo(
+        f"{told}; vectors take {found.vector_bytes_kept / 1e6:.1f} MB in place of"
+        f" {found.vector_bytes / 1e6:.1f}",
+        err=True,
+    )
 
 
 def _token(option: str, file: str | None, variable: str) -> str | None:

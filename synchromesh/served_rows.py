@@ -1,0 +1,116 @@
+"""What a served model loses where its rows are kept in fewer bits, on labelled samples."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runtime.places import Place
+from scheduler import ConfigError
+from serving import Model
+from serving.model import predictor_of
+from serving.rows.quantized import RowsAs
+from serving.source import Source
+from synchromesh.evaluation import evaluation_of
+from worker.data.reading import Reader
+from worker.inference import Predictor
+from worker.metrics import exact_auc
+
+MAX_AUC_LOSS = 0.0005
+MAX_SAMPLES = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class RowsLoss:
+    """Both ways of keeping rows, on the same samples.
+
+    Args:
+        auc: with the rows as they were trained.
+        auc_kept: with the rows as they are kept.
+        samples: that were scored.
+        vector_bytes: of the vectors as they were trained.
+        vector_bytes_kept: as they are kept.
+        bytes_kept: of the whole form, its indexes and the dense parameters included.
+    """
+
+    auc: float
+    auc_kept: float
+    samples: int
+    vector_bytes: int
+    vector_bytes_kept: int
+    bytes_kept: int
+
+    @property
+    def loss(self) -> float:
+        return self.auc - self.auc_kept
+
+
+def rows_loss(
+    source: str | Path,
+    *,
+    rows: RowsAs,
+    forms: str | Path | None = None,
+    data: Sequence[str] | None = None,
+) -> RowsLoss:
+    """Score the newest checkpoint with both, on the first `MAX_SAMPLES` samples of labelled data.
+
+    The form with the rows as they were trained is made beside the other one, and removed.
+
+    Args:
+        source: run directory or checkpoint, as `Model.open`.
+        rows: how vectors are to be kept.
+        forms: as `Model.open`.
+        data: files, folders, globs or tables; None: data.eval of the run's job.
+
+    Raises:
+        ServingError, CheckpointError, ConfigError, DataError: what was named can't be used.
+    """
+    with Model.open(source, forms=forms, rows=rows) as kept:
+        place = Source.at(source, forms)
+        checkpoint = place.path
+        if place.follows:
+            checkpoint = place.path / kept.version.checkpoint
+        with (
+            tempfile.TemporaryDirectory(prefix="compared-", dir=place.forms) as beside,
+            Model.open(str(checkpoint), forms=beside) as trained,
+        ):
+            found = _aucs(source, checkpoint, data, [trained, kept])
+            return RowsLoss(
+                auc=found[0],
+                auc_kept=found[1],
+                samples=int(found[2]),
+                vector_bytes=trained.current.form.vector_bytes,
+                vector_bytes_kept=kept.current.form.vector_bytes,
+                bytes_kept=kept.current.form.num_bytes,
+            )
+
+
+def _aucs(
+    source: str | Path, checkpoint: Place, data: Sequence[str] | None, models: Sequence[Model]
+) -> tuple[float, float, int]:
+    plan, spec = evaluation_of(source, checkpoint, data=data)
+    if spec.features.label is None:
+        raise ConfigError("the labelled data must have a label column, the job names none")
+    predictors: list[Predictor] = [predictor_of(model.current) for model in models]
+    logits: list[list[np.ndarray]] = [[] for _ in models]
+    labels: list[np.ndarray] = []
+    samples = 0
+    reader = Reader(plan, spec.features, on_bad_file=spec.on_bad_file, cache_bytes=0)
+    try:
+        for number in range(plan.total_batches):
+            batch, _ = reader.read(number)
+            for predictor, out in zip(predictors, logits, strict=True):
+                out.append(predictor.logits(batch))
+            labels.append(batch.labels.copy())
+            samples += batch.num_samples
+            if samples >= MAX_SAMPLES:
+                break
+    finally:
+        reader.close()
+    known = np.concatenate(labels)
+    one, other = (exact_auc(np.concatenate(each), known) for each in logits)
+    if np.isnan(one):
+        raise ConfigError(f"{samples} samples of one label alone have no AUC; name others")
+    return one, other, samples
