@@ -17,7 +17,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "Score a checkpoint on labelled samples."),
     "predict": ("predict", "Write the probability of label 1 for every row of Parquet files."),
     "serve": ("serve", "Answer requests for predictions over HTTP."),
-    "export": ("export", "Write the embedding tables of a checkpoint as Parquet."),
+    "export": ("export", "Write tables and the dense part of a checkpoint for other software."),
     "inspect": ("inspect_tables", "Show the tables of a checkpoint, or what one of them holds."),
     "report": ("report", "Write a page that shows a run."),
     "control": ("control", "Look at a running job and change it."),
