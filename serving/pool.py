@@ -14,6 +14,9 @@ from serving.session import Done
 class AnySession(Protocol):
     """A session in this process or in one of its own."""
 
+    @property
+    def alive(self) -> bool: ...
+
     def submit(self, call: Call, done: Done) -> None: ...
 
     def take(self, loaded: Loaded) -> None: ...
@@ -63,6 +66,11 @@ class Pool:
         """Have every session serve a version from its next batch on."""
         for session in self._sessions:
             session.take(loaded)
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a session that computes."""
+        return any(session.alive for session in self._sessions)
 
     def close(self) -> None:
         for session in self._sessions:

@@ -90,6 +90,11 @@ class Session:
             self._batcher.offer((call, done), time.monotonic(), call.deadline)
             self._changed.notify()
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread computes what is submitted."""
+        return self._thread.is_alive()
+
     def take(self, loaded: Loaded) -> None:
         """Serve a version from the next batch on."""
         self._newest = loaded

@@ -105,6 +105,12 @@ class SessionProcess:
             self._open[number] = done
             self._send((number, call.form, call.json_bytes, call.deadline, call.body))
 
+    @property
+    def alive(self) -> bool:
+        """Whether it is up, and not being started again."""
+        with self._lock:
+            return self._connection is not None
+
     def take(self, loaded: Loaded) -> None:
         """Have it load a version, beside its requests, and serve it once it is loaded."""
         with self._lock:

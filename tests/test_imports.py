@@ -26,6 +26,8 @@ SCRIPTS = {"benchmarks", "jobs", "scripts", "tests"}
 
 # Beside every actor.py: what starts, places and ends the actors of a job.
 DRIVER = "scheduler/driver/"
+# Another's actors: replicas of Ray Serve.
+DEPLOYMENT = "serving/deployment.py"
 
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "misc"}
 MAX_LINES = 600
@@ -77,7 +79,7 @@ def test_only_actors_and_what_starts_them_import_ray() -> None:
     wrong = [
         f"{path}:{line} imports {name}; Ray belongs into an actor.py or {DRIVER}"
         for path in PACKAGE_MODULES
-        if path.name != "actor.py" and not path.as_posix().startswith(DRIVER)
+        if path.name != "actor.py" and not path.as_posix().startswith((DRIVER, DEPLOYMENT))
         for line, name in imports_of(path)
         if name.split(".")[0] == "ray"
     ]
@@ -89,7 +91,8 @@ def test_everything_else_can_be_imported_without_loading_ray() -> None:
     names = [
         ".".join(path.with_suffix("").parts).removesuffix(".__init__")
         for path in PACKAGE_MODULES
-        if path.name not in ("actor.py", "__main__.py") and not path.as_posix().startswith(DRIVER)
+        if path.name not in ("actor.py", "__main__.py")
+        and not path.as_posix().startswith((DRIVER, DEPLOYMENT))
     ]
     program = (
         "import importlib, sys\n"
@@ -221,7 +224,7 @@ LAYERS = {
         {"session"},
         {"pool", "session_process"},
         {"endpoint"},
-        {"running"},
+        {"deployment", "running"},
     ],
     "scheduler/coordinator": [
         {"growing_plan"},
