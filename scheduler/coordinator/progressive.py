@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from runtime.tail import Tail
 from scheduler.coordinator.batches import Batch
 from worker.metrics import StreamingAuc
 from worker.protocol import Evaluation
@@ -87,7 +88,7 @@ class ProgressiveWindows:
     """
 
     def __init__(self, seconds: float | None) -> None:
-        self.results: list[WindowResult] = []
+        self.results: Tail[WindowResult] = Tail()
         self._seconds = seconds
         self._open: dict[int, _Window] = {}
 

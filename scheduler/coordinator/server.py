@@ -17,6 +17,7 @@ from ps.net.cancellation import Cancellation, CancelledError
 from ps.net.sockets import Address, connect
 from ps.net.wake import Wake
 from runtime.memory import peak_rss_bytes
+from runtime.tail import Tail
 from scheduler.coordinator.batch_trace import BatchSpan, BatchTrace
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.coordinator_state import CoordinatorState
@@ -115,7 +116,7 @@ class CoordinatorServer:
         self._clock = time.monotonic
         self._lock = threading.Lock()
         self._notices = _Notices()
-        self._cuts: list[CutResult] = []
+        self._cuts: Tail[CutResult] = Tail()
         self._scaling: ScalingView | None = None
         self._trace = BatchTrace()
         self._outbox: list[Record | TakeCut] = []  # in the order in which shards take it
@@ -367,7 +368,7 @@ class CoordinatorServer:
         return replace(
             status,
             cut=cut,
-            cuts=tuple(self._cuts[told.cuts :]),
+            cuts=self._cuts.since(told.cuts),
             give_up=tuple(notices.give_up[told.give_up :]),
             warnings=tuple(notices.warnings[told.warnings :]),
             silent_shards=tuple(notices.silent_shards[told.silent_shards :]),
@@ -379,7 +380,7 @@ class CoordinatorServer:
             pid=os.getpid(),
             told=replace(
                 status.told,
-                cuts=len(self._cuts),
+                cuts=self._cuts.count,
                 give_up=len(notices.give_up),
                 warnings=len(notices.warnings),
                 silent_shards=len(notices.silent_shards),

@@ -148,12 +148,12 @@ def status_of(coordinator: Coordinator, told: Told = NOTHING) -> Status:
         standbys=c.spec.standbys,
         evaluations=tuple(evaluations[told.evaluations :]),
         last_evaluation=evaluations[-1] if evaluations else None,
-        windows=tuple(c.windows.results[told.windows :]),
+        windows=c.windows.results.since(told.windows),
         workers={number: state.figures() for number, state in c.workers.items()},
         told=Told(
             evaluations=len(evaluations),
             shifts=len(shifts),
-            windows=len(c.windows.results),
+            windows=c.windows.results.count,
             recovery_epoch=c.spec.recovery_epoch,
         ),
     )

@@ -418,7 +418,8 @@ class Supervisor:
         self._standbys.cut_ended(end)
         if end.path is not None:
             self._published(end.path.name)
-            self._collector.collect()
+            if end.cut.kind == "full":  # a delta supersedes nothing
+                self._collector.collect()
             if self._feed is not None and end.cut.kind == "full":
                 self._feed.forget(first_needed(self._run.path))
         self.moves.cut_ended(None if end.path is None else end.cut.step)

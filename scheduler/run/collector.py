@@ -48,5 +48,5 @@ class Collector:
         except OSError as error:
             self._note(
                 f"a checkpoint that is not kept any more can't be removed:"
-                f" {error.strerror or error}. It is tried again after the next one"
+                f" {error.strerror or error}. It is tried again after the next full one"
             )

@@ -1,9 +1,10 @@
 """Figures of an interval, from sums since the start of a job."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ps.server.figures import TableFigures
 from scheduler.coordinator.state import WorkerFigures
 
 # A line of metrics is for people and charts: of more processes it has the most telling, and sums.
@@ -27,6 +28,32 @@ class HistogramOfInterval:
         new = {value: count - self._before.get(value, 0) for value, count in counts.items()}
         self._before = dict(counts)
         return {str(value): count for value, count in sorted(new.items()) if count > 0}
+
+
+class NewKeysOfInterval:
+    """How many keys came that no server knew, as a share of the samples."""
+
+    def __init__(self) -> None:
+        self._before: tuple[int, dict[str, int]] | None = None
+
+    def since_last(
+        self, samples: int, tables: Mapping[str, TableFigures]
+    ) -> dict[str, float | None]:
+        """Return the new keys a sample since the last call, by table.
+
+        None where that is not known: at first, without a sample, and where fewer keys were seen
+        than before, as servers went back or began anew, or counters have expired.
+
+        Args:
+            samples: that all servers have applied.
+        """
+        seen = {name: t.rows + t.unadmitted + t.evicted for name, t in tables.items()}
+        before, self._before = self._before, (samples, seen)
+        if before is None or samples <= before[0]:
+            return dict.fromkeys(seen)
+        new = {name: count - before[1].get(name, 0) for name, count in seen.items()}
+        count = samples - before[0]
+        return {name: keys / count if keys >= 0 else None for name, keys in new.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from scheduler.job.config import JobConfig
 from scheduler.run.interval_figures import (
     MOST_PROCESSES,
     HistogramOfInterval,
+    NewKeysOfInterval,
     WorkersOfInterval,
     all_together,
     few,
@@ -48,6 +49,7 @@ class IntervalReport:
         self._data_staleness = HistogramOfInterval()
         self._parameter_staleness = HistogramOfInterval()
         self._workers = WorkersOfInterval()
+        self._new_keys = NewKeysOfInterval()
 
     def begin_at(self, state: CoordinatorState) -> None:
         """The job goes on from a state: what comes next is counted from there."""
@@ -144,6 +146,7 @@ class IntervalReport:
             "standbys": len(status.standbys),
             "shard_lag": few(list(status.shard_lag), max(status.shard_lag, default=0)),
             "rows": {name: table.rows for name, table in tables.items()},
+            "new_keys_per_sample": self._new_keys.since_last(status.applied_samples, tables),
             "table_bytes": {name: table.bytes for name, table in tables.items()},
             "non_finite": {name: table.non_finite for name, table in tables.items()},
             "dense_non_finite": sum(server.dense_non_finite for server in servers),

@@ -36,7 +36,7 @@ def test_a_window_has_the_scores_of_what_arrived_in_it() -> None:
         windows.resolved(batch(logits, labels), arrived)
 
     windows.pass_until(1009.9, step=7)
-    assert windows.results == []
+    assert list(windows.results) == []
     windows.pass_until(1010.0, step=8)
 
     (window,) = windows.results
@@ -72,4 +72,4 @@ def test_nothing_is_summed_where_nobody_wants_it() -> None:
 
     windows.pass_until(math.inf, step=1)
 
-    assert windows.results == []
+    assert list(windows.results) == []

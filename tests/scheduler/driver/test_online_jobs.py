@@ -247,3 +247,50 @@ def test_a_follower_has_the_newest_checkpoint_of_a_job_over_its_end(
     assert names[-1] == Path(result.checkpoint).name
     for each in CheckpointReader(tmp_path / "copy" / names[-1]).chain:
         each.verify()
+
+
+def test_yesterdays_files_and_then_the_stream_behind_them_are_one_model(
+    jobs_in_threads: RayOfThreads, files: list[pa.Table], tmp_path: Path
+) -> None:
+    """A backfill at full speed, and a job on the stream that begins where it has ended."""
+    stream = tmp_path / "stream"
+    write(files[:8], stream)
+    backfill = job(stream, tmp_path / "backfill").model_dump(mode="json")
+    backfill["data"] |= {"stream": None, "train": [str(stream / "*.parquet")]}
+    backfill["data"]["order"] = "sequential"
+    backfill["training"]["online"]["until"] = None
+    before = Trainer(JobConfig.from_dict(backfill)).fit()
+    assert before.metrics["samples_trained"] == 8 * PER_FILE
+
+    write(files[8:], stream, first=8)
+    behind = {"stream": {"dir": str(stream), "after": "part-7.parquet", "close_seconds": 0.2}}
+    run = {"dir": str(tmp_path / "online"), "init_from": before.path}
+    result = Trainer(job(stream, tmp_path / "online", data=behind, run=run)).fit()
+
+    assert result.metrics["samples_trained"] == ROWS - 8 * PER_FILE
+    assert each_once(result), "no row is left out between them, and none trained by both"
+    assert result.metrics["global_step"] > before.metrics["global_step"], "its clock goes on"
+
+
+def test_two_jobs_on_one_stream_train_all_of_it_each_from_where_it_began(
+    jobs_in_threads: RayOfThreads, files: list[pa.Table], tmp_path: Path
+) -> None:
+    """Another learning rate is tried on the stream that a job trains, from the job's own model."""
+    stream = tmp_path / "stream"
+    write(files[:10], stream)
+    first = Trainer(job(stream, tmp_path / "a")).fit()
+    write(files[10:], stream, first=10)
+    adagrad = {"type": "adagrad", "learning_rate": 0.2, "initial_accumulator": 1e-4}
+    since = {"stream": {"dir": str(stream), "after": "part-9.parquet", "close_seconds": 0.2}}
+    results = []
+    for name, sections in (
+        ("control", {}),
+        ("faster", {"embedding": {"dim": 4, "optimizer": adagrad}}),
+    ):
+        run = {"dir": str(tmp_path / name), "init_from": first.checkpoint}
+        results.append(Trainer(job(stream, tmp_path / name, data=since, run=run, **sections)).fit())
+
+    assert all(each_once(result) for result in results)
+    digests = {result.metrics["model_digest"] for result in results}
+    assert len(digests) == 2
+    assert Path(first.checkpoint).exists(), "nobody touches what they began from"

@@ -1,9 +1,11 @@
 """Figures of an interval are differences of sums, also where a worker begins anew."""
 
+from ps.server.figures import TableFigures
 from scheduler.coordinator.state import WorkerFigures
 from scheduler.run.interval_figures import (
     MOST_PROCESSES,
     HistogramOfInterval,
+    NewKeysOfInterval,
     WorkerOfInterval,
     WorkersOfInterval,
     all_together,
@@ -90,3 +92,19 @@ def test_a_few_workers_are_all_listed_and_without_batches_there_are_no_times() -
 
     assert slowest(figures) == figures
     assert set(all_together(figures)["batch_seconds"].values()) == {None}
+
+
+def test_new_keys_are_told_by_sample_and_not_where_servers_know_less_than_before() -> None:
+    new = NewKeysOfInterval()
+
+    def told(samples: int, **figures: int) -> float | None:
+        return new.since_last(samples, {"a": TableFigures(**figures)})["a"]
+
+    assert told(100, rows=40, unadmitted=20) is None, "nothing is known of before"
+    assert told(200, rows=50, unadmitted=20) == 0.1
+    assert told(200, rows=50, unadmitted=20) is None, "no sample"
+    assert told(300, rows=60, unadmitted=10) == 0.0, "keys that were admitted are not new"
+    assert told(400, rows=30, unadmitted=10, evicted=50) == 0.2, "nor does eviction hide them"
+    assert told(350, rows=20) is None, "it went back"
+    assert told(450, rows=10) is None, "counters have expired"
+    assert told(550, rows=35) == 0.25

@@ -154,6 +154,7 @@ def test_a_line_of_metrics_has_these_keys_in_this_order(monkeypatch: pytest.Monk
             "standbys": 0,
             "shard_lag": [1],
             "rows": {"a": 4},
+            "new_keys_per_sample": {"a": None},
             "table_bytes": {"a": 64},
             "non_finite": {"a": 3},
             "dense_non_finite": 2,
