@@ -12,21 +12,22 @@ from embedding.spec.ranges import require, require_count, require_positive
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """A linear warm-up, then a constant, polynomial or cosine course.
+    """A linear warm-up, then a course that ends, or one of those that don't: for jobs without end.
 
     Args:
         type: the course after the warm-up.
         warmup_steps: clock c < warmup_steps has the factor (c + 1) / warmup_steps.
-        decay_steps: how long the course takes to fall from 1 to end_factor, where it stays. Not
-            for `constant`.
+        decay_steps: how long the course takes to fall from 1 to end_factor, where it stays. Of
+            `cosine_restarts` a period, after which it begins at 1 again. Of `inverse` the time in
+            which 1 / factor^(1 / power) grows by 1, without an end. Not for `constant`.
         end_factor: in [0, 1]; None: 0. Not for `constant`.
-        power: of `polynomial`, > 0; None: 1, a straight line.
+        power: > 0; of `polynomial`, None: 1, a straight line; of `inverse`, None: 0.5.
 
     Sources: Goyal et al. 2017 (warm-up), TensorFlow's polynomial_decay, Loshchilov and Hutter 2017
-    (cosine, without restarts).
+    (cosine, and restarts with periods that don't grow), Vaswani et al. 2017 (inverse square root).
     """
 
-    type: Literal["constant", "polynomial", "cosine"] = "constant"
+    type: Literal["constant", "polynomial", "cosine", "cosine_restarts", "inverse"] = "constant"
     warmup_steps: int = 0
     decay_steps: int | None = None
     end_factor: float | None = None
@@ -45,7 +46,8 @@ class Schedule:
             in_range = 0 <= self.end_factor <= 1
             require(in_range, f"end_factor must be in [0, 1], got {self.end_factor}")
         if self.power is not None:
-            require(self.type == "polynomial", f"power is not for a {self.type} schedule")
+            has_power = self.type in ("polynomial", "inverse")
+            require(has_power, f"power is not for a {self.type} schedule")
             require_positive("power", self.power)
 
     def factor(self, clock: int) -> float:
@@ -55,8 +57,14 @@ class Schedule:
         if self.decay_steps is None:
             return 1.0
         end = self.end_factor or 0.0
-        left = 1.0 - min((clock - self.warmup_steps) / self.decay_steps, 1.0)
-        if self.type == "polynomial":
+        since = clock - self.warmup_steps
+        if self.type == "cosine_restarts":
+            since %= self.decay_steps
+        left = 1.0 - min(since / self.decay_steps, 1.0)
+        if self.type == "inverse":
+            power = 0.5 if self.power is None else self.power
+            shape = (1.0 + since / self.decay_steps) ** -power
+        elif self.type == "polynomial":
             shape = left ** (1.0 if self.power is None else self.power)
         else:
             shape = (1.0 - math.cos(math.pi * left)) / 2.0

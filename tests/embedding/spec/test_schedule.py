@@ -40,6 +40,27 @@ def test_a_cosine_falls_slowly_at_both_ends() -> None:
     assert schedule.factor(10**9) == pytest.approx(0.1)
 
 
+def test_a_cosine_with_restarts_begins_again_after_every_period_without_an_end() -> None:
+    once = Schedule(type="cosine", warmup_steps=3, decay_steps=10, end_factor=0.1)
+    again = Schedule(type="cosine_restarts", warmup_steps=3, decay_steps=10, end_factor=0.1)
+
+    for clock in range(3):
+        assert again.factor(clock) == once.factor(clock)
+    for period in (0, 1, 7, 10**12):
+        for clock in range(3, 13):
+            assert again.factor(clock + 10 * period) == once.factor(clock)
+
+
+def test_an_inverse_power_falls_for_ever_and_by_less_and_less() -> None:
+    root = Schedule(type="inverse", warmup_steps=10, decay_steps=100)
+    assert [root.factor(clock) for clock in (10, 310, 9_910)] == pytest.approx([1.0, 0.5, 0.1])
+    line = Schedule(type="inverse", decay_steps=100, power=1.0, end_factor=0.2)
+    assert [line.factor(clock) for clock in (0, 100, 300)] == pytest.approx([1.0, 0.6, 0.4])
+    late = [root.factor(10**n) for n in range(2, 15)]
+    assert late == sorted(set(late), reverse=True)
+    assert late[-1] > 0
+
+
 @given(
     st.sampled_from(["polynomial", "cosine"]),
     st.integers(0, 50),

@@ -74,7 +74,7 @@ def test_a_table_has_its_own_optimizer() -> None:
         ),
         (
             {"type": "sgd", "schedule": {"type": "linear"}},
-            "embedding.optimizer.schedule.type: input should be 'constant', 'polynomial' or",
+            "embedding.optimizer.schedule.type: input should be 'constant', 'polynomial',",
         ),
         (
             {"type": "sgd", "schedule": {"warm_up_steps": 3}},
