@@ -15,6 +15,7 @@ MAX_BATCH_BYTES = 1 << 31
 
 _I32, _U16, _U32, _I64 = (struct.Struct(f"<{letter}") for letter in "iHIq")
 _HEADER, _LENGTH, _BUFFERS, _COMPRESSION = 2, 0, 2, 3  # places of fields in Arrow's tables
+_OF_DICTIONARY = 1  # place of the batch in a dictionary's table
 _BUFFER_BYTES = 16  # offset and length, int64
 
 
@@ -39,6 +40,23 @@ def batches_of(
             batch.validate(full=any(pa.types.is_string(kind) for kind in schema.types))
             check_no_nulls(batch)
             yield batch
+
+
+def inflated_bytes(message: pa.Message) -> tuple[int, int]:
+    """Return the rows that a record batch or dictionary says it has, and the bytes they take.
+
+    Raises:
+        ValueError: its head is damaged.
+    """
+    try:
+        header = _Table.root(memoryview(message.metadata)).table(_HEADER)
+        if message.type == "dictionary":
+            header = header.table(_OF_DICTIONARY)
+        size = 0 if message.body is None else message.body.size
+        rows = header.int64(_LENGTH)
+        return rows, _inflated(header, message.body) if header.has(_COMPRESSION) else size
+    except (struct.error, IndexError) as error:
+        raise ValueError(f"the head of a batch is damaged: {error}") from error
 
 
 def _check(message: pa.Message, schema: pa.Schema, rows: int | None, max_bytes: int) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import pyarrow as pa
@@ -10,10 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from synchromesh.commands.answers import answering, json_option, print_json
+from worker.data.kafka_client import read_client_file
 from worker.datasets.convert import Layout, convert_criteo, convert_movielens
 from worker.datasets.files import DatasetError
 from worker.datasets.replay import replay
 from worker.datasets.synthetic import CriteoLike, write_criteo_like
+from worker.datasets.targets import FolderTarget, KafkaTarget, Target
 
 DEFAULT = Layout()
 
@@ -145,17 +147,34 @@ def _criteo_like(
     epilog="Example: synchromesh data replay 'data/clicks/*.parquet' --to stream --rate 5000",
 )
 @click.argument("inputs", nargs=-1, required=True, metavar="FILES...")
-@click.option("--to", required=True, help="Folder (path or URL) in which files appear.")
+@click.option(
+    "--to",
+    required=True,
+    help="Folder (path or URL) in which files appear, or kafka://HOST:PORT/TOPIC.",
+)
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), required=True, help="Rows/s.")
 @click.option(
     "--every",
     type=click.FloatRange(min=0, min_open=True),
     default=1.0,
     show_default=True,
-    help="Seconds from one file to the next.",
+    help="Seconds from one file, or burst of messages, to the next.",
 )
 @click.option("--loops", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--time-column", help="A column that gets the time at which a row was written.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["arrow", "json"]),
+    default="arrow",
+    show_default=True,
+    help="Of messages: IPC streams of up to 1,000 rows, or a row each.",
+)
+@click.option(
+    "--client-file",
+    type=click.Path(dir_okay=False),
+    help="Settings of the client of Kafka, as data.stream.client_file.",
+)
 @json_option
 def _replay(
     inputs: tuple[str, ...],
@@ -164,21 +183,30 @@ def _replay(
     every: float,
     loops: int,
     time_column: str | None,
+    form: Literal["arrow", "json"],
+    client_file: str | None,
     as_json: bool,
 ) -> None:
-    """Write recorded rows into a folder at a steady rate, as if they happened now.
+    """Write recorded rows at a steady rate, as if they happened now.
 
-    Each file appears whole, named by the time: a job on a stream trains it as it comes.
+    Into a folder each file is written whole, named by the time: a job on a stream trains it as it
+    comes.
     """
-    with answering(failures=(OSError, pa.ArrowException), failed="cannot replay: "):
+    failures = (OSError, pa.ArrowException)
+    with answering(ValueError, ImportError, failures=failures, failed="cannot replay: "):
+        target: Target
+        if to.startswith("kafka://"):
+            target = KafkaTarget(to, form=form, settings=read_client_file(client_file))
+        else:
+            target = FolderTarget(to)
         written = replay(
             inputs,
-            to,
+            target,
             rate=rate,
             every_seconds=every,
             loops=loops,
             time_column=time_column,
-            on_file=lambda path, rows: None if as_json else click.echo(f"{path} {rows}"),
+            on_part=lambda place, rows: None if as_json else click.echo(f"{place} {rows}"),
         )
     if as_json:
         print_json({"rows": written, "to": to})

@@ -6,9 +6,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_here import run_here
+from confluent_kafka import Consumer, TopicPartition
+from mock_kafka import mock_kafka
 
 from worker.data.directory_stream import DirectoryStream
+from worker.data.messages import Decoded, arrow_decoder, json_decoder
 from worker.datasets.replay import replay
+from worker.datasets.targets import FolderTarget
 
 
 @pytest.fixture
@@ -29,12 +33,12 @@ def test_rows_come_in_order_at_the_rate(recorded: str, tmp_path: Path) -> None:
 
     rows = replay(
         [recorded],
-        str(tmp_path / "stream"),
+        FolderTarget(str(tmp_path / "stream")),
         rate=20,
         every_seconds=2,
         loops=2,
         time_column="at",
-        on_file=lambda path, rows: times.append((now, rows)),
+        on_part=lambda place, rows: times.append((now, rows)),
         clock=lambda: now,
         sleep=sleep,
     )
@@ -42,7 +46,7 @@ def test_rows_come_in_order_at_the_rate(recorded: str, tmp_path: Path) -> None:
     assert rows == 240
     assert times == [(1_764_437_854.0 + 2 * i, 40) for i in range(1, 7)]
     files = DirectoryStream(str(tmp_path / "stream")).poll(most=99, now=0.0)
-    tables = [pq.read_table(file) for file in files]
+    tables = [pq.read_table(file.path) for file in files]
     assert pa.concat_tables(tables)["a"].to_pylist() == [*range(120), *range(120)]
     assert tables[0]["at"][0].as_py().timestamp() == 1_764_437_856.0
     assert not list((tmp_path / "stream").rglob(".*"))
@@ -56,3 +60,38 @@ def test_the_command_replays_and_says_how_much(recorded: str, tmp_path: Path) ->
     missing = run_here("data", "replay", tmp_path / "none", "--to", tmp_path / "s", "--rate", 9)
     assert missing.returncode == 1
     assert "none" in missing.stderr
+
+
+def messages_of(brokers: str, topic: str) -> list[bytes]:
+    consumer = Consumer({"bootstrap.servers": brokers, "group.id": "g", "log_level": 0})
+    ends = {n: consumer.get_watermark_offsets(TopicPartition(topic, n))[1] for n in range(4)}
+    consumer.assign([TopicPartition(topic, number, 0) for number in ends])
+    found: list[bytes] = []
+    while len(found) < sum(ends.values()):
+        found += [message.value() for message in consumer.consume(1000, timeout=1.0)]
+    consumer.close()
+    return found
+
+
+@pytest.mark.parametrize("form", ["arrow", "json"])
+def test_rows_are_replayed_to_a_topic(recorded: str, form: str) -> None:
+    with mock_kafka() as kafka:
+        to = f"kafka://{kafka.brokers}/rows-{form}"
+        done = run_here(
+            "data", "replay", recorded, "--to", to, "--rate", 1e9, "--format", form, "--json"
+        )
+        assert done.returncode == 0, done.stderr
+        messages = messages_of(kafka.brokers, f"rows-{form}")
+
+    decode = json_decoder({"a": "int64"}) if form == "json" else arrow_decoder(lambda _: None)
+    found: Decoded = decode(messages)
+    assert found.refused == {}
+    assert len(messages) == (120 if form == "json" else 1)
+    assert sorted(a for part in found.parts for a in part.table["a"].to_pylist()) == [*range(120)]
+
+
+def test_a_topic_that_cant_be_named_or_reached_is_said(recorded: str) -> None:
+    wrong = run_here("data", "replay", recorded, "--to", "kafka://host:9092", "--rate", 9)
+
+    assert wrong.returncode == 2
+    assert "kafka://HOST:PORT/TOPIC" in wrong.stderr
