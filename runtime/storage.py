@@ -66,6 +66,12 @@ def open_filesystem(url_or_path: str) -> tuple[pafs.FileSystem, str]:
         ) from error
 
 
+def is_known_scheme(scheme: str) -> bool:
+    """Whether some package opens URLs of a scheme, be it installed or not."""
+    known = {*ARROW_SCHEMES, *fsspec.registry, *fsspec.available_protocols()}
+    return _ALIASES.get(scheme, scheme) in known
+
+
 def brief(error: BaseException) -> str:
     """Return the first line of what a library says."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from scheduler.coordinator.growing_plan import Cursor, Extension, PlanState
-from worker.data.arrived import ArrivedFile, PlannedBatch, Rows
-from worker.data.plan import FilePlan
+from worker.data.arrived import ArrivedFile, NewFile, PlannedBatch, Rows
 from worker.data.streams import Position
 
 
@@ -20,6 +19,9 @@ class BatchCutter:
     Where rows have waited for `close_seconds` for others, or the first batch of a step for the
     rest of its step, the epoch is closed: its last batch, and the last step, may be short. So no
     row is held back for longer.
+
+    Files arrive when their source says so, but none before one that was taken before it, nor before
+    a moment at which nothing else was there: so what is said of some time holds.
 
     Args:
         plan: whose extensions come next.
@@ -38,7 +40,9 @@ class BatchCutter:
         self._begin = plan.begins[-1]
         self._cursor = plan.cursor
         self._ends = plan.ends
+        # With when they were found.
         self._rest: deque[tuple[Rows, float]] = deque()
+        self._arrived = {file.number: file.at for file in plan.files}
         self._new_files: list[ArrivedFile] = []
         self._last_arrival = self._group_since = 0.0
         self._take_rest(plan.cursor)
@@ -51,6 +55,16 @@ class BatchCutter:
         return self._cursor.position
 
     @property
+    def skipped(self) -> tuple[int, int]:
+        """Files and rows that were left out until there."""
+        return self._cursor.skipped
+
+    @property
+    def arrived_until(self) -> float:
+        """Before when nothing arrived that is in no batch yet, seconds since 1970."""
+        return self._arrived[self._rest[0][0][0]] if self._rest else self._cursor.clock
+
+    @property
     def rest_rows(self) -> int:
         """Rows that have arrived and are in no batch."""
         return sum(stop - start for (_, _, start, stop), _ in self._rest)
@@ -61,6 +75,7 @@ class BatchCutter:
 
     def follow(self, extension: Extension) -> None:
         """Take over an extension that was cut before, which comes next."""
+        self._arrived.update((file.number, file.at) for file in extension.files)
         for batch_id, batch in enumerate(extension.batches, extension.first):
             self._begins_group(batch_id, batch.arrived)
         self._planned, self._cursor = extension.stop, extension.cursor
@@ -69,22 +84,41 @@ class BatchCutter:
             self._begin = self._planned
         self._take_rest(extension.cursor)
 
-    def add(self, files: Sequence[FilePlan], position: Position, now: float) -> None:
+    def add(
+        self,
+        files: Sequence[NewFile],
+        position: Position,
+        now: float,
+        *,
+        skipped: tuple[int, int] = (0, 0),
+        are_all: bool = True,
+    ) -> None:
         """Files have arrived.
 
         Args:
             position: of the stream after them.
-            now: seconds since 1970.
+            now: seconds since 1970, when they were found.
+            skipped: files and rows that were left out until then.
+            are_all: whether nothing else is there now.
         """
         number, row_groups = self._cursor.next_file, self._cursor.next_position
-        for plan in files:
-            file = ArrivedFile(number, row_groups, plan)
-            number, row_groups = number + 1, row_groups + len(plan.row_group_rows)
+        clock = self._cursor.clock
+        for each in files:
+            clock = max(clock, min(each.at, now))
+            file = ArrivedFile(number, row_groups, each.plan, clock)
+            number, row_groups = number + 1, row_groups + len(each.plan.row_group_rows)
             self._new_files.append(file)
+            self._arrived[file.number] = clock
             self._rest.extend((rows, now) for rows in file.rows)
         if files:
             self._last_arrival = max(now, self._last_arrival)
-        self._cursor = Cursor(position=position, next_file=number, next_position=row_groups)
+        self._cursor = Cursor(
+            position=position,
+            next_file=number,
+            next_position=row_groups,
+            clock=max(clock, now) if are_all else clock,
+            skipped=skipped,
+        )
 
     def cut(self, now: float, *, most: int, ends: bool = False) -> Extension | None:
         """Return what the plan grows by now; None: by nothing.
@@ -109,6 +143,8 @@ class BatchCutter:
         if closes:
             self._begin = self._planned
         files, self._new_files, self._ends = tuple(self._new_files), [], ends
+        oldest = self._rest[0][0][0] if self._rest else self._cursor.next_file
+        self._arrived = {n: at for n, at in self._arrived.items() if n >= oldest}
         self._cursor = replace(
             self._cursor,
             rest=tuple(rows for rows, _ in self._rest),

@@ -124,6 +124,11 @@ class EndOfTrainingWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class FinishWanted:
+    """Train what has arrived of a stream by now, and end: the driver sees to it."""
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationWanted:
     """Evaluate the state as it is, once training is complete."""
 
@@ -133,7 +138,15 @@ class StopWanted:
     """End the workers."""
 
 
-Wanted = ShiftWanted | PauseWanted | HoldWanted | WorkersWanted | CutWanted | EndOfTrainingWanted
+Wanted = (
+    ShiftWanted
+    | PauseWanted
+    | HoldWanted
+    | WorkersWanted
+    | CutWanted
+    | EndOfTrainingWanted
+    | FinishWanted
+)
 """What people, a cluster that scales and the driver want of a running job."""
 
 Event = (

@@ -24,6 +24,8 @@ class Cursor:
         rest: rows that were taken and are in no batch yet.
         rest_arrived: when the first and the last of them were found, seconds since 1970.
         next_file, next_position: the number of the next file, and of its first row group.
+        clock: nothing is to come that arrived before, seconds since 1970.
+        skipped: files and rows that were left out since the stream began.
     """
 
     position: dict[str, Any] = field(default_factory=dict)
@@ -31,6 +33,8 @@ class Cursor:
     rest_arrived: tuple[float, float] = (0.0, 0.0)
     next_file: int = 0
     next_position: int = 0
+    clock: float = 0.0
+    skipped: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +98,13 @@ class PlanState:
     def first(self) -> int:
         """The id of the first batch that it has."""
         return self.planned - len(self.batches)
+
+    @property
+    def oldest_path(self) -> str | None:
+        """The first file of which rows are planned or wait to be; None: there is none."""
+        waits = [*(batch.rows[0] for batch in self.batches[:1]), *self.cursor.rest[:1]]
+        number = waits[0][0] if waits else None
+        return next((file.plan.path for file in self.files if file.number == number), None)
 
     def _rows(self) -> list[Rows]:
         return [rows for batch in self.batches for rows in batch.rows]
@@ -185,8 +196,8 @@ class GrowingPlan:
         return self._batches[batch_id].num_samples
 
     def arrived(self, batch_id: int) -> float:
-        """Return when the last row of a batch was found, seconds since 1970."""
-        return self._batches[batch_id].arrived
+        """Return when the last row of a batch arrived, seconds since 1970."""
+        return self._files[self._batches[batch_id].rows[-1][0]].at
 
     def lane_of(self, batch_id: int) -> int:
         """Return the lane of a batch: who decodes a file goes on with it."""

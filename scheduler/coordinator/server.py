@@ -28,6 +28,7 @@ from scheduler.coordinator.events import (
     EvaluationWanted,
     Event,
     FailJob,
+    FinishWanted,
     GiveUpWorker,
     MeasureDenseNorm,
     PlanGrown,
@@ -126,6 +127,7 @@ class CoordinatorServer:
         self._wakes = Wake()
         self._cancellation = Cancellation()
         self._is_up = False
+        self._is_to_finish = False
         self._client = PsClient(
             spec.store,
             with_faults(
@@ -180,7 +182,15 @@ class CoordinatorServer:
             check_shift(self._coordinator.rule.name, wanted.mode)
         if isinstance(wanted, WorkersWanted) and wanted.count is not None:
             self._coordinator.spec.check_workers(wanted.count)
-        self._handle(wanted)
+        if isinstance(wanted, FinishWanted):
+            if self._coordinator.spec.plan is not None:
+                raise ValueError(
+                    "finish is for jobs on a stream; a job of files ends by itself, and"
+                    " `synchromesh control RUN stop` ends it early"
+                )
+            self._is_to_finish = True
+        else:
+            self._handle(wanted)
 
     def grow_plan(self, recovery_epoch: int, extension: Extension | None, at: float) -> int | None:
         """Let the plan grow, see `PlanGrown`; return None where another epoch is meant.
@@ -375,6 +385,7 @@ class CoordinatorServer:
             gone_shards=tuple(notices.gone.items()),
             failure=notices.failure,
             scaling=self._scaling,
+            is_to_finish=self._is_to_finish,
             peak_rss_bytes=peak_rss_bytes(),
             cpu_seconds=time.process_time() - self._cpu_seconds_before,
             pid=os.getpid(),

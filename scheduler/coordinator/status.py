@@ -54,6 +54,7 @@ class Status:
         cut: that every shard holds frozen and that is to be written now; None: there is none.
         cut_is_awaited: whether somebody asked for one that is not written yet.
         recovery_epoch: that the coordinator is in.
+        is_to_finish: whether a job on a stream is to end with what has arrived.
         standbys: the shards that have one.
         shard_lag: by shard, steps that are ordered and not applied there.
         peak_rss_bytes, cpu_seconds, pid: of the coordinator's process.
@@ -101,6 +102,7 @@ class Status:
     silent_shards: tuple[tuple[int, str], ...] = ()
     gone_shards: tuple[tuple[int, str], ...] = ()
     failure: str | None = None
+    is_to_finish: bool = False
     peak_rss_bytes: int = 0
     cpu_seconds: float = 0.0
     pid: int = 0

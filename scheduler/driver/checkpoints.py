@@ -14,6 +14,7 @@ from ps.server.server import ShardCut
 from ps.spec import StoreSpec
 from runtime.places import Place, is_file
 from scheduler.coordinator.coordinator_state import CoordinatorState
+from scheduler.coordinator.growing_plan import PlanState
 from scheduler.coordinator.status import Status
 from scheduler.driver.answers import answers_of
 from scheduler.driver.manifests import manifest_of
@@ -33,13 +34,15 @@ def _digest(store: StoreSpec, cuts: list[ShardCut]) -> str:
 class Written:
     """A checkpoint of the job that runs: its place, its step, and the digest of the model.
 
-    A step of another recovery epoch may be another state.
+    Of a job on a stream it has the plan, too. A step of another recovery epoch may be another
+    state.
     """
 
     path: Place
     step: int
     recovery_epoch: int
     digest: str
+    plan: PlanState | None = None
 
     @property
     def is_there(self) -> bool:
@@ -112,7 +115,7 @@ class CheckpointWriter:
         except BaseException:
             give_up_checkpoint(partial)
             raise
-        return Written(path, step, self._run.recovery_epoch, digest)
+        return Written(path, step, self._run.recovery_epoch, digest, state.plan)
 
     def _written(self, calls: dict[Who, Any], seconds: float) -> list[ShardCut]:
         """Return what the servers have written; raises TimeoutError where one does not end."""

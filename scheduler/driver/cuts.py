@@ -14,6 +14,7 @@ from ps.checkpoint.pace import SHARE_OF_INTERVAL
 from ps.checkpoint.write import begin_checkpoint, give_up_checkpoint, publish_checkpoint
 from runtime.places import Place
 from scheduler.coordinator.cuts import Cut
+from scheduler.coordinator.growing_plan import PlanState
 from scheduler.driver.answers import answers_of
 from scheduler.driver.manifests import manifest_of
 from scheduler.driver.processes import COORDINATOR, Processes, Who
@@ -24,11 +25,12 @@ from scheduler.run.directory import RunDirectory
 
 @dataclass(frozen=True, slots=True)
 class CutEnd:
-    """What came of a cut: its path, or what went wrong."""
+    """What came of a cut: its path, or what went wrong; of a stream the plan that it holds."""
 
     cut: Cut
     path: Place | None = None
     error: str | None = None
+    plan: PlanState | None = None
 
 
 @dataclass(slots=True)
@@ -40,6 +42,7 @@ class _Writing:
         calls: of the servers, and of the coordinator for its state at the cut's step.
         until: when they must have ended, as `time.monotonic()`.
         hurried: whether it is written as fast as it goes.
+        plan: of a stream, as the cut holds it, once its state is known.
         published: ends once the checkpoint is there under its name.
     """
 
@@ -49,6 +52,7 @@ class _Writing:
     until: float
     published: "Future[tuple[Place, str]] | None" = None
     hurried: bool = False
+    plan: PlanState | None = None
 
 
 class RunningCuts:
@@ -112,7 +116,7 @@ class RunningCuts:
                           f" {writing.cut.step} could not be written: {text}")  # fmt: skip
         self._writing = None
         self._parent = Parent(path.name, seal)
-        return CutEnd(writing.cut, path)
+        return CutEnd(writing.cut, path, plan=writing.plan)
 
     def forget(self) -> None:
         """Give up what is being written; what comes next lies on nothing."""
@@ -161,6 +165,7 @@ class RunningCuts:
             return
         answers = answers_of(self._processes, writing.calls)
         state = answers.pop(COORDINATOR)
+        writing.plan = state.plan
         files: list[FileEntry] = [entry for found in answers.values() for entry in found]
         cut = writing.cut
         manifest = manifest_of(

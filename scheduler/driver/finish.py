@@ -7,6 +7,7 @@ from scheduler.driver.checkpoints import CheckpointWriter
 from scheduler.driver.full_disk import once_there_is_room
 from scheduler.driver.processes import Processes
 from scheduler.driver.resolved import JobSpecs
+from scheduler.driver.stream_feed import StreamFeed
 from scheduler.driver.supervisor import Supervisor
 from scheduler.errors import TrainingError
 from scheduler.run.directory import RunDirectory
@@ -22,6 +23,7 @@ def finish(
     writer: CheckpointWriter,
     progress: Progress,
     *,
+    feed: StreamFeed | None,
     started_at: dict[str, float],
 ) -> dict[str, Any]:
     """Write the final checkpoint, evaluate, and write the result; return it.
@@ -40,6 +42,8 @@ def finish(
     written = once_there_is_room(
         lambda: writer.write(trained), meanwhile=supervisor.poll, **waiting
     )
+    if feed is not None:
+        feed.cut_written(written.plan)
     if specs.evaluation_plan is not None:
         progress.phase("evaluating")
         supervisor.tell_coordinator(processes.coordinator.handle.evaluate.remote())
@@ -64,6 +68,7 @@ def finish(
         },
         started_at=started_at,
         lost_writes=run.losses.counts,
+        stream=None if feed is None else feed.figures,
     )
     once_there_is_room(lambda: run.write_result(result), **waiting)
     return result

@@ -8,7 +8,7 @@ from scheduler.coordinator.modes.rules import rule_of
 from scheduler.driver.resolved import JobSpecs
 from scheduler.driver.stream_feed import StreamFeed
 from scheduler.job.streams import stream_of
-from scheduler.run.directory import QUARANTINE, RunDirectory
+from scheduler.run.directory import ARRIVED, QUARANTINE, RunDirectory
 from scheduler.run.plan_log import PlanLog
 from worker.data.arrivals import Arrivals
 
@@ -34,7 +34,8 @@ def feed_of(
     )
     for extension in log.extensions(plan.planned):
         cutter.follow(extension)
-    stream = stream_of(config)
+    aside = run.path / QUARANTINE
+    stream = stream_of(config, spool=run.path / ARRIVED, aside=aside, note=note)
     stream.seek(cutter.position or specs.stream_begins)
     coordinator = specs.coordinator
     rule = rule_of(coordinator.mode, coordinator.options)
@@ -45,7 +46,8 @@ def feed_of(
             kinds=specs.plan.kinds,
             on_bad_file=specs.data.on_bad_file,
             on_bad_record=config.data.on_bad_record,
-            aside=run.path / QUARANTINE,
+            aside=aside,
+            skipped=cutter.skipped,
         ),
         cutter=cutter,
         log=log,

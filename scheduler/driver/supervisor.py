@@ -230,6 +230,8 @@ class Supervisor:
         while self._warnings:
             self._progress.note(self._warnings.popleft())
         self._look_at_silent(status)
+        if self._feed is not None and status.is_to_finish:
+            self._feed.finish()
         if self._feed is not None and self._feed.failure is not None:
             raise TrainingError(str(self._feed.failure)) from self._feed.failure
         if status.failure is not None:
@@ -289,6 +291,7 @@ class Supervisor:
             windows=windows,
             drains=self.moves.notices,
             worker_restarts=self.worker_restarts,
+            stream=None if self._feed is None else self._feed.figures,
         )
         self._run.add_metrics(line)
         self._run.keep_fingerprints(self._launcher.fingerprints)
@@ -420,6 +423,8 @@ class Supervisor:
             self._published(end.path.name)
             if end.cut.kind == "full":  # a delta supersedes nothing
                 self._collector.collect()
+            if self._feed is not None:
+                self._feed.cut_written(end.plan)
             if self._feed is not None and end.cut.kind == "full":
                 self._feed.forget(first_needed(self._run.path))
         self.moves.cut_ended(None if end.path is None else end.cut.step)

@@ -37,7 +37,7 @@ from scheduler.run.directory import RunDirectory, place_of_checkpoints
 from scheduler.run.earlier import EarlierRun, earlier_run
 from scheduler.run.metrics import reached
 from scheduler.run.recoveries import Recoveries
-from scheduler.run.saved_cuts import saved_cuts
+from scheduler.run.saved_cuts import first_needed, saved_cuts
 from scheduler.views.progress import Progress
 from worker.data.plan import Plan
 
@@ -244,6 +244,7 @@ class Trainer:
                         run,
                         writer,
                         progress,
+                        feed=feed,
                         started_at=self._started_at,
                     )
 
@@ -265,6 +266,8 @@ class Trainer:
                 collector.wait()  # it may still be at what came before the last checkpoint
                 collector.collect()
                 collector.wait()
+                if feed is not None:
+                    feed.forget(first_needed(run.path))
         finally:
             if feed is not None:
                 feed.close()

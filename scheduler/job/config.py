@@ -47,7 +47,7 @@ from scheduler.job.errors import ConfigError, validated
 from scheduler.job.faults import InjectConfig, check_targets
 from scheduler.job.job_yaml import JobYamlError, read_yaml
 from scheduler.job.names import Name, check_table_name
-from scheduler.job.online import OnlineConfig, StreamConfig
+from scheduler.job.online import KafkaConfig, OnlineConfig, StreamConfig
 from scheduler.job.publishing import PublishConfig
 from scheduler.job.quantities import (
     MAX_WORKERS,
@@ -177,10 +177,16 @@ class DataConfig(_Section):
             return self
         if self.train:
             raise ValueError("data.train and data.stream are both given; leave one of them out")
-        if self.epochs != 1 or self.shuffle != "none":
-            raise ValueError(
-                "data.stream gives each sample once, as it arrives; leave out epochs and shuffle"
-            )
+        if isinstance(self.stream, KafkaConfig):
+            weights = [each.weights for each in self.sparse if each.weights is not None]
+            columns = [self.label, *self.dense, *(each.column for each in self.sparse), *weights]
+            self.stream.check_columns(dict.fromkeys(columns))
+        for name, value, only in (("epochs", self.epochs, 1), ("shuffle", self.shuffle, "none")):
+            if value != only:
+                raise ValueError(
+                    f"data.{name} is {value}, and data.stream gives each sample once, as it"
+                    f" arrives; leave it out, or write {name}: {only}"
+                )
         return self
 
     @model_validator(mode="after")

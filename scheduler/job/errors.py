@@ -192,4 +192,5 @@ def _tags(kind: Any) -> tuple[Any, ...]:
     """What the `type` or `kind` of a member of a union may say."""
     if dataclasses.is_dataclass(kind):
         return tuple(field.default for field in dataclasses.fields(kind) if field.name == "type")
-    return get_args(_fields(kind).get("kind"))
+    fields = _fields(kind)
+    return get_args(fields.get("kind")) or get_args(fields.get("type"))

@@ -55,7 +55,10 @@ def with_absolute_paths(config: JobConfig, environment: Mapping[str, str], cwd: 
     )
     stream = config.data.stream
     if stream is not None:
-        stream = stream.model_copy(update={"dir": absolute("data.stream.dir", stream.dir)})
+        names = ("dir", "archive", "client_file", "avro_schema")
+        given = {name: getattr(stream, name, None) for name in names}
+        paths = {n: absolute(f"data.stream.{n}", path) for n, path in given.items() if path}
+        stream = stream.model_copy(update=paths)
         data = data.model_copy(update={"stream": stream})
     init_from, checkpoints = config.run.init_from, config.checkpoint.path
     if "://" in config.run.dir:

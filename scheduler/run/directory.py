@@ -43,6 +43,7 @@ FINGERPRINTS_FILE = "fingerprints.json"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 QUARANTINE = "quarantine"
+ARRIVED = "arrived"  # files of a stream that has none of its own
 _FILES = (
     JOB_FILE,
     PLAN_FILE,
@@ -131,7 +132,7 @@ class RunDirectory:
         if not anew:
             self.enter_epoch()
             self._remove_partial_files()
-            for name in (CONTROL_FILE, FAILURE_FILE):
+            for name in (CONTROL_FILE, FAILURE_FILE, RESULT_FILE):
                 (self.path / name).unlink(missing_ok=True)
         write_text(self.path / JOB_FILE, config.to_yaml())
         self.run_id = (None if anew else run_id_of(self.path)) or secrets.token_hex(8)
@@ -264,7 +265,7 @@ class RunDirectory:
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
         self._remove_partial_files()
-        for name in (CHECKPOINTS, TENSORBOARD, PLAN_FOLDER, QUARANTINE):
+        for name in (CHECKPOINTS, TENSORBOARD, PLAN_FOLDER, QUARANTINE, ARRIVED):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def _remove_partial_files(self) -> None:

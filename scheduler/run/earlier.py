@@ -41,7 +41,8 @@ class EarlierRun:
     Args:
         path: its directory.
         lease: of that, which the caller has to give back.
-        result: of a run that came to its end; its data are not looked at then.
+        result: of a run that came to its end; its data are not looked at then. One on a stream
+            that somebody has stopped did not.
         cut: the newest checkpoint to go on from; None: the job begins anew.
         recovery_epoch: the latest that the run came to.
         recoveries: of the run so far.
@@ -99,12 +100,14 @@ def earlier_run(config: JobConfig) -> EarlierRun | None:
 
 def _looked_at(config: JobConfig, path: Path, lease: RunLease) -> EarlierRun:
     before = check_same_job(path / JOB_FILE, config)
-    if (path / RESULT_FILE).exists():
+    result = _object_of(path / RESULT_FILE) if (path / RESULT_FILE).exists() else None
+    is_stopped = config.data.stream is not None and bool(result and result.get("stopped"))
+    if result is not None and not is_stopped:
         evaluated = path / EVALUATION_PLAN_FILE
         return EarlierRun(
             path=path,
             lease=lease,
-            result=_object_of(path / RESULT_FILE),
+            result=result,
             evaluation_plan=read_plan(evaluated) if evaluated.exists() else None,
         )
     passed_over: list[str] = []
@@ -151,8 +154,12 @@ def _as_wanted(state: CoordinatorState, before: JobConfig, now: JobConfig) -> Co
     automatic = state.workers_automatic
     if before.cluster.autoscale != now.cluster.autoscale:
         automatic = now.cluster.autoscale
+    ledger = state.ledger
+    if now.data.stream is not None:
+        ledger = replace(ledger, limit=None)  # whoever stopped it has started it again
     return replace(
         state,
+        ledger=ledger,
         num_workers=min(count, now.max_workers),
         workers_automatic=automatic,
         paused=False,

@@ -69,6 +69,7 @@ class IntervalReport:
         windows: Sequence[WindowResult] = (),
         drains: Sequence[DrainNotice] = (),
         worker_restarts: int = 0,
+        stream: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Return the metrics of the interval that ends now.
 
@@ -77,6 +78,7 @@ class IntervalReport:
             scalings: decisions that are new or better known.
             windows: of a stream, those that were over in the interval.
             worker_restarts: workers that were replaced since the run began.
+            stream: of a job on one, what waits there and what was left out.
         """
         samples = status.samples.applied
         now = status.train_seconds
@@ -132,6 +134,7 @@ class IntervalReport:
             "eval_logloss": evaluation.logloss if evaluation else None,
             "eval_step": evaluation.step if evaluation else None,
             "windows": [asdict(window) for window in windows],
+            "stream": stream,
             "staleness": staleness(status),
             "staleness_of_interval": {
                 "data": self._data_staleness.since_last(status.data_staleness.counts),
@@ -263,6 +266,7 @@ def make_result(
     skipped_files: dict[str, list[str]],
     started_at: dict[str, float],
     lost_writes: dict[str, int],
+    stream: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return what result.json holds."""
     samples = status.samples
@@ -276,6 +280,8 @@ def make_result(
         "samples_skipped": samples.skipped,
         "skipped_by_reason": samples.skipped_by_reason,
         "skipped_files": skipped_files,
+        "stream": stream,
+        "stopped": is_stopped(config, status),
         "epochs": config.data.epochs,
         "global_step": status.applied_step,
         "started_at": started_at,
@@ -334,6 +340,12 @@ def make_result(
         "versions": versions(),
         "seed": config.seed,
     }
+
+
+def is_stopped(config: JobConfig, status: Status) -> bool:
+    """Whether somebody has ended a job, before its data or its time did."""
+    limit = config.training.max_seconds
+    return status.limit is not None and (limit is None or status.train_seconds < limit)
 
 
 def mode_history(status: Status) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from scheduler.coordinator.events import (
     EndOfTrainingWanted,
+    FinishWanted,
     PauseWanted,
     ShiftWanted,
     Wanted,
@@ -111,8 +112,19 @@ def _workers(run: Path, count: int | None, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def _stop(run: Path, as_json: bool) -> None:
-    """End training early; the final checkpoint and evaluation follow."""
+    """End training early; the final checkpoint and evaluation follow.
+
+    A job on a stream goes on from there where it is started again with run.resume=auto.
+    """
     _order(run, EndOfTrainingWanted(), as_json)
+
+
+@command.command("finish")
+@json_option
+@click.pass_obj
+def _finish(run: Path, as_json: bool) -> None:
+    """Train what has arrived of the stream by now, then end as usual, for good."""
+    _order(run, FinishWanted(), as_json)
 
 
 @command.command("checkpoint")

@@ -53,7 +53,8 @@ def _summary(metrics: dict[str, Any], best: float | None, path: str) -> dict[str
         "eval",
         "model_digest",
     )
-    files = {"files_skipped": sum(map(len, metrics["skipped_files"].values()))}
+    of_stream = (metrics.get("stream") or {}).get("files_skipped", 0)
+    files = {"files_skipped": of_stream + sum(map(len, metrics["skipped_files"].values()))}
     return {**{key: metrics[key] for key in keys}, **files, "best_auc": best, "run": path}
 
 
@@ -82,6 +83,13 @@ def _show(metrics: dict[str, Any], best: float | None, path: str) -> None:
                 f" an unreadable footer, whose rows nobody can count: {files[0]}"
                 + (", ..." if len(files) > 1 else "")
             )
+    stream = metrics.get("stream") or {}
+    if stream.get("files_skipped") or stream.get("rows_skipped"):
+        first = ", ".join(stream["first_skipped"][:1])
+        console.print(
+            f"left out {stream['files_skipped']:,} files and {stream['rows_skipped']:,} rows of"
+            f" data.stream that can't be used" + (f": {first}, ..." if first else "")
+        )
     if metrics["eval"] is not None:
         scores = metrics["eval"]
         missing, missing_loss = scores["auc_missing"], scores["logloss_missing"]

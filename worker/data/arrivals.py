@@ -7,6 +7,7 @@ from typing import Literal
 from runtime.growing_files import GrowingFile
 from runtime.strict_json import json_text
 from worker.contract import ColumnKind
+from worker.data.arrived import NewFile
 from worker.data.bad_records import keep_aside, refused_rows, without_rows
 from worker.data.plan import FilePlan
 from worker.data.planning import plan_arrived
@@ -32,6 +33,7 @@ class Arrivals:
             rows out, `quarantine` keeps them aside, too, and what is said of files that are left
             out. Each file is read for it before it is planned.
         aside: the folder for that.
+        skipped: files and rows that were left out before.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Arrivals:
         on_bad_file: Literal["fail", "skip"],
         on_bad_record: OnBadRecord = "fail",
         aside: Path | None = None,
+        skipped: tuple[int, int] = (0, 0),
     ) -> None:
         self.stream = stream
         self._features = features
@@ -52,13 +55,24 @@ class Arrivals:
         self._aside = aside if on_bad_record == "quarantine" else None
         self._first: dict[tuple[str, str], tuple[str, str]] = {}
         self._notes: list[str] = []
-        self.num_refused = self.num_refused_rows = 0
+        self.num_refused, self.num_refused_rows = skipped
+        self.first_refused: list[str] = []
+
+    @property
+    def skipped(self) -> tuple[int, int]:
+        """Files and rows that were left out since the stream began."""
+        return self.num_refused, self.num_refused_rows
+
+    @property
+    def took_all(self) -> bool:
+        """Whether nothing else was there when files were last taken."""
+        return self.stream.took_all
 
     @property
     def position(self) -> Position:
         return self.stream.position
 
-    def take(self, *, most: int, now: float) -> list[FilePlan]:
+    def take(self, *, most: int, now: float) -> list[NewFile]:
         """Return the files that have arrived, planned, in their order; none is empty.
 
         Raises:
@@ -66,7 +80,8 @@ class Arrivals:
             DataError: a file can't be used, with `fail`.
         """
         planned = []
-        for path in self.stream.poll(most=most, now=now):
+        for arrival in self.stream.poll(most=most, now=now):
+            path = arrival.path
             try:
                 file = plan_arrived(path, self._features, self._kinds, self._first)
                 if self._on_bad_record != "fail":
@@ -77,7 +92,7 @@ class Arrivals:
                 self._refuse(path, error)
             else:
                 if sum(file.row_group_rows):
-                    planned.append(file)
+                    planned.append(NewFile(file, arrival.at))
         return planned
 
     def take_notes(self) -> list[str]:
@@ -90,6 +105,8 @@ class Arrivals:
 
     def _refuse(self, path: str, error: DataError) -> None:
         self.num_refused += 1
+        if len(self.first_refused) < _TOLD_AT_FIRST:
+            self.first_refused.append(path)
         if self.num_refused <= _TOLD_AT_FIRST or self.num_refused % 1000 == 0:
             self._notes.append(f"left out, the {self.num_refused}. file: {error}")
         if self._aside is not None:

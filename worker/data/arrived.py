@@ -14,6 +14,14 @@ Rows = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
+class NewFile:
+    """A file that can be used: its plan, and when its source says that it arrived."""
+
+    plan: FilePlan
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class ArrivedFile:
     """A file of a stream.
 
@@ -21,11 +29,13 @@ class ArrivedFile:
         number: of the stream's files, in the order in which they came; unique in a job.
         position: of its first row group among those of all files.
         plan: the file.
+        at: when it arrived, seconds since 1970; it never falls from one file to the next.
     """
 
     number: int
     position: int
     plan: FilePlan
+    at: float = 0.0
 
     @property
     def rows(self) -> tuple[Rows, ...]:

@@ -12,16 +12,16 @@ changed is not either. So a writer of many files puts them into dated folders.
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from runtime.storage import StorageError, brief, join_url, open_filesystem
+from runtime.storage import StorageError, brief, join_url, open_filesystem, split_url
 from worker.data.patterns import natural_order
-from worker.data.streams import Lag, Position
+from worker.data.streams import Arrival, Lag, Position
 
 MOST_REMEMBERED = 10_000
 _SUFFIX = ".parquet"
@@ -29,6 +29,7 @@ _MAGIC = b"PAR1"
 _MAGICS = (_MAGIC, b"PARE")
 # A folder's time of change may be so coarse that a later change has the same.
 _COARSE_NS = 2_000_000_000
+_ALLOW = "Allow the job to remove files there, or leave out data.stream.trained_files"
 # Of the time, what listing may take at most.
 _LISTING_SHARE = 10
 
@@ -38,22 +39,28 @@ class _Waiting:
     """A file that was found and is not taken.
 
     Args:
-        size: in bytes, when it was last looked at; `changed`: when that was another one.
         found: when it was first seen.
+        changed: when its size was another one, the last time.
+        written: as its store said it then; None: it does not.
+        size: in bytes, when it was last looked at.
     """
 
     found: float
     changed: float
+    written: float | None = None
     size: int = -1
 
 
 @dataclass(slots=True)
 class _Listed:
-    """A folder as it was listed: its time of change, when that was, and what it held."""
+    """A folder as it was listed: its time of change, when that was, and what it held.
+
+    Of files of a store it has the time at which they were written.
+    """
 
     changed_ns: int
     at_ns: int
-    names: frozenset[str]
+    files: dict[str, float | None]
     folders: tuple[str, ...]
 
 
@@ -65,6 +72,8 @@ class DirectoryStream:
         late_seconds: for how long a file may come after one that follows it.
         settle_seconds: a file without a footer that has not changed for so long is damaged.
         after: files up to this path, from the folder on, are not taken.
+        removes: whether `remove` does so; else files stay where they are.
+        archive: folder of the same store, to which they are moved instead.
 
     Raises:
         StorageError: nothing installed opens it.
@@ -77,8 +86,12 @@ class DirectoryStream:
         late_seconds: float = 60.0,
         settle_seconds: float = 10.0,
         after: str | None = None,
+        removes: bool = False,
+        archive: str | None = None,
     ) -> None:
         self.folder = folder
+        self._removes = removes
+        self._archive = None if archive is None else open_filesystem(archive)[1]
         self._filesystem, self._root = open_filesystem(folder)
         self._local = isinstance(self._filesystem, pafs.LocalFileSystem)
         self._late_seconds = late_seconds
@@ -91,6 +104,11 @@ class DirectoryStream:
         self._has_looked = False
         self._num_too_late = 0
         self._next_listing = 0.0
+        self._took_all = False
+
+    @property
+    def took_all(self) -> bool:
+        return self._took_all
 
     @property
     def position(self) -> Position:
@@ -119,26 +137,28 @@ class DirectoryStream:
         Raises:
             StorageError: the folder can't be listed.
         """
-        names = [*self._new_names(), *([] if self._after is None else [self._after])]
+        names = [name for name, _ in self._new_files()]
+        names += [] if self._after is None else [self._after]
         self._after = max(names, key=natural_order, default=None)
         self._listed.clear()
         return None if self._after is None else join_url(self.folder, self._after)
 
-    def poll(self, *, most: int, now: float) -> list[str]:
+    def poll(self, *, most: int, now: float) -> list[Arrival]:
         if time.monotonic() >= self._next_listing:
             began = time.monotonic()
             self._look(now)
             took = time.monotonic() - began
             self._next_listing = time.monotonic() + (_LISTING_SHARE - 1) * took
         ready = (name for _, name in self._order if self._is_ready(name, now))
-        taken = list(islice(ready, most))
-        for name in taken:
+        taken = [(name, self._waiting[name]) for name in islice(ready, most)]
+        self._took_all = len(taken) < most
+        for name, _ in taken:
             del self._waiting[name]
             self._taken[name] = now
         if taken:
             self._order = [each for each in self._order if each[1] in self._waiting]
         self._forget(now)
-        return [join_url(self.folder, name) for name in taken]
+        return [Arrival(join_url(self.folder, n), self._written(n, f)) for n, f in taken]
 
     def lag(self) -> Lag:
         waiting = self._waiting.values()
@@ -149,6 +169,26 @@ class DirectoryStream:
             too_late=self._num_too_late,
         )
 
+    def is_in_cut(self, position: Position, oldest: str | None) -> None:
+        """Nobody else keeps how far it is."""
+
+    def remove(self, path: str) -> None:
+        if not self._removes:
+            return
+        folder = split_url(self.folder)[2].rstrip("/")
+        name = split_url(path)[2].removeprefix(f"{folder}/")
+        try:
+            if self._archive is None:
+                self._filesystem.delete_file(self._inner(name))
+            else:
+                place = f"{self._archive.rstrip('/')}/{name}"
+                self._filesystem.create_dir(place.rpartition("/")[0], recursive=True)
+                self._filesystem.move(self._inner(name), place)
+        except FileNotFoundError:
+            return  # somebody was faster
+        except pa.ArrowException as error:
+            raise StorageError(path, f"it can't be removed ({brief(error)})", _ALLOW) from error
+
     def close(self) -> None:
         self._waiting.clear()
         self._order.clear()
@@ -158,14 +198,14 @@ class DirectoryStream:
         """Find what is new; what came while nobody looked is not told from what was taken then."""
         after = None if self._after is None else natural_order(self._after)
         found = []
-        for name in self._new_names():
+        for name, written in self._new_files():
             if name in self._waiting or name in self._taken:
                 continue
             place = natural_order(name)
             if after is not None and place <= after:
                 self._num_too_late += self._has_looked
                 continue
-            self._waiting[name] = _Waiting(found=now, changed=now)
+            self._waiting[name] = _Waiting(found=now, changed=now, written=written)
             found.append((place, name))
         if found:
             self._order = sorted(self._order + found)
@@ -188,7 +228,7 @@ class DirectoryStream:
         if file is None:
             return False
         try:
-            with self._filesystem.open_input_file(f"{self._root.rstrip('/')}/{name}") as source:
+            with self._filesystem.open_input_file(self._inner(name)) as source:
                 size = source.size()
                 tail = source.read_at(min(size, 4), max(0, size - 4))
         except FileNotFoundError:
@@ -200,9 +240,22 @@ class DirectoryStream:
             file.size, file.changed = size, now
         return tail in _MAGICS or now - file.changed >= self._settle_seconds
 
+    def _written(self, name: str, file: _Waiting) -> float:
+        """Return when a file was written that is complete."""
+        written = file.written
+        if self._local:
+            try:
+                written = os.stat(self._inner(name)).st_mtime
+            except OSError:
+                written = None  # whoever reads it finds that it is gone
+        return file.found if written is None else written
+
+    def _inner(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
     # Listing ----------------------------------------------------------------------------------
 
-    def _new_names(self) -> Iterator[str]:
+    def _new_files(self) -> Iterator[tuple[str, float | None]]:
         """Yield the files that were not there when their folder was listed before."""
         folders, seen = [""], set()
         while folders:
@@ -212,8 +265,8 @@ class DirectoryStream:
             now = self._list(folder, before)
             self._listed[folder] = now
             if now is not before:
-                old = before.names if before is not None else frozenset()
-                yield from now.names - old
+                old = before.files if before is not None else {}
+                yield from ((name, at) for name, at in now.files.items() if name not in old)
             folders += [name for name in now.folders if not self._is_over(name)]
         for folder in self._listed.keys() - seen:
             del self._listed[folder]
@@ -231,7 +284,7 @@ class DirectoryStream:
             return self._list_local(folder, before) if self._local else self._list_store(folder)
         except FileNotFoundError:
             if folder:
-                return _Listed(0, 0, frozenset(), ())  # removed meanwhile
+                return _Listed(0, 0, {}, ())  # removed meanwhile
             raise StorageError(
                 self.folder, "the folder of the stream is not there", "Make it, or correct the path"
             ) from None
@@ -249,30 +302,39 @@ class DirectoryStream:
             and before.at_ns - changed_ns > _COARSE_NS
         ):
             return before
-        names: list[str] = []
-        folders: list[str] = []
         with os.scandir(path) as entries:
-            for entry in entries:
-                self._sort_in(folder, entry.name, entry.is_dir(), names, folders)
-        return _Listed(changed_ns, at_ns, frozenset(names), tuple(folders))
+            found = [(entry.name, entry.is_dir(), None) for entry in entries]
+        return _listed(folder, found, changed_ns=changed_ns, at_ns=at_ns)
 
     def _list_store(self, folder: str) -> _Listed:
-        inner = f"{self._root.rstrip('/')}/{folder}".rstrip("/") or "/"
-        names: list[str] = []
-        folders: list[str] = []
-        for entry in self._filesystem.get_file_info(pafs.FileSelector(inner)):
-            is_folder = entry.type == pafs.FileType.Directory
-            self._sort_in(folder, entry.base_name, is_folder, names, folders)
-        return _Listed(0, 0, frozenset(names), tuple(folders))
+        inner = self._inner(folder).rstrip("/") or "/"
+        entries = self._filesystem.get_file_info(pafs.FileSelector(inner))
+        return _listed(
+            folder,
+            [(e.base_name, e.type == pafs.FileType.Directory, _time_of(e)) for e in entries],
+        )
 
-    @staticmethod
-    def _sort_in(
-        folder: str, name: str, is_folder: bool, names: list[str], folders: list[str]
-    ) -> None:
-        if name[:1] in "._":
-            return
+
+def _time_of(entry: pafs.FileInfo) -> float | None:
+    return None if entry.mtime is None else entry.mtime.timestamp()
+
+
+def _listed(
+    folder: str,
+    entries: Iterable[tuple[str, bool, float | None]],
+    *,
+    changed_ns: int = 0,
+    at_ns: int = 0,
+) -> _Listed:
+    """Keep of a folder's entries (name, whether it is a folder, time) what may be samples."""
+    files: dict[str, float | None] = {}
+    folders: list[str] = []
+    for name, is_folder, at in entries:
         path = f"{folder}/{name}" if folder else name
+        if name[:1] in "._":
+            continue
         if is_folder:
             folders.append(path)
         elif name.endswith(_SUFFIX):
-            names.append(path)
+            files[path] = at
+    return _Listed(changed_ns, at_ns, files, tuple(folders))

@@ -9,7 +9,7 @@ from scheduler.coordinator.batch_cutter import BatchCutter
 from scheduler.coordinator.batches import Status
 from scheduler.coordinator.growing_plan import OPEN, Cursor, Extension, GrowingPlan, PlanState
 from scheduler.coordinator.ledger import Ledger, LedgerState
-from worker.data.arrived import ArrivedFile, PlannedBatch
+from worker.data.arrived import ArrivedFile, NewFile, PlannedBatch
 from worker.data.plan import FilePlan
 from worker.protocol import Finished
 
@@ -18,6 +18,10 @@ B, M, CLOSE = 10, 3, 5.0
 
 def file(rows: tuple[int, ...], name: str = "a") -> FilePlan:
     return FilePlan(name, 1, rows, "digest")
+
+
+def new(rows: tuple[int, ...], at: float = 0.0) -> NewFile:
+    return NewFile(file(rows), at)
 
 
 def cutter(plan: PlanState | None = None) -> BatchCutter:
@@ -31,9 +35,9 @@ def rows_of(extension: Extension | None) -> list[int]:
 
 def test_rows_wait_for_a_whole_batch_but_not_for_long() -> None:
     cut = cutter()
-    cut.add([file((7,))], {"at": 1}, now=0.0)
+    cut.add([new((7,))], {"at": 1}, now=0.0)
     assert cut.cut(4.9, most=9) is None
-    cut.add([file((16,))], {"at": 2}, now=4.9)
+    cut.add([new((16,))], {"at": 2}, now=4.9)
 
     extension = cut.cut(4.9, most=9)
 
@@ -51,7 +55,7 @@ def test_rows_wait_for_a_whole_batch_but_not_for_long() -> None:
 
 def test_a_step_that_lacks_batches_is_closed_though_no_row_waits() -> None:
     cut = cutter()
-    cut.add([file((10,))], {}, now=0.0)
+    cut.add([new((10,))], {}, now=0.0)
     assert rows_of(cut.cut(0.0, most=9)) == [10]
 
     assert cut.cut(4.9, most=9) is None
@@ -65,7 +69,7 @@ def test_a_step_that_lacks_batches_is_closed_though_no_row_waits() -> None:
 def test_whole_steps_go_on_without_an_end_while_samples_arrive() -> None:
     cut = cutter()
     for second in range(20):
-        cut.add([file((B * M,))], {}, now=float(second))
+        cut.add([new((B * M,))], {}, now=float(second))
         extension = cut.cut(float(second), most=9)
         assert rows_of(extension) == [B] * M
         assert extension is not None
@@ -74,7 +78,7 @@ def test_whole_steps_go_on_without_an_end_while_samples_arrive() -> None:
 
 def test_a_stream_that_ends_has_all_rows_in_batches() -> None:
     cut = cutter()
-    cut.add([file((25,))], {}, now=0.0)
+    cut.add([new((25,))], {}, now=0.0)
 
     first = cut.cut(0.0, most=1, ends=True)
     rest = cut.cut(0.0, most=9, ends=True)
@@ -85,6 +89,28 @@ def test_a_stream_that_ends_has_all_rows_in_batches() -> None:
     assert rest is not None
     assert (rest.ends, rest.closes) == (True, True)
     assert cut.cut(99.0, most=9, ends=True) is None
+
+
+def test_rows_arrive_when_their_file_was_written_but_never_before_what_was_said() -> None:
+    cut, plan = cutter(), GrowingPlan(PlanState(), lanes=1)
+    cut.add([new((B,), at=20.0), new((B,), at=10.0)], {}, 100.0, are_all=False)
+    assert cut.arrived_until == 20.0
+    cut.add([new((B,), at=60.0)], {}, 101.0, are_all=False)
+    grown = cut.cut(101.0, most=9)
+    assert grown is not None
+    plan.grow(grown)
+    assert cut.arrived_until == 60.0, "what was written later may be there still"
+    cut.add([], {}, 102.0)
+    assert cut.arrived_until == 102.0, "nothing else was there"
+    cut.add([new((B,), at=101.5)], {}, 103.0)
+    cut.add([new((B,), at=999.0)], {}, 104.0)
+    again = cutter(plan.state())
+    later = cut.cut(104.0, most=9)
+    assert later is not None
+    plan.grow(later)
+
+    assert [plan.arrived(batch) for batch in range(5)] == [20.0, 20.0, 60.0, 102.0, 104.0]
+    assert again.arrived_until == 60.0
 
 
 @settings(max_examples=60, deadline=None)
@@ -107,7 +133,7 @@ def test_whoever_goes_on_cuts_the_same_and_every_row_is_in_one_batch(
         if number == stop_at:
             begins, follows = plan.state(), len(written)
         now += pause
-        cut.add([file(tuple(rows))], {"at": number}, now)
+        cut.add([new(tuple(rows))], {"at": number}, now=now)
         while (extension := cut.cut(now, most=most)) is not None:
             plan.grow(extension)
             written.append(from_json(Extension, to_json(extension)))

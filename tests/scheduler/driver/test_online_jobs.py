@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import shutil
 import socket
@@ -15,12 +16,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 from killed_actors import disturbed
+from mock_kafka import arrow_message, mock_kafka
 from ray_of_threads import RayOfThreads
 
 from ps.checkpoint.read import CheckpointReader
 from ps.following.follower import Follower
 from scheduler import JobConfig, Result, Trainer
+from scheduler.coordinator.events import EndOfTrainingWanted, FinishWanted, Wanted
 from scheduler.coordinator.status import Status
 from scheduler.driver.supervisor import Supervisor
 from scheduler.run.directory import checkpoints_of
@@ -122,6 +126,24 @@ def driver_lost(when: Callable[[Status], bool]) -> Iterator[None]:
             yield
 
 
+@contextmanager
+def ordered(wanted: Wanted, when: Callable[[Status], bool]) -> Iterator[None]:
+    """Somebody orders something as by `synchromesh control`, once the status is such."""
+    poll = Supervisor.poll
+    done: list[bool] = []
+
+    def poll_and_order(self: Supervisor) -> Status:
+        status = poll(self)
+        if not done and when(status):
+            done.append(True)
+            self.tell_coordinator(self.processes.coordinator.handle.order.remote(wanted))
+        return status
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Supervisor, "poll", poll_and_order)
+        yield
+
+
 def test_what_arrives_while_the_job_runs_is_trained_once(
     jobs_in_threads: RayOfThreads, files: list[pa.Table], tmp_path: Path
 ) -> None:
@@ -181,6 +203,134 @@ def test_each_sample_is_trained_once_where_nobody_waits(
         result = Trainer(job(stream, run, training=training)).fit()
 
     assert each_once(result)
+
+
+def test_a_backlog_is_told_in_the_windows_in_which_it_was_written(
+    jobs_in_threads: RayOfThreads, files: list[pa.Table], tmp_path: Path
+) -> None:
+    stream, run = tmp_path / "stream", tmp_path / "run"
+    write(files, stream)
+    for number in range(len(files)):
+        written = 10.0 * (number // 5)
+        os.utime(stream / f"part-{number}.parquet", (written, written))
+    (stream / "part-3.parquet").write_bytes(b"PAR1 and no more")
+    online = {"window_seconds": 10, "until": {"idle_seconds": 1}}
+    data = {"on_bad_file": "skip", "stream": {"dir": str(stream), "settle_seconds": 0.1}}
+
+    result = Trainer(job(stream, run, data=data, training={"online": online})).fit()
+
+    rows = ROWS - PER_FILE
+    assert result.metrics["samples_trained"] == rows
+    figures = result.metrics["stream"]
+    assert (figures["files_skipped"], figures["files_waiting"]) == (1, 0)
+    assert figures["first_skipped"] == [str(stream / "part-3.parquet")]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["stream"]["files_skipped"] == 1
+    windows = [window for line in lines for window in line["windows"]]
+    assert [window["begins"] for window in windows] == [0, 10, 20]
+    assert sum(window["samples"] for window in windows) == rows
+    assert result.metrics["stopped"] is False
+
+
+def test_a_job_that_was_stopped_goes_on_and_one_that_is_to_finish_trains_what_is_there(
+    jobs_in_threads: RayOfThreads, files: list[pa.Table], tmp_path: Path
+) -> None:
+    stream, run = tmp_path / "stream", tmp_path / "run"
+    write(files[:8], stream)
+    training = {"online": {"until": None}}
+    slow = {"kind": "slow", "index": [0, 1], "least_seconds": 0.05}
+    sections = {
+        "training": training,
+        "cluster": {"workers": 2, "servers": 2, "inject": [slow]},
+        "run": {"dir": str(run), "resume": "auto", "allow_faults": True},
+    }
+
+    with ordered(EndOfTrainingWanted(), lambda status: status.applied_step >= 3):
+        stopped = Trainer(job(stream, run, **sections)).fit()
+    assert stopped.metrics["stopped"]
+    assert 0 < stopped.metrics["samples_trained"] < 8 * PER_FILE
+    with ordered(EndOfTrainingWanted(), lambda status: True):
+        again = Trainer(job(stream, run, **sections)).fit()
+    write(files[8:], stream, first=8)
+    with ordered(FinishWanted(), lambda status: True):
+        result = Trainer(job(stream, run, **sections)).fit()
+
+    assert again.metrics["stopped"]
+    assert not result.metrics["stopped"]
+    assert each_once(result)
+    assert Trainer(job(stream, run, **sections)).fit().metrics == result.metrics
+
+
+def test_files_go_once_no_checkpoint_needs_them_whoever_dies(
+    jobs_in_threads: RayOfThreads, files: list[pa.Table], tmp_path: Path
+) -> None:
+    stream, run, old = tmp_path / "stream", tmp_path / "run", tmp_path / "old"
+    slow = {"kind": "slow", "index": [0, 1], "least_seconds": 0.05}
+    settings = {"trained_files": "remove", "archive": str(old), "close_seconds": 0.2}
+    sections = {
+        "data": {"stream": {"dir": str(stream), **settings}},
+        "cluster": {"workers": 2, "servers": 2, "inject": [slow]},
+        "checkpoint": {"every_steps": 3, "every_seconds": None, "full_every": 1, "keep": 1},
+        "run": {"dir": str(run), "resume": "auto", "allow_faults": True},
+    }
+    write(files, stream)
+
+    with (
+        disturbed(jobs_in_threads, ("server", 1, 8)),
+        driver_lost(lambda status: status.applied_step >= 10 and len(checkpoints_of(run)) > 0),
+    ):
+        Trainer(job(stream, run, **sections)).fit()
+    there = len(list(stream.iterdir()))
+    with disturbed(jobs_in_threads, ("coordinator", 0, 16)):
+        result = Trainer(job(stream, run, **sections)).fit()
+
+    assert 0 < there < len(files)
+    assert each_once(result)
+    assert list(stream.iterdir()) == []
+    assert pq.read_table(old).num_rows == ROWS
+
+
+@pytest.mark.parametrize("form", ["json", "arrow"])
+def test_messages_of_a_broker_are_trained_once_though_the_driver_is_lost(
+    jobs_in_threads: RayOfThreads, files: list[pa.Table], tmp_path: Path, form: str
+) -> None:
+    run = tmp_path / "run"
+    numbers = dict.fromkeys(["a", "b", "id"], "int64") | dict.fromkeys(["d1", "d2"], "float32")
+    declared = {"json": {"columns": {"label": "int8", **numbers}}, "arrow": {}}
+    parts = [(number % 3, table) for number, table in enumerate(files)]
+    with mock_kafka() as kafka:
+
+        def arrive(some: list[tuple[int, pa.Table]]) -> None:
+            for partition, table in some:
+                rows = [json.dumps(row).encode() for row in table.to_pylist()]
+                messages = rows if form == "json" else [arrow_message(table)]
+                kafka.write("clicks", [*messages, b"poison"], partition=partition)
+
+        source = {"type": "kafka", "brokers": kafka.brokers, "topic": "clicks", "format": form}
+        sections = {
+            "data": {
+                "stream": {**source, **declared[form], "close_seconds": 0.2},
+                "on_bad_record": "quarantine",
+            },
+            "checkpoint": {"every_steps": 3, "every_seconds": None, "full_every": 1, "keep": 1},
+        }
+        arrive(parts[:10])
+        with driver_lost(lambda status: checkpoints_of(run) != []):
+            Trainer(job(tmp_path, run, **sections)).fit()
+        arrive(parts[10:])
+        result = Trainer(job(tmp_path, run, **sections)).fit()
+        consumer = Consumer({"bootstrap.servers": kafka.brokers, "group.id": "synchromesh-job"})
+        partitions = [TopicPartition("clicks", number) for number in range(3)]
+        committed = [each.offset for each in consumer.committed(partitions, timeout=10)]
+        consumer.close()
+
+    assert each_once(result)
+    figures = result.metrics["stream"]
+    assert (figures["messages_skipped"], figures["messages_lost"]) == (len(files), 0)
+    kept = pq.read_table(run / "quarantine")
+    assert kept["value"].to_pylist() == [b"poison"] * len(files)
+    assert sum(committed) == len(files) + (ROWS if form == "json" else len(files))
+    assert list((run / "arrived").iterdir()) == []
 
 
 @pytest.mark.slow

@@ -138,6 +138,7 @@ def test_a_line_of_metrics_has_these_keys_in_this_order(monkeypatch: pytest.Monk
             "eval_logloss": 0.5,
             "eval_step": 4,
             "windows": [],
+            "stream": None,
             "staleness": STALENESS,
             "staleness_of_interval": {"data": {"-1": 1, "0": 3}, "parameter": {"2": 4}},
             "batches": BATCHES,
@@ -210,8 +211,9 @@ def test_a_result_names_its_figures_as_ever() -> None:
 
     assert list(result) == [
         "name", "mode", "samples_trained", "samples_dropped", "samples_skipped",
-        "skipped_by_reason", "skipped_files", "epochs", "global_step", "started_at", "lost_writes",
-        "train_seconds", "samples_per_second", "train_loss", "eval", "evaluations", "mode_history",
+        "skipped_by_reason", "skipped_files", "stream", "stopped", "epochs", "global_step",
+        "started_at", "lost_writes", "train_seconds", "samples_per_second", "train_loss", "eval",
+        "evaluations", "mode_history",
         "staleness", "dropped_contributions", "reissued_batches", "dense_non_finite",
         "gradients_of_evicted_keys", "ledger", "worker_restarts", "workers_moved",
         "recoveries", "scalings", "drains", "recovery_seconds", "redone_steps", "redone_samples",

@@ -10,7 +10,7 @@ import pytest
 from worker.data.arrivals import Arrivals
 from worker.data.bad_records import MOST_REFUSED
 from worker.data.directory_stream import DirectoryStream
-from worker.data.plan import Plan
+from worker.data.plan import FilePlan, Plan
 from worker.data.reading import Reader
 from worker.errors import DataError
 from worker.spec import FeatureSpec, SparseFeature
@@ -35,11 +35,16 @@ def arrivals(folder: Path, **options: object) -> Arrivals:
     return Arrivals(DirectoryStream(str(folder)), FEATURES, kinds=(), **{**settings, **options})  # type: ignore[arg-type]
 
 
+def only(coming: Arrivals) -> FilePlan:
+    (file,) = coming.take(most=9, now=0.0)
+    return file.plan
+
+
 def test_bad_rows_are_left_out_and_kept_aside(tmp_path: Path) -> None:
     write(tmp_path, [0, 2, 1, 1, 0, 1, 1], [0.5, 1, np.inf, 3, 4, 5, -np.inf])
     coming = arrivals(tmp_path)
 
-    (file,) = coming.take(most=9, now=0.0)
+    file = only(coming)
 
     assert file.row_group_rows == (1, 3, 0)
     batch, skipped = Reader(Plan((file,), batch_size=9), FEATURES).read(0)
@@ -55,7 +60,7 @@ def test_bad_rows_are_left_out_and_kept_aside(tmp_path: Path) -> None:
 def test_skipped_rows_are_kept_nowhere(tmp_path: Path) -> None:
     write(tmp_path, [0, 2], [0.5, 1])
 
-    (file,) = arrivals(tmp_path, on_bad_record="skip").take(most=9, now=0.0)
+    file = only(arrivals(tmp_path, on_bad_record="skip"))
 
     assert file.row_group_rows == (1,)
     assert not (tmp_path / "aside").exists()
@@ -67,7 +72,8 @@ def test_a_file_full_of_bad_rows_is_refused_whole(tmp_path: Path) -> None:
     coming = arrivals(tmp_path)
 
     assert coming.take(most=9, now=0.0) == []
-    assert coming.num_refused == 1
+    assert coming.skipped == (1, 0)
+    assert arrivals(tmp_path, skipped=coming.skipped).skipped == (1, 0)
     assert "part-1.parquet" in (tmp_path / "aside" / "files.jsonl").read_text()
     with pytest.raises(DataError, match="label"):
         arrivals(tmp_path, on_bad_file="fail").take(most=9, now=0.0)
@@ -76,6 +82,6 @@ def test_a_file_full_of_bad_rows_is_refused_whole(tmp_path: Path) -> None:
 def test_nothing_is_looked_through_where_bad_rows_end_the_job(tmp_path: Path) -> None:
     write(tmp_path, [0, 2], [0.5, 1])
 
-    (file,) = arrivals(tmp_path, on_bad_record="fail").take(most=9, now=0.0)
+    file = only(arrivals(tmp_path, on_bad_record="fail"))
 
     assert file.row_group_rows == (2,)

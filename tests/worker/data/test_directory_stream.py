@@ -24,7 +24,7 @@ def write(folder: Path, *names: str) -> None:
 
 def taken(stream: DirectoryStream, now: float = 0.0, most: int = 100) -> list[str]:
     stream._next_listing = 0.0  # however long the last listing took
-    paths = stream.poll(most=most, now=now)
+    paths = [arrival.path for arrival in stream.poll(most=most, now=now)]
     return [path.removeprefix(f"{stream.folder}/") for path in paths]
 
 
@@ -176,3 +176,42 @@ def test_a_store_is_a_stream_too(memory: str, tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="nowhere"):
         taken(DirectoryStream(str(tmp_path / "nowhere")))
+
+
+def test_a_file_arrives_when_it_was_written(memory: str, tmp_path: Path) -> None:
+    write(tmp_path, "a.parquet")
+    os.utime(tmp_path / "a.parquet", (1000.0, 2000.0))
+    (local,) = DirectoryStream(str(tmp_path)).poll(most=9, now=3000.0)
+    fsspec.filesystem("memory").pipe("/stream/a.parquet", (tmp_path / "a.parquet").read_bytes())
+    (stored,) = DirectoryStream(memory).poll(most=9, now=3000.0)
+
+    assert local.at == 2000.0
+    assert stored.at == 3000.0, "this store does not say when"
+
+
+def test_only_who_is_to_removes_files_or_moves_them_away(tmp_path: Path) -> None:
+    names = [f"hour=1/{name}.parquet" for name in "abc"]
+    write(tmp_path / "in", *names)
+    paths = [str(tmp_path / "in" / name) for name in names]
+    archive = tmp_path / "old"
+
+    DirectoryStream(str(tmp_path / "in")).remove(paths[0])
+    DirectoryStream(str(tmp_path / "in"), removes=True).remove(paths[1])
+    mover = DirectoryStream(str(tmp_path / "in"), removes=True, archive=str(archive))
+    mover.remove(paths[2])
+    mover.remove(paths[2])
+
+    assert taken(mover) == [names[0]]
+    assert taken(DirectoryStream(str(archive))) == [names[2]]
+
+
+def test_a_file_of_a_store_is_removed_by_its_url(memory: str, tmp_path: Path) -> None:
+    write(tmp_path, "a.parquet")
+    files = fsspec.filesystem("memory")
+    files.pipe("/stream/b/2.parquet", (tmp_path / "a.parquet").read_bytes())
+    stream = DirectoryStream(memory, removes=True)
+    (arrival,) = stream.poll(most=9, now=0.0)
+
+    stream.remove(arrival.path)
+
+    assert not files.exists("/stream/b/2.parquet")

@@ -1,0 +1,127 @@
+"""What a job file says of a stream is checked by name, with what to write instead."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scheduler import ConfigError, JobConfig
+from scheduler.job.online import DirectoryConfig, KafkaConfig
+from scheduler.job.paths import with_absolute_paths
+
+
+def job(stream: dict[str, Any], **sections: Any) -> JobConfig:
+    data = {"stream": stream, "dense": ["x"], "sparse": ["C1"], **sections.pop("data", {})}
+    return JobConfig.from_dict(
+        {
+            "data": data,
+            "model": {"type": "deepfm", "mlp": [8]},
+            "run": {"dir": "runs/x"},
+            **sections,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        {"dir": "in"},
+        {"dir": "s3://bucket/in?region=eu-west-1", "after": "2026-11-29/17/part-1.parquet"},
+        {"dir": "memory://in", "start": "now", "poll_seconds": 0.001},
+        {"type": "directory", "dir": "in", "trained_files": "remove", "archive": "old"},
+        {"dir": "in", "trained_files": "remove", "archive": "in/_old"},
+    ],
+)
+def test_what_can_be_meant_is_taken(stream: dict[str, Any]) -> None:
+    assert job(stream).data.stream is not None
+
+
+@pytest.mark.parametrize(
+    ("stream", "text"),
+    [
+        ({"dir": "xyz://host/in"}, r"data\.stream\.dir: nothing opens xyz://.*s3://BUCKET"),
+        ({"dir": "in", "after": "../x"}, r"data\.stream\.after.*got '\.\./x'"),
+        ({"dir": "in", "after": "/x"}, r"data\.stream\.after.*got '/x'"),
+        ({"dir": "in", "after": ""}, r"data\.stream\.after.*got ''"),
+        ({"dir": "in", "after": "a", "start": "now"}, r"after is 'a'.*leave one of them out"),
+        ({"dir": "in", "poll_seconds": 1e-9}, r"data\.stream\.poll_seconds.*0\.001"),
+        ({"dir": "in", "poll_seconds": 1e9}, r"data\.stream\.poll_seconds.*3600"),
+        ({"dir": "in", "close_seconds": 1e-9}, r"data\.stream\.close_seconds"),
+        ({"dir": "in", "settle_seconds": 1e8}, r"data\.stream\.settle_seconds"),
+        ({"dir": "in", "archive": "old"}, r"archive is 'old'.*trained_files: remove"),
+        (
+            {"dir": "in", "trained_files": "remove", "archive": "s3://b/old"},
+            r"archive must be in the same store as dir, 'in'",
+        ),
+        (
+            {"dir": "in", "trained_files": "remove", "archive": "in/old"},
+            r"archive 'in/old' lies in dir 'in'",
+        ),
+        ({"type": "rabbit", "dir": "in"}, r"data\.stream\.type.*'rabbit'"),
+        ({"dirr": "in"}, r"unknown key data\.stream\.dirr; did you mean 'dir'"),
+    ],
+)
+def test_what_can_be_no_stream_is_refused(stream: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        job(stream)
+
+
+KAFKA = {"type": "kafka", "brokers": "a:9092,b:9092", "topic": "clicks", "format": "json"}
+COLUMNS = {"label": "float32", "x": "float64", "C1": "list<int64>"}
+
+
+def test_a_topic_can_be_meant() -> None:
+    assert job({**KAFKA, "columns": COLUMNS}).data.stream is not None
+    assert job({**KAFKA, "format": "arrow", "start": "committed"}).data.stream is not None
+    avro = {"format": "avro", "avro_schema": "click.avsc", "avro_framing": "confluent"}
+    config = with_absolute_paths(job({**KAFKA, **avro}), {}, Path("/here"))
+    assert config.data.stream is not None
+    assert config.data.stream.avro_schema == "/here/click.avsc"
+    assert JobConfig.from_dict(yaml.safe_load(config.to_yaml())) == config
+
+
+@pytest.mark.parametrize(
+    ("stream", "text"),
+    [
+        ({"brokers": "localhost"}, r"data\.stream\.brokers: must be HOST:PORT.*'localhost'"),
+        ({"topic": "a b"}, r"data\.stream\.topic.*'a b'"),
+        ({"format": "csv"}, r"data\.stream\.format.*'csv'"),
+        ({}, r"data\.stream: columns must say what messages of format json hold"),
+        ({"columns": {"label": "float"}}, r"columns: label must be one of bool, .*'float'"),
+        ({"columns": {"label": "int8"}}, r"data\.stream\.columns lacks x, C1"),
+        ({"columns": COLUMNS, "avro_schema": "x"}, "avro_schema is not for format json"),
+        ({"format": "avro"}, "avro_schema must say what"),
+        ({"format": "arrow", "avro_framing": "confluent"}, "avro_framing is not for format arrow"),
+        ({"columns": COLUMNS, "dir": "in"}, r"unknown key data\.stream\.dir"),
+        ({"columns": COLUMNS, "on_lost": "cry"}, r"data\.stream\.on_lost.*'cry'"),
+    ],
+)
+def test_what_can_be_no_topic_is_refused(stream: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        job({**KAFKA, **stream})
+
+
+def test_every_key_of_a_stream_is_on_its_page() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "jobs.md").read_text()
+    keys = {*DirectoryConfig.model_fields, *KafkaConfig.model_fields}
+
+    assert [key for key in sorted(keys) if f"`{key}`" not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ({"epochs": 3}, "data.epochs is 3, .* leave it out, or write epochs: 1"),
+        ({"shuffle": "rows"}, "data.shuffle is rows, .* leave it out, or write shuffle: none"),
+    ],
+)
+def test_what_is_for_files_is_named_with_its_value(data: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        job({"dir": "in"}, data=data)
+
+
+@pytest.mark.parametrize("seconds", [1e-6, 1e9])
+def test_windows_are_of_a_length_that_somebody_looks_at(seconds: float) -> None:
+    with pytest.raises(ConfigError, match=r"training\.online\.window_seconds"):
+        job({"dir": "in"}, training={"online": {"window_seconds": seconds}})
