@@ -97,7 +97,7 @@ def _extensions(scenario: Scenario) -> list[tuple[float, Extension]]:
 
     def extend(count: int, *, closes: bool, ends: bool) -> None:
         files = tuple(
-            ArrivedFile(i, i, FilePlan(f"{i}", 1, (scenario.rows_of(i),), ""))
+            ArrivedFile(i, i, FilePlan(f"{i}", 1, (scenario.rows_of(i),), ""), now)
             for i in range(batch_id, batch_id + count)
         )
         batches = tuple(

@@ -1,6 +1,5 @@
 """Where recorded rows are replayed to: a folder, or a topic of Kafka."""
 
-import json
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from runtime.storage import StorageError, open_filesystem
+from runtime.strict_json import json_text
 from worker.data.kafka_client import ASK_SECONDS, producer_of
 
 _ARROW_ROWS = 1000  # of a message
@@ -139,4 +139,9 @@ def _arrow(table: pa.Table) -> list[bytes]:
 
 
 def _json(table: pa.Table) -> list[bytes]:
-    return [json.dumps(row, default=str).encode() for row in table.to_pylist()]
+    for number, field in enumerate(table.schema):
+        if pa.types.is_binary(field.type):
+            raise ValueError(f"column {field.name!r} holds bytes, which JSON can't; write arrow")
+        if pa.types.is_temporal(field.type):
+            table = table.set_column(number, field.name, table.column(number).cast(pa.string()))
+    return [json_text(row).encode() for row in table.to_pylist()]
