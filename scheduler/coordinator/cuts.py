@@ -42,7 +42,8 @@ class CutSchedule:
         self.is_frozen = False
         self._options = options
         self._number = 0
-        self._step, self._clock = step, clock  # of the last cut
+        self._step: int | None = step  # of the last cut; None: it could not be written
+        self._clock = clock
         self._since: float | None = None
         self._asked = self._asked_full = False
         self._deltas_left = 0
@@ -118,6 +119,7 @@ class CutSchedule:
             return None
         if failed:
             self._deltas_left = 0
+            self._step = None  # what was asked for there since is still to be taken
         self.running = self._state = None
         self.is_frozen = False
         return cut

@@ -262,3 +262,18 @@ def test_samples_are_applied_once_every_shard_has_applied_their_step() -> None:
 
     assert (before.samples.applied, before.applied_samples, before.applied_step) == (15, 0, 0)
     assert (after.samples.applied, after.applied_samples, after.applied_step) == (15, 10, 2)
+
+
+def test_a_cut_that_could_not_be_written_is_taken_again_though_no_step_came_since() -> None:
+    job = Job(cuts=CutOptions())
+    job.end_batches(1)
+    job.handle(HoldWanted(True))
+    step = job.coordinator.step
+    job.handle(CutWanted(full=False))
+    job.handle(CutFrozen(step))
+    job.handle(CutTaken(step, failed=True))
+
+    job.handle(CutWanted(full=False))
+
+    takes = [said for said in job.said if isinstance(said, TakeCut)]
+    assert takes == [TakeCut(number, step, changed_only=False) for number in (1, 2)]
