@@ -1,119 +1,414 @@
-"""Serving: what a serving form costs, how fast it is opened, and predictions from it in process.
+"""Serving: forms, predictions in process and over HTTP beside other libraries, sessions, swaps.
 
-Prints a line of JSON for each figure. The model is that of jobs/dlrm.yaml with random rows, so that
-its tables are as large as asked for.
+The model is that of jobs/dlrm.yaml with random rows. onnxruntime and torch have the same dense part
+and the rows as one array; what is not installed is left out. Prints a line of JSON for each figure.
 
-    .venv/bin/python benchmarks/bench_serving.py --rows 10000000
+    .venv/bin/python benchmarks/bench_serving.py                 # 10 million rows: 3 GB, 10 minutes
+    .venv/bin/python benchmarks/bench_serving.py --only shared,process
+    .venv/bin/python benchmarks/bench_serving.py --quick         # small: see that it runs
 """
 
 import argparse
-import os
-import statistics
+import contextlib
+import itertools
+import json
+import sys
 import tempfile
+import threading
 import time
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import numpy as np
 
-from embedding import TableEntries
-from ps.checkpoint.manifest import Manifest, write_manifest
-from ps.checkpoint.write import write_shard
-from ps.shard.shard import Shard
-from runtime.strict_json import json_text
-from scheduler import JobConfig
-from scheduler.job.specs import feature_spec, model_spec, store_spec
+from bench.command_line import finish, some_of
+from bench.http_load import Load, run_load
+from bench.lines import alternate, emit
+from bench.other_models import KINDS, Predict, open_other, write_other
+from bench.served_model import SavedDlrm, columns_of
+from bench.serving_processes import other_server, our_server, served_step, tensors
 from serving import Model
-from worker.data.batch import Bags, Batch
-from worker.models import build_model, initial_parameters
+from serving.rows.quantized import ROWS_AS
+from serving.wire import inference, rows
 
-JOB = Path(__file__).resolve().parent.parent / "jobs" / "dlrm.yaml"
+GROUPS = ("form", "rows", "process", "shared", "http", "sessions", "swaps", "memory")
 ITEMS = (1, 8, 64, 256)
+CLIENTS = (1, 2, 4, 8, 16, 32)
+P99_MS = 10.0
+_BATCHES = 16  # different requests that are asked in turns
+_ITEM_COLUMNS = 6  # of 26 columns of keys; the others and all dense ones are the user's
 
 
-def write_model(run: Path, rows: int) -> int:
-    """Write a full checkpoint with so many rows in all tables; return how many there are."""
-    config = JobConfig.from_yaml(JOB, ["cluster.servers=1"])
-    model = model_spec(config)
-    store = store_spec(config, model)
-    shard = Shard(store, 0)
-    shard.initialize(0, dense=initial_parameters(build_model(model), 1))
-    rng = np.random.default_rng(1)
-    each = rows // len(shard.tables)
-    for table in shard.tables:
-        ones = np.ones(each, np.int64)
-        vectors = rng.standard_normal((each, table.spec.dim), np.float32)
-        slots = np.ones_like(vectors)
-        table.import_rows(TableEntries(np.arange(each), ones, ones, vectors, slots))
-    path = run / "checkpoints" / "full-000000000001"
-    files = write_shard(path, shard)
-    features = asdict(feature_spec(config))
-    write_manifest(
-        path,
-        Manifest(
-            kind="full",
-            step=1,
-            recovery_epoch=0,
-            store=store.to_json(),
-            model={"spec": asdict(model), "features": features},
-            job={},
-            files=tuple(files),
-        ),
-    )
-    return each * len(shard.tables)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How much is measured."""
+
+    rows: int
+    repeats: int
+    seconds: float
+    swaps: int
+    items: tuple[int, ...] = ITEMS
+    clients: tuple[int, ...] = CLIENTS
 
 
-def batch_of(rng: np.random.Generator, model: Model, items: int, each: int) -> Batch:
-    """Return a request of random keys, most of them known."""
-    features = model.schema.features
-    dense = rng.exponential(size=(items, len(features.dense))).astype(np.float32)
-    sparse = tuple(Bags(rng.integers(0, each * 11 // 10, items)) for _ in features.sparse)
-    return Batch(np.empty(0, np.float32), dense, sparse)
+FULL = Sizes(rows=10_000_000, repeats=200, seconds=1.5, swaps=100)
+QUICK = Sizes(rows=100_000, repeats=12, seconds=0.3, swaps=3, items=(1, 64), clients=(1, 4))
 
 
-def milliseconds(model: Model, items: int, each: int, repetitions: int) -> list[float]:
-    """Return how long each of some predictions took."""
-    rng = np.random.default_rng(items)
-    taken = []
-    for _ in range(repetitions):
-        batch = batch_of(rng, model, items, each)
-        began = time.perf_counter()
-        model.predict_batch(batch)
-        taken.append(1000 * (time.perf_counter() - began))
-    return taken
+@dataclass(slots=True)
+class Bench:
+    """What groups measure with."""
+
+    sizes: Sizes
+    saved: SavedDlrm
+    other: Path
+    libraries: list[str]
+
+    @property
+    def run(self) -> Path:
+        return self.saved.run
+
+    def batches(self, items: int) -> list[Any]:
+        rng = np.random.default_rng(items)
+        return [self.saved.batch(items, rng) for _ in range(_BATCHES)]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--repetitions", type=int, default=300)
-    options = parser.parse_args()
-    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
-        os.environ.pop(name, None)
+    parser.add_argument("--rows", type=int, help="in all tables (default: 10 million)")
+    parser.add_argument("--only", type=some_of(GROUPS), default=GROUPS, metavar="A,B")
+    parser.add_argument("--quick", action="store_true", help="small sizes: see that it runs")
+    options = parser.parse_args(arguments)
+    sizes = QUICK if options.quick else FULL
+    total = sizes.rows if options.rows is None else options.rows
+    if total < 26_000:
+        print(f"error: --rows must be >= 26000, got {total}", file=sys.stderr)
+        return 2
+    return finish(lambda: measure(options.only, sizes, total))
+
+
+def measure(groups: Sequence[str], sizes: Sizes, total: int) -> None:
+    """Save a model in a temporary folder and measure with it."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        rows = write_model(run, options.rows)
-        began = time.perf_counter()
-        with Model.open(run) as model:
-            made = time.perf_counter() - began
-            size = model.current.form.num_bytes
-        began = time.perf_counter()
-        with Model.open(run) as model:
-            opened = time.perf_counter() - began
-            told = {"rows": rows, "form_bytes": size}
-            tell(figure="form", **told, make_seconds=made, open_seconds=opened)
-            each = rows // len(model.current.tables)
-            for items in ITEMS:
-                milliseconds(model, items, each, 20)
-                taken = milliseconds(model, items, each, options.repetitions)
-                p99 = statistics.quantiles(taken, n=100)[98]
-                tell(figure="in process", items=items, p50_ms=statistics.median(taken), p99_ms=p99)
+        saved = SavedDlrm(Path(folder) / "run", total)
+        saved.cut()
+        bench = Bench(sizes, saved, Path(folder) / "other", _libraries())
+        form(bench)  # the others read it
+        if bench.libraries and {"process", "http"} & {*groups}:
+            write_other(saved, bench.other)
+        for group in GROUPS[1:]:
+            if group in groups:
+                _GROUPS[group](bench)
 
 
-def tell(**figures: object) -> None:
-    rounded = {n: round(v, 3) if isinstance(v, float) else v for n, v in figures.items()}
-    print(json_text(rounded), flush=True)
+def _libraries() -> list[str]:
+    found = []
+    for kind in KINDS:
+        try:
+            __import__(kind)
+            __import__("onnx")
+        except ImportError:
+            print(f"{kind} or onnx is not installed and left out", file=sys.stderr)
+            continue
+        found.append(kind)
+    return found
+
+
+def form(bench: Bench) -> None:
+    """What a serving form costs to make and to open."""
+    began = time.perf_counter()
+    with Model.open(bench.run) as model:
+        made = time.perf_counter() - began
+        size = model.current.form.num_bytes
+    began = time.perf_counter()
+    with Model.open(bench.run):
+        opened = time.perf_counter() - began
+    emit("form_make", made, "s", rows=bench.saved.rows, form_bytes=size)
+    emit("form_open", opened, "s", rows=bench.saved.rows)
+
+
+def kinds_of_rows(bench: Bench) -> None:
+    """Memory and speed of rows in fewer bits; `synchromesh serve --rows` tells what they lose."""
+    batches = bench.batches(64)
+    with contextlib.ExitStack() as opened:
+        models = [opened.enter_context(Model.open(bench.run, rows=kind)) for kind in ROWS_AS]
+        times = alternate(bench.sizes.repeats, *(_asking(m.predict_batch, batches) for m in models))
+        for kind, model, taken in zip(ROWS_AS, models, times, strict=True):
+            emit(
+                f"rows_{kind}",
+                1000 * median(taken.wall),
+                "ms",
+                items=64,
+                vector_bytes=model.current.form.vector_bytes,
+                form_bytes=model.current.form.num_bytes,
+            )
+
+
+def process(bench: Bench) -> None:
+    """Predictions without a server, on one thread, in turns with other libraries."""
+    others = {kind: open_other(kind, bench.other) for kind in bench.libraries}
+    with Model.open(bench.run) as model:
+        for items in bench.sizes.items:
+            batches = bench.batches(items)
+            runs = [_asking(model.predict_batch, batches)]
+            for predict in others.values():
+                _check(predict, model, bench, batches[0])
+                given = [_arrays(bench.saved, batch) for batch in batches]
+                runs.append(_asking(partial(_predict, predict), given))
+            ours, *theirs = [1000 * median(t.wall) for t in alternate(bench.sizes.repeats, *runs)]
+            figures = dict(zip(others, theirs, strict=True))
+            ratios = {f"times_{kind}": value / ours for kind, value in figures.items()}
+            emit("in_process", ours, "ms", items=items, **figures, **ratios)
+
+
+def _predict(predict: Predict, arrays: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    return predict(*arrays)
+
+
+def _asking(run: Callable[[Any], object], given: Sequence[Any]) -> Callable[[], object]:
+    """Return what runs with the next one of the given at every call."""
+    turns = itertools.cycle(given)
+    return lambda: run(next(turns))
+
+
+def _arrays(saved: SavedDlrm, batch: Any) -> tuple[np.ndarray, np.ndarray]:
+    starts = np.arange(len(batch.sparse)) * saved.rows_each
+    ids = np.stack([bags.keys for bags in batch.sparse], axis=1) + starts
+    return np.expm1(batch.dense), ids
+
+
+def _check(predict: Predict, model: Model, bench: Bench, batch: Any) -> None:
+    """Refuse to compare what does not compute the same."""
+    ours, other = model.predict_batch(batch).values, predict(*_arrays(bench.saved, batch))
+    if not np.allclose(ours, other, rtol=1e-3, atol=1e-5):
+        raise RuntimeError("the libraries do not give the same predictions")
+
+
+def shared(bench: Bench) -> None:
+    """A user with 256 items, against the same samples with all their columns."""
+    items = 256 if 256 in bench.sizes.items else max(bench.sizes.items)
+    features = bench.saved.features
+    sparse = [feature.column for feature in features.sparse]
+    with Model.open(bench.run) as model:
+        schema = model.schema
+
+        def json_request(body: bytes) -> bytes:
+            batch, name = rows.decode(body, schema)
+            return rows.encode(model.predict_batch(batch).values, name, {})
+
+        def binary_request(request: bytes) -> Any:
+            body = request.split(b"\r\n\r\n", 1)[1]
+            size = int(request.split(b"Inference-Header-Content-Length: ")[1].split(b"\r\n")[0])
+            batch, wanted = inference.decode(body, size, schema)
+            return inference.encode(model.predict_batch(batch).values, wanted, "m", {"step": 1})
+
+        for layout, of_items in (
+            ("users_first", sparse[-_ITEM_COLUMNS:]),
+            ("items_first", sparse[:_ITEM_COLUMNS]),
+        ):
+            columns = [columns_of(bench.saved, batch) for batch in bench.batches(items)]
+            for each in columns:
+                for name in each.keys() - {*of_items}:
+                    each[name][:] = each[name][0]
+            for form_name, whole, part, run in (
+                ("compute", *_batches(columns, of_items, schema), model.predict_batch),
+                ("json", *_json_bodies(columns, of_items), json_request),
+                ("binary", *_binary_bodies(columns, of_items), binary_request),
+            ):
+                long, short = alternate(
+                    bench.sizes.repeats, _asking(run, whole), _asking(run, part)
+                )
+                _emit_shared(f"shared_{form_name}", layout, items, long.wall, short.wall)
+
+
+def _batches(columns: Any, of_items: Sequence[str], schema: Any) -> tuple[list[Any], list[Any]]:
+    import pyarrow as pa
+
+    whole, part = [], []
+    for each in columns:
+        arrays = {name: pa.array(array) for name, array in each.items()}
+        own = {name: arrays[name] for name in of_items}
+        user = {name: array.slice(0, 1) for name, array in arrays.items() if name not in own}
+        whole.append(schema.batch_of_columns(arrays))
+        part.append(schema.batch_of_columns(own, user))
+    return whole, part
+
+
+def _json_bodies(columns: Any, of_items: Sequence[str]) -> tuple[list[bytes], list[bytes]]:
+    whole, part = [], []
+    for each in columns:
+        lists = {name: array.tolist() for name, array in each.items()}
+        count = len(lists[of_items[0]])
+        user = {name: values[0] for name, values in lists.items() if name not in of_items}
+        items = [{name: lists[name][i] for name in of_items} for i in range(count)]
+        whole.append({"instances": [user | item for item in items]})
+        part.append({"context": user, "instances": items})
+    return (
+        [json.dumps(each, allow_nan=False).encode() for each in whole],
+        [json.dumps(each, allow_nan=False).encode() for each in part],
+    )
+
+
+def _binary_bodies(columns: Any, of_items: Sequence[str]) -> tuple[list[bytes], list[bytes]]:
+    whole = [tensors(each) for each in columns]
+    part = [
+        tensors({n: array if n in of_items else array[:1] for n, array in each.items()})
+        for each in columns
+    ]
+    return whole, part
+
+
+def _emit_shared(
+    name: str, layout: str, items: int, long: Sequence[float], short: Sequence[float]
+) -> None:
+    mean, p99 = float(np.mean(short)), float(np.quantile(short, 0.99))
+    emit(
+        name,
+        1000 * mean,
+        "ms",
+        layout=layout,
+        items=items,
+        p99_ms=1000 * p99,
+        expanded_ms=1000 * float(np.mean(long)),
+        expanded_p99_ms=1000 * float(np.quantile(long, 0.99)),
+        mean_less=1 - mean / float(np.mean(long)),
+        median_less=1 - median(short) / median(long),
+        p99_less=1 - p99 / float(np.quantile(long, 0.99)),
+    )
+
+
+def http(bench: Bench) -> None:
+    """Requests a second with p99 <= 10 ms, the most over numbers of clients, by turns."""
+    with contextlib.ExitStack() as opened:
+        ports = {"ours": opened.enter_context(our_server(bench.run))[0]}
+        for kind in bench.libraries:
+            ports[kind] = opened.enter_context(other_server(kind, bench.other))[0]
+        for items in bench.sizes.items:
+            request = tensors(columns_of(bench.saved, bench.batches(items)[0]))
+            best: dict[str, float] = dict.fromkeys(ports, 0.0)
+            most = dict(best)  # whatever the time
+            out: set[str] = set()
+            for port in ports.values():
+                run_load(port, request, clients=2, seconds=0.2)
+            for clients in bench.sizes.clients:
+                for name, port in ports.items():
+                    if name in out:
+                        continue
+                    load = _asked(port, request, clients, bench.sizes.seconds)
+                    most[name] = max(most[name], load.rate)
+                    if load.p99 <= P99_MS:
+                        best[name] = max(best[name], load.rate)
+                    else:
+                        out.add(name)
+            others = [rate for name, rate in best.items() if name != "ours"]
+            ratio = best["ours"] / max(others) if others and max(others) > 0 else None
+            fields = {name: rate for name, rate in best.items() if name != "ours"}
+            emit(
+                "http_rate",
+                best["ours"],
+                "1/s",
+                items=items,
+                **fields,
+                times_best=ratio,
+                whatever_p99=most,
+            )
+
+
+def _asked(port: int, request: bytes, clients: int, seconds: float) -> Load:
+    load = run_load(port, request, clients=clients, seconds=seconds)
+    if load.failed:
+        raise RuntimeError(f"{load.failed} requests were not answered by 200: {load.answered}")
+    return load
+
+
+def sessions(bench: Bench) -> None:
+    """Sessions in processes against one process with all threads."""
+    request = tensors(columns_of(bench.saved, bench.batches(64)[0]))
+    with contextlib.ExitStack() as opened:
+        ports = {
+            count: opened.enter_context(our_server(bench.run, "--sessions", str(count)))[0]
+            for count in (0, 1, 2)
+        }
+        rates: dict[int, list[float]] = {count: [] for count in ports}
+        for _ in range(3):
+            for count, port in ports.items():
+                load = _asked(port, request, 8, bench.sizes.seconds)
+                rates[count].append(load.rate)
+        alone = median(rates[0])
+        for count in (1, 2):
+            rate = median(rates[count])
+            emit("sessions_rate", rate, "1/s", sessions=count, alone=alone, more=rate / alone - 1)
+
+
+def swaps(bench: Bench) -> None:
+    """Requests while versions are swapped, and how long a cut takes until it is served."""
+    request = tensors(columns_of(bench.saved, bench.batches(64)[0]))
+    seen: list[Load] = []
+    fresh: list[float] = []
+    with our_server(bench.run, "--follow-seconds", "0.05") as (port, _):
+        quiet = _asked(port, request, 2, 2 * bench.sizes.seconds)
+        seconds = max(0.4 * bench.sizes.swaps, 2.0)
+        asking = threading.Thread(
+            target=lambda: seen.append(run_load(port, request, clients=2, seconds=seconds))
+        )
+        asking.start()
+        end = time.monotonic() + seconds
+        while len(fresh) < bench.sizes.swaps and time.monotonic() < end:
+            bench.saved.train(max(bench.saved.rows_each // 1000, 10))
+            path = bench.saved.cut()
+            published, step = time.monotonic(), int(path.name.split("-")[1])
+            while served_step(port) != step:
+                time.sleep(0.01)
+            fresh.append(time.monotonic() - published)
+            time.sleep(0.1)
+        asking.join()
+    (load,) = seen
+    emit(
+        "swaps_slowest",
+        float(load.milliseconds[-1]),
+        "ms",
+        swaps=len(fresh),
+        p99_ms=load.p99,
+        failed=load.failed,
+        requests=len(load.milliseconds),
+        p99_without_ms=quiet.p99,
+        slowest_without_ms=float(quiet.milliseconds[-1]),
+    )
+    emit("cut_to_served", median(fresh), "s", slowest=max(fresh), swaps=len(fresh))
+
+
+def memory(bench: Bench) -> None:
+    """What is each session's own, and what all processes have together."""
+    request = tensors(columns_of(bench.saved, bench.batches(64)[0]))
+    for count in (1, 2, 4):
+        with our_server(bench.run, "--sessions", str(count)) as (port, server):
+            _asked(port, request, 4, bench.sizes.seconds)
+            own = [each.memory_full_info() for each in server.children()]
+            emit(
+                "session_memory",
+                median(each.uss for each in own) / 1e6,
+                "MB",
+                sessions=count,
+                resident_mb=median(each.rss for each in own) / 1e6,
+                server_mb=server.memory_full_info().uss / 1e6,
+                proportional_mb=sum(each.pss for each in own) / 1e6,
+            )
+
+
+_GROUPS: dict[str, Callable[[Bench], None]] = {
+    "rows": kinds_of_rows,
+    "process": process,
+    "shared": shared,
+    "http": http,
+    "sessions": sessions,
+    "swaps": swaps,
+    "memory": memory,
+}
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
