@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ps.checkpoint.file_parts import CheckpointError, CheckpointRemovedError
 from ps.checkpoint.read import CheckpointReader
 from serving.errors import RequestError, ServingError
+from serving.form.apart import BasesApart
 from serving.form.opening import Form
 from serving.published import PublishedRun, is_published
 from serving.requests import RequestSchema
@@ -390,6 +391,7 @@ class Model:
         if self._follower is not None or not self._source.follows:
             return
         seconds = self._source.usual_seconds if seconds is None else seconds
+        self._source.apart = BasesApart()  # from now on requests are answered meanwhile
         self._follower = threading.Thread(
             target=self._run_follower, args=(seconds,), name="follow", daemon=True
         )
@@ -416,6 +418,8 @@ class Model:
         self._news.set()
         if self._published is not None:
             self._published.close()
+        if self._source.apart is not None:
+            self._source.apart.close()
         if self._follower is not None:
             self._follower.join()
         self._merger.shutdown(cancel_futures=True)

@@ -15,6 +15,7 @@ from ps.checkpoint.read import CheckpointReader
 from runtime.durable import PARTIAL
 from runtime.places import Place, is_file, place_of
 from serving.errors import ServingError
+from serving.form.apart import BasesApart
 from serving.form.making import make_base, make_overlay
 from serving.form.opening import Form, form_name
 from serving.rows.quantized import RowsAs
@@ -26,6 +27,8 @@ JOB_FILE = "job.yaml"
 # How often it is looked for newer checkpoints: a list of names each time, in a store a request.
 LOCAL_SECONDS, STORE_SECONDS = 0.25, 1.0
 _MAX_JOB_BYTES = 16 << 20
+# A smaller base is made sooner than a process is up.
+APART_FROM_ROWS = 200_000
 
 
 @dataclass(slots=True)
@@ -37,12 +40,14 @@ class Source:
         forms: the folder of serving forms, on a local disk.
         follows: whether newer checkpoints may come.
         rows: how forms keep vectors.
+        apart: makes large bases in processes of their own; None: this process does.
     """
 
     path: Place
     forms: Path
     follows: bool
     rows: RowsAs = "float32"
+    apart: BasesApart | None = None
     _skipped: dict[Place, str] = field(default_factory=dict)
     # What is known to be all there. It is not read again, whether it is still needed or not.
     _known: dict[Place, CheckpointFiles] = field(default_factory=dict)
@@ -131,7 +136,9 @@ class Source:
         return self.base_of(reader)
 
     def base_of(self, reader: CheckpointReader) -> Form:
-        """Return a form of a checkpoint that lies on no other."""
+        """Return a form of a checkpoint that lies on no other; raises as `form_of`."""
+        if self.apart is not None and _num_rows(reader) >= APART_FROM_ROWS:
+            return Form(self.apart.make(str(reader.directory), self.forms, self.rows))
         return Form(make_base(reader, self.forms, self.rows))
 
     def _form_below(self, reader: CheckpointReader) -> Form | None:
@@ -199,6 +206,11 @@ def _forms_beside(place: Place, forms: str | Path | None) -> Path:
         )
     parent = place.resolve().parent
     return parent.parent / FORMS if parent.name == CHECKPOINTS else parent / FORMS
+
+
+def _num_rows(reader: CheckpointReader) -> int:
+    """Return how many rows the files of a checkpoint's chain have, some of them more than once."""
+    return sum(entry.rows for files in reader.chain for entry in files.manifest.files)
 
 
 def version_of(form: Form) -> Version:

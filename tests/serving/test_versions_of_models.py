@@ -1,5 +1,6 @@
 """Predictions of every version equal those of its checkpoint, bit for bit."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from served_jobs import JOBS, SavedModel, some_samples
 
 from serving import Model, ServingError, UnknownVersionError
+from serving.form.apart import main as make_apart
 from worker.inference import Predictor, probabilities
 
 SLOW = pytest.mark.slow
@@ -164,6 +166,32 @@ def test_large_overlays_are_merged_into_a_new_base_of_the_same_version(
         model.refresh()
         assert model.version.base == model.versions[-2].form, "it lies on the new base"
         np.testing.assert_array_equal(model.predict(SAMPLES).values, expected(model, newest))
+
+
+@pytest.mark.slow
+def test_who_answers_requests_has_bases_made_by_another_process(
+    job: SavedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("serving.source.APART_FROM_ROWS", 0)
+    with Model.open(job.run) as model:
+        model.follow(3600.0)
+        job.train()
+        full = job.cut(full=True)
+
+        model.refresh()
+
+        assert model.version.form.startswith("base")
+        np.testing.assert_array_equal(model.predict(SAMPLES).values, expected(model, full))
+        apart = model._source.apart
+    assert apart is not None
+    with pytest.raises(ServingError, match="the server is stopping"):
+        apart.make(str(full), job.run / "other", "float32")
+    rows = next(full.glob("tables/b/rows-*"))
+    rows.write_bytes(rows.read_bytes()[:-9])
+    make_apart(str(full), str(job.run / "other"), "float32")
+    told = json.loads(capsys.readouterr().out)
+    assert told["kind"] == "checkpoint"
+    assert rows.name in told["error"]
 
 
 def test_a_rollback_holds_until_it_is_ended(job: SavedModel) -> None:
