@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray's processes give way by default: beside other tests, on two cores, they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # How often Ray passes metrics on; by default every ten seconds.
 os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")
 os.environ.pop("RAY_ADDRESS", None)

@@ -109,7 +109,7 @@ def test_everything_else_can_be_imported_without_loading_ray() -> None:
 
 
 def test_tables_need_numpy_and_numba_and_pyarrow_only_as_arrow() -> None:
-    allowed = {"embedding", "llvmlite", "numba", "numpy", *sys.stdlib_module_names}
+    allowed = {"embedding", "filelock", "llvmlite", "numba", "numpy", *sys.stdlib_module_names}
     wrong = [
         f"{path}:{line} imports {name}"
         for path in modules("embedding")

@@ -9,6 +9,9 @@ files are known by their path inside the packages. See docs/performance.md, "Sta
 Numba numbers the files of one function's kernels by its index, without a lock. Two processes that
 compile it for other types at the same time take the same number, and one then loads the kernel that
 the other compiled: silently, as it is not looked at again. So here each file has a name of its own.
+
+The servers and workers of a node start at once and want the same kernels. One compiles a kernel,
+the others wait for it and load it: else each of them would pay for all, on the same cores.
 """
 
 import hashlib
@@ -20,16 +23,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numba
-from numba.core.caching import IndexDataCacheFile
+from filelock import FileLock, Timeout
+from numba.core import dispatcher
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("embedding", "ps", "worker", "serving")  # each may import those before it
 _KEPT = 32
+_WAIT_SECONDS = 60.0  # for another process to compile a function: a dead or frozen one is not awaited
 
 
 def use_own_cache() -> None:
     """Set Numba's cache folder, unless NUMBA_CACHE_DIR sets it, and how files in it are named."""
     IndexDataCacheFile._data_name = _name_of_its_own
+    dispatcher.FunctionCache = SharedCache
     if os.environ.get("NUMBA_CACHE_DIR"):
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -43,6 +50,41 @@ def use_own_cache() -> None:
     # Files that are not ours, as those of a custom model, are known by their whole path.
     numba.config.CACHE_DIR = str(folder)
     numba.config.CACHE_LOCATOR_CLASSES = f"{__name__}.KernelLocator,UserProvidedCacheLocator"
+
+
+class SharedCache(FunctionCache):
+    """The compiled forms of one function, of which one process at a time compiles another.
+
+    Numba asks for a form, and if there is none compiles it and saves it; all in one thread.
+    """
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)
+        name = f"{self._impl.filename_base}.lock"
+        self._compiling = FileLock(
+            Path(self.cache_path) / name, timeout=_WAIT_SECONDS, thread_local=False
+        )
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the form of a signature, or None: then the caller is the one who compiles it."""
+        found = super().load_overload(sig, target_context)
+        if found is not None:
+            return found
+        try:
+            self._compiling.acquire()
+        except (Timeout, OSError, NotImplementedError):
+            return None  # it is compiled twice then
+        found = super().load_overload(sig, target_context)
+        if found is not None:
+            self._compiling.release(force=True)
+        return found
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep what was compiled, and let others compile."""
+        try:
+            super().save_overload(sig, data)
+        finally:
+            self._compiling.release(force=True)
 
 
 class KernelLocator:

@@ -159,7 +159,7 @@ def normal_quantile(p: float) -> float:
     return -z if q < 0.0 else z
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def fill_initial(
     values: npt.NDArray[np.float32],
     row: np.int64,

@@ -3,14 +3,17 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numba
 import pytest
-from numba.core.caching import IndexDataCacheFile
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 import embedding
 from embedding.kernels import compile_cache
+from embedding.kernels.compile_cache import SharedCache
 
 PACKAGE = Path(embedding.__file__).parent
 MIX_SOME_KEYS = """
@@ -64,6 +67,29 @@ def test_a_change_in_any_file_of_kernels_compiles_all_anew(tmp_path: Path, with_
     loaded, compiled, after = run(changed, tmp_path / "home")
     assert (loaded, compiled) == (0, 1)
     assert before != after
+
+
+def test_processes_that_start_at_once_compile_a_kernel_once(tmp_path: Path) -> None:
+    folder = sources(tmp_path / "sources")
+    with ThreadPoolExecutor() as pool:
+        processes = [pool.submit(run, folder, tmp_path / "home") for _ in range(3)]
+        counts = [process.result()[:2] for process in processes]
+    assert sorted(counts) == [(0, 1), (1, 0), (1, 0)]
+
+
+def test_a_kernel_that_another_process_never_finishes_is_compiled_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compile_cache, "_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(FunctionCache, "__init__", lambda self, function: None)
+    monkeypatch.setattr(FunctionCache, "load_overload", lambda self, sig, context: None)
+    monkeypatch.setattr(SharedCache, "cache_path", str(tmp_path))
+    monkeypatch.setattr(
+        SharedCache, "_impl", SimpleNamespace(filename_base="kernel"), raising=False
+    )
+    stuck, other = SharedCache(abs), SharedCache(abs)
+    assert stuck.load_overload("types", None) is None  # it compiles, and never saves
+    assert other.load_overload("types", None) is None
 
 
 def test_numba_cache_dir_is_left_to_the_person_who_set_it(tmp_path: Path) -> None:

@@ -67,9 +67,11 @@ class Running:
         deadline = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < deadline:
             path = self.path / "metrics.jsonl"
-            lines = path.read_text().splitlines() if path.exists() else []
-            for text in lines:
-                line: dict[str, Any] = json.loads(text)
+            text = path.read_text() if path.exists() else ""
+            for whole in text.splitlines(keepends=True):
+                if not whole.endswith("\n"):
+                    break  # it is being written
+                line: dict[str, Any] = json.loads(whole)
                 if condition(line):
                     return line
             time.sleep(0.1)
