@@ -516,8 +516,6 @@ class Simulation:
         """A shard lives on where neither the coordinator nor the driver can reach it."""
         rng = self.world.partitions
         shard = rng.choice(self._numbers()) if self.standbys else rng.randrange(len(self.shards))
-        if self.scenario.standby and self.driver.recovering:
-            return  # a lease begins with the first question, where no coordinator was heard yet
         if shard not in self._network.dead:
             self._network.cut_off_shard(shard, self._client)
             self.driver.unreachable_shard(shard)

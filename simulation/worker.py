@@ -302,7 +302,7 @@ class SimulatedWorker:
 
     def _is_superseded(self, request: Open, token: Token) -> bool:
         for refusal in request.refusals.values():
-            assert refusal.reason in ("superseded", "full"), refusal.text
+            assert refusal.reason in ("superseded", "full", "unheard"), refusal.text
             self._finish(Finished(token, "superseded"))
             return True
         return False

@@ -10,6 +10,7 @@ bytes: the next one is made when one of them has gone out.
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import select
 import signal
@@ -228,7 +229,8 @@ class DataPlane:
         silent = self._lease.silence(epoch, time.monotonic())
         if silent is None:
             return None
-        text = f"shard {self.shard.index} has heard no coordinator for {silent:.0f} s"
+        since = f"for {silent:.0f} s" if silent < math.inf else f"of recovery epoch {epoch} yet"
+        text = f"shard {self.shard.index} has heard no coordinator {since}"
         return Refusal(message.request_id, "unheard", text)
 
     def _apply(self, message: Apply, peer: Peer) -> Reply | None:

@@ -1,5 +1,7 @@
 """Whether a shard's coordinator was heard lately; time is an argument, in seconds of any clock."""
 
+import math
+
 
 class CoordinatorLease:
     """The right to answer pulls and to take pushes: every word of the coordinator renews it.
@@ -25,13 +27,11 @@ class CoordinatorLease:
     def silence(self, recovery_epoch: int, now: float) -> float | None:
         """Return for how long the coordinator of an epoch is silent, where that is too long.
 
-        In a new epoch the time begins with the first question: who asks has heard of it by then.
+        Infinity where it was never heard: a shard that entered an epoch, and was cut off and
+        replaced before its coordinator spoke, must not answer whoever is cut off with it.
         """
         if self._seconds is None:
             return None
         heard = self._heard
-        if heard is None or heard[0] != recovery_epoch:
-            self._heard = recovery_epoch, now
-            return None
-        silent = now - heard[1]
+        silent = math.inf if heard is None or heard[0] != recovery_epoch else now - heard[1]
         return silent if silent > self._seconds else None

@@ -455,12 +455,14 @@ def test_without_its_coordinator_a_shard_answers_nobody_until_it_hears_of_it(
     served = serve(job)
     sock = served.connect(0)
     monkeypatch.setattr(served.planes[0], "_lease", CoordinatorLease(5.0))
-    assert isinstance(ask(sock, job, [1]), PullReply), "it has yet to come"
 
     def beat(epoch: int = job.epoch) -> Any:
         send(sock, Apply(3, epoch, ()))
         return receive(sock)[0]
 
+    never = ask(sock, job, [1])
+    assert never.reason == "unheard"
+    assert f"has heard no coordinator of recovery epoch {job.epoch} yet" in never.text
     assert isinstance(beat(), ApplyReply)
     clock.now += 4.9
     assert isinstance(ask(sock, job, [1]), PullReply)
@@ -493,6 +495,8 @@ def test_pulls_that_waited_while_records_were_applied_have_heard_the_coordinator
         return handle(message, sender)
 
     with served.connect(0) as sock:
+        send(sock, Apply(2, job.epoch, ()))
+        assert isinstance(receive(sock)[0], ApplyReply)
         send(sock, job.contribution(0, job.unique([1])))
         receive(sock)
         monkeypatch.setattr(plane.shard, "handle", slowly)
