@@ -264,6 +264,7 @@ def test_20000_steps_on_the_same_keys_hold_no_more_than_5000(samples: Path) -> N
     assert leaks(before, after) == []
 
 
+@pytest.mark.slow
 def test_a_shard_that_keeps_gradients_is_noticed(samples: Path) -> None:
     with running(samples) as job:
         assert leaks(job.held_at(300), job.held_at(800)) == []

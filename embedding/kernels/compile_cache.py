@@ -30,13 +30,13 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("embedding", "ps", "worker", "serving")  # each may import those before it
 _KEPT = 32
-_WAIT_SECONDS = 60.0  # for another process to compile a function: a dead or frozen one is not awaited
+_WAIT_SECONDS = 60.0  # for another process to compile: a dead or frozen one is not awaited
 
 
 def use_own_cache() -> None:
     """Set Numba's cache folder, unless NUMBA_CACHE_DIR sets it, and how files in it are named."""
     IndexDataCacheFile._data_name = _name_of_its_own
-    dispatcher.FunctionCache = SharedCache
+    dispatcher.FunctionCache = SharedCache  # type: ignore[attr-defined]
     if os.environ.get("NUMBA_CACHE_DIR"):
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -54,6 +54,7 @@ def test_a_sample_has_as_many_keys_as_were_asked_for() -> None:
         Point(tables=3, keys=2)
 
 
+@pytest.mark.slow
 def test_a_fleet_trains_the_batches_of_all_its_workers() -> None:
     with Fleet(SMALL) as fleet:
         cost = fleet.train(seconds=0.0)

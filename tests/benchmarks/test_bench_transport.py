@@ -171,6 +171,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_every_transport_has_positive_figures(lines: list[dict[str, Any]]) -> None:
     (exchange,) = (line for line in lines if line["name"] == "exchange")
     transports = [line for line in lines if line["name"] == "transport"]
@@ -187,6 +188,7 @@ def test_every_transport_has_positive_figures(lines: list[dict[str, Any]]) -> No
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_encodings_say_at_which_bandwidth_they_pay(lines: list[dict[str, Any]]) -> None:
     found = [line for line in lines if line["name"] == "encoding"]
 
@@ -208,6 +210,7 @@ def test_encodings_say_at_which_bandwidth_they_pay(lines: list[dict[str, Any]]) 
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_every_name_is_explained(lines: list[dict[str, Any]]) -> None:
     page = (ROOT / "docs/performance.md").read_text().partition("## The data plane")[2]
 

@@ -26,6 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_worker_functions_and_server_stages_have_their_lines(data: Path) -> None:
     done = profile_step(
         *("--data", str(data), "--batch", "64", "--steps", "3"),

@@ -36,7 +36,9 @@ def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ps.checkpoint.cut._BLOOM_PART_BYTES", 700)
 
 
-@pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
+@pytest.mark.parametrize(
+    "compression", ["none", pytest.param("lz4", marks=pytest.mark.slow), "zstd"]
+)
 def test_a_chain_of_cuts_holds_what_the_job_held_at_each(
     small_job: Any, cut_job: Any, small_buffers: None, compression: str
 ) -> None:
