@@ -11,7 +11,7 @@ import pyarrow as pa
 from runtime.near_names import near_name
 from serving.errors import RequestError, cut, shown
 from worker.contract import DataContract
-from worker.data.batch import Batch
+from worker.data.batch import Bags, Batch
 from worker.data.column_types import column_kinds, is_list
 from worker.data.columns import columns_from_table
 from worker.data.shared import SharedBatch
@@ -19,6 +19,8 @@ from worker.errors import DataError
 from worker.spec import FeatureSpec
 
 _WHERE = ("the request", None)
+_INT64 = pa.int64()
+_NUMBERS = (pa.float32(), pa.float64(), pa.int64())
 
 
 class RequestSchema:
@@ -175,12 +177,45 @@ class RequestSchema:
         return replace(self.features, dense=dense, sparse=sparse)
 
     def _converted(self, arrays: Mapping[str, pa.Array], features: FeatureSpec, rows: int) -> Batch:
+        plain = self._plain(arrays, features, rows)
+        if plain is not None:
+            return plain
         table = pa.table(dict(arrays))
         try:
             self._check_kinds(table.schema, features)
             return columns_from_table(table, features, where=_WHERE).batch(0, rows)
         except DataError as error:
             raise RequestError(str(error)) from error
+
+    def _plain(
+        self, arrays: Mapping[str, pa.Array], features: FeatureSpec, rows: int
+    ) -> Batch | None:
+        """Return what the rules make of columns that are most usual, in a tenth of the time.
+
+        Those are numbers without null, and one integer of 64 bits for each sample. None: there are
+        others, or some value is to be refused.
+        """
+        bags = []
+        for feature in features.sparse:
+            array = arrays[feature.column]
+            usual = feature.weights is None and feature.pad is None
+            if not usual or array.type != _INT64 or array.null_count:
+                return None
+            if self.kinds.get(feature.name, "integer") != "integer":
+                return None
+            bags.append(Bags(np.array(array.to_numpy())))
+        dense = np.empty((len(features.dense), rows), np.float32)
+        for values, name in zip(dense, features.dense, strict=True):
+            array = arrays[name]
+            if array.type not in _NUMBERS or array.null_count:
+                return None
+            with np.errstate(over="ignore"):
+                values[:] = array.to_numpy()
+        if not np.isfinite(dense).all():
+            return None
+        if features.dense_transform == "log1p":
+            np.log1p(np.maximum(dense, 0, out=dense), out=dense)
+        return Batch(np.empty(0, np.float32), np.ascontiguousarray(dense.T), tuple(bags))
 
     def _check_count(self, rows: int) -> None:
         if not 1 <= rows <= self.max_rows:

@@ -14,6 +14,10 @@ from served_jobs import some_samples
 
 from serving import Client
 from serving.calls import Call
+from serving.errors import RequestError
+from serving.requests import RequestSchema
+from worker.data.columns import columns_from_table
+from worker.spec import FeatureSpec, SparseFeature
 
 SAMPLES = some_samples(np.random.default_rng(5), 20)
 PREDICT, INFER = "/v1/models/clicks:predict", "/v2/models/clicks/infer"
@@ -262,6 +266,38 @@ def test_a_length_of_json_beyond_the_body_is_refused(served: Any) -> None:
         status, _, found = served.ask("POST", INFER, b"{}", **headers)
         assert status == 400
         assert message in found["error"]
+
+
+@pytest.mark.parametrize("transform", ["none", "log1p"])
+def test_usual_columns_become_what_the_rules_of_training_make_of_them(transform: Any) -> None:
+    features = FeatureSpec(
+        label=None,
+        dense=("d1", "d2", "d3"),
+        dense_transform=transform,
+        sparse=(SparseFeature(name="a", column="a", table="a"),),
+    )
+    schema = RequestSchema(features, None, max_rows=100)
+    rng = np.random.default_rng(1)
+    for n in (1, 7, 64):
+        columns = {
+            "d1": pa.array(rng.normal(0, 9, n).astype(np.float32)),
+            "d2": pa.array(rng.normal(0, 9, n)),
+            "d3": pa.array(rng.integers(-5, 1 << 40, n)),
+            "a": pa.array(rng.integers(-(1 << 63), (1 << 63) - 1, n)),
+        }
+        found = schema.batch_of_columns(columns)
+
+        expected = columns_from_table(pa.table(columns), features, where=("none", None))
+        np.testing.assert_array_equal(found.dense, expected.dense)
+        np.testing.assert_array_equal(found.sparse[0].keys, expected.sparse[0].keys)
+        assert found.sparse[0].offsets is None
+        assert found.dense.flags.c_contiguous
+    for wrong, message in (([1.0, np.inf], "infinite"), ([1.0, 1e39], "too large for 32-bit")):
+        columns = {"d1": wrong, "d2": [1.0, 2.0], "d3": [1.0, 2.0], "a": [1, 2]}
+        with pytest.raises(RequestError, match=message):
+            schema.batch_of_columns(columns)
+    found = schema.batch_of_columns({"d1": [np.nan], "d2": [-3.0], "d3": [0.0], "a": [1]})
+    assert found.dense[0].tolist() == [0.0, 0.0 if transform == "log1p" else -3.0, 0.0]
 
 
 def test_nan_and_null_of_a_dense_column_are_zero_as_in_training(served: Any) -> None:

@@ -5,6 +5,7 @@ cache, and on four of its vectors at once, which share what is loaded of the oth
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,21 @@ from embedding.kernels.lines import (
     transpose_lines,
 )
 from worker.models.protocol import FloatArray, SampleVectors, SharedInputs
+
+_MOST_PLANS = 64
+
+
+class _SharedPlan(NamedTuple):
+    """How `_shared_dots` takes the vectors of samples that share some.
+
+    Args:
+        order, num_shared, sources, begun: as it takes them.
+    """
+
+    order: npt.NDArray[np.int64]
+    sources: npt.NDArray[np.int64]
+    num_shared: int
+    begun: int
 
 
 class Interaction:
@@ -42,6 +58,7 @@ class Interaction:
         self.width = dim * has_first + self._num_pairs
         self._dim = dim
         self._num_vectors = num_vectors
+        self._plans: dict[tuple[bool, ...], _SharedPlan] = {}
         self._has_first = has_first
 
     def forward(self, first: FloatArray, vectors: SampleVectors, out: FloatArray) -> None:
@@ -84,19 +101,31 @@ class Interaction:
             how many of the first elements are shared: these are written for the first sample of
             each run alone.
         """
-        alike = [*shared.lookups, shared.dense] if self._has_first else [*shared.lookups]
-        order = np.argsort(np.logical_not(alike), kind="stable")
-        place = np.empty_like(order)
-        place[order] = np.arange(order.size)
-        stride = -(-self._num_vectors // WIDTH) * WIDTH
-        i, j = np.tril_indices(self._num_vectors, -1)
-        later, earlier = np.maximum(place[i], place[j]), np.minimum(place[i], place[j])
-        begun = shared.leading * (shared.leading - 1) // 2
+        plan = self._plan_for(shared)
         _shared_dots(
-            first, vectors.flat, vectors.positions, self._dim, order, sum(alike),
-            later * stride + earlier, begun, shared.group, out,
+            first, vectors.flat, vectors.positions, self._dim, plan.order, plan.num_shared,
+            plan.sources, plan.begun, shared.group, out,
         )  # fmt: skip
-        return begun
+        return plan.begun
+
+    def _plan_for(self, shared: SharedInputs) -> "_SharedPlan":
+        """Return in which order the vectors are taken; requests share few sets of columns."""
+        key = (*shared.lookups, shared.dense)
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            alike = key if self._has_first else shared.lookups
+            order = np.argsort(np.logical_not(alike), kind="stable")
+            place = np.empty_like(order)
+            place[order] = np.arange(order.size)
+            stride = -(-self._num_vectors // WIDTH) * WIDTH
+            i, j = np.tril_indices(self._num_vectors, -1)
+            later, earlier = np.maximum(place[i], place[j]), np.minimum(place[i], place[j])
+            begun = shared.leading * (shared.leading - 1) // 2
+            plan = _SharedPlan(order, later * stride + earlier, sum(alike), begun)
+            self._plans[key] = plan
+        return plan
 
     def backward(
         self,

@@ -69,12 +69,13 @@ class Preparer:
     ) -> None:
         self._sparse = tuple(sparse)
         self._lookups = tuple(lookups)
+        self._parts = [lookup.physical for lookup in self._lookups]
         # For each table the lookups that have it as a part, and the number of the part.
         self._by_table = [
             [
                 (i, number)
                 for i, lookup in enumerate(self._lookups)
-                for number, part in enumerate(lookup.physical)
+                for number, part in enumerate(self._parts[i])
                 if part.table == name
             ]
             for name in tables
@@ -90,8 +91,8 @@ class Preparer:
         total = 0
         for table, users in enumerate(self._by_table):
             for i, number in users:
-                lookup = self._lookups[i]
-                keys = map_keys(lookup.physical[number], batch.sparse[lookup.feature].keys)
+                of_feature = batch.sparse[self._lookups[i].feature]
+                keys = map_keys(self._parts[i][number], of_feature.keys)
                 parts.append(keys)
                 slices[i, number] = slice(total, total + keys.size)
                 total += keys.size
@@ -102,8 +103,8 @@ class Preparer:
         unique = self._deduplicate(keys, table_starts)
         self._keys.give(keys)
         bags = tuple(
-            self._bag(batch, i, unique, [slices[i, n] for n in range(len(lookup.physical))])
-            for i, lookup in enumerate(self._lookups)
+            self._bag(batch, i, unique, [slices[i, n] for n in range(len(parts_of))])
+            for i, parts_of in enumerate(self._parts)
         )
         return Prepared(batch.labels, batch.dense, unique, bags)
 
