@@ -25,7 +25,7 @@ from serving.rows.table import ServedTable
 from serving.source import Source, version_of
 from serving.versions import Version, VersionStore
 from worker.data.batch import Bags, Batch
-from worker.data.shared import SharedBatch
+from worker.data.shared import SharedBatch, of_one_run
 from worker.inference import Predictor, check_size, probabilities
 from worker.spec import FeatureSpec
 from worker.spec_json import SavedModel
@@ -65,7 +65,7 @@ class Loaded:
 
 
 def load(form: Form) -> Loaded:
-    """Map a form and compute a batch with it, so that the first request finds all in place.
+    """Map a form and compute with it, so that the first requests find all in place and compiled.
 
     Raises:
         ServingError: it is damaged, or its model can't be computed.
@@ -73,7 +73,9 @@ def load(form: Form) -> Loaded:
     loaded = Loaded(version_of(form), form, form.tables())
     predictor = predictor_of(loaded)
     try:
-        predictor.logits(_some_batch(form.model.features))
+        batch = _some_batch(form.model.features)
+        predictor.logits(batch)
+        predictor.logits(_with_context(batch))
     except Exception as error:  # whatever a custom model raises
         raise ServingError(f"{form.folder} can't be computed: {error!r}") from error
     return loaded
@@ -107,6 +109,15 @@ def _some_batch(features: FeatureSpec) -> Batch:
     ones = np.ones(n, np.float32)
     sparse = tuple(Bags(keys, None, ones if each.weights else None) for each in features.sparse)
     return Batch(np.empty(0, np.float32), np.zeros((n, len(features.dense)), np.float32), sparse)
+
+
+def _with_context(batch: Batch) -> SharedBatch:
+    """Return the samples with the first of each column but the last in common."""
+    context: list[Bags | None] = [
+        Bags(bags.keys[:1], None, None if bags.weights is None else bags.weights[:1])
+        for bags in batch.sparse[:-1]
+    ]
+    return of_one_run([*context, *[None] * (len(batch.sparse) > 0)], batch, dense=True)
 
 
 class Model:
