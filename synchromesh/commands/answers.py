@@ -7,6 +7,7 @@ Exit codes: 0 done; 2 what was asked for can't be done as it was asked for, and 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 import click
@@ -15,6 +16,7 @@ from rich.console import Console
 from runtime.strict_json import json_text
 
 PIPED_WIDTH = 200
+_LEAST_TOKEN = 16
 FAILURES = (OSError, ValueError, MemoryError)
 
 json_option = click.option(
@@ -91,3 +93,22 @@ def people_console() -> Console:
 def names(_: click.Context, __: click.Parameter, text: str | None) -> list[str] | None:
     """Read names with commas between them, each of them once."""
     return None if text is None else list(dict.fromkeys(n for n in text.split(",") if n))
+
+
+def read_token(option: str, file: str | None, variable: str) -> str | None:
+    """Return the token that a file, else the environment holds; None where neither is given.
+
+    Raises:
+        Refused: the file can't be read, or it is no token.
+    """
+    token = os.environ.get(variable) or None
+    where = f"${variable}"
+    if file is not None:
+        where = file
+        try:
+            token = Path(file).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise Refused(f"{option} {file} can't be read: {error}") from error
+    if token is not None and (len(token) < _LEAST_TOKEN or not token.isascii()):
+        raise Refused(f"the token in {where} must have at least {_LEAST_TOKEN} ASCII characters")
+    return token

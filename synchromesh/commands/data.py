@@ -1,5 +1,9 @@
 """`synchromesh data`: data sets as Parquet."""
 
+import os
+import signal
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -9,13 +13,13 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from synchromesh.commands.answers import answering, json_option, print_json
+from synchromesh.commands.answers import Refused, answering, json_option, print_json, read_token
 from worker.data.kafka_client import read_client_file
 from worker.datasets.convert import Layout, convert_criteo, convert_movielens
 from worker.datasets.files import DatasetError
 from worker.datasets.replay import replay
 from worker.datasets.synthetic import CriteoLike, write_criteo_like
-from worker.datasets.targets import FolderTarget, KafkaTarget, Target
+from worker.datasets.targets import FolderTarget, KafkaTarget, ReceiverTarget, Target
 
 DEFAULT = Layout()
 
@@ -142,6 +146,96 @@ def _criteo_like(
     print_json({"out": str(out), **{name: about[name] for name in shown}})
 
 
+TOKEN_VARIABLE = "SYNCHROMESH_RECEIVE_TOKEN"
+_token_option = click.option(
+    "--token-file",
+    type=click.Path(),
+    metavar="FILE",
+    help=f"Holds the token of a receiver (default: ${TOKEN_VARIABLE}).",
+)
+
+
+def _token(file: str | None) -> str:
+    token = read_token("--token-file", file, TOKEN_VARIABLE)
+    if token is None:
+        raise Refused(f"a receiver wants a token: give --token-file, or set ${TOKEN_VARIABLE}")
+    return token
+
+
+@command.command(
+    "receive",
+    epilog="Example: synchromesh data receive --to stream --token-file token --port 8815",
+)
+@click.option(
+    "--to", required=True, type=click.Path(path_type=Path), help="Local folder of a stream."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8815, show_default=True, help="0: a free one."
+)
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0.01, max=60),
+    default=1.0,
+    show_default=True,
+    help="Seconds after which what a producer has sent is a file, at most.",
+)
+@click.option(
+    "--most-producers", type=click.IntRange(1, 1000), default=32, show_default=True, help="At once."
+)
+@click.option("--certificate", type=click.Path(), help="Chain in PEM: what is sent is encrypted.")
+@click.option("--key", type=click.Path(), help="The certificate's private key in PEM.")
+@_token_option
+@json_option
+def _receive(
+    to: Path,
+    host: str,
+    port: int,
+    every: float,
+    most_producers: int,
+    certificate: str | None,
+    key: str | None,
+    token_file: str | None,
+    as_json: bool,
+) -> None:
+    """Take rows from producers by Arrow Flight, into a folder that a job on a stream trains.
+
+    Runs until SIGINT or SIGTERM. A batch is acknowledged once it is on the disk; docs/online.md.
+    """
+    from worker.datasets.flight_server import FlightReceiver  # and with it gRPC
+
+    if (certificate is None) != (key is None):
+        raise click.UsageError("--certificate and --key go together")
+    token = _token(token_file)
+    over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: over.set())
+    with answering(OSError, ValueError):
+        pair = (
+            (Path(certificate).read_bytes(), Path(key).read_bytes())
+            if certificate and key
+            else None
+        )
+        receiver = FlightReceiver(
+            to,
+            host=host,
+            port=port,
+            token=token,
+            every_seconds=every,
+            most_producers=most_producers,
+            certificate=pair,
+            note=lambda text: click.echo(f"note: {text}", err=True),
+        )
+    if as_json:
+        print_json({"location": receiver.location, "to": str(to)})
+    else:
+        click.echo(f"receiving at {receiver.location} into {to}; end it with Ctrl-C")
+    over.wait()
+    receiver.close()
+    sys.stdout.flush()
+    os._exit(0)  # gRPC would wait for connections that nobody may ever close
+
+
 @command.command(
     "replay",
     epilog="Example: synchromesh data replay 'data/clicks/*.parquet' --to stream --rate 5000",
@@ -150,7 +244,8 @@ def _criteo_like(
 @click.option(
     "--to",
     required=True,
-    help="Folder (path or URL) in which files appear, or kafka://HOST:PORT/TOPIC.",
+    help="Folder (path or URL) in which files appear, kafka://HOST:PORT/TOPIC, or"
+    " grpc://HOST:PORT of `synchromesh data receive`.",
 )
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), required=True, help="Rows/s.")
 @click.option(
@@ -175,6 +270,8 @@ def _criteo_like(
     type=click.Path(dir_okay=False),
     help="Settings of the client of Kafka, as data.stream.client_file.",
 )
+@click.option("--name", default="replay", show_default=True, help="Of the producer, to a receiver.")
+@_token_option
 @json_option
 def _replay(
     inputs: tuple[str, ...],
@@ -185,6 +282,8 @@ def _replay(
     time_column: str | None,
     form: Literal["arrow", "json"],
     client_file: str | None,
+    name: str,
+    token_file: str | None,
     as_json: bool,
 ) -> None:
     """Write recorded rows at a steady rate, as if they happened now.
@@ -197,6 +296,8 @@ def _replay(
         target: Target
         if to.startswith("kafka://"):
             target = KafkaTarget(to, form=form, settings=read_client_file(client_file))
+        elif to.startswith(("grpc://", "grpc+tls://")):
+            target = ReceiverTarget(to, name=name, token=_token(token_file))
         else:
             target = FolderTarget(to)
         written = replay(

@@ -1,18 +1,22 @@
 """`synchromesh serve`: a trained model behind an HTTP endpoint."""
 
 import asyncio
-import os
-from pathlib import Path
 from typing import Literal
 
 import click
 
-from synchromesh.commands.answers import FAILURES, Refused, answering, json_option, print_json
+from synchromesh.commands.answers import (
+    FAILURES,
+    Refused,
+    answering,
+    json_option,
+    print_json,
+    read_token,
+)
 from worker.inference import ModelError
 
 TOKEN_VARIABLE = "SYNCHROMESH_SERVE_TOKEN"
 PUBLISH_VARIABLE = "SYNCHROMESH_PUBLISH_TOKEN"
-_LEAST_TOKEN = 16
 
 
 @click.command(epilog="Example: synchromesh serve runs/dlrm --port 8500")
@@ -169,8 +173,8 @@ def command(
         host=host,
         port=port,
         sessions=sessions,
-        token=_token("--token-file", token_file, TOKEN_VARIABLE),
-        publish_token=_token("--publish-token-file", publish_token_file, PUBLISH_VARIABLE),
+        token=read_token("--token-file", token_file, TOKEN_VARIABLE),
+        publish_token=read_token("--publish-token-file", publish_token_file, PUBLISH_VARIABLE),
         forms=forms,
         rows=rows,
         keep_versions=keep_versions,
@@ -233,17 +237,3 @@ def _check_rows(
         f" {found.vector_bytes / 1e6:.1f}",
         err=True,
     )
-
-
-def _token(option: str, file: str | None, variable: str) -> str | None:
-    token = os.environ.get(variable) or None
-    where = f"${variable}"
-    if file is not None:
-        where = file
-        try:
-            token = Path(file).read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise Refused(f"{option} {file} can't be read: {error}") from error
-    if token is not None and (len(token) < _LEAST_TOKEN or not token.isascii()):
-        raise Refused(f"the token in {where} must have at least {_LEAST_TOKEN} ASCII characters")
-    return token

@@ -1,4 +1,4 @@
-"""Where recorded rows are replayed to: a folder, or a topic of Kafka."""
+"""Where recorded rows are replayed to: a folder, a topic of Kafka, or a receiver."""
 
 import math
 from collections.abc import Mapping
@@ -126,6 +126,23 @@ class KafkaTarget:
                 f"a message was not taken ({self._refused[0].str()})",
                 "Look whether the brokers can be reached, and whether the topic is there",
             )
+
+
+class ReceiverTarget:
+    """Sends rows to `synchromesh data receive`; see `FlightProducer`."""
+
+    def __init__(self, location: str, *, name: str, token: str) -> None:
+        from worker.datasets.flight_producer import FlightProducer  # and with it gRPC
+
+        self._location = location
+        self._producer = FlightProducer(location, name=name, token=token)
+
+    def write(self, table: pa.Table, now: float) -> str:
+        self._producer.send(table)
+        return self._location
+
+    def close(self) -> None:
+        self._producer.close()
 
 
 def _arrow(table: pa.Table) -> list[bytes]:
