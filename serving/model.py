@@ -140,6 +140,9 @@ class Model:
         self._of_thread = threading.local()
         self._merger = ThreadPoolExecutor(1, "merge")
         self._merged: Future[Form] | None = None
+        # What a merge makes, or has made last. Newer overlays come to lie on it, also where its own
+        # version is not kept any more once it is there.
+        self._merging = ""
         self._follower: threading.Thread | None = None
         self._closed = threading.Event()
         self._news = threading.Event()  # there may be something newer
@@ -343,7 +346,7 @@ class Model:
             self._loaded[loaded.version.seal] = loaded
             for version in gone:
                 del self._loaded[version.seal]
-            forms = self._store.forms
+            forms = self._store.forms | {self._merging}
         self._swap()
         self._source.remove_forms(forms)
 
@@ -360,6 +363,7 @@ class Model:
     def _begin_merge(self, reader: CheckpointReader, form: Form) -> None:
         base, changed = form.num_rows
         if self._merged is None and changed >= max(MERGE_FROM * base, _LEAST_MERGED):
+            self._merging = self._source.base_name(reader)
             self._merged = self._merger.submit(self._source.base_of, reader)
 
     def _take_merged(self) -> None:
@@ -368,12 +372,11 @@ class Model:
             return
         merged, self._merged = self._merged, None
         try:
-            loaded = load(merged.result())
+            form = merged.result()
+            if any(each.seal == form.manifest.seal for each in self.versions):
+                self._give(load(form))
         except (CheckpointError, ServingError) as error:
             _log.warning("an overlay could not be merged: %s", error)
-            return
-        if any(each.seal == loaded.version.seal for each in self.versions):
-            self._give(loaded)
 
     def rollback(self, step: int | None = None) -> Version:
         """Serve a kept version of a step, None: the one before; it stays until `release`.

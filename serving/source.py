@@ -141,6 +141,10 @@ class Source:
             return Form(self.apart.make(str(reader.directory), self.forms, self.rows))
         return Form(make_base(reader, self.forms, self.rows))
 
+    def base_name(self, reader: CheckpointReader) -> str:
+        """Return the name that `base_of` gives."""
+        return form_name("base", reader.manifest.step, reader.seal, self.rows)
+
     def _form_below(self, reader: CheckpointReader) -> Form | None:
         """Return the newest form on the newest base of what a delta lies on."""
         newest: Form | None = None

@@ -78,6 +78,8 @@ class LoopOptions:
         on_non_finite: what a non-finite gradient does: `fail` the job or `skip` the batch.
         progressive: whether every training batch is scored as it was predicted.
         any_float_mode: whether batches are prepared and computed in an unusual float mode too.
+        prepares_ahead: whether what is prepared is not needed yet, so that it gives way to all else
+            on the machine; samples of a stream are waited for.
     """
 
     heartbeat_seconds: float = 1.0
@@ -87,6 +89,7 @@ class LoopOptions:
     on_non_finite: Literal["fail", "skip"] = "fail"
     any_float_mode: bool = False
     progressive: bool = False
+    prepares_ahead: bool = True
 
     def pause_seconds(self, waited: float) -> float:
         """Return the pause between two reports of who has waited so long for tokens: an eighth."""
@@ -430,7 +433,8 @@ class WorkerLoop:
     # The preparing thread ---------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        give_way()  # what it prepares is not needed yet
+        if self._options.prepares_ahead:
+            give_way()  # what it prepares is not needed yet
         while True:
             token = self._to_prepare.get()
             if self._ended:

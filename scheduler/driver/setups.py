@@ -107,6 +107,7 @@ class Setups:
                 on_non_finite=config.training.on_non_finite,
                 progressive=specs.coordinator.window_seconds is not None,
                 any_float_mode=config.training.mixed_cpus,
+                prepares_ahead=config.data.stream is None,
             ),
             retry_seconds=config.cluster.retry_seconds,
             compress=config.cluster.compress,

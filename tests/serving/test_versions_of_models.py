@@ -3,14 +3,18 @@
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from served_jobs import JOBS, SavedModel, some_samples
 
+from ps.checkpoint.read import CheckpointReader
 from serving import Model, ServingError, UnknownVersionError
 from serving.form.apart import main as make_apart
+from serving.form.opening import Form
+from serving.source import Source
 from worker.inference import Predictor, probabilities
 
 SLOW = pytest.mark.slow
@@ -192,6 +196,37 @@ def test_who_answers_requests_has_bases_made_by_another_process(
     told = json.loads(capsys.readouterr().out)
     assert told["kind"] == "checkpoint"
     assert rows.name in told["error"]
+
+
+def test_a_merge_that_takes_longer_than_its_version_is_kept_is_what_newer_ones_lie_on(
+    job: SavedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.model._LEAST_MERGED", 10)
+    made, goes_on = threading.Event(), threading.Event()
+    base_of = Source.base_of
+
+    def slow(self: Source, reader: CheckpointReader) -> Form:
+        form = base_of(self, reader)
+        made.set()
+        goes_on.wait(60)
+        return form
+
+    with Model.open(job.run, keep_versions=1) as model:
+        monkeypatch.setattr(Source, "base_of", slow)
+        merged = next_cut(job)
+        model.refresh()
+        assert made.wait(60)
+        for _ in range(2):
+            next_cut(job)
+            model.refresh()
+        goes_on.set()
+        assert model._merged is not None
+        assert model._merged.result().manifest.checkpoint == merged.name
+        newest = next_cut(job)
+        model.refresh()
+
+        assert model.version.base.startswith("base-000000000004"), "the merged one"
+        np.testing.assert_array_equal(model.predict(SAMPLES).values, expected(model, newest))
 
 
 def test_a_rollback_holds_until_it_is_ended(job: SavedModel) -> None:

@@ -400,9 +400,14 @@ def test_a_follower_has_the_newest_checkpoint_of_a_job_over_its_end(
 
 
 def test_yesterdays_files_and_then_the_stream_behind_them_are_one_model(
-    jobs_in_threads: RayOfThreads, files: list[pa.Table], tmp_path: Path
+    jobs_in_threads: RayOfThreads,
+    files: list[pa.Table],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A backfill at full speed, and a job on the stream that begins where it has ended."""
+    gave_way: list[str] = []
+    monkeypatch.setattr("worker.loop.give_way", lambda: gave_way.append("one"))
     stream = tmp_path / "stream"
     write(files[:8], stream)
     backfill = job(stream, tmp_path / "backfill").model_dump(mode="json")
@@ -411,6 +416,8 @@ def test_yesterdays_files_and_then_the_stream_behind_them_are_one_model(
     backfill["training"]["online"]["until"] = None
     before = Trainer(JobConfig.from_dict(backfill)).fit()
     assert before.metrics["samples_trained"] == 8 * PER_FILE
+    assert gave_way, "what is read ahead can wait"
+    gave_way.clear()
 
     write(files[8:], stream, first=8)
     behind = {"stream": {"dir": str(stream), "after": "part-7.parquet", "close_seconds": 0.2}}
@@ -420,6 +427,7 @@ def test_yesterdays_files_and_then_the_stream_behind_them_are_one_model(
     assert result.metrics["samples_trained"] == ROWS - 8 * PER_FILE
     assert each_once(result), "no row is left out between them, and none trained by both"
     assert result.metrics["global_step"] > before.metrics["global_step"], "its clock goes on"
+    assert not gave_way, "samples that have just come are waited for"
 
 
 def test_two_jobs_on_one_stream_train_all_of_it_each_from_where_it_began(
