@@ -51,6 +51,8 @@ class Source:
     _skipped: dict[Place, str] = field(default_factory=dict)
     # What is known to be all there. It is not read again, whether it is still needed or not.
     _known: dict[Place, CheckpointFiles] = field(default_factory=dict)
+    # Overlays that were made here, or have been verified.
+    _made: set[str] = field(default_factory=set)
 
     @classmethod
     def at(
@@ -132,7 +134,9 @@ class Source:
                 return found
         before = self._form_below(reader)
         if before is not None:
-            return Form(make_overlay(reader, before, self.forms))
+            made = make_overlay(reader, before, self.forms)
+            self._made.add(made.name)
+            return Form(made)
         return self.base_of(reader)
 
     def base_of(self, reader: CheckpointReader) -> Form:
@@ -167,7 +171,12 @@ class Source:
             return None
         try:
             form = Form(folder)
-            return form if form.manifest.seal == seal else None
+            if form.manifest.seal != seal:
+                return None
+            if not form.is_base and folder.name not in self._made:
+                form.verify_own()  # it may not have come to the disk before the power went
+                self._made.add(folder.name)
+            return form
         except ServingError:
             shutil.rmtree(folder, ignore_errors=True)  # it is made again
             return None
@@ -179,6 +188,7 @@ class Source:
 
     def remove_forms(self, keep: Collection[str]) -> None:
         """Remove the forms that no kept version needs; who has them mapped keeps them."""
+        self._made.intersection_update(keep)
         with contextlib.suppress(OSError):
             for folder in self.forms.iterdir():
                 ours = folder.name.startswith(("base-", "overlay-")) and self._is_ours(folder.name)

@@ -79,10 +79,15 @@ class FormManifest:
 
 
 class FormWriter:
-    """Writes arrays to a folder that gets its name when all are there, see `new_form`."""
+    """Writes arrays to a folder that gets its name when all are there, see `new_form`.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        durable: whether what is written is on the disk, too.
+    """
+
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
         self._folder = folder
+        self._durable = durable
         self.files: dict[str, ArrayFile] = {}
 
     def write(self, name: str, array: npt.NDArray[Any]) -> None:
@@ -93,7 +98,8 @@ class FormWriter:
         with open(path, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if self._durable:
+                os.fsync(file.fileno())
         self.files[name] = ArrayFile(
             array.dtype.name, array.shape, hashlib.sha256(data).hexdigest()
         )
@@ -141,8 +147,12 @@ class GrowingArray:
 
 
 @contextmanager
-def new_form(path: Path) -> Iterator[tuple[FormWriter, Path]]:
+def new_form(path: Path, *, durable: bool = True) -> Iterator[tuple[FormWriter, Path]]:
     """Give a writer; the folder gets its name when the block has ended and a manifest is there.
+
+    Args:
+        durable: whether its arrays are on the disk then. Where they are not, whoever has not seen
+            it being made must verify it: the power may have gone since.
 
     Raises:
         ServingError: the place can't be written.
@@ -150,7 +160,7 @@ def new_form(path: Path) -> Iterator[tuple[FormWriter, Path]]:
     partial = partial_path(path)
     try:
         make_folder(partial)
-        yield FormWriter(partial), partial
+        yield FormWriter(partial, durable=durable), partial
         publish(partial, path)
     except FileExistsError:
         pass  # another process has made the same

@@ -85,7 +85,9 @@ def make_overlay(reader: CheckpointReader, before: Form, folder: Path) -> Path:
         return path
     specs = served_tables(reader)
     counting, filters = counting_tables(specs), thresholds(specs)
-    with new_form(path) as (writer, partial):
+    # A job may have one every second, of hundreds of files: to wait for the disk would take longer
+    # than all else.
+    with new_form(path, durable=False) as (writer, partial):
         for spec in specs:
             layer = _Changes(spec, kind_for(spec, rows), before.overlay_of(spec.name))
             layer.read(deltas)

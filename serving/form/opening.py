@@ -140,9 +140,17 @@ class Form:
         Raises:
             ServingError: names the first that is damaged.
         """
-        verify(self.folder, self.manifest)
+        self.verify_own()
         if not self.is_base:
             verify(self._base_folder, self._base)
+
+    def verify_own(self) -> None:
+        """Do so with the files of the folder itself.
+
+        Raises:
+            ServingError: names the first that is damaged.
+        """
+        verify(self.folder, self.manifest)
 
 
 def _mapped(folder: Path, manifest: FormManifest, name: str) -> npt.NDArray[Any]:

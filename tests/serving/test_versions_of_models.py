@@ -138,6 +138,19 @@ def test_a_damaged_form_is_made_again(job: SavedModel) -> None:
         np.testing.assert_array_equal(model.predict(SAMPLES).values, values)
 
 
+def test_an_overlay_that_did_not_come_to_the_disk_is_made_again(job: SavedModel) -> None:
+    with Model.open(job.run) as model:
+        newest = next_cut(job)
+        model.refresh()
+        form = job.run / "serving" / model.version.form
+        assert form.name.startswith("overlay")
+    values = form / "tables" / "b" / "values"
+    values.write_bytes(bytes(values.stat().st_size))  # as the power went before it was written
+
+    with Model.open(job.run) as model:
+        np.testing.assert_array_equal(model.predict(SAMPLES).values, expected(model, newest))
+
+
 def test_what_files_of_a_form_hold_can_be_verified(job: SavedModel) -> None:
     with Model.open(job.run) as model:
         form = model.current.form
