@@ -66,3 +66,9 @@ class CounterEntries:
     keys: Int64Array
     frequency: Int64Array
     version: Int64Array
+
+    def take(self, positions: Int64Array) -> "CounterEntries":
+        """Copy the counters at some positions, in that order."""
+        return CounterEntries(
+            self.keys[positions], self.frequency[positions], self.version[positions]
+        )

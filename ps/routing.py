@@ -31,7 +31,8 @@ class Routing:
         num_shards: how many shards there are.
         dense_size: number of dense parameters.
         buckets: uint16[4096], the shard of each bucket; kept as a copy that nobody can write.
-        blocks: uint16[blocks], the shard of each dense block; as `buckets`.
+        blocks: uint16[blocks], the shard of each dense block; as `buckets`, but they are in the
+            order of the shards, so that a shard's part of a dense vector is one slice.
 
     Raises:
         ValueError: these don't go together.
@@ -49,6 +50,8 @@ class Routing:
         check_sizes(self.num_shards, self.dense_size)
         buckets = _shards("buckets", self.buckets, NUM_BUCKETS, self.num_shards)
         blocks = _shards("blocks", self.blocks, num_blocks(self.dense_size), self.num_shards)
+        if np.any(blocks[1:] < blocks[:-1]):
+            raise ValueError("blocks must be consecutive ones, in the order of the shards")
         object.__setattr__(self, "buckets", buckets)
         object.__setattr__(self, "blocks", blocks)
 
@@ -56,14 +59,41 @@ class Routing:
     def even(num_shards: int, dense_size: int = 0) -> "Routing":
         """Return version 0: equal ranges of buckets and of blocks, in the order of the shards."""
         check_sizes(num_shards, dense_size)
-        blocks = num_blocks(dense_size)
-        ends = blocks * np.arange(num_shards + 1) // num_shards
         return Routing(
             version=0,
             num_shards=num_shards,
             dense_size=dense_size,
             buckets=(np.arange(NUM_BUCKETS) * num_shards // NUM_BUCKETS).astype(np.uint16),
-            blocks=np.repeat(np.arange(num_shards, dtype=np.uint16), np.diff(ends)),
+            blocks=_even_blocks(num_shards, dense_size),
+        )
+
+    def spread_over(self, num_shards: int) -> "Routing":
+        """Return the next version, with equally many buckets, or one more, on each of some shards.
+
+        Of all such it moves the fewest buckets, and so the fewest bytes, as the mix of the keys
+        gives buckets equal shares of the rows: shards that stay give only what they have too much.
+        Each gives its last ones, and takers take what lies side by side. Shards keep their
+        numbers; those beyond the last one are new, or go. Dense blocks, which are few, are shared
+        out evenly anew.
+        """
+        check_sizes(num_shards, self.dense_size)
+        have = np.bincount(self.buckets, minlength=max(num_shards, self.num_shards))[:num_shards]
+        share, rest = divmod(NUM_BUCKETS, num_shards)
+        wanted = np.full(num_shards, share)
+        # One more for those that have most: it stays where it is.
+        wanted[np.argsort(-have, kind="stable")[:rest]] += 1
+        buckets = self.buckets.copy()
+        free = [np.flatnonzero(buckets >= num_shards)]
+        for shard in np.flatnonzero(have > wanted).tolist():
+            free.append(self.buckets_of(shard)[wanted[shard] :])
+        takers = np.repeat(np.arange(num_shards), np.maximum(wanted - have, 0))
+        buckets[np.sort(np.concatenate(free))] = takers
+        return Routing(
+            version=self.version + 1,
+            num_shards=num_shards,
+            dense_size=self.dense_size,
+            buckets=buckets,
+            blocks=_even_blocks(num_shards, self.dense_size),
         )
 
     # What a shard has -------------------------------------------------------------------------
@@ -79,43 +109,39 @@ class Routing:
     # Ranges -----------------------------------------------------------------------------------
 
     @cached_property
-    def in_ranges(self) -> bool:
-        """Whether shards have consecutive buckets and blocks, in the order of the shards.
+    def in_order(self) -> bool:
+        """Whether shards have consecutive buckets, in the order of the shards.
 
-        Shards, messages, files and digests need that today: the parts of all shards, one after
-        another, are the whole.
+        Then the files of all shards, one after another, have all rows in the order of buckets.
         """
-        return not any(np.any(of[1:] < of[:-1]) for of in (self.buckets, self.blocks))
+        return not np.any(self.buckets[1:] < self.buckets[:-1])
 
-    def bucket_range(self, shard: int) -> tuple[int, int]:
-        """Return a shard's buckets as [first, end).
+    def bucket_span(self, shard: int) -> tuple[int, int]:
+        """Return [first, end) from a shard's first bucket to its last; (0, 0) where it has none.
 
-        Raises:
-            ValueError: the routing is not `in_ranges`; so the other two.
+        Others may have some of those in between.
         """
-        return self._ranges[0][shard]
+        own = self.buckets_of(shard)
+        return (int(own[0]), int(own[-1]) + 1) if own.size else (0, 0)
+
+    def bucket_runs(self, shard: int) -> list[tuple[int, int]]:
+        """Return a shard's buckets as ranges [first, end), ascending, as few as there can be."""
+        return runs_of(self.buckets == shard)
 
     def block_range(self, shard: int) -> tuple[int, int]:
         """Return a shard's dense blocks as [first, end)."""
-        return self._ranges[1][shard]
+        return self._ranges[0][shard]
 
     def dense_range(self, shard: int) -> tuple[int, int]:
         """Return a shard's dense parameters as [first, end)."""
-        return self._ranges[2][shard]
+        return self._ranges[1][shard]
 
     @cached_property
     def _ranges(self) -> tuple[list[tuple[int, int]], ...]:
-        """Those of buckets, blocks and parameters, by shard: a client asks with every batch."""
-        if not self.in_ranges:
-            raise ValueError(
-                f"routing {self.version} gives shards other buckets or dense blocks than"
-                " consecutive ones in the order of the shards"
-            )
-        shards = np.arange(self.num_shards + 1)
-        of_buckets = np.searchsorted(self.buckets, shards).tolist()
-        of_blocks = np.searchsorted(self.blocks, shards).tolist()
+        """Those of blocks and parameters, by shard: a client asks with every batch."""
+        of_blocks = np.searchsorted(self.blocks, np.arange(self.num_shards + 1)).tolist()
         of_dense = [min(block * BLOCK_SIZE, self.dense_size) for block in of_blocks]
-        return tuple(list(pairwise(edges)) for edges in (of_buckets, of_blocks, of_dense))
+        return tuple(list(pairwise(edges)) for edges in (of_blocks, of_dense))
 
     # As a value -------------------------------------------------------------------------------
 
@@ -135,6 +161,17 @@ class Routing:
         # Made anew where it arrives, since arrays can be written again once they were sent.
         fields = (self.version, self.num_shards, self.dense_size, self.buckets, self.blocks)
         return Routing, fields
+
+
+def runs_of(chosen: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return where chosen, bool[n], is true as ranges [first, end), ascending."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))
+    return [(int(first), int(end)) for first, end in edges.reshape(-1, 2)]
+
+
+def _even_blocks(num_shards: int, dense_size: int) -> npt.NDArray[np.uint16]:
+    ends = num_blocks(dense_size) * np.arange(num_shards + 1) // num_shards
+    return np.repeat(np.arange(num_shards, dtype=np.uint16), np.diff(ends))
 
 
 def check_sizes(num_shards: int, dense_size: int) -> None:

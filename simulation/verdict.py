@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding import CounterEntries, TableEntries
-from ps.checkpoint.digest import block_digests, bucket_digests, shards_digest
+from ps.checkpoint.digest import block_digests, digests_of_shard, shards_digest
 from ps.shard.shard import Shard
 from scheduler.coordinator.coordinator import Coordinator
 from simulation.cuts import snapshot_of
@@ -21,13 +21,7 @@ from simulation.seen import Seen, staleness
 def digest_of(shards: list[Shard]) -> str:
     """Return the digest of the model that shards hold together."""
     routing = shards[0].routing
-    tables = [
-        {
-            table.spec.name: bucket_digests(table, routing.bucket_range(index))
-            for table in shard.tables
-        }
-        for index, shard in enumerate(shards)
-    ]
+    tables = [digests_of_shard(shard.tables, routing, at) for at, shard in enumerate(shards)]
     return shards_digest(routing, tables, [block_digests(shard.dense) for shard in shards])
 
 

@@ -89,14 +89,13 @@ def fill(point: Point, shard: Shard) -> None:
 
     In another order than that of their ranks, so that hot rows do not lie side by side.
     """
-    first, last = shard.routing.bucket_range(shard.index)
+    own = shard.routing.buckets == shard.index
     for table in shard.tables:
         rng = np.random.default_rng(_SEED)
         ranks = rng.permutation(point.rows_of_table)
         for start in range(0, ranks.size, _FILL):
             keys = keys_of(ranks[start : start + _FILL])
-            buckets = buckets_of(keys)
-            keys = keys[(buckets >= first) & (buckets < last)]
+            keys = keys[own[buckets_of(keys)]]
             table.apply(
                 keys,
                 np.ones(keys.size, np.int64),

@@ -152,12 +152,23 @@ class BloomFilter:
         counters[buckets] = clipped.astype(counters.dtype)
         self.arrays.flags[buckets] |= _WRITTEN
 
-    def freeze(self, *, changed_only: bool) -> FrozenBlocks:
+    def clear(self, buckets: Int64Array) -> None:
+        """Forget all counts of some buckets; nothing of them may be frozen."""
+        written = buckets[self.arrays.flags[buckets] != 0]
+        self.arrays.counters[written] = 0
+        self.arrays.flags[written] = 0
+
+    def freeze(
+        self, *, changed_only: bool, own: npt.NDArray[np.uint8] | None = None
+    ) -> FrozenBlocks:
         """Freeze all blocks, or those that changed since the last time, see `Rows.freeze`."""
         if self._frozen is not None:
             self._frozen.close()
         flags = self.arrays.flags
         count = freeze_flags(flags, NUM_BUCKETS, changed_only=changed_only)
+        if own is not None:
+            flags[:NUM_BUCKETS][own == 0] &= np.uint8(0xFF ^ FROZEN)
+            count = int(np.count_nonzero(flags & FROZEN))
         self._frozen = FrozenBlocks(self.arrays.counters, flags, count)
         return self._frozen
 

@@ -22,6 +22,7 @@ from embedding.table.index import (
     continue_doubling,
     find_batch,
 )
+from embedding.table.others import thaw_others
 from embedding.table.reservation import Budget, reserve
 from embedding.table.row_arrays import (
     MARKS,
@@ -241,16 +242,21 @@ class Rows:
         removed = np.empty(keys.size, np.int64)
         return removed[: remove_batch(self.arrays, keys, removed)]
 
-    def freeze(self, *, changed_only: bool) -> Frozen[RowArrays]:
+    def freeze(self, *, changed_only: bool, own: UInt8Array | None = None) -> Frozen[RowArrays]:
         """Freeze all rows, or those that changed since the last time.
 
         None of them counts as changed then, and what was frozen before is closed.
+
+        Args:
+            own: uint8[4096], 0 for buckets whose rows are left out; None: there are none.
         """
         if self._frozen is not None:
             self._frozen.close()
         self.arrays.state[MARKS] = 1
         touched = int(self.arrays.state[NUM_TOUCHED])
         num_frozen = freeze_flags(self.arrays.flags, touched, changed_only=changed_only)
+        if own is not None:
+            num_frozen -= thaw_others(self.arrays, own)
         self._frozen = Frozen(self.arrays, self.arrays.flags, touched, num_frozen)
         return self._frozen
 

@@ -16,6 +16,7 @@ from embedding.table.bloom import BloomBlocks, BloomFilter
 from embedding.table.buckets import ALL_BUCKETS, bucket_parts, check_buckets
 from embedding.table.frozen import FrozenTable
 from embedding.table.inspection import RankBy, TopRows, frequency_histogram
+from embedding.table.others import count_own, keys_of_others, of_own, owned
 from embedding.table.precision import kind_of, stored_width
 from embedding.table.reservation import NO_BUDGET, Budget
 from embedding.table.row_arrays import FREQUENCY, VERSION, RowArrays
@@ -58,6 +59,7 @@ class TableState:
         self._bloom = BloomFilter(rule) if isinstance(rule, BloomAdmission) else None
         self._removed: list[Int64Array] | None = None  # keys, since the freeze before, if any
         self._num_removed = 0  # keys in it, some of them perhaps more than once
+        self._own: npt.NDArray[np.uint8] | None = None  # buckets; None: all that it has rows of
 
     def _reserved_counters(self) -> Rows:
         return Rows(0, self._budget, name=f"what is counted for table {self.spec.name}")
@@ -79,7 +81,7 @@ class TableState:
 
         Each call looks through all keys, so ask for many buckets at once.
         """
-        keys, rows = self._rows.in_buckets(buckets)
+        keys, rows = self._in_buckets(self._rows, buckets)
         return self._read(self._rows.arrays, rows, keys)
 
     def export_parts(
@@ -92,7 +94,7 @@ class TableState:
         """
         row_bytes = 24 + 4 * (self.spec.dim + self._initial_slots.size)
         for part in bucket_parts(16 * len(self), _LISTED_BYTES, buckets):
-            keys, rows = self._rows.in_buckets(part)
+            keys, rows = self._in_buckets(self._rows, part)
             cuts = bucket_parts(row_bytes * keys.size, part_bytes, part, most_parts=NUM_BUCKETS)
             ends = np.searchsorted(buckets_of(keys), [end for _, end in cuts]).tolist()
             for cut, start, end in zip(cuts, [0, *ends], ends, strict=False):
@@ -144,7 +146,7 @@ class TableState:
 
     def export_counters(self, buckets: tuple[int, int] = ALL_BUCKETS) -> CounterEntries:
         """Copy the counters of the keys in buckets [first, end), sorted by (bucket, key)."""
-        keys, rows = self._counters.in_buckets(buckets)
+        keys, rows = self._in_buckets(self._counters, buckets)
         metadata = self._counters.arrays.metadata[rows]
         return CounterEntries(
             keys=keys,
@@ -157,7 +159,11 @@ class TableState:
         check_buckets(buckets)
         if self._bloom is None:
             return BloomBlocks(np.empty(0, np.int64), np.empty((0, 0), np.uint8))
-        return self._bloom.export(buckets)
+        blocks = self._bloom.export(buckets)
+        if self._own is None:
+            return blocks
+        mine = self._own[blocks.buckets] != 0
+        return BloomBlocks(blocks.buckets[mine], blocks.counters[mine])
 
     def bloom_block(self, bucket: int) -> npt.NDArray[Any]:
         """Return the Bloom counters of a bucket, a view that can't be written; empty without."""
@@ -257,6 +263,55 @@ class TableState:
                 self._removed = [np.unique(np.concatenate(self._removed))]
                 self._num_removed = self._removed[0].size
 
+    # Buckets that come and go -------------------------------------------------------------------
+
+    def own(self, buckets: npt.ArrayLike) -> None:
+        """Be the table of some buckets; see `others`: rows of others stay, and count for nothing.
+
+        They are not evicted, frozen or exported; `len` and `memory` count them. May be said again,
+        of other buckets: what was another table's is this one's then, as it is.
+
+        Args:
+            buckets: 4096 numbers, not 0 for those that it owns.
+        """
+        self._own = owned(buckets)
+
+    @property
+    def num_own(self) -> int:
+        """Rows without those of other tables; looks at all of them where there may be any."""
+        if self._own is None:
+            return len(self._rows)
+        return count_own(self._rows.arrays, self._own)
+
+    def drop_others(self, most: int = 1 << 16) -> Iterator[None]:
+        """Remove what belongs to other tables, looking at so many rows with each `next`.
+
+        Between two of them the table may change, but take nothing in that another one owns. What is
+        removed is in no later freeze: for whoever restores the table it was never there.
+        """
+        own = self._own
+        if own is None:
+            return
+        for rows in (self._rows, self._counters):
+            for keys in keys_of_others(rows.arrays, own, most):
+                rows.remove(keys)
+                yield
+        if self._bloom is not None:
+            self._bloom.clear(np.flatnonzero(own == 0))
+        self._own = None
+
+    def _mine(self, keys: Int64Array) -> Int64Array:
+        """Return those of some keys that this table owns."""
+        return keys if self._own is None else keys[of_own(keys, self._own)]
+
+    def _in_buckets(self, rows: Rows, buckets: tuple[int, int]) -> tuple[Int64Array, Int64Array]:
+        """Return `Rows.in_buckets` of those that this table owns."""
+        keys, places = rows.in_buckets(buckets)
+        if self._own is None:
+            return keys, places
+        mine = of_own(keys, self._own)
+        return keys[mine], places[mine]
+
     # Frozen -----------------------------------------------------------------------------------
 
     def freeze(self, *, changed_only: bool) -> FrozenTable:
@@ -276,12 +331,13 @@ class TableState:
         """
         removed = np.empty(0, np.int64)
         if changed_only and self._removed:
-            removed = np.unique(np.concatenate(self._removed))
+            removed = self._mine(np.unique(np.concatenate(self._removed)))
         self._removed, self._num_removed = [], 0
+        own = self._own
         return FrozenTable(
-            self._rows.freeze(changed_only=changed_only),
-            self._counters.freeze(changed_only=changed_only),
-            None if self._bloom is None else self._bloom.freeze(changed_only=changed_only),
+            self._rows.freeze(changed_only=changed_only, own=own),
+            self._counters.freeze(changed_only=changed_only, own=own),
+            None if self._bloom is None else self._bloom.freeze(changed_only=changed_only, own=own),
             removed,
             self._read,
             changed_only=changed_only,

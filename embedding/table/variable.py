@@ -284,27 +284,30 @@ class EmbeddingVariable(TableState):
         require_one_of("evict_first", evict_first, get_args(EvictFirst))
         require(rows_per_bucket >= 0, f"rows_per_bucket must be >= 0, got {rows_per_bucket}")
         require_not_negative("l2_weight_threshold", l2_weight_threshold)
-        gone = expired(
-            self._rows,
-            dim=self.spec.dim,
-            precision=self._precision,
-            min_version=min_version,
-            l2_weight_threshold=l2_weight_threshold,
+        gone = self._mine(
+            expired(
+                self._rows,
+                dim=self.spec.dim,
+                precision=self._precision,
+                min_version=min_version,
+                l2_weight_threshold=l2_weight_threshold,
+            )
         )
         self._remove(self._rows, gone)
-        gone_counters = expired(
-            self._counters,
-            dim=0,
-            precision=FLOAT32,
-            min_version=min_version,
-            l2_weight_threshold=0.0,
+        gone_counters = self._mine(
+            expired(
+                self._counters,
+                dim=0,
+                precision=FLOAT32,
+                min_version=min_version,
+                l2_weight_threshold=0.0,
+            )
         )
         self._remove(self._counters, gone_counters)
         parts = [gone, gone_counters]
         if rows_per_bucket > 0:
-            parts.append(
-                overfull(self._rows, rows_per_bucket=rows_per_bucket, evict_first=evict_first)
-            )
+            most = overfull(self._rows, rows_per_bucket=rows_per_bucket, evict_first=evict_first)
+            parts.append(self._mine(most))
             self._remove(self._rows, parts[-1])
         keys = np.sort(np.concatenate(parts))
         self.num_evicted += keys.size

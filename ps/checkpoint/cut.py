@@ -97,7 +97,7 @@ class CutWriter:
         self._root = place_of(directory)
         self._store = store
         self._index = index
-        self._buckets = store.routing.bucket_range(index)
+        self._buckets = store.routing.bucket_span(index)
         self._suffix = file_suffix(index, store.num_shards)
         self._locked = locked
         self._changed_only = changed_only

@@ -97,6 +97,15 @@ def bucket_digests(table: EmbeddingVariable, buckets: tuple[int, int]) -> npt.ND
     return digests.digests()
 
 
+def digests_of_shard(
+    tables: Sequence[EmbeddingVariable], routing: Routing, shard: int
+) -> dict[str, npt.NDArray[np.uint8]]:
+    """Return the digest of each bucket that a shard has, uint8[its buckets, 32], by table."""
+    span = routing.bucket_span(shard)
+    own = routing.buckets_of(shard) - span[0]
+    return {table.spec.name: bucket_digests(table, span)[own] for table in tables}
+
+
 def block_digests(dense: DenseBlocks) -> list[bytes]:
     """Return the digest of each dense block of a shard."""
     return [hashlib.sha256(np.ascontiguousarray(row)).digest() for row in dense.rows]

@@ -125,6 +125,20 @@ class CheckpointReader:
                     else:
                         yield counters_from_arrow(new)
 
+    def deltas_on(self, seal: str) -> list[CheckpointFiles] | None:
+        """Return the deltas of the chain that came after a checkpoint, the oldest first.
+
+        Args:
+            seal: of the manifest of that one.
+
+        Returns:
+            none where it is this one; None where it is not in the chain.
+        """
+        for at, files in enumerate(self.chain):
+            if files.seal == seal:
+                return self.chain[:at][::-1]
+        return None
+
     def num_rows(self, table: TableSpec, buckets: tuple[int, int] = ALL_BUCKETS) -> int:
         """Return about how many rows of a table have keys in some buckets; nothing of them is read.
 

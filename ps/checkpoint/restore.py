@@ -13,6 +13,7 @@ from embedding.spec.admission import BloomAdmission, CounterAdmission
 from embedding.table.bloom import BloomSize
 from embedding.table.links import make_variables
 from ps.checkpoint.adapting import adapted, state_of
+from ps.checkpoint.chosen import Chosen
 from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
 from ps.routing import BLOCK_SIZE
@@ -122,7 +123,7 @@ def _fill(
     moved: MovedDense | None,
 ) -> npt.NDArray[np.float32]:
     """Fill tables with a shard's part of a checkpoint; return its dense blocks."""
-    buckets = shard.routing.bucket_range(shard.index)
+    buckets = Chosen.of(shard.routing.buckets == shard.index)
     saved = {table.name: table for table in reader.store.tables}
     for table in tables:
         old = saved.get(table.spec.name)
@@ -180,7 +181,8 @@ def load_tables(
         specs = tuple(spec for spec in specs if spec.name in names or spec.name in read)
     tables = make_variables(specs)
     for table in tables:
-        _import(table, table.spec, reader, (0, NUM_BUCKETS), keep_versions=True)
+        _import(table, table.spec, reader, Chosen.of(np.ones(NUM_BUCKETS, np.bool_)),
+                keep_versions=True)  # fmt: skip
     return {table.spec.name: table for table in tables}
 
 
@@ -188,16 +190,16 @@ def _import(
     table: EmbeddingVariable,
     saved: TableSpec,
     reader: CheckpointReader,
-    buckets: tuple[int, int],
+    buckets: Chosen,
     *,
     keep_versions: bool,
 ) -> None:
     counts = isinstance(table.spec.admission, CounterAdmission | BloomAdmission)
     if isinstance(table.spec.admission, BloomAdmission):
-        for blocks in reader.bloom_blocks(saved, buckets):
+        for blocks in buckets.bloom_blocks(reader, saved):
             table.import_bloom(blocks)
-    table.expect_rows(reader.num_rows(saved, buckets))
-    for found in reader.entries(saved, buckets, counters=counts):
+    table.expect_rows(buckets.num_rows(reader, saved))
+    for found in buckets.entries(reader, saved, counters=counts):
         version = found.version if keep_versions else np.zeros_like(found.version)
         if isinstance(found, CounterEntries):
             table.import_counters(CounterEntries(found.keys, found.frequency, version))

@@ -89,7 +89,7 @@ def write_shard(
         digests: of each table, that are given what is read on the way.
     """
     root = place_of(directory)
-    buckets = shard.routing.bucket_range(shard.index)
+    buckets = shard.routing.bucket_span(shard.index)
     suffix = file_suffix(shard.index, shard.routing.num_shards)
     entries = []
     parts: list[FilePart] = []

@@ -11,13 +11,17 @@ from ps.checkpoint.write import Compression
 from ps.net.sockets import Address
 from ps.server.exported_figures import server_figures
 from ps.server.figures import ServerFigures
+from ps.server.moving import TakenIn
 from ps.server.server import ServerSetup, ShardServer
+from ps.spec import StoreSpec
 from runtime.fingerprint import process_facts
 from runtime.metrics_export import MetricsExport
 
 
 @ray.remote(
-    max_restarts=0, max_task_retries=0, concurrency_groups={"watch": 1, "cut": 1, "copy": 1}
+    max_restarts=0,
+    max_task_retries=0,
+    concurrency_groups={"watch": 1, "cut": 1, "copy": 1, "moving": 1},
 )
 class ServerActor(ShardServer):
     """One parameter server. A dead one is not restarted: its state would be gone.
@@ -69,6 +73,10 @@ class ServerActor(ShardServer):
         return super().write_cut(
             directory, step, changed_only=changed_only, compression=compression, seconds=seconds
         )
+
+    @ray.method(concurrency_group="moving")
+    def take_in(self, store: StoreSpec, checkpoint: str) -> TakenIn:
+        return super().take_in(store, checkpoint)
 
     @ray.method(concurrency_group="copy")
     def send_journal(self, address: Address) -> int:

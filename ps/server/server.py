@@ -20,6 +20,7 @@ from ps.net.sockets import Address, connect
 from ps.server.data_plane import DataPlane
 from ps.server.figures import ServerFigures, TableFigures
 from ps.server.journal_sender import CopyError, JournalSender
+from ps.server.moving import Moving, TakenIn
 from ps.server.read_write_lock import ReadWriteLock
 from ps.server.warmup import warm_up
 from ps.shard.evicted_keys import EvictedRuns
@@ -106,6 +107,7 @@ class ShardServer:
             dies_at_step=setup.dies_at_step,
         )
         self._sender: JournalSender | None = None
+        self._moving = Moving(self._shard, self._lock.exclusive)
         self._cpu_seconds_before = time.process_time()
         self._pace = Pace()
         self._hurried_step = -1
@@ -118,9 +120,22 @@ class ShardServer:
         self._plane.listener.open_network(host)
         return self.address()
 
-    def initialize(self, recovery_epoch: int, dense: npt.NDArray[np.float32]) -> None:
-        """Start a new job with empty tables and these dense parameters."""
+    def initialize(
+        self,
+        recovery_epoch: int,
+        dense: npt.NDArray[np.float32],
+        store: StoreSpec | None = None,
+    ) -> None:
+        """Start a new job with empty tables and these dense parameters.
+
+        Args:
+            store: by whose routing the shard goes from now on; None: as before.
+        """
         with self._lock.exclusive():
+            self._moving.give_up()
+            if store is not None:
+                self._shard.fence()
+                self._shard.go_by(store)
             self._shard.initialize(recovery_epoch, dense=dense)
             self._plane.hand_back()
 
@@ -132,15 +147,22 @@ class ShardServer:
         goes_on: bool = False,
         moved: MovedDense | None = None,
         adapt: bool = False,
+        store: StoreSpec | None = None,
     ) -> None:
         """Give up what the shard holds, and begin with its part of a checkpoint.
 
         See `start_shard_from`. Where that fails the shard holds nothing and is fenced.
+
+        Args:
+            store: by whose routing the shard goes from now on; None: as before.
         """
         with self._lock.exclusive():
             self._drop_sender()
+            self._moving.give_up()
             # Else there would be room for two models needed.
             self._shard.fence()
+            if store is not None:
+                self._shard.go_by(store)
             start_shard_from(
                 self._shard,
                 CheckpointReader(checkpoint),
@@ -174,8 +196,54 @@ class ShardServer:
         """Go on in another recovery epoch with what the shard holds, at its step."""
         with self._lock.exclusive():
             self._drop_sender()
+            self._moving.give_up()
             self._shard.enter(recovery_epoch, step=self._shard.step)
             self._plane.hand_back()
+        self._moving.drop_others()
+
+    # Another routing --------------------------------------------------------------------------
+    # Its order: the shard takes in what a cut has of the buckets that come to it, then what later
+    # cuts have of them, then all stand still, and it goes by the new routing.
+
+    def take_in(self, store: StoreSpec, checkpoint: str) -> TakenIn:
+        """Take in what a cut has of the buckets that come to the shard, see `Moving.take_in`.
+
+        Args:
+            store: with the routing by which the shard will go.
+            checkpoint: lies on the one of the call before, if there was one.
+
+        Raises:
+            CheckpointError, OSError: it can't be read, or does not lie on that one.
+        """
+        return self._moving.take_in(store, checkpoint)
+
+    def go_by(self, recovery_epoch: int, store: StoreSpec, checkpoint: str, step: int) -> bool:
+        """Go by another routing, in another recovery epoch, at a step at which all stand still.
+
+        Args:
+            checkpoint: of that step.
+
+        Returns:
+            whether the shard had all for it; else it has begun with the checkpoint.
+        """
+        with self._lock.exclusive():
+            self._drop_sender()
+            if not self._shard.fenced:
+                self._shard.leave()
+            ready = self._moving.go_by(store, step)
+            if ready:
+                self._shard.enter(recovery_epoch, step=step)
+                self._plane.hand_back()
+        if not ready:
+            self.start_from(recovery_epoch, checkpoint, goes_on=True, store=store)
+        self._moving.drop_others()
+        return ready
+
+    def stay(self) -> None:
+        """Take nothing in any more, as the routing stays; what came is dropped."""
+        with self._lock.exclusive():
+            self._moving.give_up()
+        self._moving.drop_others()
 
     # Another copy -----------------------------------------------------------------------------
     # Its order: the shard keeps a journal, a cut is taken and written, the copy begins with it, and
@@ -274,12 +342,14 @@ class ShardServer:
                     f"shard {self._setup.index} is at step {self._shard.step}, the checkpoint is of"
                     f" step {step}: records must be held while it is written"
                 )
-            buckets = self._shard.routing.bucket_range(self._shard.index)
-            digests = {t.spec.name: BucketDigests(buckets) for t in self._shard.tables}
+            routing, index = self._shard.routing, self._shard.index
+            span = routing.bucket_span(index)
+            own = routing.buckets_of(index) - span[0]
+            digests = {t.spec.name: BucketDigests(span) for t in self._shard.tables}
             files = write_shard(directory, self._shard, digests=digests)
             return ShardCut(
                 files,
-                {name: digest.digests() for name, digest in digests.items()},
+                {name: digest.digests()[own] for name, digest in digests.items()},
                 block_digests(self._shard.dense),
             )
 
@@ -318,7 +388,7 @@ class ShardServer:
         try:
             writer = CutWriter(
                 directory,
-                self._setup.store,
+                self._shard.spec,
                 self._setup.index,
                 locked=self._lock.shared,
                 changed_only=changed_only,
@@ -344,7 +414,7 @@ class ShardServer:
                 step=self._shard.step,
                 tables={
                     table.spec.name: TableFigures(
-                        rows=len(table),
+                        rows=table.num_own,
                         unadmitted=table.num_unadmitted,
                         evicted=table.num_evicted,
                         non_finite=table.num_non_finite,
@@ -374,6 +444,7 @@ class ShardServer:
 
     def close(self) -> None:
         self._drop_sender()
+        self._moving.close()
         self._ended.set()
         self._pace.hurry()
         self._plane.close()

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.optimizers.rule import rule_for, step_scalars
 from embedding.spec.admission import BloomAdmission
 from embedding.spec.optimizers import Optimizer
@@ -75,6 +76,12 @@ def _run(small: StoreSpec) -> None:
         )
         shard.handle(Apply(0, 0, (record,)), None)
     assert shard.step == len(batches), "the warm-up steps were applied"
+    for table in shard.tables:  # what is used where buckets come and go
+        table.own(np.ones(NUM_BUCKETS))
+        table.freeze(changed_only=True).close()
+        assert table.num_own == len(table)
+        for _ in table.drop_others():
+            pass
 
 
 def _counters_of(table: TableSpec) -> tuple[str, int] | None:

@@ -27,3 +27,12 @@ class ShardFacts:
     newest: Record | None
     resolved: tuple[tuple[int, int], ...]
     first_steps: tuple[Run, ...]
+
+
+@dataclass(slots=True)
+class ShardCounts:
+    """What a shard has seen, for reports."""
+
+    contributions_superseded: int = 0
+    gradients_of_evicted_keys: int = 0
+    evicted: int = 0

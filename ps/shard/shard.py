@@ -7,7 +7,7 @@ may run beside all that only buffers: pushes, pulls that have to wait, norms.
 """
 
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,10 +29,11 @@ from ps.messages.records import (
 from ps.shard.buffer import GradientBuffer
 from ps.shard.dense import DenseBlocks
 from ps.shard.evicted_keys import EvictedKeys, EvictedRuns
-from ps.shard.facts import ShardFacts
+from ps.shard.facts import ShardCounts, ShardFacts
 from ps.shard.frozen import FrozenShard
 from ps.shard.journal import Journal
 from ps.shard.merge import merge
+from ps.shard.message_checks import what_does_not_fit
 from ps.shard.record_checks import what_is_wrong, what_is_wrong_in_sum
 from ps.shard.side_by_side import RunAll, in_turn
 from ps.spec import StoreSpec
@@ -45,15 +46,6 @@ class Outgoing:
 
     to: Hashable
     reply: Reply
-
-
-@dataclass(slots=True)
-class ShardCounts:
-    """What a shard has seen, for reports."""
-
-    contributions_superseded: int = 0
-    gradients_of_evicted_keys: int = 0
-    evicted: int = 0
 
 
 class Shard:
@@ -252,6 +244,51 @@ class Shard:
         for own, runs in zip(self._evicted, evicted, strict=True):
             own.take(runs)
 
+    # Another routing --------------------------------------------------------------------------
+
+    def take_in(self) -> list[EmbeddingVariable]:
+        """Return the tables, into which rows of other buckets may be put from now on.
+
+        They count for nothing until the shard goes by a routing that gives it these buckets.
+        """
+        self.check_alive()
+        if not self.fenced:
+            self._own_buckets()
+        return self.tables
+
+    def go_by(self, spec: StoreSpec) -> None:
+        """Have the part that another routing gives; it takes nothing until it enters an epoch.
+
+        Its tables keep all rows: those of buckets that are another shard's from now on count for
+        nothing, and are to be dropped. What dense blocks it has by that the caller sets.
+
+        Raises:
+            RuntimeError: it has not left its epoch.
+        """
+        self.check_alive()
+        if not (self.fenced or self._has_left):
+            raise RuntimeError(f"shard {self.index} is in epoch {self.recovery_epoch}")
+        if spec.routing == self.routing:
+            return
+        self.spec, self.routing = spec, spec.routing
+        counted, self.dense = self.dense.num_non_finite, DenseBlocks(spec, self.index)
+        self.dense.num_non_finite = counted
+        if not self.fenced:
+            self._own_buckets()
+
+    def _own_buckets(self) -> None:
+        own = self.routing.buckets == self.index
+        for table in self.tables:
+            table.own(own)
+
+    def drop_others(self, most: int = 1 << 14) -> Iterator[None]:
+        """Remove rows of buckets that are other shards', looking at so many with each `next`.
+
+        Between two of them the shard may go on, but take in nothing.
+        """
+        for table in self.tables:
+            yield from table.drop_others(most)
+
     def check_alive(self) -> None:
         """Raise RuntimeError where the shard is dead: what it holds is of no step."""
         if self.dead is not None:
@@ -313,29 +350,8 @@ class Shard:
         if message.routing_version != self.routing.version:
             text = f"routing {message.routing_version}, the job is at {self.routing.version}"
             return self._refusal(message, "routing", text)
-        return self._refuse_malformed(message)
-
-    def _refuse_malformed(self, message: Pull | Contribution) -> Refusal | None:
-        sizes, n = message.table_sizes, message.keys.size
-        if len(sizes) != len(self.tables) or min(sizes, default=0) < 0 or sum(sizes) != n:
-            text = f"table sizes {sizes[:8]} do not fit {len(self.tables)} tables and {n} keys"
-            return self._refusal(message, "malformed", text)
-        if isinstance(message, Pull):
-            fits = message.counts.size in (0, n)
-            return None if fits else self._refusal(message, "malformed", "counts do not fit keys")
-        if message.counts.size != n or message.admitted.size != n:
-            return self._refusal(message, "malformed", "counts or admitted do not fit keys")
-        start = expected = 0
-        for size, dim in zip(sizes, self._dims, strict=True):
-            expected += int(np.count_nonzero(message.admitted[start : start + size])) * dim
-            start += size
-        if message.gradients.size != expected or message.dense.size != self.dense.size:
-            text = (
-                f"gradients {message.gradients.size} and dense {message.dense.size} elements,"
-                f" expected {expected} and {self.dense.size}"
-            )
-            return self._refusal(message, "malformed", text)
-        return None
+        wrong = what_does_not_fit(message, self._dims, self.dense.size)
+        return None if wrong is None else self._refusal(message, "malformed", wrong)
 
     def _refusal(self, message: Request, reason: RefusalReason, text: str) -> Refusal:
         kind = type(message).__name__.lower()

@@ -17,7 +17,7 @@ from scheduler.coordinator.growing_plan import Extension
 from scheduler.coordinator.history import Told
 from scheduler.coordinator.server import CoordinatorFaults, CoordinatorServer
 from scheduler.coordinator.spec import CoordinatorSpec
-from scheduler.coordinator.status import Status
+from scheduler.coordinator.status import ServersView, Status
 from scheduler.coordinator.worker_connections import ControlPlane
 from scheduler.scaling.decisions import ScalingView
 from worker.protocol import Grant, Report
@@ -121,6 +121,9 @@ class CoordinatorActor:
 
     def show_scaling(self, view: ScalingView) -> None:
         self._now().show_scaling(view)
+
+    def show_servers(self, view: ServersView) -> None:
+        self._now().show_servers(view)
 
     def evaluate(self) -> None:
         self._now().evaluate()

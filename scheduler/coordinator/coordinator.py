@@ -21,6 +21,7 @@ from scheduler.coordinator.events import (
     CutFrozen,
     CutTaken,
     CutWanted,
+    DeltasWanted,
     DenseNormMeasured,
     EndOfTrainingWanted,
     EvaluationWanted,
@@ -159,10 +160,10 @@ class Coordinator:
                 self.modes.set_automatic(event.mode == "auto")
                 if event.mode != "auto":
                     return self._shift(Wish(event.mode, "control", "asked for"), now)
-            case PauseWanted():
-                self.time.hold_if(event.paused, "pause", now)
-            case HoldWanted():
-                self.time.hold_if(event.held, "move", now)
+            case PauseWanted(paused):
+                self.time.hold_if(paused, "pause", now)
+            case HoldWanted(held):
+                self.time.hold_if(held, "move", now)
                 return self._order_steps(now)
             case WorkersWanted(count, by_policy) if self.workers_automatic or not by_policy:
                 self.workers_automatic = by_policy or count is None
@@ -171,8 +172,11 @@ class Coordinator:
             case CutWanted(full):
                 self.cuts.ask(full=full)
                 return self._order_steps(now)
-            case CutFrozen():
-                self.cuts.frozen(event.step)
+            case DeltasWanted():
+                self.cuts.want_deltas(only=event.only)
+                return self._order_steps(now)
+            case CutFrozen(step):
+                self.cuts.frozen(step)
             case CutTaken():
                 self.cuts.taken(event.step, failed=event.failed)
                 return self._order_steps(now)
@@ -304,14 +308,12 @@ class Coordinator:
         return []
 
     def _grant(self, report: Report, now: float) -> Grant:
-        held = set(report.held)
-        expected = self._leases_of(report.worker)
+        held, expected = set(report.held), self._leases_of(report.worker)
         self._reclaim(expected - held)
         revoked = tuple(sorted(held - expected))
         tokens: list[Token] = []
         for _ in range(report.want):
-            token = self._lease(report.worker, now)
-            if token is None:
+            if (token := self._lease(report.worker, now)) is None:
                 break
             tokens.append(token)
         if report.waiting and not tokens:
@@ -351,9 +353,8 @@ class Coordinator:
         in_flight = self.ledger.num_leased + self.ledger.num_ended + self._shards.unapplied
         if in_flight >= self.credits and not self._is_needed_now():
             return None
-        if self._is_too_far_ahead(worker):
-            return None
-        if self.rule.shares_steps and self._has_its_share(worker):
+        has_its_share = self.rule.shares_steps and self._has_its_share(worker)
+        if has_its_share or self._is_too_far_ahead(worker):
             return None
         return self._lease_train(worker, now)
 

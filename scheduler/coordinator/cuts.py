@@ -47,6 +47,7 @@ class CutSchedule:
         self._since: float | None = None
         self._asked = self._asked_full = False
         self._deltas_left = 0
+        self._deltas_only = self._has_parent = False
         self._state: CoordinatorState | None = None
 
     @property
@@ -68,6 +69,13 @@ class CutSchedule:
         self._asked = True
         self._asked_full = self._asked_full or full
 
+    def want_deltas(self, *, only: bool) -> None:
+        """Write of every cut only what has changed since the one before, where there is one.
+
+        A full one that is asked for waits until that is over.
+        """
+        self._deltas_only = only
+
     def is_due(self, *, step: int, clock: int, now: float, ends: bool) -> bool:
         """Whether a cut is to be taken before step `step`.
 
@@ -80,7 +88,7 @@ class CutSchedule:
             self._since = now
         if self.running is not None:
             return False
-        if self._asked_full or (self._asked and step != self._step):
+        if (self._asked_full and not self._deltas_only) or (self._asked and step != self._step):
             return True
         if ends or step == self._step:
             return False
@@ -93,17 +101,23 @@ class CutSchedule:
     def take(self, state: CoordinatorState, *, now: float) -> Cut:
         """Take the cut that is due; `state` is that of the job at its step."""
         full = self._asked_full or self._deltas_left == 0
-        self._deltas_left = self._options.full_every - 1 if full else self._deltas_left - 1
+        waits = full and self._deltas_only and self._has_parent
+        if waits:
+            full = False
+        elif full:
+            self._deltas_left = self._options.full_every - 1
+        else:
+            self._deltas_left -= 1
         self._number += 1
         self.running = Cut(
             number=self._number,
             step=state.step,
             kind="full" if full else "delta",
-            asked=self._asked,
+            asked=self._asked or self._asked_full,
             at=now,
         )
         self.is_frozen, self._state = False, state
-        self._asked = self._asked_full = False
+        self._asked, self._asked_full = False, waits and self._asked_full
         self._step, self._clock, self._since = state.step, state.clock.value, now
         return self.running
 
@@ -117,6 +131,7 @@ class CutSchedule:
         cut = self.running
         if cut is None or cut.step != step:
             return None
+        self._has_parent = not failed
         if failed:
             self._deltas_left = 0
             self._step = None  # what was asked for there since is still to be taken

@@ -97,6 +97,27 @@ class WorkersWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class ServersWanted:
+    """So many servers are to share the model out.
+
+    Args:
+        count: None: as many as the policy of scaling finds, from now on.
+    """
+
+    count: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeltasWanted:
+    """Of every cut only what has changed since the one before, for now: others follow them.
+
+    A full one that somebody asks for comes once that is over.
+    """
+
+    only: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CutWanted:
     """Take a cut now: a full one, or what the schedule's next one would be."""
 
@@ -143,7 +164,9 @@ Wanted = (
     | PauseWanted
     | HoldWanted
     | WorkersWanted
+    | ServersWanted
     | CutWanted
+    | DeltasWanted
     | EndOfTrainingWanted
     | FinishWanted
 )

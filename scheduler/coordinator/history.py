@@ -18,6 +18,7 @@ class Told:
     warnings: int = 0
     silent_shards: int = 0
     windows: int = 0
+    server_orders: int = 0
     recovery_epoch: int | None = None
 
     @property
@@ -32,4 +33,4 @@ class Told:
 
 NOTHING = Told()
 # Of who wants to know how things are now, and nothing of before.
-EVERYTHING = Told(*[sys.maxsize] * 7)
+EVERYTHING = Told(*[sys.maxsize] * 8)

@@ -33,6 +33,7 @@ from scheduler.coordinator.events import (
     MeasureDenseNorm,
     PlanGrown,
     SendRecords,
+    ServersWanted,
     ShiftWanted,
     StopWanted,
     TakeCut,
@@ -49,7 +50,7 @@ from scheduler.coordinator.history import NOTHING, Told
 from scheduler.coordinator.modes.shift import check_shift
 from scheduler.coordinator.shard_watch import ShardWatch
 from scheduler.coordinator.spec import CoordinatorSpec
-from scheduler.coordinator.status import CutResult, Status, status_of
+from scheduler.coordinator.status import CutResult, ServersView, Status, status_of
 from scheduler.scaling.decisions import ScalingView
 from worker.protocol import Grant, Report
 
@@ -118,6 +119,8 @@ class CoordinatorServer:
         self._lock = threading.Lock()
         self._notices = _Notices()
         self._cuts: Tail[CutResult] = Tail()
+        self._server_orders: list[int | None] = []
+        self._servers: ServersView | None = None
         self._scaling: ScalingView | None = None
         self._trace = BatchTrace()
         self._outbox: list[Record | TakeCut] = []  # in the order in which shards take it
@@ -182,7 +185,9 @@ class CoordinatorServer:
             check_shift(self._coordinator.rule.name, wanted.mode)
         if isinstance(wanted, WorkersWanted) and wanted.count is not None:
             self._coordinator.spec.check_workers(wanted.count)
-        if isinstance(wanted, FinishWanted):
+        if isinstance(wanted, ServersWanted):
+            self._want_servers(wanted.count)
+        elif isinstance(wanted, FinishWanted):
             if self._coordinator.spec.plan is not None:
                 raise ValueError(
                     "finish is for jobs on a stream; a job of files ends by itself, and"
@@ -191,6 +196,15 @@ class CoordinatorServer:
             self._is_to_finish = True
         else:
             self._handle(wanted)
+
+    def _want_servers(self, count: int | None) -> None:
+        """Tell the driver, which has them, at its next look."""
+        self._coordinator.spec.check_servers(count)
+        with self._lock:
+            self._server_orders.append(count)
+            before = self._servers or ServersView(wanted=self._coordinator.spec.store.num_shards)
+            wanted = count or before.wanted
+            self._servers = replace(before, wanted=wanted, automatic=count is None)
 
     def grow_plan(self, recovery_epoch: int, extension: Extension | None, at: float) -> int | None:
         """Let the plan grow, see `PlanGrown`; return None where another epoch is meant.
@@ -220,7 +234,7 @@ class CoordinatorServer:
         """The cut of a step is written, or could not be."""
         with self._lock:
             cut = self._coordinator.cuts.running
-            asked = cut is not None and cut.step == step and cut.asked
+            asked = cut is not None and cut.step == step and cut.asked and cut.kind == "full"
             self._cuts.append(CutResult(step, path, error, asked))
         self._handle(CutTaken(step, failed=path is None))
 
@@ -245,6 +259,11 @@ class CoordinatorServer:
         """Keep what whoever asks for the status is told of scaling."""
         with self._lock:
             self._scaling = view
+
+    def show_servers(self, view: ServersView) -> None:
+        """Keep what whoever asks for the status is told of the servers that are wanted."""
+        with self._lock:
+            self._servers = view
 
     def take_batches(self) -> list[BatchSpan]:
         """Return the batches that were computed since the last call; bounded."""
@@ -383,9 +402,11 @@ class CoordinatorServer:
             warnings=tuple(notices.warnings[told.warnings :]),
             silent_shards=tuple(notices.silent_shards[told.silent_shards :]),
             gone_shards=tuple(notices.gone.items()),
+            server_orders=tuple(self._server_orders[told.server_orders :]),
             failure=notices.failure,
             scaling=self._scaling,
             is_to_finish=self._is_to_finish,
+            servers_view=self._servers,
             peak_rss_bytes=peak_rss_bytes(),
             cpu_seconds=time.process_time() - self._cpu_seconds_before,
             pid=os.getpid(),
@@ -395,5 +416,6 @@ class CoordinatorServer:
                 give_up=len(notices.give_up),
                 warnings=len(notices.warnings),
                 silent_shards=len(notices.silent_shards),
+                server_orders=len(self._server_orders),
             ),
         )

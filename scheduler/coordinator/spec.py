@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from embedding.kernels.mixing import NUM_BUCKETS
 from ps.copies import Copies
 from ps.spec import StoreSpec
 from scheduler.coordinator.clock import ClockState, ScheduleClock
@@ -129,6 +130,11 @@ class CoordinatorSpec:
             raise ValueError(
                 f"{count} workers are wanted, cluster.max_workers is {self.max_workers}"
             )
+
+    def check_servers(self, count: int | None) -> None:
+        """Refuse a number of servers that no job can have; raises ValueError."""
+        if count is not None and not 1 <= count <= NUM_BUCKETS:
+            raise ValueError(f"a job has 1 to {NUM_BUCKETS} servers, {count} are wanted")
 
     def credits(self, workers: int, rule: ModeRule) -> int:
         """Return the most batches that may be leased, or done and not applied on every shard."""

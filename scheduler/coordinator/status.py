@@ -35,6 +35,21 @@ class CutResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServersView:
+    """What is known of having another number of servers.
+
+    Args:
+        wanted: how many are.
+        automatic: whether the policy of scaling decides that.
+        doing: what is done to that end, for people; empty: nothing has to be.
+    """
+
+    wanted: int
+    automatic: bool = False
+    doing: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """What the driver sees of a job; sums run from its start.
 
@@ -42,12 +57,14 @@ class Status:
         num_workers: that are wanted; `workers` has those that ever reported, by number.
         mode_epoch: how often the mode has changed.
         workers_automatic: whether the policy of scaling decides that; `scaling` is what it says.
+        num_servers: that there are; `server_orders`: how many somebody has wanted, None: as many as
+            the policy finds; `servers_view`: what is known of that.
         held: whether steps and batches stay as they are, since the job is about to move.
         limit: batches given out at most, where that is less than all; None: all.
         step, applied_step: that is ordered next, and that every shard has reached; `samples` are of
             the steps below the first, `applied_samples` of those below the second.
-        shifts, cuts, evaluations, windows, give_up, warnings, silent_shards: what was not told
-            before, see `told`.
+        shifts, cuts, evaluations, windows, give_up, warnings, silent_shards, server_orders: what
+            was not told before, see `told`.
         last_evaluation: told before or not.
         silent_shards, gone_shards: copies of shards, by number: that answer nothing, and at whose
             address nobody listens any more.
@@ -74,6 +91,9 @@ class Status:
     evaluating: bool = False
     num_workers: int = 0
     workers_automatic: bool = False
+    num_servers: int = 1
+    server_orders: tuple[int | None, ...] = ()
+    servers_view: ServersView | None = None
     scaling: ScalingView | None = None
     first_step: int = 0
     step: int = 0
@@ -128,6 +148,7 @@ def status_of(coordinator: Coordinator, told: Told = NOTHING) -> Status:
         recovery_epoch=c.spec.recovery_epoch,
         num_workers=c.num_workers,
         workers_automatic=c.workers_automatic,
+        num_servers=c.spec.store.num_shards,
         first_step=c.spec.start.step,
         shifts=tuple(shifts[told.whole_shifts :]),
         automatic=c.modes.automatic,

@@ -109,6 +109,7 @@ class CheckpointWriter:
                 files=[entry for cut in cuts for entry in cut.files],
                 taken=taken,
                 digest=digest,
+                in_order=self._specs.store.routing.in_order,
             )
             write_manifest(partial, manifest)
             path = publish_checkpoint(partial, path)

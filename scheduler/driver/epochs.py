@@ -9,6 +9,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from ps.checkpoint.restore import MovedDense
 from ps.client.client import ShardLostError
+from ps.routing import Routing
 from ps.shard.facts import ShardFacts
 from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.rebuilding import longest_log, state_after, with_orders
@@ -83,7 +84,12 @@ class Epochs:
         self._said_where: set[int] = set()
 
     def begin(
-        self, point: Point | None, last: Status | None = None, *, stays: bool = False
+        self,
+        point: Point | None,
+        last: Status | None = None,
+        *,
+        stays: bool = False,
+        other_routing: bool = False,
     ) -> CoordinatorState:
         """Have all processes work in a new epoch; lost ones were replaced before.
 
@@ -95,6 +101,7 @@ class Epochs:
             last: what was known of the epoch before: what people have ordered holds on.
             stays: the job stands still at the point's step: servers that live and are at it keep
                 what they hold.
+            other_routing: and they go by another routing from here on.
 
         Returns:
             the state that the coordinator begins with.
@@ -114,7 +121,7 @@ class Epochs:
         if point is None:
             state = self._kept(epoch, last)
         else:
-            state = self._restored(epoch, point, last, stays=stays)
+            state = self._restored(epoch, point, last, stays=stays, other_routing=other_routing)
         if self._feed is not None:
             state = self._feed.taken_up(state, kept=point is None)
         state = state.entered(epoch)
@@ -157,15 +164,25 @@ class Epochs:
             self._note(f"control.json can't be written, so the job can't be found: {error}")
 
     def _restored(
-        self, epoch: int, point: Point, last: Status | None, *, stays: bool
+        self,
+        epoch: int,
+        point: Point,
+        last: Status | None,
+        *,
+        stays: bool,
+        other_routing: bool,
     ) -> CoordinatorState:
         """Have all servers take their part of a point."""
         processes = self._processes
-        at_it = self._servers_at(point.step) if stays else set()
+        at_it = self._servers_at(point.step) if stays and not other_routing else set()
         # Those that live read their part while others come up.
         calls: dict[Who, Any] = {}
         for who, server in processes.holding.items():
-            if who in at_it:
+            if other_routing and server.watch is not None:
+                calls[who] = server.handle.go_by.remote(
+                    epoch, self._specs.store, str(point.checkpoint), point.step
+                )
+            elif who in at_it:
                 calls[who] = server.handle.enter.remote(epoch)
             elif server.watch is not None:
                 calls[who] = self._give_state(who, epoch, point)
@@ -298,6 +315,17 @@ class Epochs:
                 whole = False
         return sorted(promoted) if whole else None
 
+    def resize(self, new: Mapping[Who, ServerProcess], routing: Routing) -> bool:
+        """Have as many servers as a routing is of: new ones join, or the last ones end.
+
+        Returns:
+            whether there were standbys: they have ended, as they would have the buckets of before.
+        """
+        had_standbys = bool(self._processes.standbys)
+        self._launcher.resize(self._processes, new, routing.num_shards)
+        self._specs.go_by(routing)
+        return had_standbys
+
     def take_over(self, new: Mapping[Who, ServerProcess | CoordinatorProcess]) -> None:
         """Have processes that came up elsewhere take their places."""
         self._launcher.take_over(self._processes, new)
@@ -306,10 +334,12 @@ class Epochs:
         """Have a server take its part of a point: the job's own, or what the job began from."""
         handle, index = self._processes.process(who).handle, who[1]
         if point.checkpoint is not None:
-            return handle.start_from.remote(epoch, str(point.checkpoint), goes_on=True)
+            return handle.start_from.remote(
+                epoch, str(point.checkpoint), goes_on=True, store=self._specs.store
+            )
         beginning, part = self._specs.beginning, self._setups.dense_part(index)
         if beginning.checkpoint is None:
-            return handle.initialize.remote(epoch, part)
+            return handle.initialize.remote(epoch, part, self._specs.store)
         moved, sources = None, beginning.dense_sources
         if sources is not None:
             moved = MovedDense(part, sources[slice(*self._specs.store.routing.dense_range(index))])
@@ -319,6 +349,7 @@ class Epochs:
             goes_on=beginning.start.goes_on,
             moved=moved,
             adapt=beginning.adapts,
+            store=self._specs.store,
         )
 
     def _begin_coordinator(self, epoch: int, state: CoordinatorState) -> None:

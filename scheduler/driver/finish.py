@@ -61,6 +61,7 @@ def finish(
         recoveries=[*supervisor.recoveries.before, *supervisor.recoveries.done],
         scalings=supervisor.autoscaler.history.all(),
         drains=supervisor.moves.notices,
+        server_moves=supervisor.resizing.done,
         checkpoint=str(written.path),
         skipped_files={
             "train": list(specs.plan.skipped_files),

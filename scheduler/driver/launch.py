@@ -240,6 +240,32 @@ class Launcher:
         bundle = processes.servers[index].bundle
         return self._new_server(processes.placement, setup, index, bundle)
 
+    def another_server(
+        self, processes: Processes, setup: Callable[[int, int], ServerSetup], index: int
+    ) -> ServerProcess:
+        """Create a server beside those that there are; it comes up fenced."""
+        placement = processes.placement
+        return self._new_server(placement, setup, index, placement.bundle(index))
+
+    def note_up(self, processes: Processes, new: Mapping[Who, ServerProcess]) -> None:
+        """Note processes that have come up; see `bring_up_servers`."""
+        self._note_new(processes, new)
+
+    def resize(
+        self, processes: Processes, new: Mapping[Who, ServerProcess], num_servers: int
+    ) -> None:
+        """Have servers that are up join the others; those beyond a number, and standbys, end."""
+        for index in list(processes.standbys):
+            self.drop_standby(processes, index)
+        for index in list(processes.copies):
+            self.drop_copy(processes, index)
+        for who in sorted(new):
+            processes.servers.append(new[who])
+            processes.coming.pop(who, None)
+        for server in processes.servers[num_servers:]:
+            ray.kill(server.handle)
+        del processes.servers[num_servers:]
+
     def coordinator_elsewhere(self, processes: Processes) -> CoordinatorProcess:
         """Create a process that may take the coordinator's place, on a node that stays."""
         return self._new_coordinator(processes.placement, processes.coordinator.incarnation + 1)
@@ -271,7 +297,7 @@ class Launcher:
         """Note a process that is to be a standby and has come up; see `bring_up_servers`."""
         self._note_new(processes, {("copy", index): processes.copies[index]})
 
-    def _note_new(self, processes: Processes, new: dict[Who, ServerProcess]) -> None:
+    def _note_new(self, processes: Processes, new: Mapping[Who, ServerProcess]) -> None:
         calls = {who: server.handle.describe.remote() for who, server in new.items()}
         for who, facts in answers_of(processes, calls).items():
             new[who].facts = facts

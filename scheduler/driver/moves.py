@@ -139,6 +139,11 @@ class Moves:
         if self._move is not None:
             self._end(self._move)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether servers or the coordinator are about to move."""
+        return self._move is not None
+
     def is_on_drained_node(self, who: Who) -> bool:
         """Whether a process ran where everything had to go."""
         return self._node_of(who) in self.drained

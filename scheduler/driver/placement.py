@@ -25,21 +25,25 @@ class Placement:
 
     Servers are spread over nodes, so that one node's loss costs as little as possible, and a
     standby is on another node than its server, where there is one; workers and the coordinator are
-    packed. Workers beyond the planned ones are placed wherever there is room, and nothing is held
-    for them when they have left; of a job that scales those beyond `min_workers`.
+    packed. Workers and servers beyond the planned ones are placed wherever there is room, and
+    nothing is held for them when they have left; of a job that scales those beyond `min_workers`
+    and `min_servers`.
 
     Args:
         cluster: the processes, and what they ask for.
-        own_cluster: whether Ray was started for this job alone: later workers then ask for nothing,
-            as the machine's CPUs were counted for the planned ones.
+        own_cluster: whether Ray was started for this job alone: later ones then ask for nothing, as
+            the machine's CPUs were counted for the planned ones.
     """
 
     def __init__(self, cluster: ClusterConfig, *, own_cluster: bool) -> None:
         self._own_cluster = own_cluster
         self._cluster = cluster
         planned = cluster.min_workers if cluster.autoscale else cluster.workers
-        copies = cluster.servers * (1 + cluster.standby)
-        self._pairs = [(index, index + cluster.servers) for index in range(cluster.servers)]
+        servers = cluster.servers
+        if cluster.autoscale and cluster.min_servers is not None and not cluster.standby:
+            servers = min(servers, cluster.min_servers)
+        copies = servers * (1 + cluster.standby)
+        self._pairs = [(index, index + servers) for index in range(servers)]
         self._shunned: set[str] = set()
         self._avoided: dict[str, set[str]] = {}  # nodes, by role
         self._bundles = {
@@ -82,6 +86,8 @@ class Placement:
             index: of the server.
             beside: the bundle of its other copy.
         """
+        if index >= len(self._pairs):  # none that is held
+            return len(self._bundles["server"])
         first, second = self._pairs[index]
         return second if beside == first else first
 
@@ -103,7 +109,7 @@ class Placement:
             index: its number; of servers and standbys that of the bundle.
         """
         if index >= len(self._bundles[role]):
-            return {**self._later_worker(), **self._elsewhere(role)}
+            return {**self._later(role), **self._elsewhere(role)}
         if self._node_of_bundle(role, index) in self._shunned | self._avoided.get(role, set()):
             return {
                 "num_cpus": self._bundles[role][index]["CPU"],
@@ -140,13 +146,16 @@ class Placement:
         nodes = self._avoided.get(role)
         return {"label_selector": {NODE_ID: f"!in({','.join(sorted(nodes))})"}} if nodes else {}
 
-    def _later_worker(self) -> dict[str, Any]:
+    def _later(self, role: str) -> dict[str, Any]:
+        """Return the options of a process beyond the planned ones: servers apart, if possible."""
+        apart = {"scheduling_strategy": "SPREAD"} if role == "server" else {}
         if self._own_cluster:
-            return {"num_cpus": 0}
+            return {"num_cpus": 0, **apart}
+        labels = getattr(self._cluster.labels, role)
         return {
-            "num_cpus": self._cluster.worker_cpus,
-            "resources": self._cluster.resources.worker,
-            **({"label_selector": labels} if (labels := self._cluster.labels.worker) else {}),
+            "num_cpus": getattr(self._cluster, f"{role}_cpus"),
+            "resources": getattr(self._cluster.resources, role),
+            **({"label_selector": labels} if labels else apart),
         }
 
     def release(self) -> None:

@@ -150,6 +150,10 @@ class Processes:
         """Return a server, a standby or what is to be one."""
         role, index = who
         if role == "server":
+            if index >= len(self.servers):  # one that is to join them
+                coming = self.coming[who]
+                assert isinstance(coming, ServerProcess), "only servers are counted so"
+                return coming
             return self.servers[index]
         return (self.standbys if role == "standby" else self.copies)[index]
 

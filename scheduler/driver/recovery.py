@@ -12,6 +12,7 @@ from scheduler.driver.epochs import Epochs
 from scheduler.driver.moves import MoveReadyError
 from scheduler.driver.points import Point
 from scheduler.driver.processes import COORDINATOR, ProcessLostError
+from scheduler.driver.resizing import ServersReadyError
 from scheduler.driver.standbys import StandbysMadeError
 from scheduler.driver.supervisor import Supervisor
 from scheduler.run.recoveries import Recoveries
@@ -64,12 +65,14 @@ class Recovery:
             TrainingError: the job can't go on.
         """
         point: Point | None = first
-        stays = False
+        stays = moved = False
         while True:
             entering = True
             try:
-                state = self._epochs.begin(point, self._supervisor.last_status, stays=stays)
-                stays = False
+                state = self._epochs.begin(
+                    point, self._supervisor.last_status, stays=stays, other_routing=moved
+                )
+                stays = moved = False
                 self._recoveries.goes_back(state.step, state.ledger.samples.applied)
                 self._supervisor.begin_epoch(state)
                 entering = False
@@ -78,13 +81,15 @@ class Recovery:
                 point, stays = None, False
             except MoveReadyError as move:
                 point, stays = self._after_move(move), True
+            except ServersReadyError as ready:
+                point, stays, moved = self._after_resizing(ready), True, True
             except ProcessLostError as loss:
                 restoring = entering and point is not None
                 point = self._after(loss, entering=entering, restoring=restoring)
-                stays = False
+                stays = moved = False
             except (RayTaskError, ValueError) as error:
                 point = self._instead_of(point, error) if entering else None
-                stays = False
+                stays = moved = False
                 if point is None:
                     raise
 
@@ -100,6 +105,21 @@ class Recovery:
         )
         self._note(f"{move.what} moves at step {move.step}")
         self._epochs.take_over(move.new)
+        return self._newest_point(self._damaged)
+
+    def _after_resizing(self, ready: ServersReadyError) -> Point:
+        """Have other servers from here on; return the point at which all stand still."""
+        last = self._supervisor.last_status
+        assert last is not None, "it was told that all stands still"
+        self._recoveries.moves(
+            f"{ready.routing.num_shards} servers were wanted",
+            step=ready.step,
+            samples=last.applied_samples,
+            now=ready.since,
+        )
+        if self._epochs.resize(ready.new, ready.routing):
+            self._note("the servers' standbys are made again: theirs are other buckets now")
+        self._supervisor.resizing.took_over(ready.new)
         return self._newest_point(self._damaged)
 
     def _after(self, loss: ProcessLostError, *, entering: bool, restoring: bool) -> Point | None:

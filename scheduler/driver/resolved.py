@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from ps.routing import Routing
 from ps.spec import StoreSpec
 from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.modes.rules import rule_of
@@ -27,11 +28,13 @@ from worker.spec import DataSpec, ModelSpec
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class JobSpecs:
     """A job file resolved against its data: all that is known before Ray starts.
 
     Of a stream `plan` is that of its first file, and `stream_begins` where the job begins in it.
+    Where the number of servers changes, `store` and `coordinator` do; nothing else ever does.
+    `batch_bytes` is about the most that one batch sends to all servers together.
     """
 
     config: JobConfig
@@ -43,6 +46,26 @@ class JobSpecs:
     coordinator: CoordinatorSpec
     beginning: Beginning = field(default_factory=Beginning)
     stream_begins: Position = field(default_factory=dict)
+    batch_bytes: int = 0
+
+    def with_routing(self, routing: Routing) -> "JobSpecs":
+        """Return the specs of the job with other servers.
+
+        Raises:
+            ConfigError: their buffers can't hold the batches of a step.
+        """
+        store = replace(self.store, num_shards=routing.num_shards, uneven=routing)
+        coordinator = replace(self.coordinator, store=store)
+        most = _max_credits(self.config, coordinator, self.batch_bytes)
+        # Servers that stay were made for so many.
+        known = self.coordinator.max_credits
+        coordinator = replace(coordinator, max_credits=most if known is None else min(known, most))
+        return replace(self, store=store, coordinator=coordinator)
+
+    def go_by(self, routing: Routing) -> None:
+        """Be the specs of the job with other servers, see `with_routing`."""
+        other = self.with_routing(routing)
+        self.store, self.coordinator = other.store, other.coordinator
 
     @property
     def contract(self) -> DataContract:
@@ -139,8 +162,9 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
     max_credits = _max_credits(config, coordinator, batch_bytes)
     coordinator = replace(coordinator, max_credits=max_credits)
     return JobSpecs(
-        config, data, plan, evaluation_plan, model, store, coordinator, beginning, stream_begins
-    )
+        config, data, plan, evaluation_plan, model, store, coordinator, beginning, stream_begins,
+        batch_bytes,
+    )  # fmt: skip
 
 
 def _ledger_plan(plan: Plan, max_samples: int | None) -> LedgerPlan:

@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 
 from ps.net.sockets import Address
 from ps.server.server import ServerSetup
+from ps.spec import StoreSpec
 from scheduler.coordinator.server import CoordinatorFaults
 from scheduler.coordinator.shard_watch import server_lease_seconds
 from scheduler.driver.fault_plans import (
@@ -32,27 +32,31 @@ class Setups:
     """
 
     def __init__(self, specs: JobSpecs, secret: bytes, *, reached: int | None = None) -> None:
+        config = specs.config
         if reached is not None:
-            config = yet_to_come(
-                specs.config, reached=reached, first_step=specs.coordinator.start.step
-            )
-            specs = replace(specs, config=config)
-        self._specs = specs
+            config = yet_to_come(config, reached=reached, first_step=specs.coordinator.start.step)
+        self._specs, self._config = specs, config
         self._secret = secret
         self._first_step = specs.coordinator.start.step
         self._started = time.time()
         self._initial = initial_parameters(build_model(specs.model), specs.model.seed)
         self._worker_faults = worker_faults(
-            specs.config, started=self._started, first_step=self._first_step
+            config, started=self._started, first_step=self._first_step
         )
 
-    def server(self, index: int, incarnation: int = 0) -> ServerSetup:
-        """Return what a server is told; each fault on purpose befalls one incarnation."""
+    def server(
+        self, index: int, incarnation: int = 0, *, store: StoreSpec | None = None
+    ) -> ServerSetup:
+        """Return what a server is told; each fault on purpose befalls one incarnation.
+
+        Args:
+            store: of which it is a server; None: of the job's as it is now.
+        """
         specs = self._specs
-        cluster, max_credits = specs.config.cluster, specs.coordinator.max_credits
+        cluster, max_credits = self._config.cluster, specs.coordinator.max_credits
         assert max_credits is not None, "it follows from the size of the buffers"
         return ServerSetup(
-            store=specs.store,
+            store=specs.store if store is None else store,
             index=index,
             secret=self._secret,
             # Attempts of workers that died may stay until their batch is resolved.
@@ -63,16 +67,16 @@ class Setups:
             max_reply_bytes=cluster.buffer_bytes // 4,
             compress=cluster.compress,
             lease_seconds=server_lease_seconds(cluster.server_timeout_seconds),
-            any_float_mode=specs.config.training.mixed_cpus,
+            any_float_mode=self._config.training.mixed_cpus,
             dies_at_step=kill_step(
-                specs.config, "server", index, incarnation, first_step=self._first_step
+                self._config, "server", index, incarnation, first_step=self._first_step
             ),
         )
 
     def coordinator(self, incarnation: int = 0) -> CoordinatorFaults:
         """Return what befalls the coordinator on purpose."""
         return coordinator_faults(
-            self._specs.config,
+            self._config,
             incarnation,
             started=self._started,
             first_step=self._first_step,
@@ -87,7 +91,7 @@ class Setups:
         recovery_epoch: int,
     ) -> WorkerSetup:
         """Return what every worker is told in a recovery epoch."""
-        specs, config = self._specs, self._specs.config
+        specs, config = self._specs, self._config
         return WorkerSetup(
             store=specs.store,
             model=specs.model,

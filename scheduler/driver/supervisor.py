@@ -31,6 +31,8 @@ from scheduler.driver.processes import (
     WorkerProcess,
 )
 from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, first_line
+from scheduler.driver.resizing import Resizing
+from scheduler.driver.resolved import JobSpecs
 from scheduler.driver.setups import Setups
 from scheduler.driver.standbys import Standbys
 from scheduler.driver.stop_signal import StopSignal
@@ -48,6 +50,9 @@ from worker.errors import UnreadableError
 from worker.loop import DeadShardError
 
 POLL_SECONDS = 0.25
+# While rows move: what changes until they are looked at is moved again.
+BUSY_SECONDS = 0.05
+HURRY_SECONDS = 0.02
 # `ray job stop` kills the driver 3 s after the signal.
 SAVE_SECONDS = 2.0
 # How long after a worker's failure a server or the coordinator may turn out to be its cause.
@@ -75,6 +80,7 @@ class Supervisor:
         collector: Collector,
         standbys: Standbys,
         setups: Setups,
+        specs: JobSpecs,
         restarts_before: int = 0,
         feed: StreamFeed | None = None,
         planned_samples: int | None = None,
@@ -114,6 +120,20 @@ class Supervisor:
             ),
             note=progress.note,
             patience=config.cluster.start_timeout_seconds,
+        )
+        self.resizing = Resizing(
+            specs,
+            processes,
+            launcher,
+            setups,
+            order=lambda wanted: self._answer_of_coordinator(
+                processes.coordinator.handle.order.remote(wanted)
+            ),
+            show=lambda view: self._answer_of_coordinator(
+                processes.coordinator.handle.show_servers.remote(view)
+            ),
+            note=progress.note,
+            automatic=config.cluster.autoscale,
         )
         self._launcher = launcher
         self._cuts = cuts
@@ -157,6 +177,7 @@ class Supervisor:
         self._interval.begin_at(state)
         self._cuts.forget()
         self._standbys.begin_epoch()
+        self.resizing.begin_epoch()
         self.autoscaler.restarted()
         self.moves.begin_epoch(state.step)
 
@@ -210,7 +231,7 @@ class Supervisor:
     def poll(self) -> Status:
         """Look at every process once, after a short wait; raises TrainingError."""
         calls = [*self.workforce.awaited, *self.processes.watches]
-        ended, _ = ray.wait(calls, num_returns=1, timeout=POLL_SECONDS)
+        ended, _ = ray.wait(calls, num_returns=1, timeout=self._poll_seconds)
         self._look_at_servers()
         status = self.status()
         self._look_at_gone(status)
@@ -237,10 +258,21 @@ class Supervisor:
         if status.failure is not None:
             self._look_at_servers(wait=BLAME_SECONDS)
             raise TrainingError(status.failure)
-        if not status.trained:
+        if not status.trained and not self.resizing.is_busy:
             self._standbys.look()
-        self.moves.look(status)
+        if not self.resizing.stands_still:
+            self.moves.look(status)
+        for count in status.server_orders:
+            self.resizing.want(count)
+        self.resizing.look(status, drains=self.moves.is_busy)
         return status
+
+    @property
+    def _poll_seconds(self) -> float:
+        """How long to wait for news: less where training waits for what is done here."""
+        if self.resizing.stands_still or self.recoveries.is_moving:
+            return HURRY_SECONDS
+        return BUSY_SECONDS if self.resizing.is_busy else POLL_SECONDS
 
     def status(self) -> Status:
         """Ask the coordinator what is new; raises ProcessLostError where it is gone.
@@ -270,7 +302,9 @@ class Supervisor:
     def _note_progress(self, status: Status) -> None:
         now = time.time()
         done = self.recoveries.reached(status.applied_step, trained=status.trained, now=now)
-        if done is not None:
+        if done is not None and (moved := self.resizing.moved(done.seconds)) is not None:
+            self._progress.note(moved.described)
+        elif done is not None:
             self._progress.note(
                 f"the job goes on after {done.seconds:.1f} s; {done.redone_steps:,} steps"
                 f" ({done.redone_samples:,} samples) are done again"
@@ -290,6 +324,7 @@ class Supervisor:
             scalings,
             windows=windows,
             drains=self.moves.notices,
+            server_moves=self.resizing.done,
             worker_restarts=self.worker_restarts,
             stream=None if self._feed is None else self._feed.figures,
         )
@@ -419,6 +454,7 @@ class Supervisor:
         elif end.cut.asked:
             self._progress.note(f"checkpoint {end.path} is written")
         self._standbys.cut_ended(end)
+        self.resizing.cut_ended(end)
         if end.path is not None:
             self._published(end.path.name)
             if end.cut.kind == "full":  # a delta supersedes nothing

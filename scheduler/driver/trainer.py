@@ -213,6 +213,7 @@ class Trainer:
                     planned_samples=progress.total_samples,
                     setups=setups,
                     published=publishing.readable,
+                    specs=specs,
                     restarts_before=0 if earlier is None else earlier.worker_restarts,
                 )
                 recovery = Recovery(

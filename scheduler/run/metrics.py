@@ -21,7 +21,7 @@ from scheduler.run.interval_figures import (
     few,
     slowest,
 )
-from scheduler.run.recoveries import DrainNotice, RecoveryFigures
+from scheduler.run.recoveries import DrainNotice, RecoveryFigures, ServerMove
 from worker.metrics import why_no_auc, why_no_log_loss
 
 _PACKAGES = ("synchromesh", "ray", "numpy", "numba", "pyarrow")
@@ -46,6 +46,7 @@ class IntervalReport:
         self._shifts_told = 0
         self._recoveries_told = 0
         self._drains_told = 0
+        self._server_moves_told = 0
         self._data_staleness = HistogramOfInterval()
         self._parameter_staleness = HistogramOfInterval()
         self._workers = WorkersOfInterval()
@@ -68,13 +69,14 @@ class IntervalReport:
         scalings: Sequence[dict[str, Any]] = (),
         windows: Sequence[WindowResult] = (),
         drains: Sequence[DrainNotice] = (),
+        server_moves: Sequence[ServerMove] = (),
         worker_restarts: int = 0,
         stream: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Return the metrics of the interval that ends now.
 
         Args:
-            recoveries, drains: all of the job so far.
+            recoveries, drains, server_moves: all of the job so far.
             scalings: decisions that are new or better known.
             windows: of a stream, those that were over in the interval.
             worker_restarts: workers that were replaced since the run began.
@@ -92,6 +94,8 @@ class IntervalReport:
         new_recoveries = recoveries[self._recoveries_told :]
         self._recoveries_told = len(recoveries)
         new_drains, self._drains_told = drains[self._drains_told :], len(drains)
+        new_moves = server_moves[self._server_moves_told :]
+        self._server_moves_told = len(server_moves)
         evaluation = status.evaluations[-1] if status.evaluations else None
         tables = added(servers)
         workers = self._workers.since_last(status.workers)
@@ -114,6 +118,8 @@ class IntervalReport:
             "scalings": list(scalings),
             "workers_wanted": status.num_workers,
             "drains": [asdict(notice) for notice in new_drains],
+            "servers": status.num_servers,
+            "server_moves": [asdict(move) for move in new_moves],
             "worker_restarts": worker_restarts,
             "predicted": None if status.prediction is None else asdict(status.prediction),
             "learning_rate": {
@@ -262,6 +268,7 @@ def make_result(
     recoveries: Sequence[RecoveryFigures],
     scalings: Sequence[dict[str, Any]],
     drains: Sequence[DrainNotice],
+    server_moves: Sequence[ServerMove],
     checkpoint: str,
     skipped_files: dict[str, list[str]],
     started_at: dict[str, float],
@@ -313,6 +320,7 @@ def make_result(
         "recoveries": [recovery.to_json() for recovery in recoveries],
         "scalings": list(scalings),
         "drains": [asdict(notice) for notice in drains],
+        "server_moves": [asdict(move) for move in server_moves],
         "recovery_seconds": sum(recovery.seconds for recovery in recoveries),
         "redone_steps": sum(recovery.redone_steps for recovery in recoveries),
         "redone_samples": sum(recovery.redone_samples for recovery in recoveries),

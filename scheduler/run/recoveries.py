@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from scheduler.errors import TrainingError
@@ -64,6 +64,49 @@ class RecoveryFigures:
     def to_json(self) -> dict[str, Any]:
         """Return it as it comes back from JSON, so that a result is the same read again."""
         return {**asdict(self), "promoted": list(self.promoted)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerMove:
+    """Another number of servers, and the buckets that moved for it.
+
+    Args:
+        time: when it began, seconds since 1970.
+        step: at which the new routing holds.
+        before, after: servers.
+        buckets: that moved, of 4096.
+        rounds: cuts from which rows were taken, the last one included.
+        rows, bytes: that were taken, those that changed meanwhile each time.
+        rows_in_pause, bytes_in_pause: of these, while all stood still.
+        seconds: until the first step after it; `pause_seconds` from when all were told to stand
+            still.
+    """
+
+    time: float
+    step: int
+    before: int
+    after: int
+    buckets: int
+    rounds: int
+    rows: int
+    bytes: int
+    rows_in_pause: int
+    bytes_in_pause: int
+    seconds: float = 0.0
+    pause_seconds: float = 0.0
+
+    def with_pause(self, pause: float, *, now: float) -> "ServerMove":
+        """Return it as it ended, `now` in seconds since 1970."""
+        return replace(self, pause_seconds=pause, seconds=now - self.time)
+
+    @property
+    def described(self) -> str:
+        """How a person is told of it."""
+        return (
+            f"there are {self.after} servers, there were {self.before}: {self.buckets} buckets"
+            f" moved, {self.rows:,} rows in {self.seconds:.1f} s; training paused for"
+            f" {self.pause_seconds:.2f} s"
+        )
 
 
 @dataclass(slots=True)
@@ -179,6 +222,11 @@ class Recoveries:
         """Standbys have taken the places of servers."""
         if self._open is not None:
             self._open.promoted += tuple(servers)
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether something has moved and no step was applied since."""
+        return self._open is not None and self._open.kind == "move"
 
     def goes_back(self, step: int, samples: int) -> None:
         """The job goes on from this step, by which so many samples are applied."""

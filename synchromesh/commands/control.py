@@ -14,6 +14,7 @@ from scheduler.coordinator.events import (
     EndOfTrainingWanted,
     FinishWanted,
     PauseWanted,
+    ServersWanted,
     ShiftWanted,
     Wanted,
     WorkersWanted,
@@ -28,7 +29,7 @@ RATE_SECONDS = 1.0
 
 
 class _WorkersParam(click.ParamType):
-    """A number of workers, or `auto`, which is None."""
+    """A number of workers or servers, or `auto`, which is None."""
 
     name = "N|auto"
 
@@ -108,6 +109,18 @@ def _workers(run: Path, count: int | None, as_json: bool) -> None:
     _order(run, WorkersWanted(count), as_json)
 
 
+@command.command("servers")
+@click.argument("count", type=_WorkersParam(), metavar="N|auto")
+@json_option
+@click.pass_obj
+def _servers(run: Path, count: int | None, as_json: bool) -> None:
+    """Share the model out to N servers; auto lets the policy of scaling choose.
+
+    Buckets move while the job trains, then it pauses for a moment. `status` says how far that is.
+    """
+    _order(run, ServersWanted(count), as_json)
+
+
 @command.command("stop")
 @json_option
 @click.pass_obj
@@ -154,6 +167,7 @@ def _order(run: Path, wanted: Wanted, as_json: bool) -> None:
                 "paused": status.paused,
                 "workers_wanted": status.num_workers,
                 "workers_automatic": status.workers_automatic,
+                **_of_servers(status),
                 "step": status.step,
             }
         )
@@ -161,10 +175,22 @@ def _order(run: Path, wanted: Wanted, as_json: bool) -> None:
     automatic = " (auto)" if status.automatic else ""
     paused = ", paused" if status.paused else ""
     scaled = " (auto)" if status.workers_automatic else ""
+    servers = _of_servers(status)
     click.echo(
         f"mode {status.mode}{automatic}{paused}, workers wanted: {status.num_workers}{scaled},"
-        f" step {status.step}"
+        f" servers: {servers['servers']} ({servers['servers_wanted']} wanted), step {status.step}"
     )
+
+
+def _of_servers(status: Any) -> dict[str, Any]:
+    """Return how many servers there are, are wanted, and what is done to that end."""
+    view = status.servers_view
+    facts = {
+        "servers": status.num_servers,
+        "servers_wanted": status.num_servers if view is None else view.wanted,
+        "servers_automatic": view is not None and view.automatic,
+    }
+    return facts | ({"servers_doing": view.doing} if view is not None and view.doing else {})
 
 
 def _show_status(job: Any, as_json: bool) -> None:
@@ -188,6 +214,7 @@ def _show_status(job: Any, as_json: bool) -> None:
         "workers_wanted": status.num_workers,
         "standbys": len(status.standbys),
         "workers_automatic": status.workers_automatic,
+        **_of_servers(status),
     }
     view = status.scaling
     if view is not None:

@@ -16,7 +16,7 @@ from embedding.optimizers.rule import step_scalars
 from embedding.spec.admission import CounterAdmission
 from embedding.spec.optimizers import Adagrad, AdamAsync, Optimizer, Sgd
 from embedding.spec.table import TableSpec
-from ps.checkpoint.digest import block_digests, bucket_digests, shards_digest
+from ps.checkpoint.digest import block_digests, digests_of_shard, shards_digest
 from ps.checkpoint.manifest import Manifest, write_manifest
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import start_shard_from
@@ -252,10 +252,7 @@ class SmallJob:
     def digest(self) -> str:
         """The digest of the model over all shards."""
         routing = self.spec.routing
-        tables = [
-            {t.spec.name: bucket_digests(t, routing.bucket_range(s.index)) for t in s.tables}
-            for s in self.shards
-        ]
+        tables = [digests_of_shard(s.tables, routing, s.index) for s in self.shards]
         return shards_digest(routing, tables, [block_digests(s.dense) for s in self.shards])
 
     def write_checkpoint(self, directory: Path, **changes: Any) -> Path:
@@ -273,6 +270,7 @@ class SmallJob:
             "store": self.spec.to_json(),
             "model": {},
             "job": {},
+            "sorted": self.spec.routing.in_order,
         }
         return Manifest(**{**fields, **changes})
 

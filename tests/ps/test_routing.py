@@ -1,5 +1,6 @@
 """Which shard has what: every bucket and block once, even and uneven, as one frozen value."""
 
+import itertools
 import pickle
 import re
 from dataclasses import FrozenInstanceError, replace
@@ -13,7 +14,7 @@ from embedding import Adagrad, CounterAdmission, Sgd, TableSpec
 from embedding.kernels.mixing import NUM_BUCKETS
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import start_shard_from
-from ps.routing import BLOCK_SIZE, Routing
+from ps.routing import BLOCK_SIZE, Routing, runs_of
 from ps.spec import StoreSpec
 
 TABLES = (
@@ -39,7 +40,7 @@ def uneven() -> Routing:
 def scattered() -> Routing:
     rng = np.random.default_rng(0)
     draw = [rng.integers(0, 5, size).astype(np.uint16) for size in (NUM_BUCKETS, BLOCKS)]
-    return Routing(1, 5, DENSE_SIZE, *draw)
+    return Routing(1, 5, DENSE_SIZE, draw[0], np.sort(draw[1]))
 
 
 @pytest.mark.parametrize("num_shards", NUM_SHARDS)
@@ -55,7 +56,7 @@ def test_the_even_one_is_what_jobs_and_checkpoints_have_always_had(
     assert routing.buckets.tolist() == [b * num_shards // 4096 for b in range(4096)]
     for shard in range(num_shards):
         first, end = -(-shard * 4096 // num_shards), -(-(shard + 1) * 4096 // num_shards)
-        assert routing.bucket_range(shard) == (first, end)
+        assert routing.bucket_runs(shard) == [(first, end)]
         first, end = blocks * shard // num_shards, blocks * (shard + 1) // num_shards
         assert routing.block_range(shard) == (first, end)
         parameters = min(first * 1024, dense_size), min(end * 1024, dense_size)
@@ -86,32 +87,78 @@ def test_every_bucket_and_block_has_one_shard_which_has_it(routing: Routing) -> 
 def test_ranges_of_all_shards_one_after_another_are_the_whole(routing: Routing) -> None:
     shards = range(routing.num_shards)
 
-    assert routing.in_ranges
+    assert routing.in_order
     for ranges, size in (
-        ([routing.bucket_range(s) for s in shards], NUM_BUCKETS),
+        ([run for s in shards for run in routing.bucket_runs(s)], NUM_BUCKETS),
         ([routing.block_range(s) for s in shards], BLOCKS),
         ([routing.dense_range(s) for s in shards], DENSE_SIZE),
     ):
         assert [i for first, end in ranges for i in range(first, end)] == list(range(size))
     for s in shards:
-        assert routing.buckets_of(s).tolist() == list(range(*routing.bucket_range(s)))
+        assert routing.buckets_of(s).tolist() == list(range(*routing.bucket_span(s)))
         assert routing.blocks_of(s).tolist() == list(range(*routing.block_range(s)))
 
 
-@pytest.mark.parametrize(
-    "routing",
-    [
-        scattered(),
-        Routing(1, 2, 0, shares(96, 4000)[::-1], shares(0)),
-        Routing(1, 2, 2048, shares(96, 4000), shares(1, 1)[::-1]),
-    ],
-    ids=["scattered", "buckets in another order", "blocks in another order"],
-)
-def test_what_is_not_in_ranges_says_so_instead_of_giving_them(routing: Routing) -> None:
-    assert not routing.in_ranges
-    for of in (routing.bucket_range, routing.block_range, routing.dense_range):
-        with pytest.raises(ValueError, match="routing 1 gives shards other buckets or dense"):
-            of(0)
+def test_buckets_that_do_not_lie_side_by_side_are_runs_within_a_span() -> None:
+    routing = scattered()
+
+    assert not routing.in_order
+    assert not Routing(1, 2, 0, shares(96, 4000)[::-1], shares(0)).in_order
+    for shard in range(5):
+        own, runs = routing.buckets_of(shard).tolist(), routing.bucket_runs(shard)
+        assert [bucket for first, end in runs for bucket in range(first, end)] == own
+        assert all(end < first for (_, end), (first, _) in itertools.pairwise(runs))
+        assert routing.bucket_span(shard) == (own[0], own[-1] + 1)
+    assert uneven().bucket_span(2) == (0, 0)
+    assert uneven().bucket_runs(2) == []
+
+
+CHANGES = [(1, 2), (2, 3), (2, 1), (3, 2), (3, 7), (7, 3), (100, 99), (99, 100), (4096, 1)]
+
+
+@pytest.mark.parametrize(("before", "after"), CHANGES)
+def test_as_few_buckets_move_as_can_be_where_shards_come_or_go(before: int, after: int) -> None:
+    """Those that new shards get, or that shards have which go: nothing moves between others."""
+    routing = Routing.even(before, DENSE_SIZE)
+    spread = routing.spread_over(after)
+
+    assert (spread.version, spread.num_shards, spread.dense_size) == (1, after, DENSE_SIZE)
+    sizes = np.bincount(spread.buckets, minlength=after)
+    assert sizes.max() - sizes.min() <= 1
+    share, rest = divmod(NUM_BUCKETS, after)
+    if after > before:
+        closed = (after - before) * share + max(0, rest - before)
+    else:
+        closed = int((routing.buckets >= after).sum())
+    assert int((spread.buckets != routing.buckets).sum()) == closed
+    for shard in range(after):
+        taken = runs_of((spread.buckets == shard) & (routing.buckets != shard))
+        assert len(taken) <= before, "they lie side by side as far as can be"
+    assert spread.blocks.tolist() == Routing.even(after, DENSE_SIZE).blocks.tolist()
+
+
+@pytest.mark.parametrize("after", [1, 2, 5, 9])
+def test_no_even_routing_is_nearer_to_a_scattered_one(after: int) -> None:
+    """By a look at all ways to say which shards have one bucket more."""
+    routing = scattered()
+    have = np.bincount(routing.buckets, minlength=max(after, 5))[:after]
+    share, rest = divmod(NUM_BUCKETS, after)
+    kept = []
+    for more in itertools.combinations(range(after), rest):
+        wanted = np.array([share + (shard in more) for shard in range(after)])
+        kept.append(int(np.minimum(have, wanted).sum()))
+
+    spread = routing.spread_over(after)
+
+    assert int((spread.buckets == routing.buckets).sum()) == max(kept)
+
+
+def test_shards_that_come_and_go_again_leave_buckets_where_they_were() -> None:
+    routing = Routing.even(3)
+    assert routing.spread_over(3).buckets.tolist() == routing.buckets.tolist()
+    back = routing.spread_over(4).spread_over(3)
+    assert np.bincount(back.buckets).tolist() == [1366, 1365, 1365]
+    assert back.version == 2
 
 
 @pytest.mark.parametrize(
@@ -126,6 +173,7 @@ def test_what_is_not_in_ranges_says_so_instead_of_giving_them(routing: Routing) 
         ("buckets", np.zeros(4095, np.uint16), "buckets must be uint16[4096], got uint16[4095]"),
         ("buckets", np.zeros(4096), "buckets must be uint16[4096], got float64[4096]"),
         ("blocks", np.zeros((1, 10), np.uint16), "blocks must be uint16[10], got uint16[1, 10]"),
+        ("blocks", shares(5, 5)[::-1], "blocks must be consecutive ones, in the order of the"),
         ("blocks", shares(9, 0, 0, 0, 1), "blocks[9] is shard 4, of 4 shards that are counted"),
     ],
 )
@@ -141,7 +189,7 @@ def test_it_is_a_value_that_nobody_can_change() -> None:
 
     buckets[:] = 0
 
-    assert routing.bucket_range(0) == (0, 96)
+    assert routing.bucket_span(0) == (0, 96)
     for one in (routing, sent):
         with pytest.raises(ValueError, match="read-only"):
             one.buckets[0] = 1
@@ -166,7 +214,8 @@ def test_a_store_has_an_even_one_unless_it_is_given_another() -> None:
 
 
 def trained(small_job: Any, routing: Routing | None) -> Any:
-    job = small_job(TABLES, num_shards=4, dense_size=DENSE_SIZE, uneven=routing)
+    shards = 4 if routing is None else routing.num_shards
+    job = small_job(TABLES, num_shards=shards, dense_size=DENSE_SIZE, uneven=routing)
     rng = np.random.default_rng(1)
     for step in range(4):
         job.train(step, rng.zipf(1.3, 300) % 500, rng.zipf(1.3, 100))
@@ -184,14 +233,21 @@ def test_an_uneven_one_changes_no_bit_of_the_model(small_job: Any) -> None:
     assert other.digest == even.digest
 
 
-@pytest.mark.parametrize(("written", "wanted"), [(None, uneven()), (uneven(), None)])
+@pytest.mark.parametrize(
+    ("written", "wanted"),
+    [(None, uneven()), (uneven(), None), (None, scattered()), (scattered(), uneven())],
+    ids=["even, uneven", "uneven, even", "even, scattered", "scattered, uneven"],
+)
 def test_what_one_routing_wrote_another_restores(
     small_job: Any, tmp_path: Path, written: Routing | None, wanted: Routing | None
 ) -> None:
     job = trained(small_job, written)
     reader = CheckpointReader(job.write_checkpoint(tmp_path))
 
-    again = small_job(TABLES, num_shards=4, dense_size=DENSE_SIZE, uneven=wanted, initialize=False)
+    shards = 4 if wanted is None else wanted.num_shards
+    again = small_job(
+        TABLES, num_shards=shards, dense_size=DENSE_SIZE, uneven=wanted, initialize=False
+    )
     for shard in again.shards:
         start_shard_from(shard, reader, recovery_epoch=job.epoch, goes_on=True)
 

@@ -1,0 +1,64 @@
+"""What a checkpoint has of some buckets that need not lie side by side."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from embedding import BloomBlocks, CounterEntries, TableEntries, TableSpec
+from embedding.kernels.mixing import buckets_of
+from ps.checkpoint.read import CheckpointReader
+from ps.routing import runs_of
+
+# Each is looked for by itself, so that what lies between them is not read.
+MOST_RANGES = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """Some buckets.
+
+    Args:
+        own: bool[4096].
+        ranges: [first, end) that hold all of them, ascending.
+        is_exact: whether these hold nothing else.
+    """
+
+    own: npt.NDArray[np.bool_]
+    ranges: tuple[tuple[int, int], ...]
+    is_exact: bool
+
+    @classmethod
+    def of(cls, own: npt.NDArray[np.bool_]) -> "Chosen":
+        """Return the buckets that are marked, bool[4096]."""
+        runs = runs_of(own)
+        if len(runs) <= MOST_RANGES:
+            return cls(own, tuple(runs), True)
+        return cls(own, ((runs[0][0], runs[-1][1]),), False)
+
+    def num_rows(self, reader: CheckpointReader, table: TableSpec) -> int:
+        """Return about how many rows of a table there are, as `CheckpointReader.num_rows`."""
+        found = sum(reader.num_rows(table, part) for part in self.ranges)
+        size = sum(end - first for first, end in self.ranges)
+        return found if self.is_exact else round(found * int(self.own.sum()) / max(size, 1))
+
+    def entries(
+        self, reader: CheckpointReader, table: TableSpec, *, counters: bool = True
+    ) -> Iterator[TableEntries | CounterEntries]:
+        """Read the rows and counters of a table, each key once."""
+        for part in self.ranges:
+            for found in reader.entries(table, part, counters=counters):
+                yield self._own_of(found)
+
+    def bloom_blocks(self, reader: CheckpointReader, table: TableSpec) -> Iterator[BloomBlocks]:
+        """Read the blocks of a table's Bloom filter."""
+        for part in self.ranges:
+            for blocks in reader.bloom_blocks(table, part):
+                mine = self.own[blocks.buckets]
+                yield BloomBlocks(blocks.buckets[mine], blocks.counters[mine])
+
+    def _own_of(self, found: TableEntries | CounterEntries) -> TableEntries | CounterEntries:
+        if self.is_exact:
+            return found
+        return found.take(np.flatnonzero(self.own[buckets_of(found.keys)]))
