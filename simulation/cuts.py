@@ -8,10 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding.entries import CounterEntries, TableEntries
+from embedding.kernels.mixing import buckets_of
 from embedding.table.bloom import BloomBlocks
 from embedding.table.variable import EmbeddingVariable
 from ps.shard.frozen import FrozenShard
 from ps.shard.shard import Shard
+from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.cuts import Cut
 from simulation.world import World
@@ -29,10 +31,15 @@ class KeptTable:
     removed: npt.NDArray[np.int64]
     pieces: list[Piece] = field(default_factory=list)
 
-    def lay_on(self, table: EmbeddingVariable) -> None:
-        """Bring a table, as the cut below left it, to what it was at this one."""
-        if self.removed.size:
-            table.remove(self.removed)
+    def lay_on(self, table: EmbeddingVariable, own: npt.NDArray[np.bool_] | None = None) -> None:
+        """Bring a table, as the cut below left it, to what it was at this one.
+
+        Args:
+            own: bool[4096], the buckets that are looked at; None: all.
+        """
+        removed = self.removed if own is None else self.removed[own[buckets_of(self.removed)]]
+        if removed.size:
+            table.remove(removed)
         for kind, take in (
             (TableEntries, table.import_rows),
             (CounterEntries, table.import_counters),
@@ -40,7 +47,7 @@ class KeptTable:
         ):
             for piece in self.pieces:
                 if isinstance(piece, kind):
-                    take(piece)  # type: ignore[arg-type]
+                    take(piece if own is None else _own_of(piece, own))  # type: ignore[arg-type]
 
 
 @dataclass(slots=True)
@@ -66,12 +73,38 @@ class KeptCut:
         for table, kept in zip(tables, self.tables[shard], strict=True):
             kept.lay_on(table)
 
-    def restore(self, shard: Shard, recovery_epoch: int) -> None:
-        """Give a shard its part of the cut."""
+    def restore(self, shard: Shard, recovery_epoch: int, store: StoreSpec | None = None) -> None:
+        """Give a shard its part of the cut, whichever shards had it then.
+
+        Args:
+            store: by whose routing it goes from now on; None: as before.
+        """
+        if store is not None:
+            shard.fence()
+            shard.go_by(store)
         tables = shard.empty_tables()
-        self.lay_on(tables, shard.index)
-        shard.dense.restore(self.dense[shard.index])
+        self._lay_on_part(tables, shard.routing.buckets == shard.index)
+        shard.dense.restore(self.blocks(shard))
         shard.enter(recovery_epoch, step=self.cut.step, tables=tables)
+
+    def _lay_on_part(self, tables: Sequence[EmbeddingVariable], own: npt.NDArray[np.bool_]) -> None:
+        if self.below is not None:
+            self.below._lay_on_part(tables, own)
+        for of_shard in self.tables.values():
+            for table, kept in zip(tables, of_shard, strict=True):
+                kept.lay_on(table, own)
+
+    def blocks(self, shard: Shard) -> npt.NDArray[np.float32]:
+        """Return the dense blocks that a shard has by its routing."""
+        whole = np.concatenate([self.dense[index] for index in sorted(self.dense)])
+        return whole[slice(*shard.routing.block_range(shard.index))]
+
+
+def _own_of(piece: Piece, own: npt.NDArray[np.bool_]) -> Piece:
+    if isinstance(piece, BloomBlocks):
+        mine = own[piece.buckets]
+        return BloomBlocks(piece.buckets[mine], piece.counters[mine])
+    return piece.take(np.flatnonzero(own[buckets_of(piece.keys)]))
 
 
 class CutWriting:

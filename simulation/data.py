@@ -15,6 +15,7 @@ from embedding.spec.eviction import Eviction
 from embedding.spec.optimizers import Adagrad, AdamAsync
 from embedding.spec.table import TableSpec
 from ps.client.deduplicate import Deduplicated, Deduplicator
+from ps.routing import Routing
 from ps.spec import StoreSpec
 from simulation.scenario import Scenario
 from worker.metrics import bin_of, log_loss_sum
@@ -53,7 +54,7 @@ class Samples:
 class Workload:
     """Batches of a scenario, sliced for a number of shards."""
 
-    def __init__(self, scenario: Scenario, *, shards: int) -> None:
+    def __init__(self, scenario: Scenario, *, shards: int, routing: Routing | None = None) -> None:
         self.scenario = scenario
         self.store = StoreSpec(
             tables=_tables(scenario),
@@ -62,6 +63,7 @@ class Workload:
             num_shards=shards,
             dense_clip_norm=scenario.dense_clip_norm,
             sparse_mean=scenario.sparse_mean,
+            uneven=routing,
         )
         self._deduplicate = Deduplicator([DIM] * 2, self.store.routing)
         self._cache: dict[tuple[TokenKind, int, int], Samples] = {}

@@ -18,6 +18,7 @@ from ps.copies import Copies
 from ps.messages.exchange import Request
 from ps.messages.records import Apply, DenseNorm, Freeze, Record
 from ps.shard.shard import Shard
+from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.evaluation import EvaluationResult
 from scheduler.coordinator.events import (
@@ -44,7 +45,8 @@ from simulation.data import Workload
 from simulation.network import Client, Network
 from simulation.parts import Parts
 from simulation.recovery import Driver, Unwatched
-from simulation.referee import CutOffReferee, Referee, Violation
+from simulation.referee import CutOffReferee, Referee, Violation, require
+from simulation.resizing import misplaced
 from simulation.saved import SavedJob
 from simulation.scenario import Scenario
 from simulation.seen import Seen
@@ -78,7 +80,8 @@ class Outcome:
         recoveries: how often another recovery epoch began.
         cuts, failed_cuts: how many were written, and could not be.
         promotions, copies: standbys that took the place of their primary, and that were made.
-        moves: how often a process moved without a loss.
+        moves: how often a process moved without a loss; resizes: buckets between shards;
+            given_up: and something came between.
     """
 
     digest: str
@@ -97,6 +100,8 @@ class Outcome:
     promotions: int = 0
     copies: int = 0
     moves: int = 0
+    resizes: int = 0
+    given_up: int = 0
     seconds: float = 0.0
 
 
@@ -119,6 +124,7 @@ class Simulation:
         self.earlier = _end_of(scenario.earlier_job) if scenario.earlier else None
         self.recovery_epoch = FIRST_RECOVERY_EPOCH
         self._parts = parts
+        self.incoming_class = parts.incoming
         self.standbys: dict[int, Shard] = {}
         self.coordinator = parts.coordinator(self.spec())
         self.shards = [self._new_shard(index) for index in range(scenario.shards)]
@@ -148,6 +154,7 @@ class Simulation:
         for happens, action in (
             (faults.recoveries, self.driver.go_back),
             (faults.moves, self.driver.move),
+            (faults.resizes, self.driver.resize),
             (faults.shard_deaths, self._kill_shard),
             (faults.cut_off_shards, self._cut_off_shard),
             (faults.coordinator_deaths, self._kill_coordinator),
@@ -189,6 +196,8 @@ class Simulation:
             promotions=self.driver.promotions,
             copies=self.driver.copying.made,
             moves=self.driver.moved,
+            resizes=self.driver.resizing.done,
+            given_up=self.driver.resizing.given_up,
             seconds=self.world.queue.now,
         )
 
@@ -214,9 +223,21 @@ class Simulation:
             always_buffered=self.scenario.group_size + self.scenario.mode_options.backup_batches,
         )
 
+    @property
+    def store(self) -> StoreSpec:
+        """The store of this recovery epoch."""
+        return self.workload.store
+
+    def go_by(self, store: StoreSpec) -> None:
+        """Who begins from now on goes by another routing."""
+        self.workload = Workload(self.scenario, shards=store.num_shards, routing=store.routing)
+
     def begin_shard(self, shard: Shard) -> None:
         """Give a shard the state in which the job began."""
         epoch = self.recovery_epoch
+        if not shard.fenced:
+            shard.fence()
+        shard.go_by(self.store)
         if self.earlier is None:
             part = slice(*self.workload.store.routing.dense_range(shard.index))
             shard.initialize(epoch, dense=self.workload.initial_dense[part])
@@ -270,6 +291,10 @@ class Simulation:
         self.coordinator = self._parts.coordinator(self.spec(), self._arrivals.taken_up(state))
         self.referee = self._network.observer = self._new_referee(self.referee.seen.until(step))
         self._client = self._new_client()
+        wrong = misplaced(self.shards)
+        require(not wrong, "keys that not exactly the shard of their bucket has: {}", wrong[:4])
+        routings = {shard.routing for shard in self.shards}
+        require(routings == {self.store.routing}, "shards go by {} routings", len(routings))
         self._network.beat(self.recovery_epoch)  # the first that it says
         for shard in self.shards:
             self._network.take_ready(shard)
@@ -281,7 +306,7 @@ class Simulation:
     def _teller(self, worker: SimulatedWorker) -> Action:
         def tell() -> None:
             session = self._new_session(worker.index, worker.incarnation)
-            worker.told(session, self.coordinator.spec.copies)
+            worker.told(session, self.coordinator.spec.copies, self.workload)
 
         return tell
 

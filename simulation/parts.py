@@ -11,6 +11,7 @@ from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.rebuilding import longest_log, state_after
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.status import Status, stands_still
+from simulation.resizing import Incoming
 from simulation.worker import SimulatedWorker
 from worker.session import Session
 
@@ -28,4 +29,5 @@ class Parts:
     worker: type[SimulatedWorker] = SimulatedWorker
     longest: Callable[[Sequence[ShardFacts]], int] = longest_log
     rebuild: Rebuild = state_after
+    incoming: type[Incoming] = Incoming
     stands_still: Callable[[Status, int | None], bool] = stands_still

@@ -13,6 +13,7 @@ from typing import Protocol
 from ps.messages.exchange import Request
 from ps.shard.facts import ShardFacts
 from ps.shard.shard import Outgoing, Shard
+from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.coordinator_state import CoordinatorState, beginning_of
 from scheduler.coordinator.events import CutTaken, CutWanted, Event, HoldWanted
@@ -23,6 +24,7 @@ from simulation.copying import Copying
 from simulation.cuts import CutWriting, KeptCut
 from simulation.parts import Parts
 from simulation.referee import Referee, require
+from simulation.resizing import Incoming, Resizing, takes_over
 from simulation.scenario import Scenario
 from simulation.world import Action, World
 
@@ -51,6 +53,14 @@ class Job(Protocol):
     coordinator: Coordinator
     referee: Referee
     recovery_epoch: int
+    incoming_class: type[Incoming]
+
+    @property
+    def store(self) -> StoreSpec:
+        """The store of this recovery epoch."""
+
+    def go_by(self, store: StoreSpec) -> None:
+        """Who begins from now on goes by another routing."""
 
     def spec(self) -> CoordinatorSpec:
         """Return what the coordinator of this recovery epoch is told."""
@@ -106,6 +116,7 @@ class Driver:
         self.promotions = 0
         self.copying = Copying(job, fails=copy_fails, ready=self._join)
         self.moved = 0
+        self.resizing = Resizing(job)
         self.cuts: list[KeptCut] = []
         self._job = job
         self._parts = parts
@@ -132,6 +143,10 @@ class Driver:
         self._known = status_of(job.coordinator)
         if self._move is not None and self._goes_on_moving(self._move, self._known):
             return
+        resizes = self.resizing.is_busy and self._move is None
+        if resizes and self.resizing.look(self._known, self._parts.stands_still):
+            self._resize_now()
+            return
         cut, epoch = self._known.cut, job.recovery_epoch
         if cut is None or self._writing == (epoch, cut.number):
             return
@@ -143,6 +158,7 @@ class Driver:
                 self.failed += 1
                 self._saved_step = None
                 self.copying.cut_failed()
+                self.resizing.cut_failed()
                 if self._move is not None and self._move.asks:
                     self._stay()
             else:
@@ -150,6 +166,7 @@ class Driver:
                 self.cuts.append(kept)
                 self._saved_step = cut.step
                 self.copying.cut_written(kept)
+                self.resizing.cut_written(kept)
             self._later(partial(self._tell, CutTaken(cut.step, failed=kept is None)))
 
         CutWriting(
@@ -170,9 +187,45 @@ class Driver:
 
     def move(self) -> None:
         """A shard or the coordinator is to go on in another process, as its node is drained."""
-        if self._move is None and not self.is_busy:
+        if self._move is None and not self.is_busy and not self.resizing.holds:
+            if self.resizing.is_busy:
+                self.resizing.give_up()
             self._move = _Move()
             self._tell(HoldWanted(True))
+
+    def resize(self) -> None:
+        """Another number of the shards is to have the model."""
+        job = self._job
+        idle = self._move is None and not self.is_busy and not self.resizing.is_busy
+        if idle and not job.coordinator.trained:
+            self.resizing.begin(job.world.moves.randint(1, len(job.shards)))
+
+    def _resize_now(self) -> None:
+        """All stand still at a cut that was taken in: go by the new routing there."""
+        job, cut, resizing = self._job, self.cuts[-1], self.resizing
+        store = resizing.store
+        assert store is not None, "it is planned"
+        state = with_orders(CoordinatorState.from_json(cut.state), self._known)
+        steps = {shard.step for shard in job.shards}
+        require(steps == {state.step}, "a hand-over at {} redoes {}", state.step, steps)
+        ready = list(resizing._incoming)
+        self._begin(resized=True)
+        self._restoring = True
+        job.go_by(store)
+        epoch = job.recovery_epoch
+        self._begun[epoch] = state
+        job.world.story.tell("shards go by routing %s", store.routing.version)
+
+        def go_on(shard: Shard) -> None:
+            shard.leave()
+            if takes_over(ready, shard, store, state.step):
+                shard.dense.restore(cut.blocks(shard))
+                shard.enter(epoch, step=state.step)
+                resizing.drop_later(shard)
+            else:
+                cut.restore(shard, epoch, store)
+
+        self._at_each(go_on, lambda: self._begin_coordinator(state))
 
     def _goes_on_moving(self, move: _Move, status: Status) -> bool:
         """Move once all stands still at a step that is saved; return whether it has begun."""
@@ -208,7 +261,7 @@ class Driver:
 
         def go_on(shard: Shard) -> None:
             if shard.fenced or shard.leave().step != state.step:
-                cut.restore(shard, epoch)
+                cut.restore(shard, epoch, job.store)
             else:
                 shard.enter(epoch, step=shard.step)
 
@@ -253,10 +306,16 @@ class Driver:
             self._begin()
             self._leave()
 
-    def _begin(self) -> None:
+    def _begin(self, *, resized: bool = False) -> None:
         job = self._job
         self.recovering = True
         self.copying.end()
+        if resized:
+            self.resizing.handed_over()
+        elif self.resizing.is_busy:
+            self.resizing.end()
+            for shard in job.shards:
+                self.resizing.drop_later(shard)
         self._move, self._saved_step = None, None
         job.stop_coordinator()
         job.recovery_epoch += 1
@@ -305,7 +364,7 @@ class Driver:
             if cut is None:
                 job.begin_shard(shard)
             else:
-                cut.restore(shard, epoch)
+                cut.restore(shard, epoch, job.store)
 
         self._at_each(restore, lambda: self._begin_coordinator(state))
 

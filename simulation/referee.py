@@ -250,7 +250,7 @@ class Referee:
         """A worker has the answers of all shards, of these steps, and the dense parameters."""
         for shard, step in enumerate(steps):
             part = slice(*self._coordinator.spec.store.routing.dense_range(shard))
-            self.seen.dense.append((shard, step, dense[part].copy()))
+            self.seen.dense.append((part.start, step, dense[part].copy()))
 
     def _check_lead(self, worker: tuple[int, int]) -> None:
         """When the last of the tokens that it holds begins, the others have ended.

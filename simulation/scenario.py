@@ -58,6 +58,8 @@ class Faults:
         cut_off_shards: virtual seconds at which a shard lives on out of the coordinator's reach.
         copy_fails: a standby that is being made dies before it is one.
         moves: virtual seconds from which on a shard, or the coordinator, is to move elsewhere.
+        resizes: virtual seconds from which on the model is shared out to another number of the
+            shards; the others then have no bucket.
         recoveries: virtual seconds at which everything goes back to the newest cut, or to where the
             job began, in another recovery epoch.
         cut_fails: a cut that is taken can't be written.
@@ -82,6 +84,7 @@ class Faults:
     coordinator_deaths: tuple[float, ...] = ()
     cut_off_shards: tuple[float, ...] = ()
     moves: tuple[float, ...] = ()
+    resizes: tuple[float, ...] = ()
     recoveries: tuple[float, ...] = ()
     cut_fails: float = 0.0
     copy_fails: float = 0.0
@@ -90,7 +93,7 @@ class Faults:
     def recover(self) -> bool:
         """Whether another recovery epoch begins."""
         lost = self.shard_deaths or self.coordinator_deaths or self.cut_off_shards
-        return bool(lost or self.moves or self.recoveries)
+        return bool(lost or self.moves or self.resizes or self.recoveries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,6 +272,30 @@ def with_standbys(scenario: Scenario) -> Scenario:
         copy_fails=rng.choice([0.0, 0.2]),
     )
     return replace(scenario, standby=True, faults=faults)
+
+
+def with_resizes(scenario: Scenario) -> Scenario:
+    """Return a scenario in which buckets move between shards, some of which die meanwhile."""
+    rng = random.Random(f"resizes {scenario.seed}")
+    moments = tuple(sorted(rng.uniform(0.0, until) for until in (0.1, 1.0, 2.0)))
+    dies = rng.choice(["shard", "coordinator", "none"])
+    moment = (rng.uniform(0.1, 1.2),)
+    faults = replace(
+        scenario.faults,
+        resizes=moments,
+        shard_deaths=moment if dies == "shard" else (),
+        coordinator_deaths=moment if dies == "coordinator" else (),
+        moves=scenario.faults.moves[:1],
+        recoveries=(),
+        cut_off_shards=(),
+        cut_fails=min(scenario.faults.cut_fails, 0.1),
+        delay=max(scenario.faults.delay, 0.05),
+        until=max(scenario.faults.until, 2.0),
+    )
+    return replace(
+        scenario, shards=rng.randint(2, 4), standby=False, faults=faults, max_seconds=None,
+        batches_per_epoch=max(24, scenario.batches_per_epoch), limit=None,
+    )  # fmt: skip
 
 
 def with_orders(scenario: Scenario) -> Scenario:

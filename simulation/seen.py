@@ -21,7 +21,7 @@ class Seen:
         records: all that were ordered, in their order.
         pushed: contributions that shards hold or held, by (batch, attempt, shard).
         pulls: what each shard answered: (shard, pull, reply).
-        dense: what workers then had of each shard's dense parameters: (shard, step, values).
+        dense: what workers then had of each shard's dense parameters: (the first, step, values).
         tokens: of training, by (batch, attempt).
         skipped: batches that each record resolves without using them.
         reasons: samples that were skipped with each record, by reason.

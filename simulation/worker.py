@@ -120,9 +120,9 @@ class SimulatedWorker:
     def epoch(self) -> int:
         return self.session.recovery_epoch
 
-    def told(self, session: Session, copies: Copies) -> None:
+    def told(self, session: Session, copies: Copies, workload: Workload) -> None:
         """The driver says that a recovery epoch has begun, and with it another session."""
-        self._now(lambda: self._enter(session, copies))
+        self._now(lambda: self._enter(session, copies, workload))
 
     def _new_client(self, copies: Copies) -> Client:
         return Client(
@@ -133,12 +133,15 @@ class SimulatedWorker:
             done=self.is_done,
         )
 
-    def _enter(self, session: Session, copies: Copies) -> None:
+    def _enter(self, session: Session, copies: Copies, workload: Workload) -> None:
         """Drop what is of the old one; the dense parameters are known by their epoch."""
         if session.recovery_epoch <= self.epoch:
             return
         self._world.story.tell("%s enters recovery epoch %s", self, session.recovery_epoch)
         self.session = session
+        if workload is not self._workload:  # shards have other parts now
+            self._workload = workload
+            self._dense = self.dense_copies_class(workload.store.routing)
         if copies.standbys or self._client.copies.standbys:  # others are where these were
             self._client.close()
             self._client = self._new_client(copies)

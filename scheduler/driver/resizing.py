@@ -100,7 +100,7 @@ class Resizing:
         self._order = order
         self._show = show
         self._note = note
-        self._wanted = len(processes.servers)
+        self._asked: int | None = None
         self._shown: ServersView | None = None
         self._pause = FIRST_PAUSE_SECONDS
         self._not_before = 0.0
@@ -122,6 +122,10 @@ class Resizing:
         self._rounds_before_hold = 0
 
     @property
+    def _wanted(self) -> int:
+        return self._asked or len(self._processes.servers)
+
+    @property
     def is_busy(self) -> bool:
         """Whether buckets are about to move."""
         return self._work != self._idle
@@ -139,7 +143,7 @@ class Resizing:
         if count is None or count == self._wanted:
             return
         self._note(f"{count} servers are wanted, there are {len(self._processes.servers)}")
-        self._wanted = count
+        self._asked = count
         self._pause, self._not_before = FIRST_PAUSE_SECONDS, 0.0
         if self.is_busy:
             self._give_up(None)
@@ -212,7 +216,7 @@ class Resizing:
         try:
             self._store = self._specs.with_routing(routing).store
         except ConfigError as error:
-            self._wanted = len(self._processes.servers)
+            self._asked = None
             self._note(f"{routing.num_shards} servers can't be had: {error}")
             return
         self._begun_at = time.time()

@@ -179,7 +179,10 @@ def supervisor_of(server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(scheduler.driver.answers, "ray", ray)
     ended = SimpleNamespace(wait=lambda calls, **_: ([], calls))
     monkeypatch.setattr(scheduler.driver.supervisor, "ray", ended)
-    coordinator = SimpleNamespace(status=SimpleNamespace(remote=server.status))
+    coordinator = SimpleNamespace(
+        status=SimpleNamespace(remote=server.status),
+        show_servers=SimpleNamespace(remote=server.show_servers),
+    )
     nobody: Any = None
     return Supervisor(
         launcher=nobody,
@@ -191,6 +194,7 @@ def supervisor_of(server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch) ->
         cuts=SimpleNamespace(look=lambda cut, num_bytes, in_a_hurry: None),  # type: ignore[arg-type]
         collector=nobody,
         setups=nobody,
+        specs=nobody,
         standbys=SimpleNamespace(look=lambda: None),  # type: ignore[arg-type]
     )
 
