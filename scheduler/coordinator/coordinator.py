@@ -172,9 +172,8 @@ class Coordinator:
             case CutWanted(full):
                 self.cuts.ask(full=full)
                 return self._order_steps(now)
-            case DeltasWanted():
-                self.cuts.want_deltas(only=event.only)
-                return self._order_steps(now)
+            case DeltasWanted(only):
+                self.cuts.want_deltas(only=only)
             case CutFrozen(step):
                 self.cuts.frozen(step)
             case CutTaken():

@@ -14,9 +14,6 @@ from scheduler.scaling.decisions import Scaling, ScalingView, described
 from scheduler.scaling.servers import ServerPolicy
 from scheduler.scaling.workers import WorkerPolicy
 
-# What has to be there before a decision on servers can be carried out: buckets that move.
-SERVERS_STAY = "the servers of a running job can't change yet"
-
 
 class Autoscaler:
     """Shows the policies what a running job does, and orders what they decide.
@@ -25,6 +22,7 @@ class Autoscaler:
         config: of the job.
         planned_samples: of the whole job; None: its end is not known.
         order: has the coordinator do something.
+        order_servers: has the job get another number of servers.
         show: has the coordinator tell whoever looks.
         note: tells a person something.
         clock: seconds of any steady clock.
@@ -39,6 +37,7 @@ class Autoscaler:
         *,
         planned_samples: int | None,
         order: Callable[[WorkersWanted], None],
+        order_servers: Callable[[int], None],
         show: Callable[[ScalingView], None],
         note: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
@@ -58,9 +57,9 @@ class Autoscaler:
             cluster.scaling,
             least=config.min_servers,
             most=config.max_servers,
-            held_back=SERVERS_STAY,
         )
         self._order = order
+        self._order_servers = order_servers
         self._show = show
         self._note = note
         self._clock = clock
@@ -78,7 +77,8 @@ class Autoscaler:
             servers: asks them, which is done once a window.
         """
         now = self._clock()
-        if not status.workers_automatic or status.trained:
+        of_servers = status.servers_view is not None and status.servers_view.automatic
+        if status.trained or not (status.workers_automatic or of_servers):
             self._windows.restarted()
             return
         if self._windows.holds(now, status):
@@ -89,7 +89,9 @@ class Autoscaler:
         window = self._windows.end(now, status, servers())
         if window is None:
             return
-        decisions = self._workers.look(now, window) + self._servers.look(window)
+        decisions = self._workers.look(now, window) if status.workers_automatic else []
+        if of_servers:
+            decisions += self._servers.look(window)
         for decision in decisions:
             self._decided(decision)
         self._show(self.view(window.servers))
@@ -113,5 +115,9 @@ class Autoscaler:
         decision = replace(decision, time=time.time())
         self.history.add(decision)
         self._note(described(decision))
-        if decision.role == "worker" and decision.held_back is None:
+        if decision.held_back is not None:
+            return
+        if decision.role == "worker":
             self._order(WorkersWanted(decision.after, by_policy=True))
+        else:
+            self._order_servers(decision.after)

@@ -263,8 +263,15 @@ class Launcher:
             processes.servers.append(new[who])
             processes.coming.pop(who, None)
         for server in processes.servers[num_servers:]:
-            ray.kill(server.handle)
+            server.handle.close.remote()  # it removes its socket's folder
+            processes.leaving.append(server)
         del processes.servers[num_servers:]
+
+    def end_leaving(self, processes: Processes) -> None:
+        """End the servers that the job has no more."""
+        for server in processes.leaving:
+            ray.kill(server.handle)
+        processes.leaving.clear()
 
     def coordinator_elsewhere(self, processes: Processes) -> CoordinatorProcess:
         """Create a process that may take the coordinator's place, on a node that stays."""

@@ -109,6 +109,7 @@ class Processes:
             the number of that one.
         copies: those that are to be standbys and lack something yet.
         coming: that are to take the place of others, and have no state yet.
+        leaving: servers that the job has no more, and that were told to close.
     """
 
     placement: Placement
@@ -118,6 +119,7 @@ class Processes:
     copies: dict[int, ServerProcess] = field(default_factory=dict)
     workers: dict[int, WorkerProcess] = field(default_factory=dict)
     coming: dict[Who, ServerProcess | CoordinatorProcess] = field(default_factory=dict)
+    leaving: list[ServerProcess] = field(default_factory=list)
 
     @property
     def watches(self) -> list[Any]:
@@ -195,7 +197,7 @@ class Processes:
         closed = [handle.close.remote() for handle in handles]
         ray.wait(closed, timeout=CLOSE_SECONDS, num_returns=len(closed))
         handles += [worker.handle for worker in self.workers.values()]
-        handles += [process.handle for process in self.coming.values()]
+        handles += [process.handle for process in (*self.coming.values(), *self.leaving)]
         for handle in handles:
             ray.kill(handle)
         self.placement.release()

@@ -169,6 +169,7 @@ class Resizing:
         if moved is not None:
             moved = moved.with_pause(pause, now=time.time())
             self.done.append(moved)
+            self._launcher.end_leaving(self._processes)
         return moved
 
     def took_over(self, new: dict[Who, ServerProcess]) -> None:

@@ -105,6 +105,7 @@ class Supervisor:
             order=lambda wanted: self._answer_of_coordinator(
                 processes.coordinator.handle.order.remote(wanted)
             ),
+            order_servers=lambda count: self.resizing.want(count, by_policy=True),
             show=lambda view: self._answer_of_coordinator(
                 processes.coordinator.handle.show_scaling.remote(view)
             ),

@@ -65,6 +65,7 @@ def page_of(run: RunData) -> str:
             _modes(run),
             _recoveries(run),
             _scalings(run),
+            _server_moves(run),
             _tables(run),
             _job(run),
             f"</main>\n{script}\n</body>\n</html>\n",
@@ -221,6 +222,19 @@ def _recoveries(run: RunData) -> str:
         for each in run.recoveries
     ]
     return _wide_table("Losses and moves", columns, entries)
+
+
+def _server_moves(run: RunData) -> str:
+    """How many servers there were, what moved for that, and how long training paused."""
+    if not run.server_moves:
+        return ""
+    columns = {
+        "at": "at, s", "before": "from", "after": "to", "step": "at step",
+        "buckets": "buckets moved, of 4096", "rows": "rows", "bytes": "bytes", "rounds": "cuts",
+        "rows_in_pause": "rows in the pause", "seconds": "s in all", "pause_seconds": "s of pause",
+    }  # fmt: skip
+    moves = [{**each, "at": each.get("time", run.began) - run.began} for each in run.server_moves]
+    return _wide_table("Servers", columns, moves)
 
 
 def _scalings(run: RunData) -> str:

@@ -60,6 +60,11 @@ class RunData:
         return [each for line in self.intervals for each in line.get("recoveries", [])]
 
     @property
+    def server_moves(self) -> list[Line]:
+        """Changes of the number of servers, see `run.recoveries.ServerMove`."""
+        return [each for line in self.intervals for each in line.get("server_moves", [])]
+
+    @property
     def scalings(self) -> list[Line]:
         """Decisions on the number of workers and servers, as they were last told."""
         told = {
@@ -192,6 +197,8 @@ _NUMBERS = ("train_seconds", "samples_per_second", "train_loss", "eval_auc", "ev
 _OF_NUMBERS = ("batches", "rows", "table_bytes", "learning_rate", "non_finite", "skipped_by_reason")
 _OF_RECOVERY = ("from_step", "to_step", "redone_steps", "redone_samples", "seconds")
 _OF_SCALING = ("number", "before", "after", "rate", "predicted", "realised", "time")
+_OF_MOVE = ("time", "step", "before", "after", "buckets", "rounds", "rows", "bytes",
+            "rows_in_pause", "bytes_in_pause", "seconds", "pause_seconds")  # fmt: skip
 _OF_WORKER = ("batches", "samples", "batch_seconds", "share")
 
 
@@ -209,6 +216,14 @@ def _is_whole(line: Line, required: set[str]) -> bool:
         and isinstance(line.get("shifts", []), list)
         and _are_recoveries(line.get("recoveries", []))
         and _are_scalings(line.get("scalings", []))
+        and _are_server_moves(line.get("server_moves", []))
+    )
+
+
+def _are_server_moves(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(each, dict) and all(_is_number(each.get(name, 0)) for name in _OF_MOVE)
+        for each in values
     )
 
 
@@ -260,7 +275,7 @@ def _merged(lines: list[Line]) -> Line:
                 sums[value] = sums.get(value, 0) + count
     merged["staleness_of_interval"] = stale
     merged["workers"] = _merged_workers(lines)
-    for key in ("shifts", "recoveries", "scalings"):
+    for key in ("shifts", "recoveries", "scalings", "server_moves"):
         merged[key] = [each for line in lines for each in line.get(key, [])]
     merged["evaluations"] = _evaluations(lines)
     return merged

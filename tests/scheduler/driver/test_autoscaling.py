@@ -14,8 +14,8 @@ from runtime.process_figures import ProcessFigures
 from scheduler import JobConfig, Trainer
 from scheduler.coordinator.events import WorkersWanted
 from scheduler.coordinator.state import WorkerFigures
-from scheduler.coordinator.status import Status
-from scheduler.driver.autoscaling import SERVERS_STAY, Autoscaler
+from scheduler.coordinator.status import ServersView, Status
+from scheduler.driver.autoscaling import Autoscaler
 from scheduler.driver.placement import Placement
 from scheduler.scaling.decisions import Scaling, ScalingView, Window
 
@@ -86,10 +86,14 @@ def test_a_job_grows_and_shrinks_and_trains_every_sample_once(
     of_workers = [d for d in metrics["scalings"] if d["role"] == "worker"]
     assert [(d["before"], d["after"]) for d in of_workers] == [(1, 2), (2, 1)]
     of_servers = [d for d in metrics["scalings"] if d["role"] == "server"]
-    assert {(d["before"], d["after"], d["held_back"]) for d in of_servers} == {(1, 3, SERVERS_STAY)}
+    first = of_servers[0]
+    assert (first["before"], first["after"], first["held_back"]) == (1, 3, None)
+    move = metrics["server_moves"][0]
+    assert (move["before"], move["after"]) == (1, 3)
     assert [d["number"] for d in told if d["role"] == "worker"] == [2, 5]
     assert {line["workers_wanted"] for line in lines} == {1, 2}
     assert metrics["worker_restarts"] == 0
+    assert metrics["redone_steps"] == 0
 
 
 class Watched:
@@ -98,6 +102,7 @@ class Watched:
     def __init__(self, **cluster: Any) -> None:
         self.now = 0.0
         self.orders: list[WorkersWanted] = []
+        self.server_orders: list[int] = []
         self.views: list[ScalingView] = []
         self.notes: list[str] = []
         self.samples = 0
@@ -105,6 +110,7 @@ class Watched:
             job(Path("x"), Path("run"), **{"workers": 2, "max_workers": 8, **cluster}),
             planned_samples=10**9,
             order=self.orders.append,
+            order_servers=self.server_orders.append,
             show=self.views.append,
             note=self.notes.append,
             clock=lambda: self.now,
@@ -168,6 +174,20 @@ def test_nothing_is_decided_while_the_job_is_held_or_in_other_hands(status: dict
     watched.passes(200, **status)
 
     assert watched.orders == []
+
+
+@pytest.mark.parametrize(("automatic", "orders"), [(True, [3]), (False, [])])
+def test_servers_are_ordered_where_the_policy_decides_on_them(
+    automatic: bool, orders: list[int]
+) -> None:
+    """They apply a quarter of the time, a tenth is wanted."""
+    watched = Watched(servers=1, max_servers=4, scaling={"server_load": 0.1})
+
+    view = ServersView(wanted=1, automatic=automatic)
+    watched.passes(60, servers_view=view, workers_automatic=False)
+
+    assert watched.server_orders == orders
+    assert watched.orders == [], "workers are in other hands"
 
 
 def test_after_a_change_of_mode_or_epoch_windows_begin_anew() -> None:

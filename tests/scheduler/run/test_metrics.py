@@ -20,7 +20,7 @@ from scheduler.coordinator.state import WorkerFigures
 from scheduler.coordinator.status import Status
 from scheduler.job.config import JobConfig
 from scheduler.run.metrics import IntervalReport, make_result, reached
-from scheduler.run.recoveries import DrainNotice, RecoveryFigures
+from scheduler.run.recoveries import DrainNotice, RecoveryFigures, ServerMove
 
 CONFIG = JobConfig.from_dict(
     {
@@ -59,6 +59,10 @@ STATUS = Status(
     evaluations=(EvaluationResult(4, 3, 0.75, 0.001, 0.5, 100),),
     peak_rss_bytes=90,
     cpu_seconds=0.25,
+)  # fmt: skip
+SERVER_MOVE = ServerMove(
+    time=1.0, step=7, before=2, after=3, buckets=1365, rounds=3, rows=40, bytes=4000,
+    rows_in_pause=4, bytes_in_pause=400, seconds=5.0, pause_seconds=0.5,
 )  # fmt: skip
 RECOVERY = RecoveryFigures(
     time=8.0, cause="server 0 died", from_step=3, to_step=1, redone_steps=2, redone_samples=16,
@@ -119,6 +123,8 @@ def test_a_line_of_metrics_has_these_keys_in_this_order(monkeypatch: pytest.Monk
             "scalings": [{"role": "worker"}],
             "workers_wanted": 0,
             "drains": [],
+            "servers": 1,
+            "server_moves": [],
             "worker_restarts": 0,
             "predicted": None,
             "learning_rate": {
@@ -205,6 +211,7 @@ def test_a_result_names_its_figures_as_ever() -> None:
             config=CONFIG, status=STATUS, servers=SERVERS, model_digest="d", peak_rss_bytes={},
             processes=[], worker_restarts=0, workers_moved=2, recoveries=[RECOVERY, RECOVERY],
             drains=[DrainNotice(7.0, "n", None, ("server 0",))], scalings=[], checkpoint="c",
+            server_moves=[SERVER_MOVE],
             skipped_files={}, started_at={}, lost_writes={},
         )
     )  # fmt: skip
@@ -216,14 +223,15 @@ def test_a_result_names_its_figures_as_ever() -> None:
         "evaluations", "mode_history",
         "staleness", "dropped_contributions", "reissued_batches", "dense_non_finite",
         "gradients_of_evicted_keys", "ledger", "worker_restarts", "workers_moved",
-        "recoveries", "scalings", "drains", "recovery_seconds", "redone_steps", "redone_samples",
-        "promotions", "standbys", "workers", "tables", "model_digest", "peak_rss_bytes",
+        "recoveries", "scalings", "drains", "server_moves", "recovery_seconds", "redone_steps",
+        "redone_samples", "promotions", "standbys", "workers", "tables", "model_digest", "peak_rss_bytes",
         "cpu_seconds", "stage_seconds", "wire_bytes", "processes", "checkpoint", "versions", "seed",
     ]  # fmt: skip
     assert result["samples_trained"] == 32
     assert len(result["recoveries"]) == 2
     sums = result["recovery_seconds"], result["redone_steps"], result["redone_samples"]
     assert sums == (3.0, 4, 32)
+    assert [move["pause_seconds"] for move in result["server_moves"]] == [0.5]
     assert result["drains"] == [
         {"time": 7.0, "node": "n", "seconds_left": None, "processes": ["server 0"]}
     ]
