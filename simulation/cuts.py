@@ -79,7 +79,7 @@ class KeptCut:
         Args:
             store: by whose routing it goes from now on; None: as before.
         """
-        if store is not None:
+        if store is not None and store.routing != shard.routing:
             shard.fence()
             shard.go_by(store)
         tables = shard.empty_tables()

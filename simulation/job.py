@@ -235,9 +235,9 @@ class Simulation:
     def begin_shard(self, shard: Shard) -> None:
         """Give a shard the state in which the job began."""
         epoch = self.recovery_epoch
-        if not shard.fenced:
+        if shard.routing != self.store.routing:
             shard.fence()
-        shard.go_by(self.store)
+            shard.go_by(self.store)
         if self.earlier is None:
             part = slice(*self.workload.store.routing.dense_range(shard.index))
             shard.initialize(epoch, dense=self.workload.initial_dense[part])

@@ -213,7 +213,7 @@ class Driver:
         self._restoring = True
         job.go_by(store)
         epoch = job.recovery_epoch
-        self._begun[epoch] = state
+        self._begun[epoch] = state = state.entered(epoch)
         job.world.story.tell("shards go by routing %s", store.routing.version)
 
         def go_on(shard: Shard) -> None:

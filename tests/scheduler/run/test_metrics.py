@@ -224,7 +224,8 @@ def test_a_result_names_its_figures_as_ever() -> None:
         "staleness", "dropped_contributions", "reissued_batches", "dense_non_finite",
         "gradients_of_evicted_keys", "ledger", "worker_restarts", "workers_moved",
         "recoveries", "scalings", "drains", "server_moves", "recovery_seconds", "redone_steps",
-        "redone_samples", "promotions", "standbys", "workers", "tables", "model_digest", "peak_rss_bytes",
+        "redone_samples", "promotions", "standbys", "workers", "tables", "model_digest",
+        "peak_rss_bytes",
         "cpu_seconds", "stage_seconds", "wire_bytes", "processes", "checkpoint", "versions", "seed",
     ]  # fmt: skip
     assert result["samples_trained"] == 32
