@@ -77,6 +77,11 @@ def _run(small: StoreSpec) -> None:
         shard.handle(Apply(0, 0, (record,)), None)
     assert shard.step == len(batches), "the warm-up steps were applied"
     for table in shard.tables:  # what is used where buckets come and go
+        rows, counters = table.export(), table.export_counters()
+        table.remove(rows.keys)
+        table.import_rows(rows)
+        if counters.keys.size:
+            table.import_counters(counters)
         table.own(np.ones(NUM_BUCKETS))
         table.freeze(changed_only=True).close()
         assert table.num_own == len(table)

@@ -101,6 +101,8 @@ class Resizing:
         self._show = show
         self._note = note
         self._asked: int | None = None
+        self._begun_step = 0  # of the recovery epoch
+        self._last: CutEnd | None = None  # cut that was written in it
         self._shown: ServersView | None = None
         self._pause = FIRST_PAUSE_SECONDS
         self._not_before = 0.0
@@ -150,14 +152,16 @@ class Resizing:
 
     def cut_ended(self, end: CutEnd) -> None:
         """A cut is written, or could not be."""
+        self._last = end if end.path is not None else None
         if self._asked_at:  # of one that ended before, the next need not be a delta
             if end.path is None:
                 self._give_up(end.error or "a cut could not be written")
             else:
                 self._cut = end
 
-    def begin_epoch(self) -> None:
-        """The job is in another recovery epoch: what has not moved begins anew."""
+    def begin_epoch(self, step: int) -> None:
+        """The job is in another recovery epoch from a step on; what has not moved begins anew."""
+        self._begun_step, self._last = step, None
         for process in self._new.values():
             ray.kill(process.handle)
         self._end()
@@ -244,6 +248,8 @@ class Resizing:
             if late:
                 return
             self._launcher.note_up(self._processes, self._new)
+        if status.step == self._begun_step:  # a delta of nothing is not written
+            self._order(CutWanted(full=True))
         self._order(DeltasWanted(True))
         self._ask()
 
@@ -255,10 +261,15 @@ class Resizing:
     def _take_in(self, status: Status) -> None:
         """Have the newest cut taken in, once there is one that was not."""
         self._look_at_new()
-        cut = self._cut
+        cut, is_at = self._cut, status.step == status.applied_step
+        last = self._last
+        if cut is None and last is not None and is_at and last.cut.step == status.step:
+            cut = self._cut = last  # nothing has changed since that
         if cut is None or cut.cut.step <= self._taken_step:
             if self.stands_still:
                 self._go_once_level(status)
+            elif is_at and status.step == self._taken_step:
+                self._hold()  # a job that is paused, or waits for its stream
             return
         servers = [*self._processes.servers, *self._new.values()][: self._wanted]
         store, path = self._store, str(cut.path)
@@ -282,10 +293,7 @@ class Resizing:
         elif status.cut is not None or self._cut.cut.step > self._taken_step:
             self._work = self._take_in  # one came by schedule meanwhile
         elif self._is_near():
-            self._held_at = time.time()
-            self._rounds_before_hold = len(self._rounds)
-            self._order(HoldWanted(True))
-            self._work = self._take_in
+            self._hold()
         else:
             self._ask()
 
@@ -297,6 +305,12 @@ class Resizing:
         shrinks = last.nbytes < SHRINKS * before.nbytes
         quick = time.monotonic() - self._asked_at <= NEAR_SECONDS
         return quick or len(self._rounds) > MOST_ROUNDS or not shrinks
+
+    def _hold(self) -> None:
+        self._held_at = time.time()
+        self._rounds_before_hold = len(self._rounds)
+        self._order(HoldWanted(True))
+        self._work = self._take_in
 
     def _go_once_level(self, status: Status) -> None:
         """Go on with the new routing once all that there is was taken in; see to the last delta."""

@@ -178,7 +178,7 @@ class Supervisor:
         self._interval.begin_at(state)
         self._cuts.forget()
         self._standbys.begin_epoch()
-        self.resizing.begin_epoch()
+        self.resizing.begin_epoch(state.step)
         self.autoscaler.restarted()
         self.moves.begin_epoch(state.step)
 

@@ -12,7 +12,7 @@ from saved_job import saved_job
 from ps.server.data_plane import DataPlane
 from ps.server.server import ShardServer
 from scheduler import JobConfig, Trainer
-from scheduler.coordinator.events import ServersWanted
+from scheduler.coordinator.events import PauseWanted, ServersWanted
 from scheduler.driver.processes import Processes
 from scheduler.driver.resizing import Resizing
 from scheduler.driver.supervisor import Supervisor
@@ -55,10 +55,14 @@ class Steps:
         self.at_step: dict[int, Callable[[Supervisor], None]] = {}
         self.in_stage: dict[str, Callable[[Resizing], None]] = {}
         self.stages: list[str] = []
+        self.later: list[Callable[[Supervisor], None]] = []  # at the next look
         status_of, look = Supervisor.status, Resizing.look
 
         def status(supervisor: Supervisor) -> Any:
             found = status_of(supervisor)
+            later, self.later = self.later, []
+            for act in later:
+                act(supervisor)
             for step in [step for step in self.at_step if step <= found.applied_step]:
                 self.at_step.pop(step)(supervisor)
             return found
@@ -279,6 +283,38 @@ def test_each_sample_is_trained_once_in_async_where_servers_come_and_go_twice(
     assert metrics["samples_trained"] == 2 * 5000
     assert [(m["before"], m["after"]) for m in metrics["server_moves"]] == [(2, 3), (3, 2)]
     assert metrics["redone_steps"] == 0
+
+
+@pytest.mark.parametrize("at", [0, 5], ids=["at its beginning", "later"])
+def test_servers_come_while_a_job_is_paused_which_changes_nothing(
+    fake: RayOfThreads,
+    steps: Steps,
+    calm: dict[str, Any],
+    samples: Path,
+    tmp_path: Path,
+    at: int,
+) -> None:
+    def order(supervisor: Supervisor, wanted: Any) -> None:
+        supervisor.processes.coordinator.handle.order.remote(wanted)
+
+    def pause(supervisor: Supervisor) -> None:
+        order(supervisor, PauseWanted(True))
+        order(supervisor, ServersWanted(3))
+        steps.later.append(go_on)
+
+    def go_on(supervisor: Supervisor) -> None:
+        if supervisor.processes.servers[2:] and not supervisor.resizing.is_busy:
+            order(supervisor, PauseWanted(False))
+        else:
+            steps.later.append(go_on)
+
+    steps.at_step[at] = pause
+
+    metrics = Trainer(job(samples, tmp_path / "run")).fit().metrics
+
+    assert metrics["model_digest"] == calm["model_digest"]
+    (move,) = metrics["server_moves"]
+    assert move["after"] == 3
 
 
 @pytest.mark.slow
