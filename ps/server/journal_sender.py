@@ -91,6 +91,7 @@ class JournalSender:
     def _run(self) -> None:
         try:
             with self._connect() as sock:
+                self._speak(sock)  # for the coordinator, which the other copy has yet to hear
                 self._is_connected = True
                 while not self._ended and self._shard.journal is self._journal:
                     if not self._send_some(sock):
@@ -132,6 +133,9 @@ class JournalSender:
                 self._news.wait_for(lambda: self._ended, PAUSE_SECONDS)
             if self._ended or self._shard.journal is not self._journal or len(self._journal):
                 return
+        self._speak(sock)
+
+    def _speak(self, sock: socket.socket) -> None:
         assert self._epoch is not None, "it has a state"
         send(sock, Apply(0, self._epoch, ()))
         _check(receive(sock)[0])

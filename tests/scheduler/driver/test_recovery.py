@@ -70,8 +70,11 @@ class Job:
     def run(self) -> str:
         return self._recovery.run(Point(state=BEGINNING), self._work)
 
-    def begin(self, point: Point | None, last: Any, *, stays: bool) -> CoordinatorState:
+    def begin(
+        self, point: Point | None, last: Any, *, stays: bool, other_routing: bool
+    ) -> CoordinatorState:
         assert not stays
+        assert not other_routing
         self.begun.append(point)
         _come_to(self._begins.pop(0) if self._begins else None)
         return BEGINNING if point is None else point.state

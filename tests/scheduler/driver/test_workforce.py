@@ -87,6 +87,7 @@ class Fleet:
             collector=nobody,
             setups=nobody,
             standbys=nobody,
+            specs=nobody,
         )
         monkeypatch.setattr(scheduler.driver.supervisor, "joined", lambda before, new: None)
         self.workforce = self.supervisor.workforce
