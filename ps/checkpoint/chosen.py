@@ -49,16 +49,23 @@ class Chosen:
         """Read the rows and counters of a table, each key once."""
         for part in self.ranges:
             for found in reader.entries(table, part, counters=counters):
-                yield self._own_of(found)
+                yield self.own_entries(found)
 
     def bloom_blocks(self, reader: CheckpointReader, table: TableSpec) -> Iterator[BloomBlocks]:
         """Read the blocks of a table's Bloom filter."""
         for part in self.ranges:
             for blocks in reader.bloom_blocks(table, part):
-                mine = self.own[blocks.buckets]
-                yield BloomBlocks(blocks.buckets[mine], blocks.counters[mine])
+                yield self.own_blocks(blocks)
 
-    def _own_of(self, found: TableEntries | CounterEntries) -> TableEntries | CounterEntries:
+    def own_blocks(self, blocks: BloomBlocks) -> BloomBlocks:
+        """Return those of these buckets, of blocks that were read in one of the ranges."""
+        if self.is_exact:
+            return blocks
+        mine = self.own[blocks.buckets]
+        return BloomBlocks(blocks.buckets[mine], blocks.counters[mine])
+
+    def own_entries(self, found: TableEntries | CounterEntries) -> TableEntries | CounterEntries:
+        """Return those of these buckets, of entries that were read in one of the ranges."""
         if self.is_exact:
             return found
         return found.take(np.flatnonzero(self.own[buckets_of(found.keys)]))

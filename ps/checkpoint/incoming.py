@@ -107,7 +107,10 @@ class Incoming:
                     with self._open():
                         table.remove(keys[start : start + AT_ONCE])
             for found in _changed(spec, files, part):
-                self._put(table, found)
+                if isinstance(found, BloomBlocks):
+                    self._put(table, self._coming.own_blocks(found))
+                else:
+                    self._put(table, self._coming.own_entries(found))
 
     def _removed(
         self, spec: TableSpec, files: CheckpointFiles, part: tuple[int, int]
@@ -127,15 +130,13 @@ class Incoming:
     def _put(
         self, table: EmbeddingVariable, found: TableEntries | CounterEntries | BloomBlocks
     ) -> None:
-        """Put what was found into a table, a little at a time, but for what does not come."""
+        """Put what comes into a table, a little at a time."""
         if isinstance(found, BloomBlocks):
-            mine = self._coming.own[found.buckets]
             with self._open():
-                table.import_bloom(BloomBlocks(found.buckets[mine], found.counters[mine]))
+                table.import_bloom(found)
             return
-        places = np.flatnonzero(self._coming.own[buckets_of(found.keys)])
-        for start in range(0, places.size, AT_ONCE):
-            some = found.take(places[start : start + AT_ONCE])
+        for start in range(0, found.keys.size, AT_ONCE):
+            some = found.take(np.arange(start, min(start + AT_ONCE, found.keys.size)))
             with self._open():
                 if isinstance(some, TableEntries):
                     table.import_rows(some)

@@ -95,32 +95,26 @@ class Recovery:
 
     def _after_move(self, move: MoveReadyError) -> Point:
         """What moves takes its place; return the point at which all servers stand still."""
-        last = self._supervisor.last_status
-        assert last is not None, "it was told that all stands still"
-        self._recoveries.moves(
-            f"{move.what}: moved before the node was taken away",
-            step=move.step,
-            samples=last.applied_samples,
-            now=time.time(),
-        )
+        what = f"{move.what}: moved before the node was taken away"
+        self._stand_still(what, step=move.step, now=time.time())
         self._note(f"{move.what} moves at step {move.step}")
         self._epochs.take_over(move.new)
         return self._newest_point(self._damaged)
 
     def _after_resizing(self, ready: ServersReadyError) -> Point:
         """Have other servers from here on; return the point at which all stand still."""
-        last = self._supervisor.last_status
-        assert last is not None, "it was told that all stands still"
-        self._recoveries.moves(
-            f"{ready.routing.num_shards} servers were wanted",
-            step=ready.step,
-            samples=last.applied_samples,
-            now=ready.since,
-        )
+        what = f"{ready.routing.num_shards} servers were wanted"
+        self._stand_still(what, step=ready.step, now=ready.since)
         if self._epochs.resize(ready.new, ready.routing):
             self._note("the servers' standbys are made again: theirs are other buckets now")
         self._supervisor.resizing.took_over(ready.new)
         return self._newest_point(self._damaged)
+
+    def _stand_still(self, what: str, *, step: int, now: float) -> None:
+        """Begin what is no loss: the job stands still at a step since then, and goes on there."""
+        last = self._supervisor.last_status
+        assert last is not None, "it was told that all stands still"
+        self._recoveries.moves(what, step=step, samples=last.applied_samples, now=now)
 
     def _after(self, loss: ProcessLostError, *, entering: bool, restoring: bool) -> Point | None:
         """Replace what is lost; return where the job goes on, None: where the servers are.
