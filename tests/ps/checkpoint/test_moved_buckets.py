@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ps.checkpoint import chosen
 from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import start_shard_from
@@ -88,11 +89,24 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ps.checkpoint.bucket_groups._MOST_PART_BYTES", 300)
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 3), (3, 2), (2, 5), (4, 1)])
+@pytest.mark.parametrize(
+    ("before", "after", "most_ranges"),
+    [(1, 2, 64), (2, 3, 64), (3, 2, 64), (2, 5, 64), (4, 1, 64), (2, 3, 1), (3, 2, 1)],
+)
 def test_a_model_is_the_same_bit_for_bit_while_and_after_its_buckets_move(
-    moving_job: Any, small_pieces: None, small_job: Any, before: int, after: int
+    moving_job: Any,
+    small_pieces: None,
+    small_job: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    before: int,
+    after: int,
+    most_ranges: int,
 ) -> None:
-    """Rows, counters and filters change, go and come again all the time."""
+    """Rows, counters and filters change, go and come again all the time.
+
+    With few ranges what lies between the buckets that come is read, too.
+    """
+    monkeypatch.setattr(chosen, "MOST_RANGES", most_ranges)
     moving = moving_job(before)
     moving.train(4)
     moving.begin(moving.job.spec.routing.spread_over(after))
