@@ -245,6 +245,20 @@ def test_a_key_that_is_counted_has_a_few_lines_of_a_frozen_filter_saved():
     assert [delta.counters.max() for delta in table.freeze(changed_only=True).bloom(1 << 30)] == [2]
 
 
+def test_counters_of_another_rule_are_frozen_and_tracked_though_all_of_them_went():
+    table = a_table()
+    table.import_counters(counters_of([1], 5))
+    first = table.freeze(changed_only=False)
+    table.remove(np.array([1]))
+    table.import_counters(counters_of([2], 5))
+    second = table.freeze(changed_only=True)
+
+    with pytest.raises(RuntimeError, match="was frozen again"):
+        next(first.counters(10))
+    assert [key for piece in second.counters(10) for key in piece.keys.tolist()] == [2]
+    assert 1 in second.removed
+
+
 @pytest.mark.parametrize("most", [0, -1])
 def test_empty_pieces_are_refused(most):
     frozen = a_table(admission=CounterAdmission(min_count=2)).freeze(changed_only=False)

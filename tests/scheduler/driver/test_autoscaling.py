@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from held_end import count_hand_overs, hold_the_end
 
 import scheduler.driver.autoscaling
 import scheduler.driver.placement
@@ -35,7 +36,7 @@ def job(samples: Path, run: Path, **cluster: Any) -> JobConfig:
             "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8]},
             "training": {"global_batch": 128, "mode": "async"},
             "cluster": {"workers": 1, "servers": 1, "autoscale": True, **cluster},
-            "run": {"dir": str(run), "progress_every_seconds": 0.1},
+            "run": {"dir": str(run), "progress_every_seconds": 0.1, "allow_faults": True},
         }
     )
 
@@ -75,7 +76,11 @@ def test_a_job_grows_and_shrinks_and_trains_every_sample_once(
 ) -> None:
     monkeypatch.setattr(scheduler.driver.autoscaling, "WorkerPolicy", Scripted)
     scaling = {"window_seconds": 0.05, "windows": 2, "server_load": 0.0001}
-    config = job(samples, tmp_path / "run", max_workers=2, max_servers=3, scaling=scaling)
+    slow = {"kind": "slow", "index": [0, 1], "least_seconds": 0.02}  # for some windows at least
+    bounds = {"max_workers": 2, "max_servers": 3}
+    config = job(samples, tmp_path / "run", **bounds, scaling=scaling, inject=[slow])
+    moves = count_hand_overs(monkeypatch)
+    hold_the_end(monkeypatch, lambda: bool(moves), at_step=300)  # of 395
 
     metrics = Trainer(config).fit().metrics
 

@@ -72,6 +72,35 @@ def is_at_step(fake: RayOfThreads, step: int) -> Callable[[], bool]:
     return reached
 
 
+def coordinator(fake: RayOfThreads, epoch: int) -> Handle | None:
+    """Return the coordinator of a recovery epoch, once it has begun."""
+    for handle in fake.handles:
+        server = getattr(handle.instance, "_server", None)
+        if server is not None and server._coordinator.spec.recovery_epoch == epoch:
+            return handle
+    return None
+
+
+def pause(fake: RayOfThreads) -> None:
+    """Pause a job in its first epoch, so that it does not end however fast it trains."""
+    handle = coordinator(fake, 0)
+    assert handle is not None
+    handle.call("order", PauseWanted(True))
+
+
+@contextmanager
+def goes_on_in_the_next_epoch(fake: RayOfThreads) -> Iterator[None]:
+    """Have a job that is paused go on once it has recovered, or moved."""
+
+    def go_on() -> None:
+        handle = coordinator(fake, 1)
+        assert handle is not None
+        handle.call("order", PauseWanted(False))
+
+    with once(lambda: coordinator(fake, 1) is not None, go_on):
+        yield
+
+
 def job(samples: Path, run: Path, **sections: Any) -> JobConfig:
     slow = {"kind": "slow", "index": [0, 1], "least_seconds": 0.03}
     options = {
@@ -93,27 +122,14 @@ def test_what_runs_on_a_drained_node_moves_and_no_step_is_done_twice(
     calm = Trainer(job(samples, tmp_path / "calm")).fit().metrics
     jobs_in_threads.handles.clear()
 
-    def coordinator(epoch: int) -> Handle | None:
-        """Return the coordinator of a recovery epoch, once it has begun."""
-        for handle in jobs_in_threads.handles:
-            server = getattr(handle.instance, "_server", None)
-            if server is not None and server._coordinator.spec.recovery_epoch == epoch:
-                return handle
-        return None
-
-    def order(epoch: int, paused: bool) -> None:
-        handle = coordinator(epoch)
-        assert handle is not None
-        handle.call("order", PauseWanted(paused))
-
     def drain() -> None:
-        order(0, paused=True)  # so that it does not end before, however slow all else is
+        pause(jobs_in_threads)
         jobs_in_threads.places = ["there"]
         drained["here"] = time.time() + 60.0
 
     with (
         once(is_at_step(jobs_in_threads, 8), drain),
-        once(lambda: coordinator(1) is not None, lambda: order(1, paused=False)),
+        goes_on_in_the_next_epoch(jobs_in_threads),
     ):
         config = job(samples, tmp_path / "drained")
         moved = Trainer(config).fit().metrics
@@ -143,6 +159,7 @@ def test_where_there_is_no_other_place_all_stays_and_the_node_s_end_is_no_failur
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def drain() -> None:
+        pause(jobs_in_threads)
         jobs_in_threads.places = ["here"]  # which will be taken away as well
         drained["here"] = time.time() + 60.0
 
@@ -159,7 +176,11 @@ def test_where_there_is_no_other_place_all_stays_and_the_node_s_end_is_no_failur
         told.append(capsys.readouterr().err)
         return "can't move" in "".join(told) and any(checkpoints.glob("full-*"))
 
-    with once(is_at_step(jobs_in_threads, 4), drain), once(is_saved, end):
+    with (
+        once(is_at_step(jobs_in_threads, 4), drain),
+        once(is_saved, end),
+        goes_on_in_the_next_epoch(jobs_in_threads),
+    ):
         config = job(samples, tmp_path / "run", cluster={"max_failures": 0, "servers": 2})
         metrics = Trainer(config).fit().metrics
 

@@ -6,18 +6,20 @@ from typing import Any
 
 import pytest
 import ray
+from held_end import count_hand_overs, hold_the_end, order, pause
 from ray_of_threads import Handle, RayOfThreads
 from saved_job import saved_job
 
 from ps.server.data_plane import DataPlane
 from ps.server.server import ShardServer
 from scheduler import JobConfig, Trainer
-from scheduler.coordinator.events import PauseWanted, ServersWanted
+from scheduler.coordinator.events import ServersWanted
 from scheduler.driver.processes import Processes
 from scheduler.driver.resizing import Resizing
 from scheduler.driver.supervisor import Supervisor
 
 SLOW = {"kind": "slow", "index": [0, 1], "least_seconds": 0.05}
+LATE_STEP = 100  # of 156
 
 
 @pytest.fixture
@@ -49,13 +51,19 @@ def calm(
 
 
 class Steps:
-    """Does things to a job at chosen steps and in chosen stages of a change, each once."""
+    """Does things to a job at chosen steps and in chosen stages of a change, each once.
+
+    A job that is due to move does not end before it has: it is paused late in its run, which
+    changes no bit.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.at_step: dict[int, Callable[[Supervisor], None]] = {}
         self.in_stage: dict[str, Callable[[Resizing], None]] = {}
         self.stages: list[str] = []
         self.later: list[Callable[[Supervisor], None]] = []  # at the next look
+        self.due = 0  # moves that the job is to make before it ends
+        made = count_hand_overs(monkeypatch)
         status_of, look = Supervisor.status, Resizing.look
 
         def status(supervisor: Supervisor) -> Any:
@@ -77,11 +85,12 @@ class Steps:
 
         monkeypatch.setattr(Supervisor, "status", status)
         monkeypatch.setattr(Resizing, "look", looked)
+        hold_the_end(monkeypatch, lambda: len(made) >= self.due, at_step=LATE_STEP)
 
-    def want(self, count: int | None) -> Callable[[Supervisor], None]:
-        return lambda supervisor: supervisor.processes.coordinator.handle.order.remote(
-            ServersWanted(count)
-        )
+    def want(self, count: int) -> Callable[[Supervisor], None]:
+        """Return what has the job come to so many servers."""
+        self.due += 1
+        return lambda supervisor: order(supervisor, ServersWanted(count))
 
 
 @pytest.fixture
@@ -269,13 +278,15 @@ def test_a_job_recovers_after_a_move_by_the_new_routing(
 def test_each_sample_is_trained_once_in_async_where_servers_come_and_go_twice(
     fake: RayOfThreads, steps: Steps, samples: Path, tmp_path: Path
 ) -> None:
-    def again(supervisor: Supervisor) -> None:
-        if not supervisor.resizing.done:
-            steps.at_step[supervisor.last_status.applied_step + 1] = again
-        else:
-            steps.want(2)(supervisor)
+    want_more, want_less = steps.want(3), steps.want(2)
 
-    steps.at_step |= {10: steps.want(3), 12: again}
+    def again(supervisor: Supervisor) -> None:
+        if supervisor.resizing.done:
+            want_less(supervisor)
+        else:
+            steps.later.append(again)
+
+    steps.at_step |= {10: want_more, 12: again}
     training = {"mode": "async"}
 
     metrics = Trainer(job(samples, tmp_path / "run", training=training)).fit().metrics
@@ -294,21 +305,18 @@ def test_servers_come_while_a_job_is_paused_which_changes_nothing(
     tmp_path: Path,
     at: int,
 ) -> None:
-    def order(supervisor: Supervisor, wanted: Any) -> None:
-        supervisor.processes.coordinator.handle.order.remote(wanted)
-
-    def pause(supervisor: Supervisor) -> None:
-        order(supervisor, PauseWanted(True))
+    def pause_first(supervisor: Supervisor) -> None:
+        pause(supervisor)
         order(supervisor, ServersWanted(3))
         steps.later.append(go_on)
 
     def go_on(supervisor: Supervisor) -> None:
         if supervisor.processes.servers[2:] and not supervisor.resizing.is_busy:
-            order(supervisor, PauseWanted(False))
+            pause(supervisor, False)
         else:
             steps.later.append(go_on)
 
-    steps.at_step[at] = pause
+    steps.at_step[at] = pause_first
 
     metrics = Trainer(job(samples, tmp_path / "run")).fit().metrics
 
