@@ -12,7 +12,7 @@ from served_jobs import JOBS, SavedModel, some_samples
 
 from ps.checkpoint.read import CheckpointReader
 from serving import Model, ServingError, UnknownVersionError
-from serving.form.apart import main as make_apart
+from serving.form.__main__ import main as make_apart
 from serving.form.opening import Form
 from serving.source import Source
 from worker.inference import Predictor, probabilities
@@ -187,7 +187,7 @@ def test_large_overlays_are_merged_into_a_new_base_of_the_same_version(
 
 @pytest.mark.slow
 def test_who_answers_requests_has_bases_made_by_another_process(
-    job: SavedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    job: SavedModel, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("serving.source.APART_FROM_ROWS", 0)
     with Model.open(job.run) as model:
@@ -201,12 +201,13 @@ def test_who_answers_requests_has_bases_made_by_another_process(
         np.testing.assert_array_equal(model.predict(SAMPLES).values, expected(model, full))
         apart = model._source.apart
     assert apart is not None
+    assert capfd.readouterr().err == ""
     with pytest.raises(ServingError, match="the server is stopping"):
         apart.make(str(full), job.run / "other", "float32")
     rows = next(full.glob("tables/b/rows-*"))
     rows.write_bytes(rows.read_bytes()[:-9])
     make_apart(str(full), str(job.run / "other"), "float32")
-    told = json.loads(capsys.readouterr().out)
+    told = json.loads(capfd.readouterr().out)
     assert told["kind"] == "checkpoint"
     assert rows.name in told["error"]
 
