@@ -24,7 +24,7 @@ _NUMBERS = (pa.float32(), pa.float64(), pa.int64())
 
 
 class RequestSchema:
-    """The columns that a request must have: those of the job, without its label.
+    """The columns that a request must have: those of the job, without its label and weight.
 
     Args:
         features: of the model.
@@ -35,10 +35,10 @@ class RequestSchema:
     def __init__(
         self, features: FeatureSpec, contract: DataContract | None, *, max_rows: int
     ) -> None:
-        self.features = replace(features, label=None)
+        self.features = features.inputs()
         self.columns = self.features.columns()
         self.max_rows = max_rows
-        self._label = features.label
+        self._answers = {features.label: "label", features.weight: "weight"}
         self._known = frozenset(self.columns)
         self.kinds = {} if contract is None else contract.keys
         self._keys = {feature.column for feature in self.features.sparse}
@@ -64,8 +64,10 @@ class RequestSchema:
         """
         if name in self._known:
             return
-        if name == self._label:
-            raise RequestError(f"column {name!r} is the label; leave it out of requests")
+        if name in self._answers:
+            raise RequestError(
+                f"column {name!r} is the {self._answers[name]}; leave it out of requests"
+            )
         begins = cut(name)
         near = near_name(name, self.columns) if name == begins else None
         hint = f"; did you mean {near!r}?" if near else f"; it reads {self._listed()}"

@@ -29,12 +29,13 @@ class Column:
 
     Args:
         name: of the feature.
-        part: `dense` or `sparse`.
+        part: `weight`, `dense` or `sparse`.
         null_rate: share of the rows without a value; of lists: without a key.
         keys: keys a row on average; None of a dense column.
         distinct: distinct keys in the rows that were read; None of a dense column.
         distinct_expected: of all rows, if new keys go on to come as they came; None as above.
-        minimum, maximum, mean: of the values of a dense column, after its transform.
+        minimum, maximum, mean: of the values of a dense column, after its transform, and of the
+            samples' weights.
     """
 
     name: str
@@ -160,11 +161,20 @@ class _Seen:
         self._low = np.full(len(features.dense), np.inf)
         self._high = np.full(len(features.dense), -np.inf)
         self._sum = np.zeros(len(features.dense))
+        self._weight = Column(features.weight or "", "weight", 0.0)
+        self._weight_sum = 0.0
 
     def add(self, table: Any, batch: Any) -> None:
         self.rows += table.num_rows
         if batch.labels is not None:
             self.label_sum += float(np.sum(batch.labels, dtype=np.float64))
+        if batch.weights is not None and batch.weights.size:
+            seen, weights = self._weight, batch.weights
+            low, high = float(weights.min()), float(weights.max())
+            seen.minimum = low if seen.minimum is None else min(seen.minimum, low)
+            seen.maximum = high if seen.maximum is None else max(seen.maximum, high)
+            self._weight_sum += float(np.sum(weights, dtype=np.float64))
+            seen.mean = self._weight_sum / self.rows
         for name in self._features.dense:
             self._nulls[name] += table.column(name).null_count
         if self._features.dense and table.num_rows:
@@ -196,7 +206,8 @@ class _Seen:
 
     def columns(self, all_rows: int) -> list[Column]:
         rows = max(1, self.rows)
-        found = [
+        found = [self._weight] if self._features.weight is not None else []
+        found += [
             Column(
                 name,
                 "dense",
@@ -224,10 +235,15 @@ class _Seen:
     def warnings(self) -> list[str]:
         if not self.rows:
             return []
+        found = []
         mean = self.label_sum / self.rows
         if mean in (0.0, 1.0):
-            return [f"every label of the {self.rows:,} rows that were read is {mean:.0f}"]
-        return []
+            found.append(f"every label of the {self.rows:,} rows that were read is {mean:.0f}")
+        if self._weight.maximum == 0.0:
+            found.append(
+                f"every weight of the {self.rows:,} rows that were read is 0: nothing is learnt"
+            )
+        return found
 
 
 def grown(growth: list[tuple[int, int]], rows: int) -> int:

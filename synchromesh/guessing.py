@@ -17,7 +17,7 @@ from worker.data.footers import open_source, read_footer, unreadable
 from worker.data.planning import find_files
 from worker.errors import DataError
 
-Part = Literal["label", "dense", "sparse", "left out"]
+Part = Literal["label", "weight", "dense", "sparse", "left out"]
 
 SAMPLE_ROWS = 20_000
 _LABELS = ("label", "click", "clicked", "is_click", "target", "y", "conversion", "converted")
@@ -25,6 +25,8 @@ _KEY_NAME = re.compile(r"(^|_)(id|ids|key|code|hash|cat|category)$|[a-z]I[dD]s?$
 _TIME_NAME = re.compile(r"(^|_)(time|timestamp|ts|date|datetime)$|_at$", re.IGNORECASE)
 _TIME_VALUE = re.compile(r"[12][0-9]{3}-?[0-9]{2}(-?[0-9]{2})?([T ].*)?")
 _TIME = "is a time: a model that learns it knows the past alone"
+_WEIGHTS = ("sample_weight", "sample_weights", "example_weight", "instance_weight",
+            "importance_weight", "weight")  # fmt: skip
 _FEW_VALUES = 50
 _HASHED = 1 << 31
 _UNITS = (1, 1_000, 1_000_000, 1_000_000_000)
@@ -118,12 +120,16 @@ def _guesses(table: pa.Table, outside: Collection[str]) -> list[Guess]:
     Args:
         outside: columns that files don't hold, as they are one value for all rows of each.
     """
-    label = _label_of(table.select([n for n in table.column_names if n not in outside]))
+    inside = table.select([name for name in table.column_names if name not in outside])
+    label = _label_of(inside)
+    weight = _weight_of(inside, label)
     found = []
     for name in table.column_names:
         column = table.column(name).combine_chunks()
         if name == label:
             found.append(Guess(name, "label", "holds 0 and 1 alone"))
+        elif name == weight:
+            found.append(Guess(name, "weight", "is named like the weights of samples"))
         elif name in outside:
             found.append(_guess_outside(name, column))
         else:
@@ -136,6 +142,20 @@ def _label_of(table: pa.Table) -> str | None:
     possible = [n for n in table.column_names if _holds_zero_and_one(table.column(n))]
     by_name = [name for name in possible if name.lower() in _LABELS]
     return next(iter([*sorted(by_name, key=lambda n: _LABELS.index(n.lower())), *possible]), None)
+
+
+def _weight_of(table: pa.Table, label: str | None) -> str | None:
+    """Return the column that is named like the weights of samples and could be them."""
+    possible = [name for name in table.column_names if name.lower() in _WEIGHTS and name != label]
+    possible = [name for name in possible if _holds_weights(table.column(name))]
+    return min(possible, key=lambda name: _WEIGHTS.index(name.lower()), default=None)
+
+
+def _holds_weights(column: pa.ChunkedArray) -> bool:
+    if not is_number(column.type) or column.null_count:
+        return False
+    values = column.cast(pa.float64(), safe=False).to_numpy()
+    return bool(values.size and np.isfinite(values).all() and values.min() >= 0 < values.max())
 
 
 def _holds_zero_and_one(column: pa.ChunkedArray) -> bool:
@@ -260,6 +280,8 @@ def _text(
         "  # eval: ...              # other files of the same columns, scored at the end",
         f"  label: {_quoted(label.column)}  # {label.why}",
     ]
+    weights = [guess for guess in guesses if guess.part == "weight"]
+    lines += [f"  weight: {_quoted(each.column)}  # {each.why}" for each in weights]
     lines += ["  dense:" if dense else "  dense: []"]
     lines += [f"    - {_quoted(guess.column)}  # {guess.why}" for guess in dense]
     if dense:

@@ -1,7 +1,6 @@
 """Write the probability of label 1 for every row of Parquet files."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,7 @@ def predict(
     place = checked_output(str(output), overwrite=overwrite)
     checkpoint = latest_checkpoint(str(checkpoint_or_run))
     saved = saved_model(CheckpointReader(checkpoint))
-    features = replace(saved.features, label=None)
+    features = saved.features.inputs()
     data = DataSpec(features=features, batch_size=BATCH_SIZE)
     plan = make_plan([input], data, keep=list(columns))
     check_contract(features, plan.kinds, saved.contract, str(checkpoint))
@@ -93,7 +92,7 @@ def predict(
 
 def predicted(predictor: Predictor, plan: Plan, schema: pa.Schema) -> Iterator[pa.Table]:
     """Predict file after file; each table has at most BATCH_SIZE rows."""
-    features = replace(predictor.features, label=None)
+    features = predictor.features.inputs()
     for file in plan.files:
         done = 0
         for rows, batch in read_file(file, features, BATCH_SIZE, keep=schema.names[:-1]):

@@ -96,6 +96,7 @@ def _aucs(
     predictors: list[Predictor] = [predictor_of(model.current) for model in models]
     logits: list[list[np.ndarray]] = [[] for _ in models]
     labels: list[np.ndarray] = []
+    weights: list[np.ndarray] = []
     samples = 0
     reader = Reader(plan, spec.features, on_bad_file=spec.on_bad_file, cache_bytes=0)
     try:
@@ -104,13 +105,16 @@ def _aucs(
             for predictor, out in zip(predictors, logits, strict=True):
                 out.append(predictor.logits(batch))
             labels.append(batch.labels.copy())
+            weights.append(
+                np.ones(batch.num_samples) if batch.weights is None else batch.weights.copy()
+            )
             samples += batch.num_samples
             if samples >= MAX_SAMPLES:
                 break
     finally:
         reader.close()
-    known = np.concatenate(labels)
-    one, other = (exact_auc(np.concatenate(each), known) for each in logits)
+    known, weight = np.concatenate(labels), np.concatenate(weights)
+    one, other = (exact_auc(np.concatenate(each), known, weight) for each in logits)
     if np.isnan(one):
         raise ConfigError(f"{samples} samples of one label alone have no AUC; name others")
     return one, other, samples

@@ -196,9 +196,9 @@ class Predictor:
             raise ValueError("an evaluation needs a label column, the features have none")
         if self.contract is not None:
             check_kinds(data.features, plan.kinds, self.contract.keys, "the checkpoint")
-        auc = StreamingAuc()
+        auc = StreamingAuc(weighted=data.features.weight is not None)
         losses: list[float] = []
-        skipped = 0
+        samples = skipped = 0
         # Batches come in order, so no row group but the newest is wanted again.
         reader = Reader(plan, data.features, on_bad_file=data.on_bad_file, cache_bytes=0)
         try:
@@ -206,15 +206,15 @@ class Predictor:
                 batch, missing = reader.read(batch_id)
                 skipped += missing
                 logits = self.logits(batch)
-                auc.add(logits, batch.labels)
-                losses.append(log_loss_sum(logits, batch.labels))
+                samples += batch.num_samples
+                auc.add(logits, batch.labels, batch.weights)
+                losses.append(log_loss_sum(logits, batch.labels, batch.weights))
         finally:
             reader.close()
-        samples = auc.num_samples
         return Scores(
             auc=auc.value(),
             auc_error_bound=auc.error_bound(),
-            logloss=sum(losses) / samples if samples else float("nan"),
+            logloss=sum(losses) / auc.total if auc.total else float("nan"),
             samples=samples,
             samples_skipped=skipped,
         )

@@ -420,15 +420,14 @@ class WorkerLoop:
         return result
 
     def _evaluate(self, prepared: Prepared, pulled: PulledBatch) -> Evaluation:
-        return _scores(
-            self._computation.predict(prepared, pulled.values, pulled.dense), prepared.labels
-        )
+        logits = self._computation.predict(prepared, pulled.values, pulled.dense)
+        return _scores(logits, prepared)
 
     def _predicted(self, prepared: Prepared, pulled: PulledBatch) -> Evaluation:
         """Scores of the batch that was trained last, by the rows that were pulled for it."""
         with self._times.measure("evaluate"):
             logits = self._computation.trained_logits(prepared, pulled.values, pulled.dense)
-            return _scores(logits, prepared.labels)
+            return _scores(logits, prepared)
 
     # The preparing thread ---------------------------------------------------------------------
 
@@ -505,12 +504,16 @@ class WorkerLoop:
                 self._news.wait(min(left, options.poll_seconds))
 
 
-def _scores(logits: Float32s, labels: Float32s) -> Evaluation:
+def _scores(logits: Float32s, prepared: Prepared) -> Evaluation:
+    weights = prepared.weights
     with np.errstate(over="ignore"):
         probabilities = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+    if weights is not None:
+        probabilities *= weights
     return Evaluation(
         bin_of(logits, AUC_BINS),
-        labels > 0.5,
-        log_loss_sum(logits, labels),
+        prepared.labels > 0.5,
+        log_loss_sum(logits, prepared.labels, weights),
         float(probabilities.sum()),
+        weights,
     )

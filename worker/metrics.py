@@ -11,6 +11,7 @@ import numpy.typing as npt
 from numba import njit
 
 _Floats = npt.NDArray[np.float32]
+_Counts = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 
 # Logit at which the bins have become four times as wide as at 0.
 _BIN_SCALE = 4.0
@@ -23,39 +24,56 @@ class StreamingAuc:
     split over workers; states merge with `add_counts`. Samples in one bin count as ties, one half
     each, which is wrong by at most `error_bound()`.
 
+    Samples may weigh something: then bins hold sums of weights, and every pair of a positive and a
+    negative sample counts as the product of theirs. Weights are float32 and sums float64, so sums
+    are exact, and the same in any order, as long as none is 2^53 times the last bit of the smallest
+    weight: a million, say, where no weight is below 1/1000. Beyond it the order shows in the last
+    digits.
+
     Args:
         num_bins: an even number of bins, see `bin_of`; the state takes 16 bytes for each.
+        weighted: whether samples have weights.
     """
 
-    def __init__(self, num_bins: int = 1 << 16) -> None:
+    def __init__(self, num_bins: int = 1 << 16, *, weighted: bool = False) -> None:
         _check_bins(num_bins)
-        self._counts = np.zeros((2, num_bins), np.int64)
+        shape = (2, num_bins)
+        self._counts: _Counts = np.zeros(shape) if weighted else np.zeros(shape, np.int64)
 
     @property
-    def counts(self) -> npt.NDArray[np.int64]:
-        """The state, int64[2, num_bins]: samples with label 0, with label 1. A view, not a copy."""
+    def counts(self) -> _Counts:
+        """The state, [2, num_bins]: of samples with label 0, with label 1. A view, not a copy.
+
+        int64, how many there are; where they have weights float64, the sums of these.
+        """
         return self._counts
 
     @property
-    def num_samples(self) -> int:
-        return int(self._counts.sum())
+    def total(self) -> float:
+        """How many samples were counted; where they have weights, the sum of these."""
+        return float(self._counts.sum())
 
-    def add(self, logits: _Floats, labels: _Floats) -> None:
+    def add(self, logits: _Floats, labels: _Floats, weights: _Floats | None = None) -> None:
         """Count samples.
 
         Args:
             logits: float32[n]; infinities are legal.
             labels: float32[n] of 0 and 1.
+            weights: float32[n], finite and >= 0, where samples have weights.
 
         Raises:
             ValueError: lengths differ, a logit is NaN, a label is neither 0 nor 1; nothing has
                 been counted then.
         """
         logits, labels = _checked(logits, labels)
-        _count(bin_of(logits, self._counts.shape[1]), labels, self._counts)
+        bins = bin_of(logits, self._counts.shape[1])
+        if weights is None:
+            _count(bins, labels, self._counts)
+        else:
+            _add_weights(bins, labels, weights, self._counts)
 
-    def add_counts(self, counts: npt.NDArray[np.int64]) -> None:
-        """Merge the `counts` of another one with as many bins, int64[2, num_bins]."""
+    def add_counts(self, counts: _Counts) -> None:
+        """Merge the `counts` of another one with as many bins, [2, num_bins]."""
         if counts.shape != self._counts.shape:
             raise ValueError(f"counts must have shape {self._counts.shape}, got {counts.shape}")
         self._counts += counts
@@ -102,7 +120,7 @@ def why_no_auc(auc: float, samples: int) -> str | None:
 def why_no_log_loss(log_loss: float) -> str | None:
     """Say why there is no finite logloss, None where there is one."""
     if math.isnan(log_loss):
-        return "no sample was scored"
+        return "no sample was scored that weighs anything"
     return "an infinite logit has the wrong sign" if math.isinf(log_loss) else None
 
 
@@ -116,24 +134,29 @@ def auc_text(auc: float | None, error_bound: float | None, digits: int = 4) -> s
     return f"{auc:.{digits}f} +- {math.ceil(error_bound / unit) * unit:.{digits}f}"
 
 
-def log_loss_sum(logits: _Floats, labels: _Floats) -> float:
+def log_loss_sum(logits: _Floats, labels: _Floats, weights: _Floats | None = None) -> float:
     """Return the sum of -log P(label), added up in float64 in sample order.
 
-    A sample adds max(z, 0) - z * y + log1p(exp(-|z|)), which overflows for no logit. Divide by
-    the number of samples for the mean.
+    A sample adds max(z, 0) - z * y + log1p(exp(-|z|)), which overflows for no logit, times its
+    weight. Divide by the number of samples, or the sum of their weights, for the mean.
 
     Args:
         logits: float32[n]; an infinite logit adds 0 where it is right and infinity where not.
         labels: float32[n] of 0 and 1.
+        weights: float32[n], finite and >= 0; one of 0 adds nothing. None: all are 1.
 
     Raises:
         ValueError: as `StreamingAuc.add`.
     """
-    return float(_log_loss_sum(*_checked(logits, labels)))
+    if weights is None:
+        return float(_log_loss_sum(*_checked(logits, labels)))
+    return float(_weighted_log_loss_sum(*_checked(logits, labels), weights))
 
 
 def exact_auc(
-    scores: npt.NDArray[np.floating], labels: npt.NDArray[np.floating | np.integer]
+    scores: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.floating | np.integer],
+    weights: npt.NDArray[np.floating] | None = None,
 ) -> float:
     """Return the AUC by ranks, ties counted one half; NaN where a class is missing.
 
@@ -142,21 +165,26 @@ def exact_auc(
     Args:
         scores: floating[n], without NaN; any monotone function of the prediction.
         labels: [n] of 0 and 1.
+        weights: floating[n], >= 0; None: all are 1.
     """
     _, inverse = np.unique(scores, return_inverse=True)
     distinct = int(inverse.max(initial=-1)) + 1
     positive = np.asarray(labels) > 0
     counts = np.stack(
         [
-            np.bincount(inverse[~positive], minlength=distinct),
-            np.bincount(inverse[positive], minlength=distinct),
+            np.bincount(
+                inverse[mask],
+                None if weights is None else weights[mask],
+                minlength=distinct,
+            )
+            for mask in (~positive, positive)
         ]
     )
     return _auc(counts)
 
 
-def _auc(counts: npt.NDArray[np.int64]) -> float:
-    """AUC of int64[2, bins], bins ascending: every positive above a negative, half within one."""
+def _auc(counts: _Counts) -> float:
+    """AUC of [2, bins], bins ascending: every positive above a negative, half within one."""
     negatives, positives = counts
     below = np.cumsum(negatives) - negatives
     pairs = float(negatives.sum()) * float(positives.sum())
@@ -212,6 +240,26 @@ def _bins(logits: _Floats, half: int, out: npt.NDArray[np.int32]) -> None:
 def _count(bins: npt.NDArray[np.int32], labels: _Floats, counts: npt.NDArray[np.int64]) -> None:
     for i in range(bins.size):
         counts[np.int64(labels[i]), bins[i]] += 1
+
+
+@njit(cache=True, nogil=True)
+def _add_weights(
+    bins: npt.NDArray[np.int32], labels: _Floats, weights: _Floats, sums: npt.NDArray[np.float64]
+) -> None:
+    for i in range(bins.size):
+        sums[np.int64(labels[i]), bins[i]] += np.float64(weights[i])
+
+
+@njit(cache=True, nogil=True)
+def _weighted_log_loss_sum(logits: _Floats, labels: _Floats, weights: _Floats) -> float:
+    total = 0.0
+    for i in range(logits.size):
+        if weights[i] > 0.0:
+            z = np.float64(logits[i])
+            wrong = -z if labels[i] == 1.0 else z
+            loss = max(wrong, 0.0) + np.log1p(np.exp(-abs(z)))
+            total += np.float64(weights[i]) * loss
+    return total
 
 
 @njit(cache=True, nogil=True)

@@ -17,7 +17,8 @@ StageName = Literal["none", "granted", "prepared", "pulling", "pulled", "pushing
 
 # Most tokens that one report or grant names, so that a worker can know of.
 MAX_TOKENS = 1 << 14
-# Samples whose scores are in one report, at 5 bytes each; an evaluation batch has no more.
+# Samples whose scores are in one report, at 5 bytes each, 9 with weights: those count twice. A
+# batch that is scored has no more.
 MAX_SCORES = 1 << 21
 
 
@@ -55,12 +56,14 @@ class Evaluation:
         positive: bool[n], its label.
         log_loss_sum: over the samples, in their order.
         probability_sum: of the predictions.
+        weights: float32[n], of the samples, by which both sums are weighted; None: all are 1.
     """
 
     bins: npt.NDArray[np.int32]
     positive: npt.NDArray[np.bool_]
     log_loss_sum: float
     probability_sum: float = 0.0
+    weights: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,14 +167,15 @@ def warm_up(
             for f in features.sparse
         )
         dense = np.zeros((2, len(features.dense)), np.float32)
-        batch = Batch(np.array([0, 1], np.float32), dense, sparse)
+        weighed = None if features.weight is None else weights
+        batch = Batch(np.array([0, 1], np.float32), dense, sparse, weighed)
         prepared = preparer(batch)
         prepared, _ = choose_rows(prepared, np.ones(prepared.unique.keys.size, np.uint8))
         values = np.zeros(prepared.unique.value_starts[-1], np.float32)
         parameters = np.zeros(store.dense_size, np.float32)
         computation.train(prepared, values, parameters)
         logits = computation.predict(prepared, values, parameters)
-        log_loss_sum(logits, batch.labels)
+        log_loss_sum(logits, batch.labels, weighed)
         bin_of(logits, 1 << 16)
 
 

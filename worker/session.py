@@ -234,4 +234,7 @@ class Session:
 
 
 def _num_scores(finished: Finished) -> int:
-    return 0 if finished.evaluation is None else finished.evaluation.bins.size
+    scores = finished.evaluation
+    if scores is None:
+        return 0
+    return scores.bins.size * (1 if scores.weights is None else 2)

@@ -1,7 +1,7 @@
 """What a job reads and trains: data, features, model. Plain frozen values."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from embedding.spec.composition import Operation, Part
@@ -52,6 +52,7 @@ class FeatureSpec:
 
     Args:
         label: column of 0 and 1; None where a sample has no label (prediction).
+        weight: column that says how much each sample counts, >= 0; None: all count 1.
         dense: numeric columns, in the order of the model's dense input; null and NaN become 0.
         dense_transform: `log1p` takes log(1 + max(x, 0)).
         sparse: sparse features, in the order of the model's lookups.
@@ -61,10 +62,16 @@ class FeatureSpec:
     dense: tuple[str, ...]
     dense_transform: Literal["none", "log1p"]
     sparse: tuple[SparseFeature, ...]
+    weight: str | None = None
+
+    def inputs(self) -> "FeatureSpec":
+        """Return what a prediction reads: the same without label and weight."""
+        return replace(self, label=None, weight=None)
 
     def columns(self) -> list[str]:
         """Return the distinct Parquet columns that a reader needs, in a fixed order."""
-        names = [*([self.label] if self.label else []), *self.dense]
+        names = [each for each in (self.label, self.weight) if each is not None]
+        names += self.dense
         for feature in self.sparse:
             names.append(feature.column)
             if feature.weights:

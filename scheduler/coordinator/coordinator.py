@@ -91,7 +91,7 @@ class Coordinator:
         self.parameter_staleness = histogram_of(first.parameter_staleness)
         self._histories = first.histories
         self.progress = Progress(first.loss_sum, first.loss_samples, list(first.evaluations))
-        self.windows = ProgressiveWindows(spec.window_seconds)
+        self.windows = ProgressiveWindows(spec.window_seconds, weighted=spec.weighted)
         self.time = TrainingTime(first.train_seconds)
         self.workers: dict[int, WorkerState] = {}
         self.num_workers = first.num_workers
@@ -524,10 +524,10 @@ class Coordinator:
             self._start_evaluation(now)
 
     def _start_evaluation(self, now: float) -> None:
-        if self.spec.evaluation_plan is not None:
-            self.evaluation = EvaluationRound(
-                self.spec.evaluation_plan, step=self.step, clock=self.clock.value
-            )
+        spec, plan = self.spec, self.spec.evaluation_plan
+        if plan is not None:
+            step, clock = self.step, self.clock.value
+            self.evaluation = EvaluationRound(plan, step=step, clock=clock, weighted=spec.weighted)
             self.time.hold("evaluation", now)
             self._end_evaluation_if_complete(now)
 

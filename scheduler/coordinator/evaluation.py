@@ -13,7 +13,10 @@ from worker.protocol import Finished, Token
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Scores over the evaluation files; `samples_skipped` of them could not be read."""
+    """Scores over the evaluation files; `samples_skipped` of them could not be read.
+
+    They are weighted where samples have weights.
+    """
 
     step: int
     clock: int
@@ -39,13 +42,15 @@ class EvaluationRound:
     Args:
         plan: of the evaluation files.
         step: the step that every pull must read; no record is formed meanwhile.
+        weighted: whether samples have weights.
     """
 
-    def __init__(self, plan: LedgerPlan, *, step: int, clock: int) -> None:
+    def __init__(self, plan: LedgerPlan, *, step: int, clock: int, weighted: bool = False) -> None:
         self.step = step
         self.clock = clock
         self.ledger = Ledger(plan, group_size=1, batch_is_step=True, kind="eval")
-        self._auc = StreamingAuc()
+        self._auc = StreamingAuc(weighted=weighted)
+        self._samples = 0
         self._log_loss: dict[int, float] = {}
 
     def lease(self, worker: int) -> Token | None:
@@ -64,9 +69,13 @@ class EvaluationRound:
         if scores is not None:
             counts = np.zeros_like(self._auc.counts)
             for label in (False, True):
-                bins = scores.bins[scores.positive == label]
-                counts[int(label)] = np.bincount(bins, minlength=counts.shape[1])
+                its = scores.positive == label
+                weights = None if scores.weights is None else scores.weights[its]
+                counts[int(label)] = np.bincount(
+                    scores.bins[its], weights, minlength=counts.shape[1]
+                )
             self._auc.add_counts(counts)
+            self._samples += scores.bins.size
             self._log_loss[finished.token.batch_id] = scores.log_loss_sum
         batch = self.ledger.next_ended()
         assert batch is not None, "it has just ended"
@@ -79,14 +88,13 @@ class EvaluationRound:
 
     def result(self) -> EvaluationResult:
         """Return the scores; log losses are summed in the order of the batches."""
-        samples = self._auc.num_samples
         total = sum(self._log_loss[batch_id] for batch_id in sorted(self._log_loss))
         return EvaluationResult(
             step=self.step,
             clock=self.clock,
             auc=self._auc.value(),
             auc_error_bound=self._auc.error_bound(),
-            logloss=total / samples if samples else float("nan"),
-            samples=samples,
+            logloss=total / self._auc.total if self._auc.total else float("nan"),
+            samples=self._samples,
             samples_skipped=self.ledger.samples.skipped,
         )

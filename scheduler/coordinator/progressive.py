@@ -30,6 +30,8 @@ class WindowResult:
         normalized_entropy: logloss over that of always predicting the window's label rate; below 1
             the model knows something (He et al. 2014).
         calibration: sum of the predicted probabilities over the number of positives.
+        weight: of the samples in sum, where they have weights: then all figures but `samples` are
+            weighted.
     """
 
     begins: float
@@ -42,24 +44,32 @@ class WindowResult:
     logloss: float
     normalized_entropy: float
     calibration: float
+    weight: float | None = None
 
 
 class _Window:
-    def __init__(self) -> None:
-        self.auc = StreamingAuc()
+    def __init__(self, *, weighted: bool) -> None:
+        self.auc = StreamingAuc(weighted=weighted)
+        self.samples = 0
         self.log_loss = self.probability = 0.0
+        self._weighted = weighted
 
     def add(self, scores: Evaluation) -> None:
         counts = self.auc.counts
-        np.add.at(counts, (scores.positive.view(np.int8), scores.bins), 1)
+        np.add.at(
+            counts,
+            (scores.positive.view(np.int8), scores.bins),
+            1 if scores.weights is None else scores.weights,
+        )
+        self.samples += scores.bins.size
         self.log_loss += scores.log_loss_sum
         self.probability += scores.probability_sum
 
     def result(self, *, begins: float, seconds: float, step: int) -> WindowResult:
-        negatives, positives = (int(count) for count in self.auc.counts.sum(axis=1))
-        samples = negatives + positives
-        rate = positives / samples
-        logloss = self.log_loss / samples
+        negatives, positives = (float(count) for count in self.auc.counts.sum(axis=1))
+        total = negatives + positives
+        rate = positives / total if total else math.nan
+        logloss = self.log_loss / total if total else math.nan
         entropy = 0.0
         if 0 < rate < 1:
             entropy = -rate * math.log(rate) - (1 - rate) * math.log(1 - rate)
@@ -67,13 +77,14 @@ class _Window:
             begins=begins,
             seconds=seconds,
             step=step,
-            samples=samples,
+            samples=self.samples,
             label_rate=rate,
             auc=self.auc.value(),
             auc_error_bound=self.auc.error_bound(),
             logloss=logloss,
             normalized_entropy=logloss / entropy if entropy else math.nan,
             calibration=self.probability / positives if positives else math.nan,
+            weight=total if self._weighted else None,
         )
 
 
@@ -85,18 +96,23 @@ class ProgressiveWindows:
 
     Args:
         seconds: how long a window is; None: nothing is summed.
+        weighted: whether samples have weights.
     """
 
-    def __init__(self, seconds: float | None) -> None:
+    def __init__(self, seconds: float | None, *, weighted: bool = False) -> None:
         self.results: Tail[WindowResult] = Tail()
         self._seconds = seconds
+        self._weighted = weighted
         self._open: dict[int, _Window] = {}
 
     def resolved(self, batch: Batch, arrived: float) -> None:
         """A batch is in a step; `arrived` is when its last row was found."""
         scores = None if batch.result is None else batch.result.evaluation
         if self._seconds is not None and scores is not None and scores.bins.size:
-            self._open.setdefault(int(arrived // self._seconds), _Window()).add(scores)
+            number = int(arrived // self._seconds)
+            if number not in self._open:
+                self._open[number] = _Window(weighted=self._weighted)
+            self._open[number].add(scores)
 
     def pass_until(self, arrived: float, *, step: int) -> None:
         """Nothing that arrived before is to come any more: windows that end before are over.

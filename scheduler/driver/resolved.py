@@ -148,6 +148,7 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
             if config.data.stream is not None and config.training.online.evaluate != "none"
             else None
         ),
+        weighted=data.features.weight is not None,
         max_seconds=config.training.max_seconds,
         max_consecutive_non_finite=config.training.max_consecutive_non_finite,
         heartbeat_timeout_seconds=config.cluster.heartbeat_timeout_seconds,

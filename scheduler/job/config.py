@@ -47,7 +47,7 @@ from scheduler.job.errors import ConfigError, validated
 from scheduler.job.faults import InjectConfig, check_targets
 from scheduler.job.job_yaml import JobYamlError, read_yaml
 from scheduler.job.names import Name, check_table_name
-from scheduler.job.online import KafkaConfig, OnlineConfig, StreamConfig
+from scheduler.job.online import KafkaConfig, OnlineConfig, StreamConfig, check_scored
 from scheduler.job.publishing import PublishConfig
 from scheduler.job.quantities import (
     MAX_WORKERS,
@@ -145,6 +145,7 @@ class DataConfig(_Section):
     stream: StreamConfig | None = None
     eval: list[PathText] | None = Field(None, min_length=1)
     label: Name = "label"
+    weight: Name | None = None
     dense: list[Name] = []
     dense_transform: Literal["none", "log1p"] = "none"
     sparse: list[SparseConfig] = Field(min_length=1)
@@ -180,6 +181,7 @@ class DataConfig(_Section):
         if isinstance(self.stream, KafkaConfig):
             weights = [each.weights for each in self.sparse if each.weights is not None]
             columns = [self.label, *self.dense, *(each.column for each in self.sparse), *weights]
+            columns += [self.weight] if self.weight is not None else []
             self.stream.check_columns(dict.fromkeys(columns))
         for name, value, only in (("epochs", self.epochs, 1), ("shuffle", self.shuffle, "none")):
             if value != only:
@@ -204,7 +206,7 @@ class DataConfig(_Section):
     def _inputs_are_no_answers(self) -> "DataConfig":
         """Whoever lists all columns of a file would train on the label, or on a weight as a key."""
         weights = {sparse.weights for sparse in self.sparse if sparse.weights is not None}
-        if self.label in weights:
+        if self.label in weights or self.label == self.weight:
             raise ValueError(f"the label {self.label!r} is given as weights; leave it out there")
         for what, names in (
             ("data.dense", self.dense),
@@ -214,6 +216,12 @@ class DataConfig(_Section):
                 raise ValueError(
                     f"{what} lists {self.label!r}, the label: a model that is given its answers"
                     " learns nothing else; leave it out, or name another column in data.label"
+                )
+            if self.weight in names:
+                raise ValueError(
+                    f"{what} lists {self.weight!r}, which data.weight names: it says how much a"
+                    " sample counts, and predictions don't have it; leave it out in one of the two"
+                    " places"
                 )
             listed = sorted(weights & set(names))
             if listed:
@@ -510,6 +518,10 @@ class JobConfig(_Section):
         if self.training.online.until is not None and self.data.stream is None:
             raise ValueError("training.online.until needs data.stream")
         check_bounds("servers", self.cluster.servers, least=self.min_servers, most=self.max_servers)
+        weighted = self.data.weight is not None
+        check_scored("data.eval_batch_size", self.data.eval_batch_size, weighted=weighted)
+        if self.data.stream is not None and self.training.online.evaluate != "none":
+            check_scored("data.batch_size", self.data.batch_size, weighted=weighted)
         if self.training.eval_every_steps and self.data.eval is None:
             raise ValueError("training.eval_every_steps needs data.eval")
         if self.cluster.inject and not self.run.allow_faults:

@@ -17,6 +17,7 @@ from runtime.storage import is_known_scheme, split_url
 from scheduler.job.names import Name
 from scheduler.job.quantities import PathText
 from worker.data.messages import COLUMN_TYPES, MessageFormat, column_type
+from worker.protocol import MAX_SCORES
 
 # Below it a driver does nothing but look; above it samples are found when nobody waits any more.
 PollSeconds = Annotated[float, Field(ge=0.001, le=3600)]
@@ -170,6 +171,17 @@ StreamConfig = Annotated[
     Annotated[DirectoryConfig | KafkaConfig, Field(discriminator="type")],
     BeforeValidator(_directory_by_default),
 ]
+
+
+def check_scored(what: str, rows: int, *, weighted: bool) -> None:
+    """Raise ValueError where the scores of a batch would not fit into a worker's report."""
+    most = MAX_SCORES // (2 if weighted else 1)
+    if rows > most:
+        beside = " beside data.weight" if weighted else ""
+        raise ValueError(
+            f"{what} may be at most {most}{beside}, as the scores of a batch are told at once, got"
+            f" {rows}"
+        )
 
 
 class UntilConfig(_Section):

@@ -12,7 +12,13 @@ from embedding.spec.table import TableSpec
 from ps.spec import StoreSpec
 from scheduler.job.config import EmbeddingConfig, JobConfig, TableConfig
 from scheduler.job.errors import ConfigError, nearest
-from worker.models import FIRST_ORDER_MODELS, build_model, needed_lookups, num_parameters
+from worker.models import (
+    FIRST_ORDER_MODELS,
+    build_model,
+    needed_lookups,
+    num_parameters,
+    takes_weights,
+)
 from worker.models.wide_deep import LINEAR_SUFFIX
 from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec, SparseFeature
 
@@ -37,6 +43,7 @@ def feature_spec(config: JobConfig) -> FeatureSpec:
         dense=tuple(config.data.dense),
         dense_transform=config.data.dense_transform,
         sparse=sparse,
+        weight=config.data.weight,
     )
 
 
@@ -81,11 +88,17 @@ def model_spec(config: JobConfig) -> ModelSpec:
             lookups=lookups,
             seed=config.seed,
         )
-        build_model(spec)
+        model = build_model(spec)
     except ConfigError:
         raise
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"model: {error}") from error
+    if config.data.weight is not None and not takes_weights(model):
+        raise ConfigError(
+            f"data.weight is {config.data.weight!r}, and train of model.class"
+            f" {config.model.options.get('class')!r} takes no weights: give it a last argument,"
+            " weights, float32[n], by which it multiplies each sample's loss (docs/models.md)"
+        )
     _check_tables(config, lookups, num_features=len(sparse))
     return spec
 

@@ -268,6 +268,21 @@ def test_a_length_of_json_beyond_the_body_is_refused(served: Any) -> None:
         assert message in found["error"]
 
 
+def test_the_weight_of_samples_is_not_asked_for() -> None:
+    features = FeatureSpec(
+        label="label",
+        dense=("d",),
+        dense_transform="none",
+        sparse=(SparseFeature(name="a", column="a", table="a"),),
+        weight="w",
+    )
+    schema = RequestSchema(features, None, max_rows=100)
+
+    assert schema.batch_of_columns({"d": [1.0], "a": [2]}).num_samples == 1
+    with pytest.raises(RequestError, match="column 'w' is the weight; leave it out of requests"):
+        schema.batch_of_columns({"d": [1.0], "a": [2], "w": [1.0]})
+
+
 @pytest.mark.parametrize("transform", ["none", "log1p"])
 def test_usual_columns_become_what_the_rules_of_training_make_of_them(transform: Any) -> None:
     features = FeatureSpec(

@@ -125,3 +125,21 @@ def test_distinct_keys_of_more_rows_are_estimated_by_how_they_grew() -> None:
     assert grown(root, 1_000_000) == pytest.approx(10_000, rel=0.05)
     assert grown([(1000, 40)], 1000) == 40
     assert grown([], 1000) == 0
+
+
+def test_weights_of_samples_are_shown_and_told_of_where_all_are_0(
+    job: dict[str, Any], samples: Path, tmp_path: Path
+) -> None:
+    table = pq.read_table(samples / "train-0.parquet")
+    path = tmp_path / "weighed.parquet"
+    job["data"].update(train=str(path), weight="w")
+    for weights, warned in (([0.5, 3.5] * 1000, False), ([0.0] * 2000, True)):
+        pq.write_table(table.append_column("w", pa.array(weights)), path)
+
+        check = check_job(config_of(job, tmp_path / "job.yaml"))
+
+        weight = check.columns[0]
+        assert (weight.name, weight.part, weight.null_rate) == ("w", "weight", 0.0)
+        assert (weight.minimum, weight.maximum) == (min(weights), max(weights))
+        assert weight.mean == pytest.approx(np.mean(weights))
+        assert any("every weight" in warning for warning in check.warnings) is warned

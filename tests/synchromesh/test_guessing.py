@@ -133,3 +133,30 @@ def test_files_without_label_ids_or_rows_are_refused(
 
     with pytest.raises(DataError, match=said):
         job_for([str(tmp_path / "a.parquet")])
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "taken"),
+    [
+        ("sample_weight", [0.5, 0, 3], True),
+        ("weight", [1, 10, 1], True),
+        ("Weight", [1.0, 0.1, 1.0], True),
+        ("weight", [0.5, -1.0, 3], False),
+        ("weight", [0.5, None, 3], False),
+        ("weight_kg", [0.5, 60, 3], False),
+    ],
+)
+def test_a_column_named_like_weights_that_could_be_some_is_the_weight(
+    tmp_path: Path, name: str, values: list[float | None], taken: bool
+) -> None:
+    labels = [1, 0, 1] * 40
+    table = pa.table(
+        {"label": labels, "id": np.arange(120) % 7, "d": np.arange(120) / 7, name: values * 40}
+    )
+    pq.write_table(table, tmp_path / "x.parquet")
+
+    text = job_for([str(tmp_path / "x.parquet")])
+
+    data = yaml.safe_load(text)["data"]
+    assert data.get("weight") == (name if taken else None)
+    assert name not in data["dense"] or not taken

@@ -45,7 +45,10 @@ def test_a_report_comes_as_it_was_sent(pair: tuple[socket.socket, socket.socket]
 def test_the_arrays_of_an_evaluation_come_as_they_were_sent(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
-    sent = Evaluation(np.array([0, 7, 65535], np.int32), np.array([True, False, True]), 1.5)
+    weights = np.array([0.5, 0, 3], np.float32)
+    sent = Evaluation(
+        np.array([0, 7, 65535], np.int32), np.array([True, False, True]), 1.5, 2.5, weights
+    )
     send_message(pair[0], Report(0, 0, 1, finished=(Finished(TOKEN, "done", evaluation=sent),)))
 
     received = receive_report(pair[1]).finished[0].evaluation
@@ -56,6 +59,9 @@ def test_the_arrays_of_an_evaluation_come_as_they_were_sent(
     assert received.positive.dtype == np.bool_
     assert np.array_equal(received.positive, sent.positive)
     assert received.log_loss_sum == sent.log_loss_sum
+    assert received.probability_sum == sent.probability_sum
+    assert received.weights is not None
+    assert received.weights.tobytes() == weights.tobytes()
 
 
 def test_a_grant_comes_as_it_was_sent(pair: tuple[socket.socket, socket.socket]) -> None:
@@ -96,7 +102,7 @@ def test_an_array_that_is_not_of_its_type_is_refused(
     pair: tuple[socket.socket, socket.socket], bins: object
 ) -> None:
     token = [3, 12, 1, -1, 2, "train"]
-    finished = [token, "done", 1, 0, None, 0.0, 0, 0.0, 0.0, 0, [bins, b"\x00", 0.0, 0.0]]
+    finished = [token, "done", 1, 0, None, 0.0, 0, 0.0, 0.0, 0, [bins, b"\x00", 0.0, 0.0, None]]
     pair[0].sendall(
         frame(msgpack.packb([0, 0, 1, [], [finished], 0, False, [0, 0, 0, 0.0, {}], 0, "none"]))
     )

@@ -135,7 +135,7 @@ def test_a_batch_keeps_its_arrays_until_its_push_is_answered() -> None:
 
     class Preparer:
         def __call__(self, batch: Any) -> Any:
-            return SimpleNamespace(unique=None, bags=(), num_samples=1)
+            return SimpleNamespace(unique=None, bags=(), num_samples=1, weighing=None)
 
         def give_back(self, prepared: Any) -> None:
             events.append("keys given back")
@@ -171,7 +171,7 @@ def no_model() -> dict[str, Any]:
 
     class Preparer:
         def __call__(self, batch: Any) -> Any:
-            return SimpleNamespace(unique=None, bags=(), num_samples=1)
+            return SimpleNamespace(unique=None, bags=(), num_samples=1, weighing=None)
 
         def give_back(self, prepared: Any) -> None:
             pass

@@ -84,7 +84,7 @@ def test_counts_are_bit_equal_for_any_order_and_any_split(
 
     whole = streamed(logits, labels)
     np.testing.assert_array_equal(merged.counts, whole.counts)
-    assert merged.num_samples == len(logits)
+    assert merged.total == len(logits)
     assert math.isnan(whole.value()) or merged.value() == whole.value()
 
 
@@ -161,7 +161,7 @@ def test_unusable_samples_are_refused_and_not_counted(
     with pytest.raises(ValueError, match=message):
         auc.add(np.array(logits, np.float32), np.array(labels, np.float32))
 
-    assert auc.num_samples == 0
+    assert auc.total == 0
 
 
 def test_counts_of_another_number_of_bins_are_refused() -> None:
@@ -196,7 +196,7 @@ def test_a_bound_is_told_where_it_shows_in_the_digits(
 
 def test_what_has_no_number_says_why() -> None:
     assert why_no_log_loss(0.3) is None
-    assert why_no_log_loss(math.nan) == "no sample was scored"
+    assert why_no_log_loss(math.nan) == "no sample was scored that weighs anything"
     assert why_no_log_loss(math.inf) == "an infinite logit has the wrong sign"
     assert why_no_auc(0.5, 2) is None
     assert why_no_auc(math.nan, 0) == "no sample was scored"
@@ -211,3 +211,44 @@ def test_logits_of_ten_million_have_a_bound_that_covers_the_exact_auc() -> None:
 
     assert exact_auc(logits, labels) == 0.75
     assert auc_text(auc.value(), auc.error_bound()) == "0.6250 +- 0.2500"
+
+
+@settings(deadline=None)  # the first call compiles
+@given(samples(), st.data())
+def test_a_weight_counts_as_so_many_samples(
+    data: tuple[Floats, Floats], draw: st.DataObject
+) -> None:
+    logits, labels = data
+    times = draw.draw(hnp.arrays(np.int64, logits.size, elements=st.integers(0, 3)))
+    weights = times.astype(np.float32)
+    repeated = np.repeat(logits, times), np.repeat(labels, times)
+    expected = streamed(*repeated)
+
+    auc = StreamingAuc(weighted=True)
+    auc.add(logits, labels, weights)
+
+    assert auc.total == times.sum()
+    np.testing.assert_array_equal(auc.counts, expected.counts)
+    np.testing.assert_equal(auc.value(), expected.value())
+    np.testing.assert_equal(auc.error_bound(), expected.error_bound())
+    np.testing.assert_equal(exact_auc(logits, labels, weights), exact_auc(*repeated))
+    loss = log_loss_sum(logits, labels, weights)
+    np.testing.assert_allclose(loss, log_loss_sum(*repeated), rtol=1e-12)
+
+
+def test_weights_that_are_no_whole_numbers_weigh_pairs_by_their_product() -> None:
+    logits, labels = np.array([2, 1, 0, 1], np.float32), np.array([1, 1, 0, 0], np.float32)
+    weights = np.array([0.5, 2, 0.25, 3], np.float32)
+    auc = StreamingAuc(weighted=True)
+
+    auc.add(logits, labels, weights)
+
+    # 2 above both; 1 above 0, and a tie with the other 1.
+    right = 0.5 * (0.25 + 3) + 2 * (0.25 + 3 / 2)
+    assert auc.value() == pytest.approx(right / (2.5 * 3.25))
+
+
+def test_an_infinite_loss_that_weighs_nothing_adds_nothing() -> None:
+    logits, labels = np.array([np.inf, 0], np.float32), np.array([0, 1], np.float32)
+
+    assert log_loss_sum(logits, labels, np.array([0, 2], np.float32)) == 2 * math.log(2)

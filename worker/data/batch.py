@@ -30,11 +30,13 @@ class Batch:
         labels: float32[n] of 0 and 1; empty where the samples have no label.
         dense: float32[n, number of dense features], C-contiguous, transformed.
         sparse: one `Bags` for each sparse feature, in the order of the job.
+        weights: float32[n], how much each sample counts, finite and >= 0; None: all count 1.
     """
 
     labels: npt.NDArray[np.float32]
     dense: npt.NDArray[np.float32]
     sparse: tuple[Bags, ...]
+    weights: npt.NDArray[np.float32] | None = None
 
     @property
     def num_samples(self) -> int:

@@ -49,6 +49,8 @@ def column_kinds(
     numeric = [(name, "dense column") for name in features.dense]
     if features.label is not None:
         numeric.append((features.label, "label"))
+    if features.weight is not None:
+        numeric.append((features.weight, "column of sample weights"))
     for name, role in numeric:
         kind = _field_type(schema, name, file, is_number)
         if not is_number(kind):

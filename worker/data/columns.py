@@ -5,7 +5,7 @@ docs/data.md says which columns are accepted and what becomes of their values.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class Columns:
     labels: _Floats
     dense: _Floats
     sparse: tuple[Bags, ...]
+    weights: _Floats | None = None
 
     @property
     def num_rows(self) -> int:
@@ -56,6 +57,7 @@ class Columns:
         return (
             self.labels.nbytes
             + self.dense.nbytes
+            + (0 if self.weights is None else self.weights.nbytes)
             + sum(
                 array.nbytes
                 for bags in self.sparse
@@ -73,12 +75,15 @@ class Columns:
             self.labels[start:stop],
             self.dense[start:stop],
             tuple(_slice_bags(bags, start, stop) for bags in self.sparse),
+            None if self.weights is None else self.weights[start:stop],
         )
 
     def take(self, order: _Ints) -> "Columns":
         """Return the rows at the positions `order`, int64[m], as a copy."""
         labels = self.labels[order] if self.labels.size else self.labels
-        return Columns(labels, self.dense[order], tuple(_take_bags(b, order) for b in self.sparse))
+        weights = None if self.weights is None else self.weights[order]
+        sparse = tuple(_take_bags(bags, order) for bags in self.sparse)
+        return Columns(labels, self.dense[order], sparse, weights)
 
 
 def columns_from_table(
@@ -97,18 +102,21 @@ def columns_from_table(
         the table.
 
     Raises:
-        DataError: a label that is null or not 0 or 1, an infinite dense value, a weight that is
-            null or not finite, weights that don't match their keys; `UnreadableError` for arrays
-            that only a damaged file has.
+        DataError: a label that is null or not 0 or 1, a sample's weight that is null, negative or
+            not finite, an infinite dense value, a key's weight that is null or not finite, weights
+            that don't match their keys; `UnreadableError` for arrays that only a damaged file has.
     """
-    labels = np.empty(0, np.float32)
+    labels, weights = np.empty(0, np.float32), None
     try:
         if features.label is not None:
             labels = _labels(_array(table, features.label), features.label, where)
+        if features.weight is not None:
+            weights = _sample_weights(_array(table, features.weight), features.weight, where)
         return Columns(
             labels,
             _dense(table, features, where),
             tuple(_bags(table, feature, where) for feature in features.sparse),
+            weights,
         )
     except DataError as error:
         if error.row is not None:
@@ -128,6 +136,7 @@ def join(parts: list[Columns], order: _Ints | None = None) -> Columns:
         np.concatenate([part.labels for part in parts]),
         np.concatenate([part.dense for part in parts]),
         (),
+        _joined_weights(parts),
     )
     if order is not None:
         whole = whole.take(order)
@@ -137,7 +146,7 @@ def join(parts: list[Columns], order: _Ints | None = None) -> Columns:
     while columns:
         bags = _join_bags(columns.pop(0))
         sparse.append(bags if order is None else _take_bags(bags, order))
-    return Columns(whole.labels, whole.dense, tuple(sparse))
+    return replace(whole, sparse=tuple(sparse))
 
 
 def concatenate(parts: Sequence[Batch]) -> Batch:
@@ -148,7 +157,13 @@ def concatenate(parts: Sequence[Batch]) -> Batch:
         np.concatenate([part.labels for part in parts]),
         np.concatenate([part.dense for part in parts]),
         tuple(_join_bags(bags) for bags in zip(*(part.sparse for part in parts), strict=True)),
+        _joined_weights(parts),
     )
+
+
+def _joined_weights(parts: Sequence[Columns | Batch]) -> _Floats | None:
+    weights = [part.weights for part in parts if part.weights is not None]
+    return np.concatenate(weights) if weights else None
 
 
 def repeated(bags: Bags, order: _Ints) -> Bags:
@@ -184,6 +199,21 @@ def _labels(array: pa.Array, name: str, where: Where) -> _Floats:
         remedy = "Map the labels to 0 and 1 and leave out rows without one"
         raise _refused(where, name, row, "a label is not 0 or 1", got, remedy)
     return values.astype(np.float32)
+
+
+def _sample_weights(array: pa.Array, name: str, where: Where) -> _Floats:
+    weights = _numbers(array)
+    legal = np.isfinite(weights) & (weights >= 0)
+    valid = valid_of(array)
+    if valid is not None:
+        legal &= valid
+    if not legal.all():
+        row = int(np.argmin(legal))
+        what = "a sample's weight is null, negative, or not finite as a 32-bit float"
+        got = f"got {_shown(array, row)}, expected a finite number >= 0"
+        remedy = "Write 1 for a sample that counts as any other, and 0 for one that does not count"
+        raise _refused(where, name, row, what, got, remedy)
+    return weights
 
 
 def _dense(table: pa.Table, features: FeatureSpec, where: Where) -> _Floats:

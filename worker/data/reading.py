@@ -273,4 +273,5 @@ def _empty_batch(features: FeatureSpec) -> Batch:
             )
             for feature in features.sparse
         ),
+        None if features.weight is None else np.empty(0, np.float32),
     )

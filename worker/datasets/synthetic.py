@@ -163,7 +163,7 @@ class _Quality:
         negatives, positives = self._expected
         below = np.cumsum(negatives) - 0.5 * negatives
         expected_auc = (positives * below).sum() / (positives.sum() * negatives.sum())
-        n = self.auc.num_samples
+        n = self.auc.total
         return {
             "best_auc": _number(self.auc.value()),
             "best_auc_error_bound": _number(self.auc.error_bound()),

@@ -22,6 +22,7 @@ from worker.models.protocol import (
     name_hint,
     num_parameters,
     parameter_views,
+    takes_weights,
 )
 from worker.models.wide_deep import DEFAULTS as WIDE_DEEP_OPTIONS
 from worker.models.wide_deep import LINEAR_SUFFIX, WideDeep
@@ -42,6 +43,7 @@ __all__ = [
     "needed_lookups",
     "num_parameters",
     "parameter_views",
+    "takes_weights",
 ]
 
 _NETWORKS: dict[str, Callable[[ModelSpec], Network[Any]]] = {

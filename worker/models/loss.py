@@ -41,6 +41,29 @@ def log_loss(logits: FloatArray, labels: FloatArray, grad: FloatArray) -> float:
     return total
 
 
+@njit(cache=True, nogil=True)
+def weighted_log_loss(
+    logits: FloatArray, labels: FloatArray, weights: FloatArray, grad: FloatArray
+) -> float:
+    """As `log_loss`, each sample's loss and gradient multiplied by its weight.
+
+    Weights of 1 give the same bits. A sample of weight 0 adds nothing, unless its logit is NaN.
+
+    Args:
+        weights: float32[n], >= 0.
+    """
+    total = 0.0
+    for i in range(len(logits)):
+        z = np.float64(logits[i])
+        y = np.float64(labels[i])
+        weight = np.float64(weights[i])
+        e = math.exp(-abs(z))
+        if weight > 0.0:
+            total += weight * (max(z, 0.0) - z * y + math.log1p(e))
+        grad[i] = weight * ((1.0 if z >= 0 else e) / (1.0 + e) - y)
+    return total
+
+
 class Network(Protocol[Inputs]):
     """Logits from dense and pooled inputs, forward and backward. Shapes as in `Model`.
 
@@ -120,16 +143,20 @@ class LogLossModel(Generic[Inputs]):
         labels: FloatArray,
         grad_params: FloatArray,
         grad_pooled: FloatArray,
+        weights: FloatArray | None = None,
     ) -> float:
-        weights = parameter_views(params, self.parameters)
+        layers = parameter_views(params, self.parameters)
         gradients = parameter_views(grad_params, self.parameters)
         began = time.perf_counter_ns()
-        logits = self._network.forward(weights, dense, pooled)
+        logits = self._network.forward(layers, dense, pooled)
         grad_logits = self._grad_logits.rows(len(labels))
-        loss = log_loss(logits[:, 0], labels, grad_logits[:, 0])
+        if weights is None:
+            loss = log_loss(logits[:, 0], labels, grad_logits[:, 0])
+        else:
+            loss = weighted_log_loss(logits[:, 0], labels, weights, grad_logits[:, 0])
         self.forward_ns = time.perf_counter_ns() - began
         self.logits = logits[:, 0].copy()
-        self._network.backward(weights, dense, pooled, grad_logits, gradients, grad_pooled)
+        self._network.backward(layers, dense, pooled, grad_logits, gradients, grad_pooled)
         return loss
 
     @property

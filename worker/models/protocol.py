@@ -1,6 +1,7 @@
 """What a dense model is: its parameters, and training and prediction on one batch."""
 
 import importlib
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -157,6 +158,7 @@ class Model(Protocol[Inputs]):
         labels: FloatArray,
         grad_params: FloatArray,
         grad_pooled: FloatArray,
+        weights: FloatArray | None = None,
     ) -> float:
         """Compute the loss of a batch and its gradients.
 
@@ -167,9 +169,11 @@ class Model(Protocol[Inputs]):
             labels: float32[n], 0 or 1, read.
             grad_params: float32[P], written (not added to): gradient of the returned sum.
             grad_pooled: float32[n, W], C-contiguous, written likewise.
+            weights: float32[n], >= 0, read: what each sample's loss is multiplied by; given in jobs
+                with `data.weight` alone, so a model for others can do without.
 
         Returns:
-            The sum (not the mean) of the samples' log losses.
+            The sum (not the mean) of the samples' log losses, each multiplied by its weight.
         """
         ...
 
@@ -181,6 +185,15 @@ class Model(Protocol[Inputs]):
 def num_parameters(model: Model[Any]) -> int:
     """Return the length P of the model's parameter vector."""
     return sum(parameter.size for parameter in model.parameters)
+
+
+def takes_weights(model: Model[Any]) -> bool:
+    """Whether a model's `train` can be given the weights of samples, its last argument."""
+    try:
+        inspect.signature(model.train).bind(*[None] * 7)
+    except TypeError:
+        return False
+    return True
 
 
 def parameter_views(flat: FloatArray, parameters: Sequence[Parameter]) -> list[FloatArray]:

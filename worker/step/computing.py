@@ -62,6 +62,8 @@ class Computation:
     ) -> tuple[float, Float32s, Float32s]:
         """Return (sum of losses, gradients of the rows, gradients of the dense parameters).
 
+        A sample's loss is multiplied by its weight, where samples have some.
+
         Args:
             values: float32, the flat buffer of pulled rows.
             parameters: float32[dense parameters].
@@ -194,6 +196,7 @@ class Computation:
             if not self._any_float_mode:
                 check_float_mode()
             rows = parts[part]
+            weights = () if prepared.weights is None else (prepared.weights[rows],)
             losses[part] = self._models[part].train(
                 parameters,
                 prepared.dense[rows],
@@ -201,6 +204,7 @@ class Computation:
                 prepared.labels[rows],
                 grads[part],
                 grad_inputs[part],
+                *weights,
             )
 
         self._run(run, len(parts))

@@ -37,12 +37,21 @@ class Bag:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A batch that is ready to be pulled; `bags` are in the order of the model's lookups."""
+    """A batch that is ready to be pulled.
+
+    Args:
+        labels, dense, weights: those of the batch.
+        unique: its distinct keys.
+        bags: in the order of the model's lookups.
+        weighing: uint8[u], the distinct keys that a sample of a weight above 0 has; None: all.
+    """
 
     labels: npt.NDArray[np.float32]
     dense: npt.NDArray[np.float32]
     unique: Deduplicated
     bags: tuple[Bag, ...]
+    weights: npt.NDArray[np.float32] | None = None
+    weighing: npt.NDArray[np.uint8] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -106,11 +115,26 @@ class Preparer:
             self._bag(batch, i, unique, [slices[i, n] for n in range(len(parts_of))])
             for i, parts_of in enumerate(self._parts)
         )
-        return Prepared(batch.labels, batch.dense, unique, bags)
+        weights, weighing = batch.weights, None
+        if weights is not None and not weights.all():
+            weighing = self._weighing(batch, weights > 0, unique)
+        return Prepared(batch.labels, batch.dense, unique, bags, weights, weighing)
 
     def give_back(self, prepared: Prepared) -> None:
         """Use the arrays of a batch again; nothing may read them any more, its bags included."""
         self._deduplicate.give_back(prepared.unique)
+
+    def _weighing(
+        self, batch: Batch, weighs: npt.NDArray[np.bool_], unique: Deduplicated
+    ) -> npt.NDArray[np.uint8]:
+        """Return which distinct keys a sample that weighs something has, uint8[u]."""
+        # In the order in which the keys were listed.
+        lookups = [self._lookups[i] for users in self._by_table for i, _ in users]
+        of_keys = [of_occurrences(weighs, batch.sparse[each.feature].offsets) for each in lookups]
+        found = np.zeros(unique.keys.size, np.uint8)
+        if of_keys:
+            found[unique.places[np.concatenate(of_keys)]] = 1
+        return found
 
     def _bag(self, batch: Batch, number: int, unique: Deduplicated, parts: Sequence[slice]) -> Bag:
         lookup = self._lookups[number]
@@ -124,3 +148,10 @@ class Preparer:
             maximum=combiner == "max",
             places=tuple(unique.places[part] for part in parts) if select else (),
         )
+
+
+def of_occurrences(
+    of_samples: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int64] | None
+) -> npt.NDArray[np.bool_]:
+    """Return for each occurrence of a lookup what is said of its sample, bool[nnz]."""
+    return of_samples if offsets is None else np.repeat(of_samples, np.diff(offsets))

@@ -398,6 +398,28 @@ def test_an_evaluation_holds_the_steps_and_is_merged_in_any_order() -> None:
     assert len(job.records) == 3
 
 
+def test_an_evaluation_of_samples_with_weights_is_weighted() -> None:
+    plan = LedgerPlan(batches_per_epoch=2, epochs=1, rows_of=lambda batch_id: 2)
+    job = Driver(
+        spec(mode="async", evaluation_plan=plan, eval_every_steps=1, depth=4, weighted=True)
+    )
+    for token in [job.lease() for _ in range(3)]:
+        job.finish(token)
+    bins, weights = np.array([100, 60000], np.int32), np.array([0.5, 3], np.float32)
+
+    for token, positive in zip(
+        job.report(want=4).tokens, ([False, True], [True, False]), strict=True
+    ):
+        scores = Evaluation(bins, np.array(positive), 0.5, weights=weights)
+        job.report(0, Finished(token, "done", 2, evaluation=scores))
+
+    (result,) = job.coordinator.progress.evaluations
+    # Positives: 3 above, 0.5 below; negatives: 0.5 below, 3 above. Of one bin they tie.
+    right = 3 * 0.5 + 3 * 3 / 2 + 0.5 * 0.5 / 2
+    assert result.auc == pytest.approx(right / 3.5**2)
+    assert (result.logloss, result.samples) == (1.0 / 7, 4)
+
+
 def test_an_evaluation_comes_before_every_step_that_waits_for_it() -> None:
     plan = LedgerPlan(batches_per_epoch=9, epochs=1, rows_of=lambda batch_id: 2)
     job = Driver(spec(group_size=1, global_batch=10, evaluation_plan=plan, eval_every_steps=1))

@@ -13,12 +13,14 @@ from worker.protocol import Evaluation, Finished, Token
 RNG = np.random.default_rng(5)
 
 
-def batch(logits: np.ndarray, labels: np.ndarray) -> Batch:
+def batch(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Batch:
+    probabilities = 1 / (1 + np.exp(-logits.astype(float)))
     scores = Evaluation(
         bin_of(logits, 1 << 16),
         labels > 0.5,
-        log_loss_sum(logits, labels),
-        float((1 / (1 + np.exp(-logits.astype(float)))).sum()),
+        log_loss_sum(logits, labels, weights),
+        float((probabilities * (1 if weights is None else weights)).sum()),
+        weights,
     )
     result = Finished(Token(0, 0, 0, 0), "done", len(labels), evaluation=scores)
     return Batch(batch_id=0, step=0, lane=0, planned=len(labels), status=Status.DONE, result=result)
@@ -73,3 +75,32 @@ def test_nothing_is_summed_where_nobody_wants_it() -> None:
     windows.pass_until(math.inf, step=1)
 
     assert list(windows.results) == []
+
+
+def test_a_weight_counts_as_so_many_samples() -> None:
+    logits, labels = samples(300)
+    times = RNG.integers(0, 4, 300)
+    weighted, plain = ProgressiveWindows(10.0, weighted=True), ProgressiveWindows(10.0)
+    weighted.resolved(batch(logits, labels, times.astype(np.float32)), 1.0)
+    plain.resolved(batch(np.repeat(logits, times), np.repeat(labels, times)), 1.0)
+
+    for windows in (weighted, plain):
+        windows.pass_until(math.inf, step=1)
+
+    (found,), (expected,) = weighted.results, plain.results
+    assert (found.samples, found.weight, expected.weight) == (300, times.sum(), None)
+    for name in ("label_rate", "auc", "auc_error_bound", "logloss", "normalized_entropy"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-12), name
+    assert found.calibration == pytest.approx(expected.calibration)
+
+
+def test_a_window_in_which_nothing_weighs_anything_has_no_figures() -> None:
+    windows = ProgressiveWindows(1.0, weighted=True)
+    windows.resolved(batch(*samples(3), np.zeros(3, np.float32)), 0.5)
+
+    windows.pass_until(math.inf, step=1)
+
+    (window,) = windows.results
+    assert (window.samples, window.weight) == (3, 0)
+    assert math.isnan(window.auc)
+    assert math.isnan(window.logloss)

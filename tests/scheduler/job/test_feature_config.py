@@ -141,3 +141,52 @@ def test_padding_goes_into_the_features(pad: int | str | None) -> None:
 @pytest.mark.parametrize("pad", [True, 0.0, [0], 2**64])
 def test_padding_that_is_no_key_is_refused(pad: Any) -> None:
     assert "data.sparse.0.pad" in refusal(sparse=[{"column": "a", "pad": pad}])
+
+
+# Weights of samples
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"weight": "w", "dense": ["w"]}, "data.dense lists 'w', which data.weight names"),
+        ({"weight": "a"}, "data.sparse lists 'a', which data.weight names"),
+        ({"weight": "label"}, "the label 'label' is given as weights"),
+        ({"weight": "w", "eval_batch_size": 2**20 + 1}, "eval_batch_size may be at most 1048576"),
+    ],
+)
+def test_a_weight_of_samples_is_nothing_else(data: dict[str, Any], said: str) -> None:
+    assert said in refusal(**data)
+
+
+def test_the_weight_is_a_column_that_is_read() -> None:
+    features = feature_spec(JobConfig.from_dict(job(weight="w")))
+
+    assert features.columns() == ["label", "w", "a"]
+    assert features.inputs().columns() == ["a"]
+
+
+def test_a_model_whose_training_takes_no_weights_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    takes = "params, dense, pooled, labels, grad_params, grad_pooled"
+    (tmp_path / "models_of_weights.py").write_text(
+        "class Without:\n"
+        "    def __init__(self, spec): self.parameters = ()\n"
+        f"    def train(self, {takes}): return 0.0\n"
+        "    def predict(self, params, dense, pooled): return dense\n"
+        "class With(Without):\n"
+        f"    def train(self, {takes}, weights=None): return 0.0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def config(name: str, **data: Any) -> JobConfig:
+        model = {"type": "custom", "class": f"models_of_weights:{name}"}
+        return JobConfig.from_dict({**job(**data), "model": model})
+
+    model_spec(config("With", weight="w"))
+    model_spec(config("Without"))
+    with pytest.raises(
+        ConfigError, match=r"data\.weight is 'w', and train of model\.class 'models_of"
+    ):
+        model_spec(config("Without", weight="w"))

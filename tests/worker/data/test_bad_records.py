@@ -1,5 +1,6 @@
 """Rows that training would refuse are found, left out of the plan, and kept aside with why."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +86,24 @@ def test_nothing_is_looked_through_where_bad_rows_end_the_job(tmp_path: Path) ->
     file = only(arrivals(tmp_path, on_bad_record="fail"))
 
     assert file.row_group_rows == (2,)
+
+
+def test_rows_with_a_weight_that_is_none_are_left_out_too(tmp_path: Path) -> None:
+    table = pa.table({"label": [0, 1, 1], "d": [0.5] * 3, "a": [0, 1, 2], "w": [1.0, -2.0, 0.0]})
+    pq.write_table(table, tmp_path / "part-1.parquet")
+    features = replace(FEATURES, weight="w")
+    coming = Arrivals(
+        DirectoryStream(str(tmp_path)),
+        features,
+        kinds=(),
+        on_bad_file="fail",
+        on_bad_record="quarantine",
+        aside=tmp_path / "aside",
+    )
+
+    batch, _ = Reader(Plan((only(coming),), batch_size=9), features).read(0)
+
+    assert batch.weights is not None
+    assert batch.weights.tolist() == [1, 0]
+    (reason,) = pq.read_table(tmp_path / "aside")["_reason"].to_pylist()
+    assert reason.endswith("(w): got -2.0, expected a finite number >= 0")

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from worker.data.batch import Bags
 from worker.data.column_types import check_schema
-from worker.data.columns import Columns, columns_from_table, concatenate
+from worker.data.columns import Columns, columns_from_table, concatenate, join
 from worker.data.key_hash import hash_strings
 from worker.errors import DataError, UnreadableError
 from worker.spec import FeatureSpec, SparseFeature
@@ -432,3 +433,63 @@ def test_a_float_that_is_no_exact_whole_number_is_named_with_its_row(bad: float)
 
     assert (error.column, error.row) == ("c", 1)
     assert str(bad) in str(error)
+
+
+# Weights of samples
+
+
+def weighed(**options: Any) -> FeatureSpec:
+    return replace(spec(dense=("d",), **options), weight="w")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.bool_(), pa.int8(), pa.uint64(), pa.float16(), pa.float64(), pa.decimal128(25, 2)],
+    ids=str,
+)
+def test_weights_of_samples_of_every_numeric_type_become_floats(kind: pa.DataType) -> None:
+    columns = convert(weighed(), w=pa.array([0, 1, 1]).cast(kind), d=pa.array([1.0, 2, 3]))
+
+    assert columns.weights is not None
+    assert columns.weights.dtype == np.float32
+    assert columns.weights.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("bad", "shown"),
+    [(-1.0, "-1.0"), (None, "null"), (float("nan"), "nan"), (float("inf"), "inf"), (1e39, "1e+39")],
+)
+def test_a_samples_weight_that_is_none_is_named_with_its_row(bad: float | None, shown: str) -> None:
+    error = refused(weighed(), w=pa.array([0.5, 0, bad, bad], pa.float64()), d=pa.array([1.0] * 4))
+
+    assert (error.file, error.row_group, error.column, error.row) == ("f.parquet", 3, "w", 2)
+    assert f"got {shown}, expected a finite number >= 0" in str(error)
+
+
+def test_weights_of_samples_must_be_numbers() -> None:
+    error = refused(weighed(), w=pa.array(["1"]), d=pa.array([1.0]))
+
+    assert "a column of sample weights has an unusable type" in str(error)
+
+
+def test_weights_go_with_their_samples() -> None:
+    features = weighed()
+    parts = [
+        convert(features, w=pa.array([1.0, 2.0]), d=pa.array([1.0, 2.0])),
+        convert(features, w=pa.array([3.0]), d=pa.array([3.0])),
+    ]
+    batches = [part.batch(0, part.num_rows) for part in parts]
+
+    for found in (concatenate(batches), join(list(parts)), join(parts, np.array([2, 0, 1]))):
+        assert found.weights is not None
+        np.testing.assert_array_equal(found.weights, found.dense[:, 0])
+    assert found.batch(1, 3).weights.tolist() == [1, 2]  # type: ignore[union-attr]
+    assert found.nbytes == 3 * 4 + 3 * 4  # type: ignore[union-attr]
+
+
+def test_samples_without_weights_have_none() -> None:
+    columns = convert(spec(dense=("d",)), d=pa.array([1.0, 2.0]))
+
+    assert columns.weights is None
+    assert concatenate([columns.batch(0, 1), columns.batch(1, 2)]).weights is None
+    assert columns.take(np.array([1, 0])).weights is None

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 
-from worker.models.loss import log_loss
+from worker.models.loss import log_loss, weighted_log_loss
 
 
 def test_the_loss_and_its_gradient_equal_their_definition():
@@ -67,3 +67,37 @@ def test_no_samples_have_no_loss():
     empty = np.empty(0, np.float32)
 
     assert log_loss(empty, empty, empty) == 0.0
+
+
+def test_a_weight_multiplies_a_samples_loss_and_gradient():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 3, 50).astype(np.float32)
+    labels = (generator.random(50) < 0.5).astype(np.float32)
+    weights = generator.exponential(1.0, 50).astype(np.float32)
+    grad, alone = np.empty(50, np.float32), np.empty(50, np.float32)
+
+    loss = weighted_log_loss(logits, labels, weights, grad)
+
+    losses = [log_loss(logits[i : i + 1], labels[i : i + 1], alone[i : i + 1]) for i in range(50)]
+    assert math.isclose(loss, np.dot(weights.astype(np.float64), losses), rel_tol=1e-12)
+    np.testing.assert_allclose(grad, weights * alone, rtol=1e-6)
+
+
+def test_weights_of_1_change_no_bit():
+    generator = np.random.default_rng(1)
+    logits = generator.normal(0, 30, 999).astype(np.float32)
+    labels = (generator.random(999) < 0.5).astype(np.float32)
+    grad, plain = np.empty(999, np.float32), np.empty(999, np.float32)
+
+    loss = weighted_log_loss(logits, labels, np.ones(999, np.float32), grad)
+
+    assert loss == log_loss(logits, labels, plain)
+    assert grad.tobytes() == plain.tobytes()
+
+
+def test_a_sample_that_weighs_nothing_adds_nothing():
+    logits, labels = np.array([np.inf, -np.inf], np.float32), np.array([0, 1], np.float32)
+    grad = np.empty(2, np.float32)
+
+    assert weighted_log_loss(logits, labels, np.zeros(2, np.float32), grad) == 0.0
+    np.testing.assert_array_equal(grad, [0, 0])

@@ -188,3 +188,38 @@ def test_batches_without_a_choice_stay_as_they_are() -> None:
 
     assert choose_rows(prepared, admitted)[0] is prepared
     assert choose_rows(prepared, admitted)[1] is admitted
+
+
+def test_rows_that_only_samples_of_weight_0_use_get_no_gradient() -> None:
+    """Not even one of 0, by which Adam would move them."""
+    pool = np.arange(20_000)
+    own, rare, other = pool[static_keys(pool, 1) == static_keys(pool[:1], 1)][:3].tolist()
+    trainer = Trainer(Adam(learning_rate=0.1))
+    keys = np.array([own, own, rare, other], np.int64)
+    batch = Batch(
+        np.zeros(3, np.float32),
+        np.zeros((3, 0), np.float32),
+        (Bags(keys, np.array([0, 1, 2, 4])),),
+        np.array([1, 0, 0], np.float32),
+    )
+    prepared = trainer.prepare(batch)
+    admitted = np.ones(prepared.unique.keys.size, np.uint8)
+    has_no_row = prepared.unique.keys[: prepared.unique.sizes[0, 0]] != own
+    admitted[: has_no_row.size][has_no_row] = 0
+
+    chosen, trained = choose_rows(prepared, admitted)
+
+    by_key = dict(zip(prepared.unique.keys[: has_no_row.size].tolist(), trained, strict=False))
+    assert by_key == {own: 1, rare: 0, other: 0}
+    assert trained[has_no_row.size :].tolist() == [0], "who weighs something has its own row"
+    assert chosen.bags[0].positions[0].size == 4
+
+
+def test_a_batch_in_which_all_weigh_something_trains_all_its_keys() -> None:
+    trainer = Trainer(Sgd(learning_rate=0.1))
+    bags = (Bags(np.array([1, 2], np.int64), np.array([0, 1, 2])),)
+    dense = np.zeros((2, 0), np.float32)
+
+    prepared = trainer.prepare(Batch(np.zeros(2, np.float32), dense, bags, np.float32([0.1, 3])))
+
+    assert prepared.weighing is None
