@@ -41,7 +41,7 @@ class _LineModel(models.PrimitiveModel):
 _line = _LineType("float32x16")
 
 
-def _pointer(context: Any, builder: Any, signature: Any, arguments: Any, first: int) -> Any:
+def pointer_to(context: Any, builder: Any, signature: Any, arguments: Any, first: int) -> Any:
     """Return the address of the element that arguments `first` and the next name."""
     array_type, position_type = signature.args[first : first + 2]
     view = context.make_array(array_type)(context, builder, arguments[first])
@@ -49,7 +49,7 @@ def _pointer(context: Any, builder: Any, signature: Any, arguments: Any, first: 
     return builder.gep(view.data, [position])
 
 
-def _spread(builder: Any, element: Any) -> Any:
+def spread(builder: Any, element: Any) -> Any:
     """Return a line of one float32 in every place."""
     undefined, integer = ir.Constant(_VECTOR, ir.Undefined), ir.IntType(32)
     first = builder.insert_element(undefined, element, integer(0))
@@ -62,7 +62,7 @@ def load_line(typing_context: Any, array: Any, position: Any) -> Any:
     """Return array[position : position + 16]."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = _pointer(context, builder, signature, arguments, 0)
+        pointer = pointer_to(context, builder, signature, arguments, 0)
         return builder.load(builder.bitcast(pointer, _VECTOR.as_pointer()), align=_UNALIGNED)
 
     return _line(array, position), generate
@@ -73,7 +73,7 @@ def store_line(typing_context: Any, value: Any, array: Any, position: Any) -> An
     """array[position : position + 16] = value."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = _pointer(context, builder, signature, arguments, 1)
+        pointer = pointer_to(context, builder, signature, arguments, 1)
         target = builder.bitcast(pointer, _VECTOR.as_pointer())
         builder.store(arguments[0], target, align=_UNALIGNED)
         return context.get_dummy_value()
@@ -86,8 +86,8 @@ def repeated(typing_context: Any, array: Any, position: Any) -> Any:
     """Return a line of which every element is array[position]."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        element = builder.load(_pointer(context, builder, signature, arguments, 0))
-        return _spread(builder, element)
+        element = builder.load(pointer_to(context, builder, signature, arguments, 0))
+        return spread(builder, element)
 
     return _line(array, position), generate
 
@@ -119,7 +119,7 @@ def line_of(typing_context: Any, value: Any) -> Any:
     """Return a line of which every element is a float32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _spread(builder, arguments[0])
+        return spread(builder, arguments[0])
 
     return _line(types.float32), generate
 
@@ -137,6 +137,18 @@ def roots(typing_context: Any, a: Any) -> Any:
 
 
 @intrinsic
+def not_below_zero(typing_context: Any, a: Any) -> Any:
+    """Return a line with 0 for each element that is less; NaN stays NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        zeros = ir.Constant(_VECTOR, [0.0] * WIDTH)
+        below = builder.fcmp_ordered("<", arguments[0], zeros)
+        return builder.select(below, zeros, arguments[0])
+
+    return _line(a), generate
+
+
+@intrinsic
 def transpose_lines(
     typing_context: Any, source: Any, at: Any, step: Any, target: Any, to: Any, stride: Any
 ) -> Any:
@@ -148,8 +160,8 @@ def transpose_lines(
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         index = types.intp
-        first = _pointer(context, builder, signature, arguments, 0)
-        output = _pointer(context, builder, signature, arguments, 3)
+        first = pointer_to(context, builder, signature, arguments, 0)
+        output = pointer_to(context, builder, signature, arguments, 3)
         step, stride = (
             context.cast(builder, arguments[i], signature.args[i], index) for i in (2, 5)
         )

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 
-from worker.models.interaction import Interaction, common_dim
+from worker.models.interaction import Interaction, common_dim, dots
 from worker.models.layers import Mlp, RowBuffer, read_widths
-from worker.models.predicted_layers import PackedLayer, begin_sums
+from worker.models.predicted_layers import NOT_BEGUN, PackedLayers, begin_sums, run_layers
 from worker.models.protocol import FloatArray, SampleVectors, SharedInputs
 from worker.spec import ModelSpec
 
@@ -21,8 +22,8 @@ DEFAULTS = {"bottom_mlp": (512, 256, 64), "top_mlp": (512, 256)}
 class PackedDlrm(NamedTuple):
     """The layers as prediction reads them."""
 
-    bottom: list[PackedLayer]
-    top: list[PackedLayer]
+    bottom: PackedLayers
+    top: PackedLayers
 
 
 class Dlrm:
@@ -56,6 +57,9 @@ class Dlrm:
         self._top = Mlp("top", top, relu_last=False)
         self.parameters = (*self._bottom.parameters, *self._top.parameters)
 
+        self._dim = dim
+        self._work = RowBuffer(2 * max(*widths["bottom_mlp"], *widths["top_mlp"], dim, 1))
+        self._first = RowBuffer(bottom[-1])
         self._bottom_outputs = np.empty((0, 0), np.float32)
         self._top_inputs = RowBuffer(top[0])
         self._grad_top_inputs = RowBuffer(top[0])
@@ -83,18 +87,22 @@ class Dlrm:
         vectors: SampleVectors,
         shared: SharedInputs | None = None,
     ) -> FloatArray:
-        top_inputs = self._top_inputs.rows(len(dense))
+        n = len(dense)
+        top_inputs = self._top_inputs.rows(n)
         if shared is None:
-            bottom_outputs = self._bottom.predict(packed.bottom, dense)
-            self._interaction.predict(bottom_outputs, vectors, top_inputs)
-            return self._top.predict(packed.top, top_inputs)
+            first, logits = self._first.rows(n), self._top.outputs(n)
+            _predict(
+                packed, dense, vectors.flat, vectors.positions, self._dim, self._work.rows(n),
+                first, top_inputs, logits,
+            )  # fmt: skip
+            return logits
         bottom_outputs = self._bottom.predict(
             packed.bottom, dense[shared.firsts] if shared.dense else dense
         )
         if shared.dense:
             bottom_outputs = bottom_outputs[shared.group]
         begun_inputs = self._interaction.predict_shared(bottom_outputs, vectors, shared, top_inputs)
-        begun = begin_sums(packed.top[0], top_inputs, begun_inputs, shared)
+        begun = begin_sums(packed.top, top_inputs, begun_inputs, shared)
         return self._top.predict(packed.top, top_inputs, begun)
 
     def backward(
@@ -121,3 +129,14 @@ class Dlrm:
         self._bottom.backward(
             weights[: self._num_bottom], dense, grad_bottom, gradients[: self._num_bottom], None
         )
+
+
+@njit(cache=True, nogil=True)
+def _predict(  # type: ignore[no-untyped-def]
+    packed, dense, flat, positions, dim, work, first, top_inputs, logits
+):
+    """All of a prediction in one call: of few samples calls would take longer than the work."""
+    numbers = work.reshape(-1)
+    run_layers(packed.bottom, dense, numbers, first, NOT_BEGUN)
+    dots(first, flat, positions, dim, True, top_inputs)
+    run_layers(packed.top, top_inputs, numbers, logits, NOT_BEGUN)

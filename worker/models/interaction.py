@@ -69,7 +69,7 @@ class Interaction:
             vectors: of the lookups.
             out: C-contiguous, written.
         """
-        _dots(first, vectors.flat, vectors.positions, self._dim, False, out)
+        dots(first, vectors.flat, vectors.positions, self._dim, False, out)
 
     @property
     def prediction_order(self) -> npt.NDArray[np.int64]:
@@ -90,7 +90,7 @@ class Interaction:
         So dot products of the first lookups come first, whatever else differs between samples, and
         what a layer sums over them can be summed once for samples that share them.
         """
-        _dots(first, vectors.flat, vectors.positions, self._dim, True, out)
+        dots(first, vectors.flat, vectors.positions, self._dim, True, out)
 
     def predict_shared(
         self, first: FloatArray, vectors: SampleVectors, shared: SharedInputs, out: FloatArray
@@ -182,7 +182,7 @@ def _dots_of_four(columns, i, dim, stride, dots):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True, nogil=True)
-def _dots(first, flat, positions, dim, first_last, out):  # type: ignore[no-untyped-def]
+def dots(first, flat, positions, dim, first_last, out):  # type: ignore[no-untyped-def]
     """out[s] = first[s], then v_i . v_j for all j < i of sample s.
 
     With `first_last` the first vector is the last one, and comes after the dot products.
@@ -225,7 +225,7 @@ def _dots(first, flat, positions, dim, first_last, out):  # type: ignore[no-unty
 def _shared_dots(  # type: ignore[no-untyped-def]
     first, flat, positions, dim, order, num_shared, sources, begun, group, out
 ):
-    """As `_dots` with `first_last`, the vectors that runs of samples share before the others.
+    """As `dots` with `first_last`, the vectors that runs of samples share before the others.
 
     Args:
         order: int64[vectors], those that are shared before the others.

@@ -8,7 +8,13 @@ import numpy as np
 from numba import njit
 
 from embedding.spec.initial_values import Constant, Uniform
-from worker.models.predicted_layers import BegunSums, PackedLayer, packed_layer, predict_layers
+from worker.models.predicted_layers import (
+    NOT_BEGUN,
+    BegunSums,
+    PackedLayers,
+    pack_layers,
+    predict_layers,
+)
 from worker.models.protocol import FloatArray, Parameter, name_hint
 
 WIDTH_MAX = 65536
@@ -80,6 +86,7 @@ class Mlp:
         self._relu_last = relu_last
         self._outputs = [RowBuffer(width) for width in widths[1:]]
         self._gradients = [RowBuffer(width) for width in widths[1:-1]]
+        self._work = RowBuffer(max(widths[1:], default=0))
 
     def forward(self, parameters: Sequence[FloatArray], inputs: FloatArray) -> FloatArray:
         """Return the last layer's output, float32[n, width]; the next call overwrites it.
@@ -99,20 +106,17 @@ class Mlp:
             inputs = outputs
         return inputs
 
-    def packed(self, parameters: Sequence[FloatArray]) -> list[PackedLayer]:
+    def packed(self, parameters: Sequence[FloatArray]) -> PackedLayers:
         """Copy the parameters to where `predict` reads them."""
-        return [
-            packed_layer(
-                parameters[2 * layer], parameters[2 * layer + 1], relu=self._has_relu(layer)
-            )
-            for layer in range(self._num_layers)
-        ]
+        return pack_layers(
+            [
+                (parameters[2 * layer], parameters[2 * layer + 1], self._has_relu(layer))
+                for layer in range(self._num_layers)
+            ]
+        )
 
     def predict(
-        self,
-        layers: Sequence[PackedLayer],
-        inputs: FloatArray,
-        begun: BegunSums | None = None,
+        self, layers: PackedLayers, inputs: FloatArray, begun: BegunSums = NOT_BEGUN
     ) -> FloatArray:
         """As `forward`, but for last bits: those of a sample do not depend on its batch.
 
@@ -121,8 +125,16 @@ class Mlp:
             inputs: float32[n, inputs], C-contiguous.
             begun: sums of the first layer over inputs that are then not read.
         """
-        outputs = [output.rows(len(inputs)) for output in self._outputs]
-        return predict_layers(layers, inputs, outputs, begun)
+        n = len(inputs)
+        if self._num_layers == 0:
+            return inputs
+        outputs = self.outputs(n)
+        predict_layers(layers, inputs, self._work.rows(2 * n).reshape(-1), outputs, begun)
+        return outputs
+
+    def outputs(self, n: int) -> FloatArray:
+        """Return where `predict` writes the last layer's output."""
+        return self._outputs[-1].rows(n)
 
     def backward(
         self,

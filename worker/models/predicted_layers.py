@@ -18,158 +18,230 @@ from embedding.kernels.lines import (
     WIDTH,
     line_of_zeros,
     load_line,
-    multiply_add,
-    repeated,
+    not_below_zero,
     store_line,
 )
+from embedding.kernels.tiles import has_wide_registers, tile_of
 from worker.models.protocol import FloatArray, SharedInputs
 
-_ROWS = 6  # samples at once: their sums, 12 of the 16 registers of AVX2, stay where they are added
 _BLOCK = 96  # samples whose inputs stay in the cache while all outputs are computed
+# Lines of a tile of 6, 4, 2 and 1 samples: as many sums as registers hold beside what they read. So
+# few samples have several lines in flight. Where samples are few they are computed by tiles of
+# their own, which have more of them.
+_MANY, _TWO, _ONE = (4, 8, 16) if has_wide_registers() else (1, 3, 4)
+_WIDEST = 16
+_6_many, _4_many, _2_many, _1_many = (tile_of(rows, _MANY) for rows in (6, 4, 2, 1))
+_2_two, _1_one = tile_of(2, _TWO), tile_of(1, _ONE)
+_6_last, _4_last, _2_last, _1_last = (tile_of(rows, 1) for rows in (6, 4, 2, 1))
+
+Int64Array = npt.NDArray[np.int64]
 
 
-class PackedLayer(NamedTuple):
-    """The weights of a layer as its kernel reads them.
+class PackedLayers(NamedTuple):
+    """Layers, one after another, as their kernel reads them.
 
     Args:
-        weight: float32[panels * inputs * 16]: of 16 outputs after another, for each input one line.
-            Outputs that fill the last panel are 0.
-        bias: float32[outputs].
-        zeros: float32[1, panels * 16], with what sums begin.
-        num_inputs: of the layer.
-        relu: whether ReLU follows.
+        weights: float32, layer after layer [lines, inputs, 16]: of 16 outputs after another, for
+            each input one line. Outputs that fill the last line are 0.
+        biases: float32, layer after layer, each with as many as its lines have.
+        shapes: int64[layers, 5]: inputs, outputs, where weights and biases begin, whether ReLU
+            follows.
     """
 
-    weight: FloatArray
-    bias: FloatArray
-    zeros: FloatArray
-    num_inputs: int
-    relu: bool
+    weights: FloatArray
+    biases: FloatArray
+    shapes: Int64Array
+
+    @property
+    def widest(self) -> int:
+        """The most outputs of a layer."""
+        return int(self.shapes[:, 1].max(initial=0))
 
 
 class BegunSums(NamedTuple):
     """Sums of a layer over its first inputs, for runs of samples that have these in common.
 
     Args:
-        sums: float32[runs, panels * 16].
-        group: int64[n], the run of each sample; empty: all are of the first.
-        num_inputs: over how many.
+        sums: float32[runs * lines * 16].
+        group: int64[n], the run of each sample.
+        num_inputs: over how many; 0: nothing is begun.
     """
 
     sums: FloatArray
-    group: npt.NDArray[np.int64]
+    group: Int64Array
     num_inputs: int
 
 
-_NO_GROUP = np.empty(0, np.int64)
+NOT_BEGUN = BegunSums(np.empty(0, np.float32), np.empty(0, np.int64), 0)
 
 
-def packed_layer(weight: FloatArray, bias: FloatArray, *, relu: bool) -> PackedLayer:
-    """Copy the weights of a layer, float32[inputs, outputs], and its bias."""
-    inputs, outputs = weight.shape
-    panels = -(-outputs // WIDTH)
-    packed = np.zeros((panels, inputs, WIDTH), np.float32)
-    for panel in range(panels):
-        columns = weight[:, panel * WIDTH : (panel + 1) * WIDTH]
-        packed[panel, :, : columns.shape[1]] = columns
-    zeros = np.zeros((1, panels * WIDTH), np.float32)
-    return PackedLayer(packed.reshape(-1), bias.copy(), zeros, inputs, relu)
+def pack_layers(layers: Sequence[tuple[FloatArray, FloatArray, bool]]) -> PackedLayers:
+    """Copy layers, each weights of float32[inputs, outputs], a bias and whether ReLU follows."""
+    weights, biases, shapes = [], [], []
+    weight_at = bias_at = 0
+    for weight, bias, relu in layers:
+        inputs, outputs = weight.shape
+        packed = np.zeros((_lines_of(outputs), inputs, WIDTH), np.float32)
+        for line in range(len(packed)):
+            columns = weight[:, line * WIDTH : (line + 1) * WIDTH]
+            packed[line, :, : columns.shape[1]] = columns
+        weights.append(packed.reshape(-1))
+        biases.append(np.pad(bias, (0, len(packed) * WIDTH - outputs)))
+        shapes.append((inputs, outputs, weight_at, bias_at, int(relu)))
+        weight_at, bias_at = weight_at + packed.size, bias_at + len(packed) * WIDTH
+    none = np.empty(0, np.float32)
+    return PackedLayers(
+        np.concatenate([none, *weights]),
+        np.concatenate([none, *biases]),
+        np.array(shapes, np.int64).reshape(len(shapes), 5),
+    )
+
+
+def _lines_of(outputs: int) -> int:
+    return -(-outputs // WIDTH)
 
 
 def begin_sums(
-    layer: PackedLayer, inputs: FloatArray, num_inputs: int, shared: SharedInputs
+    layers: PackedLayers, inputs: FloatArray, num_inputs: int, shared: SharedInputs
 ) -> BegunSums:
-    """Sum over the first inputs, once for each run of samples that have them in common.
+    """Sum over the first inputs of the first layer, once for each run of samples that share them.
 
     Args:
         inputs: float32[n, inputs], C-contiguous; of a run's first sample the first `num_inputs` are
             read.
     """
-    sums = np.empty((shared.firsts.size, layer.zeros.size), np.float32)
-    _begin_sums(inputs, shared.firsts, layer.weight, num_inputs, sums)
+    runs = shared.firsts.size
+    sums = np.empty(runs * _lines_of(int(layers.shapes[0, 1])) * WIDTH, np.float32)
+    if num_inputs == 0:
+        return NOT_BEGUN
+    _begin_sums(layers, inputs, shared.firsts, num_inputs, sums)
     return BegunSums(sums, shared.group, num_inputs)
 
 
 def predict_layers(
-    layers: Sequence[PackedLayer],
+    layers: PackedLayers,
     inputs: FloatArray,
-    outputs: Sequence[FloatArray],
-    begun: BegunSums | None = None,
-) -> FloatArray:
+    work: FloatArray,
+    out: FloatArray,
+    begun: BegunSums = NOT_BEGUN,
+) -> None:
     """Run layers one after another.
 
     Args:
-        inputs: float32[n, inputs of the first], C-contiguous; [n, 0] where there are no layers.
-        outputs: for each layer float32[n, its outputs], C-contiguous, written.
+        inputs: float32[n, inputs of the first], C-contiguous.
+        work: float32[at least 2 n `layers.widest`], written.
+        out: float32[n, outputs of the last], C-contiguous, written; untouched without layers.
         begun: sums of the first layer; the inputs that they have are not read.
-
-    Returns:
-        the last of them.
     """
-    for layer, out in zip(layers, outputs, strict=True):
-        sums, group, first_input = begun or (layer.zeros, _NO_GROUP, 0)
-        _predict_layer(inputs, layer.weight, layer.bias, layer.relu, sums, group, first_input, out)
-        inputs, begun = out, None
-    return inputs
+    run_layers(layers, inputs, work, out, begun)
 
 
 @njit(cache=True, nogil=True)
-def _begin_sums(inputs, rows, weight, num_summed, sums):  # type: ignore[no-untyped-def]
-    num_inputs, width = inputs.shape[1], sums.shape[1]
-    x, out = inputs.reshape(-1), sums.reshape(-1)
+def run_layers(layers, inputs, work, out, begun):  # type: ignore[no-untyped-def]
+    """As `predict_layers`, from compiled code."""
+    n, num_layers = out.shape[0], layers.shapes.shape[0]
+    x, outputs = inputs.reshape(-1), out.reshape(-1)
+    half = work.size // 2
+    group, first_input, sums = begun.group, begun.num_inputs, begun.sums
+    for layer in range(num_layers):
+        shape = layers.shapes[layer]
+        y = work[(layer % 2) * half :]
+        if layer == num_layers - 1:
+            y = outputs
+        _run_layer(
+            n, x, layers.weights, layers.biases, shape[0], shape[1], shape[2], shape[3],
+            shape[4] != 0, sums, group, first_input, y,
+        )  # fmt: skip
+        x, first_input = y, 0
+
+
+@njit(cache=True, nogil=True)
+def _begin_sums(layers, inputs, rows, num_summed, sums):  # type: ignore[no-untyped-def]
+    num_inputs, num_outputs = layers.shapes[0, 0], layers.shapes[0, 1]
+    x = inputs.reshape(-1)
+    width = -(-num_outputs // WIDTH) * WIDTH
+    sums[:] = 0
     for r in range(rows.size):
         for first in range(0, width, WIDTH):
-            s = line_of_zeros()
-            for k in range(num_summed):
-                w = load_line(weight, first * num_inputs + k * WIDTH)
-                s = multiply_add(repeated(x, rows[r] * num_inputs + k), w, s)
-            store_line(s, out, r * width + first)
+            _1_last(
+                x, rows[r] * num_inputs, num_inputs, layers.weights,
+                layers.shapes[0, 2] + first * num_inputs, 0, num_summed,
+                sums[r * width + first :],
+            )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
-def _predict_layer(  # type: ignore[no-untyped-def]
-    inputs, weight, bias, relu, begun, group, first_input, out
-):
-    n, num_inputs = inputs.shape
-    num_outputs = out.shape[1]
-    x, begun_sums, width = inputs.reshape(-1), begun.reshape(-1), begun.shape[1]
-    starts = np.zeros(_ROWS, np.int64)
-    sums = np.empty(_ROWS * WIDTH, np.float32)
+def _run_layer(  # type: ignore[no-untyped-def]
+    n, x, weights, biases, num_inputs, num_outputs, weight_at, bias_at, relu,
+    begun, group, first_input, out,
+):  # fmt: skip
+    lines = -(-num_outputs // WIDTH)
+    sums = np.empty(6 * _WIDEST * WIDTH, np.float32)
     for start in range(0, n, _BLOCK):
         end = min(start + _BLOCK, n)
-        for first in range(0, num_outputs, WIDTH):
-            panel = first * num_inputs
-            last = min(first + WIDTH, num_outputs)
-            for i in range(start, end, _ROWS):
-                # The last samples stand for those that are missing: all sums are made alike.
-                x0, x1 = i * num_inputs, min(i + 1, n - 1) * num_inputs
-                x2, x3 = min(i + 2, n - 1) * num_inputs, min(i + 3, n - 1) * num_inputs
-                x4, x5 = min(i + 4, n - 1) * num_inputs, min(i + 5, n - 1) * num_inputs
-                if group.size > 0:
-                    for row in range(_ROWS):
-                        starts[row] = group[min(i + row, n - 1)] * width
-                s0 = load_line(begun_sums, starts[0] + first)
-                s1 = load_line(begun_sums, starts[1] + first)
-                s2 = load_line(begun_sums, starts[2] + first)
-                s3 = load_line(begun_sums, starts[3] + first)
-                s4 = load_line(begun_sums, starts[4] + first)
-                s5 = load_line(begun_sums, starts[5] + first)
-                for k in range(first_input, num_inputs):
-                    w = load_line(weight, panel + k * WIDTH)
-                    s0 = multiply_add(repeated(x, x0 + k), w, s0)
-                    s1 = multiply_add(repeated(x, x1 + k), w, s1)
-                    s2 = multiply_add(repeated(x, x2 + k), w, s2)
-                    s3 = multiply_add(repeated(x, x3 + k), w, s3)
-                    s4 = multiply_add(repeated(x, x4 + k), w, s4)
-                    s5 = multiply_add(repeated(x, x5 + k), w, s5)
-                store_line(s0, sums, 0)
-                store_line(s1, sums, WIDTH)
-                store_line(s2, sums, 2 * WIDTH)
-                store_line(s3, sums, 3 * WIDTH)
-                store_line(s4, sums, 4 * WIDTH)
-                store_line(s5, sums, 5 * WIDTH)
-                for row in range(i, min(i + _ROWS, end)):
-                    at = (row - i) * WIDTH - first
-                    for column in range(first, last):
-                        value = sums[at + column] + bias[column]
-                        out[row, column] = np.float32(0) if relu and value < 0 else value
+        most = _MANY if end - start > 2 else _TWO if end - start == 2 else _ONE
+        line = 0
+        while line < lines:
+            count = most if line + most <= lines else 1
+            i = start
+            while i < end:
+                left = end - i
+                rows = 6 if left >= 6 else 4 if left >= 4 else 2 if left >= 2 else 1
+                _tile(
+                    rows, count, x, i * num_inputs, num_inputs, weights,
+                    weight_at + line * WIDTH * num_inputs, begun, group, first_input, i,
+                    lines * WIDTH, line * WIDTH, sums,
+                )  # fmt: skip
+                for r in range(rows):
+                    for number in range(line, line + count):
+                        at = (r * count + number - line) * WIDTH
+                        to = (i + r) * num_outputs + number * WIDTH
+                        value = load_line(sums, at) + load_line(biases, bias_at + number * WIDTH)
+                        if relu:
+                            value = not_below_zero(value)
+                        if (number + 1) * WIDTH <= num_outputs:
+                            store_line(value, out, to)
+                        else:
+                            store_line(value, sums, at)
+                            for c in range(num_outputs - number * WIDTH):
+                                out[to + c] = sums[at + c]
+                i += rows
+            line += count
+
+
+@njit(cache=True, nogil=True)
+def _tile(  # type: ignore[no-untyped-def]
+    rows, lines, x, x_at, num_inputs, w, w_at, begun, group, first_input, sample, width, column,
+    sums,
+):  # fmt: skip
+    """Write the sums of some samples and lines of outputs, without the bias."""
+    size = lines * WIDTH
+    for r in range(rows):
+        for c in range(0, size, WIDTH):
+            value = line_of_zeros()
+            if first_input > 0:
+                value = load_line(begun, group[sample + r] * width + column + c)
+            store_line(value, sums, r * size + c)
+    count, step = num_inputs - first_input, num_inputs * WIDTH
+    x_at, w_at = x_at + first_input, w_at + first_input * WIDTH
+    if lines == _MANY:
+        if rows == 6:
+            _6_many(x, x_at, num_inputs, w, w_at, step, count, sums)
+        elif rows == 4:
+            _4_many(x, x_at, num_inputs, w, w_at, step, count, sums)
+        elif rows == 2:
+            _2_many(x, x_at, num_inputs, w, w_at, step, count, sums)
+        else:
+            _1_many(x, x_at, num_inputs, w, w_at, step, count, sums)
+    elif lines == _TWO:
+        _2_two(x, x_at, num_inputs, w, w_at, step, count, sums)
+    elif lines == _ONE:
+        _1_one(x, x_at, num_inputs, w, w_at, step, count, sums)
+    elif rows == 6:
+        _6_last(x, x_at, num_inputs, w, w_at, step, count, sums)
+    elif rows == 4:
+        _4_last(x, x_at, num_inputs, w, w_at, step, count, sums)
+    elif rows == 2:
+        _2_last(x, x_at, num_inputs, w, w_at, step, count, sums)
+    else:
+        _1_last(x, x_at, num_inputs, w, w_at, step, count, sums)

@@ -11,7 +11,13 @@ import numpy as np
 
 from embedding.spec.initial_values import Constant
 from worker.models.layers import Mlp, RowBuffer, read_widths
-from worker.models.predicted_layers import PackedLayer, begin_sums, packed_layer, predict_layers
+from worker.models.predicted_layers import (
+    NOT_BEGUN,
+    PackedLayers,
+    begin_sums,
+    pack_layers,
+    predict_layers,
+)
 from worker.models.protocol import FloatArray, Parameter, SharedInputs
 from worker.spec import Lookup, ModelSpec
 
@@ -29,8 +35,8 @@ def is_linear(lookup: Lookup) -> bool:
 class PackedWideDeep(NamedTuple):
     """The linear term, as a layer of one output, and the layers, as prediction reads them."""
 
-    wide: PackedLayer
-    deep: list[PackedLayer]
+    wide: PackedLayers
+    deep: PackedLayers
 
 
 class WideDeep:
@@ -78,7 +84,7 @@ class WideDeep:
 
     def packed(self, weights: Sequence[FloatArray]) -> PackedWideDeep:
         wide, *deep = weights
-        linear = packed_layer(wide.reshape(-1, 1), np.zeros(1, np.float32), relu=False)
+        linear = pack_layers([(wide.reshape(-1, 1), np.zeros(1, np.float32), False)])
         return PackedWideDeep(linear, self._deep.packed(deep))
 
     def predict(
@@ -88,15 +94,16 @@ class WideDeep:
         pooled: FloatArray,
         shared: SharedInputs | None = None,
     ) -> FloatArray:
-        inputs, begun = self._joined(dense, pooled), None
+        inputs, begun = self._joined(dense, pooled), NOT_BEGUN
         if shared is not None:
             num_inputs = sum(self._embedding_dims[: shared.leading])
-            begun = begin_sums(packed.deep[0], inputs, num_inputs, shared)
+            begun = begin_sums(packed.deep, inputs, num_inputs, shared)
         logits = self._deep.predict(packed.deep, inputs, begun)
         linear = self._linear.rows(len(pooled))
         first_order = pooled[:, self.embedding_width :]
         logits[:, 0] += np.sum(first_order, axis=1, out=linear[:, 0])
-        logits += predict_layers([packed.wide], dense, [linear])
+        predict_layers(packed.wide, dense, linear[:0, 0], linear)
+        logits += linear
         return logits
 
     def _joined(self, dense: FloatArray, pooled: FloatArray) -> FloatArray:

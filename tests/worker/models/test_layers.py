@@ -129,3 +129,31 @@ def test_widths_given_replace_the_defaults():
 def test_an_option_that_is_not_legal_is_named(options, message):
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         read_widths("dlrm", options, DEFAULTS)
+
+
+@pytest.mark.parametrize("widths", [(3, 1), (7, 64, 16), (40, 100, 260, 1)], ids=str)
+def test_predicted_outputs_are_the_same_bits_in_a_batch_of_any_size(widths):
+    mlp = Mlp("mlp", widths, relu_last=False)
+    rng = np.random.default_rng(len(widths))
+    parameters = [rng.normal(size=p.shape).astype(np.float32) for p in mlp.parameters]
+    inputs = rng.normal(size=(110, widths[0])).astype(np.float32)
+    packed = mlp.packed(parameters)
+    whole = mlp.predict(packed, inputs).copy()
+
+    for size in (1, 2, 3, 5, 9, 23, 97):
+        parts = [
+            mlp.predict(packed, inputs[start : start + size]).copy()
+            for start in range(0, len(inputs), size)
+        ]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+    np.testing.assert_allclose(whole, mlp.forward(parameters, inputs), rtol=1e-3, atol=1e-3)
+
+
+def test_nan_is_predicted_where_a_parameter_is_nan():
+    mlp = Mlp("mlp", (2, 16, 1), relu_last=False)
+    parameters = [np.ones(p.shape, np.float32) for p in mlp.parameters]
+    parameters[0][0, 3] = np.nan
+
+    out = mlp.predict(mlp.packed(parameters), np.ones((3, 2), np.float32))
+
+    assert np.isnan(out).all()
