@@ -21,6 +21,7 @@ from serving.form.opening import Form
 from serving.published import PublishedRun, is_published
 from serving.requests import RequestSchema
 from serving.rows.quantized import RowsAs
+from serving.rows.reading import RowReader
 from serving.rows.table import ServedTable
 from serving.source import Source, version_of
 from serving.versions import Version, VersionStore
@@ -98,6 +99,7 @@ def predictor_of(loaded: Loaded) -> Predictor:
             dense=loaded.form.dense,
             step=loaded.version.step,
             contract=model.contract,
+            reader_of=RowReader.of,
         )
     except CheckpointError as error:
         raise ServingError(str(error)) from error

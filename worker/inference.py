@@ -1,6 +1,6 @@
 """A trained model in one process: a checkpoint that scores batches, without Ray or servers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypedDict
 
 import numpy as np
@@ -22,16 +22,19 @@ from worker.data.reading import Reader
 from worker.data.shared import SharedBatch
 from worker.metrics import StreamingAuc, log_loss_sum
 from worker.models import SharedInputs, build_model, num_parameters
-from worker.spec import DataSpec, FeatureSpec, ModelSpec
+from worker.models.layers import RowBuffer
+from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec
 from worker.spec_json import SavedModel, saved_model_from_json
 from worker.step.choosing import choose_rows
 from worker.step.computing import Computation
 from worker.step.preparing import Preparer
 
 Float32s = npt.NDArray[np.float32]
+Int64s = npt.NDArray[np.int64]
 
 # Below so many samples a run it takes longer to begin sums of each run than to repeat them.
 _LEAST_RUN = 4
+_NO_RUNS = np.empty(0, np.int64)
 
 
 class ModelError(ValueError):
@@ -64,6 +67,30 @@ class ReadTable(Protocol):
     ) -> None: ...
 
 
+class RowReader(Protocol):
+    """Reads rows of samples that have one key for each lookup, for all lookups at once."""
+
+    def read(
+        self,
+        keys: Int64s,
+        starts: Int64s,
+        shared: Int64s,
+        firsts: Int64s,
+        out: Float32s,
+        /,
+    ) -> None:
+        """Write vectors to the pooled input, float32[n, W].
+
+        Args:
+            keys: int64, those of a lookup after those of another: of each sample, where it is
+                shared of each run.
+            starts: int64[lookups + 1].
+            shared: int64[lookups], 1 where the lookup is.
+            firsts: int64[runs], the samples for which vectors of runs are written.
+        """
+        ...
+
+
 class Predictor:
     """Scores batches by the path of training's evaluation: de-duplicate, pull, pool, predict.
 
@@ -79,6 +106,8 @@ class Predictor:
         contract: what the keys of batches must be; None: not known.
         threads: compute threads. A batch is cut into as many parts, so with a custom model another
             number may change the last bits of a logit.
+        reader_of: returns what reads the rows of samples of one key for each lookup from given
+            tables, as their pulls would; None: pulls do, once for each distinct key.
 
     Raises:
         ValueError: the model can't be built, or a table is missing or has another dim.
@@ -98,6 +127,8 @@ class Predictor:
         step: int = 0,
         contract: DataContract | None = None,
         threads: int = 1,
+        reader_of: Callable[[Sequence[Lookup], Mapping[str, ReadTable]], RowReader | None]
+        | None = None,
     ) -> None:
         self.model = model
         self.features = features
@@ -106,6 +137,9 @@ class Predictor:
         self._computation = Computation(model, threads=threads)
         self._dense = self._computation.packed(dense)
         self._tables = _used(model, tables)
+        self._reader_of = reader_of if self.predicts_by_sample else None
+        self._reader = None if self._reader_of is None else self._reader_of(model.lookups, tables)
+        self._pooled = RowBuffer(model.pooled_width)
         self._preparer = Preparer(
             tables=[table.spec.name for table in self._tables],
             sparse=features.sparse,
@@ -154,6 +188,8 @@ class Predictor:
         """
         self._tables = _used(self.model, tables)
         self._dense = self._computation.packed(dense)
+        if self._reader_of is not None:
+            self._reader = self._reader_of(self.model.lookups, tables)
         self.step = step
 
     def logits(self, batch: Batch | SharedBatch) -> Float32s:
@@ -169,6 +205,10 @@ class Predictor:
                 batch = batch.batch
             else:
                 batch = batch.expanded()
+        if self._reader is not None and all(
+            bags.offsets is None and bags.weights is None for bags in batch.sparse
+        ):
+            return self._read(self._reader, batch, shared)
         prepared = self._preparer(batch)
         values, admitted = self._pull(prepared.unique)
         prepared, _ = choose_rows(prepared, admitted)
@@ -176,6 +216,18 @@ class Predictor:
             logits = self._computation.predict(prepared, values, self._dense, shared)
         self._preparer.give_back(prepared)
         return logits
+
+    def _read(self, reader: RowReader, batch: Batch, shared: SharedInputs | None) -> Float32s:
+        """As `logits`, of samples of one key for each lookup, whose rows are read in one call."""
+        lookups = self.model.lookups
+        keys = [batch.sparse[lookup.feature].keys for lookup in lookups]
+        starts = np.zeros(len(keys) + 1, np.int64)
+        np.cumsum([each.size for each in keys], out=starts[1:])
+        alike = np.array(shared.lookups if shared else [False] * len(keys), np.int64)
+        pooled = self._pooled.rows(batch.num_samples)
+        firsts = shared.firsts if shared else _NO_RUNS
+        reader.read(np.concatenate([_NO_RUNS, *keys]), starts, alike, firsts, pooled)
+        return self._computation.predict_pooled(batch.dense, pooled, self._dense, shared)
 
     def evaluate(self, plan: Plan, data: DataSpec) -> Scores:
         """Score every batch of a plan once, in order.

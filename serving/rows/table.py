@@ -65,13 +65,18 @@ class ServedTable:
         self._overlay = overlay
         self._filters = filters
         self._read = read
-        self._kept_as = kept_as
+        self.kept_as = kept_as
         self._precision = kind_of(spec.value_dtype)
         self._default_value = np.float32(spec.default_value)
         self._initial = initial_values_of(
             spec.initializer, dim=spec.dim, name=spec.name, seed=spec.seed
         )
         self._rule = self._rule_of(spec)
+
+    @property
+    def layers(self) -> tuple[LayerArrays, LayerArrays]:
+        """The base and the overlay."""
+        return self._base, self._overlay
 
     def _rule_of(self, spec: TableSpec) -> Rule:
         rule = spec.admission
@@ -113,7 +118,7 @@ class ServedTable:
         pull_layers(
             self._base,
             self._overlay,
-            self._kept_as,
+            self.kept_as,
             self._precision,
             self._rule,
             self._initial,

@@ -55,6 +55,7 @@ class Computation:
         self._grad_values = FreeList(np.float32)
         self._grad_parameters = FreeList(np.float32)
         self._positions = FreeList(np.int64)
+        self._pooled_positions = np.empty((len(spec.lookups), 0), np.int64)
         self.forward_ns = 0
 
     def train(
@@ -149,6 +150,51 @@ class Computation:
         self._run(run, len(parts))
         self._give_positions(inputs)
         return logits
+
+    def predict_pooled(
+        self,
+        dense: Float32s,
+        pooled: Float32s,
+        parameters: Float32s | PackedParameters,
+        shared: SharedInputs | None = None,
+    ) -> Float32s:
+        """As `predict`, of one thread, where the vectors of the lookups are there already.
+
+        Args:
+            dense: float32[n, num_dense], C-contiguous.
+            pooled: float32[n, W], C-contiguous; of what is shared only those of first samples of
+                runs are read, and the others written.
+        """
+        given: Any = parameters
+        model: Any = self._models[0]
+        inputs: Any = pooled
+        if self._reads_vectors:
+            inputs = self._vectors_of_pooled(pooled, shared)
+        elif shared is not None:
+            first_of = shared.firsts[shared.group]
+            for lookup, alike in zip(self.spec.lookups, shared.lookups, strict=True):
+                if alike:
+                    columns = slice(lookup.column, lookup.column + lookup.dim)
+                    pooled[:, columns] = pooled[first_of, columns]
+        logits: Float32s = model.predict(
+            given, dense, inputs, *(() if shared is None else (shared,))
+        )
+        return logits
+
+    def _vectors_of_pooled(self, pooled: Float32s, shared: SharedInputs | None) -> SampleVectors:
+        """Return views; requests of one size often come one after another."""
+        n = len(pooled)
+        if shared is None and self._pooled_positions.shape[1] == n:
+            return SampleVectors(pooled.reshape(-1), self._pooled_positions)
+        columns = np.array([lookup.column for lookup in self.spec.lookups], np.int64)
+        samples = np.arange(0, pooled.size, pooled.shape[1])
+        positions = columns[:, np.newaxis] + samples
+        if shared is None:
+            self._pooled_positions = positions
+        else:
+            alike = np.flatnonzero(shared.lookups)
+            positions[alike] = columns[alike, np.newaxis] + samples[shared.firsts[shared.group]]
+        return SampleVectors(pooled.reshape(-1), positions)
 
     def trained_logits(
         self, prepared: Prepared, values: Float32s, parameters: Float32s
