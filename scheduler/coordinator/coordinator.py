@@ -151,9 +151,8 @@ class Coordinator:
             case PlanGrown():
                 if event.extension is not None:
                     self.ledger.plan.grow(event.extension)
-                commands = self._order_steps(now)
-                self.windows.pass_until(self.ledger.arrived_until(event.at), step=self.step)
-                return commands
+                self.windows.grows(event.extension, event.at)
+                return self._order_steps(now)
             case TimePassed():
                 return self._order_steps(now) + self._look_at_time(now)
             case ShiftWanted():
@@ -428,6 +427,7 @@ class Coordinator:
             cut = self.cuts.take(self.state(), now=now)
             commands.append(TakeCut(cut.number, cut.step, changed_only=cut.kind == "delta"))
             commands += self.dense_norms.order(self._form_steps(now))
+        self.windows.pass_until(self.ledger.arrived_until(self.windows.said_until), step=self.step)
         return commands
 
     def _cut_is_due(self, now: float) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 
 from runtime.tail import Tail
 from scheduler.coordinator.batches import Batch
+from scheduler.coordinator.growing_plan import Extension
 from worker.metrics import StreamingAuc
 from worker.protocol import Evaluation
 
@@ -97,13 +98,22 @@ class ProgressiveWindows:
     Args:
         seconds: how long a window is; None: nothing is summed.
         weighted: whether samples have weights.
+
+    Attributes:
+        results: of the windows that are over.
+        said_until: before when nothing more is to arrive, as it was said last.
     """
 
     def __init__(self, seconds: float | None, *, weighted: bool = False) -> None:
         self.results: Tail[WindowResult] = Tail()
+        self.said_until = 0.0
         self._seconds = seconds
         self._weighted = weighted
         self._open: dict[int, _Window] = {}
+
+    def grows(self, extension: Extension | None, at: float) -> None:
+        """The plan does, at a time; what it ends with may be trained before that is said again."""
+        self.said_until = math.inf if extension is not None and extension.ends else at
 
     def resolved(self, batch: Batch, arrived: float) -> None:
         """A batch is in a step; `arrived` is when its last row was found."""

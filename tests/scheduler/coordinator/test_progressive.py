@@ -1,12 +1,19 @@
 """Windows of a stream: each batch's scores once, in the window of its arrival."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
+from scheduler.coordinator.batch_cutter import BatchCutter
 from scheduler.coordinator.batches import Batch, Status
+from scheduler.coordinator.coordinator import Coordinator
+from scheduler.coordinator.events import PlanGrown
+from scheduler.coordinator.growing_plan import PlanState
 from scheduler.coordinator.progressive import ProgressiveWindows
+from worker.data.arrived import NewFile
+from worker.data.plan import FilePlan
 from worker.metrics import bin_of, exact_auc, log_loss_sum
 from worker.protocol import Evaluation, Finished, Token
 
@@ -104,3 +111,27 @@ def test_a_window_in_which_nothing_weighs_anything_has_no_figures() -> None:
     assert (window.samples, window.weight) == (3, 0)
     assert math.isnan(window.auc)
     assert math.isnan(window.logloss)
+
+
+def test_the_last_windows_are_over_with_the_last_step_though_the_stream_says_no_more(
+    scripted: Any,
+) -> None:
+    """Its feed says that nothing more comes, and again where all is resolved: perhaps too late."""
+
+    class Scored(scripted):  # type: ignore[misc]
+        def _end_of(self, token: Token) -> Finished:
+            scores = batch(*samples(10)).result.evaluation  # type: ignore[union-attr]
+            return Finished(token, "done", 10, pull_step=0, evaluation=scores)
+
+    cutter = BatchCutter(PlanState(), batch_size=10, group_size=3, close_seconds=5.0)
+    files = [NewFile(FilePlan(name, 1, (60,), name), at) for name, at in (("a", 1.0), ("b", 12.0))]
+    cutter.add(files, {}, now=20.0)
+    extension = cutter.cut(20.0, most=99, ends=True)
+    coordinator = Coordinator(scripted.spec(plan=None, mode="async", window_seconds=10.0))
+    job = Scored(coordinator, seed=1)
+
+    job.handle(PlanGrown(extension, 0.0))
+    job.run(lambda: coordinator.trained)
+
+    windows = list(coordinator.windows.results)
+    assert [(window.begins, window.samples) for window in windows] == [(0.0, 60), (10.0, 60)]
