@@ -19,14 +19,14 @@ def pause(supervisor: Supervisor, paused: bool = True) -> None:
 
 
 def hold_the_end(
-    monkeypatch: pytest.MonkeyPatch, happened: Callable[[], bool], *, at_step: int
+    monkeypatch: pytest.MonkeyPatch, happened: Callable[[], bool], *, at_step: Callable[[], int]
 ) -> None:
     """Pause a job at a step until something has happened; a pause changes no bit of it."""
     status_of, free = Supervisor.status, list[bool]()
 
     def status(supervisor: Supervisor) -> Any:
         found = status_of(supervisor)
-        if found.applied_step >= at_step and not free:
+        if found.applied_step >= at_step() and not free:
             if happened():
                 free.append(True)
             pause(supervisor, not free)

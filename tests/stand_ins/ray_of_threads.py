@@ -22,13 +22,17 @@ from ray import cloudpickle
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError
 from threadpoolctl import threadpool_limits
 
+import ps.server.warmup
 import scheduler.driver.placement
+import scheduler.driver.supervisor
 from scheduler import JobConfig, Result, Trainer
 from worker.actor import WorkerActor
 from worker.running import WorkerSetup
 
 # Of a worker whose job failed: its peers are gone, and nobody ends it.
 RETRY_SECONDS = 3.0
+# How often the driver looks at a job: an end, or a cut, takes several looks.
+POLL_SECONDS = 0.03
 # How long workers may take to end that are told to.
 STOP_SECONDS = 3.0
 END_SECONDS = 20.0
@@ -258,6 +262,9 @@ def ray_of_threads() -> Iterator[RayOfThreads]:
         patch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
         patch.setattr(ray.actor.ActorClass, "options", lambda *a, **o: fake.options(*a, **o))
         group = SimpleNamespace(wait=lambda timeout: True)
+        patch.setattr(scheduler.driver.supervisor, "POLL_SECONDS", POLL_SECONDS)
+        # Of all that the tests' process holds, at each server's start, that takes longest.
+        patch.setattr(ps.server.warmup, "gc", SimpleNamespace(collect=lambda: 0))
         module = scheduler.driver.placement
         patch.setattr(module, "placement_group", lambda *_, **__: group)
         table = {"bundles_to_node_id": SimpleNamespace(get=lambda number: fake.bundles)}

@@ -215,12 +215,13 @@ def test_at_the_end_those_that_follow_may_fetch_the_last_one(
     with following(publisher, tmp_path / "copy") as follower:
         assert follower.step() == first
         last = cut()
-        closing = threading.Thread(target=lambda: publisher.close(patience=20))
+        closing = threading.Thread(target=lambda: publisher.close(patience=60))
         closing.start()
         assert follower.step() == last
-        closing.join()
-        with pytest.raises(ConnectionError):
+        with pytest.raises(ConnectionError):  # it ends once it has heard that this one has it
             [follower.step() for _ in range(3)]
+        closing.join(20)
+        assert not closing.is_alive()
 
 
 def test_no_more_than_so_many_follow(

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from held_back import hold_back
 from held_end import count_hand_overs, hold_the_end
 
 import scheduler.driver.autoscaling
@@ -36,7 +37,7 @@ def job(samples: Path, run: Path, **cluster: Any) -> JobConfig:
             "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8]},
             "training": {"global_batch": 128, "mode": "async"},
             "cluster": {"workers": 1, "servers": 1, "autoscale": True, **cluster},
-            "run": {"dir": str(run), "progress_every_seconds": 0.1, "allow_faults": True},
+            "run": {"dir": str(run), "progress_every_seconds": 0.1},
         }
     )
 
@@ -45,15 +46,16 @@ class Scripted:
     """A policy that wants another worker at its second window, and one less at its fifth."""
 
     why = "so it is written"
+    latest = 0  # window of any of them
 
     def __init__(self, options: Any, **bounds: int) -> None:
-        self.looks = 0
+        self.looks = Scripted.latest = 0
 
     def restarted(self) -> None:
         pass
 
     def look(self, now: float, window: Window) -> list[Scaling]:
-        self.looks += 1
+        self.looks = Scripted.latest = self.looks + 1
         if self.looks not in (2, 5):
             return []
         change = 1 if self.looks == 2 else -1
@@ -76,11 +78,12 @@ def test_a_job_grows_and_shrinks_and_trains_every_sample_once(
 ) -> None:
     monkeypatch.setattr(scheduler.driver.autoscaling, "WorkerPolicy", Scripted)
     scaling = {"window_seconds": 0.05, "windows": 2, "server_load": 0.0001}
-    slow = {"kind": "slow", "index": [0, 1], "least_seconds": 0.02}  # for some windows at least
     bounds = {"max_workers": 2, "max_servers": 3}
-    config = job(samples, tmp_path / "run", **bounds, scaling=scaling, inject=[slow])
+    config = job(samples, tmp_path / "run", **bounds, scaling=scaling)
     moves = count_hand_overs(monkeypatch)
-    hold_the_end(monkeypatch, lambda: bool(moves), at_step=300)  # of 395
+
+    hold_back(monkeypatch, lambda: not moves or Scripted.latest <= 5, seconds=0.02)
+    hold_the_end(monkeypatch, lambda: bool(moves), at_step=lambda: 300)  # of 395
 
     metrics = Trainer(config).fit().metrics
 

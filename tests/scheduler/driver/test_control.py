@@ -18,6 +18,7 @@ from scheduler.run.control_file import find_job
 from scheduler.run.directory import CONTROL_FILE, FAILURE_FILE, JOB_FILE, RESULT_FILE
 
 LIMIT_SECONDS = 240.0  # kernels may have to be compiled first, beside other tests
+SLOW = {"kind": "slow", "index": [0, 1], "least_seconds": 0.05}
 
 
 def job(samples: Path, run: Path, **training: Any) -> JobConfig:
@@ -34,8 +35,9 @@ def job(samples: Path, run: Path, **training: Any) -> JobConfig:
             "embedding": {"dim": 4},
             "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8]},
             "training": {"global_batch": 64, **training},
-            "cluster": {"workers": 2, "servers": 2},
-            "run": {"dir": str(run), "progress_every_seconds": 0.2},
+            # Slow, so that there is some of the machine for the processes that come.
+            "cluster": {"workers": 2, "servers": 2, "inject": [SLOW]},
+            "run": {"dir": str(run), "progress_every_seconds": 0.2, "allow_faults": True},
         }
     )
 
@@ -96,18 +98,19 @@ def test_a_running_job_shifts_grows_saves_and_stops(
 
     assert "mode gba" in running.control("mode", "gba", outside=True)
     running.wait(lambda line: line["mode"] == "gba" and line["shifts"] == [])
-    running.control("workers", "3")
-    running.wait(lambda line: "2" in line["workers"] and line["workers"]["2"]["batches"] > 0)
     running.control("servers", "3")
     running.wait(lambda line: line["server_moves"])
     running.control("servers", "2")
     running.wait(lambda line: line["server_moves"] and line["server_moves"][0]["after"] == 2)
+    running.control("workers", "3")
+    running.wait(lambda line: "2" in line["workers"] and line["workers"]["2"]["batches"] > 0)
     checkpoint = running.control("checkpoint").strip()
     too_many = running.control("workers", "17", code=1)
     too_many_servers = running.control("servers", "4097", code=1)
     running.control("mode", "sync")
     running.control("workers", "1")
-    status = json.loads(running.control("status", "--json", outside=True))
+    status = json.loads(running.control("status", "--json"))
+    running.wait(lambda line: line["global_step"] > status["global_step"])
     running.control("stop")
     metrics = running.end().metrics
 

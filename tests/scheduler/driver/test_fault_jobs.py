@@ -20,8 +20,9 @@ from worker.loop import WorkerLoop
 from worker.protocol import Token
 
 SLOW = {"kind": "slow", "index": 0, "factor": 10.0}
-# So slow that neither worker has trained everything before the other has started.
-BOTH_SLOW = {"kind": "slow", "index": [0, 1], "factor": 100.0}
+# So slow that neither worker has trained everything before the other has started; a sleep, which
+# takes as long whatever else the machine does.
+BOTH_SLOW = {"kind": "slow", "index": [0, 1], "least_seconds": 0.02}
 HANG = {"kind": "hang", "index": 0, "at_step": 7}
 KILL = {"kind": "kill", "index": [0, 1], "at_step": 7}
 DROP = {"kind": "drop", "between": ["worker", "server"], "probability": 0.01}

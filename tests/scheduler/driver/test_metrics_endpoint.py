@@ -65,6 +65,7 @@ def samples_of(text: str, name: str) -> Iterator[dict[str, str]]:
 
 @pytest.mark.ray
 def test_a_job_s_figures_can_be_scraped(ray_cluster: None, samples: Path, tmp_path: Path) -> None:
+    slow = {"kind": "slow", "index": 0, "least_seconds": 0.05}
     job: dict[str, Any] = {
         "data": {
             "train": str(samples / "train-*.parquet"),
@@ -75,8 +76,12 @@ def test_a_job_s_figures_can_be_scraped(ray_cluster: None, samples: Path, tmp_pa
         "embedding": {"dim": 4},
         "model": {"type": "deepfm", "mlp": [8]},
         "training": {"max_seconds": 60},
-        "cluster": {"workers": 1, "servers": 1},
-        "run": {"dir": str(tmp_path / "watched"), "progress_every_seconds": 0.5},
+        "cluster": {"workers": 1, "servers": 1, "inject": [slow]},
+        "run": {
+            "dir": str(tmp_path / "watched"),
+            "progress_every_seconds": 0.5,
+            "allow_faults": True,
+        },
     }
 
     def found(name: str) -> list[dict[str, str]]:

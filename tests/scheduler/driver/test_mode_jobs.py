@@ -2,21 +2,22 @@
 
 import json
 import math
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_of_threads import RayOfThreads
+from held_back import hold_back
+from ray_of_threads import Handle, RayOfThreads
 
 from ps.checkpoint.read import CheckpointReader
 from scheduler import JobConfig, Result, Trainer
+from scheduler.coordinator.status import Status
+from scheduler.driver.supervisor import Supervisor
 
 ROWS = 5000
 BATCHES = math.ceil(ROWS / 64)
 EPOCHS = 3
-LOST_EPOCHS = 6
+LOST_EPOCHS = 2
 JOBS: dict[str, dict[str, Any]] = {
     "gba": {"mode": "gba"},
     "gba-tight": {"mode": "gba", "staleness_bound": 0, "sparse_mean": "contributors"},
@@ -116,25 +117,28 @@ def test_a_lone_worker_in_async_trains_what_it_trains_in_sync(
 
 @pytest.mark.parametrize("name", ["gba-again", pytest.param("ssp", marks=pytest.mark.slow)])
 def test_a_worker_may_be_lost_in_each_mode(
-    jobs_in_threads: RayOfThreads, samples: Path, tmp_path: Path, name: str
+    jobs_in_threads: RayOfThreads,
+    samples: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
 ) -> None:
     config = job(samples, tmp_path / "run", JOBS[name], epochs=LOST_EPOCHS)
+    poll, lost = Supervisor.poll, list[Handle]()
 
-    def lose_a_worker() -> None:
-        """Once the first samples are trained."""
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        deadline = time.monotonic() + 150
-        while time.monotonic() < deadline:
-            lines = metrics.read_text().splitlines() if metrics.exists() else []
-            if lines and json.loads(lines[-1])["samples"] >= ROWS:
-                jobs_in_threads.kill(jobs_in_threads.workers()[0])
-                return
-            time.sleep(0.02)
+    def poll_and_lose(self: Supervisor) -> Status:
+        """Lose a worker once the first samples are trained."""
+        status = poll(self)
+        if not lost and status.samples.applied >= 640:
+            lost.append(jobs_in_threads.workers()[0])
+            jobs_in_threads.kill(lost[0])
+        return status
 
-    loser = threading.Thread(target=lose_a_worker)
-    loser.start()
+    monkeypatch.setattr(Supervisor, "poll", poll_and_lose)
+    # Until there is another in its place.
+    hold_back(monkeypatch, lambda: not lost or len(jobs_in_threads.workers()) < 3, growth=0.01)
+
     result = Trainer(config).fit()
-    loser.join()
 
     assert result.metrics["worker_restarts"] == 1
     assert counts(result) == (LOST_EPOCHS * ROWS, 0, 0)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from held_back import hold_back
 from ray_of_threads import Handle, RayOfThreads
 from saved_job import saved_job
 
@@ -102,10 +103,8 @@ def goes_on_in_the_next_epoch(fake: RayOfThreads) -> Iterator[None]:
 
 
 def job(samples: Path, run: Path, **sections: Any) -> JobConfig:
-    slow = {"kind": "slow", "index": [0, 1], "least_seconds": 0.03}
     options = {
-        "cluster": {"workers": 2, "servers": 2, "inject": [slow]},
-        "run": {"allow_faults": True},
+        "cluster": {"workers": 2, "servers": 2},
         "checkpoint": {"every_steps": 100, "every_seconds": None},
         **sections,
     }
@@ -118,9 +117,11 @@ def test_what_runs_on_a_drained_node_moves_and_no_step_is_done_twice(
     samples: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calm = Trainer(job(samples, tmp_path / "calm")).fit().metrics
     jobs_in_threads.handles.clear()
+    hold_back(monkeypatch, lambda: coordinator(jobs_in_threads, 1) is None, seconds=0.1)
 
     def drain() -> None:
         pause(jobs_in_threads)
@@ -157,7 +158,10 @@ def test_where_there_is_no_other_place_all_stays_and_the_node_s_end_is_no_failur
     samples: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    hold_back(monkeypatch, lambda: coordinator(jobs_in_threads, 1) is None, seconds=0.1)
+
     def drain() -> None:
         pause(jobs_in_threads)
         jobs_in_threads.places = ["here"]  # which will be taken away as well
@@ -205,6 +209,7 @@ def test_what_is_replaced_where_it_would_compute_other_bits_is_placed_once_more(
             facts["fingerprint"] = {**facts["fingerprint"], "numpy": "0.1", "digest": "odd"}
         return facts
 
+    hold_back(monkeypatch, lambda: coordinator(jobs_in_threads, 1) is None, seconds=0.1)
     for role in ("ps.server.actor", "worker.actor"):
         monkeypatch.setattr(f"{role}.process_facts", facts_of)
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from confluent_kafka import Consumer, TopicPartition
+from held_back import hold_back
 from killed_actors import disturbed
 from mock_kafka import arrow_message, mock_kafka
 from ray_of_threads import RayOfThreads
@@ -30,6 +31,7 @@ from scheduler.driver.supervisor import Supervisor
 from scheduler.run.directory import checkpoints_of
 
 ROWS, PER_FILE = 1500, 100
+LIMIT_SECONDS = 60.0
 
 
 def job(stream: Path, run: Path, /, **sections: Any) -> JobConfig:
@@ -49,7 +51,7 @@ def job(stream: Path, run: Path, /, **sections: Any) -> JobConfig:
             "training": {
                 "mode": "sync",
                 "global_batch": 64,
-                "online": {"window_seconds": 0.5, "until": {"idle_seconds": 2.5}},
+                "online": {"window_seconds": 0.5},
                 **sections.pop("training", {}),
             },
             "cluster": {"workers": 2, "servers": 2},
@@ -92,26 +94,64 @@ def each_once(result: Result) -> bool:
 
 
 @contextmanager
-def arriving(files: list[pa.Table], to: Path, *, pause: float = 0.1) -> Iterator[None]:
-    """Files appear while the block runs, the first three before it."""
+def arriving(
+    files: list[pa.Table],
+    to: Path,
+    *,
+    pause: float = 0.1,
+    may_come: Callable[[int], bool] = lambda number: True,
+) -> Iterator[threading.Thread]:
+    """Files appear while the block runs, the first three before it.
+
+    Args:
+        may_come: says whether the time of a file has come.
+    """
     write(files[:3], to)
 
     def write_others() -> None:
         for number, table in enumerate(files[3:], 3):
             time.sleep(pause)
+            until = time.monotonic() + LIMIT_SECONDS
+            while not may_come(number) and time.monotonic() < until:
+                time.sleep(0.02)
             write([table], to, first=number)
 
     thread = threading.Thread(target=write_others)
     thread.start()
     try:
-        yield
+        yield thread
     finally:
         thread.join()
 
 
 @contextmanager
+def finishing(arriving: threading.Thread | None = None) -> Iterator[None]:
+    """The stream ends with all that is there, or with the last that arrives."""
+    poll = Supervisor.poll
+
+    def poll_and_finish(self: Supervisor) -> Status:
+        status = poll(self)
+        if not status.is_to_finish and (arriving is None or not arriving.is_alive()):
+            self.tell_coordinator(self.processes.coordinator.handle.order.remote(FinishWanted()))
+        return status
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Supervisor, "poll", poll_and_finish)
+        yield
+
+
+def finished(config: JobConfig) -> Result:
+    """Train all that is there."""
+    with finishing():
+        return Trainer(config).fit()
+
+
+@contextmanager
 def driver_lost(when: Callable[[Status], bool]) -> Iterator[None]:
-    """The driver ends where its status is such, as by a signal that nobody takes."""
+    """The driver ends where its status is such, as by a signal that nobody takes.
+
+    Until then batches take a while, so that it is not late.
+    """
     poll = Supervisor.poll
 
     def poll_or_end(self: Supervisor) -> Status:
@@ -122,13 +162,17 @@ def driver_lost(when: Callable[[Status], bool]) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Supervisor, "poll", poll_or_end)
+        hold_back(patch, lambda: True, growth=0.002)
         with suppress(KeyboardInterrupt):
             yield
 
 
 @contextmanager
 def ordered(wanted: Wanted, when: Callable[[Status], bool]) -> Iterator[None]:
-    """Somebody orders something as by `synchromesh control`, once the status is such."""
+    """Somebody orders something as by `synchromesh control`, once the status is such.
+
+    Until then batches take long.
+    """
     poll = Supervisor.poll
     done: list[bool] = []
 
@@ -141,6 +185,7 @@ def ordered(wanted: Wanted, when: Callable[[Status], bool]) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Supervisor, "poll", poll_and_order)
+        hold_back(patch, lambda: not done)
         yield
 
 
@@ -148,7 +193,7 @@ def test_what_arrives_while_the_job_runs_is_trained_once(
     jobs_in_threads: RayOfThreads, files: list[pa.Table], tmp_path: Path
 ) -> None:
     stream = tmp_path / "stream"
-    with arriving(files, stream):
+    with arriving(files, stream) as others, finishing(others):
         result = Trainer(job(stream, tmp_path / "run")).fit()
 
     assert result.metrics["samples_trained"] == ROWS
@@ -166,22 +211,17 @@ def test_whoever_dies_the_model_is_the_undisturbed_one_and_each_sample_was_train
     jobs_in_threads: RayOfThreads, files: list[pa.Table], tmp_path: Path
 ) -> None:
     stream, run = tmp_path / "stream", tmp_path / "run"
-    slow = {"kind": "slow", "index": [0, 1], "least_seconds": 0.05}
-    faults = {
-        "cluster": {"workers": 2, "servers": 2, "inject": [slow]},
-        "run": {"dir": str(run), "resume": "auto", "allow_faults": True},
-    }
     write(files, stream)
-    calm = Trainer(job(stream, tmp_path / "calm")).fit()
+    calm = finished(job(stream, tmp_path / "calm"))
 
     with (
         disturbed(jobs_in_threads, ("coordinator", 0, 4), ("server", 1, 8)),
         driver_lost(lambda status: status.applied_step >= 10 and checkpoints_of(run) != []),
     ):
-        Trainer(job(stream, run, **faults)).fit()
+        Trainer(job(stream, run)).fit()
     (stream / "part-0.parquet").unlink()  # the checkpoint has its rows, nobody reads it again
     with disturbed(jobs_in_threads, ("coordinator", 0, 14), ("server", 0, 17)):
-        killed = Trainer(job(stream, run, **faults)).fit()
+        killed = finished(job(stream, run))
 
     assert each_once(calm)
     assert each_once(killed)
@@ -195,12 +235,13 @@ def test_each_sample_is_trained_once_where_nobody_waits(
 ) -> None:
     stream, run = tmp_path / "stream", tmp_path / "run"
     training = {"mode": mode, "staleness_bound": 1000}
-    with arriving(files, stream):
+    with arriving(files, stream) as others:
         with driver_lost(lambda status: checkpoints_of(run) != []):
             Trainer(job(stream, run, training=training)).fit()
         shutil.rmtree(run / "plan")  # the checkpoint has all that is needed
 
-        result = Trainer(job(stream, run, training=training)).fit()
+        with finishing(others):
+            result = Trainer(job(stream, run, training=training)).fit()
 
     assert each_once(result)
 
@@ -237,52 +278,45 @@ def test_a_job_that_was_stopped_goes_on_and_one_that_is_to_finish_trains_what_is
 ) -> None:
     stream, run = tmp_path / "stream", tmp_path / "run"
     write(files[:8], stream)
-    training = {"online": {"until": None}}
-    slow = {"kind": "slow", "index": [0, 1], "least_seconds": 0.05}
-    sections = {
-        "training": training,
-        "cluster": {"workers": 2, "servers": 2, "inject": [slow]},
-        "run": {"dir": str(run), "resume": "auto", "allow_faults": True},
-    }
 
     with ordered(EndOfTrainingWanted(), lambda status: status.applied_step >= 3):
-        stopped = Trainer(job(stream, run, **sections)).fit()
+        stopped = Trainer(job(stream, run)).fit()
     assert stopped.metrics["stopped"]
     assert 0 < stopped.metrics["samples_trained"] < 8 * PER_FILE
     with ordered(EndOfTrainingWanted(), lambda status: True):
-        again = Trainer(job(stream, run, **sections)).fit()
+        again = Trainer(job(stream, run)).fit()
     write(files[8:], stream, first=8)
     with ordered(FinishWanted(), lambda status: True):
-        result = Trainer(job(stream, run, **sections)).fit()
+        result = Trainer(job(stream, run)).fit()
 
     assert again.metrics["stopped"]
     assert not result.metrics["stopped"]
     assert each_once(result)
-    assert Trainer(job(stream, run, **sections)).fit().metrics == result.metrics
+    assert Trainer(job(stream, run)).fit().metrics == result.metrics
 
 
 def test_files_go_once_no_checkpoint_needs_them_whoever_dies(
     jobs_in_threads: RayOfThreads, files: list[pa.Table], tmp_path: Path
 ) -> None:
     stream, run, old = tmp_path / "stream", tmp_path / "run", tmp_path / "old"
-    slow = {"kind": "slow", "index": [0, 1], "least_seconds": 0.05}
     settings = {"trained_files": "remove", "archive": str(old), "close_seconds": 0.2}
     sections = {
         "data": {"stream": {"dir": str(stream), **settings}},
-        "cluster": {"workers": 2, "servers": 2, "inject": [slow]},
         "checkpoint": {"every_steps": 3, "every_seconds": None, "full_every": 1, "keep": 1},
-        "run": {"dir": str(run), "resume": "auto", "allow_faults": True},
     }
     write(files, stream)
 
+    def is_under_way(status: Status) -> bool:
+        return status.applied_step >= 10 and 0 < len(list(stream.iterdir())) < len(files)
+
     with (
         disturbed(jobs_in_threads, ("server", 1, 8)),
-        driver_lost(lambda status: status.applied_step >= 10 and len(checkpoints_of(run)) > 0),
+        driver_lost(is_under_way),
     ):
         Trainer(job(stream, run, **sections)).fit()
     there = len(list(stream.iterdir()))
     with disturbed(jobs_in_threads, ("coordinator", 0, 16)):
-        result = Trainer(job(stream, run, **sections)).fit()
+        result = finished(job(stream, run, **sections))
 
     assert 0 < there < len(files)
     assert each_once(result)
@@ -318,7 +352,7 @@ def test_messages_of_a_broker_are_trained_once_though_the_driver_is_lost(
         with driver_lost(lambda status: checkpoints_of(run) != []):
             Trainer(job(tmp_path, run, **sections)).fit()
         arrive(parts[10:])
-        result = Trainer(job(tmp_path, run, **sections)).fit()
+        result = finished(job(tmp_path, run, **sections))
         consumer = Consumer({"bootstrap.servers": kafka.brokers, "group.id": "synchromesh-job"})
         partitions = [TopicPartition("clicks", number) for number in range(3)]
         committed = [each.offset for each in consumer.committed(partitions, timeout=10)]
@@ -347,7 +381,7 @@ def test_a_hundred_deaths_lose_no_sample(
         "run": {"dir": str(run), "resume": "auto", "allow_faults": True},
         "training": {"mode": rng.choice(["sync", "gba", "async"]), "staleness_bound": 1000},
     }
-    with arriving(files, stream, pause=0.3):
+    with arriving(files, stream, pause=0.3) as others:
         for part in range(3):
             kills = [
                 rng.choice([("server", 0, step), ("server", 1, step), ("coordinator", 0, step)])
@@ -358,7 +392,7 @@ def test_a_hundred_deaths_lose_no_sample(
                 driver_lost(lambda status, part=part: status.applied_step >= 5 * part + 6),
             ):
                 Trainer(job(stream, run, **values)).fit()
-        with disturbed(jobs_in_threads, ("server", rng.randrange(2), 18)):
+        with disturbed(jobs_in_threads, ("server", rng.randrange(2), 18)), finishing(others):
             result = Trainer(job(stream, run, **values)).fit()
     assert each_once(result)
 
@@ -370,12 +404,12 @@ def test_a_follower_has_the_newest_checkpoint_of_a_job_over_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SYNCHROMESH_PUBLISH_TOKEN", "a token of sixteen")
-    stream, brought = tmp_path / "stream", []
+    stream, brought = tmp_path / "stream", list[str | None]()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
 
     def follow() -> None:
-        folder, deadline = tmp_path / "copy", time.monotonic() + 60
+        folder, deadline = tmp_path / "copy", time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < deadline:
             with suppress(OSError):
                 follower = Follower("127.0.0.1", port, secret=b"a token of sixteen", folder=folder)
@@ -385,17 +419,23 @@ def test_a_follower_has_the_newest_checkpoint_of_a_job_over_its_end(
                 return
             time.sleep(0.05)
 
+    def names() -> list[str]:
+        return [name for name in brought if name is not None]
+
     checkpoint = {"every_steps": 3, "every_seconds": None, "publish": {"port": port}}
     thread = threading.Thread(target=follow)
     thread.start()
-    with arriving(files, stream):
+    # Five files are a checkpoint at least.
+    with (
+        arriving(files, stream, may_come=lambda number: len(names()) >= number // 5) as others,
+        finishing(others),
+    ):
         result = Trainer(job(stream, tmp_path / "run", checkpoint=checkpoint)).fit()
     thread.join()
 
-    names = [name for name in brought if name is not None]
-    assert len(names) > 2
-    assert names[-1] == Path(result.checkpoint).name
-    for each in CheckpointReader(tmp_path / "copy" / names[-1]).chain:
+    assert len(names()) > 2
+    assert names()[-1] == Path(result.checkpoint).name
+    for each in CheckpointReader(tmp_path / "copy" / names()[-1]).chain:
         each.verify()
 
 
@@ -413,7 +453,6 @@ def test_yesterdays_files_and_then_the_stream_behind_them_are_one_model(
     backfill = job(stream, tmp_path / "backfill").model_dump(mode="json")
     backfill["data"] |= {"stream": None, "train": [str(stream / "*.parquet")]}
     backfill["data"]["order"] = "sequential"
-    backfill["training"]["online"]["until"] = None
     before = Trainer(JobConfig.from_dict(backfill)).fit()
     assert before.metrics["samples_trained"] == 8 * PER_FILE
     assert gave_way, "what is read ahead can wait"
@@ -422,7 +461,7 @@ def test_yesterdays_files_and_then_the_stream_behind_them_are_one_model(
     write(files[8:], stream, first=8)
     behind = {"stream": {"dir": str(stream), "after": "part-7.parquet", "close_seconds": 0.2}}
     run = {"dir": str(tmp_path / "online"), "init_from": before.path}
-    result = Trainer(job(stream, tmp_path / "online", data=behind, run=run)).fit()
+    result = finished(job(stream, tmp_path / "online", data=behind, run=run))
 
     assert result.metrics["samples_trained"] == ROWS - 8 * PER_FILE
     assert each_once(result), "no row is left out between them, and none trained by both"
@@ -436,7 +475,7 @@ def test_two_jobs_on_one_stream_train_all_of_it_each_from_where_it_began(
     """Another learning rate is tried on the stream that a job trains, from the job's own model."""
     stream = tmp_path / "stream"
     write(files[:10], stream)
-    first = Trainer(job(stream, tmp_path / "a")).fit()
+    first = finished(job(stream, tmp_path / "a"))
     write(files[10:], stream, first=10)
     adagrad = {"type": "adagrad", "learning_rate": 0.2, "initial_accumulator": 1e-4}
     since = {"stream": {"dir": str(stream), "after": "part-9.parquet", "close_seconds": 0.2}}
@@ -446,7 +485,7 @@ def test_two_jobs_on_one_stream_train_all_of_it_each_from_where_it_began(
         ("faster", {"embedding": {"dim": 4, "optimizer": adagrad}}),
     ):
         run = {"dir": str(tmp_path / name), "init_from": first.checkpoint}
-        results.append(Trainer(job(stream, tmp_path / name, data=since, run=run, **sections)).fit())
+        results.append(finished(job(stream, tmp_path / name, data=since, run=run, **sections)))
 
     assert all(each_once(result) for result in results)
     digests = {result.metrics["model_digest"] for result in results}

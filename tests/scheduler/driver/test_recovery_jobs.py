@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from held_back import hold_back
 from killed_actors import disturbed
 from ray_of_threads import RayOfThreads
 
@@ -14,11 +15,13 @@ import scheduler.driver.standbys as standbys
 from ps.checkpoint.read import CheckpointReader
 from ps.server.server import ShardServer
 from scheduler import JobConfig, Trainer, TrainingError
+from scheduler.driver.launch import Launcher
+from scheduler.driver.processes import Processes
 from scheduler.run.directory import checkpoints_of
 from simulation.cuts import snapshot_of
 
-EPOCHS, ROWS = 3, 5000
-SLOW = {"kind": "slow", "index": [0, 1], "least_seconds": 0.04}
+EPOCHS, ROWS = 3, 3000
+LAST_STEP = 72
 CUTS = {"every_steps": 4, "every_seconds": None, "full_every": 3}
 
 
@@ -28,7 +31,7 @@ def job(samples: Path, run: Path, mode: str, **sections: Any) -> JobConfig:
         {
             "seed": 3,
             "data": {
-                "train": str(samples / "train-*.parquet"),
+                "train": str(samples / "train-[12].parquet"),
                 "eval": str(samples / "test.parquet"),
                 "dense": ["d1", "d2"],
                 "sparse": ["a", "b"],
@@ -37,26 +40,33 @@ def job(samples: Path, run: Path, mode: str, **sections: Any) -> JobConfig:
             },
             "embedding": {"dim": 4, "optimizer": adagrad},
             "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8], "optimizer": adagrad},
-            "training": {"mode": mode, "global_batch": 256, "eval_every_steps": 15},
-            "cluster": {"workers": 2, "servers": 2, "inject": [SLOW]},
-            "run": {"dir": str(run), "allow_faults": True},
+            "training": {"mode": mode, "global_batch": 128, "eval_every_steps": 15},
+            "cluster": {"workers": 2, "servers": 2},
+            "run": {"dir": str(run)},
             **sections,
         }
     )
 
 
+@pytest.fixture(scope="module")
+def calm(
+    samples: Path, tmp_path_factory: pytest.TempPathFactory, jobs_in_threads: RayOfThreads
+) -> dict[str, Any]:
+    """What the job in sync comes to where nobody dies."""
+    return Trainer(job(samples, tmp_path_factory.mktemp("calm") / "run", "sync")).fit().metrics
+
+
 def test_jobs_go_on_from_their_cuts_and_in_sync_the_model_is_the_undisturbed_one(
-    jobs_in_threads: RayOfThreads, samples: Path, tmp_path: Path
+    jobs_in_threads: RayOfThreads, calm: dict[str, Any], samples: Path, tmp_path: Path
 ) -> None:
     began = time.time()
-    calm = Trainer(job(samples, tmp_path / "calm", "sync")).fit().metrics
     with disturbed(
         jobs_in_threads,
         ("server", 1, 10),
         ("coordinator", 0, 20),
         ("server", 0, 30),
         ("coordinator", 0, 42),
-        ("server", 1, 60),  # as the job is trained: its end is done again
+        ("server", 1, LAST_STEP),  # as the job is trained: its end is done again
     ):
         config = job(samples, tmp_path / "killed", "sync", checkpoint=CUTS)
         killed = Trainer(config).fit().metrics
@@ -66,7 +76,7 @@ def test_jobs_go_on_from_their_cuts_and_in_sync_the_model_is_the_undisturbed_one
     assert killed["train_loss"] == calm["train_loss"], "a record has the sum"
     causes = "; ".join(each["cause"] for each in killed["recoveries"])
     assert [causes.count(name) for name in ("server", "coordinator")] == [3, 2]
-    assert 0 < killed["redone_steps"] < 60
+    assert 0 < killed["redone_steps"] < LAST_STEP
     assert sum(each["to_step"] > 0 for each in killed["recoveries"]) >= 2, "they found cuts"
     scores = [[e["auc"] for e in each["evaluations"]] for each in (calm, killed)]
     assert scores[0] == scores[1]
@@ -84,6 +94,7 @@ def test_jobs_go_on_from_their_cuts_and_in_sync_the_model_is_the_undisturbed_one
 
 def test_a_standby_takes_the_place_of_its_server_and_no_step_is_lost(
     jobs_in_threads: RayOfThreads,
+    calm: dict[str, Any],
     samples: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -91,12 +102,23 @@ def test_a_standby_takes_the_place_of_its_server_and_no_step_is_lost(
 ) -> None:
     """Who is lost lives on: two servers of one index are there, and one of them is listened to."""
     monkeypatch.setattr(standbys, "FIRST_PAUSE_SECONDS", 0.0)
-    cluster = {"workers": 2, "servers": 2, "standby": 1, "inject": [SLOW]}
-    calm = Trainer(job(samples, tmp_path / "calm", "sync")).fit().metrics
+    cluster = {"workers": 2, "servers": 2, "standby": 1}
+    create, of_jobs = Launcher.create, list[Processes]()
+
+    def create_and_keep(*args: Any) -> Processes:
+        of_jobs.append(create(*args))
+        return of_jobs[-1]
+
+    def are_made() -> bool:
+        return set(of_jobs[-1].standbys) == {0, 1}
+
+    monkeypatch.setattr(Launcher, "create", create_and_keep)
+    hold_back(monkeypatch, lambda: not are_made())
     with disturbed(
         jobs_in_threads,
         ("server", 0, 6),  # of server 0
-        ("server", 0, 45),  # of server 0 again: what took its place
+        ("server", 0, 30),  # of server 0 again: what took its place
+        met=are_made,
     ) as killer:
         config = job(samples, tmp_path / "killed", "sync", cluster=cluster)
         killed = Trainer(config).fit().metrics
@@ -126,12 +148,16 @@ def test_a_standby_takes_the_place_of_its_server_and_no_step_is_lost(
 def test_a_dead_server_or_coordinator_ends_a_job_that_may_not_fail_with_its_name(
     jobs_in_threads: RayOfThreads, samples: Path, tmp_path: Path, role: str, named: str
 ) -> None:
-    cluster = {"workers": 2, "servers": 2, "inject": [SLOW], "max_failures": 0}
+    cluster = {"workers": 2, "servers": 2, "max_failures": 0}
     config = job(samples, tmp_path / "run", "sync", cluster=cluster)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+
+    def is_evaluated() -> bool:
+        return metrics.exists() and '"eval_step": 15' in metrics.read_text()
 
     failed = rf"{named}.*\(pid \d+\) died.*job can't go on: it may fail 0 times"
     with (
-        disturbed(jobs_in_threads, (role, 0, 35)),
+        disturbed(jobs_in_threads, (role, 0, 35), met=is_evaluated),
         pytest.raises(TrainingError, match=failed),
     ):
         Trainer(config).fit()
@@ -180,7 +206,8 @@ def test_a_cut_that_can_not_be_written_is_told_and_the_next_one_is_full(
     monkeypatch.setattr(ShardServer, "write_cut", write_cut)
     config = job(samples, tmp_path / "run", "sync", checkpoint={**CUTS, "full_every": 1000})
 
-    metrics = Trainer(config).fit().metrics
+    with disturbed(jobs_in_threads):
+        metrics = Trainer(config).fit().metrics
 
     assert metrics["samples_trained"] == EPOCHS * ROWS
     said = capsys.readouterr().err

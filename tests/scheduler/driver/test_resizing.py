@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import ray
+from held_back import hold_back
 from held_end import count_hand_overs, hold_the_end, order, pause
 from ray_of_threads import Handle, RayOfThreads
 from saved_job import saved_job
@@ -18,8 +19,9 @@ from scheduler.driver.processes import Processes
 from scheduler.driver.resizing import Resizing
 from scheduler.driver.supervisor import Supervisor
 
-SLOW = {"kind": "slow", "index": [0, 1], "least_seconds": 0.05}
-LATE_STEP = 100  # of 156
+LATE_STEP, LATE_ASYNC_STEP = 30, 130  # of 40, of 158
+# Of a batch, while there is something to move.
+SECONDS = 0.1
 
 
 @pytest.fixture
@@ -34,8 +36,7 @@ def fake(jobs_in_threads: RayOfThreads, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 def job(samples: Path, run: Path, servers: int = 2, **sections: Any) -> JobConfig:
     options = {
-        "cluster": {"workers": 2, "servers": servers, "inject": [SLOW]},
-        "run": {"allow_faults": True},
+        "cluster": {"workers": 2, "servers": servers},
         "checkpoint": {"every_steps": 7, "every_seconds": None, "full_every": 1},
         **sections,
     }
@@ -53,8 +54,8 @@ def calm(
 class Steps:
     """Does things to a job at chosen steps and in chosen stages of a change, each once.
 
-    A job that is due to move does not end before it has: it is paused late in its run, which
-    changes no bit.
+    A job that is due to move does not end before it has: from its first step on it is slow until
+    then, and paused late in its run, which changes no bit.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +64,7 @@ class Steps:
         self.stages: list[str] = []
         self.later: list[Callable[[Supervisor], None]] = []  # at the next look
         self.due = 0  # moves that the job is to make before it ends
+        self.late_step = LATE_STEP
         made = count_hand_overs(monkeypatch)
         status_of, look = Supervisor.status, Resizing.look
 
@@ -85,7 +87,8 @@ class Steps:
 
         monkeypatch.setattr(Supervisor, "status", status)
         monkeypatch.setattr(Resizing, "look", looked)
-        hold_the_end(monkeypatch, lambda: len(made) >= self.due, at_step=LATE_STEP)
+        hold_back(monkeypatch, lambda: len(made) < self.due, seconds=SECONDS)
+        hold_the_end(monkeypatch, lambda: len(made) >= self.due, at_step=lambda: self.late_step)
 
     def want(self, count: int) -> Callable[[Supervisor], None]:
         """Return what has the job come to so many servers."""
@@ -255,9 +258,18 @@ def test_a_job_recovers_after_a_move_by_the_new_routing(
     calm: dict[str, Any],
     samples: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     who: int | None,
 ) -> None:
     """From the cut of the move, which lies on those before, or where its servers are."""
+    begin_epoch, begun = Supervisor.begin_epoch, list[None]()
+
+    def count(supervisor: Supervisor, state: Any) -> None:
+        begun.append(None)
+        begin_epoch(supervisor, state)
+
+    monkeypatch.setattr(Supervisor, "begin_epoch", count)
+    hold_back(monkeypatch, lambda: len(begun) < 3, seconds=SECONDS)  # also until that is seen
 
     def kill(supervisor: Supervisor) -> None:
         if not supervisor.resizing.done:  # some steps later
@@ -287,6 +299,7 @@ def test_each_sample_is_trained_once_in_async_where_servers_come_and_go_twice(
             steps.later.append(again)
 
     steps.at_step |= {10: want_more, 12: again}
+    steps.late_step = LATE_ASYNC_STEP
     training = {"mode": "async"}
 
     metrics = Trainer(job(samples, tmp_path / "run", training=training)).fit().metrics
@@ -317,6 +330,7 @@ def test_servers_come_while_a_job_is_paused_which_changes_nothing(
             steps.later.append(go_on)
 
     steps.at_step[at] = pause_first
+    steps.due = 1
 
     metrics = Trainer(job(samples, tmp_path / "run")).fit().metrics
 
@@ -341,7 +355,7 @@ def test_standbys_are_made_again_after_a_move(
             steps.at_step[step] = until_then
 
     steps.at_step |= {5: steps.want(3), 6: until_then}
-    cluster = {"workers": 2, "servers": 2, "standby": 1, "inject": [SLOW]}
+    cluster = {"workers": 2, "servers": 2, "standby": 1}
 
     metrics = Trainer(job(samples, tmp_path / "run", cluster=cluster)).fit().metrics
 

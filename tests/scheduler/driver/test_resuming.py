@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from held_back import hold_back
 from saved_job import saved_job
 
 from scheduler import JobConfig, Result, Trainer
@@ -27,7 +28,10 @@ def job(samples: Path, folder: Path, **sections: Any) -> JobConfig:
 
 @contextmanager
 def driver_lost(when: Callable[[Status], bool]) -> Iterator[None]:
-    """The driver ends where its status is such, as by a signal that nobody takes."""
+    """The driver ends where its status is such, as by a signal that nobody takes.
+
+    The longer that takes the longer do batches, so that the job does not end before.
+    """
     poll = Supervisor.poll
 
     def poll_or_end(self: Supervisor) -> Status:
@@ -38,6 +42,7 @@ def driver_lost(when: Callable[[Status], bool]) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Supervisor, "poll", poll_or_end)
+        hold_back(patch, lambda: True, growth=0.001)
         try:
             yield
         except KeyboardInterrupt:
@@ -187,6 +192,7 @@ def test_a_signal_to_stop_is_answered_by_a_checkpoint_of_that_step(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Supervisor, "poll", poll_and_stop)
+        hold_back(patch, lambda: True, growth=0.001)
         with pytest.raises(KeyboardInterrupt, match="stopped before the end; with") as stopped:
             Trainer(config).fit()
     signal.signal(signal.SIGTERM, handler)
