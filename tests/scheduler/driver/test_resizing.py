@@ -77,13 +77,15 @@ class Steps:
                 self.at_step.pop(step)(supervisor)
             return found
 
-        def looked(resizing: Resizing, *args: Any, **options: Any) -> None:
+        def looked(resizing: Resizing, status: Any, **options: Any) -> None:
             stage = resizing._work.__name__.strip("_")
+            if stage == "idle" and 0 < resizing._begun_step == status.applied_step:
+                return  # what moves before the first step after a loss belongs to that
             if not self.stages or self.stages[-1] != stage:
                 self.stages.append(stage)
             if stage in self.in_stage:
                 self.in_stage.pop(stage)(resizing)
-            look(resizing, *args, **options)
+            look(resizing, status, **options)
 
         monkeypatch.setattr(Supervisor, "status", status)
         monkeypatch.setattr(Resizing, "look", looked)
@@ -160,8 +162,7 @@ def in_the_hold(kill: Callable[[Resizing], None]) -> Callable[[Resizing], None]:
 
         def kill_first(status: Any) -> None:
             resizing._go_once_level = go  # type: ignore[method-assign]
-            kill(resizing)
-            go(status)
+            kill(resizing)  # as at a look before they are level
 
         resizing._go_once_level = kill_first  # type: ignore[method-assign]
 
