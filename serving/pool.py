@@ -6,9 +6,9 @@ from typing import Protocol
 
 from serving.batching import by_load
 from serving.calls import Answer, Call
+from serving.computing import Done
 from serving.errors import OverloadError
 from serving.model import Loaded
-from serving.session import Done
 
 
 class AnySession(Protocol):
@@ -38,6 +38,9 @@ class Pool:
         Raises:
             OverloadError: all have as many as may wait.
         """
+        if len(self._sessions) == 1:
+            self._sessions[0].submit(call, done)
+            return
         with self._lock:
             order = by_load(self._loads)
         for last, number in zip([False] * (len(order) - 1) + [True], order, strict=True):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from runtime.near_names import near_name
@@ -206,18 +207,37 @@ class RequestSchema:
             if self.kinds.get(feature.name, "integer") != "integer":
                 return None
             bags.append(Bags(np.array(array.to_numpy())))
-        dense = np.empty((len(features.dense), rows), np.float32)
-        for values, name in zip(dense, features.dense, strict=True):
+        by_column = np.empty((len(features.dense), rows), np.float32)
+        for values, name in zip(by_column, features.dense, strict=True):
             array = arrays[name]
             if array.type not in _NUMBERS or array.null_count:
                 return None
             with np.errstate(over="ignore"):
                 values[:] = array.to_numpy()
-        if not np.isfinite(dense).all():
+        dense = self.transformed(by_column)
+        return None if dense is None else Batch(np.empty(0, np.float32), dense, tuple(bags))
+
+    def transformed(self, by_column: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
+        """Return dense values as a batch has them, float32[n, columns]; None: one is not finite.
+
+        Args:
+            by_column: float32[columns, n], as they came; overwritten.
+        """
+        if not np.isfinite(by_column).all():
             return None
-        if features.dense_transform == "log1p":
-            np.log1p(np.maximum(dense, 0, out=dense), out=dense)
-        return Batch(np.empty(0, np.float32), np.ascontiguousarray(dense.T), tuple(bags))
+        if self.features.dense_transform == "log1p":
+            np.log1p(np.maximum(by_column, 0, out=by_column), out=by_column)
+        return np.ascontiguousarray(by_column.T)
+
+    @property
+    def takes_single_integers(self) -> bool:
+        """Whether a column of one integer of 64 bits a sample is always the keys as they are."""
+        return all(
+            feature.weights is None
+            and feature.pad is None
+            and self.kinds.get(feature.name, "integer") == "integer"
+            for feature in self.features.sparse
+        )
 
     def _check_count(self, rows: int) -> None:
         if not 1 <= rows <= self.max_rows:

@@ -14,10 +14,11 @@ from serving.endpoint.access_log import AccessLog
 from serving.endpoint.answering import Endpoint, Limits
 from serving.endpoint.server import Server, check_free, free_port
 from serving.errors import ServingError
+from serving.loop_session import LoopSession
 from serving.model import KEPT_VERSIONS, Model
 from serving.pool import AnySession, Pool
 from serving.rows.quantized import RowsAs
-from serving.session import Session, SessionOptions
+from serving.session import SessionOptions
 from serving.session_process import SessionProcess
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -49,7 +50,7 @@ class ServeOptions:
     session: SessionOptions
     host: str = "127.0.0.1"
     port: int = 8500
-    sessions: int = 1
+    sessions: int = 0
     token: str | None = None
     forms: str | None = None
     rows: RowsAs = "float32"
@@ -111,7 +112,7 @@ class Serving:
     def _sessions(self) -> list[AnySession]:
         options = self._options
         if options.sessions == 0:
-            return [Session(self.model.current, options.session)]
+            return [LoopSession(self.model.current, options.session)]
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None]
         started: list[AnySession] = []
         try:

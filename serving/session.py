@@ -2,29 +2,15 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from serving.batching import Batcher, Close, Late, Take
-from serving.calls import BINARY, Answer, Call
-from serving.errors import OverloadError, RequestError
-from serving.model import Loaded, predictor_of
-from serving.requests import RequestSchema
-from serving.wire import inference, rows
-from serving.wire.json_text import text
-from worker.data.batch import Batch
-from worker.data.columns import concatenate
-from worker.data.shared import SharedBatch, joined
-from worker.inference import Predictor, probabilities
+from serving.calls import Call
+from serving.computing import Computing, Decoded, Done, failed
+from serving.errors import OverloadError
+from serving.model import Loaded
 
-Done = Callable[[Answer], None]
-
-JSON_BYTES_HEADER = "Inference-Header-Content-Length"
-_MOST_SAID = 2000  # characters of an error
+TOO_LATE = "the request's time was over before it was computed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +23,8 @@ class SessionOptions:
         max_batch: samples from which on no further request is added to a batch.
         max_delay: seconds that a request may wait for others.
         max_waiting: requests that may wait for a session.
+        loop_bytes: up to which a request is computed by the thread that answers, where the server's
+            own process computes.
     """
 
     name: str
@@ -44,13 +32,7 @@ class SessionOptions:
     max_batch: int = 1024
     max_delay: float = 0.0
     max_waiting: int = 256
-
-
-@dataclass(slots=True)
-class _Decoded:
-    batch: Batch | SharedBatch
-    done: Done
-    encode: Callable[[npt.NDArray[np.float32], dict[str, Any]], Answer]
+    loop_bytes: int = 128 << 10
 
 
 class Session:
@@ -62,19 +44,10 @@ class Session:
     """
 
     def __init__(self, loaded: Loaded, options: SessionOptions) -> None:
-        self._newest = loaded
-        self._options = options
-        saved = loaded.form.model
-        self._schema = RequestSchema(saved.features, saved.contract, max_rows=options.max_rows)
-        self._batcher: Batcher[tuple[Call, Done]] = Batcher(
-            max_batch=options.max_batch,
-            max_delay=options.max_delay,
-            max_waiting=options.max_waiting,
-        )
+        self._computing = Computing(loaded, name=options.name, max_rows=options.max_rows)
+        self._batcher = batcher_of(options)
         self._changed = threading.Condition()
         self._closed = False
-        self._loaded: Loaded | None = None
-        self._predictor: Predictor | None = None
         self._thread = threading.Thread(target=self._run, name="session", daemon=True)
         self._thread.start()
 
@@ -97,7 +70,7 @@ class Session:
 
     def take(self, loaded: Loaded) -> None:
         """Serve a version from the next batch on."""
-        self._newest = loaded
+        self._computing.newest = loaded
 
     def close(self) -> None:
         """Compute what waits, then end."""
@@ -111,9 +84,9 @@ class Session:
             if decoded:
                 self._compute(decoded)
 
-    def _next_batch(self) -> list[_Decoded] | None:
+    def _next_batch(self) -> list[Decoded] | None:
         """Form a batch; None: the session is closed and nothing waits."""
-        decoded: list[_Decoded] = []
+        decoded: list[Decoded] = []
         samples = 0
         while True:
             with self._changed:
@@ -127,102 +100,21 @@ class Session:
                 return decoded
             call, done = step.item
             if isinstance(step, Late):
-                done(failed(504, "the request's time was over before it was computed"))
+                done(failed(504, TOO_LATE))
                 continue
-            try:
-                found = self._decoded(call, done)
-            except RequestError as error:
-                done(failed(400, str(error)))
-                continue
-            except Exception as error:
-                done(failed(500, f"the request could not be read: {error!r}"))
-                continue
-            decoded.append(found)
-            samples += found.batch.num_samples
+            found = self._computing.read(call, done)
+            if found is not None:
+                decoded.append(found)
+                samples += found.batch.num_samples
 
-    def _decoded(self, call: Call, done: Done) -> _Decoded:
-        if call.form == "rows":
-            batch, name = rows.decode(call.body, self._schema)
-            return _Decoded(
-                batch, done, lambda values, about: Answer(200, rows.encode(values, name, about))
-            )
-        batch, wanted = inference.decode(call.body, call.json_bytes, self._schema)
-        model = self._options.name
-
-        def encode(values: npt.NDArray[np.float32], about: dict[str, Any]) -> Answer:
-            body, json_bytes = inference.encode(values, wanted, model, about)
-            if json_bytes is None:
-                return Answer(200, body)
-            return Answer(200, body, BINARY, [(JSON_BYTES_HEADER, str(json_bytes))])
-
-        return _Decoded(batch, done, encode)
-
-    def _compute(self, decoded: Sequence[_Decoded]) -> None:
-        try:
-            predictor, loaded = self._predictor_now()
-        except Exception as error:  # whatever a custom model raises
-            _fail(decoded, error)
-            return
-        # Of a custom model bits may depend on what else is in a batch.
-        together = _by_shape(decoded) if predictor.predicts_by_sample else [[e] for e in decoded]
-        for alike in together:
-            try:
-                logits = predictor.logits(_joined([each.batch for each in alike]))
-            except Exception as error:
-                _fail(alike, error)
-                continue
-            start = 0
-            for each in alike:
-                end = start + each.batch.num_samples
-                self._answer(each, logits[start:end], loaded)
-                start = end
-
-    def _predictor_now(self) -> tuple[Predictor, Loaded]:
-        loaded = self._newest
-        if self._predictor is None:
-            self._predictor = predictor_of(loaded)
-        elif loaded is not self._loaded:
-            self._predictor.take(loaded.tables, loaded.form.dense, step=loaded.version.step)
-        self._loaded = loaded
-        return self._predictor, loaded
-
-    def _answer(self, each: _Decoded, logits: npt.NDArray[np.float32], loaded: Loaded) -> None:
-        if np.isnan(logits).any():
-            row = int(np.argmax(np.isnan(logits)))
-            each.done(failed(500, f"the model gives NaN for row {row}: its parameters diverged"))
-            return
-        version = loaded.version
-        about = {
-            "step": version.step,
-            "checkpoint": version.checkpoint,
-            "age_seconds": round(version.age(time.time()), 3),
-        }
-        answer = each.encode(probabilities(logits), about)
-        answer.rows, answer.step = len(logits), version.step
-        each.done(answer)
+    def _compute(self, decoded: list[Decoded]) -> None:
+        self._computing.compute(decoded)
 
 
-def _fail(decoded: Sequence[_Decoded], error: Exception) -> None:
-    for each in decoded:
-        each.done(failed(500, f"the model failed: {error!r}"))
-
-
-def _by_shape(decoded: Sequence[_Decoded]) -> list[list[_Decoded]]:
-    """Return the requests that share the same columns, together, in the order of their first."""
-    found: dict[Any, list[_Decoded]] = {}
-    for each in decoded:
-        batch = each.batch
-        shape = (batch.sparse, batch.dense) if isinstance(batch, SharedBatch) else None
-        found.setdefault(shape, []).append(each)
-    return list(found.values())
-
-
-def _joined(batches: Sequence[Any]) -> Batch | SharedBatch:
-    if isinstance(batches[0], SharedBatch):
-        return joined(batches)
-    return concatenate(batches)
-
-
-def failed(status: int, message: str) -> Answer:
-    """Return an answer that says what is wrong."""
-    return Answer(status, text({"error": message[:_MOST_SAID]}))
+def batcher_of(options: SessionOptions) -> Batcher[tuple[Call, Done]]:
+    """Return a queue of requests."""
+    return Batcher(
+        max_batch=options.max_batch,
+        max_delay=options.max_delay,
+        max_waiting=options.max_waiting,
+    )

@@ -19,10 +19,11 @@ from typing import Any
 import msgpack
 
 from serving.calls import Answer, Call
+from serving.computing import Done, failed
 from serving.errors import OverloadError, ServingError
 from serving.form.opening import Form
 from serving.model import Loaded, load
-from serving.session import Done, Session, SessionOptions, failed
+from serving.session import Session, SessionOptions
 
 MAX_MESSAGE_BYTES = 1 << 30
 _VERSION = -1  # in place of a request's number

@@ -16,7 +16,7 @@ from ps.client.deduplicate import Deduplicated, Deduplicator
 from ps.routing import Routing
 from runtime.places import Place
 from worker.contract import DataContract, check_kinds
-from worker.data.batch import Batch
+from worker.data.batch import Batch, SingleKeys
 from worker.data.plan import Plan
 from worker.data.reading import Reader
 from worker.data.shared import SharedBatch
@@ -140,6 +140,10 @@ class Predictor:
         self._reader_of = reader_of if self.predicts_by_sample else None
         self._reader = None if self._reader_of is None else self._reader_of(model.lookups, tables)
         self._pooled = RowBuffer(model.pooled_width)
+        # Whether each feature is looked up once, in the order of the batch.
+        self._features_of = np.array([lookup.feature for lookup in model.lookups], np.int64)
+        self._each_once = self._features_of.tolist() == list(range(len(features.sparse)))
+        self._none_shared = np.zeros(len(model.lookups), np.int64)
         self._preparer = Preparer(
             tables=[table.spec.name for table in self._tables],
             sparse=features.sparse,
@@ -192,11 +196,15 @@ class Predictor:
             self._reader = self._reader_of(self.model.lookups, tables)
         self.step = step
 
-    def logits(self, batch: Batch | SharedBatch) -> Float32s:
+    def logits(self, batch: Batch | SharedBatch | SingleKeys) -> Float32s:
         """Return the logit of each sample, float32[n]; the batch is only read.
 
         What runs of samples share is computed once for each, and changes no bit.
         """
+        if isinstance(batch, SingleKeys):
+            if self._reader is not None:
+                return self._read_singles(self._reader, batch)
+            batch = batch.batch()
         shared = None
         if isinstance(batch, SharedBatch):
             if self.predicts_by_sample and batch.num_samples >= _LEAST_RUN * batch.num_runs:
@@ -205,10 +213,12 @@ class Predictor:
                 batch = batch.batch
             else:
                 batch = batch.expanded()
-        if self._reader is not None and all(
-            bags.offsets is None and bags.weights is None for bags in batch.sparse
-        ):
-            return self._read(self._reader, batch, shared)
+        if self._reader is not None and _has_single_keys(batch):
+            if shared is not None:
+                return self._read_shared(self._reader, batch, shared)
+            keys = np.concatenate([bags.keys for bags in batch.sparse] or [_NO_RUNS])
+            singles = SingleKeys(batch.dense, keys.reshape(len(batch.sparse), -1))
+            return self._read_singles(self._reader, singles)
         prepared = self._preparer(batch)
         values, admitted = self._pull(prepared.unique)
         prepared, _ = choose_rows(prepared, admitted)
@@ -217,17 +227,23 @@ class Predictor:
         self._preparer.give_back(prepared)
         return logits
 
-    def _read(self, reader: RowReader, batch: Batch, shared: SharedInputs | None) -> Float32s:
-        """As `logits`, of samples of one key for each lookup, whose rows are read in one call."""
-        lookups = self.model.lookups
-        keys = [batch.sparse[lookup.feature].keys for lookup in lookups]
+    def _read_shared(self, reader: RowReader, batch: Batch, shared: SharedInputs) -> Float32s:
+        keys = [batch.sparse[lookup.feature].keys for lookup in self.model.lookups]
         starts = np.zeros(len(keys) + 1, np.int64)
         np.cumsum([each.size for each in keys], out=starts[1:])
-        alike = np.array(shared.lookups if shared else [False] * len(keys), np.int64)
+        alike = np.array(shared.lookups, np.int64)
         pooled = self._pooled.rows(batch.num_samples)
-        firsts = shared.firsts if shared else _NO_RUNS
-        reader.read(np.concatenate([_NO_RUNS, *keys]), starts, alike, firsts, pooled)
+        reader.read(np.concatenate([_NO_RUNS, *keys]), starts, alike, shared.firsts, pooled)
         return self._computation.predict_pooled(batch.dense, pooled, self._dense, shared)
+
+    def _read_singles(self, reader: RowReader, batch: SingleKeys) -> Float32s:
+        """As `logits`, of samples whose rows are read in one call."""
+        n = batch.num_samples
+        keys = batch.keys if self._each_once else batch.keys[self._features_of]
+        pooled = self._pooled.rows(n)
+        starts = np.arange(0, keys.size + 1, n)
+        reader.read(keys.reshape(-1), starts, self._none_shared, _NO_RUNS, pooled)
+        return self._computation.predict_pooled(batch.dense, pooled, self._dense)
 
     def evaluate(self, plan: Plan, data: DataSpec) -> Scores:
         """Score every batch of a plan once, in order.
@@ -286,6 +302,10 @@ class Predictor:
             )
             start, value_start = stop, value_stop
         return values, admitted
+
+
+def _has_single_keys(batch: Batch) -> bool:
+    return all(bags.offsets is None and bags.weights is None for bags in batch.sparse)
 
 
 def saved_model(reader: CheckpointReader) -> SavedModel:

@@ -2,16 +2,18 @@
 
 import asyncio
 import hmac
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from serving.calls import Answer, Call, Form
+from serving.computing import JSON_BYTES_HEADER, Done, failed
 from serving.endpoint.figures import CONTENT_TYPE, Figures
 from serving.errors import OverloadError, RequestError, cut
 from serving.model import Model
-from serving.session import JSON_BYTES_HEADER, Done, failed
+from serving.session import TOO_LATE
 from serving.versions import UnknownVersionError
 from serving.wire import inference
 from serving.wire.json_text import parsed, text
@@ -169,7 +171,7 @@ class Endpoint:
             self.figures.outstanding.set(self.outstanding)
 
     async def _computed(self, call: Call) -> Answer:
-        loop = asyncio.get_running_loop()
+        loop, thread = asyncio.get_running_loop(), threading.get_ident()
         future: asyncio.Future[Answer] = loop.create_future()
 
         def set_answer(answer: Answer) -> None:
@@ -177,14 +179,18 @@ class Endpoint:
                 future.set_result(answer)
 
         def done(answer: Answer) -> None:
-            loop.call_soon_threadsafe(set_answer, answer)
+            if threading.get_ident() == thread:
+                set_answer(answer)
+            else:
+                loop.call_soon_threadsafe(set_answer, answer)
 
         self._sessions.submit(call, done)
+        seconds = max(call.deadline - time.monotonic(), 0.0)
+        late = loop.call_later(seconds, lambda: set_answer(failed(504, TOO_LATE)))
         try:
-            async with asyncio.timeout(max(call.deadline - time.monotonic(), 0.0)):
-                return await future
-        except TimeoutError:
-            return failed(504, "the request's time was over before it was computed")
+            return await future
+        finally:
+            late.cancel()
 
     def _seconds(self, request: HttpRequest) -> float:
         """Return how long a request may take, as it asks for itself or as all may."""

@@ -31,6 +31,7 @@ class Figures:
         self._requests = Counter(
             "synchromesh_serving_requests", "Requests by status", ["status"], registry=registry
         )
+        self._by_status: dict[int, Counter] = {}
         self._seconds = Histogram(
             "synchromesh_serving_request_seconds",
             "From a request's head to its answer, of predictions",
@@ -60,7 +61,10 @@ class Figures:
 
     def count(self, status: int, *, seconds: float, rows: int) -> None:
         """Count one request; of predictions with their samples."""
-        self._requests.labels(str(status)).inc()
+        by_status = self._by_status.get(status)
+        if by_status is None:
+            by_status = self._by_status[status] = self._requests.labels(str(status))
+        by_status.inc()
         if rows:
             self._seconds.observe(seconds)
             self._rows.observe(rows)

@@ -99,9 +99,8 @@ class Server:
             await asyncio.sleep(0.01)
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
-        headers = {name.lower(): value for name, value in scope.headers.items()}
         request = HttpRequest(
-            scope.method, scope.path, headers, _chunks(protocol), client=scope.client
+            scope.method, scope.path, scope.headers, _chunks(protocol), client=scope.client
         )
         answer = await self._endpoint.answer(request)
         told = [("content-type", answer.content_type), *answer.headers]
@@ -114,8 +113,9 @@ class Server:
 
 
 async def _chunks(protocol: Any) -> AsyncIterator[bytes]:
-    async for chunk in protocol:
-        yield chunk
+    # At once: each part would cost a turn of the loop, and all of it is in memory anyway. No more
+    # comes than the head says, which the endpoint has looked at.
+    yield await protocol()
 
 
 def _line(request: HttpRequest, answer: Answer) -> dict[str, Any]:

@@ -96,6 +96,21 @@ def decode(
     return schema.batch_of_columns(own, context), wanted
 
 
+def described(
+    head: bytes, schema: RequestSchema
+) -> list[tuple[str, str, tuple[int, ...], int | None]]:
+    """Return name, datatype, shape and size in bytes of each tensor; None: it is in the JSON.
+
+    Raises:
+        RequestError: as `decode`.
+    """
+    found = []
+    for tensor in _entries(parsed(head).get("inputs"), "inputs"):
+        name, shape, size = _described(tensor, schema)
+        found.append((name, str(tensor["datatype"]), shape, size))
+    return found
+
+
 def _entries(found: Any, name: str) -> list[dict[str, Any]]:
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise RequestError(f"{name} must be a list of tensors")

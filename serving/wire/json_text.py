@@ -5,6 +5,8 @@ from typing import Any
 
 from serving.errors import RequestError
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
 
 def parsed(body: bytes | memoryview) -> dict[str, Any]:
     """Return the object that a body holds.
@@ -45,4 +47,4 @@ def _refuse_constant(name: str) -> Any:
 
 def text(value: Any) -> bytes:
     """Return compact JSON."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    return _ENCODER.encode(value).encode()

@@ -29,7 +29,7 @@ PUBLISH_VARIABLE = "SYNCHROMESH_PUBLISH_TOKEN"
 @click.option(
     "--sessions",
     type=click.IntRange(0, 1024),
-    default=1,
+    default=0,
     show_default=True,
     help="Processes that compute, each on a core of its own; 0: the server's own process.",
 )

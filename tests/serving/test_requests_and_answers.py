@@ -415,10 +415,10 @@ def test_requests_with_and_without_a_context_are_computed_together(served: Any) 
     ]
     answers: list[Any] = []
     calls = [Call("rows", json.dumps(body).encode(), None, time.monotonic() + 60) for body in asked]
-    session = served.serving._pool._sessions[0]
-    decoded = [session._decoded(call, answers.append) for call in calls]
+    computing = served.serving._pool._sessions[0]._computing
+    decoded = [computing.read(call, answers.append) for call in calls]
 
-    session._compute(decoded)
+    computing.compute(decoded)
 
     model = served.serving.model
     found = [json.loads(answer.body)["predictions"] for answer in answers]

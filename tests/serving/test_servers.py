@@ -15,7 +15,7 @@ from served_jobs import some_samples
 from serving import Client, DeadlineError, OverloadError, RequestError, ServingError
 from serving.endpoint.answering import Limits
 from serving.running import ServeOptions, Serving
-from serving.session import SessionOptions
+from serving.session import Session, SessionOptions
 
 SAMPLES = some_samples(np.random.default_rng(5), 20)
 COLUMNS = {name: array.to_pylist() for name, array in SAMPLES.items()}
@@ -72,9 +72,12 @@ def test_requests_see_one_step_each_while_versions_are_swapped_and_rolled_back(
 def test_more_requests_than_may_wait_are_refused_at_once_and_late_ones_not_computed(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served = start(session={"max_waiting": 2, "max_batch": 1}, limits=Limits(request_seconds=2.0))
+    served = start(
+        session={"max_waiting": 2, "max_batch": 1, "loop_bytes": 0},
+        limits=Limits(request_seconds=2.0),
+    )
     entered, go_on = threading.Event(), threading.Event()
-    compute = type(served.serving._pool._sessions[0])._compute
+    compute = Session._compute
     computed = []
 
     def held(self: Any, decoded: Any) -> None:
@@ -139,9 +142,9 @@ def test_a_body_that_does_not_come_is_not_waited_for(start: Callable[..., Any]) 
 def test_what_is_under_way_is_answered_before_the_end(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served = start()
+    served = start(session={"loop_bytes": 0})
     entered, go_on = threading.Event(), threading.Event()
-    compute = type(served.serving._pool._sessions[0])._compute
+    compute = Session._compute
 
     def held(self: Any, decoded: Any) -> None:
         entered.set()

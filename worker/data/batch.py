@@ -1,5 +1,6 @@
 """A local batch as arrays: what a reader gives and what training and prediction take."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,3 +42,34 @@ class Batch:
     @property
     def num_samples(self) -> int:
         return len(self.dense)
+
+
+@dataclass(frozen=True, slots=True)
+class SingleKeys:
+    """Samples with one key for each sparse feature, and no label: a `Batch` without its objects.
+
+    Args:
+        dense: float32[n, number of dense features], C-contiguous, transformed.
+        keys: int64[sparse features, n], C-contiguous, in the order of the job.
+    """
+
+    dense: npt.NDArray[np.float32]
+    keys: npt.NDArray[np.int64]
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.dense)
+
+    def batch(self) -> Batch:
+        """Return the same samples with a bag for each feature, which are views."""
+        return Batch(np.empty(0, np.float32), self.dense, tuple(Bags(keys) for keys in self.keys))
+
+
+def joined_single_keys(parts: Sequence[SingleKeys]) -> SingleKeys:
+    """Join samples, at least one batch of them; a single one is returned as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    return SingleKeys(
+        np.concatenate([part.dense for part in parts]),
+        np.concatenate([part.keys for part in parts], axis=1),
+    )

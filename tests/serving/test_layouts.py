@@ -1,0 +1,121 @@
+"""Binary requests that are laid out as one before."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.errors import RequestError
+from serving.requests import RequestSchema
+from serving.wire import inference
+from serving.wire.layouts import Decoder
+from worker.data.batch import SingleKeys
+from worker.spec import FeatureSpec, SparseFeature
+
+FEATURES = FeatureSpec(
+    label="label",
+    dense=("d1", "d2"),
+    dense_transform="log1p",
+    sparse=tuple(SparseFeature(name=name, column=name, table=name) for name in ("a", "b")),
+)
+TYPES = {"float32": "FP32", "float64": "FP64", "int64": "INT64", "int32": "INT32"}
+
+
+@pytest.fixture
+def schema() -> RequestSchema:
+    return RequestSchema(FEATURES, None, max_rows=100)
+
+
+def request_of(columns: dict[str, np.ndarray]) -> tuple[bytes, int]:
+    inputs = [
+        {
+            "name": name,
+            "datatype": TYPES[array.dtype.name],
+            "shape": list(array.shape),
+            "parameters": {"binary_data_size": array.nbytes},
+        }
+        for name, array in columns.items()
+    ]
+    head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
+    return head + b"".join(array.tobytes() for array in columns.values()), len(head)
+
+
+def some_columns(seed: int, n: int = 7, **others: np.ndarray) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "b": rng.integers(-(2**62), 2**62, n),
+        "d2": rng.exponential(size=n).astype(np.float32) - 0.2,
+        "a": rng.integers(-5, 5, (n, 1)),
+        "d1": rng.exponential(size=n).astype(np.float32),
+        **others,
+    }
+
+
+def test_a_request_laid_out_as_one_before_gives_the_same_samples(schema: RequestSchema) -> None:
+    decoder = Decoder(schema)
+    decoder.decode(*request_of(some_columns(1)))
+    asked = request_of(some_columns(2))
+
+    found, wanted = decoder.decode(*asked)
+
+    expected, same = inference.decode(*asked, schema)
+    assert isinstance(found, SingleKeys)
+    assert wanted == same
+    batch = found.batch()
+    np.testing.assert_array_equal(batch.dense, expected.dense)
+    for ours, theirs in zip(batch.sparse, expected.sparse, strict=True):
+        np.testing.assert_array_equal(ours.keys, theirs.keys)
+
+
+def test_values_that_a_rule_is_about_are_looked_at(schema: RequestSchema) -> None:
+    decoder = Decoder(schema)
+    decoder.decode(*request_of(some_columns(1)))
+    columns = some_columns(2)
+    columns["d1"][3] = np.nan
+
+    found, _ = decoder.decode(*request_of(columns))
+
+    assert found.dense[3, 0] == 0
+    columns["d1"][3] = np.inf
+    with pytest.raises(RequestError, match="infinite"):
+        decoder.decode(*request_of(columns))
+
+
+def test_bytes_that_are_missing_or_too_many_are_refused(schema: RequestSchema) -> None:
+    decoder = Decoder(schema)
+    body, size = request_of(some_columns(1))
+    decoder.decode(body, size)
+
+    with pytest.raises(RequestError, match="only 24 are left"):
+        decoder.decode(body[:-4], size)
+    with pytest.raises(RequestError, match="8 bytes follow"):
+        decoder.decode(body + bytes(8), size)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [{"a": np.ones(7, np.int32)}, {"d1": np.ones(7)}, {"a": np.ones(1, np.int64)}],
+    ids=["narrow keys", "wide numbers", "context"],
+)
+def test_other_kinds_of_requests_are_read_each_time(schema: RequestSchema, others: Any) -> None:
+    decoder = Decoder(schema)
+    asked = request_of(some_columns(1, **others))
+
+    decoder.decode(*asked)
+    found, _ = decoder.decode(*asked)
+
+    assert not isinstance(found, SingleKeys)
+    assert not decoder._layouts
+
+
+def test_columns_with_rules_of_their_own_are_read_each_time() -> None:
+    padded = SparseFeature(name="a", column="a", table="a", pad=0)
+    features = FeatureSpec(
+        label=None, dense=("d1", "d2"), dense_transform="none", sparse=(padded, FEATURES.sparse[1])
+    )
+    decoder = Decoder(RequestSchema(features, None, max_rows=100))
+
+    decoder.decode(*request_of(some_columns(1)))
+
+    assert not decoder._layouts
