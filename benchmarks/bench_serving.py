@@ -387,7 +387,8 @@ def memory(bench: Bench) -> None:
     for count in (1, 2, 4):
         with our_server(bench.run, "--sessions", str(count)) as (port, server):
             _asked(port, request, 4, bench.sizes.seconds)
-            own = [each.memory_full_info() for each in server.children()]
+            (template,) = server.children()
+            own = [each.memory_full_info() for each in template.children()]
             emit(
                 "session_memory",
                 median(each.uss for each in own) / 1e6,
@@ -395,6 +396,7 @@ def memory(bench: Bench) -> None:
                 sessions=count,
                 resident_mb=median(each.rss for each in own) / 1e6,
                 server_mb=server.memory_full_info().uss / 1e6,
+                template_mb=template.memory_full_info().uss / 1e6,
                 proportional_mb=sum(each.pss for each in own) / 1e6,
             )
 

@@ -122,7 +122,7 @@ class Computing:
         if self._predictor is None:
             self._predictor = predictor_of(loaded)
         elif loaded is not self._loaded:
-            self._predictor.take(loaded.tables, loaded.form.dense, step=loaded.version.step)
+            self._predictor.take(loaded.tables, loaded.dense, step=loaded.version.step)
         self._loaded = loaded
         return self._predictor, loaded
 

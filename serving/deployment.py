@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.endpoint.answering import Endpoint, HttpRequest, Limits
+from serving.interpreter import keep_pauses_short
 from serving.model import KEPT_VERSIONS, MAX_ROWS, Model, Prediction
 from serving.pool import Pool
 from serving.rows.quantized import ROWS_AS, RowsAs
@@ -95,6 +96,7 @@ class Predictions:
                 request_seconds=arguments.timeout_seconds, outstanding=arguments.max_waiting
             ),
         )
+        keep_pauses_short()
 
     async def __call__(self, request: Request) -> Response:
         """Answer over HTTP as `synchromesh serve` does."""

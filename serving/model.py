@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from serving.versions import Version, VersionStore
 from worker.data.batch import Bags, Batch
 from worker.data.shared import SharedBatch, of_one_run
 from worker.inference import Predictor, check_size, probabilities
+from worker.models import PackedParameters
 from worker.spec import FeatureSpec
 from worker.spec_json import SavedModel
 
@@ -58,11 +59,16 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A version whose arrays are mapped."""
+    """A version whose arrays are mapped.
+
+    Args:
+        dense: its dense parameters as predictions read them, once for all threads.
+    """
 
     version: Version
     form: Form
     tables: dict[str, ServedTable]
+    dense: Float32s | PackedParameters
 
 
 def load(form: Form) -> Loaded:
@@ -71,8 +77,9 @@ def load(form: Form) -> Loaded:
     Raises:
         ServingError: it is damaged, or its model can't be computed.
     """
-    loaded = Loaded(version_of(form), form, form.tables())
+    loaded = Loaded(version_of(form), form, form.tables(), form.dense)
     predictor = predictor_of(loaded)
+    loaded = replace(loaded, dense=predictor.dense)
     try:
         batch = _some_batch(form.model.features)
         predictor.logits(batch)
@@ -96,7 +103,7 @@ def predictor_of(loaded: Loaded) -> Predictor:
             model=model.spec,
             features=model.features,
             tables=loaded.tables,
-            dense=loaded.form.dense,
+            dense=loaded.dense,
             step=loaded.version.step,
             contract=model.contract,
             reader_of=RowReader.of,
@@ -244,7 +251,7 @@ class Model:
         if mine is None:
             mine = self._of_thread.predictor = predictor_of(current)
         elif self._of_thread.loaded is not current:
-            mine.take(current.tables, current.form.dense, step=current.version.step)
+            mine.take(current.tables, current.dense, step=current.version.step)
         self._of_thread.loaded = current
         return mine, current
 

@@ -20,6 +20,7 @@ from serving.pool import AnySession, Pool
 from serving.rows.quantized import RowsAs
 from serving.session import SessionOptions
 from serving.session_process import SessionProcess
+from serving.session_template import SessionTemplate
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -89,6 +90,8 @@ class Serving:
                 publish_token=options.publish_token,
             )
             opened.callback(self.model.close)
+            self._template = SessionTemplate()
+            opened.callback(self._template.close)
             self._pool = Pool(self._sessions())
             opened.callback(self._pool.close)
             log = _access_log(options.access_log, opened)
@@ -118,7 +121,9 @@ class Serving:
         try:
             for number in range(options.sessions):
                 core = cores[number % len(cores)] if options.sessions > 1 else None
-                started.append(SessionProcess(self.model.current, options.session, core))
+                started.append(
+                    SessionProcess(self.model.current, options.session, core, self._template)
+                )
         except BaseException:
             for session in started:
                 session.close()

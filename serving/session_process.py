@@ -7,9 +7,8 @@ versions; from the session: answers, and a line when it is ready.
 import contextlib
 import logging
 import os
+import signal
 import socket
-import subprocess
-import sys
 import threading
 from dataclasses import asdict
 from multiprocessing.connection import Connection
@@ -22,8 +21,10 @@ from serving.calls import Answer, Call
 from serving.computing import Done, failed
 from serving.errors import OverloadError, ServingError
 from serving.form.opening import Form
+from serving.interpreter import keep_pauses_short
 from serving.model import Loaded, load
 from serving.session import Session, SessionOptions
+from serving.session_template import SessionTemplate
 
 MAX_MESSAGE_BYTES = 1 << 30
 _VERSION = -1  # in place of a request's number
@@ -39,13 +40,25 @@ class SessionProcess:
         loaded: the version that it begins with.
         options: of the session.
         core: that it runs on; None: any.
+        template: that the process is forked from.
+
+    Attributes:
+        pid: number of the process, which is another one after it died.
 
     Raises:
         ServingError: it does not come up.
     """
 
-    def __init__(self, loaded: Loaded, options: SessionOptions, core: int | None) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        options: SessionOptions,
+        core: int | None,
+        template: SessionTemplate,
+    ) -> None:
         self._options = options
+        self._template = template
+        self.pid = 0
         self._core = core
         self._lock = threading.Lock()
         self._loaded = loaded
@@ -59,12 +72,11 @@ class SessionProcess:
         """Start the process with a version; return the connection once it is ready."""
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "serving.session_process", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-                stdin=subprocess.DEVNULL,
-            )
+            try:
+                self.pid = self._template.fork(theirs, loaded.form.folder)
+            except ServingError:
+                ours.close()
+                raise
         connection = Connection(ours.detach())
         first = {
             "options": asdict(self._options),
@@ -74,11 +86,10 @@ class SessionProcess:
         try:
             connection.send_bytes(msgpack.packb(first))
             if not connection.poll(_START_SECONDS):
-                self._process.kill()
+                os.kill(self.pid, signal.SIGKILL)
                 raise ServingError("a session did not come up in time")
             said = msgpack.unpackb(connection.recv_bytes(MAX_MESSAGE_BYTES))
         except (EOFError, OSError) as error:
-            self._process.wait()
             raise ServingError(f"a session ended at its start: {error!r}") from error
         if said != "ready":
             raise ServingError(f"a session could not start: {said}")
@@ -145,12 +156,11 @@ class SessionProcess:
             closed, loaded = self._closed, self._loaded
         if connection is not None:
             connection.close()
-        self._process.wait()
         for done in left:
             done(failed(503, "the session that computed the request has ended"))
         if closed:
             return
-        _log.error("a session ended with code %s; another starts", self._process.returncode)
+        _log.error("the session of process %d has ended; another starts", self.pid)
         try:
             self._begin(self._started(loaded), loaded)
         except ServingError:
@@ -208,6 +218,7 @@ def main(descriptor: int) -> None:
         except ServingError as error:
             _log.error("a version can't be loaded, the one before is served: %s", error)
 
+    keep_pauses_short()
     connection.send_bytes(msgpack.packb("ready"))
     loader: threading.Thread | None = None
     with contextlib.suppress(EOFError, OSError):
@@ -234,7 +245,3 @@ def _submit(session: Session, message: Any, answered: Any) -> None:
         )
     except OverloadError as error:
         answered(number, failed(429, str(error)))
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

@@ -21,7 +21,7 @@ from worker.data.plan import Plan
 from worker.data.reading import Reader
 from worker.data.shared import SharedBatch
 from worker.metrics import StreamingAuc, log_loss_sum
-from worker.models import SharedInputs, build_model, num_parameters
+from worker.models import PackedParameters, SharedInputs, build_model, num_parameters
 from worker.models.layers import RowBuffer
 from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec
 from worker.spec_json import SavedModel, saved_model_from_json
@@ -101,7 +101,8 @@ class Predictor:
         model: the dense model and its lookups.
         features: of the batches; a label is not needed.
         tables: the tables that the lookups name; kept and never written.
-        dense: float32[dense parameters]; kept, or copied to where predictions read them.
+        dense: float32[dense parameters]; kept, or copied to where predictions read them; or the
+            `dense` of another predictor of the same model, which both then read.
         step: global step of the checkpoint.
         contract: what the keys of batches must be; None: not known.
         threads: compute threads. A batch is cut into as many parts, so with a custom model another
@@ -123,7 +124,7 @@ class Predictor:
         model: ModelSpec,
         features: FeatureSpec,
         tables: Mapping[str, ReadTable],
-        dense: Float32s,
+        dense: Float32s | PackedParameters,
         step: int = 0,
         contract: DataContract | None = None,
         threads: int = 1,
@@ -135,7 +136,7 @@ class Predictor:
         self.step = step
         self.contract = contract
         self._computation = Computation(model, threads=threads)
-        self._dense = self._computation.packed(dense)
+        self.dense = self._computation.packed(dense)
         self._tables = _used(model, tables)
         self._reader_of = reader_of if self.predicts_by_sample else None
         self._reader = None if self._reader_of is None else self._reader_of(model.lookups, tables)
@@ -184,14 +185,20 @@ class Predictor:
         """Whether a sample's logit is the same in any batch, to the last bit."""
         return self._computation.predicts_by_sample
 
-    def take(self, tables: Mapping[str, ReadTable], dense: Float32s, *, step: int) -> None:
+    def take(
+        self,
+        tables: Mapping[str, ReadTable],
+        dense: Float32s | PackedParameters,
+        *,
+        step: int,
+    ) -> None:
         """Go on with another state of the same model.
 
         Raises:
             ValueError: a table is missing or has another dim; nothing has changed.
         """
         self._tables = _used(self.model, tables)
-        self._dense = self._computation.packed(dense)
+        self.dense = self._computation.packed(dense)
         if self._reader_of is not None:
             self._reader = self._reader_of(self.model.lookups, tables)
         self.step = step
@@ -223,7 +230,7 @@ class Predictor:
         values, admitted = self._pull(prepared.unique)
         prepared, _ = choose_rows(prepared, admitted)
         with self._blas.limit(limits=1):
-            logits = self._computation.predict(prepared, values, self._dense, shared)
+            logits = self._computation.predict(prepared, values, self.dense, shared)
         self._preparer.give_back(prepared)
         return logits
 
@@ -234,7 +241,7 @@ class Predictor:
         alike = np.array(shared.lookups, np.int64)
         pooled = self._pooled.rows(batch.num_samples)
         reader.read(np.concatenate([_NO_RUNS, *keys]), starts, alike, shared.firsts, pooled)
-        return self._computation.predict_pooled(batch.dense, pooled, self._dense, shared)
+        return self._computation.predict_pooled(batch.dense, pooled, self.dense, shared)
 
     def _read_singles(self, reader: RowReader, batch: SingleKeys) -> Float32s:
         """As `logits`, of samples whose rows are read in one call."""
@@ -243,7 +250,7 @@ class Predictor:
         pooled = self._pooled.rows(n)
         starts = np.arange(0, keys.size + 1, n)
         reader.read(keys.reshape(-1), starts, self._none_shared, _NO_RUNS, pooled)
-        return self._computation.predict_pooled(batch.dense, pooled, self._dense)
+        return self._computation.predict_pooled(batch.dense, pooled, self.dense)
 
     def evaluate(self, plan: Plan, data: DataSpec) -> Scores:
         """Score every batch of a plan once, in order.

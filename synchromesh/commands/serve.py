@@ -152,6 +152,7 @@ def command(
     """
     try:
         from serving.endpoint.answering import Limits
+        from serving.interpreter import keep_pauses_short
         from serving.running import ServeOptions, Serving
     except ImportError as error:
         raise Refused(f"{error.name} is missing: pip install 'synchromesh[serve]'") from error
@@ -194,6 +195,7 @@ def command(
         serving = Serving(options)
 
     def ready() -> None:
+        keep_pauses_short()
         version = serving.model.version
         if as_json:
             print_json({"address": serving.address, "model": name, "step": version.step})

@@ -109,8 +109,10 @@ class Computation:
         """Whether `predict` gives a sample the same logit in any batch, to the last bit."""
         return bool(getattr(self._models[0], "predicts_by_sample", False))
 
-    def packed(self, parameters: Float32s) -> Float32s | PackedParameters:
+    def packed(self, parameters: Float32s | PackedParameters) -> Float32s | PackedParameters:
         """Return what `predict` takes in place of parameters that many batches are read with."""
+        if isinstance(parameters, PackedParameters):
+            return parameters
         pack = getattr(self._models[0], "packed", None)
         return parameters if pack is None else pack(parameters)
 
