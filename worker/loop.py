@@ -14,8 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from embedding.kernels.finite import all_finite
 from ps.client.client import Identity, Open, PsClient, PulledBatch
 from ps.net.cancellation import Cancellation, CancelledError
@@ -28,15 +26,13 @@ from runtime.stage_times import StageTimes
 from worker.data.arrived import BatchRows
 from worker.data.batch import Batch
 from worker.faults import Faults, HangStage
-from worker.metrics import bin_of, log_loss_sum
 from worker.pipeline_depth import PipelineDepth
 from worker.protocol import Coordinator, Evaluation, Finished, Token, TokenKind
 from worker.session import Session
 from worker.step.choosing import choose_rows
 from worker.step.computing import Computation, Float32s
 from worker.step.preparing import Prepared, Preparer
-
-AUC_BINS = 1 << 16
+from worker.step.scoring import scores_of
 
 # Of the preparing thread: read, deduplicate. Of the main thread: sending pulls and receiving rows
 # (pull), waiting while a pull is open (wait_rows), for a batch that is being prepared (wait_batch),
@@ -421,13 +417,13 @@ class WorkerLoop:
 
     def _evaluate(self, prepared: Prepared, pulled: PulledBatch) -> Evaluation:
         logits = self._computation.predict(prepared, pulled.values, pulled.dense)
-        return _scores(logits, prepared)
+        return scores_of(logits, prepared)
 
     def _predicted(self, prepared: Prepared, pulled: PulledBatch) -> Evaluation:
         """Scores of the batch that was trained last, by the rows that were pulled for it."""
         with self._times.measure("evaluate"):
             logits = self._computation.trained_logits(prepared, pulled.values, pulled.dense)
-            return _scores(logits, prepared)
+            return scores_of(logits, prepared)
 
     # The preparing thread ---------------------------------------------------------------------
 
@@ -502,18 +498,3 @@ class WorkerLoop:
                 if left <= 0 or (wants and not nothing_new):
                     return
                 self._news.wait(min(left, options.poll_seconds))
-
-
-def _scores(logits: Float32s, prepared: Prepared) -> Evaluation:
-    weights = prepared.weights
-    with np.errstate(over="ignore"):
-        probabilities = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
-    if weights is not None:
-        probabilities *= weights
-    return Evaluation(
-        bin_of(logits, AUC_BINS),
-        prepared.labels > 0.5,
-        log_loss_sum(logits, prepared.labels, weights),
-        float(probabilities.sum()),
-        weights,
-    )

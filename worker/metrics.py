@@ -153,6 +153,17 @@ def log_loss_sum(logits: _Floats, labels: _Floats, weights: _Floats | None = Non
     return float(_weighted_log_loss_sum(*_checked(logits, labels), weights))
 
 
+def log_losses(
+    logits: _Floats, labels: _Floats, weights: _Floats | None = None
+) -> npt.NDArray[np.float64]:
+    """Return what each sample adds to `log_loss_sum`, float64[n], to the last bits."""
+    wrong = np.where(labels == 1.0, -logits, logits).astype(np.float64)
+    losses = np.maximum(wrong, 0.0) + np.log1p(np.exp(-np.abs(wrong)))
+    if weights is None:
+        return losses
+    return np.multiply(losses, weights, out=np.zeros_like(losses), where=weights > 0)
+
+
 def exact_auc(
     scores: npt.NDArray[np.floating],
     labels: npt.NDArray[np.floating | np.integer],

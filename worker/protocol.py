@@ -17,8 +17,8 @@ StageName = Literal["none", "granted", "prepared", "pulling", "pulled", "pushing
 
 # Most tokens that one report or grant names, so that a worker can know of.
 MAX_TOKENS = 1 << 14
-# Samples whose scores are in one report, at 5 bytes each, 9 with weights: those count twice. A
-# batch that is scored has no more.
+# Samples whose scores are in one report, at 5 bytes each. Those with weights or segments take up to
+# 10 and count twice. A batch that is scored has no more.
 MAX_SCORES = 1 << 21
 
 
@@ -48,6 +48,23 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class SegmentScores:
+    """Scores of a batch by segment.
+
+    Args:
+        names: of the segments in it.
+        of: uint8[n], the position of each sample's among the names; more: it has none of them.
+        log_loss_sums, probability_sums: float64[names + 1], as those of the batch, of the samples
+            of each segment, and of those of none.
+    """
+
+    names: tuple[str, ...]
+    of: npt.NDArray[np.uint8]
+    log_loss_sums: npt.NDArray[np.float64]
+    probability_sums: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """Scores of one evaluated batch, in a form whose sum does not depend on the order.
 
@@ -57,6 +74,7 @@ class Evaluation:
         log_loss_sum: over the samples, in their order.
         probability_sum: of the predictions.
         weights: float32[n], of the samples, by which both sums are weighted; None: all are 1.
+        segments: where samples are scored by segment, too.
     """
 
     bins: npt.NDArray[np.int32]
@@ -64,6 +82,7 @@ class Evaluation:
     log_loss_sum: float
     probability_sum: float = 0.0
     weights: npt.NDArray[np.float32] | None = None
+    segments: SegmentScores | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """From a setup to a running worker loop: everything a worker does, but for being a Ray actor."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -194,7 +194,7 @@ def make_preparer(
 def _reader(setup: WorkerSetup, plan: Plan) -> ReadBatch:
     return Reader(
         plan,
-        setup.data.features,
+        replace(setup.data.features, segment=None),  # only a stream's samples are scored by it
         on_bad_file=setup.data.on_bad_file,
         cache_bytes=setup.cache_bytes,
     ).read

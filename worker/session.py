@@ -237,4 +237,5 @@ def _num_scores(finished: Finished) -> int:
     scores = finished.evaluation
     if scores is None:
         return 0
-    return scores.bins.size * (1 if scores.weights is None else 2)
+    is_plain = scores.weights is None and scores.segments is None
+    return scores.bins.size * (1 if is_plain else 2)

@@ -53,6 +53,7 @@ class FeatureSpec:
     Args:
         label: column of 0 and 1; None where a sample has no label (prediction).
         weight: column that says how much each sample counts, >= 0; None: all count 1.
+        segment: column by whose values samples are scored apart; None: they are not.
         dense: numeric columns, in the order of the model's dense input; null and NaN become 0.
         dense_transform: `log1p` takes log(1 + max(x, 0)).
         sparse: sparse features, in the order of the model's lookups.
@@ -63,14 +64,16 @@ class FeatureSpec:
     dense_transform: Literal["none", "log1p"]
     sparse: tuple[SparseFeature, ...]
     weight: str | None = None
+    segment: str | None = None
 
     def inputs(self) -> "FeatureSpec":
-        """Return what a prediction reads: the same without label and weight."""
-        return replace(self, label=None, weight=None)
+        """Return what a prediction reads: the same without label, weight and segment."""
+        return replace(self, label=None, weight=None, segment=None)
 
     def columns(self) -> list[str]:
         """Return the distinct Parquet columns that a reader needs, in a fixed order."""
-        names = [each for each in (self.label, self.weight) if each is not None]
+        own = (self.label, self.weight, self.segment)
+        names = [each for each in own if each is not None]
         names += self.dense
         for feature in self.sparse:
             names.append(feature.column)

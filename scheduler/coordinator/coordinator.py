@@ -48,7 +48,7 @@ from scheduler.coordinator.mode_control import ModeControl
 from scheduler.coordinator.modes.rules import ModeRule
 from scheduler.coordinator.modes.shift import Wish
 from scheduler.coordinator.modes.step_shares import StepShares
-from scheduler.coordinator.progressive import ProgressiveWindows
+from scheduler.coordinator.progressive import windows_of
 from scheduler.coordinator.skip_watch import SkipWatch
 from scheduler.coordinator.spec import FEW_WORKERS, CoordinatorSpec
 from scheduler.coordinator.stall_watch import StallWatch, who_waits
@@ -91,7 +91,7 @@ class Coordinator:
         self.parameter_staleness = histogram_of(first.parameter_staleness)
         self._histories = first.histories
         self.progress = Progress(first.loss_sum, first.loss_samples, list(first.evaluations))
-        self.windows = ProgressiveWindows(spec.window_seconds, weighted=spec.weighted)
+        self.windows = windows_of(spec)
         self.time = TrainingTime(first.train_seconds)
         self.workers: dict[int, WorkerState] = {}
         self.num_workers = first.num_workers

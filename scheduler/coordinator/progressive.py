@@ -6,38 +6,38 @@ own samples have changed none of them yet. A window is a stretch of arrival time
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from runtime.tail import Tail
 from scheduler.coordinator.batches import Batch
 from scheduler.coordinator.growing_plan import Extension
+from scheduler.coordinator.spec import CoordinatorSpec
 from worker.metrics import StreamingAuc
-from worker.protocol import Evaluation
+from worker.protocol import Evaluation, SegmentScores
+
+# There may be many segments, so they have fewer bins: each is 16 of those of the whole window.
+_FOLD = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WindowResult:
-    """What a window came to.
+class Scores:
+    """What some samples came to.
 
     Args:
-        begins: of the window, seconds since 1970; samples that arrived from then on are in it.
-        seconds: how long it is.
-        step: that came next when it was over.
         samples: that were trained.
         label_rate: share of the positives among them.
         auc, auc_error_bound: NaN where all labels are of one class.
         logloss: mean.
-        normalized_entropy: logloss over that of always predicting the window's label rate; below 1
-            the model knows something (He et al. 2014).
+        normalized_entropy: logloss over that of always predicting the label rate; below 1 the
+            model knows something (He et al. 2014).
         calibration: sum of the predicted probabilities over the number of positives.
         weight: of the samples in sum, where they have weights: then all figures but `samples` are
             weighted.
     """
 
-    begins: float
-    seconds: float
-    step: int
     samples: int
     label_rate: float
     auc: float
@@ -48,45 +48,113 @@ class WindowResult:
     weight: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentResult(Scores):
+    """What the samples of one segment came to.
+
+    Args:
+        value: of the segment's column; None: all values that are not told apart.
+    """
+
+    value: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowResult(Scores):
+    """What a window came to.
+
+    Args:
+        begins: of the window, seconds since 1970; samples that arrived from then on are in it.
+        seconds: how long it is.
+        step: that came next when it was over.
+        segments: of its samples, in the order in which they were first seen, the others last.
+    """
+
+    begins: float
+    seconds: float
+    step: int
+    segments: tuple[SegmentResult, ...] = ()
+
+
 class _Window:
-    def __init__(self, *, weighted: bool) -> None:
-        self.auc = StreamingAuc(weighted=weighted)
-        self.samples = 0
-        self.log_loss = self.probability = 0.0
+    """Sums over the samples of a window.
+
+    Args:
+        segments: how many are told apart; those of none of them are one more. 0: none is.
+    """
+
+    def __init__(self, *, weighted: bool, segments: int) -> None:
         self._weighted = weighted
+        self._auc = StreamingAuc(weighted=weighted)
+        self._samples = 0
+        self._log_loss = self._probability = 0.0
+        parts = segments + 1 if segments else 0
+        counts = self._auc.counts
+        self._counts_of = np.zeros((parts, 2, counts.shape[1] // _FOLD), counts.dtype)
+        self._samples_of = np.zeros(parts, np.int64)
+        self._log_loss_of, self._probability_of = np.zeros(parts), np.zeros(parts)
 
     def add(self, scores: Evaluation) -> None:
-        counts = self.auc.counts
-        np.add.at(
-            counts,
-            (scores.positive.view(np.int8), scores.bins),
-            1 if scores.weights is None else scores.weights,
-        )
-        self.samples += scores.bins.size
-        self.log_loss += scores.log_loss_sum
-        self.probability += scores.probability_sum
+        labels, weights = scores.positive.view(np.int8), scores.weights
+        np.add.at(self._auc.counts, (labels, scores.bins), 1 if weights is None else weights)
+        self._samples += scores.bins.size
+        self._log_loss += scores.log_loss_sum
+        self._probability += scores.probability_sum
 
-    def result(self, *, begins: float, seconds: float, step: int) -> WindowResult:
-        negatives, positives = (float(count) for count in self.auc.counts.sum(axis=1))
+    def add_segments(
+        self, scores: Evaluation, segments: SegmentScores, parts: npt.NDArray[np.int64]
+    ) -> None:
+        """Add a batch's scores by segment.
+
+        Args:
+            parts: int64[names + 1], where those of each segment of the batch are added, and those
+                of none.
+        """
+        labels, weights = scores.positive.view(np.int8), scores.weights
+        part = parts[segments.of]
+        place = (part, labels, scores.bins // _FOLD)
+        np.add.at(self._counts_of, place, 1 if weights is None else weights)
+        np.add.at(self._samples_of, part, 1)
+        np.add.at(self._log_loss_of, parts, segments.log_loss_sums)
+        np.add.at(self._probability_of, parts, segments.probability_sums)
+
+    def figures(self) -> dict[str, Any]:
+        """Return the fields of `Scores` of all samples."""
+        return self._figures(self._auc, self._samples, self._log_loss, self._probability)
+
+    def segments(self, values: list[str]) -> tuple[SegmentResult, ...]:
+        """Return what segments came to that have samples; values: by where they were added."""
+        found = []
+        for part in np.flatnonzero(self._samples_of).tolist():
+            auc = StreamingAuc(self._counts_of.shape[2], weighted=self._weighted)
+            auc.add_counts(self._counts_of[part])
+            log_loss, probability = self._log_loss_of[part], self._probability_of[part]
+            samples = int(self._samples_of[part])
+            figures = self._figures(auc, samples, float(log_loss), float(probability))
+            value = values[part] if part < len(values) else None
+            found.append(SegmentResult(value=value, **figures))
+        return tuple(found)
+
+    def _figures(
+        self, auc: StreamingAuc, samples: int, log_loss: float, probability: float
+    ) -> dict[str, Any]:
+        negatives, positives = (float(count) for count in auc.counts.sum(axis=1))
         total = negatives + positives
         rate = positives / total if total else math.nan
-        logloss = self.log_loss / total if total else math.nan
+        logloss = log_loss / total if total else math.nan
         entropy = 0.0
         if 0 < rate < 1:
             entropy = -rate * math.log(rate) - (1 - rate) * math.log(1 - rate)
-        return WindowResult(
-            begins=begins,
-            seconds=seconds,
-            step=step,
-            samples=self.samples,
-            label_rate=rate,
-            auc=self.auc.value(),
-            auc_error_bound=self.auc.error_bound(),
-            logloss=logloss,
-            normalized_entropy=logloss / entropy if entropy else math.nan,
-            calibration=self.probability / positives if positives else math.nan,
-            weight=total if self._weighted else None,
-        )
+        return {
+            "samples": samples,
+            "label_rate": rate,
+            "auc": auc.value(),
+            "auc_error_bound": auc.error_bound(),
+            "logloss": logloss,
+            "normalized_entropy": logloss / entropy if entropy else math.nan,
+            "calibration": probability / positives if positives else math.nan,
+            "weight": total if self._weighted else None,
+        }
 
 
 class ProgressiveWindows:
@@ -98,17 +166,20 @@ class ProgressiveWindows:
     Args:
         seconds: how long a window is; None: nothing is summed.
         weighted: whether samples have weights.
+        segments: so many values are told apart, those that come first; 0: none is.
 
     Attributes:
         results: of the windows that are over.
         said_until: before when nothing more is to arrive, as it was said last.
     """
 
-    def __init__(self, seconds: float | None, *, weighted: bool = False) -> None:
+    def __init__(self, seconds: float | None, *, weighted: bool = False, segments: int = 0) -> None:
         self.results: Tail[WindowResult] = Tail()
         self.said_until = 0.0
         self._seconds = seconds
         self._weighted = weighted
+        self._segments = segments
+        self._part_of: dict[str, int] = {}
         self._open: dict[int, _Window] = {}
 
     def grows(self, extension: Extension | None, at: float) -> None:
@@ -118,11 +189,22 @@ class ProgressiveWindows:
     def resolved(self, batch: Batch, arrived: float) -> None:
         """A batch is in a step; `arrived` is when its last row was found."""
         scores = None if batch.result is None else batch.result.evaluation
-        if self._seconds is not None and scores is not None and scores.bins.size:
-            number = int(arrived // self._seconds)
-            if number not in self._open:
-                self._open[number] = _Window(weighted=self._weighted)
-            self._open[number].add(scores)
+        if self._seconds is None or scores is None or not scores.bins.size:
+            return
+        number = int(arrived // self._seconds)
+        if number not in self._open:
+            self._open[number] = _Window(weighted=self._weighted, segments=self._segments)
+        self._open[number].add(scores)
+        if self._segments and scores.segments is not None:
+            parts = [self._part(name) for name in scores.segments.names]
+            places = np.array([*parts, self._segments], np.int64)
+            self._open[number].add_segments(scores, scores.segments, places)
+
+    def _part(self, value: str) -> int:
+        """Return where a segment's samples are added; the last place is that of all others."""
+        if value not in self._part_of and len(self._part_of) < self._segments:
+            self._part_of[value] = len(self._part_of)
+        return self._part_of.get(value, self._segments)
 
     def pass_until(self, arrived: float, *, step: int) -> None:
         """Nothing that arrived before is to come any more: windows that end before are over.
@@ -137,5 +219,16 @@ class ProgressiveWindows:
                 return
             window = self._open.pop(number)
             self.results.append(
-                window.result(begins=number * self._seconds, seconds=self._seconds, step=step)
+                WindowResult(
+                    begins=number * self._seconds,
+                    seconds=self._seconds,
+                    step=step,
+                    **window.figures(),
+                    segments=window.segments(list(self._part_of)),
+                )
             )
+
+
+def windows_of(spec: CoordinatorSpec) -> ProgressiveWindows:
+    """Return the windows of a job."""
+    return ProgressiveWindows(spec.window_seconds, weighted=spec.weighted, segments=spec.segments)

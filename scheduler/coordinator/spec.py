@@ -66,6 +66,7 @@ class CoordinatorSpec:
         window_seconds: of a stream, how long the windows are by which the scores of batches are
             summed that they had before they were trained; None: they are not.
         weighted: whether samples have weights, so that scores are weighted too.
+        segments: so many values of a column are told apart in windows; 0: none is.
         max_seconds: stop giving out batches after so much training time; None: no limit.
         max_consecutive_non_finite: so many batches in a row whose gradients are not finite, and
             which are skipped, fail the job; None: any number may come.
@@ -104,6 +105,7 @@ class CoordinatorSpec:
     eval_every_steps: int = 0
     window_seconds: float | None = None
     weighted: bool = False
+    segments: int = 0
     max_seconds: float | None = None
     max_consecutive_non_finite: int | None = None
     heartbeat_timeout_seconds: float = 60.0

@@ -1,7 +1,7 @@
 """What the manifest of a job's checkpoint says."""
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Literal
 
 from ps.checkpoint.file_parts import FileEntry
@@ -55,7 +55,8 @@ def manifest_of(
         store=specs.store.to_json(),
         model={
             "spec": asdict(specs.model),
-            "features": asdict(specs.data.features),
+            # A model is the same however its samples are scored.
+            "features": asdict(replace(specs.data.features, segment=None)),
             "contract": asdict(specs.contract),
         },
         job=job,

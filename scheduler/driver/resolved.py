@@ -116,6 +116,7 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
         # Also where data.train has nothing but nulls.
         where = f"the checkpoint {beginning.checkpoint}"
         check_kinds(data.features, evaluation_plan.kinds, beginning.keys, where)
+    segment = config.training.online.segment
     coordinator = CoordinatorSpec(
         store=store,
         plan=(
@@ -149,6 +150,7 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
             else None
         ),
         weighted=data.features.weight is not None,
+        segments=0 if segment is None else segment.most,
         max_seconds=config.training.max_seconds,
         max_consecutive_non_finite=config.training.max_consecutive_non_finite,
         heartbeat_timeout_seconds=config.cluster.heartbeat_timeout_seconds,

@@ -47,7 +47,13 @@ from scheduler.job.errors import ConfigError, validated
 from scheduler.job.faults import InjectConfig, check_targets
 from scheduler.job.job_yaml import JobYamlError, read_yaml
 from scheduler.job.names import Name, check_table_name
-from scheduler.job.online import KafkaConfig, OnlineConfig, StreamConfig, check_scored
+from scheduler.job.online import (
+    KafkaConfig,
+    OnlineConfig,
+    StreamConfig,
+    check_online,
+    check_scored,
+)
 from scheduler.job.publishing import PublishConfig
 from scheduler.job.quantities import (
     MAX_WORKERS,
@@ -515,13 +521,10 @@ class JobConfig(_Section):
                 "training.max_samples is for files; a job on data.stream ends by"
                 " training.online.until, training.max_seconds or synchromesh control RUN stop"
             )
-        if self.training.online.until is not None and self.data.stream is None:
-            raise ValueError("training.online.until needs data.stream")
         check_bounds("servers", self.cluster.servers, least=self.min_servers, most=self.max_servers)
-        weighted = self.data.weight is not None
-        check_scored("data.eval_batch_size", self.data.eval_batch_size, weighted=weighted)
-        if self.data.stream is not None and self.training.online.evaluate != "none":
-            check_scored("data.batch_size", self.data.batch_size, weighted=weighted)
+        weight = None if self.data.weight is None else "data.weight"
+        check_scored("data.eval_batch_size", self.data.eval_batch_size, weight)
+        check_online(self.training.online, self.data.stream, self.data.batch_size, weight)
         if self.training.eval_every_steps and self.data.eval is None:
             raise ValueError("training.eval_every_steps needs data.eval")
         if self.cluster.inject and not self.run.allow_faults:

@@ -17,6 +17,7 @@ from runtime.storage import is_known_scheme, split_url
 from scheduler.job.names import Name
 from scheduler.job.quantities import PathText
 from worker.data.messages import COLUMN_TYPES, MessageFormat, column_type
+from worker.data.segments import MOST_NAMED
 from worker.protocol import MAX_SCORES
 
 # Below it a driver does nothing but look; above it samples are found when nobody waits any more.
@@ -173,13 +174,18 @@ StreamConfig = Annotated[
 ]
 
 
-def check_scored(what: str, rows: int, *, weighted: bool) -> None:
-    """Raise ValueError where the scores of a batch would not fit into a worker's report."""
-    most = MAX_SCORES // (2 if weighted else 1)
+def check_scored(what: str, rows: int, *beside: str | None) -> None:
+    """Raise ValueError where the scores of a batch would not fit into a worker's report.
+
+    Args:
+        beside: names of keys that make scores longer; None: such a one is not given.
+    """
+    given = [each for each in beside if each is not None]
+    most = MAX_SCORES // (2 if given else 1)
     if rows > most:
-        beside = " beside data.weight" if weighted else ""
+        with_it = f" beside {given[0]}" if given else ""
         raise ValueError(
-            f"{what} may be at most {most}{beside}, as the scores of a batch are told at once, got"
+            f"{what} may be at most {most}{with_it}, as the scores of a batch are told at once, got"
             f" {rows}"
         )
 
@@ -190,9 +196,54 @@ class UntilConfig(_Section):
     idle_seconds: WaitSeconds
 
 
+class SegmentConfig(_Section):
+    """By which column windows are told apart. A plain name is short for {column: NAME}."""
+
+    column: Name
+    most: int = Field(20, ge=1, le=MOST_NAMED)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return value if isinstance(value, dict | SegmentConfig) else {"column": value}
+
+
 class OnlineConfig(_Section):
     """How a job trains on a stream."""
 
     window_seconds: WindowSeconds = 60
     evaluate: Literal["progressive", "none"] = "progressive"
+    segment: SegmentConfig | None = None
     until: UntilConfig | None = None
+
+    @model_validator(mode="after")
+    def _scores_something(self) -> "OnlineConfig":
+        if self.segment is not None and self.evaluate == "none":
+            raise ValueError(
+                "segment tells the scores of windows apart, and evaluate: none has none; leave one"
+                " of them out"
+            )
+        return self
+
+
+def check_online(
+    online: OnlineConfig,
+    stream: DirectoryConfig | KafkaConfig | None,
+    batch_size: int,
+    weight: str | None,
+) -> None:
+    """Raise ValueError where something needs a stream, or the scores of a batch are too many.
+
+    Args:
+        weight: the key that names the weights of samples; None: they have none.
+    """
+    segment = None if online.segment is None else "training.online.segment"
+    if stream is None:
+        for key in (online.until and "training.online.until", segment):
+            if key is not None:
+                raise ValueError(f"{key} needs data.stream")
+        return
+    if isinstance(stream, KafkaConfig) and online.segment is not None:
+        stream.check_columns([online.segment.column])
+    if online.evaluate != "none":
+        check_scored("data.batch_size", batch_size, weight, segment)

@@ -49,8 +49,10 @@ def feature_spec(config: JobConfig) -> FeatureSpec:
 
 def training_data(config: JobConfig) -> DataSpec:
     """How training files become batches."""
+    segment = config.training.online.segment
+    features = feature_spec(config)
     return DataSpec(
-        features=feature_spec(config),
+        features=features if segment is None else replace(features, segment=segment.column),
         batch_size=config.data.batch_size,
         lanes=config.group_size if config.data.order == "lanes" else 1,
         epochs=config.data.epochs,

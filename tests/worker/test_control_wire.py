@@ -10,7 +10,7 @@ from ps.messages.wire import WireError
 from runtime.process_figures import ProcessFigures
 from worker import control_wire
 from worker.control_wire import receive_grant, receive_report, send_message
-from worker.protocol import Evaluation, Finished, Grant, Report, Token
+from worker.protocol import Evaluation, Finished, Grant, Report, SegmentScores, Token
 
 TOKEN = Token(3, 12, 1, at_step=-1, mode_epoch=2)
 
@@ -46,9 +46,11 @@ def test_the_arrays_of_an_evaluation_come_as_they_were_sent(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     weights = np.array([0.5, 0, 3], np.float32)
-    sent = Evaluation(
-        np.array([0, 7, 65535], np.int32), np.array([True, False, True]), 1.5, 2.5, weights
+    segments = SegmentScores(
+        ("a", "\u00e4" * 60), np.array([1, 2, 0], np.uint8), np.ones(3), np.arange(3.0)
     )
+    bins, positive = np.array([0, 7, 65535], np.int32), np.array([True, False, True])
+    sent = Evaluation(bins, positive, 1.5, 2.5, weights, segments)
     send_message(pair[0], Report(0, 0, 1, finished=(Finished(TOKEN, "done", evaluation=sent),)))
 
     received = receive_report(pair[1]).finished[0].evaluation
@@ -62,6 +64,10 @@ def test_the_arrays_of_an_evaluation_come_as_they_were_sent(
     assert received.probability_sum == sent.probability_sum
     assert received.weights is not None
     assert received.weights.tobytes() == weights.tobytes()
+    assert received.segments is not None
+    assert received.segments.names == ("a", "\u00e4" * 60)
+    assert received.segments.of.tolist() == [1, 2, 0]
+    assert received.segments.probability_sums.tolist() == [0, 1, 2]
 
 
 def test_a_grant_comes_as_it_was_sent(pair: tuple[socket.socket, socket.socket]) -> None:
@@ -102,7 +108,19 @@ def test_an_array_that_is_not_of_its_type_is_refused(
     pair: tuple[socket.socket, socket.socket], bins: object
 ) -> None:
     token = [3, 12, 1, -1, 2, "train"]
-    finished = [token, "done", 1, 0, None, 0.0, 0, 0.0, 0.0, 0, [bins, b"\x00", 0.0, 0.0, None]]
+    finished = [
+        token,
+        "done",
+        1,
+        0,
+        None,
+        0.0,
+        0,
+        0.0,
+        0.0,
+        0,
+        [bins, b"\x00", 0.0, 0.0, None, None],
+    ]
     pair[0].sendall(
         frame(msgpack.packb([0, 0, 1, [], [finished], 0, False, [0, 0, 0, 0.0, {}], 0, "none"]))
     )

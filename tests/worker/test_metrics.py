@@ -15,6 +15,7 @@ from worker.metrics import (
     bin_of,
     exact_auc,
     log_loss_sum,
+    log_losses,
     why_no_auc,
     why_no_log_loss,
 )
@@ -234,6 +235,17 @@ def test_a_weight_counts_as_so_many_samples(
     np.testing.assert_equal(exact_auc(logits, labels, weights), exact_auc(*repeated))
     loss = log_loss_sum(logits, labels, weights)
     np.testing.assert_allclose(loss, log_loss_sum(*repeated), rtol=1e-12)
+
+
+@settings(deadline=None)  # the first call compiles
+@given(samples())
+def test_losses_of_samples_sum_to_the_loss_of_all(data: tuple[Floats, Floats]) -> None:
+    logits, labels = data
+    weights = np.arange(len(logits), dtype=np.float32)
+
+    for weight in (None, weights):
+        expected = log_loss_sum(logits, labels, weight)
+        np.testing.assert_allclose(log_losses(logits, labels, weight).sum(), expected, rtol=1e-12)
 
 
 def test_weights_that_are_no_whole_numbers_weigh_pairs_by_their_product() -> None:

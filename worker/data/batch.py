@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from worker.data.segments import Segments
+
 
 @dataclass(frozen=True, slots=True)
 class Bags:
@@ -32,12 +34,14 @@ class Batch:
         dense: float32[n, number of dense features], C-contiguous, transformed.
         sparse: one `Bags` for each sparse feature, in the order of the job.
         weights: float32[n], how much each sample counts, finite and >= 0; None: all count 1.
+        segments: of the samples, where they are scored apart.
     """
 
     labels: npt.NDArray[np.float32]
     dense: npt.NDArray[np.float32]
     sparse: tuple[Bags, ...]
     weights: npt.NDArray[np.float32] | None = None
+    segments: Segments | None = None
 
     @property
     def num_samples(self) -> int:

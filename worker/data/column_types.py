@@ -14,6 +14,7 @@ from worker.spec import FeatureSpec, SparseFeature
 
 _KEYS = f"{KEY_TYPES}, or lists of one of these"
 _NUMBERS = "integers, floats, decimals or booleans"
+_SEGMENTS = "integers, strings or booleans"
 _CAST = "Cast or hash it when the files are written"
 _NOT_JSON = (
     "Write its lists as a list column, as pyarrow, Polars, DuckDB and Spark do, or cast it to plain"
@@ -56,6 +57,11 @@ def column_kinds(
         if not is_number(kind):
             raise _unusable(name, role, kind, _NUMBERS, file)
         kinds[role, name] = None if pa.types.is_null(kind) else "number"
+    if features.segment is not None:
+        kind = _field_type(schema, features.segment, file, lambda own: _segments(own) is not None)
+        kinds["segment column", features.segment] = found = _segments(kind)
+        if found is None and not pa.types.is_null(kind):
+            raise _unusable(features.segment, "segment column", kind, _SEGMENTS, file)
     for feature in features.sparse:
         kind = _field_type(schema, feature.column, file, _has_keys)
         try:
@@ -106,6 +112,19 @@ def is_list(kind: pa.DataType) -> bool:
         or types.is_list_view(kind)
         or types.is_large_list_view(kind)
     )
+
+
+def _segments(kind: pa.DataType) -> str | None:
+    """Return what values of a type name segments by, None where they can't."""
+    types, kind = pa.types, storage_type(kind)
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_integer(kind):
+        return "integer"
+    if types.is_boolean(kind):
+        return "boolean"
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return "string" if text else None
 
 
 def _item(kind: pa.DataType) -> pa.DataType:

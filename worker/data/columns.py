@@ -24,6 +24,7 @@ from worker.data.key_hash import (
     valid_of,
     values_of,
 )
+from worker.data.segments import Segments, joined, segments_of
 from worker.errors import DataError, UnreadableError
 from worker.spec import FeatureSpec, SparseFeature
 
@@ -46,6 +47,7 @@ class Columns:
     dense: _Floats
     sparse: tuple[Bags, ...]
     weights: _Floats | None = None
+    segments: Segments | None = None
 
     @property
     def num_rows(self) -> int:
@@ -58,6 +60,7 @@ class Columns:
             self.labels.nbytes
             + self.dense.nbytes
             + (0 if self.weights is None else self.weights.nbytes)
+            + (0 if self.segments is None else self.segments.of.nbytes)
             + sum(
                 array.nbytes
                 for bags in self.sparse
@@ -76,6 +79,7 @@ class Columns:
             self.dense[start:stop],
             tuple(_slice_bags(bags, start, stop) for bags in self.sparse),
             None if self.weights is None else self.weights[start:stop],
+            None if self.segments is None else self.segments.rows(slice(start, stop)),
         )
 
     def take(self, order: _Ints) -> "Columns":
@@ -83,7 +87,8 @@ class Columns:
         labels = self.labels[order] if self.labels.size else self.labels
         weights = None if self.weights is None else self.weights[order]
         sparse = tuple(_take_bags(bags, order) for bags in self.sparse)
-        return Columns(labels, self.dense[order], sparse, weights)
+        segments = None if self.segments is None else self.segments.rows(order)
+        return Columns(labels, self.dense[order], sparse, weights, segments)
 
 
 def columns_from_table(
@@ -106,17 +111,20 @@ def columns_from_table(
             not finite, an infinite dense value, a key's weight that is null or not finite, weights
             that don't match their keys; `UnreadableError` for arrays that only a damaged file has.
     """
-    labels, weights = np.empty(0, np.float32), None
+    labels, weights, segments = np.empty(0, np.float32), None, None
     try:
         if features.label is not None:
             labels = _labels(_array(table, features.label), features.label, where)
         if features.weight is not None:
             weights = _sample_weights(_array(table, features.weight), features.weight, where)
+        if features.segment is not None:
+            segments = segments_of(_array(table, features.segment))
         return Columns(
             labels,
             _dense(table, features, where),
             tuple(_bags(table, feature, where) for feature in features.sparse),
             weights,
+            segments,
         )
     except DataError as error:
         if error.row is not None:
@@ -137,6 +145,7 @@ def join(parts: list[Columns], order: _Ints | None = None) -> Columns:
         np.concatenate([part.dense for part in parts]),
         (),
         _joined_weights(parts),
+        _joined_segments(parts),
     )
     if order is not None:
         whole = whole.take(order)
@@ -158,12 +167,18 @@ def concatenate(parts: Sequence[Batch]) -> Batch:
         np.concatenate([part.dense for part in parts]),
         tuple(_join_bags(bags) for bags in zip(*(part.sparse for part in parts), strict=True)),
         _joined_weights(parts),
+        _joined_segments(parts),
     )
 
 
 def _joined_weights(parts: Sequence[Columns | Batch]) -> _Floats | None:
     weights = [part.weights for part in parts if part.weights is not None]
     return np.concatenate(weights) if weights else None
+
+
+def _joined_segments(parts: Sequence[Columns | Batch]) -> Segments | None:
+    segments = [part.segments for part in parts if part.segments is not None]
+    return joined(segments) if segments else None
 
 
 def repeated(bags: Bags, order: _Ints) -> Bags:

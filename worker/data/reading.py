@@ -13,6 +13,7 @@ from worker.data.columns import Columns, columns_from_table, concatenate
 from worker.data.decoding import Decoder, Part
 from worker.data.open_file import OpenFile, open_file
 from worker.data.plan import FilePlan, Piece, ReadPlan
+from worker.data.segments import Segments
 from worker.errors import DataError, UnreadableError
 from worker.spec import FeatureSpec
 
@@ -274,4 +275,5 @@ def _empty_batch(features: FeatureSpec) -> Batch:
             for feature in features.sparse
         ),
         None if features.weight is None else np.empty(0, np.float32),
+        None if features.segment is None else Segments((), np.empty(0, np.uint8)),
     )

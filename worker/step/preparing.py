@@ -11,6 +11,7 @@ from embedding.table.key_maps import map_keys
 from ps.client.deduplicate import Deduplicated, Deduplicator
 from runtime.free_list import FreeList
 from worker.data.batch import Batch
+from worker.data.segments import Segments
 from worker.spec import Lookup, SparseFeature
 
 
@@ -40,7 +41,7 @@ class Prepared:
     """A batch that is ready to be pulled.
 
     Args:
-        labels, dense, weights: those of the batch.
+        labels, dense, weights, segments: those of the batch.
         unique: its distinct keys.
         bags: in the order of the model's lookups.
         weighing: uint8[u], the distinct keys that a sample of a weight above 0 has; None: all.
@@ -52,6 +53,7 @@ class Prepared:
     bags: tuple[Bag, ...]
     weights: npt.NDArray[np.float32] | None = None
     weighing: npt.NDArray[np.uint8] | None = None
+    segments: Segments | None = None
 
     @property
     def num_samples(self) -> int:
@@ -118,7 +120,7 @@ class Preparer:
         weights, weighing = batch.weights, None
         if weights is not None and not weights.all():
             weighing = self._weighing(batch, weights > 0, unique)
-        return Prepared(batch.labels, batch.dense, unique, bags, weights, weighing)
+        return Prepared(batch.labels, batch.dense, unique, bags, weights, weighing, batch.segments)
 
     def give_back(self, prepared: Prepared) -> None:
         """Use the arrays of a batch again; nothing may read them any more, its bags included."""

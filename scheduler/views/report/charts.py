@@ -17,6 +17,7 @@ MODE_COLORS = {
 # Beside these, tables and processes are added up: a chart of 200 lines shows nothing.
 MOST_LINES = 9
 MOST_WORKERS = 32
+MOST_WINDOWS = 500
 # Longer lines are drawn without a mark at every point.
 MOST_POINTS = 60
 MIB = 1 << 20
@@ -37,6 +38,11 @@ def all_charts(run: RunData) -> list[tuple[str, str, list[figure]]]:
         ("Throughput", "Samples applied per second; below, the mode.", _throughput),
         ("Training loss", "Mean over the samples of each interval.", _loss),
         ("AUC", "Of each evaluation.", _auc),
+        (
+            "AUC before training, by window",
+            "Of the samples that arrived in each window of a stream, and by segment.",
+            _windows,
+        ),
         ("Batches lost and given out again", "Sums from the start.", _lost_batches),
         (
             "Batches by worker",
@@ -225,6 +231,28 @@ def _auc(run: RunData, x_range: Range1d) -> list[figure]:
             key = line.get("eval_step", line["eval_auc"])
             evaluated.setdefault(key, (line["time"] - run.began, line["eval_auc"]))
     return _lines({"": list(evaluated.values())}, x_range, number="0.0000")
+
+
+def _windows(run: RunData, x_range: Range1d) -> list[figure]:
+    """A line for all samples, and one for each segment of those with the most samples."""
+    told: dict[float, Line] = {}
+    for line in run.intervals:
+        # Of a window that was trained again the last line holds.
+        told.update((window["begins"], window) for window in line.get("windows", []))
+    windows = [told[begins] for begins in sorted(told)]
+    windows = windows[:: max(1, -(-len(windows) // MOST_WINDOWS))]
+    series: Series = {"all": []}
+    samples: dict[str, int] = {}
+    for window in windows:
+        at = max(0.0, window["begins"] + window["seconds"] - run.began)
+        series["all"].append((at, window["auc"]))
+        for segment in window.get("segments", []):
+            name = "others" if segment["value"] is None else f"= {segment['value']}"
+            samples[name] = samples.get(name, 0) + segment["samples"]
+            series.setdefault(name, []).append((at, segment["auc"]))
+    largest = sorted(samples, key=lambda name: -samples[name])[: MOST_LINES - 1]
+    shown = {name: series[name] for name in ("all", *largest)}
+    return _lines(shown, x_range, number="0.0000")
 
 
 def _gantt(run: RunData, x_range: Range1d) -> list[figure]:

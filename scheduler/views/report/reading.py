@@ -217,6 +217,35 @@ def _is_whole(line: Line, required: set[str]) -> bool:
         and _are_recoveries(line.get("recoveries", []))
         and _are_scalings(line.get("scalings", []))
         and _are_server_moves(line.get("server_moves", []))
+        and _are_windows(line.get("windows", []))
+    )
+
+
+def _are_windows(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(each, dict)
+        and _is_number(each.get("begins"))
+        and _is_number(each.get("seconds"))
+        and _have_scores([each, *_segments_of(each)])
+        for each in values
+    )
+
+
+def _segments_of(window: Line) -> list[Any]:
+    segments = window.get("segments", [])
+    named = isinstance(segments, list) and all(
+        isinstance(each, dict) and isinstance(each.get("value", 0), str | None) for each in segments
+    )
+    return segments if named else [None]
+
+
+def _have_scores(values: list[Any]) -> bool:
+    return all(
+        isinstance(each, dict)
+        and _is_number(each.get("samples"))
+        and "auc" in each
+        and (each["auc"] is None or _is_number(each["auc"]))
+        for each in values
     )
 
 
@@ -275,7 +304,7 @@ def _merged(lines: list[Line]) -> Line:
                 sums[value] = sums.get(value, 0) + count
     merged["staleness_of_interval"] = stale
     merged["workers"] = _merged_workers(lines)
-    for key in ("shifts", "recoveries", "scalings", "server_moves"):
+    for key in ("shifts", "recoveries", "scalings", "server_moves", "windows"):
         merged[key] = [each for line in lines for each in line.get(key, [])]
     merged["evaluations"] = _evaluations(lines)
     return merged

@@ -14,13 +14,18 @@ from scheduler.coordinator.growing_plan import PlanState
 from scheduler.coordinator.progressive import ProgressiveWindows
 from worker.data.arrived import NewFile
 from worker.data.plan import FilePlan
-from worker.metrics import bin_of, exact_auc, log_loss_sum
-from worker.protocol import Evaluation, Finished, Token
+from worker.metrics import bin_of, exact_auc, log_loss_sum, log_losses
+from worker.protocol import Evaluation, Finished, SegmentScores, Token
 
 RNG = np.random.default_rng(5)
 
 
-def batch(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Batch:
+def batch(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray | None = None,
+    values: list[str] | None = None,
+) -> Batch:
     probabilities = 1 / (1 + np.exp(-logits.astype(float)))
     scores = Evaluation(
         bin_of(logits, 1 << 16),
@@ -28,9 +33,26 @@ def batch(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = N
         log_loss_sum(logits, labels, weights),
         float((probabilities * (1 if weights is None else weights)).sum()),
         weights,
+        None if values is None else by_segment(logits, labels, weights, probabilities, values),
     )
     result = Finished(Token(0, 0, 0, 0), "done", len(labels), evaluation=scores)
     return Batch(batch_id=0, step=0, lane=0, planned=len(labels), status=Status.DONE, result=result)
+
+
+def by_segment(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray | None,
+    probabilities: np.ndarray,
+    values: list[str],
+) -> SegmentScores:
+    """Scores by value, but for those of the value `-`, which have no name."""
+    names = tuple(dict.fromkeys(value for value in values if value != "-"))
+    number = np.array([names.index(v) if v != "-" else len(names) for v in values], np.uint8)
+    losses = log_losses(logits, labels, weights)
+    probabilities = probabilities * (1 if weights is None else weights)
+    sums = [np.bincount(number, each, len(names) + 1) for each in (losses, probabilities)]
+    return SegmentScores(names, number, *sums)
 
 
 def samples(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,3 +157,43 @@ def test_the_last_windows_are_over_with_the_last_step_though_the_stream_says_no_
 
     windows = list(coordinator.windows.results)
     assert [(window.begins, window.samples) for window in windows] == [(0.0, 60), (10.0, 60)]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_segment_has_the_scores_of_its_samples_alone(weighted: bool) -> None:
+    windows = ProgressiveWindows(10.0, weighted=weighted, segments=2)
+    values = [["b", "a", "a", "c", "-"][i % 5] for i in range(500)]
+    parts = [samples(500) for _ in range(2)]
+    weights = RNG.exponential(1.0, 500).astype(np.float32) if weighted else None
+    for logits, labels in parts:
+        windows.resolved(batch(logits, labels, weights, values), 1.0)
+    logits, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
+
+    windows.pass_until(math.inf, step=1)
+
+    (window,) = windows.results
+    assert [each.value for each in window.segments] == ["b", "a", None]
+    assert [each.samples for each in window.segments] == [200, 400, 400]
+    for found in window.segments:
+        rest = {found.value} if found.value else {"c", "-"}
+        its = np.array([value in rest for value in values * 2])
+        alone = ProgressiveWindows(10.0, weighted=weighted)
+        its_weights = None if weights is None else np.concatenate([weights, weights])[its]
+        alone.resolved(batch(logits[its], labels[its], its_weights), 1.0)
+        alone.pass_until(math.inf, step=1)
+        (expected,) = alone.results
+        for name in ("label_rate", "logloss", "normalized_entropy", "calibration", "weight"):
+            assert getattr(found, name) == pytest.approx(getattr(expected, name)), name
+        assert 0 < found.auc_error_bound < 0.002
+        assert found.auc == pytest.approx(expected.auc, abs=1.01 * found.auc_error_bound)
+
+
+def test_segments_are_those_that_came_first_in_every_window() -> None:
+    windows = ProgressiveWindows(10.0, segments=2)
+    for arrived, values in ((1.0, "ab"), (11.0, "cb"), (21.0, "cc")):
+        windows.resolved(batch(*samples(2), None, list(values)), arrived)
+
+    windows.pass_until(math.inf, step=1)
+
+    told = [[(s.value, s.samples) for s in window.segments] for window in windows.results]
+    assert told == [[("a", 1), ("b", 1)], [("b", 1), (None, 1)], [(None, 2)]]

@@ -11,6 +11,8 @@ import pytest
 from ray_of_threads import RayOfThreads
 
 from scheduler import JobConfig, Result, Trainer
+from scheduler.views.report.page import page_of
+from scheduler.views.report.reading import read_run
 from synchromesh.commands.main import main
 
 ADAM = {"type": "adam", "learning_rate": 0.01}
@@ -129,7 +131,11 @@ def test_a_stream_of_samples_with_weights_has_weighted_windows(
     config = job(weighed, tmp_path / "run", "w").model_dump(exclude_unset=True)
     config["data"] |= {"train": None, "stream": {"dir": str(tmp_path / "in")}, "eval": None}
     config["data"]["on_bad_record"] = "quarantine"
-    config["training"]["online"] = {"window_seconds": 3600, "until": {"idle_seconds": 0.5}}
+    config["training"]["online"] = {
+        "window_seconds": 3600,
+        "until": {"idle_seconds": 0.5},
+        "segment": {"column": "a", "most": 2},
+    }
 
     result = Trainer(JobConfig.from_dict(config)).fit()
 
@@ -139,3 +145,16 @@ def test_a_stream_of_samples_with_weights_has_weighted_windows(
     assert sum(window["samples"] for window in windows) == 399
     assert sum(window["weight"] for window in windows) == weights.sum() + 1
     assert pq.read_table(tmp_path / "run" / "quarantine")["_row"].to_pylist() == [7]
+    segments = [segment for window in windows for segment in window["segments"]]
+    values = {segment["value"] for segment in segments}
+    assert len(values) == 3
+    kept = np.delete(table["a"].to_numpy(), 7)
+    for value in values - {None}:
+        told = sum(segment["samples"] for segment in segments if segment["value"] == value)
+        assert told == np.count_nonzero(kept == int(value))
+    for name in ("samples", "weight"):
+        told = sum(segment[name] for segment in segments)
+        assert told == sum(window[name] for window in windows)
+    page = page_of(read_run(tmp_path / "run"))
+    assert "AUC before training, by window" in page
+    assert all(f"= {value}" in page for value in values - {None})

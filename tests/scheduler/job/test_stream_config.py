@@ -9,6 +9,7 @@ import yaml
 from scheduler import ConfigError, JobConfig
 from scheduler.job.online import DirectoryConfig, KafkaConfig
 from scheduler.job.paths import with_absolute_paths
+from scheduler.job.specs import evaluation_data, training_data
 
 
 def job(stream: dict[str, Any], **sections: Any) -> JobConfig:
@@ -125,3 +126,49 @@ def test_what_is_for_files_is_named_with_its_value(data: dict[str, Any], text: s
 def test_windows_are_of_a_length_that_somebody_looks_at(seconds: float) -> None:
     with pytest.raises(ConfigError, match=r"training\.online\.window_seconds"):
         job({"dir": "in"}, training={"online": {"window_seconds": seconds}})
+
+
+# Segments
+
+
+@pytest.mark.parametrize("segment", ["country", {"column": "C1", "most": 3}])
+def test_windows_may_be_told_apart_by_a_column(segment: Any) -> None:
+    config = job({"dir": "in"}, training={"online": {"segment": segment}})
+
+    column = config.training.online.segment
+    assert column is not None
+    assert training_data(config).features.columns()[:2] == ["label", column.column]
+    assert evaluation_data(config).features.segment is None
+
+
+@pytest.mark.parametrize(
+    ("stream", "online", "text"),
+    [
+        ({"dir": "in"}, {"segment": "c", "evaluate": "none"}, "evaluate: none has none"),
+        ({"dir": "in"}, {"segment": {"column": "c", "most": 256}}, r"segment\.most.*255"),
+        (
+            {"type": "kafka", "brokers": "b:1", "topic": "t", "format": "json",
+             "columns": {"label": "int8", "x": "float32", "C1": "int64"}},
+            {"segment": "c"},
+            r"data\.stream\.columns lacks c",
+        ),
+    ],
+)  # fmt: skip
+def test_segments_that_could_not_be_told_are_refused(
+    stream: dict[str, Any], online: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        job(stream, training={"online": online})
+
+
+def test_what_is_of_streams_needs_one() -> None:
+    for key, value in (("segment", "c"), ("until", {"idle_seconds": 1})):
+        with pytest.raises(ConfigError, match=rf"training\.online\.{key} needs data\.stream"):
+            JobConfig.from_dict(
+                {
+                    "data": {"train": "x.parquet", "sparse": ["C1"]},
+                    "model": {"type": "deepfm", "mlp": [8]},
+                    "training": {"online": {key: value}},
+                    "run": {"dir": "runs/x"},
+                }
+            )

@@ -493,3 +493,29 @@ def test_samples_without_weights_have_none() -> None:
     assert columns.weights is None
     assert concatenate([columns.batch(0, 1), columns.batch(1, 2)]).weights is None
     assert columns.take(np.array([1, 0])).weights is None
+
+
+# Segments
+
+
+def test_segments_go_with_their_samples() -> None:
+    features = replace(spec(dense=("d",)), segment="s")
+    parts = [
+        convert(features, s=pa.array(["x", "y"]), d=pa.array([1.0, 2.0])),
+        convert(features, s=pa.array(["y"]), d=pa.array([3.0])),
+    ]
+    batches = [part.batch(0, part.num_rows) for part in parts]
+
+    for found in (concatenate(batches), join(list(parts)), join(parts, np.array([2, 0, 1]))):
+        assert found.segments is not None
+        told = [found.segments.names[i] for i in found.segments.of]
+        assert told == ["x" if d == 1 else "y" for d in found.dense[:, 0]]
+    assert found.batch(1, 3).segments.of.size == 2  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("values", [pa.array([0.5]), pa.array([[1]]), pa.array([b"x"])], ids=str)
+def test_a_segment_is_an_integer_a_string_or_a_boolean(values: pa.Array) -> None:
+    error = refused(replace(spec(dense=("d",)), segment="s"), s=values, d=pa.array([1.0]))
+
+    assert "a segment column has an unusable type" in str(error)
+    assert "expected integers, strings or booleans" in str(error)
