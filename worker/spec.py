@@ -8,6 +8,7 @@ from embedding.spec.composition import Operation, Part
 from embedding.spec.optimizers import Optimizer
 
 Combiner = Literal["sum", "mean", "sqrtn", "max"]
+Loss = Literal["log_loss", "fake_negative_weighting"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +165,7 @@ class ModelSpec:
         num_dense: number of dense inputs.
         lookups: pooled inputs, in the order of their columns.
         seed: of the initial parameters.
+        loss: what training minimises; a custom model computes its own.
     """
 
     type: str
@@ -172,6 +174,7 @@ class ModelSpec:
     num_dense: int
     lookups: tuple[Lookup, ...]
     seed: int = 0
+    loss: Loss = "log_loss"
 
     @property
     def pooled_width(self) -> int:

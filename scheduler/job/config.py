@@ -69,6 +69,7 @@ from scheduler.job.roles import LabelsConfig, ResourcesConfig, check_bounds
 from scheduler.scaling.decisions import ScalingOptions
 from worker.data.arrivals import OnBadRecord
 from worker.protocol import MAX_SCORES, MAX_TOKENS
+from worker.spec import Loss
 
 InitializerConfig = Annotated[
     Uniform | GlorotUniform | Normal | TruncatedNormal | Constant | Zeros,
@@ -339,6 +340,7 @@ class TrainingConfig(_Section):
     eval_every_steps: CountOrNone = 0
     max_samples: Amount | None = None
     max_seconds: Seconds | None = None
+    loss: Loss = "log_loss"
     on_non_finite: Literal["fail", "skip"] = "fail"
     max_consecutive_non_finite: Count | None = 100
     mixed_cpus: bool = False

@@ -89,12 +89,18 @@ def model_spec(config: JobConfig) -> ModelSpec:
             num_dense=len(config.data.dense),
             lookups=lookups,
             seed=config.seed,
+            loss=config.training.loss,
         )
         model = build_model(spec)
     except ConfigError:
         raise
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"model: {error}") from error
+    if config.model.type == "custom" and config.training.loss != "log_loss":
+        raise ConfigError(
+            f"training.loss is {config.training.loss}, and a custom model computes its loss itself;"
+            " leave it out, and write that into the model's train"
+        )
     if config.data.weight is not None and not takes_weights(model):
         raise ConfigError(
             f"data.weight is {config.data.weight!r}, and train of model.class"

@@ -78,7 +78,7 @@ def build_model(spec: ModelSpec) -> Model[Any]:
             )
         column += lookup.dim
     if spec.type != "custom":
-        return LogLossModel(_NETWORKS[spec.type](spec))
+        return LogLossModel(_NETWORKS[spec.type](spec), spec.loss)
     model = custom_class(spec.options)(spec)
     check_model(model, spec.options["class"])
     return model

@@ -17,6 +17,9 @@ from worker.models.protocol import (
     SharedInputs,
     parameter_views,
 )
+from worker.spec import Loss
+
+_NONE = np.empty(0, np.float32)
 
 
 @njit(cache=True, nogil=True)
@@ -61,6 +64,43 @@ def weighted_log_loss(
         if weight > 0.0:
             total += weight * (max(z, 0.0) - z * y + math.log1p(e))
         grad[i] = weight * ((1.0 if z >= 0 else e) / (1.0 + e) - y)
+    return total
+
+
+@njit(cache=True, nogil=True)
+def fake_negative_weighted_loss(
+    logits: FloatArray, labels: FloatArray, weights: FloatArray, grad: FloatArray
+) -> float:
+    """As `weighted_log_loss`, for samples of which each came as a negative first.
+
+    A positive sample has come before, as a negative. So of all that come with inputs of which a
+    share p is positive, p / (1 + p) are, and log loss would learn that. Here a positive's loss is
+    multiplied by 1 + p and a negative's by (1 - p)(1 + p), with p as the model predicts it, which
+    is no part of the gradient; what is minimal then is p itself.
+
+    Args:
+        weights: float32[n], >= 0; empty: all are 1.
+
+    Source: Ktena et al. 2019, "Addressing Delayed Feedback for Continuous Training with Neural
+        Networks in CTR prediction", fake negative weighted loss.
+    """
+    total = 0.0
+    for i in range(len(logits)):
+        z = np.float64(logits[i])
+        e = math.exp(-abs(z))
+        p = (1.0 if z >= 0 else e) / (1.0 + e)
+        not_p = (e if z >= 0 else 1.0) / (1.0 + e)
+        weight = np.float64(weights[i]) if len(weights) else 1.0
+        loss = max(z, 0.0) + math.log1p(e)
+        if labels[i] > 0:
+            weight *= 1.0 + p
+            loss -= z
+            grad[i] = -weight * not_p
+        else:
+            weight *= not_p * (1.0 + p)
+            grad[i] = weight * p
+        if weight > 0.0:
+            total += weight * loss
     return total
 
 
@@ -122,12 +162,13 @@ class PredictingNetwork(Protocol[Inputs]):
 
 
 class LogLossModel(Generic[Inputs]):
-    """A network trained by log loss; satisfies `Model`.
+    """A network trained by log loss, or another; satisfies `Model`.
 
     `forward_ns` is how long the last `train` took to the loss, `logits` are those of its samples.
     """
 
-    def __init__(self, network: Network[Inputs]) -> None:
+    def __init__(self, network: Network[Inputs], loss: Loss = "log_loss") -> None:
+        self._loss = loss
         self.parameters = network.parameters
         self.reads_vectors: bool = getattr(network, "reads_vectors", False)
         self._network: Network[Inputs] = network
@@ -150,7 +191,10 @@ class LogLossModel(Generic[Inputs]):
         began = time.perf_counter_ns()
         logits = self._network.forward(layers, dense, pooled)
         grad_logits = self._grad_logits.rows(len(labels))
-        if weights is None:
+        if self._loss == "fake_negative_weighting":
+            of_samples = _NONE if weights is None else weights
+            loss = fake_negative_weighted_loss(logits[:, 0], labels, of_samples, grad_logits[:, 0])
+        elif weights is None:
             loss = log_loss(logits[:, 0], labels, grad_logits[:, 0])
         else:
             loss = weighted_log_loss(logits[:, 0], labels, weights, grad_logits[:, 0])

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from ray_of_threads import RayOfThreads
@@ -14,6 +15,7 @@ from scheduler import JobConfig, Result, Trainer
 from scheduler.views.report.page import page_of
 from scheduler.views.report.reading import read_run
 from synchromesh.commands.main import main
+from synchromesh.prediction import predict
 
 ADAM = {"type": "adam", "learning_rate": 0.01}
 
@@ -89,6 +91,33 @@ def test_weights_of_1_change_no_bit_and_others_do(
     assert ones.metrics["model_digest"] == plain.metrics["model_digest"]
     assert ones.metrics["eval"] == plain.metrics["eval"]
     assert trained.metrics["model_digest"] != plain.metrics["model_digest"]
+
+
+def test_a_stream_in_which_positives_come_twice_is_learnt_as_if_they_did_not(
+    jobs_in_threads: RayOfThreads, samples: Path, tmp_path: Path
+) -> None:
+    """Each sample comes as a negative, and those that are none come again."""
+    table = pq.read_table(samples / "train-0.parquet")
+    label = table.column_names.index("label")
+    negatives = table.set_column(label, "label", pa.array(np.zeros(table.num_rows, np.int8)))
+    positives = table.filter(pc.equal(table["label"], 1))
+    twice = pa.concat_tables([negatives, positives])
+    order = np.random.default_rng(2).permutation(twice.num_rows)
+    pq.write_table(twice.take(order), tmp_path / "train-twice.parquet")
+    config = job(tmp_path, tmp_path / "run", None, epochs=6, eval=None).model_dump()
+
+    means = {}
+    for loss in ("log_loss", "fake_negative_weighting"):
+        config["training"]["loss"] = loss
+        config["run"]["dir"] = str(tmp_path / loss)
+        Trainer(JobConfig.from_dict(config)).fit()
+        predict(tmp_path / loss, str(samples / "train-0.parquet"), tmp_path / f"{loss}.parquet")
+        predicted = pq.read_table(tmp_path / f"{loss}.parquet")["prediction"].to_numpy()
+        means[loss] = float(predicted.mean())
+
+    rate = float(np.mean(table["label"].to_numpy()))
+    assert means["fake_negative_weighting"] == pytest.approx(rate, rel=0.06)
+    assert means["log_loss"] < 0.85 * rate
 
 
 def test_evaluations_count_a_sample_as_often_as_it_weighs(

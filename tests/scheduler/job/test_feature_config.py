@@ -190,3 +190,22 @@ def test_a_model_whose_training_takes_no_weights_is_refused(
         ConfigError, match=r"data\.weight is 'w', and train of model\.class 'models_of"
     ):
         model_spec(config("Without", weight="w"))
+
+
+def test_a_custom_model_has_a_loss_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models_of_loss.py").write_text(
+        "class Own:\n"
+        "    def __init__(self, spec): self.parameters = ()\n"
+        "    def train(self, *arguments): return 0.0\n"
+        "    def predict(self, params, dense, pooled): return dense\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    training = {"loss": "fake_negative_weighting"}
+    config = {**job(), "training": training}
+
+    assert model_spec(JobConfig.from_dict(config)).loss == "fake_negative_weighting"
+    config["model"] = {"type": "custom", "class": "models_of_loss:Own"}
+    with pytest.raises(ConfigError, match="a custom model computes its loss itself"):
+        model_spec(JobConfig.from_dict(config))

@@ -1,8 +1,9 @@
 import math
 
 import numpy as np
+import pytest
 
-from worker.models.loss import log_loss, weighted_log_loss
+from worker.models.loss import fake_negative_weighted_loss, log_loss, weighted_log_loss
 
 
 def test_the_loss_and_its_gradient_equal_their_definition():
@@ -101,3 +102,52 @@ def test_a_sample_that_weighs_nothing_adds_nothing():
 
     assert weighted_log_loss(logits, labels, np.zeros(2, np.float32), grad) == 0.0
     np.testing.assert_array_equal(grad, [0, 0])
+
+
+def true_and_seen(p):
+    """A probability, and the share of positives among what comes where each is a negative first."""
+    return p, p / (1 + p)
+
+
+@pytest.mark.parametrize("p", [0.001, 0.03, 0.5, 0.9])
+def test_fake_negatives_lead_to_the_true_probability(p):
+    """At the logit of p the gradients of what comes cancel; log loss's cancel at another one."""
+    p, seen = true_and_seen(p)
+    z = np.full(2, math.log(p / (1 - p)), np.float32)
+    labels = np.array([1, 0], np.float32)
+    shares = np.array([seen, 1 - seen], np.float32)
+    grad, plain = np.empty(2, np.float32), np.empty(2, np.float32)
+
+    fake_negative_weighted_loss(z, labels, shares, grad)
+    weighted_log_loss(z, labels, shares, plain)
+
+    assert abs(grad.sum()) < 1e-5 * abs(grad).max()
+    assert plain.sum() > 0.4 * p * abs(plain).max()
+
+
+def test_fake_negative_weights_are_those_of_the_paper():
+    generator = np.random.default_rng(3)
+    logits = generator.normal(0, 3, 60).astype(np.float32)
+    labels = (generator.random(60) < 0.5).astype(np.float32)
+    weights = generator.exponential(1.0, 60).astype(np.float32)
+    grad, plain = np.empty(60, np.float32), np.empty(60, np.float32)
+    p = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    importance = np.where(labels == 1, 1 + p, (1 - p) * (1 + p))
+
+    for own in (np.empty(0, np.float32), weights):
+        loss = fake_negative_weighted_loss(logits, labels, own, grad)
+
+        times = (importance * (own if own.size else 1)).astype(np.float32)
+        assert math.isclose(loss, weighted_log_loss(logits, labels, times, plain), rel_tol=1e-6)
+        np.testing.assert_allclose(grad, plain, rtol=1e-5)
+
+
+def test_fake_negative_weighting_overflows_for_no_logit():
+    logits, labels = np.float32([1e30, -1e30, 1e30, -1e30]), np.float32([1, 0, 0, 1])
+    grad = np.empty(4, np.float32)
+
+    loss = fake_negative_weighted_loss(logits, labels, np.empty(0, np.float32), grad)
+
+    # A negative that the model takes for a positive is one that came too early.
+    assert loss == float(np.float32(1e30))
+    np.testing.assert_array_equal(grad, [0, 0, 0, -1])
