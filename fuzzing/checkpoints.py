@@ -31,6 +31,7 @@ from ps.checkpoint.sealed_json import SEAL, sealed_text
 from ps.checkpoint.write import Compression, write_shard
 from ps.messages.records import Freeze
 from ps.shard.shard import Shard
+from runtime.places import Place
 from scheduler.coordinator.clock import ClockState
 from scheduler.coordinator.start import Start, start_from, time_to_json
 from worker.inference import saved_model
@@ -39,7 +40,7 @@ from worker.inference import saved_model
 Changes = dict[str, bytes | None]
 
 
-def content_of(folder: Path) -> str:
+def content_of(folder: Place) -> str:
     """Return a digest of all that a checkpoint restores."""
     reader = CheckpointReader(folder)
     digest = hashlib.sha256()

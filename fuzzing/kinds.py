@@ -7,6 +7,7 @@ from fuzzing.frames import ControlFrames, DataFrames, Handshakes
 from fuzzing.job_files import JobFiles
 from fuzzing.job_states import JobStates
 from fuzzing.run import Target
+from fuzzing.stores import StoredCheckpoints
 
 SHARES = {
     "data-frames": 400,
@@ -14,7 +15,8 @@ SHARES = {
     "handshakes": 240,
     "checkpoint-damage": 25,
     "checkpoint-manifests": 50,
-    "checkpoint-forgeries": 20,
+    "checkpoint-forgeries": 15,
+    "checkpoint-stores": 5,
     "job-files": 15,
     "job-states": 15,
 }
@@ -44,4 +46,6 @@ def target_of(kind: str, work: Path, checkpoint: Path | None = None) -> Target:
         case "job-files":
             return JobFiles(work).target()
     source = checkpoint or write_small_checkpoints(work / "written")
+    if kind == "checkpoint-stores":
+        return StoredCheckpoints(source).target()
     return CheckpointTree(source, work / "damaged").targets()[kind]

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import pyarrow as pa
 from pyarrow import fs as pafs
@@ -86,6 +86,9 @@ class OpenFile(Protocol):
 
     def read(self, offset: int, num_bytes: int) -> bytes: ...
 
+    def read_buffer(self, offset: int, num_bytes: int) -> pa.Buffer:
+        """Read as `read` does, into memory of Arrow's where that saves work."""
+
     def close(self) -> None: ...
 
 
@@ -105,6 +108,18 @@ class _LocalFile:
             data += more
         return data
 
+    def read_buffer(self, offset: int, num_bytes: int) -> pa.Buffer:
+        # Arrow gives the same memory again and again; that of large `bytes` is new each time, and
+        # the system makes zeros of each page of it first.
+        buffer = pa.allocate_buffer(num_bytes)
+        view, done = memoryview(buffer), 0
+        while done < num_bytes:
+            count = os.preadv(self._file.fileno(), [view[done:]], offset + done)
+            if not count:
+                break
+            done += count
+        return buffer.slice(0, done)
+
     def close(self) -> None:
         self._file.close()
 
@@ -122,9 +137,40 @@ class _StoredFile:
             data: bytes = self._file.read_at(num_bytes, offset)
             return data
 
+    def read_buffer(self, offset: int, num_bytes: int) -> pa.Buffer:
+        return pa.py_buffer(self.read(offset, num_bytes))
+
     def close(self) -> None:
         with contextlib.suppress(Exception):
             self._file.close()
+
+
+class _RangesOfStore:
+    """A file of a store of fsspec, read by requests for ranges of it, several at a time.
+
+    Not through Arrow: that keeps one open file and a lock around it, and writes beyond the end of
+    its memory where a store gives more bytes than it was asked for.
+    """
+
+    def __init__(self, place: StoredPath, store: Any, path: str) -> None:
+        self._place, self._store, self._path = place, store, path
+        self.size = size_at(place)
+
+    def read(self, offset: int, num_bytes: int) -> bytes:
+        end = min(offset + num_bytes, self.size)
+        if end <= offset:
+            return b""
+        with _saying(self._place, "can't be read"):
+            data = bytes(self._store.cat_file(self._path, start=offset, end=end))
+            if len(data) > end - offset:
+                raise ValueError(f"asked for {end - offset} bytes, the store gave {len(data)}")
+            return data
+
+    def read_buffer(self, offset: int, num_bytes: int) -> pa.Buffer:
+        return pa.py_buffer(self.read(offset, num_bytes))
+
+    def close(self) -> None:
+        pass
 
 
 def open_at(place: Place) -> OpenFile:
@@ -134,7 +180,14 @@ def open_at(place: Place) -> OpenFile:
         NoFileError: it is a pipe, a device or a folder, of which reading might never end.
         OSError: it can't be opened.
     """
-    return _LocalFile(place) if isinstance(place, Path) else _StoredFile(place)
+    if isinstance(place, Path):
+        return _LocalFile(place)
+    with _saying(place, "can't be opened"):
+        filesystem, path = place.opened()
+        handler = getattr(filesystem, "handler", None)
+    if isinstance(handler, pafs.FSSpecHandler):
+        return _RangesOfStore(place, handler.fs, path)
+    return _StoredFile(place)
 
 
 def size_at(place: Place) -> int:
@@ -275,6 +328,16 @@ def make_folder_at(place: Place) -> None:
     """Make a folder, whose name is on the disk then; in a store there is nothing to make."""
     if isinstance(place, Path):
         make_folder(place)
+
+
+def remove_file_at(place: Place) -> None:
+    """Remove a file, if it is there; raises OSError."""
+    if isinstance(place, Path):
+        place.unlink(missing_ok=True)
+        return
+    with _saying(place, "can't be removed"), contextlib.suppress(FileNotFoundError):
+        filesystem, path = place.opened()
+        filesystem.delete_file(path)
 
 
 def remove_below(place: Place, first: str | None = None) -> None:

@@ -24,6 +24,7 @@ A_FEW = {
     "checkpoint-damage": 40,
     "checkpoint-manifests": 150,
     "checkpoint-forgeries": 30,
+    "checkpoint-stores": 60,
     "job-files": 15,
     "job-states": 300,
 }

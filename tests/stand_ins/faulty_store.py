@@ -79,6 +79,10 @@ class FaultyFileSystem(MemoryFileSystem):
         CALLS.one(f"info {path}")
         return super().info(path, **options)
 
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **options: Any) -> bytes:
+        CALLS.one(f"read {path}")
+        return super().cat_file(path, start, end)
+
     def pipe_file(self, path: str, value: bytes, **options: Any) -> None:
         """Fails before, or after the object is there: the answer was lost."""
         path = self._strip_protocol(path)
