@@ -35,7 +35,7 @@ def new_hasher(format_version: int) -> Hasher:
     return hashlib.sha256() if format_version < TREE_VERSION else blake3()
 
 
-def digest_of(data: bytes, format_version: int) -> bytes:
+def digest_of(data: bytes | memoryview, format_version: int) -> bytes:
     """Return the checksum of a part, or of a file that has none listed."""
     hasher = new_hasher(format_version)
     hasher.update(memoryview(data))

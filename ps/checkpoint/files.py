@@ -1,6 +1,7 @@
 """The files of one checkpoint folder, held against its manifest before anything is made of them."""
 
 import contextlib
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cached_property
@@ -38,7 +39,7 @@ class CheckpointFiles:
     """What one folder holds, be it a full checkpoint or a delta.
 
     Args:
-        directory: that holds the manifest.
+        directory: that holds the manifest. Several threads may read.
 
     Attributes:
         seal: the checksum of the manifest.
@@ -62,6 +63,7 @@ class CheckpointFiles:
         self._verified: set[str] = set()
         self.has_right_sizes = False
         self.bytes_read = 0
+        self._lock = threading.RLock()
 
     def _check_lists_all_rows(self) -> None:
         """Every shard writes one file of rows, of a Bloom filter and of tombstones, of a table."""
@@ -122,7 +124,7 @@ class CheckpointFiles:
             return
         files = ((entry, parts.get(entry.path, [])) for entry in entries)
         for part, batch in reading.batches(self.directory, files):
-            self.bytes_read += part.num_bytes
+            self._has_read(part.num_bytes)
             if batch.num_rows:
                 yield batch
 
@@ -147,9 +149,18 @@ class CheckpointFiles:
             found[entry.path.rsplit("-", 3)[0]].append(entry)
         return dict(found)
 
-    @cached_property
+    def _has_read(self, num_bytes: int) -> None:
+        with self._lock:
+            self.bytes_read += num_bytes
+
+    @property
     def _parts(self) -> dict[str, list[FilePart]] | None:
         """The parts of each file; None where an earlier version wrote them, which listed none."""
+        with self._lock:
+            return self._listed_parts
+
+    @cached_property
+    def _listed_parts(self) -> dict[str, list[FilePart]] | None:
         version = self.manifest.format_version
         lists = [entry for entry in self.manifest.files if entry.path.startswith(PARTS)]
         parts: list[FilePart] = []
@@ -233,7 +244,7 @@ class CheckpointFiles:
         file = open_at(path)
         try:
             digest = self._digest_of(file, entry) if file.size == entry.bytes else None
-            self.bytes_read += file.size
+            self._has_read(file.size)
         finally:
             file.close()
         if digest != entry.digest:

@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ _MAX_SCHEMA_BYTES = 1 << 20
 _READERS = 2
 _READERS_OF_STORES = 16  # an answer takes a while there
 _BYTES_AHEAD = 32 << 20
+_RUN_BYTES = 4 << 20  # of parts that are read at once, so that threads wait for one another less
 
 Batch = tuple[FilePart, pa.RecordBatch]
 
@@ -58,62 +59,78 @@ class PartReading:
         """Yield the parts that hold what is wanted, in order, and of each the rows that are.
 
         A file without such a part is not opened. Parts are read while others are used: 32 MiB, or
-        one part.
+        one part. Those that lie one after another are read together.
 
         Raises:
             CheckpointError: bytes are not those that were written, or of other columns, or can't
                 be read; it names the file.
         """
-        ahead: deque[tuple[_File, int, Future[Batch]]] = deque()
+        ahead: deque[tuple[_Run, Future[list[Batch]]]] = deque()
 
-        def next_one() -> Batch:
-            file, _, reading = ahead.popleft()
+        def next_ones() -> list[Batch]:
+            run, reading = ahead.popleft()
             found = reading.result()
-            if not ahead or ahead[0][0] is not file:
-                file.close()  # it is opened again where more of it is wanted
+            if not ahead or ahead[0][0].file is not run.file:
+                run.file.close()  # it is opened again where more of it is wanted
             return found
 
         num_readers = _READERS if isinstance(directory, Path) else _READERS_OF_STORES
         with ThreadPoolExecutor(num_readers, thread_name_prefix="parts") as readers:
             try:
-                for file, offset, part in self._places(directory, files):
+                for run in self._runs(directory, files):
                     while ahead and (
                         len(ahead) >= 2 * num_readers
-                        or sum(held for _, held, _ in ahead) + part.num_bytes > _BYTES_AHEAD
+                        or sum(held.num_bytes for held, _ in ahead) + run.num_bytes > _BYTES_AHEAD
                     ):
-                        yield next_one()
-                    reading = readers.submit(self._read, file, offset, part)
-                    ahead.append((file, part.num_bytes, reading))
+                        yield from next_ones()
+                    ahead.append((run, readers.submit(self._read, run)))
                 while ahead:
-                    yield next_one()
+                    yield from next_ones()
             finally:
                 readers.shutdown(cancel_futures=True)
-                for file, _, _ in ahead:
-                    file.close()
+                for run, _ in ahead:
+                    run.file.close()
 
-    def _places(
+    def _runs(
         self, directory: Place, files: Iterable[tuple[FileEntry, Sequence[FilePart]]]
-    ) -> Iterator[tuple["_File", int, FilePart]]:
-        """Yield where what is wanted lies."""
+    ) -> Iterator["_Run"]:
+        """Yield what is wanted, where it lies."""
         first, end = self.wanted
         for entry, parts in files:
             file, offset = _File(directory / entry.path, entry.bytes, self.schema), 0
+            run: _Run | None = None
             for part in parts:
                 if part.first < end and part.end > first:
-                    yield file, offset, part
+                    if run is not None and not run.may_take(part, offset):
+                        yield run
+                        run = None
+                    if run is None:
+                        run = _Run(file, offset)
+                    run.parts.append(part)
+                    run.num_bytes += part.num_bytes
                 offset += part.num_bytes
+            if run is not None:
+                yield run
 
-    def _read(self, file: "_File", offset: int, part: FilePart) -> Batch:
-        with naming(file.path):
-            data = file.read(offset, part.num_bytes)
-            if digest_of(data, self.format_version) != part.digest:
-                raise damaged_part(file.path, offset, part)
-            messages = pa.py_buffer(data)
-            if offset == 0:
-                messages = messages.slice(MAGIC_BYTES)
-            for batch in batches_of(messages, self.schema, rows=part.rows):
-                return part, self.rows_within(batch, part)
-            raise ValueError("a part has no rows")
+    def _read(self, run: "_Run") -> list[Batch]:
+        with naming(run.file.path):
+            data = run.file.read(run.offset, run.num_bytes)
+            found, at = [], 0
+            for part in run.parts:
+                piece = data.slice(min(at, data.size), part.num_bytes)
+                found.append((part, self._rows_of(part, piece, run, at)))
+                at += part.num_bytes
+            return found
+
+    def _rows_of(self, part: FilePart, messages: pa.Buffer, run: "_Run", at: int) -> pa.RecordBatch:
+        """Return the rows that are wanted of a part, by its bytes."""
+        if digest_of(memoryview(messages), self.format_version) != part.digest:
+            raise damaged_part(run.file.path, run.offset + at, part)
+        if run.offset + at == 0:
+            messages = messages.slice(MAGIC_BYTES)
+        for batch in batches_of(messages, self.schema, rows=part.rows):
+            return self.rows_within(batch, part)
+        raise ValueError("a part has no rows")
 
     def rows_within(self, batch: pa.RecordBatch, part: FilePart | None = None) -> pa.RecordBatch:
         """Return the rows of a batch that are wanted; copied where they lie apart.
@@ -136,6 +153,21 @@ class PartReading:
         return batch.filter(pa.array((numbers >= first) & (numbers < end)))
 
 
+@dataclass(slots=True)
+class _Run:
+    """Parts of a file that lie one after another and are read at once."""
+
+    file: "_File"
+    offset: int
+    num_bytes: int = 0
+    parts: list[FilePart] = field(default_factory=list)
+
+    def may_take(self, part: FilePart, offset: int) -> bool:
+        """Whether a part that lies somewhere may be read with these."""
+        is_next = offset == self.offset + self.num_bytes
+        return is_next and self.num_bytes + part.num_bytes <= _RUN_BYTES
+
+
 class _File:
     """A file that is opened by who first reads of it; several threads may."""
 
@@ -146,12 +178,12 @@ class _File:
         self._lock = threading.Lock()
         self._file: OpenFile | None = None
 
-    def read(self, offset: int, num_bytes: int) -> bytes:
+    def read(self, offset: int, num_bytes: int) -> pa.Buffer:
         with self._lock:
             if self._file is None:
                 self._file = self._opened()
             file = self._file
-        return file.read(offset, num_bytes)
+        return file.read_buffer(offset, num_bytes)
 
     def close(self) -> None:
         with self._lock:
