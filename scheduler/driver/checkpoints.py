@@ -111,6 +111,7 @@ class CheckpointWriter:
                 digest=digest,
                 in_order=self._specs.store.routing.in_order,
             )
+            self._run.check_held()
             write_manifest(partial, manifest)
             path = publish_checkpoint(partial, path)
         except BaseException:

@@ -68,7 +68,7 @@ class RunningCuts:
         self._processes = processes
         self._run = run
         self._writing: _Writing | None = None
-        # The last one of this epoch: what comes next may lie on it.
+        # The last one of this epoch, or with which it began: what comes next may lie on it.
         self._parent: Parent | None = None
         self._began = time.monotonic()  # the last one, or the job
         # Files are flushed there, and removed.
@@ -89,8 +89,11 @@ class RunningCuts:
 
         Raises:
             ProcessLostError: a server or the coordinator died meanwhile.
+            TrainingError: another process has gone on with the run.
         """
         if self._writing is None:
+            if cut is not None and cut.kind == "delta" and self._parent is None:
+                return CutEnd(cut, error=f"the delta of step {cut.step} lies on nothing")
             if cut is not None:
                 try:
                     self._begin(cut, num_bytes, 0.0 if in_a_hurry else self._seconds_to_spread())
@@ -118,11 +121,11 @@ class RunningCuts:
         self._parent = Parent(path.name, seal)
         return CutEnd(writing.cut, path, plan=writing.plan)
 
-    def forget(self) -> None:
-        """Give up what is being written; what comes next lies on nothing."""
-        writing, self._writing, self._parent = self._writing, None, None
+    def forget(self, parent: Parent | None = None) -> None:
+        """Give up what is being written; what comes next lies on `parent`, else on nothing."""
+        writing, self._writing, self._parent = self._writing, None, parent
         if writing is not None:
-            self._beside.submit(give_up_checkpoint, writing.partial)
+            self._beside.submit(_give_up, writing)
 
     def close(self) -> None:
         """Give up what is being written, and wait until its files are gone."""
@@ -182,7 +185,17 @@ class RunningCuts:
         path = self._run.checkpoint_path(cut.kind, cut.step)
 
         def publish() -> tuple[Place, str]:
+            self._run.check_held()
             seal = write_manifest(writing.partial, manifest)
             return publish_checkpoint(writing.partial, path), seal
 
         writing.published = self._beside.submit(publish)
+
+
+def _give_up(writing: _Writing) -> None:
+    """Remove what is unfinished; where it is published nobody may have heard, it counts: it stays.
+
+    In a store both have one name.
+    """
+    if writing.published is None or writing.published.exception() is not None:
+        give_up_checkpoint(writing.partial)

@@ -17,13 +17,14 @@ from ps.checkpoint.intact import checkpoints_in
 from ps.checkpoint.manifest import MANIFEST, CheckpointError, Manifest, read_manifest
 from runtime.durable import PARTIAL, write_text
 from runtime.growing_files import METRICS_FILE, Losses, MetricsFiles, metrics_files
-from runtime.places import Place, StoredPath, is_file, place_of, write_text_at
+from runtime.places import Place, StoredPath, is_file, make_folder_at, place_of
 from runtime.strict_json import json_text
 from scheduler.coordinator.batch_trace import BatchFile, BatchSpan
-from scheduler.errors import RunDirectoryError
+from scheduler.errors import RunDirectoryError, TrainingError
 from scheduler.job.config import JobConfig
 from scheduler.job.job_yaml import read_yaml
 from scheduler.run.frozen_plan import write_plan
+from scheduler.run.kept_apart import RUN_FILE, Holder, forget, hold, holder_at, keep
 from scheduler.run.lease import LEASE_FILES, LOCK_FILE, RunLease
 from scheduler.run.plan_log import PLAN_FOLDER
 from scheduler.run.retention import remove, remove_partial, remove_unfinished
@@ -37,7 +38,6 @@ RESULT_FILE = "result.json"
 FAILURE_FILE = "failure.json"
 CONTROL_FILE = "control.json"
 EPOCH_FILE = "epoch.json"
-RUN_FILE = "run.json"
 EVALUATION_PLAN_FILE = "evaluation-plan.json"
 FINGERPRINTS_FILE = "fingerprints.json"
 CHECKPOINTS = "checkpoints"
@@ -57,6 +57,10 @@ _FILES = (
     FINGERPRINTS_FILE,
 )
 
+# What is kept beside checkpoints that lie apart from the run directory, `run.json` too.
+PLANS = (PLAN_FILE, EVALUATION_PLAN_FILE)
+KEPT_APART = (RESULT_FILE, FINGERPRINTS_FILE, *PLANS, JOB_FILE)
+
 _NAME = re.compile(r"(?P<kind>full|delta)-(?P<step>\d{1,19})(-(?P<number>\d{1,9}))?")
 
 # A run needs at least this much beside its checkpoint: logs of metrics and the plan.
@@ -66,7 +70,8 @@ _MIN_FREE_BYTES = 16 << 20
 class RunDirectory:
     """Files of one run; `losses` are of those that are only looked at.
 
-    `recovery_epoch` is the history of the job that is under way.
+    `recovery_epoch` is the history of the job that is under way. Where checkpoints lie apart, what
+    it takes to go on with the run is kept beside them, see `kept_apart`.
 
     Args:
         config: the resolved job.
@@ -94,8 +99,9 @@ class RunDirectory:
         self.path = Path(config.run.dir)
         self.losses = Losses()
         self.recovery_epoch = goes_on or 0
-        self.checkpoints = _wanted_place(config)
+        self.checkpoints = wanted_place(config)
         self.run_id = ""
+        self._token = secrets.token_hex(8)  # of this process, as the run's holder
         self._fingerprints: dict[str, dict[str, Any]] = {}
         try:
             if lease is None:
@@ -136,14 +142,51 @@ class RunDirectory:
                 (self.path / name).unlink(missing_ok=True)
         write_text(self.path / JOB_FILE, config.to_yaml())
         self.run_id = (None if anew else run_id_of(self.path)) or secrets.token_hex(8)
-        self._write_json(RUN_FILE, {"run": self.run_id})
+        self._write_json(RUN_FILE, {"run": self.run_id, "holder": self._token})
+        if self._keeps_apart:
+            self._hold_apart(config.name, anew=anew)
         if isinstance(self.checkpoints, StoredPath):
-            # Says whose they are, and shows now that the store takes what is written.
-            facts = {"run": self.run_id, "job": config.name}
-            write_text_at(self.checkpoints / RUN_FILE, json_text(facts, indent=1) + "\n")
             remove_unfinished(self.checkpoints)
         else:
             remove_partial(self.checkpoints)
+
+    @property
+    def _is_apart(self) -> bool:
+        """Whether checkpoints lie elsewhere than in the run directory."""
+        return self.checkpoints != self.path / CHECKPOINTS
+
+    @property
+    def _keeps_apart(self) -> bool:
+        return self._is_apart and not is_same(self.checkpoints, self.path)
+
+    def _hold_apart(self, job: str, *, anew: bool) -> None:
+        """Say whose the checkpoints are; that shows now that the place takes what is written."""
+        place = self.checkpoints
+        make_folder_at(place)
+        forget(place, KEPT_APART if anew else (RESULT_FILE,))
+        epoch = self.recovery_epoch
+        hold(place, Holder(run=self.run_id, holder=self._token, recovery_epoch=epoch, job=job))
+        keep(place, self.path, (JOB_FILE,) if anew else (*PLANS, JOB_FILE))
+
+    def _keep_apart(self, *names: str) -> None:
+        if self._keeps_apart:
+            keep(self.checkpoints, self.path, names)
+
+    def check_held(self) -> None:
+        """Hold that nobody else has gone on with the run, before a checkpoint counts.
+
+        Only a place apart says so: the directory has its lease.
+
+        Raises:
+            TrainingError: somebody has.
+            OSError: the place can't be asked.
+        """
+        found = holder_at(self.checkpoints) if self._keeps_apart else None
+        if found is not None and found.holder != self._token:
+            raise TrainingError(
+                f"the run of {self.checkpoints} was gone on with by {found.described}: this job"
+                " ends, and nothing more of it counts"
+            )
 
     def checkpoint_path(self, kind: str, step: int) -> Place:
         return self.checkpoints / f"{kind}-{step:012d}"
@@ -163,12 +206,14 @@ class RunDirectory:
         if evaluation_plan is not None:
             write_plan(self.path / EVALUATION_PLAN_FILE, evaluation_plan)
         write_plan(self.path / PLAN_FILE, plan)
+        self._keep_apart(*PLANS)
 
     def keep_fingerprints(self, fingerprints: dict[str, dict[str, Any]]) -> None:
         """Keep the numeric fingerprint of each role, for who goes on with the run elsewhere."""
         if fingerprints != self._fingerprints:
             with self.losses.borne(FINGERPRINTS_FILE):
                 self._write_json(FINGERPRINTS_FILE, fingerprints)
+                self._keep_apart(FINGERPRINTS_FILE)
                 self._fingerprints = fingerprints
 
     def add_metrics(self, line: dict[str, Any]) -> None:
@@ -193,6 +238,8 @@ class RunDirectory:
     def write_result(self, result: dict[str, Any]) -> None:
         """Write the result whole or not at all."""
         self._write_json(RESULT_FILE, result)
+        with self.losses.borne(f"{RESULT_FILE} of checkpoint.path"):
+            self._keep_apart(RESULT_FILE)
 
     def write_control(self, control: dict[str, Any]) -> None:
         """Say how the running job can be found; no secrets."""
@@ -215,14 +262,14 @@ class RunDirectory:
         source = config.run.init_from
         if source is not None:
             _check_apart(place_of(source), self.path, "run.dir")
-            if self.checkpoints != self.path / CHECKPOINTS:
+            if self._is_apart:
                 _check_apart(place_of(source), self.checkpoints, "checkpoint.path")
         self._check_checkpoints(overwrite=config.run.overwrite)
         if not self.path.exists():
             return
         if not self.path.is_dir():
             raise RunDirectoryError(f"run.dir {self.path} is a file")
-        if not {entry.name for entry in self.path.iterdir()} - LEASE_FILES:
+        if is_free(self.path):
             return
         if not holds_run(self.path):
             raise RunDirectoryError(
@@ -237,7 +284,7 @@ class RunDirectory:
 
     def _check_checkpoints(self, *, overwrite: bool) -> None:
         """Refuse a place of checkpoints, apart from the run, that holds some of another run."""
-        if self.checkpoints == self.path / CHECKPOINTS:
+        if not self._is_apart:
             return
         try:
             _make_usable(self.checkpoints)
@@ -252,12 +299,12 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"checkpoint.path {self.checkpoints} holds checkpoints of another run, such as"
                 f" {others[-1]}; they are left as they are. Choose another checkpoint.path for each"
-                " run, or remove them"
+                " run, or remove them; run.resume=auto goes on with a run whose run.dir is gone"
             )
 
     def _make_way(self) -> None:
         """Remove what a run before has left."""
-        if self.checkpoints != self.path / CHECKPOINTS:
+        if self._is_apart:
             for each in listed_checkpoints(self.checkpoints):
                 remove(each.path)
         for path in metrics_files(self.path):
@@ -274,6 +321,16 @@ class RunDirectory:
                 partial.unlink(missing_ok=True)
 
 
+def is_free(path: Path, *, but_for: Iterable[str] = ()) -> bool:
+    """Whether a directory holds nothing but what says whose it is, and perhaps some files."""
+    return not {entry.name for entry in path.iterdir()} - LEASE_FILES - set(but_for)
+
+
+def is_same(place: Place, path: Path) -> bool:
+    """Whether a place is a local folder, by whatever name."""
+    return isinstance(place, Path) and place.resolve() == path.resolve()
+
+
 def holds_run(path: Path) -> bool:
     """Whether a directory is that of a run; a job.yaml alone may be one that a person wrote."""
     others = (PLAN_FILE, LOCK_FILE)
@@ -288,7 +345,8 @@ def _make_usable(place: Place) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
 
-def _wanted_place(config: JobConfig) -> Place:
+def wanted_place(config: JobConfig) -> Place:
+    """Return where a job's checkpoints go."""
     path = config.checkpoint.path
     return Path(config.run.dir) / CHECKPOINTS if path is None else place_of(path)
 

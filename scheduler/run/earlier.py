@@ -2,12 +2,17 @@
 
 import json
 import logging
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ps.checkpoint.intact import checkpoints_in
+from runtime.durable import write_text
 from runtime.growing_files import opened_metrics
+from runtime.places import Place, is_file
+from runtime.strict_json import json_text
 from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.errors import RunDirectoryError
 from scheduler.job.config import JobConfig
@@ -17,11 +22,16 @@ from scheduler.run.directory import (
     FAILURE_FILE,
     FINGERPRINTS_FILE,
     JOB_FILE,
+    KEPT_APART,
     PLAN_FILE,
     RESULT_FILE,
     holds_run,
+    is_free,
+    is_same,
+    wanted_place,
 )
 from scheduler.run.frozen_plan import read_plan
+from scheduler.run.kept_apart import RUN_FILE, UNSEEN_EPOCHS, Holder, fetch, holder_at
 from scheduler.run.lease import RunLease
 from scheduler.run.recoveries import RecoveryFigures
 from scheduler.run.same_job import check_same_job
@@ -81,21 +91,82 @@ def earlier_run(config: JobConfig) -> EarlierRun | None:
     path, wanted = Path(config.run.dir), config.run.resume
     if wanted == "never":
         return None
+    place, kept = _place_apart(config), None
     if not holds_run(path):
-        if wanted == "require":
-            raise RunDirectoryError(f"run.resume is require, and run.dir {path} holds no run")
-        return None
+        kept = None if place is None else _kept_at(place, path)
+        if kept is None and wanted == "require":
+            where = "" if place is None else f", nor is one kept in {place}"
+            raise RunDirectoryError(
+                f"run.resume is require, and run.dir {path} holds no run{where}"
+            )
+        if kept is None:
+            return None
+    was_there = path.exists()
     try:
+        path.mkdir(parents=True, exist_ok=True)
         lease = RunLease(path, job=config.name)
     except OSError as error:
         raise RunDirectoryError(
             f"run.dir {path} can't be written: {error.strerror or error}"
         ) from error
     try:
+        if place is not None and kept is not None:
+            _fetch(place, path, kept)
         return _looked_at(config, path, lease)
     except BaseException:
         lease.close()
+        if kept is not None:
+            _take_away(path, whole=not was_there)
         raise
+
+
+def _place_apart(config: JobConfig) -> Place | None:
+    """Return where checkpoints lie with what the run keeps beside them, if it does."""
+    if config.checkpoint.path is None:
+        return None
+    place = wanted_place(config)
+    return None if is_same(place, Path(config.run.dir)) else place
+
+
+def _kept_at(place: Place, path: Path) -> Holder | None:
+    """Return who worked on a run that can be gone on with in a directory that lacks it, if any."""
+    # Somebody may have been killed who fetched it.
+    if path.exists() and not (path.is_dir() and is_free(path, but_for=(RUN_FILE, *KEPT_APART))):
+        return None  # whoever makes the directory says so
+    try:
+        is_there = all(is_file(place / name) for name in (JOB_FILE, PLAN_FILE))
+        return _holder_at(place) if is_there and checkpoints_in(place) else None
+    except OSError as error:
+        raise RunDirectoryError(f"checkpoint.path {place} can't be read: {error}") from error
+
+
+def _holder_at(place: Place) -> Holder | None:
+    try:
+        return holder_at(place)
+    except OSError as error:
+        raise RunDirectoryError(f"checkpoint.path {place} can't be read: {error}") from error
+
+
+def _fetch(place: Place, path: Path, holder: Holder) -> None:
+    """Have in the run directory what the run kept beside its checkpoints; the job file last."""
+    try:
+        if holder.run is not None:
+            write_text(path / RUN_FILE, json_text({"run": holder.run}) + "\n")
+        fetch(place, path, KEPT_APART)
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(
+            f"run.resume: the run in {place} can't be fetched to {path}: {error}"
+        ) from error
+
+
+def _take_away(path: Path, *, whole: bool) -> None:
+    """Leave a directory as it was before a run was fetched, which can't be gone on with."""
+    if whole:
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    for name in (JOB_FILE, RUN_FILE, *KEPT_APART):
+        with suppress(OSError):
+            (path / name).unlink(missing_ok=True)
 
 
 def _looked_at(config: JobConfig, path: Path, lease: RunLease) -> EarlierRun:
@@ -140,7 +211,7 @@ def _looked_at(config: JobConfig, path: Path, lease: RunLease) -> EarlierRun:
         lease=lease,
         **_told_by_files(path, cut.state),
         cut=replace(cut, state=_as_wanted(cut.state, before, config)),
-        recovery_epoch=_latest_epoch(path, cut),
+        recovery_epoch=_latest_epoch(path, cut, _place_apart(config)),
         plan=plan,
         evaluation_plan=evaluation_plan,
     )
@@ -166,20 +237,45 @@ def _as_wanted(state: CoordinatorState, before: JobConfig, now: JobConfig) -> Co
     )
 
 
-def _latest_epoch(path: Path, cut: SavedCut) -> int:
-    """Return the latest recovery epoch of a run; its first one has no file."""
+def _latest_epoch(path: Path, cut: SavedCut, place: Place | None) -> int:
+    """Return the latest recovery epoch of a run; its first one has no file.
+
+    Where another process has worked on it than the one whose directory this is, which may have
+    gone through epochs of which no checkpoint was written, one that it can't have come to.
+    """
     of_cut = cut.reader.manifest.recovery_epoch
+    epoch = max(of_cut, _epoch_of(path, of_cut))
+    holder = None if place is None else _holder_at(place)
+    if holder is None or holder.holder == _token_of(path):
+        return epoch
+    _log.warning(
+        "what %s lacks of the run is taken from %s, on which %s worked: where that still does it"
+        " ends before it writes another checkpoint", path, place, holder.described,
+    )  # fmt: skip
+    return max(epoch, holder.recovery_epoch) + UNSEEN_EPOCHS
+
+
+def _epoch_of(path: Path, of_cut: int) -> int:
+    """Return the recovery epoch that a run directory tells of, 0 where it tells of none."""
     file = path / EPOCH_FILE
     if not file.exists():
-        return of_cut
+        return 0
     try:
         epoch = _object_of(file).get("recovery_epoch")
         if not isinstance(epoch, int) or not 0 <= epoch < MAX_EPOCH:
             raise RunDirectoryError(f"{file} is damaged: its recovery_epoch is {epoch!r}")
     except RunDirectoryError as error:
         _log.warning("%s; that of the checkpoint is taken: %d", error, of_cut)
-        return of_cut
-    return max(epoch, of_cut)
+        return 0
+    return epoch
+
+
+def _token_of(path: Path) -> object:
+    """Return by which the process that worked in a directory last is known."""
+    try:
+        return _object_of(path / RUN_FILE).get("holder")
+    except RunDirectoryError:
+        return None
 
 
 def _told_by_files(path: Path, state: CoordinatorState) -> dict[str, Any]:
