@@ -11,7 +11,7 @@ from embedding.entries import CounterEntries, TableEntries
 from embedding.kernels.mixing import buckets_of
 from embedding.table.bloom import BloomBlocks
 from embedding.table.variable import EmbeddingVariable
-from ps.shard.frozen import FrozenShard
+from ps.shard.frozen import FrozenShard, count_as_saved
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator_state import CoordinatorState
@@ -66,12 +66,10 @@ class KeptCut:
     tables: dict[int, list[KeptTable]] = field(default_factory=dict)
     dense: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
 
-    def lay_on(self, tables: Sequence[EmbeddingVariable], shard: int) -> None:
-        """Fill the empty tables of a shard with the cut and all that it lies on."""
-        if self.below is not None:
-            self.below.lay_on(tables, shard)
-        for table, kept in zip(tables, self.tables[shard], strict=True):
-            kept.lay_on(table)
+    @property
+    def num_deltas(self) -> int:
+        """How many deltas lie on one another here."""
+        return 0 if self.below is None else 1 + self.below.num_deltas
 
     def restore(self, shard: Shard, recovery_epoch: int, store: StoreSpec | None = None) -> None:
         """Give a shard its part of the cut, whichever shards had it then.
@@ -83,13 +81,15 @@ class KeptCut:
             shard.fence()
             shard.go_by(store)
         tables = shard.empty_tables()
-        self._lay_on_part(tables, shard.routing.buckets == shard.index)
+        self.lay_on(tables, shard.routing.buckets == shard.index)
         shard.dense.restore(self.blocks(shard))
+        count_as_saved(tables)
         shard.enter(recovery_epoch, step=self.cut.step, tables=tables)
 
-    def _lay_on_part(self, tables: Sequence[EmbeddingVariable], own: npt.NDArray[np.bool_]) -> None:
+    def lay_on(self, tables: Sequence[EmbeddingVariable], own: npt.NDArray[np.bool_]) -> None:
+        """Fill empty tables with what the cut and all that it lies on have of some buckets."""
         if self.below is not None:
-            self.below._lay_on_part(tables, own)
+            self.below.lay_on(tables, own)
         for of_shard in self.tables.values():
             for table, kept in zip(tables, of_shard, strict=True):
                 kept.lay_on(table, own)

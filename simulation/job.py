@@ -41,6 +41,7 @@ from scheduler.coordinator.events import (
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.start import Start
 from simulation.arrivals import Arrivals
+from simulation.cuts import KeptCut
 from simulation.data import Workload
 from simulation.network import Client, Network
 from simulation.parts import Parts
@@ -123,6 +124,7 @@ class Simulation:
         self.workload = Workload(scenario, shards=scenario.shards)
         self.earlier = _end_of(scenario.earlier_job) if scenario.earlier else None
         self.recovery_epoch = FIRST_RECOVERY_EPOCH
+        self.begins_with: KeptCut | None = None  # of this epoch, if all went back to one
         self._parts = parts
         self.incoming_class = parts.incoming
         self.standbys: dict[int, Shard] = {}
@@ -207,7 +209,9 @@ class Simulation:
         """Return what the coordinator of this recovery epoch is told."""
         start = Start() if self.earlier is None else self.earlier.start
         spec = _coordinator_spec(self.scenario, self.workload, start, self.recovery_epoch)
-        return replace(spec, standbys=tuple(sorted(self.standbys)))
+        standbys = tuple(sorted(self.standbys))
+        below = None if self.begins_with is None else self.begins_with.num_deltas
+        return replace(spec, standbys=standbys, deltas_below=below)
 
     def _new_shard(self, index: int) -> Shard:
         shard = self.fenced_shard(index)
@@ -248,7 +252,9 @@ class Simulation:
         if before is None:
             before = Seen(() if self.earlier is None else self.earlier.records)
         copies = self.shards, self.standbys
-        return Referee(self.scenario, self.coordinator, *copies, self.world.story, before)
+        return Referee(
+            self.scenario, self.coordinator, *copies, self.world.story, before, self.begins_with
+        )
 
     def _new_client(self) -> Client:
         copies = self.coordinator.spec.copies

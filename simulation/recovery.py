@@ -53,6 +53,7 @@ class Job(Protocol):
     coordinator: Coordinator
     referee: Referee
     recovery_epoch: int
+    begins_with: KeptCut | None
     incoming_class: type[Incoming]
 
     @property
@@ -156,6 +157,7 @@ class Driver:
             job.world.story.tell("%s is written: %s", cut, kept is not None)
             if kept is None:
                 self.failed += 1
+                job.referee.cut_failed()
                 self._saved_step = None
                 self.copying.cut_failed()
                 self.resizing.cut_failed()
@@ -319,6 +321,7 @@ class Driver:
         self._move, self._saved_step = None, None
         job.stop_coordinator()
         job.recovery_epoch += 1
+        job.begins_with = None
         job.world.story.tell("recovery epoch %s begins", job.recovery_epoch)
 
     # A way back -------------------------------------------------------------------------------
@@ -356,6 +359,7 @@ class Driver:
         state = beginning_of(job.spec())
         if cut is not None:
             state = CoordinatorState.from_json(cut.state)
+            job.begins_with = cut
         epoch = job.recovery_epoch
         self._begun[epoch] = state = with_orders(state, self._known).entered(epoch)
         job.world.story.tell("all go back to step %s", state.step)

@@ -84,6 +84,7 @@ class Referee:
 
     Args:
         seen: what happened before it, and what will.
+        below: the cut with which all shards began it, if they did.
     """
 
     def __init__(
@@ -94,8 +95,10 @@ class Referee:
         standbys: dict[int, Shard],
         story: Story,
         seen: Seen,
+        below: KeptCut | None,
     ) -> None:
         self.seen = seen
+        self._below = below
         self._scenario = scenario
         self._coordinator = coordinator
         self._shards = shards
@@ -289,13 +292,17 @@ class Referee:
         """With all that it lies on, a cut is what every shard held as it was frozen."""
         for shard in self._shards:
             tables = make_variables(shard.spec.tables)
-            kept.lay_on(tables, shard.index)
+            kept.lay_on(tables, shard.routing.buckets == shard.index)
             found = snapshot_of(tables, kept.dense[shard.index])
             right = self._snapshots[shard.index, kept.cut.number]
             require(found == right, "{} has another state of shard {}", kept.cut, shard.index)
-        below = kept.below and kept.below.cut.number
-        follows = below == kept.cut.number - 1
-        require(kept.cut.kind == "full" or follows, "{} lies on cut {}", kept.cut, below)
+        follows = kept.below is not None and kept.below is self._below
+        require(kept.cut.kind == "full" or follows, "{} lies on {}", kept.cut, kept.below)
+        self._below = kept
+
+    def cut_failed(self) -> None:
+        """No delta may lie on what is not written."""
+        self._below = None
 
     def _check_token(self, token: Token, worker: tuple[int, int]) -> None:
         self._story.tell("worker %s.%s is given %s", *worker, token, batch=train_batch(token))

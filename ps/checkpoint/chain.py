@@ -3,6 +3,7 @@
 from ps.checkpoint.file_parts import CheckpointError
 from ps.checkpoint.files import CheckpointFiles
 from ps.checkpoint.manifest import MANIFEST
+from ps.spec import StoreSpec
 from runtime.places import Place
 
 MAX_CHAIN = 1000
@@ -57,10 +58,19 @@ def _check_grew(child: CheckpointFiles, parent: CheckpointFiles) -> None:
             f"{child.directory / MANIFEST} is of step {child.manifest.step}, what it lies on of"
             f" step {parent.manifest.step}, which is later"
         )
-    same = ("tables", "dense_size", "dense_optimizer")
-    different = [name for name in same if getattr(child.store, name) != getattr(parent.store, name)]
+    different = _differences(child.store, parent.store)
     if different:
         raise CheckpointError(
             f"{child.directory / MANIFEST} has other {different[0]} than {parent.directory.name},"
             " which it lies on"
         )
+
+
+def same_tables(one: StoreSpec, other: StoreSpec) -> bool:
+    """Whether checkpoints of two stores may lie on one another."""
+    return not _differences(one, other)
+
+
+def _differences(one: StoreSpec, other: StoreSpec) -> list[str]:
+    same = ("tables", "dense_size", "dense_optimizer")
+    return [name for name in same if getattr(one, name) != getattr(other, name)]

@@ -21,11 +21,11 @@ from embedding.arrow import (
 )
 from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.spec.admission import BloomAdmission
-from ps.checkpoint.chain import open_chain
+from ps.checkpoint.chain import open_chain, same_tables
 from ps.checkpoint.file_parts import CheckpointError
 from ps.checkpoint.files import CheckpointFiles
 from ps.checkpoint.key_set import KeySet
-from ps.checkpoint.manifest import Manifest
+from ps.checkpoint.manifest import FORMAT_VERSION, Manifest
 from ps.checkpoint.write import REMOVED_SCHEMA, block_schema, bloom_schema
 from ps.routing import BLOCK_SIZE
 from ps.spec import StoreSpec
@@ -124,6 +124,15 @@ class CheckpointReader:
                         yield entries_of(new, table)
                     else:
                         yield counters_from_arrow(new)
+
+    @property
+    def num_deltas(self) -> int:
+        """How many deltas lie on one another here: 0 of a full checkpoint."""
+        return len(self.chain) - 1
+
+    def can_bear(self, store: StoreSpec) -> bool:
+        """Whether a delta of a store may lie on it: shards may be others, tables are the same."""
+        return self.manifest.format_version == FORMAT_VERSION and same_tables(self.store, store)
 
     def deltas_on(self, seal: str) -> list[CheckpointFiles] | None:
         """Return the deltas of the chain that came after a checkpoint, the oldest first.

@@ -1,6 +1,7 @@
 """Fill a shard, or a whole store in one process, from a checkpoint."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
 from ps.routing import BLOCK_SIZE
 from ps.shard.dense import DenseBlocks
+from ps.shard.frozen import count_as_saved
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 
@@ -111,6 +113,8 @@ def start_shard_from(
         shard.drop(tables)
         raise
     shard.dense.restore(blocks)
+    if goes_on and reader.can_bear(shard.spec):
+        count_as_saved(tables)
     shard.enter(recovery_epoch, step=reader.manifest.step if goes_on else 0, tables=tables)
 
 
@@ -125,17 +129,24 @@ def _fill(
     """Fill tables with a shard's part of a checkpoint; return its dense blocks."""
     buckets = Chosen.of(shard.routing.buckets == shard.index)
     saved = {table.name: table for table in reader.store.tables}
-    for table in tables:
-        old = saved.get(table.spec.name)
-        if old is not None:
-            _import(table, old, reader, buckets, keep_versions=goes_on)
-    if moved is None:
-        blocks = reader.dense_rows(shard.routing.block_range(shard.index))
-    else:
-        blocks = _moved_blocks(shard, reader, moved)
+    with ThreadPoolExecutor(1, thread_name_prefix="dense") as beside:
+        dense = beside.submit(_blocks_of, shard, reader, moved)
+        for table in tables:
+            old = saved.get(table.spec.name)
+            if old is not None:
+                _import(table, old, reader, buckets, keep_versions=goes_on)
+        blocks = dense.result()
     if not goes_on:
         _start_time_anew(shard.dense.rule, BLOCK_SIZE, blocks[:, BLOCK_SIZE:])
     return blocks
+
+
+def _blocks_of(
+    shard: Shard, reader: CheckpointReader, moved: MovedDense | None
+) -> npt.NDArray[np.float32]:
+    if moved is None:
+        return reader.dense_rows(shard.routing.block_range(shard.index))
+    return _moved_blocks(shard, reader, moved)
 
 
 def _moved_blocks(

@@ -1,10 +1,12 @@
 """A shard as it was at one step, while it goes on."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from embedding import EmbeddingVariable
 from embedding.table.frozen import FrozenTable
 
 
@@ -30,3 +32,13 @@ class FrozenShard:
         """Give up what was not read of it; with the shard held against changes."""
         for table in self.tables:
             table.close()
+
+
+def count_as_saved(tables: Iterable[EmbeddingVariable]) -> None:
+    """Say of tables that they hold what a checkpoint has, no more and no less.
+
+    So the first cut may be a delta that lies on it: nothing counts as changed, and what is removed
+    from now on is remembered.
+    """
+    for table in tables:
+        table.freeze(changed_only=False).close()

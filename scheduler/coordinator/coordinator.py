@@ -85,7 +85,7 @@ class Coordinator:
         )
         self.clock = spec.new_clock(clock)
         self.dense_norms = DenseNorms(spec.store.dense_clip_norm)
-        self.cuts = CutSchedule(spec.cuts, step=step, clock=clock.value)
+        self.cuts = CutSchedule(spec.cuts, step=step, clock=clock.value, below=spec.deltas_below)
         self.step = step
         self.data_staleness = histogram_of(first.data_staleness)
         self.parameter_staleness = histogram_of(first.parameter_staleness)

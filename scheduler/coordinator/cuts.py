@@ -31,13 +31,17 @@ class CutSchedule:
     """Decides at every boundary between two steps whether a cut is taken there.
 
     The first cut, one that is asked for as such, and the one after a cut that could not be written
-    are full: there is nothing that a delta of them could lie on.
+    are full: there is nothing that a delta of them could lie on. Where all shards begin with what a
+    checkpoint has, the first one may be a delta on that.
 
     Args:
         step, clock: where the coordinator begins.
+        below: how many deltas lie on one another in that checkpoint; None: there is none.
     """
 
-    def __init__(self, options: CutOptions, *, step: int, clock: int) -> None:
+    def __init__(
+        self, options: CutOptions, *, step: int, clock: int, below: int | None = None
+    ) -> None:
         self.running: Cut | None = None
         self.is_frozen = False
         self._options = options
@@ -47,7 +51,10 @@ class CutSchedule:
         self._since: float | None = None
         self._asked = self._asked_full = False
         self._deltas_left = 0
-        self._deltas_only = self._has_parent = False
+        self._deltas_only = False
+        self._has_parent = below is not None
+        if below is not None:
+            self._deltas_left = max(0, options.full_every - 1 - below)
         self._state: CoordinatorState | None = None
 
     @property

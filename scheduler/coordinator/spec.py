@@ -61,6 +61,8 @@ class CoordinatorSpec:
             credits, in batches, are resolved. So what has to be remembered for gradients that come
             late is bounded.
         cuts: how often the running job is saved.
+        deltas_below: where all shards of this recovery epoch began with what a checkpoint has, how
+            many deltas lie on one another there; None: the first cut is full.
         eval_every_steps: evaluate at every multiple of so many ticks of the schedule clock; 0: only
             at the end.
         window_seconds: of a stream, how long the windows are by which the scores of batches are
@@ -102,6 +104,7 @@ class CoordinatorSpec:
     standbys: tuple[int, ...] = ()
     attempt_lasts: int = ATTEMPT_LASTS
     cuts: CutOptions = field(default_factory=CutOptions)
+    deltas_below: int | None = None
     eval_every_steps: int = 0
     window_seconds: float | None = None
     weighted: bool = False

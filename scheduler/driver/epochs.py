@@ -7,6 +7,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from ps.checkpoint.manifest import Parent
 from ps.checkpoint.restore import MovedDense
 from ps.client.client import ShardLostError
 from ps.routing import Routing
@@ -54,7 +55,12 @@ class Epochs:
         reached: notes when the start got so far.
         note: tells a person something.
         feed: of a job on a stream.
+
+    Attributes:
+        parent: the checkpoint that all servers began this epoch with, where a delta may lie on it.
     """
+
+    parent: Parent | None = None
 
     def __init__(
         self,
@@ -124,12 +130,15 @@ class Epochs:
             state = self._restored(epoch, point, last, stays=stays, other_routing=other_routing)
         if self._feed is not None:
             state = self._feed.taken_up(state, kept=point is None)
+        # Servers that stay have changed since they were frozen last, or gave what was to another.
+        bears = None if point is None or stays or other_routing else point.bears
+        self.parent = None if bears is None or point is None else point.parent
         state = state.entered(epoch)
         before = {} if point is not None else self._states
         self._states = {**before, epoch: state}
         self._reached("servers")
         self._look_where_standbys_are()
-        self._begin_coordinator(epoch, state)
+        self._begin_coordinator(epoch, state, bears)
         if self._feed is not None:
             self._feed.feed(self._processes.coordinator.handle, epoch)
         self._reached("coordinator")
@@ -352,12 +361,12 @@ class Epochs:
             store=self._specs.store,
         )
 
-    def _begin_coordinator(self, epoch: int, state: CoordinatorState) -> None:
+    def _begin_coordinator(self, epoch: int, state: CoordinatorState, bears: int | None) -> None:
         try:
             self._where_alike(
                 lambda: self._launcher.begin_coordinator(
                     self._processes,
-                    replace(self._specs.coordinator, recovery_epoch=epoch),
+                    replace(self._specs.coordinator, recovery_epoch=epoch, deltas_below=bears),
                     self._setups.coordinator(self._processes.coordinator.incarnation),
                     state,
                 )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from ps.checkpoint.manifest import Parent
 from ps.checkpoint.read import CheckpointReader
 from runtime.places import Place
 from scheduler.coordinator.coordinator_state import CoordinatorState, beginning_of
@@ -20,11 +21,22 @@ class Point:
         state: of the coordinator.
         checkpoint: of this run, that has the shards' state; None: the job's beginning.
         num_bytes: of what the shards read.
+        bears: a delta may lie on the checkpoint, which has so many on one another; None: none may.
+        seal: of its manifest.
     """
 
     state: CoordinatorState
     checkpoint: Place | None = None
     num_bytes: int = 0
+    bears: int | None = None
+    seal: str = ""
+
+    @property
+    def parent(self) -> Parent | None:
+        """What the first cut from here on may lie on."""
+        if self.checkpoint is None or self.bears is None:
+            return None
+        return Parent(self.checkpoint.name, self.seal)
 
     @property
     def step(self) -> int:
@@ -38,9 +50,16 @@ class Point:
         return f"{self.checkpoint} (step {self.step})"
 
 
-def point_of(cut: SavedCut) -> Point:
+def point_of(cut: SavedCut, specs: JobSpecs) -> Point:
     """Return a cut of the job itself as a point."""
-    return Point(state=cut.state, checkpoint=cut.path, num_bytes=cut.reader.num_bytes)
+    reader = cut.reader
+    return Point(
+        state=cut.state,
+        checkpoint=cut.path,
+        num_bytes=reader.num_bytes,
+        bears=reader.num_deltas if reader.can_bear(specs.store) else None,
+        seal=reader.seal,
+    )
 
 
 def newest_point(
@@ -56,7 +75,7 @@ def newest_point(
         TrainingError: there is none.
     """
     for cut in saved_cuts(run, note, without=damaged):
-        return point_of(cut)
+        return point_of(cut, specs)
     return job_beginning(specs)
 
 

@@ -74,7 +74,7 @@ class Recovery:
                 )
                 stays = moved = False
                 self._recoveries.goes_back(state.step, state.ledger.samples.applied)
-                self._supervisor.begin_epoch(state)
+                self._supervisor.begin_epoch(state, self._epochs.parent)
                 entering = False
                 return work()
             except StandbysMadeError:

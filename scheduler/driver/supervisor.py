@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from ps.checkpoint.manifest import Parent
 from ps.client.client import ShardLostError
 from ps.server.figures import ServerFigures
 from runtime.memory import peak_rss_bytes
@@ -165,8 +166,12 @@ class Supervisor:
         """How many workers died and were replaced, under earlier drivers of the run too."""
         return self._restarts_before + self.workforce.restarts
 
-    def begin_epoch(self, state: CoordinatorState) -> None:
-        """All processes are in another epoch, which began at a state."""
+    def begin_epoch(self, state: CoordinatorState, parent: Parent | None = None) -> None:
+        """All processes are in another epoch, which began at a state.
+
+        Args:
+            parent: the checkpoint that has it, where the first cut may lie on that.
+        """
         evaluations, shifts = len(state.evaluations), len(state.modes.shifts)
         if self.last_status is not None:  # a run that is gone on with has told them all
             evaluations = min(self._evaluations_told, evaluations)
@@ -176,7 +181,7 @@ class Supervisor:
         self._warnings.clear()
         self._silent.clear()
         self._interval.begin_at(state)
-        self._cuts.forget()
+        self._cuts.forget(parent)
         self._standbys.begin_epoch()
         self.resizing.begin_epoch(state.step)
         self.autoscaler.restarted()

@@ -185,7 +185,7 @@ class Trainer:
                 if earlier is None or earlier.cut is None:
                     first = job_beginning(specs)
                 else:
-                    first = point_of(earlier.cut)
+                    first = point_of(earlier.cut, specs)
                 if first.checkpoint is not None:
                     publishing.readable(first.checkpoint.name)
                 if publishing.address is not None:

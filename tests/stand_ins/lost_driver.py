@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from held_back import hold_back
 
 from scheduler.coordinator.status import Status
 from scheduler.driver.supervisor import Supervisor
@@ -11,7 +12,10 @@ from scheduler.driver.supervisor import Supervisor
 
 @contextmanager
 def driver_lost(when: Callable[[Status], bool]) -> Iterator[None]:
-    """The driver ends where its status is such."""
+    """The driver ends where its status is such.
+
+    The longer that takes the longer do batches, so that the job does not end before.
+    """
     poll = Supervisor.poll
 
     def poll_or_end(self: Supervisor) -> Status:
@@ -22,6 +26,7 @@ def driver_lost(when: Callable[[Status], bool]) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Supervisor, "poll", poll_or_end)
+        hold_back(patch, lambda: True, growth=0.001)
         try:
             yield
         except KeyboardInterrupt:

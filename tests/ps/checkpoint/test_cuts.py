@@ -116,6 +116,47 @@ def test_a_delta_without_changes_is_small_and_holds_what_was_there(
     assert sum(entry.rows for entry in entries if entry.path.startswith("tables/")) == 0
 
 
+@pytest.mark.parametrize("num_shards", [2, 3])
+def test_the_first_cut_of_shards_that_went_back_may_be_a_delta_on_what_they_went_back_to(
+    small_job: Any, cut_job: Any, num_shards: int
+) -> None:
+    cut_job.train(5)
+    cut_job.cut(changed_only=False)
+    cut_job.train(2, evict=True)
+    below = CheckpointReader(cut_job.cut(changed_only=True))
+    cut_job.train(3)  # which is lost
+    cut_job.job = small_job(
+        cut_job.tables, num_shards=num_shards, dense_size=2500, initialize=False
+    )
+    for shard in cut_job.job.shards:
+        start_shard_from(shard, below, recovery_epoch=cut_job.job.epoch, goes_on=True)
+    assert below.can_bear(cut_job.job.spec)
+
+    cut_job.freeze(changed_only=True)
+    frozen = [table for shard in cut_job.job.shards for table in shard.frozen.tables]
+    assert sum(t.num_rows + t.num_counters + t.num_blocks + t.removed.size for t in frozen) == 0
+    cut_job.train(1, evict=True)
+    digest = cut_job.job.digest
+    path = cut_job.cut(changed_only=True, meanwhile=cut_job.train)
+
+    assert {restored(small_job, cut_job, path, shards) for shards in (1, 2, 3)} == {digest}
+    files = CheckpointReader(path).manifest.files
+    changed = sum(e.rows for e in files if e.path.startswith("tables/plain/rows-"))
+    assert 0 < changed < sum(len(shard.tables[3]) for shard in cut_job.job.shards)
+    gone = sum(e.rows for e in files if "/removed-" in e.path)
+    assert gone > 0, "something was evicted"
+
+
+def test_on_what_has_other_tables_no_delta_may_lie(cut_job: Any) -> None:
+    cut_job.train(1)
+    reader = CheckpointReader(cut_job.cut(changed_only=False))
+    spec = cut_job.job.spec
+
+    assert reader.can_bear(replace(spec, num_shards=5))
+    assert not reader.can_bear(replace(spec, tables=spec.tables[:2]))
+    assert not reader.can_bear(replace(spec, dense_size=7))
+
+
 # What is wrong with a chain ----------------------------------------------------------------------
 
 

@@ -91,6 +91,22 @@ def test_a_schedule_that_begins_between_two_multiples_of_the_clock_keeps_to_them
     assert begun_again.taken == [(60, "full"), (75, "full")]
 
 
+def test_where_all_begin_with_a_checkpoint_the_chain_goes_on_as_long_as_it_may() -> None:
+    def kinds(below: int | None, *, failed: bool = False) -> list[CutKind]:
+        saved = Saved(every_steps=1, full_every=4)
+        options = CutOptions(every_steps=1, full_every=4)
+        saved.cuts = CutSchedule(options, step=0, clock=0, below=below)
+        saved.pass_steps(1, failed=failed)
+        saved.pass_steps(*range(2, 6))
+        return [kind for _, kind in saved.taken]
+
+    assert kinds(None) == ["full", "delta", "delta", "delta", "full"]
+    assert kinds(0) == ["delta", "delta", "delta", "full", "delta"]
+    assert kinds(2) == ["delta", "full", "delta", "delta", "delta"]
+    assert kinds(3) == kinds(9) == kinds(None)
+    assert kinds(0, failed=True) == ["delta", "full", "delta", "delta", "delta"]
+
+
 def test_after_a_cut_that_failed_and_where_somebody_asks_it_is_full() -> None:
     saved = Saved(every_steps=2, full_every=9)
     saved.pass_steps(1, 2, 3, 4)

@@ -10,6 +10,7 @@ from ray.exceptions import RayTaskError
 
 import scheduler.driver.recovery
 from ps.checkpoint.file_parts import CheckpointError
+from ps.checkpoint.manifest import Parent
 from scheduler.coordinator.clock import ClockState
 from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.ledger import LedgerState
@@ -52,6 +53,7 @@ class Job:
     ) -> None:
         monkeypatch.setattr(scheduler.driver.recovery, "TOGETHER_SECONDS", 0.0)
         self.begun: list[Point | None] = []
+        self.parents: list[Parent | None] = []
         self.replaced: list[list[Who]] = []
         self.notes: list[str] = []
         self.status_ends: Exception | None = None
@@ -85,8 +87,13 @@ class Job:
         standby = [1] if self.has_standby else []
         return [index for _, index in servers] if len(servers) <= len(standby) else None
 
-    def begin_epoch(self, state: CoordinatorState) -> None:
-        pass
+    def begin_epoch(self, state: CoordinatorState, parent: Parent | None) -> None:
+        self.parents.append(parent)
+
+    @property
+    def parent(self) -> Parent | None:
+        point = self.begun[-1]
+        return None if point is None else point.parent
 
     @property
     def moves(self) -> "Job":
@@ -150,6 +157,15 @@ def test_where_a_server_is_lost_all_go_back_and_where_the_coordinator_is_nobody(
 
     assert job.begun[1:] == [goes_on_at]
     assert job.replaced == [who]
+
+
+def test_the_first_cut_may_lie_on_what_all_went_back_to_where_a_delta_may(make: Make) -> None:
+    bears = replace(NEW, bears=2, seal="a seal")
+    job = make([], [lost(SERVER), lost(COORDINATOR)], [bears])
+    assert job.run() == "done"
+
+    assert job.parents == [None, Parent("full-7", "a seal"), None]
+    assert NEW.parent is None, "of an earlier format, say"
 
 
 def test_what_is_lost_on_the_way_back_is_replaced_too(make: Make) -> None:

@@ -4,15 +4,16 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from held_back import hold_back
+from lost_driver import driver_lost
 from saved_job import saved_job
 
+from ps.checkpoint.manifest import Parent
+from ps.checkpoint.read import CheckpointReader
 from scheduler import JobConfig, Result, Trainer
 from scheduler.coordinator.status import Status
 from scheduler.driver.supervisor import Supervisor
@@ -24,30 +25,6 @@ ROWS = 5000
 
 def job(samples: Path, folder: Path, **sections: Any) -> JobConfig:
     return JobConfig.from_dict(saved_job(samples, folder, **sections))
-
-
-@contextmanager
-def driver_lost(when: Callable[[Status], bool]) -> Iterator[None]:
-    """The driver ends where its status is such, as by a signal that nobody takes.
-
-    The longer that takes the longer do batches, so that the job does not end before.
-    """
-    poll = Supervisor.poll
-
-    def poll_or_end(self: Supervisor) -> Status:
-        status = poll(self)
-        if when(status):
-            raise KeyboardInterrupt
-        return status
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Supervisor, "poll", poll_or_end)
-        hold_back(patch, lambda: True, growth=0.001)
-        try:
-            yield
-        except KeyboardInterrupt:
-            return
-    raise AssertionError("the job came to its end before")
 
 
 def steps_of(run: Path) -> list[int]:
@@ -99,9 +76,30 @@ def test_a_run_that_is_lost_twice_has_the_undisturbed_model(
     assert last.metrics["redone_steps"] == sum(r["redone_steps"] for r in recoveries)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [each for line in lines for each in line["recoveries"]] == recoveries
-    assert len(list((run / "checkpoints").glob("full-*"))) == 2
+    assert len(list((run / "checkpoints").glob("full-*"))) in (1, 2), "a chain goes on"
     assert not list((run / "checkpoints").glob(".partial-*"))
     assert json.loads((run / "epoch.json").read_text()) == {"recovery_epoch": 2}
+
+
+def test_the_first_checkpoint_of_a_run_that_goes_on_lies_on_the_one_that_it_goes_on_from(
+    jobs_in_threads: None, samples: Path, tmp_path: Path, undisturbed: Result
+) -> None:
+    run = tmp_path / "run"
+    often = {"checkpoint": {"every_steps": 2, "full_every": 1000, "keep": 9}}
+    with driver_lost(lambda status: status.applied_step >= 10 and len(steps_of(run)) >= 2):
+        Trainer(job(samples, run, **often)).fit()
+    before = [CheckpointReader(path) for path in checkpoints_of(run)]
+
+    last = Trainer(job(samples, run, run={"resume": "auto"}, cluster={"servers": 3}, **often)).fit()
+
+    assert last.metrics["model_digest"] == undisturbed.metrics["model_digest"]
+    found = [CheckpointReader(path) for path in checkpoints_of(run)]
+    first = found[len(before)].manifest
+    assert (first.kind, first.recovery_epoch) == ("delta", 1)
+    assert first.parent == Parent(before[-1].directory.name, before[-1].seal)
+    deltas = [each for each in found if each.manifest.kind == "delta"]
+    assert len(deltas[-1].chain) == len(deltas) + 1, "one chain, with all servers' keys"
+    deltas[-1].verify()
 
 
 @pytest.mark.parametrize("mode", ["async", "gba", "auto"])
