@@ -31,8 +31,8 @@ class Routing:
         num_shards: how many shards there are.
         dense_size: number of dense parameters.
         buckets: uint16[4096], the shard of each bucket; kept as a copy that nobody can write.
-        blocks: uint16[blocks], the shard of each dense block; as `buckets`, but they are in the
-            order of the shards, so that a shard's part of a dense vector is one slice.
+        blocks: uint16[blocks], the shard of each dense block; as `buckets`, but those of a shard
+            lie side by side, so that its part of a dense vector is one slice.
 
     Raises:
         ValueError: these don't go together.
@@ -50,8 +50,9 @@ class Routing:
         check_sizes(self.num_shards, self.dense_size)
         buckets = _shards("buckets", self.buckets, NUM_BUCKETS, self.num_shards)
         blocks = _shards("blocks", self.blocks, num_blocks(self.dense_size), self.num_shards)
-        if np.any(blocks[1:] < blocks[:-1]):
-            raise ValueError("blocks must be consecutive ones, in the order of the shards")
+        heads = blocks[_heads(blocks)]
+        if np.unique(heads).size < heads.size:
+            raise ValueError("blocks of one shard must lie side by side")
         object.__setattr__(self, "buckets", buckets)
         object.__setattr__(self, "blocks", blocks)
 
@@ -73,8 +74,8 @@ class Routing:
         Of all such it moves the fewest buckets, and so the fewest bytes, as the mix of the keys
         gives buckets equal shares of the rows: shards that stay give only what they have too much.
         Each gives its last ones, and takers take what lies side by side. Shards keep their
-        numbers; those beyond the last one are new, or go. Dense blocks, which are few, are shared
-        out evenly anew.
+        numbers; those beyond the last one are new, or go. Of dense blocks as many stay as can,
+        where those of each shard lie side by side.
         """
         check_sizes(num_shards, self.dense_size)
         have = np.bincount(self.buckets, minlength=max(num_shards, self.num_shards))[:num_shards]
@@ -93,8 +94,17 @@ class Routing:
             num_shards=num_shards,
             dense_size=self.dense_size,
             buckets=buckets,
-            blocks=_even_blocks(num_shards, self.dense_size),
+            blocks=self._blocks_over(num_shards),
         )
+
+    def _blocks_over(self, num_shards: int) -> npt.NDArray[np.uint16]:
+        """Share the blocks out anew, equally, so that as many as can be stay where they are."""
+        size = len(self.blocks)
+        ends = size * np.arange(num_shards + 1) // num_shards
+        stay = _nearest(self.blocks, ends)
+        others = iter(sorted(set(range(num_shards)) - set(stay.values())))
+        order = [stay[part] if part in stay else next(others) for part in range(num_shards)]
+        return np.repeat(np.array(order, np.uint16), np.diff(ends))
 
     # What a shard has -------------------------------------------------------------------------
 
@@ -110,11 +120,17 @@ class Routing:
 
     @cached_property
     def in_order(self) -> bool:
-        """Whether shards have consecutive buckets, in the order of the shards.
+        """Whether shards have consecutive buckets and blocks, in the order of the shards.
 
         Then the files of all shards, one after another, have all rows in the order of buckets.
         """
-        return not np.any(self.buckets[1:] < self.buckets[:-1])
+        both = self.buckets, self.blocks
+        return not any(np.any(shards[1:] < shards[:-1]) for shards in both)
+
+    @cached_property
+    def by_block(self) -> list[int]:
+        """All shards in the order of their dense blocks; those that have none come anywhere."""
+        return sorted(range(self.num_shards), key=self.block_range)
 
     def bucket_span(self, shard: int) -> tuple[int, int]:
         """Return [first, end) from a shard's first bucket to its last; (0, 0) where it has none.
@@ -139,9 +155,15 @@ class Routing:
     @cached_property
     def _ranges(self) -> tuple[list[tuple[int, int]], ...]:
         """Those of blocks and parameters, by shard: a client asks with every batch."""
-        of_blocks = np.searchsorted(self.blocks, np.arange(self.num_shards + 1)).tolist()
-        of_dense = [min(block * BLOCK_SIZE, self.dense_size) for block in of_blocks]
-        return tuple(list(pairwise(edges)) for edges in (of_blocks, of_dense))
+        of_blocks = [(0, 0)] * self.num_shards
+        edges = [*_heads(self.blocks).tolist(), len(self.blocks)]
+        for first, end in pairwise(edges):
+            of_blocks[self.blocks[first]] = first, end
+        of_dense = [
+            (min(first * BLOCK_SIZE, self.dense_size), min(end * BLOCK_SIZE, self.dense_size))
+            for first, end in of_blocks
+        ]
+        return of_blocks, of_dense
 
     # As a value -------------------------------------------------------------------------------
 
@@ -167,6 +189,52 @@ def runs_of(chosen: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
     """Return where chosen, bool[n], is true as ranges [first, end), ascending."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))
     return [(int(first), int(end)) for first, end in edges.reshape(-1, 2)]
+
+
+def ranges_without(whole: tuple[int, int], part: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return what a range [first, end) has beside another one: two ranges at most."""
+    (first, end), (start, stop) = whole, part
+    found = [(first, min(end, start)), (max(first, stop), end)] if start < stop else [whole]
+    return [each for each in found if each[0] < each[1]]
+
+
+def _heads(shards: npt.NDArray[np.uint16]) -> npt.NDArray[np.int64]:
+    """Return where another shard's begin than lay before, int64[n]; the first one included."""
+    return np.flatnonzero(np.diff(shards.astype(np.int64), prepend=-1))
+
+
+def _nearest(blocks: npt.NDArray[np.uint16], ends: npt.NDArray[np.int64]) -> dict[int, int]:
+    """Give parts of the blocks to shards that have most of them.
+
+    Of all ways to do that the one which leaves most blocks to their shards. What a shard has and
+    what a part has are ranges, so whatever excludes a pair of them lies beside it, and the best is
+    found going once from the first block to the last one.
+
+    Args:
+        ends: part i is [ends[i], ends[i + 1]); there is a shard for each.
+
+    Returns:
+        The shard of some parts, each shard once; the others are for anyone.
+    """
+    cuts = np.union1d(_heads(blocks), ends)
+    starts: dict[tuple[str, int], int] = {}  # the first pair of a shard, or of a part
+    best: list[tuple[int, int, int, int]] = [(0, 0, 0, 0)]  # blocks, the entry before, the pair
+    for first, end in pairwise(cuts.tolist()):
+        shard, part = int(blocks[first]), int(np.searchsorted(ends, first, side="right")) - 1
+        if shard >= len(ends) - 1:
+            continue
+        number = len(best)
+        before = min(
+            starts.setdefault(("shard", shard), number), starts.setdefault(("part", part), number)
+        )
+        kept = best[before - 1][0] + end - first
+        best.append((kept, before - 1, shard, part) if kept > best[-1][0] else best[-1])
+    found: dict[int, int] = {}
+    kept, before, shard, part = best[-1]
+    while kept:
+        found[part] = shard
+        kept, before, shard, part = best[before]
+    return found
 
 
 def _even_blocks(num_shards: int, dense_size: int) -> npt.NDArray[np.uint16]:

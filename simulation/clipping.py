@@ -26,7 +26,7 @@ def expected_dense_factor(
     total = np.zeros(store.dense_size, np.float32)
     for entry in record.entries:
         name = entry.batch_id, entry.attempt
-        parts = [pushed[*name, shard].dense for shard in range(store.num_shards)]
+        parts = [pushed[*name, shard].dense for shard in store.routing.by_block]
         total += np.float32(entry.weight) * np.concatenate(parts)
     squares = (total * np.float32(1.0 / record.divisor)).astype(np.float64) ** 2
     starts = range(0, store.dense_size, BLOCK_SIZE)

@@ -58,6 +58,7 @@ class KeptCut:
         state: of the coordinator, as JSON.
         below: the cut that a delta lies on; None: it is full.
         tables: by shard; dense: float32[blocks, width], by shard.
+        by_block: the shards in the order of these blocks.
     """
 
     cut: Cut
@@ -65,6 +66,7 @@ class KeptCut:
     below: "KeptCut | None"
     tables: dict[int, list[KeptTable]] = field(default_factory=dict)
     dense: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
+    by_block: list[int] = field(default_factory=list)
 
     @property
     def num_deltas(self) -> int:
@@ -96,7 +98,7 @@ class KeptCut:
 
     def blocks(self, shard: Shard) -> npt.NDArray[np.float32]:
         """Return the dense blocks that a shard has by its routing."""
-        whole = np.concatenate([self.dense[index] for index in sorted(self.dense)])
+        whole = np.concatenate([self.dense[index] for index in self.by_block])
         return whole[slice(*shard.routing.block_range(shard.index))]
 
 
@@ -132,6 +134,7 @@ class CutWriting:
         self._world = world
         self._is_over, self._written = is_over, written
         self._kept = KeptCut(cut, state.to_json(), below if cut.kind == "delta" else None)
+        self._kept.by_block = shards[0].routing.by_block
         self._open = set(range(len(shards)))
         self._fails = world.random.randrange(len(shards)) if fails else None
         for shard in shards:

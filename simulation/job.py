@@ -388,7 +388,7 @@ class Simulation:
         return measure
 
     def _acknowledged(self, request: Open) -> None:
-        for event in events_of(request):
+        for event in events_of(request, self.store.routing):
             self.handle(event)
 
     def exchange(self, worker: SimulatedWorker, report: Report) -> None:

@@ -105,6 +105,8 @@ class Referee:
         self._standbys = standbys
         self._story = story
         self._epoch = coordinator.spec.recovery_epoch
+        routing = coordinator.spec.store.routing
+        seen.by_block[routing.version] = routing.by_block
         self._answers: dict[tuple[int, int, int], Grant] = {}
         self._holders: dict[tuple[str, int, int, int], tuple[int, int]] = {}
         self._open_pulls: dict[tuple[int, int, int], Pull] = {}

@@ -169,6 +169,7 @@ class Replay:
     ) -> tuple[Contribution, npt.NDArray[np.uint8] | None]:
         """Join a contribution's parts table by table; mark keys evicted since each was pulled."""
         parts = [seen.pushed[batch_id, attempt, s] for s in range(self._sharded.num_shards)]
+        order = seen.by_block[parts[0].routing_version]
         pieces: list[tuple[Contribution, slice, slice]] = []
         sizes, late = [], []
         for table in range(_NUM_TABLES):
@@ -192,6 +193,6 @@ class Replay:
             gradients=np.concatenate(
                 [p.gradients.reshape(-1, DIM)[rows] for p, _, rows in pieces]
             ).ravel(),
-            dense=np.concatenate([p.dense for p in parts]),
+            dense=np.concatenate([parts[s].dense for s in order]),
         )
         return joined, 1 - np.array(late, np.uint8) if any(late) else None

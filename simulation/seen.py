@@ -26,6 +26,7 @@ class Seen:
         skipped: batches that each record resolves without using them.
         reasons: samples that were skipped with each record, by reason.
         steps: of attempts that were given out before a change of mode, as they are since then.
+        by_block: the shards in the order of their dense blocks, by the version of the routing.
     """
 
     earlier: Sequence[Record] = ()
@@ -37,6 +38,7 @@ class Seen:
     skipped: dict[int, list[int]] = field(default_factory=dict)
     reasons: dict[int, Counter[str]] = field(default_factory=dict)
     steps: dict[tuple[int, int], int] = field(default_factory=dict)
+    by_block: dict[int, list[int]] = field(default_factory=dict)
 
     def until(self, step: int) -> "Seen":
         """Return what was done before a step, and what was read of the state before it."""
@@ -55,6 +57,7 @@ class Seen:
             skipped=skipped,
             reasons={at: reasons for at, reasons in self.reasons.items() if at < step},
             steps={name: own for name, own in self.steps.items() if name[0] in resolved},
+            by_block=self.by_block,
         )
 
     @property

@@ -35,23 +35,23 @@ class Incoming:
     Args:
         tables: of the shard; they own nothing of what comes.
         coming: bool[4096], the buckets that come.
+        blocks: [first, end) of dense blocks that come, as many ranges as it takes.
         store: by which the shard will go.
-        index: of the shard.
         locked: holds the tables against everything else while some rows are put into them.
 
     Attributes:
         step: of the last cut that was read, -1: of none.
         rows, nbytes: that were put into tables so far.
         given_up: nothing is put into the tables any more once this is set, with them locked.
-        dense: float32[blocks, width], the dense blocks that the shard will have, at that step.
+        dense: these blocks at that step, float32[blocks, width], with the number of the first one.
     """
 
     def __init__(
         self,
         tables: Sequence[EmbeddingVariable],
         coming: npt.NDArray[np.bool_],
+        blocks: Sequence[tuple[int, int]],
         store: StoreSpec,
-        index: int,
         *,
         locked: Locked,
     ) -> None:
@@ -60,9 +60,9 @@ class Incoming:
         self.step = -1
         self.rows = self.nbytes = 0
         self.given_up = False
-        self.dense: npt.NDArray[np.float32] | None = None
+        self.dense: list[tuple[int, npt.NDArray[np.float32]]] = []
         self._coming = Chosen.of(coming)
-        self._index = index
+        self._blocks = blocks
         self._locked = locked
         self._seal = ""
 
@@ -86,7 +86,7 @@ class Incoming:
             for files in deltas:
                 for table in self.tables:
                     self._changes_of(table, files)
-        self.dense = reader.dense_rows(self.store.routing.block_range(self._index))
+        self.dense = [(blocks[0], reader.dense_rows(blocks)) for blocks in self._blocks]
         self.step, self._seal = reader.manifest.step, reader.seal
         return self.nbytes - before
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ps.checkpoint.incoming import Incoming
 from ps.checkpoint.read import CheckpointReader
+from ps.routing import ranges_without
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 
@@ -58,13 +59,15 @@ class Moving:
 
     def _begun(self, store: StoreSpec) -> Incoming:
         shard, index = self._shard, self._shard.index
-        coming = store.routing.buckets == index
+        coming, kept = store.routing.buckets == index, (0, 0)
         if not shard.fenced:
             coming &= shard.routing.buckets != index
+            kept = shard.routing.block_range(index)
         self.finish_dropping()
         with self._exclusive():
             tables = shard.take_in()
-        return Incoming(tables, coming, store, index, locked=self._exclusive)
+        blocks = ranges_without(store.routing.block_range(index), kept)
+        return Incoming(tables, coming, blocks, store, locked=self._exclusive)
 
     def go_by(self, store: StoreSpec, step: int) -> bool:
         """Have the shard go by a routing; return whether it has all that it needs for it.
@@ -75,15 +78,17 @@ class Moving:
             step: at which the shard is to be.
         """
         incoming, self._incoming = self._incoming, None
-        if incoming is None or incoming.dense is None or incoming.store != store:
+        if incoming is None or incoming.store != store:
             return False
         is_new = self._shard.fenced
         if incoming.step != step or not (is_new or self._shard.step == step):
             return False
         if not self._is_for_these_tables(incoming):
             return False
+        before = self._shard.dense
         self._shard.go_by(store)
-        self._shard.dense.restore(incoming.dense)
+        own = [] if is_new else [(before.first_block, before.rows)]
+        self._shard.dense.take(own + incoming.dense)
         return True
 
     def _is_for_these_tables(self, incoming: Incoming) -> bool:

@@ -1,6 +1,6 @@
 """A shard's dense parameters: fixed-size blocks, each a row with its optimizer slots beside it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,18 @@ class DenseBlocks:
         if rows.shape != self.rows.shape:
             raise ValueError(f"dense blocks must have shape {self.rows.shape}, got {rows.shape}")
         self.rows[:] = rows
+
+    def take(self, parts: Iterable[tuple[int, npt.NDArray[np.float32]]]) -> None:
+        """Take those of its blocks that are among some.
+
+        Args:
+            parts: blocks side by side, float32[blocks, width] as `rows`, with the first's number.
+        """
+        first, end = self.first_block, self.first_block + len(self.rows)
+        for start, rows in parts:
+            low, high = max(first, start), min(end, start + len(rows))
+            if low < high:
+                self.rows[low - first : high - first] = rows[low - start : high - start]
 
     def apply(
         self,

@@ -51,7 +51,7 @@ class DenseNorms:
         return commands + self._send_known()
 
     def measured(self, step: int, parts: Sequence[npt.NDArray[np.float64]]) -> list[Command]:
-        """Take the sums of squares of a step's blocks, one array a shard, in their order."""
+        """Take the sums of squares of a step's blocks, in their order, one array a shard."""
         if self._limit is None or step not in self.awaited:
             return []
         norm = norm_of_blocks(parts)

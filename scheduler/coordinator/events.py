@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from ps.client.client import Open
 from ps.messages.records import ApplyReply, DenseNorm, DenseNormReply, Entry, Freeze, Record
+from ps.routing import Routing
 from scheduler.coordinator.growing_plan import Extension
 from scheduler.coordinator.modes.rules import Mode
 from worker.protocol import Grant, Report
@@ -38,7 +39,7 @@ class RecordsApplied:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DenseNormMeasured:
-    """Every shard has answered: sums of squares of its blocks, float64[blocks], in their order."""
+    """Every shard has answered: sums of squares of blocks, float64[blocks], in their order."""
 
     step: int
     parts: tuple[npt.NDArray[np.float64], ...]
@@ -187,22 +188,24 @@ Event = (
 )
 
 
-def events_of(request: Open) -> list[Event]:
+def events_of(request: Open, routing: Routing) -> list[Event]:
     """Return what the answers to a request of the coordinator tell it; refusals are not looked at.
 
     Args:
         request: records to one shard, or a measurement or a freeze by all; answered.
+        routing: of the shards.
     """
     events: list[Event] = []
-    parts = []
+    parts = {}
     for shard, reply in sorted(request.replies.items()):
         if isinstance(reply, ApplyReply):
             events.append(RecordsApplied(shard, reply.step))
         elif isinstance(reply, DenseNormReply):
-            parts.append(reply.sums)
+            parts[shard] = reply.sums
     message = next(iter(request.messages.values()))
     if isinstance(message, DenseNorm):
-        events.append(DenseNormMeasured(message.step, tuple(parts)))
+        in_order = tuple(parts[shard] for shard in routing.by_block if shard in parts)
+        events.append(DenseNormMeasured(message.step, in_order))
     if isinstance(message, Freeze):
         events.append(CutFrozen(message.step))
     return events

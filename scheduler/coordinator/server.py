@@ -376,7 +376,7 @@ class CoordinatorServer:
     def _acknowledge(self, request: Open) -> None:
         for refusal in request.refusals.values():
             raise RuntimeError(refusal.text)
-        for event in events_of(request):
+        for event in events_of(request, self._client.routing):
             self._handle(event)
 
     def _look_at_shards(self) -> None:
