@@ -1,9 +1,6 @@
 """Jobs that run as processes of their own, whose servers are looked at meanwhile."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +12,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ROOT = Path(__file__).resolve().parents[2]
-MOST_SECONDS = 600.0
+from bench.job_process import started
 
 
 def write_samples(path: Path, many: npt.NDArray[np.int64]) -> None:
@@ -90,38 +86,22 @@ def train(folder: Path, job: dict[str, Any]) -> Ran:
     Raises:
         RuntimeError: it failed.
     """
-    file, run = folder / "job.yaml", Path(job["run"]["dir"])
-    file.write_text(json.dumps(job))
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment["PYTHONPATH"] = str(ROOT)
-    command = [sys.executable, "-m", "synchromesh", "train", str(file)]
-    ran, ends = Ran(), time.monotonic() + MOST_SECONDS
+    run, ran = Path(job["run"]["dir"]), Ran()
     seen: set[int] = set()
     seen_at = time.time()
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=log
-        )
-        try:
-            while process.poll() is None:
-                time.sleep(0.05)
-                if time.monotonic() > ends:
-                    raise RuntimeError(f"it takes longer than {MOST_SECONDS:.0f} s")
-                servers = _servers(process.pid)
-                ran.servers_bytes = max(ran.servers_bytes, sum(map(_resident, servers)))
-                pids = {server.pid for server in servers}
-                if seen - pids and ran.killed_at is None and process.poll() is None:
-                    ran.killed_at = seen_at
-                seen, seen_at = pids, time.time()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait(timeout=60)
-    if process.returncode:
-        raise RuntimeError((folder / "log").read_text()[-2000:])
+    with started(folder, job) as running:
+        while running.runs():
+            time.sleep(0.05)
+            servers = _servers(running.process.pid)
+            ran.servers_bytes = max(ran.servers_bytes, sum(map(_resident, servers)))
+            pids = {server.pid for server in servers}
+            if seen - pids and ran.killed_at is None and running.runs():
+                ran.killed_at = seen_at
+            seen, seen_at = pids, time.time()
+        if running.process.returncode:
+            raise RuntimeError(running.said())
     ran.result = json.loads((run / "result.json").read_text())
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    ran.wire_bytes = int(last["wire_bytes"]["pushed_and_pulled_by_workers"])
+    ran.wire_bytes = int(running.metrics()[-1]["wire_bytes"]["pushed_and_pulled_by_workers"])
     return ran
 
 

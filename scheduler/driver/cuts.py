@@ -1,7 +1,7 @@
 """The cuts of a running job: the servers write what they have frozen, nobody waits for it."""
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from ps.checkpoint.manifest import Parent, write_manifest
 from ps.checkpoint.pace import SHARE_OF_INTERVAL
 from ps.checkpoint.write import begin_checkpoint, give_up_checkpoint, publish_checkpoint
 from runtime.places import Place
+from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.cuts import Cut
 from scheduler.coordinator.growing_plan import PlanState
 from scheduler.driver.answers import answers_of
@@ -22,15 +23,31 @@ from scheduler.driver.ray_calls import seconds_to_move
 from scheduler.driver.resolved import JobSpecs
 from scheduler.run.directory import RunDirectory
 
+# For a cut that somebody waits for to get its name. In a store it may take longer.
+PUBLISH_SECONDS = 0.2
+
 
 @dataclass(frozen=True, slots=True)
 class CutEnd:
-    """What came of a cut: its path, or what went wrong; of a stream the plan that it holds."""
+    """What came of a cut.
+
+    Args:
+        path: where it is, as a point to go on from; None: nothing was written.
+        error: what went wrong then.
+        state: of the coordinator, that it holds.
+        num_bytes: of its files and of those that it lies on.
+    """
 
     cut: Cut
     path: Place | None = None
     error: str | None = None
-    plan: PlanState | None = None
+    state: CoordinatorState | None = None
+    num_bytes: int = 0
+
+    @property
+    def plan(self) -> PlanState | None:
+        """Of a stream the plan that it holds."""
+        return None if self.state is None else self.state.plan
 
 
 @dataclass(slots=True)
@@ -40,19 +57,23 @@ class _Writing:
     Args:
         partial: where.
         calls: of the servers, and of the coordinator for its state at the cut's step.
+        late: those of them that have not ended.
         until: when they must have ended, as `time.monotonic()`.
         hurried: whether it is written as fast as it goes.
-        plan: of a stream, as the cut holds it, once its state is known.
+        state: of the coordinator, once it is known.
+        num_bytes: of its files, once they are.
         published: ends once the checkpoint is there under its name.
     """
 
     cut: Cut
     partial: Place
     calls: dict[Who, Any]
+    late: list[Any]
     until: float
     published: "Future[tuple[Place, str]] | None" = None
     hurried: bool = False
-    plan: PlanState | None = None
+    state: CoordinatorState | None = None
+    num_bytes: int = 0
 
 
 class RunningCuts:
@@ -70,6 +91,7 @@ class RunningCuts:
         self._writing: _Writing | None = None
         # The last one of this epoch, or with which it began: what comes next may lie on it.
         self._parent: Parent | None = None
+        self._chain_bytes = 0  # of that one and of those that it lies on
         self._began = time.monotonic()  # the last one, or the job
         # Files are flushed there, and removed.
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="cuts")
@@ -78,6 +100,11 @@ class RunningCuts:
     def busy(self) -> bool:
         """Whether one is being written."""
         return self._writing is not None
+
+    @property
+    def awaited(self) -> list[Any]:
+        """Calls whose end is news."""
+        return [] if self._writing is None else self._writing.late
 
     def look(self, cut: Cut | None, num_bytes: int, *, in_a_hurry: bool = False) -> CutEnd | None:
         """Go on with what can be done without waiting; return what came of a cut that ended.
@@ -108,10 +135,13 @@ class RunningCuts:
         try:
             if writing.published is None:
                 self._publish_once_written(writing)
+            published = writing.published
+            if published is None:
                 return None
-            if not writing.published.done():
+            wait([published], timeout=PUBLISH_SECONDS if in_a_hurry else 0.0)
+            if not published.done():
                 return None
-            path, seal = writing.published.result()
+            path, seal = published.result()
         except (RayTaskError, OSError, ValueError) as error:
             self.forget()
             text = getattr(error, "cause", None) or error
@@ -119,7 +149,9 @@ class RunningCuts:
                           f" {writing.cut.step} could not be written: {text}")  # fmt: skip
         self._writing = None
         self._parent = Parent(path.name, seal)
-        return CutEnd(writing.cut, path, plan=writing.plan)
+        self._chain_bytes *= writing.cut.kind == "delta"
+        self._chain_bytes += writing.num_bytes
+        return CutEnd(writing.cut, path, state=writing.state, num_bytes=self._chain_bytes)
 
     def forget(self, parent: Parent | None = None) -> None:
         """Give up what is being written; what comes next lies on `parent`, else on nothing."""
@@ -157,19 +189,21 @@ class RunningCuts:
         calls[COORDINATOR] = self._processes.coordinator.handle.cut_state.remote(cut.step)
         self._began = time.monotonic()
         until = self._began + seconds + seconds_to_move(num_bytes)
-        self._writing = _Writing(cut, partial, calls, until, hurried=seconds == 0.0)
+        late = list(calls.values())
+        self._writing = _Writing(cut, partial, calls, late, until, hurried=seconds == 0.0)
 
     def _publish_once_written(self, writing: _Writing) -> None:
-        calls = list(writing.calls.values())
-        _, late = ray.wait(calls, num_returns=len(calls), timeout=0)
+        late = writing.late
         if late:
+            _, writing.late = ray.wait(late, num_returns=len(late), timeout=0)
+        if writing.late:
             if time.monotonic() > writing.until:
-                raise TimeoutError(f"{len(late)} servers have not written it in time")
+                raise TimeoutError(f"{len(writing.late)} servers have not written it in time")
             return
         answers = answers_of(self._processes, writing.calls)
         state = answers.pop(COORDINATOR)
-        writing.plan = state.plan
         files: list[FileEntry] = [entry for found in answers.values() for entry in found]
+        writing.state, writing.num_bytes = state, sum(entry.bytes for entry in files)
         cut = writing.cut
         manifest = manifest_of(
             self._specs,

@@ -104,11 +104,11 @@ class Recovery:
     def _after_resizing(self, ready: ServersReadyError) -> Point:
         """Have other servers from here on; return the point at which all stand still."""
         what = f"{ready.routing.num_shards} servers were wanted"
-        self._stand_still(what, step=ready.step, now=ready.since)
+        self._stand_still(what, step=ready.point.step, now=ready.since)
         if self._epochs.resize(ready.new, ready.routing):
             self._note("the servers' standbys are made again: theirs are other buckets now")
         self._supervisor.resizing.took_over(ready.new)
-        return self._newest_point(self._damaged)
+        return ready.point
 
     def _stand_still(self, what: str, *, step: int, now: float) -> None:
         """Begin what is no loss: the job stands still at a step since then, and goes on there."""

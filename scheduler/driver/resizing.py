@@ -12,6 +12,7 @@ on.
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from scheduler.coordinator.status import ServersView, Status, stands_still
 from scheduler.driver.answers import GONE
 from scheduler.driver.cuts import CutEnd
 from scheduler.driver.launch import Launcher, UnlikePlaceError
+from scheduler.driver.points import Point
 from scheduler.driver.processes import Processes, ProcessLostError, ServerProcess, Who
 from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, first_line
 from scheduler.driver.resolved import JobSpecs
@@ -53,15 +55,19 @@ class ServersReadyError(Exception):
     Args:
         routing: that one.
         new: servers that are up and have taken in what is theirs.
-        step: at which all are.
+        point: at which all are.
         since: since when they have stood still, seconds since 1970.
     """
 
     def __init__(
-        self, routing: Routing, new: dict[Who, ServerProcess], step: int, since: float
+        self,
+        routing: Routing,
+        new: dict[Who, ServerProcess],
+        point: Point,
+        since: float,
     ) -> None:
         super().__init__(f"{routing.num_shards} servers")
-        self.routing, self.new, self.step, self.since = routing, new, step, since
+        self.routing, self.new, self.point, self.since = routing, new, point, since
 
 
 class Resizing:
@@ -116,8 +122,10 @@ class Resizing:
         self._cut: CutEnd | None = None  # the newest that was written
         self._asked_at = 0.0
         self._calls: dict[int, Any] = {}
+        self._late: list[Any] = []  # of them
         self._taken_step = -1
         self._begun_at = self._held_at = 0.0
+        self._pause_parts: dict[str, float] = {}
         self._asks_last = False
         self._say_so_at = math.inf
         self._rounds: list[TakenIn] = []  # the sums over the servers
@@ -136,6 +144,11 @@ class Resizing:
     def stands_still(self) -> bool:
         """Whether the job does for it: what is next is wanted at once."""
         return self._held_at > 0.0
+
+    @property
+    def awaited(self) -> list[Any]:
+        """Calls whose end is news."""
+        return self._late
 
     def want(self, count: int | None, *, by_policy: bool = False) -> None:
         """Have so many servers from now on; None: as many as the policy finds."""
@@ -158,10 +171,15 @@ class Resizing:
                 self._give_up(end.error or "a cut could not be written")
             else:
                 self._cut = end
+                if self.stands_still:
+                    self._end_part("write")
 
     def begin_epoch(self, step: int) -> None:
         """The job is in another recovery epoch from a step on; what has not moved begins anew."""
         self._begun_step, self._last = step, None
+        if self._moved is not None and self.stands_still:  # else it is another epoch after that
+            self._end_part("enter")
+            self._moved = replace(self._moved, pause_parts=self._pause_parts)
         for process in self._new.values():
             ray.kill(process.handle)
         self._end()
@@ -274,22 +292,26 @@ class Resizing:
         servers = [*self._processes.servers, *self._new.values()][: self._wanted]
         store, path = self._store, str(cut.path)
         self._calls = {i: s.handle.take_in.remote(store, path) for i, s in enumerate(servers)}
+        self._late = list(self._calls.values())
         self._taken_step = cut.cut.step
         self._work = self._await_taken
 
     def _await_taken(self, status: Status) -> None:
-        calls = list(self._calls.values())
-        ended, late = ray.wait(calls, num_returns=len(calls), timeout=0)
-        taken = [ray.get(call, timeout=CALL_TIMEOUT_SECONDS) for call in ended]
-        if late:
+        ended, self._late = ray.wait(self._late, num_returns=len(self._late), timeout=0)
+        for call in ended:
+            ray.get(call, timeout=CALL_TIMEOUT_SECONDS)
+        if self._late:
             self._look_at_new()
             return
+        taken = [ray.get(call, timeout=CALL_TIMEOUT_SECONDS) for call in self._calls.values()]
         self._rounds.append(
             TakenIn(self._taken_step, sum(t.rows for t in taken), sum(t.nbytes for t in taken))
         )
         assert self._cut is not None, "it was taken in"
         if self.stands_still:
+            self._end_part("take_in")
             self._work = self._take_in
+            self._take_in(status)
         elif status.cut is not None or self._cut.cut.step > self._taken_step:
             self._work = self._take_in  # one came by schedule meanwhile
         elif self._is_near():
@@ -320,15 +342,26 @@ class Resizing:
         if not stands_still(status, self._taken_step):
             if not self._asks_last and status.held and status.step == status.applied_step:
                 self._asks_last = True
+                self._end_part("stand_still")
                 self._ask()
             return
         store, new = self._store, dict(self._new)
         assert store is not None, "it was planned"
         self._moved = self._figures(store)
         self._pause = FIRST_PAUSE_SECONDS
-        raise ServersReadyError(store.routing, new, status.step, self._held_at)
+        cut = self._cut
+        assert cut is not None, "it was taken in"
+        assert cut.state is not None, "it was written"
+        point = Point(state=cut.state, checkpoint=cut.path, num_bytes=cut.num_bytes)
+        raise ServersReadyError(store.routing, new, point, self._held_at)
 
     # Inside -------------------------------------------------------------------------------------
+
+    def _end_part(self, name: str) -> None:
+        """Note that a part of the pause is over, which began where the one before ended."""
+        parts = self._pause_parts
+        before = sum(parts.values())
+        parts[name] = parts.get(name, 0.0) + time.time() - self._held_at - before
 
     def _figures(self, store: StoreSpec) -> ServerMove:
         before = self._specs.store.routing
@@ -344,6 +377,7 @@ class Resizing:
             bytes=sum(taken.nbytes for taken in self._rounds),
             rows_in_pause=sum(taken.rows for taken in last),
             bytes_in_pause=sum(taken.nbytes for taken in last),
+            pause_parts=self._pause_parts,
         )
 
     def _look_at_new(self) -> None:

@@ -237,6 +237,7 @@ class Supervisor:
     def poll(self) -> Status:
         """Look at every process once, after a short wait; raises TrainingError."""
         calls = [*self.workforce.awaited, *self.processes.watches]
+        calls += [*self._cuts.awaited, *self.resizing.awaited]
         ended, _ = ray.wait(calls, num_returns=1, timeout=self._poll_seconds)
         self._look_at_servers()
         status = self.status()

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from scheduler.errors import TrainingError
@@ -80,6 +80,9 @@ class ServerMove:
         rows_in_pause, bytes_in_pause: of these, while all stood still.
         seconds: until the first step after it; `pause_seconds` from when all were told to stand
             still.
+        pause_parts: what these were spent on, one after another, in seconds: until all stood still
+            (`stand_still`), the last delta was written (`write`), taken in (`take_in`), all were in
+            the next epoch (`enter`), and a step was applied (`first_step`).
     """
 
     time: float
@@ -94,10 +97,12 @@ class ServerMove:
     bytes_in_pause: int
     seconds: float = 0.0
     pause_seconds: float = 0.0
+    pause_parts: dict[str, float] = field(default_factory=dict)
 
     def with_pause(self, pause: float, *, now: float) -> "ServerMove":
         """Return it as it ended, `now` in seconds since 1970."""
-        return replace(self, pause_seconds=pause, seconds=now - self.time)
+        parts = {**self.pause_parts, "first_step": pause - sum(self.pause_parts.values())}
+        return replace(self, pause_seconds=pause, seconds=now - self.time, pause_parts=parts)
 
     @property
     def described(self) -> str:

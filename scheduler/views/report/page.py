@@ -232,9 +232,19 @@ def _server_moves(run: RunData) -> str:
         "at": "at, s", "before": "from", "after": "to", "step": "at step",
         "buckets": "buckets moved, of 4096", "rows": "rows", "bytes": "bytes", "rounds": "cuts",
         "rows_in_pause": "rows in the pause", "seconds": "s in all", "pause_seconds": "s of pause",
+        "parts": "of these",
     }  # fmt: skip
-    moves = [{**each, "at": each.get("time", run.began) - run.began} for each in run.server_moves]
+    moves = [
+        {**each, "at": each.get("time", run.began) - run.began, "parts": _parts(each)}
+        for each in run.server_moves
+    ]
     return _wide_table("Servers", columns, moves)
+
+
+def _parts(move: dict[str, Any]) -> str:
+    """Say what a pause was spent on."""
+    parts = move.get("pause_parts", {}).items()
+    return ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in parts)
 
 
 def _scalings(run: RunData) -> str:

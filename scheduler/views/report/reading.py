@@ -251,7 +251,9 @@ def _have_scores(values: list[Any]) -> bool:
 
 def _are_server_moves(values: Any) -> bool:
     return isinstance(values, list) and all(
-        isinstance(each, dict) and all(_is_number(each.get(name, 0)) for name in _OF_MOVE)
+        isinstance(each, dict)
+        and all(_is_number(each.get(name, 0)) for name in _OF_MOVE)
+        and _has_numbers(each.get("pause_parts", {}))
         for each in values
     )
 
