@@ -19,7 +19,7 @@ from typing import IO, Any, Protocol
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from runtime.durable import make_folder, new_file, write_text
+from runtime.durable import Flushes, make_folder, new_file, write_text
 from runtime.storage import StorageError, brief, join_url, open_filesystem, split_url
 
 _OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})  # as pyarrow names them; they have no folders
@@ -258,13 +258,16 @@ def _size_or_none(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def new_file_at(place: Place) -> Iterator[IO[bytes]]:
+def new_file_at(place: Place, flushes: Flushes | None = None) -> Iterator[IO[bytes]]:
     """Yield a file to write, which is there once the block has ended.
 
     Where the block raises nothing is left of it but, in a store, perhaps an object without its end.
+
+    Args:
+        flushes: by which it is on the disk, later, where it is no store.
     """
     if isinstance(place, Path):
-        with new_file(place) as file:
+        with new_file(place, flushes) as file:
             yield file
         return
     with _saying(place, "can't be written"):

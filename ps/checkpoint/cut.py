@@ -3,7 +3,8 @@
 One thread copies frozen tables piece by piece, each under a lock that is held for a moment: it does
 nothing else, as others wait for that lock. Another one collects rows by groups of buckets, and
 hashes them; a third one writes them. What they take of memory is bounded whatever the tables hold.
-They spread their work over some time, so that training loses little of a core at any moment.
+Files are put onto the disk while others are written. They spread their work over some time, so
+that training loses little of a core at any moment.
 """
 
 from collections import deque
@@ -37,6 +38,7 @@ from ps.checkpoint.write import (
     write_parts_list,
 )
 from ps.spec import StoreSpec
+from runtime.durable import Flushes
 from runtime.places import Place, place_of
 
 Int64Array = npt.NDArray[np.int64]
@@ -123,6 +125,7 @@ class CutWriter:
         with (
             ThreadPoolExecutor(1, thread_name_prefix="cut-read") as self._reading,
             ThreadPoolExecutor(1, thread_name_prefix="cut-write") as writing,
+            Flushes() as self._flushes,
         ):
             return writing.submit(self._write_all, tables, dense).result()
 
@@ -139,9 +142,11 @@ class CutWriter:
             self._write_table(spec, table)
         rule = rule_for(self._store.dense_optimizer, sparse=False)
         first = self._store.routing.block_range(self._index)[0]
-        blocks = write_blocks(self._root, self._suffix, rule, dense, first, self._parts)
+        blocks = write_blocks(
+            self._root, self._suffix, rule, dense, first, self._parts, self._flushes
+        )
         self._entries.append(blocks)
-        self._entries.append(write_parts_list(self._root, self._suffix, self._parts))
+        self._entries.append(write_parts_list(self._root, self._suffix, self._parts, self._flushes))
         return self._entries
 
     def _write_table(self, spec: TableSpec, table: FrozenTable) -> None:
@@ -179,7 +184,12 @@ class CutWriter:
     def _file(self, spec: TableSpec, kind: str, schema: pa.Schema) -> Iterator[PartsWriter]:
         path = Path("tables") / spec.name / f"{kind}-{self._suffix}"
         with parts_writer(
-            self._root, path, schema, self._parts, compression=self._compression
+            self._root,
+            path,
+            schema,
+            self._parts,
+            compression=self._compression,
+            flushes=self._flushes,
         ) as writer:
             yield writer
         self._entries.append(writer.entry)

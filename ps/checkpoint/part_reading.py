@@ -74,10 +74,13 @@ class PartReading:
                 run.file.close()  # it is opened again where more of it is wanted
             return found
 
+        runs = list(self._runs(directory, files))
+        if not runs:  # as in most files of a delta: nothing is begun for them
+            return
         num_readers = _READERS if isinstance(directory, Path) else _READERS_OF_STORES
         with ThreadPoolExecutor(num_readers, thread_name_prefix="parts") as readers:
             try:
-                for run in self._runs(directory, files):
+                for run in runs:
                     while ahead and (
                         len(ahead) >= 2 * num_readers
                         or sum(held.num_bytes for held, _ in ahead) + run.num_bytes > _BYTES_AHEAD

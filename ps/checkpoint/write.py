@@ -56,7 +56,7 @@ from ps.checkpoint.file_rows import counters_of, rows_of
 from ps.checkpoint.manifest import MANIFEST
 from ps.routing import BLOCK_SIZE
 from ps.shard.shard import Shard
-from runtime.durable import make_folder, partial_path, publish
+from runtime.durable import Flushes, make_folder, partial_path, publish
 from runtime.places import (
     Place,
     StoredPath,
@@ -206,12 +206,21 @@ def parts_writer(
     parts: list[FilePart] | None = None,
     *,
     compression: Compression = "none",
+    flushes: Flushes | None = None,
 ) -> Iterator[PartsWriter]:
-    """Yield what writes a file below `root`, which is whole and on the disk after the block."""
-    make_folder_at((root / path).parent)
+    """Yield what writes a file below `root`, which is whole and on the disk after the block.
+
+    Args:
+        flushes: by which it is on the disk, later.
+    """
+    folder = (root / path).parent
+    if flushes is not None and isinstance(folder, Path):
+        flushes.make_folder(folder)
+    else:
+        make_folder_at(folder)
     options = pa.ipc.IpcWriteOptions(compression=None if compression == "none" else compression)
     place = root / path
-    with new_file_at(place) as file, _streamed(place, file) as streamed:
+    with new_file_at(place, flushes) as file, _streamed(place, file) as streamed:
         sink = HashedFile(streamed)
         with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), schema, options=options) as arrow:
             writer = PartsWriter(sink, arrow, path.as_posix(), parts)
@@ -225,18 +234,22 @@ def _write(
     schema: pa.Schema,
     tables: Iterable[pa.Table | pa.RecordBatch],
     parts: list[FilePart] | None = None,
+    flushes: Flushes | None = None,
 ) -> FileEntry:
     """Write one file; list its parts where they are wanted: each batch is one."""
-    with parts_writer(root, path, schema, parts) as writer:
+    with parts_writer(root, path, schema, parts, flushes=flushes) as writer:
         for table in tables:
             for batch in table.to_batches() if isinstance(table, pa.Table) else [table]:
                 writer.write(batch)
     return writer.entry
 
 
-def write_parts_list(root: Place, suffix: str, parts: list[FilePart]) -> FileEntry:
+def write_parts_list(
+    root: Place, suffix: str, parts: list[FilePart], flushes: Flushes | None = None
+) -> FileEntry:
     """Write the list of the parts of a shard's files."""
-    return _write(root, Path(f"{PARTS}{suffix}"), PARTS_SCHEMA, [parts_table(parts)])
+    path, tables = Path(f"{PARTS}{suffix}"), [parts_table(parts)]
+    return _write(root, path, PARTS_SCHEMA, tables, flushes=flushes)
 
 
 def write_blocks(
@@ -246,11 +259,12 @@ def write_blocks(
     rows: npt.NDArray[np.float32],
     first_block: int,
     parts: list[FilePart],
+    flushes: Flushes | None = None,
 ) -> FileEntry:
     """Write a shard's dense blocks, float32[blocks, width]."""
     schema = block_schema(rule)
     batches = _block_batches(rule, rows, first_block, schema)
-    return _write(root, Path("dense") / f"blocks-{suffix}", schema, batches, parts)
+    return _write(root, Path("dense") / f"blocks-{suffix}", schema, batches, parts, flushes)
 
 
 def file_suffix(shard: int, num_shards: int) -> str:

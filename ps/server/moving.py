@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from ps.checkpoint.files import CheckpointFiles
 from ps.checkpoint.incoming import Incoming
 from ps.checkpoint.read import CheckpointReader
 from ps.routing import ranges_without
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec
+from runtime.places import Place
 
 # Between two times at which some rows are removed: others wait for the lock.
 PAUSE_SECONDS = 0.005
@@ -36,6 +38,7 @@ class Moving:
         self._shard = shard
         self._exclusive = exclusive
         self._incoming: Incoming | None = None
+        self._known: dict[Place, CheckpointFiles] = {}  # that were opened for it
         self._dropping: threading.Thread | None = None
         self._closing = False
 
@@ -51,10 +54,11 @@ class Moving:
         incoming = self._incoming
         if incoming is None or incoming.store.routing != store.routing:
             incoming = self._incoming = self._begun(store)
+            self._known = {}
         if not self._is_for_these_tables(incoming):
             raise RuntimeError("the shard has begun anew while buckets came to it")
         before = incoming.rows
-        nbytes = incoming.read(CheckpointReader(checkpoint))
+        nbytes = incoming.read(CheckpointReader(checkpoint, self._known))
         return TakenIn(incoming.step, incoming.rows - before, nbytes)
 
     def _begun(self, store: StoreSpec) -> Incoming:
