@@ -171,10 +171,14 @@ class Job:
 
     def stop(self) -> None:
         self.coordinator.stop_workers()
-        self._thread.join(timeout=20.0)
+        self._thread.join(timeout=60.0)
         assert not self._thread.is_alive()
 
     def held_at(self, step: int) -> Held:
+        """Return what is held once so many steps are applied."""
+        return Held.now(self.reach(step))
+
+    def reach(self, step: int) -> int:
         """Wait until so many steps are applied, and look on as a driver does meanwhile."""
         while True:
             status = self.coordinator.status()
@@ -182,7 +186,7 @@ class Job:
             assert self._thread.is_alive()
             self.coordinator.take_batches()
             if status.applied_step >= step:
-                return Held.now(status.applied_step)
+                return status.applied_step
             time.sleep(0.02)
 
 
@@ -241,10 +245,10 @@ def test_workers_use_arrays_again_and_read_none_that_was_given_back(
 ) -> None:
     taken = Taken(monkeypatch)
     with running(samples) as job:
-        job.held_at(200)
+        job.reach(200)
         before = taken.count
         for step in range(220, 520, 20):  # what is not answered yet is sent again
-            job.held_at(step)
+            job.reach(step)
             for peer in job.servers[step % 40 // 20]._plane.listener.peers:
                 with suppress(OSError):
                     peer.sock.shutdown(SHUT_RDWR)

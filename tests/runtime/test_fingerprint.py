@@ -60,7 +60,7 @@ def test_a_thread_that_rounds_another_way_is_found(in_float_mode: InFloatMode) -
 def test_a_mode_is_that_of_a_thread_and_of_those_that_it_starts(in_float_mode: InFloatMode) -> None:
     seen = []
     before = threading.Event()
-    other = threading.Thread(target=lambda: (before.wait(10), seen.append(float_mode())))
+    other = threading.Thread(target=lambda: (before.wait(60), seen.append(float_mode())))
     other.start()
     with in_float_mode("flushing"):
         heir = threading.Thread(target=lambda: seen.append(float_mode()))

@@ -45,15 +45,19 @@ def address(publisher: Publisher) -> str:
 
 
 def wait_for(model: Model, step: int) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while model.version.step != step:
         assert time.monotonic() < deadline, f"step {step} is served"
         time.sleep(0.02)
 
 
 def test_what_a_job_publishes_is_served_as_it_comes_and_over_a_lost_connection(
-    job: SavedModel, publish: Callable[..., Publisher], tmp_path: Path
+    job: SavedModel,
+    publish: Callable[..., Publisher],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("serving.published._LONGEST_PAUSE_SECONDS", 0.2)  # before it tries again
     publisher = publish()
     publisher.readable(job.cut().name)
     with Model.open(

@@ -30,7 +30,7 @@ def client_of(served: Any, **options: Any) -> Client:
 
 
 def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not true():
         assert time.monotonic() < end, "it does not come true"
         time.sleep(0.01)

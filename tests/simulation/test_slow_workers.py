@@ -37,8 +37,9 @@ def test_a_job_ends_right_though_attempts_last_too_long(mode: str) -> None:
     assert (sum(given_up) == 0) if waits else (sum(given_up) > 0)
 
 
-def test_modes_may_change_meanwhile() -> None:
-    for seed in range(3 * SEEDS):
+@pytest.mark.parametrize("block", [0, *(pytest.param(b, marks=pytest.mark.slow) for b in (1, 2))])
+def test_modes_may_change_meanwhile(block: int) -> None:
+    for seed in range(block, 3 * SEEDS, 3):
         run_scenario(with_orders(draw(seed, mode="async", **SLOW)), Parts())
 
 

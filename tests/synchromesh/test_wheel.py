@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -21,19 +22,23 @@ PACKAGES = {"embedding", "ps", "runtime", "scheduler", "serving", "synchromesh",
 NOT_SOURCE = {"build", "data", "dist", "runs"}
 
 
-def run(*command: str | Path, cwd: Path) -> str:
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
     """Run a command that must succeed, with nothing of the checkout on its path."""
-    hidden = ("PYTHONPATH", "PYTHONHOME", "RAY_ADDRESS")
+    return _done(*command, cwd=cwd, **environment).stdout
+
+
+def _done(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    hidden = ("PYTHONPATH", "PYTHONHOME", "RAY_ADDRESS", "RAY_AUTH_MODE")
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
-        env={name: value for name, value in os.environ.items() if name not in hidden},
+        env={n: value for n, value in os.environ.items() if n not in hidden} | environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
+    return done
 
 
 def _not_source(folder: str, names: list[str]) -> set[str]:
@@ -96,29 +101,38 @@ def test_the_source_distribution_has_docs_and_jobs_and_no_part_of_the_tests(buil
 
 
 @pytest.mark.ray
-def test_an_installed_wheel_trains_a_job_with_a_model_beside_it(
+def test_an_installed_wheel_trains_a_user_s_first_job_with_a_model_beside_it(
     installed: Path, samples: Path, tmp_path: Path
 ) -> None:
+    """On a Ray that it starts, with a home that has nothing of Ray's: its token is kept to them."""
     page = (ROOT / "docs" / "models.md").read_text()
     model = page.partition('```python\n"""Logistic regression')[2].partition("```")[0]
     (tmp_path / "regression.py").write_text('"""Logistic regression' + model)
     (tmp_path / "job.yaml").write_text(
-        f"data: {{train: {samples}/train-2.parquet, dense: [d1], sparse: [a], batch_size: 64}}\n"
+        "data: {train: train-2.parquet, eval: test.parquet, dense: [d1], sparse: [a],"
+        " batch_size: 64}\n"
         "embedding: {dim: 4}\n"
         "model: {type: custom, class: 'regression:LogisticRegression'}\n"
         "training: {mode: sync, global_batch: 128}\n"
         "cluster: {workers: 1, servers: 1}\n"
-        "run: {dir: run}\n"
+        f"run: {{dir: {tmp_path}/run}}\n"
     )
     command = installed / "synchromesh"
 
     assert run(command, "--version", cwd=tmp_path).endswith(f" {synchromesh.__version__}\n")
     where = run(installed / "python", "-c", "import worker; print(worker.__file__)", cwd=tmp_path)
     assert where.startswith(str(installed.parent))
-    told = run(command, "train", "job.yaml", "--json", cwd=tmp_path)
+    cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": cache, "SYNCHROMESH_ROOT": str(samples)}
+    done = _done(command, "train", tmp_path / "job.yaml", "--json", cwd=tmp_path, **home)
 
-    assert json.loads(told)["samples_trained"] == 1300
+    result = json.loads(done.stdout)
+    assert result["samples_trained"] == 1300
+    assert result["eval"]["samples"] == 1000, "relative paths follow SYNCHROMESH_ROOT"
     assert (tmp_path / "run" / "result.json").is_file()
+    token = tmp_path / ".ray" / "auth_token"
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert "chmod" not in done.stderr
 
 
 def test_a_users_module_beside_the_job_is_named_by_the_installed_command(

@@ -77,7 +77,7 @@ def test_a_worker_reports_on_however_long_a_batch_takes() -> None:
     class Slow(WorkerLoop):
         def _compute(self, token: Token, ready: Any, pulled: Any) -> None:
             coordinator.computing = True
-            coordinator.enough.wait(timeout=20.0)
+            coordinator.enough.wait(timeout=60.0)
             coordinator.computing = False
             self._finish(Finished(token, "done", samples=1))
 
@@ -88,7 +88,7 @@ def test_a_worker_reports_on_however_long_a_batch_takes() -> None:
         readers={"train": lambda batch_id: (SimpleNamespace(num_samples=1), 0)},  # type: ignore[dict-item, return-value]
         preparer=lambda batch: SimpleNamespace(unique=None),  # type: ignore[arg-type, return-value]
         computation=None,  # type: ignore[arg-type]
-        options=LoopOptions(poll_seconds=0.002, heartbeat_seconds=0.01),
+        options=LoopOptions(poll_seconds=0.002, heartbeat_seconds=0.002),
         faults=Faults(FaultPlan(), worker=0, incarnation=0),
     )
     loop.run()

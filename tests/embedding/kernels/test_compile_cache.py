@@ -47,25 +47,38 @@ def run(folder: Path, home: Path, **environment: str) -> tuple[int, int, Path]:
     return loaded, compiled, Path(cache)
 
 
-def test_the_same_sources_at_another_path_load_what_was_compiled(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A home in which the sources' kernels were compiled once, and the folder of these."""
+    folder = tmp_path_factory.mktemp("first")
+    loaded, made, kept = run(sources(folder), folder / "home")
+    assert (loaded, made) == (0, 1)
+    return folder / "home", kept
+
+
+def test_the_same_sources_at_another_path_load_what_was_compiled(
+    compiled: tuple[Path, Path], tmp_path: Path
+) -> None:
     """Whatever kernels of the packages above say, from which nothing is compiled into these."""
-    assert run(sources(tmp_path / "first"), tmp_path / "home")[:2] == (0, 1)
+    home, _ = compiled
     second = sources(tmp_path / "second")
     (second / "worker").mkdir()
     (second / "worker" / "layers.py").write_text("import numba\n")
-    assert run(second, tmp_path / "home")[:2] == (1, 0)
+    assert run(second, home)[:2] == (1, 0)
 
 
 @pytest.mark.parametrize(
     "with_what", ["kernels/finite.py", "kernels/line_search.py"], ids=["kernel", "intrinsic"]
 )
-def test_a_change_in_any_file_of_kernels_compiles_all_anew(tmp_path: Path, with_what: str) -> None:
-    *_, before = run(sources(tmp_path / "first"), tmp_path / "home")
+def test_a_change_in_any_file_of_kernels_compiles_all_anew(
+    compiled: tuple[Path, Path], tmp_path: Path, with_what: str
+) -> None:
+    home, before = compiled
     changed = sources(tmp_path / "second")
     with (changed / "embedding" / with_what).open("a") as file:
         file.write("\n# changed\n")
-    loaded, compiled, after = run(changed, tmp_path / "home")
-    assert (loaded, compiled) == (0, 1)
+    loaded, made, after = run(changed, home)
+    assert (loaded, made) == (0, 1)
     assert before != after
 
 

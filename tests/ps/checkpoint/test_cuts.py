@@ -37,7 +37,12 @@ def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "compression", ["none", pytest.param("lz4", marks=pytest.mark.slow), "zstd"]
+    "compression",
+    [
+        pytest.param("none", marks=pytest.mark.slow),
+        pytest.param("lz4", marks=pytest.mark.slow),
+        "zstd",
+    ],
 )
 def test_a_chain_of_cuts_holds_what_the_job_held_at_each(
     small_job: Any, cut_job: Any, small_buffers: None, compression: str

@@ -25,7 +25,7 @@ TABLES = (
 )
 
 
-def answer(client: PsClient, *requests: Open, seconds: float = 20.0) -> None:
+def answer(client: PsClient, *requests: Open, seconds: float = 60.0) -> None:
     """Poll until the requests are answered; nothing else is answered meanwhile."""
     wanted = list(requests)
     deadline = time.monotonic() + seconds
@@ -451,7 +451,7 @@ def test_a_busy_shard_is_not_lost(
             time.sleep(0.6)
 
     threading.Thread(target=hold).start()
-    held.wait(5)
+    held.wait(60)
 
     pushes = [job.start_push(client, first, batch_id) for batch_id in range(3)]
     answer(client, *pushes)

@@ -41,7 +41,7 @@ def client_of(served: Any, *faults: ConnectionFault, seed: int = 1, **options: A
     return client
 
 
-def answer(client: PsClient, *requests: Open, seconds: float = 30.0) -> None:
+def answer(client: PsClient, *requests: Open, seconds: float = 60.0) -> None:
     wanted = set(requests)
     deadline = time.monotonic() + seconds
     while wanted:

@@ -22,7 +22,7 @@ SECRET = b"s" * 32
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "it does not come"
         time.sleep(0.01)

@@ -6,7 +6,7 @@ from ps.server.byte_budget import ByteBudget
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -23,7 +23,7 @@ class Holder:
         def work() -> None:
             with budget.hold(nbytes):
                 self.holds.set()
-                self.let_go.wait(10)
+                self.let_go.wait(60)
 
         self._thread = threading.Thread(target=work)
         self._thread.start()
@@ -45,7 +45,7 @@ def test_no_more_is_held_than_the_limit_and_the_first_to_ask_is_the_first_to_get
     assert not small.holds.is_set(), "it would fit, but another was there before"
     second.end()
     for holder in (large, small):
-        assert holder.holds.wait(10)
+        assert holder.holds.wait(60)
         holder.end()
 
     assert not budget.is_short
@@ -58,11 +58,11 @@ def test_what_is_larger_than_the_limit_is_held_alone() -> None:
     assert not huge.holds.is_set()
 
     small.end()
-    assert huge.holds.wait(10)
+    assert huge.holds.wait(60)
     another = Holder(budget, 1)
     assert not another.holds.is_set()
     huge.end()
-    assert another.holds.wait(10)
+    assert another.holds.wait(60)
     another.end()
 
 

@@ -7,7 +7,7 @@ from ps.server.read_write_lock import ReadWriteLock
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -31,7 +31,7 @@ class Crowd:
         def work() -> None:
             with side():
                 self.order.append(name)
-                leave.wait(10)
+                leave.wait(60)
 
         thread = threading.Thread(target=work)
         self._threads.append(thread)

@@ -44,7 +44,7 @@ def answering() -> Iterator[Answering]:
     one = Answering()
     yield one
     one.plane.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while set(threading.enumerate()) - threads and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not set(threading.enumerate()) - threads, "every thread has ended"

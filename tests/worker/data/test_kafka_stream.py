@@ -64,7 +64,7 @@ def rows(first: int, count: int = 1) -> list[bytes]:
 def taken(stream: KafkaStream, count: int) -> list[Arrival]:
     """What arrives until there are so many rows."""
     arrivals: list[Arrival] = []
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while len(values(arrivals)) < count and time.monotonic() < until:
         arrivals += stream.poll(most=64, now=time.time())
         time.sleep(0.02)
