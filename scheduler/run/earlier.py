@@ -34,6 +34,7 @@ from scheduler.run.frozen_plan import read_plan
 from scheduler.run.kept_apart import RUN_FILE, UNSEEN_EPOCHS, Holder, fetch, holder_at
 from scheduler.run.lease import RunLease
 from scheduler.run.recoveries import RecoveryFigures
+from scheduler.run.results import read_result
 from scheduler.run.same_job import check_same_job
 from scheduler.run.saved_cuts import SavedCut, saved_cuts
 from worker.data.plan import Plan
@@ -171,7 +172,7 @@ def _take_away(path: Path, *, whole: bool) -> None:
 
 def _looked_at(config: JobConfig, path: Path, lease: RunLease) -> EarlierRun:
     before = check_same_job(path / JOB_FILE, config)
-    result = _object_of(path / RESULT_FILE) if (path / RESULT_FILE).exists() else None
+    result = read_result(path / RESULT_FILE) if (path / RESULT_FILE).exists() else None
     is_stopped = config.data.stream is not None and bool(result and result.get("stopped"))
     if result is not None and not is_stopped:
         evaluated = path / EVALUATION_PLAN_FILE

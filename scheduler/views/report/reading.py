@@ -17,6 +17,7 @@ from runtime.growing_files import (
 )
 from scheduler.errors import RunDirectoryError
 from scheduler.run.directory import BATCHES_FILE, FAILURE_FILE, JOB_FILE, RESULT_FILE
+from scheduler.run.results import read_result
 
 # A chart shows no more than so many points in time.
 MAX_INTERVALS = 600
@@ -97,7 +98,7 @@ def read_run(path: Path) -> RunData:
             f"{path} is not a run directory: it has neither {JOB_FILE} nor {METRICS_FILE}"
         )
     notes: list[str] = []
-    result = _read_object(path / RESULT_FILE, notes)
+    result = _read_result(path / RESULT_FILE, notes)
     failure = _read_object(path / FAILURE_FILE, notes)
     intervals = _read_intervals(path, notes)
     batches = _read_batches(path / BATCHES_FILE, notes)
@@ -131,6 +132,14 @@ def _state(result: Line | None, failure: Line | None, intervals: list[Line]) -> 
         f"The job is not finished: it runs, or was killed. Its last figures are {age:,.0f} s old."
     )
     return "unfinished", text
+
+
+def _read_result(path: Path, notes: list[str]) -> Line | None:
+    try:
+        return read_result(path, whole=False) if path.exists() else None
+    except RunDirectoryError as error:
+        notes.append(str(error))
+        return None
 
 
 def _read_object(path: Path, notes: list[str]) -> Line | None:

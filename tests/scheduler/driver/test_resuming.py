@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from a_result import RESULT
 from held_back import hold_back
 from lost_driver import driver_lost
 from saved_job import saved_job
@@ -211,7 +212,7 @@ def test_a_finished_run_whose_directory_has_moved_names_its_checkpoint_where_it_
     (run / "job.yaml").write_text(job(samples, tmp_path / "there").to_yaml())
     (run / "plan.json").write_text("{}")
     before = str(tmp_path / "there" / "checkpoints" / "full-000000000003")
-    (run / "result.json").write_text(json.dumps({"checkpoint": before}))
+    (run / "result.json").write_text(json.dumps({**RESULT, "checkpoint": before}))
 
     result = Trainer(job(samples, run, run={"resume": "auto"})).fit()
 

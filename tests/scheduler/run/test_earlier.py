@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from a_result import RESULT
 
 from embedding.spec.optimizers import Sgd
 from embedding.spec.table import TableSpec
@@ -233,11 +234,14 @@ def test_a_run_that_ended_has_its_result_and_one_that_runs_is_not_touched(job: J
         earlier_run(job.config())
     first.lease.close()
 
-    (job.run / "result.json").write_text('{"samples_trained": 40}')
+    (job.run / "result.json").write_text(json.dumps(RESULT))
     for resume in ("auto", "require"):
         found = look(job.config(resume=resume))
         assert found is not None
-        assert found.result == {"samples_trained": 40}
+        assert found.result == RESULT
+    (job.run / "result.json").write_text("{}")
+    with pytest.raises(RunDirectoryError, match=r"result\.json is damaged"):
+        earlier_run(job.config(resume="auto"))
 
 
 def test_a_run_that_is_gone_on_with_keeps_its_lines_and_enters_the_next_epoch(job: Job) -> None:

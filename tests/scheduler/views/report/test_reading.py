@@ -86,13 +86,18 @@ def test_a_line_of_metrics_that_says_nonsense_is_left_out_and_counted(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[" * 100_000, "\udcff"], ids=["no", "half", "deep", "bytes"]
+    "text",
+    ["", "{", "[" * 100_000, "\udcff", "[]", '{"global_step": "x"}'],
+    ids=["no", "half", "deep", "bytes", "list", "type"],
 )
 def test_a_result_that_can_t_be_read_is_said_so(tmp_path: Path, text: str) -> None:
     write(tmp_path, "metrics.jsonl", interval(101))
     (tmp_path / "result.json").write_bytes(text.encode(errors="surrogateescape"))
 
-    assert any("result.json can't be read" in note for note in read_run(tmp_path).notes)
+    run = read_run(tmp_path)
+
+    assert run.result is None
+    assert any("result.json" in note for note in run.notes)
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
