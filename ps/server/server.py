@@ -436,6 +436,11 @@ class ShardServer:
                 node=self._node_id,
             )
 
+    def bucket_loads(self) -> npt.NDArray[np.int64]:
+        """Return int64[4096], the load of each bucket since the server began, see `BucketLoads`."""
+        with self._lock.shared():
+            return self._shard.loads.values.copy()
+
     def watch(self) -> None:
         """Block until a message fails inside the shard, then raise that; or until it is closed."""
         self._ended.wait()

@@ -32,6 +32,7 @@ from ps.shard.evicted_keys import EvictedKeys, EvictedRuns
 from ps.shard.facts import ShardCounts, ShardFacts
 from ps.shard.frozen import FrozenShard
 from ps.shard.journal import Journal
+from ps.shard.loads import BucketLoads
 from ps.shard.merge import merge
 from ps.shard.message_checks import what_does_not_fit
 from ps.shard.record_checks import what_is_wrong, what_is_wrong_in_sum
@@ -99,6 +100,7 @@ class Shard:
         self.journal: Journal | None = None
         self._journal_bytes: int | None = None
         self.counts = ShardCounts()
+        self.loads = BucketLoads([table.dim for table in spec.tables])
         self._run_all = run_all
         self._last_cut = 0
         self._first_steps = FirstSteps(remembered=spec.longest_life)
@@ -503,7 +505,9 @@ class Shard:
     def _apply_record(self, record: Record) -> None:
         live = [entry for entry in record.entries if entry.weight > 0]
         if live and record.divisor > 0:
-            self._update(record, [self._held(e.batch_id, e.attempt) for e in live])
+            contributions = [self._held(e.batch_id, e.attempt) for e in live]
+            self._update(record, contributions)
+            self.loads.add(record.step, contributions)
         for eviction in record.evict:
             keys = self.tables[eviction.table].evict(
                 eviction.min_version,

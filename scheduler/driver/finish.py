@@ -62,6 +62,7 @@ def finish(
         scalings=supervisor.autoscaler.history.all(),
         drains=supervisor.moves.notices,
         server_moves=supervisor.resizing.done,
+        rebalancings=supervisor.rebalancer.all(),
         checkpoint=str(written.path),
         skipped_files={
             "train": list(specs.plan.skipped_files),

@@ -103,8 +103,7 @@ class Recovery:
 
     def _after_resizing(self, ready: ServersReadyError) -> Point:
         """Have other servers from here on; return the point at which all stand still."""
-        what = f"{ready.routing.num_shards} servers were wanted"
-        self._stand_still(what, step=ready.point.step, now=ready.since)
+        self._stand_still(ready.what, step=ready.point.step, now=ready.since)
         if self._epochs.resize(ready.new, ready.routing):
             self._note("the servers' standbys are made again: theirs are other buckets now")
         self._supervisor.resizing.took_over(ready.new)

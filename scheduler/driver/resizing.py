@@ -1,4 +1,4 @@
-"""Another number of servers while the job trains: buckets of the model move between them.
+"""Other servers, or other buckets on them, while the job trains: buckets move between them.
 
 The order of it: new servers come up; a cut is taken and written as any other, and every server
 that gets buckets takes in what it has of them; then what changed since, from one delta after
@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
@@ -53,6 +54,7 @@ class ServersReadyError(Exception):
     """All stand still at a saved step: the job can go on there with another routing.
 
     Args:
+        what: was wanted, for people.
         routing: that one.
         new: servers that are up and have taken in what is theirs.
         point: at which all are.
@@ -61,12 +63,14 @@ class ServersReadyError(Exception):
 
     def __init__(
         self,
+        what: str,
         routing: Routing,
         new: dict[Who, ServerProcess],
         point: Point,
         since: float,
     ) -> None:
-        super().__init__(f"{routing.num_shards} servers")
+        super().__init__(what)
+        self.what = what
         self.routing, self.new, self.point, self.since = routing, new, point, since
 
 
@@ -107,6 +111,7 @@ class Resizing:
         self._show = show
         self._note = note
         self._asked: int | None = None
+        self._buckets: npt.NDArray[np.uint16] | None = None  # that each of them is to have
         self._begun_step = 0  # of the recovery epoch
         self._last: CutEnd | None = None  # cut that was written in it
         self._shown: ServersView | None = None
@@ -158,10 +163,15 @@ class Resizing:
         if count is None or count == self._wanted:
             return
         self._note(f"{count} servers are wanted, there are {len(self._processes.servers)}")
-        self._asked = count
+        self._asked, self._buckets = count, None
         self._pause, self._not_before = FIRST_PAUSE_SECONDS, 0.0
         if self.is_busy:
             self._give_up(None)
+
+    def rebalance(self, buckets: npt.NDArray[np.uint16]) -> None:
+        """Have the servers that there are share buckets out so, unless their number changes."""
+        if not self.is_busy and self._wanted == len(self._processes.servers):
+            self._buckets = buckets
 
     def cut_ended(self, end: CutEnd) -> None:
         """A cut is written, or could not be."""
@@ -233,9 +243,9 @@ class Resizing:
     # Stages, in their order ---------------------------------------------------------------------
 
     def _idle(self, status: Status) -> None:
-        if self._wanted == len(self._processes.servers) or status.trained:
+        routing = self._planned()
+        if routing is None or status.trained:
             return
-        routing = self._specs.store.routing.spread_over(self._wanted)
         try:
             self._store = self._specs.with_routing(routing).store
         except ConfigError as error:
@@ -252,6 +262,15 @@ class Resizing:
         self._processes.coming.update(self._new)
         self._say_so_at = time.monotonic() + SAY_SO_SECONDS
         self._work = self._come_up
+
+    def _planned(self) -> Routing | None:
+        """Return the routing that is wanted, None: it is the one that there is."""
+        routing, buckets = self._specs.store.routing, self._buckets
+        if self._wanted != len(self._processes.servers):
+            return routing.spread_over(self._wanted)
+        if buckets is None or np.array_equal(buckets, routing.buckets):
+            return None
+        return replace(routing, version=routing.version + 1, buckets=buckets)
 
     def _come_up(self, status: Status) -> None:
         calls = [process.begun for process in self._new.values()]
@@ -353,7 +372,10 @@ class Resizing:
         assert cut is not None, "it was taken in"
         assert cut.state is not None, "it was written"
         point = Point(state=cut.state, checkpoint=cut.path, num_bytes=cut.num_bytes)
-        raise ServersReadyError(store.routing, new, point, self._held_at)
+        what = f"{store.num_shards} servers were wanted"
+        if store.num_shards == len(self._processes.servers):
+            what = "servers were to be equally busy"
+        raise ServersReadyError(what, store.routing, new, point, self._held_at)
 
     # Inside -------------------------------------------------------------------------------------
 
@@ -401,7 +423,7 @@ class Resizing:
             self._processes.of_servers(lambda handle: handle.stay.remote())
         if why is not None:
             self._note(
-                f"the number of servers could not be changed: {why}. That is tried again in"
+                f"buckets could not move between servers: {why}. That is tried again in"
                 f" {self._pause:.0f} s"
             )
             self._not_before = time.monotonic() + self._pause
@@ -415,8 +437,11 @@ class Resizing:
 
     def _doing(self) -> str:
         if not self.is_busy:
-            there = len(self._processes.servers)
-            return "" if self._wanted == there else f"{self._wanted} servers are tried again soon"
+            if self._planned() is None:
+                return ""
+            there, wanted = len(self._processes.servers), self._wanted
+            what = "the move of buckets is" if wanted == there else f"{wanted} servers are"
+            return f"{what} tried again soon"
         if self._work == self._come_up:
             return f"{len(self._new)} new servers come up"
         rows = sum(taken.rows for taken in self._rounds)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
@@ -32,6 +34,7 @@ from scheduler.driver.processes import (
     WorkerProcess,
 )
 from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, first_line
+from scheduler.driver.rebalancing import Rebalancer
 from scheduler.driver.resizing import Resizing
 from scheduler.driver.resolved import JobSpecs
 from scheduler.driver.setups import Setups
@@ -137,6 +140,13 @@ class Supervisor:
             note=progress.note,
             automatic=config.cluster.autoscale,
         )
+        self.rebalancer = Rebalancer(
+            config.cluster,
+            loads=self._bucket_loads,
+            order=self.resizing.rebalance,
+            note=progress.note,
+        )
+        self._specs = specs
         self._launcher = launcher
         self._cuts = cuts
         self._collector = collector
@@ -185,6 +195,7 @@ class Supervisor:
         self._standbys.begin_epoch()
         self.resizing.begin_epoch(state.step)
         self.autoscaler.restarted()
+        self.rebalancer.begin_epoch()
         self.moves.begin_epoch(state.step)
 
     def until_trained(self) -> Status:
@@ -201,6 +212,8 @@ class Supervisor:
                 if status.trained and status.cut is None:
                     break
                 self.autoscaler.look(status, self.server_stats)
+                routing, busy = self._specs.store.routing, self.resizing.is_busy
+                self.rebalancer.look(status, routing, busy=busy)
                 self._report_if_due(status)
         self.report(status)
         return status
@@ -332,6 +345,8 @@ class Supervisor:
             windows=windows,
             drains=self.moves.notices,
             server_moves=self.resizing.done,
+            rebalancings=self.rebalancer.news(),
+            load_skew=self.rebalancer.skew,
             worker_restarts=self.worker_restarts,
             stream=None if self._feed is None else self._feed.figures,
         )
@@ -356,6 +371,11 @@ class Supervisor:
     def server_stats(self) -> list[ServerFigures]:
         """Return the statistics of every server; raises ProcessLostError where one is gone."""
         calls = self.processes.of_servers(lambda handle: handle.stats.remote())
+        return list(answers_of(self.processes, calls, seconds=ANSWER_SECONDS).values())
+
+    def _bucket_loads(self) -> list[npt.NDArray[np.int64]]:
+        """Return what each server counts; raises ProcessLostError where one is gone."""
+        calls = self.processes.of_servers(lambda handle: handle.bucket_loads.remote())
         return list(answers_of(self.processes, calls, seconds=ANSWER_SECONDS).values())
 
     def _note_memory(self, status: Status, servers: list[ServerFigures]) -> None:

@@ -392,6 +392,7 @@ class ClusterConfig(_Section):
     min_servers: int | None = Field(None, gt=0, le=4096)
     max_servers: int | None = Field(None, gt=0, le=4096)
     autoscale: bool = False
+    rebalance: Literal["never", "auto"] = "never"
     scaling: ScalingOptions = ScalingOptions()
     worker_threads: int = Field(1, gt=0, le=1024)
     worker_cpus: Cpus = 0.5

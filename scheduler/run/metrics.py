@@ -70,6 +70,8 @@ class IntervalReport:
         windows: Sequence[WindowResult] = (),
         drains: Sequence[DrainNotice] = (),
         server_moves: Sequence[ServerMove] = (),
+        rebalancings: Sequence[dict[str, Any]] = (),
+        load_skew: float | None = None,
         worker_restarts: int = 0,
         stream: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
@@ -77,7 +79,8 @@ class IntervalReport:
 
         Args:
             recoveries, drains, server_moves: all of the job so far.
-            scalings: decisions that are new or better known.
+            scalings, rebalancings: decisions that are new or better known.
+            load_skew: load of the busiest server over the mean, where it is measured.
             windows: of a stream, those that were over in the interval.
             worker_restarts: workers that were replaced since the run began.
             stream: of a job on one, what waits there and what was left out.
@@ -120,6 +123,8 @@ class IntervalReport:
             "drains": [asdict(notice) for notice in new_drains],
             "servers": status.num_servers,
             "server_moves": [asdict(move) for move in new_moves],
+            "load_skew": load_skew,
+            "rebalancings": list(rebalancings),
             "worker_restarts": worker_restarts,
             "predicted": None if status.prediction is None else asdict(status.prediction),
             "learning_rate": {
@@ -269,6 +274,7 @@ def make_result(
     scalings: Sequence[dict[str, Any]],
     drains: Sequence[DrainNotice],
     server_moves: Sequence[ServerMove],
+    rebalancings: Sequence[dict[str, Any]],
     checkpoint: str,
     skipped_files: dict[str, list[str]],
     started_at: dict[str, float],
@@ -321,6 +327,7 @@ def make_result(
         "scalings": list(scalings),
         "drains": [asdict(notice) for notice in drains],
         "server_moves": [asdict(move) for move in server_moves],
+        "rebalancings": list(rebalancings),
         "recovery_seconds": sum(recovery.seconds for recovery in recoveries),
         "redone_steps": sum(recovery.redone_steps for recovery in recoveries),
         "redone_samples": sum(recovery.redone_samples for recovery in recoveries),

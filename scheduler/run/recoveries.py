@@ -68,7 +68,7 @@ class RecoveryFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerMove:
-    """Another number of servers, and the buckets that moved for it.
+    """Another number of servers, or another load on each, and the buckets that moved for it.
 
     Args:
         time: when it began, seconds since 1970.
@@ -107,8 +107,11 @@ class ServerMove:
     @property
     def described(self) -> str:
         """How a person is told of it."""
+        servers = f"there are {self.after} servers, there were {self.before}"
+        if self.after == self.before:
+            servers = f"{self.after} servers share buckets out otherwise"
         return (
-            f"there are {self.after} servers, there were {self.before}: {self.buckets} buckets"
+            f"{servers}: {self.buckets} buckets"
             f" moved, {self.rows:,} rows in {self.seconds:.1f} s; training paused for"
             f" {self.pause_seconds:.2f} s"
         )

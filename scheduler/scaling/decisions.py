@@ -24,6 +24,7 @@ class ScalingOptions:
         place_seconds: how long workers may lack a place, before no more are asked for than there
             are.
         server_load: share of the time in which the busiest server may apply.
+        most_skew: load of the busiest server over the mean of all, above which buckets move.
         server_memory_bytes: of tables and buffers that a server may hold; None: any number.
     """
 
@@ -33,6 +34,7 @@ class ScalingOptions:
     hold_seconds: float = 120.0
     place_seconds: float = 300.0
     server_load: float = 0.7
+    most_skew: float = 1.25
     server_memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
@@ -45,6 +47,8 @@ class ScalingOptions:
         require(
             0 < self.server_load < 1, f"server_load must be between 0 and 1: {self.server_load}"
         )
+        require_finite("most_skew", self.most_skew)
+        require(self.most_skew >= 1.1, f"most_skew must be at least 1.1, got {self.most_skew}")
         least = self.server_memory_bytes
         require(least is None or least >= 1 << 20, f"server_memory_bytes is below 1 MiB: {least}")
 

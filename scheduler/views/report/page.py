@@ -66,6 +66,7 @@ def page_of(run: RunData) -> str:
             _recoveries(run),
             _scalings(run),
             _server_moves(run),
+            _rebalancings(run),
             _tables(run),
             _job(run),
             f"</main>\n{script}\n</body>\n</html>\n",
@@ -239,6 +240,22 @@ def _server_moves(run: RunData) -> str:
         for each in run.server_moves
     ]
     return _wide_table("Servers", columns, moves)
+
+
+def _rebalancings(run: RunData) -> str:
+    """What was decided on which buckets are where, and what came of it."""
+    if not run.rebalancings:
+        return ""
+    columns = {
+        "at": "at, s", "skew": "busiest server over the mean", "predicted": "predicted",
+        "realised": "realised", "buckets": "buckets moved", "hottest": "hottest bucket",
+        "held_back": "held back, because",
+    }  # fmt: skip
+    decisions = [
+        {**each, "at": each["time"] - run.began if each.get("time") else None}
+        for each in run.rebalancings
+    ]
+    return _wide_table("Load of servers", columns, decisions)
 
 
 def _parts(move: dict[str, Any]) -> str:

@@ -61,6 +61,12 @@ class RunData:
         return [each for line in self.intervals for each in line.get("recoveries", [])]
 
     @property
+    def rebalancings(self) -> list[Line]:
+        """Decisions to move buckets, see `scaling.balance`, each as it is known last."""
+        found = [each for line in self.intervals for each in line.get("rebalancings", [])]
+        return list({each["number"]: each for each in found}.values())
+
+    @property
     def server_moves(self) -> list[Line]:
         """Changes of the number of servers, see `run.recoveries.ServerMove`."""
         return [each for line in self.intervals for each in line.get("server_moves", [])]
@@ -202,12 +208,13 @@ def _lines_of(
 
 # What charts and sums take from a line besides what is required: numbers, by name or alone.
 _NUMBERS = ("train_seconds", "samples_per_second", "train_loss", "eval_auc", "eval_step", "clock",
-            "global_step", "workers_wanted")  # fmt: skip
+            "global_step", "workers_wanted", "load_skew")  # fmt: skip
 _OF_NUMBERS = ("batches", "rows", "table_bytes", "learning_rate", "non_finite", "skipped_by_reason")
 _OF_RECOVERY = ("from_step", "to_step", "redone_steps", "redone_samples", "seconds")
 _OF_SCALING = ("number", "before", "after", "rate", "predicted", "realised", "time")
 _OF_MOVE = ("time", "step", "before", "after", "buckets", "rounds", "rows", "bytes",
             "rows_in_pause", "bytes_in_pause", "seconds", "pause_seconds")  # fmt: skip
+_OF_REBALANCING = ("number", "skew", "predicted", "realised", "buckets", "hottest", "time")
 _OF_WORKER = ("batches", "samples", "batch_seconds", "share")
 
 
@@ -227,6 +234,7 @@ def _is_whole(line: Line, required: set[str]) -> bool:
         and _are_scalings(line.get("scalings", []))
         and _are_server_moves(line.get("server_moves", []))
         and _are_windows(line.get("windows", []))
+        and _are_rebalancings(line.get("rebalancings", []))
     )
 
 
@@ -263,6 +271,16 @@ def _are_server_moves(values: Any) -> bool:
         isinstance(each, dict)
         and all(_is_number(each.get(name, 0)) for name in _OF_MOVE)
         and _has_numbers(each.get("pause_parts", {}))
+        for each in values
+    )
+
+
+def _are_rebalancings(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(each, dict)
+        and _is_number(each.get("number"))
+        and all(each.get(name) is None or _is_number(each[name]) for name in _OF_REBALANCING)
+        and isinstance(each.get("held_back"), str | None)
         for each in values
     )
 
@@ -315,7 +333,7 @@ def _merged(lines: list[Line]) -> Line:
                 sums[value] = sums.get(value, 0) + count
     merged["staleness_of_interval"] = stale
     merged["workers"] = _merged_workers(lines)
-    for key in ("shifts", "recoveries", "scalings", "server_moves", "windows"):
+    for key in ("shifts", "recoveries", "scalings", "server_moves", "rebalancings", "windows"):
         merged[key] = [each for line in lines for each in line.get(key, [])]
     merged["evaluations"] = _evaluations(lines)
     return merged

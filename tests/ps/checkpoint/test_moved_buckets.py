@@ -135,6 +135,28 @@ def test_a_model_is_the_same_bit_for_bit_while_and_after_its_buckets_move(
     assert lengths == [len(table) for table in moving.still.job.shards[0].tables]
 
 
+def test_buckets_that_change_places_between_shards_that_stay_change_no_bit(
+    moving_job: Any, small_pieces: None
+) -> None:
+    """As where hot ones go to shards that have less to do: dense blocks stay where they are."""
+    moving = moving_job(3)
+    moving.train(4)
+    routing = moving.job.spec.routing
+    buckets = routing.buckets.copy()
+    chosen_ones = np.random.default_rng(2).choice(buckets.size, 500, replace=False)
+    buckets[chosen_ones] = (buckets[chosen_ones] + 1) % 3
+    moving.begin(replace(routing, version=routing.version + 1, buckets=buckets))
+    assert moving.cut(changed_only=False) > 0
+    moving.train(2, evict=True)
+    moving.cut(changed_only=True)
+
+    assert moving.move() == [True] * 3
+
+    assert moving.is_undisturbed()
+    moving.train(3, evict=True)
+    assert moving.is_undisturbed()
+
+
 def test_what_a_cut_after_a_move_holds_can_be_restored_by_any_number_of_shards(
     moving_job: Any, small_job: Any
 ) -> None:

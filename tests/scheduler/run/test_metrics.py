@@ -125,6 +125,8 @@ def test_a_line_of_metrics_has_these_keys_in_this_order(monkeypatch: pytest.Monk
             "drains": [],
             "servers": 1,
             "server_moves": [],
+            "load_skew": None,
+            "rebalancings": [],
             "worker_restarts": 0,
             "predicted": None,
             "learning_rate": {
@@ -211,7 +213,7 @@ def test_a_result_names_its_figures_as_ever() -> None:
             config=CONFIG, status=STATUS, servers=SERVERS, model_digest="d", peak_rss_bytes={},
             processes=[], worker_restarts=0, workers_moved=2, recoveries=[RECOVERY, RECOVERY],
             drains=[DrainNotice(7.0, "n", None, ("server 0",))], scalings=[], checkpoint="c",
-            server_moves=[SERVER_MOVE],
+            server_moves=[SERVER_MOVE], rebalancings=[],
             skipped_files={}, started_at={}, lost_writes={},
         )
     )  # fmt: skip
@@ -223,9 +225,9 @@ def test_a_result_names_its_figures_as_ever() -> None:
         "evaluations", "mode_history",
         "staleness", "dropped_contributions", "reissued_batches", "dense_non_finite",
         "gradients_of_evicted_keys", "ledger", "worker_restarts", "workers_moved",
-        "recoveries", "scalings", "drains", "server_moves", "recovery_seconds", "redone_steps",
-        "redone_samples", "promotions", "standbys", "workers", "tables", "model_digest",
-        "peak_rss_bytes",
+        "recoveries", "scalings", "drains", "server_moves", "rebalancings", "recovery_seconds",
+        "redone_steps", "redone_samples", "promotions", "standbys", "workers", "tables",
+        "model_digest", "peak_rss_bytes",
         "cpu_seconds", "stage_seconds", "wire_bytes", "processes", "checkpoint", "versions", "seed",
     ]  # fmt: skip
     assert result["samples_trained"] == 32
