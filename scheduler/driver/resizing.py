@@ -364,6 +364,8 @@ class Resizing:
                 self._end_part("stand_still")
                 self._ask()
             return
+        if not self._asks_last:  # nothing had changed since the cut that was taken in
+            self._end_part("stand_still")
         store, new = self._store, dict(self._new)
         assert store is not None, "it was planned"
         self._moved = self._figures(store)

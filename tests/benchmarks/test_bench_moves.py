@@ -17,7 +17,7 @@ def test_the_pauses_of_a_small_job_are_printed(capsys: pytest.CaptureFixture[str
     assert found.keys() == {"machine", "pause_2_to_3_servers", "pause_3_to_2_servers"}
     for name in list(found)[1:]:
         line = found[name]
-        assert list(line["parts"]) == ["stand_still", "write", "take_in", "enter", "first_step"]
+        assert {"stand_still", "enter", "first_step"} <= line["parts"].keys()
         assert sum(line["parts"].values()) == pytest.approx(line["value"], abs=0.01)
         assert line["rows_in_pause"] < line["moved_rows"]
 

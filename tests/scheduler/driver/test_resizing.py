@@ -138,8 +138,10 @@ def test_servers_come_and_go_while_a_job_trains_and_no_bit_is_another(
     (move,) = metrics["server_moves"]
     assert (move["before"], move["after"]) == (before, after)
     assert move["buckets"] == {3: 1365, 1: 2730}[after]
-    assert move["rounds"] >= 2
-    assert 0 < move["rows_in_pause"] < move["rows"]
+    # One cut where no step was made while it was taken in.
+    assert move["rounds"] >= 1
+    assert move["rows_in_pause"] < move["rows"]
+    assert sum(move["pause_parts"].values()) == pytest.approx(move["pause_seconds"])
     assert move["pause_seconds"] == recovery["seconds"] < move["seconds"]
     assert sum(process["role"] == "server" for process in metrics["processes"]) == after
     said = capsys.readouterr().err
