@@ -161,9 +161,12 @@ def autoscaling_ray(
 
 
 def _free_port() -> int:
-    """Return a port below those that the system gives out: the head takes seconds to bind it."""
+    """Return a port below those that the system gives out: the head takes seconds to bind it.
+
+    Those from 10002 to 19999 Ray keeps for its workers, and refuses them for anything else.
+    """
     while True:
-        port = random.randint(10_000, 30_000)
+        port = random.randint(20_000, 30_000)
         with socket.socket() as found:
             try:
                 found.bind(("", port))

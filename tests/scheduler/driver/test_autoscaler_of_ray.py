@@ -13,22 +13,24 @@ from typing import Any
 import pytest
 from autoscaling_ray import AutoscalingRay, autoscaling_ray, node_type
 from command_here import run_here
+from held_end import hold_the_end
 
 from scheduler import JobConfig, Result, Trainer
 
-EPOCHS = 6
+EPOCHS = 10
+LATE_STEP = 1500  # of 1,570; a batch is a step
 # Nodes are processes, and a machine with other work to do starts them in half a minute.
 LIMIT_SECONDS = 240.0
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[AutoscalingRay]:
-    """A head, from none to three nodes for workers, and one for a server."""
+    """A head, from none to three nodes for workers, and up to two for servers."""
     import ray
 
     ray.shutdown()
     types = {
-        "ps": node_type(1, cpus=1, role="ps"),
+        "ps": node_type(2, cpus=1, role="ps"),
         "worker": node_type(3, cpus=1, role="worker"),
     }
     with (
@@ -71,6 +73,7 @@ class Watched:
             "server nodes": nodes.get("ps", 0),
             "wanted": line.get("workers_wanted", 0),
             "at work": up.get("count", 0) - up.get("lost", 0),
+            "servers": line.get("servers", 0),
         }
         if not self.timeline or any(self.timeline[-1][name] != seen[name] for name in seen):
             self.timeline.append(
@@ -99,8 +102,11 @@ class Watched:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_job_adds_nodes_and_gives_them_back_and_trains_every_sample_once(
-    cluster: AutoscalingRay, samples: Path, tmp_path: Path
+    cluster: AutoscalingRay, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Workers as the policy decides, servers as somebody asks; the job waits for it at its end."""
+    ended = threading.Event()
+    hold_the_end(monkeypatch, ended.is_set, at_step=LATE_STEP)
     config = JobConfig.from_dict(
         {
             "seed": 3,
@@ -143,9 +149,15 @@ def test_a_job_adds_nodes_and_gives_them_back_and_trains_every_sample_once(
     job.until(lambda seen: seen["worker nodes"] == 1 and seen["at work"] == 1)
     job.until(lambda seen: seen["worker nodes"] == 3 and seen["at work"] == 3)
     grown = job.look()
+    job.control("servers", "2")
+    job.until(lambda seen: seen["server nodes"] == 2 and seen["servers"] == 2)
+    spread = job.look()
+    job.control("servers", "1")
+    job.until(lambda seen: seen["server nodes"] == 1 and seen["servers"] == 1)
     job.control("workers", "1")
     job.until(lambda seen: seen["worker nodes"] == 1)
     shrunk = job.look()
+    ended.set()
     job.until(lambda seen: bool(job.results))
     job.until(lambda seen: seen["worker nodes"] == seen["server nodes"] == 0)
 
@@ -154,8 +166,10 @@ def test_a_job_adds_nodes_and_gives_them_back_and_trains_every_sample_once(
     assert metrics["samples_trained"] == 5000 * EPOCHS
     assert (metrics["samples_dropped"], metrics["samples_skipped"]) == (0, 0)
     assert metrics["ledger"]["applied"] == metrics["global_step"]
-    assert metrics["recoveries"] == []
-    assert 0 < grown["samples"] < shrunk["samples"] < 5000 * EPOCHS, "it trains all the while"
+    assert [recovery["kind"] for recovery in metrics["recoveries"]] == ["move", "move"]
+    assert [(m["before"], m["after"]) for m in metrics["server_moves"]] == [(1, 2), (2, 1)]
+    assert metrics["redone_steps"] == 0
+    assert 0 < grown["samples"] <= spread["samples"] <= shrunk["samples"] < 5000 * EPOCHS
     decisions = [(d["before"], d["after"], d["cause"]) for d in metrics["scalings"]]
     assert decisions[:2] == [(1, 2, "gain"), (2, 3, "gain")]
     assert metrics["scalings"][0]["realised"] > 1.3 * metrics["scalings"][0]["rate"]
