@@ -409,8 +409,7 @@ class ClusterConfig(_Section):
     restart_window_seconds: Seconds = 3600
     heartbeat_timeout_seconds: Seconds = 60
     lease_timeout_seconds: Seconds | None = 60
-    # A coordinator speaks once a second, and a server may miss that twice.
-    server_timeout_seconds: float = Field(10, ge=6, le=86400)
+    server_timeout_seconds: float = Field(10, ge=6, le=86400)  # it is spoken to once a second
     stall_seconds: Seconds = 120
     retry_seconds: Seconds = 20
     compress: bool = False
