@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from ps.checkpoint.intact import checkpoints_in
 from ps.following.follower import Follower
+from ps.net.sockets import NotProvenError
 from serving.errors import ServingError
 
 SCHEME = "tcp://"
@@ -57,6 +58,7 @@ class PublishedRun:
         self.checkpoints = self.forms / CHECKPOINTS
         self.brought: Callable[[], None] = lambda: None
         self._trouble = "it has not answered yet"
+        self._refused = False
         self._closed = threading.Event()
         self._first = threading.Event()
         self._follower: Follower | None = None
@@ -67,10 +69,15 @@ class PublishedRun:
         """Wait until there is a checkpoint, be it one that was here before.
 
         Raises:
-            ServingError: none came in time; the message says why.
+            ServingError: none came in time, or the job refuses us; the message says why.
         """
         deadline = time.monotonic() + seconds
         while not checkpoints_in(self.checkpoints):
+            if self._refused:
+                raise ServingError(
+                    f"{self._address}: {self._trouble}. Is the token that of the job's"
+                    " checkpoint.publish (SYNCHROMESH_PUBLISH_TOKEN or --publish-token-file)?"
+                )
             if not self._first.wait(min(0.1, seconds)) and time.monotonic() > deadline:
                 raise ServingError(
                     f"{self._address} has given no checkpoint in {seconds:.0f} s: {self._trouble}"
@@ -107,6 +114,7 @@ class PublishedRun:
                 if str(error) != self._trouble:
                     _log.warning("%s can't be followed: %s", self._address, error)
                 self._trouble = str(error)
+                self._refused = isinstance(error, NotProvenError)
                 self._closed.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 

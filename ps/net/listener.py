@@ -16,6 +16,9 @@ from ps.net.sockets import Address, local_place, network_place, prove_as_server,
 
 logger = logging.getLogger(__name__)
 
+# Between two lines about connections that are refused.
+TELL_SECONDS = 60.0
+
 MAX_CONNECTIONS = 8192
 # Peers in the handshake. Where they are as many, the one that is at it for longest makes place: an
 # honest handshake takes milliseconds.
@@ -75,6 +78,7 @@ class Listener:
         self._listeners: list[socket.socket] = []
         self._accepting: list[threading.Thread] = []
         self._closing = False
+        self._refused, self._silent_until = 0, 0.0  # not told yet; of connections
         # Only this user may enter the directory, so only this user can reach the local socket.
         self._directory, self._lock = _make_directory()
         self.path = os.path.join(self._directory, name.replace(" ", "-"))
@@ -205,10 +209,21 @@ class Listener:
             tune(peer.sock)
             self._welcome(peer)
         except OSError as error:
-            if not self._closing:
-                logger.warning("%s refused a connection: %s", self._name, error)
+            self._tell_refused(error)
             return False
         return True
+
+    def _tell_refused(self, error: OSError) -> None:
+        """Say so, but not each time: whoever can connect could fill the log."""
+        with self._guard:
+            self._refused += 1
+            now = time.monotonic()
+            if self._closing or now < self._silent_until:
+                return
+            count, self._refused = self._refused, 0
+            self._silent_until = now + TELL_SECONDS
+        more = f" (and {count - 1} more since the last time)" if count > 1 else ""
+        logger.warning("%s refused a connection: %s%s", self._name, error, more)
 
     def _welcome(self, peer: Peer) -> None:
         """Let a peer that proved itself leave its place to others; raises ConnectionError."""

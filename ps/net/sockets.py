@@ -143,15 +143,23 @@ def _proof(
     return hmac.new(secret, text, hashlib.sha256).digest()
 
 
+class NotProvenError(WireError):
+    """One end does not know the other's secret, or means somebody else: no try will do."""
+
+
 def prove_as_client(
     sock: socket.socket, secret: bytes, place: str, name: str = "", *, deadline: float | None = None
 ) -> None:
-    """Answer the listener's nonce and check its answer to ours; raises OSError.
+    """Answer the listener's nonce and check its answer to ours.
 
     Args:
         place: whom we mean to speak to, as `local_place` or `network_place` has it.
         name: who we are.
         deadline: of the whole handshake, as `time.monotonic()` has it.
+
+    Raises:
+        NotProvenError: the listener has seen our proof and gone, or can't prove itself.
+        OSError: it is gone, or too slow.
     """
     deadline = _deadline(deadline)
     said = name.encode()
@@ -160,9 +168,15 @@ def prove_as_client(
     nonces, ends = (theirs, ours), (place, name)
     proof = _proof(secret, "client", nonces, ends)
     sock.sendall(proof + ours + bytes([len(said)]) + said)
-    answer = _receive_by(sock, PROOF_BYTES, deadline)
+    try:
+        answer = _receive_by(sock, PROOF_BYTES, deadline)
+    except ConnectionError as error:
+        raise NotProvenError(
+            f"the other end closed the connection when it was shown that we know the secret: it"
+            f" has another one, is not {place}, or has ended"
+        ) from error
     if not hmac.compare_digest(answer, _proof(secret, "listener", nonces, ends)):
-        raise WireError(f"the other end does not know the job's secret, or is not {place}")
+        raise NotProvenError(f"the other end does not know the job's secret, or is not {place}")
 
 
 def prove_as_server(
@@ -186,8 +200,8 @@ def prove_as_server(
     name = _receive_by(sock, length, deadline).decode(errors="replace")
     nonces, ends = (ours, theirs), (place, name)
     if not hmac.compare_digest(proof, _proof(secret, "client", nonces, ends)):
-        raise WireError(
-            f"a client does not know the job's secret, or means somebody else than {place}"
+        raise NotProvenError(
+            f"a client does not know the secret, or means somebody else than {place}"
         )
     sock.sendall(_proof(secret, "listener", nonces, ends))
     return name

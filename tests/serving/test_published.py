@@ -100,7 +100,10 @@ def test_it_is_said_why_nothing_comes(
 ) -> None:
     publisher = publish()
     where = address(publisher)
-    silent = PublishedRun(where, "another token, not its", tmp_path / "here")
+    with pytest.raises(ServingError, match=r"another one.*Is the token that of .*--publish-token"):
+        Model.open(where, forms=tmp_path / "here", publish_token="another token, not its")
+    publisher.close()
+    silent = PublishedRun(where, TOKEN, tmp_path / "here")
     with pytest.raises(ServingError, match=r"no checkpoint in 1 s: .*"):
         silent.wait(1.0)
     silent.close()

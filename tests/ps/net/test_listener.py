@@ -16,7 +16,15 @@ from ps.messages.records import DenseNorm
 from ps.net import listener as listening
 from ps.net import sockets
 from ps.net.listener import Listener, Peer
-from ps.net.sockets import Address, connect, network_place, prove_as_server, receive, send
+from ps.net.sockets import (
+    Address,
+    NotProvenError,
+    connect,
+    network_place,
+    prove_as_server,
+    receive,
+    send,
+)
 
 SECRET = b"s" * 32
 
@@ -179,6 +187,25 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="t") as folder:
         monkeypatch.setattr(tempfile, "tempdir", folder)
         yield Path(folder)
+
+
+def test_many_who_do_not_know_the_secret_are_told_of_in_one_line(
+    served: Listener, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        with pytest.raises(NotProvenError, match=r"has another one, is not shard 0 at .*, or has"):
+            connect(served.address("here"), node_id="here", secret=b"x" * 32)
+    until(lambda: served._refused == 2)
+    monkeypatch.setattr(listening, "TELL_SECONDS", 0.0)
+    served._silent_until = 0.0
+    with pytest.raises(NotProvenError):
+        connect(served.address("here"), node_id="here", secret=b"x" * 32)
+
+    until(lambda: len(caplog.messages) == 2)
+    assert [text.endswith("(and 2 more since the last time)") for text in caplog.messages] == [
+        False, True,
+    ]  # fmt: skip
+    assert works(speak(served))
 
 
 def test_a_folder_whose_lock_is_held_stays_whatever_process_ids_are_seen(temporary: Path) -> None:
