@@ -162,14 +162,17 @@ class Recoveries:
         self._open = _Open(now, "the driver was lost", step, samples)
 
     def moves(self, what: str, *, step: int, samples: int, now: float) -> None:
-        """Processes move, which is no failure.
+        """Processes move, which is no failure; before the first step after one it belongs to that.
 
         Args:
             what: that moves.
             step, samples: applied by all shards.
             now: seconds since 1970.
         """
-        self._open = _Open(now, what, step, samples, kind="move")
+        if self._open is not None:
+            self._open.cause += f"; then {what}"
+        else:
+            self._open = _Open(now, what, step, samples, kind="move")
 
     def failed(
         self,

@@ -118,6 +118,20 @@ def test_a_move_and_a_loss_that_was_announced_are_no_failures() -> None:
         fail(recoveries, 50)
 
 
+def test_what_moves_before_the_first_step_after_a_loss_does_not_hide_it() -> None:
+    recoveries = Recoveries(-1)
+    fail(recoveries, 30, now=100.0)
+    recoveries.goes_back(20, 200)
+    recoveries.moves("3 servers are wanted", step=20, samples=200, now=103.0)
+    recoveries.goes_back(20, 200)
+
+    found = recoveries.reached(21, trained=False, now=105.0)
+
+    assert found is not None
+    assert (found.kind, found.redone_steps, found.seconds) == ("loss", 10, 5.0)
+    assert found.cause == "server 0 died; then 3 servers are wanted"
+
+
 def test_what_dies_while_others_move_is_a_failure() -> None:
     recoveries = Recoveries(0)
     recoveries.moves("server 1: moved", step=30, samples=300, now=100.0)
