@@ -79,8 +79,13 @@ def build_model(spec: ModelSpec) -> Model[Any]:
         column += lookup.dim
     if spec.type != "custom":
         return LogLossModel(_NETWORKS[spec.type](spec), spec.loss)
-    model = custom_class(spec.options)(spec)
-    check_model(model, spec.options["class"])
+    kind = custom_class(spec.options)
+    path = spec.options["class"]
+    try:
+        model = kind(spec)
+    except Exception as error:  # whatever the class raises
+        raise ValueError(f"model.class {path!r} can't be made of the job: {error!r}") from error
+    check_model(model, path)
     return model
 
 

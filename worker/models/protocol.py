@@ -251,7 +251,13 @@ def custom_class(options: Mapping[str, Any]) -> Any:
         ValueError: the option is missing or malformed, or names nothing that can be imported.
     """
     path = options.get("class")
-    if not isinstance(path, str) or path.count(":") != 1 or not all(path.split(":")):
+    if (
+        not isinstance(path, str)
+        or path.count(":") != 1
+        or not all(path.split(":"))
+        or path.startswith(".")
+        or "/" in path
+    ):
         raise ValueError(
             f"model.class of a custom model must be 'module:Class', got {path!r}; "
             "for example 'my_models:LogisticRegression'"
@@ -265,8 +271,8 @@ def custom_class(options: Mapping[str, Any]) -> Any:
             "installed, or lie in the directory that the job is started from"
         ) from error
     found = getattr(module, class_name, None)
-    if not callable(found):
-        have = "no such name" if found is None else f"it is {found!r}, which can't be called"
+    if not isinstance(found, type):
+        have = "no such name" if found is None else f"it is {found!r}, which is no class"
         raise ValueError(f"model.class {path!r}: looked for a class {class_name!r}, {have}")
     return found
 

@@ -90,7 +90,9 @@ def test_options_reach_the_class(example):
 
 
 @pytest.mark.parametrize(
-    "path", [None, "", 7, "module", ":Class", "module:", "a:b:c"], ids=lambda path: repr(path)
+    "path",
+    [None, "", 7, "module", ":Class", "module:", "a:b:c", "../x:y", ".x:y"],
+    ids=lambda path: repr(path),
 )
 def test_a_class_that_is_not_module_and_name_is_refused(path):
     with pytest.raises(ValueError, match=r"model\.class .* must be 'module:Class', got"):
@@ -109,6 +111,16 @@ def test_a_class_that_is_not_in_the_module_is_named(write_module):
         make_spec({"class": "two_names:Model"})
     with pytest.raises(ValueError, match="looked for a class 'number', it is 3"):
         make_spec({"class": "two_names:number"})
+
+
+def test_a_function_is_refused_before_it_is_called():
+    with pytest.raises(ValueError, match=r"'os:system': .* which is no class"):
+        make_spec({"class": "os:system"})
+
+
+def test_a_class_that_cant_be_made_is_named():
+    with pytest.raises(ValueError, match=r"model\.class 'json:JSONDecoder' can't be made"):
+        build_model(make_spec({"class": "json:JSONDecoder"}))
 
 
 def test_an_object_that_is_not_a_model_is_refused_with_all_that_it_lacks(write_module):
