@@ -36,6 +36,8 @@ from ps.messages.wire import (
 )
 from ps.net.cancellation import Cancellation
 
+# The name by which the coordinator connects: its words say that it is there.
+COORDINATOR = "coordinator"
 NONCE_BYTES = 32
 PROOF_BYTES = hashlib.sha256().digest_size
 # Of the whole handshake, however many bytes trickle in.

@@ -26,7 +26,7 @@ from ps.messages.pull_push import Contribution, Pull
 from ps.messages.records import Apply, ApplyReply, DenseNorm, Freeze
 from ps.messages.wire import WireError
 from ps.net.listener import Listener, Peer
-from ps.net.sockets import receive, send
+from ps.net.sockets import COORDINATOR, receive, send
 from ps.net.wake import Wake
 from ps.server.byte_budget import ByteBudget
 from ps.server.read_write_lock import ReadWriteLock
@@ -46,6 +46,7 @@ class _Connection:
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
+        self.since = time.monotonic()
         self.ready: deque[Pull] = deque()
         self.wake = Wake()
 
@@ -165,8 +166,8 @@ class DataPlane:
             if all(descriptor == own for descriptor, _ in events):
                 continue
             message = self._receive(connection.peer)
-            if message is None:
-                return
+            if message is None or self._is_late(message, connection):
+                return  # the peer resends what it still wants on a new connection
             yield message
 
     def _receive(self, peer: Peer) -> Request | None:
@@ -179,7 +180,7 @@ class DataPlane:
             logger.warning("shard %d drops a connection: %s", self.shard.index, error)
             return None
         except OSError:
-            return None  # the peer resends what it still wants on a new connection
+            return None
         with self._guard:
             self.bytes_received += nbytes
         return message
@@ -220,6 +221,16 @@ class DataPlane:
         finally:
             if message.recovery_epoch == self.shard.recovery_epoch:
                 self._lease.heard(message.recovery_epoch, time.monotonic())
+
+    def _is_late(self, message: Request, connection: _Connection) -> bool:
+        """Whether it is of the coordinator, and may have lain unread for longer than its lease.
+
+        A coordinator that is there connects again, and so proves that it is; one that was replaced
+        while this process was frozen does not.
+        """
+        if isinstance(message, Pull | Contribution) or connection.peer.name != COORDINATOR:
+            return False
+        return self._lease.is_late(message.recovery_epoch, connection.since, time.monotonic())
 
     def _unheard(self, message: Pull | Contribution) -> Refusal | None:
         """Refuse what comes while the coordinator is silent for too long."""

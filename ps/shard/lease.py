@@ -35,3 +35,19 @@ class CoordinatorLease:
         heard = self._heard
         silent = math.inf if heard is None or heard[0] != recovery_epoch else now - heard[1]
         return silent if silent > self._seconds else None
+
+    def is_late(self, recovery_epoch: int, since: float, now: float) -> bool:
+        """Return whether a word of the coordinator that is read now may be older than the lease.
+
+        Where the process stood still, what came meanwhile lies there to be read, and says nothing
+        of whether the coordinator is there now.
+
+        Args:
+            since: when it proved on this connection who it is.
+        """
+        if self._seconds is None:
+            return False
+        heard = self._heard
+        if heard is not None and heard[0] == recovery_epoch:
+            since = max(since, heard[1])
+        return now - since > self._seconds

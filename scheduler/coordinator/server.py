@@ -14,7 +14,7 @@ from ps.client.faults import ConnectionFaults, with_faults
 from ps.messages.records import Record
 from ps.messages.wire import in_messages
 from ps.net.cancellation import Cancellation, CancelledError
-from ps.net.sockets import Address, connect
+from ps.net.sockets import COORDINATOR, Address, connect
 from ps.net.wake import Wake
 from runtime.memory import peak_rss_bytes
 from runtime.tail import Tail
@@ -138,7 +138,7 @@ class CoordinatorServer:
                     places[number],
                     node_id=node_id,
                     secret=secret,
-                    name="coordinator",
+                    name=COORDINATOR,
                     cancellation=self._cancellation,
                 ),
                 faults.connections,

@@ -20,7 +20,7 @@ from ps.messages.pull_push import ANY_STEP, PullReply, PushReply
 from ps.messages.records import Apply, ApplyReply
 from ps.messages.wire import encode
 from ps.net import listener, sockets
-from ps.net.sockets import connect, receive, send
+from ps.net.sockets import COORDINATOR, connect, receive, send
 from ps.server import data_plane
 from ps.shard.lease import CoordinatorLease
 
@@ -478,6 +478,32 @@ def test_without_its_coordinator_a_shard_answers_nobody_until_it_hears_of_it(
     assert isinstance(beat(), ApplyReply)
     assert isinstance(ask(sock, job, [1]), PullReply)
     sock.close()
+
+
+def test_what_the_coordinator_said_while_a_shard_stood_still_is_no_news_of_it(
+    small_job: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was frozen may have been replaced: what lies in its sockets is older."""
+    clock = Clock(monkeypatch)
+    job = small_job(TABLES)
+    served = serve(job)
+    monkeypatch.setattr(served.planes[0], "_lease", CoordinatorLease(5.0))
+
+    def coordinator() -> socket.socket:
+        return connect(served.address(0), node_id="here", secret=served.secret, name=COORDINATOR)
+
+    with served.connect(0) as worker, coordinator() as before:
+        send(before, Apply(3, job.epoch, ()))
+        assert isinstance(receive(before)[0], ApplyReply)
+        assert isinstance(ask(worker, job, [1]), PullReply)
+        clock.now += 5.1
+        send(before, Apply(4, job.epoch, ()))
+        assert is_closed(before)
+        assert ask(worker, job, [1]).reason == "unheard"
+        with coordinator() as again:
+            send(again, Apply(4, job.epoch, ()))
+            assert isinstance(receive(again)[0], ApplyReply)
+        assert isinstance(ask(worker, job, [1]), PullReply)
 
 
 def test_pulls_that_waited_while_records_were_applied_have_heard_the_coordinator(
