@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ps.checkpoint.file_parts import CheckpointError, CheckpointRemovedError
+from ps.checkpoint.errors import CheckpointError, CheckpointRemovedError
 from ps.checkpoint.read import CheckpointReader
 from serving.errors import RequestError, ServingError
 from serving.form.apart import BasesApart
@@ -159,7 +159,8 @@ class Model:
         self._told: list[Callable[[Loaded], None]] = []
         if self.refresh() is None:
             reasons = "; ".join(self._store.refused.values())
-            raise ServingError(f"{source.path} has no checkpoint that can be served. {reasons}")
+            text = f"{source.path} has no checkpoint that can be served"
+            raise CheckpointError(f"{text}. {reasons}") if reasons else ServingError(text)
         saved = self.current.form.model
         self.schema = RequestSchema(saved.features, saved.contract, max_rows=max_rows)
 

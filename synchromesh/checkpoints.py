@@ -12,7 +12,8 @@ from embedding import TableSpec
 from embedding.arrow import to_arrow
 from ps.checkpoint.compact import compact
 from ps.checkpoint.compare import Difference, difference
-from ps.checkpoint.manifest import MANIFEST, CheckpointError
+from ps.checkpoint.errors import CheckpointError, UnfitCheckpointError
+from ps.checkpoint.manifest import MANIFEST
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.summary import overview_of
 from runtime.places import Place, is_file, place_of, time_at
@@ -62,7 +63,7 @@ class Checkpoint:
         """
         specs = {spec.name: spec for spec in self.tables}
         if table not in specs:
-            raise CheckpointError(
+            raise UnfitCheckpointError(
                 f"{self.path} has no table {table!r}{nearest(table, list(specs))}"
             )
         for entries in self._reader.rows(specs[table]):

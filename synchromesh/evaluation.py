@@ -6,7 +6,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
 from runtime.places import Place, place_of
 from runtime.storage import StorageError
@@ -23,7 +22,7 @@ from worker.inference import ModelError, Predictor, saved_model
 from worker.metrics import why_no_auc, why_no_log_loss
 from worker.spec import DataSpec, FeatureSpec
 
-BAD_INPUT = (CheckpointError, ConfigError, DataError, ModelError, RunDirectoryError, StorageError)
+BAD_INPUT = (ConfigError, DataError, ModelError, RunDirectoryError, StorageError)
 # Of a checkpoint without a job: what data.eval_batch_size is by default.
 BATCH_SIZE = 8192
 

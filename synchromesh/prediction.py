@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
 from runtime.durable import new_file
 from runtime.storage import StorageError
@@ -35,7 +34,7 @@ class OutputError(ValueError):
     """The output can't be written where it was asked for."""
 
 
-BAD_INPUT = (CheckpointError, DataError, ModelError, OutputError, RunDirectoryError, StorageError)
+BAD_INPUT = (DataError, ModelError, OutputError, RunDirectoryError, StorageError)
 
 
 def predict(

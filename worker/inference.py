@@ -9,7 +9,7 @@ import threadpoolctl
 
 from embedding import TableSpec
 from embedding.spec.composition import Part
-from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.errors import CheckpointError, UnfitCheckpointError
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import load_tables
 from ps.client.deduplicate import Deduplicated, Deduplicator
@@ -345,10 +345,10 @@ def check_size(spec: ModelSpec, held: int, path: str | Place) -> None:
     """
     size = _model_size(spec, path)
     if size != held:
-        changed = "; its class has changed since" if spec.type == "custom" else ""
-        raise CheckpointError(
-            f"{path} holds {held} dense parameters, its {spec.type} model has {size}{changed}"
-        )
+        text = f"{path} holds {held} dense parameters, its {spec.type} model has {size}"
+        if spec.type == "custom":
+            raise UnfitCheckpointError(f"{text}; its class has changed since")
+        raise CheckpointError(text)
 
 
 def _model_size(spec: ModelSpec, path: str | Place) -> int:

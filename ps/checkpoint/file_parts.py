@@ -27,6 +27,7 @@ from ps.checkpoint.checksums import (
     new_hasher,
     tree_digest,
 )
+from ps.checkpoint.errors import CheckpointError
 from runtime.places import NoFileError, Place
 
 PARTS = "parts-"
@@ -46,14 +47,6 @@ def parts_schema(format_version: int) -> pa.Schema:
 
 
 PARTS_SCHEMA = parts_schema(TREE_VERSION)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is not there, is damaged, or does not fit."""
-
-
-class CheckpointRemovedError(CheckpointError):
-    """A checkpoint that went while it was read: nothing of it was damaged."""
 
 
 @dataclass(frozen=True, slots=True)

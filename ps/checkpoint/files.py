@@ -12,11 +12,10 @@ import pyarrow as pa
 from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.spec.admission import BloomAdmission
 from ps.checkpoint.checksums import TREE_VERSION, new_hasher, tree_digest
+from ps.checkpoint.errors import CheckpointError, CheckpointRemovedError
 from ps.checkpoint.file_parts import (
     MAX_PARTS_BYTES,
     PARTS,
-    CheckpointError,
-    CheckpointRemovedError,
     FileEntry,
     FilePart,
     check_schema,

@@ -15,7 +15,7 @@ from embedding.table.bloom import BloomSize
 from embedding.table.links import make_variables
 from ps.checkpoint.adapting import adapted, state_of
 from ps.checkpoint.chosen import Chosen
-from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.errors import UnfitCheckpointError
 from ps.checkpoint.read import CheckpointReader
 from ps.routing import BLOCK_SIZE
 from ps.shard.dense import DenseBlocks
@@ -52,7 +52,7 @@ def check_fits(
 
 def _check_same(what: str, saved: object, wanted: object) -> None:
     if saved != wanted:
-        raise CheckpointError(
+        raise UnfitCheckpointError(
             f"{what} is {saved} in the checkpoint, {wanted} in the job; a job that starts from a"
             " checkpoint must keep it"
         )
@@ -64,7 +64,7 @@ def _check_bloom_fits(saved: TableSpec, wanted: TableSpec) -> None:
     if not (isinstance(old, BloomAdmission) and isinstance(new, BloomAdmission)):
         return
     if BloomSize.of(old) != BloomSize.of(new):
-        raise CheckpointError(
+        raise UnfitCheckpointError(
             f"table {saved.name} has a Bloom filter in the checkpoint for max_elements"
             f" {old.max_elements} and false_positive_probability {old.false_positive_probability},"
             f" in the job for {new.max_elements} and {new.false_positive_probability}; counts can't"

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from embedding import NUM_BUCKETS
 from ps.checkpoint.adapting import state_of
-from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.errors import UnfitCheckpointError
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import check_fits
 from ps.spec import StoreSpec
@@ -261,7 +261,9 @@ def _dense_sources(
     try:
         sources, anew = sources_of(before, old_names, after, new_names, reshaped=reshaped)
     except ValueError as error:
-        raise CheckpointError(f"model: {error}; a job with other features must keep it") from error
+        raise UnfitCheckpointError(
+            f"model: {error}; a job with other features must keep it"
+        ) from error
     if anew:
         _log.warning("dense parameters that begin anew: %s", "; ".join(anew))
     return sources
@@ -271,7 +273,7 @@ def _check_model(saved: ModelSpec, wanted: ModelSpec, *, same_inputs: bool) -> N
     """Refuse dense parameters of another model, be they as many: they mean something else."""
     keep = "a job that starts from a checkpoint must keep it"
     if saved.type != wanted.type:
-        raise CheckpointError(
+        raise UnfitCheckpointError(
             f"model.type is {saved.type} in the checkpoint, {wanted.type} in the job; {keep}"
         )
     if not same_inputs:
@@ -286,7 +288,7 @@ def _check_model(saved: ModelSpec, wanted: ModelSpec, *, same_inputs: bool) -> N
     for name in [*after, *before]:
         old, new = before.get(name, "none"), after.get(name, "none")
         if old != new:
-            raise CheckpointError(
+            raise UnfitCheckpointError(
                 f"model: the shape of parameter {name} is {old} in the checkpoint, {new} in the"
                 f" job; {keep}"
             )
@@ -298,7 +300,7 @@ def _check_compositions(saved: ModelSpec, wanted: ModelSpec) -> None:
     for lookup in wanted.lookups:
         old = before.get(lookup.table, lookup)
         if (old.parts, old.operation) != (lookup.parts, lookup.operation):
-            raise CheckpointError(
+            raise UnfitCheckpointError(
                 f"tables.{lookup.table}.composition: the checkpoint has {_described(old)}, the job"
                 f" {_described(lookup)}. Keep the composition as it was, or give the table of the"
                 " feature another name to train it anew"

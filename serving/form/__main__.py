@@ -11,8 +11,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from ps.checkpoint.file_parts import CheckpointRemovedError
-from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.errors import CheckpointError, CheckpointRemovedError
 from ps.checkpoint.read import CheckpointReader
 from runtime.places import place_of
 from runtime.strict_json import json_text

@@ -7,8 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
-from ps.checkpoint.file_parts import CheckpointRemovedError
-from ps.checkpoint.manifest import CheckpointError
+from ps.checkpoint.errors import CheckpointError, CheckpointRemovedError
 from serving.errors import ServingError
 from serving.rows.quantized import RowsAs
 

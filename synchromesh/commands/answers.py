@@ -1,7 +1,8 @@
 """What every command answers alike: errors, exit codes and lines of JSON.
 
 Exit codes: 0 done; 2 what was asked for can't be done as it was asked for, and nothing was begun;
-1 it failed on the way; 130 it was interrupted.
+1 it failed on the way; 130 it was interrupted. A checkpoint that is damaged is a failure in every
+command, whenever it is seen; where there is none, or it doesn't fit, the answer is 2.
 """
 
 import os
@@ -13,6 +14,7 @@ from typing import IO, Any
 import click
 from rich.console import Console
 
+from ps.checkpoint.errors import CheckpointError, UnfitCheckpointError
 from runtime.strict_json import json_text
 
 PIPED_WIDTH = 200
@@ -52,13 +54,18 @@ def answering(
     """Turn exceptions into answers.
 
     Args:
-        refusals: those that mean that what was asked for can't be done as it was asked for.
+        refusals: those that mean that what was asked for can't be done as it was asked for. A
+            CheckpointError needs no mention.
         failures: those that mean that it failed on the way; `refusals` come first.
         failed: what a failure begins with, such as what was not written.
         interrupted: what is said where it was interrupted, unless the interruption has a text.
     """
     try:
         yield
+    except UnfitCheckpointError as error:
+        raise Refused(_text_of(error)) from error
+    except CheckpointError as error:
+        raise Failed(failed + _text_of(error)) from error
     except refusals as error:
         raise Refused(_text_of(error)) from error
     except failures as error:

@@ -8,7 +8,6 @@ import click
 from rich.filesize import decimal
 from rich.table import Table
 
-from ps.checkpoint.manifest import CheckpointError
 from runtime.storage import StorageError
 from scheduler import ConfigError, JobConfig, RunDirectoryError
 from scheduler.job.paths import with_absolute_paths
@@ -35,9 +34,7 @@ def command(job: str, overrides: tuple[str, ...], rows: int, as_json: bool) -> N
     distinct keys, the label's mean, the memory that a server's tables are expected to take, and
     what training would refuse on the way. Exits 2 where it would refuse something.
     """
-    with answering(
-        ConfigError, RunDirectoryError, DataError, StorageError, CheckpointError, ValueError
-    ):
+    with answering(ConfigError, RunDirectoryError, DataError, StorageError, ValueError):
         config = with_absolute_paths(
             JobConfig.from_yaml(job, list(overrides)), os.environ, Path.cwd()
         )

@@ -8,7 +8,6 @@ import click
 from rich.filesize import decimal
 from rich.table import Table
 
-from ps.checkpoint.manifest import CheckpointError
 from scheduler import RunDirectoryError
 from synchromesh.checkpoints import (
     Checkpoint,
@@ -63,7 +62,7 @@ def _show_list(found: list[Checkpoint]) -> None:
 @json_option
 def _show(checkpoint: str, as_json: bool) -> None:
     """Show what a checkpoint is, of a run its newest; the keys of a delta's chain are counted."""
-    with answering(RunDirectoryError, failures=(CheckpointError, OSError)):
+    with answering(RunDirectoryError, failures=(OSError,)):
         found = open_checkpoint(checkpoint)
         details = details_of(found)
     if as_json:
@@ -103,7 +102,7 @@ def _verify(checkpoint: str, as_json: bool) -> None:
 
     Of a delta those of all that it lies on, too.
     """
-    with answering(RunDirectoryError, failures=(CheckpointError, OSError)):
+    with answering(RunDirectoryError, failures=(OSError,)):
         found = open_checkpoint(checkpoint)
         found.verify()
     if as_json:
@@ -126,7 +125,7 @@ def _diff(before: str, after: str, as_json: bool) -> None:
 
     Rows are the same where vector, slots, frequency and version are, bit for bit.
     """
-    with answering(RunDirectoryError, failures=(CheckpointError, OSError)):
+    with answering(RunDirectoryError, failures=(OSError,)):
         found = compare(before, after)
     if as_json:
         print_json(asdict(found))
@@ -154,7 +153,7 @@ def _diff(before: str, after: str, as_json: bool) -> None:
 @json_option
 def _compact(checkpoint: str, out: str | None, as_json: bool) -> None:
     """Write a delta with all that it lies on as one full checkpoint; nothing is removed."""
-    with answering(RunDirectoryError, failures=(CheckpointError, OSError)):
+    with answering(RunDirectoryError, failures=(OSError,)):
         path, digest = compact_checkpoint(checkpoint, out)
     if as_json:
         print_json({"checkpoint": str(path), "model_digest": digest})

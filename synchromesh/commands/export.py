@@ -3,7 +3,6 @@
 import click
 import pyarrow as pa
 
-from ps.checkpoint.manifest import CheckpointError
 from scheduler import RunDirectoryError
 from synchromesh.commands.answers import FAILURES, answering, json_option, names, print_json
 from synchromesh.exporting import ExportError, Format, export_model
@@ -44,7 +43,6 @@ def command(
     line of JSON with the rows of each table.
     """
     with answering(
-        CheckpointError,
         ExportError,
         ModelError,
         RunDirectoryError,

@@ -14,7 +14,6 @@ from rich.table import Table
 from embedding import TableEntries, TableSpec, rule_for
 from embedding.spec.json_form import to_json
 from embedding.table.inspection import BIN_STARTS, RankBy, norms
-from ps.checkpoint.manifest import CheckpointError
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.summary import KeyState, TableOverview, TableSummary, overview_of, summarize
 from runtime.places import Place
@@ -76,7 +75,7 @@ def command(
     for option, given in {"top": top is not None, "by": by is not None, "key": bool(keys)}.items():
         if table is None and given:
             raise click.UsageError(f"--{option} needs TABLE")
-    with answering(CheckpointError, RunDirectoryError, UnknownError, failures=()):
+    with answering(RunDirectoryError, UnknownError, failures=()):
         path, reader, tables = _opened(checkpoint, table, by)
     with answering(failures=(*FAILURES, pa.ArrowException), failed="failed: "):
         if table is None:

@@ -156,7 +156,6 @@ def command(
         from serving.running import ServeOptions, Serving
     except ImportError as error:
         raise Refused(f"{error.name} is missing: pip install 'synchromesh[serve]'") from error
-    from ps.checkpoint.manifest import CheckpointError
     from serving.errors import ServingError
     from serving.session import SessionOptions
 
@@ -191,7 +190,7 @@ def command(
         raise click.UsageError("--data and --force are of --rows bf16 and int8")
     if rows != "float32" and not force:
         _check_rows(source, rows, forms, data)
-    with answering(CheckpointError, ModelError, ServingError, failures=FAILURES):
+    with answering(ModelError, ServingError, failures=FAILURES):
         serving = Serving(options)
 
     def ready() -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -268,7 +269,7 @@ def test_damaged_file_ends_an_export_without_a_trace(run: Path, tmp_path: Path) 
 
     done = run_here("export", copy, tmp_path / "out")
 
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert f"{damaged} is damaged" in done.stderr
     assert os.listdir(tmp_path) == ["copy"]
 
@@ -289,6 +290,73 @@ def test_inspection_agrees_with_the_result_of_the_run(run: Path) -> None:
     for of in ("rows", "unadmitted"):
         assert sum(one[of] for one in found["frequencies"]) == found["table"][of] > 0
     assert found["step"] == result["global_step"]
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "flipped": lambda copy: _flip(_rows_of(copy)),
+    "truncated": lambda copy: os.truncate(_rows_of(copy), 20),
+    "missing": lambda copy: _rows_of(copy).unlink(),
+    "foreign": lambda copy: _rows_of(copy).write_bytes(b"not ours"),
+    "manifest": lambda copy: _flip(copy / "manifest.json"),
+    "manifest-empty": lambda copy: (copy / "manifest.json").write_text(""),
+}
+
+
+def _rows_of(copy: Path) -> Path:
+    (found,) = copy.glob("tables/tags/rows-00000-*")
+    return found
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "checkpoint verify COPY",
+        "checkpoint diff RUN COPY",
+        "checkpoint compact COPY --out OUT",
+        "evaluate COPY --data TEST",
+        "predict COPY TEST OUT",
+        "export COPY OUT",
+        "inspect COPY tags",
+        "serve COPY --port 0 --forms FORMS",
+        "serve COPY --port 0 --forms FORMS --rows int8 --data TEST",
+    ],
+)
+def test_a_damaged_checkpoint_exits_1_in_every_command(
+    run: Path, samples: Path, tmp_path: Path, command: str, damage: str
+) -> None:
+    DAMAGES[damage](copy := shutil.copytree(checkpoint_of(run), tmp_path / "copy"))
+    names = {"COPY": copy, "RUN": run, "TEST": samples / "test.parquet"}
+    local = {name: tmp_path / name for name in ("OUT", "FORMS")}
+    words = [{**names, **local}.get(word, word) for word in command.split()]
+
+    done = run_here(*words)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert str(copy) in done.stderr
+    assert not (tmp_path / "OUT").exists()
+
+
+def test_beginning_from_a_damaged_checkpoint_exits_1_and_one_that_does_not_fit_2(
+    run: Path, tmp_path: Path
+) -> None:
+    _flip((copy := shutil.copytree(checkpoint_of(run), tmp_path / "copy")) / "manifest.json")
+    new = f"run.dir={tmp_path / 'new'}"
+
+    damaged = run_here("train", run / "job.yaml", new, f"run.init_from={copy}")
+    checked = run_here("check", run / "job.yaml", new, f"run.init_from={copy}")
+    unfit = run_here("train", run / "job.yaml", new, f"run.init_from={run}", "model.type=dlrm")
+    nowhere = run_here("train", run / "job.yaml", new, f"run.init_from={tmp_path / 'none'}")
+
+    codes = [done.returncode for done in (damaged, checked, unfit, nowhere)]
+    assert codes == [1, 1, 2, 2], unfit.stderr
+    assert str(copy) in damaged.stderr
 
 
 # All of them --------------------------------------------------------------------------------------
