@@ -122,16 +122,15 @@ class Endpoint:
         form = self._form(path)
         if form is not None:
             if method != "POST":
-                return failed(405, f"{path} takes POST")
+                return not_allowed(path, "POST")
             return await self._predict(request, form)
         model = f"/v1/models/{self._name}"
         if path in (f"{model}:rollback", f"{model}:release"):
             if method != "POST":
-                return failed(405, f"{path} takes POST")
+                return not_allowed(path, "POST")
             return await self._change(request, path.rsplit(":", 1)[1])
-        if method != "GET":
-            return failed(404, f"there is no {cut(path)}")
-        return self._told(path)
+        told = self._told(path)
+        return told if method == "GET" or told.status == 404 else not_allowed(path, "GET")
 
     def _may(self, authorization: str) -> bool:
         if self._token is None:
@@ -287,3 +286,10 @@ class Endpoint:
             "refused": [{"checkpoint": n, "reason": why} for n, why in model.refused.items()],
         }
         return Answer(200, text(about))
+
+
+def not_allowed(path: str, method: str) -> Answer:
+    """Return the answer to another method than the one that a path takes."""
+    answer = failed(405, f"{cut(path)} takes {method}")
+    answer.headers.append(("Allow", method))
+    return answer

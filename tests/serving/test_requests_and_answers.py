@@ -487,6 +487,25 @@ def test_paths_that_are_not_there_are_told(served: Any) -> None:
         assert served.ask(method, path, {} if method == "POST" else None)[0] == status
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("POST", "/metrics", "GET"),
+        ("DELETE", "/v1/models/clicks", "GET"),
+        ("PUT", "/v2/models/clicks", "GET"),
+        ("POST", "/v2", "GET"),
+        ("DELETE", PREDICT, "POST"),
+        ("GET", "/v1/models/clicks:release", "POST"),
+    ],
+)
+def test_another_method_is_told_which_one_a_path_takes(
+    served: Any, method: str, path: str, allowed: str
+) -> None:
+    status, headers, _ = served.ask(method, path, {} if method == "POST" else None)
+
+    assert (status, headers["allow"]) == (405, allowed)
+
+
 def raw(served: Any, data: bytes, *, ends: bool = True) -> bytes:
     """Send bytes, and say that no more come; return all until the server ends the connection."""
     found = b""
