@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ from scheduler.run.directory import (
     checkpoints_of,
     latest_checkpoint,
 )
+from synchromesh.outputs import check_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +218,11 @@ def compact_checkpoint(path: str | Place, out: str | Place | None = None) -> tup
 
     Raises:
         CheckpointError, RunDirectoryError: there is none, or a file is not what was written.
+        OutputError: nothing can be written at the place.
         OSError: it could not be written; nothing is left of it.
     """
     found = open_checkpoint(path)
     place = found.path.with_name(f"full-{found.step:012d}") if out is None else place_of(out)
+    if isinstance(place, Path):
+        check_place(place)
     return compact(found._reader, place)

@@ -18,6 +18,7 @@ from ps.checkpoint.read import CheckpointReader
 from runtime.strict_json import json_text
 from scheduler.job.errors import nearest
 from scheduler.run.directory import latest_checkpoint
+from synchromesh.outputs import check_place
 from worker.datasets.files import PartWriter
 from worker.inference import check_size, saved_model
 from worker.models import build_model, parameter_views
@@ -91,8 +92,8 @@ def export_model(
         `out`, `checkpoint`, `step`, and `rows` of each table that was written.
 
     Raises:
-        CheckpointError, RunDirectoryError, ExportError: what was named can't be used, or a library
-            is missing.
+        CheckpointError, RunDirectoryError, ExportError, OutputError: what was named can't be used,
+            or a library is missing.
     """
     checkpoint = latest_checkpoint(str(checkpoint_or_run))
     reader = CheckpointReader(checkpoint)
@@ -101,6 +102,7 @@ def export_model(
     if "://" in str(out):
         raise ExportError(f"OUT_DIR must be a local folder, got {out}")
     place = Path(out)
+    check_place(place)
     line = {"out": str(place), "checkpoint": str(checkpoint), "step": reader.manifest.step}
     with staged(place, overwrite=overwrite) as staging:
         rows: dict[str, int] = {}

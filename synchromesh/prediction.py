@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ps.checkpoint.read import CheckpointReader
-from runtime.durable import new_file
+from runtime.durable import make_folder, new_file
 from runtime.storage import StorageError
 from scheduler import RunDirectoryError
 from scheduler.job.errors import nearest
 from scheduler.run.directory import latest_checkpoint
+from synchromesh.outputs import OutputError, check_place
 from worker.contract import check_contract
 from worker.data.file_columns import named_schema
 from worker.data.footers import open_source, read_footer
@@ -28,10 +29,6 @@ PREDICTION = "prediction"
 BATCH_SIZE = 8192
 ROW_GROUP_ROWS = 1 << 17
 ROW_GROUP_BYTES = 64 << 20
-
-
-class OutputError(ValueError):
-    """The output can't be written where it was asked for."""
 
 
 BAD_INPUT = (DataError, ModelError, OutputError, RunDirectoryError, StorageError)
@@ -74,6 +71,7 @@ def predict(
         raise OutputError(f"{place} is a file of INPUT; name another OUTPUT")
     predictor = Predictor.from_checkpoint(checkpoint)
     rows = 0
+    make_folder(place.parent)
     with (
         new_file(place) as file,
         pq.ParquetWriter(file, schema, compression="zstd") as writer,
@@ -158,8 +156,7 @@ def checked_output(name: str, *, overwrite: bool) -> Path:
     path = Path(name)
     if "://" in name:
         raise OutputError(f"OUTPUT must be a local file, got {name}")
-    if not path.parent.is_dir():
-        raise OutputError(f"the folder {path.parent} does not exist; make it first")
+    check_place(path)
     if path.is_dir():
         raise OutputError(f"{path} is a folder; OUTPUT must be a file")
     if path.exists() and not overwrite:

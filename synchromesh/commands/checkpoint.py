@@ -19,6 +19,7 @@ from synchromesh.checkpoints import (
 )
 from synchromesh.checkpoints import as_json as facts_of
 from synchromesh.commands.answers import Failed, answering, json_option, people_console, print_json
+from synchromesh.outputs import OutputError
 
 
 @click.group(epilog="Example: synchromesh checkpoint verify runs/dlrm")
@@ -153,7 +154,7 @@ def _diff(before: str, after: str, as_json: bool) -> None:
 @json_option
 def _compact(checkpoint: str, out: str | None, as_json: bool) -> None:
     """Write a delta with all that it lies on as one full checkpoint; nothing is removed."""
-    with answering(RunDirectoryError, failures=(OSError,)):
+    with answering(OutputError, RunDirectoryError, failures=(OSError,)):
         path, digest = compact_checkpoint(checkpoint, out)
     if as_json:
         print_json({"checkpoint": str(path), "model_digest": digest})

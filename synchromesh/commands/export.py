@@ -6,6 +6,7 @@ import pyarrow as pa
 from scheduler import RunDirectoryError
 from synchromesh.commands.answers import FAILURES, answering, json_option, names, print_json
 from synchromesh.exporting import ExportError, Format, export_model
+from synchromesh.outputs import OutputError
 from worker.inference import ModelError
 
 
@@ -45,6 +46,7 @@ def command(
     with answering(
         ExportError,
         ModelError,
+        OutputError,
         RunDirectoryError,
         failures=(*FAILURES, pa.ArrowException),
         failed="failed: ",

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
-from runtime.durable import write_text
+from runtime.durable import make_folder, write_text
 from runtime.storage import StorageError
 from synchromesh.commands.answers import Refused, answering, json_option, print_json
 from synchromesh.guessing import job_for
+from synchromesh.outputs import OutputError, check_place
 from worker.errors import DataError
 
 
@@ -25,12 +26,14 @@ def command(data: tuple[str, ...], out: Path | None, overwrite: bool, as_json: b
     """
     if out is not None and out.exists() and not overwrite:
         raise Refused(f"{out} exists; use --overwrite, or name another file")
-    if out is not None and not out.parent.is_dir():
-        raise Refused(f"the folder {out.parent} does not exist; make it first")
+    if out is not None:
+        with answering(OutputError):
+            check_place(out)
     with answering(DataError, StorageError):
         text = job_for(data, name=out.stem if out is not None else "first")
     if out is not None:
         with answering(failures=(OSError,), failed=f"{out} can't be written: "):
+            make_folder(out.parent)
             write_text(out, text)
     if as_json:
         print_json({"out": None if out is None else str(out), "job": text})

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import click
 
-from runtime.durable import write_text
+from runtime.durable import make_folder, write_text
 from scheduler import RunDirectoryError
 from synchromesh.commands.answers import Refused, answering, json_option, print_json
+from synchromesh.outputs import OutputError, check_place
 
 
 @click.command(epilog="Example: synchromesh report runs/dlrm --out dlrm.html")
@@ -27,9 +28,11 @@ def command(run: Path, out: Path | None, as_json: bool) -> None:
             raise
         raise Refused("charts need Bokeh: pip install 'synchromesh[report]'") from error
     place = out or run / "report.html"
-    with answering(RunDirectoryError, OSError, failures=()):
+    with answering(OutputError, RunDirectoryError, OSError, failures=()):
         page = page_of(read_run(run))
+        check_place(place)
     with answering(failures=(OSError,), failed=f"{place} can't be written: "):
+        make_folder(place.parent)
         write_text(place, page)
     if as_json:
         print_json({"out": str(place)})

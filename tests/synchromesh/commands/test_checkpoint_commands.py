@@ -379,7 +379,11 @@ def test_beginning_from_a_damaged_checkpoint_exits_1_and_one_that_does_not_fit_2
         ("predict", ["RUN", "WRONG", "OUT"], "a dense column has an unusable type"),
         ("predict", ["RUN", "TEXT", "OUT"], "no Parquet file"),
         ("predict", ["RUN", "TEST", "OUT", "--columns", "tag"], "did you mean 'tags'?"),
-        ("predict", ["RUN", "TEST", "NOWHERE/out"], "does not exist; make it first"),
+        ("predict", ["RUN", "TEST", "TEXT/a/out"], "TEXT is not a folder"),
+        ("export", ["RUN", "TEXT/out"], "TEXT is not a folder"),
+        ("init", ["TEST", "--out", "TEXT/out.yaml"], "TEXT is not a folder"),
+        ("init", ["TEST", "--out", "/proc/x.yaml"], "/proc/x.yaml can't be written: nothing can"),
+        ("report", ["RUN", "--out", "TEXT/out.html"], "TEXT is not a folder"),
         ("predict", ["RUN", "TEST", "s3://bucket/out"], "must be a local file"),
         ("predict", ["RUN", "COPY", "COPY", "--overwrite"], "is a file of INPUT"),
         ("export", ["NOWHERE", "OUT"], "neither a checkpoint nor a run directory"),
@@ -421,6 +425,39 @@ def test_mistakes_exit_2_with_one_line(
     assert message in shown.err
     assert sorted(os.listdir(tmp_path)) == before
     assert pq.read_metadata(tmp_path / "COPY").num_rows == 50
+
+
+def test_a_copy_that_cant_be_written_names_its_place_and_exits_2(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    done = run_here("checkpoint", "compact", run, "--out", tmp_path / "file/full")
+
+    assert done.returncode == 2
+    assert f"{tmp_path}/file/full can't be written: {tmp_path}/file is not a folder" in done.stderr
+    assert ".partial" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "init TEST --out NEW/sub/out",
+        "report RUN --out NEW/sub/out",
+        "predict RUN TEST NEW/sub/out",
+        "export RUN NEW/sub/out",
+        "checkpoint compact RUN --out NEW/sub/out",
+    ],
+)
+def test_folders_above_an_output_are_made(
+    run: Path, samples: Path, tmp_path: Path, command: str
+) -> None:
+    places = {"RUN": str(run), "TEST": str(samples / "test.parquet"), "NEW": str(tmp_path / "new")}
+    for name, place in places.items():
+        command = command.replace(name, place)
+
+    done = run_here(*command.split())
+
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(tmp_path / "new/sub") == ["out"]
 
 
 @pytest.mark.parametrize("name", ["evaluate", "predict", "export", "inspect"])
