@@ -24,7 +24,7 @@ class StorageError(OSError):
     """A path or URL that can't be opened or listed."""
 
     def __init__(self, url: str, problem: str, remedy: str) -> None:
-        super().__init__(f"{url}: {problem}. {remedy}")
+        super().__init__(f"{url or repr('')}: {problem}. {remedy}")
         self.url = url
         self.problem = problem
         self.remedy = remedy

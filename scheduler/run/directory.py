@@ -433,7 +433,8 @@ def latest_checkpoint(path: str | Place) -> Place:
     found = checkpoints_of(place)
     if not found:
         raise RunDirectoryError(
-            f"{path} is neither a checkpoint nor a run directory with a finished checkpoint"
+            f"{str(path) or repr('')} is neither a checkpoint nor a run directory with a finished"
+            " checkpoint"
         )
     return found[-1]
 

@@ -76,8 +76,10 @@ def _show(check: Check, servers: int, *, standby: int) -> None:
         table.add_row(each.name, f"{each.rows:,}", decimal(each.memory_bytes))
     console.print(table)
     share = decimal(check.server_memory_bytes)
+    processes = servers * (1 + standby)
     where = f"{servers} servers" + (f" and {standby * servers} standbys" if standby else "")
-    console.print(f"\nexpected memory of the tables: {share} on each of {where}")
+    on = "the one server" if processes == 1 else f"each of {where}"
+    console.print(f"\nexpected memory of the tables: {share} on {on}")
     for warning in check.warnings:
         console.print(f"warning: {warning}")
 

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from embedding.kernels.mixing import NUM_BUCKETS
 from scheduler.coordinator.events import (
     EndOfTrainingWanted,
     FinishWanted,
@@ -28,19 +29,27 @@ from synchromesh.commands.answers import answering, json_option, print_json
 RATE_SECONDS = 1.0
 
 
-class _WorkersParam(click.ParamType):
+NUMBERS = {"ignore_unknown_options": True}  # -1 is a wrong number, and no option
+
+
+class _CountParam(click.ParamType):
     """A number of workers or servers, or `auto`, which is None."""
 
     name = "N|auto"
+
+    def __init__(self, most: int | None = None) -> None:
+        self._most = most
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | None:
         if value == "auto":
             return None
-        if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is neither a number from 1 nor auto", param, ctx)
-        return int(value)
+        count = int(value) if str(value).isdecimal() else 0
+        if count < 1 or (self._most is not None and count > self._most):
+            to = "" if self._most is None else f" to {self._most}"
+            self.fail(f"{value!r} is neither a number from 1{to} nor auto", param, ctx)
+        return count
 
 
 @click.group(epilog="Example: synchromesh control runs/dlrm mode gba")
@@ -100,8 +109,8 @@ def _resume(run: Path, as_json: bool) -> None:
     _order(run, PauseWanted(False), as_json)
 
 
-@command.command("workers")
-@click.argument("count", type=_WorkersParam(), metavar="N|auto")
+@command.command("workers", context_settings=NUMBERS)
+@click.argument("count", type=_CountParam(), metavar="N|auto")
 @json_option
 @click.pass_obj
 def _workers(run: Path, count: int | None, as_json: bool) -> None:
@@ -109,8 +118,8 @@ def _workers(run: Path, count: int | None, as_json: bool) -> None:
     _order(run, WorkersWanted(count), as_json)
 
 
-@command.command("servers")
-@click.argument("count", type=_WorkersParam(), metavar="N|auto")
+@command.command("servers", context_settings=NUMBERS)
+@click.argument("count", type=_CountParam(NUM_BUCKETS), metavar="N|auto")
 @json_option
 @click.pass_obj
 def _servers(run: Path, count: int | None, as_json: bool) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from runtime.storage import NoSuchFileError
 from synchromesh.commands.answers import Refused, answering, json_option, print_json, read_token
 from worker.data.kafka_client import read_client_file
 from worker.datasets.convert import Layout, convert_criteo, convert_movielens
@@ -292,7 +293,9 @@ def _replay(
     comes.
     """
     failures = (OSError, pa.ArrowException)
-    with answering(ValueError, ImportError, failures=failures, failed="cannot replay: "):
+    with answering(
+        ValueError, ImportError, NoSuchFileError, failures=failures, failed="cannot replay: "
+    ):
         target: Target
         if to.startswith("kafka://"):
             target = KafkaTarget(to, form=form, settings=read_client_file(client_file))

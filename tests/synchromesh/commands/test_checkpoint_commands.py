@@ -366,6 +366,11 @@ def test_beginning_from_a_damaged_checkpoint_exits_1_and_one_that_does_not_fit_2
     ("name", "arguments", "message"),
     [
         ("evaluate", ["NOWHERE"], "neither a checkpoint nor a run directory"),
+        ("evaluate", [""], "'' is neither a checkpoint nor a run directory"),
+        ("evaluate", ["RUN", "--data", ""], "'': "),
+        ("control", ["RUN", "servers", "-1"], "'-1' is neither a number from 1 to 4096 nor auto"),
+        ("control", ["RUN", "servers", "5000"], "'5000' is neither a number from 1 to 4096 nor"),
+        ("control", ["RUN", "workers", "-1"], "'-1' is neither a number from 1 nor auto"),
         ("evaluate", ["RUN", "NOWHERE.yaml"], "NOWHERE.yaml: No such file"),
         ("evaluate", ["RUN", "data.evl=x"], "did you mean 'eval'?"),
         ("evaluate", ["RUN", "data.eval=null"], "the job has no data.eval"),

@@ -58,7 +58,7 @@ def test_the_command_replays_and_says_how_much(recorded: str, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert '"rows": 120' in done.stdout
     missing = run_here("data", "replay", tmp_path / "none", "--to", tmp_path / "s", "--rate", 9)
-    assert missing.returncode == 1
+    assert missing.returncode == 2
     assert "none" in missing.stderr
 
 
