@@ -23,3 +23,10 @@ def check_place(path: Path) -> None:
         raise OutputError(
             f"{path} can't be written: nothing can be made in {above}: {error.strerror or error}"
         ) from error
+
+
+def check_file_place(path: Path) -> None:
+    """Refuse a place where no file can be made, as `check_place`, or that is a folder."""
+    check_place(path)
+    if path.is_dir():
+        raise OutputError(f"{path} can't be written: it is a folder; name a file")

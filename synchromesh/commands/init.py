@@ -8,7 +8,7 @@ from runtime.durable import make_folder, write_text
 from runtime.storage import StorageError
 from synchromesh.commands.answers import Refused, answering, json_option, print_json
 from synchromesh.guessing import job_for
-from synchromesh.outputs import OutputError, check_place
+from synchromesh.outputs import OutputError, check_file_place
 from worker.errors import DataError
 
 
@@ -28,7 +28,7 @@ def command(data: tuple[str, ...], out: Path | None, overwrite: bool, as_json: b
         raise Refused(f"{out} exists; use --overwrite, or name another file")
     if out is not None:
         with answering(OutputError):
-            check_place(out)
+            check_file_place(out)
     with answering(DataError, StorageError):
         text = job_for(data, name=out.stem if out is not None else "first")
     if out is not None:

@@ -7,7 +7,7 @@ import click
 from runtime.durable import make_folder, write_text
 from scheduler import RunDirectoryError
 from synchromesh.commands.answers import Refused, answering, json_option, print_json
-from synchromesh.outputs import OutputError, check_place
+from synchromesh.outputs import OutputError, check_file_place
 
 
 @click.command(epilog="Example: synchromesh report runs/dlrm --out dlrm.html")
@@ -30,7 +30,7 @@ def command(run: Path, out: Path | None, as_json: bool) -> None:
     place = out or run / "report.html"
     with answering(OutputError, RunDirectoryError, OSError, failures=()):
         page = page_of(read_run(run))
-        check_place(place)
+        check_file_place(place)
     with answering(failures=(OSError,), failed=f"{place} can't be written: "):
         make_folder(place.parent)
         write_text(place, page)

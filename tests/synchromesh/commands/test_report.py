@@ -198,15 +198,18 @@ def test_what_is_not_a_run_is_refused(
 def test_a_page_that_can_not_be_written_is_an_error_without_a_page(
     run: Path, tmp_path: Path, report: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert report(run, "--out", tmp_path / "none" / "page.html") == 1
+    (tmp_path / "file").write_text("")
+    assert report(run, "--out", tmp_path / "file" / "page.html") == 2
     assert "can't be written" in capsys.readouterr().err
 
     folder = tmp_path / "folder"
     folder.mkdir()
-    assert report(run, "--out", folder) == 1
-    assert "can't be written" in capsys.readouterr().err
+    assert report(run, "--out", folder) == 2
+    said = capsys.readouterr().err
+    assert "can't be written" in said
+    assert ".partial" not in said
     assert not any(folder.iterdir())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "my-run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "my-run"]
 
 
 def test_without_bokeh_the_extra_is_named(
