@@ -265,10 +265,13 @@ class Resizing:
 
     def _planned(self) -> Routing | None:
         """Return the routing that is wanted, None: it is the one that there is."""
-        routing, buckets = self._specs.store.routing, self._buckets
-        if self._wanted != len(self._processes.servers):
+        buckets, same = self._buckets, self._wanted == len(self._processes.servers)
+        if buckets is None and same:
+            return None
+        routing = self._specs.store.routing
+        if buckets is None or not same:
             return routing.spread_over(self._wanted)
-        if buckets is None or np.array_equal(buckets, routing.buckets):
+        if np.array_equal(buckets, routing.buckets):
             return None
         return replace(routing, version=routing.version + 1, buckets=buckets)
 

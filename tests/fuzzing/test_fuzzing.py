@@ -119,7 +119,7 @@ def test_a_kind_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
     outcome = run_apart("handshakes", seed=0, inputs=50, work=tmp_path)
 
     assert outcome.inputs == 50
-    assert set(outcome.ends) == {"WireError", "ConnectionError"}
+    assert set(outcome.ends) == {"NotProvenError", "ConnectionError"}
 
 
 def test_a_reader_that_believes_a_changed_manifest_is_found(

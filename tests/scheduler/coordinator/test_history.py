@@ -191,7 +191,7 @@ def supervisor_of(server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch) ->
         run=nobody,
         progress=SimpleNamespace(note=lambda text: None),  # type: ignore[arg-type]
         recoveries=Recoveries(-1),
-        cuts=SimpleNamespace(look=lambda cut, num_bytes, in_a_hurry: None),  # type: ignore[arg-type]
+        cuts=SimpleNamespace(look=lambda cut, num_bytes, in_a_hurry: None, awaited=[]),  # type: ignore[arg-type]
         collector=nobody,
         setups=nobody,
         specs=nobody,

@@ -26,7 +26,7 @@ def given_up(published: "Future[Any] | None") -> bool:
     """Whether a cut in a store is gone once it was forgotten."""
     cuts = RunningCuts(None, None, None)  # type: ignore[arg-type]
     cut = Cut(number=1, step=7, kind="full")
-    cuts._writing = _Writing(cut, PLACE, {}, 0.0, published=published)
+    cuts._writing = _Writing(cut, PLACE, {}, [], 0.0, published=published)
     cuts.close()
     return not is_file(PLACE / "manifest.json")
 
