@@ -19,6 +19,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from held_back import hold_back
 from killed_actors import disturbed
+from lost_driver import driver_lost
 from mock_kafka import arrow_message, mock_kafka
 from ray_of_threads import RayOfThreads
 
@@ -144,27 +145,6 @@ def finished(config: JobConfig) -> Result:
     """Train all that is there."""
     with finishing():
         return Trainer(config).fit()
-
-
-@contextmanager
-def driver_lost(when: Callable[[Status], bool]) -> Iterator[None]:
-    """The driver ends where its status is such, as by a signal that nobody takes.
-
-    Until then batches take a while, so that it is not late.
-    """
-    poll = Supervisor.poll
-
-    def poll_or_end(self: Supervisor) -> Status:
-        status = poll(self)
-        if when(status):
-            raise KeyboardInterrupt
-        return status
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Supervisor, "poll", poll_or_end)
-        hold_back(patch, lambda: True, growth=0.002)
-        with suppress(KeyboardInterrupt):
-            yield
 
 
 @contextmanager
