@@ -106,7 +106,7 @@ def test_a_job_adds_nodes_and_gives_them_back_and_trains_every_sample_once(
 ) -> None:
     """Workers as the policy decides, servers as somebody asks; the job waits for it at its end."""
     ended = threading.Event()
-    hold_the_end(monkeypatch, ended.is_set, at_step=LATE_STEP)
+    hold_the_end(monkeypatch, ended.is_set, at_step=lambda: LATE_STEP)
     config = JobConfig.from_dict(
         {
             "seed": 3,
