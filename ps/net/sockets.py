@@ -146,7 +146,7 @@ def _proof(
 
 
 class NotProvenError(WireError):
-    """One end does not know the other's secret, or means somebody else: no try will do."""
+    """One end does not know the secret, or means somebody else: trying again is of no use."""
 
 
 def prove_as_client(
