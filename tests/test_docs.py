@@ -10,14 +10,12 @@ from scheduler.job.config import (
     CheckpointConfig,
     ClusterConfig,
     DataConfig,
-    EmbeddingConfig,
-    ModelConfig,
     RunConfig,
     SparseConfig,
-    TableConfig,
     TrainingConfig,
 )
 from scheduler.job.faults import DelayConfig, KillConfig, LossConfig, SlowConfig
+from scheduler.job.model import EmbeddingConfig, ModelConfig, TableConfig
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

@@ -233,6 +233,7 @@ LAYERS = {
         {"batches", "clock", "ended", "least", "ledger", "pending", "start", "step_scalars"},
         {"modes"},
         {
+            "allowance",
             "coordinator",
             "coordinator_state",
             "credits",

@@ -9,9 +9,9 @@ from typing import Any
 
 from ps.messages.pull_push import ANY_STEP
 from ps.messages.records import Entry, Record
+from scheduler.coordinator.allowance import Allowance
 from scheduler.coordinator.batches import Batch, Status
 from scheduler.coordinator.coordinator_state import CoordinatorState, beginning_of, histogram_of
-from scheduler.coordinator.credits import Credits
 from scheduler.coordinator.cuts import CutSchedule
 from scheduler.coordinator.dense_norms import DenseNorms
 from scheduler.coordinator.evaluation import EvaluationRound, is_evaluation_due
@@ -42,12 +42,10 @@ from scheduler.coordinator.events import (
 from scheduler.coordinator.evictions import evictions_due
 from scheduler.coordinator.growing_plan import GrowingPlan, PlanState
 from scheduler.coordinator.lease_watch import LeaseWatch
-from scheduler.coordinator.least import Least
 from scheduler.coordinator.ledger import Ledger
 from scheduler.coordinator.mode_control import ModeControl
 from scheduler.coordinator.modes.rules import ModeRule
 from scheduler.coordinator.modes.shift import Wish
-from scheduler.coordinator.modes.step_shares import StepShares
 from scheduler.coordinator.progressive import windows_of
 from scheduler.coordinator.skip_watch import SkipWatch
 from scheduler.coordinator.spec import FEW_WORKERS, CoordinatorSpec
@@ -99,9 +97,7 @@ class Coordinator:
         self.evaluation: EvaluationRound | None = None
         self.stopping = False
         self._shards = ShardProgress(spec.copies.numbers, first_step=step)
-        self._step_shares = StepShares(spec.group_size)
-        self._credits = Credits(spec, first.num_workers)
-        self._paces = Least()  # of the workers that live
+        self.allowance = Allowance(spec, self.ledger, self.modes, workers=first.num_workers)
         self._lease_watch = LeaseWatch(spec.lease_timeout_seconds, stall=spec.stall_seconds)
         self._skip_watch = SkipWatch(spec.max_consecutive_non_finite)
         self._stall_watch = StallWatch(
@@ -167,7 +163,7 @@ class Coordinator:
             case WorkersWanted(count, by_policy) if self.workers_automatic or not by_policy:
                 self.workers_automatic = by_policy or count is None
                 self.num_workers = count or self.num_workers
-                self._credits.grow(self.num_workers)
+                self.allowance.grow(self.num_workers)
             case CutWanted(full):
                 self.cuts.ask(full=full)
                 return self._order_steps(now)
@@ -227,7 +223,7 @@ class Coordinator:
     @property
     def credits(self) -> int:
         """Most batches that may be leased, or done and not applied on every shard."""
-        return self._credits.most(self.rule)
+        return self.allowance.credits
 
     @property
     def attempt_steps(self) -> int:
@@ -248,10 +244,8 @@ class Coordinator:
             return [Answer(self._answer(report, stop=True))]
         if report.incarnation > state.incarnation:
             self._lost(report.worker, state.incarnation)
-            state = self.workers[report.worker] = WorkerState(
-                incarnation=report.incarnation, pace=self._slowest_pace
-            )
-            self._paces.add(state.pace)
+            state = self.workers[report.worker] = WorkerState(incarnation=report.incarnation)
+            self.allowance.joined(report.worker)
         state.last_seen = now
         if state.last_grant is not None and report.sequence <= state.last_grant.sequence:
             return [Answer(state.last_grant)]
@@ -278,13 +272,9 @@ class Coordinator:
         if not self.ledger.finish(finished):
             return []
         self._lease_watch.ended(worker, "train", finished.token.batch_id, now)
-        state = self.workers[worker]
-        self._paces.move(state.pace, state.pace + 1)
-        state.pace += 1
-        if self.rule.shares_steps:
-            self._step_shares.ended(worker, finished.token.step)
+        self.allowance.ended(worker, finished)
         if finished.outcome == "done":
-            self._credits.measured(finished.buffer_bytes)
+            state = self.workers[worker]
             state.batches += 1
             state.samples += finished.samples
             state.seconds += finished.seconds
@@ -296,7 +286,7 @@ class Coordinator:
         if state is None or state.incarnation != incarnation:
             return []
         if not state.lost:
-            self._paces.remove(state.pace)
+            self.allowance.left(worker)
         state.lost = True
         self.modes.gone(worker)
         self._lease_watch.gone(worker)
@@ -317,14 +307,14 @@ class Coordinator:
         if report.waiting and not tokens:
             urgent = self._lease_urgent(report, now)
             tokens += [urgent] if urgent is not None else []
-        read_from = self.step if len(self._paces) <= FEW_WORKERS else ANY_STEP
+        few = self.allowance.live_workers <= FEW_WORKERS
         train = [token.batch_id for token in tokens if token.kind == "train"]
         return self._answer(
             report,
             tokens=tuple(tokens),
             revoked=revoked,
             stop=self.stopping,
-            read_from=read_from,
+            read_from=self.step if few else ANY_STEP,
             rows=self.ledger.plan.granted(train),
         )
 
@@ -348,45 +338,9 @@ class Coordinator:
     def _lease(self, worker: int, now: float) -> Token | None:
         if self.evaluation is not None:
             return self.evaluation.lease(worker)
-        in_flight = self.ledger.num_leased + self.ledger.num_ended + self._shards.unapplied
-        if in_flight >= self.credits and not self._is_needed_now():
-            return None
-        has_its_share = self.rule.shares_steps and self._has_its_share(worker)
-        if has_its_share or self._is_too_far_ahead(worker):
+        if not self.allowance.has_room(worker, unapplied=self._shards.unapplied):
             return None
         return self._lease_train(worker, now)
-
-    def _is_needed_now(self) -> bool:
-        """Whether the next token is one that a step waits for, where the buffers are short.
-
-        Batches of a later step or epoch may have taken all credits when these became fewer.
-        """
-        short = self._credits.are_short(self.rule)
-        return short and self.ledger.lowest_pending_is_among(self.spec.step_batches(self.rule))
-
-    def _has_its_share(self, worker: int) -> bool:
-        """Whether a worker has to leave the rest of the lowest open step to others."""
-        step = self.ledger.lowest_pending_step()
-        return step is None or self._step_shares.has_all(
-            worker,
-            step,
-            held=sum(batch.step == step for batch in self.ledger.leased_to(worker)),
-            workers=len(self._paces),
-        )
-
-    def _is_too_far_ahead(self, worker: int) -> bool:
-        """Whether a worker, once it has ended all that it holds, had to wait for the slowest.
-
-        The slowest may always go on, and what it leads is held by workers that live.
-        """
-        if self.rule.slack is None:
-            return False
-        ahead = self.workers[worker].pace + len(self.ledger.leased_to(worker))
-        return ahead - self._slowest_pace > self.rule.slack
-
-    @property
-    def _slowest_pace(self) -> int:
-        return self._paces.value or 0
 
     def _lease_urgent(self, report: Report, now: float) -> Token | None:
         """What a waiting worker takes beyond its depth, because nothing can go on without it.
@@ -475,7 +429,7 @@ class Coordinator:
         self._shards.ordered(step, len(batches), applied)
         self.clock.advance(applied, next_step=step + 1)
         self.step += 1
-        self._step_shares.forget(before=self.step)
+        self.allowance.formed(before=self.step)
         for batch in self.rule.outdated(self.ledger, self.step):
             self.ledger.give_again(batch, step=self.step)
         self._give_up_the_oldest()
@@ -570,7 +524,7 @@ class Coordinator:
         wish = self.modes.advice(self.ledger, now, applied_step=self.applied_step, held=held)
         if wish is not None:
             commands += self._shift(wish, now)
-        up, wanted = len(self._paces), self.num_workers
+        up, wanted = self.allowance.live_workers, self.num_workers
         return commands + self._stall_watch.look(now, self.who_waits, workers=up, wanted=wanted)
 
     def _end_late_lease(self, now: float) -> list[Command]:

@@ -38,14 +38,12 @@ class WorkerState:
 
     Args:
         lost: whether its process is gone, or was told to go.
-        pace: batches that it ended, counted on from the slowest live worker's when it joined.
     """
 
     incarnation: int = -1
     last_seen: float = 0.0
     last_grant: Grant | None = None
     lost: bool = False
-    pace: int = 0
     batches: int = 0
     samples: int = 0
     seconds: float = 0.0

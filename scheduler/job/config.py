@@ -3,7 +3,6 @@
 A public contract in the words of docs/design.md; `key.path=value` overrides any key of it.
 """
 
-import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,31 +10,14 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     StrictInt,
     StrictStr,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
-from embedding.optimizers.rule import NO_DENSE_CLIP_NORM
-from embedding.spec.admission import BloomAdmission, CounterAdmission, ProbabilisticAdmission
-from embedding.spec.composition import Composition
-from embedding.spec.eviction import Eviction
-from embedding.spec.initial_values import (
-    Constant,
-    GlorotUniform,
-    Normal,
-    TruncatedNormal,
-    Uniform,
-    Zeros,
-)
-from embedding.spec.optimizers import Adagrad, Adam, Optimizer
-from embedding.spec.table import ValueDtype
 from ps.checkpoint.chain import MAX_CHAIN
 from ps.messages.pull_push import MAX_STEP_BATCHES
 from ps.spec import SparseMean
@@ -46,6 +28,7 @@ from scheduler.coordinator.start import InitClock, InitFeatures, InitTables
 from scheduler.job.errors import ConfigError, validated
 from scheduler.job.faults import InjectConfig, check_targets
 from scheduler.job.job_yaml import JobYamlError, read_yaml
+from scheduler.job.model import EmbeddingConfig, ModelConfig, TableConfig
 from scheduler.job.names import Name, check_table_name
 from scheduler.job.online import (
     KafkaConfig,
@@ -71,28 +54,9 @@ from worker.data.arrivals import OnBadRecord
 from worker.protocol import MAX_SCORES, MAX_TOKENS
 from worker.spec import Loss
 
-InitializerConfig = Annotated[
-    Uniform | GlorotUniform | Normal | TruncatedNormal | Constant | Zeros,
-    Field(discriminator="type"),
-]
-OptimizerConfig = Annotated[Optimizer, Field(discriminator="type")]
-CompositionConfig = Annotated[Composition, Field(discriminator="type")]
 StaleWeightConfig = Annotated[StaleWeight, Field(discriminator="type")]
 Resume = Literal["never", "auto", "require"]
 _MODES = ModeOptions()
-_ADAGRADS = {"adagrad", "rowwise_adagrad", "adagrad_decay", "adagrad_decay_v2"}
-
-
-def _counter_by_default(value: Any) -> Any:
-    return {"type": "counter", **value} if isinstance(value, dict) else value
-
-
-AdmissionConfig = Annotated[
-    Annotated[
-        CounterAdmission | BloomAdmission | ProbabilisticAdmission, Field(discriminator="type")
-    ],
-    BeforeValidator(_counter_by_default),
-]
 
 
 class _Section(BaseModel):
@@ -237,90 +201,6 @@ class DataConfig(_Section):
                     " out in one of the two places"
                 )
         return self
-
-
-class TableConfig(_Section):
-    """What a table has different from `embedding`."""
-
-    dim: int | None = Field(None, ge=1, le=4096)
-    initializer: InitializerConfig | None = None
-    optimizer: OptimizerConfig | None = None
-    admission: AdmissionConfig | None = None
-    eviction: Eviction | None = None
-    default_value: float | None = None
-    value_dtype: ValueDtype | None = None
-    track_usage: bool | None = None
-    composition: CompositionConfig | None = None
-
-
-class EmbeddingConfig(_Section):
-    """Defaults of every table."""
-
-    dim: int = Field(16, ge=1, le=4096)
-    initializer: InitializerConfig = Uniform()
-    optimizer: OptimizerConfig = Adagrad()
-    admission: AdmissionConfig | None = None
-    eviction: Eviction | None = None
-    default_value: float = 0.0
-    value_dtype: ValueDtype = "float32"
-    track_usage: bool | None = None
-
-
-def _dense_adagrad(value: Any) -> Any:
-    """Give Adagrad the defaults of dense parameters: every step updates them, as it does no row."""
-    if isinstance(value, dict) and str(value.get("type", "")) in _ADAGRADS:
-        return {"learning_rate": 0.01, "initial_accumulator": 1e-4, **value}
-    return value
-
-
-class ModelConfig(_Section):
-    """The dense model; what a type takes beyond these keys is described in docs/models.md.
-
-    Args:
-        options: those keys, which stand beside the others in a job file.
-    """
-
-    type: Literal["dlrm", "deepfm", "wide_deep", "custom"]
-    optimizer: Annotated[OptimizerConfig, BeforeValidator(_dense_adagrad)] = Adam()
-    clip_global_norm: float | None = Field(None, gt=0)
-    options: dict[str, Any] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _options_apart(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        own = {name: value[name] for name in cls.model_fields if name in value}
-        own.pop("options", None)
-        return {**own, "options": {k: v for k, v in value.items() if k not in own}}
-
-    @model_serializer(mode="wrap")
-    def _options_beside(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values = handler(self)
-        return {**{k: v for k, v in values.items() if k != "options"}, **values["options"]}
-
-    @field_validator("optimizer")
-    @classmethod
-    def _without_rows(cls, value: Optimizer) -> Optimizer:
-        if value.clip_norm is not None:
-            raise ValueError(f"{NO_DENSE_CLIP_NORM}, or model.clip_global_norm")
-        return value
-
-    @field_validator("options")
-    @classmethod
-    def _plain_options(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """Options travel in checkpoints as JSON, and have to come back as they were."""
-        for name, option in value.items():
-            try:
-                same = json.loads(json.dumps(option, allow_nan=False)) == option
-            except (TypeError, ValueError):
-                same = False
-            if not same:
-                raise ValueError(
-                    f"option {name!r} must be numbers, texts, lists and mappings by text,"
-                    f" got {option!r}"
-                )
-        return value
 
 
 class TrainingConfig(_Section):

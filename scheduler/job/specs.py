@@ -10,8 +10,9 @@ from embedding.spec.eviction import needs_usage
 from embedding.spec.initial_values import Constant
 from embedding.spec.table import TableSpec
 from ps.spec import StoreSpec
-from scheduler.job.config import EmbeddingConfig, JobConfig, TableConfig
+from scheduler.job.config import JobConfig
 from scheduler.job.errors import ConfigError, nearest
+from scheduler.job.model import EmbeddingConfig, TableConfig
 from worker.models import (
     FIRST_ORDER_MODELS,
     build_model,

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from ps.shard.shard import Shard
+from scheduler.coordinator.allowance import Allowance
 from scheduler.coordinator.coordinator import Coordinator
 from simulation.engine import Parts, run, run_scenario, seed_that_fails
 from simulation.scenario import Faults, draw, with_orders
@@ -50,9 +51,15 @@ class RefusesWhateverIsTooMuch(Shard):
         super().__init__(*arguments, **{**options, "always_buffered": 0})
 
 
-class GivesNothingBeyondItsCredits(Coordinator):
+class _NothingBeyondItsCredits(Allowance):
     def _is_needed_now(self) -> bool:
         return False
+
+
+class GivesNothingBeyondItsCredits(Coordinator):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.allowance.__class__ = _NothingBeyondItsCredits
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ import pytest
 from ps.messages.pull_push import Contribution
 from ps.messages.records import Record
 from ps.shard.shard import Shard
+from scheduler.coordinator.allowance import Allowance
 from scheduler.coordinator.batches import Batch, Status
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.ledger import Ledger
 from scheduler.coordinator.modes.rules import ModeOptions, ModeRule
 from simulation.engine import Parts, run, seed_that_fails
 from simulation.scenario import Faults
-from worker.protocol import Finished, Report
+from worker.protocol import Finished
 
 # Rules --------------------------------------------------------------------------------------------
 
@@ -195,31 +196,47 @@ class IgnoresTheSlack(_WithRule):
         return replace(rule, slack=None)
 
 
-class CountsEndedBatchesOnly(Coordinator):
+class _WithAllowance(Coordinator):
+    allowance_class: type[Allowance]
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.allowance.__class__ = self.allowance_class
+
+
+class _CountsEndedBatchesOnly(Allowance):
+    def _is_too_far_ahead(self, worker: int) -> bool:
+        slack = self._modes.rule.slack
+        return slack is not None and self._paces[worker] - self._slowest_pace > slack
+
+
+class CountsEndedBatchesOnly(_WithAllowance):
     """What a worker holds already does not count for its lead."""
 
-    def _is_too_far_ahead(self, worker: int) -> bool:
-        slack = self.rule.slack
-        pace = self.workers[worker].pace
-        return slack is not None and pace - self._slowest_pace > slack
+    allowance_class = _CountsEndedBatchesOnly
 
 
-class WaitsForTheLost(Coordinator):
-    @property
-    def _slowest_pace(self) -> int:
-        return min((state.pace for state in self.workers.values()), default=0)
+class _NobodyEverLeaves(Allowance):
+    def left(self, worker: int) -> None:
+        pass
+
+    def joined(self, worker: int) -> None:
+        if worker not in self._paces:
+            super().joined(worker)
 
 
-class StartsJoinersAtZero(Coordinator):
-    def _reported(self, report: Report, now: float) -> Any:
-        known = report.worker in self.workers
-        before = known and self.workers[report.worker].incarnation
-        commands = super()._reported(report, now)
-        state = self.workers[report.worker]
-        if not known or state.incarnation != before:
-            self._paces.move(state.pace, 0)
-            state.pace = 0
-        return commands
+class WaitsForTheLost(_WithAllowance):
+    allowance_class = _NobodyEverLeaves
+
+
+class _JoinersAtZero(Allowance):
+    def joined(self, worker: int) -> None:
+        self._paces[worker] = 0
+        self._least_pace.add(0)
+
+
+class StartsJoinersAtZero(_WithAllowance):
+    allowance_class = _JoinersAtZero
 
 
 # Shards -------------------------------------------------------------------------------------------

@@ -167,9 +167,9 @@ class GivesTokensToTheDead(Coordinator):
         if state is None or not state.lost or state.incarnation != report.incarnation:
             return super()._reported(report, now)
         state.lost = False
-        self._paces.add(state.pace)
+        self.allowance.joined(report.worker)
         commands = super()._reported(report, now)
-        self._paces.remove(state.pace)
+        self.allowance.left(report.worker)
         state.lost = True
         return commands
 

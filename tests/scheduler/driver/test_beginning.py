@@ -15,7 +15,7 @@ from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.sealed_json import sealed_text, unsealed
 from scheduler import ConfigError, JobConfig, Result, Trainer
 from scheduler.driver.resolved import JobSpecs, resolve
-from scheduler.job.config import ModelConfig
+from scheduler.job.model import ModelConfig
 from worker.data.planning import make_plan
 from worker.errors import DataError
 from worker.inference import Predictor
