@@ -3,7 +3,8 @@
     python scripts/soak.py --minutes 60
 
 Rows come faster, windows and intervals are shorter, and files of figures are begun anew sooner than
-in a job of weeks, so that all that a job keeps is replaced many times. Ids appear and are evicted.
+in a job of weeks, so that all that a job keeps is replaced many times. Ids appear and are evicted,
+files of samples go once they are trained. Where fewer are trained than come there is a backlog.
 Prints a line of JSON a minute, and one for each figure: its mean after the first sixth of the time,
 and in the last. Exits with 1 where one has grown by more than `--most`.
 """
@@ -32,7 +33,8 @@ from scheduler import JobConfig, Trainer
 from scheduler.coordinator.batch_trace import BatchFile
 
 FIGURES = ("rss_bytes", "disk_bytes", "open_files", "processes")
-KEPT_SECONDS = 180.0  # of files in the stream
+MOST_FILES = 600  # in the stream: what waits, and what checkpoints that are kept may need
+ROOM_SECONDS = 20.0  # that a file waits for room at most: without steps nothing makes any
 SHIFT_ROWS = 200_000  # until half of the ids are new ones
 
 
@@ -51,7 +53,7 @@ def job_of(folder: Path) -> dict[str, Any]:
         "seed": 1,
         "data": {
             "stream": {"dir": str(folder / "stream"), "poll_seconds": 0.1, "close_seconds": 0.2,
-                       "late_seconds": 5},
+                       "late_seconds": 5, "trained_files": "remove"},
             "dense": ["d"], "sparse": ["a", "b"], "batch_size": 512,
         },
         "embedding": {"dim": 8, "eviction": ttl, "admission": {"min_count": 2}},
@@ -64,7 +66,7 @@ def job_of(folder: Path) -> dict[str, Any]:
 
 
 def write_stream(folder: Path, rate: float, over: threading.Event) -> None:
-    """Write a file four times a second, of ids that move on, and remove old ones."""
+    """Write a file four times a second, where there is room; their ids move on."""
     rng, written, number = np.random.default_rng(1), 0, 0
     folder.mkdir()
     rows = round(rate / 4)
@@ -78,12 +80,12 @@ def write_stream(folder: Path, rate: float, over: threading.Event) -> None:
         partial = folder / f".{number:09d}.parquet"
         pq.write_table(table, partial)
         partial.rename(folder / f"{number:09d}.parquet")
-        for old in sorted(folder.glob("*.parquet")):
-            if time.time() - old.stat().st_mtime < KEPT_SECONDS:
-                break
-            old.unlink()
         written, number = written + rows, number + 1
         over.wait(max(0.0, began + number / 4 - time.monotonic()))
+        waits_until = time.monotonic() + ROOM_SECONDS
+        while len(os.listdir(folder)) > MOST_FILES and time.monotonic() < waits_until:
+            if over.wait(0.25):
+                return
 
 
 def seen(run: Path) -> dict[str, float]:
