@@ -20,7 +20,8 @@ from confluent_kafka import Consumer, TopicPartition
 from held_back import hold_back
 from killed_actors import disturbed
 from lost_driver import driver_lost
-from mock_kafka import arrow_message, mock_kafka
+from mock_kafka import arrow_message
+from mock_kafka import kafka as some_kafka
 from ray_of_threads import RayOfThreads
 
 from ps.checkpoint.read import CheckpointReader
@@ -312,15 +313,16 @@ def test_messages_of_a_broker_are_trained_once_though_the_driver_is_lost(
     numbers = dict.fromkeys(["a", "b", "id"], "int64") | dict.fromkeys(["d1", "d2"], "float32")
     declared = {"json": {"columns": {"label": "int8", **numbers}}, "arrow": {}}
     parts = [(number % 3, table) for number, table in enumerate(files)]
-    with mock_kafka() as kafka:
+    topic = f"clicks-{form}-{time.time_ns()}"
+    with some_kafka() as kafka:
 
         def arrive(some: list[tuple[int, pa.Table]]) -> None:
             for partition, table in some:
                 rows = [json.dumps(row).encode() for row in table.to_pylist()]
                 messages = rows if form == "json" else [arrow_message(table)]
-                kafka.write("clicks", [*messages, b"poison"], partition=partition)
+                kafka.write(topic, [*messages, b"poison"], partition=partition)
 
-        source = {"type": "kafka", "brokers": kafka.brokers, "topic": "clicks", "format": form}
+        source = {"type": "kafka", "brokers": kafka.brokers, "topic": topic, "format": form}
         sections = {
             "data": {
                 "stream": {**source, **declared[form], "close_seconds": 0.2},
@@ -334,7 +336,7 @@ def test_messages_of_a_broker_are_trained_once_though_the_driver_is_lost(
         arrive(parts[10:])
         result = finished(job(tmp_path, run, **sections))
         consumer = Consumer({"bootstrap.servers": kafka.brokers, "group.id": "synchromesh-job"})
-        partitions = [TopicPartition("clicks", number) for number in range(3)]
+        partitions = [TopicPartition(topic, number) for number in range(3)]
         committed = [each.offset for each in consumer.committed(partitions, timeout=10)]
         consumer.close()
 
