@@ -32,6 +32,11 @@ class Tail(Generic[T]):
         skipped = max(0, told - (self.count - len(self._newest)))
         return tuple(islice(self._newest, min(skipped, len(self._newest)), None))
 
+    @property
+    def last(self) -> T | None:
+        """The newest one; None: nothing has happened."""
+        return self._newest[-1] if self._newest else None
+
     def __iter__(self) -> Iterator[T]:
         """Go through those that are remembered, the oldest first."""
         return iter(self._newest)

@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 from runtime.metrics_export import Figure
 from scheduler.coordinator.modes.rules import MODES
+from scheduler.coordinator.progressive import WINDOW_SCORES
 from scheduler.coordinator.state import WorkerFigures
 from scheduler.coordinator.status import Status
 from scheduler.scaling.decisions import ScalingView
@@ -31,6 +32,10 @@ def coordinator_figures(status: Status) -> list[Figure]:
         figures.append(_gauge("mode", float(mode == status.mode), mode=mode))
     if status.last_evaluation is not None:
         figures.append(_gauge("eval_auc", status.last_evaluation.auc))
+    if status.last_window is not None:
+        for score in WINDOW_SCORES:
+            value = getattr(status.last_window, score)
+            figures.append(_gauge("window_score", value, score=score))
     samples = status.samples
     for outcome, count in (
         ("applied", samples.applied),

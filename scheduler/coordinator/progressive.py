@@ -22,6 +22,10 @@ from worker.protocol import Evaluation, SegmentScores
 _FOLD = 16
 
 
+# What is shown of a window beside its number of samples.
+WINDOW_SCORES = ("auc", "logloss", "normalized_entropy", "calibration", "label_rate")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
     """What some samples came to.

@@ -65,7 +65,7 @@ class Status:
             the steps below the first, `applied_samples` of those below the second.
         shifts, cuts, evaluations, windows, give_up, warnings, silent_shards, server_orders: what
             was not told before, see `told`.
-        last_evaluation: told before or not.
+        last_evaluation, last_window: told before or not.
         silent_shards, gone_shards: copies of shards, by number: that answer nothing, and at whose
             address nobody listens any more.
         cut: that every shard holds frozen and that is to be written now; None: there is none.
@@ -117,6 +117,7 @@ class Status:
     evaluations: tuple[EvaluationResult, ...] = ()
     last_evaluation: EvaluationResult | None = None
     windows: tuple[WindowResult, ...] = ()
+    last_window: WindowResult | None = None
     give_up: tuple[tuple[int, int, str], ...] = ()
     warnings: tuple[str, ...] = ()
     silent_shards: tuple[tuple[int, str], ...] = ()
@@ -172,6 +173,7 @@ def status_of(coordinator: Coordinator, told: Told = NOTHING) -> Status:
         evaluations=tuple(evaluations[told.evaluations :]),
         last_evaluation=evaluations[-1] if evaluations else None,
         windows=c.windows.results.since(told.windows),
+        last_window=c.windows.results.last,
         workers={number: state.figures() for number, state in c.workers.items()},
         told=Told(
             evaluations=len(evaluations),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.growing_files import MAX_FILE_BYTES, MAX_FILES, GrowingFile
+from scheduler.coordinator.progressive import WINDOW_SCORES
 from scheduler.job.errors import ConfigError
 from scheduler.run.interval_figures import indexed
 
@@ -31,6 +32,7 @@ def scalars_of(line: Line) -> dict[str, float]:
         "train/samples_per_second": line["samples_per_second"],
         "train/global_step": line["global_step"],
         "train/clock": line["clock"],
+        **_window_of(line),
         "eval/auc": line["eval_auc"],
         "eval/logloss": line["eval_logloss"],
         "samples/dropped": line["samples_dropped"],
@@ -38,6 +40,7 @@ def scalars_of(line: Line) -> dict[str, float]:
         **{f"batches/{name}": count for name, count in line["batches"].items()},
         **{f"learning_rate/{name}": rate for name, rate in line["learning_rate"].items()},
         **{f"rows/{name}": rows for name, rows in line["rows"].items()},
+        **{f"new_keys/{name}": n for name, n in line.get("new_keys_per_sample", {}).items()},
         **{f"non_finite/{name}": count for name, count in line.get("non_finite", {}).items()},
         "dense_non_finite": line.get("dense_non_finite"),
         **{f"table_bytes/{name}": size for name, size in line["table_bytes"].items()},
@@ -51,6 +54,12 @@ def scalars_of(line: Line) -> dict[str, float]:
     for role, sizes in line["peak_rss_bytes"].items():
         found |= {f"peak_rss_bytes/{role}-{i}": size for i, size in indexed(line, role, sizes)}
     return {tag: float(value) for tag, value in found.items() if value is not None}
+
+
+def _window_of(line: Line) -> dict[str, float]:
+    """Return the scores of the last window of a stream that was over in an interval."""
+    windows = line.get("windows", [])
+    return {f"window/{score}": windows[-1][score] for score in WINDOW_SCORES if windows}
 
 
 class TensorBoardEvents:

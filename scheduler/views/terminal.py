@@ -35,6 +35,7 @@ class LiveView:
         self._phase = ""
         self._samples = 0
         self._line: dict[str, Any] | None = None
+        self._window: dict[str, Any] | None = None
         self._live = Live(
             get_renderable=self._render, console=console, transient=True, refresh_per_second=2
         )
@@ -56,22 +57,35 @@ class LiveView:
     def show(self, line: dict[str, Any]) -> None:
         """Show an interval, a line of metrics.jsonl."""
         self._line = line
+        self._window = [self._window, *line.get("windows", [])][-1]
         self._samples = line["samples"]
 
     def _render(self) -> RenderableType:
         return view(
-            self._line, name=self._name, phase=self._phase, samples=self._samples, total=self._total
+            self._line,
+            name=self._name,
+            phase=self._phase,
+            samples=self._samples,
+            total=self._total,
+            window=self._window,
         )
 
 
 def view(
-    line: dict[str, Any] | None, *, name: str, phase: str, samples: int, total: int | None
+    line: dict[str, Any] | None,
+    *,
+    name: str,
+    phase: str,
+    samples: int,
+    total: int | None,
+    window: dict[str, Any] | None = None,
 ) -> RenderableType:
     """Return the view.
 
     Args:
         line: the last line of metrics.jsonl; None before the first.
         samples, total: trained so far, and of the whole job, where it has an end.
+        window: of a stream, the last that was over.
     """
     title = Text.assemble((name, "bold"), "  ", phase)
     if line is None:
@@ -87,6 +101,7 @@ def view(
         title,
         _bar(line, samples, total),
         _figures(line),
+        *([] if window is None else [_window(window)]),
         "",
         halves,
         "",
@@ -130,6 +145,18 @@ def _figures(line: dict[str, Any]) -> RenderableType:
         ("AUC", "-" if auc is None else auc_text(auc, line["eval_auc_error_bound"])),
     ]
     return Group(_named(figures), _named(batches))
+
+
+def _window(window: dict[str, Any]) -> RenderableType:
+    """Return how the newest window of a stream was predicted before it was trained."""
+    return _named(
+        [
+            (f"of {window['seconds']:g} s: AUC", auc_text(window["auc"], None)),
+            ("entropy", f"{window['normalized_entropy']:.3f}"),
+            ("calibration", f"{window['calibration']:.3f}"),
+            ("label rate", f"{window['label_rate']:.3f}"),
+        ]
+    )
 
 
 def _named(figures: list[tuple[str, str]]) -> Text:

@@ -13,6 +13,7 @@ from ps.server.exported_figures import server_figures
 from ps.server.figures import ServerFigures, TableFigures
 from scheduler.coordinator.evaluation import EvaluationResult
 from scheduler.coordinator.exported_figures import coordinator_figures
+from scheduler.coordinator.progressive import WindowResult
 from scheduler.coordinator.state import WorkerFigures
 from scheduler.coordinator.status import Status
 from scheduler.scaling.decisions import Scaling, ScalingView
@@ -67,6 +68,18 @@ def exported() -> dict[str, set[str]]:
         shard_lag=(0,),
         last_evaluation=EvaluationResult(
             step=1, clock=1, auc=0.5, auc_error_bound=0.0, logloss=0.5, samples=1, samples_skipped=0
+        ),
+        last_window=WindowResult(
+            begins=0.0,
+            seconds=1.0,
+            step=1,
+            samples=1,
+            label_rate=0.5,
+            auc=0.5,
+            auc_error_bound=0.0,
+            logloss=0.5,
+            normalized_entropy=1.0,
+            calibration=1.0,
         ),
         scaling=ScalingView(last=decision, servers=1, counts=(("worker", "gain", 1),)),
     )

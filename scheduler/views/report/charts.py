@@ -43,6 +43,22 @@ def all_charts(run: RunData) -> list[tuple[str, str, list[figure]]]:
             "Of the samples that arrived in each window of a stream, and by segment.",
             _windows,
         ),
+        (
+            "Normalised entropy, by window",
+            "Log loss over that of always predicting the window's label rate.",
+            _entropy,
+        ),
+        (
+            "Label rate, by window",
+            "The share of positives, and the mean of what was predicted before it was trained.",
+            _label_rate,
+        ),
+        (
+            "New keys per sample",
+            "By table, of each interval: keys that no server knew. Where it rises the stream"
+            " drifts.",
+            _new_keys,
+        ),
         ("Batches lost and given out again", "Sums from the start.", _lost_batches),
         (
             "Batches by worker",
@@ -235,16 +251,9 @@ def _auc(run: RunData, x_range: Range1d) -> list[figure]:
 
 def _windows(run: RunData, x_range: Range1d) -> list[figure]:
     """A line for all samples, and one for each segment of those with the most samples."""
-    told: dict[float, Line] = {}
-    for line in run.intervals:
-        # Of a window that was trained again the last line holds.
-        told.update((window["begins"], window) for window in line.get("windows", []))
-    windows = [told[begins] for begins in sorted(told)]
-    windows = windows[:: max(1, -(-len(windows) // MOST_WINDOWS))]
     series: Series = {"all": []}
     samples: dict[str, int] = {}
-    for window in windows:
-        at = max(0.0, window["begins"] + window["seconds"] - run.began)
+    for at, window in _told_windows(run):
         series["all"].append((at, window["auc"]))
         for segment in window.get("segments", []):
             name = "others" if segment["value"] is None else f"= {segment['value']}"
@@ -253,6 +262,39 @@ def _windows(run: RunData, x_range: Range1d) -> list[figure]:
     largest = sorted(samples, key=lambda name: -samples[name])[: MOST_LINES - 1]
     shown = {name: series[name] for name in ("all", *largest)}
     return _lines(shown, x_range, number="0.0000")
+
+
+def _told_windows(run: RunData) -> list[tuple[float, Line]]:
+    """Return windows with the time at which each ended; of very many some, evenly."""
+    told: dict[float, Line] = {}
+    for line in run.intervals:
+        # Of a window that was trained again the last line holds.
+        told.update((window["begins"], window) for window in line.get("windows", []))
+    windows = [told[begins] for begins in sorted(told)]
+    windows = windows[:: max(1, -(-len(windows) // MOST_WINDOWS))]
+    return [(max(0.0, w["begins"] + w["seconds"] - run.began), w) for w in windows]
+
+
+def _entropy(run: RunData, x_range: Range1d) -> list[figure]:
+    points = [(at, window.get("normalized_entropy")) for at, window in _told_windows(run)]
+    return _lines({"": points}, x_range, number="0.0000")
+
+
+def _label_rate(run: RunData, x_range: Range1d) -> list[figure]:
+    series: Series = {"positive": [], "predicted": []}
+    for at, window in _told_windows(run):
+        rate, calibration = window.get("label_rate"), window.get("calibration")
+        series["positive"].append((at, rate))
+        if rate is not None and calibration is not None:
+            series["predicted"].append((at, rate * calibration))
+    return _lines(series, x_range, number="0.0000", from_zero=True)
+
+
+def _new_keys(run: RunData, x_range: Range1d) -> list[figure]:
+    if not any(line.get("stream") for line in run.intervals):
+        return []
+    series = _series(run, lambda line: line.get("new_keys_per_sample", {}))
+    return _lines(_largest(series), x_range, number="0.0000", from_zero=True)
 
 
 def _gantt(run: RunData, x_range: Range1d) -> list[figure]:

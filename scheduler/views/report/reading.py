@@ -15,6 +15,7 @@ from runtime.growing_files import (
     metrics_files,
     opened_metrics,
 )
+from scheduler.coordinator.progressive import WINDOW_SCORES
 from scheduler.errors import RunDirectoryError
 from scheduler.run.directory import BATCHES_FILE, FAILURE_FILE, JOB_FILE, RESULT_FILE
 from scheduler.run.results import read_result
@@ -209,7 +210,10 @@ def _lines_of(
 # What charts and sums take from a line besides what is required: numbers, by name or alone.
 _NUMBERS = ("train_seconds", "samples_per_second", "train_loss", "eval_auc", "eval_step", "clock",
             "global_step", "workers_wanted", "load_skew")  # fmt: skip
-_OF_NUMBERS = ("batches", "rows", "table_bytes", "learning_rate", "non_finite", "skipped_by_reason")
+_OF_NUMBERS = (
+    "batches", "rows", "table_bytes", "learning_rate", "non_finite", "skipped_by_reason",
+    "new_keys_per_sample",
+)  # fmt: skip
 _OF_RECOVERY = ("from_step", "to_step", "redone_steps", "redone_samples", "seconds")
 _OF_SCALING = ("number", "before", "after", "rate", "predicted", "realised", "time")
 _OF_MOVE = ("time", "step", "before", "after", "buckets", "rounds", "rows", "bytes",
@@ -261,7 +265,7 @@ def _have_scores(values: list[Any]) -> bool:
         isinstance(each, dict)
         and _is_number(each.get("samples"))
         and "auc" in each
-        and (each["auc"] is None or _is_number(each["auc"]))
+        and all(each.get(score) is None or _is_number(each[score]) for score in WINDOW_SCORES)
         for each in values
     )
 

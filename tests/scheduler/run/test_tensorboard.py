@@ -177,3 +177,21 @@ def test_what_was_not_finite_is_by_table_and_of_all_dense_blocks() -> None:
     found = scalars_of(line(5, 0.5))
 
     assert (found["non_finite/user"], found["dense_non_finite"]) == (6, 1)
+
+
+def test_the_last_window_of_a_stream_and_its_new_keys_are_scalars() -> None:
+    scores = {"auc": 0.6, "logloss": 0.5, "normalized_entropy": 0.9, "calibration": 1.1}
+    window = {"begins": 0.0, "label_rate": 0.2, **scores}
+    found = scalars_of(
+        {
+            **line(8, 0.5),
+            "windows": [{**window, "auc": 0.1}, window],
+            "new_keys_per_sample": {"user": 0.25, "item": None},
+        }
+    )
+
+    expected = {"label_rate": 0.2, **scores}
+    assert {tag: y for tag, y in found.items() if tag.startswith("window/")} == {
+        f"window/{score}": y for score, y in expected.items()
+    }
+    assert {tag for tag in found if tag.startswith("new_keys")} == {"new_keys/user"}

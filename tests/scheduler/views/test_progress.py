@@ -8,7 +8,7 @@ from rich.console import Console
 
 from scheduler.job.config import JobConfig
 from scheduler.views.progress import Progress
-from scheduler.views.terminal import MOST_WORKERS, view
+from scheduler.views.terminal import MOST_WORKERS, LiveView, view
 from worker.data.plan import Plan
 
 
@@ -56,6 +56,25 @@ def test_the_view_shows_every_figure_uncut(width: int) -> None:
         assert figure in text
     assert "…" not in text
     assert all(len(row) <= width for row in text.splitlines())
+
+
+def test_the_view_shows_the_last_window_of_a_stream_until_another_is_over() -> None:
+    window = {
+        "seconds": 10.0, "auc": 0.61234, "normalized_entropy": 0.91, "calibration": 1.02,
+        "label_rate": 0.25,
+    }  # fmt: skip
+    console = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
+    live = LiveView("job", None, console)
+    live.show(line(windows=[{**window, "auc": 0.5}, window]))
+    live.show(line(windows=[]))
+
+    console.print(live._render())
+
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    for figure in ("of 10 s: AUC 0.6123", "entropy 0.910", "calibration 1.020", "label rate 0.250"):
+        assert figure in text
+    assert "of 10 s" not in shown(line())
 
 
 def test_before_the_first_interval_the_view_says_what_goes_on() -> None:

@@ -131,6 +131,33 @@ def test_losses_have_a_table_and_who_had_none_has_no_card(
     assert cells[-2:] == ["4.12", "1, 3"]
 
 
+def test_windows_of_a_stream_and_how_it_drifts_have_charts(
+    run: Path, report: Callable[..., int]
+) -> None:
+    def of(i: int) -> dict[str, Any]:
+        scores = {"auc": 0.6, "logloss": 0.5, "normalized_entropy": 0.9, "calibration": 1.1}
+        window = {"begins": 990.0 + i, "seconds": 1, "samples": 32, "label_rate": 0.2, **scores}
+        nothing = dict.fromkeys(scores)
+        return interval(i) | {
+            "stream": {"files_waiting": 0},
+            "windows": [window if i < 4 else {**window, **nothing, "label_rate": None}],
+            "new_keys_per_sample": {"<table>": None if i == 0 else 0.25},
+        }
+
+    titles = (
+        "AUC before training, by window", "Normalised entropy, by window", "Label rate, by window",
+        "New keys per sample",
+    )  # fmt: skip
+    assert report(run) == 0
+    page = (run / "report.html").read_text()
+    assert [title for title in titles if NOTHING not in card(page, title)] == []
+    write(run / "metrics.jsonl", [of(i) for i in range(6)])
+
+    assert report(run) == 0
+    page = (run / "report.html").read_text()
+    assert [title for title in titles if NOTHING in card(page, title)] == []
+
+
 def test_a_failed_run_says_why(run: Path, tmp_path: Path, report: Callable[..., int]) -> None:
     (run / "failure.json").write_text('{"time": 1, "error": "server 0 <died>"}')
     out = tmp_path / "page.html"
