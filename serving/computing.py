@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from serving.calls import BINARY, Answer, Call
 from serving.errors import RequestError
-from serving.model import Loaded, predictor_of
+from serving.loading import Loaded, predictor_of
 from serving.requests import RequestSchema
 from serving.wire import inference, rows
 from serving.wire.json_text import text

@@ -12,7 +12,7 @@ from serving.batching import Close, Late, Take
 from serving.calls import Call
 from serving.computing import Computing, Decoded, Done, failed
 from serving.errors import OverloadError
-from serving.model import Loaded
+from serving.loading import Loaded
 from serving.session import TOO_LATE, Session, SessionOptions, batcher_of
 
 

@@ -6,30 +6,26 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ps.checkpoint.errors import CheckpointError, CheckpointRemovedError
-from ps.checkpoint.read import CheckpointReader
+from ps.checkpoint.errors import CheckpointError
 from serving.errors import RequestError, ServingError
-from serving.form.apart import BasesApart
 from serving.form.opening import Form
+from serving.loading import Loaded, Loader, predictor_of
 from serving.published import PublishedRun, is_published
 from serving.requests import RequestSchema
 from serving.rows.quantized import RowsAs
-from serving.rows.reading import RowReader
-from serving.rows.table import ServedTable
-from serving.source import Source, version_of
+from serving.source import Source
+from serving.source_apart import APART_FROM_ROWS, SourceApart
 from serving.versions import Version, VersionStore
-from worker.data.batch import Bags, Batch
-from worker.data.shared import SharedBatch, of_one_run
-from worker.inference import Predictor, check_size, probabilities
-from worker.models import PackedParameters
-from worker.spec import FeatureSpec
+from worker.data.batch import Batch
+from worker.data.shared import SharedBatch
+from worker.inference import Predictor, probabilities
 from worker.spec_json import SavedModel
 
 Float32s = npt.NDArray[np.float32]
@@ -39,7 +35,6 @@ MAX_ROWS = 16384
 # An overlay is merged into a new base once it says something of this part of the base's rows.
 MERGE_FROM = 0.2
 _LEAST_MERGED = 10_000
-_WARM_ROWS = 64
 
 _log = logging.getLogger(__name__)
 
@@ -57,78 +52,6 @@ class Prediction:
     version: Version
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A version whose arrays are mapped.
-
-    Args:
-        dense: its dense parameters as predictions read them, once for all threads.
-    """
-
-    version: Version
-    form: Form
-    tables: dict[str, ServedTable]
-    dense: Float32s | PackedParameters
-
-
-def load(form: Form) -> Loaded:
-    """Map a form and compute with it, so that the first requests find all in place and compiled.
-
-    Raises:
-        ServingError: it is damaged, or its model can't be computed.
-    """
-    loaded = Loaded(version_of(form), form, form.tables(), form.dense)
-    predictor = predictor_of(loaded)
-    loaded = replace(loaded, dense=predictor.dense)
-    try:
-        batch = _some_batch(form.model.features)
-        predictor.logits(batch)
-        predictor.logits(_with_context(batch))
-    except Exception as error:  # whatever a custom model raises
-        raise ServingError(f"{form.folder} can't be computed: {error!r}") from error
-    return loaded
-
-
-def predictor_of(loaded: Loaded) -> Predictor:
-    """Return what computes with a version, for one thread.
-
-    Raises:
-        ServingError: the tables or the dense parameters are not those of the model.
-        ModelError: the class of a custom model can't be imported or made.
-    """
-    model = loaded.form.model
-    try:
-        check_size(model.spec, loaded.form.dense.size, loaded.form.folder)
-        return Predictor(
-            model=model.spec,
-            features=model.features,
-            tables=loaded.tables,
-            dense=loaded.dense,
-            step=loaded.version.step,
-            contract=model.contract,
-            reader_of=RowReader.of,
-        )
-    except CheckpointError as error:
-        raise ServingError(str(error)) from error
-
-
-def _some_batch(features: FeatureSpec) -> Batch:
-    n = _WARM_ROWS
-    keys = np.arange(n) * 0x9E3779B97F4A7
-    ones = np.ones(n, np.float32)
-    sparse = tuple(Bags(keys, None, ones if each.weights else None) for each in features.sparse)
-    return Batch(np.empty(0, np.float32), np.zeros((n, len(features.dense)), np.float32), sparse)
-
-
-def _with_context(batch: Batch) -> SharedBatch:
-    """Return the samples with the first of each column but the last in common."""
-    context: list[Bags | None] = [
-        Bags(bags.keys[:1], None, None if bags.weights is None else bags.weights[:1])
-        for bags in batch.sparse[:-1]
-    ]
-    return of_one_run([*context, *[None] * (len(batch.sparse) > 0)], batch, dense=True)
-
-
 class Model:
     """A model of a run directory or a checkpoint, without Ray: use `Model.open`.
 
@@ -140,7 +63,9 @@ class Model:
     """
 
     def __init__(self, source: Source, *, keep_versions: int, max_rows: int) -> None:
-        self._source = source
+        self._source: Source | SourceApart = source
+        self._loader = Loader()
+        self._to_remove = False
         self._store = VersionStore(keep=keep_versions)
         self._lock = threading.Lock()  # over the store and what is loaded
         self._changing = threading.Lock()  # one change of versions at a time
@@ -148,7 +73,7 @@ class Model:
         self._current: Loaded | None = None
         self._of_thread = threading.local()
         self._merger = ThreadPoolExecutor(1, "merge")
-        self._merged: Future[Form] | None = None
+        self._merged: Future[Path] | None = None
         # What a merge makes, or has made last. Newer overlays come to lie on it, also where its own
         # version is not kept any more once it is there.
         self._merging = ""
@@ -305,35 +230,29 @@ class Model:
         One that is damaged, or that lies on nothing that is there, is not taken: see `refused`.
         """
         with self._changing:
+            self._remove_forms()
             self._take_merged()
-            if self._current is not None and not self._source.has_changed():
-                return None
-            while (reader := self._newer()) is not None:
+            while True:
+                with self._lock:
+                    newest = self._store.newest
+                found = self._source.find(None if newest is None else newest.place)
+                for checkpoint, reason in found.refused:
+                    self._refuse(checkpoint, reason)
+                if found.form is None:
+                    return None
                 try:
-                    form = self._source.form_of(reader)
+                    form = self._loader.open(found.form)
                     self._check_same_model(form)
-                    loaded = load(form)
-                except CheckpointRemovedError:
-                    self._source.forget(reader)  # something newer has taken its place
-                    continue
-                except (CheckpointError, ServingError) as error:
+                    loaded = self._loader.load(form)
+                except ServingError as error:
                     if not self._source.follows:
                         raise
-                    self._source.skip(reader, str(error))
-                    self._refuse(reader.directory.name, str(error))
+                    self._source.skip(found.checkpoint, str(error))
+                    self._refuse(found.checkpoint, str(error))
                     continue
                 self._give(loaded)
-                self._begin_merge(reader, form)
+                self._begin_merge(loaded)
                 return loaded.version
-            return None
-
-    def _newer(self) -> CheckpointReader | None:
-        reader = self._source.newest(self._refuse)
-        if reader is None:
-            return None
-        place = (reader.manifest.recovery_epoch, reader.manifest.step)
-        with self._lock:
-            return reader if self._store.is_newer(place) else None
 
     def _refuse(self, checkpoint: str, reason: str) -> None:
         _log.warning("checkpoint %s is not served: %s", checkpoint, reason)
@@ -352,12 +271,28 @@ class Model:
 
     def _give(self, loaded: Loaded) -> None:
         with self._lock:
-            gone = self._store.give(loaded.version)
+            gone = [self._loaded.pop(each.seal) for each in self._store.give(loaded.version)]
+            before = self._loaded.get(loaded.version.seal)
             self._loaded[loaded.version.seal] = loaded
-            for version in gone:
-                del self._loaded[version.seal]
-            forms = self._store.forms | {self._merging}
+            kept = [each.form for each in self._loaded.values()]
+        gone += [] if before is None else [before]
         self._swap()
+        for form in [each.form for each in gone]:
+            if not any(form.has_base_of(other) for other in kept):
+                form.let_go_of_base()
+        self._to_remove = True
+
+    def _remove_forms(self) -> None:
+        """Remove what no version needs, once threads have left what they had mapped of it.
+
+        The pages of a file that has no name are freed by who unmaps it last, be it a thread that
+        answers requests.
+        """
+        if not self._to_remove:
+            return
+        self._to_remove = False
+        with self._lock:
+            forms = self._store.forms | {self._merging}
         self._source.remove_forms(forms)
 
     def _swap(self) -> None:
@@ -370,11 +305,11 @@ class Model:
         for tell in self._told if changed else ():
             tell(self._current)
 
-    def _begin_merge(self, reader: CheckpointReader, form: Form) -> None:
-        base, changed = form.num_rows
+    def _begin_merge(self, loaded: Loaded) -> None:
+        base, changed = loaded.form.num_rows
         if self._merged is None and changed >= max(MERGE_FROM * base, _LEAST_MERGED):
-            self._merging = self._source.base_name(reader)
-            self._merged = self._merger.submit(self._source.base_of, reader)
+            self._merging = self._source.base_name(loaded.version)
+            self._merged = self._merger.submit(self._source.base_of, loaded.version.checkpoint)
 
     def _take_merged(self) -> None:
         """Serve a version from a new base where its overlay was merged."""
@@ -382,10 +317,10 @@ class Model:
             return
         merged, self._merged = self._merged, None
         try:
-            form = merged.result()
+            form = self._loader.open(merged.result())
             if any(each.seal == form.manifest.seal for each in self.versions):
-                self._give(load(form))
-        except (CheckpointError, ServingError) as error:
+                self._give(self._loader.load(form))
+        except (CheckpointError, ServingError, OSError) as error:
             _log.warning("an overlay could not be merged: %s", error)
 
     def rollback(self, step: int | None = None) -> Version:
@@ -415,7 +350,10 @@ class Model:
         if self._follower is not None or not self._source.follows:
             return
         seconds = self._source.usual_seconds if seconds is None else seconds
-        self._source.apart = BasesApart()  # from now on requests are answered meanwhile
+        with self._changing:  # from now on requests are answered meanwhile
+            large = self.current.form.num_rows[0] >= APART_FROM_ROWS
+            if large and isinstance(self._source, Source):
+                self._source = SourceApart(self._source)
         self._follower = threading.Thread(
             target=self._run_follower, args=(seconds,), name="follow", daemon=True
         )
@@ -432,6 +370,8 @@ class Model:
                 self.refresh()
                 told = ""
             except Exception as error:  # what is served goes on being served
+                if self._closed.is_set():
+                    return
                 if str(error) != told:
                     _log.exception("looking for newer checkpoints failed; it is tried again")
                 told = str(error)
@@ -442,8 +382,8 @@ class Model:
         self._news.set()
         if self._published is not None:
             self._published.close()
-        if self._source.apart is not None:
-            self._source.apart.close()
+        if isinstance(self._source, SourceApart):
+            self._source.close()
         if self._follower is not None:
             self._follower.join()
         self._merger.shutdown(cancel_futures=True)

@@ -8,7 +8,7 @@ from serving.batching import by_load
 from serving.calls import Answer, Call
 from serving.computing import Done
 from serving.errors import OverloadError
-from serving.model import Loaded
+from serving.loading import Loaded
 
 
 class AnySession(Protocol):

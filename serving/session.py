@@ -8,7 +8,7 @@ from serving.batching import Batcher, Close, Late, Take
 from serving.calls import Call
 from serving.computing import Computing, Decoded, Done, failed
 from serving.errors import OverloadError
-from serving.model import Loaded
+from serving.loading import Loaded
 
 TOO_LATE = "the request's time was over before it was computed"
 

@@ -20,9 +20,8 @@ import msgpack
 from serving.calls import Answer, Call
 from serving.computing import Done, failed
 from serving.errors import OverloadError, ServingError
-from serving.form.opening import Form
 from serving.interpreter import keep_pauses_short
-from serving.model import Loaded, load
+from serving.loading import Loaded, Loader
 from serving.session import Session, SessionOptions
 from serving.session_template import SessionTemplate
 
@@ -189,8 +188,9 @@ def main(descriptor: int) -> None:
     if first["core"] is not None:
         with contextlib.suppress(OSError, AttributeError):
             os.sched_setaffinity(0, {first["core"]})
+    loader = Loader()
     try:
-        loaded = load(Form(Path(first["version"])))
+        loaded = loader.load(loader.open(Path(first["version"])))
         session = Session(loaded, SessionOptions(**first["options"]))
     except Exception as error:
         connection.send_bytes(msgpack.packb(f"{error}"))
@@ -213,26 +213,30 @@ def main(descriptor: int) -> None:
             connection.send_bytes(data)
 
     def take(folder: str) -> None:
+        nonlocal loaded
         try:
-            session.take(load(Form(Path(folder))))
+            before, loaded = loaded.form, loader.load(loader.open(Path(folder)))
+            session.take(loaded)
+            if not loaded.form.has_base_of(before):
+                before.let_go_of_base()
         except ServingError as error:
             _log.error("a version can't be loaded, the one before is served: %s", error)
 
     keep_pauses_short()
     connection.send_bytes(msgpack.packb("ready"))
-    loader: threading.Thread | None = None
+    loading: threading.Thread | None = None
     with contextlib.suppress(EOFError, OSError):
         while True:
             message = msgpack.unpackb(connection.recv_bytes(MAX_MESSAGE_BYTES))
             if message[0] != _VERSION:
                 _submit(session, message, answered)
                 continue
-            if loader is not None:
-                loader.join()
+            if loading is not None:
+                loading.join()
             if not message[1]:
                 break
-            loader = threading.Thread(target=take, args=(message[1],), daemon=True)
-            loader.start()
+            loading = threading.Thread(target=take, args=(message[1],), daemon=True)
+            loading.start()
     session.close()
     connection.close()
 

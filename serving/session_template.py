@@ -15,9 +15,8 @@ import traceback
 from pathlib import Path
 
 from serving.errors import ServingError
-from serving.form.opening import Form
 from serving.interpreter import keep_pauses_short
-from serving.model import load
+from serving.loading import Loader
 
 _PID_BYTES = 8
 
@@ -87,7 +86,8 @@ def main(descriptor: int, version: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server ends its sessions itself
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how they ended
     with contextlib.suppress(Exception):  # a session that can't load it says so
-        load(Form(version))
+        loader = Loader()
+        loader.load(loader.open(version))
     keep_pauses_short()
     with socket.socket(fileno=descriptor) as control:
         while True:

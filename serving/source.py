@@ -2,12 +2,13 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
+from ps.checkpoint.errors import CheckpointError, CheckpointRemovedError
 from ps.checkpoint.files import CheckpointFiles
 from ps.checkpoint.intact import names_in, newest_intact
 from ps.checkpoint.manifest import MANIFEST
@@ -15,7 +16,6 @@ from ps.checkpoint.read import CheckpointReader
 from runtime.durable import PARTIAL
 from runtime.places import Place, is_file, place_of
 from serving.errors import ServingError
-from serving.form.apart import BasesApart
 from serving.form.making import make_base, make_overlay
 from serving.form.opening import Form, form_name
 from serving.rows.quantized import RowsAs
@@ -27,8 +27,21 @@ JOB_FILE = "job.yaml"
 # How often it is looked for newer checkpoints: a list of names each time, in a store a request.
 LOCAL_SECONDS, STORE_SECONDS = 0.25, 1.0
 _MAX_JOB_BYTES = 16 << 20
-# A smaller base is made sooner than a process is up.
-APART_FROM_ROWS = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found that is newer.
+
+    Args:
+        form: the folder of its form; None: there is nothing newer that can be used.
+        checkpoint: its name.
+        refused: checkpoints that are newer still and can't be used, each with why.
+    """
+
+    form: Path | None = None
+    checkpoint: str = ""
+    refused: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(slots=True)
@@ -40,15 +53,14 @@ class Source:
         forms: the folder of serving forms, on a local disk.
         follows: whether newer checkpoints may come.
         rows: how forms keep vectors.
-        apart: makes large bases in processes of their own; None: this process does.
+        skipped: checkpoints that are left out, each with why.
     """
 
     path: Place
     forms: Path
     follows: bool
     rows: RowsAs = "float32"
-    apart: BasesApart | None = None
-    _skipped: dict[Place, str] = field(default_factory=dict)
+    skipped: dict[Place, str] = field(default_factory=dict)
     # What is known to be all there. It is not read again, whether it is still needed or not.
     _known: dict[Place, CheckpointFiles] = field(default_factory=dict)
     # Overlays that were made here, or have been verified.
@@ -79,21 +91,51 @@ class Source:
             " written"
         )
 
-    def newest(self, refuse: Callable[[str, str], None]) -> CheckpointReader | None:
+    def find(self, after: tuple[int, int] | None) -> Found:
+        """Look for a checkpoint that is newer than all that are known, and make its form.
+
+        One that is damaged, or that lies on nothing that is there, is refused and the one before
+        it taken.
+
+        Args:
+            after: recovery epoch and step of the newest that is known; None: none is.
+
+        Raises:
+            CheckpointError, ServingError: the checkpoint, where none is followed, can't be used.
+            OSError: a store can't be looked at.
+        """
+        refused: list[tuple[str, str]] = []
+        if after is not None and not self._has_changed():
+            return Found()
+        while True:
+            reader = self._newest(refused)
+            if reader is None or (after is not None and _place(reader) <= after):
+                return Found(refused=tuple(refused))
+            try:
+                return Found(self._form_of(reader), reader.directory.name, tuple(refused))
+            except CheckpointRemovedError:
+                self._forget(reader)  # something newer has taken its place
+            except (CheckpointError, ServingError) as error:
+                if not self.follows:
+                    raise
+                self.skip(reader.directory.name, str(error))
+                refused.append((reader.directory.name, str(error)))
+
+    def _newest(self, refused: list[tuple[str, str]]) -> CheckpointReader | None:
         """Return the newest checkpoint that is all there, as far as sizes and manifests tell.
 
         Args:
-            refuse: is told the name of each newer one that can't be used, once, and why.
+            refused: gets the name of each newer one that can't be used, once, and why.
         """
         if not self.follows:
             return CheckpointReader(self.path)
-        found = newest_intact(self.path, skip=self._skipped, known=self._known)
+        found = newest_intact(self.path, skip=self.skipped, known=self._known)
         for each in found.passed:
-            refuse(each.path.name, each.reason)
-            self._skipped[each.path] = each.reason
+            refused.append((each.path.name, each.reason))
+            self.skipped[each.path] = each.reason
         return found.reader
 
-    def has_changed(self) -> bool:
+    def _has_changed(self) -> bool:
         """Return whether there may be checkpoints that were not there before.
 
         Raises:
@@ -102,26 +144,26 @@ class Source:
         if not self.follows:
             return False
         there = {self.path / name for name in names_in(self.path)}
-        for known in (self._known, self._skipped):
+        for known in (self._known, self.skipped):
             for gone in known.keys() - there:  # another one may come to have its name
                 del known[gone]
-        return not there <= self._known.keys() | self._skipped.keys()
+        return not there <= self._known.keys() | self.skipped.keys()
 
     @property
     def usual_seconds(self) -> float:
         """How often it is looked for newer checkpoints unless somebody says otherwise."""
         return LOCAL_SECONDS if isinstance(self.path, Path) else STORE_SECONDS
 
-    def forget(self, reader: CheckpointReader) -> None:
+    def _forget(self, reader: CheckpointReader) -> None:
         """A checkpoint was removed while it was read: look again at it and what it lies on."""
         for files in reader.chain:
             self._known.pop(files.directory, None)
 
-    def skip(self, reader: CheckpointReader, reason: str) -> None:
-        """Leave a checkpoint out from now on: reading it has shown that it is damaged."""
-        self._skipped[reader.directory] = reason
+    def skip(self, checkpoint: str, reason: str) -> None:
+        """Leave a checkpoint out from now on: it was seen that it can't be used."""
+        self.skipped[self.path / checkpoint] = reason
 
-    def form_of(self, reader: CheckpointReader) -> Form:
+    def _form_of(self, reader: CheckpointReader) -> Path:
         """Return the form of a checkpoint, which is made where there is none.
 
         Raises:
@@ -131,23 +173,22 @@ class Source:
         for kind in ("base", "overlay"):
             found = self._form(kind, reader.manifest.step, reader.seal)
             if found is not None:
-                return found
+                return found.folder
         before = self._form_below(reader)
-        if before is not None:
-            made = make_overlay(reader, before, self.forms)
-            self._made.add(made.name)
-            return Form(made)
-        return self.base_of(reader)
+        if before is None:
+            return make_base(reader, self.forms, self.rows)
+        made = make_overlay(reader, before, self.forms)
+        self._made.add(made.name)
+        return made
 
-    def base_of(self, reader: CheckpointReader) -> Form:
-        """Return a form of a checkpoint that lies on no other; raises as `form_of`."""
-        if self.apart is not None and _num_rows(reader) >= APART_FROM_ROWS:
-            return Form(self.apart.make(str(reader.directory), self.forms, self.rows))
-        return Form(make_base(reader, self.forms, self.rows))
+    def base_of(self, checkpoint: str) -> Path:
+        """Return a form of a checkpoint that lies on no other; raises as `find`."""
+        place = self.path / checkpoint if self.follows else self.path
+        return make_base(CheckpointReader(place), self.forms, self.rows)
 
-    def base_name(self, reader: CheckpointReader) -> str:
+    def base_name(self, version: Version) -> str:
         """Return the name that `base_of` gives."""
-        return form_name("base", reader.manifest.step, reader.seal, self.rows)
+        return form_name("base", version.step, version.seal, self.rows)
 
     def _form_below(self, reader: CheckpointReader) -> Form | None:
         """Return the newest form on the newest base of what a delta lies on."""
@@ -222,21 +263,5 @@ def _forms_beside(place: Place, forms: str | Path | None) -> Path:
     return parent.parent / FORMS if parent.name == CHECKPOINTS else parent / FORMS
 
 
-def _num_rows(reader: CheckpointReader) -> int:
-    """Return how many rows the files of a checkpoint's chain have, some of them more than once."""
-    return sum(entry.rows for files in reader.chain for entry in files.manifest.files)
-
-
-def version_of(form: Form) -> Version:
-    """Return what a form is a version of."""
-    manifest = form.manifest
-    return Version(
-        checkpoint=manifest.checkpoint,
-        seal=manifest.seal,
-        step=manifest.step,
-        recovery_epoch=manifest.recovery_epoch,
-        taken=manifest.taken,
-        histories=manifest.histories,
-        form=form.folder.name,
-        base=form.base_name,
-    )
+def _place(reader: CheckpointReader) -> tuple[int, int]:
+    return reader.manifest.recovery_epoch, reader.manifest.step

@@ -103,10 +103,6 @@ class VersionStore:
         """Names of the folders that kept versions need."""
         return {name for each in self._versions.values() for name in (each.form, each.base)}
 
-    def is_newer(self, place: tuple[int, int]) -> bool:
-        """Return whether a checkpoint of this place would be newer than all that are kept."""
-        return self.newest is None or place > self.newest.place
-
     def give(self, version: Version) -> list[Version]:
         """Keep a version, and serve it; return those that are kept no more.
 

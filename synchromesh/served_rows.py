@@ -10,7 +10,7 @@ import numpy as np
 from runtime.places import Place
 from scheduler import ConfigError
 from serving import Model
-from serving.model import predictor_of
+from serving.loading import predictor_of
 from serving.rows.quantized import RowsAs
 from serving.source import Source
 from synchromesh.evaluation import evaluation_of

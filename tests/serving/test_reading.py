@@ -8,7 +8,7 @@ import pytest
 from served_jobs import SavedModel
 
 from serving import Model
-from serving.model import predictor_of
+from serving.loading import predictor_of
 from serving.rows.quantized import RowsAs
 from serving.rows.reading import RowReader
 from worker.data.batch import Bags, Batch

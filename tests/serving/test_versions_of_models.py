@@ -1,6 +1,6 @@
 """Predictions of every version equal those of its checkpoint, bit for bit."""
 
-import json
+import contextlib
 import os
 import shutil
 import threading
@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from served_jobs import JOBS, SavedModel, some_samples
 
-from ps.checkpoint.read import CheckpointReader
 from serving import Model, ServingError, UnknownVersionError
-from serving.form.__main__ import main as make_apart
 from serving.form.opening import Form
 from serving.source import Source
+from serving.source_apart import SourceApart
 from worker.inference import Predictor, probabilities
 
 SLOW = pytest.mark.slow
@@ -121,6 +120,7 @@ def test_forms_are_used_again_and_those_of_versions_that_are_not_kept_are_remove
         for _ in range(3):
             next_cut(job)
             model.refresh()
+        model.refresh()  # what threads may have had mapped goes once they have gone over
         forms = {path.name: path.stat().st_ino for path in (job.run / "serving").iterdir()}
         assert len(forms) == 3, "two overlays and their base"
     with Model.open(job.run, keep_versions=2) as model:
@@ -185,31 +185,55 @@ def test_large_overlays_are_merged_into_a_new_base_of_the_same_version(
         np.testing.assert_array_equal(model.predict(SAMPLES).values, expected(model, newest))
 
 
-@pytest.mark.slow
-def test_who_answers_requests_has_bases_made_by_another_process(
+def test_who_answers_requests_has_forms_made_by_another_process(
     job: SavedModel, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("serving.source.APART_FROM_ROWS", 0)
-    with Model.open(job.run) as model:
+    monkeypatch.setattr("serving.model.APART_FROM_ROWS", 0)
+    monkeypatch.setattr("serving.model._LEAST_MERGED", 10)
+
+    def made_here(*_: object) -> None:
+        raise AssertionError("no form is made in this process")
+
+    with Model.open(job.run, keep_versions=1) as model:
         model.follow(3600.0)
+        apart = model._source
+        assert isinstance(apart, SourceApart)
+        for kind in ("make_base", "make_overlay"):
+            monkeypatch.setattr(f"serving.source.{kind}", made_here)
+        delta = next_cut(job)
+        model.refresh()
+        assert model.version.form.startswith("overlay")
+        np.testing.assert_array_equal(model.predict(SAMPLES).values, expected(model, delta))
+
+        assert model._merged is not None
+        model._merged.result()
+        model.refresh()
+        assert model.version.form.startswith("base")
+        np.testing.assert_array_equal(model.predict(SAMPLES).values, expected(model, delta))
+
+        damaged = next_cut(job)
+        rows = next(damaged.glob("tables/b/rows-*"))
+        rows.write_bytes(rows.read_bytes()[::-1])
+        assert model.refresh() is None
+        assert list(model.refused) == [damaged.name]
+        assert rows.name in model.refused[damaged.name]
+
+        assert apart._process is not None
+        apart._process.kill()
         job.train()
         full = job.cut(full=True)
-
+        with contextlib.suppress(ServingError):  # it says that the process died, or starts another
+            model.refresh()
         model.refresh()
-
-        assert model.version.form.startswith("base")
-        np.testing.assert_array_equal(model.predict(SAMPLES).values, expected(model, full))
-        apart = model._source.apart
-    assert apart is not None
+        assert model.version.checkpoint == full.name
+        model.refresh()
+        assert {path.name for path in (job.run / "serving").iterdir()} == {
+            model.version.form,
+            model._merging,
+        }
     assert capfd.readouterr().err == ""
     with pytest.raises(ServingError, match="the server is stopping"):
-        apart.make(str(full), job.run / "other", "float32")
-    rows = next(full.glob("tables/b/rows-*"))
-    rows.write_bytes(rows.read_bytes()[:-9])
-    make_apart(str(full), str(job.run / "other"), "float32")
-    told = json.loads(capfd.readouterr().out)
-    assert told["kind"] == "checkpoint"
-    assert rows.name in told["error"]
+        apart.base_of(full.name)
 
 
 def test_a_merge_that_takes_longer_than_its_version_is_kept_is_what_newer_ones_lie_on(
@@ -219,8 +243,8 @@ def test_a_merge_that_takes_longer_than_its_version_is_kept_is_what_newer_ones_l
     made, goes_on = threading.Event(), threading.Event()
     base_of = Source.base_of
 
-    def slow(self: Source, reader: CheckpointReader) -> Form:
-        form = base_of(self, reader)
+    def slow(self: Source, checkpoint: str) -> Path:
+        form = base_of(self, checkpoint)
         made.set()
         goes_on.wait(60)
         return form
@@ -235,7 +259,7 @@ def test_a_merge_that_takes_longer_than_its_version_is_kept_is_what_newer_ones_l
             model.refresh()
         goes_on.set()
         assert model._merged is not None
-        assert model._merged.result().manifest.checkpoint == merged.name
+        assert Form(model._merged.result()).manifest.checkpoint == merged.name
         newest = next_cut(job)
         model.refresh()
 
