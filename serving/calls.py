@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 JSON = "application/json"
+ARROW = "application/vnd.apache.arrow.stream"
 BINARY = "application/octet-stream"
 
-Form = Literal["infer", "rows"]
+Form = Literal["infer", "rows", "arrow"]
 
 
 @dataclass(slots=True)
@@ -14,7 +15,7 @@ class Call:
     """One request for predictions.
 
     Args:
-        form: `infer` of the Open Inference Protocol, or `rows`.
+        form: `infer` of the Open Inference Protocol, `rows`, or a record batch of `arrow`.
         body: as it was sent.
         json_bytes: how much of an `infer` body is JSON, tensors follow; None: all of it.
         deadline: on the monotonic clock, after which nobody waits any more.

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.calls import BINARY, Answer, Call
+from serving.calls import ARROW, BINARY, Answer, Call
 from serving.errors import RequestError
 from serving.loading import Loaded, predictor_of
 from serving.requests import RequestSchema
-from serving.wire import inference, rows
+from serving.wire import arrow, inference, rows
 from serving.wire.json_text import text
 from serving.wire.layouts import Decoder
 from worker.data.batch import Batch, SingleKeys, joined_single_keys
@@ -78,6 +78,12 @@ class Computing:
             return Decoded(
                 batch, done, lambda values, about: Answer(200, rows.encode(values, name, about))
             )
+        if call.form == "arrow":
+            return Decoded(
+                arrow.decode(call.body, self._schema),
+                done,
+                lambda values, about: Answer(200, arrow.encode(values, about), ARROW),
+            )
         tensors, wanted = self._decoder.decode(call.body, call.json_bytes)
 
         def encode(values: npt.NDArray[np.float32], about: dict[str, Any]) -> Answer:
@@ -97,12 +103,7 @@ class Computing:
             return
         # Of a custom model bits may depend on what else is in a batch.
         together = _by_shape(decoded) if predictor.predicts_by_sample else [[e] for e in decoded]
-        version = loaded.version
-        about = {
-            "step": version.step,
-            "checkpoint": version.checkpoint,
-            "age_seconds": round(version.age(time.time()), 3),
-        }
+        about = loaded.version.about(time.time())
         for alike in together:
             try:
                 logits = predictor.logits(_joined([each.batch for each in alike]))

@@ -4,6 +4,8 @@ import json
 from typing import Any
 
 _SHOWN = 80
+WRONG, BUSY = b"400", b"429"
+"""What errors of Arrow Flight have beside their text: it lies with the request, or come again."""
 
 
 class ServingError(ValueError):

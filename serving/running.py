@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from serving.endpoint.access_log import AccessLog
 from serving.endpoint.answering import Endpoint, Limits
@@ -22,6 +22,9 @@ from serving.session import SessionOptions
 from serving.session_process import SessionProcess
 from serving.session_template import SessionTemplate
 
+if TYPE_CHECKING:
+    from serving.endpoint.bulk import BulkServer
+
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -34,6 +37,7 @@ class ServeOptions:
             publishes its checkpoints.
         session: the model's name, and how requests become batches.
         host, port: where it listens; port 0: a free one.
+        flight_port: where it listens for streams of Arrow Flight, 0: a free one; None: nowhere.
         sessions: processes that compute; 0: this one does.
         token: that requests must bear; None: none, on the loopback alone.
         forms: where serving forms are kept; None: folder `serving` of the run.
@@ -51,6 +55,7 @@ class ServeOptions:
     session: SessionOptions
     host: str = "127.0.0.1"
     port: int = 8500
+    flight_port: int | None = None
     sessions: int = 0
     token: str | None = None
     forms: str | None = None
@@ -66,6 +71,9 @@ class ServeOptions:
 class Serving:
     """A model with its sessions and its server.
 
+    Attributes:
+        bulk: what answers Arrow Flight, while it runs; None: it is not asked for.
+
     Raises:
         ServingError, CheckpointError, ModelError: it can't be served as it is asked for.
     """
@@ -78,6 +86,8 @@ class Serving:
             )
         port = options.port or free_port(options.host)
         check_free(options.host, port)
+        if options.flight_port:
+            check_free(options.host, options.flight_port, "--flight-port")
         self.address = f"http://{_bracketed(options.host)}:{port}"
         self._options = options
         with contextlib.ExitStack() as opened:
@@ -96,6 +106,7 @@ class Serving:
             opened.callback(self._pool.close)
             log = _access_log(options.access_log, opened)
             self._opened = opened.pop_all()
+        self.bulk: BulkServer | None = None
         self.model.when_swapped(self._pool.take)
         self.endpoint = Endpoint(
             self.model,
@@ -137,7 +148,30 @@ class Serving:
         with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, self.server.stop)
-        await self.server.run(ready)
+        self._begin_bulk(loop)
+        try:
+            await self.server.run(ready)
+        finally:
+            if self.bulk is not None:
+                await asyncio.to_thread(self.bulk.close)
+
+    def _begin_bulk(self, loop: asyncio.AbstractEventLoop) -> None:
+        options = self._options
+        if options.flight_port is None:
+            return
+        from serving.endpoint.bulk import BulkServer
+
+        self.bulk = BulkServer(
+            self.model,
+            options.session.name,
+            self._pool,
+            loop,
+            host=options.host,
+            port=options.flight_port,
+            token=options.token,
+            limits=options.limits,
+            figures=self.endpoint.figures,
+        )
 
     def close(self) -> None:
         """End the sessions, what follows the run, and the access log."""

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,14 @@ class Version:
     def age(self, now: float) -> float:
         """Return the seconds since the job was at this step; 0 where clocks differ."""
         return max(now - self.taken, 0.0)
+
+    def about(self, now: float) -> dict[str, Any]:
+        """Return what answers say of it."""
+        return {
+            "step": self.step,
+            "checkpoint": self.checkpoint,
+            "age_seconds": round(self.age(now), 3),
+        }
 
     def has(self, other: "Version") -> bool:
         """Whether the steps of an older version are among those that this one comes from.

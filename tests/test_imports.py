@@ -216,10 +216,10 @@ LAYERS = {
     "serving": [
         {"calls", "errors", "interpreter", "versions"},
         {"batching", "client"},
-        {"rows"},
+        {"bulk_client", "rows"},
         {"form"},
-        {"published", "requests", "source"},
-        {"wire"},
+        {"loading", "published", "requests", "source"},
+        {"source_apart", "source_process", "wire"},
         {"model"},
         {"computing"},
         {"session"},

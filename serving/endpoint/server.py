@@ -133,7 +133,7 @@ def _line(request: HttpRequest, answer: Answer) -> dict[str, Any]:
     return line
 
 
-def check_free(host: str, port: int) -> None:
+def check_free(host: str, port: int, option: str = "--port") -> None:
     """Refuse a place where another process listens.
 
     Raises:
@@ -146,7 +146,7 @@ def check_free(host: str, port: int) -> None:
             found.bind((host, port))
     except OSError as error:
         raise ServingError(
-            f"{host}:{port} can't be listened at: {error.strerror or error}; name another --port"
+            f"{host}:{port} can't be listened at: {error.strerror or error}; name another {option}"
         ) from error
 
 

@@ -1,7 +1,8 @@
 """`synchromesh serve`: a trained model behind an HTTP endpoint."""
 
 import asyncio
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -15,8 +16,39 @@ from synchromesh.commands.answers import (
 )
 from worker.inference import ModelError
 
+if TYPE_CHECKING:
+    from serving.running import ServeOptions, Serving
+
 TOKEN_VARIABLE = "SYNCHROMESH_SERVE_TOKEN"
 PUBLISH_VARIABLE = "SYNCHROMESH_PUBLISH_TOKEN"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """The command's arguments and options, by name."""
+
+    source: str
+    name: str
+    host: str
+    port: int
+    flight_port: int | None
+    sessions: int
+    max_batch: int
+    max_delay_ms: float
+    max_waiting: int
+    max_rows: int
+    max_body_mib: int
+    timeout_seconds: float
+    follow_seconds: float | None
+    keep_versions: int
+    forms: str | None
+    rows: Literal["float32", "bf16", "int8"]
+    data: tuple[str, ...]
+    force: bool
+    token_file: str | None
+    publish_token_file: str | None
+    access_log: str | None
+    as_json: bool
 
 
 @click.command(epilog="Example: synchromesh serve runs/dlrm --port 8500")
@@ -25,6 +57,11 @@ PUBLISH_VARIABLE = "SYNCHROMESH_PUBLISH_TOKEN"
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8500, show_default=True, help="0: a free one."
+)
+@click.option(
+    "--flight-port",
+    type=click.IntRange(0, 65535),
+    help="Where to listen for streams of Arrow Flight, 0: a free one (default: nowhere).",
 )
 @click.option(
     "--sessions",
@@ -121,88 +158,77 @@ PUBLISH_VARIABLE = "SYNCHROMESH_PUBLISH_TOKEN"
     "--access-log", metavar="FILE", help="A line of JSON for each request; - for standard output."
 )
 @json_option
-def command(
-    source: str,
-    name: str,
-    host: str,
-    port: int,
-    sessions: int,
-    max_batch: int,
-    max_delay_ms: float,
-    max_waiting: int,
-    max_rows: int,
-    max_body_mib: int,
-    timeout_seconds: float,
-    follow_seconds: float | None,
-    keep_versions: int,
-    forms: str | None,
-    rows: Literal["float32", "bf16", "int8"],
-    data: tuple[str, ...],
-    force: bool,
-    token_file: str | None,
-    publish_token_file: str | None,
-    access_log: str | None,
-    as_json: bool,
-) -> None:
+def command(**given: Any) -> None:
     """Answer requests for predictions until SIGINT or SIGTERM.
 
     RUN_OR_CHECKPOINT is a run directory, the URL where its checkpoints are, or tcp://HOST:PORT,
     where its job publishes them: newer ones are served as they come. Or it is one checkpoint.
     Predictions are those of `synchromesh predict`. docs/serving.md says what requests look like.
     """
+    asked = _Asked(**given)
+    options = _options(asked)
+    _check_rows(asked)
+    _serve(options, as_json=asked.as_json)
+
+
+def _options(asked: _Asked) -> "ServeOptions":
+    """Return how the model is served; refuse what doesn't fit together."""
     try:
         from serving.endpoint.answering import Limits
-        from serving.interpreter import keep_pauses_short
-        from serving.running import ServeOptions, Serving
+        from serving.running import ServeOptions
     except ImportError as error:
         raise Refused(f"{error.name} is missing: pip install 'synchromesh[serve]'") from error
-    from serving.errors import ServingError
     from serving.session import SessionOptions
 
+    name = asked.name
     if not name or not all(c.isascii() and (c.isalnum() or c in "_.-") for c in name):
         raise click.UsageError(f"--name may have letters, digits, '_', '.' and '-', got {name!r}")
-    options = ServeOptions(
-        source=source,
+    if asked.rows == "float32" and (asked.data or asked.force):
+        raise click.UsageError("--data and --force are of --rows bf16 and int8")
+    if asked.flight_port and asked.flight_port == asked.port:
+        raise click.UsageError(f"--port and --flight-port are both {asked.port}")
+    return ServeOptions(
+        source=asked.source,
         session=SessionOptions(
             name=name,
-            max_rows=max_rows,
-            max_batch=max_batch,
-            max_delay=max_delay_ms / 1000,
-            max_waiting=max_waiting,
+            max_rows=asked.max_rows,
+            max_batch=asked.max_batch,
+            max_delay=asked.max_delay_ms / 1000,
+            max_waiting=asked.max_waiting,
         ),
-        host=host,
-        port=port,
-        sessions=sessions,
-        token=read_token("--token-file", token_file, TOKEN_VARIABLE),
-        publish_token=read_token("--publish-token-file", publish_token_file, PUBLISH_VARIABLE),
-        forms=forms,
-        rows=rows,
-        keep_versions=keep_versions,
-        follow_seconds=follow_seconds,
+        host=asked.host,
+        port=asked.port,
+        flight_port=asked.flight_port,
+        sessions=asked.sessions,
+        token=read_token("--token-file", asked.token_file, TOKEN_VARIABLE),
+        publish_token=read_token(
+            "--publish-token-file", asked.publish_token_file, PUBLISH_VARIABLE
+        ),
+        forms=asked.forms,
+        rows=asked.rows,
+        keep_versions=asked.keep_versions,
+        follow_seconds=asked.follow_seconds,
         limits=Limits(
-            body_bytes=max_body_mib << 20,
-            request_seconds=timeout_seconds,
-            outstanding=max_waiting * max(sessions, 1),
+            body_bytes=asked.max_body_mib << 20,
+            request_seconds=asked.timeout_seconds,
+            outstanding=asked.max_waiting * max(asked.sessions, 1),
         ),
-        access_log=access_log,
+        access_log=asked.access_log,
     )
-    if rows == "float32" and (data or force):
-        raise click.UsageError("--data and --force are of --rows bf16 and int8")
-    if rows != "float32" and not force:
-        _check_rows(source, rows, forms, data)
+
+
+def _serve(options: "ServeOptions", *, as_json: bool) -> None:
+    """Open the model, and answer until a signal."""
+    from serving.errors import ServingError
+    from serving.interpreter import keep_pauses_short
+    from serving.running import Serving
+
     with answering(ModelError, ServingError, failures=FAILURES):
         serving = Serving(options)
 
     def ready() -> None:
         keep_pauses_short()
-        version = serving.model.version
-        if as_json:
-            print_json({"address": serving.address, "model": name, "step": version.step})
-        else:
-            click.echo(
-                f"serving {version.checkpoint} (step {version.step}) as {name!r} at"
-                f" {serving.address}; end it with Ctrl-C"
-            )
+        _tell(serving, options.session.name, as_json=as_json)
 
     with answering(failures=(*FAILURES, ServingError)):
         try:
@@ -211,22 +237,37 @@ def command(
             serving.close()
 
 
-def _check_rows(
-    source: str, rows: Literal["bf16", "int8"], forms: str | None, data: tuple[str, ...]
-) -> None:
+def _tell(serving: "Serving", name: str, *, as_json: bool) -> None:
+    """Say what is served, and where."""
+    version, bulk = serving.model.version, serving.bulk
+    if as_json:
+        told = {"address": serving.address, "model": name, "step": version.step}
+        print_json(told if bulk is None else told | {"flight": bulk.address})
+        return
+    where = serving.address if bulk is None else f"{serving.address} and {bulk.address}"
+    click.echo(
+        f"serving {version.checkpoint} (step {version.step}) as {name!r} at {where};"
+        " end it with Ctrl-C"
+    )
+
+
+def _check_rows(asked: _Asked) -> None:
     """Refuse a way of keeping rows that ranks worse; tell people what was measured."""
+    rows = asked.rows
+    if rows == "float32" or asked.force:
+        return
     from serving.errors import ServingError
     from serving.published import is_published
     from synchromesh.evaluation import BAD_INPUT
     from synchromesh.served_rows import MAX_AUC_LOSS, rows_loss
 
-    if is_published(source):
+    if is_published(asked.source):
         raise Refused(
             f"what {rows} loses can't be measured for a job that publishes; --force serves it"
             " unmeasured"
         )
     with answering(*BAD_INPUT, ServingError):
-        found = rows_loss(source, rows=rows, forms=forms, data=data or None)
+        found = rows_loss(asked.source, rows=rows, forms=asked.forms, data=asked.data or None)
     told = (
         f"AUC {found.auc_kept:.5f} with rows as {rows}, {found.auc:.5f} as trained, on"
         f" {found.samples} samples"

@@ -76,6 +76,12 @@ def serve(job: SavedModel, **changes: Any) -> Served:
     return Served(serving, job, loop, thread)
 
 
+@pytest.fixture(scope="session")
+def started() -> Callable[..., Served]:
+    """What serves the run of a model until `stop`."""
+    return serve
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Served]]:
     """Serve a model of its own with these options; it is stopped at the end."""

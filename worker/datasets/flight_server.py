@@ -6,7 +6,6 @@ The descriptor's path is the producer's name. The server says first, as app meta
 is not acknowledged is to be sent again, on another stream: nothing is taken twice.
 """
 
-import hmac
 import json
 import threading
 from collections.abc import Callable
@@ -16,26 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as flight
 
+from runtime.flight_token import TokenRequired
 from worker.datasets.receiving import Inbox, ReceiveError, Spool
 
 MAX_METADATA_BYTES = 256
-_SCHEME = "Bearer "
-
-
-class _Tokens(flight.ServerMiddlewareFactory):
-    """Refuses every call that does not bear the token, before it is begun."""
-
-    def __init__(self, token: str) -> None:
-        super().__init__()
-        self._token = token.encode()
-
-    def start_call(self, info: Any, headers: dict[str, list[Any]]) -> None:
-        for value in headers.get("authorization", []):
-            text = value.decode("latin-1") if isinstance(value, bytes) else value
-            given = text.removeprefix(_SCHEME).encode("latin-1", "replace")
-            if text.startswith(_SCHEME) and hmac.compare_digest(given, self._token):
-                return
-        raise flight.FlightUnauthenticatedError("the token is missing or wrong")
 
 
 class FlightReceiver(flight.FlightServerBase):
@@ -79,7 +62,7 @@ class FlightReceiver(flight.FlightServerBase):
         try:
             super().__init__(
                 f"{scheme}://{host}:{port}",
-                middleware={"token": _Tokens(token)},
+                middleware={"token": TokenRequired(token)},
                 tls_certificates=[certificate] if certificate else None,
             )
         except pa.ArrowException as error:
