@@ -1,9 +1,10 @@
 """JSON as requests have it, strict."""
 
 import json
+from collections import Counter
 from typing import Any
 
-from serving.errors import RequestError
+from serving.errors import RequestError, cut
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
@@ -12,10 +13,15 @@ def parsed(body: bytes | memoryview) -> dict[str, Any]:
     """Return the object that a body holds.
 
     Raises:
-        RequestError: it is not JSON, or no object. NaN and infinity are no JSON.
+        RequestError: it is not JSON, or no object, or an object has a name twice. NaN and infinity
+            are no JSON.
     """
     try:
-        found = json.loads(bytes(body).decode("utf-8"), parse_constant=_refuse_constant)
+        found = json.loads(
+            bytes(body).decode("utf-8"),
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_object,
+        )
     except RequestError:
         raise
     except UnicodeDecodeError as error:
@@ -39,6 +45,14 @@ def _where(error: json.JSONDecodeError) -> str:
     if error.pos >= len(error.doc.rstrip()):
         return "it ends too early" if error.doc.strip() else "it is empty"
     return f"it breaks at line {error.lineno}, column {error.colno}"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise RequestError(f"{cut(twice)!r} is there twice in one object")
+    return found
 
 
 def _refuse_constant(name: str) -> Any:

@@ -205,6 +205,18 @@ def test_what_is_wrong_with_json_is_said_in_the_servers_words(served: Any) -> No
         assert (status, found["error"]) == (400, f"the body is not valid JSON: {message}")
 
 
+def test_a_name_that_stands_twice_in_an_object_is_refused(served: Any) -> None:
+    row = json.dumps(rows()[0])
+    for path, body, name in (
+        (PREDICT, f'{{"instances": [{row[:-1]}, "a": 3}}]}}', "a"),
+        (PREDICT, f'{{"instances": [{row}], "instances": []}}', "instances"),
+        (PREDICT, f'{{"context": {{"a": 1, "a": 2}}, "instances": [{row}]}}', "a"),
+        (INFER, '{"inputs": [{"name": "a", "shape": [1], "shape": [2]}]}', "shape"),
+    ):
+        status, _, found = served.ask("POST", path, body.encode())
+        assert (status, found["error"]) == (400, f"{name!r} is there twice in one object")
+
+
 def test_errors_show_the_beginning_of_what_is_too_long_for_them(served: Any) -> None:
     long = "x" * 100_000
     for path, body in (
