@@ -25,6 +25,7 @@ from scheduler.run.directory import (
     latest_checkpoint,
 )
 from synchromesh.outputs import check_place
+from worker.inference import check_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +94,13 @@ class Checkpoint:
     def verify(self) -> None:
         """Read every file, also of what it lies on, and hold it against size and sha256.
 
+        Tables and dense parameters must be those of the model that the manifest names.
+
         Raises:
-            CheckpointError: a file is missing or is not what was written.
+            CheckpointError: a file is missing or is not what was written, or the model is another.
         """
         self._reader.verify()
+        check_model(self._reader)
 
 
 def open_checkpoint(path: str | Place) -> Checkpoint:

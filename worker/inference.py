@@ -329,6 +329,34 @@ def saved_model(reader: CheckpointReader) -> SavedModel:
         ) from error
 
 
+def check_model(reader: CheckpointReader) -> None:
+    """Refuse a checkpoint whose tables and dense parameters are not those of the model it names.
+
+    One that names none is taken. The size of a custom model is not known where its class can't be
+    imported.
+
+    Raises:
+        CheckpointError: names what does not fit.
+    """
+    if not reader.manifest.model:
+        return
+    saved = saved_model(reader)
+    specs = {spec.name: spec for spec in reader.store.tables}
+    for part in _parts(saved.spec):
+        spec = specs.get(part.table)
+        if spec is None or spec.dim != part.dim:
+            found = "it has none" if spec is None else f"its own has {spec.dim}"
+            raise CheckpointError(
+                f"the manifest of {reader.directory} names a model that reads table"
+                f" {part.table!r} of dim {part.dim}, {found}"
+            )
+    try:
+        check_size(saved.spec, reader.store.dense_size, reader.directory)
+    except ModelError as error:
+        if saved.spec.type != "custom":
+            raise CheckpointError(str(error)) from error
+
+
 def probabilities(logits: Float32s) -> Float32s:
     """Return 1 / (1 + exp(-z)) of each logit, computed in float64 so that none overflows."""
     z = logits.astype(np.float64)

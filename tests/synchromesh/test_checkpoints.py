@@ -1,12 +1,17 @@
 """Checkpoints as people and programs are shown them."""
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from ps.checkpoint.manifest import MANIFEST
+from ps.checkpoint.sealed_json import SEAL, sealed_text
 from synchromesh.checkpoints import as_json, list_checkpoints
 from synchromesh.commands.checkpoint import command
 
@@ -75,6 +80,33 @@ def test_what_is_not_there_exits_2_and_what_is_damaged_1(tmp_path: Path) -> None
             done = RUNNER.invoke(command, [name, str(path), *map(str, more)])
             assert done.exit_code == code, (name, path, done.output)
             assert done.output.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: model["spec"]["options"]["top_mlp"].append(7), "dense parameters, its dlrm"),
+        (lambda model: model["spec"]["lookups"][0].pop("dim"), "does not describe a model: spec"),
+        (
+            lambda model: model["spec"]["lookups"][0].update(dim=3),
+            r"reads table '\w+' of dim 3, its",
+        ),
+    ],
+)
+def test_a_model_that_does_not_fit_what_lies_there_is_no_verified_checkpoint(
+    change: Callable[[Any], Any], message: str, tmp_path: Path
+) -> None:
+    path = shutil.copytree(GOLDEN, tmp_path / "full-000000000003")
+    manifest = json.loads((path / MANIFEST).read_text())
+    change(manifest["model"])
+    manifest.pop(SEAL, None)
+    text, _ = sealed_text(manifest)
+    (path / MANIFEST).write_text(text)
+
+    done = RUNNER.invoke(command, ["verify", str(path)])
+
+    assert done.exit_code == 1, done.output
+    assert re.search(message, done.output)
 
 
 def test_the_list_shows_what_is_whole_and_names_what_is_damaged(tmp_path: Path) -> None:
