@@ -1,10 +1,12 @@
 """Serving: forms, predictions in process and over HTTP beside other libraries, sessions, swaps.
 
-The model is that of jobs/dlrm.yaml with random rows. onnxruntime and torch have the same dense part
-and the rows as one array; what is not installed is left out. Prints a line of JSON for each figure.
+The model is that of jobs/dlrm.yaml with random rows. onnxruntime, torch and TensorFlow have the
+same dense part and the rows as one array; what is not installed is left out. Prints a line of JSON
+for each figure.
 
     .venv/bin/python benchmarks/bench_serving.py                 # 10 million rows: 3 GB, 10 minutes
     .venv/bin/python benchmarks/bench_serving.py --only shared,process
+    .venv/bin/python benchmarks/bench_serving.py --only swaps --swaps 1000 --rows 2000000
     .venv/bin/python benchmarks/bench_serving.py --quick         # small: see that it runs
 """
 
@@ -17,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from bench.command_line import finish, some_of
+from bench.dense_products import DenseProducts
 from bench.http_load import Load, run_load
 from bench.lines import alternate, emit
 from bench.other_models import KINDS, Predict, open_other, write_other
@@ -40,6 +43,8 @@ ITEMS = (1, 8, 64, 256)
 CLIENTS = (1, 2, 4, 8, 16, 32)
 P99_MS = 10.0
 _BATCHES = 16  # different requests that are asked in turns
+_CHANGED = 0.4  # of all rows, by all swaps together
+_SLICE_SECONDS = 5.0
 _ITEM_COLUMNS = 6  # of 26 columns of keys; the others and all dense ones are the user's
 
 
@@ -81,12 +86,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, help="in all tables (default: 10 million)")
     parser.add_argument("--only", type=some_of(GROUPS), default=GROUPS, metavar="A,B")
+    parser.add_argument("--swaps", type=int, help="versions that are swapped (default: 100)")
     parser.add_argument("--quick", action="store_true", help="small sizes: see that it runs")
     options = parser.parse_args(arguments)
     sizes = QUICK if options.quick else FULL
+    if options.swaps is not None:
+        sizes = replace(sizes, swaps=options.swaps)
     total = sizes.rows if options.rows is None else options.rows
     if total < 26_000:
         print(f"error: --rows must be >= 26000, got {total}", file=sys.stderr)
+        return 2
+    if sizes.swaps < 1:
+        print(f"error: --swaps must be >= 1, got {sizes.swaps}", file=sys.stderr)
         return 2
     return finish(lambda: measure(options.only, sizes, total))
 
@@ -163,6 +174,24 @@ def process(bench: Bench) -> None:
             figures = dict(zip(others, theirs, strict=True))
             ratios = {f"times_{kind}": value / ours for kind, value in figures.items()}
             emit("in_process", ours, "ms", items=items, **figures, **ratios)
+    for items in bench.sizes.items:
+        _emit_products(bench, items)
+
+
+def _emit_products(bench: Bench, items: int) -> None:
+    """What the layers alone take: no server of this model can take less."""
+    products = DenseProducts(bench.saved.model, items)
+    runs = products.runs(bench.libraries)
+    times = alternate(bench.sizes.repeats, *runs.values())
+    ours, *theirs = [1000 * median(t.wall) for t in times]
+    emit(
+        "products",
+        ours,
+        "ms",
+        items=items,
+        gflops=products.operations / ours / 1e6,
+        **dict(zip([*runs][1:], theirs, strict=True)),
+    )
 
 
 def _predict(predict: Predict, arrays: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
@@ -345,40 +374,72 @@ def sessions(bench: Bench) -> None:
 
 
 def swaps(bench: Bench) -> None:
-    """Requests while versions are swapped, and how long a cut takes until it is served."""
+    """Requests while versions are swapped, and how long a cut takes until it is served.
+
+    Cuts are made before, so that what trains takes nothing from who serves. All together change a
+    good part of the rows, so that overlays are merged into new bases on the way. Clients ask by a
+    clock, half of what the server answers at most.
+    """
     request = tensors(columns_of(bench.saved, bench.batches(64)[0]))
-    seen: list[Load] = []
+    sizes = bench.sizes
+    changed = max(int(_CHANGED * bench.saved.rows_each / sizes.swaps), 10)
+    cuts = [_kept_back(bench, changed) for _ in range(sizes.swaps)]
     fresh: list[float] = []
+    slices: list[Load] = []
     with our_server(bench.run, "--follow-seconds", "0.05") as (port, _):
-        quiet = _asked(port, request, 2, 2 * bench.sizes.seconds)
-        seconds = max(0.4 * bench.sizes.swaps, 2.0)
-        asking = threading.Thread(
-            target=lambda: seen.append(run_load(port, request, clients=2, seconds=seconds))
-        )
-        asking.start()
-        end = time.monotonic() + seconds
-        while len(fresh) < bench.sizes.swaps and time.monotonic() < end:
-            bench.saved.train(max(bench.saved.rows_each // 1000, 10))
-            path = bench.saved.cut()
-            published, step = time.monotonic(), int(path.name.split("-")[1])
-            while served_step(port) != step:
-                time.sleep(0.01)
-            fresh.append(time.monotonic() - published)
-            time.sleep(0.1)
-        asking.join()
-    (load,) = seen
+        most = _asked(port, request, 2, 2 * sizes.seconds)
+        ask = partial(run_load, port, request, clients=2, rate=most.rate / 2)
+        quiet = ask(seconds=4 * sizes.seconds)
+        over = threading.Event()
+
+        def asking() -> None:
+            while not over.is_set():
+                slices.append(ask(seconds=_SLICE_SECONDS))
+
+        thread = threading.Thread(target=asking)
+        thread.start()
+        try:
+            for cut in cuts:
+                fresh.append(_served(port, bench.run, cut))
+        finally:
+            over.set()
+            thread.join()
+    times = np.sort(np.concatenate([each.milliseconds for each in slices]))
+    p99 = float(np.quantile(times, 0.99))
     emit(
         "swaps_slowest",
-        float(load.milliseconds[-1]),
+        float(times[-1]),
         "ms",
         swaps=len(fresh),
-        p99_ms=load.p99,
-        failed=load.failed,
-        requests=len(load.milliseconds),
+        p99_ms=p99,
+        median_ms=float(np.median(times)),
+        times_p99=float(times[-1]) / p99,
+        beyond_twice_p99=int((times > 2 * p99).sum()),
+        failed=sum(each.failed for each in slices),
+        requests=len(times),
+        rate=most.rate / 2,
         p99_without_ms=quiet.p99,
         slowest_without_ms=float(quiet.milliseconds[-1]),
     )
     emit("cut_to_served", median(fresh), "s", slowest=max(fresh), swaps=len(fresh))
+
+
+def _kept_back(bench: Bench, changed: int) -> Path:
+    """Write a cut in which so many rows of each table are changed; return where it waits."""
+    bench.saved.train(changed)
+    cut = bench.saved.cut()
+    waiting = bench.run / "waiting"
+    waiting.mkdir(exist_ok=True)
+    return cut.rename(waiting / cut.name)
+
+
+def _served(port: int, run: Path, cut: Path) -> float:
+    """Give a cut to who follows; return the seconds until it is served."""
+    cut.rename(run / "checkpoints" / cut.name)
+    given, step = time.monotonic(), int(cut.name.split("-")[1])
+    while served_step(port) != step:
+        time.sleep(0.02)
+    return time.monotonic() - given
 
 
 def memory(bench: Bench) -> None:

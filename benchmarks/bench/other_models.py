@@ -1,4 +1,4 @@
-"""The same DLRM in onnxruntime and in torch, its rows as one array; and a server around either.
+"""The same DLRM in other libraries, its rows as one array; and a server around one of them.
 
     python -m bench.other_models KIND FOLDER PORT
 
@@ -26,7 +26,7 @@ Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 Predict = Callable[[npt.NDArray[np.float32], npt.NDArray[np.int64]], npt.NDArray[np.float32]]
 """From raw dense features, float32[n, 13], and row numbers, int64[n, tables], to probabilities."""
 
-KINDS = ("onnxruntime", "torch")
+KINDS = ("onnxruntime", "torch", "tensorflow")
 _DTYPES = {"FP32": np.float32, "INT64": np.int64}
 
 
@@ -47,11 +47,8 @@ def write_other(saved: SavedDlrm, folder: Path) -> None:
 def open_other(kind: str, folder: Path, *, threads: int = 1) -> Predict:
     """Return the model of a library; raises ImportError where it is missing."""
     rows = np.load(folder / "rows.npy", mmap_mode="r")
-    return (
-        _onnxruntime(rows, folder, threads)
-        if kind == "onnxruntime"
-        else _torch(rows, folder, threads)
-    )
+    opened = {"onnxruntime": _onnxruntime, "torch": _torch, "tensorflow": _tensorflow}
+    return opened[kind](rows, folder, threads)
 
 
 def _onnxruntime(rows: Any, folder: Path, threads: int) -> Predict:
@@ -96,6 +93,43 @@ def _torch(rows: Any, folder: Path, threads: int) -> Predict:
             dots = torch.bmm(vectors, vectors.transpose(1, 2))[:, places[0], places[1]]
             logits = layers("top", torch.cat([bottom, dots], 1), relu_last=False)
             return torch.sigmoid(logits).squeeze(1).numpy()
+
+    return predict
+
+
+def _tensorflow(rows: Any, folder: Path, threads: int) -> Predict:
+    tf = importlib.import_module("tensorflow")  # it is no dependency
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    weights = {name: tf.constant(array) for name, array in np.load(folder / "dense.npz").items()}
+    table = tf.constant(np.array(rows))
+    columns = [len(each) for each in json.loads((folder / "columns.json").read_text())]
+    count = columns[1] + 1
+    places = tf.constant([i * count + j for i in range(count) for j in range(i)])
+
+    def layers(name: str, x: Any, *, relu_last: bool) -> Any:
+        count = sum(each.startswith(f"{name}.") for each in weights) // 2
+        for i in range(count):
+            x = tf.matmul(x, weights[f"{name}.{i}.weight"]) + weights[f"{name}.{i}.bias"]
+            x = tf.nn.relu(x) if relu_last or i < count - 1 else x
+        return x
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, columns[0]], tf.float32),
+            tf.TensorSpec([None, columns[1]], tf.int64),
+        ]
+    )
+    def graph(dense: Any, ids: Any) -> Any:
+        bottom = layers("bottom", tf.math.log1p(dense), relu_last=True)
+        vectors = tf.concat([bottom[:, tf.newaxis], tf.gather(table, ids)], 1)
+        products = tf.reshape(tf.matmul(vectors, vectors, transpose_b=True), [-1, count * count])
+        top = tf.concat([bottom, tf.gather(products, places, axis=1)], 1)
+        return tf.sigmoid(layers("top", top, relu_last=False))[:, 0]
+
+    def predict(dense: Any, ids: Any) -> Any:
+        return graph(dense, ids).numpy()
 
     return predict
 
