@@ -9,7 +9,8 @@ from functools import lru_cache
 from typing import Any
 
 from simulation.data import Workload
-from simulation.job import Outcome, Simulation
+from simulation.job import Simulation
+from simulation.outcome import Outcome
 from simulation.parts import Parts
 from simulation.referee import Violation
 from simulation.replay import Replay

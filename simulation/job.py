@@ -3,9 +3,8 @@
 `engine` runs it and says whether what came out is right.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby
 
@@ -20,7 +19,6 @@ from ps.messages.records import Apply, DenseNorm, Freeze, Record
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator_state import CoordinatorState
-from scheduler.coordinator.evaluation import EvaluationResult
 from scheduler.coordinator.events import (
     Answer,
     Command,
@@ -34,7 +32,6 @@ from scheduler.coordinator.events import (
     StopWanted,
     TakeCut,
     TimePassed,
-    WorkerLost,
     WorkerReported,
     events_of,
 )
@@ -44,6 +41,7 @@ from simulation.arrivals import Arrivals
 from simulation.cuts import KeptCut
 from simulation.data import Workload
 from simulation.network import Client, Network
+from simulation.outcome import Outcome
 from simulation.parts import Parts
 from simulation.recovery import Driver, Unwatched
 from simulation.referee import CutOffReferee, Referee, Violation, require
@@ -51,6 +49,7 @@ from simulation.resizing import misplaced
 from simulation.saved import SavedJob
 from simulation.scenario import Scenario
 from simulation.seen import Seen
+from simulation.staff import Staff
 from simulation.verdict import check_ended, digest_of
 from simulation.worker import SimulatedWorker
 from simulation.world import AGAIN_SECONDS, Action, World
@@ -65,54 +64,6 @@ TICK_SECONDS = 0.1
 # Far more than any job of this size needs once faults have stopped.
 END_SECONDS = 120.0
 MOST_EVENTS = 400_000
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended.
-
-    Args:
-        digest: of the model.
-        steps, batches: how many were applied or resolved.
-        dropped: batches that weighed nothing.
-        kills, hangs: workers that died, and threads of them that hung.
-        reissued, superseded: batches given out again, and attempts that came too late.
-        late_gradients: gradients of evicted keys that were dropped.
-        recoveries: how often another recovery epoch began.
-        cuts, failed_cuts: how many were written, and could not be.
-        promotions, copies: standbys that took the place of their primary, and that were made.
-        moves: how often a process moved without a loss; resizes: buckets between shards;
-            given_up: and something came between.
-    """
-
-    digest: str
-    evaluations: tuple[EvaluationResult, ...] = ()
-    steps: int = 0
-    batches: int = 0
-    kills: int = 0
-    hangs: int = 0
-    dropped: int = 0
-    reissued: int = 0
-    superseded: int = 0
-    late_gradients: int = 0
-    recoveries: int = 0
-    cuts: int = 0
-    failed_cuts: int = 0
-    promotions: int = 0
-    copies: int = 0
-    moves: int = 0
-    resizes: int = 0
-    given_up: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(slots=True)
-class _Staff:
-    """Workers and what the supervisor knows of them."""
-
-    current: dict[int, SimulatedWorker] = field(default_factory=dict)
-    replaced: set[tuple[int, int]] = field(default_factory=set)
-    incarnations: Counter[int] = field(default_factory=lambda: Counter())
 
 
 class Simulation:
@@ -139,8 +90,8 @@ class Simulation:
         self._network.cut_off_observer = CutOffReferee(self.world)
         self._client = self._new_client()
         self._outbox: list[Record | TakeCut] = []
-        self._is_down = False  # the coordinator: it is dead, or another one is about to begin
-        self._staff = _Staff()
+        self.is_down = False  # the coordinator: it is dead, or another one is about to begin
+        self._staff = Staff(self)
         self._evaluated = False
         faults = scenario.faults
         self.driver = Driver(self, parts, cut_fails=faults.cut_fails, copy_fails=faults.copy_fails)
@@ -150,7 +101,7 @@ class Simulation:
         """Run to the end."""
         faults, queue = self.world.faults, self.world.queue
         for index in range(self.scenario.workers):
-            self._start_worker(index, 0)
+            self._staff.start(index, 0)
         for seconds, event in self.scenario.orders:
             queue.at(seconds, self._orderer(event))
         for happens, action in (
@@ -264,7 +215,7 @@ class Simulation:
 
     def stop_coordinator(self) -> None:
         """The coordinator takes and sends nothing any more, and nobody is watched."""
-        self._is_down = True
+        self.is_down = True
         self._client.close()
         self._outbox = []
         self._network.observer = Unwatched()
@@ -293,7 +244,7 @@ class Simulation:
 
         These are told some time later, and do until then what they were doing.
         """
-        self._is_down, self._evaluated = False, False
+        self.is_down, self._evaluated = False, False
         self.coordinator = self._parts.coordinator(self.spec(), self._arrivals.taken_up(state))
         self.referee = self._network.observer = self._new_referee(self.referee.seen.until(step))
         self._client = self._new_client()
@@ -307,7 +258,7 @@ class Simulation:
         for worker in self._staff.current.values():
             self.world.queue.later(self.world.random.uniform(0.0, 0.3), self._teller(worker))
         self._arrivals.tell_again()
-        self._hire()
+        self._staff.hire()
 
     def _teller(self, worker: SimulatedWorker) -> Action:
         def tell() -> None:
@@ -326,7 +277,7 @@ class Simulation:
 
     def handle(self, event: Event) -> list[Command]:
         """Tell the coordinator something; where none is there it is lost."""
-        if self._is_down:
+        if self.is_down:
             return []
         step = self.coordinator.step
         commands = self.coordinator.handle(event, self.world.queue.now)
@@ -346,7 +297,7 @@ class Simulation:
                     self.world.queue.later(self.world.delay(), self._measurer(command))
                 case GiveUpWorker():
                     self.world.story.tell("%s", command.text)
-                    self._give_up(command.worker, command.incarnation)
+                    self._staff.give_up(command.worker, command.incarnation)
                 case FailJob():
                     raise Violation(command.text)
         return commands
@@ -354,7 +305,7 @@ class Simulation:
     def _send_records(self) -> None:
         """Send records and cuts in their order, as `CoordinatorServer` does."""
         outbox, self._outbox = self._outbox, []
-        if self._is_down:
+        if self.is_down:
             return
         for is_cut, run in groupby(outbox, lambda each: isinstance(each, TakeCut)):
             said = list(run)
@@ -379,7 +330,7 @@ class Simulation:
         epoch = self.recovery_epoch
 
         def measure() -> None:
-            if not self._is_down and self.recovery_epoch == epoch:
+            if not self.is_down and self.recovery_epoch == epoch:
                 request_id = self._client.new_id()
                 message = DenseNorm(request_id, epoch, norm.step, norm.entries, norm.divisor)
                 messages: dict[int, Request] = dict.fromkeys(range(self.scenario.shards), message)
@@ -414,12 +365,12 @@ class Simulation:
 
     def _orderer(self, event: Event) -> Action:
         def order() -> None:
-            if self._is_down:  # who wants it asks again
+            if self.is_down:  # who wants it asks again
                 self.world.queue.later(0.1, order)
             elif not self.coordinator.stopping:
                 self.world.story.tell("%s", event)
                 self.handle(event)
-                self._hire()
+                self._staff.hire()
                 if event == PauseWanted(False):
                     # Of a job that has gone back to before that, it is wanted again.
                     self.world.queue.later(1.0, order)
@@ -431,7 +382,7 @@ class Simulation:
     def _tick(self) -> None:
         """Look at the time; end the job in the order in which the driver does."""
         self.handle(TimePassed())
-        if not self._is_down:
+        if not self.is_down:
             self._network.beat(self.recovery_epoch)
         if not self.driver.is_busy:
             self.driver.look()
@@ -452,9 +403,10 @@ class Simulation:
             self._evaluated = True
             self.handle(EvaluationWanted())
 
-    def _start_worker(self, index: int, incarnation: int) -> None:
+    def new_worker(self, index: int, incarnation: int) -> SimulatedWorker:
+        """Return a process that does nothing yet."""
         rng = self.world.random
-        worker = self._parts.worker(
+        return self._parts.worker(
             self.world,
             self._network,
             self.workload,
@@ -463,16 +415,6 @@ class Simulation:
             self.coordinator.spec.copies,
             slowness=rng.choice([1.0, 1.0, 1.0, 3.0]) if self.scenario.workers > 1 else 1.0,
         )
-        self._staff.current[index] = worker
-        self._staff.incarnations[index] = incarnation
-        self.world.story.tell("%s starts", worker)
-        worker.start()
-
-    def _hire(self) -> None:
-        """Start workers that are wanted beyond those that there are."""
-        for index in range(self.coordinator.num_workers):
-            if index not in self._staff.current:
-                self._start_worker(index, self._staff.incarnations[index] + 1)
 
     def worker_read(
         self, worker: SimulatedWorker, steps: Sequence[int], dense: npt.NDArray[np.float32]
@@ -482,53 +424,8 @@ class Simulation:
             self.referee.worker_read(steps, dense)
 
     def worker_ended(self, worker: SimulatedWorker) -> None:
-        """Ray tells of most deaths soon, and of a lost machine late."""
-        if self.coordinator.stopping and not self._is_down:
-            self._staff.current.pop(worker.index, None)
-            return
-        rng = self.world.random
-        seconds = rng.uniform(2.0, 4.0) if rng.random() < 0.3 else rng.uniform(0.0, 0.3)
-        self.world.queue.later(seconds, lambda: self._replace(worker))
-
-    def _give_up(self, index: int, incarnation: int) -> None:
-        worker = self._staff.current.get(index)
-        if worker is not None and worker.incarnation == incarnation:
-            seconds = self.world.random.uniform(0.0, 0.5)
-            self.world.queue.later(seconds, self._killer(worker))
-
-    def _killer(self, worker: SimulatedWorker) -> Callable[[], None]:
-        def kill() -> None:
-            worker.die()
-            self._replace(worker)
-
-        return kill
-
-    def _replace(self, worker: SimulatedWorker) -> None:
-        """Tell the coordinator; start a new process, unless this worker is gone for good."""
-        staff, name = self._staff, (worker.index, worker.incarnation)
-        if name in staff.replaced:
-            return
-        staff.replaced.add(name)
-        self.handle(WorkerLost(*name))
-        wanted = self.coordinator.num_workers
-        if self.coordinator.stopping or worker.index >= wanted:
-            staff.current.pop(worker.index, None)
-            return
-        others = sum(index < wanted for index in staff.current) - 1
-        rng = self.world.random
-        if others > 0 and rng.random() < self.world.faults.forever:
-            self.world.story.tell("%s is not replaced", worker)
-            del staff.current[worker.index]
-            return
-        seconds = rng.uniform(0.05, 0.6)
-        self.world.queue.later(seconds, lambda: self._start_again(worker))
-
-    def _start_again(self, worker: SimulatedWorker) -> None:
-        wanted = worker.index < self.coordinator.num_workers
-        if wanted and not self.coordinator.stopping:
-            self._start_worker(worker.index, worker.incarnation + 1)
-        else:
-            self._staff.current.pop(worker.index, None)
+        """A worker has died, or has ended as it was told to."""
+        self._staff.ended(worker)
 
     # Deaths of servers and of the coordinator ---------------------------------------------------
 

@@ -11,7 +11,7 @@ from scheduler.coordinator.events import Command, Event, GiveUpWorker
 from scheduler.coordinator.lease_watch import LeaseWatch
 from scheduler.coordinator.modes.rules import ModeOptions
 from simulation.engine import run, run_scenario, seed_that_fails
-from simulation.job import Parts
+from simulation.parts import Parts
 from simulation.scenario import Faults, draw, with_orders
 from worker.protocol import Report, StageName, TokenKind
 
