@@ -1,11 +1,13 @@
 """Standbys of a simulated job that are made while it goes on, as the driver has servers do it.
 
 One is a new process that begins with a cut of its shard, and is sent what the shard keeps in its
-journal since that cut. Once all lack little the job enters another recovery epoch with them.
+journal since that cut. Once all lack little the job enters another recovery epoch with them. While
+buckets move the driver does not look after them: what has begun goes on, and nothing else begins.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from ps.messages.exchange import Refusal, Request
@@ -51,41 +53,57 @@ class Copying:
 
     Args:
         fails: how likely one dies before it is made.
-        ready: called once the job can enter an epoch with them.
     """
 
-    def __init__(self, job: Job, *, fails: float, ready: Callable[[], None]) -> None:
+    def __init__(self, job: Job, *, fails: float) -> None:
         self.made = 0
         self._job = job
         self._fails = fails
-        self._ready = ready
         self._round = 0
-        self._is_over = False
         self._copies: dict[int, _Copy] = {}
+        self._next: Callable[[], object] | None = None  # for when the driver looks
+        self._cut: KeptCut | None = None  # that was written since one was asked for
 
     def begin(self) -> None:
         """A recovery epoch has begun: make what is missing in it."""
-        self._round += 1
-        self._is_over = False
+        self.end()
         self._copies = {}
         missing = [i for i in range(len(self._job.shards)) if i not in self._job.standbys]
         if missing:
-            self._later(COME_UP_SECONDS, lambda: self._ask_for_cut(missing))
+            self._later(COME_UP_SECONDS, lambda: self._at_look(partial(self._create, missing)))
 
     def end(self) -> None:
         """The recovery epoch is over: what is made may join the next one, if it can be finished."""
         self._round += 1
-        self._is_over = True
+        self._next = self._cut = None
+
+    def look(self) -> bool:
+        """Go on with what can be done; return whether the job can enter an epoch with all."""
+        if self._next is not None:
+            act, self._next = self._next, None
+            act()
+        cut, self._cut = self._cut, None
+        if cut is not None:
+            self._begin_with(cut)
+        copies = self._copies.items()
+        return bool(copies) and all(c.began and self._lacks(i) <= AT_ONCE for i, c in copies)
+
+    def _at_look(self, act: Callable[[], object]) -> None:
+        self._next = act
 
     def cut_written(self, kept: KeptCut) -> None:
-        """A cut is there: those that are to begin with one do so."""
+        """A cut is there: those that are to begin with one do so when the driver looks."""
+        if any(not copy.began for copy in self._copies.values()):
+            self._cut = kept
+
+    def _begin_with(self, kept: KeptCut) -> None:
         for index, copy in self._copies.items():
-            if copy.began or self._is_over:
+            if copy.began:
                 continue
             try:
                 evicted = self._job.shards[index].copy_from(kept.cut.step)
             except RuntimeError:  # it keeps what came since another cut
-                self._later(AGAIN_SECONDS, self._again)
+                self._later(AGAIN_SECONDS, lambda: self._at_look(self._again))
                 return
             epoch = self._job.recovery_epoch
             kept.restore(copy.process, epoch)
@@ -97,7 +115,8 @@ class Copying:
     def cut_failed(self) -> None:
         """A cut could not be written: the next one will do."""
         if any(not copy.began for copy in self._copies.values()):
-            self._later(AGAIN_SECONDS, lambda: self._job.handle(CutWanted(full=False)))
+            ask = partial(self._job.handle, CutWanted(full=False))
+            self._later(AGAIN_SECONDS, lambda: self._at_look(ask))
 
     def finished(self) -> dict[int, Shard]:
         """Return the standbys that are made, once their shards take nothing more.
@@ -121,30 +140,28 @@ class Copying:
 
     # Inside -----------------------------------------------------------------------------------
 
-    def _ask_for_cut(self, missing: list[int]) -> None:
+    def _create(self, missing: list[int]) -> None:
         for index in missing:
             self._copies[index] = _Copy(self._job.fenced_shard(index))
             self._job.shards[index].keep_journal(JOURNAL_BYTES)
         self._job.handle(CutWanted(full=False))
 
     def _again(self) -> None:
-        self._round += 1
         missing = list(self._copies)
+        self.end()
         self._copies = {}
-        self._ask_for_cut(missing)
+        self._create(missing)
 
     def _send(self, index: int) -> None:
         copy, shard = self._copies[index], self._job.shards[index]
         if self._job.world.random.random() < self._fails:
             self._job.world.story.tell("the copy of shard %s dies", index)
-            self._later(AGAIN_SECONDS, self._again)
+            self._later(AGAIN_SECONDS, lambda: self._at_look(self._again))
             return
         journal = shard.journal
         assert journal is not None, "it is kept until another epoch begins"
         self._pass_on(shard, copy.process)
         self._later(MOVE_SECONDS, lambda: self._send(index))
-        if all(c.began and self._lacks(i) <= AT_ONCE for i, c in self._copies.items()):
-            self._ready()
 
     def _lacks(self, index: int) -> int:
         journal = self._job.shards[index].journal

@@ -44,13 +44,12 @@ from simulation.network import Client, Network
 from simulation.outcome import Outcome
 from simulation.parts import Parts
 from simulation.recovery import Driver, Unwatched
-from simulation.referee import CutOffReferee, Referee, Violation, require
-from simulation.resizing import misplaced
+from simulation.referee import CutOffReferee, Referee, Violation
 from simulation.saved import SavedJob
 from simulation.scenario import Scenario
 from simulation.seen import Seen
 from simulation.staff import Staff
-from simulation.verdict import check_ended, digest_of
+from simulation.verdict import check_begun, check_ended, digest_of
 from simulation.worker import SimulatedWorker
 from simulation.world import AGAIN_SECONDS, Action, World
 from worker.protocol import Grant, Report
@@ -233,6 +232,13 @@ class Simulation:
         self.shards[index] = self.standbys.pop(index)
         self._network.revive(index)
 
+    def end_standby(self, index: int) -> None:
+        """A shard has no standby any more."""
+        number = len(self.shards) + index
+        if number not in self._network.dead:
+            self._network.kill_shard(number)
+        del self.standbys[index]
+
     def join(self, index: int, standby: Shard) -> None:
         """A process is the standby of a shard from now on."""
         self.world.story.tell("shard %s has a standby again", index)
@@ -248,10 +254,7 @@ class Simulation:
         self.coordinator = self._parts.coordinator(self.spec(), self._arrivals.taken_up(state))
         self.referee = self._network.observer = self._new_referee(self.referee.seen.until(step))
         self._client = self._new_client()
-        wrong = misplaced(self.shards)
-        require(not wrong, "keys that not exactly the shard of their bucket has: {}", wrong[:4])
-        routings = {shard.routing for shard in self.shards}
-        require(routings == {self.store.routing}, "shards go by {} routings", len(routings))
+        check_begun(self.shards, self.standbys, self.store.routing)
         self._network.beat(self.recovery_epoch)  # the first that it says
         for shard in self.shards:
             self._network.take_ready(shard)

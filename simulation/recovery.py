@@ -81,6 +81,9 @@ class Job(Protocol):
     def promote(self, index: int) -> None:
         """A shard's standby takes the place of its primary, which is lost."""
 
+    def end_standby(self, index: int) -> None:
+        """A shard has no standby any more."""
+
     def join(self, index: int, standby: Shard) -> None:
         """A process is the standby of a shard from now on."""
 
@@ -115,7 +118,7 @@ class Driver:
         self.rebuilt = False
         self.failed = 0
         self.promotions = 0
-        self.copying = Copying(job, fails=copy_fails, ready=self._join)
+        self.copying = Copying(job, fails=copy_fails)
         self.moved = 0
         self.resizing = Resizing(job)
         self.cuts: list[KeptCut] = []
@@ -147,6 +150,9 @@ class Driver:
         resizes = self.resizing.is_busy and self._move is None
         if resizes and self.resizing.look(self._known, self._parts.stands_still):
             self._resize_now()
+            return
+        if not (resizes or self._known.trained) and self.copying.look():
+            self._join()
             return
         cut, epoch = self._known.cut, job.recovery_epoch
         if cut is None or self._writing == (epoch, cut.number):
@@ -213,6 +219,7 @@ class Driver:
         ready = list(resizing._incoming)
         self._begin(resized=True)
         self._restoring = True
+        self.end_standbys()
         job.go_by(store)
         epoch = job.recovery_epoch
         self._begun[epoch] = state = state.entered(epoch)
@@ -228,6 +235,11 @@ class Driver:
                 cut.restore(shard, epoch, store)
 
         self._at_each(go_on, lambda: self._begin_coordinator(state))
+
+    def end_standbys(self) -> None:
+        """All end, as they would have the buckets of before; others are made."""
+        for index in sorted(self._job.standbys):
+            self._job.end_standby(index)
 
     def _goes_on_moving(self, move: _Move, status: Status) -> bool:
         """Move once all stands still at a step that is saved; return whether it has begun."""
@@ -303,10 +315,9 @@ class Driver:
         self._back()
 
     def _join(self) -> None:
-        """Standbys are made: enter another epoch with them, unless something else is under way."""
-        if not self.is_busy and not self._job.coordinator.trained:
-            self._begin()
-            self._leave()
+        """Standbys are made: enter another epoch with them."""
+        self._begin()
+        self._leave()
 
     def _begin(self, *, resized: bool = False) -> None:
         job = self._job
@@ -343,7 +354,7 @@ class Driver:
         for number in sorted(lost, reverse=True):  # standbys first
             index = number % n
             if number >= n:
-                del job.standbys[index]
+                job.end_standby(index)
             elif index in job.standbys:
                 job.promote(index)
                 self.promotions += 1

@@ -298,6 +298,23 @@ def with_resizes(scenario: Scenario) -> Scenario:
     )  # fmt: skip
 
 
+def with_resizes_of_copies(scenario: Scenario) -> Scenario:
+    """Return a scenario in which buckets move between shards that have standbys, and copies die."""
+    rng = random.Random(f"resizes of copies {scenario.seed}")
+    scenario = with_resizes(scenario)
+    deaths = [rng.uniform(0.0, rng.choice([0.5, 2.0, 4.0])) for _ in range(rng.randint(0, 3))]
+    faults = replace(
+        scenario.faults,
+        resizes=tuple(sorted(rng.uniform(0.0, until) for until in (0.1, 1.0, 2.5))),
+        shard_deaths=tuple(sorted(deaths)),
+        coordinator_deaths=tuple(rng.uniform(0.1, 3.0) for _ in range(rng.choice([0, 0, 1]))),
+        cut_off_shards=tuple(rng.uniform(0.0, 3.0) for _ in range(rng.choice([0, 0, 0, 1]))),
+        copy_fails=rng.choice([0.0, 0.1]),
+    )
+    long = max(40, scenario.batches_per_epoch)
+    return replace(scenario, standby=True, faults=faults, batches_per_epoch=long)
+
+
 def with_orders(scenario: Scenario) -> Scenario:
     """Return a scenario in which people, and a cluster that scales, want things of the job."""
     rng = random.Random(f"orders {scenario.seed}")

@@ -1,4 +1,4 @@
-"""What must hold once a simulated job has ended."""
+"""What must hold of all shards when a recovery epoch of a simulated job begins, and at its end."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -9,10 +9,12 @@ import numpy.typing as npt
 
 from embedding import CounterEntries, TableEntries
 from ps.checkpoint.digest import block_digests, digests_of_shard, shards_digest
+from ps.routing import Routing
 from ps.shard.shard import Shard
 from scheduler.coordinator.coordinator import Coordinator
 from simulation.cuts import snapshot_of
 from simulation.referee import require
+from simulation.resizing import misplaced
 from simulation.saved import SavedJob
 from simulation.scenario import Scenario
 from simulation.seen import Seen, staleness
@@ -23,6 +25,23 @@ def digest_of(shards: list[Shard]) -> str:
     routing = shards[0].routing
     tables = [digests_of_shard(shard.tables, routing, at) for at, shard in enumerate(shards)]
     return shards_digest(routing, tables, [block_digests(shard.dense) for shard in shards])
+
+
+def check_begun(shards: list[Shard], standbys: Mapping[int, Shard], routing: Routing) -> None:
+    """Each key has one owner by the routing of all, and whose copies hold the same."""
+    wrong = misplaced(shards)
+    require(not wrong, "keys that not exactly the shard of their bucket has: {}", wrong[:4])
+    routings = {shard.routing for shard in (*shards, *standbys.values())}
+    require(routings == {routing}, "copies of shards go by {} routings", len(routings))
+    _check_standbys(shards, standbys)
+
+
+def _check_standbys(shards: list[Shard], standbys: Mapping[int, Shard]) -> None:
+    for index, standby in standbys.items():
+        same = snapshot_of(standby.tables, standby.dense.rows) == snapshot_of(
+            shards[index].tables, shards[index].dense.rows
+        )
+        require(same, "shard {} and its standby hold other states", index)
 
 
 def logs_the_end(shard: Shard, seen: Seen) -> bool:
@@ -50,11 +69,7 @@ def check_ended(
     copies = [*shards, *standbys.values()]
     steps = [shard.step for shard in copies]
     require(steps == [seen.step] * len(copies), "shards ended at steps {}", steps)
-    for index, standby in standbys.items():
-        same = snapshot_of(standby.tables, standby.dense.rows) == snapshot_of(
-            shards[index].tables, shards[index].dense.rows
-        )
-        require(same, "shard {} and its standby hold other states", index)
+    _check_standbys(shards, standbys)
     for shard in copies:
         log = logs_the_end(shard, seen)
         require(log, "shard {} has another log than was sent", shard.index)
