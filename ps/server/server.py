@@ -45,6 +45,7 @@ class ServerSetup:
         compress: whether replies are compressed.
         lease_seconds: for so long its coordinator may be silent, see `DataPlane`; None: for ever.
         any_float_mode: whether records are applied in an unusual float mode too.
+        counts_loads: whether it counts what each bucket is asked for.
         dies_at_step: the process kills itself, on purpose, once the shard has reached that step.
     """
 
@@ -58,6 +59,7 @@ class ServerSetup:
     compress: bool = False
     lease_seconds: float | None = None
     any_float_mode: bool = False
+    counts_loads: bool = False
     dies_at_step: int | None = None
 
 
@@ -94,6 +96,7 @@ class ShardServer:
             max_buffer_bytes=setup.max_buffer_bytes,
             always_buffered=setup.always_buffered,
             run_all=self._updates,
+            counts_loads=setup.counts_loads,
         )
         self._plane = DataPlane(
             self._shard,
@@ -437,8 +440,14 @@ class ShardServer:
             )
 
     def bucket_loads(self) -> npt.NDArray[np.int64]:
-        """Return int64[4096], the load of each bucket since the server began, see `BucketLoads`."""
+        """Return int64[4096], the load of each bucket since the server began, see `BucketLoads`.
+
+        Raises:
+            RuntimeError: it does not count them.
+        """
         with self._lock.shared():
+            if self._shard.loads is None:
+                raise RuntimeError("the server was not told to count what buckets are asked for")
             return self._shard.loads.values.copy()
 
     def watch(self) -> None:

@@ -1,9 +1,12 @@
 """The keys that were evicted from a table a short while ago, for gradients that come late."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from ps.messages.pull_push import Contribution
 
 Int64Array = npt.NDArray[np.int64]
 EvictedRuns = tuple[tuple[Int64Array, Int64Array], ...]
@@ -83,3 +86,24 @@ class EvictedKeys:
         keys, steps = keys[order], steps[order]
         last = np.append(keys[1:] != keys[:-1], True)
         return _Run(keys[last], steps[last], newer.newest)
+
+
+def kept_since_pull(
+    evicted: Sequence[EvictedKeys], contribution: Contribution
+) -> npt.NDArray[np.uint8] | None:
+    """Mark the keys of a contribution that were not evicted since it pulled them; None: all.
+
+    Args:
+        evicted: of each table, in the order in which messages list them.
+    """
+    mask: npt.NDArray[np.uint8] | None = None
+    start = 0
+    for of_table, size in zip(evicted, contribution.table_sizes, strict=True):
+        if size and len(of_table):
+            keys = contribution.keys[start : start + size]
+            gone = of_table.evicted_since(contribution.pull_step, keys)
+            if gone.any():
+                mask = np.ones(contribution.keys.size, np.uint8) if mask is None else mask
+                mask[start : start + size][gone] = 0
+        start += size
+    return mask

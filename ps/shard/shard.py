@@ -28,7 +28,7 @@ from ps.messages.records import (
 )
 from ps.shard.buffer import GradientBuffer
 from ps.shard.dense import DenseBlocks
-from ps.shard.evicted_keys import EvictedKeys, EvictedRuns
+from ps.shard.evicted_keys import EvictedKeys, EvictedRuns, kept_since_pull
 from ps.shard.facts import ShardCounts, ShardFacts
 from ps.shard.frozen import FrozenShard
 from ps.shard.journal import Journal
@@ -62,11 +62,13 @@ class Shard:
         max_contributions, max_buffer_bytes, always_buffered: limits of the gradient buffer; no more
             pulls than contributions may wait.
         run_all: how updates that do not touch each other are run, see `ps.shard.side_by_side`.
+        counts_loads: whether it counts what each bucket is asked for.
 
     Attributes:
         routing: which shard has which part.
         log: the latest records, see `_remember`.
         frozen: the state of the last step at which it was frozen, until the next or another epoch.
+        loads: of the buckets, where they are counted.
         journal: what came after that, where another copy is made of it, see `keep_journal`.
         dead: why the shard is dead, None as long as it is not.
     """
@@ -80,6 +82,7 @@ class Shard:
         max_buffer_bytes: int = 1 << 30,
         always_buffered: int = 0,
         run_all: RunAll = in_turn,
+        counts_loads: bool = False,
     ) -> None:
         self.spec = spec
         self.index = index
@@ -100,13 +103,14 @@ class Shard:
         self.journal: Journal | None = None
         self._journal_bytes: int | None = None
         self.counts = ShardCounts()
-        self.loads = BucketLoads([table.dim for table in spec.tables])
+        dims = [table.dim for table in spec.tables]
+        self.loads = BucketLoads(dims) if counts_loads else None
         self._run_all = run_all
         self._last_cut = 0
         self._first_steps = FirstSteps(remembered=spec.longest_life)
         self._has_left = False
         self._parked: list[tuple[Hashable, Pull]] = []
-        self._dims = [table.dim for table in spec.tables]
+        self._dims = dims
         self._slots_of = [spec.optimizers.index(table.optimizer) for table in spec.tables]
         self._dense_scalars = spec.optimizers.index(spec.dense_optimizer)
         self._evicted = [EvictedKeys() for _ in spec.tables]
@@ -507,7 +511,8 @@ class Shard:
         if live and record.divisor > 0:
             contributions = [self._held(e.batch_id, e.attempt) for e in live]
             self._update(record, contributions)
-            self.loads.add(record.step, contributions)
+            if self.loads is not None:
+                self.loads.add(record.step, contributions)
         for eviction in record.evict:
             keys = self.tables[eviction.table].evict(
                 eviction.min_version,
@@ -586,15 +591,7 @@ class Shard:
 
     def _accepted(self, contribution: Contribution) -> npt.NDArray[np.uint8] | None:
         """Mark the keys that were evicted after the pull: their gradients must not return them."""
-        mask: npt.NDArray[np.uint8] | None = None
-        start = 0
-        for evicted, size in zip(self._evicted, contribution.table_sizes, strict=True):
-            if size and len(evicted):
-                keys = contribution.keys[start : start + size]
-                gone = evicted.evicted_since(contribution.pull_step, keys)
-                if gone.any():
-                    mask = np.ones(contribution.keys.size, np.uint8) if mask is None else mask
-                    mask[start : start + size][gone] = 0
-                    self.counts.gradients_of_evicted_keys += int(gone.sum())
-            start += size
+        mask = kept_since_pull(self._evicted, contribution)
+        if mask is not None:
+            self.counts.gradients_of_evicted_keys += int(mask.size - np.count_nonzero(mask))
         return mask

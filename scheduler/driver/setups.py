@@ -68,6 +68,7 @@ class Setups:
             compress=cluster.compress,
             lease_seconds=server_lease_seconds(cluster.server_timeout_seconds),
             any_float_mode=self._config.training.mixed_cpus,
+            counts_loads=cluster.rebalance == "auto",
             dies_at_step=kill_step(
                 self._config, "server", index, incarnation, first_step=self._first_step
             ),

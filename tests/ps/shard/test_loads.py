@@ -15,7 +15,7 @@ TABLES = (
 
 
 def test_keys_of_some_steps_count_for_all_of_them_by_their_bytes(small_job: Any) -> None:
-    job = small_job(TABLES, num_shards=2)
+    job = small_job(TABLES, num_shards=2, counts_loads=True)
     wide, narrow = np.arange(300), np.arange(100, 150)
 
     for step in range(EVERY + 1):
@@ -31,7 +31,7 @@ def test_keys_of_some_steps_count_for_all_of_them_by_their_bytes(small_job: Any)
 
 
 def test_a_shard_that_begins_another_epoch_counts_on(small_job: Any) -> None:
-    job = small_job(TABLES, num_shards=1)
+    job = small_job(TABLES, num_shards=1, counts_loads=True)
     job.train(0, np.arange(10), np.arange(10))
     before = job.shards[0].loads.values.copy()
 
@@ -40,3 +40,11 @@ def test_a_shard_that_begins_another_epoch_counts_on(small_job: Any) -> None:
 
     assert np.array_equal(job.shards[0].loads.values, before)
     assert before.any()
+
+
+def test_a_shard_of_which_nobody_asks_it_counts_nothing(small_job: Any) -> None:
+    job = small_job(TABLES, num_shards=1)
+
+    job.train(0, np.arange(10), np.arange(10))
+
+    assert job.shards[0].loads is None

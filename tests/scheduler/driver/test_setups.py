@@ -54,6 +54,16 @@ def test_a_server_falls_silent_in_half_the_time_after_which_it_is_given_up(
     assert Setups(specs, b"secret").server(0).lease_seconds == 15
 
 
+@pytest.mark.parametrize(("rebalance", "counts"), [("never", False), ("auto", True)])
+def test_servers_count_what_buckets_are_asked_for_where_somebody_goes_by_it(
+    specs: JobSpecs, rebalance: str, counts: bool
+) -> None:
+    cluster = specs.config.cluster.model_copy(update={"rebalance": rebalance})
+    specs.config = specs.config.model_copy(update={"cluster": cluster})
+
+    assert Setups(specs, b"secret").server(0).counts_loads == counts
+
+
 def test_faults_on_purpose_that_have_been_come_again_under_no_other_driver(
     specs: JobSpecs,
 ) -> None:
