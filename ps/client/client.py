@@ -45,7 +45,8 @@ class ShardLostError(ConnectionError):
         self.name = name or f"shard {shard}"
 
     def __str__(self) -> str:
-        return f"{self.name} could not be reached for {self.seconds:.0f} s: {self.cause}"
+        lasted = f" for {self.seconds:.0f} s" if self.seconds >= 1 else ""
+        return f"{self.name} could not be reached{lasted}: {self.cause}"
 
 
 @dataclass(slots=True, eq=False)

@@ -31,6 +31,7 @@ from scheduler.coordinator.events import (
     FinishWanted,
     GiveUpWorker,
     MeasureDenseNorm,
+    PauseWanted,
     PlanGrown,
     SendRecords,
     ServersWanted,
@@ -181,6 +182,7 @@ class CoordinatorServer:
         Raises:
             ValueError: it can't be had.
         """
+        self._check_in_time(wanted)
         if isinstance(wanted, ShiftWanted):
             check_shift(self._coordinator.rule.name, wanted.mode)
         if isinstance(wanted, WorkersWanted) and wanted.count is not None:
@@ -196,6 +198,19 @@ class CoordinatorServer:
             self._is_to_finish = True
         else:
             self._handle(wanted)
+
+    def _check_in_time(self, wanted: Wanted) -> None:
+        """Raise ValueError where it is about a training that is over."""
+        of_training = isinstance(wanted, ShiftWanted | PauseWanted | ServersWanted)
+        if isinstance(wanted, WorkersWanted):
+            of_training = not wanted.by_policy
+        with self._lock:
+            ended = self._coordinator.ledger.exhausted
+        if of_training and ended:
+            raise ValueError(
+                "this comes too late: training has ended, and nothing was changed. What is left of"
+                " the job is its last evaluation and checkpoint"
+            )
 
     def _want_servers(self, count: int | None) -> None:
         """Tell the driver, which has them, at its next look."""

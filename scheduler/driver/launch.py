@@ -30,7 +30,7 @@ from scheduler.driver.processes import (
     Who,
     WorkerProcess,
 )
-from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS
+from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, WHERE_BUSY
 from scheduler.driver.ray_token import check_token, protect_token
 from scheduler.errors import StartError
 from scheduler.job.config import ClusterConfig
@@ -418,7 +418,7 @@ class Launcher:
             waiting = ", ".join(names[call] for call in late)
             raise StartError(
                 f"a process did not come up within {limit:.0f} s (cluster.start_timeout_seconds):"
-                f" {waiting}"
+                f" {waiting}{WHERE_BUSY}"
             )
         answers_of(processes, calls)
 

@@ -5,6 +5,12 @@ CALL_TIMEOUT_SECONDS = 30.0
 MOVE_SECONDS = 300.0
 LEAST_BYTES_PER_SECOND = 10 << 20
 
+WHERE_BUSY = (
+    ". Ray gives a job's processes nice 15: where other work fills the cores of a node they hardly"
+    " run, unless Ray is started there with RAY_worker_niceness=0"
+)
+"""What else may be the cause where processes don't come up."""
+
 
 def seconds_to_move(num_bytes: int) -> float:
     """Return how long a model of so many bytes may take to be written or read."""

@@ -219,8 +219,8 @@ class Resizing:
             ServersReadyError: the rest is to begin another recovery epoch.
             ProcessLostError: the coordinator is gone.
         """
-        if self.is_busy and status.trained:
-            self._give_up(None)
+        if status.trained:
+            self._come_too_late()
         elif self.is_busy and drains and not self.stands_still:
             self._give_up("what is on a node that will be taken away moves first")
         elif not drains and time.monotonic() >= self._not_before:
@@ -414,6 +414,18 @@ class Resizing:
         for watch in ended:
             ray.get(watch, timeout=CALL_TIMEOUT_SECONDS)
             raise StartError("a new server has ended")
+
+    def _come_too_late(self) -> None:
+        """Training has ended: what is wanted since before comes no more."""
+        if self.is_busy:
+            self._give_up(None)
+        there = len(self._processes.servers)
+        if self._asked not in (None, there):
+            self._note(
+                f"training has ended before there were the {self._asked} servers that were wanted:"
+                f" the job ends with {there}"
+            )
+        self._asked = None
 
     def _give_up(self, why: str | None) -> None:
         """Leave the routing as it is; begin anew some time later."""

@@ -11,7 +11,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from scheduler.driver.launch import Launcher
 from scheduler.driver.like_processes import UnlikeProcessError
 from scheduler.driver.processes import Processes, WorkerProcess
-from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, first_line
+from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, WHERE_BUSY, first_line
 from scheduler.errors import StartError, TrainingError
 from scheduler.job.config import ClusterConfig
 from worker.running import WorkerSetup
@@ -105,7 +105,7 @@ class Workforce:
         if late:
             raise StartError(
                 f"{len(late)} of {len(waiting)} workers did not come up within {limit:.0f} s"
-                " (cluster.start_timeout_seconds)"
+                f" (cluster.start_timeout_seconds){WHERE_BUSY}"
             )
         self.look(waiting)
 

@@ -41,6 +41,8 @@ from worker.data.plan import Plan
 from worker.data.planning import check_unchanged
 
 MAX_EPOCH = 2**31 - 1
+# Of checkpoints that can't be gone on from, in one message.
+MOST_REASONS = 2
 
 _log = logging.getLogger(__name__)
 
@@ -187,9 +189,9 @@ def _looked_at(config: JobConfig, path: Path, lease: RunLease) -> EarlierRun:
     if cut is None:
         if passed_over:
             raise RunDirectoryError(
-                f"run.resume: no checkpoint of {path} can be gone on from:"
-                f" {'; '.join(passed_over)}. Nothing was changed; run.overwrite=true instead of"
-                " run.resume begins anew and removes them"
+                f"run.resume: no checkpoint of {path} can be gone on from: {_listed(passed_over)}."
+                " Nothing was changed; run.overwrite=true instead of run.resume begins anew and"
+                " removes them"
             )
         if config.run.resume == "require":
             raise RunDirectoryError(
@@ -216,6 +218,12 @@ def _looked_at(config: JobConfig, path: Path, lease: RunLease) -> EarlierRun:
         plan=plan,
         evaluation_plan=evaluation_plan,
     )
+
+
+def _listed(passed_over: list[str]) -> str:
+    """Say why the newest checkpoints can't be gone on from, and of how many more that is so."""
+    newest, more = passed_over[:MOST_REASONS], len(passed_over) - MOST_REASONS
+    return "; ".join(newest) + (f"; nor can {more} older ones" if more > 0 else "")
 
 
 def _as_wanted(state: CoordinatorState, before: JobConfig, now: JobConfig) -> CoordinatorState:

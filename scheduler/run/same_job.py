@@ -41,6 +41,9 @@ _MAY_DIFFER = (
     "run.tensorboard",
 )
 _MISSING = object()
+# That are named in one message, and characters of a value there.
+MOST_FIELDS = 5
+MOST_OF_A_VALUE = 100
 
 
 def check_same_job(job_file: Path, config: JobConfig) -> JobConfig:
@@ -60,10 +63,15 @@ def check_same_job(job_file: Path, config: JobConfig) -> JobConfig:
     found = differences(before, config)
     if found:
         raise ConfigError(
-            f"run.resume: {job_file.parent} holds another job: {'; '.join(found)}. Keep what"
+            f"run.resume: {job_file.parent} holds another job: {_listed(found)}. Keep what"
             " decides the model and the data as it was, or choose another run.dir"
         )
     return before
+
+
+def _listed(found: list[str]) -> str:
+    more = len(found) - MOST_FIELDS
+    return "; ".join(found[:MOST_FIELDS]) + (f"; and {more} more fields differ" if more > 0 else "")
 
 
 def differences(before: JobConfig, now: JobConfig) -> list[str]:
@@ -103,4 +111,7 @@ def _may_differ(name: str) -> bool:
 
 def _text(values: dict[str, Any], name: str) -> str:
     value = values.get(name, _MISSING)
-    return "not given" if value is _MISSING or value is None else repr(value)
+    if value is _MISSING or value is None:
+        return "not given"
+    text = repr(value)
+    return text if len(text) <= MOST_OF_A_VALUE else f"{text[: MOST_OF_A_VALUE - 3]}..."

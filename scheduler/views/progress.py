@@ -47,6 +47,7 @@ class Progress:
         if config.data.stream is None:
             self._total = min(planned, config.training.max_samples or planned)
         self._console = console or Console(file=cast(IO[str], _Unfailing(sys.stderr)))
+        self._phase = ""
         self._live: LiveView | None = None
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = LiveView(config.name, self._total, self._console)
@@ -71,10 +72,11 @@ class Progress:
         return self._total
 
     def phase(self, text: str) -> None:
-        """Say what begins."""
+        """Say what begins; what goes on after a loss or a move has been said."""
+        again, self._phase = text == self._phase, text
         if self._live is not None:
             self._live.phase(text)
-        else:
+        elif not again:
             self._print(text)
 
     def note(self, text: str) -> None:

@@ -125,8 +125,20 @@ def check_unchanged(plan: Plan) -> None:
 
 
 def _check_file(planned: FilePlan) -> None:
-    with open_source(planned.path) as source:
-        footer = read_footer(source, planned.path)
+    try:
+        with open_source(planned.path) as source:
+            footer = read_footer(source, planned.path)
+    except UnreadableError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        raise DataError(
+            what="a file that the run was planned with is gone",
+            file=planned.path,
+            remedy=(
+                "A run goes on with the files that it began with: put it back where it was, or"
+                " start a new run (another run.dir)"
+            ),
+        ) from error
     planned.check_unchanged(footer.size, footer.digest)
 
 

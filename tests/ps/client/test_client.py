@@ -304,7 +304,7 @@ def test_a_shard_that_never_comes_back_is_named(small_job: Any, serve: Serve) ->
         pull(client, job.unique(range(100), []))
 
     assert caught.value.shard == 2
-    assert str(caught.value).startswith("shard 2 could not be reached for 0 s: ")
+    assert str(caught.value).startswith("shard 2 could not be reached: ")
     assert 0.5 < time.monotonic() - started < 20
 
 

@@ -11,10 +11,11 @@ from held_end import count_hand_overs, hold_the_end, order, pause
 from ray_of_threads import Handle, RayOfThreads
 from saved_job import saved_job
 
+import scheduler.driver.trainer
 from ps.server.data_plane import DataPlane
 from ps.server.server import ShardServer
 from scheduler import JobConfig, Trainer
-from scheduler.coordinator.events import ServersWanted
+from scheduler.coordinator.events import PauseWanted, ServersWanted, ShiftWanted, WorkersWanted
 from scheduler.driver.processes import Processes
 from scheduler.driver.resizing import Resizing
 from scheduler.driver.supervisor import Supervisor
@@ -391,3 +392,41 @@ def test_what_can_t_be_had_is_refused_with_words(
 
     assert len(refused) == 2
     assert metrics["server_moves"] == []
+
+
+def test_who_wants_something_of_a_training_that_has_ended_is_told_that_it_comes_too_late(
+    fake: RayOfThreads, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, refused = scheduler.driver.trainer.finish, list[None]()
+
+    def ask_first(specs: Any, processes: Processes, *args: Any, **options: Any) -> Any:
+        for wanted in (ServersWanted(3), WorkersWanted(1), ShiftWanted("gba"), PauseWanted(True)):
+            with pytest.raises(ValueError, match="too late: training has ended, and nothing was"):
+                ray.get(processes.coordinator.handle.order.remote(wanted))
+            refused.append(None)
+        return finish(specs, processes, *args, **options)
+
+    monkeypatch.setattr(scheduler.driver.trainer, "finish", ask_first)
+
+    metrics = Trainer(job(samples, tmp_path / "run", data={"epochs": 1})).fit().metrics
+
+    assert len(refused) == 4
+    assert metrics["server_moves"] == []
+
+
+def test_servers_that_have_not_come_until_training_ends_are_told_of(
+    fake: RayOfThreads,
+    steps: Steps,
+    samples: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Resizing, "_come_up", lambda resizing, status: None)
+    steps.at_step[1] = lambda supervisor: supervisor.resizing.want(3)
+
+    metrics = Trainer(job(samples, tmp_path / "run", data={"epochs": 1})).fit().metrics
+
+    assert metrics["server_moves"] == []
+    said = capsys.readouterr().err
+    assert "before there were the 3 servers that were wanted: the job ends with 2" in said

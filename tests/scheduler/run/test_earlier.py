@@ -177,6 +177,16 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
         assert text in caplog.text
 
 
+def test_of_many_checkpoints_that_can_t_be_used_the_newest_say_why(job: Job) -> None:
+    for step in range(1, 8):
+        (job.save(step) / "manifest.json").write_text("{")
+
+    with pytest.raises(RunDirectoryError, match=r"0007 can't.*0006 can't.*; nor can 5 older") as e:
+        look(job.config())
+
+    assert "0005" not in str(e.value)
+
+
 def test_nothing_is_removed_where_no_checkpoint_is_whole(job: Job) -> None:
     (job.save(5) / "manifest.json").write_text("{")
 

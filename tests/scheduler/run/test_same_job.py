@@ -75,6 +75,17 @@ def test_a_job_without_a_global_batch_goes_on_with_other_workers_if_it_is_told_t
     check_same_job(tmp_path / "job.yaml", job("cluster.workers=3", "training.global_batch=4096"))
 
 
+def test_of_many_fields_and_long_values_no_more_is_told_than_one_can_read(tmp_path: Path) -> None:
+    columns = str([f"a_column_with_a_long_name_{number}" for number in range(400)])
+    (tmp_path / "job.yaml").write_text(job("data.sparse=['C1']", "data.dense=['x']").to_yaml())
+    another = ("seed=1", "name='n'", "model.mlp=[1]", "training.mode='sync'", "embedding.dim=4")
+
+    with pytest.raises(ConfigError, match=r"\.\.\., it was \['x'\].*and \d+ more fields") as error:
+        check_same_job(tmp_path / "job.yaml", job(f"data.dense={columns}", *another, "model.x=1"))
+
+    assert len(str(error.value)) < 700
+
+
 def test_a_damaged_job_file_of_a_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("data: {")
 

@@ -140,6 +140,15 @@ def test_a_file_gets_plain_lines_without_escape_codes(job: tuple[JobConfig, Plan
     ]
 
 
+def test_what_goes_on_after_a_loss_is_no_new_phase(job: tuple[JobConfig, Plan]) -> None:
+    out = io.StringIO()
+    with Progress(*job, console=Console(file=out)) as progress:
+        for phase in ("training (started in 3.0 s)", "training (started in 3.0 s)", "saving"):
+            progress.phase(phase)
+
+    assert out.getvalue().splitlines() == ["training (started in 3.0 s)", "saving"]
+
+
 def test_an_auc_is_shown_with_its_bound_where_that_shows(job: tuple[JobConfig, Plan]) -> None:
     out = io.StringIO()
     wide = line(eval_auc_error_bound=0.00312)

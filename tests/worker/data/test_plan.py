@@ -254,7 +254,7 @@ def test_a_plan_knows_whether_its_files_are_what_they_were(tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"changed since it was planned(.|\n)*7\.parquet"):
         check_unchanged(plan)
     Path(paths[7]).unlink()
-    with pytest.raises(UnreadableError, match=r"can't be opened(.|\n)*7\.parquet"):
+    with pytest.raises(DataError, match=r"is gone \(file .*7\.parquet.*put it back where it was"):
         check_unchanged(plan)
 
 
