@@ -16,11 +16,11 @@ from ps.client.client import ShardLostError
 from ps.server.figures import ServerFigures
 from runtime.memory import peak_rss_bytes
 from scheduler.coordinator.coordinator_state import CoordinatorState
-from scheduler.coordinator.events import CutWanted
+from scheduler.coordinator.events import CutWanted, Wanted
 from scheduler.coordinator.history import NOTHING
 from scheduler.coordinator.modes.shift import described
 from scheduler.coordinator.progressive import WindowResult
-from scheduler.coordinator.status import Status, joined
+from scheduler.coordinator.status import ServersView, Status, joined
 from scheduler.driver.answers import answers_of
 from scheduler.driver.autoscaling import Autoscaler
 from scheduler.driver.cuts import RunningCuts
@@ -49,6 +49,7 @@ from scheduler.run.directory import RunDirectory
 from scheduler.run.metrics import IntervalReport
 from scheduler.run.recoveries import Recoveries
 from scheduler.run.saved_cuts import first_needed
+from scheduler.scaling.decisions import ScalingView
 from scheduler.views.progress import Progress
 from worker.errors import UnreadableError
 from worker.loop import DeadShardError
@@ -99,20 +100,14 @@ class Supervisor:
             cluster=config.cluster,
             note=progress.note,
             failed=self._worker_failed,
-            lost=lambda index, incarnation: self._answer_of_coordinator(
-                processes.coordinator.handle.worker_lost.remote(index, incarnation)
-            ),
+            lost=self._tell_worker_lost,
         )
         self.autoscaler = Autoscaler(
             config,
             planned_samples=planned_samples,
-            order=lambda wanted: self._answer_of_coordinator(
-                processes.coordinator.handle.order.remote(wanted)
-            ),
+            order=self._order,
             order_servers=lambda count: self.resizing.want(count, by_policy=True),
-            show=lambda view: self._answer_of_coordinator(
-                processes.coordinator.handle.show_scaling.remote(view)
-            ),
+            show=self._show_scaling,
             note=progress.note,
         )
         self.moves = Moves(
@@ -120,9 +115,7 @@ class Supervisor:
             workforce=self.workforce,
             launcher=launcher,
             setups=setups,
-            order=lambda wanted: self._answer_of_coordinator(
-                processes.coordinator.handle.order.remote(wanted)
-            ),
+            order=self._order,
             note=progress.note,
             patience=config.cluster.start_timeout_seconds,
         )
@@ -131,12 +124,8 @@ class Supervisor:
             processes,
             launcher,
             setups,
-            order=lambda wanted: self._answer_of_coordinator(
-                processes.coordinator.handle.order.remote(wanted)
-            ),
-            show=lambda view: self._answer_of_coordinator(
-                processes.coordinator.handle.show_servers.remote(view)
-            ),
+            order=self._order,
+            show=self._show_servers,
             note=progress.note,
             automatic=config.cluster.autoscale,
         )
@@ -228,9 +217,7 @@ class Supervisor:
         ends = time.monotonic() + SAVE_SECONDS
         try:
             step = self.status().applied_step
-            self.tell_coordinator(
-                self.processes.coordinator.handle.order.remote(CutWanted(full=False))
-            )
+            self._order(CutWanted(full=False))
             while time.monotonic() < ends:
                 status = self.poll()
                 if any(cut.step >= step for cut in status.cuts):
@@ -314,6 +301,19 @@ class Supervisor:
     def tell_coordinator(self, call: Any) -> None:
         """Wait until the coordinator has done a call; raises ProcessLostError where it is gone."""
         self._answer_of_coordinator(call)
+
+    def _order(self, wanted: Wanted) -> None:
+        self._answer_of_coordinator(self.processes.coordinator.handle.order.remote(wanted))
+
+    def _show_scaling(self, view: ScalingView) -> None:
+        self._answer_of_coordinator(self.processes.coordinator.handle.show_scaling.remote(view))
+
+    def _show_servers(self, view: ServersView) -> None:
+        self._answer_of_coordinator(self.processes.coordinator.handle.show_servers.remote(view))
+
+    def _tell_worker_lost(self, index: int, incarnation: int) -> None:
+        lost = self.processes.coordinator.handle.worker_lost
+        self._answer_of_coordinator(lost.remote(index, incarnation))
 
     def _answer_of_coordinator(self, call: Any) -> Any:
         calls = {COORDINATOR: call}

@@ -63,6 +63,39 @@ class Result:
     evaluated: tuple[str, ...] = ()
 
 
+@dataclass(slots=True)
+class _Held:
+    """What has to be ended, as far as there is any of it; `ended`: the job came to its end."""
+
+    publishing: Publishing | None = None
+    processes: Processes | None = None
+    cuts: RunningCuts | None = None
+    feed: StreamFeed | None = None
+    ended: bool = False
+
+    def close(self) -> None:
+        if self.feed is not None:
+            self.feed.close()
+        if self.publishing is not None:
+            self.publishing.close(ended=self.ended)
+        if self.processes is not None:
+            self.processes.release()
+        if self.cuts is not None:
+            self.cuts.close()  # what servers were writing, which are gone now
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is under way; `first`: where it begins."""
+
+    processes: Processes
+    supervisor: Supervisor
+    recovery: Recovery
+    recoveries: Recoveries
+    collector: Collector
+    first: Point
+
+
 class Trainer:
     """Trains one job.
 
@@ -150,137 +183,149 @@ class Trainer:
         if not joined:
             start_ray(self.config.cluster, namespace=f"synchromesh-{run.path.name}-{os.getpid()}")
         self._reached("ray")
-        processes: Processes | None = None
-        cuts: RunningCuts | None = None
-        feed: StreamFeed | None = None
-        ended = False
-        publishing: Publishing | None = None
+        held = _Held()
         try:
-            publishing = Publishing(self.config, run, self._publish_token)
+            held.publishing = Publishing(self.config, run, self._publish_token)
             with Progress(self.config, specs.plan) as progress:
-                launcher = Launcher(
-                    self.config.cluster,
-                    mixed_cpus=self.config.training.mixed_cpus,
-                    run=run.path.name,
-                    note=progress.note,
-                    fingerprints=None if earlier is None else earlier.fingerprints,
-                )
                 run.losses.note = progress.note
-                progress.phase("starting servers, coordinator and workers")
-                setups = Setups(
-                    specs,
-                    launcher.secret,
-                    reached=None if earlier is None or earlier.cut is None else earlier.step,
-                )
-                processes = launcher.create(setups.server)
-                writer = CheckpointWriter(specs, processes, run)
-                cuts = RunningCuts(specs, processes, run)
-                collector = Collector(run.path, self.config.checkpoint.keep, progress.note)
-
-                def newest(damaged: set[Place]) -> Point:
-                    collector.damaged = damaged
-                    collector.wait()
-                    return newest_point(run.path, specs, damaged, progress.note)
-
-                if earlier is None or earlier.cut is None:
-                    first = job_beginning(specs)
-                else:
-                    first = point_of(earlier.cut, specs)
-                if first.checkpoint is not None:
-                    publishing.readable(first.checkpoint.name)
-                if publishing.address is not None:
-                    progress.note(f"checkpoints are published at {publishing.address}")
-                if first.state.plan is not None:
-                    feed = feed_of(specs, run, first.state.plan, progress.note)
-                recoveries = Recoveries(
-                    self.config.cluster.max_failures,
-                    before=() if earlier is None else earlier.recoveries,
-                )
-                standbys = Standbys(
-                    self.config.cluster, launcher, processes, setups, run, progress.note
-                )
-                supervisor = self._supervisor = Supervisor(
-                    launcher=launcher,
-                    processes=processes,
-                    config=self.config,
-                    run=run,
-                    progress=progress,
-                    recoveries=recoveries,
-                    cuts=cuts,
-                    collector=collector,
-                    feed=feed,
-                    standbys=standbys,
-                    planned_samples=progress.total_samples,
-                    setups=setups,
-                    published=publishing.readable,
-                    specs=specs,
-                    restarts_before=0 if earlier is None else earlier.worker_restarts,
-                )
-                recovery = Recovery(
-                    epochs=Epochs(
-                        feed=feed,
-                        specs=specs,
-                        launcher=launcher,
-                        processes=processes,
-                        run=run,
-                        setups=setups,
-                        workforce=supervisor.workforce,
-                        reached=self._reached,
-                        note=progress.note,
-                    ),
-                    supervisor=supervisor,
-                    recoveries=recoveries,
-                    newest_point=newest,
-                    note=progress.note,
-                )
-
-                def to_the_end() -> dict[str, Any]:
-                    took = self._started_at["workers"] - self._started_at["ray"]
-                    progress.phase(f"training (started in {took:.1f} s)")
-                    supervisor.until_trained()
-                    return finish(
-                        specs,
-                        processes,
-                        supervisor,
-                        run,
-                        writer,
-                        progress,
-                        feed=feed,
-                        started_at=self._started_at,
-                    )
-
-                if earlier is not None and earlier.cut is not None:
-                    recoveries.resumes(
-                        step=earlier.step, samples=earlier.samples, now=self._started_at["called"]
-                    )
-                    progress.note(f"the run goes on from {first.described}")
-                try:
-                    metrics = recovery.run(first, to_the_end)
-                except KeyboardInterrupt as error:
-                    # Now: whoever stops us may not wait until the processes are gone.
-                    text = f"{STOPPED}; {_where_to_go_on(run.path, collector.damaged)}"
-                    run.write_failure(text, self._how_far())
-                    progress.note(text)
-                    raise KeyboardInterrupt(text) from error
-                ended = True
-                publishing.readable(place_of(metrics["checkpoint"]).name)
-                collector.wait()  # it may still be at what came before the last checkpoint
-                collector.collect()
-                collector.wait()
-                if feed is not None:
-                    feed.forget(first_needed(run.path))
+                job = self._made(specs, run, earlier, held, progress)
+                metrics = self._trained(job, specs, run, earlier, held, progress)
         finally:
-            if feed is not None:
-                feed.close()
-            if publishing is not None:
-                publishing.close(ended=ended)
-            if processes is not None:
-                processes.release()
-            if cuts is not None:
-                cuts.close()
+            held.close()
             if not joined:
                 ray.shutdown()
         return _result(metrics, specs.evaluation_plan, run.path)
+
+    def _made(
+        self,
+        specs: JobSpecs,
+        run: RunDirectory,
+        earlier: EarlierRun | None,
+        held: _Held,
+        progress: Progress,
+    ) -> _Job:
+        """Create the processes of a job, and what supervises them."""
+        config, note = self.config, progress.note
+        assert held.publishing is not None, "it comes first: it may be refused"
+        goes_on = earlier is not None and earlier.cut is not None
+        launcher = Launcher(
+            config.cluster,
+            mixed_cpus=config.training.mixed_cpus,
+            run=run.path.name,
+            note=note,
+            fingerprints=None if earlier is None else earlier.fingerprints,
+        )
+        progress.phase("starting servers, coordinator and workers")
+        reached = earlier.step if earlier is not None and goes_on else None
+        setups = Setups(specs, launcher.secret, reached=reached)
+        processes = held.processes = launcher.create(setups.server)
+        cuts = held.cuts = RunningCuts(specs, processes, run)
+        collector = Collector(run.path, config.checkpoint.keep, note)
+        first = job_beginning(specs)
+        if earlier is not None and earlier.cut is not None:
+            first = point_of(earlier.cut, specs)
+        if first.checkpoint is not None:
+            held.publishing.readable(first.checkpoint.name)
+        if held.publishing.address is not None:
+            note(f"checkpoints are published at {held.publishing.address}")
+        if first.state.plan is not None:
+            held.feed = feed_of(specs, run, first.state.plan, note)
+        recoveries = Recoveries(
+            config.cluster.max_failures, before=() if earlier is None else earlier.recoveries
+        )
+        supervisor = self._supervisor = Supervisor(
+            launcher=launcher,
+            processes=processes,
+            config=config,
+            run=run,
+            progress=progress,
+            recoveries=recoveries,
+            cuts=cuts,
+            collector=collector,
+            feed=held.feed,
+            standbys=Standbys(config.cluster, launcher, processes, setups, run, note),
+            planned_samples=progress.total_samples,
+            setups=setups,
+            published=held.publishing.readable,
+            specs=specs,
+            restarts_before=0 if earlier is None else earlier.worker_restarts,
+        )
+        epochs = Epochs(
+            feed=held.feed,
+            specs=specs,
+            launcher=launcher,
+            processes=processes,
+            run=run,
+            setups=setups,
+            workforce=supervisor.workforce,
+            reached=self._reached,
+            note=note,
+        )
+
+        def newest(damaged: set[Place]) -> Point:
+            collector.damaged = damaged
+            collector.wait()
+            return newest_point(run.path, specs, damaged, note)
+
+        recovery = Recovery(
+            epochs=epochs,
+            supervisor=supervisor,
+            recoveries=recoveries,
+            newest_point=newest,
+            note=note,
+        )
+        return _Job(processes, supervisor, recovery, recoveries, collector, first)
+
+    def _trained(
+        self,
+        job: _Job,
+        specs: JobSpecs,
+        run: RunDirectory,
+        earlier: EarlierRun | None,
+        held: _Held,
+        progress: Progress,
+    ) -> dict[str, Any]:
+        """Train a job to its end, and return its metrics."""
+        feed, collector = held.feed, job.collector
+        writer = CheckpointWriter(specs, job.processes, run)
+
+        def to_the_end() -> dict[str, Any]:
+            took = self._started_at["workers"] - self._started_at["ray"]
+            progress.phase(f"training (started in {took:.1f} s)")
+            job.supervisor.until_trained()
+            return finish(
+                specs,
+                job.processes,
+                job.supervisor,
+                run,
+                writer,
+                progress,
+                feed=feed,
+                started_at=self._started_at,
+            )
+
+        if earlier is not None and earlier.cut is not None:
+            job.recoveries.resumes(
+                step=earlier.step, samples=earlier.samples, now=self._started_at["called"]
+            )
+            progress.note(f"the run goes on from {job.first.described}")
+        try:
+            metrics = job.recovery.run(job.first, to_the_end)
+        except KeyboardInterrupt as error:
+            # Now: whoever stops us may not wait until the processes are gone.
+            text = f"{STOPPED}; {_where_to_go_on(run.path, collector.damaged)}"
+            run.write_failure(text, self._how_far())
+            progress.note(text)
+            raise KeyboardInterrupt(text) from error
+        held.ended = True
+        assert held.publishing is not None, "it came first"
+        held.publishing.readable(place_of(metrics["checkpoint"]).name)
+        collector.wait()  # it may still be at what came before the last checkpoint
+        collector.collect()
+        collector.wait()
+        if feed is not None:
+            feed.forget(first_needed(run.path))
+        return metrics
 
     def _reached(self, moment: str) -> None:
         """Note when the job's start got so far; what is started again later is no start."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeVar
 
 from ps.server.figures import ServerFigures, added
 from scheduler.coordinator.coordinator_state import CoordinatorState
@@ -23,6 +23,8 @@ from scheduler.run.interval_figures import (
 )
 from scheduler.run.recoveries import DrainNotice, RecoveryFigures, ServerMove
 from worker.metrics import why_no_auc, why_no_log_loss
+
+T = TypeVar("T")
 
 _PACKAGES = ("synchromesh", "ray", "numpy", "numba", "pyarrow")
 
@@ -43,10 +45,7 @@ class IntervalReport:
         self._last_time: float | None = None
         self._last_samples = 0
         self._last_loss = (0.0, 0)
-        self._shifts_told = 0
-        self._recoveries_told = 0
-        self._drains_told = 0
-        self._server_moves_told = 0
+        self._told: dict[str, int] = {}  # how many of what there are so far
         self._data_staleness = HistogramOfInterval()
         self._parameter_staleness = HistogramOfInterval()
         self._workers = WorkersOfInterval()
@@ -57,7 +56,7 @@ class IntervalReport:
         self._last_time = state.train_seconds
         self._last_samples = state.ledger.samples.applied
         self._last_loss = (state.loss_sum, state.loss_samples)
-        self._shifts_told = len(state.modes.shifts)
+        self._told["shifts"] = len(state.modes.shifts)
         self._data_staleness.begin_at(dict(state.data_staleness))
         self._parameter_staleness.begin_at(dict(state.parameter_staleness))
 
@@ -85,44 +84,20 @@ class IntervalReport:
             worker_restarts: workers that were replaced since the run began.
             stream: of a job on one, what waits there and what was left out.
         """
-        samples = status.samples.applied
-        now = status.train_seconds
-        seconds = now - (self._last_time or 0.0)
-        loss_sum = status.loss_sum - self._last_loss[0]
-        loss_samples = status.loss_samples - self._last_loss[1]
-        rate = (samples - self._last_samples) / seconds if seconds > 0 else None
-        self._last_time, self._last_samples = now, samples
-        self._last_loss = (status.loss_sum, status.loss_samples)
-        shifts, self._shifts_told = status.shifts[self._shifts_told :], len(status.shifts)
-        new_recoveries = recoveries[self._recoveries_told :]
-        self._recoveries_told = len(recoveries)
-        new_drains, self._drains_told = drains[self._drains_told :], len(drains)
-        new_moves = server_moves[self._server_moves_told :]
-        self._server_moves_told = len(server_moves)
-        evaluation = status.evaluations[-1] if status.evaluations else None
-        tables = added(servers)
-        workers = self._workers.since_last(status.workers)
-        peaks = {
-            "worker": [w.process.peak_rss_bytes for w in status.workers.values()],
-            "server": [server.process.peak_rss_bytes for server in servers],
-            "coordinator": [status.peak_rss_bytes],
-        }
-        processes = {role: len(sizes) for role, sizes in peaks.items()}
-        sent = [server.process.bytes_sent for server in servers]
-        received = [server.process.bytes_received for server in servers]
+        recoveries = self._new("recoveries", recoveries)
         return {
             "time": time.time(),
-            "train_seconds": now,
+            "train_seconds": status.train_seconds,
             "global_step": status.applied_step,
             "clock": status.clock,
             "mode": status.mode,
-            "shifts": [asdict(shift) for shift in shifts],
-            "recoveries": [recovery.to_json() for recovery in new_recoveries],
+            "shifts": [asdict(shift) for shift in self._new("shifts", status.shifts)],
+            "recoveries": [recovery.to_json() for recovery in recoveries],
             "scalings": list(scalings),
             "workers_wanted": status.num_workers,
-            "drains": [asdict(notice) for notice in new_drains],
+            "drains": [asdict(notice) for notice in self._new("drains", drains)],
             "servers": status.num_servers,
-            "server_moves": [asdict(move) for move in new_moves],
+            "server_moves": [asdict(move) for move in self._new("moves", server_moves)],
             "load_skew": load_skew,
             "rebalancings": list(rebalancings),
             "worker_restarts": worker_restarts,
@@ -131,19 +106,8 @@ class IntervalReport:
                 name: optimizer.learning_rate_at(status.clock) * status.learning_rate_scale
                 for name, optimizer in self._optimizers.items()
             },
-            "samples": samples,
-            "applied_samples": status.applied_samples,
-            "samples_dropped": status.samples.dropped,
-            "samples_skipped": status.samples.skipped,
-            "skipped_by_reason": status.samples.skipped_by_reason,
-            "batches_dropped": status.batches.dropped,
-            "batches_reissued": status.batches.reissued,
-            "samples_per_second": rate,
-            "train_loss": loss_sum / loss_samples if loss_samples else None,
-            "eval_auc": evaluation.auc if evaluation else None,
-            "eval_auc_error_bound": evaluation.auc_error_bound if evaluation else None,
-            "eval_logloss": evaluation.logloss if evaluation else None,
-            "eval_step": evaluation.step if evaluation else None,
+            **self._of_samples(status),
+            **_of_last_evaluation(status),
             "windows": [asdict(window) for window in windows],
             "stream": stream,
             "staleness": staleness(status),
@@ -154,35 +118,98 @@ class IntervalReport:
                 ),
             },
             "batches": asdict(status.batches),
+            **self._of_workers(status, len(servers)),
+            "standbys": len(status.standbys),
+            "shard_lag": few(list(status.shard_lag), max(status.shard_lag, default=0)),
+            **self._of_tables(status, servers),
+            **_of_processes(status, servers),
+        }
+
+    def _new(self, what: str, all_so_far: Sequence[T]) -> Sequence[T]:
+        """Return those that no line has told of."""
+        told, self._told[what] = self._told.get(what, 0), len(all_so_far)
+        return all_so_far[told:]
+
+    def _of_samples(self, status: Status) -> dict[str, Any]:
+        """Return what became of samples so far, and rate and loss of the interval."""
+        samples, now = status.samples.applied, status.train_seconds
+        seconds = now - (self._last_time or 0.0)
+        loss_sum = status.loss_sum - self._last_loss[0]
+        loss_samples = status.loss_samples - self._last_loss[1]
+        rate = (samples - self._last_samples) / seconds if seconds > 0 else None
+        self._last_time, self._last_samples = now, samples
+        self._last_loss = (status.loss_sum, status.loss_samples)
+        return {
+            "samples": samples,
+            "applied_samples": status.applied_samples,
+            "samples_dropped": status.samples.dropped,
+            "samples_skipped": status.samples.skipped,
+            "skipped_by_reason": status.samples.skipped_by_reason,
+            "batches_dropped": status.batches.dropped,
+            "batches_reissued": status.batches.reissued,
+            "samples_per_second": rate,
+            "train_loss": loss_sum / loss_samples if loss_samples else None,
+        }
+
+    def _of_workers(self, status: Status, servers: int) -> dict[str, Any]:
+        workers = self._workers.since_last(status.workers)
+        processes = {"worker": len(status.workers), "server": servers}
+        return {
             "workers": {str(number): asdict(w) for number, w in slowest(workers).items()},
             "all_workers": all_together(workers),
             "together": {role: n for role, n in processes.items() if n > MOST_PROCESSES},
-            "standbys": len(status.standbys),
-            "shard_lag": few(list(status.shard_lag), max(status.shard_lag, default=0)),
+        }
+
+    def _of_tables(self, status: Status, servers: Sequence[ServerFigures]) -> dict[str, Any]:
+        tables = added(servers)
+        return {
             "rows": {name: table.rows for name, table in tables.items()},
             "new_keys_per_sample": self._new_keys.since_last(status.applied_samples, tables),
             "table_bytes": {name: table.bytes for name, table in tables.items()},
             "non_finite": {name: table.non_finite for name, table in tables.items()},
             "dense_non_finite": sum(server.dense_non_finite for server in servers),
-            "peak_rss_bytes": {
-                role: few(sizes, max(sizes, default=0)) for role, sizes in peaks.items()
-            },
-            "wire_bytes": {
-                "pushed_and_pulled_by_workers": sum(
-                    w.process.bytes_sent + w.process.bytes_received for w in status.workers.values()
-                ),
-                "sent_by_servers": few(sent, sum(sent)),
-                "received_by_servers": few(received, sum(received)),
-            },
-            "cpu_seconds": {
-                role: few(seconds, sum(seconds))
-                for role, seconds in cpu_seconds(status, servers).items()
-            },
-            "stage_seconds": {
-                role: few(stages, _added(stages))
-                for role, stages in stage_seconds(status, servers).items()
-            },
         }
+
+
+def _of_last_evaluation(status: Status) -> dict[str, Any]:
+    evaluation = status.evaluations[-1] if status.evaluations else None
+    return {
+        "eval_auc": evaluation.auc if evaluation else None,
+        "eval_auc_error_bound": evaluation.auc_error_bound if evaluation else None,
+        "eval_logloss": evaluation.logloss if evaluation else None,
+        "eval_step": evaluation.step if evaluation else None,
+    }
+
+
+def _of_processes(status: Status, servers: Sequence[ServerFigures]) -> dict[str, Any]:
+    """Return memory, traffic and time of processes: of each, or of all where they are many."""
+    peaks = {
+        "worker": [w.process.peak_rss_bytes for w in status.workers.values()],
+        "server": [server.process.peak_rss_bytes for server in servers],
+        "coordinator": [status.peak_rss_bytes],
+    }
+    sent = [server.process.bytes_sent for server in servers]
+    received = [server.process.bytes_received for server in servers]
+    return {
+        "peak_rss_bytes": {
+            role: few(sizes, max(sizes, default=0)) for role, sizes in peaks.items()
+        },
+        "wire_bytes": {
+            "pushed_and_pulled_by_workers": sum(
+                w.process.bytes_sent + w.process.bytes_received for w in status.workers.values()
+            ),
+            "sent_by_servers": few(sent, sum(sent)),
+            "received_by_servers": few(received, sum(received)),
+        },
+        "cpu_seconds": {
+            role: few(seconds, sum(seconds))
+            for role, seconds in cpu_seconds(status, servers).items()
+        },
+        "stage_seconds": {
+            role: few(stages, _added(stages))
+            for role, stages in stage_seconds(status, servers).items()
+        },
+    }
 
 
 def evaluations(status: Status) -> list[dict[str, Any]]:
@@ -282,16 +309,13 @@ def make_result(
     stream: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return what result.json holds."""
-    samples = status.samples
-    last = status.evaluations[-1] if status.evaluations else None
-    seconds = status.train_seconds
     return {
         "name": config.name,
         "mode": config.training.mode,
-        "samples_trained": samples.applied,
-        "samples_dropped": samples.dropped,
-        "samples_skipped": samples.skipped,
-        "skipped_by_reason": samples.skipped_by_reason,
+        "samples_trained": status.samples.applied,
+        "samples_dropped": status.samples.dropped,
+        "samples_skipped": status.samples.skipped,
+        "skipped_by_reason": status.samples.skipped_by_reason,
         "skipped_files": skipped_files,
         "stream": stream,
         "stopped": is_stopped(config, status),
@@ -299,20 +323,8 @@ def make_result(
         "global_step": status.applied_step,
         "started_at": started_at,
         "lost_writes": lost_writes,
-        "train_seconds": seconds,
-        "samples_per_second": samples.applied / seconds if seconds > 0 else 0.0,
-        "train_loss": status.loss_sum / status.loss_samples if status.loss_samples else None,
-        "eval": None
-        if last is None
-        else {
-            "auc": last.auc,
-            "auc_missing": why_no_auc(last.auc, last.samples),
-            "auc_error_bound": last.auc_error_bound,
-            "logloss": last.logloss,
-            "logloss_missing": why_no_log_loss(last.logloss),
-            "samples": last.samples,
-            "samples_skipped": last.samples_skipped,
-        },
+        **_rate_and_loss(status),
+        "eval": _last_evaluation(status),
         "evaluations": evaluations(status),
         "mode_history": mode_history(status),
         "staleness": staleness(status),
@@ -328,10 +340,7 @@ def make_result(
         "drains": [asdict(notice) for notice in drains],
         "server_moves": [asdict(move) for move in server_moves],
         "rebalancings": list(rebalancings),
-        "recovery_seconds": sum(recovery.seconds for recovery in recoveries),
-        "redone_steps": sum(recovery.redone_steps for recovery in recoveries),
-        "redone_samples": sum(recovery.redone_samples for recovery in recoveries),
-        "promotions": sum(len(recovery.promoted) for recovery in recoveries),
+        **_recovered(recoveries),
         "standbys": list(status.standbys),
         "workers": {
             str(number): {
@@ -354,6 +363,40 @@ def make_result(
         "checkpoint": checkpoint,
         "versions": versions(),
         "seed": config.seed,
+    }
+
+
+def _rate_and_loss(status: Status) -> dict[str, Any]:
+    seconds = status.train_seconds
+    return {
+        "train_seconds": seconds,
+        "samples_per_second": status.samples.applied / seconds if seconds > 0 else 0.0,
+        "train_loss": status.loss_sum / status.loss_samples if status.loss_samples else None,
+    }
+
+
+def _last_evaluation(status: Status) -> dict[str, Any] | None:
+    if not status.evaluations:
+        return None
+    last = status.evaluations[-1]
+    return {
+        "auc": last.auc,
+        "auc_missing": why_no_auc(last.auc, last.samples),
+        "auc_error_bound": last.auc_error_bound,
+        "logloss": last.logloss,
+        "logloss_missing": why_no_log_loss(last.logloss),
+        "samples": last.samples,
+        "samples_skipped": last.samples_skipped,
+    }
+
+
+def _recovered(recoveries: Sequence[RecoveryFigures]) -> dict[str, Any]:
+    """Return what all recoveries came to."""
+    return {
+        "recovery_seconds": sum(recovery.seconds for recovery in recoveries),
+        "redone_steps": sum(recovery.redone_steps for recovery in recoveries),
+        "redone_samples": sum(recovery.redone_samples for recovery in recoveries),
+        "promotions": sum(len(recovery.promoted) for recovery in recoveries),
     }
 
 
