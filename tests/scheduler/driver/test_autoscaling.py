@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from held_back import hold_back
 from held_end import count_hand_overs, hold_the_end
+from small_dlrm import small_dlrm
 
 import scheduler.driver.autoscaling
 import scheduler.driver.placement
@@ -23,23 +24,13 @@ from scheduler.scaling.decisions import Scaling, ScalingView, Window
 
 
 def job(samples: Path, run: Path, **cluster: Any) -> JobConfig:
-    return JobConfig.from_dict(
-        {
-            "seed": 3,
-            "data": {
-                "train": str(samples / "train-*.parquet"),
-                "dense": ["d1", "d2"],
-                "sparse": ["a", "b"],
-                "batch_size": 64,
-                "epochs": 5,
-            },
-            "embedding": {"dim": 4},
-            "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8]},
-            "training": {"global_batch": 128, "mode": "async"},
-            "cluster": {"workers": 1, "servers": 1, "autoscale": True, **cluster},
-            "run": {"dir": str(run), "progress_every_seconds": 0.1},
-        }
-    )
+    sections: dict[str, Any] = {
+        "data": {"epochs": 5},
+        "training": {"mode": "async"},
+        "cluster": {"workers": 1, "servers": 1, "autoscale": True, **cluster},
+        "run": {"progress_every_seconds": 0.1},
+    }
+    return JobConfig.from_dict(small_dlrm(samples, run, **sections))
 
 
 class Scripted:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from command_here import run_here
+from small_dlrm import small_dlrm
 
 from ps.checkpoint.read import CheckpointReader
 from scheduler import JobConfig, Result, Trainer
@@ -22,24 +23,14 @@ SLOW = {"kind": "slow", "index": [0, 1], "least_seconds": 0.05}
 
 
 def job(samples: Path, run: Path, **training: Any) -> JobConfig:
-    return JobConfig.from_dict(
-        {
-            "seed": 3,
-            "data": {
-                "train": str(samples / "train-*.parquet"),
-                "dense": ["d1", "d2"],
-                "sparse": ["a", "b"],
-                "batch_size": 32,
-                "epochs": 2000,
-            },
-            "embedding": {"dim": 4},
-            "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8]},
-            "training": {"global_batch": 64, **training},
-            # Slow, so that there is some of the machine for the processes that come.
-            "cluster": {"workers": 2, "servers": 2, "inject": [SLOW]},
-            "run": {"dir": str(run), "progress_every_seconds": 0.2, "allow_faults": True},
-        }
-    )
+    sections: dict[str, Any] = {
+        "data": {"batch_size": 32, "epochs": 2000},
+        "training": {"global_batch": 64, **training},
+        # Slow, so that there is some of the machine for the processes that come.
+        "cluster": {"inject": [SLOW]},
+        "run": {"progress_every_seconds": 0.2, "allow_faults": True},
+    }
+    return JobConfig.from_dict(small_dlrm(samples, run, **sections))
 
 
 class Running:

@@ -14,6 +14,7 @@ import pytest
 import ray
 from held_end import pause
 from ray_of_threads import train_in_threads
+from small_dlrm import small_dlrm
 
 from injection.processes import kill
 from ps.messages.exchange import Refusal, Request
@@ -37,24 +38,15 @@ Story = Iterator[None]
 
 def job(samples: Path, run: Path, **cluster: Any) -> JobConfig:
     adagrad = {"type": "adagrad", "initial_accumulator": 1e-4}
-    return JobConfig.from_dict(
-        {
-            "seed": 3,
-            "data": {
-                "train": str(samples / "train-*.parquet"),
-                "dense": ["d1", "d2"],
-                "sparse": ["a", "b"],
-                "batch_size": 64,
-                "epochs": 2,
-            },
-            "embedding": {"dim": 4, "optimizer": adagrad},
-            "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8], "optimizer": adagrad},
-            "training": {"mode": "sync", "global_batch": 128},
-            "cluster": {"workers": 2, "servers": 2, **cluster},
-            # Figures would ask the frozen server, too, and find sooner that it does not answer.
-            "run": {"dir": str(run), "progress_every_seconds": 3600, "allow_faults": True},
-        }
-    )
+    sections: dict[str, Any] = {
+        "embedding": {"optimizer": adagrad},
+        "model": {"optimizer": adagrad},
+        "training": {"mode": "sync"},
+        "cluster": cluster,
+        # Figures would ask the frozen server, too, and find sooner that it does not answer.
+        "run": {"progress_every_seconds": 3600, "allow_faults": True},
+    }
+    return JobConfig.from_dict(small_dlrm(samples, run, **sections))
 
 
 @pytest.fixture(scope="module")
