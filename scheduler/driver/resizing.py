@@ -146,6 +146,11 @@ class Resizing:
         return self._work != self._idle
 
     @property
+    def moves_rows(self) -> bool:
+        """Whether they do; until its new servers are up all goes on as if none were wanted."""
+        return self._work not in (self._idle, self._come_up)
+
+    @property
     def stands_still(self) -> bool:
         """Whether the job does for it: what is next is wanted at once."""
         return self._held_at > 0.0

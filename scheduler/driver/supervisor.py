@@ -265,7 +265,7 @@ class Supervisor:
         if status.failure is not None:
             self._look_at_servers(wait=BLAME_SECONDS)
             raise TrainingError(status.failure)
-        if not status.trained and not self.resizing.is_busy:
+        if not status.trained and not self.resizing.moves_rows:
             self._standbys.look()
         if not self.resizing.stands_still:
             self.moves.look(status)

@@ -16,6 +16,7 @@ from ps.server.data_plane import DataPlane
 from ps.server.server import ShardServer
 from scheduler import JobConfig, Trainer
 from scheduler.coordinator.events import PauseWanted, ServersWanted, ShiftWanted, WorkersWanted
+from scheduler.driver.epochs import Epochs
 from scheduler.driver.processes import Processes
 from scheduler.driver.resizing import Resizing
 from scheduler.driver.supervisor import Supervisor
@@ -372,6 +373,39 @@ def test_standbys_are_made_again_after_a_move(
     assert metrics["model_digest"] == calm["model_digest"]
     assert [recovery["kind"] for recovery in metrics["recoveries"]] == ["move"]
     assert "standbys are made again" in capsys.readouterr().err
+
+
+def test_a_lost_standby_is_made_again_also_while_servers_that_are_wanted_have_no_place(
+    fake: RayOfThreads,
+    steps: Steps,
+    calm: dict[str, Any],
+    samples: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    join, again = Epochs._join, list[None]()
+
+    def joined(epochs: Epochs, step: int) -> None:
+        before = len(epochs._processes.standbys)
+        join(epochs, step)
+        if len(epochs._processes.standbys) > before:
+            again.append(None)
+
+    def lose_it(supervisor: Supervisor) -> None:
+        assert supervisor.resizing.is_busy
+        supervisor.processes.standbys[0].handle.kill()
+
+    monkeypatch.setattr(Epochs, "_join", joined)
+    monkeypatch.setattr(Resizing, "_come_up", lambda resizing, status: None)
+    steps.at_step |= {1: lambda supervisor: supervisor.resizing.want(3), 4: lose_it}
+    hold_back(monkeypatch, lambda: not again, seconds=SECONDS)
+    cluster = {"workers": 2, "servers": 2, "standby": 1}
+
+    metrics = Trainer(job(samples, tmp_path / "run", cluster=cluster)).fit().metrics
+
+    assert again
+    assert metrics["model_digest"] == calm["model_digest"]
+    assert metrics["server_moves"] == []
 
 
 def test_what_can_t_be_had_is_refused_with_words(
