@@ -2,9 +2,12 @@
 
     python benchmarks/moves.py                     # 100 k, 1 M and 10 M rows
     python benchmarks/moves.py --quick             # few rows: see that it runs
+    python benchmarks/moves.py --skewed            # frequent ids on one server: how that evens out
 
 A job of 26 tables makes rows of dim 16 with Adagrad and trains on, as fast as it can, while it is
-given a third server and has it taken away again. What each line means: docs/performance.md.
+given a third server and has it taken away again. With --skewed it keeps its two servers, one of
+which has the frequent ids, and `cluster.rebalance: auto` moves buckets. What each line means:
+docs/performance.md.
 """
 
 import argparse
@@ -25,12 +28,15 @@ from bench.command_line import finish
 from bench.job_process import JobProcess, started
 from bench.keys import keys_of, zipf_numbers
 from bench.lines import emit
+from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
 
 STEADY = 100_000  # samples of a file that is trained once all rows are there
 FILES = 400  # of these: more than are trained
 SETTLE_SECONDS = 3.0
 TARGET_SECONDS = 1.0
 MOST_SECONDS = 1200.0
+WINDOW_SECONDS = 2.0  # of the load of servers
+MOST_SKEW = 1.25  # above which buckets move
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -44,6 +50,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--mode", default="gba", help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=1, help="default: %(default)s")
+    parser.add_argument(
+        "--skewed", action="store_true", help="frequent ids lie on one server: how that evens out"
+    )
     parser.add_argument("--quick", action="store_true", help="few rows: see that it runs")
     arguments = parser.parse_args(argv)
     if arguments.quick:
@@ -59,25 +68,46 @@ def _sizes(text: str) -> tuple[int, ...]:
     return tuple(int(size) for size in text.split(","))
 
 
-def write_samples(folder: Path, rows: int, tables: int) -> None:
-    """Write a file in which every key is there once, and many that draw from them (Zipf)."""
+def write_samples(folder: Path, rows: int, tables: int, *, skewed: bool = False) -> None:
+    """Write a file in which every key is there once, and many that draw from them (Zipf).
+
+    Args:
+        skewed: whether the most frequent of each hundred keys are the first server's of two.
+    """
     folder.mkdir()
     rng = np.random.default_rng(1)
     of_table = rows // tables
-    fill = [rng.permutation(of_table) for _ in range(tables)]
-    _write(folder / "0-fill.parquet", fill, rng)
+    drawn = [zipf_numbers(of_table, STEADY, rng) for _ in range(tables)]
+    keys = keys_of(np.arange(of_table))
+    of_tables = [_hot_on_one(keys, numbers) if skewed else keys for numbers in drawn]
+    _write(folder / "0-fill.parquet", [rng.permutation(keys) for keys in of_tables], rng)
     steady = folder / "1-steady-0.parquet"
-    _write(steady, [zipf_numbers(of_table, STEADY, rng) for _ in range(tables)], rng)
+    _write(steady, [keys[n] for keys, n in zip(of_tables, drawn, strict=True)], rng)
     for number in range(1, FILES):
         os.link(steady, folder / f"1-steady-{number}.parquet")
 
 
-def _write(path: Path, numbers: list[npt.NDArray[np.int64]], rng: np.random.Generator) -> None:
-    samples = numbers[0].size
+def _hot_on_one(
+    keys: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Return the keys in an order in which the hundredth that is drawn most is the first server's.
+
+    Args:
+        numbers: places of keys that are drawn.
+    """
+    by_frequency = np.argsort(-np.bincount(numbers, minlength=keys.size), kind="stable")
+    of_first = np.flatnonzero(buckets_of(keys) < NUM_BUCKETS // 2)[: max(1, keys.size // 100)]
+    found = np.empty_like(keys)
+    found[by_frequency] = np.concatenate([keys[of_first], np.delete(keys, of_first)])
+    return found
+
+
+def _write(path: Path, keys: list[npt.NDArray[np.int64]], rng: np.random.Generator) -> None:
+    samples = keys[0].size
     columns = {
         "label": (rng.random(samples) < 0.25).astype(np.int8),
         "d1": rng.exponential(2.0, samples).astype(np.float32),
-        **{f"c{table}": keys_of(each) for table, each in enumerate(numbers)},
+        **{f"c{table}": each for table, each in enumerate(keys)},
     }
     pq.write_table(pa.table(columns), path, row_group_size=1 << 16, compression="zstd")
 
@@ -133,6 +163,57 @@ def measure(folder: Path, rows: int, arguments: argparse.Namespace) -> None:
             _emit(rows, arguments, _moves(running.metrics())[-1], before[-1]["samples_per_second"])
 
 
+def measure_skew(folder: Path, rows: int, arguments: argparse.Namespace) -> None:
+    """Have buckets move in one job until its servers are equally busy, and print what that was."""
+    folder.mkdir()
+    data = folder / "data"
+    write_samples(data, rows, arguments.tables, skewed=True)
+    job = job_of(data, folder / "run", arguments)
+    scaling = {"window_seconds": WINDOW_SECONDS, "windows": 3, "hold_seconds": 600}
+    job["cluster"] |= {"rebalance": "auto", "scaling": scaling}
+    with started(folder, job, most_seconds=MOST_SECONDS) as running:
+        wait(running, lambda lines: any(d["realised"] for d in _decisions(lines)))
+        lines = running.metrics()
+    (move,) = _moves(lines)
+    decision = next(d for d in _decisions(lines) if d["realised"])
+    moved = next(number for number, line in enumerate(lines) if line["server_moves"])
+    emit(
+        "load_of_the_busiest_server",
+        decision["realised"],
+        "x mean",
+        target=MOST_SKEW,
+        at_most=True,
+        rows=rows,
+        before=decision["skew"],
+        predicted=decision["predicted"],
+        buckets=move["buckets"],
+        moved_rows=move["rows"],
+        pause=move["pause_seconds"],
+        shares_before=_shares(lines[moved // 2 : moved]),
+        shares_after=_shares(lines[moved + 1 :]),
+        samples_per_second_before=_rate(lines[moved // 2 : moved]),
+        samples_per_second_after=_rate(lines[moved + 1 :]),
+    )
+
+
+def _decisions(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [decision for line in lines for decision in line["rebalancings"]]
+
+
+def _shares(lines: list[dict[str, Any]]) -> list[float]:
+    """Return which share each server had of the bytes that all of them sent and received."""
+    first, last = (
+        np.add(line["wire_bytes"]["sent_by_servers"], line["wire_bytes"]["received_by_servers"])
+        for line in (lines[0], lines[-1])
+    )
+    return [round(float(share), 3) for share in (last - first) / (last - first).sum()]
+
+
+def _rate(lines: list[dict[str, Any]]) -> float:
+    samples, seconds = (lines[-1][key] - lines[0][key] for key in ("samples", "train_seconds"))
+    return float(samples / seconds)
+
+
 def _moves(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [move for line in lines for move in line["server_moves"]]
 
@@ -161,7 +242,8 @@ def run(arguments: argparse.Namespace) -> None:
     emit("machine", None, "", cores=len(os.sched_getaffinity(0)), load=os.getloadavg()[0])
     for rows in arguments.rows:
         with tempfile.TemporaryDirectory() as folder:
-            measure(Path(folder) / str(rows), rows, arguments)
+            measured = measure_skew if arguments.skewed else measure
+            measured(Path(folder) / str(rows), rows, arguments)
 
 
 def main(argv: list[str] | None = None) -> int:

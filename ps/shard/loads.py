@@ -10,7 +10,8 @@ from embedding.kernels.arguments import read_only
 from embedding.kernels.mixing import NUM_BUCKETS, bucket_of
 from ps.messages.pull_push import Contribution
 
-# Steps of which one is counted; each counts for so many. A key takes 2 ns.
+# Steps of which one is counted; each counts for so many. A key takes 10 ns where its update takes
+# 340 (both on cold memory): 0.3 % of the updates. A job that does not go by it does not count.
 EVERY = 8
 
 

@@ -28,3 +28,17 @@ def test_sizes_that_say_nothing_are_refused(wrong: str) -> None:
         main([wrong])
 
     assert ended.value.code == 2
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_skewed_load_is_printed_before_and_after_buckets_move(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--quick", "--skewed"]) == 0
+
+    _, line = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert line["name"] == "load_of_the_busiest_server"
+    assert line["value"] < line["before"]
+    assert max(line["shares_after"]) < max(line["shares_before"])
