@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 import pytest
-from held_end import count_hand_overs, hold_the_end, order
+from held_end import count_hand_overs, hold_the_end, order, pause
 from ray_of_threads import train_in_threads
 from saved_job import saved_job
 
@@ -18,6 +18,7 @@ from scheduler.driver.supervisor import Supervisor
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
+LATE_STEP = 30  # of 40
 # Batches that take so long leave the driver time to look at the job.
 SLOW = {"kind": "slow", "index": [0, 1], "least_seconds": 0.1}
 
@@ -109,11 +110,13 @@ def test_whoever_is_killed_before_during_and_after_a_move_no_bit_is_another(
         elif moved and "after" not in ends:
             ends.append("after")
             killed(after(supervisor))
+        if found.paused and step < LATE_STEP:  # it went back to before its end was held
+            pause(supervisor, False)
         return found
 
     monkeypatch.setattr(Resizing, "look", watched)
     monkeypatch.setattr(Supervisor, "status", status)
-    hold_the_end(monkeypatch, lambda: "after" in ends, at_step=lambda: 30)  # of 40
+    hold_the_end(monkeypatch, lambda: "after" in ends, at_step=lambda: LATE_STEP)
 
     metrics = Trainer(job(samples, tmp_path / "run", inject=[SLOW])).fit().metrics
 
