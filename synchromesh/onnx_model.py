@@ -37,7 +37,7 @@ def onnx_model(spec: ModelSpec, features: FeatureSpec, dense: Float32s) -> Any:
         GraphError: the model is a custom one.
         ImportError: onnx is not installed.
     """
-    if spec.type not in ("dlrm", "deepfm", "wide_deep"):
+    if spec.type not in ("dlrm", "deepfm", "wide_deep", "linear"):
         raise GraphError(
             f"a model of type {spec.type!r} can't be written as ONNX: its class knows what it"
             " computes; export its rows as parquet or safetensors"
@@ -48,6 +48,8 @@ def onnx_model(spec: ModelSpec, features: FeatureSpec, dense: Float32s) -> Any:
     dense_input = _dense_input(graph, features)
     if spec.type == "dlrm":
         logits = _dlrm(graph, spec, dense_input)
+    elif spec.type == "linear":
+        logits = _linear(graph, spec, dense_input)
     else:
         logits = _wide_deep(graph, spec, dense_input)
     graph.node("Sigmoid", [graph.node("Squeeze", [logits, graph.ints([1])])], "prediction")
@@ -142,6 +144,16 @@ def _dlrm(graph: _Graph, spec: ModelSpec, dense: str | None) -> str:
     pairs = graph.node("Gather", [flat, places], axis=1)
     top = graph.node("Concat", [*first, pairs], axis=1)
     return graph.layers("top", top, relu_last=False)
+
+
+def _linear(graph: _Graph, spec: ModelSpec, dense: str | None) -> str:
+    logits = graph.constant(graph.weights["linear.bias"], "linear.bias")
+    if spec.lookups:
+        logits = graph.node("Add", [logits, graph.node("ReduceSum", ["pooled", graph.ints([1])])])
+    if dense is not None:
+        weight = graph.constant(graph.weights["linear.weight"], "linear.weight")
+        logits = graph.node("Add", [logits, graph.node("MatMul", [dense, weight])])
+    return logits
 
 
 def _wide_deep(graph: _Graph, spec: ModelSpec, dense: str | None) -> str:

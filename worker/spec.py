@@ -159,7 +159,7 @@ class ModelSpec:
     """The dense part of a model.
 
     Args:
-        type: `dlrm`, `deepfm`, `wide_deep` or `custom`.
+        type: `dlrm`, `deepfm`, `wide_deep`, `linear` or `custom`.
         options: what the type takes beyond this (layer widths, the class of a custom model).
         optimizer: of the dense parameters.
         num_dense: number of dense inputs.

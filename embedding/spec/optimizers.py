@@ -15,6 +15,9 @@ from embedding.spec.schedule import Schedule
 # How the two were chosen: docs/embedding.md, "Defaults".
 ADAGRAD_LEARNING_RATE = 0.05
 ADAGRAD_START = 1e-8
+# FTRL's rate is of a sum of squares, too. Where gradients are not means it starts at 1 (McMahan et
+# al. 2013: beta), which is 1 / N^2 of means over N samples; this is that of 1,000.
+FTRL_START = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,13 +272,13 @@ class Ftrl(Shaping):
         l2_shrinkage: 2 l2_shrinkage w is added to g where g goes into z, not where it goes into n.
         lasso: `row` is DeepRec's for its tables, `coordinate` the paper's.
 
-    Source: McMahan et al. 2013, parameters as in TensorFlow's FtrlOptimizer.
+    Source: McMahan et al. 2013, parameters as in TensorFlow's FtrlOptimizer but for the start.
     """
 
     type: Literal["ftrl"] = "ftrl"
     learning_rate: float = 0.05
     learning_rate_power: float = -0.5
-    initial_accumulator: float = 0.1
+    initial_accumulator: float = FTRL_START
     l1: float = 0.0
     l2: float = 0.0
     l2_shrinkage: float = 0.0

@@ -69,11 +69,17 @@ class TableConfig(_Section):
 
 
 class EmbeddingConfig(_Section):
-    """Defaults of every table."""
+    """Defaults of every table.
+
+    Args:
+        first_order_optimizer: of the tables of first-order weights that some models have; None:
+            `optimizer`.
+    """
 
     dim: int = Field(16, ge=1, le=4096)
     initializer: InitializerConfig = Uniform()
     optimizer: OptimizerConfig = Adagrad()
+    first_order_optimizer: OptimizerConfig | None = None
     admission: AdmissionConfig | None = None
     eviction: Eviction | None = None
     default_value: float = 0.0
@@ -95,7 +101,7 @@ class ModelConfig(_Section):
         options: those keys, which stand beside the others in a job file.
     """
 
-    type: Literal["dlrm", "deepfm", "wide_deep", "custom"]
+    type: Literal["dlrm", "deepfm", "wide_deep", "linear", "custom"]
     optimizer: Annotated[OptimizerConfig, BeforeValidator(_dense_adagrad)] = Adam()
     clip_global_norm: float | None = Field(None, gt=0)
     options: dict[str, Any] = {}

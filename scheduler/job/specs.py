@@ -167,7 +167,11 @@ def _table(config: JobConfig, name: str, dim: int | None = None) -> TableSpec:
     values = {
         field: getattr(own, field) if getattr(own, field) is not None else getattr(defaults, field)
         for field in EmbeddingConfig.model_fields
+        if field in TableConfig.model_fields
     }
+    first_order = config.embedding.first_order_optimizer
+    if first_order is not None and own.optimizer is None and _is_first_order(config, name):
+        values["optimizer"] = first_order
     if dim is not None:
         values["dim"] = dim
         if _is_first_order(config, name) and own.initializer is None:
@@ -219,6 +223,11 @@ def _with_rules_of_feature(config: JobConfig, name: str, own: TableConfig) -> Ta
 def _check_tables(config: JobConfig, lookups: Sequence[Lookup], *, num_features: int) -> None:
     known = sorted({lookup.table for lookup in lookups})
     first_order = {lookup.table for lookup in lookups[num_features:]}
+    if config.embedding.first_order_optimizer is not None and not first_order:
+        raise ConfigError(
+            f"embedding.first_order_optimizer: a model of type {config.model.type} has no tables of"
+            " first-order weights; leave it out, or set embedding.optimizer"
+        )
     for name, table in config.tables.items():
         if name in first_order and table.composition is not None:
             raise ConfigError(

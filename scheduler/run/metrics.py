@@ -33,8 +33,10 @@ class IntervalReport:
     """Turns sums since the start into lines about an interval."""
 
     def __init__(self, config: JobConfig) -> None:
+        first_order = config.embedding.first_order_optimizer
         self._optimizers = {
             "embedding": config.embedding.optimizer,
+            **({} if first_order is None else {"embedding.first_order": first_order}),
             "model": config.model.optimizer,
             **{
                 f"tables.{name}": table.optimizer

@@ -258,6 +258,7 @@ def _receive(
 )
 @click.option("--loops", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--time-column", help="A column that gets the time at which a row was written.")
+@click.option("--number-column", help="A column that gets a number that no other row has.")
 @click.option(
     "--format",
     "form",
@@ -281,6 +282,7 @@ def _replay(
     every: float,
     loops: int,
     time_column: str | None,
+    number_column: str | None,
     form: Literal["arrow", "json"],
     client_file: str | None,
     name: str,
@@ -310,6 +312,7 @@ def _replay(
             every_seconds=every,
             loops=loops,
             time_column=time_column,
+            number_column=number_column,
             on_part=lambda place, rows: None if as_json else click.echo(f"{place} {rows}"),
         )
     if as_json:

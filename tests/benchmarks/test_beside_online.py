@@ -1,16 +1,19 @@
 """One pass beside other learners: the same rows in the same order, and lines of what is there."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from beside_online import DENSE, SPARSE, main, others, read
+from beside_online import DENSE, SPARSE, log_loss, main, others, read
 
 from bench import other_learners
+from bench.drifting import drifting
 from bench.other_learners import RIVER, VOWPAL_WABBIT, Samples
 from worker.datasets.synthetic import CriteoLike, write_criteo_like
+from worker.metrics import exact_auc
 
 
 @pytest.fixture
@@ -60,7 +63,24 @@ def test_a_pass_of_our_jobs_is_printed(data: Path, capsys: pytest.CaptureFixture
 
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     ours = [line for line in lines if line["name"] == "progressive_auc.synchromesh"]
-    assert [line["samples"] for line in ours] == [300, 300]
+    assert [line["samples"] for line in ours] == [300] * 3
+
+
+def test_a_world_that_moves_has_new_ids_and_other_rates_and_a_best_score() -> None:
+    drawn = drifting(40_000, dense=["I1"], sparse=["C1", "C2"])
+    again = drifting(40_000, dense=["I1"], sparse=["C1", "C2"])
+    parts = [drawn.table.slice(first, 5_000) for first in (0, 5_000, 10_000, 35_000)]
+    rates = [np.mean(part["label"].to_numpy()) for part in parts]
+    first, last = (set(part["C2"].to_pylist()) for part in (parts[0], parts[-1]))
+    most = [Counter(part["C2"].to_pylist()).most_common(1)[0][0] for part in parts]
+
+    assert drawn.table.equals(again.table)
+    assert rates[1] > rates[2] + 0.05, "the label rate shifts"
+    assert len(last - first) > len(last) / 2, "ids appear"
+    assert len(set(most)) == len(most), "popularity moves"
+    labels = drawn.table["label"].to_numpy()
+    assert exact_auc(drawn.probabilities.astype(np.float32), labels) > 0.6
+    assert log_loss(drawn.probabilities, labels) < log_loss(np.full(40_000, labels.mean()), labels)
 
 
 @pytest.mark.parametrize("wrong", ["--rows=0", "--batch-size=0"])

@@ -22,6 +22,8 @@ KEYS_ONLY = {
 }
 LOG1P = {"data": {"sparse": ["a", "b"], "dense_transform": "log1p"}, "tables": {}}
 
+LINEAR = {"tables": {"a": {"dim": 1}, "b": {"dim": 1}}, "model": {"type": "linear"}}
+
 
 def made(name: str, folder: Path, **sections: Any) -> SavedModel:
     job = SavedModel(name, folder, **sections)
@@ -48,8 +50,9 @@ def ours(job: SavedModel, dense: np.ndarray, pooled: np.ndarray) -> np.ndarray:
         ("plain", KEYS_ONLY),
         ("plain", {**LOG1P, "model": {"type": "wide_deep", "mlp": [8, 4]}}),
         ("plain", {**LOG1P, "model": {"type": "deepfm", "mlp": []}}),
+        ("plain", {**LOG1P, **LINEAR}),
     ],
-    ids=[*JOBS, "dlrm of keys", "log1p", "no hidden layer"],
+    ids=[*JOBS, "dlrm of keys", "log1p", "no hidden layer", "linear"],
 )
 def test_the_graph_gives_the_models_predictions(
     name: str, sections: dict[str, Any], tmp_path: Path

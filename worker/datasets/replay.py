@@ -21,6 +21,7 @@ def replay(
     every_seconds: float = 1.0,
     loops: int = 1,
     time_column: str | None = None,
+    number_column: str | None = None,
     on_part: Callable[[str, int], None] = lambda place, rows: None,
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
@@ -34,6 +35,7 @@ def replay(
         every_seconds: a part is written so often.
         loops: how often the files are read.
         time_column: a column that gets the time at which its row was written, as a timestamp.
+        number_column: a column that gets a number that no other row has, of whatever replay, int64.
         on_part: is told where each part went, and its rows.
         clock, sleep: seconds since 1970, and what waits.
 
@@ -53,14 +55,23 @@ def replay(
         now = clock()
         if time_column is not None:
             stamp = pa.array([round(now * 1e6)] * table.num_rows, pa.timestamp("us", "UTC"))
-            if time_column in table.column_names:
-                table = table.drop_columns([time_column])
-            table = table.append_column(time_column, stamp)
+            table = _with_column(table, time_column, stamp)
+        if number_column is not None:
+            # Nanoseconds since 1970: nobody replays a row in each.
+            first = round(began * 1e6) * 1000 + written
+            numbers = pa.array(range(first, first + table.num_rows), pa.int64())
+            table = _with_column(table, number_column, numbers)
         place = to.write(table, now)
         written += table.num_rows
         on_part(place, table.num_rows)
     to.close()
     return written
+
+
+def _with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    if name in table.column_names:
+        table = table.drop_columns([name])
+    return table.append_column(name, values)
 
 
 def _tables(patterns: Sequence[str], rows_each: int, loops: int) -> Iterator[pa.Table]:

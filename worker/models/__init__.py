@@ -1,4 +1,4 @@
-"""Dense models: DLRM, DeepFM, Wide & Deep, and the caller's own."""
+"""Dense models: DLRM, DeepFM, Wide & Deep, logistic regression, and the caller's own."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,6 +9,8 @@ from worker.models.dlrm import DEFAULTS as DLRM_OPTIONS
 from worker.models.dlrm import Dlrm
 from worker.models.interaction import common_dim
 from worker.models.layers import read_widths
+from worker.models.linear import DEFAULTS as LINEAR_OPTIONS
+from worker.models.linear import Linear, require_weights
 from worker.models.loss import LogLossModel, Network, log_loss
 from worker.models.protocol import (
     Model,
@@ -50,6 +52,7 @@ _NETWORKS: dict[str, Callable[[ModelSpec], Network[Any]]] = {
     "dlrm": Dlrm,
     "deepfm": DeepFm,
     "wide_deep": WideDeep,
+    "linear": Linear,
 }
 # Those that have, for each table, another of first-order weights.
 FIRST_ORDER_MODELS = ("deepfm", "wide_deep")
@@ -57,6 +60,7 @@ _OPTIONS: dict[str, Mapping[str, tuple[int, ...]]] = {
     "dlrm": DLRM_OPTIONS,
     "deepfm": DEEPFM_OPTIONS,
     "wide_deep": WIDE_DEEP_OPTIONS,
+    "linear": LINEAR_OPTIONS,
 }
 
 
@@ -101,14 +105,15 @@ def needed_lookups(
     gives a second one, of its first-order weights: table `<table>_linear`, of dim 1.
 
     Args:
-        model_type: `dlrm`, `deepfm`, `wide_deep` or `custom`.
+        model_type: `dlrm`, `deepfm`, `wide_deep`, `linear` or `custom`.
         options: of the model; checked here, so that a job is refused before it starts.
         sparse: the job's sparse features, in order.
         dims: dim of each table that they name.
 
     Raises:
         ValueError: the type or an option is not known or legal, a table has no dim, the tables
-            of a model that needs one dim differ, or a table's name is kept for first-order weights.
+            of a model that needs one dim differ, a linear one's are wider than 1, or a table's name
+            is kept for first-order weights.
     """
     _check_type(model_type)
     for feature in sparse:
@@ -123,6 +128,8 @@ def needed_lookups(
         read_widths(model_type, options, _OPTIONS[model_type])
     if model_type in ("dlrm", "deepfm"):
         common_dim(model_type, {feature.table: dims[feature.table] for feature in sparse})
+    if model_type == "linear":
+        require_weights({feature.table: dims[feature.table] for feature in sparse})
 
     tables = [(feature.table, dims[feature.table]) for feature in sparse]
     if model_type in FIRST_ORDER_MODELS:

@@ -36,6 +36,8 @@ def input_names(spec: ModelSpec, features: FeatureSpec) -> Names | None:
             for column in range(lookup.dim)
         ]
         return {"linear.weight": dense, "mlp.0.weight": [*embeddings, *dense]}
+    if spec.type == "linear":
+        return {"linear.weight": dense}
     return None
 
 

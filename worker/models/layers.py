@@ -35,9 +35,8 @@ def read_widths(
     """
     for name in options:
         if name not in defaults:
-            raise ValueError(
-                f"model.{name}: {model_type} has no such option; {name_hint(name, defaults)}"
-            )
+            known = name_hint(name, defaults) if defaults else "it has none"
+            raise ValueError(f"model.{name}: {model_type} has no such option; {known}")
     widths = dict(defaults)
     for name, value in options.items():
         if not isinstance(value, (list, tuple)):

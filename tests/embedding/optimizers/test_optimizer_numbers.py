@@ -151,7 +151,7 @@ def test_a_row_born_late_starts_at_its_initial_accumulator() -> None:
 
 @pytest.mark.parametrize(("g", "left"), [(6.0, 0.8282884), (4.0, 0.7927219), (2.0, 0.688026)])
 def test_ftrl_gives_the_published_rows(g: float, left: float) -> None:
-    spec = Ftrl(learning_rate=0.1, l1=2.0, l2=1e-5)
+    spec = Ftrl(learning_rate=0.1, l1=2.0, l2=1e-5, initial_accumulator=0.1)
     rows = new_rows(spec, [1.0, 1.0, 1.0])
     scalars = step_scalars(spec, learning_rate=0.1, step=0)
 

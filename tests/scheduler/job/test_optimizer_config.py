@@ -49,6 +49,22 @@ def test_a_table_has_its_own_optimizer() -> None:
     assert config.model.optimizer == Adam()
 
 
+def test_first_order_weights_have_an_optimizer_of_their_own_unless_their_table_has_one() -> None:
+    embedding = {"optimizer": {"type": "adamw"}, "first_order_optimizer": {"type": "ftrl"}}
+    tables = {"C2_linear": {"optimizer": {"type": "adam"}}}
+    config = JobConfig.from_dict(
+        job(embedding=embedding, tables=tables, model={"type": "deepfm", "mlp": []})
+    )
+
+    found = {t.name: t.optimizer for t in store_spec(config, model_spec(config)).tables}
+
+    assert (found["C1"], found["C1_linear"], found["C2_linear"]) == (AdamW(), Ftrl(), Adam())
+    assert JobConfig.from_dict(yaml.safe_load(config.to_yaml())) == config
+    dlrm = {**job(embedding=embedding), "model": {"type": "dlrm"}}
+    with pytest.raises(ConfigError, match=r"first_order_optimizer: a model of type dlrm has no"):
+        model_spec(JobConfig.from_dict(dlrm))
+
+
 @pytest.mark.parametrize(
     ("optimizer", "said"),
     [

@@ -38,6 +38,7 @@ def test_rows_come_in_order_at_the_rate(recorded: str, tmp_path: Path) -> None:
         every_seconds=2,
         loops=2,
         time_column="at",
+        number_column="row",
         on_part=lambda place, rows: times.append((now, rows)),
         clock=lambda: now,
         sleep=sleep,
@@ -49,6 +50,8 @@ def test_rows_come_in_order_at_the_rate(recorded: str, tmp_path: Path) -> None:
     tables = [pq.read_table(file.path) for file in files]
     assert pa.concat_tables(tables)["a"].to_pylist() == [*range(120), *range(120)]
     assert tables[0]["at"][0].as_py().timestamp() == 1_764_437_856.0
+    numbers = pa.concat_tables(tables)["row"].to_pylist()
+    assert numbers == [*range(numbers[0], numbers[0] + 240)]
     assert not list((tmp_path / "stream").rglob(".*"))
 
 

@@ -19,14 +19,19 @@ OPTIONS = {
     "dlrm": {"bottom_mlp": [32], "top_mlp": [32, 16]},
     "deepfm": {"mlp": [32, 16]},
     "wide_deep": {"mlp": [32, 16]},
+    "linear": {},
 }
+
+
+def tables_of(model_type):
+    return {f"t{i}": 1 if model_type == "linear" else 16 for i in range(5)}
 
 
 @pytest.fixture(params=OPTIONS)
 def spec(request):
     sparse = [SparseFeature(name=f"s{i}", column=f"s{i}", table=f"t{i}") for i in range(5)]
     options = OPTIONS[request.param]
-    lookups = needed_lookups(request.param, options, sparse, {f"t{i}": 8 for i in range(5)})
+    lookups = needed_lookups(request.param, options, sparse, tables_of(request.param))
     return ModelSpec(
         type=request.param, options=options, optimizer=Sgd(), num_dense=3, lookups=lookups
     )
@@ -168,10 +173,10 @@ def test_training_in_the_steady_state_allocates_nothing_large(spec, pooled_model
     assert peak_bytes < 100_000
 
 
-@pytest.mark.parametrize("name", ["dlrm", "deepfm", "wide_deep"])
+@pytest.mark.parametrize("name", OPTIONS)
 def test_a_samples_prediction_is_the_same_in_any_batch(name, pooled_model):
     sparse = [SparseFeature(name=f"s{i}", column=f"s{i}", table=f"t{i}") for i in range(5)]
-    lookups = needed_lookups(name, {}, sparse, {f"t{i}": 16 for i in range(5)})
+    lookups = needed_lookups(name, {}, sparse, tables_of(name))
     spec = ModelSpec(type=name, options={}, optimizer=Sgd(), num_dense=3, lookups=lookups)
     model = pooled_model(spec)
     params = initial_parameters(model, 0)

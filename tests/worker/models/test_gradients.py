@@ -27,11 +27,15 @@ CASES = {
     "wide_deep": make_spec("wide_deep", {"mlp": [6, 5]}, 3, [4, 2, 1]),
     "wide_deep without dense": make_spec("wide_deep", {"mlp": []}, 0, [4, 2]),
     "wide_deep without sparse": make_spec("wide_deep", {"mlp": [4]}, 3, []),
+    "linear": make_spec("linear", {}, 3, [1, 1]),
+    "linear without dense": make_spec("linear", {}, 0, [1, 1, 1]),
+    "linear without sparse": make_spec("linear", {}, 3, []),
 }
 FULL_SIZE = {
     "dlrm": make_spec("dlrm", {"bottom_mlp": [64, 32], "top_mlp": [64, 32]}, 13, [16] * 26),
     "deepfm": make_spec("deepfm", {"mlp": [64, 32]}, 13, [16] * 26),
     "wide_deep": make_spec("wide_deep", {"mlp": [64, 32]}, 13, [16] * 26),
+    "linear": make_spec("linear", {}, 13, [1] * 26),
 }
 
 
@@ -56,7 +60,7 @@ def train(model, params, dense, pooled, labels):
 
 
 class Reference:
-    """The three models from their definitions, in float64, on whole arrays."""
+    """The models from their definitions, in float64, on whole arrays."""
 
     def __init__(self, spec, params):
         self.spec = spec
@@ -99,7 +103,7 @@ class Reference:
         """Return (loss, logits, grad_params, grad_pooled)."""
         self.position = 0
         dense, pooled = np.asarray(dense, np.float64), np.asarray(pooled, np.float64)
-        forward = self.dlrm if self.spec.type == "dlrm" else self.wide
+        forward = {"dlrm": self.dlrm, "linear": self.linear}.get(self.spec.type, self.wide)
         logits, backward = forward(dense, pooled)
         assert self.position == len(self.params)
         loss = np.sum(np.logaddexp(0, logits) - labels * logits)
@@ -132,6 +136,16 @@ class Reference:
             return [*bottom, *top], grad_vectors[:, 1:].reshape(n, -1)
 
         return out[:, 0], backward
+
+    def linear(self, dense, pooled):
+        weight, bias = self.take(self.spec.num_dense), self.take(1)
+
+        def backward(grad):
+            return [dense.T @ grad, grad.sum(keepdims=True)], np.outer(
+                grad, np.ones(pooled.shape[1])
+            )
+
+        return pooled.sum(axis=1) + dense @ weight + bias, backward
 
     def wide(self, dense, pooled):
         """Wide & Deep, and for deepfm the sum over all pairs of embeddings."""

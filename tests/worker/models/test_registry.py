@@ -85,6 +85,17 @@ def test_a_table_without_a_dim_is_named():
         needed_lookups("dlrm", {}, SPARSE, {"items": 4})
 
 
+def test_a_linear_model_has_one_weight_for_each_key_in_the_features_own_tables():
+    lookups = needed_lookups("linear", {}, SPARSE, {"items": 1, "users": 1})
+
+    assert [lookup.table for lookup in lookups] == ["items", "users", "items"]
+    assert [lookup.column for lookup in lookups] == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"'items' has dim 16: set embedding.dim to 1"):
+        needed_lookups("linear", {}, SPARSE, {"items": 16, "users": 1})
+    with pytest.raises(ValueError, match=r"model.mlp: linear has no such option; it has none"):
+        needed_lookups("linear", {"mlp": [4]}, SPARSE, {"items": 1, "users": 1})
+
+
 def test_a_name_kept_for_first_order_weights_is_refused_where_they_are_used():
     sparse = [SparseFeature(name="x", column="x", table="x_linear")]
 
@@ -101,7 +112,7 @@ def test_options_are_checked_with_the_lookups():
 def test_an_unknown_type_is_refused_with_the_nearest_name():
     with pytest.raises(ValueError, match="'deep_fm' is not known; did you mean 'deepfm'"):
         needed_lookups("deep_fm", {}, SPARSE, {"items": 4, "users": 4})
-    with pytest.raises(ValueError, match="Known: dlrm, deepfm, wide_deep, custom"):
+    with pytest.raises(ValueError, match="Known: dlrm, deepfm, wide_deep, linear, custom"):
         build_model(make_spec("dlrm", type="zzz"))
 
 
