@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import pyarrow as pa
 from pyarrow import fs as pafs
@@ -149,14 +148,21 @@ class DirectoryStream:
             self._look(now)
             took = time.monotonic() - began
             self._next_listing = time.monotonic() + (_LISTING_SHARE - 1) * took
-        ready = (name for _, name in self._order if self._is_ready(name, now))
-        taken = [(name, self._waiting[name]) for name in islice(ready, most)]
+        # Of very many that wait only those are looked at that come next.
+        taken: list[tuple[str, _Waiting]] = []
+        waiting_on: list[tuple[tuple[str, str], str]] = []
+        looked_at = 0
+        for place, name in self._order:
+            if len(taken) == most:
+                break
+            looked_at += 1
+            if self._is_ready(name, now):
+                taken.append((name, self._waiting.pop(name)))
+                self._taken[name] = now
+            elif name in self._waiting:
+                waiting_on.append((place, name))
+        self._order[:looked_at] = waiting_on
         self._took_all = len(taken) < most
-        for name, _ in taken:
-            del self._waiting[name]
-            self._taken[name] = now
-        if taken:
-            self._order = [each for each in self._order if each[1] in self._waiting]
         self._forget(now)
         return [Arrival(join_url(self.folder, n), self._written(n, f)) for n, f in taken]
 
@@ -232,7 +238,7 @@ class DirectoryStream:
                 size = source.size()
                 tail = source.read_at(min(size, 4), max(0, size - 4))
         except FileNotFoundError:
-            del self._waiting[name]  # `_order` lets go of it with the next that is taken
+            del self._waiting[name]
             return False
         except (OSError, pa.ArrowException):
             size, tail = file.size, b""
