@@ -110,7 +110,7 @@ class Job:
     def __init__(self, folder: Path, mode: str) -> None:
         self.run = folder / "run"
         self._folder = folder
-        (folder / "job.json").write_text(json.dumps(job_of(folder, mode)))
+        (folder / "job.json").write_text(json_text(job_of(folder, mode)))
         self._process = self._start()
 
     def kill(self, role: str, rng: random.Random) -> bool:

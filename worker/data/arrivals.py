@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from runtime.growing_files import GrowingFile
-from runtime.strict_json import json_text
 from worker.contract import ColumnKind
 from worker.data.arrived import NewFile
 from worker.data.bad_records import keep_aside, refused_rows, without_rows
 from worker.data.plan import FilePlan
 from worker.data.planning import plan_arrived
+from worker.data.quarantine import keep_name
 from worker.data.streams import Position, Stream
 from worker.errors import DataError
 from worker.spec import FeatureSpec
@@ -110,9 +109,7 @@ class Arrivals:
         if self.num_refused <= _TOLD_AT_FIRST or self.num_refused % 1000 == 0:
             self._notes.append(f"left out, the {self.num_refused}. file: {error}")
         if self._aside is not None:
-            self._aside.mkdir(exist_ok=True)
-            line = json_text({"file": path, "reason": str(error)})
-            GrowingFile(self._aside / "files.jsonl", goes_on=True).append(f"{line}\n".encode())
+            keep_name(self._aside, path, str(error))
 
     def _without_bad_rows(self, file: FilePlan) -> FilePlan:
         refused = refused_rows(file, self._features)

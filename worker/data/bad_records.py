@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from runtime.durable import new_file
 from worker.data.columns import columns_from_table
 from worker.data.deleted_rows import pack, rows_kept, without
 from worker.data.footers import open_source
 from worker.data.open_file import open_file
 from worker.data.plan import FilePlan
+from worker.data.quarantine import keep_table
 from worker.errors import DataError, UnreadableError
 from worker.spec import FeatureSpec
 
@@ -64,11 +64,7 @@ def keep_aside(folder: Path, file: FilePlan, refused: dict[int, str]) -> Path:
         ("_reason", [refused[position] for position in positions]),
     ):
         table = table.append_column(name, pa.array(values))
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{file.footer_digest[:16]}.parquet"
-    with new_file(path) as sink:
-        pq.write_table(table, sink)
-    return path
+    return keep_table(folder, f"{file.footer_digest[:16]}.parquet", table)
 
 
 def _look_through(

@@ -33,6 +33,7 @@ from worker.data.kafka_client import (
     topic_error,
 )
 from worker.data.messages import MessageDecoder, Rows
+from worker.data.quarantine import keep_table
 from worker.data.streams import Arrival, Lag, Position
 from worker.errors import DataError
 
@@ -418,12 +419,9 @@ class KafkaStream:
                 "value": pa.array([_bytes_of(each.value()) for each in bad], pa.binary()),
             }
         )
-        make_folder(self._aside)
         # By the file of those that came with them: made again it takes the place of this one.
-        path = self._aside / f"{_BAD}{self._next_file:012d}-{bad[0].offset()}{_SUFFIX}"
-        with new_file(path) as sink:
-            pq.write_table(table, sink)
-        return path
+        name = f"{_BAD}{self._next_file:012d}-{bad[0].offset()}{_SUFFIX}"
+        return keep_table(self._aside, name, table)
 
     def _say_uncommitted(self, error: Any) -> None:
         if not self._said_uncommitted:
