@@ -1,5 +1,6 @@
 """From requests to answers: what a thread that computes does, whatever it is woken by."""
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -117,6 +118,15 @@ class Computing:
                 end = start + each.batch.num_samples
                 _answer(each, values[start:end], about, defined)
                 start = end
+
+    def go_over(self) -> None:
+        """Leave what is not the newest version, though nothing is to be computed.
+
+        Else a thread that waits for long would keep the files of a version that is gone.
+        """
+        if self._predictor is not None and self.newest is not self._loaded:
+            with contextlib.suppress(ValueError):  # who computes next is told
+                self._predictor_now()
 
     def _predictor_now(self) -> tuple[Predictor, Loaded]:
         loaded = self.newest

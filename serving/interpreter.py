@@ -3,7 +3,7 @@
 import gc
 import sys
 
-_SWITCH_SECONDS = 0.0005
+_SWITCH_SECONDS = 0.0001
 
 
 def keep_pauses_short() -> None:
@@ -11,8 +11,8 @@ def keep_pauses_short() -> None:
 
     A collection of all objects takes 30 to 60 ms, nearly all of them of modules and compiled code,
     which stay: so what is there now is left out of collections. And who makes a new version gives
-    the interpreter to who computes every half millisecond, not every five: a request asks for it
-    several times.
+    the interpreter to who computes every tenth of a millisecond, not every five: a request asks for
+    it several times.
     """
     gc.collect()
     gc.freeze()

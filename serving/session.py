@@ -71,6 +71,8 @@ class Session:
     def take(self, loaded: Loaded) -> None:
         """Serve a version from the next batch on."""
         self._computing.newest = loaded
+        with self._changed:
+            self._changed.notify()
 
     def close(self) -> None:
         """Compute what waits, then end."""
@@ -89,6 +91,8 @@ class Session:
         decoded: list[Decoded] = []
         samples = 0
         while True:
+            if not decoded:
+                self._computing.go_over()
             with self._changed:
                 step = self._batcher.next(time.monotonic(), samples)
                 if not isinstance(step, Take | Late | Close):

@@ -1,9 +1,12 @@
 """Predictions of every version equal those of its checkpoint, bit for bit."""
 
 import contextlib
+import json
 import os
 import shutil
 import threading
+import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,9 @@ import pytest
 from served_jobs import JOBS, SavedModel, some_samples
 
 from serving import Model, ServingError, UnknownVersionError
+from serving.calls import Call
 from serving.form.opening import Form
+from serving.session import Session, SessionOptions
 from serving.source import Source
 from serving.source_apart import SourceApart
 from worker.inference import Predictor, probabilities
@@ -234,6 +239,24 @@ def test_who_answers_requests_has_forms_made_by_another_process(
     assert capfd.readouterr().err == ""
     with pytest.raises(ServingError, match="the server is stopping"):
         apart.base_of(full.name)
+
+
+def test_who_has_nothing_to_compute_keeps_no_version_that_is_gone(job: SavedModel) -> None:
+    with Model.open(job.run, keep_versions=1) as model:
+        session = Session(model.current, SessionOptions(name="m"))
+        model.when_swapped(session.take)
+        answered = threading.Event()
+        body = json.dumps({"inputs": {n: a.to_pylist() for n, a in SAMPLES.items()}}).encode()
+        session.submit(Call("rows", body, None, time.monotonic() + 60), lambda _: answered.set())
+        assert answered.wait(60)
+        first = weakref.ref(model.current.tables["a"])
+        next_cut(job)
+        model.refresh()
+        deadline = time.monotonic() + 60
+        while first() is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        session.close()
 
 
 def test_a_merge_that_takes_longer_than_its_version_is_kept_is_what_newer_ones_lie_on(

@@ -5,6 +5,7 @@ cache, and on four of its vectors at once, which share what is loaded of the oth
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -71,7 +72,7 @@ class Interaction:
         """
         dots(first, vectors.flat, vectors.positions, self._dim, False, out)
 
-    @property
+    @cached_property
     def prediction_order(self) -> npt.NDArray[np.int64]:
         """int64[`width`]: where `forward` writes what `predict` writes at each place."""
         places = []
