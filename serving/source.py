@@ -65,6 +65,8 @@ class Source:
     _known: dict[Place, CheckpointFiles] = field(default_factory=dict)
     # Overlays that were made here, or have been verified.
     _made: set[str] = field(default_factory=set)
+    # Forms that were opened, by name, those that are removed left out.
+    _opened: dict[str, Form] = field(default_factory=dict)
 
     @classmethod
     def at(
@@ -208,19 +210,22 @@ class Source:
 
     def _form(self, kind: str, step: int, seal: str) -> Form | None:
         folder = self.forms / form_name(kind, step, seal, self.rows)
+        form = self._opened.pop(folder.name, None)
         if not folder.is_dir():
             return None
         try:
-            form = Form(folder)
+            if form is None:
+                form = Form(folder, next(iter(self._opened.values()), None))
             if form.manifest.seal != seal:
                 return None
             if not form.is_base and folder.name not in self._made:
                 form.verify_own()  # it may not have come to the disk before the power went
                 self._made.add(folder.name)
-            return form
         except ServingError:
             shutil.rmtree(folder, ignore_errors=True)  # it is made again
             return None
+        self._opened[folder.name] = form
+        return form
 
     def _is_ours(self, name: str) -> bool:
         """Whether a form's vectors are kept as this one's: another server may use the others."""
@@ -230,6 +235,7 @@ class Source:
     def remove_forms(self, keep: Collection[str]) -> None:
         """Remove the forms that no kept version needs; who has them mapped keeps them."""
         self._made.intersection_update(keep)
+        self._opened = {name: form for name, form in self._opened.items() if name in keep}
         with contextlib.suppress(OSError):
             for folder in self.forms.iterdir():
                 ours = folder.name.startswith(("base-", "overlay-")) and self._is_ours(folder.name)
