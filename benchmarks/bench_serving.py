@@ -26,6 +26,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import psutil
 
 from bench.command_line import finish, some_of
 from bench.dense_products import DenseProducts
@@ -448,7 +449,7 @@ def memory(bench: Bench) -> None:
     for count in (1, 2, 4):
         with our_server(bench.run, "--sessions", str(count)) as (port, server):
             _asked(port, request, 4, bench.sizes.seconds)
-            (template,) = server.children()
+            (template,) = _children(server, "serving.session_template")
             own = [each.memory_full_info() for each in template.children()]
             emit(
                 "session_memory",
@@ -459,7 +460,16 @@ def memory(bench: Bench) -> None:
                 server_mb=server.memory_full_info().uss / 1e6,
                 template_mb=template.memory_full_info().uss / 1e6,
                 proportional_mb=sum(each.pss for each in own) / 1e6,
+                forms_mb=sum(
+                    each.memory_full_info().uss
+                    for each in _children(server, "serving.source_process")
+                )
+                / 1e6,
             )
+
+
+def _children(server: psutil.Process, module: str) -> list[psutil.Process]:
+    return [each for each in server.children() if module in each.cmdline()]
 
 
 _GROUPS: dict[str, Callable[[Bench], None]] = {
