@@ -28,7 +28,8 @@ from embedding import Uniform
 
 class Centred:
     def __init__(self, spec):
-        self.parameters = (Parameter("w", (spec.pooled_width + spec.num_dense,), Uniform(scale=0.5)),)
+        width = spec.pooled_width + spec.num_dense
+        self.parameters = (Parameter("w", (width,), Uniform(scale=0.5)),)
 
     def train(self, *arguments, **more):
         raise AssertionError("nothing is trained here")
