@@ -119,6 +119,7 @@ class Resizing:
         self._not_before = 0.0
         self._work: Callable[[Status], None] = self._idle
         self._moved: ServerMove | None = None  # that is to be applied at
+        self._moved_held_at = 0.0  # since when all stood still for it
         self._forget()
 
     def _forget(self) -> None:
@@ -192,7 +193,8 @@ class Resizing:
     def begin_epoch(self, step: int) -> None:
         """The job is in another recovery epoch from a step on; what has not moved begins anew."""
         self._begun_step, self._last = step, None
-        if self._moved is not None and self.stands_still:  # else it is another epoch after that
+        # Else it is another epoch after that.
+        if self._moved is not None and self._moved_held_at == self._held_at:
             self._end_part("enter")
             self._moved = replace(self._moved, pause_parts=self._pause_parts)
         for process in self._new.values():
@@ -200,14 +202,17 @@ class Resizing:
         self._end()
         self._shown = None
 
-    def moved(self, pause: float) -> ServerMove | None:
-        """The first step was applied after servers had moved: return what that was."""
-        moved, self._moved = self._moved, None
-        if moved is not None:
-            moved = moved.with_pause(pause, now=time.time())
-            self.done.append(moved)
+    def moved(self, now: float) -> bool:
+        """A step was applied: return whether it was the first one after servers had moved.
+
+        Args:
+            now: seconds since 1970.
+        """
+        has_moved = self._moved is not None
+        if has_moved:
+            self._end_move(now)
             self._launcher.end_leaving(self._processes)
-        return moved
+        return has_moved
 
     def took_over(self, new: dict[Who, ServerProcess]) -> None:
         """The new servers are the job's from now on."""
@@ -376,7 +381,9 @@ class Resizing:
             self._end_part("stand_still")
         store, new = self._store, dict(self._new)
         assert store is not None, "it was planned"
-        self._moved = self._figures(store)
+        if self._moved is not None:  # no step was applied since: this is a pause of its own
+            self._end_move(self._held_at)
+        self._moved, self._moved_held_at = self._figures(store), self._held_at
         self._pause = FIRST_PAUSE_SECONDS
         cut = self._cut
         assert cut is not None, "it was taken in"
@@ -394,6 +401,13 @@ class Resizing:
         parts = self._pause_parts
         before = sum(parts.values())
         parts[name] = parts.get(name, 0.0) + time.time() - self._held_at - before
+
+    def _end_move(self, now: float) -> None:
+        """Keep and tell what moved last; `now` is when its pause was over."""
+        assert self._moved is not None, "something has moved"
+        moved, self._moved = self._moved.with_pause(now - self._moved_held_at, now=now), None
+        self.done.append(moved)
+        self._note(moved.described)
 
     def _figures(self, store: StoreSpec) -> ServerMove:
         before = self._specs.store.routing

@@ -322,9 +322,7 @@ class Supervisor:
     def _note_progress(self, status: Status) -> None:
         now = time.time()
         done = self.recoveries.reached(status.applied_step, trained=status.trained, now=now)
-        if done is not None and (moved := self.resizing.moved(done.seconds)) is not None:
-            self._progress.note(moved.described)
-        elif done is not None:
+        if done is not None and not self.resizing.moved(now):
             self._progress.note(
                 f"the job goes on after {done.seconds:.1f} s; {done.redone_steps:,} steps"
                 f" ({done.redone_samples:,} samples) are done again"

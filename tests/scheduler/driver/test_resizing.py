@@ -350,6 +350,49 @@ def test_servers_come_while_a_job_is_paused_which_changes_nothing(
     assert move["after"] == 3
 
 
+def test_servers_that_come_and_go_before_a_step_is_trained_have_moved_twice(
+    fake: RayOfThreads,
+    steps: Steps,
+    calm: dict[str, Any],
+    samples: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def pause_first(supervisor: Supervisor) -> None:
+        pause(supervisor)
+        order(supervisor, ServersWanted(3))
+        steps.later.append(lose_it_again)
+
+    def lose_it_again(supervisor: Supervisor) -> None:
+        if supervisor.processes.servers[2:]:
+            order(supervisor, ServersWanted(2))
+            steps.later.append(go_on)
+        else:
+            steps.later.append(lose_it_again)
+
+    def go_on(supervisor: Supervisor) -> None:
+        if supervisor.processes.servers[2:]:
+            steps.later.append(go_on)
+        else:
+            pause(supervisor, False)
+
+    steps.at_step[0] = pause_first
+    steps.due = 2
+
+    metrics = Trainer(job(samples, tmp_path / "run")).fit().metrics
+
+    assert metrics["model_digest"] == calm["model_digest"]
+    first, second = metrics["server_moves"]
+    assert [(m["before"], m["after"]) for m in (first, second)] == [(2, 3), (3, 2)]
+    assert first["time"] + first["seconds"] <= second["time"] + second["seconds"]
+    (together,) = metrics["recoveries"]  # the job has stood still once
+    pauses = first["pause_seconds"] + second["pause_seconds"]
+    assert pauses == pytest.approx(together["seconds"], abs=0.1)
+    told = capsys.readouterr().err
+    assert "there are 3 servers, there were 2" in told
+    assert "there are 2 servers, there were 3" in told
+
+
 @pytest.mark.slow
 def test_standbys_are_made_again_after_a_move(
     fake: RayOfThreads,
