@@ -109,13 +109,9 @@ class Placement:
             index: its number; of servers and standbys that of the bundle.
         """
         if index >= len(self._bundles[role]):
-            return {**self._later(role), **self._elsewhere(role)}
+            return self._anywhere(role, counted=not self._own_cluster)
         if self._node_of_bundle(role, index) in self._shunned | self._avoided.get(role, set()):
-            return {
-                "num_cpus": self._bundles[role][index]["CPU"],
-                "resources": getattr(self._cluster.resources, role),
-                **self._elsewhere(role),
-            }
+            return self._anywhere(role, counted=True)
         group, number = self._place_of(role, index)
         bundle = self._bundles[role][index]
         resources = {name: amount for name, amount in bundle.items() if name != "CPU"}
@@ -141,22 +137,24 @@ class Placement:
         node: str | None = placement_group_table(group)["bundles_to_node_id"].get(number)
         return node
 
-    def _elsewhere(self, role: str) -> dict[str, Any]:
-        """Return the options that keep a process off the nodes that its role avoids."""
-        nodes = self._avoided.get(role)
-        return {"label_selector": {NODE_ID: f"!in({','.join(sorted(nodes))})"}} if nodes else {}
+    def _anywhere(self, role: str, *, counted: bool) -> dict[str, Any]:
+        """Return the options of a process without a bundle: servers apart, where labels allow it.
 
-    def _later(self, role: str) -> dict[str, Any]:
-        """Return the options of a process beyond the planned ones: servers apart, if possible."""
-        apart = {"scheduling_strategy": "SPREAD"} if role == "server" else {}
-        if self._own_cluster:
-            return {"num_cpus": 0, **apart}
-        labels = getattr(self._cluster.labels, role)
-        return {
-            "num_cpus": getattr(self._cluster, f"{role}_cpus"),
-            "resources": getattr(self._cluster.resources, role),
-            **({"label_selector": labels} if labels else apart),
-        }
+        Args:
+            counted: whether it asks for what its role asks for, or for nothing.
+        """
+        selector = dict(getattr(self._cluster.labels, role)) if counted else {}
+        if self._avoided.get(role):
+            selector[NODE_ID] = f"!in({','.join(sorted(self._avoided[role]))})"
+        options: dict[str, Any] = {"num_cpus": 0}
+        if counted:
+            options["num_cpus"] = getattr(self._cluster, f"{role}_cpus")
+            options["resources"] = getattr(self._cluster.resources, role)
+        if selector:
+            options["label_selector"] = selector
+        elif role == "server":
+            options["scheduling_strategy"] = "SPREAD"
+        return options
 
     def release(self) -> None:
         for group in (self._packed, self._spread):
