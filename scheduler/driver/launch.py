@@ -44,12 +44,17 @@ SAY_SO_SECONDS = 10.0
 DEATH_OF_RAY = "A worker died or was killed while executing a task by an unexpected system error"
 
 
+def starts_ray() -> bool:
+    """Whether a job has a Ray of its own, on this machine alone, as it is to join no cluster."""
+    return not os.environ.get("RAY_ADDRESS")
+
+
 def start_ray(cluster: ClusterConfig, *, namespace: str) -> None:
     """Join the cluster that RAY_ADDRESS names (as inside `ray job submit`), else start one here."""
     common: dict[str, Any] = {"namespace": namespace, "logging_level": "error"}
-    address = os.environ.get("RAY_ADDRESS")
-    protect_token(starts_cluster=not address)
-    if address:
+    protect_token(starts_cluster=starts_ray())
+    if not starts_ray():
+        address = os.environ["RAY_ADDRESS"]
         _check_address(address)
         check_token(address)
         _init_ray(address=address, **common)
@@ -188,7 +193,7 @@ class Launcher:
         Args:
             setup: what a server is told, by its number and incarnation.
         """
-        placement = Placement(self._cluster, own_cluster="RAY_ADDRESS" not in os.environ)
+        placement = Placement(self._cluster, own_cluster=starts_ray())
         placement.wait()
         indices = range(self._cluster.servers)
         servers = [
@@ -400,9 +405,8 @@ class Launcher:
         return CoordinatorProcess(handle, name, handle.describe.remote(), incarnation)
 
     def _asked_for_address(self, handle: Any) -> Any:
-        """Ask where a process listens; beyond its node only where the cluster has others."""
-        several_nodes = sum(node["Alive"] for node in ray.nodes()) > 1
-        return handle.open_network_here.remote() if several_nodes else handle.address.remote()
+        """Ask where a process listens: beyond its node too, where other nodes may come."""
+        return handle.address.remote() if starts_ray() else handle.open_network_here.remote()
 
     def _come_up(self, processes: Processes, calls: dict[Who, Any]) -> None:
         """Wait until new processes have a place and have answered; raises StartError."""

@@ -1,13 +1,14 @@
-"""Starting Ray: what a signal does meanwhile."""
+"""Starting Ray: what a signal does meanwhile; where processes listen."""
 
 import os
 import signal
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 
-from scheduler.driver.launch import start_ray
+from scheduler.driver.launch import Launcher, start_ray
 from scheduler.job.config import ClusterConfig
 
 
@@ -51,3 +52,22 @@ def test_other_exits_of_ray_go_on_as_they_are(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_callers_handler_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     start(monkeypatch, lambda **_: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+
+
+@pytest.mark.parametrize(("address", "beyond"), [("10.0.0.1:6379", True), (None, False)])
+def test_who_joins_a_cluster_listens_for_nodes_that_may_come(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, beyond: bool
+) -> None:
+    """A job may begin where the cluster is a head alone, and its autoscaler adds nodes later."""
+    if address is None:
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    else:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    handle = SimpleNamespace(
+        address=SimpleNamespace(remote=lambda: "here"),
+        open_network_here=SimpleNamespace(remote=lambda: "network"),
+    )
+
+    asked = Launcher(ClusterConfig(), mixed_cpus=False, run="x")._asked_for_address(handle)
+
+    assert asked == ("network" if beyond else "here")
