@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -215,3 +215,5 @@ def _end(head: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         head.kill()
         head.wait()
+    with suppress(ProcessLookupError):  # who has lost its parent is in the head's session still
+        os.killpg(head.pid, signal.SIGKILL)
