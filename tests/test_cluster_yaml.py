@@ -49,3 +49,11 @@ def test_servers_are_on_nodes_that_stay_and_workers_on_spot_nodes(cluster: dict[
     assert types["ps"]["labels"] == {"role": "ps", "market": "on-demand"}
     assert types["worker"]["labels"] == {"role": "worker", "market": "spot"}
     assert types["worker"]["min_workers"] == 0
+
+
+def test_every_node_asks_for_the_token_that_it_is_given(cluster: dict[str, Any]) -> None:
+    assert cluster["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
+    for role in ("head", "worker"):
+        (start,) = [c for c in cluster[f"{role}_start_ray_commands"] if "ray start" in c]
+        assert start.startswith("export RAY_AUTH_MODE=token;")
+        assert "--dashboard-host" not in start  # of the loopback address alone
