@@ -67,6 +67,11 @@ def _scaling_figures(view: ScalingView) -> list[Figure]:
             if value is not None:
                 kind = "before" if kind == "rate" else kind
                 figures.append(_gauge("scaling_samples_per_second", value, kind=kind))
+    if (last := view.last_of_servers) is not None:
+        shares = {"before": last.share, "predicted": last.predicted, "realised": last.realised}
+        for kind, share in shares.items():
+            if share is not None:
+                figures.append(_gauge("scaling_server_share", share, kind=kind, cause=last.cause))
     return figures
 
 

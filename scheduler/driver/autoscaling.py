@@ -10,7 +10,7 @@ from scheduler.coordinator.status import Status
 from scheduler.job.config import JobConfig
 from scheduler.run.scaling_history import ScalingHistory
 from scheduler.run.scaling_windows import ScalingWindows
-from scheduler.scaling.decisions import Scaling, ScalingView, described
+from scheduler.scaling.decisions import Scaling, ScalingView, described, outcome_of
 from scheduler.scaling.servers import ServerPolicy
 from scheduler.scaling.workers import WorkerPolicy
 
@@ -107,10 +107,7 @@ class Autoscaler:
     def _decided(self, decision: Scaling) -> None:
         if decision.realised is not None:
             self.history.add(decision)
-            self._note(
-                f"{decision.role}s {decision.before} to {decision.after}: samples/s"
-                f" {decision.rate:,.0f} before, {decision.realised:,.0f} after"
-            )
+            self._note(outcome_of(decision))
             return
         decision = replace(decision, time=time.time())
         self.history.add(decision)

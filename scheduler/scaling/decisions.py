@@ -99,7 +99,10 @@ class Scaling:
             has none for them; `memory`, `load`: of the servers.
         reason: in words, with its figures.
         rate: samples per second before.
-        predicted, realised: samples per second after it; None: nobody can say (yet).
+        share: of servers, before: of the time in which the busiest applies (`load`), or of
+            `server_memory_bytes` that the fullest holds (`memory`).
+        predicted, realised: what `rate`, of servers `share`, is after it; None: nobody can say
+            (yet).
         held_back: why it is not carried out; None: it is.
         time: seconds since 1970, told by whoever carries it out.
         figures: that it was made by.
@@ -112,6 +115,7 @@ class Scaling:
     cause: Cause
     reason: str
     rate: float
+    share: float | None = None
     predicted: float | None = None
     realised: float | None = None
     held_back: str | None = None
@@ -140,11 +144,24 @@ class ScalingView:
 def described(scaling: Scaling) -> str:
     """Say in a line what is decided and why."""
     text = f"{scaling.role}s {scaling.before} to {scaling.after}: {scaling.reason}"
-    if scaling.predicted is not None:
+    if scaling.predicted is not None and scaling.share is not None:
+        text += f" (predicted {scaling.predicted:.0%})"
+    elif scaling.predicted is not None:
         text += f" (samples/s {scaling.rate:,.0f}, predicted {scaling.predicted:,.0f})"
     if scaling.held_back is not None:
         text += f"; held back: {scaling.held_back}"
     return text
+
+
+def outcome_of(scaling: Scaling) -> str:
+    """Say in a line what came of a decision."""
+    text = f"{scaling.role}s {scaling.before} to {scaling.after}:"
+    assert scaling.realised is not None, "it is known"
+    if scaling.share is None:
+        return f"{text} samples/s {scaling.rate:,.0f} before, {scaling.realised:,.0f} after"
+    what = "the busiest applies" if scaling.cause == "load" else "the fullest holds"
+    of = "of the time" if scaling.cause == "load" else "of what it may"
+    return f"{text} {what} {scaling.realised:.0%} {of}, {scaling.share:.0%} before"
 
 
 def figures_of(window: Window) -> dict[str, float]:

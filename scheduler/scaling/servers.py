@@ -1,6 +1,8 @@
 """How many servers a job should have: by what they hold, and by how long they apply."""
 
+from dataclasses import replace
 from math import ceil
+from statistics import fmean
 
 from scheduler.scaling.decisions import Cause, Scaling, ScalingOptions, Window, figures_of
 
@@ -30,9 +32,39 @@ class ServerPolicy:
         self._decisions = 0
         self._decided: int | None = None
         self._wanted, self._agreeing, self._content = 0, 0, 0
+        self._open: Scaling | None = None  # what came of it is not known yet
+        self._shares: list[float] = []  # that were measured since
 
     def look(self, window: Window) -> list[Scaling]:
-        """Take a window that is over; return what is decided by it."""
+        """Take a window that is over.
+
+        Returns:
+            A decision that was made before, with what came of it, and a new one; each may lack.
+        """
+        return self._came_of_it(window) + self._decide(window)
+
+    def _came_of_it(self, window: Window) -> list[Scaling]:
+        """Measure what was decided, for as long as the servers are as many as that."""
+        done = self._open
+        if done is None or window.servers == done.before:
+            return []
+        if window.servers != done.after:  # somebody else wants another number
+            self._open = None
+            return []
+        self._shares.append(self._share(done.cause, window))
+        if len(self._shares) < self._options.windows:
+            return []
+        self._open = None
+        return [replace(done, realised=fmean(self._shares))]
+
+    def _share(self, cause: Cause, window: Window) -> float:
+        """Return how busy, or how full, the server is that a cause is about."""
+        budget = self._options.server_memory_bytes
+        if cause == "memory" and budget is not None:
+            return window.server_bytes / budget
+        return window.server_load
+
+    def _decide(self, window: Window) -> list[Scaling]:
         up, cause, reason = self._needed(window, full=_FULL, load=self._options.server_load)
         if up > window.servers:
             return self._after(self._options.windows, up, cause, reason, window)
@@ -74,19 +106,22 @@ class ServerPolicy:
             return []
         self._agreeing, self._decided = 0, wanted
         self._decisions += 1
-        return [
-            Scaling(
-                number=self._decisions,
-                role="server",
-                before=window.servers,
-                after=wanted,
-                cause=cause,
-                reason=reason,
-                rate=window.rate,
-                held_back=self._held_back,
-                figures=figures_of(window),
-            )
-        ]
+        share = self._share(cause, window)
+        decision = Scaling(
+            number=self._decisions,
+            role="server",
+            before=window.servers,
+            after=wanted,
+            cause=cause,
+            reason=reason,
+            rate=window.rate,
+            share=share,
+            predicted=share * window.servers / wanted,
+            held_back=self._held_back,
+            figures=figures_of(window),
+        )
+        self._open, self._shares = (None if self._held_back else decision), []
+        return [decision]
 
     def _is_decided(self, wanted: int, servers: int) -> bool:
         """Whether as much was decided before, and has not happened."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def exported() -> dict[str, set[str]]:
         number=1, role="worker", before=1, after=2, cause="gain", reason="", rate=1.0,
         predicted=2.0, realised=2.0,
     )  # fmt: skip
+    of_servers = replace(decision, role="server", cause="load", share=1.0)
     status = Status(
         workers={0: WorkerFigures()},
         shard_lag=(0,),
@@ -81,7 +83,12 @@ def exported() -> dict[str, set[str]]:
             normalized_entropy=1.0,
             calibration=1.0,
         ),
-        scaling=ScalingView(last=decision, servers=1, counts=(("worker", "gain", 1),)),
+        scaling=ScalingView(
+            last=decision,
+            last_of_servers=of_servers,
+            servers=1,
+            counts=(("worker", "gain", 1),),
+        ),
     )
     figures = coordinator_figures(status)
     figures += server_figures(0, ServerFigures(tables={"t": TableFigures()}))

@@ -274,10 +274,19 @@ def _scalings(run: RunData) -> str:
         "held_back": "held back, because",
     }  # fmt: skip
     decisions = [
-        {**each, "at": each["time"] - run.began if each.get("time") else None}
+        {**each, **_shares(each), "at": each["time"] - run.began if each.get("time") else None}
         for each in run.scalings
     ]
     return _wide_table("Scaling", columns, decisions)
+
+
+def _shares(scaling: dict[str, Any]) -> dict[str, str]:
+    """Return what is shown of a decision on servers instead of samples per second."""
+    if scaling.get("share") is None:
+        return {}
+    of = "of the time" if scaling.get("cause") == "load" else "of the memory"
+    named = {name: scaling.get(name) for name in ("predicted", "realised")}
+    return {name: f"{share:.0%} {of}" for name, share in named.items() if share is not None}
 
 
 def _wide_table(title: str, columns: dict[str, str], entries: list[dict[str, Any]]) -> str:

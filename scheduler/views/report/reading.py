@@ -215,7 +215,7 @@ _OF_NUMBERS = (
     "new_keys_per_sample",
 )  # fmt: skip
 _OF_RECOVERY = ("from_step", "to_step", "redone_steps", "redone_samples", "seconds")
-_OF_SCALING = ("number", "before", "after", "rate", "predicted", "realised", "time")
+_OF_SCALING = ("number", "before", "after", "rate", "share", "predicted", "realised", "time")
 _OF_MOVE = ("time", "step", "before", "after", "buckets", "rounds", "rows", "bytes",
             "rows_in_pause", "bytes_in_pause", "seconds", "pause_seconds")  # fmt: skip
 _OF_REBALANCING = ("number", "skew", "predicted", "realised", "buckets", "hottest", "time")

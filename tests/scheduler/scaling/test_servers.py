@@ -1,10 +1,11 @@
 """How many servers a job should have."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from scheduler.scaling.decisions import Scaling, ScalingOptions, Window, described
+from scheduler.scaling.decisions import Scaling, ScalingOptions, Window, described, outcome_of
 from scheduler.scaling.servers import ServerPolicy
 
 GIB = 1 << 30
@@ -53,12 +54,50 @@ def test_what_it_needs_after_a_change_does_not_lead_back() -> None:
     (up,) = looks(policy, 3, servers=2, server_load=0.71)
 
     assert up.after == 3
-    assert looks(policy, 100, servers=3, server_load=0.71 * 2 / 3) == []
+    (came_of_it,) = looks(policy, 100, servers=3, server_load=0.71 * 2 / 3)
+    assert came_of_it.number == up.number
 
 
 def test_bounds_hold() -> None:
     assert looks(ServerPolicy(OPTIONS, least=1, most=2), 9, servers=2, server_load=1.0) == []
     assert looks(ServerPolicy(OPTIONS, least=2, most=4), 9, servers=2, server_load=0.0) == []
+
+
+@pytest.mark.parametrize(
+    ("cause", "before", "after", "share", "predicted", "realised"),
+    [
+        ("load", {"server_load": 0.9}, {"server_load": 0.58}, 0.9, 0.6, 0.58),
+        ("memory", {"server_bytes": 9 * GIB}, {"server_bytes": 7 * GIB}, 0.9, 0.6, 0.7),
+    ],
+)
+def test_a_decision_predicts_what_is_held_against_what_came_of_it(
+    cause: str,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    share: float,
+    predicted: float,
+    realised: float,
+) -> None:
+    policy = ServerPolicy(OPTIONS, least=1, most=16)
+
+    (decision,) = looks(policy, 3, servers=2, **before)
+    while_rows_move = looks(policy, 2, servers=2, **before)
+    (done,) = looks(policy, 3, servers=3, **after)
+
+    assert (decision.cause, decision.realised, while_rows_move) == (cause, None, [])
+    assert (decision.share, decision.predicted) == (pytest.approx(share), pytest.approx(predicted))
+    assert done == replace(decision, realised=pytest.approx(realised))
+    assert f"predicted {predicted:.0%}" in described(decision)
+    assert f"{realised:.0%}" in outcome_of(done)
+    assert f"{share:.0%} before" in outcome_of(done)
+
+
+def test_nobody_says_what_came_of_a_number_that_somebody_else_has_changed() -> None:
+    policy = ServerPolicy(OPTIONS, least=1, most=16)
+    looks(policy, 3, servers=2, server_load=0.9)
+
+    assert looks(policy, 1, servers=4, server_load=0.5) == []
+    assert looks(policy, 8, servers=3, server_load=0.6) == []
 
 
 def test_what_is_held_back_is_told_once_until_more_is_needed() -> None:
