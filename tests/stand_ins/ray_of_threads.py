@@ -23,6 +23,7 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError
 from threadpoolctl import threadpool_limits
 
 import ps.server.warmup
+import scheduler.driver.launch
 import scheduler.driver.placement
 import scheduler.driver.supervisor
 from scheduler import JobConfig, Result, Trainer
@@ -231,10 +232,6 @@ class RayOfThreads:
             and not handle.killed
         ]
 
-    def nodes(self) -> list[dict[str, Any]]:
-        nodes = {*self.places, *(handle.node for handle in self.handles)}
-        return [{"Alive": True} for _ in nodes]
-
     def get_runtime_context(self) -> Any:
         return SimpleNamespace(
             gcs_address="127.0.0.1:1",
@@ -256,9 +253,10 @@ def ray_of_threads() -> Iterator[RayOfThreads]:
     """Let the driver's jobs run in threads of this process."""
     fake = RayOfThreads()
     with pytest.MonkeyPatch.context() as patch, threadpool_limits():
-        for name in ("is_initialized", "get", "wait", "kill", "get_actor", "nodes",
-                     "get_runtime_context"):  # fmt: skip
+        for name in ("is_initialized", "get", "wait", "kill", "get_actor", "get_runtime_context"):
             patch.setattr(ray, name, getattr(fake, name))
+        # Their cluster may have several nodes, and get others.
+        patch.setattr(scheduler.driver.launch, "starts_ray", lambda: False)
         patch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
         patch.setattr(ray.actor.ActorClass, "options", lambda *a, **o: fake.options(*a, **o))
         group = SimpleNamespace(wait=lambda timeout: True)

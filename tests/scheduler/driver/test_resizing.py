@@ -275,9 +275,9 @@ def test_a_job_recovers_after_a_move_by_the_new_routing(
     """From the cut of the move, which lies on those before, or where its servers are."""
     begin_epoch, begun = Supervisor.begin_epoch, list[None]()
 
-    def count(supervisor: Supervisor, state: Any) -> None:
+    def count(supervisor: Supervisor, state: Any, parent: Any) -> None:
         begun.append(None)
-        begin_epoch(supervisor, state)
+        begin_epoch(supervisor, state, parent)
 
     monkeypatch.setattr(Supervisor, "begin_epoch", count)
     hold_back(monkeypatch, lambda: len(begun) < 3, seconds=SECONDS)  # also until that is seen
