@@ -22,7 +22,7 @@ from command_here import run_here
 EPOCHS = 200
 ROWS, BATCH_SIZE = 5000, 32
 BATCHES = -(-ROWS // BATCH_SIZE)  # of an epoch
-LIMIT_SECONDS = 240.0
+LIMIT_SECONDS = 600.0
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def watched(cluster: AutoscalingRay, job: dict[str, Any], folder: Path) -> Itera
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3000)
 def test_a_job_adds_nodes_and_gives_them_back_and_trains_every_sample_once(
     cluster: AutoscalingRay, samples: Path, tmp_path: Path
 ) -> None:
@@ -164,7 +164,7 @@ def test_a_job_adds_nodes_and_gives_them_back_and_trains_every_sample_once(
             "max_workers": 3,
             "servers": 1,
             "autoscale": True,
-            "scaling": {"window_seconds": 2, "windows": 2, "hold_seconds": 20},
+            "scaling": {"window_seconds": 3, "windows": 2, "hold_seconds": 20},
             "resources": {
                 "server": {"ps": 1},
                 "worker": {"worker": 1},
@@ -173,7 +173,7 @@ def test_a_job_adds_nodes_and_gives_them_back_and_trains_every_sample_once(
             "labels": {"server": {"role": "ps"}, "worker": {"role": "worker"}},
             "start_timeout_seconds": LIMIT_SECONDS,
             # What takes no processor pays, however few there are of them.
-            "inject": [{"kind": "slow", "index": [0, 1, 2], "least_seconds": 0.3}],
+            "inject": [{"kind": "slow", "index": [0, 1, 2], "least_seconds": 0.5}],
         },
         "run": {
             "dir": str(tmp_path / "run"),
