@@ -227,7 +227,8 @@ def _show_status(job: Any, as_json: bool) -> None:
     }
     view = status.scaling
     if view is not None:
-        facts["scaling"] = view.why
+        if status.workers_automatic:  # else it is of the time when it was
+            facts["scaling"] = view.why
         for name, decision in (("worker", view.last), ("server", view.last_of_servers)):
             if decision is not None:
                 facts[f"last_{name}_scaling"] = described(decision)
