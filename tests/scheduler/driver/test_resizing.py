@@ -67,9 +67,10 @@ class Steps:
         self.later: list[Callable[[Supervisor], None]] = []  # at the next look
         self.due = 0  # moves that the job is to make before it ends
         self.late_step = LATE_STEP
+        self.epochs = 0  # recovery epochs that have begun
         self.trains_on = False  # whether a step is trained while a cut is taken in
         made = count_hand_overs(monkeypatch)
-        status_of, look = Supervisor.status, Resizing.look
+        status_of, look, begin_epoch = Supervisor.status, Resizing.look, Resizing.begin_epoch
 
         def status(supervisor: Supervisor) -> Any:
             found = status_of(supervisor)
@@ -82,7 +83,8 @@ class Steps:
 
         def looked(resizing: Resizing, status: Any, **options: Any) -> None:
             stage = resizing._work.__name__.strip("_")
-            if stage == "idle" and 0 < resizing._begun_step == status.applied_step:
+            trains = self.epochs > 1 and not status.paused
+            if stage == "idle" and trains and resizing._begun_step == status.applied_step:
                 return  # what moves before the first step after a loss belongs to that
             stands = status.paused or resizing.stands_still
             level = not stands and status.step <= resizing._taken_step
@@ -94,8 +96,13 @@ class Steps:
                 self.in_stage.pop(stage)(resizing)
             look(resizing, status, **options)
 
+        def begun(resizing: Resizing, step: int) -> None:
+            self.epochs += 1
+            begin_epoch(resizing, step)
+
         monkeypatch.setattr(Supervisor, "status", status)
         monkeypatch.setattr(Resizing, "look", looked)
+        monkeypatch.setattr(Resizing, "begin_epoch", begun)
         hold_back(monkeypatch, lambda: len(made) < self.due, seconds=SECONDS)
         hold_the_end(monkeypatch, lambda: len(made) >= self.due, at_step=lambda: self.late_step)
 
