@@ -188,7 +188,7 @@ class RequestSchema:
             self._check_kinds(table.schema, features)
             return columns_from_table(table, features, where=_WHERE).batch(0, rows)
         except DataError as error:
-            raise RequestError(str(error)) from error
+            raise RequestError(_told(error)) from error
 
     def _plain(
         self, arrays: Mapping[str, pa.Array], features: FeatureSpec, rows: int
@@ -271,7 +271,13 @@ class RequestSchema:
                     continue
                 if kind == "boolean" and name in self._keys:
                     raise RequestError(f"{where} is no key; write 0 or 1, or what training had")
-                if kind == "integer" and not -(1 << 63) <= value < 1 << 63:
+                large = kind == "integer" and not -(1 << 63) <= value < 1 << 63
+                if large and name not in self._keys:
+                    raise RequestError(
+                        f"{where} is an integer of more than 64 bits; write it as a decimal number,"
+                        " such as 1e30"
+                    )
+                if large:
                     raise RequestError(
                         f"{where} is beyond the integers from -2^63 to 2^63 - 1; write one of 64"
                         " bits without a sign as that of the same bits with one"
@@ -302,6 +308,14 @@ class RequestSchema:
                     f"column {feature.column!r} has keys of type {found}, the model was trained"
                     f" with {wanted}: equal values of two types are different keys"
                 )
+
+
+def _told(error: DataError) -> str:
+    """Return what is wrong with a request's data: no file, and nothing to do about files."""
+    places = [] if error.column is None else [f"column {error.column!r}"]
+    places += [] if error.row is None else [f"row {error.row}"]
+    where = f"{', '.join(places)}: " if places else ""
+    return f"{where}{error.what}" + (f": {error.got}" if error.got else "")
 
 
 def _may_hide_booleans(kind: pa.DataType) -> bool:

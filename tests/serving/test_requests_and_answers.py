@@ -217,6 +217,36 @@ def test_a_name_that_stands_twice_in_an_object_is_refused(served: Any) -> None:
         assert (status, found["error"]) == (400, f"{name!r} is there twice in one object")
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        (
+            "d1",
+            1e39,
+            "a dense value is infinite or too large for 32-bit floats: got 1e+39",
+        ),
+        (
+            "d1",
+            10**40,
+            f"{10**40} is an integer of more than 64 bits; write it as a",
+        ),
+        ("a", 1.5, "a key is not an exact whole number: got 1.5, expected"),
+        ("a", 1 << 63, f"{1 << 63} is beyond the integers from -2^63 to 2^63 - 1"),
+    ],
+)
+def test_what_is_wrong_with_a_value_says_its_column_and_row_and_speaks_of_no_file(
+    served: Any, column: str, value: Any, message: str
+) -> None:
+    wrong = rows()
+    wrong[2][column] = value
+
+    status, _, found = served.ask("POST", PREDICT, {"instances": wrong})
+
+    assert status == 400
+    assert found["error"].startswith(f"column {column!r}, row 2: {message}")
+    assert "file" not in found["error"]
+
+
 def test_errors_show_the_beginning_of_what_is_too_long_for_them(served: Any) -> None:
     long = "x" * 100_000
     for path, body in (
