@@ -85,6 +85,11 @@ class Source:
             checkpoints = _checkpoints_of(place)
             if checkpoints is not None:
                 return cls(checkpoints, Path(forms) if forms else place / FORMS, True, rows)
+            if is_file(place / JOB_FILE):
+                raise ServingError(
+                    f"{place} has no checkpoint yet; come again once its job has written one, at"
+                    " its end or as checkpoint.every_seconds has it"
+                )
         elif names_in(place):
             return cls(place, _forms_beside(place, forms), True, rows)
         raise ServingError(

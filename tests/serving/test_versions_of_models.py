@@ -316,6 +316,9 @@ def test_one_checkpoint_is_served_as_it_is(job: SavedModel, tmp_path: Path) -> N
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ServingError, match=r"neither a run directory .* nor a checkpoint"):
         Model.open(tmp_path)
+    (tmp_path / "job.yaml").write_text("run: {}\n")
+    with pytest.raises(ServingError, match=r"has no checkpoint yet; come again"):
+        Model.open(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ServingError, match=r"no checkpoint that can be served"):
         Model.open(tmp_path)
