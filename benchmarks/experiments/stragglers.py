@@ -45,6 +45,7 @@ def straggling(
             *batches(workers=workers, m=m, batch_size=BATCH_SIZE),
             *slow(workers=workers, batch_seconds=BATCH_SECONDS[workers], straggler=straggler),
             f"training.mode={mode}",
+            "training.on_stale=drop",
         ),
     )
 
@@ -161,7 +162,8 @@ QUESTION = [
     f" {BATCH_SIZE}, with the learning rates of `sync` in every mode, and the defaults of"
     f" `staleness_bound` ({OPTIONS.staleness_bound}), `ssp_slack` ({OPTIONS.ssp_slack}),"
     f" `backup_batches` ({OPTIONS.backup_batches}) and `prefetch_batches`"
-    f" ({ClusterConfig().prefetch_batches}).",
+    f" ({ClusterConfig().prefetch_batches}). With `on_stale: drop`, so that it is seen what comes"
+    " too late.",
     "",
     "Two cores can't compute for eight workers, so sleep stands in for compute: every worker sleeps"
     f" after each batch until it has taken {1000 * BATCH_SECONDS[4]:g} ms (W = 4) or"

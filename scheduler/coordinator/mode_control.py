@@ -164,7 +164,7 @@ class ModeControl:
         verdict = self.policy.look(
             now,
             mode=mode,
-            samples_applied=ledger.samples.total,
+            samples_applied=ledger.samples.applied,
             apply_rate=None,
             busy=self._busy(ledger, applied_step) if self.policy.is_due(now) else (),
         )

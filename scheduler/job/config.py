@@ -213,7 +213,7 @@ class TrainingConfig(_Section):
     sparse_mean: SparseMean = "global"
     staleness_bound: CountOrNone = _MODES.staleness_bound
     stale_weight: StaleWeightConfig = _MODES.stale_weight
-    on_stale: OnStale = _MODES.on_stale
+    on_stale: OnStale | None = None
     async_learning_rate_scale: float = Field(_MODES.async_learning_rate_scale, gt=0)
     ssp_slack: CountOrNone = _MODES.ssp_slack
     backup_batches: Count = _MODES.backup_batches
@@ -228,10 +228,11 @@ class TrainingConfig(_Section):
 
     @property
     def mode_options(self) -> ModeOptions:
+        again = isinstance(self.stale_weight, Cutoff)
         return ModeOptions(
             staleness_bound=self.staleness_bound,
             stale_weight=self.stale_weight,
-            on_stale=self.on_stale,
+            on_stale=self.on_stale or ("reissue" if again else "drop"),
             async_learning_rate_scale=self.async_learning_rate_scale,
             ssp_slack=self.ssp_slack,
             backup_batches=self.backup_batches,

@@ -1,8 +1,9 @@
-"""When `auto` shifts between `sync` and `gba`: a plain state machine over batch times.
+"""When `auto` shifts between `sync` and `gba`: a plain state machine over windows of training.
 
 Time is an argument, in seconds of any steady clock. docs/modes.md says what it does for a user.
 """
 
+from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 from math import sqrt
@@ -18,6 +19,11 @@ ShiftingMode = Literal["sync", "gba"]
 # 3.5 standard deviations of batch times that vary by 30 % either way. Else the slowest of many
 # even workers would always look like a straggler.
 _NOISE = 0.6
+
+# A step of sync may take a window, and its samples count when it is applied: of so many windows
+# that is a tenth at most. What is below the least share has another cause than the mode.
+_SHARE_WINDOWS = 12
+_LEAST_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +42,7 @@ class PolicyOptions:
     window_seconds: float = 5.0
     windows: int = 3
     to_gba_ratio: float = 1.2
-    to_sync_ratio: float = 1.05
+    to_sync_ratio: float = 1.1
     min_dwell_seconds: float = 30.0
 
     def __post_init__(self) -> None:
@@ -56,8 +62,8 @@ class Prediction:
     """What the figures of one window say, in samples per second.
 
     Args:
-        sync_rate, gba_rate: what either mode would train.
-        realised_rate: samples that ended in the window, in the mode of the window.
+        sync_rate, gba_rate: what either mode would train, by batch times and by what was realised.
+        realised_rate: samples that were applied in the window, in the mode of the window.
     """
 
     sync_rate: float
@@ -76,6 +82,29 @@ class Verdict:
     prediction: Prediction
     shift_to: ShiftingMode | None
     reason: str
+
+
+class _Share:
+    """Which share a mode trains of what batch times alone allow it: the latest windows of it.
+
+    The rest goes to barriers whose batches differ, to ways to servers and coordinator, to cores
+    that workers share: what no time of a batch shows, and every window does.
+    """
+
+    def __init__(self) -> None:
+        self._windows: deque[tuple[float, float]] = deque(maxlen=_SHARE_WINDOWS)
+
+    def add(self, *, realised: float, predicted: float) -> None:
+        """Take the samples that a window applied, and those that batch times allow."""
+        self._windows.append((realised, predicted))
+
+    def value(self) -> float:
+        """Return it; 1 where the job was not in this mode yet."""
+        predicted = sum(window[1] for window in self._windows)
+        if not predicted:
+            return 1.0
+        realised = sum(window[0] for window in self._windows)
+        return min(1.0, max(_LEAST_SHARE, realised / predicted))
 
 
 @dataclass(slots=True)
@@ -120,12 +149,15 @@ class SwitchPolicy:
         self._depth = depth
         self._samples_per_batch = global_batch / group_size
         self._workers: dict[int, _Worker] = {}
+        self._shares: dict[ShiftingMode, _Share] = {"sync": _Share(), "gba": _Share()}
         # None until the first batch has ended: starting up is not part of any window.
         self._window_began: float | None = None
         self._mode_began = 0.0
         self._barrier_opened = self._resumed = float("-inf")
         self._samples_now = self._samples_before = 0
         self._agreeing = 0
+        # Whether the last window shows what the mode trains, and not what somebody waited for.
+        self._realises = False
 
     # Events -----------------------------------------------------------------------------------
 
@@ -185,7 +217,7 @@ class SwitchPolicy:
         """Return what a window says at its end; None before that, and where it can't say anything.
 
         Args:
-            samples_applied: samples that ended since the job began.
+            samples_applied: samples that were applied since the job began.
             apply_rate: samples per second that the servers can apply, > 0; None: not known.
             busy: workers that hold a batch that they need not wait for; in sync, one of the step
                 that is under way. None: all. Needed only where `is_due`. Of the others nothing is
@@ -195,11 +227,17 @@ class SwitchPolicy:
         if not self.is_due(now):
             return None
         known = self._end_window(now, mode, busy)
-        realised = (samples_applied - self._samples_before) / (now - self._began)
+        seconds = now - self._began
+        realised = (samples_applied - self._samples_before) / seconds
         self._begin_window(now)
         if not known:
             return None
-        prediction = self._predict(realised, apply_rate)
+        allowed = self._allowed()
+        if self._realises:
+            self._shares[mode].add(realised=realised * seconds, predicted=allowed[mode] * seconds)
+        limit = float("inf") if apply_rate is None else apply_rate
+        sync, gba = (min(limit, rate * self._shares[m].value()) for m, rate in allowed.items())
+        prediction = Prediction(sync_rate=sync, gba_rate=gba, realised_rate=realised)
         return self._judge(prediction, mode, now)
 
     def _judge(self, prediction: Prediction, mode: ShiftingMode, now: float) -> Verdict:
@@ -231,16 +269,19 @@ class SwitchPolicy:
     def _end_window(self, now: float, mode: ShiftingMode, busy: Collection[int] | None) -> bool:
         """Bring every worker's estimate up to date; return whether the window counts."""
         started = self._resumed if mode == "gba" else max(self._resumed, self._barrier_opened)
-        counts = True
+        counts = self._realises = True
         samples = sum(worker.samples for worker in self._workers.values())
         batches = sum(worker.batches for worker in self._workers.values())
         if samples:
             self._samples_per_batch = samples / batches
         for number, worker in self._workers.items():
             at_work = busy is None or number in busy
+            if worker.ended - worker.batches <= 1:  # others may have waited for its first batch
+                self._realises = False
             if worker.batches:
                 worker.estimate, worker.behind = worker.seconds / worker.batches, worker.batches
             elif at_work:
+                self._realises = False
                 counts &= self._silent(worker, now - max(worker.since, started))
             worker.batches, worker.samples, worker.seconds = 0, 0, 0.0
         return counts and any(worker.ended and worker.estimate for worker in self._workers.values())
@@ -253,15 +294,14 @@ class SwitchPolicy:
             worker.estimate, worker.behind = silence, 1
         return True
 
-    def _predict(self, realised: float, apply_rate: float | None) -> Prediction:
+    def _allowed(self) -> dict[ShiftingMode, float]:
+        """Return the samples per second that batch times alone allow."""
         estimates = self._even_out()
         step = sync_step_seconds(estimates, group_size=self._group_size, depth=self._depth)
-        limit = float("inf") if apply_rate is None else apply_rate
-        sync = self._samples_per_batch * self._group_size / step
-        gba = self._samples_per_batch * sum(1 / seconds for seconds in estimates)
-        return Prediction(
-            sync_rate=min(limit, sync), gba_rate=min(limit, gba), realised_rate=realised
-        )
+        return {
+            "sync": self._samples_per_batch * self._group_size / step,
+            "gba": self._samples_per_batch * sum(1 / seconds for seconds in estimates),
+        }
 
     def _even_out(self) -> list[float]:
         """Return each worker's seconds of a batch, without what chance explains."""

@@ -83,6 +83,7 @@ def train(modes: ModeControl, seconds: list[float], *, until: float) -> Wish | N
         now = ends[worker]
         token = Token(step=0, batch_id=0, attempt=0, at_step=0)
         modes.finished(worker, Finished(token, "done", 10, seconds=seconds[worker]), now)
+        ledger.samples.applied += 10
         ends[worker] += seconds[worker]
     return None
 
