@@ -384,6 +384,7 @@ class WorkerLoop:
             skipped=skipped,
             reason="bad_file" if skipped else None,
             loss_sum=loss,
+            residual_sum=self._computation.residual_sum,
             pull_step=int(pulled.steps.min()),
             seconds=seconds,
             evaluation=self._predicted(prepared, pulled) if self._options.progressive else None,

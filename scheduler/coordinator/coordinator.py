@@ -396,7 +396,8 @@ class Coordinator:
             if batches is None:
                 break
             records.append(self._make_record(batches))
-            wish = self.modes.planned(self.clock.value - self.spec.start.clock.value)
+            settled = self.modes.formed(batches, workers=self.allowance.live_workers)
+            wish = self.modes.planned(self.clock.value - self.spec.start.clock.value) or settled
             if wish is not None and self._shift_mode(wish, now):
                 records[-1] = replace(
                     records[-1],

@@ -1,11 +1,14 @@
 """The mode that a job is in: its rule, its changes, and the policy that may ask for them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ps.messages.pull_push import ANY_STEP
+from scheduler.coordinator.batches import Batch
 from scheduler.coordinator.ledger import Ledger
 from scheduler.coordinator.modes.policy import Prediction, SwitchPolicy
 from scheduler.coordinator.modes.rules import Mode, rule_of
+from scheduler.coordinator.modes.settling import Settling
 from scheduler.coordinator.modes.shift import Shift, Wish, shift
 from scheduler.coordinator.spec import CoordinatorSpec
 from worker.protocol import Finished
@@ -45,6 +48,7 @@ class ModeControl:
         self.policy: SwitchPolicy | None = None
         self.prediction: Prediction | None = None
         self._spec = spec
+        self._settling = Settling(spec.group_size) if spec.settles and not self.shifts else None
         self._planned = [planned for planned in spec.shifts if planned.at > clock]
         self.set_automatic(state.automatic)
 
@@ -94,6 +98,7 @@ class ModeControl:
             return False
         self.rule = rule_of(wish.mode, self._spec.options)
         self.epoch += 1
+        self._settling = None
         reissued = shift(ledger, self.rule, step=step)
         predicted = self.prediction if wish.cause == "policy" else None
         self.shifts.append(
@@ -121,6 +126,31 @@ class ModeControl:
             planned = self._planned.pop(0)
             wish = Wish(planned.mode, "job", f"planned at {planned.at} global batches")
         return wish
+
+    def formed(self, batches: Sequence[Batch], *, workers: int) -> Wish | None:
+        """Take the batches of a step; return, once, that the job need not be in `sync` any more.
+
+        Args:
+            workers: that are up.
+        """
+        results = [batch.result for batch in batches if batch.result is not None]
+        samples = sum(result.samples for result in results)
+        if self._settling is None or not samples:
+            return None
+        residuals = [result.residual_sum for result in results if result.samples]
+        told = [residual for residual in residuals if residual is not None]
+        if len(told) == len(residuals):
+            self._settling.step(sum(told) / samples)
+            if not self._settling.allows(workers):
+                return None
+        size = self._settling.step_size
+        self._settling = None
+        if self.automatic:
+            return None
+        if len(told) < len(residuals):
+            return Wish("gba", "job", "the model does not tell how long its steps are")
+        measured = "" if size is None else f", {size:.2f} of the way to the optimum"
+        return Wish("gba", "job", f"steps are short enough for stale gradients{measured}")
 
     def applied(self, step: int, *, seconds: float, now: float) -> None:
         """Every shard has reached a step, after so many seconds of training."""
@@ -172,6 +202,8 @@ class ModeControl:
             return None
         self.prediction = verdict.prediction
         target = verdict.shift_to
+        if target == "gba" and self._settling is not None:
+            return None
         return None if target is None else Wish(target, "policy", verdict.reason)
 
     def _busy(self, ledger: Ledger, applied_step: int) -> set[int]:

@@ -45,6 +45,8 @@ class CoordinatorSpec:
         plan: batches to train; None: they are those of a stream, which the state has.
         evaluation_plan: batches of the evaluation files, or None.
         mode, options: the mode rule that it begins with.
+        settles: whether it goes on in `gba`, or the policy may choose it, only once the steps of
+            `sync` are short enough for stale gradients.
         start: where steps and clock begin.
         shifts: planned changes of the mode, in their order; their times count from the start.
         automatic: whether the policy shifts between sync and gba.
@@ -96,6 +98,7 @@ class CoordinatorSpec:
     max_credits: int | None = None
     buffer_bytes: int | None = None
     options: ModeOptions = field(default_factory=ModeOptions)
+    settles: bool = False
     start: Start = field(default_factory=Start)
     shifts: tuple[PlannedShift, ...] = ()
     automatic: bool = False

@@ -117,6 +117,8 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
         where = f"the checkpoint {beginning.checkpoint}"
         check_kinds(data.features, evaluation_plan.kinds, beginning.keys, where)
     segment = config.training.online.segment
+    settles = config.training.begin_in_sync and beginning.start.step == 0
+    begins_in_sync = config.training.mode == "auto" or settles
     coordinator = CoordinatorSpec(
         store=store,
         plan=(
@@ -125,7 +127,8 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
             else _ledger_plan(plan, config.training.max_samples)
         ),
         evaluation_plan=None if evaluation_plan is None else _ledger_plan(evaluation_plan, None),
-        mode="sync" if config.training.mode == "auto" else config.training.mode,
+        mode="sync" if begins_in_sync else config.training.mode,
+        settles=settles,
         start=beginning.start,
         shifts=tuple(config.training.shifts),
         automatic=config.training.mode == "auto",

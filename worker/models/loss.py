@@ -164,7 +164,8 @@ class PredictingNetwork(Protocol[Inputs]):
 class LogLossModel(Generic[Inputs]):
     """A network trained by log loss, or another; satisfies `Model`.
 
-    `forward_ns` is how long the last `train` took to the loss, `logits` are those of its samples.
+    `forward_ns` is how long the last `train` took to the loss, `logits` are those of its samples,
+    `residual_sum` is the derivative of the sum of losses by a number that is added to all of them.
     """
 
     def __init__(self, network: Network[Inputs], loss: Loss = "log_loss") -> None:
@@ -175,6 +176,7 @@ class LogLossModel(Generic[Inputs]):
         self._grad_logits = RowBuffer(1)
         self.forward_ns = 0
         self.logits = np.empty(0, np.float32)
+        self.residual_sum = 0.0
 
     def train(
         self,
@@ -200,6 +202,7 @@ class LogLossModel(Generic[Inputs]):
             loss = weighted_log_loss(logits[:, 0], labels, weights, grad_logits[:, 0])
         self.forward_ns = time.perf_counter_ns() - began
         self.logits = logits[:, 0].copy()
+        self.residual_sum = float(grad_logits.sum(dtype=np.float64))
         self._network.backward(layers, dense, pooled, grad_logits, gradients, grad_pooled)
         return loss
 

@@ -1,7 +1,9 @@
 """Who may change the mode, when, and what is remembered of it."""
 
+import numpy as np
 import pytest
 
+from scheduler.coordinator.batches import Batch
 from scheduler.coordinator.ledger import Ledger
 from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.mode_control import ModeControl
@@ -62,6 +64,67 @@ def test_planned_shifts_come_once_and_the_last_that_is_due_holds() -> None:
     assert wish is not None
     assert (wish.mode, wish.cause, wish.reason) == ("async", "job", "planned at 3 global batches")
     assert modes.planned(4) is None
+
+
+def batches_of(residual: float | None, *, samples: int = 10) -> list[Batch]:
+    """A step of four batches, each of which ended with the same residual."""
+    token = Token(step=0, batch_id=0, attempt=0, at_step=0)
+    of_batch = None if residual is None else residual * samples
+    ended = Finished(token, "done", samples, residual_sum=of_batch)
+    return [Batch(number, 0, 0, samples, result=ended) for number in range(4)]
+
+
+def test_a_job_that_begins_in_sync_leaves_it_once_its_steps_are_short() -> None:
+    modes = control(settles=True)
+    rng = np.random.default_rng(1)
+    for _ in range(300):  # residuals that take each other back: steps that go all the way
+        assert modes.formed(batches_of(0.1), workers=4) is None
+        assert modes.formed(batches_of(-0.1), workers=4) is None
+    wish = None
+    for _ in range(2000):
+        wish = wish or modes.formed(batches_of(rng.normal()), workers=4)
+
+    assert wish is not None
+    assert (wish.mode, wish.cause) == ("gba", "job")
+    assert wish.reason.startswith("steps are short enough for stale gradients, 0.")
+
+
+def test_a_job_whose_steps_have_four_batches_of_each_worker_leaves_sync_at_once() -> None:
+    wish = control(settles=True).formed(batches_of(0.5), workers=1)
+
+    assert wish is not None
+    assert wish.reason == "steps are short enough for stale gradients"
+
+
+def test_a_model_that_tells_no_residuals_keeps_no_job_in_sync() -> None:
+    modes = control(settles=True)
+    assert modes.formed(batches_of(None, samples=0), workers=4) is None  # nothing was trained
+
+    wish = modes.formed(batches_of(None), workers=4)
+
+    assert wish is not None
+    assert wish.reason == "the model does not tell how long its steps are"
+    assert modes.formed(batches_of(None), workers=4) is None
+
+
+def test_a_job_that_was_taken_to_another_mode_does_not_settle_any_more() -> None:
+    modes = control(settles=True)
+    shift(modes, Wish("async", "control", "asked for"))
+    shift(modes, Wish("sync", "control", "asked for"), step=9)
+
+    assert modes.formed(batches_of(None), workers=4) is None
+    going_on = ModeControl(modes._spec, modes.state())
+    assert going_on.formed(batches_of(None), workers=4) is None
+
+
+def test_the_policy_does_not_choose_gba_before_steps_are_short() -> None:
+    assert train(control(automatic=True, settles=True), [0.1, 0.1, 0.1, 0.8], until=20.0) is None
+
+    modes = control(automatic=True, settles=True)
+    assert modes.formed(batches_of(0.5), workers=1) is None  # for the policy to decide
+    wish = train(modes, [0.1, 0.1, 0.1, 0.8], until=20.0)
+    assert wish is not None
+    assert wish.mode == "gba"
 
 
 def train(modes: ModeControl, seconds: list[float], *, until: float) -> Wish | None:

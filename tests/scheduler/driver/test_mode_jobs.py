@@ -142,3 +142,17 @@ def test_a_worker_may_be_lost_in_each_mode(
 
     assert result.metrics["worker_restarts"] == 1
     assert counts(result) == (LOST_EPOCHS * ROWS, 0, 0)
+
+
+def test_a_job_begins_in_sync_and_goes_on_in_gba_where_stale_gradients_do_no_harm(
+    jobs_in_threads: None, samples: Path, tmp_path: Path
+) -> None:
+    """Three workers and 16 batches a step: it is known after the first step."""
+    training = {"mode": "gba", "begin_in_sync": True}
+    config = job(samples, tmp_path / "run", training, epochs=1, batch_size=16)
+
+    metrics = Trainer(config).fit().metrics
+
+    modes = [(each["mode"], each["from_step"]) for each in metrics["mode_history"]]
+    assert modes == [("sync", 0), ("gba", 1)]
+    assert metrics["samples_trained"] == ROWS

@@ -13,7 +13,6 @@ from embedding.spec.initial_values import Constant, Normal, Uniform
 from embedding.spec.optimizers import Adagrad
 from ps.net.listener import MAX_CONNECTIONS
 from scheduler import ConfigError, JobConfig
-from scheduler.job.config import TrainingConfig
 from scheduler.job.paths import with_absolute_paths
 from scheduler.job.specs import model_spec, store_spec, training_data
 
@@ -592,20 +591,3 @@ def test_a_name_means_first_order_weights_only_to_models_that_have_them(
 
     assert tables["C1_linear"].initializer == tables["C1"].initializer == Uniform()
     assert tables["C1_linear"].admission is None
-
-
-@pytest.mark.parametrize(
-    ("given", "wanted"),
-    [
-        ("", "reissue"),
-        (", stale_weight: {type: inverse}", "drop"),
-        (", on_stale: drop", "drop"),
-        (", on_stale: reissue", "reissue"),
-    ],
-)
-def test_no_sample_is_left_out_for_coming_late_unless_the_job_wants_it(
-    given: str, wanted: str
-) -> None:
-    config = TrainingConfig.model_validate(yaml.safe_load(f"{{mode: gba{given}}}"))
-
-    assert config.mode_options.on_stale == wanted
