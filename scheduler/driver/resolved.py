@@ -118,7 +118,7 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
         check_kinds(data.features, evaluation_plan.kinds, beginning.keys, where)
     segment = config.training.online.segment
     settles = config.training.begin_in_sync and beginning.start.step == 0
-    begins_in_sync = config.training.mode == "auto" or settles
+    mode = config.training.mode
     coordinator = CoordinatorSpec(
         store=store,
         plan=(
@@ -127,11 +127,11 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
             else _ledger_plan(plan, config.training.max_samples)
         ),
         evaluation_plan=None if evaluation_plan is None else _ledger_plan(evaluation_plan, None),
-        mode="sync" if begins_in_sync else config.training.mode,
+        mode="sync" if mode == "auto" or settles else mode,
         settles=settles,
         start=beginning.start,
         shifts=tuple(config.training.shifts),
-        automatic=config.training.mode == "auto",
+        automatic=mode == "auto",
         policy=config.training.auto,
         options=config.training.mode_options,
         group_size=config.group_size,

@@ -1,4 +1,4 @@
-"""How long steps are is seen in residuals: a model of one number, with noise, on which it is known."""
+"""How long steps are is seen in residuals: of a model of one number, of which it is known."""
 
 import numpy as np
 import pytest
