@@ -55,6 +55,7 @@ class FeatureSpec:
         label: column of 0 and 1; None where a sample has no label (prediction).
         weight: column that says how much each sample counts, >= 0; None: all count 1.
         segment: column by whose values samples are scored apart; None: they are not.
+        key: column by which samples find their labels; None: they have them.
         dense: numeric columns, in the order of the model's dense input; null and NaN become 0.
         dense_transform: `log1p` takes log(1 + max(x, 0)).
         sparse: sparse features, in the order of the model's lookups.
@@ -66,14 +67,15 @@ class FeatureSpec:
     sparse: tuple[SparseFeature, ...]
     weight: str | None = None
     segment: str | None = None
+    key: str | None = None
 
     def inputs(self) -> "FeatureSpec":
-        """Return what a prediction reads: the same without label, weight and segment."""
-        return replace(self, label=None, weight=None, segment=None)
+        """Return what a prediction reads: no label, weight, segment and key."""
+        return replace(self, label=None, weight=None, segment=None, key=None)
 
     def columns(self) -> list[str]:
         """Return the distinct Parquet columns that a reader needs, in a fixed order."""
-        own = (self.label, self.weight, self.segment)
+        own = (self.label, self.weight, self.segment, self.key)
         names = [each for each in own if each is not None]
         names += self.dense
         for feature in self.sparse:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import ray
@@ -23,6 +23,7 @@ from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS
 from scheduler.driver.trained_files import TrainedFiles
 from scheduler.run.plan_log import PlanLog
 from worker.data.arrivals import Arrivals
+from worker.data.joined_arrivals import JoinedArrivals, LabelFigures
 from worker.data.streams import Lag
 
 # Of the files that a poll takes.
@@ -35,7 +36,7 @@ class StreamFeed:
     """Feeds the plan of a job whose samples arrive.
 
     Args:
-        arrivals: of the stream.
+        arrivals: of the stream, or of samples that were joined with their labels.
         cutter: of its batches; both go on from where `log` ends.
         log: of the plan.
         plan: that the job goes on from.
@@ -48,7 +49,7 @@ class StreamFeed:
     def __init__(
         self,
         *,
-        arrivals: Arrivals,
+        arrivals: Arrivals | JoinedArrivals,
         cutter: BatchCutter,
         log: PlanLog,
         plan: PlanState,
@@ -82,6 +83,7 @@ class StreamFeed:
         self._to_remove: deque[str] = deque()
         self._remove_again = 0.0
         self._lag = Lag()
+        self._labels = arrivals.figures
         self._lag_at = -math.inf
         self._over = threading.Event()
         self.failure: Exception | None = None
@@ -139,6 +141,8 @@ class StreamFeed:
     def figures(self) -> dict[str, Any]:
         """What waits in the stream, and what was left out since it began."""
         lag, (files, rows) = self._lag, self._arrivals.skipped
+        labels = self._labels
+        of_labels = {} if labels is None else {"labels": label_figures(labels)}
         return {
             "files_waiting": lag.files,
             "bytes_waiting": lag.num_bytes,
@@ -150,6 +154,7 @@ class StreamFeed:
             "messages_skipped": lag.refused,
             "messages_lost": lag.lost,
             "first_skipped": list(self._arrivals.first_refused),
+            **of_labels,
         }
 
     def close(self) -> None:
@@ -192,12 +197,12 @@ class StreamFeed:
         """
         if self._in_cuts:
             plan = self._in_cuts.pop()
-            self._arrivals.stream.is_in_cut(plan.cursor.position, plan.oldest_path)
+            self._arrivals.is_in_cut(plan.cursor.position, plan.oldest_path)
         if time.monotonic() < self._remove_again:
             return
         for _ in range(min(most, len(self._to_remove))):
             try:
-                self._arrivals.stream.remove(self._to_remove[0])
+                self._arrivals.remove(self._to_remove[0])
             except OSError as error:
                 if not self._remove_again:
                     self._note(f"a file that is trained can't be removed: {error}")
@@ -237,10 +242,13 @@ class StreamFeed:
         if known is not None:
             return known
         now, is_to_finish = time.time(), self._is_to_finish
+        if is_to_finish:
+            self._arrivals.finish()
         nothing_else = self._take_what_arrived(room, now)
         idle = self._idle_seconds
         ends = is_to_finish or (idle is not None and time.monotonic() - self._last_arrival >= idle)
-        extension = self._cutter.cut(now, most=room, ends=ends and nothing_else)
+        ends = ends and nothing_else and not self._arrivals.waits
+        extension = self._cutter.cut(now, most=room, ends=ends)
         if extension is not None:
             self._log.append(extension)
             self._trained.add(extension)
@@ -277,5 +285,19 @@ class StreamFeed:
     def _look_at_lag(self, *, at_once: bool = False) -> None:
         """Note what waits, once a second unless at once: there may be many files."""
         if at_once or time.monotonic() - self._lag_at >= _LAG_SECONDS:
-            self._lag = self._arrivals.stream.lag()
+            self._lag, self._labels = self._arrivals.lag(), self._arrivals.figures
             self._lag_at = time.monotonic()
+
+
+def label_figures(figures: LabelFigures) -> dict[str, int]:
+    """Return what people are told of a join with labels."""
+    counts = asdict(figures.counts)
+    remembered, labels = figures.remembered
+    return {
+        "waiting": figures.counts.waiting,
+        "remembered": remembered,
+        "labels_remembered": labels,
+        **counts,
+        "files_waiting": figures.lag.files,
+        "messages_waiting": figures.lag.messages,
+    }

@@ -10,7 +10,7 @@ from worker.data.bad_records import keep_aside, refused_rows, without_rows
 from worker.data.plan import FilePlan
 from worker.data.planning import plan_arrived
 from worker.data.quarantine import keep_name
-from worker.data.streams import Position, Stream
+from worker.data.streams import Lag, Position, Stream
 from worker.errors import DataError
 from worker.spec import FeatureSpec
 
@@ -33,6 +33,11 @@ class Arrivals:
             out. Each file is read for it before it is planned.
         aside: the folder for that.
         skipped: files and rows that were left out before.
+        agreed: what columns hold, by role and name, and the first file that has it so, for streams
+            that must agree.
+
+    Attributes:
+        skipped: files and rows that were left out since the stream began.
     """
 
     def __init__(
@@ -45,31 +50,55 @@ class Arrivals:
         on_bad_record: OnBadRecord = "fail",
         aside: Path | None = None,
         skipped: tuple[int, int] = (0, 0),
+        agreed: dict[tuple[str, str], tuple[str, str]] | None = None,
     ) -> None:
-        self.stream = stream
-        self._features = features
+        self.features = features
+        self._stream = stream
         self._kinds = tuple(kinds)
         self._skip = on_bad_file == "skip"
         self._on_bad_record = on_bad_record
         self._aside = aside if on_bad_record == "quarantine" else None
-        self._first: dict[tuple[str, str], tuple[str, str]] = {}
+        self._first = {} if agreed is None else agreed
         self._notes: list[str] = []
-        self.num_refused, self.num_refused_rows = skipped
+        self.skipped = skipped
         self.first_refused: list[str] = []
-
-    @property
-    def skipped(self) -> tuple[int, int]:
-        """Files and rows that were left out since the stream began."""
-        return self.num_refused, self.num_refused_rows
 
     @property
     def took_all(self) -> bool:
         """Whether nothing else was there when files were last taken."""
-        return self.stream.took_all
+        return self._stream.took_all
 
     @property
     def position(self) -> Position:
-        return self.stream.position
+        return self._stream.position
+
+    @property
+    def waits(self) -> bool:
+        """Whether samples that were taken are still to be given out."""
+        return False
+
+    @property
+    def figures(self) -> None:
+        """Samples come with their labels."""
+
+    def seek(self, position: Position) -> None:
+        """Go on after what was taken at a position; raises ValueError where it is none."""
+        self._stream.seek(position)
+
+    def finish(self) -> None:
+        """Nothing is wanted any more but what has arrived by now."""
+
+    def lag(self) -> Lag:
+        """Return what waits in the stream."""
+        return self._stream.lag()
+
+    def is_in_cut(self, position: Position, oldest: str | None) -> None:
+        """Hear how far a checkpoint is; see `Stream.is_in_cut`."""
+        self._stream.is_in_cut(position, oldest)
+
+    def remove(self, path: str) -> None:
+        """Let go of a file; see `Stream.remove`."""
+        self._stream.remove(path)
 
     def take(self, *, most: int, now: float) -> list[NewFile]:
         """Return the files that have arrived, planned, in their order; none is empty.
@@ -79,16 +108,14 @@ class Arrivals:
             DataError: a file can't be used, with `fail`.
         """
         planned = []
-        for arrival in self.stream.poll(most=most, now=now):
+        for arrival in self._stream.poll(most=most, now=now):
             path = arrival.path
             try:
-                file = plan_arrived(path, self._features, self._kinds, self._first)
+                file = plan_arrived(path, self.features, self._kinds, self._first)
                 if self._on_bad_record != "fail":
                     file = self._without_bad_rows(file)
             except DataError as error:
-                if not self._skip:
-                    raise
-                self._refuse(path, error)
+                self.refuse(path, error)
             else:
                 if sum(file.row_group_rows):
                     planned.append(NewFile(file, arrival.at))
@@ -100,31 +127,36 @@ class Arrivals:
         return notes
 
     def close(self) -> None:
-        self.stream.close()
+        self._stream.close()
 
-    def _refuse(self, path: str, error: DataError) -> None:
-        self.num_refused += 1
+    def refuse(self, path: str, error: DataError) -> None:
+        """Leave a file out that can't be used; raises its error where that ends the job."""
+        if not self._skip:
+            raise error
+        files, rows = self.skipped
+        files += 1
+        self.skipped = files, rows
         if len(self.first_refused) < _TOLD_AT_FIRST:
             self.first_refused.append(path)
-        if self.num_refused <= _TOLD_AT_FIRST or self.num_refused % 1000 == 0:
-            self._notes.append(f"left out, the {self.num_refused}. file: {error}")
+        if files <= _TOLD_AT_FIRST or files % 1000 == 0:
+            self._notes.append(f"left out, the {files}. file: {error}")
         if self._aside is not None:
             keep_name(self._aside, path, str(error))
 
     def _without_bad_rows(self, file: FilePlan) -> FilePlan:
-        refused = refused_rows(file, self._features)
+        refused = refused_rows(file, self.features)
         if not refused:
             return file
-        told = self.num_refused_rows // 1000
-        is_new = self.num_refused_rows == 0
-        self.num_refused_rows += len(refused)
+        files, told = self.skipped
+        rows = told + len(refused)
+        self.skipped = files, rows
         where = ""
         if self._aside is not None:
             where = f", kept in {keep_aside(self._aside, file, refused)}"
-        if is_new or self.num_refused_rows // 1000 > told:
+        if not told or rows // 1000 > told // 1000:
             row, reason = next(iter(refused.items()))
             self._notes.append(
-                f"{len(refused):,} rows of {file.path} are left out ({self.num_refused_rows:,} of"
+                f"{len(refused):,} rows of {file.path} are left out ({rows:,} of"
                 f" all files){where}: row {row}: {reason}"
             )
         return without_rows(file, refused)

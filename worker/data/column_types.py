@@ -13,6 +13,7 @@ from worker.errors import DataError
 from worker.spec import FeatureSpec, SparseFeature
 
 _KEYS = f"{KEY_TYPES}, or lists of one of these"
+_JOIN_KEY = "key of labels"
 _NUMBERS = "integers, floats, decimals or booleans"
 _SEGMENTS = "integers, strings or booleans"
 _CAST = "Cast or hash it when the files are written"
@@ -62,6 +63,11 @@ def column_kinds(
         kinds["segment column", features.segment] = found = _segments(kind)
         if found is None and not pa.types.is_null(kind):
             raise _unusable(features.segment, "segment column", kind, _SEGMENTS, file)
+    if features.key is not None:
+        kind = _field_type(schema, features.key, file, lambda own: not is_list(own))
+        if is_list(kind) or not _has_keys(kind):
+            raise _unusable(features.key, _JOIN_KEY, kind, KEY_TYPES, file)
+        kinds[_JOIN_KEY, features.key] = key_kind(kind)
     for feature in features.sparse:
         kind = _field_type(schema, feature.column, file, _has_keys)
         try:

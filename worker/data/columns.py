@@ -107,9 +107,10 @@ def columns_from_table(
         the table.
 
     Raises:
-        DataError: a label that is null or not 0 or 1, a sample's weight that is null, negative or
-            not finite, an infinite dense value, a key's weight that is null or not finite, weights
-            that don't match their keys; `UnreadableError` for arrays that only a damaged file has.
+        DataError: a label that is null or not 0 or 1, a key of labels that is null, a sample's
+            weight that is null, negative or not finite, an infinite dense value, a key's weight
+            that is null or not finite, weights that don't match their keys; `UnreadableError` for
+            arrays that only a damaged file has.
     """
     labels, weights, segments = np.empty(0, np.float32), None, None
     try:
@@ -117,6 +118,8 @@ def columns_from_table(
             labels = _labels(_array(table, features.label), features.label, where)
         if features.weight is not None:
             weights = _sample_weights(_array(table, features.weight), features.weight, where)
+        if features.key is not None:
+            join_keys(table, features.key, where=where)
         if features.segment is not None:
             segments = segments_of(_array(table, features.segment))
         return Columns(
@@ -130,6 +133,32 @@ def columns_from_table(
         if error.row is not None:
             error.row += first_row
         raise
+
+
+def join_keys(table: pa.Table, name: str, *, where: Where) -> _Ints:
+    """Return the keys by which samples find their labels.
+
+    Returns:
+        int64[n], see `keys_of`.
+
+    Raises:
+        DataError: one is null, or not an exact whole number; `UnreadableError`, as `_bags`.
+    """
+    array = _array(table, name)
+    try:
+        keys, valid = keys_of(array)
+    except IndexError as error:
+        raise _damaged(name, where, error) from error
+    except NotAKeyError as error:
+        what = "a key is not an exact whole number"
+        got, remedy = f"got {error.value}, expected {error.expected}", "Write integers or strings"
+        raise _refused(where, name, error.position, what, got, remedy) from error
+    if valid is not None and not valid.all():
+        row = int(np.argmin(valid))
+        remedy = "Give each sample and label a key, or leave such rows out"
+        got = "got null: nothing says which label is of which sample"
+        raise _refused(where, name, row, "a key of labels is null", got, remedy)
+    return keys
 
 
 def join(parts: list[Columns], order: _Ints | None = None) -> Columns:
@@ -264,6 +293,17 @@ def _refused(where: Where, column: str, row: int, what: str, got: str, remedy: s
     )
 
 
+def _damaged(column: str, where: Where, error: Exception) -> UnreadableError:
+    file, row_group = where
+    return UnreadableError(
+        what="a row group is damaged",
+        file=file,
+        column=column,
+        row_group=row_group,
+        got=str(error),
+    )
+
+
 def _shown(array: pa.Array, row: int) -> str:
     value = array[row].as_py()
     return "null" if value is None else repr(value)
@@ -296,13 +336,7 @@ def _bags(table: pa.Table, feature: SparseFeature, where: Where) -> Bags:
     try:
         keys, valid = keys_of(elements)
     except IndexError as error:
-        raise UnreadableError(
-            what="a row group is damaged",
-            file=where[0],
-            column=feature.column,
-            row_group=where[1],
-            got=str(error),
-        ) from error
+        raise _damaged(feature.column, where, error) from error
     except NotAKeyError as error:
         row = error.position
         if offsets is not None:

@@ -27,7 +27,9 @@ class Source:
         self.skipped = (0, 0)
         self.first_refused: list[str] = []
         self.took_all = False
-        self.stream = self
+        self.figures = None
+        self.waits = False
+        self.is_over = False
 
     def take(self, *, most: int, now: float) -> list[NewFile]:
         count = min(most, self.waiting)
@@ -37,6 +39,9 @@ class Source:
 
     def take_notes(self) -> list[str]:
         return []
+
+    def finish(self) -> None:
+        self.is_over = True
 
     def lag(self) -> Lag:
         return Lag(files=self.waiting)
@@ -78,6 +83,23 @@ def test_a_stream_ends_only_once_all_that_is_there_was_taken(
     assert (len(first.batches), first.ends) == (64, False), "a file waits, and no row does"
     assert second is not None
     assert (len(second.batches), second.ends) == (1, True)
+
+
+def test_a_stream_does_not_end_while_samples_wait_for_their_labels(tmp_path: Path) -> None:
+    source = Source(waiting=3)
+    source.waits = True
+    made = feed(source, tmp_path, idle=None)
+    made.finish()
+
+    first = made._following(64)
+    assert first is not None
+    assert (len(first.batches), first.ends, source.is_over) == (3, False, True)
+    assert made._following(64) is None
+    source.waits = False
+    last = made._following(64)
+
+    assert last is not None
+    assert last.ends
 
 
 def test_a_window_is_over_only_once_it_is_known_that_nothing_of_it_waits(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_bad_rows_are_left_out_and_kept_aside(tmp_path: Path) -> None:
     assert aside["_row"].to_pylist() == [1, 2, 6]
     assert aside["other"].to_pylist() == ["x"] * 3
     assert aside["_reason"][0].as_py().startswith("a label is not 0 or 1 (label): got 2")
-    assert coming.num_refused_rows == 3
+    assert coming.skipped == (0, 3)
     assert "3 rows" in coming.take_notes()[0]
 
 
