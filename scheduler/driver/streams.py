@@ -7,10 +7,9 @@ from scheduler.coordinator.growing_plan import PlanState
 from scheduler.coordinator.modes.rules import rule_of
 from scheduler.driver.resolved import JobSpecs
 from scheduler.driver.stream_feed import StreamFeed
-from scheduler.job.streams import stream_of
+from scheduler.job.streams import arrivals_of
 from scheduler.run.directory import ARRIVED, QUARANTINE, RunDirectory
 from scheduler.run.plan_log import PlanLog
-from worker.data.arrivals import Arrivals
 
 # Batches that are planned ahead at least: what is trained between two looks at the stream.
 _LEAST_AHEAD = 256
@@ -34,21 +33,20 @@ def feed_of(
     )
     for extension in log.extensions(plan.planned):
         cutter.follow(extension)
-    aside = run.path / QUARANTINE
-    stream = stream_of(config, spool=run.path / ARRIVED, aside=aside, note=note)
-    stream.seek(cutter.position or specs.stream_begins)
+    position = cutter.position or specs.stream_begins
+    arrivals = arrivals_of(
+        config,
+        specs.plan.kinds,
+        position,
+        skipped=cutter.skipped,
+        spool=run.path / ARRIVED,
+        aside=run.path / QUARANTINE,
+        note=note,
+    )
     coordinator = specs.coordinator
     rule = rule_of(coordinator.mode, coordinator.options)
     return StreamFeed(
-        arrivals=Arrivals(
-            stream,
-            specs.data.features,
-            kinds=specs.plan.kinds,
-            on_bad_file=specs.data.on_bad_file,
-            on_bad_record=config.data.on_bad_record,
-            aside=aside,
-            skipped=cutter.skipped,
-        ),
+        arrivals=arrivals,
         cutter=cutter,
         log=log,
         plan=plan,

@@ -30,13 +30,7 @@ from scheduler.job.faults import InjectConfig, check_targets
 from scheduler.job.job_yaml import JobYamlError, read_yaml
 from scheduler.job.model import EmbeddingConfig, ModelConfig, TableConfig
 from scheduler.job.names import Name, check_table_name
-from scheduler.job.online import (
-    KafkaConfig,
-    OnlineConfig,
-    StreamConfig,
-    check_online,
-    check_scored,
-)
+from scheduler.job.online import OnlineConfig, check_online, check_scored
 from scheduler.job.publishing import PublishConfig
 from scheduler.job.quantities import (
     MAX_WORKERS,
@@ -49,6 +43,12 @@ from scheduler.job.quantities import (
     Seconds,
 )
 from scheduler.job.roles import LabelsConfig, ResourcesConfig, check_bounds
+from scheduler.job.sources import (
+    KafkaConfig,
+    LabelStreamConfig,
+    StreamConfig,
+    check_label_stream,
+)
 from scheduler.scaling.decisions import ScalingOptions
 from worker.data.arrivals import OnBadRecord
 from worker.protocol import MAX_SCORES, MAX_TOKENS
@@ -114,6 +114,7 @@ class DataConfig(_Section):
 
     train: list[PathText] | None = Field(None, min_length=1)
     stream: StreamConfig | None = None
+    label_stream: LabelStreamConfig | None = None
     eval: list[PathText] | None = Field(None, min_length=1)
     label: Name = "label"
     weight: Name | None = None
@@ -137,8 +138,16 @@ class DataConfig(_Section):
         wrapped = {k: [value[k]] for k in ("train", "eval") if isinstance(value.get(k), str)}
         return {**value, **wrapped}
 
+    @property
+    def label_in_stream(self) -> str:
+        """The column of `label_stream` that holds the labels."""
+        named = None if self.label_stream is None else self.label_stream.label
+        return self.label if named is None else named
+
     @model_validator(mode="after")
     def _of_files_or_of_a_stream(self) -> "DataConfig":
+        if self.label_stream is not None:
+            check_label_stream(self.label_stream, self.stream, self.label_in_stream)
         if self.stream is None:
             if self.on_bad_record != "fail":
                 raise ValueError(
@@ -151,7 +160,8 @@ class DataConfig(_Section):
             raise ValueError("data.train and data.stream are both given; leave one of them out")
         if isinstance(self.stream, KafkaConfig):
             weights = [each.weights for each in self.sparse if each.weights is not None]
-            columns = [self.label, *self.dense, *(each.column for each in self.sparse), *weights]
+            answer = self.label if self.label_stream is None else self.label_stream.key
+            columns = [answer, *self.dense, *(each.column for each in self.sparse), *weights]
             columns += [self.weight] if self.weight is not None else []
             self.stream.check_columns(dict.fromkeys(columns))
         for name, value, only in (("epochs", self.epochs, 1), ("shuffle", self.shuffle, "none")):

@@ -53,13 +53,13 @@ def with_absolute_paths(config: JobConfig, environment: Mapping[str, str], cwd: 
             "eval": config.data.eval and [absolute("data.eval", path) for path in config.data.eval],
         }
     )
-    stream = config.data.stream
-    if stream is not None:
-        names = ("dir", "archive", "client_file", "avro_schema")
-        given = {name: getattr(stream, name, None) for name in names}
-        paths = {n: absolute(f"data.stream.{n}", path) for n, path in given.items() if path}
-        stream = stream.model_copy(update=paths)
-        data = data.model_copy(update={"stream": stream})
+    for section in ("stream", "label_stream"):
+        stream = getattr(config.data, section)
+        if stream is not None:
+            names = ("dir", "archive", "client_file", "avro_schema")
+            given = {name: getattr(stream, name, None) for name in names}
+            paths = {n: absolute(f"data.{section}.{n}", path) for n, path in given.items() if path}
+            data = data.model_copy(update={section: stream.model_copy(update=paths)})
     init_from, checkpoints = config.run.init_from, config.checkpoint.path
     if "://" in config.run.dir:
         raise ConfigError(

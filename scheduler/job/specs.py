@@ -63,6 +63,23 @@ def training_data(config: JobConfig) -> DataSpec:
     )
 
 
+def arriving_features(config: JobConfig) -> FeatureSpec:
+    """The columns of samples that arrive, and get their labels from another stream."""
+    labels = config.data.label_stream
+    assert labels is not None, "labels are in a stream of their own"
+    return replace(training_data(config).features, label=None, key=labels.key)
+
+
+def label_features(config: JobConfig) -> FeatureSpec:
+    """The columns of the stream of labels."""
+    labels = config.data.label_stream
+    assert labels is not None, "labels are in a stream of their own"
+    return FeatureSpec(
+        label=config.data.label_in_stream, dense=(), dense_transform="none", sparse=(),
+        key=labels.key,
+    )  # fmt: skip
+
+
 def evaluation_data(config: JobConfig) -> DataSpec:
     """How evaluation files become batches: in order, once."""
     return DataSpec(

@@ -5,19 +5,24 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 
 from scheduler.job.config import JobConfig
 from scheduler.job.errors import ConfigError
-from scheduler.job.online import DirectoryConfig, KafkaConfig
-from scheduler.job.specs import feature_spec
+from scheduler.job.sources import FolderSource, TopicSource
+from scheduler.job.specs import arriving_features, label_features, training_data
+from worker.contract import ColumnKind
+from worker.data.arrivals import Arrivals
 from worker.data.column_types import check_schema
 from worker.data.directory_stream import DirectoryStream
+from worker.data.joined_arrivals import JoinedArrivals, first_position
 from worker.data.kafka_client import read_client_file, require_kafka
 from worker.data.kafka_stream import KafkaStream, KafkaTopic
+from worker.data.label_join import LabelJoin
 from worker.data.messages import MessageDecoder, arrow_decoder, avro_decoder, json_decoder
 from worker.data.plan import Plan
 from worker.data.planning import plan_arrived, plan_of_sample
@@ -30,16 +35,88 @@ _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
 
 
+def arrivals_of(
+    config: JobConfig,
+    kinds: Sequence[ColumnKind],
+    position: Position,
+    *,
+    skipped: tuple[int, int],
+    spool: Path,
+    aside: Path,
+    note: Callable[[str], None],
+) -> Arrivals | JoinedArrivals:
+    """Return what arrives for a job.
+
+    Args:
+        kinds: what the sparse columns hold in the job's first file.
+        position: where in the stream, or in both, to go on.
+        skipped: files and rows that were left out before.
+        spool: folder for what has no files of its own.
+        aside: folder for what can't be used.
+        note: tells a person something.
+
+    Raises:
+        StorageError: a source can't be opened.
+        ConfigError: a setting is wrong, or a package is missing.
+        DataError: what waited for labels is not known any more.
+    """
+    settings, labels = config.data.stream, config.data.label_stream
+    assert settings is not None, "the job is one of a stream"
+    agreed: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def arrivals(
+        where: str, source: FolderSource | TopicSource, features: FeatureSpec, folder: str
+    ) -> Arrivals:
+        return Arrivals(
+            stream_of(
+                config, where, source, features,
+                spool=spool / folder, aside=aside / folder, note=note,
+            ),
+            features,
+            kinds=kinds,
+            on_bad_file=config.data.on_bad_file,
+            on_bad_record=config.data.on_bad_record,
+            aside=aside / folder,
+            skipped=skipped,
+            agreed=agreed,
+        )  # fmt: skip
+
+    features = training_data(config).features
+    made: Arrivals | JoinedArrivals
+    if labels is None:
+        made = arrivals("data.stream", settings, features, "")
+    else:
+        made = JoinedArrivals(
+            arrivals("data.stream", settings, arriving_features(config), "samples"),
+            arrivals("data.label_stream", labels, label_features(config), "labels"),
+            features=features,
+            make_join=lambda: LabelJoin(
+                window_seconds=labels.window_seconds,
+                late_seconds=labels.remembered_seconds,
+                again=config.training.loss == "fake_negative_weighting",
+            ),
+            folder=spool,
+            most_remembered=labels.max_waiting,
+        )
+    made.seek(position)
+    return made
+
+
 def stream_of(
     config: JobConfig,
+    where: str,
+    source: FolderSource | TopicSource,
+    features: FeatureSpec,
     *,
     spool: Path,
     aside: Path | None = None,
     note: Callable[[str], None] = _log.warning,
 ) -> Stream:
-    """Return the stream of a job.
+    """Return a stream of a job.
 
     Args:
+        where: the section of the job file that names the source.
+        features: columns that messages must have.
         spool: folder for the files of a stream that has none of its own.
         aside: folder for messages that are refused.
         note: tells a person something.
@@ -48,32 +125,30 @@ def stream_of(
         StorageError: it can't be opened.
         ConfigError: a setting is wrong, or a package is missing.
     """
-    settings = config.data.stream
-    assert settings is not None, "the job is one of a stream"
-    if isinstance(settings, DirectoryConfig):
-        return _directory(settings)
+    if isinstance(source, FolderSource):
+        return _directory(source)
     try:
         require_kafka()
         return KafkaStream(
             KafkaTopic(
-                brokers=settings.brokers,
-                topic=settings.topic,
-                group=settings.group or f"synchromesh-{config.name}",
-                start=settings.start,
-                on_lost=settings.on_lost,
-                settings=read_client_file(settings.client_file),
+                brokers=source.brokers,
+                topic=source.topic,
+                group=source.group or f"synchromesh-{config.name}",
+                start=source.start,
+                on_lost=source.on_lost,
+                settings=read_client_file(source.client_file),
             ),
-            _decoder(settings, feature_spec(config)),
+            _decoder(source, features),
             spool=spool,
             on_bad_record=config.data.on_bad_record,
             aside=aside,
             note=note,
         )
     except (ValueError, ImportError) as error:
-        raise ConfigError(f"data.stream: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
 
 
-def _directory(settings: DirectoryConfig) -> DirectoryStream:
+def _directory(settings: FolderSource) -> DirectoryStream:
     return DirectoryStream(
         settings.dir,
         late_seconds=settings.late_seconds,
@@ -84,7 +159,7 @@ def _directory(settings: DirectoryConfig) -> DirectoryStream:
     )
 
 
-def _decoder(settings: KafkaConfig, features: FeatureSpec) -> MessageDecoder:
+def _decoder(settings: TopicSource, features: FeatureSpec) -> MessageDecoder:
     """Return what reads the messages of a topic; raises ValueError, ImportError."""
 
     def check(schema: pa.Schema) -> str | None:
@@ -124,14 +199,35 @@ def begin_stream(config: JobConfig, data: DataSpec) -> tuple[Plan, Position]:
     """
     spool = Path(tempfile.mkdtemp(prefix="synchromesh-"))
     atexit.register(shutil.rmtree, spool, ignore_errors=True)  # the plan is of a file there
-    stream = stream_of(config, spool=spool)
-    try:
+    settings, labels = config.data.stream, config.data.label_stream
+    assert settings is not None, "the job is one of a stream"
+    if labels is None:
+        stream = stream_of(config, "data.stream", settings, data.features, spool=spool)
         return _first_of(stream, config, data)
+    # Where labels begin is noted before the first sample is waited for.
+    features = label_features(config)
+    stream = stream_of(config, "data.label_stream", labels, features, spool=spool / "labels")
+    try:
+        if isinstance(stream, DirectoryStream) and labels.start == "now":
+            stream.skip_what_is_there()
+        labels_begin = stream.position
+    finally:
+        stream.close()
+    data = replace(data, features=arriving_features(config))
+    stream = stream_of(config, "data.stream", settings, data.features, spool=spool)
+    plan, samples_begin = _first_of(stream, config, data)
+    return plan, first_position(samples_begin, labels_begin)
+
+
+def _first_of(stream: Stream, config: JobConfig, data: DataSpec) -> tuple[Plan, Position]:
+    """Wait for the first samples; the stream is closed then."""
+    try:
+        return _first_sample(stream, config, data)
     finally:
         stream.close()
 
 
-def _first_of(stream: Stream, config: JobConfig, data: DataSpec) -> tuple[Plan, Position]:
+def _first_sample(stream: Stream, config: JobConfig, data: DataSpec) -> tuple[Plan, Position]:
     newest, settings = None, config.data.stream
     assert settings is not None, "the job is one of a stream"
     if isinstance(stream, DirectoryStream) and settings.start == "now":

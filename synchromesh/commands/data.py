@@ -17,6 +17,7 @@ from runtime.storage import NoSuchFileError
 from synchromesh.commands.answers import Refused, answering, json_option, print_json, read_token
 from worker.data.kafka_client import read_client_file
 from worker.datasets.convert import Layout, convert_criteo, convert_movielens
+from worker.datasets.delayed_labels import LabelDelay
 from worker.datasets.files import DatasetError
 from worker.datasets.replay import replay
 from worker.datasets.synthetic import CriteoLike, write_criteo_like
@@ -273,6 +274,33 @@ def _receive(
     help="Settings of the client of Kafka, as data.stream.client_file.",
 )
 @click.option("--name", default="replay", show_default=True, help="Of the producer, to a receiver.")
+@click.option(
+    "--labels-to",
+    help="Where the labels of positives go, some time after their rows, which are written without:"
+    " a place as --to.",
+)
+@click.option("--label-column", default="label", show_default=True, help="Which holds them.")
+@click.option(
+    "--key-column",
+    default="sample_id",
+    show_default=True,
+    help="By which samples find their labels; rows are numbered where they lack it.",
+)
+@click.option(
+    "--label-delay",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="Seconds from a row to its label, or their mean.",
+)
+@click.option(
+    "--delays",
+    type=click.Choice(["exponential", "fixed"]),
+    default="exponential",
+    show_default=True,
+    help="How they are spread.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of delays.")
 @_token_option
 @json_option
 def _replay(
@@ -286,6 +314,12 @@ def _replay(
     form: Literal["arrow", "json"],
     client_file: str | None,
     name: str,
+    labels_to: str | None,
+    label_column: str,
+    key_column: str,
+    label_delay: float,
+    delays: Literal["exponential", "fixed"],
+    seed: int,
     token_file: str | None,
     as_json: bool,
 ) -> None:
@@ -298,21 +332,26 @@ def _replay(
     with answering(
         ValueError, ImportError, NoSuchFileError, failures=failures, failed="cannot replay: "
     ):
-        target: Target
-        if to.startswith("kafka://"):
-            target = KafkaTarget(to, form=form, settings=read_client_file(client_file))
-        elif to.startswith(("grpc://", "grpc+tls://")):
-            target = ReceiverTarget(to, name=name, token=_token(token_file))
-        else:
-            target = FolderTarget(to)
+
+        def target(to: str, name: str) -> Target:
+            if to.startswith("kafka://"):
+                return KafkaTarget(to, form=form, settings=read_client_file(client_file))
+            if to.startswith(("grpc://", "grpc+tls://")):
+                return ReceiverTarget(to, name=name, token=_token(token_file))
+            return FolderTarget(to)
+
         written = replay(
             inputs,
-            target,
+            target(to, name),
             rate=rate,
             every_seconds=every,
             loops=loops,
             time_column=time_column,
             number_column=number_column,
+            labels_to=None if labels_to is None else target(labels_to, f"{name}-labels"),
+            label_delay=LabelDelay(
+                label=label_column, key=key_column, seconds=label_delay, kind=delays, seed=seed
+            ),
             on_part=lambda place, rows: None if as_json else click.echo(f"{place} {rows}"),
         )
     if as_json:

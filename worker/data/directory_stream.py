@@ -143,7 +143,8 @@ class DirectoryStream:
         return None if self._after is None else join_url(self.folder, self._after)
 
     def poll(self, *, most: int, now: float) -> list[Arrival]:
-        if time.monotonic() >= self._next_listing:
+        looks = time.monotonic() >= self._next_listing
+        if looks:
             began = time.monotonic()
             self._look(now)
             took = time.monotonic() - began
@@ -162,7 +163,7 @@ class DirectoryStream:
             elif name in self._waiting:
                 waiting_on.append((place, name))
         self._order[:looked_at] = waiting_on
-        self._took_all = len(taken) < most
+        self._took_all = looks and len(taken) < most
         self._forget(now)
         return [Arrival(join_url(self.folder, n), self._written(n, f)) for n, f in taken]
 

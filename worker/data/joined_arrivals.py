@@ -81,6 +81,8 @@ class _Side:
                 self.taken.append(TakenFile(file.plan, self.until))
                 rows += sum(file.plan.row_group_rows)
             self.took_all = self.arrivals.took_all
+            if not files:
+                break
         if self.took_all:
             self.until = max(self.until, now)
 

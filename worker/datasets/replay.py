@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 
 from worker.data.footers import open_source
 from worker.data.planning import find_files
+from worker.datasets.delayed_labels import DelayedLabels, LabelDelay
 from worker.datasets.targets import Target
 
 _READ_ROWS = 1 << 16
@@ -22,6 +23,8 @@ def replay(
     loops: int = 1,
     time_column: str | None = None,
     number_column: str | None = None,
+    labels_to: Target | None = None,
+    label_delay: LabelDelay | None = None,
     on_part: Callable[[str, int], None] = lambda place, rows: None,
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
@@ -36,17 +39,28 @@ def replay(
         loops: how often the files are read.
         time_column: a column that gets the time at which its row was written, as a timestamp.
         number_column: a column that gets a number that no other row has, of whatever replay, int64.
+        labels_to: where the labels of positives go, once they are due; closed at the end. None:
+            rows keep them.
+        label_delay: when they are due.
         on_part: is told where each part went, and its rows.
         clock, sleep: seconds since 1970, and what waits.
 
     Returns:
-        How many rows were written.
+        How many rows were written, without labels.
 
     Raises:
+        ValueError: rows have no label that could be told.
         StorageError, OSError: a file can't be found, read or written.
     """
     rows_each = max(1, round(rate * every_seconds))
     began, written = clock(), 0
+    labels = None if labels_to is None else DelayedLabels(label_delay or LabelDelay())
+
+    def tell_labels(now: float) -> None:
+        found = None if labels is None else labels.due(now)
+        if labels_to is not None and found is not None:
+            on_part(labels_to.write(found, now), found.num_rows)
+
     for table in _tables(patterns, rows_each, loops):
         # A row happens before it is written, at the latest then.
         wait = began + (written + table.num_rows) / rate - clock()
@@ -56,15 +70,26 @@ def replay(
         if time_column is not None:
             stamp = pa.array([round(now * 1e6)] * table.num_rows, pa.timestamp("us", "UTC"))
             table = _with_column(table, time_column, stamp)
-        if number_column is not None:
+        numbered = [] if number_column is None else [number_column]
+        if labels is not None and labels.key not in (*table.column_names, *numbered):
+            numbered.append(labels.key)
+        for name in numbered:
             # Nanoseconds since 1970: nobody replays a row in each.
             first = round(began * 1e6) * 1000 + written
             numbers = pa.array(range(first, first + table.num_rows), pa.int64())
-            table = _with_column(table, number_column, numbers)
+            table = _with_column(table, name, numbers)
+        if labels is not None:
+            table = labels.split(table, now)
         place = to.write(table, now)
         written += table.num_rows
         on_part(place, table.num_rows)
+        tell_labels(now)
     to.close()
+    while labels is not None and (due := labels.next_due) is not None:
+        sleep(max(due - clock(), every_seconds))
+        tell_labels(clock())
+    if labels_to is not None:
+        labels_to.close()
     return written
 
 

@@ -7,9 +7,19 @@ import pytest
 import yaml
 
 from scheduler import ConfigError, JobConfig
-from scheduler.job.online import DirectoryConfig, KafkaConfig
 from scheduler.job.paths import with_absolute_paths
-from scheduler.job.specs import evaluation_data, training_data
+from scheduler.job.sources import (
+    DirectoryConfig,
+    KafkaConfig,
+    LabelFolderConfig,
+    LabelTopicConfig,
+)
+from scheduler.job.specs import (
+    arriving_features,
+    evaluation_data,
+    label_features,
+    training_data,
+)
 
 
 def job(stream: dict[str, Any], **sections: Any) -> JobConfig:
@@ -105,7 +115,8 @@ def test_what_can_be_no_topic_is_refused(stream: dict[str, Any], text: str) -> N
 
 def test_every_key_of_a_stream_is_on_its_page() -> None:
     page = (Path(__file__).parents[3] / "docs" / "jobs.md").read_text()
-    keys = {*DirectoryConfig.model_fields, *KafkaConfig.model_fields}
+    sections = (DirectoryConfig, KafkaConfig, LabelFolderConfig, LabelTopicConfig)
+    keys = {key for section in sections for key in section.model_fields}
 
     assert [key for key in sorted(keys) if f"`{key}`" not in page] == []
 
@@ -126,6 +137,74 @@ def test_what_is_for_files_is_named_with_its_value(data: dict[str, Any], text: s
 def test_windows_are_of_a_length_that_somebody_looks_at(seconds: float) -> None:
     with pytest.raises(ConfigError, match=r"training\.online\.window_seconds"):
         job({"dir": "in"}, training={"online": {"window_seconds": seconds}})
+
+
+# Labels
+
+
+LABELS = {"dir": "labels", "key": "id", "window_seconds": 60}
+
+
+def test_labels_may_be_in_a_stream_of_their_own() -> None:
+    config = job({"dir": "in"}, data={"label_stream": {**LABELS, "label": "click"}})
+
+    assert config.data.label_stream is not None
+    assert config.data.label_stream.remembered_seconds == 60
+    assert arriving_features(config).columns() == ["id", "x", "C1"]
+    assert label_features(config).columns() == ["click", "id"]
+    assert training_data(config).features.columns() == ["label", "x", "C1"]
+    here = with_absolute_paths(config, {}, Path("/here"))
+    assert here.data.label_stream is not None
+    assert getattr(here.data.label_stream, "dir") == "/here/labels"  # noqa: B009
+    assert JobConfig.from_dict(yaml.safe_load(here.to_yaml())) == here
+
+
+def test_samples_of_a_topic_need_no_label_then_but_the_key() -> None:
+    columns = {"x": "float32", "C1": "int64"}
+    with pytest.raises(ConfigError, match=r"data\.stream\.columns lacks id"):
+        job({**KAFKA, "columns": columns}, data={"label_stream": LABELS})
+
+    topic = {**KAFKA, "topic": "labels", "key": "id", "window_seconds": 1}
+    declared = {"columns": {"id": "int64", "label": "int8"}}
+    stream = {**KAFKA, "columns": {**columns, "id": "int64"}}
+    config = job(stream, data={"label_stream": {**topic, **declared}})
+
+    assert isinstance(config.data.label_stream, LabelTopicConfig)
+    with pytest.raises(ConfigError, match=r"data\.label_stream\.columns lacks label"):
+        job(stream, data={"label_stream": {**topic, "columns": {"id": "int64"}}})
+    with pytest.raises(ConfigError, match="are one topic, 'clicks'"):
+        job(stream, data={"label_stream": {**topic, **declared, "topic": "clicks"}})
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        ({"window_seconds": -1}, r"data\.label_stream\.window_seconds"),
+        ({"window_seconds": None}, r"data\.label_stream\.window_seconds"),
+        ({"window_seconds": 0}, "no label would find its sample. Give remember_seconds"),
+        ({"remember_seconds": 1e9}, r"data\.label_stream\.remember_seconds"),
+        ({"key": "label"}, "key is 'label', the label"),
+        ({"dir": "in"}, "lie in one another"),
+        ({"dir": "in/labels"}, "lie in one another"),
+        ({"max_waiting": 0}, r"data\.label_stream\.max_waiting"),
+        ({"close_seconds": 1}, r"unknown key data\.label_stream\.close_seconds"),
+        ({"type": "rabbit"}, r"data\.label_stream\.type.*'rabbit'"),
+    ],
+)
+def test_labels_that_could_not_be_found_are_refused(labels: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        job({"dir": "in"}, data={"label_stream": {**LABELS, **labels}})
+
+
+def test_labels_of_files_are_in_them() -> None:
+    with pytest.raises(ConfigError, match=r"data\.label_stream needs data\.stream"):
+        JobConfig.from_dict(
+            {
+                "data": {"train": "x.parquet", "label_stream": LABELS, "sparse": ["C1"]},
+                "model": {"type": "deepfm", "mlp": [8]},
+                "run": {"dir": "runs/x"},
+            }
+        )
 
 
 # Segments

@@ -1,6 +1,7 @@
 """Replayed files: all rows in order, at the rate, each file whole."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from mock_kafka import mock_kafka
 
 from worker.data.directory_stream import DirectoryStream
 from worker.data.messages import Decoded, arrow_decoder, json_decoder
+from worker.datasets.delayed_labels import LabelDelay
 from worker.datasets.replay import replay
 from worker.datasets.targets import FolderTarget
 
@@ -98,3 +100,73 @@ def test_a_topic_that_cant_be_named_or_reached_is_said(recorded: str) -> None:
 
     assert wrong.returncode == 2
     assert "kafka://HOST:PORT/TOPIC" in wrong.stderr
+
+
+def labelled(folder: Path, rows: int) -> str:
+    table = pa.table({"a": list(range(rows)), "label": [int(row % 3 == 0) for row in range(rows)]})
+    pq.write_table(table, folder / "labelled.parquet")
+    return str(folder / "labelled.parquet")
+
+
+def test_labels_of_positives_come_some_time_after_their_rows(tmp_path: Path) -> None:
+    now = 1_764_437_854.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def replayed(name: str, **options: Any) -> list[tuple[int, float, float]]:
+        """Rows by number in the order of their labels, with when both were written."""
+        nonlocal now
+        now, rows = 1_764_437_854.0, {}
+        samples, labels = tmp_path / name / "samples", tmp_path / name / "labels"
+        replay(
+            [labelled(tmp_path, 90)],
+            FolderTarget(str(samples)),
+            rate=10,
+            labels_to=FolderTarget(str(labels)),
+            label_delay=LabelDelay(seconds=3, **options),
+            on_part=lambda place, _: rows.update({place: now}),
+            clock=lambda: now,
+            sleep=sleep,
+        )
+        came: dict[int, tuple[int, float]] = {}
+        for path in sorted(samples.rglob("*.parquet")):
+            part = pq.read_table(path)
+            assert part.column_names == ["a", "sample_id"]
+            for row, key in zip(*part.to_pydict().values(), strict=True):
+                came[key] = row, rows[str(path)]
+        found = []
+        for path in sorted(labels.rglob("*.parquet")):
+            part = pq.read_table(path)
+            assert part["label"].to_pylist() == [1] * part.num_rows
+            found += [(*came[key], rows[str(path)]) for key in part["sample_id"].to_pylist()]
+        assert len(came) == 90
+        return found
+
+    fixed = replayed("fixed", kind="fixed")
+    drawn = replayed("drawn")
+
+    assert [row for row, *_ in fixed] == list(range(0, 90, 3))
+    assert {label - sample for _, sample, label in fixed} == {3.0}
+    assert sorted(row for row, *_ in drawn) == list(range(0, 90, 3))
+    delays = [label - sample for _, sample, label in drawn]
+    assert 1 < sum(delays) / len(delays) < 6
+    assert len(set(delays)) > 4
+    assert replayed("again") == drawn
+    assert replayed("other", seed=1) != drawn
+
+
+def test_the_command_replays_labels_by_a_key_that_rows_have(tmp_path: Path) -> None:
+    recorded = labelled(tmp_path, 30)
+    arguments = ["data", "replay", recorded, "--to", tmp_path / "s", "--rate", 1e9, "--every", 0.01]
+    delayed = ["--labels-to", tmp_path / "l", "--label-delay", 0]
+
+    done = run_here(*arguments, *delayed, "--key-column", "a")
+    wrong = run_here(*arguments, *delayed, "--label-column", "labl")
+
+    assert done.returncode == 0, done.stderr
+    assert pq.read_table(tmp_path / "s").column_names == ["a"]
+    assert pq.read_table(tmp_path / "l")["a"].to_pylist() == list(range(0, 30, 3))
+    assert wrong.returncode == 2
+    assert "no column 'labl', but 'label'" in wrong.stderr
