@@ -221,9 +221,10 @@ class Trainer:
         processes = held.processes = launcher.create(setups.server)
         cuts = held.cuts = RunningCuts(specs, processes, run)
         collector = Collector(run.path, config.checkpoint.keep, note)
-        first = job_beginning(specs)
         if earlier is not None and earlier.cut is not None:
             first = point_of(earlier.cut, specs)
+        else:
+            first = job_beginning(specs)
         if first.checkpoint is not None:
             held.publishing.readable(first.checkpoint.name)
         if held.publishing.address is not None:
