@@ -6,6 +6,7 @@ python -m serving.source_process
 import contextlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ _NICE = 10
 
 def main() -> None:
     """Do what lines of the standard input ask for, until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server ends it itself
     with contextlib.suppress(OSError, AttributeError):
         os.nice(_NICE)
     answers, sys.stdout = sys.stdout, sys.stderr

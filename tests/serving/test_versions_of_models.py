@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import threading
 import time
 import weakref
@@ -224,6 +225,8 @@ def test_who_answers_requests_has_forms_made_by_another_process(
         assert rows.name in model.refused[damaged.name]
 
         assert apart._process is not None
+        apart._process.send_signal(signal.SIGINT)  # as Ctrl-C does with all of a terminal's
+        assert model.refresh() is None
         apart._process.kill()
         job.train()
         full = job.cut(full=True)
