@@ -33,7 +33,8 @@ from scheduler import JobConfig, Trainer
 from scheduler.coordinator.batch_trace import BatchFile
 
 FIGURES = ("rss_bytes", "disk_bytes", "open_files", "processes")
-MOST_FILES = 600  # in the stream: what waits, and what checkpoints that are kept may need
+# In the stream: checkpoints that are kept may need 512,000 rows, the others wait.
+MOST_ROWS = 2_000_000
 ROOM_SECONDS = 20.0  # that a file waits for room at most: without steps nothing makes any
 SHIFT_ROWS = 200_000  # until half of the ids are new ones
 
@@ -60,7 +61,8 @@ def job_of(folder: Path) -> dict[str, Any]:
         "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8]},
         "training": {"mode": "async", "global_batch": 1024, "online": {"window_seconds": 1}},
         "cluster": {"workers": 1, "servers": 1, "start_timeout_seconds": 300},
-        "checkpoint": {"every_seconds": 1, "full_every": 10, "keep": 2},
+        # By steps: where the machine gets busier, no more changes from one to the next.
+        "checkpoint": {"every_steps": 25, "every_seconds": None, "full_every": 10, "keep": 2},
         "run": {"dir": str(folder / "run"), "progress_every_seconds": 0.25},
     }  # fmt: skip
 
@@ -83,7 +85,7 @@ def write_stream(folder: Path, rate: float, over: threading.Event) -> None:
         written, number = written + rows, number + 1
         over.wait(max(0.0, began + number / 4 - time.monotonic()))
         waits_until = time.monotonic() + ROOM_SECONDS
-        while len(os.listdir(folder)) > MOST_FILES and time.monotonic() < waits_until:
+        while len(os.listdir(folder)) * rows > MOST_ROWS and time.monotonic() < waits_until:
             if over.wait(0.25):
                 return
 
@@ -155,6 +157,8 @@ def soak(folder: Path, arguments: argparse.Namespace) -> bool:
     watching = threading.Thread(
         target=lambda: samples.extend(watch(folder / "run", 60 * arguments.minutes, over, tell))
     )
+    # A shell that starts it in the background has it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     stream.start()
     watching.start()
     try:
