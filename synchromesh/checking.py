@@ -11,6 +11,7 @@ import numpy.typing as npt
 from embedding.table.precision import stored_width
 from embedding.table.rows import memory_of
 from scheduler.job.config import JobConfig
+from scheduler.job.specs import arriving_features
 from worker.data.plan import Plan
 from worker.data.reading import read_file
 from worker.errors import DataError
@@ -101,8 +102,11 @@ def check_job(config: JobConfig, *, rows: int = SAMPLE_ROWS) -> Check:
     from scheduler.driver.resolved import resolve  # and with it Ray, which is not started
 
     specs = resolve(config)
-    seen = _Seen(specs.data.features)
-    refused = _read(specs.plan, specs.data.features, rows, seen)
+    features = specs.data.features
+    if config.data.label_stream is not None:
+        features = arriving_features(config)
+    seen = _Seen(features)
+    refused = _read(specs.plan, features, rows, seen)
     columns = seen.columns(specs.plan.rows_per_epoch)
     tables = _tables(specs, seen, columns)
     total = specs.plan.rows_per_epoch * specs.plan.epochs
@@ -114,7 +118,7 @@ def check_job(config: JobConfig, *, rows: int = SAMPLE_ROWS) -> Check:
         batches=specs.plan.batches_per_epoch,
         steps=math.ceil(total / config.global_batch),
         rows_read=seen.rows,
-        label_mean=seen.label_sum / seen.rows if seen.rows else None,
+        label_mean=seen.label_mean,
         columns=columns,
         tables=tables,
         server_memory_bytes=math.ceil(
@@ -232,11 +236,17 @@ class _Seen:
             )
         return found
 
+    @property
+    def label_mean(self) -> float | None:
+        """The share of positives; None where rows have no label, or none was read."""
+        has_label = self._features.label is not None
+        return self.label_sum / self.rows if self.rows and has_label else None
+
     def warnings(self) -> list[str]:
         if not self.rows:
             return []
         found = []
-        mean = self.label_sum / self.rows
+        mean = self.label_mean
         if mean in (0.0, 1.0):
             found.append(f"every label of the {self.rows:,} rows that were read is {mean:.0f}")
         if self._weight.maximum == 0.0:

@@ -203,31 +203,49 @@ def begin_stream(config: JobConfig, data: DataSpec) -> tuple[Plan, Position]:
     assert settings is not None, "the job is one of a stream"
     if labels is None:
         stream = stream_of(config, "data.stream", settings, data.features, spool=spool)
-        return _first_of(stream, config, data)
+        return _first_of(stream, config, data, {})
     # Where labels begin is noted before the first sample is waited for.
-    features = label_features(config)
+    features, agreed = label_features(config), dict[tuple[str, str], tuple[str, str]]()
     stream = stream_of(config, "data.label_stream", labels, features, spool=spool / "labels")
     try:
         if isinstance(stream, DirectoryStream) and labels.start == "now":
             stream.skip_what_is_there()
         labels_begin = stream.position
+        if isinstance(stream, DirectoryStream) and config.data.on_bad_file == "fail":
+            # One that is there already says soon what is wrong with all of them.
+            for arrival in stream.poll(most=1, now=time.time()):
+                plan_arrived(arrival.path, features, (), agreed)
     finally:
         stream.close()
     data = replace(data, features=arriving_features(config))
     stream = stream_of(config, "data.stream", settings, data.features, spool=spool)
-    plan, samples_begin = _first_of(stream, config, data)
+    plan, samples_begin = _first_of(stream, config, data, agreed)
     return plan, first_position(samples_begin, labels_begin)
 
 
-def _first_of(stream: Stream, config: JobConfig, data: DataSpec) -> tuple[Plan, Position]:
-    """Wait for the first samples; the stream is closed then."""
+def _first_of(
+    stream: Stream,
+    config: JobConfig,
+    data: DataSpec,
+    agreed: dict[tuple[str, str], tuple[str, str]],
+) -> tuple[Plan, Position]:
+    """Wait for the first samples; the stream is closed then.
+
+    Args:
+        agreed: what columns hold that samples must agree with.
+    """
     try:
-        return _first_sample(stream, config, data)
+        return _first_sample(stream, config, data, agreed)
     finally:
         stream.close()
 
 
-def _first_sample(stream: Stream, config: JobConfig, data: DataSpec) -> tuple[Plan, Position]:
+def _first_sample(
+    stream: Stream,
+    config: JobConfig,
+    data: DataSpec,
+    agreed: dict[tuple[str, str], tuple[str, str]],
+) -> tuple[Plan, Position]:
     newest, settings = None, config.data.stream
     assert settings is not None, "the job is one of a stream"
     if isinstance(stream, DirectoryStream) and settings.start == "now":
@@ -238,7 +256,7 @@ def _first_sample(stream: Stream, config: JobConfig, data: DataSpec) -> tuple[Pl
         arrived = [] if newest else [a.path for a in stream.poll(most=1, now=time.time())]
         for path in [newest] if newest is not None else arrived:
             try:
-                return plan_of_sample(plan_arrived(path, data.features, (), {}), data), begins
+                return plan_of_sample(plan_arrived(path, data.features, (), agreed), data), begins
             except DataError:
                 if data.on_bad_file == "fail":
                     raise

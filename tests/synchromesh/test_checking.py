@@ -14,6 +14,7 @@ from embedding.table.rows import memory_of
 from scheduler.job.config import JobConfig
 from synchromesh.checking import check_job, grown
 from synchromesh.commands.main import main
+from worker.errors import DataError
 
 
 @pytest.fixture
@@ -143,3 +144,29 @@ def test_weights_of_samples_are_shown_and_told_of_where_all_are_0(
         assert (weight.minimum, weight.maximum) == (min(weights), max(weights))
         assert weight.mean == pytest.approx(np.mean(weights))
         assert any("every weight" in warning for warning in check.warnings) is warned
+
+
+def test_samples_whose_labels_come_later_are_read_without(
+    job: dict[str, Any], samples: Path, tmp_path: Path
+) -> None:
+    table = pq.read_table(next(samples.glob("train-*.parquet"))).slice(0, 100)
+    for name, part in (
+        ("samples", table.drop_columns(["label"]).append_column("id", pa.array(range(100)))),
+        ("labels", pa.table({"id": [3], "label": [1]})),
+    ):
+        (tmp_path / name).mkdir()
+        pq.write_table(part, tmp_path / name / "1.parquet")
+    labels = {"dir": str(tmp_path / "labels"), "key": "id", "window_seconds": 60}
+    data = {**job["data"], "stream": {"dir": str(tmp_path / "samples")}, "label_stream": labels}
+    del data["train"]
+
+    check = check_job(config_of({**job, "data": data}, tmp_path / "job.yaml"))
+
+    assert (check.refused, check.rows_read, check.label_mean) == ([], 100, None)
+    assert check.warnings == []
+    pq.write_table(pa.table({"id": ["3"], "label": [1]}), tmp_path / "labels" / "1.parquet")
+    with pytest.raises(DataError, match="a key of labels differs between files"):
+        check_job(config_of({**job, "data": data}, tmp_path / "job.yaml"))
+    pq.write_table(pa.table({"iid": [3], "label": [1]}), tmp_path / "labels" / "1.parquet")
+    with pytest.raises(DataError, match=r"lacks a column.*'id'.*but 'iid'"):
+        check_job(config_of({**job, "data": data}, tmp_path / "job.yaml"))

@@ -146,7 +146,7 @@ class _Ring:
 
 
 class LabelJoin:
-    """Joins two streams by key. Memory is about 70 bytes for each entry that it has.
+    """Joins two streams by key. Memory is 50 to 100 bytes for each entry that it has.
 
     Args:
         window_seconds: for how long a sample waits for its label.
