@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from killed_actors import disturbed
 from lost_driver import driver_lost
+from mock_kafka import mock_kafka
 from ray_of_threads import RayOfThreads
 
 import worker.data.joined_arrivals
@@ -234,3 +236,27 @@ def test_files_of_both_streams_go_once_no_checkpoint_needs_them(
     assert len(list((tmp_path / "labels").iterdir())) < 8
     assert list((run / "arrived" / "joined").iterdir()) == []
     assert list((run / "arrived" / "rows").iterdir()) == []
+
+
+@pytest.mark.usefixtures("nothing_goes")
+def test_labels_may_come_by_a_topic(
+    jobs_in_threads: RayOfThreads, table: pa.Table, tmp_path: Path
+) -> None:
+    label = table["label"].to_pylist()
+    with mock_kafka() as kafka:
+        clicks = [json.dumps({"id": key, "label": 1}).encode() for key in range(ROWS) if label[key]]
+        for partition in range(3):
+            kafka.write("labels", clicks[partition::3], partition=partition)
+        put(table.drop_columns(["label"]), tmp_path / "samples" / "1.parquet", time.time())
+        topic = {"type": "kafka", "brokers": kafka.brokers, "topic": "labels", "format": "json"}
+        columns = {"id": "int64", "label": "int8"}
+        config = job(tmp_path, tmp_path / "run").model_dump(mode="json")
+        config["data"]["label_stream"] = {
+            **topic, "columns": columns, "key": "id", "window_seconds": 1,
+            "remember_seconds": 60,
+        }  # fmt: skip
+
+        result = finished(JobConfig.from_dict(config))
+
+    assert trained_with(tmp_path / "run") == {key: [label[key]] for key in range(ROWS)}
+    assert result.metrics["stream"]["labels"]["joined"] == sum(label)
