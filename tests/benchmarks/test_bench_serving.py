@@ -37,5 +37,5 @@ def test_every_group_prints_its_figures() -> None:
     assert {
         *("form_make", "form_open", "rows_float32", "rows_bf16", "rows_int8", "in_process"),
         *("shared_compute", "shared_json", "shared_binary", "http_rate", "sessions_rate"),
-        *("swaps_slowest", "cut_to_served", "session_memory"),
+        *("swaps_slowest", "cut_to_served", "session_memory", "products"),
     } == {*names}
