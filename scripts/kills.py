@@ -38,6 +38,8 @@ TITLES = {
     "worker": "ray::WorkerActor",
 }
 ROWS_OF_FILE = 200
+MOST_FILES = 300  # in the stream; whoever waits for longer than this writes all the same
+ROOM_SECONDS = 20.0
 MOST_SECONDS = 1200.0  # that a checkpoint, or the end, is waited for
 # What a job says that a busy machine is the reason of, not the kill: it is started again.
 TOO_BUSY = ("Ray did not start on this machine", "did not come up within")
@@ -58,13 +60,14 @@ def job_of(folder: Path, mode: str) -> dict[str, Any]:
     return {
         "seed": 1,
         "data": {
-            "stream": {"dir": str(folder / "stream"), "poll_seconds": 0.1, "close_seconds": 0.2},
-            "dense": ["d"], "sparse": ["a", "row"], "batch_size": 32,
+            "stream": {"dir": str(folder / "stream"), "poll_seconds": 0.1, "close_seconds": 0.2,
+                       "trained_files": "remove"},
+            "dense": ["d"], "sparse": ["a", "row"], "batch_size": 128,
         },
         "embedding": {"dim": 4},
         "tables": {"row": {"track_usage": True}},
         "model": {"type": "dlrm", "bottom_mlp": [8], "top_mlp": [8]},
-        "training": {"mode": mode, "global_batch": 64, "staleness_bound": 1000},
+        "training": {"mode": mode, "global_batch": 256, "staleness_bound": 1000},
         "cluster": {"workers": 2, "servers": 2, "start_timeout_seconds": 300,
                     "max_worker_restarts": 1000},
         "checkpoint": {"every_seconds": 1, "full_every": 10, "keep": 2},
@@ -89,6 +92,10 @@ class Stream:
     def _write(self, folder: Path, rate: float) -> None:
         rng = np.random.default_rng(1)
         while not self._over.wait(ROWS_OF_FILE / rate):
+            waits_until = time.monotonic() + ROOM_SECONDS
+            while len(os.listdir(folder)) > MOST_FILES and time.monotonic() < waits_until:
+                if self._over.wait(0.5):
+                    return
             numbers = np.arange(self.rows, self.rows + ROWS_OF_FILE)
             table = pa.table(
                 {
