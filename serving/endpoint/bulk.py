@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from runtime.flight_token import TokenRequired
+from runtime.flight_calls import TokenRequired, only_flight_errors
 from runtime.strict_json import json_text
 from serving.calls import Answer, Call
 from serving.computing import failed
@@ -90,6 +90,10 @@ class BulkServer(flight.FlightServerBase):
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """Answer the batches of a stream; raises FlightError, of what is wrong with `WRONG`."""
+        with only_flight_errors():
+            self._exchange(descriptor, reader, writer)
+
+    def _exchange(self, descriptor: Any, reader: Any, writer: Any) -> None:
         stream = self._begin(descriptor)
         try:
             self._check(reader)

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from runtime.flight_token import TokenRequired
+from runtime.flight_calls import TokenRequired, only_flight_errors
 from worker.datasets.receiving import Inbox, ReceiveError, Spool
 
 MAX_METADATA_BYTES = 256
@@ -75,6 +75,10 @@ class FlightReceiver(flight.FlightServerBase):
 
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """Take one stream of a producer; raises FlightError."""
+        with only_flight_errors():
+            self._take(descriptor, reader, writer)
+
+    def _take(self, descriptor: Any, reader: Any, writer: Any) -> None:
         parts = descriptor.path or []
         producer = parts[0].decode("utf-8", "replace") if len(parts) == 1 else ""
         try:

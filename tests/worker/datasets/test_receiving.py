@@ -244,6 +244,19 @@ def test_batches_without_a_number_are_refused(receiver: FlightReceiver, metadata
         put(receiver, metadata, rows(0))
 
 
+def test_text_that_is_no_text_is_refused_without_a_word_of_the_servers_files(
+    receiver: FlightReceiver,
+) -> None:
+    buffers = [None, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff")]
+    batch = pa.record_batch({"a": pa.Array.from_buffers(pa.string(), 1, buffers)})
+
+    with pytest.raises(flight.FlightServerError, match=r"can't be read: .*UTF8") as refused:
+        put(receiver, b'{"batch": 1}', batch)
+
+    assert "Traceback" not in str(refused.value)
+    assert ".py" not in str(refused.value)
+
+
 def test_what_is_too_large_or_too_much_is_refused(tmp_path: Path) -> None:
     server = FlightReceiver(tmp_path, token=TOKEN, most_producers=1, most_batch_bytes=1000)
 
