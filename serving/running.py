@@ -73,6 +73,7 @@ class Serving:
 
     Attributes:
         bulk: what answers Arrow Flight, while it runs; None: it is not asked for.
+        waits: whether a stream of Arrow Flight is left open, whose client sends nothing.
 
     Raises:
         ServingError, CheckpointError, ModelError: it can't be served as it is asked for.
@@ -107,6 +108,7 @@ class Serving:
             log = _access_log(options.access_log, opened)
             self._opened = opened.pop_all()
         self.bulk: BulkServer | None = None
+        self.waits = False
         self.model.when_swapped(self._pool.take)
         self.endpoint = Endpoint(
             self.model,
@@ -153,7 +155,7 @@ class Serving:
             await self.server.run(ready)
         finally:
             if self.bulk is not None:
-                await asyncio.to_thread(self.bulk.close)
+                self.waits = not await asyncio.to_thread(self.bulk.close)
 
     def _begin_bulk(self, loop: asyncio.AbstractEventLoop) -> None:
         options = self._options

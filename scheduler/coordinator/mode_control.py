@@ -149,8 +149,11 @@ class ModeControl:
             return None
         if len(told) < len(residuals):
             return Wish("gba", "job", "the model does not tell how long its steps are")
-        measured = "" if size is None else f", {size:.2f} of the way to the optimum"
-        return Wish("gba", "job", f"steps are short enough for stale gradients{measured}")
+        if size is None:
+            reason = "a step has so many batches that stale gradients do no harm"
+            return Wish("gba", "job", reason)
+        measured = f"they go {size:.2f} of the way to the optimum"
+        return Wish("gba", "job", f"steps are short enough for stale gradients: {measured}")
 
     def applied(self, step: int, *, seconds: float, now: float) -> None:
         """Every shard has reached a step, after so many seconds of training."""

@@ -109,12 +109,18 @@ class BulkServer(flight.FlightServerBase):
             with self._lock:
                 self._moved.pop(stream, None)
 
-    def close(self) -> None:
-        """Answer the batches that are under way, and take no more; 2 s at most."""
+    def close(self) -> bool:
+        """Answer the batches that are under way, and take no more; 2 s at most.
+
+        Returns:
+            Whether all streams have ended. gRPC waits for one whose client sends nothing, and so
+            would the end of this process.
+        """
         self._over = True
         ending = threading.Thread(target=self.shutdown, daemon=True)
         ending.start()
         ending.join(_CLOSE_SECONDS)
+        return not ending.is_alive()
 
     def _begin(self, descriptor: Any) -> object:
         path = [part.decode("utf-8", "replace") for part in descriptor.path or []]

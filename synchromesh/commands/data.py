@@ -1,5 +1,6 @@
 """`synchromesh data`: data sets as Parquet."""
 
+import math
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 import click
 import pyarrow as pa
+from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -238,6 +240,44 @@ def _receive(
     os._exit(0)  # gRPC would wait for connections that nobody may ever close
 
 
+class _Seconds(click.FloatRange):
+    """A number in a range; NaN, which is in every range to click, is in none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
+
+
+_OF_LABELS = ("label_column", "key_column", "label_delay", "delays", "seed")
+
+
+def _check_labels_of_replay(to: str, labels_to: str | None) -> None:
+    """Refuse options of labels that go nowhere, and labels that would come among samples."""
+    context = click.get_current_context()
+    if labels_to is None:
+        given = [
+            name
+            for name in _OF_LABELS
+            if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        ]
+        if given:
+            option = "--" + given[0].replace("_", "-")
+            raise click.UsageError(
+                f"{option} is about labels of a stream of their own, which --labels-to names"
+            )
+        return
+    ours, theirs = f"{labels_to.rstrip('/')}/", f"{to.rstrip('/')}/"
+    if ours.startswith(theirs) or theirs.startswith(ours):
+        raise click.UsageError(
+            f"--labels-to {labels_to!r} and --to {to!r} lie in one another, so labels would be"
+            " taken for samples; choose places beside each other"
+        )
+
+
 @command.command(
     "replay",
     epilog="Example: synchromesh data replay 'data/clicks/*.parquet' --to stream --rate 5000",
@@ -249,10 +289,10 @@ def _receive(
     help="Folder (path or URL) in which files appear, kafka://HOST:PORT/TOPIC, or"
     " grpc://HOST:PORT of `synchromesh data receive`.",
 )
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), required=True, help="Rows/s.")
+@click.option("--rate", type=_Seconds(min=0, min_open=True), required=True, help="Rows/s.")
 @click.option(
     "--every",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Seconds(min=0, min_open=True),
     default=1.0,
     show_default=True,
     help="Seconds from one file, or burst of messages, to the next.",
@@ -288,7 +328,7 @@ def _receive(
 )
 @click.option(
     "--label-delay",
-    type=click.FloatRange(min=0),
+    type=_Seconds(min=0),
     default=10.0,
     show_default=True,
     help="Seconds from a row to its label, or their mean.",
@@ -328,6 +368,7 @@ def _replay(
     Into a folder each file is written whole, named by the time: a job on a stream trains it as it
     comes.
     """
+    _check_labels_of_replay(to, labels_to)
     failures = (OSError, pa.ArrowException)
     with answering(
         ValueError, ImportError, NoSuchFileError, failures=failures, failed="cannot replay: "

@@ -1,6 +1,8 @@
 """`synchromesh serve`: a trained model behind an HTTP endpoint."""
 
 import asyncio
+import os
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -235,6 +237,9 @@ def _serve(options: "ServeOptions", *, as_json: bool) -> None:
             asyncio.run(serving.run(ready))
         finally:
             serving.close()
+    if serving.waits:
+        sys.stdout.flush()
+        os._exit(0)  # gRPC would wait for streams that nobody may ever end
 
 
 def _tell(serving: "Serving", name: str, *, as_json: bool) -> None:

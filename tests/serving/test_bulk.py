@@ -1,7 +1,12 @@
 """Arrow Flight: the model's bits batch by batch, what is wrong by name, and peers that idle."""
 
+import json
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -209,3 +214,27 @@ def test_a_server_that_stops_ends_its_streams(start: Callable[..., Any]) -> None
     assert time.monotonic() - began < bulk._CLOSE_SECONDS + 30
     with pytest.raises((OverloadError, ServingError)):
         list(client_of(served, timeout_seconds=5).predict(SAMPLES))
+
+
+def test_the_command_ends_though_a_stream_is_open_that_sends_nothing(tmp_path: Path) -> None:
+    job = SavedModel("plain", tmp_path / "run")
+    job.train(3)
+    job.cut()
+    ports = ("--port", "0", "--flight-port", "0")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "synchromesh", "serve", str(tmp_path / "run"), *ports, "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        client = flight.connect(told["flight"])
+        model = flight.FlightDescriptor.for_path(told["model"])
+        writer, _ = client.do_exchange(model)
+        writer.begin(SAMPLES.schema)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()

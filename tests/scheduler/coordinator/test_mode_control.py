@@ -86,14 +86,14 @@ def test_a_job_that_begins_in_sync_leaves_it_once_its_steps_are_short() -> None:
 
     assert wish is not None
     assert (wish.mode, wish.cause) == ("gba", "job")
-    assert wish.reason.startswith("steps are short enough for stale gradients, 0.")
+    assert wish.reason.startswith("steps are short enough for stale gradients: they go 0.")
 
 
 def test_a_job_whose_steps_have_four_batches_of_each_worker_leaves_sync_at_once() -> None:
     wish = control(settles=True).formed(batches_of(0.5), workers=1)
 
     assert wish is not None
-    assert wish.reason == "steps are short enough for stale gradients"
+    assert wish.reason == "a step has so many batches that stale gradients do no harm"
 
 
 def test_a_model_that_tells_no_residuals_keeps_no_job_in_sync() -> None:

@@ -170,3 +170,25 @@ def test_the_command_replays_labels_by_a_key_that_rows_have(tmp_path: Path) -> N
     assert pq.read_table(tmp_path / "l")["a"].to_pylist() == list(range(0, 30, 3))
     assert wrong.returncode == 2
     assert "no column 'labl', but 'label'" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--labels-to", "in"), "--labels-to 'in' and --to 'in' lie in one another"),
+        (("--labels-to", "in/labels/"), "choose places beside each other"),
+        (("--labels-to", "labels", "--label-delay", "nan"), "'nan' is not a number"),
+        (("--label-delay", "3"), "--label-delay is about labels of a stream of their own"),
+        (("--every", "nan"), "'nan' is not a number"),
+    ],
+)
+def test_labels_among_samples_and_options_that_mean_nothing_are_refused_before_a_row_is_written(
+    recorded: str, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    refused = run_here(
+        "data", "replay", recorded, "--to", "in", "--rate", "9", *options, cwd=tmp_path
+    )
+
+    assert refused.returncode == 2
+    assert said in " ".join(refused.stderr.split())
+    assert not (tmp_path / "in").exists()

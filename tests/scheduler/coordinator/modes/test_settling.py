@@ -51,6 +51,12 @@ def test_long_steps_keep_a_job_in_sync_and_short_ones_do_not() -> None:
     assert short.allows(workers=4)
 
 
+def test_the_large_residuals_of_the_beginning_do_not_hide_that_steps_are_long() -> None:
+    beginning = [50.0 * 0.8**step for step in range(20)]
+
+    assert not settling_after([*beginning, *residuals(1.5, steps=400)]).allows(workers=4)
+
+
 def test_more_workers_than_batches_in_a_step_need_shorter_steps() -> None:
     settling = settling_after(residuals(0.5, steps=4000))
 
@@ -64,7 +70,7 @@ def test_a_step_of_four_batches_of_each_worker_does_no_harm_whatever_its_length(
 
 
 def test_nothing_is_said_of_a_few_steps() -> None:
-    settling = settling_after(residuals(0.05, steps=128))
+    settling = settling_after(residuals(0.05, steps=256))
     assert settling.step_size is None
     assert not settling.allows(workers=4)
 
