@@ -109,3 +109,12 @@ def _arrow_root(scheme: str, authority: str, options: str) -> tuple[pafs.FileSys
     """The client of one bucket or server: making one can take network calls, so they are kept."""
     url = f"{scheme}://{authority}/" + (f"?{options}" if options else "")
     return pafs.FileSystem.from_uri(quote(url, safe=_URL_CHARACTERS + "?"))
+
+
+def lie_in_one_another(one: str, other: str) -> bool:
+    """Return whether one of two folders, paths or URLs, is the other one or lies in it.
+
+    They are compared as they are written.
+    """
+    one, other = f"{one.rstrip('/')}/", f"{other.rstrip('/')}/"
+    return one.startswith(other) or other.startswith(one)

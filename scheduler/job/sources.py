@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from runtime.storage import is_known_scheme, split_url
+from runtime.storage import is_known_scheme, lie_in_one_another, split_url
 from scheduler.job.names import Name
 from scheduler.job.quantities import Count, PathText
 from worker.data.messages import COLUMN_TYPES, MessageFormat, column_type
@@ -243,14 +243,16 @@ def check_label_stream(
         )
     if isinstance(labels, LabelTopicConfig):
         labels.check_columns((labels.key, label), "data.label_stream")
-    if isinstance(labels, LabelFolderConfig) and isinstance(stream, DirectoryConfig):
-        ours, theirs = f"{labels.dir.rstrip('/')}/", f"{stream.dir.rstrip('/')}/"
-        if ours.startswith(theirs) or theirs.startswith(ours):
-            raise ValueError(
-                f"data.label_stream.dir {labels.dir!r} and data.stream.dir {stream.dir!r} lie in"
-                " one another, so files of one would be taken for the other; choose folders beside"
-                " each other"
-            )
+    if (
+        isinstance(labels, LabelFolderConfig)
+        and isinstance(stream, DirectoryConfig)
+        and lie_in_one_another(labels.dir, stream.dir)
+    ):
+        raise ValueError(
+            f"data.label_stream.dir {labels.dir!r} and data.stream.dir {stream.dir!r} lie in"
+            " one another, so files of one would be taken for the other; choose folders beside"
+            " each other"
+        )
     topics = [
         (each.brokers, each.topic) for each in (labels, stream) if isinstance(each, TopicSource)
     ]

@@ -15,7 +15,7 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from runtime.storage import NoSuchFileError
+from runtime.storage import NoSuchFileError, lie_in_one_another
 from synchromesh.commands.answers import Refused, answering, json_option, print_json, read_token
 from worker.data.kafka_client import read_client_file
 from worker.datasets.convert import Layout, convert_criteo, convert_movielens
@@ -270,8 +270,7 @@ def _check_labels_of_replay(to: str, labels_to: str | None) -> None:
                 f"{option} is about labels of a stream of their own, which --labels-to names"
             )
         return
-    ours, theirs = f"{labels_to.rstrip('/')}/", f"{to.rstrip('/')}/"
-    if ours.startswith(theirs) or theirs.startswith(ours):
+    if lie_in_one_another(labels_to, to):
         raise click.UsageError(
             f"--labels-to {labels_to!r} and --to {to!r} lie in one another, so labels would be"
             " taken for samples; choose places beside each other"
