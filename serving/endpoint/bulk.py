@@ -160,7 +160,7 @@ class BulkServer(flight.FlightServerBase):
         """Refuse wrong columns before anything is computed."""
         try:
             given = reader.schema
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:  # OSError of one that ends without any
             raise RequestError("a stream must begin with the schema of its batches") from error
         arrow.check_columns(given, self._model.schema)
 

@@ -116,6 +116,18 @@ def stream(served: Any, table: pa.Table = SAMPLES) -> tuple[Any, Any]:
     return writer, reader
 
 
+def test_a_stream_that_ends_without_a_schema_is_told_what_it_lacks(served_bulk: Any) -> None:
+    client = flight.connect(served_bulk.serving.bulk.address)
+    bearer = flight.FlightCallOptions(headers=[(b"authorization", f"Bearer {TOKEN}".encode())])
+    writer, reader = client.do_exchange(flight.FlightDescriptor.for_path("clicks"), bearer)
+    writer.done_writing()
+
+    with pytest.raises(flight.FlightServerError, match="must begin with the schema") as refused:
+        reader.read_all()
+
+    assert "Traceback" not in str(refused.value)
+
+
 def test_streams_are_bounded_and_idle_ones_make_room(start: Callable[..., Any]) -> None:
     served = start(flight_port=0)
     server = served.serving.bulk
