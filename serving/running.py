@@ -105,7 +105,7 @@ class Serving:
             opened.callback(self._template.close)
             self._pool = Pool(self._sessions())
             opened.callback(self._pool.close)
-            log = _access_log(options.access_log, opened)
+            self._log = _access_log(options.access_log, opened)
             self._opened = opened.pop_all()
         self.bulk: BulkServer | None = None
         self.waits = False
@@ -121,7 +121,7 @@ class Serving:
             self.endpoint,
             host=options.host,
             port=port,
-            log=log,
+            log=self._log,
             stop_seconds=options.stop_seconds,
         )
 
@@ -173,6 +173,7 @@ class Serving:
             token=options.token,
             limits=options.limits,
             figures=self.endpoint.figures,
+            log=self._log,
         )
 
     def close(self) -> None:

@@ -2,11 +2,14 @@
 
 import queue
 import threading
+import time
 from typing import IO, Any
 
 from runtime.strict_json import json_text
+from serving.calls import Answer
 
 _MOST_WAITING = 10_000
+_MOST_PATH = 200
 
 
 class AccessLog:
@@ -23,7 +26,25 @@ class AccessLog:
         self._thread.start()
         self.left_out = 0
 
-    def write(self, line: dict[str, Any]) -> None:
+    def write(self, answer: Answer, *, client: str, method: str, path: str, began: float) -> None:
+        """Write the line of a request that is answered now.
+
+        Args:
+            client: its address.
+            path: what it asked for; the beginning is kept.
+            began: when it came, by `time.monotonic`.
+        """
+        line: dict[str, Any] = {
+            "time": round(time.time(), 3),
+            "client": client,
+            "method": method,
+            "path": path[:_MOST_PATH],
+            "status": answer.status,
+            "bytes": len(answer.body),
+            "milliseconds": round(1000 * (time.monotonic() - began), 3),
+        }
+        if answer.rows:
+            line |= {"rows": answer.rows, "step": answer.step}
         try:
             self._lines.put_nowait(line)
         except queue.Full:

@@ -6,19 +6,22 @@ metadata: the step, the checkpoint and the age of the version, one for all of th
 """
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 
 from runtime.flight_calls import TokenRequired, only_flight_errors
-from runtime.strict_json import json_text
-from serving.calls import Answer, Call
+from serving.calls import ARROW, Answer, Call
 from serving.computing import failed
+from serving.endpoint.access_log import AccessLog
 from serving.endpoint.answering import Limits, Sessions
 from serving.endpoint.figures import Figures
 from serving.errors import BUSY, WRONG, OverloadError, RequestError, ServingError, cut
@@ -30,6 +33,23 @@ IDLE_SECONDS = 60.0
 _AGAIN_SECONDS = 0.02
 _CLOSE_SECONDS = 2.0
 _PREDICTION = pa.schema([pa.field("prediction", pa.float32(), nullable=False)])
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A stream, and when what it asks for now came."""
+
+    client: str
+    path: str
+    began: float = field(default_factory=time.monotonic)
+
+
+class _RefusedError(Exception):
+    """A stream ends with an answer that is none of predictions."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
 
 
 class BulkServer(flight.FlightServerBase):
@@ -47,6 +67,7 @@ class BulkServer(flight.FlightServerBase):
         token: that every call must bear; None: none is asked for.
         limits: what a batch may take, as a request of its own.
         figures: in which batches are counted.
+        log: that has a line for each batch, and each stream that is refused; None: there is none.
         most_streams: that may be open.
         idle_seconds: after which a stream that does nothing makes room for another one.
 
@@ -66,12 +87,13 @@ class BulkServer(flight.FlightServerBase):
         token: str | None,
         limits: Limits,
         figures: Figures,
+        log: AccessLog | None = None,
         most_streams: int = MOST_STREAMS,
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         self._model, self._name = model, name
         self._sessions, self._loop = sessions, loop
-        self._limits, self._figures = limits, figures
+        self._limits, self._figures, self._log = limits, figures, log
         self._most_streams, self._idle_seconds = most_streams, idle_seconds
         self._lock = threading.Lock()
         self._moved: dict[object, float] = {}  # streams, and when each did something last
@@ -91,20 +113,25 @@ class BulkServer(flight.FlightServerBase):
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """Answer the batches of a stream; raises FlightError, of what is wrong with `WRONG`."""
         with only_flight_errors():
-            self._exchange(descriptor, reader, writer)
+            asked = _Asked(context.peer(), _path_of(descriptor))
+            try:
+                self._exchange(asked, reader, writer)
+            except _RefusedError as refused:
+                self._note(asked, refused.answer)
+                raise _flight_error(refused.answer) from refused
 
-    def _exchange(self, descriptor: Any, reader: Any, writer: Any) -> None:
-        stream = self._begin(descriptor)
+    def _exchange(self, asked: "_Asked", reader: Any, writer: Any) -> None:
+        stream = self._begin(asked.path)
         try:
             self._check(reader)
             writer.begin(_PREDICTION)
             for number, chunk in enumerate(_chunks(reader)):
+                asked.began = time.monotonic()
                 self._see(stream)
-                predictions, about = self._answered(number, chunk.data)
-                writer.write_with_metadata(predictions, about)
+                answer = self._answered(number, chunk.data)
+                writer.write_with_metadata(*arrow.answered(answer.body))
+                self._note(asked, answer)
                 self._see(stream)
-        except RequestError as error:
-            raise flight.FlightServerError(str(error), WRONG) from error
         finally:
             with self._lock:
                 self._moved.pop(stream, None)
@@ -122,13 +149,11 @@ class BulkServer(flight.FlightServerBase):
         ending.join(_CLOSE_SECONDS)
         return not ending.is_alive()
 
-    def _begin(self, descriptor: Any) -> object:
-        path = [part.decode("utf-8", "replace") for part in descriptor.path or []]
-        if path != [self._name]:
-            raise flight.FlightServerError(
-                f"there is no model {cut('/'.join(path))!r}; the descriptor's path must be"
-                f" {self._name!r}",
-                WRONG,
+    def _begin(self, path: str) -> object:
+        if path != self._name:
+            raise _refused(
+                404,
+                f"there is no model {cut(path)!r}; the descriptor's path must be {self._name!r}",
             )
         stream, now = object(), time.monotonic()
         with self._lock:
@@ -137,9 +162,8 @@ class BulkServer(flight.FlightServerBase):
                     if now - moved > self._idle_seconds:
                         del self._moved[other]
             if len(self._moved) >= self._most_streams:
-                raise flight.FlightUnavailableError(
-                    f"{self._most_streams} streams are open, no more may; come again later",
-                    BUSY,
+                raise _refused(
+                    429, f"{self._most_streams} streams are open, no more may; come again later"
                 )
             self._moved[stream] = now
         return stream
@@ -147,53 +171,57 @@ class BulkServer(flight.FlightServerBase):
     def _see(self, stream: object) -> None:
         with self._lock:
             if stream not in self._moved:
-                raise flight.FlightUnavailableError(
+                raise _refused(
+                    429,
                     f"the stream did nothing for {self._idle_seconds:g} s and has made room for"
                     " another",
-                    BUSY,
                 )
             self._moved[stream] = time.monotonic()
         if self._over:
-            raise flight.FlightUnavailableError("the server is stopping", BUSY)
+            raise _refused(503, "the server is stopping")
 
     def _check(self, reader: Any) -> None:
         """Refuse wrong columns before anything is computed."""
         try:
-            given = reader.schema
+            arrow.check_columns(reader.schema, self._model.schema)
         except (pa.ArrowException, OSError) as error:  # OSError of one that ends without any
-            raise RequestError("a stream must begin with the schema of its batches") from error
-        arrow.check_columns(given, self._model.schema)
+            text = "a stream must begin with the schema of its batches"
+            raise _refused(400, text) from error
+        except RequestError as error:
+            raise _refused(400, str(error)) from error
 
-    def _answered(self, number: int, batch: pa.RecordBatch | None) -> tuple[pa.RecordBatch, bytes]:
+    def _answered(self, number: int, batch: pa.RecordBatch | None) -> Answer:
         if batch is None:
-            raise RequestError(f"message {number} came without a batch")
+            raise _refused(400, f"message {number} came without a batch")
         if batch.nbytes > self._limits.body_bytes:
-            raise RequestError(
+            raise _refused(
+                413,
                 f"batch {number} has {batch.nbytes:,} bytes, at most {self._limits.body_bytes:,}"
-                " are taken; send smaller ones"
+                " are taken; send smaller ones",
             )
         if batch.num_rows == 0:
-            about = self._model.version.about(time.time())
-            none = pa.record_batch([pa.array([], pa.float32())], schema=_PREDICTION)
-            return none, json_text(about).encode()
-        began = time.monotonic()
-        call = Call("arrow", arrow.written(batch), None, began + self._limits.request_seconds)
-        answer = self._computed(call)
-        seconds = time.monotonic() - began
-        self._loop.call_soon_threadsafe(self._count, answer, seconds)
-        if answer.status == 200:
-            return arrow.answered(answer.body)
-        text = f"batch {number}: {json.loads(answer.body)['error']}"
-        if answer.status == 400:
-            raise RequestError(text)
-        if answer.status == 504:
-            raise flight.FlightTimedOutError(text)
-        if answer.status in (429, 503):
-            raise flight.FlightUnavailableError(text, BUSY)
-        raise flight.FlightServerError(text)
+            version = self._model.version
+            body = arrow.encode(np.empty(0, np.float32), version.about(time.time()))
+            return Answer(200, body, ARROW, step=version.step)
+        deadline = time.monotonic() + self._limits.request_seconds
+        answer = self._computed(Call("arrow", arrow.written(batch), None, deadline))
+        if answer.status != 200:
+            raise _refused(answer.status, f"batch {number}: {_error_in(answer)}")
+        return answer
 
-    def _count(self, answer: Answer, seconds: float) -> None:
-        self._figures.count(answer.status, seconds=seconds, rows=answer.rows)
+    def _note(self, asked: "_Asked", answer: Answer) -> None:
+        """Count a batch, or a stream that is refused, and write its line."""
+        seconds = time.monotonic() - asked.began
+
+        def count() -> None:
+            self._figures.count(answer.status, seconds=seconds, rows=answer.rows)
+
+        with contextlib.suppress(RuntimeError):  # the loop has ended: the server stops
+            self._loop.call_soon_threadsafe(count)
+        if self._log is not None:
+            self._log.write(
+                answer, client=asked.client, method="DoExchange", path=asked.path, began=asked.began
+            )
 
     def _computed(self, call: Call) -> Answer:
         """Have a batch computed, once there is room for it among what waits."""
@@ -217,6 +245,31 @@ class BulkServer(flight.FlightServerBase):
             self._sessions.submit(call, done)
         except OverloadError as error:
             done(failed(429, str(error)))
+
+
+def _path_of(descriptor: Any) -> str:
+    return "/".join(part.decode("utf-8", "replace") for part in descriptor.path or [])
+
+
+def _refused(status: int, message: str) -> _RefusedError:
+    return _RefusedError(failed(status, message))
+
+
+def _error_in(answer: Answer) -> str:
+    message: str = json.loads(answer.body)["error"]
+    return message
+
+
+def _flight_error(answer: Answer) -> Exception:
+    """Return how Arrow Flight says what an answer says."""
+    text = _error_in(answer)
+    if answer.status in (400, 404, 413):
+        return flight.FlightServerError(text, WRONG)
+    if answer.status == 504:
+        return flight.FlightTimedOutError(text)
+    if answer.status in (429, 503):
+        return flight.FlightUnavailableError(text, BUSY)
+    return flight.FlightServerError(text)
 
 
 def _chunks(reader: Any) -> Any:

@@ -14,7 +14,6 @@ from granian.log import LogLevels
 from granian.rsgi import ProtocolClosed, ProtocolError
 from granian.server.embed import Server as Granian
 
-from serving.calls import Answer
 from serving.endpoint.access_log import AccessLog
 from serving.endpoint.answering import Endpoint, HttpRequest
 from serving.errors import ServingError
@@ -109,28 +108,19 @@ class Server:
         with contextlib.suppress(ProtocolClosed, ProtocolError):
             protocol.response_bytes(answer.status, told, answer.body)
         if self._access is not None:
-            self._access.write(_line(request, answer))
+            self._access.write(
+                answer,
+                client=request.client,
+                method=request.method,
+                path=request.path,
+                began=request.began,
+            )
 
 
 async def _chunks(protocol: Any) -> AsyncIterator[bytes]:
     # At once: each part would cost a turn of the loop, and all of it is in memory anyway. No more
     # comes than the head says, which the endpoint has looked at.
     yield await protocol()
-
-
-def _line(request: HttpRequest, answer: Answer) -> dict[str, Any]:
-    line: dict[str, Any] = {
-        "time": round(time.time(), 3),
-        "client": request.client,
-        "method": request.method,
-        "path": request.path[:200],
-        "status": answer.status,
-        "bytes": len(answer.body),
-        "milliseconds": round(1000 * (time.monotonic() - request.began), 3),
-    }
-    if answer.rows:
-        line |= {"rows": answer.rows, "step": answer.step}
-    return line
 
 
 def check_free(host: str, port: int, option: str = "--port") -> None:

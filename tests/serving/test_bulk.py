@@ -200,6 +200,33 @@ def test_a_client_that_reads_no_answers_is_not_computed_for(start: Callable[...,
     answers.close()
 
 
+def test_each_batch_and_each_stream_that_is_refused_is_a_line_of_the_access_log(
+    start: Callable[..., Any], tmp_path: Path
+) -> None:
+    served = start(flight_port=0, access_log=str(tmp_path / "access.jsonl"))
+    list(client_of(served, batch_rows=150).predict(SAMPLES))
+    with pytest.raises(RequestError, match="there is no model 'other'"):
+        list(client_of(served, model="other").predict(SAMPLES))
+    with pytest.raises(RequestError, match="is missing"):
+        list(client_of(served).predict(SAMPLES.select(["a"])))
+    served.stop()
+    figures = served.serving.endpoint.figures.page().decode()
+
+    lines = [json.loads(line) for line in (tmp_path / "access.jsonl").read_text().splitlines()]
+    told = [(line["path"], line["status"], line.get("rows")) for line in lines]
+    assert told == [
+        ("clicks", 200, 150),
+        ("clicks", 200, 50),
+        ("other", 404, None),
+        ("clicks", 400, None),
+    ]
+    assert {line["method"] for line in lines} == {"DoExchange"}
+    assert lines[0]["step"] == 3
+    assert lines[0]["milliseconds"] > 0
+    assert "127.0.0.1" in lines[0]["client"]
+    assert 'synchromesh_serving_requests_total{status="404"} 1.0' in figures
+
+
 def test_a_stream_sees_the_version_move_between_two_batches(start: Callable[..., Any]) -> None:
     served = start(flight_port=0, follow_seconds=0.02)
     writer, reader = stream(served)
