@@ -7,6 +7,7 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.kernels.mixing import NUM_BUCKETS, bucket_of
+from embedding.kernels.selection import nth_lowest
 from embedding.spec.eviction import MIN_ROWS_PER_BUCKET
 from embedding.spec.table import TableSpec
 from embedding.table.precision import read_vector, stored_width
@@ -140,12 +141,18 @@ def _lowest(
     members: Int64Array, scores: Int64Array, excess: int, keys: Int64Array, count: int
 ) -> int:
     """Append the `excess` members of the lowest (score, key) to keys[:count]; return the end."""
-    limit = np.partition(scores, excess - 1)[excess - 1]
+    limit = nth_lowest(scores.copy(), excess - 1)
+    ties = np.empty(members.size, np.int64)
+    num_ties = 0
     end = count + excess
     for i in range(members.size):
         if scores[i] < limit:
             keys[count] = members[i]
             count += 1
-    ties = np.sort(members[scores == limit])
-    keys[count:end] = ties[: end - count]
+        elif scores[i] == limit:
+            ties[num_ties] = members[i]
+            num_ties += 1
+    nth_lowest(ties[:num_ties], end - count - 1)  # which puts no larger one before that place
+    for i in range(end - count):
+        keys[count + i] = ties[i]
     return end
