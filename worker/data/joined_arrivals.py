@@ -35,6 +35,7 @@ LEAST_SAVED = 1 << 16
 SAVED_AGAIN = 1.0
 """What is remembered is written down once so many rows have come, and this share of what it is."""
 FILES_AT_ONCE = 8
+_ORPHANS = 100  # and not one that found its sample: by then it is no accident
 _OLDEST = b"synchromesh.oldest"
 _NAME = re.compile(r"(\d{12})-\d+\.parquet")
 
@@ -123,7 +124,7 @@ class JoinedArrivals:
         self._position: Position = {}
         self._is_finishing = False
         self._notes: list[str] = []
-        self._said_full = False
+        self._said_full = self._said_unfit = False
 
     # As of `Arrivals` -------------------------------------------------------------------------
 
@@ -233,6 +234,7 @@ class JoinedArrivals:
             self._step = step.number
             self._position = self._position_now()
             self._save_sometimes(join.counts, before)
+            self._note_unfit(join.counts)
         oldest = join.oldest_file
         self._forget_files(self._next_file if oldest is None else oldest)
         for side in (samples, labels):
@@ -290,6 +292,19 @@ class JoinedArrivals:
                 " then"
             )
         return has_room
+
+    def _note_unfit(self, counts: JoinCounts) -> None:
+        """Say, once, that labels and samples have nothing in common: all would be negatives."""
+        found = counts.joined + counts.late + counts.repeated
+        if found or counts.orphans < _ORPHANS or self._said_unfit:
+            return
+        self._said_unfit = True
+        self._notes.append(
+            f"{counts.orphans:,} labels are of no sample, none has found one, and"
+            f" {counts.expired:,} samples are negatives by now. Does data.label_stream.key"
+            f" ({self._labels.arrivals.features.key}) hold the same in both streams, and is"
+            " window_seconds long enough?"
+        )
 
     @property
     def _labels_wanted_until(self) -> float:

@@ -181,6 +181,32 @@ def test_samples_that_are_too_many_stay_in_their_stream(
     assert sorted(found) == sorted(right)
 
 
+def test_keys_that_do_not_fit_are_told_once(both: Both) -> None:
+    both.write_samples(1, *range(50))
+    both.write_labels(1, *range(1000, 1099))
+    both.write_samples(60, *range(50, 60))
+    both.take(now=61)
+    assert both.joined.take_notes() == []  # of 99 labels
+
+    both.write_labels(62, *range(2000, 2001))
+    for at in (63, 90, 120):
+        both.write_samples(at, at)
+        both.take(now=at + 0.5)
+    (note,) = both.joined.take_notes()
+    assert "100 labels are of no sample" in note
+    assert "data.label_stream.key (key)" in note
+
+
+def test_labels_of_which_some_find_their_sample_are_not_complained_of(both: Both) -> None:
+    both.write_samples(1, 1)
+    both.write_labels(2, 1, *range(1000, 1400))
+    for at in (3, 40, 80):
+        both.write_samples(at, at)
+        both.take(now=at + 0.5)
+    assert both.joined.figures.counts.orphans >= 100
+    assert both.joined.take_notes() == []
+
+
 @pytest.mark.parametrize("step", range(0, 24, 5))
 def test_another_one_goes_on_with_the_same_outcome(tmp_path: Path, step: int) -> None:
     both = Both(tmp_path)
