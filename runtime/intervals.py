@@ -51,6 +51,22 @@ class Intervals:
             self._starts.insert(at, number)
             self._stops.insert(at, number + 1)
 
+    def add_all(self, numbers: Iterable[int]) -> None:
+        """Add numbers of which most are neighbours."""
+        ordered = sorted(numbers)
+        first = 0
+        for at in range(1, len(ordered) + 1):
+            if at == len(ordered) or ordered[at] > ordered[at - 1] + 1:
+                self._add_run(ordered[first], ordered[at - 1] + 1)
+                first = at
+
+    def _add_run(self, first: int, stop: int) -> None:
+        """Add the numbers from `first` to `stop` - 1, and join what they touch."""
+        begin, end = bisect_left(self._stops, first), bisect_right(self._starts, stop)
+        if begin < end:
+            first, stop = min(first, self._starts[begin]), max(stop, self._stops[end - 1])
+        self._starts[begin:end], self._stops[begin:end] = [first], [stop]
+
     def end_of(self, number: int) -> int:
         """Return the least number from this one on that is not there."""
         at = bisect_right(self._starts, number) - 1

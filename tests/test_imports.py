@@ -230,10 +230,12 @@ LAYERS = {
     "scheduler/coordinator": [
         {"growing_plan"},
         {"batch_cutter", "ledger_plan"},
-        {"batches", "clock", "ended", "least", "ledger", "pending", "start", "step_scalars"},
+        {"batches", "clock", "ended", "least", "ledger_state", "pending", "start", "step_scalars"},
+        {"ledger"},
         {"modes"},
         {
             "allowance",
+            "contributions",
             "coordinator",
             "coordinator_state",
             "credits",

@@ -24,7 +24,8 @@ class Allowance:
         self._modes = modes
         self._credits = Credits(spec, workers)
         self._step_shares = StepShares(spec.group_size)
-        # Batches that each live worker ended, counted on from the slowest's when it joined.
+        # Batches that each live worker ended, counted on from the slowest's when it joined; in a
+        # mode without a slack nobody counts.
         self._paces: dict[int, int] = {}
         self._least_pace = Least()
 
@@ -52,10 +53,12 @@ class Allowance:
 
     def ended(self, worker: int, finished: Finished) -> None:
         """A worker has ended a batch of the training data."""
-        pace = self._paces[worker]
-        self._least_pace.move(pace, pace + 1)
-        self._paces[worker] = pace + 1
-        if self._modes.rule.shares_steps:
+        rule = self._modes.rule
+        if rule.slack is not None:  # no running job changes to or from a mode with one
+            pace = self._paces[worker]
+            self._least_pace.move(pace, pace + 1)
+            self._paces[worker] = pace + 1
+        if rule.shares_steps:
             self._step_shares.ended(worker, finished.token.step)
         if finished.outcome == "done":
             self._credits.measured(finished.buffer_bytes)
@@ -70,11 +73,13 @@ class Allowance:
         Args:
             unapplied: batches of steps that are ordered, and not applied on every shard.
         """
-        in_flight = self._ledger.num_leased + self._ledger.num_ended + unapplied
-        if in_flight >= self.credits and not self._is_needed_now():
+        rule, ledger = self._modes.rule, self._ledger
+        in_flight = ledger.num_leased + ledger.num_ended + unapplied
+        if in_flight >= self._credits.most(rule) and not self._is_needed_now():
             return False
-        has_its_share = self._modes.rule.shares_steps and self._has_its_share(worker)
-        return not has_its_share and not self._is_too_far_ahead(worker)
+        if rule.shares_steps and self._has_its_share(worker):
+            return False
+        return rule.slack is None or not self._is_too_far_ahead(worker)
 
     def _is_needed_now(self) -> bool:
         """Whether the next token is one that a step waits for, where the buffers are short.

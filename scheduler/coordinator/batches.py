@@ -16,11 +16,16 @@ class Status(enum.Enum):
     DROPPED = "dropped"
 
 
+# Looked up once: a member of an enum takes as long to look up as a call, and batches need many.
+_PENDING, _DONE, _SKIPPED = Status.PENDING, Status.DONE, Status.SKIPPED
+
+
 @dataclass(slots=True)
 class Batch:
     """One batch that was given a step and is not resolved.
 
     Args:
+        epoch: of the plan that it is in.
         attempt: the latest one; of a pending batch the one that comes next.
         first_valid: attempts before this one are void: they don't count even if they complete.
         leased_at_step: the step that every shard had reached when the first valid attempt began.
@@ -33,6 +38,7 @@ class Batch:
     step: int
     lane: int
     planned: int
+    epoch: int = 0
     status: Status = Status.PENDING
     attempt: int = 0
     first_valid: int = 0
@@ -45,9 +51,9 @@ class Batch:
     @property
     def ended(self) -> bool:
         """Whether it waits for nothing but its step."""
-        return self.status in (Status.DONE, Status.SKIPPED)
+        return self.status is _DONE or self.status is _SKIPPED
 
     @property
     def may_count(self) -> bool:
         """Whether an attempt of it was given out that is not void."""
-        return self.status is not Status.PENDING or self.attempt > self.first_valid
+        return self.status is not _PENDING or self.attempt > self.first_valid

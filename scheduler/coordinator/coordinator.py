@@ -4,19 +4,22 @@ A plain state machine: `handle(event, now)` returns commands; time comes in as a
 delivers reports and acknowledgements, sends records to the shards, and carries out commands.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from ps.messages.pull_push import ANY_STEP
-from ps.messages.records import Entry, Record
+from ps.messages.records import Record
 from scheduler.coordinator.allowance import Allowance
-from scheduler.coordinator.batches import Batch, Status
+from scheduler.coordinator.batches import Batch
+from scheduler.coordinator.contributions import contributions_of
 from scheduler.coordinator.coordinator_state import CoordinatorState, beginning_of, histogram_of
 from scheduler.coordinator.cuts import CutSchedule
 from scheduler.coordinator.dense_norms import DenseNorms
 from scheduler.coordinator.evaluation import EvaluationRound, is_evaluation_due
 from scheduler.coordinator.events import (
     Answer,
+    Answers,
     Command,
     CutFrozen,
     CutTaken,
@@ -37,7 +40,9 @@ from scheduler.coordinator.events import (
     TimePassed,
     WorkerLost,
     WorkerReported,
+    WorkersReported,
     WorkersWanted,
+    of_different_workers,
 )
 from scheduler.coordinator.evictions import evictions_due
 from scheduler.coordinator.growing_plan import GrowingPlan, PlanState
@@ -54,6 +59,7 @@ from scheduler.coordinator.state import Progress, ShardProgress, TrainingTime, W
 from scheduler.coordinator.step_scalars import scalars_of_step
 from scheduler.coordinator.totals import totals_of
 from scheduler.coordinator.work import work_of
+from worker.data.arrived import BatchRows
 from worker.protocol import Finished, Grant, Report, Token, TokenKind
 
 
@@ -136,7 +142,11 @@ class Coordinator:
         """Take one event at time `now`, in seconds of any steady clock; return what to do."""
         match event:
             case WorkerReported():
-                return self._reported(event.report, now)
+                commands, grants = self._reported((event.report,), now)
+                return [*commands, Answer(grants[0])]
+            case WorkersReported():
+                commands, grants = self._reported(event.reports, now)
+                return [*commands, Answers(grants)]
             case WorkerLost():
                 return self._lost(event.worker, event.incarnation)
             case RecordsApplied():
@@ -233,34 +243,57 @@ class Coordinator:
 
     # Workers ----------------------------------------------------------------------------------
 
-    def _reported(self, report: Report, now: float) -> list[Command]:
+    def _reported(self, reports: Sequence[Report], now: float) -> tuple[list[Command], list[Grant]]:
+        """Take reports; return what to do and the answers, in their order."""
+        commands: list[Command] = []
+        grants: list[Grant] = []
+        # A worker's next report comes after the answer to the one before.
+        for group in of_different_workers(reports):
+            answers = [self._take(report, commands, now) for report in group]
+            if None in answers:
+                commands += self._order_steps(now)
+            for report, answer in zip(group, answers, strict=True):
+                grants.append(self._answered(report, now) if answer is None else answer)
+        return commands, grants
+
+    def _take(self, report: Report, commands: list[Command], now: float) -> Grant | None:
+        """Take what a report says; return its answer, None: it is to be granted something.
+
+        Args:
+            commands: what to do about it is added.
+        """
         if report.recovery_epoch != self.spec.recovery_epoch:
             # Batches of this history have the same names as those that it speaks of.
-            return [Answer(self._answer(report))]
-        state = self.workers.setdefault(report.worker, WorkerState(lost=True))
-        given_up = state.lost and report.incarnation == state.incarnation
-        if given_up or report.incarnation < state.incarnation:
+            return self._answer(report)
+        worker, incarnation = report.worker, report.incarnation
+        state = self.workers.get(worker)
+        if state is None:
+            state = self.workers[worker] = WorkerState(lost=True)
+        if incarnation < state.incarnation or (state.lost and incarnation == state.incarnation):
             # Nobody would ever take back what it was given now.
-            return [Answer(self._answer(report, stop=True))]
-        if report.incarnation > state.incarnation:
-            self._lost(report.worker, state.incarnation)
-            state = self.workers[report.worker] = WorkerState(incarnation=report.incarnation)
-            self.allowance.joined(report.worker)
+            return self._answer(report, stop=True)
+        if incarnation > state.incarnation:
+            self._lost(worker, state.incarnation)
+            state = self.workers[worker] = WorkerState(incarnation=incarnation)
+            self.allowance.joined(worker)
         state.last_seen = now
         if state.last_grant is not None and report.sequence <= state.last_grant.sequence:
-            return [Answer(state.last_grant)]
+            return state.last_grant
         state.note(report)
-        commands: list[Command] = []
         for finished in report.finished:
-            commands += self._finish(report.worker, finished, now)
-        commands += self._order_steps(now)
+            commands += self._finish(worker, finished, now)
+        return None
+
+    def _answered(self, report: Report, now: float) -> Grant:
+        """Grant a worker something for a report that was taken."""
         if report.worker >= self.num_workers:
             self._lost(report.worker, report.incarnation)
-            state.last_grant = self._answer(report, revoked=report.held, stop=True)
+            grant = self._answer(report, revoked=report.held, stop=True)
         else:
-            state.last_grant = self._grant(report, now)
+            grant = self._grant(report, now)
             self._lease_watch.works_at(report, self._work_of(report.worker), now)
-        return [*commands, Answer(state.last_grant)]
+        self.workers[report.worker].last_grant = grant
+        return grant
 
     def _finish(self, worker: int, finished: Finished, now: float) -> list[Command]:
         if finished.token.kind == "eval":
@@ -278,7 +311,8 @@ class Coordinator:
             state.batches += 1
             state.samples += finished.samples
             state.seconds += finished.seconds
-            self.modes.finished(worker, finished, now)
+            if self.modes.policy is not None:
+                self.modes.finished(worker, finished, now)
         return self._skip_watch.ended(finished)
 
     def _lost(self, worker: int, incarnation: int) -> list[Command]:
@@ -296,33 +330,45 @@ class Coordinator:
         return []
 
     def _grant(self, report: Report, now: float) -> Grant:
-        held, expected = set(report.held), self._leases_of(report.worker)
-        self._reclaim(expected - held)
-        revoked = tuple(sorted(held - expected))
+        worker = report.worker
+        revoked: tuple[tuple[TokenKind, int, int], ...] = ()
+        # Nothing got lost, as a rule.
+        if self.evaluation is not None or not self.ledger.holds_just(worker, report.held):
+            revoked = self._settle_leases(report)
         tokens: list[Token] = []
         for _ in range(report.want):
-            if (token := self._lease(report.worker, now)) is None:
+            if (token := self._lease(worker, now)) is None:
                 break
             tokens.append(token)
         if report.waiting and not tokens:
             urgent = self._lease_urgent(report, now)
             tokens += [urgent] if urgent is not None else []
         few = self.allowance.live_workers <= FEW_WORKERS
-        train = [token.batch_id for token in tokens if token.kind == "train"]
-        return self._answer(
-            report,
-            tokens=tuple(tokens),
-            revoked=revoked,
-            stop=self.stopping,
-            read_from=self.step if few else ANY_STEP,
-            rows=self.ledger.plan.granted(train),
+        rows: tuple[BatchRows, ...] = ()
+        if self.spec.plan is None:
+            train = [token.batch_id for token in tokens if token.kind == "train"]
+            rows = self.ledger.plan.granted(train)
+        return Grant(
+            report.sequence,
+            tuple(tokens),
+            revoked,
+            self.stopping,
+            self.step if few else ANY_STEP,
+            self.spec.recovery_epoch,
+            rows,
         )
+
+    def _settle_leases(self, report: Report) -> tuple[tuple[TokenKind, int, int], ...]:
+        """Take back what a worker does not know that it has; return what it has no more."""
+        held, expected = set(report.held), self._leases_of(report.worker)
+        self._reclaim(expected - held)
+        return tuple(sorted(held - expected))
 
     def _answer(self, report: Report, **fields: Any) -> Grant:
         return Grant(report.sequence, recovery_epoch=self.spec.recovery_epoch, **fields)
 
     def _work_of(self, worker: int) -> tuple[TokenKind, Batch] | None:
-        return work_of(worker, self.ledger, self.evaluation, applied_step=self.applied_step)
+        return work_of(worker, self.ledger, self.evaluation, applied_step=self._shards.step)
 
     def _leases_of(self, worker: int) -> set[Any]:
         leases = self.ledger.leases_of(worker)
@@ -357,18 +403,20 @@ class Coordinator:
         return self._lease_train(report.worker, now)
 
     def _lease_train(self, worker: int, now: float) -> Token | None:
-        if self.time.is_held_by("pause", "move"):
+        if self.time.is_held and self.time.is_held_by("pause", "move"):
             return None
+        modes = self.modes
         token = self.ledger.lease(
             worker,
-            step_now=self.applied_step,
-            at_step=self.rule.at_step,
-            mode_epoch=self.modes.epoch,
+            step_now=self._shards.step,
+            at_step=modes.rule.at_step,
+            mode_epoch=modes.epoch,
         )
         if token is not None:
-            if self.time.begin(now):
+            if self.time.begun is None and self.time.begin(now):
                 self._stall_watch.progress(now)
-            self.modes.leased(worker, self.ledger, now)
+            if modes.policy is not None:
+                modes.leased(worker, self.ledger, now)
         return token
 
     # Steps ------------------------------------------------------------------------------------
@@ -391,7 +439,10 @@ class Coordinator:
     def _form_steps(self, now: float) -> list[Record]:
         """Order every step that is complete, unless something holds the state as it is."""
         records: list[Record] = []
-        while not (self.time.is_held_by("evaluation", "move") or self._cut_is_due(now)):
+        held = self.time
+        while not (held.is_held and held.is_held_by("evaluation", "move")):
+            if self._cut_is_due(now):
+                break
             batches = self.rule.next_step(self.ledger, self.step)
             if batches is None:
                 break
@@ -408,27 +459,17 @@ class Coordinator:
 
     def _make_record(self, batches: list[Batch]) -> Record:
         step, clock = self.step, self.clock.value
-        entries, skipped, divisor, applied = [], [], 0, 0
         discard = self.ledger.take_discards()
-        for batch in batches:
-            result = batch.result
-            assert result is not None, "a step is made of ended batches"
-            weight = self.rule.weight(step - batch.step)
-            if batch.status is Status.DONE:
-                entries.append(Entry(batch.batch_id, result.token.attempt, weight))
-                divisor += result.samples
-                self.progress.loss_sum += result.loss_sum
-                self.progress.loss_samples += result.samples
-                applied += result.samples if weight > 0 else 0
-                self.data_staleness.add(step - batch.step)
-                self.parameter_staleness.add(step - result.pull_step)
-                self.windows.resolved(batch, self.ledger.plan.arrived(batch.batch_id))
-                self.ledger.resolve(batch, Status.APPLIED if weight > 0 else Status.DROPPED)
-            else:
-                skipped.append(batch.batch_id)
-                self.ledger.resolve(batch, Status.SKIPPED)
-        self._shards.ordered(step, len(batches), applied)
-        self.clock.advance(applied, next_step=step + 1)
+        made = contributions_of(
+            batches, step=step, weight_of=self.rule.weight, progress=self.progress
+        )
+        for batch in made.scored:
+            self.windows.resolved(batch, self.ledger.plan.arrived(batch.batch_id))
+        self.data_staleness.add_all(made.data_staleness)
+        self.parameter_staleness.add_all(made.parameter_staleness)
+        self.ledger.resolve_all(made.resolved)
+        self._shards.ordered(step, len(batches), made.applied)
+        self.clock.advance(made.applied, next_step=step + 1)
         self.step += 1
         self.allowance.formed(before=self.step)
         for batch in self.rule.outdated(self.ledger, self.step):
@@ -439,8 +480,8 @@ class Coordinator:
             step=step,
             recovery_epoch=self.spec.recovery_epoch,
             mode_epoch=self.modes.epoch,
-            entries=tuple(entries),
-            divisor=divisor,
+            entries=tuple(made.entries),
+            divisor=made.divisor,
             scalars=scalars_of_step(
                 self.spec.store,
                 step=self.spec.start.optimizer_steps + step - self.spec.start.step,
@@ -449,7 +490,7 @@ class Coordinator:
             ),
             clock=clock,
             evict=evictions_due(self.spec.store.tables, self.clock, clock_before=clock),
-            skipped=tuple(skipped),
+            skipped=tuple(made.skipped),
             discard=tuple(discard),
             low_water=self.ledger.low_water,
             oldest_pull_step=self.applied_step if oldest is None else oldest,

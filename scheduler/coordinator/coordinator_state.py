@@ -11,7 +11,7 @@ from runtime.typed import from_json, to_json
 from scheduler.coordinator.clock import ClockState
 from scheduler.coordinator.evaluation import EvaluationResult
 from scheduler.coordinator.growing_plan import PlanState
-from scheduler.coordinator.ledger import LedgerState
+from scheduler.coordinator.ledger_state import LedgerState
 from scheduler.coordinator.mode_control import ModeState
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.staleness import Histogram

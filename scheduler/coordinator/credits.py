@@ -20,20 +20,27 @@ class Credits:
     def __init__(self, spec: CoordinatorSpec, workers: int) -> None:
         self._spec = spec
         self._largest = 0
+        self._known: tuple[ModeRule, int] | None = None  # what there are most in a mode
         self._workers = max(spec.workers, workers)  # the most that there were
 
     def measured(self, buffer_bytes: int) -> None:
         """Note what a batch took in the buffer of a shard, where it took most."""
-        self._largest = max(self._largest, buffer_bytes)
+        if buffer_bytes > self._largest:
+            self._largest, self._known = buffer_bytes, None
 
     def most(self, rule: ModeRule) -> int:
         """Return how many there are of them."""
+        if self._known is not None and self._known[0] is rule:
+            return self._known[1]
         wanted, fits = self._spec.credits(self._workers, rule), self._fits
-        return wanted if fits is None else max(self._spec.step_batches(rule), min(wanted, fits))
+        if fits is not None:
+            wanted = max(self._spec.step_batches(rule), min(wanted, fits))
+        self._known = rule, wanted
+        return wanted
 
     def grow(self, workers: int) -> None:
         """So many workers are wanted."""
-        self._workers = max(self._workers, workers)
+        self._workers, self._known = max(self._workers, workers), None
 
     def are_short(self, rule: ModeRule) -> bool:
         """Whether the buffers, and not the number of workers, bound what is in flight."""

@@ -40,11 +40,13 @@ class DenseNorms:
 
     def order(self, records: Sequence[Record]) -> list[Command]:
         """Take further records; return what has to be measured, and those that can be sent."""
+        if self._limit is None:
+            return [SendRecords(tuple(records))] if records else []
         commands: list[Command] = []
         for record in records:
             self._held[record.step] = record
             changes = record.divisor > 0 and any(entry.weight > 0 for entry in record.entries)
-            if self._limit is not None and changes:
+            if changes:
                 commands.append(MeasureDenseNorm(record.step, record.entries, record.divisor))
             else:
                 self._factors[record.step] = 1.0

@@ -1,5 +1,6 @@
 """What the coordinator is told, and what it wants done."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +19,20 @@ from worker.protocol import Grant, Report
 
 @dataclass(frozen=True, slots=True)
 class WorkerReported:
+    """A worker has reported; the last command is the `Answer`."""
+
     report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersReported:
+    """Workers have, at about the same time; the last command is the `Answers`.
+
+    What all of them have ended is taken first, steps are ordered once, then each is granted
+    something, in the order of the reports.
+    """
+
+    reports: Sequence[Report]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +189,7 @@ Wanted = (
 
 Event = (
     WorkerReported
+    | WorkersReported
     | WorkerLost
     | RecordsApplied
     | DenseNormMeasured
@@ -186,6 +201,20 @@ Event = (
     | EvaluationWanted
     | StopWanted
 )
+
+
+def of_different_workers(reports: Sequence[Report]) -> list[Sequence[Report]]:
+    """Divide reports, in their order, into groups that have none of a worker twice."""
+    if len(reports) == 1 or len({report.worker for report in reports}) == len(reports):
+        return [reports]
+    groups: list[Sequence[Report]] = []
+    group: dict[int, Report] = {}
+    for report in reports:
+        if report.worker in group:
+            groups.append(list(group.values()))
+            group.clear()
+        group[report.worker] = report
+    return [*groups, list(group.values())]
 
 
 def events_of(request: Open, routing: Routing) -> list[Event]:
@@ -219,6 +248,13 @@ class Answer:
     """Answer the report that is being handled."""
 
     grant: Grant
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Answer the reports that are being handled, in their order."""
+
+    grants: Sequence[Grant]
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,4 +301,6 @@ class FailJob:
     text: str
 
 
-Command = Answer | SendRecords | MeasureDenseNorm | TakeCut | GiveUpWorker | Warn | FailJob
+Command = (
+    Answer | Answers | SendRecords | MeasureDenseNorm | TakeCut | GiveUpWorker | Warn | FailJob
+)

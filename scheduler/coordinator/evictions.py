@@ -16,6 +16,8 @@ def evictions_due(
         clock: after the step.
         clock_before: its value before the step.
     """
+    if clock.value == clock_before:
+        return ()
     due = []
     for number, table in enumerate(tables):
         rule = table.eviction

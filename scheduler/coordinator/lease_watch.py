@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from scheduler.coordinator.batches import Batch, Status
 from worker.protocol import Report, StageName, TokenKind
 
+_LEASED = Status.LEASED  # looked up once, see `batches`
+
 # A batch may take so many times as long as the longest of those that ended lately,
 FACTOR = 4.0
 # which are the last WINDOW of them, up to twice as many.
@@ -48,7 +50,7 @@ class _Work:
 
     def is_held_by(self, worker: int) -> bool:
         batch = self.batch
-        leased = batch.status is Status.LEASED and batch.worker == worker
+        leased = batch.worker == worker and batch.status is _LEASED
         return leased and batch.attempt == self.attempt
 
     def is_left(self, report: Report) -> bool:
@@ -115,17 +117,19 @@ class LeaseWatch:
         """Who reported is at a batch; None: it has none, or what it has waits for others."""
         worker = report.worker
         known = self._works.get(worker)
-        if known is not None and not known.is_held_by(worker) and not known.is_left(report):
+        held = known is not None and known.is_held_by(worker)
+        if known is not None and not held and not known.is_left(report):
             known.taken, known.idle = True, work is None
         elif work is None:
             self._works.pop(worker, None)
-        elif known is None or known.batch is not work[1] or not known.is_held_by(worker):
-            self._works[worker] = _Work(*work, work[1].attempt, work[1].step, now)
+        elif known is None or not held or known.batch is not work[1]:
+            kind, batch = work
+            self._works[worker] = _Work(kind, batch, batch.attempt, batch.step, now)
 
     def ended(self, worker: int, kind: TokenKind, batch_id: int, now: float) -> None:
         """A worker has ended a batch, with an attempt that counts."""
         work = self._works.get(worker)
-        if work is not None and (work.kind, work.batch.batch_id) == (kind, batch_id):
+        if work is not None and work.batch.batch_id == batch_id and work.kind == kind:
             if not work.taken:
                 self._longest[kind].add(now - work.since)
             del self._works[worker]

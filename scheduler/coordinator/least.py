@@ -34,10 +34,12 @@ class Least:
 
     def remove(self, number: int) -> None:
         """Remove a number once; it must be there."""
-        count = self._counts.get(number, 0)
-        assert count > 0, f"{number} is not there"
-        self._counts[number] = count - 1
+        left = self._counts.get(number, 0) - 1
+        assert left >= 0, f"{number} is not there"
+        self._counts[number] = left
         self._size -= 1
+        if left:
+            return  # the least one is there as before
         while self._heap and self._counts[self._heap[0]] == 0:
             del self._counts[heapq.heappop(self._heap)]
 

@@ -5,95 +5,30 @@ worker held, counts the first completed attempt of a batch, and keeps only the b
 not resolved yet, so a long job costs no more memory than a short one.
 """
 
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
+from types import MappingProxyType
 
 from ps.messages.pull_push import ANY_STEP, MAX_DISCARDS
-from runtime.intervals import Intervals, check_intervals
+from runtime.intervals import Intervals
 from scheduler.coordinator.batches import Batch, Status
 from scheduler.coordinator.ended import EndedBatches, count
 from scheduler.coordinator.growing_plan import GrowingPlan
 from scheduler.coordinator.least import Least
 from scheduler.coordinator.ledger_plan import LedgerPlan
+from scheduler.coordinator.ledger_state import LedgerState, Samples, Tallies
 from scheduler.coordinator.pending import Pending
 from worker.protocol import Finished, Token, TokenKind
+
+# Looked up once, see `batches`.
+_PENDING, _LEASED, _DONE = Status.PENDING, Status.LEASED, Status.DONE
+_DROPPED, _SKIPPED = Status.DROPPED, Status.SKIPPED
 
 # Whose samples are held against the plan where a ledger goes on: it takes two seconds.
 MOST_COUNTED_AGAIN = 1_000_000
 
-
-@dataclass(slots=True)
-class Samples:
-    """Where the samples of resolved batches went."""
-
-    applied: int = 0
-    dropped: int = 0
-    skipped: int = 0
-    skipped_by_reason: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def total(self) -> int:
-        return self.applied + self.dropped + self.skipped
-
-    def copy(self) -> "Samples":
-        return replace(self, skipped_by_reason=dict(self.skipped_by_reason))
-
-
-@dataclass(slots=True)
-class Tallies:
-    """How many batches went through each transition."""
-
-    leased: int = 0
-    done: int = 0
-    applied: int = 0
-    dropped: int = 0
-    skipped: int = 0
-    reissued: int = 0
-    superseded: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerState:
-    """What goes on from one ledger to the next: what has become of the batches that are resolved.
-
-    Args:
-        low_water: every batch id below it is resolved.
-        resolved: (first, last + 1) of the resolved batches above it.
-        limit: no batch is given out from this id on; None: the plan's.
-        samples, batches: the counts.
-    """
-
-    low_water: int = 0
-    resolved: tuple[tuple[int, int], ...] = ()
-    limit: int | None = None
-    samples: Samples = field(default_factory=Samples)
-    batches: Tallies = field(default_factory=Tallies)
-
-    def __post_init__(self) -> None:
-        """Raise ValueError where it is the state of no ledger."""
-        check_intervals(self.resolved, above=self.low_water)
-        if self.limit is not None and self.limit < self.end:
-            raise ValueError(f"batches below {self.end} are resolved, the limit is {self.limit}")
-        samples, tallies = self.samples, self.batches
-        counts = [samples.applied, samples.dropped, *samples.skipped_by_reason.values()]
-        counts += [getattr(tallies, each.name) for each in fields(tallies)]
-        if min(self.low_water, *counts) < 0:
-            raise ValueError("a count is negative")
-        if sum(samples.skipped_by_reason.values()) != samples.skipped:
-            raise ValueError(f"{samples.skipped} samples are skipped, by reason others")
-        ended = tallies.applied + tallies.dropped + tallies.skipped
-        if ended != self.num_resolved:
-            raise ValueError(f"{self.num_resolved} batches are resolved, {ended} counted")
-
-    @property
-    def num_resolved(self) -> int:
-        return self.low_water + sum(stop - first for first, stop in self.resolved)
-
-    @property
-    def end(self) -> int:
-        """The first batch id that is above all resolved ones."""
-        return self.resolved[-1][1] if self.resolved else self.low_water
+_NOTHING: Mapping[int, Batch] = MappingProxyType({})
 
 
 class Ledger:
@@ -134,7 +69,7 @@ class Ledger:
         self._batches: dict[int, Batch] = {}
         self._backup_batches = backup_batches
         self._pending = Pending(self._window)
-        self._ended = EndedBatches(plan.epoch_of)
+        self._ended = EndedBatches()
         # The latest attempt of each batch that became void: earlier ones are void too.
         self._discards: dict[int, int] = {}
         self._next_fresh = 0
@@ -195,13 +130,13 @@ class Ledger:
         self._next_fresh = state.end
         for batch_id in range(state.low_water, state.end):
             if batch_id not in self._resolved_above:
-                self._open(batch_id, step)
+                self._open(batch_id, step, plan.epoch_of(batch_id))
         backup = self._backup_batches
         # Of a step with backups all have their step before it may be formed, by the first M.
         first_group = self.group_size + backup if backup else 0
         epoch_end = min(plan.epoch_range(self._open_epoch)[1], self._available)
         while len(self._batches) < first_group and self._next_fresh < epoch_end:
-            self._open(self._next_fresh, step)
+            self._open(self._next_fresh, step, self._open_epoch)
             self._next_fresh += 1
         self.line_up(
             step=step,
@@ -225,24 +160,20 @@ class Ledger:
         batch = self._pending.take(worker)
         if batch is None:
             return None
+        batch_id, step, attempt = batch.batch_id, batch.step, batch.attempt
         # A first attempt that was taken back may still be the one that counts.
         if not batch.may_count:
             batch.leased_at_step = step_now
             self._lease_steps.add(step_now)
-        batch.status = Status.LEASED
-        batch.worker = worker
-        self._leases.setdefault(worker, {})[batch.batch_id] = batch
-        batch.pull_step = at_step(batch.step)
+        batch.status, batch.worker = _LEASED, worker
+        held = self._leases.get(worker)
+        if held is None:
+            held = self._leases[worker] = {}
+        held[batch_id] = batch
+        pull_step = batch.pull_step = at_step(step)
         self.num_leased += 1
         self.tallies.leased += 1
-        return Token(
-            step=batch.step,
-            batch_id=batch.batch_id,
-            attempt=batch.attempt,
-            at_step=batch.pull_step,
-            mode_epoch=mode_epoch,
-            kind=self._kind,
-        )
+        return Token(step, batch_id, attempt, pull_step, mode_epoch, self._kind)
 
     def lowest_pending_step(self) -> int | None:
         """Return the step of the next token that would be leased."""
@@ -267,13 +198,27 @@ class Ledger:
         """Return the identities of the tokens that a worker should be holding."""
         return {(self._kind, b.batch_id, b.attempt) for b in self.leased_to(worker)}
 
+    def holds_just(self, worker: int, held: Sequence[tuple[TokenKind, int, int]]) -> bool:
+        """Return whether these are the tokens that a worker should be holding, all of them."""
+        leases = self._leases.get(worker, _NOTHING)
+        if len(leases) != len(held):
+            return False
+        for kind, batch_id, attempt in held:
+            batch = leases.get(batch_id)
+            if batch is None or batch.attempt != attempt or kind != self._kind:
+                return False
+        return len(held) < 2 or len({batch_id for _, batch_id, _ in held}) == len(held)
+
     def leased_to(self, worker: int) -> Collection[Batch]:
-        return self._leases.get(worker, {}).values()
+        return self._leases.get(worker, _NOTHING).values()
 
     def lowest_of(self, worker: int) -> Batch | None:
         """Return the batch that a worker trains first of those that it holds."""
-        leased = self.leased_to(worker)
-        return min(leased, key=lambda batch: (batch.step, batch.batch_id), default=None)
+        lowest: Batch | None = None
+        for batch in self._leases.get(worker, _NOTHING).values():
+            if lowest is None or (batch.step, batch.batch_id) < (lowest.step, lowest.batch_id):
+                lowest = batch
+        return lowest
 
     def reclaim(self, identities: Iterable[tuple[TokenKind, int, int]]) -> int:
         """Put leased tokens back with a new attempt; return how many."""
@@ -372,34 +317,34 @@ class Ledger:
 
     def finish(self, finished: Finished) -> bool:
         """Record the end of an attempt; return whether it is the one that counts."""
-        batch = self._batches.get(finished.token.batch_id)
-        current = batch is not None and batch.attempt == finished.token.attempt
+        token = finished.token
+        batch, attempt = self._batches.get(token.batch_id), token.attempt
         if finished.outcome == "superseded":
-            if batch is not None and current and batch.status is Status.LEASED:
-                self.reclaim([finished.token.identity])
+            current = batch is not None and batch.attempt == attempt
+            if batch is not None and current and batch.status is _LEASED:
+                self.reclaim([token.identity])
             return False
-        if (
-            batch is None
-            or batch.ended
-            or not batch.first_valid <= finished.token.attempt <= batch.attempt
-        ):
+        if batch is None or batch.ended or not batch.first_valid <= attempt <= batch.attempt:
             self.tallies.superseded += 1
             return False
         if not batch.may_count:
             self._lease_steps.add(batch.leased_at_step)
-        if batch.status is Status.PENDING:
+        if batch.status is _PENDING:
             self._pending.remove(batch)
         else:
             self._end_lease(batch)
         batch.result = finished
-        batch.status = Status.SKIPPED if finished.outcome == "skipped" else Status.DONE
-        self.tallies.done += batch.status is Status.DONE
+        if finished.outcome == "skipped":
+            batch.status = _SKIPPED
+        else:
+            batch.status = _DONE
+            self.tallies.done += 1
         self._ended.add(batch)
         return True
 
     def next_ended(self) -> Batch | None:
         """Return the next batch in the order of completion; it stays until `resolve`."""
-        return next(iter(self._ended), None)
+        return self._ended.first
 
     def ended_of_epoch(self) -> list[Batch]:
         """Return the ended batches of the earliest open epoch, in the order of completion."""
@@ -432,36 +377,47 @@ class Ledger:
 
     def resolve(self, batch: Batch, status: Status) -> None:
         """Book a batch that a record has applied or dropped, or that was skipped whole."""
-        result = batch.result
-        assert result is not None, "only an ended batch can be resolved"
-        used = result.samples if batch.status is Status.DONE else 0
-        if status is Status.DROPPED:
-            self.samples.dropped += used
-            self.tallies.dropped += 1
-        elif batch.status is Status.DONE:
-            self.samples.applied += used
-            self.tallies.applied += 1
+        self.resolve_all([(batch, status)])
+
+    def resolve_all(self, resolved: Sequence[tuple[Batch, Status]]) -> None:
+        """Book the batches of a step, each with what became of it; see `resolve`."""
+        samples, tallies = self.samples, self.tallies
+        for batch, status in resolved:
+            result = batch.result
+            assert result is not None, "only an ended batch can be resolved"
+            used = result.samples if batch.status is _DONE else 0
+            if status is _DROPPED:
+                samples.dropped += used
+                tallies.dropped += 1
+            elif batch.status is _DONE:
+                samples.applied += used
+                tallies.applied += 1
+            else:
+                tallies.skipped += 1
+            skipped = batch.planned - used
+            if skipped:
+                samples.skipped += skipped
+                reason = result.reason or "unknown"
+                by_reason = samples.skipped_by_reason
+                by_reason[reason] = by_reason.get(reason, 0) + skipped
+            self._planned_resolved += batch.planned
+            self._lease_steps.remove(batch.leased_at_step)
+            self._ended.remove(batch)
+            del self._batches[batch.batch_id]
+            count(self._resolved_of, batch.epoch, 1)
+        self._num_resolved_above += len(resolved)
+        if len(resolved) == 1:
+            self._resolved_above.add(resolved[0][0].batch_id)
         else:
-            self.tallies.skipped += 1
-        skipped = batch.planned - used
-        if skipped:
-            self.samples.skipped += skipped
-            reason = result.reason or "unknown"
-            by_reason = self.samples.skipped_by_reason
-            by_reason[reason] = by_reason.get(reason, 0) + skipped
-        self._planned_resolved += batch.planned
-        self._lease_steps.remove(batch.leased_at_step)
-        self._ended.remove(batch)
-        del self._batches[batch.batch_id]
-        self._resolved_above.add(batch.batch_id)
-        self._num_resolved_above += 1
-        count(self._resolved_of, self.plan.epoch_of(batch.batch_id), 1)
+            self._resolved_above.add_all([batch.batch_id for batch, _ in resolved])
         self._raise_low_water()
         self.check()
 
     def check(self) -> None:
         """Assert that no sample was lost or counted twice."""
-        assert self.samples.total == self._planned_resolved, (self.samples, self._planned_resolved)
+        samples, planned = self.samples, self._planned_resolved
+        total = samples.applied + samples.dropped + samples.skipped
+        assert total == planned, (samples, planned)
 
     # Questions --------------------------------------------------------------------------------
 
@@ -522,6 +478,8 @@ class Ledger:
     def _raise_low_water(self) -> None:
         """Count what was resolved after the first batch that was not, now that it is."""
         end = self._resolved_above.end_of(self.low_water)
+        if end == self.low_water:
+            return
         while self.low_water < end:
             epoch = self._open_epoch
             passed = min(end, self.plan.epoch_range(epoch)[1]) - self.low_water
@@ -557,31 +515,27 @@ class Ledger:
         if len(self._pending) or self._next_fresh >= self._available:
             return
         first = self._next_fresh
-        begin, epoch_end = self.plan.epoch_range(self.plan.epoch_of(first))
+        epoch = self.plan.epoch_of(first)
+        begin, epoch_end = self.plan.epoch_range(epoch)
         size = self.group_size
         if first == begin:
             self._anchor = (first, self._anchor[1] + self._steps_of(first - self._anchor[0]))
             size += self._backup_batches
         last = min(first + size, epoch_end, self._available)
         for batch_id in range(first, last):
-            self._open(batch_id, self._step_of(batch_id))
+            self._open(batch_id, self._step_of(batch_id), epoch)
         self._next_fresh = last
 
-    def _open(self, batch_id: int, step: int) -> None:
-        batch = Batch(
-            batch_id=batch_id,
-            step=step,
-            lane=self.plan.lane_of(batch_id),
-            planned=self.plan.rows_of(batch_id),
-        )
+    def _open(self, batch_id: int, step: int, epoch: int) -> None:
+        plan = self.plan
+        batch = Batch(batch_id, step, plan.lane_of(batch_id), plan.rows_of(batch_id), epoch)
         self._batches[batch_id] = batch
         self._pending.add(batch)
 
     def _unresolved_by_epoch(self) -> list[tuple[int, list[Batch]]]:
         found: dict[int, list[Batch]] = {}
-        for batch_id in sorted(self._batches):
-            epoch = self.plan.epoch_of(batch_id)
-            found.setdefault(epoch, []).append(self._batches[batch_id])
+        for _, batch in sorted(self._batches.items()):
+            found.setdefault(batch.epoch, []).append(batch)
         return list(found.items())
 
     def _step_of(self, batch_id: int) -> int:

@@ -133,9 +133,11 @@ class ModeControl:
         Args:
             workers: that are up.
         """
+        if self._settling is None:
+            return None
         results = [batch.result for batch in batches if batch.result is not None]
         samples = sum(result.samples for result in results)
-        if self._settling is None or not samples:
+        if not samples:
             return None
         residuals = [result.residual_sum for result in results if result.samples]
         told = [residual for residual in residuals if residual is not None]

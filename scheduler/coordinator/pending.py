@@ -38,9 +38,10 @@ class Pending:
         """Take a batch with the step and attempt that it has now."""
         place = batch.step // self._window, batch.attempt == 0
         self._group_of[batch.batch_id] = place
-        if place not in self._groups:
-            self._groups[place] = _Group(self._lane_owner)
-        self._groups[place].add(batch)
+        group = self._groups.get(place)
+        if group is None:
+            group = self._groups[place] = _Group(self._lane_owner)
+        group.add(batch)
 
     def remove(self, batch: Batch) -> None:
         """Give out or forget a batch; it must be there."""
@@ -54,7 +55,8 @@ class Pending:
         """Give a worker the best batch that there is, and with it its lane."""
         if not self._groups:
             return None
-        batch = self._groups[min(self._groups)].best(worker)
+        first = min(self._groups) if len(self._groups) > 1 else next(iter(self._groups))
+        batch = self._groups[first].best(worker)
         self.remove(batch)
         if self._lane_owner.get(batch.lane) != worker:
             self._lane_owner[batch.lane] = worker
@@ -97,11 +99,16 @@ class _Group:
         self._all: list[tuple[int, int]] = []
 
     def add(self, batch: Batch) -> None:
-        self.batches[batch.batch_id] = batch
-        ids = self._lanes.setdefault(batch.lane, [])
-        heapq.heappush(ids, batch.batch_id)
-        if ids[0] == batch.batch_id:
-            self._list(batch.lane)
+        batch_id, lane = batch.batch_id, batch.lane
+        self.batches[batch_id] = batch
+        ids = self._lanes.get(lane)
+        if ids is None:
+            self._lanes[lane] = [batch_id]
+            self._list(lane, batch_id)
+            return
+        heapq.heappush(ids, batch_id)
+        if ids[0] == batch_id:
+            self._list(lane, batch_id)
 
     def remove(self, batch: Batch) -> None:
         del self.batches[batch.batch_id]
@@ -116,12 +123,12 @@ class _Group:
         if not ids:
             del self._lanes[batch.lane]
         elif was_first:
-            self._list(batch.lane)
+            self._list(batch.lane, ids[0])
 
     def best(self, worker: int) -> Batch:
         """Return the batch that suits a worker best; there must be one."""
         for owner in (worker, None):
-            listed = self._owned.get(owner, [])
+            listed = self._owned.get(owner)
             while listed:
                 first, lane = listed[0]
                 if self._is_first(first, lane) and self._lane_owner.get(lane) == owner:
@@ -132,16 +139,23 @@ class _Group:
         return self.batches[self._all[0][0]]
 
     def owner_changed(self, lane: int) -> None:
-        if lane in self._lanes:
-            self._list_owned(lane)
+        ids = self._lanes.get(lane)
+        if ids is not None:
+            self._list_owned(lane, (ids[0], lane))
 
-    def _list(self, lane: int) -> None:
-        heapq.heappush(self._all, (self._lanes[lane][0], lane))
-        self._list_owned(lane)
+    def _list(self, lane: int, first: int) -> None:
+        """List a lane under its first batch, which is a new one."""
+        listed = (first, lane)
+        heapq.heappush(self._all, listed)
+        self._list_owned(lane, listed)
 
-    def _list_owned(self, lane: int) -> None:
-        owned = self._owned.setdefault(self._lane_owner.get(lane), [])
-        heapq.heappush(owned, (self._lanes[lane][0], lane))
+    def _list_owned(self, lane: int, listed: tuple[int, int]) -> None:
+        owner = self._lane_owner.get(lane)
+        owned = self._owned.get(owner)
+        if owned is None:
+            self._owned[owner] = [listed]
+        else:
+            heapq.heappush(owned, listed)
 
     def _is_first(self, batch_id: int, lane: int) -> bool:
         ids = self._lanes.get(lane)

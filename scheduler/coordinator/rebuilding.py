@@ -17,7 +17,7 @@ from scheduler.coordinator.clock import ClockState
 from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.evaluation import is_evaluation_due
 from scheduler.coordinator.growing_plan import OPEN
-from scheduler.coordinator.ledger import LedgerState, Samples, Tallies
+from scheduler.coordinator.ledger_state import LedgerState, Samples, Tallies
 from scheduler.coordinator.mode_control import ModeState
 from scheduler.coordinator.modes.rules import MODES
 from scheduler.coordinator.spec import CoordinatorSpec

@@ -1,5 +1,7 @@
 """Histograms of staleness: exact counts by step, so that percentiles need no samples."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -21,6 +23,13 @@ class Histogram:
 
     def add(self, value: int) -> None:
         self.counts[value] = self.counts.get(value, 0) + 1
+
+    def add_all(self, values: Sequence[int]) -> None:
+        """Count many, most of which are alike."""
+        if len(values) == 1:
+            return self.add(values[0])
+        for value, count in Counter(values).items():
+            self.counts[value] = self.counts.get(value, 0) + count
 
     def summary(self) -> Summary:
         total = sum(self.counts.values())

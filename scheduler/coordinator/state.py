@@ -158,9 +158,14 @@ class TrainingTime:
             self._held += now - self._held_since
         self._reasons.discard(reason)
 
+    @property
+    def is_held(self) -> bool:
+        """Whether anything holds it."""
+        return bool(self._reasons)
+
     def is_held_by(self, *reasons: HoldReason) -> bool:
         """Whether any of these reasons holds."""
-        return not self._reasons.isdisjoint(reasons)
+        return bool(self._reasons) and not self._reasons.isdisjoint(reasons)
 
     def applied(self, now: float) -> None:
         """Every shard has applied another step: until now it was training, held or not."""

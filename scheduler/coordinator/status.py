@@ -10,7 +10,7 @@ from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.cuts import Cut
 from scheduler.coordinator.evaluation import EvaluationResult
 from scheduler.coordinator.history import NOTHING, Told
-from scheduler.coordinator.ledger import Samples, Tallies
+from scheduler.coordinator.ledger_state import Samples, Tallies
 from scheduler.coordinator.modes.policy import Prediction
 from scheduler.coordinator.modes.rules import Mode
 from scheduler.coordinator.modes.shift import Shift

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from scheduler.coordinator.ledger import Samples
+from scheduler.coordinator.ledger_state import Samples
 from scheduler.driver.checkpoints import CheckpointWriter
 from scheduler.driver.full_disk import once_there_is_room
 from scheduler.driver.processes import Processes

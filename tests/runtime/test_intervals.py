@@ -32,6 +32,18 @@ def test_many_numbers_with_two_gaps_are_three_intervals() -> None:
     assert list(intervals) == [(1, 7), (8, 50_000), (50_001, 100_000)]
 
 
+def test_many_that_are_added_at_once_are_there_as_if_one_by_one() -> None:
+    rng = random.Random(2)
+    for _ in range(200):
+        together, one_by_one = Intervals(), Intervals()
+        for _ in range(8):
+            numbers = [rng.randrange(40) for _ in range(rng.randrange(12))]
+            together.add_all(numbers)
+            for number in numbers:
+                one_by_one.add(number)
+            assert list(together) == list(one_by_one)
+
+
 def test_nothing_is_left_after_clear() -> None:
     intervals = Intervals()
     intervals.add(3)

@@ -1,6 +1,6 @@
 """Deliberate faults in the mode rules: the simulation notices each of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -158,8 +158,9 @@ class _WithLedger(Coordinator):
 
 
 class _CountsDroppedAsApplied(Ledger):
-    def resolve(self, batch: Batch, status: Status) -> None:
-        super().resolve(batch, Status.APPLIED if status is Status.DROPPED else status)
+    def resolve_all(self, resolved: Sequence[tuple[Batch, Status]]) -> None:
+        applied = {Status.DROPPED: Status.APPLIED}
+        super().resolve_all([(batch, applied.get(status, status)) for batch, status in resolved])
 
 
 class CountsDroppedAsApplied(_WithLedger):

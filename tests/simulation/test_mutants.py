@@ -3,6 +3,7 @@
 A mutant takes the place of one real class. Each is caught within the stated number of seeds.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -162,16 +163,19 @@ class LosesTokensOfTheDead(Coordinator):
 
 
 class GivesTokensToTheDead(Coordinator):
-    def _reported(self, report: Report, now: float) -> list[Command]:
-        state = self.workers.get(report.worker)
-        if state is None or not state.lost or state.incarnation != report.incarnation:
-            return super()._reported(report, now)
-        state.lost = False
-        self.allowance.joined(report.worker)
-        commands = super()._reported(report, now)
-        self.allowance.left(report.worker)
-        state.lost = True
-        return commands
+    def _reported(self, reports: Sequence[Report], now: float) -> tuple[list[Command], list[Grant]]:
+        dead = []
+        for report in reports:
+            state = self.workers.get(report.worker)
+            if state is not None and state.lost and state.incarnation == report.incarnation:
+                state.lost = False
+                self.allowance.joined(report.worker)
+                dead.append((report.worker, state))
+        result = super()._reported(reports, now)
+        for worker, state in dead:
+            self.allowance.left(worker)
+            state.lost = True
+        return result
 
 
 class _WithLedger(Coordinator):
@@ -214,10 +218,10 @@ class NeverLeasesUrgently(Coordinator):
 
 
 class IgnoresSequenceNumbers(Coordinator):
-    def _reported(self, report: Report, now: float) -> list[Command]:
+    def _take(self, report: Report, commands: list[Command], now: float) -> Grant | None:
         if report.worker in self.workers:
             self.workers[report.worker].last_grant = None
-        return super()._reported(report, now)
+        return super()._take(report, commands, now)
 
 
 class CountsOnlyFullBatches(Coordinator):

@@ -108,11 +108,11 @@ class KeepsTheOldRule(Coordinator):
 
 
 class KeepsWorkersThatAreNotWanted(Coordinator):
-    def _reported(self, report, now):  # type: ignore[no-untyped-def]
+    def _reported(self, reports, now):  # type: ignore[no-untyped-def]
         wanted, self.num_workers = self.num_workers, 99
-        commands = super()._reported(report, now)
+        result = super()._reported(reports, now)
         self.num_workers = wanted
-        return commands
+        return result
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,9 @@ class KeepsRows(Shard):
 
 
 class TakesReportsOfAnotherEpoch(Coordinator):
-    def _reported(self, report: Report, now: float) -> list[Command]:
-        return super()._reported(replace(report, recovery_epoch=self.spec.recovery_epoch), now)
+    def _take(self, report: Report, commands: list[Command], now: float) -> Grant | None:
+        mine = replace(report, recovery_epoch=self.spec.recovery_epoch)
+        return super()._take(mine, commands, now)
 
 
 class TakesGrantsOfAnotherEpoch(Session):

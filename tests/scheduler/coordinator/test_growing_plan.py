@@ -8,7 +8,8 @@ from runtime.typed import from_json, to_json
 from scheduler.coordinator.batch_cutter import BatchCutter
 from scheduler.coordinator.batches import Status
 from scheduler.coordinator.growing_plan import OPEN, Cursor, Extension, GrowingPlan, PlanState
-from scheduler.coordinator.ledger import Ledger, LedgerState
+from scheduler.coordinator.ledger import Ledger
+from scheduler.coordinator.ledger_state import LedgerState
 from worker.data.arrived import ArrivedFile, NewFile, PlannedBatch
 from worker.data.plan import FilePlan
 from worker.protocol import Finished

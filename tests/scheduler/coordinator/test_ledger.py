@@ -7,8 +7,9 @@ from runtime.intervals import Intervals
 from scheduler.coordinator.batches import Status
 from scheduler.coordinator.ended import EndedBatches
 from scheduler.coordinator.least import Least
-from scheduler.coordinator.ledger import Ledger, LedgerState, Samples, Tallies
+from scheduler.coordinator.ledger import Ledger
 from scheduler.coordinator.ledger_plan import LedgerPlan
+from scheduler.coordinator.ledger_state import LedgerState, Samples, Tallies
 from scheduler.coordinator.pending import Pending
 from worker.protocol import Finished, Token
 

@@ -3,7 +3,7 @@
 import pytest
 
 from scheduler.coordinator.events import FailJob
-from scheduler.coordinator.ledger import Samples
+from scheduler.coordinator.ledger_state import Samples
 from scheduler.coordinator.skip_watch import SkipWatch
 from scheduler.driver.finish import check_trained
 from scheduler.errors import TrainingError

@@ -13,7 +13,7 @@ from command_here import run_here
 
 from scheduler import JobConfig, Trainer
 from scheduler.coordinator.exported_figures import coordinator_figures
-from scheduler.coordinator.ledger import Samples, Tallies
+from scheduler.coordinator.ledger_state import Samples, Tallies
 from scheduler.coordinator.staleness import Histogram
 from scheduler.coordinator.state import WorkerFigures
 from scheduler.coordinator.status import Status

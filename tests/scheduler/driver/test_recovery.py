@@ -13,7 +13,7 @@ from ps.checkpoint.file_parts import CheckpointError
 from ps.checkpoint.manifest import Parent
 from scheduler.coordinator.clock import ClockState
 from scheduler.coordinator.coordinator_state import CoordinatorState
-from scheduler.coordinator.ledger import LedgerState
+from scheduler.coordinator.ledger_state import LedgerState
 from scheduler.coordinator.mode_control import ModeState
 from scheduler.coordinator.modes.shift import Shift
 from scheduler.coordinator.rebuilding import with_orders

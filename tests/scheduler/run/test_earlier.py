@@ -19,7 +19,7 @@ from ps.spec import StoreSpec
 from scheduler import ConfigError, JobConfig
 from scheduler.coordinator.clock import ClockState
 from scheduler.coordinator.coordinator_state import CoordinatorState
-from scheduler.coordinator.ledger import LedgerState
+from scheduler.coordinator.ledger_state import LedgerState
 from scheduler.coordinator.mode_control import ModeState
 from scheduler.errors import RunDirectoryError
 from scheduler.job.specs import training_data

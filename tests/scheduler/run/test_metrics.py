@@ -12,7 +12,7 @@ from runtime.strict_json import json_text
 from scheduler.coordinator.clock import ClockState
 from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.evaluation import EvaluationResult
-from scheduler.coordinator.ledger import LedgerState, Samples, Tallies
+from scheduler.coordinator.ledger_state import LedgerState, Samples, Tallies
 from scheduler.coordinator.mode_control import ModeState
 from scheduler.coordinator.modes.shift import Shift
 from scheduler.coordinator.staleness import Histogram
