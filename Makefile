@@ -6,7 +6,7 @@ ROWS ?= 1000000
 DATA := data/criteo-like
 BIN := .venv/bin
 
-.PHONY: venv data train test test-slow lint format clean
+.PHONY: venv data train test test-slow test-torch lint format clean
 
 venv: .venv/installed
 
@@ -34,6 +34,13 @@ test: venv
 
 test-slow: venv
 	$(PYTEST) -m slow $(ARGS)
+
+# Torch is no part of `dev`: it takes longer to install than all else. Once it is there `make test`
+# runs these too.
+TORCH := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,torch]'
+test-torch: venv
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(TORCH)
+	$(PYTEST) -m 'not slow' $(shell grep -rl 'importorskip("torch")' tests) $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check .

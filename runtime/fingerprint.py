@@ -9,6 +9,7 @@ and record (`check_float_mode`, half a microsecond), not at the start alone.
 import hashlib
 import os
 import platform
+from importlib.metadata import version
 from typing import Any
 
 import numba
@@ -26,8 +27,12 @@ class FloatModeError(RuntimeError):
     """A thread computes in another mode than a process starts in."""
 
 
-def numeric_fingerprint() -> dict[str, Any]:
-    """Return versions, CPU targets, BLAS kernel and float mode of this thread, and a digest."""
+def numeric_fingerprint(*libraries: str) -> dict[str, Any]:
+    """Return versions, CPU targets, BLAS kernel and float mode of this thread, and a digest.
+
+    Args:
+        libraries: distributions whose versions count too; they need not be loaded yet.
+    """
     pools = threadpoolctl.threadpool_info()
     blas = sorted(
         f"{p['internal_api']} {p['version']} {p.get('architecture')} threads={p['num_threads']}"
@@ -48,14 +53,15 @@ def numeric_fingerprint() -> dict[str, Any]:
         "numpy_features": " ".join([*simd.get("baseline", ()), *simd.get("found", ())]),
         "blas": ", ".join(blas),
         "float_mode": float_mode(),
+        **{name: version(name) for name in libraries},
     }
     digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:16]
     return {**facts, "digest": digest}
 
 
-def process_facts(node_id: str) -> dict[str, Any]:
-    """Return where this process runs and what its numbers depend on."""
-    return {"pid": os.getpid(), "node": node_id, "fingerprint": numeric_fingerprint()}
+def process_facts(node_id: str, *libraries: str) -> dict[str, Any]:
+    """Return where this process runs and what its numbers depend on, these libraries too."""
+    return {"pid": os.getpid(), "node": node_id, "fingerprint": numeric_fingerprint(*libraries)}
 
 
 def float_mode() -> str:

@@ -20,7 +20,7 @@ class LoopSession:
     """Computes requests; `submit` and `close` are for the thread of one event loop.
 
     What would keep the loop for long goes to a session with a thread: large requests, and all of a
-    custom model.
+    model of the user's own.
 
     Args:
         loaded: the version that it begins with.
@@ -28,8 +28,7 @@ class LoopSession:
     """
 
     def __init__(self, loaded: Loaded, options: SessionOptions) -> None:
-        custom = loaded.form.model.spec.type == "custom"
-        self._most_bytes = 0 if custom else options.loop_bytes
+        self._most_bytes = 0 if loaded.form.model.spec.is_users else options.loop_bytes
         self._options = options
         self._computing = Computing(loaded, name=options.name, max_rows=options.max_rows)
         self._batcher = batcher_of(options)

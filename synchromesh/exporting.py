@@ -22,6 +22,7 @@ from synchromesh.outputs import check_place
 from worker.datasets.files import PartWriter
 from worker.inference import check_size, saved_model
 from worker.models import build_model, parameter_views
+from worker.spec import ModelSpec
 
 Format = Literal["parquet", "safetensors", "onnx"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -136,10 +137,7 @@ def _write_dense(folder: Path, reader: CheckpointReader, formats: Sequence[Forma
     check_size(saved.spec, dense.size, reader.directory)
     files = []
     if "safetensors" in formats:
-        parameters = build_model(saved.spec).parameters
-        views = parameter_views(dense, parameters)
-        arrays = {p.name: v for p, v in zip(parameters, views, strict=True)}
-        _save_arrays(folder / "dense.safetensors", arrays)
+        _save_arrays(folder / "dense.safetensors", _dense_arrays(saved.spec, dense))
         files.append("dense.safetensors")
     if "onnx" in formats:
         from synchromesh.onnx_model import GraphError, onnx_model
@@ -151,6 +149,19 @@ def _write_dense(folder: Path, reader: CheckpointReader, formats: Sequence[Forma
         (folder / "model.onnx").write_bytes(model.SerializeToString())
         files.append("model.onnx")
     return files
+
+
+def _dense_arrays(
+    spec: ModelSpec, dense: npt.NDArray[np.float32]
+) -> Mapping[str, npt.NDArray[Any]]:
+    """Return the dense parameters by name; of a torch model what its class loads."""
+    model = build_model(spec)
+    state = getattr(model, "state", None)
+    if state is not None:
+        held: Mapping[str, npt.NDArray[Any]] = state(dense)
+        return held
+    views = parameter_views(dense, model.parameters)
+    return {p.name: v for p, v in zip(model.parameters, views, strict=True)}
 
 
 def about_model(reader: CheckpointReader) -> dict[str, Any]:

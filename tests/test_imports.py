@@ -26,6 +26,8 @@ SCRIPTS = {"benchmarks", "jobs", "scripts", "tests"}
 
 # Beside every actor.py: what starts, places and ends the actors of a job.
 DRIVER = "scheduler/driver/"
+# What is loaded where a job's model is a module of PyTorch, which is an extra.
+OF_TORCH = "worker/models/torch/"
 # Another's actors: replicas of Ray Serve.
 DEPLOYMENT = "serving/deployment.py"
 
@@ -86,19 +88,32 @@ def test_only_actors_and_what_starts_them_import_ray() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_everything_else_can_be_imported_without_loading_ray() -> None:
+def test_only_models_of_torch_import_torch() -> None:
+    wrong = [
+        f"{path}:{line} imports {name}; PyTorch is an extra, and belongs into {OF_TORCH}"
+        for path in PACKAGE_MODULES
+        if not path.as_posix().startswith(OF_TORCH)
+        for line, name in imports_of(path)
+        if name.split(".")[0] == "torch"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_everything_else_can_be_imported_without_loading_ray_or_torch() -> None:
     """Also through others: a module that needs an actor's module would load it."""
     names = [
         ".".join(path.with_suffix("").parts).removesuffix(".__init__")
         for path in PACKAGE_MODULES
         if path.name not in ("actor.py", "__main__.py")
         and not path.as_posix().startswith((DRIVER, DEPLOYMENT))
+        and (path.name == "__init__.py" or not path.as_posix().startswith(OF_TORCH))
     ]
     program = (
         "import importlib, sys\n"
         f"for name in {names!r}:\n"
         "    importlib.import_module(name)\n"
-        "    assert 'ray' not in sys.modules, f'importing {name} loads ray'\n"
+        "    for other in ('ray', 'torch'):\n"
+        "        assert other not in sys.modules, f'importing {name} loads {other}'\n"
     )
 
     done = subprocess.run(

@@ -26,9 +26,9 @@ class WorkerActor:
         self._left = -1  # the latest recovery epoch that it is not to work in
         self._running: tuple[int, Cancellation] | None = None
 
-    def describe(self) -> dict[str, Any]:
-        """Return where this process runs and what its numbers depend on."""
-        return process_facts(ray.get_runtime_context().get_node_id())
+    def describe(self, *libraries: str) -> dict[str, Any]:
+        """Return where this process runs and what its numbers depend on, these libraries too."""
+        return process_facts(ray.get_runtime_context().get_node_id(), *libraries)
 
     def run(self, setup: WorkerSetup, worker: int, incarnation: int) -> Ending:
         """Work until told to end, and say by whom; raises what made the worker fail."""

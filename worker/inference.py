@@ -353,7 +353,7 @@ def check_model(reader: CheckpointReader) -> None:
     try:
         check_size(saved.spec, reader.store.dense_size, reader.directory)
     except ModelError as error:
-        if saved.spec.type != "custom":
+        if not saved.spec.is_users:
             raise CheckpointError(str(error)) from error
 
 
@@ -374,7 +374,7 @@ def check_size(spec: ModelSpec, held: int, path: str | Place) -> None:
     size = _model_size(spec, path)
     if size != held:
         text = f"{path} holds {held} dense parameters, its {spec.type} model has {size}"
-        if spec.type == "custom":
+        if spec.is_users:
             raise UnfitCheckpointError(f"{text}; its class has changed since")
         raise CheckpointError(text)
 
@@ -385,7 +385,7 @@ def _model_size(spec: ModelSpec, path: str | Place) -> int:
         return num_parameters(build_model(spec))
     except Exception as error:  # whatever the module of a custom model raises
         text = f"the model of {path} can't be built: {str(error) or type(error).__name__}"
-        if spec.type == "custom":
+        if spec.is_users:
             text += ". Put the folder that holds the class's module on PYTHONPATH"
         raise ModelError(text) from error
 

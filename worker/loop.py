@@ -353,7 +353,7 @@ class WorkerLoop:
                 Finished(token, "done", prepared.num_samples, skipped, evaluation=evaluation)
             )
             return
-        loss, gradients, dense = self._train(prepared, pulled)
+        loss, gradients, dense = self._train(prepared, pulled, token.batch_id)
         time.sleep(self._faults.pause(time.perf_counter() - started, time.time()))
         seconds = time.perf_counter() - started
         planned = prepared.num_samples + skipped
@@ -408,9 +408,11 @@ class WorkerLoop:
         with self._lock:
             self._session.depth = self._depth.computed(now - before, waited - waited_before)
 
-    def _train(self, prepared: Prepared, pulled: PulledBatch) -> tuple[float, Float32s, Float32s]:
+    def _train(
+        self, prepared: Prepared, pulled: PulledBatch, batch_id: int
+    ) -> tuple[float, Float32s, Float32s]:
         began = time.perf_counter_ns()
-        result = self._computation.train(prepared, pulled.values, pulled.dense)
+        result = self._computation.train(prepared, pulled.values, pulled.dense, batch_id)
         forward = self._computation.forward_ns
         self._times.add("forward", forward)
         self._times.add("backward", time.perf_counter_ns() - began - forward)

@@ -161,13 +161,14 @@ class ModelSpec:
     """The dense part of a model.
 
     Args:
-        type: `dlrm`, `deepfm`, `wide_deep`, `linear` or `custom`.
+        type: `dlrm`, `deepfm`, `wide_deep`, `linear`, `custom` or `torch`.
         options: what the type takes beyond this (layer widths, the class of a custom model).
         optimizer: of the dense parameters.
         num_dense: number of dense inputs.
         lookups: pooled inputs, in the order of their columns.
         seed: of the initial parameters.
         loss: what training minimises; a custom model computes its own.
+        lookup_names: of a torch model the names by which it is given its lookups, in their order.
     """
 
     type: str
@@ -177,6 +178,12 @@ class ModelSpec:
     lookups: tuple[Lookup, ...]
     seed: int = 0
     loss: Loss = "log_loss"
+    lookup_names: tuple[str, ...] = ()
+
+    @property
+    def is_users(self) -> bool:
+        """Whether the model is a class of the user's own."""
+        return self.type in ("custom", "torch")
 
     @property
     def pooled_width(self) -> int:

@@ -164,6 +164,7 @@ class Launcher:
         run: by what name metrics know the job.
         note: tells a person something.
         fingerprints: that the processes of a run had which this job goes on with, by role.
+        libraries: that the model computes with beside NumPy and Numba.
     """
 
     def __init__(
@@ -174,8 +175,10 @@ class Launcher:
         run: str,
         note: Callable[[str], None] = lambda text: None,
         fingerprints: Mapping[str, Any] | None = None,
+        libraries: tuple[str, ...] = (),
     ) -> None:
         self._run = run
+        self._libraries = libraries
         self._note = note
         self._cluster = cluster
         self._like = LikeProcesses(mixed=mixed_cpus, before=fingerprints, note=note)
@@ -366,7 +369,7 @@ class Launcher:
             incarnation=incarnation,
             handle=handle,
             created=time.monotonic(),
-            described=handle.describe.remote(),
+            described=handle.describe.remote(*self._libraries),
         )
 
     def set_to_work(self, setup: WorkerSetup, worker: WorkerProcess) -> None:

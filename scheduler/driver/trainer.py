@@ -214,6 +214,7 @@ class Trainer:
             run=run.path.name,
             note=note,
             fingerprints=None if earlier is None else earlier.fingerprints,
+            libraries=("torch",) if specs.model.type == "torch" else (),
         )
         progress.phase("starting servers, coordinator and workers")
         reached = earlier.step if earlier is not None and goes_on else None

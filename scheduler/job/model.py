@@ -101,7 +101,7 @@ class ModelConfig(_Section):
         options: those keys, which stand beside the others in a job file.
     """
 
-    type: Literal["dlrm", "deepfm", "wide_deep", "linear", "custom"]
+    type: Literal["dlrm", "deepfm", "wide_deep", "linear", "custom", "torch"]
     optimizer: Annotated[OptimizerConfig, BeforeValidator(_dense_adagrad)] = Adam()
     clip_global_norm: float | None = Field(None, gt=0)
     options: dict[str, Any] = {}

@@ -108,8 +108,12 @@ def model_spec(config: JobConfig) -> ModelSpec:
             lookups=lookups,
             seed=config.seed,
             loss=config.training.loss,
+            lookup_names=_names_of(config, lookups, sparse),
         )
         model = build_model(spec)
+        examine = getattr(model, "examine", None)
+        if examine is not None:
+            examine()
     except ConfigError:
         raise
     except (ValueError, TypeError, ImportError) as error:
@@ -127,6 +131,15 @@ def model_spec(config: JobConfig) -> ModelSpec:
         )
     _check_tables(config, lookups, num_features=len(sparse))
     return spec
+
+
+def _names_of(
+    config: JobConfig, lookups: Sequence[Lookup], sparse: Sequence[SparseFeature]
+) -> tuple[str, ...]:
+    """Return the features' names, lookup by lookup, for a model that has its inputs by name."""
+    if config.model.type != "torch":
+        return ()
+    return tuple(sparse[lookup.feature].name for lookup in lookups)
 
 
 def store_spec(config: JobConfig, model: ModelSpec) -> StoreSpec:

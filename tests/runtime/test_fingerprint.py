@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,13 @@ def test_features_that_numpy_does_not_use_are_seen() -> None:
     without = elsewhere(NPY_DISABLE_CPU_FEATURES=" ".join(found))
 
     assert changed(elsewhere(), without) == {"numpy_features", "digest"}
+
+
+def test_the_version_of_a_library_that_a_model_needs_is_seen() -> None:
+    plain, with_click = numeric_fingerprint(), numeric_fingerprint("click")
+
+    assert with_click["click"] == version("click")
+    assert {name for name in plain if plain[name] != with_click[name]} == {"digest"}
 
 
 def test_the_processor_that_numba_compiles_for_is_seen() -> None:

@@ -1,4 +1,4 @@
-"""Dense models: DLRM, DeepFM, Wide & Deep, logistic regression, and the caller's own."""
+"""Dense models: DLRM, DeepFM, Wide & Deep, logistic regression, the caller's own, torch's."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,6 +26,7 @@ from worker.models.protocol import (
     parameter_views,
     takes_weights,
 )
+from worker.models.torch import require_torch
 from worker.models.wide_deep import DEFAULTS as WIDE_DEEP_OPTIONS
 from worker.models.wide_deep import LINEAR_SUFFIX, WideDeep
 from worker.spec import Lookup, ModelSpec, SparseFeature
@@ -81,6 +82,12 @@ def build_model(spec: ModelSpec) -> Model[Any]:
                 f"{column}: lookups must lie side by side, in order"
             )
         column += lookup.dim
+    if spec.type == "torch":
+        require_torch()
+        # It loads torch: only who asks waits for that.
+        from worker.models.torch.module_model import ModuleModel
+
+        return ModuleModel(spec)
     if spec.type != "custom":
         return LogLossModel(_NETWORKS[spec.type](spec), spec.loss)
     kind = custom_class(spec.options)
@@ -105,7 +112,7 @@ def needed_lookups(
     gives a second one, of its first-order weights: table `<table>_linear`, of dim 1.
 
     Args:
-        model_type: `dlrm`, `deepfm`, `wide_deep`, `linear` or `custom`.
+        model_type: `dlrm`, `deepfm`, `wide_deep`, `linear`, `custom` or `torch`.
         options: of the model; checked here, so that a job is refused before it starts.
         sparse: the job's sparse features, in order.
         dims: dim of each table that they name.
@@ -122,7 +129,9 @@ def needed_lookups(
                 f"sparse feature {feature.name!r} names table {feature.table!r}, which has no dim; "
                 f"known: {sorted(dims)}"
             )
-    if model_type == "custom":
+    if model_type in ("custom", "torch"):
+        if model_type == "torch":
+            require_torch()
         custom_class(options)
     else:
         read_widths(model_type, options, _OPTIONS[model_type])
@@ -155,6 +164,6 @@ def needed_lookups(
 
 
 def _check_type(model_type: str) -> None:
-    known = [*_NETWORKS, "custom"]
+    known = [*_NETWORKS, "custom", "torch"]
     if model_type not in known:
         raise ValueError(f"model.type {model_type!r} is not known; {name_hint(model_type, known)}")

@@ -104,6 +104,30 @@ def fake_negative_weighted_loss(
     return total
 
 
+def loss_and_gradient(
+    loss: Loss,
+    logits: FloatArray,
+    labels: FloatArray,
+    weights: FloatArray | None,
+    grad: FloatArray,
+) -> float:
+    """Return the sum of the samples' losses, each times its weight; write its gradient.
+
+    Args:
+        loss: which one.
+        logits, labels: float32[n].
+        weights: float32[n], >= 0; None: all are 1.
+        grad: float32[n], written.
+    """
+    if loss == "fake_negative_weighting":
+        return fake_negative_weighted_loss(
+            logits, labels, _NONE if weights is None else weights, grad
+        )
+    if weights is None:
+        return log_loss(logits, labels, grad)
+    return weighted_log_loss(logits, labels, weights, grad)
+
+
 class Network(Protocol[Inputs]):
     """Logits from dense and pooled inputs, forward and backward. Shapes as in `Model`.
 
@@ -193,13 +217,7 @@ class LogLossModel(Generic[Inputs]):
         began = time.perf_counter_ns()
         logits = self._network.forward(layers, dense, pooled)
         grad_logits = self._grad_logits.rows(len(labels))
-        if self._loss == "fake_negative_weighting":
-            of_samples = _NONE if weights is None else weights
-            loss = fake_negative_weighted_loss(logits[:, 0], labels, of_samples, grad_logits[:, 0])
-        elif weights is None:
-            loss = log_loss(logits[:, 0], labels, grad_logits[:, 0])
-        else:
-            loss = weighted_log_loss(logits[:, 0], labels, weights, grad_logits[:, 0])
+        loss = loss_and_gradient(self._loss, logits[:, 0], labels, weights, grad_logits[:, 0])
         self.forward_ns = time.perf_counter_ns() - began
         self.logits = logits[:, 0].copy()
         self.residual_sum = float(grad_logits.sum(dtype=np.float64))

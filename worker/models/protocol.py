@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from embedding.spec.initial_values import Constant, Initializer, Normal, TruncatedNormal, Uniform
 from runtime.near_names import near_name
+from worker.models.user_code import told
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -144,6 +145,13 @@ class Model(Protocol[Inputs]):
     Where `predicts_by_sample` is true, `predict` also takes `SharedInputs` as its last argument;
     `pooled` has all inputs of all samples all the same, and the result is the same to the last bit.
 
+    It may have `use_threads(threads)`: it is told how many it may use and gets batches whole, in
+    place of one model for each thread and a part of the batch for each; `begin_batch(batch_id)`,
+    called before `train`, for what it draws at random; `initial_values(seed)`, float32[P], in place
+    of what `parameters` say; `examine()`, called once before a job begins, which raises ValueError
+    where the model can't be trained; and `state(params)`, the arrays that it is exported as, by
+    name.
+
     The parameters lie one after another, in the order of `parameters` and each in C order, in one
     float32 vector of length P. A batch has n >= 0 samples; W is `ModelSpec.pooled_width`.
     """
@@ -208,7 +216,14 @@ def parameter_views(flat: FloatArray, parameters: Sequence[Parameter]) -> list[F
 
 
 def initial_parameters(model: Model[Any], seed: int) -> FloatArray:
-    """Draw the initial values, float32[P]: one Philox stream, parameter after parameter."""
+    """Draw the initial values, float32[P]: one Philox stream, parameter after parameter.
+
+    Those of a model that has `initial_values` are its own.
+    """
+    own = getattr(model, "initial_values", None)
+    if own is not None:
+        drawn: FloatArray = own(seed)
+        return drawn
     generator = np.random.Generator(np.random.Philox(seed))
     flat = np.empty(num_parameters(model), np.float32)
     for view, parameter in zip(
@@ -269,6 +284,10 @@ def custom_class(options: Mapping[str, Any]) -> Any:
         raise ValueError(
             f"model.class {path!r}: importing {module_name!r} failed: {error}. The module must be "
             "installed, or lie in the directory that the job is started from"
+        ) from error
+    except Exception as error:  # whatever the module raises
+        raise ValueError(
+            f"model.class {path!r}: importing {module_name!r} failed{told(error)}"
         ) from error
     found = getattr(module, class_name, None)
     if not isinstance(found, type):

@@ -29,7 +29,8 @@ class Computation:
     """The model of one worker, on a fixed number of threads.
 
     Every thread takes a fixed part of a batch, and their sums are added in order, so the result
-    depends on the number of threads but never on their timing.
+    depends on the number of threads but never on their timing. A model that divides its own work
+    (`use_threads`) has batches whole.
 
     Args:
         spec: of the model.
@@ -47,8 +48,15 @@ class Computation:
     def __init__(self, spec: ModelSpec, *, threads: int = 1, any_float_mode: bool = False) -> None:
         self.spec = spec
         self._any_float_mode = any_float_mode
-        self._models: list[Model[Any]] = [build_model(spec) for _ in range(threads)]
+        first = build_model(spec)
+        use_threads = getattr(first, "use_threads", None)
+        if use_threads is not None:
+            use_threads(threads)
+        more = 0 if use_threads is not None else threads - 1
+        self._models: list[Model[Any]] = [first, *(build_model(spec) for _ in range(more))]
         self._reads_vectors: bool = getattr(self._models[0], "reads_vectors", False)
+        begins = [getattr(model, "begin_batch", None) for model in self._models]
+        self._begin_batch: list[Callable[[int], None]] = [each for each in begins if each]
         self._num_parameters = num_parameters(self._models[0])
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._groups = lookups_by_tables(spec.lookups)
@@ -62,7 +70,7 @@ class Computation:
         self.residual_sum: float | None = None
 
     def train(
-        self, prepared: Prepared, values: Float32s, parameters: Float32s
+        self, prepared: Prepared, values: Float32s, parameters: Float32s, batch_id: int = 0
     ) -> tuple[float, Float32s, Float32s]:
         """Return (sum of losses, gradients of the rows, gradients of the dense parameters).
 
@@ -71,10 +79,13 @@ class Computation:
         Args:
             values: float32, the flat buffer of pulled rows.
             parameters: float32[dense parameters].
+            batch_id: of the plan; for models that draw random numbers by it.
 
         Returns:
             Gradients of the sum of losses: float32 laid out as `values`, and as `parameters`.
         """
+        for begin_batch in self._begin_batch:
+            begin_batch(batch_id)
         if self._in_place(prepared):
             return self._train_in_place(prepared, values, parameters)
         began = time.perf_counter_ns()

@@ -1,7 +1,6 @@
 """Custom models, among them the example of docs/models.md as it stands there."""
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +12,6 @@ from worker.spec import ModelSpec, SparseFeature
 
 PAGE = Path(__file__).parents[3] / "docs" / "models.md"
 SPARSE = [SparseFeature(name=name, column=name, table=name) for name in ("a", "b")]
-
-
-@pytest.fixture
-def write_module(tmp_path, monkeypatch):
-    """Return a function that makes a module importable for the test."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    written = []
-
-    def write(name, source):
-        (tmp_path / f"{name}.py").write_text(source)
-        written.append(name)
-
-    yield write
-    for name in written:
-        sys.modules.pop(name, None)
 
 
 def make_spec(options):
@@ -102,6 +86,23 @@ def test_a_class_that_is_not_module_and_name_is_refused(path):
 def test_a_module_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="importing 'no_such_module' failed"):
         needed_lookups("custom", {"class": "no_such_module:Model"}, SPARSE, {"a": 4, "b": 2})
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "said"),
+    [
+        ("number = 1\nnumber.x\n", 2, "AttributeError: 'int'"),
+        ("a = 1\n\nb = (\n", 3, "SyntaxError"),
+    ],
+)
+def test_a_module_that_fails_is_told_by_its_line(write_module, tmp_path, source, line, said):
+    write_module("fails_when_imported", source)
+
+    with pytest.raises(ValueError, match="importing 'fails_when_imported' failed") as caught:
+        make_spec({"class": "fails_when_imported:Model"})
+
+    assert f"at {tmp_path / 'fails_when_imported.py'}, line {line}" in str(caught.value)
+    assert said in str(caught.value)
 
 
 def test_a_class_that_is_not_in_the_module_is_named(write_module):

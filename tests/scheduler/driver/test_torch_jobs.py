@@ -1,0 +1,192 @@
+"""Whole jobs of a user's torch module: the same bits everywhere, and what fails is his line."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from ray_of_threads import RayOfThreads
+
+from scheduler import ConfigError, JobConfig, Result, Trainer, TrainingError
+from synchromesh.commands.main import main
+
+torch = pytest.importorskip("torch")
+
+MODULE = """
+import torch
+from torch import nn
+
+
+class Layers(nn.Module):
+    def __init__(self, inputs, width=8, fails_at=None):
+        super().__init__()
+        self.register_buffer("scale", torch.full((inputs.width,), 0.5))
+        self.layers = nn.Sequential(
+            nn.Linear(inputs.width, width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, 1)
+        )
+        self.fails_at = fails_at
+
+    def forward(self, dense, embeddings):
+        if len(dense) == self.fails_at:
+            raise RuntimeError("so many samples")
+        inputs = torch.cat([dense, *embeddings.values()], dim=1)
+        return self.layers(inputs * self.scale).squeeze(1)
+
+
+class Squares(Layers):
+    def loss(self, logits, labels):
+        return (torch.sigmoid(logits) - labels) ** 2
+"""
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("code")
+    (folder / "torch_of_jobs.py").write_text(MODULE)
+    sys.path.insert(0, str(folder))
+    yield folder / "torch_of_jobs.py"
+    sys.path.remove(str(folder))
+    sys.modules.pop("torch_of_jobs", None)
+
+
+def job(
+    data: Path, run: Path, /, *, workers: int = 1, servers: int = 1, **changes: Any
+) -> JobConfig:
+    sections: dict[str, Any] = {
+        "seed": 3,
+        "data": {
+            "train": str(data / "train-*.parquet"),
+            "eval": str(data / "test.parquet"),
+            "dense": ["d1", "d2"],
+            "dense_transform": "log1p",
+            "sparse": ["a", "b", {"column": "tags", "combiner": "mean"}],
+            "batch_size": 64,
+        },
+        "embedding": {"dim": 4},
+        "model": {
+            "type": "torch",
+            "class": "torch_of_jobs:Layers",
+            "optimizer": {"type": "adam", "learning_rate": 0.01},
+        },
+        "training": {"mode": "sync", "global_batch": 256},
+        "cluster": {"workers": workers, "servers": servers},
+        "run": {"dir": str(run)},
+    }
+    for section, values in changes.items():
+        sections[section] = {**sections[section], **values}
+    return JobConfig.from_dict(sections)
+
+
+@pytest.fixture(scope="module")
+def trained(
+    jobs_in_threads: RayOfThreads,
+    module: Path,
+    samples: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Result:
+    return Trainer(job(samples, tmp_path_factory.mktemp("torch") / "run")).fit()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"workers": 3, "servers": 2},
+        {"workers": 2, "servers": 3},
+    ],
+    ids=["3 workers, 2 servers", "2 workers, 3 servers"],
+)
+def test_the_model_has_the_same_bits_on_any_number_of_processes(
+    trained: Result, samples: Path, tmp_path: Path, changes: dict[str, int]
+) -> None:
+    other = Trainer(job(samples, tmp_path / "run", **changes)).fit()
+
+    assert other.metrics["model_digest"] == trained.metrics["model_digest"]
+    assert other.metrics["eval"] == trained.metrics["eval"]
+
+
+def test_it_learns_and_its_seed_and_options_count(
+    trained: Result, samples: Path, tmp_path: Path
+) -> None:
+    assert trained.metrics["eval"]["auc"] > 0.7
+    own = Trainer(
+        job(samples, tmp_path / "own", model={"class": "torch_of_jobs:Squares", "width": 16})
+    ).fit()
+    assert own.metrics["eval"]["auc"] > 0.7
+    assert own.metrics["model_digest"] != trained.metrics["model_digest"]
+
+
+def test_with_two_threads_in_each_worker_the_bits_are_those_of_two_threads(
+    trained: Result, samples: Path, tmp_path: Path
+) -> None:
+    digests = set()
+    for workers in (1, 2):
+        config = job(samples, tmp_path / f"{workers}", workers=workers, model={"width": 64})
+        config = JobConfig.from_dict(
+            config.model_dump(exclude_unset=True)
+            | {"cluster": {"workers": workers, "servers": 1, "worker_threads": 2}}
+        )
+        digests.add(Trainer(config).fit().metrics["model_digest"])
+
+    assert len(digests) == 1
+
+
+def answer(capsys: pytest.CaptureFixture[str], *command: object) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main([str(each) for each in command]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_its_checkpoint_scores_predicts_and_is_exported(
+    trained: Result, samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = samples / "test.parquet"
+    scores = answer(capsys, "evaluate", trained.path)
+    answer(capsys, "predict", trained.path, data, tmp_path / "out.parquet")
+    answer(capsys, "export", trained.path, tmp_path / "out", "--format", "safetensors")
+
+    assert scores.items() >= trained.metrics["eval"].items()
+    predicted = pq.read_table(tmp_path / "out.parquet")["prediction"].to_numpy()
+    assert np.isfinite(predicted).all()
+    state = load_file(tmp_path / "out" / "dense.safetensors")
+    assert list(state) == sorted(
+        ["scale", *(f"layers.{at}.{kind}" for at in (0, 3) for kind in ("weight", "bias"))]
+    )
+    assert state["layers.0.weight"].shape == (8, 14)
+
+
+def load_file(path: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    found: dict[str, np.ndarray] = load_file(path)
+    return found
+
+
+def test_a_failure_while_it_trains_is_his_line(
+    jobs_in_threads: RayOfThreads, module: Path, samples: Path, tmp_path: Path
+) -> None:
+    config = job(samples, tmp_path / "run", model={"fails_at": 64})
+    number = 1 + MODULE.splitlines().index('            raise RuntimeError("so many samples")')
+
+    with pytest.raises(TrainingError) as caught:
+        Trainer(config).fit()
+
+    assert str(caught.value) == (
+        "worker 0: model.class 'torch_of_jobs:Layers': forward failed at"
+        f" {module}, line {number}, in forward: RuntimeError: so many samples"
+    )
+
+
+def test_what_cant_be_trained_is_refused_before_anything_starts(
+    module: Path, samples: Path, tmp_path: Path
+) -> None:
+    config = job(samples, tmp_path / "run", model={"widht": 8})
+
+    with pytest.raises(ConfigError, match="no such option; did you mean 'width'"):
+        Trainer(config).fit()
+
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,158 @@
+"""From the options of a job to a module that may be trained: made under the seed, and looked at."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from worker.models.protocol import custom_class, name_hint
+from worker.models.torch import ModuleInputs
+from worker.models.user_code import UserCodeError, user_code
+from worker.spec import ModelSpec
+
+PRECISIONS = ("float32", "bf16")
+_OWN = ("class", "precision")  # of the options, those that are not for the class
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A module and what it was made of.
+
+    Args:
+        path: `model.class`.
+        module: with the initial values of the job's seed.
+        names: of its parameters, in its own order.
+        precision: `float32` or `bf16`.
+    """
+
+    path: str
+    module: torch.nn.Module
+    names: tuple[str, ...]
+    precision: str
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return list(self.module.parameters())
+
+
+def make_module(spec: ModelSpec) -> Made:
+    """Make the module of a job's class, its initial values drawn from the seed.
+
+    Raises:
+        ValueError: an option is not legal, or the class gives no module that can be trained.
+    """
+    path = str(spec.options.get("class"))
+    kind = custom_class(spec.options)
+    precision = spec.options.get("precision", "float32")
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"model.precision {precision!r} is not known; {name_hint(precision, PRECISIONS)}"
+        )
+    if not issubclass(kind, torch.nn.Module):
+        raise ValueError(
+            f"model.class {path!r} is no torch.nn.Module; a class without torch is of model.type"
+            " custom"
+        )
+    dims = {name: lookup.dim for name, lookup in zip(spec.lookup_names, spec.lookups, strict=True)}
+    inputs = ModuleInputs(spec.num_dense, dims)
+    options = {name: value for name, value in spec.options.items() if name not in _OWN}
+    _check_options(kind, path, inputs, options)
+    with user_code(path, "its __init__"), seeded(spec.seed):
+        module = kind(inputs, **options)
+    names = _checked_names(module, path)
+    _check_forward(module, path)
+    return Made(path, module, names, precision)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Have torch's default generator begin with a seed within the block, and go on after it."""
+    generator = torch.default_generator
+    before = generator.get_state()
+    generator.manual_seed(seed & 0xFFFF_FFFF_FFFF_FFFF)
+    try:
+        yield
+    finally:
+        generator.set_state(before)
+
+
+def _check_options(kind: Any, path: str, inputs: ModuleInputs, options: dict[str, Any]) -> None:
+    """Refuse options that the class does not take, by name."""
+    try:
+        signature = inspect.signature(kind)
+    except (TypeError, ValueError):
+        return
+    takes = list(signature.parameters.values())
+    if any(each.kind is each.VAR_KEYWORD for each in takes):
+        known = list(options)
+    else:
+        known = [p.name for p in takes[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for name in options:
+        if name not in known:
+            hint = name_hint(name, known) if known else "it has none"
+            raise ValueError(f"model.{name}: class {path!r} has no such option; {hint}")
+    try:
+        signature.bind(inputs, **options)
+    except TypeError as error:
+        raise ValueError(
+            f"model.class {path!r} is made as Class(inputs, **options), with the other keys of"
+            f" model as options; its __init__ takes {signature}: {error}"
+        ) from error
+
+
+def _check_forward(module: torch.nn.Module, path: str) -> None:
+    signature = inspect.signature(module.forward)
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise UserCodeError(
+            f"model.class {path!r}: forward is called as forward(dense, embeddings), and takes"
+            f" {signature}: {error}"
+        ) from error
+
+
+def _checked_names(module: torch.nn.Module, path: str) -> tuple[str, ...]:
+    """Return the names of the parameters; refuse those that can't be trained, by name."""
+    names: dict[int, str] = {}
+    storages: dict[int, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        where = f"model.class {path!r}: parameter {name!r}"
+        if isinstance(parameter, torch.nn.parameter.UninitializedParameter):
+            raise UserCodeError(
+                f"{where} has no shape yet (a lazy module): give its size; inputs.num_dense,"
+                " inputs.dims and inputs.width say those of the inputs"
+            )
+        if id(parameter) in names:
+            raise UserCodeError(
+                f"{where} is the same tensor as {names[id(parameter)]!r}. Tied parameters are not"
+                " taken: register it once, and use it in both places"
+            )
+        if parameter.dtype != torch.float32:
+            raise UserCodeError(
+                f"{where} is {_short(parameter.dtype)}, expected float32. model.precision bf16"
+                " computes in bfloat16 with float32 parameters"
+            )
+        if parameter.device.type != "cpu" or parameter.layout != torch.strided:
+            raise UserCodeError(
+                f"{where} is on {parameter.device}, {_short(parameter.layout)}; expected a dense"
+                " tensor on cpu"
+            )
+        if not parameter.requires_grad:
+            raise UserCodeError(
+                f"{where} does not require a gradient. What is not trained is a buffer:"
+                " self.register_buffer(name, tensor)"
+            )
+        storage = parameter.untyped_storage().data_ptr()
+        if parameter.numel() and storage in storages:
+            raise UserCodeError(
+                f"{where} shares its memory with {storages[storage]!r}; each needs its own"
+            )
+        names[id(parameter)] = storages[storage] = name
+    return tuple(names.values())
+
+
+def _short(kind: Any) -> str:
+    return str(kind).removeprefix("torch.")

@@ -1,0 +1,386 @@
+"""A `torch.nn.Module` as a model: its parameters in one vector, gradients by autograd."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from worker.models.lookup_columns import put_columns, take_columns
+from worker.models.loss import loss_and_gradient
+from worker.models.protocol import FloatArray, PackedParameters, Parameter, parameter_views
+from worker.models.torch.examining import examine
+from worker.models.torch.making import Made, make_module, seeded
+from worker.models.user_code import UserCodeError, user_code
+from worker.spec import ModelSpec
+
+# Torch's default generator is the process's, and so is the flag of its algorithms.
+_TRAINING = threading.Lock()
+
+
+class ModuleModel:
+    """Makes a `worker.models.Model` of the class that a job names.
+
+    The module is called as `forward(dense, embeddings)`, float32[n, num_dense] and a dict from
+    the name of each sparse feature to its pooled vectors, float32[n, dim]; it returns the logits,
+    [n]. It may have `loss(logits, labels)`, which returns each sample's loss, [n], to be multiplied
+    by weights and summed here; else the loss is the job's. Attributes are those that
+    `LogLossModel` has.
+
+    A module takes a batch whole: its operations use `use_threads` threads.
+
+    Attributes:
+        constants: the buffers of the module.
+        without_gradient: names of the parameters that the batch trained last gave no gradient.
+
+    Raises:
+        ValueError: see `make_module`.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self.seed = spec.seed
+        self._made = make_module(spec)
+        self._module = self._made.module
+        self.parameters = tuple(
+            Parameter(name, tuple(parameter.shape))
+            for name, parameter in zip(self._made.names, self._made.parameters, strict=True)
+        )
+        self._tensors = self._made.parameters
+        self._own = torch.empty(sum(each.size for each in self.parameters))
+        self._bound: torch.Tensor | None = None
+        self._initial = _flat(self._made)
+        self._bind(self._own)
+        self._fill(self._initial)
+        self._inputs = _Inputs(spec)
+        self.constants = _Constants(self._made)
+        self._loss = _own_loss(self._made, spec)
+        self._threads = 1
+        self._batch_id = 0
+        self._trains_as_it_predicts = True
+        self.without_gradient: tuple[str, ...] = ()
+        self._logits = np.empty(0, np.float32)
+        self.forward_ns = 0
+        self.residual_sum = 0.0
+
+    def use_threads(self, threads: int) -> None:
+        """Have batches whole, and divide their work among threads."""
+        self._threads = threads
+
+    def begin_batch(self, batch_id: int) -> None:
+        """Draw what `train` draws next, such as the masks of dropout, by the seed and this."""
+        self._batch_id = batch_id
+
+    def initial_values(self, seed: int) -> FloatArray:
+        """Return the initial parameters, float32[P]: torch's own, its generator set to the seed."""
+        if seed == self._spec.seed:
+            return self._initial.copy()
+        return _flat(make_module(replace(self._spec, seed=seed)))
+
+    def examine(self) -> None:
+        """Try the module on some samples; raises ValueError where it can't be trained."""
+        self._trains_as_it_predicts = examine(self, self._made, self._spec)
+
+    def state(self, params: FloatArray) -> dict[str, np.ndarray]:
+        """Return what `load_state_dict` takes: parameters and the buffers that it has, by name."""
+        arrays: dict[str, np.ndarray] = {
+            parameter.name: view
+            for parameter, view in zip(
+                self.parameters, parameter_views(params, self.parameters), strict=True
+            )
+        }
+        held = self._module.state_dict()
+        return {name: arrays[name] if name in arrays else held[name].numpy() for name in held}
+
+    def train(
+        self,
+        params: FloatArray,
+        dense: FloatArray,
+        pooled: FloatArray,
+        labels: FloatArray,
+        grad_params: FloatArray,
+        grad_pooled: FloatArray,
+        weights: FloatArray | None = None,
+    ) -> float:
+        if not len(labels):
+            grad_params[:] = 0
+            return 0.0
+        with _TRAINING, _deterministic(), self._computing(training=True), self._drawing():
+            self._fill(params)
+            inputs = self._inputs.of(dense, pooled)
+            for tensor in inputs.tensors:
+                tensor.requires_grad_()
+            began = time.perf_counter_ns()
+            with torch.enable_grad():
+                logits = self._forward(inputs)
+                if not logits.requires_grad:
+                    raise UserCodeError(
+                        f"model.class {self._made.path!r}: the logits depend neither on parameters"
+                        " nor on embeddings; forward must not use .detach() or torch.no_grad()"
+                    )
+                loss, gradients = self._loss_and_gradients(
+                    logits, labels, weights, [*self._tensors, *inputs.tensors], began
+                )
+            self.constants.check()
+            self._write(gradients, grad_params, grad_pooled)
+        return loss
+
+    def packed(self, params: FloatArray) -> PackedParameters:
+        """Return a copy of the parameters that `predict` takes in their place, for many batches."""
+        return PackedParameters(torch.tensor(params))
+
+    def predict(
+        self, params: FloatArray | PackedParameters, dense: FloatArray, pooled: FloatArray
+    ) -> FloatArray:
+        n = len(dense)
+        if not n:
+            return np.empty(0, np.float32)
+        with self._computing(training=False), torch.no_grad():
+            if isinstance(params, PackedParameters):
+                self._bind(params.of_network)
+            else:
+                self._fill(params)
+            logits = self._forward(self._inputs.of(dense, pooled))
+            return np.array(logits.numpy(), np.float32)
+
+    @property
+    def logits(self) -> FloatArray:
+        """Those of the batch that was trained last; of no use where dropout was in them."""
+        if not self._trains_as_it_predicts:
+            raise AttributeError("a batch has other logits where it is trained")
+        return self._logits
+
+    @property
+    def held(self) -> FloatArray:
+        """What the module has as its parameters now, float32[P]."""
+        return _flat(self._made)
+
+    def _drawing(self) -> AbstractContextManager[None]:
+        """Have random numbers of a block be those of the job's seed and the batch."""
+        text = f"{self._spec.seed} {self._batch_id}".encode()
+        digest = hashlib.blake2b(text, digest_size=8).digest()
+        return seeded(int.from_bytes(digest, "little"))
+
+    def _bind(self, flat: torch.Tensor) -> None:
+        """Let the module's parameters be views of a vector."""
+        if self._bound is flat:
+            return
+        begin = 0
+        for tensor, parameter in zip(self._tensors, self.parameters, strict=True):
+            tensor.data = flat[begin : begin + parameter.size].view(parameter.shape)
+            begin += parameter.size
+        self._bound = flat
+
+    def _fill(self, params: FloatArray) -> None:
+        self._bind(self._own)
+        np.copyto(self._own.numpy(), params)
+
+    @contextmanager
+    def _computing(self, *, training: bool) -> Iterator[None]:
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        if self._module.training != training:
+            self._module.train(training)
+        if self._made.precision == "float32":
+            yield
+            return
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            yield
+
+    def _forward(self, inputs: "_Inputs") -> torch.Tensor:
+        path, n = self._made.path, len(inputs.dense)
+        with user_code(path, "forward"):
+            logits = self._module(inputs.dense, inputs.embeddings)
+        return _checked(logits, n, path, "forward", "the logits").float()
+
+    def _loss_and_gradients(
+        self,
+        logits: torch.Tensor,
+        labels: FloatArray,
+        weights: FloatArray | None,
+        of: list[torch.Tensor],
+        began: int,
+    ) -> tuple[float, Sequence[torch.Tensor | None]]:
+        """Return the sum of losses, and its gradients with respect to tensors; note the logits."""
+        self._logits = np.array(logits.detach().numpy(), np.float32)
+        path = self._made.path
+        if self._loss is None:
+            of_logits = np.empty_like(self._logits)
+            loss = loss_and_gradient(self._spec.loss, self._logits, labels, weights, of_logits)
+            self.forward_ns = time.perf_counter_ns() - began
+            self.residual_sum = float(of_logits.sum(dtype=np.float64))
+            with user_code(path, "the backward pass of forward"):
+                return loss, torch.autograd.grad(
+                    logits, of, torch.tensor(of_logits), allow_unused=True
+                )
+        with user_code(path, "loss"):
+            losses = self._loss(logits, torch.tensor(labels))
+        losses = _checked(losses, len(labels), path, "loss", "each sample's loss").float()
+        each = torch.ones(len(labels)) if weights is None else torch.tensor(weights)
+        loss = float((losses.detach().double() * each).sum())
+        self.forward_ns = time.perf_counter_ns() - began
+        with user_code(path, "the backward pass of loss"):
+            of_logits_, *gradients = torch.autograd.grad(
+                losses, [logits, *of], each, allow_unused=True
+            )
+        self.residual_sum = 0.0 if of_logits_ is None else float(of_logits_.double().sum())
+        return loss, gradients
+
+    def _write(
+        self,
+        gradients: Sequence[torch.Tensor | None],
+        grad_params: FloatArray,
+        grad_pooled: FloatArray,
+    ) -> None:
+        names = zip(self.parameters, gradients, strict=False)
+        self.without_gradient = tuple(each.name for each, grad in names if grad is None)
+        views = parameter_views(grad_params, self.parameters)
+        for view, gradient in zip(views, gradients, strict=False):
+            if gradient is None:
+                view[...] = 0
+            elif gradient.layout != torch.strided:
+                raise UserCodeError(
+                    f"model.class {self._made.path!r}: a gradient is sparse"
+                    " (torch.nn.Embedding(sparse=True)): parameters of the module are dense"
+                )
+            else:
+                np.copyto(view, gradient.numpy())
+        for lookup, gradient in zip(self._spec.lookups, gradients[len(views) :], strict=True):
+            if gradient is None:
+                grad_pooled[:, lookup.column : lookup.column + lookup.dim] = 0
+            else:
+                put_columns(gradient.contiguous().numpy(), grad_pooled, lookup.column)
+
+
+class _Inputs:
+    """What a module is given: copies, at places in memory that are the same for any batch.
+
+    Sums of torch may depend on how arrays are aligned. The vectors of a lookup lie together.
+
+    Attributes:
+        dense: float32[n, num_dense].
+        embeddings: by name float32[n, dim].
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._held = torch.empty(0)
+        self.dense = torch.empty(0, spec.num_dense)
+        self.embeddings: dict[str, torch.Tensor] = {}
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return list(self.embeddings.values())
+
+    def of(self, dense: FloatArray, pooled: FloatArray) -> "_Inputs":
+        """Take the inputs of a batch."""
+        n, spec = len(dense), self._spec
+        size = n * (spec.num_dense + spec.pooled_width)
+        if self._held.numel() < size:
+            self._held = torch.empty(size)
+        begin = n * spec.num_dense
+        self.dense = self._held[:begin].view(n, spec.num_dense)
+        np.copyto(self.dense.numpy(), dense)
+        self.embeddings = {}
+        for name, lookup in zip(spec.lookup_names, spec.lookups, strict=True):
+            vectors = self._held[begin : begin + n * lookup.dim].view(n, lookup.dim)
+            take_columns(pooled, lookup.column, vectors.numpy())
+            self.embeddings[name] = vectors
+            begin += n * lookup.dim
+        return self
+
+
+class _Constants:
+    """The buffers of a module, which must stay as they are."""
+
+    def __init__(self, made: Made) -> None:
+        self._path = made.path
+        self._seen = [
+            (owner, name, tensor, tensor._version, f"{prefix}.{name}" if prefix else name)
+            for prefix, owner in made.module.named_modules()
+            for name, tensor in owner._buffers.items()
+            if tensor is not None
+        ]
+
+    def copies(self) -> list[torch.Tensor]:
+        """Return what they hold: some kernels of torch change one and do not say so."""
+        return [tensor.clone() for _, _, tensor, _, _ in self._seen]
+
+    def check(self, copies: Sequence[torch.Tensor] = ()) -> None:
+        """Raise UserCodeError where the last batch changed one.
+
+        Args:
+            copies: what they held before, if they are to be held against that.
+        """
+        for at, (owner, name, tensor, version, full_name) in enumerate(self._seen):
+            same = not copies or torch.equal(tensor, copies[at])
+            if same and owner._buffers.get(name) is tensor and tensor._version == version:
+                continue
+            raise UserCodeError(
+                f"model.class {self._path!r}: training changes buffer {full_name!r} of a"
+                f" {type(owner).__name__}, and what one worker keeps of its batches no other one"
+                " has. In place of batch norm take torch.nn.LayerNorm, or BatchNorm1d(...,"
+                " track_running_stats=False); buffers may hold constants"
+            )
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Have torch refuse, within the block, what may give other bits the next time."""
+    before = torch.are_deterministic_algorithms_enabled()
+    filling = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = filling
+
+
+def _checked(result: Any, n: int, path: str, method: str, what: str) -> torch.Tensor:
+    """Return what a method gave if it is a number for each of n samples."""
+    if not isinstance(result, torch.Tensor) or not result.is_floating_point():
+        found = f"a tensor of {result.dtype}" if isinstance(result, torch.Tensor) else repr(result)
+        raise UserCodeError(
+            f"model.class {path!r}: {method} must return {what}, a tensor of floats [n], got"
+            f" {found[:200]}"
+        )
+    if tuple(result.shape) != (n,):
+        raise UserCodeError(
+            f"model.class {path!r}: {method} must return {what}, [n], and returned"
+            f" {list(result.shape)} for n = {n}{_advice(result, n, method)}"
+        )
+    return result
+
+
+def _advice(result: torch.Tensor, n: int, method: str) -> str:
+    if method == "loss" and not result.shape:
+        return "; a loss of torch gives one number for all samples unless reduction='none'"
+    if tuple(result.shape) == (n, 1):
+        return "; add .squeeze(1)"
+    return "; .squeeze() without an axis takes away the samples' axis too" if n == 1 else ""
+
+
+def _own_loss(made: Made, spec: ModelSpec) -> Callable[..., Any] | None:
+    """Return the module's own loss, if it has one."""
+    loss = getattr(made.module, "loss", None)
+    if not callable(loss):
+        return None
+    if spec.loss != "log_loss":
+        raise ValueError(
+            f"training.loss is {spec.loss}, and model.class {made.path!r} has a loss of its own;"
+            " leave one of them out"
+        )
+    return loss
+
+
+def _flat(made: Made) -> FloatArray:
+    """Return a module's parameters side by side."""
+    parts = [parameter.detach().numpy().reshape(-1) for parameter in made.parameters]
+    return np.concatenate([np.empty(0, np.float32), *parts])
