@@ -102,6 +102,29 @@ def test_lists_of_any_lengths_come_as_values_and_lengths(served: Any) -> None:
     np.testing.assert_array_equal(got, expected)
 
 
+def test_a_value_that_is_missing_is_one_of_length_0(served: Any) -> None:
+    columns = {
+        "d1": [0.5, 2],
+        "d2": [1, 0],
+        "a": [None, -1],
+        "b": [17, None],
+        "tags": [[1, 2], [9]],
+    }
+    expected = served.serving.model.predict(columns).values
+    without = {
+        "a": ("INT32", [1], [-1]),
+        "a:lengths": ("INT32", [2], [0, 1]),
+        "b": ("INT64", [1], [17]),
+        "b:lengths": ("INT32", [2], [1, 0]),
+    }
+
+    status, _, found = served.ask("POST", INFER, {"inputs": tensors(**without)})
+
+    assert status == 200, found
+    got = np.array(found["outputs"][0]["data"], np.float32)
+    np.testing.assert_array_equal(got, expected)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
