@@ -42,6 +42,15 @@ def other_server(kind: str, folder: Path) -> Iterator[tuple[int, psutil.Process]
 
 
 @contextlib.contextmanager
+def fixed_server(library: str) -> Iterator[tuple[int, psutil.Process]]:
+    """Answer the same to all by a library; give its port and process."""
+    port = free_port("127.0.0.1")
+    command = [sys.executable, "-m", "bench.fixed_answers", library, str(port)]
+    with _process(command, port) as process:
+        yield port, process
+
+
+@contextlib.contextmanager
 def _process(command: list[str], port: int) -> Iterator[psutil.Process]:
     path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
     started = subprocess.Popen(
