@@ -12,6 +12,7 @@ from embedding.table.precision import stored_width
 from embedding.table.rows import memory_of
 from scheduler.job.config import JobConfig
 from scheduler.job.specs import arriving_features
+from synchromesh.checking_labels import LabelCheck, check_labels
 from worker.data.plan import Plan
 from worker.data.reading import read_file
 from worker.errors import DataError
@@ -73,6 +74,7 @@ class Check:
         server_memory_bytes: that the tables of one server are expected to take.
         refused: what training would refuse, the first of each file.
         warnings: what the data should be told about.
+        labels: of a job whose labels have a stream of their own.
     """
 
     files: int
@@ -86,6 +88,7 @@ class Check:
     server_memory_bytes: int
     refused: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    labels: LabelCheck | None = None
 
 
 def check_job(config: JobConfig, *, rows: int = SAMPLE_ROWS) -> Check:
@@ -102,11 +105,13 @@ def check_job(config: JobConfig, *, rows: int = SAMPLE_ROWS) -> Check:
     from scheduler.driver.resolved import resolve  # and with it Ray, which is not started
 
     specs = resolve(config)
-    features = specs.data.features
+    features, labels = specs.data.features, None
     if config.data.label_stream is not None:
         features = arriving_features(config)
     seen = _Seen(features)
     refused = _read(specs.plan, features, rows, seen)
+    if config.data.label_stream is not None and not refused:
+        labels = check_labels(config, specs.plan, rows=rows)
     columns = seen.columns(specs.plan.rows_per_epoch)
     tables = _tables(specs, seen, columns)
     total = specs.plan.rows_per_epoch * specs.plan.epochs
@@ -125,7 +130,8 @@ def check_job(config: JobConfig, *, rows: int = SAMPLE_ROWS) -> Check:
             sum(table.memory_bytes for table in tables) / config.cluster.servers
         ),
         refused=refused,
-        warnings=seen.warnings(),
+        warnings=seen.warnings() + ([] if labels is None else labels.warnings()),
+        labels=labels,
     )
 
 

@@ -5,7 +5,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from worker.data.kafka_client import read_client_file, require_kafka
 from worker.data.kafka_stream import KafkaStream, KafkaTopic
 from worker.data.label_join import LabelJoin
 from worker.data.messages import MessageDecoder, arrow_decoder, avro_decoder, json_decoder
-from worker.data.plan import Plan
+from worker.data.plan import FilePlan, Plan
 from worker.data.planning import plan_arrived, plan_of_sample
 from worker.data.streams import Position, Stream
 from worker.errors import DataError
@@ -221,6 +221,27 @@ def begin_stream(config: JobConfig, data: DataSpec) -> tuple[Plan, Position]:
     stream = stream_of(config, "data.stream", settings, data.features, spool=spool)
     plan, samples_begin = _first_of(stream, config, data, agreed)
     return plan, first_position(samples_begin, labels_begin)
+
+
+def labels_there(config: JobConfig) -> Iterator[FilePlan]:
+    """Yield files of the labels that are there now, one after another, from the first on.
+
+    Raises:
+        StorageError: the source is not there, or can't be asked.
+        ConfigError: a setting of it is wrong.
+        DataError: a file, or a message, can't be used.
+    """
+    labels = config.data.label_stream
+    assert labels is not None, "the job has one"
+    features, agreed = label_features(config), dict[tuple[str, str], tuple[str, str]]()
+    with tempfile.TemporaryDirectory(prefix="synchromesh-") as spool:
+        stream = stream_of(config, "data.label_stream", labels, features, spool=Path(spool))
+        try:
+            while arrived := stream.poll(most=1, now=time.time()):
+                for arrival in arrived:
+                    yield plan_arrived(arrival.path, features, (), agreed)
+        finally:
+            stream.close()
 
 
 def _first_of(

@@ -71,6 +71,12 @@ def _show(check: Check, servers: int, *, standby: int) -> None:
         )
     console.print(table)
     console.print()
+    if check.labels is not None and check.labels.rows:
+        labels = check.labels
+        console.print(
+            f"\n{labels.rows:,} labels read of data.label_stream, mean {labels.label_mean:.4f};"
+            f" {labels.of_samples:.1%} are of one of {labels.samples:,} samples read"
+        )
     table = Table("table", "rows expected", "memory", box=None)
     for each in check.tables:
         table.add_row(each.name, f"{each.rows:,}", decimal(each.memory_bytes))

@@ -13,6 +13,7 @@ import yaml
 from embedding.table.rows import memory_of
 from scheduler.job.config import JobConfig
 from synchromesh.checking import check_job, grown
+from synchromesh.checking_labels import LabelCheck
 from synchromesh.commands.main import main
 from worker.errors import DataError
 
@@ -164,9 +165,42 @@ def test_samples_whose_labels_come_later_are_read_without(
 
     assert (check.refused, check.rows_read, check.label_mean) == ([], 100, None)
     assert check.warnings == []
+    assert check.labels == LabelCheck(rows=1, label_mean=1.0, of_samples=1.0, samples=100)
     pq.write_table(pa.table({"id": ["3"], "label": [1]}), tmp_path / "labels" / "1.parquet")
     with pytest.raises(DataError, match="a key of labels differs between files"):
         check_job(config_of({**job, "data": data}, tmp_path / "job.yaml"))
     pq.write_table(pa.table({"iid": [3], "label": [1]}), tmp_path / "labels" / "1.parquet")
     with pytest.raises(DataError, match=r"lacks a column.*'id'.*but 'iid'"):
         check_job(config_of({**job, "data": data}, tmp_path / "job.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "warning"),
+    [
+        ([], "data.label_stream has no labels yet"),
+        ([1000, 1001], "none of 2 labels has the key of one of 100 samples that were read"),
+        ([3, 4, 1000, 1001], None),
+    ],
+)
+def test_labels_whose_keys_do_not_fit_are_told_of(
+    job: dict[str, Any], samples: Path, tmp_path: Path, keys: list[int], warning: str | None
+) -> None:
+    table = pq.read_table(next(samples.glob("train-*.parquet"))).slice(0, 100)
+    table = table.drop_columns(["label"]).append_column("id", pa.array(range(100)))
+    for name in ("samples", "labels"):
+        (tmp_path / name).mkdir()
+    pq.write_table(table, tmp_path / "samples" / "1.parquet")
+    if keys:
+        found = pa.table({"id": keys, "label": [key % 2 for key in keys]})
+        pq.write_table(found, tmp_path / "labels" / "1.parquet")
+    labels = {"dir": str(tmp_path / "labels"), "key": "id", "window_seconds": 60}
+    data = {**job["data"], "stream": {"dir": str(tmp_path / "samples")}, "label_stream": labels}
+    del data["train"]
+
+    check = check_job(config_of({**job, "data": data}, tmp_path / "job.yaml"))
+
+    if warning is None:
+        assert check.warnings == []
+        assert check.labels == LabelCheck(rows=4, label_mean=0.5, of_samples=0.5, samples=100)
+    else:
+        assert [warning in each for each in check.warnings] == [True]

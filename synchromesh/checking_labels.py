@@ -1,0 +1,72 @@
+"""Hold the labels of a stream of their own against its samples: do keys fit?"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scheduler.job.config import JobConfig
+from scheduler.job.specs import arriving_features, label_features
+from scheduler.job.streams import labels_there
+from worker.data.plan import Plan
+from worker.data.waiting_rows import keys_in, labels_in
+
+
+@dataclass(slots=True)
+class LabelCheck:
+    """What was seen of `data.label_stream`.
+
+    Args:
+        rows: labels that were read.
+        label_mean: share of them that are positive; None: there are none.
+        of_samples: share of them whose key a sample has that was read; None as above.
+        samples: that were read for it.
+    """
+
+    rows: int
+    label_mean: float | None
+    of_samples: float | None
+    samples: int
+
+    def warnings(self) -> list[str]:
+        """Return what people should know."""
+        if not self.rows:
+            return ["data.label_stream has no labels yet: whether keys fit can't be told"]
+        if self.of_samples == 0.0:
+            return [
+                f"none of {self.rows:,} labels has the key of one of {self.samples:,} samples that"
+                " were read. Where data.label_stream.key does not hold the same in both streams,"
+                " all samples will be trained as negatives"
+            ]
+        return []
+
+
+def check_labels(config: JobConfig, plan: Plan, *, rows: int) -> LabelCheck:
+    """Read the first labels that are there, and the keys of the first samples.
+
+    Args:
+        plan: of files of samples.
+        rows: most that are read of either; the file in which they are is read to its end.
+
+    Raises:
+        StorageError, ConfigError, DataError: see `labels_there`.
+    """
+    samples = np.empty(0, np.int64)
+    for file in plan.files:
+        samples = np.concatenate([samples, keys_in(file, arriving_features(config))])
+        if samples.size >= rows:
+            break
+    num_rows = positives = matched = 0
+    features = label_features(config)
+    for file in labels_there(config):
+        keys, labels = labels_in(file, features)
+        num_rows += keys.size
+        positives += int(np.count_nonzero(labels))
+        matched += int(np.count_nonzero(np.isin(keys, samples)))
+        if num_rows >= rows:
+            break
+    return LabelCheck(
+        rows=num_rows,
+        label_mean=positives / num_rows if num_rows else None,
+        of_samples=matched / num_rows if num_rows else None,
+        samples=samples.size,
+    )
