@@ -21,43 +21,65 @@ from worker.protocol import MAX_TOKENS, Grant, Report
 MAX_BYTES = 16 << 20
 # The longest texts of a grant say which rows of a file are kept.
 _MAX_STAGES, _MAX_TEXT_BYTES, _MAX_MASK_BYTES = 256, 256, 1 << 20
-_PREFIX = struct.Struct("<4sI")
-_MAGIC = b"SMC1"
+PREFIX = struct.Struct("<4sI")
+MAGIC = b"SMC1"
+# Of a frame with many reports, or their grants, see `worker.control_bundles`.
+MANY_MAGIC = b"SMM1"
 
 _decode_report = decoder_of(Report)
 _decode_grant = decoder_of(Grant)
 
 
-def send_message(sock: socket.socket, message: Report | Grant) -> None:
-    """Send a frame; ValueError where it would be over the limit, OSError where the peer is gone."""
+def frame_of(message: Report | Grant) -> bytes:
+    """Return the frame of a message; raises ValueError where it would be over the limit."""
     body = msgpack.packb(message, default=_plain)
     if len(body) > MAX_BYTES:
         raise ValueError(
             f"a {type(message).__name__} would take {len(body)} bytes, a frame holds {MAX_BYTES}."
             " Use smaller batches"
         )
-    sock.sendall(_PREFIX.pack(_MAGIC, len(body)) + body)
+    return framed(MAGIC, body)
+
+
+def framed(magic: bytes, body: bytes) -> bytes:
+    """Return a frame."""
+    return PREFIX.pack(magic, len(body)) + body
+
+
+def send_message(sock: socket.socket, message: Report | Grant) -> None:
+    """Send a frame; ValueError where it would be over the limit, OSError where the peer is gone."""
+    sock.sendall(frame_of(message))
 
 
 def receive_report(sock: socket.socket) -> Report:
     """Receive a report; raises WireError for what is none, OSError where the peer is gone."""
-    return _receive(sock, _decode_report, max_text_bytes=_MAX_TEXT_BYTES)
+    return report_in(_receive(sock))
+
+
+def report_in(body: bytes) -> Report:
+    """Return the report in the body of a frame; raises WireError for what is none."""
+    report: Report = _decoded(body, _decode_report, max_text_bytes=_MAX_TEXT_BYTES)
+    return report
 
 
 def receive_grant(sock: socket.socket) -> Grant:
     """Receive a grant; raises as `receive_report`."""
-    return _receive(sock, _decode_grant, max_text_bytes=_MAX_MASK_BYTES)
+    grant: Grant = _decoded(_receive(sock), _decode_grant, max_text_bytes=_MAX_MASK_BYTES)
+    return grant
 
 
 def _plain(value: Any) -> list[Any] | bytes:
     return value.tobytes() if isinstance(value, np.ndarray) else field_values(value)
 
 
-def _receive(sock: socket.socket, decode: Decoder, *, max_text_bytes: int) -> Any:
-    magic, nbytes = _PREFIX.unpack(receive_exactly(sock, _PREFIX.size))
-    if magic != _MAGIC or nbytes > MAX_BYTES:
+def _receive(sock: socket.socket) -> bytes:
+    magic, nbytes = PREFIX.unpack(receive_exactly(sock, PREFIX.size))
+    if magic != MAGIC or nbytes > MAX_BYTES:
         raise WireError(f"not a frame of ours: it starts with {magic!r} and {nbytes} bytes")
-    body = receive_exactly(sock, nbytes)
+    return receive_exactly(sock, nbytes)
+
+
+def _decoded(body: bytes, decode: Decoder, *, max_text_bytes: int) -> Any:
     try:
         fields = msgpack.unpackb(
             body,

@@ -62,13 +62,23 @@ class Listener:
         name: of who listens, for its socket, its proofs and for messages.
         secret: what a peer must prove to know.
         serve: called with each peer, in a thread of its own; the connection ends when it returns.
+        hands_over: whether `serve` hands each peer to somebody else, who drops it and closes its
+            socket: then the thread ends, and not the connection.
 
     Attributes:
         path: of the local socket.
     """
 
-    def __init__(self, name: str, *, secret: bytes, serve: Callable[[Peer], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        secret: bytes,
+        serve: Callable[[Peer], None],
+        hands_over: bool = False,
+    ) -> None:
         self._name = name
+        self._hands_over = hands_over
         self._secret = secret
         self._serve = serve
         self._peers: dict[int, Peer] = {}
@@ -196,12 +206,15 @@ class Listener:
             self._guard.notify()
 
     def _run(self, peer: Peer) -> None:
+        handed_over = False
         try:
             if self._handshake(peer):
                 self._serve(peer)
+                handed_over = self._hands_over
         finally:
-            self.drop(peer)
-            peer.sock.close()
+            if not handed_over:
+                self.drop(peer)
+                peer.sock.close()
 
     def _handshake(self, peer: Peer) -> bool:
         try:

@@ -1,6 +1,7 @@
 """The coordinator as a Ray actor: a thin shell around `CoordinatorServer`."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -78,8 +79,8 @@ class CoordinatorActor:
             self._metrics, self._next_export = MetricsExport(run, Gauge, Counter), 0.0
             self._plane = ControlPlane(self._exchange, secret=secret, on_error=self._fail)
 
-    def _exchange(self, report: Report) -> Grant:
-        return self._now().exchange(report)
+    def _exchange(self, reports: Sequence[Report]) -> Sequence[Grant]:
+        return self._now().exchange(reports)
 
     def _fail(self, error: Exception) -> None:
         self._now().fail(error)

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from types import MappingProxyType
@@ -22,7 +22,7 @@ from scheduler.coordinator.batch_trace import BatchSpan, BatchTrace
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.events import (
-    Answer,
+    Answers,
     Command,
     CutTaken,
     EvaluationWanted,
@@ -42,7 +42,7 @@ from scheduler.coordinator.events import (
     Wanted,
     Warn,
     WorkerLost,
-    WorkerReported,
+    WorkersReported,
     WorkersWanted,
     events_of,
 )
@@ -158,14 +158,16 @@ class CoordinatorServer:
         self._thread = threading.Thread(target=self._speak_to_shards, daemon=True)
         self._thread.start()
 
-    def exchange(self, report: Report) -> Grant:
-        """Take a worker's report and return its answer."""
+    def exchange(self, reports: Sequence[Report]) -> Sequence[Grant]:
+        """Take reports of workers and return their answers, in their order."""
         with self._lock:
-            self._trace.add(report)
-        for command in self._handle(WorkerReported(report)):
-            if isinstance(command, Answer):
-                return command.grant
-        raise AssertionError("every report has an answer")
+            for report in reports:
+                if report.finished:
+                    self._trace.add(report)
+        for command in self._handle(WorkersReported(reports)):
+            if isinstance(command, Answers):
+                return command.grants
+        raise AssertionError("reports have answers")
 
     def fail(self, error: Exception) -> None:
         """Something went wrong that nobody else would see: the job can't go on."""

@@ -52,7 +52,9 @@ class WorkerState:
 
     def note(self, report: Report) -> None:
         """Keep what a worker measured of itself."""
-        self.process, self.stage = report.process, report.stage
+        self.stage = report.stage
+        if report.process is not NOT_MEASURED:  # relays pass it on seldom
+            self.process = report.process
 
     def figures(self) -> WorkerFigures:
         """Return what a status says of it."""

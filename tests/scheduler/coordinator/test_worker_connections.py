@@ -2,7 +2,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,11 +25,11 @@ class Answering:
         self.raises: Exception | None = None
         self.plane = ControlPlane(self.exchange, secret=SECRET, on_error=self.errors.append)
 
-    def exchange(self, report: Report) -> Grant:
-        self.reports.append(report)
+    def exchange(self, reports: Sequence[Report]) -> list[Grant]:
+        self.reports += reports
         if self.raises is not None:
             raise self.raises
-        return Grant(report.sequence)
+        return [Grant(report.sequence) for report in reports]
 
     def connect(self, secret: bytes = SECRET) -> socket.socket:
         return connect(self.plane.listener.address("here"), node_id="here", secret=secret)
