@@ -1,6 +1,7 @@
 """A checkpoint in one process: the logits that its rows say, and training's own scores."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,13 +21,14 @@ from embedding.spec.composition import Part
 from embedding.spec.optimizers import Adagrad, AdamAsync, Optimizer, Sgd
 from ps.checkpoint.digest import bucket_digests
 from ps.checkpoint.manifest import CheckpointError, Manifest, write_manifest
+from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.sealed_json import sealed_text, unsealed
 from ps.checkpoint.write import write_shard
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 from worker.data.batch import Bags, Batch
 from worker.data.planning import make_plan
-from worker.inference import ModelError, Predictor
+from worker.inference import ModelError, Predictor, check_model
 from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec, SparseFeature
 from worker.spec_json import saved_model_from_json
 
@@ -338,6 +340,20 @@ def test_class_whose_module_fails_is_named(tmp_path: Path, monkeypatch: pytest.M
 
     with pytest.raises(ModelError, match="undefined_name"):
         Predictor.from_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("kind", ["custom", "torch"])
+def test_verifying_a_checkpoint_imports_no_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    (tmp_path / "strange_model.py").write_text(CUSTOM.format(extra=1))
+    monkeypatch.syspath_prepend(tmp_path)
+    model = replace(model_spec("strange_model:Sum"), type=kind)
+    checkpoint = write_checkpoint(tmp_path / "c", model)
+
+    check_model(CheckpointReader(checkpoint))
+
+    assert "strange_model" not in sys.modules
 
 
 def test_class_that_has_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

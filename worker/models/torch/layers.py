@@ -10,6 +10,9 @@ from torch import nn
 class Layers(nn.Module):
     """Fully connected layers with ReLU between them, begun as Glorot and Bengio 2010 have it.
 
+    Without ReLU after it the last layer is that of a logit, and computed in float32 whatever the
+    others are: rounded to bfloat16, many samples would have the same one.
+
     Parameters are named as those of `worker.models.layers.Mlp`, `0.weight`, `0.bias`, `1.weight`,
     ...; a weight here is [outputs, inputs].
 
@@ -31,9 +34,11 @@ class Layers(nn.Module):
         """Return the last layer's output, [n, width]."""
         last = len(self._modules) - 1
         for number, layer in enumerate(self.children()):
-            x = layer(x)
             if self._relu_last or number < last:
-                x = torch.relu(x)
+                x = torch.relu(layer(x))
+            else:
+                with torch.autocast("cpu", enabled=False):
+                    x = layer(x.float())
         return x
 
 

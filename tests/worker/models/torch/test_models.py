@@ -111,6 +111,15 @@ def test_logits_and_gradients_are_those_of_the_formula(case: Tried) -> None:
     np.testing.assert_allclose(grad_pooled.ravel(), by_pooled, rtol=2e-3, atol=2e-5)
 
 
+def test_in_bf16_samples_keep_logits_of_their_own() -> None:
+    options = {"class": DLRM, "bottom_mlp": [16], "top_mlp": [16]}
+    exact = Tried(make_spec(options, num_dense=3, dims=ALIKE), n=2000)
+    rounded = Tried(make_spec({**options, "precision": "bf16"}, num_dense=3, dims=ALIKE), n=2000)
+
+    assert np.unique(rounded.predict()).size > 0.9 * np.unique(exact.predict()).size
+    np.testing.assert_allclose(rounded.predict(), exact.predict(), atol=0.02)
+
+
 def test_a_job_would_take_it(case: Tried) -> None:
     case.model.examine()
 
