@@ -20,10 +20,12 @@ import numpy as np
 
 from bench.runs import Experiment, Results, Run, Scale, carry_out
 from experiments.ablation import E5
+from experiments.beginning import E8
 from experiments.bounds import E4
 from experiments.fleets import E6
-from experiments.page import Facts, page
+from experiments.page import Facts, page, renewed
 from experiments.parity import E1
+from experiments.stale import E7
 from experiments.stragglers import E2
 from experiments.switching import E3
 from experiments.training import TrainingRuns
@@ -32,7 +34,7 @@ from worker.datasets.synthetic import CriteoLike, write_criteo_like
 
 # Real data sets that can be given: jobs/NAME.yaml trains on them.
 REAL = ("criteo", "movielens")
-EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (E1, E2, E3, E4, E5, E6)}
+EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (E1, E2, E3, E4, E5, E6, E7, E8)}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -52,7 +54,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--no-runs", action="store_true", help="only write the page, from what has been run"
     )
-    parser.add_argument("--page", type=Path, help="write the page of results here")
+    parser.add_argument(
+        "--page", type=Path, help="write results here; sections of other experiments stay"
+    )
     arguments = parser.parse_args(argv)
     unknown = sorted(set(arguments.only) - set(EXPERIMENTS))
     if unknown:
@@ -117,7 +121,10 @@ def main(argv: list[str] | None = None) -> int:
 
         def write_page() -> None:
             if arguments.page is not None:
-                arguments.page.write_text(page(in_order, scale, results, facts_of(arguments)))
+                text = page(in_order, scale, results, facts_of(arguments))
+                if arguments.page.exists():
+                    text = renewed(arguments.page.read_text(), text)
+                arguments.page.write_text(text.rstrip("\n") + "\n")
 
         def after(run: Run) -> None:
             print(f"finished {run.label()}", file=sys.stderr)

@@ -1,8 +1,9 @@
 """What stale gradients do to a job that begins from nothing, with staleness as an input.
 
-Prints a JSON line for each case: the AUC, its difference to the first case with the same seeds and
-the standard error of that, how long steps were at the end (share of the way to the optimum in the
-direction that moves all logits), and Adagrad's sums of squares of dense parameters.
+Prints a JSON line for each case: the AUC, its difference to the case that it is compared with, with
+the same seeds, and the standard error of that, how long steps were at the end (share of the way to
+the optimum in the direction that moves all logits), and Adagrad's sums of squares of dense
+parameters.
 
     python benchmarks/stale_gradients.py --data DIR --seeds 5
 
@@ -13,14 +14,13 @@ import argparse
 import math
 import statistics
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import threadpoolctl
 
-from bench.stale_replay import Replayed, Staleness, StaleReplay
+from bench.stale_cases import CASES, MIXED_STEPS, Case
+from bench.stale_replay import Replayed, StaleReplay
 from runtime.strict_json import json_text
 from scheduler import ConfigError, JobConfig
 from scheduler.driver.resolved import resolve
@@ -29,55 +29,6 @@ from worker.errors import DataError
 from worker.step.preparing import Prepared
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def _fresh(step: int, batch: int) -> int:
-    return 0
-
-
-def _all(steps: int) -> Staleness:
-    return lambda step, batch: steps
-
-
-def _share(share: float) -> Staleness:
-    late = np.random.default_rng(7).random((1 << 12, 64)) < share
-    return lambda step, batch: int(late[step % len(late), batch % 64])
-
-
-def _first(steps: int) -> Staleness:
-    return lambda step, batch: int(step < steps)
-
-
-def _after(steps: int) -> Staleness:
-    return lambda step, batch: int(step >= steps)
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """How stale rows and dense parameters are."""
-
-    name: str
-    rows: Staleness
-    dense: Staleness
-
-
-def _both(name: str, staleness: Staleness) -> Case:
-    return Case(name, staleness, staleness)
-
-
-CASES = (
-    _both("sync", _fresh),
-    _both("all one step", _all(1)),
-    _both("all two steps", _all(2)),
-    Case("rows one step", _all(1), _fresh),
-    Case("dense one step", _fresh, _all(1)),
-    _both("a quarter of the batches one step", _share(0.25)),
-    _both("half of the batches one step", _share(0.5)),
-    _both("three quarters of the batches one step", _share(0.75)),
-    _both("one step in the first 20 steps", _first(20)),
-    _both("one step after 20 steps", _after(20)),
-    _both("one step after 120 steps", _after(120)),
-)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -100,7 +51,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def config_of(arguments: argparse.Namespace, data: Path, seed: int) -> JobConfig:
+def config_of(
+    arguments: argparse.Namespace, data: Path, seed: int, overrides: Sequence[str] = ()
+) -> JobConfig:
     """Return the job of a seed: initial values and order of the samples."""
     return JobConfig.from_yaml(
         str(arguments.job),
@@ -112,6 +65,7 @@ def config_of(arguments: argparse.Namespace, data: Path, seed: int) -> JobConfig
             "cluster.servers=1",
             f"seed={seed}",
             *arguments.overrides,
+            *overrides,
         ],
     )
 
@@ -125,50 +79,74 @@ def generated(rows: int) -> Path:
     return data
 
 
-def measure(
-    arguments: argparse.Namespace, data: Path, tell: Callable[[str, list[Replayed]], None]
-) -> None:
-    """Replay every case with every seed; a case is told once all its seeds are through."""
-    cases = [case for case in CASES if case.name in (arguments.cases or [c.name for c in CASES])]
-    found: dict[str, list[Replayed]] = {case.name: [] for case in cases}
+class Replays:
+    """The cases of one seed, each replayed once."""
+
+    def __init__(self, arguments: argparse.Namespace, data: Path, seed: int) -> None:
+        self._arguments, self._data, self._seed = arguments, data, seed
+        self._prepared: dict[int, Prepared] = {}
+        self._found: dict[str, Replayed] = {}
+
+    def of(self, case: Case) -> Replayed:
+        """Return what a case gives."""
+        if case.name not in self._found:
+            config = config_of(self._arguments, self._data, self._seed, case.overrides)
+            specs = resolve(config)
+            whole = specs.plan.batches_per_epoch * specs.plan.epochs // self._arguments.m
+            whole -= whole % MIXED_STEPS if whole > MIXED_STEPS else 0
+            slots = [] if case.slots == "own" else self.of(_named("sync")).slots
+            steps = min(self._arguments.steps, whole)
+            self._found[case.name] = StaleReplay(specs, self._prepared).run(case, steps, slots)
+            if case.name != "sync":
+                self._found[case.name].slots.clear()
+        return self._found[case.name]
+
+
+def _named(name: str) -> Case:
+    return next(case for case in CASES if case.name == name)
+
+
+def line_of(case: Case, replays: list[Replayed], base: list[Replayed]) -> dict[str, object]:
+    """Return what is printed of a case, and of the one that it is compared with; by seed."""
+    differences = [one.auc - other.auc for one, other in zip(replays, base, strict=True)]
+    error = None
+    if len(differences) > 1:
+        error = round(statistics.stdev(differences) / math.sqrt(len(differences)), 5)
+    return {
+        "case": case.name,
+        "seeds": len(replays),
+        "auc": round(statistics.mean(one.auc for one in replays), 5),
+        "compared_with": case.base,
+        "difference": round(statistics.mean(differences), 5),
+        "standard_error": error,
+        "differences": [round(difference, 5) for difference in differences],
+        "step_size": _rounded(statistics.mean(one.step_size for one in replays)),
+        "dense_squares": statistics.mean(one.dense_squares for one in replays),
+    }
+
+
+def measure(arguments: argparse.Namespace, data: Path) -> Iterator[dict[str, object]]:
+    """Replay every case with every seed; yield a line for each once its last seed is through."""
+    names = arguments.cases or [case.name for case in CASES]
+    cases = [case for case in CASES if case.name in names]
+    found: dict[str, list[tuple[Replayed, Replayed]]] = {case.name: [] for case in cases}
     for seed in range(1, arguments.seeds + 1):
-        prepared: dict[int, Prepared] = {}
-        specs = resolve(config_of(arguments, data, seed))
-        whole = specs.plan.batches_per_epoch * specs.plan.epochs // arguments.m
+        replays = Replays(arguments, data, seed)
         for case in cases:
-            replay = StaleReplay(specs, prepared)
-            steps = min(arguments.steps, whole)
-            found[case.name].append(replay.run(steps, rows=case.rows, dense=case.dense))
+            found[case.name].append((replays.of(case), replays.of(_named(case.base))))
             if seed == arguments.seeds:
-                tell(case.name, found[case.name])
+                both = found[case.name]
+                yield line_of(case, [one for one, _ in both], [base for _, base in both])
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     rows = max(100_000, arguments.steps * arguments.m * arguments.batch)
-    first: list[Replayed] = []
-
-    def tell(name: str, replays: list[Replayed]) -> None:
-        first[:] = first or replays
-        differences = [one.auc - base.auc for one, base in zip(replays, first, strict=True)]
-        error = math.nan
-        if len(differences) > 1:
-            error = statistics.stdev(differences) / math.sqrt(len(differences))
-        line = {
-            "case": name,
-            "seeds": len(replays),
-            "auc": round(statistics.mean(one.auc for one in replays), 5),
-            "to_first": round(statistics.mean(differences), 5),
-            "standard_error": None if math.isnan(error) else round(error, 5),
-            "step_size": _rounded(statistics.mean(one.step_size for one in replays)),
-            "dense_squares": statistics.mean(one.dense_squares for one in replays),
-        }
-        print(json_text(line), flush=True)
-
     try:
         data = arguments.data or generated(rows)
         with threadpoolctl.threadpool_limits(1):
-            measure(arguments, data, tell)
+            for line in measure(arguments, data):
+                print(json_text(line), flush=True)
     except (ConfigError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,12 +10,14 @@ import heapq
 import math
 import random
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from embedding.spec.optimizers import Sgd
 from embedding.spec.table import TableSpec
 from ps.messages.pull_push import ANY_STEP
+from ps.messages.records import Record
 from ps.spec import StoreSpec
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.events import (
@@ -124,9 +126,9 @@ _Kind = Literal["report", "answer", "end", "applied", "tick"]
 class Fleet:
     """Workers, the coordinator that serves them, and shards that apply what it orders."""
 
-    def __init__(self, spec: FleetSpec) -> None:
+    def __init__(self, spec: FleetSpec, job: CoordinatorSpec | None = None) -> None:
         self.spec = spec
-        self.coordinator = Coordinator(_coordinator_spec(spec))
+        self.coordinator = Coordinator(job or _coordinator_spec(spec))
         self.costs = Costs()
         self.now = 0.0
         self._rng = random.Random(spec.seed)
@@ -142,7 +144,9 @@ class Fleet:
         self._order = 0
         # The coordinator serves the next report from then on.
         self._free_at = 0.0
-        self._unsent = self._in_flight = self._applied = 0
+        # Of which those before `_in_flight` are under way, where it is not 0.
+        self._records: list[Record] = []
+        self._in_flight = self._applied = 0
         self._parked: dict[int, set[int]] = {}
         for number in range(spec.workers):
             # They don't begin in the same instant, but don't keep the distance of a batch either.
@@ -162,23 +166,38 @@ class Fleet:
         self.coordinator.parameter_staleness.counts.clear()
         samples, step = self.coordinator.ledger.samples.total, self.coordinator.step
         while self.coordinator.ledger.samples.total < samples + batches:
-            self.now, _, kind, number, grant = heapq.heappop(self._queue)
-            match kind:
-                case "report":
-                    if self._workers[number].reports_at == self.now:
-                        self._talk(number)
-                case "answer":
-                    assert grant is not None, "every report has an answer"
-                    self._answered(number, grant)
-                case "end":
-                    self._ended(number)
-                case "applied":
-                    self._acknowledged(number)
-                case "tick":
-                    self.costs.ticks.append(self._handle(TimePassed())[1])
-                    self._push(self.now + TICK_SECONDS, "tick", 0)
+            self._next_event()
         self.costs.batches = self.coordinator.ledger.samples.total - samples
         self.costs.steps = self.coordinator.step - step
+
+    def _next_event(self) -> None:
+        self.now, _, kind, number, grant = heapq.heappop(self._queue)
+        match kind:
+            case "report":
+                if self._workers[number].reports_at == self.now:
+                    self._talk(number)
+            case "answer":
+                assert grant is not None, "every report has an answer"
+                self._answered(number, grant)
+            case "end":
+                self._ended(number)
+            case "applied":
+                self._acknowledged(number)
+            case "tick":
+                self.costs.ticks.append(self._handle(TimePassed())[1])
+                self._push(self.now + TICK_SECONDS, "tick", 0)
+
+    # What batches and steps do: here nothing --------------------------------------------------
+
+    def _read(self, number: int, token: Token) -> None:
+        """A worker's pull is answered now."""
+
+    def _computed(self, number: int, token: Token) -> Finished:
+        """A worker has computed what it read last, and shards have it."""
+        return Finished(token, "done", samples=1)
+
+    def _apply(self, records: Sequence[Record]) -> None:
+        """All shards have these records now."""
 
     # The coordinator --------------------------------------------------------------------------
 
@@ -196,7 +215,7 @@ class Fleet:
             if isinstance(command, Answer):
                 answer = command.grant
             elif isinstance(command, SendRecords):
-                self._unsent = command.records[-1].step + 1
+                self._records += command.records
         return answer, seconds
 
     def _serve(self, seconds: float) -> float:
@@ -207,11 +226,15 @@ class Fleet:
 
     def _send_records(self) -> None:
         """What was ordered while the last message was under way goes with the next one."""
-        if self._unsent > self._applied and not self._in_flight:
-            self._in_flight = self._unsent
+        if self._records and not self._in_flight:
+            self._in_flight = self._records[-1].step + 1
             self._push(max(self._free_at, self.now) + self.spec.apply_seconds, "applied", 0)
 
     def _acknowledged(self, shard: int) -> None:
+        if not shard:
+            under_way = self._in_flight - self._records[0].step
+            self._apply(self._records[:under_way])
+            del self._records[:under_way]
         _, seconds = self._handle(RecordsApplied(shard, self._in_flight))
         self._serve(seconds)
         self.costs.acknowledgements += seconds
@@ -255,14 +278,9 @@ class Fleet:
         token = worker.computing
         assert token is not None, "a batch that ends was computed"
         worker.computing = None
+        finished = self._computed(number, token)
         worker.session.finished(
-            Finished(
-                token,
-                "done",
-                samples=1,
-                pull_step=worker.pull_step,
-                seconds=worker.computing_seconds,
-            )
+            replace(finished, pull_step=worker.pull_step, seconds=worker.computing_seconds)
         )
         self._advance(number)
         if not worker.talks:
@@ -293,6 +311,7 @@ class Fleet:
             self._parked.setdefault(worker.waits_for, set()).add(number)
             return
         worker.session.pulled(worker.pulling)
+        self._read(number, worker.pulling)
         worker.pulling = None
         worker.computing = worker.session.next_compute()
         if worker.computing is None:

@@ -252,7 +252,10 @@ class Referee:
             self._check_lead(name)
 
     def worker_read(self, steps: Sequence[int], dense: npt.NDArray[np.float32]) -> None:
-        """A worker has the answers of all shards, of these steps, and the dense parameters."""
+        """A worker has the answers of all shards, with dense parameters of these steps.
+
+        -1 is for those that a shard expects of a step that it has not made.
+        """
         for shard, step in enumerate(steps):
             part = slice(*self._coordinator.spec.store.routing.dense_range(shard))
             self.seen.dense.append((part.start, step, dense[part].copy()))
@@ -520,6 +523,8 @@ class Referee:
         require(
             fits, "shard {} was asked for step {} and answered at {}", index, wanted, reply.step
         )
+        early = wanted == ANY_STEP and pull.for_step > reply.step
+        require(early or not reply.ahead, "shard {} looked ahead for {}", index, pull)
         self.seen.pulls.append((index, pull, reply))
 
     def _note_push(self, index: int, message: Contribution) -> None:

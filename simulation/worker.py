@@ -53,7 +53,7 @@ class Employer(Protocol):
     def worker_read(
         self, worker: "SimulatedWorker", steps: Sequence[int], dense: npt.NDArray[np.float32]
     ) -> None:
-        """All shards have answered a pull, at these steps; that is what it computes with."""
+        """All shards have answered a pull: with dense parameters of these steps; -1: of none."""
 
     def worker_ended(self, worker: "SimulatedWorker") -> None:
         """The process is gone, dead or told to stop."""
@@ -252,6 +252,7 @@ class SimulatedWorker:
                 dense_step=int(held.steps[shard]),
                 dense_epoch=self.epoch,
                 not_before=self.session.not_before(token),
+                for_step=token.step,
             )
         self._pulls[request_id] = token, held
         self._world.story.tell("%s pulls %s", self, token, batch=train_batch(token))
@@ -315,7 +316,7 @@ class SimulatedWorker:
         parts = [reply for reply in replies if isinstance(reply, PullReply)]
         steps = tuple(part.step for part in parts)
         dense = self._join_dense(parts, held)
-        self._employer.worker_read(self, steps, dense.values)
+        self._employer.worker_read(self, dense.steps.tolist(), dense.values)
         return Pulled(
             values=np.concatenate([part.values for part in parts]),
             admitted=np.concatenate([part.admitted for part in parts]),
@@ -328,12 +329,13 @@ class SimulatedWorker:
         received = None
         routing = self._workload.store.routing
         for shard, part in enumerate(parts):
-            if part.step != held.steps[shard]:
+            if part.step != held.steps[shard] or part.ahead:
                 if received is None:
                     steps = np.array([part.step for part in parts])
                     received = self._dense.new(steps, held.recovery_epoch)
                 received.values[slice(*routing.dense_range(shard))] = part.dense
-        return self._dense.completed(held, received)
+        ahead = [shard for shard, part in enumerate(parts) if part.ahead]
+        return self._dense.completed(held, received, ahead)
 
     def _computed(
         self, session: Session, token: Token, samples: Samples, skipped: int, pulled: Pulled

@@ -76,13 +76,11 @@ def pack_reports(reports: Sequence[Report]) -> bytes:
         [f.samples for f in finished],
         [f.skipped for f in finished],
         [_REASON[f.reason] for f in finished],
-        [f.residual_sum is not None for f in finished],
         [f.pull_step for f in finished],
         [f.buffer_bytes for f in finished],
     )
     floats = [
         [f.loss_sum for f in finished],
-        [f.residual_sum or 0.0 for f in finished],
         [f.seconds for f in finished],
         [f.started_at for f in finished],
     ]
@@ -106,21 +104,20 @@ def _reports(
     head = columns.take(num, 9)
     holds = _identities_in(columns.take(num_held, 3))
     tokens = _tokens_in(columns.take(num_finished, 6))
-    ends = columns.take(num_finished, 7)
+    ends = columns.take(num_finished, 6)
     columns.check_over()
     sums = _Columns(floats, "d")
-    losses, residuals, seconds, started = sums.take(num_finished, 4)
+    losses, seconds, started = sums.take(num_finished, 3)
     sums.check_over()
     scores, figures = dict(_decode_scores(few[0])), dict(_decode_figures(few[1]))
     finished = [
         Finished(
             token, _OUTCOMES[outcome], samples, skipped, _REASONS[reason], loss,
-            residual if known else None, pull_step, took, start, nbytes, scores.get(number),
+            pull_step, took, start, nbytes, scores.get(number),
         )
         for number, (
-            token, outcome, samples, skipped, reason, known, pull_step, nbytes,
-            loss, residual, took, start,
-        ) in enumerate(zip(tokens, *ends, losses, residuals, seconds, started, strict=True))
+            token, outcome, samples, skipped, reason, pull_step, nbytes, loss, took, start,
+        ) in enumerate(zip(tokens, *ends, losses, seconds, started, strict=True))
     ]  # fmt: skip
     reports, held_at, ended_at = [], 0, 0
     for number, (worker, incarnation, sequence, epoch, want, waiting, stage, n, m) in enumerate(

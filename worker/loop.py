@@ -262,6 +262,7 @@ class WorkerLoop:
                 ready.prepared.unique,
                 at_step=token.at_step,
                 not_before=self._session.not_before(token),
+                for_step=token.step,
                 evaluate=token.kind == "eval",
             )
         self._pulls[pulled.request_id] = token
@@ -384,7 +385,6 @@ class WorkerLoop:
             skipped=skipped,
             reason="bad_file" if skipped else None,
             loss_sum=loss,
-            residual_sum=self._computation.residual_sum,
             pull_step=int(pulled.steps.min()),
             seconds=seconds,
             evaluation=self._predicted(prepared, pulled) if self._options.progressive else None,

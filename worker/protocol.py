@@ -97,7 +97,6 @@ class Finished:
         skipped: planned samples that could not be used.
         reason: of the skipped samples.
         loss_sum: of the samples' training losses.
-        residual_sum: of their predictions minus labels, see `Computation`; None: not known.
         pull_step: the oldest step among the shards when the batch was pulled.
         seconds: from the pull's reply to the end of the computation.
         started_at: when the computation began, seconds since 1970; 0: not measured.
@@ -111,7 +110,6 @@ class Finished:
     skipped: int = 0
     reason: SkipReason | None = None
     loss_sum: float = 0.0
-    residual_sum: float | None = None
     pull_step: int = 0
     seconds: float = 0.0
     started_at: float = 0.0

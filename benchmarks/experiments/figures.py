@@ -108,3 +108,15 @@ def against(name: str, differences: Spread, spread: float) -> str:
         f"{name} is {abs(differences.mean):.4f} {word} sync on average ({shown}: {each}),"
         f" {where} sync's spread over seeds of {spread:.4f}"
     )
+
+
+# 95 % of Student's t, by degrees of freedom: two-sided.
+_T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+
+
+def interval(differences: Spread) -> str:
+    """Return the mean of differences and half of its 95 % interval, of 2 to 10 seeds."""
+    n, deviation = len(differences.values), differences.deviation
+    if deviation is None or not 2 <= n <= len(_T95) + 1:
+        return signed(differences.mean) if n else ""
+    return f"{signed(differences.mean)} ± {_T95[n - 2] * deviation / n**0.5:.4f}"

@@ -1,5 +1,6 @@
-"""The page of results, written anew from the finished runs."""
+"""The page of results, written from the finished runs; sections of other experiments stay."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,28 @@ def page(experiments: Sequence[Experiment], scale: Scale, results: Results, fact
         lines += [line for text in experiment.section(rows) for line in _folded(text)]
         lines += [*_folded(_cost(rows, planned=len(runs))), ""]
     return "\n".join(lines)
+
+
+def renewed(old: str, new: str) -> str:
+    """Return a page with the sections of a new one in place of its own; the others stay.
+
+    They are in the order of their experiments. The head is that of the old page where it keeps a
+    section, as it says what most of it was measured with.
+    """
+    (old_head, before), (new_head, after) = _parts(old), _parts(new)
+    head = old_head if before.keys() - after.keys() else new_head
+    sections = {**before, **after}
+    return head + "".join(sections[name] for name in sorted(sections, key=_number))
+
+
+def _parts(page: str) -> tuple[str, dict[str, str]]:
+    """Return a page's head, and its sections by the names of their experiments."""
+    head, *sections = re.split(r"^(?=## E\d+: )", page, flags=re.MULTILINE)
+    return head, {text[3 : text.index(":")]: text.rstrip("\n") + "\n\n" for text in sections}
+
+
+def _number(name: str) -> int:
+    return int(name[1:])
 
 
 def _cost(rows: list[Row], *, planned: int) -> str:

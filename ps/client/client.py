@@ -87,6 +87,7 @@ class PulledBatch(Open):
         steps: int64[shards], the step each shard answered at.
         held: the dense parameters that the client had when it asked, None where not wanted.
         received: those of the answer, None until a shard sends a part.
+        ahead: the shards whose dense parameters are of no step.
         recovery_epoch, routing: that it was asked in, which the batch's push has, too.
     """
 
@@ -97,6 +98,7 @@ class PulledBatch(Open):
     steps: npt.NDArray[np.int64] = None  # type: ignore[assignment]
     held: DenseCopy | None = None
     received: DenseCopy | None = None
+    ahead: set[int] = field(default_factory=set)
     recovery_epoch: int = 0
     routing: Routing = None  # type: ignore[assignment]
 
@@ -205,6 +207,7 @@ class PsClient:
         *,
         at_step: int,
         not_before: int = ANY_STEP,
+        for_step: int = ANY_STEP,
         evaluate: bool = False,
         dense: bool = True,
     ) -> PulledBatch:
@@ -213,7 +216,7 @@ class PsClient:
         A shard leaves dense parameters out that the last answer brought already.
 
         Args:
-            at_step, not_before: what may be read, as of `ps.messages.pull_push.Pull`.
+            at_step, not_before, for_step: what is read, as of `ps.messages.pull_push.Pull`.
             evaluate: read as serving does, where nothing of the batch is counted.
         """
         request_id = self._new_id()
@@ -233,6 +236,7 @@ class PsClient:
                 dense_step=-1 if held is None else int(held.steps[shard]),
                 dense_epoch=self.recovery_epoch,
                 not_before=not_before,
+                for_step=for_step,
             )
         pulled = PulledBatch(
             request_id,
@@ -421,11 +425,15 @@ class PsClient:
         request.replies[shard] = reply
         if isinstance(reply, PullReply) and isinstance(request, PulledBatch):
             request.steps[shard] = reply.step
+            if reply.ahead:
+                request.ahead.add(shard)
         request.waiting.discard(shard)
         if request.done:
             del self._open[request.request_id]
             if isinstance(request, PulledBatch) and not request.refusals and request.held:
-                request.received = self._dense.completed(request.held, request.received)
+                request.received = self._dense.completed(
+                    request.held, request.received, request.ahead
+                )
                 request.dense = request.received.values
             self._answered.append(request)
 
@@ -449,7 +457,10 @@ class PsClient:
         self, pulled: PulledBatch, shard: int, header: Header
     ) -> npt.NDArray[np.float32]:
         """Return where a shard's dense parameters go; empty where it rightly sends none."""
-        if pulled.held is None or header.scalars["step"] == pulled.held.steps[shard]:
+        scalars = header.scalars
+        if pulled.held is None or (
+            scalars["step"] == pulled.held.steps[shard] and not scalars["ahead"]
+        ):
             return np.empty(0, np.float32)
         if pulled.received is None:
             pulled.received = self._dense.new(pulled.steps, pulled.held.recovery_epoch)

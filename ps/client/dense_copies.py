@@ -1,5 +1,6 @@
 """A client's copies of the dense parameters: kept while a pull needs them, then used again."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,12 +50,15 @@ class DenseCopies:
         self._latest.users += 1
         return self._latest
 
-    def completed(self, held: DenseCopy, received: DenseCopy | None) -> DenseCopy:
+    def completed(
+        self, held: DenseCopy, received: DenseCopy | None, ahead: Collection[int] = ()
+    ) -> DenseCopy:
         """Take the parts that did not change from what was held, and keep all for later pulls.
 
         Args:
             held: what the pull asked with, whose user it no longer is.
             received: with the parts that have changed; None where none has.
+            ahead: the shards whose parts are of no step, see `PullReply`.
 
         Returns:
             The pull's own.
@@ -63,8 +67,12 @@ class DenseCopies:
             received = held
         else:
             for shard in np.flatnonzero(received.steps == held.steps).tolist():
-                part = slice(*self._routing.dense_range(shard))
-                received.values[part] = held.values[part]
+                if shard not in ahead:
+                    part = slice(*self._routing.dense_range(shard))
+                    received.values[part] = held.values[part]
+            if ahead:
+                received.steps = received.steps.copy()  # these are the pull's own, too
+                received.steps[list(ahead)] = -1
             self.drop(held)
         received.users += 1
         self.drop(self._latest)

@@ -37,6 +37,8 @@ class Pull:
             -1: at none. They are left out of an answer of that step, as two epochs may have other
             histories before it.
         not_before: the earliest step that may be read, which is waited for, or ANY_STEP.
+        for_step: the step that is to have the batch. Where any step may be read and the shard's is
+            an earlier one, dense parameters are answered a step ahead, see `ps.shard.ahead`.
     """
 
     request_id: int
@@ -50,6 +52,7 @@ class Pull:
     dense_step: int = -1
     dense_epoch: int = -1
     not_before: int = ANY_STEP
+    for_step: int = ANY_STEP
 
 
 @dataclass(slots=True)
@@ -62,6 +65,8 @@ class PullReply:
         dense: float32, the shard's dense parameters; empty where they were not wanted or are those
             of the pull's `dense_step`.
         admitted: uint8[n], 1 where the key has a row or gets one when its gradient arrives.
+        ahead: whether the dense parameters are those that the shard expects of the next step, and
+            so of no step.
     """
 
     request_id: int
@@ -69,6 +74,7 @@ class PullReply:
     values: Float32s
     dense: Float32s
     admitted: Bytes
+    ahead: bool = False
 
 
 @dataclass(slots=True)

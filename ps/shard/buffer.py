@@ -88,6 +88,11 @@ class GradientBuffer:
         """Return a contribution that is held."""
         return self._held.get(batch_id, {}).get(attempt)
 
+    def newest_attempts(self) -> list[Contribution]:
+        """Return a contribution of each batch that is held; others may be added meanwhile."""
+        attempts = [list(attempts.values()) for attempts in list(self._held.values())]
+        return [held[-1] for held in attempts if held]
+
     def missing(self, entries: Iterable[Entry]) -> list[tuple[int, int]]:
         """Return what entries name and the buffer does not hold."""
         named = ((entry.batch_id, entry.attempt) for entry in entries)

@@ -39,8 +39,11 @@ class DenseBlocks:
     @property
     def vector(self) -> npt.NDArray[np.float32]:
         """The parameters, float32[size], copied."""
+        return self._vector_of(self.rows)
+
+    def _vector_of(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         # Copied before it is reshaped: that alone makes a view where the rows have no slots.
-        return self.rows[:, :BLOCK_SIZE].copy().reshape(-1)[: self.size]
+        return rows[:, :BLOCK_SIZE].copy().reshape(-1)[: self.size]
 
     def initialize(self, values: npt.NDArray[np.float32]) -> None:
         """Set the parameters, float32[size], and every slot to its initial value."""
@@ -87,6 +90,34 @@ class DenseBlocks:
                 positions = np.where(finite, positions, -1)
                 self.num_non_finite += int(np.count_nonzero(~finite))
             self.rule.update(self.rows, positions, gradients, scale, scalars)
+
+    def after(
+        self,
+        contributions: Sequence[Contribution],
+        *,
+        scale: np.float32,
+        scalars: npt.NDArray[np.float64],
+    ) -> npt.NDArray[np.float32]:
+        """Return the parameters that an update would make, float32[size]; changes nothing.
+
+        Any number may run at once, not beside a write. A block where a sum is not finite stays as
+        it is.
+
+        Args:
+            contributions: at least one.
+        """
+        gradients = np.empty((len(self.rows), BLOCK_SIZE), np.float32)
+        total = gradients.reshape(-1)
+        total[: self.size] = contributions[0].dense
+        total[self.size :] = 0
+        for contribution in contributions[1:]:
+            add_weighted(total[: self.size], contribution.dense, np.float32(1.0))
+        positions = self._positions
+        if not all_finite(gradients):
+            positions = np.where(np.isfinite(gradients).all(axis=1), positions, -1)
+        rows = self.rows.copy()
+        self.rule.update(rows, positions, gradients, scale, scalars)
+        return self._vector_of(rows)
 
     def _gradients(
         self, contributions: Sequence[Contribution], weights: Sequence[float]

@@ -8,6 +8,8 @@ import numpy.typing as npt
 
 from embedding import EmbeddingVariable
 from embedding.table.frozen import FrozenTable
+from ps.messages.records import Freeze
+from ps.shard.dense import DenseBlocks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +29,16 @@ class FrozenShard:
     changed_only: bool
     tables: tuple[FrozenTable, ...]
     dense: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(
+        cls, message: Freeze, tables: Iterable[EmbeddingVariable], dense: DenseBlocks
+    ) -> "FrozenShard":
+        """Freeze tables and dense blocks as a message wants it."""
+        frozen = tuple(table.freeze(changed_only=message.changed_only) for table in tables)
+        return cls(
+            message.step, message.recovery_epoch, message.changed_only, frozen, dense.rows.copy()
+        )
 
     def close(self) -> None:
         """Give up what was not read of it; with the shard held against changes."""

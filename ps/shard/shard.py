@@ -26,6 +26,7 @@ from ps.messages.records import (
     FreezeReply,
     Record,
 )
+from ps.shard.ahead import dense_ahead, looks_ahead
 from ps.shard.buffer import GradientBuffer
 from ps.shard.dense import DenseBlocks
 from ps.shard.evicted_keys import EvictedKeys, EvictedRuns, kept_since_pull
@@ -411,10 +412,17 @@ class Shard:
                 step=self.step,
             )
             start, value_start = stop, value_stop
-        has_them = (pull.dense_epoch, pull.dense_step) == (self.recovery_epoch, self.step)
-        wanted = pull.dense and not has_them
-        dense = self.dense.vector if wanted else np.empty(0, np.float32)
-        return PullReply(pull.request_id, self.step, values, dense, admitted)
+        dense = self._dense_ahead() if pull.dense and looks_ahead(pull, self.step) else None
+        ahead = dense is not None
+        if dense is None:
+            has_them = (pull.dense_epoch, pull.dense_step) == (self.recovery_epoch, self.step)
+            wanted = pull.dense and not has_them
+            dense = self.dense.vector if wanted else np.empty(0, np.float32)
+        return PullReply(pull.request_id, self.step, values, dense, admitted, ahead)
+
+    def _dense_ahead(self) -> npt.NDArray[np.float32] | None:
+        last = self.log[-1] if self.log else None
+        return dense_ahead(self.dense, last, self.buffer.newest_attempts(), self._dense_scalars)
 
     def _measure(self, message: DenseNorm) -> Reply:
         missing = self.buffer.missing(message.entries)
@@ -455,13 +463,7 @@ class Shard:
                 return self._refusal(message, "step", text)
             self.thaw()
             self._last_cut = message.number
-            self.frozen = FrozenShard(
-                message.step,
-                message.recovery_epoch,
-                message.changed_only,
-                tuple(t.freeze(changed_only=message.changed_only) for t in self.tables),
-                self.dense.rows.copy(),
-            )
+            self.frozen = FrozenShard.of(message, self.tables, self.dense)
             self._begin_journal()
         return FreezeReply(message.request_id, message.step)
 

@@ -447,7 +447,7 @@ class Coordinator:
             if batches is None:
                 break
             records.append(self._make_record(batches))
-            settled = self.modes.formed(batches, workers=self.allowance.live_workers)
+            settled = self.modes.formed(self.step)
             wish = self.modes.planned(self.clock.value - self.spec.start.clock.value) or settled
             if wish is not None and self._shift_mode(wish, now):
                 records[-1] = replace(

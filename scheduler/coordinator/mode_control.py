@@ -1,17 +1,19 @@
 """The mode that a job is in: its rule, its changes, and the policy that may ask for them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ps.messages.pull_push import ANY_STEP
-from scheduler.coordinator.batches import Batch
 from scheduler.coordinator.ledger import Ledger
 from scheduler.coordinator.modes.policy import Prediction, SwitchPolicy
 from scheduler.coordinator.modes.rules import Mode, rule_of
-from scheduler.coordinator.modes.settling import Settling
 from scheduler.coordinator.modes.shift import Shift, Wish, shift
 from scheduler.coordinator.spec import CoordinatorSpec
 from worker.protocol import Finished
+
+# An adaptive optimizer's sums of squares have so many terms then that one more changes the learning
+# rates by a fortieth. Before, the gradients that are largest by far, those of stale parameters,
+# would stay in them for good: docs/gba-experiments.md, E7.
+STEPS_IN_SYNC = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,7 @@ class ModeControl:
         self.policy: SwitchPolicy | None = None
         self.prediction: Prediction | None = None
         self._spec = spec
-        self._settling = Settling(spec.group_size) if spec.settles and not self.shifts else None
+        self._settles = spec.settles and not self.shifts
         self._planned = [planned for planned in spec.shifts if planned.at > clock]
         self.set_automatic(state.automatic)
 
@@ -98,7 +100,7 @@ class ModeControl:
             return False
         self.rule = rule_of(wish.mode, self._spec.options)
         self.epoch += 1
-        self._settling = None
+        self._settles = False
         reissued = shift(ledger, self.rule, step=step)
         predicted = self.prediction if wish.cause == "policy" else None
         self.shifts.append(
@@ -127,35 +129,16 @@ class ModeControl:
             wish = Wish(planned.mode, "job", f"planned at {planned.at} global batches")
         return wish
 
-    def formed(self, batches: Sequence[Batch], *, workers: int) -> Wish | None:
-        """Take the batches of a step; return, once, that the job need not be in `sync` any more.
+    def formed(self, step: int) -> Wish | None:
+        """A step is ordered: return, once, that the job need not be in `sync` any more.
 
         Args:
-            workers: that are up.
+            step: that comes next.
         """
-        if self._settling is None:
+        if not self._settles or step < self._spec.start.step + STEPS_IN_SYNC:
             return None
-        results = [batch.result for batch in batches if batch.result is not None]
-        samples = sum(result.samples for result in results)
-        if not samples:
-            return None
-        residuals = [result.residual_sum for result in results if result.samples]
-        told = [residual for residual in residuals if residual is not None]
-        if len(told) == len(residuals):
-            self._settling.step(sum(told) / samples)
-            if not self._settling.allows(workers):
-                return None
-        size = self._settling.step_size
-        self._settling = None
-        if self.automatic:
-            return None
-        if len(told) < len(residuals):
-            return Wish("gba", "job", "the model does not tell how long its steps are")
-        if size is None:
-            reason = "a step has so many batches that stale gradients do no harm"
-            return Wish("gba", "job", reason)
-        measured = f"they go {size:.2f} of the way to the optimum"
-        return Wish("gba", "job", f"steps are short enough for stale gradients: {measured}")
+        self._settles = False
+        return None if self.automatic else Wish("gba", "job", f"begun with {step} steps of sync")
 
     def applied(self, step: int, *, seconds: float, now: float) -> None:
         """Every shard has reached a step, after so many seconds of training."""
@@ -207,7 +190,7 @@ class ModeControl:
             return None
         self.prediction = verdict.prediction
         target = verdict.shift_to
-        if target == "gba" and self._settling is not None:
+        if target == "gba" and self._settles:
             return None
         return None if target is None else Wish(target, "policy", verdict.reason)
 

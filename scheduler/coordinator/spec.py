@@ -45,8 +45,8 @@ class CoordinatorSpec:
         plan: batches to train; None: they are those of a stream, which the state has.
         evaluation_plan: batches of the evaluation files, or None.
         mode, options: the mode rule that it begins with.
-        settles: whether it goes on in `gba`, or the policy may choose it, only once the steps of
-            `sync` are short enough for stale gradients.
+        settles: whether it goes on in `gba`, or the policy may choose it, only after its first
+            steps.
         start: where steps and clock begin.
         shifts: planned changes of the mode, in their order; their times count from the start.
         automatic: whether the policy shifts between sync and gba.

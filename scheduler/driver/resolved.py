@@ -117,8 +117,9 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
         where = f"the checkpoint {beginning.checkpoint}"
         check_kinds(data.features, evaluation_plan.kinds, beginning.keys, where)
     segment = config.training.online.segment
-    settles = config.training.begin_in_sync and beginning.start.step == 0
     mode = config.training.mode
+    may_be_stale = mode in ("gba", "auto")
+    settles = may_be_stale and config.training.begin_in_sync and beginning.start.step == 0
     coordinator = CoordinatorSpec(
         store=store,
         plan=(

@@ -218,7 +218,7 @@ class TrainingConfig(_Section):
 
     mode: Literal[Mode, "auto"] = "async"
     auto: PolicyOptions = PolicyOptions()
-    begin_in_sync: bool = False
+    begin_in_sync: bool = True
     shifts: list[PlannedShift] = []
     global_batch: Count | None = None
     sparse_mean: SparseMean = "global"
@@ -261,12 +261,6 @@ class TrainingConfig(_Section):
             raise ValueError(f"shifts must be at times below 2^62, got {times[-1]}")
         if any(after <= before for before, after in pairwise(times)):
             raise ValueError(f"shifts must be at rising times above 0, got {times[1:]}")
-        return self
-
-    @model_validator(mode="after")
-    def _begins_elsewhere(self) -> "TrainingConfig":
-        if self.begin_in_sync and self.mode not in ("gba", "auto"):
-            raise ValueError(f"begin_in_sync is for mode gba or auto, not {self.mode}")
         return self
 
     @model_validator(mode="after")

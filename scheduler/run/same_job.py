@@ -33,6 +33,7 @@ _MAY_DIFFER = (
     "data.label_stream.on_lost",
     "data.label_stream.settle_seconds",
     "data.label_stream.trained_files",
+    "training.begin_in_sync",  # a run that goes on has begun
     "training.online",
     "training.mixed_cpus",
     "cluster",

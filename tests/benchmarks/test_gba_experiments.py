@@ -9,15 +9,20 @@ from command_here import run_here
 from gba_experiments import main
 
 from bench.runs import Experiment, Results, Row, Run, Scale, carry_out
+from bench.virtual_job import Trained, VirtualJob
 from experiments.ablation import E5
+from experiments.beginning import E8
 from experiments.bounds import E4
 from experiments.fleets import E6
 from experiments.lost_tokens import Setting, play
-from experiments.page import Facts, page
+from experiments.page import Facts, page, renewed
 from experiments.parity import E1
+from experiments.stale import E7
 from experiments.stragglers import E2
 from experiments.switching import E3, oracle_seconds, straggler_window
 from scheduler import JobConfig
+from scheduler.driver.resolved import resolve
+from worker.datasets.synthetic import CriteoLike, write_criteo_like
 
 ROOT = Path(__file__).parents[2]
 FACTS = Facts(options="--seeds 2", machine="Measured on 2 cores.")
@@ -192,6 +197,17 @@ def test_lost_tokens_disable_the_filter_and_reissued_ones_do_not() -> None:
     assert lost.staleness / lost.batches < -10 < kept.staleness / kept.batches
 
 
+def test_one_experiment_is_renewed_alone() -> None:
+    old = "head\n\n## E1: One\n\nfirst\n\n## E10: Ten\n\ntenth\n"
+
+    assert renewed(old, "new head\n\n## E2: Two\n\nsecond\n") == (
+        "head\n\n## E1: One\n\nfirst\n\n## E2: Two\n\nsecond\n\n## E10: Ten\n\ntenth\n\n"
+    )
+    assert "first" not in renewed(old, "## E1: One\n\nfirst again\n").replace("first again", "")
+    everything = "new\n\n## E1: One\n\na\n\n## E10: Ten\n\nb\n\n"
+    assert renewed(old, everything) == everything
+
+
 @pytest.mark.parametrize("arguments", [["E99"], ["--criteo", "nowhere"]])
 def test_a_wrong_call_is_refused(arguments: list[str]) -> None:
     done = run_here(*arguments, main=main)
@@ -250,3 +266,64 @@ def test_fleets_are_simulated_and_the_page_says_what_one_coordinator_serves(
     text = " ".join(page([E6], scale, results, FACTS).split())
     assert "up to 7,692 batches/s with a report for each, that is 385 workers" in text
     assert "20,000 without what sockets cost. 4,096 workers of this kind make 81,920" in text
+
+
+def test_the_verdict_on_a_job_from_nothing_counts_settings_that_lose_too_much(
+    scale: Scale, results: Results
+) -> None:
+    def simulate(run: Run) -> Row:
+        gba = run.case["mode"] == "gba"
+        lost = 0.002 if gba and (run.case["W"], run.case["task"]) == (8, "DLRM") else 0.0
+        return {
+            "auc": 0.7 + run.seed / 1000 - lost,
+            "samples_per_second": 2600.0 if gba else 1000.0,
+            "parameter_staleness": [1.0, 2.0], "dropped": 0, "reissued": 4, "wall_seconds": 1.0,
+        }  # fmt: skip
+
+    carry_out(replace(E8, simulate=simulate), scale, results, refuse)
+
+    text = " ".join(page([E8], scale, results, FACTS).split())
+    assert "16 settings: 4 of them lose 0.001 of AUC or more on average" in text
+    assert "The worst mean is −0.0020 (DLRM, W = 8, M = 8, even workers)" in text
+    assert "at least 2.60 times the samples/s of sync" in text
+
+
+def test_the_table_of_effects_pairs_each_case_with_its_own_base(
+    scale: Scale, results: Results
+) -> None:
+    def simulate(run: Run) -> Row:
+        lost = {"all one step": 0.003, "sync, sums of squares begin at 0.1": 0.01}
+        auc = 0.7 + run.seed / 1000 - lost.get(run.case["case"], 0.0)
+        return {"auc": auc, "dense_squares": 1e-3, "wall_seconds": 1.0}
+
+    carry_out(replace(E7, simulate=simulate), scale, results, refuse)
+
+    lines = page([E7], scale, results, FACTS).splitlines()
+    by_case = {line.split("|")[1].strip(): line for line in lines if line.startswith("|")}
+    assert "| −0.0030 ± 0.0000 |" in by_case["all one step"]
+    against = "one step, sums of squares begin at 0.1, against `sync, sums of squares begin at 0.1`"
+    assert "| +0.0100 ± 0.0000 |" in by_case[against]
+
+
+def test_a_job_on_the_virtual_clock_is_the_same_in_every_run_and_in_sync_whoever_is_slow(
+    tmp_path: Path,
+) -> None:
+    write_criteo_like(tmp_path, CriteoLike(rows=3000, test_rows=500, files=2))
+
+    def trained(mode: str, slower: float) -> Trained:
+        config = JobConfig.from_yaml(
+            "jobs/gba/dlrm.yaml",
+            [
+                f"data.train={tmp_path}/train/*.parquet", f"data.eval={tmp_path}/test/*.parquet",
+                "data.batch_size=32", "training.global_batch=64", "cluster.workers=3",
+                f"training.mode={mode}",
+            ],
+        )  # fmt: skip
+        return VirtualJob(resolve(config), slower=slower, seed=1, prepared={}).run()
+
+    assert trained("gba", 4.0) == trained("gba", 4.0)
+    even, slow = (trained("sync", slower) for slower in (1.0, 4.0))
+    assert even.auc == slow.auc
+    assert even.samples_per_second > 1.5 * slow.samples_per_second
+    assert even.parameter_staleness == (0.0, 0)
+    assert trained("gba", 1.0).gba_from == 20 * 64

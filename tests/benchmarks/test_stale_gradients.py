@@ -32,7 +32,7 @@ def test_cases_differ_by_what_is_stale_and_by_nothing_else(
         case.name for case in stale_gradients.CASES if case.name in cases
     ]
     by_name = {line["case"]: line for line in found}
-    assert by_name["sync"]["to_first"] == 0
+    assert by_name["sync"]["difference"] == 0
     # Twelve steps: it is sync, to the last bit.
     assert by_name["one step after 20 steps"]["auc"] == by_name["sync"]["auc"]
     stale = [by_name[case]["dense_squares"] for case in cases if case != cases[1]]

@@ -145,7 +145,6 @@ def _finished(rng: random.Random) -> Finished:
         skipped=_number(rng),
         reason=rng.choice([None, *get_args(SkipReason)]),
         loss_sum=rng.random(),
-        residual_sum=rng.choice([None, 0.0, -1.5]),
         pull_step=_number(rng),
         seconds=rng.random(),
         started_at=1.7e9 + rng.random(),

@@ -126,7 +126,6 @@ def test_a_batch_keeps_its_arrays_until_its_push_is_answered() -> None:
 
     class Computation:
         forward_ns = 0
-        residual_sum = None
 
         def train(self, *arguments: Any) -> tuple[float, np.ndarray, np.ndarray]:
             return 0.0, np.zeros(1, np.float32), np.zeros(1, np.float32)
@@ -166,7 +165,6 @@ def no_model() -> dict[str, Any]:
     """What a loop needs beside coordinator and client, with nothing in it."""
     computation = SimpleNamespace(
         forward_ns=0,
-        residual_sum=None,
         train=lambda *_: (0.0, np.zeros(1, np.float32), np.zeros(1, np.float32)),
         give_back=lambda *_: None,
     )

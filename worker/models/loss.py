@@ -188,8 +188,8 @@ class PredictingNetwork(Protocol[Inputs]):
 class LogLossModel(Generic[Inputs]):
     """A network trained by log loss, or another; satisfies `Model`.
 
-    `forward_ns` is how long the last `train` took to the loss, `logits` are those of its samples,
-    `residual_sum` is the derivative of the sum of losses by a number that is added to all of them.
+    `forward_ns` is how long the last `train` took to the loss, `logits` are those of its
+    samples.
     """
 
     def __init__(self, network: Network[Inputs], loss: Loss = "log_loss") -> None:
@@ -200,7 +200,6 @@ class LogLossModel(Generic[Inputs]):
         self._grad_logits = RowBuffer(1)
         self.forward_ns = 0
         self.logits = np.empty(0, np.float32)
-        self.residual_sum = 0.0
 
     def train(
         self,
@@ -220,7 +219,6 @@ class LogLossModel(Generic[Inputs]):
         loss = loss_and_gradient(self._loss, logits[:, 0], labels, weights, grad_logits[:, 0])
         self.forward_ns = time.perf_counter_ns() - began
         self.logits = logits[:, 0].copy()
-        self.residual_sum = float(grad_logits.sum(dtype=np.float64))
         self._network.backward(layers, dense, pooled, grad_logits, gradients, grad_pooled)
         return loss
 

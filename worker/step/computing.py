@@ -40,9 +40,7 @@ class Computation:
     What `train` returns stays the caller's until it is given to `give_back`, to be used again.
 
     `forward_ns` is how long the forward pass of the last training batch took, from pulled rows to
-    the loss; 0 where a custom model does not tell it from the backward pass. `residual_sum` is the
-    derivative of its sum of losses by a number that is added to all logits: of log loss, the sum of
-    prediction minus label. None where the model does not tell.
+    the loss; 0 where a custom model does not tell it from the backward pass.
     """
 
     def __init__(self, spec: ModelSpec, *, threads: int = 1, any_float_mode: bool = False) -> None:
@@ -67,7 +65,6 @@ class Computation:
         self._positions = FreeList(np.int64)
         self._pooled_positions = np.empty((len(spec.lookups), 0), np.int64)
         self.forward_ns = 0
-        self.residual_sum: float | None = None
 
     def train(
         self, prepared: Prepared, values: Float32s, parameters: Float32s, batch_id: int = 0
@@ -271,9 +268,6 @@ class Computation:
 
         self._run(run, len(parts))
         self.forward_ns = getattr(self._models[0], "forward_ns", 0)
-        residuals = [getattr(model, "residual_sum", None) for model in self._models]
-        told = [residual for residual in residuals if residual is not None]
-        self.residual_sum = sum(told) if len(told) == len(residuals) else None
         return sum(losses), _sum_of(grads, self._grad_parameters)
 
     def _vectors(

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from embedding.spec.table import TableSpec
+from ps.messages.pull_push import ANY_STEP
+from ps.messages.records import Totals
 
 Serve = Callable[..., Any]
 
@@ -57,3 +59,31 @@ def test_pulls_that_are_open_at_once_each_get_the_parameters_of_their_step(
     assert late.dense.tobytes() == np.concatenate(expected).tobytes()
     assert now.dense.tobytes() == before.tobytes() != late.dense.tobytes()
     assert job.pulled(client, unique).dense.tobytes() == late.dense.tobytes()
+
+
+def test_parameters_of_no_step_are_not_taken_for_those_of_the_step(
+    small_job: Any, serve: Serve
+) -> None:
+    job = small_job(TABLES, num_shards=2, dense_size=3000)
+    client, unique = serve(job).client(), job.unique([1, 2], [3])
+    for batch_id in (0, 1):
+        job.wait_for(client, job.start_push(client, job.pulled(client, unique), batch_id))
+    record = job.record(0, 0, 1, totals=Totals(mode="gba"))
+    job.wait_for(client, *(client.start_apply(shard, [record]) for shard in range(2)))
+
+    def pulled(for_step: int) -> bytes:
+        pull = client.start_pull(unique, at_step=ANY_STEP, for_step=for_step)
+        job.wait_for(client, pull)
+        assert pull.steps.tolist() == [1, 1]
+        found: bytes = pull.dense.tobytes()
+        return found
+
+    now = pulled(1)
+    job.wait_for(client, job.start_push(client, job.pulled(client, unique), 2))
+    ahead = pulled(2)
+
+    assert ahead != now
+    assert pulled(2) == ahead
+    assert pulled(1) == now
+    job.wait_for(client, job.start_push(client, job.pulled(client, unique), 3))
+    assert pulled(2) not in (ahead, now)

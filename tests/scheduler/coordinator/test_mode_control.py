@@ -1,12 +1,10 @@
 """Who may change the mode, when, and what is remembered of it."""
 
-import numpy as np
 import pytest
 
-from scheduler.coordinator.batches import Batch
 from scheduler.coordinator.ledger import Ledger
 from scheduler.coordinator.ledger_plan import LedgerPlan
-from scheduler.coordinator.mode_control import ModeControl
+from scheduler.coordinator.mode_control import STEPS_IN_SYNC, ModeControl
 from scheduler.coordinator.modes.policy import PolicyOptions
 from scheduler.coordinator.modes.rules import ModeOptions, PlannedShift, rule_of
 from scheduler.coordinator.modes.shift import Wish, check_shift, described
@@ -66,45 +64,18 @@ def test_planned_shifts_come_once_and_the_last_that_is_due_holds() -> None:
     assert modes.planned(4) is None
 
 
-def batches_of(residual: float | None, *, samples: int = 10) -> list[Batch]:
-    """A step of four batches, each of which ended with the same residual."""
-    token = Token(step=0, batch_id=0, attempt=0, at_step=0)
-    of_batch = None if residual is None else residual * samples
-    ended = Finished(token, "done", samples, residual_sum=of_batch)
-    return [Batch(number, 0, 0, samples, result=ended) for number in range(4)]
-
-
-def test_a_job_that_begins_in_sync_leaves_it_once_its_steps_are_short() -> None:
+def test_a_job_that_begins_in_sync_leaves_it_after_its_first_steps() -> None:
     modes = control(settles=True)
-    rng = np.random.default_rng(1)
-    for _ in range(300):  # residuals that take each other back: steps that go all the way
-        assert modes.formed(batches_of(0.1), workers=4) is None
-        assert modes.formed(batches_of(-0.1), workers=4) is None
-    wish = None
-    for _ in range(2000):
-        wish = wish or modes.formed(batches_of(rng.normal()), workers=4)
+    wishes = [modes.formed(step) for step in range(1, 2 * STEPS_IN_SYNC)]
 
-    assert wish is not None
+    (wish,) = (wish for wish in wishes if wish is not None)
+    assert wishes.index(wish) + 1 == STEPS_IN_SYNC
     assert (wish.mode, wish.cause) == ("gba", "job")
-    assert wish.reason.startswith("steps are short enough for stale gradients: they go 0.")
+    assert wish.reason == "begun with 20 steps of sync"
 
 
-def test_a_job_whose_steps_have_four_batches_of_each_worker_leaves_sync_at_once() -> None:
-    wish = control(settles=True).formed(batches_of(0.5), workers=1)
-
-    assert wish is not None
-    assert wish.reason == "a step has so many batches that stale gradients do no harm"
-
-
-def test_a_model_that_tells_no_residuals_keeps_no_job_in_sync() -> None:
-    modes = control(settles=True)
-    assert modes.formed(batches_of(None, samples=0), workers=4) is None  # nothing was trained
-
-    wish = modes.formed(batches_of(None), workers=4)
-
-    assert wish is not None
-    assert wish.reason == "the model does not tell how long its steps are"
-    assert modes.formed(batches_of(None), workers=4) is None
+def test_a_job_that_does_not_begin_in_sync_wants_nothing() -> None:
+    assert control().formed(STEPS_IN_SYNC) is None
 
 
 def test_a_job_that_was_taken_to_another_mode_does_not_settle_any_more() -> None:
@@ -112,16 +83,16 @@ def test_a_job_that_was_taken_to_another_mode_does_not_settle_any_more() -> None
     shift(modes, Wish("async", "control", "asked for"))
     shift(modes, Wish("sync", "control", "asked for"), step=9)
 
-    assert modes.formed(batches_of(None), workers=4) is None
+    assert modes.formed(STEPS_IN_SYNC) is None
     going_on = ModeControl(modes._spec, modes.state())
-    assert going_on.formed(batches_of(None), workers=4) is None
+    assert going_on.formed(STEPS_IN_SYNC) is None
 
 
-def test_the_policy_does_not_choose_gba_before_steps_are_short() -> None:
+def test_the_policy_does_not_choose_gba_in_the_first_steps() -> None:
     assert train(control(automatic=True, settles=True), [0.1, 0.1, 0.1, 0.8], until=20.0) is None
 
     modes = control(automatic=True, settles=True)
-    assert modes.formed(batches_of(0.5), workers=1) is None  # for the policy to decide
+    assert modes.formed(STEPS_IN_SYNC) is None  # for the policy to decide
     wish = train(modes, [0.1, 0.1, 0.1, 0.8], until=20.0)
     assert wish is not None
     assert wish.mode == "gba"

@@ -19,9 +19,19 @@ BATCHES = math.ceil(ROWS / 64)
 EPOCHS = 3
 LOST_EPOCHS = 2
 JOBS: dict[str, dict[str, Any]] = {
-    "gba": {"mode": "gba"},
-    "gba-tight": {"mode": "gba", "staleness_bound": 0, "sparse_mean": "contributors"},
-    "gba-again": {"mode": "gba", "staleness_bound": 0, "on_stale": "reissue"},
+    "gba": {"mode": "gba", "begin_in_sync": False},
+    "gba-tight": {
+        "mode": "gba",
+        "begin_in_sync": False,
+        "staleness_bound": 0,
+        "sparse_mean": "contributors",
+    },
+    "gba-again": {
+        "mode": "gba",
+        "begin_in_sync": False,
+        "staleness_bound": 0,
+        "on_stale": "reissue",
+    },
     "ssp": {"mode": "ssp", "ssp_slack": 1},
     "backup": {"mode": "backup", "backup_batches": 2},
 }
@@ -144,15 +154,20 @@ def test_a_worker_may_be_lost_in_each_mode(
     assert counts(result) == (LOST_EPOCHS * ROWS, 0, 0)
 
 
-def test_a_job_begins_in_sync_and_goes_on_in_gba_where_stale_gradients_do_no_harm(
-    jobs_in_threads: None, samples: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [({}, [("sync", 0), ("gba", 20)]), ({"begin_in_sync": False}, [("gba", 0)])],
+)
+def test_a_job_of_gba_begins_with_a_few_steps_of_sync(
+    jobs_in_threads: None,
+    samples: Path,
+    tmp_path: Path,
+    given: dict[str, bool],
+    wanted: list[tuple[str, int]],
 ) -> None:
-    """Three workers and 16 batches a step: it is known after the first step."""
-    training = {"mode": "gba", "begin_in_sync": True}
-    config = job(samples, tmp_path / "run", training, epochs=1, batch_size=16)
+    config = job(samples, tmp_path / "run", {"mode": "gba", **given}, epochs=2)
 
     metrics = Trainer(config).fit().metrics
 
-    modes = [(each["mode"], each["from_step"]) for each in metrics["mode_history"]]
-    assert modes == [("sync", 0), ("gba", 1)]
-    assert metrics["samples_trained"] == ROWS
+    assert [(each["mode"], each["from_step"]) for each in metrics["mode_history"]] == wanted
+    assert metrics["samples_trained"] == 2 * ROWS

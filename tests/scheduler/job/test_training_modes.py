@@ -2,7 +2,6 @@
 
 import pytest
 import yaml
-from pydantic import ValidationError
 
 from scheduler.job.config import TrainingConfig
 
@@ -22,10 +21,3 @@ def test_no_sample_is_left_out_for_coming_late_unless_the_job_wants_it(
     config = TrainingConfig.model_validate(yaml.safe_load(f"{{mode: gba{given}}}"))
 
     assert config.mode_options.on_stale == wanted
-
-
-def test_only_a_mode_that_may_be_stale_begins_in_another_one() -> None:
-    assert TrainingConfig.model_validate({"mode": "gba", "begin_in_sync": True}).begin_in_sync
-
-    with pytest.raises(ValidationError, match="begin_in_sync is for mode gba or auto, not async"):
-        TrainingConfig.model_validate({"mode": "async", "begin_in_sync": True})

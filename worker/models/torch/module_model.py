@@ -66,7 +66,6 @@ class ModuleModel:
         self.without_gradient: tuple[str, ...] = ()
         self._logits = np.empty(0, np.float32)
         self.forward_ns = 0
-        self.residual_sum = 0.0
 
     def use_threads(self, threads: int) -> None:
         """Have batches whole, and divide their work among threads."""
@@ -213,7 +212,6 @@ class ModuleModel:
             of_logits = np.empty_like(self._logits)
             loss = loss_and_gradient(self._spec.loss, self._logits, labels, weights, of_logits)
             self.forward_ns = time.perf_counter_ns() - began
-            self.residual_sum = float(of_logits.sum(dtype=np.float64))
             with user_code(path, "the backward pass of forward"):
                 return loss, torch.autograd.grad(
                     logits, of, torch.tensor(of_logits), allow_unused=True
@@ -225,11 +223,7 @@ class ModuleModel:
         loss = float((losses.detach().double() * each).sum())
         self.forward_ns = time.perf_counter_ns() - began
         with user_code(path, "the backward pass of loss"):
-            of_logits_, *gradients = torch.autograd.grad(
-                losses, [logits, *of], each, allow_unused=True
-            )
-        self.residual_sum = 0.0 if of_logits_ is None else float(of_logits_.double().sum())
-        return loss, gradients
+            return loss, torch.autograd.grad(losses, of, each, allow_unused=True)
 
     def _write(
         self,
