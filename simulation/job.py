@@ -33,7 +33,9 @@ from scheduler.coordinator.events import (
     TakeCut,
     TimePassed,
     WorkerReported,
+    WorkersReported,
     events_of,
+    of_different_workers,
 )
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.start import Start
@@ -45,10 +47,12 @@ from simulation.outcome import Outcome
 from simulation.parts import Parts
 from simulation.recovery import Driver, Unwatched
 from simulation.referee import CutOffReferee, Referee, Violation
+from simulation.relays import SimulatedRelays
 from simulation.saved import SavedJob
 from simulation.scenario import Scenario
 from simulation.seen import Seen
 from simulation.staff import Staff
+from simulation.told import grants_of
 from simulation.verdict import check_begun, check_ended, digest_of
 from simulation.worker import SimulatedWorker
 from simulation.world import AGAIN_SECONDS, Action, World
@@ -91,6 +95,9 @@ class Simulation:
         self._outbox: list[Record | TakeCut] = []
         self.is_down = False  # the coordinator: it is dead, or another one is about to begin
         self._staff = Staff(self)
+        self._relays = SimulatedRelays(
+            self.world, scenario.relays, gathering=parts.gathering, tell=self._take_reports
+        )
         self._evaluated = False
         faults = scenario.faults
         self.driver = Driver(self, parts, cut_fails=faults.cut_fails, copy_fails=faults.copy_fails)
@@ -346,8 +353,23 @@ class Simulation:
             self.handle(event)
 
     def exchange(self, worker: SimulatedWorker, report: Report) -> None:
-        """Carry a report: it can be lost, repeated or late."""
-        self._carry(lambda: self._take_report(worker, report))
+        """Carry a report, by a relay perhaps: it can be lost, repeated or late."""
+
+        def handed(grant: Grant) -> None:
+            self.referee.handed((worker.index, worker.incarnation), grant)
+            worker.answered(grant)
+
+        if not self._relays.takes(report, handed):
+            self._carry(lambda: self._take_report(worker, report))
+
+    def _take_reports(self, reports: Sequence[Report]) -> list[Grant] | None:
+        """Take what a relay passes on; return the answers, None: nobody is there to answer."""
+        grants: list[Grant] = []
+        for group in of_different_workers(reports):
+            grants += grants_of(self.handle(WorkersReported(group)))
+        for grant in grants:
+            self._arrivals.check(grant)
+        return grants if len(grants) == len(reports) else None
 
     def _take_report(self, worker: SimulatedWorker, report: Report) -> None:
         for command in self.handle(WorkerReported(report)):

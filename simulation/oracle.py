@@ -316,4 +316,5 @@ class Paces:
         return self._ended[worker] - self._slowest(live)
 
     def _slowest(self, live: Sequence[tuple[int, int]]) -> int:
-        return min((self._ended[worker] for worker in live), default=0)
+        # Of those that are heard of together, the later ones have no count yet.
+        return min((self._ended[worker] for worker in live if worker in self._ended), default=0)

@@ -13,6 +13,7 @@ from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.status import Status, stands_still
 from simulation.resizing import Incoming
 from simulation.worker import SimulatedWorker
+from worker.relay.gathering import Gathering
 from worker.session import Session
 
 Rebuild = Callable[[ShardFacts, CoordinatorState, Status | None, CoordinatorSpec], CoordinatorState]
@@ -30,4 +31,5 @@ class Parts:
     longest: Callable[[Sequence[ShardFacts]], int] = longest_log
     rebuild: Rebuild = state_after
     incoming: type[Incoming] = Incoming
+    gathering: type[Gathering] = Gathering
     stands_still: Callable[[Status, int | None], bool] = stands_still

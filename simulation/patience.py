@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from scheduler.coordinator.batches import Batch
 from scheduler.coordinator.coordinator import Coordinator
-from scheduler.coordinator.events import Event, WorkerReported
+from scheduler.coordinator.events import Event
 from scheduler.coordinator.lease_watch import BEGUN
+from simulation.told import reports_of
 
 _Attempt = tuple[str, int, int]
 
@@ -28,8 +29,8 @@ class Patience:
 
     def look(self, event: Event, now: float) -> None:
         """Note what every worker can work at after an event."""
-        if isinstance(event, WorkerReported):
-            self._heard[event.report.worker] = now
+        for report in reports_of(event):
+            self._heard[report.worker] = now
         before, self._since = self._since, {}
         lowest: dict[int, tuple[int, int, _Attempt, int]] = {}
         for kind, step, batch in self._leased():
@@ -64,14 +65,15 @@ class Patience:
             if state.lost or state.incarnation != self._incarnations.get(worker):
                 self._taken[worker] = {}
             self._incarnations[worker] = state.incarnation
-        if not isinstance(event, WorkerReported):
-            return
-        report, state = event.report, workers[event.report.worker]
-        names = (state.incarnation, state.last_grant and state.last_grant.sequence)
-        new = names == (report.incarnation, report.sequence)
-        if new and (report.finished or report.stage in BEGUN):
-            taken = self._taken[report.worker]
-            self._taken[report.worker] = {k: v for k, v in taken.items() if k in report.held}
+        for report in reports_of(event):
+            if report.worker not in workers:
+                continue  # it is of another epoch
+            state = workers[report.worker]
+            names = (state.incarnation, state.last_grant and state.last_grant.sequence)
+            new = names == (report.incarnation, report.sequence)
+            if new and (report.finished or report.stage in BEGUN):
+                taken = self._taken[report.worker]
+                self._taken[report.worker] = {k: v for k, v in taken.items() if k in report.held}
 
     def is_silent(self, worker: int, now: float) -> bool:
         """Whether nothing was heard of a worker for longer than it may be silent."""

@@ -23,7 +23,6 @@ from ps.shard.shard import Outgoing, Shard
 from scheduler.coordinator.coordinator import Coordinator
 from scheduler.coordinator.coordinator_state import epoch_of
 from scheduler.coordinator.events import (
-    Answer,
     Command,
     EndOfTrainingWanted,
     Event,
@@ -33,7 +32,6 @@ from scheduler.coordinator.events import (
     SendRecords,
     ShiftWanted,
     TakeCut,
-    WorkerReported,
 )
 from scheduler.coordinator.step_scalars import scalars_of_step
 from simulation.clipping import expected_dense_factor
@@ -43,6 +41,7 @@ from simulation.oracle import Oracle, Paces
 from simulation.patience import Patience
 from simulation.scenario import Scenario
 from simulation.seen import Seen
+from simulation.told import grants_of, reports_of
 from simulation.world import Story, World, train_batch
 from worker.protocol import Grant, Report, Token
 
@@ -147,13 +146,14 @@ class Referee:
         self, event: Event, commands: list[Command], *, step_before: int, now: float
     ) -> None:
         """Look at what the coordinator made of an event, and at which step it was before."""
-        if isinstance(event, WorkerReported) and event.report.recovery_epoch != self._epoch:
-            answers = [Answer(Grant(event.report.sequence, recovery_epoch=self._epoch))]
-            text = "{} of another epoch was answered: {}"
-            require(list(commands) == answers, text, event.report, commands)
+        reports, grants = reports_of(event), grants_of(commands)
+        require(len(reports) == len(grants), "{} are answered {}", reports, grants)
+        told = [pair for pair in zip(reports, grants, strict=True) if self._is_of_now(*pair)]
+        if reports and not told:
+            require(len(commands) == 1, "{} of another epoch make {}", reports, commands)
             return
-        if isinstance(event, WorkerReported):
-            self._note_ends(event.report, step_before)
+        for report, _ in told:
+            self._note_ends(report, step_before)
         if isinstance(event, HoldWanted):
             self._held_at = self._coordinator.step if event.held else None
         if self._held_at is not None:
@@ -183,9 +183,8 @@ class Referee:
                 require(
                     bool(hangs) or silent, "nobody hangs, but one is given up: {}", command.text
                 )
-            elif isinstance(command, Answer):
-                assert isinstance(event, WorkerReported)
-                self._check_answer(event.report, command.grant)
+        for report, grant in told:
+            self._check_answer(report, grant)
         self._check_leases()
         self._patience.look(event, now)
         workers = self._coordinator.workers
@@ -197,12 +196,25 @@ class Referee:
         """What is about to move orders no step and gives out no batch to train."""
         now = self._coordinator.step
         require(now == step, "a job that stands still at step {} has come to {}", step, now)
-        for command in commands:
-            if isinstance(command, Answer):
-                given = [t for t in command.grant.tokens if t.kind == "train"]
-                known = self._answers.values()
-                new = [t for t in given if not any(t in grant.tokens for grant in known)]
-                require(not new, "a job that stands still has given out {}", new)
+        for answer in grants_of(commands):
+            given = [t for t in answer.tokens if t.kind == "train"]
+            known = self._answers.values()
+            new = [t for t in given if not any(t in grant.tokens for grant in known)]
+            require(not new, "a job that stands still has given out {}", new)
+
+    def _is_of_now(self, report: Report, grant: Grant) -> bool:
+        """Whether a report is of this epoch; one that is not is answered with nothing else."""
+        if report.recovery_epoch == self._epoch:
+            return True
+        nothing = Grant(report.sequence, recovery_epoch=self._epoch)
+        require(grant == nothing, "{} of another epoch was answered: {}", report, grant)
+        return False
+
+    def handed(self, worker: tuple[int, int], grant: Grant) -> None:
+        """A relay hands a grant to a worker: what it is given there was granted to it."""
+        if grant.tokens and grant.recovery_epoch == self._epoch:
+            known = self._answers.get((*worker, grant.sequence))
+            require(known == grant, "worker {} is handed {}, granted was {}", worker, grant, known)
 
     @property
     def _copies(self) -> list[Shard]:

@@ -57,6 +57,7 @@ class Faults:
         shard_deaths, coordinator_deaths: virtual seconds at which one of them dies.
         cut_off_shards: virtual seconds at which a shard lives on out of the coordinator's reach.
         copy_fails: a standby that is being made dies before it is one.
+        relay: a relay dies as it passes on what it has gathered.
         moves: virtual seconds from which on a shard, or the coordinator, is to move elsewhere.
         resizes: virtual seconds from which on the model is shared out to another number of the
             shards; the others then have no bucket.
@@ -88,6 +89,7 @@ class Faults:
     recoveries: tuple[float, ...] = ()
     cut_fails: float = 0.0
     copy_fails: float = 0.0
+    relay: float = 0.0
 
     @property
     def recover(self) -> bool:
@@ -104,6 +106,7 @@ class Scenario:
         seed: of data, faults and times.
         mode, mode_options, workers, shards, depth: as in a job.
         standby: whether every shard has a standby.
+        relays: between workers and the coordinator; a report goes by one of them, or by none.
         group_size: M, local batches of a step.
         batch_size: B, samples of a local batch.
         batches_per_epoch, epochs: the plan.
@@ -136,6 +139,7 @@ class Scenario:
     shards: int = 1
     depth: int = 1
     standby: bool = False
+    relays: int = 0
     group_size: int = 1
     batch_size: int = 2
     batches_per_epoch: int = 1
@@ -204,7 +208,8 @@ class Scenario:
     def undisturbed(self, limit: int | None) -> "Scenario":
         """The same job on one worker and one shard, without any fault."""
         return replace(
-            self, workers=1, shards=1, depth=1, standby=False, limit=limit, max_seconds=None,
+            self, workers=1, shards=1, depth=1, standby=False, relays=0, limit=limit,
+            max_seconds=None,
             faults=Faults(), orders=(), cuts=CutOptions(), arrives=False,
         )  # fmt: skip
 
@@ -272,6 +277,20 @@ def with_standbys(scenario: Scenario) -> Scenario:
         copy_fails=rng.choice([0.0, 0.2]),
     )
     return replace(scenario, standby=True, faults=faults)
+
+
+def with_relays(scenario: Scenario) -> Scenario:
+    """Return a scenario in which workers report by relays, which die, and what they say is late."""
+    rng = random.Random(f"relays {scenario.seed}")
+    faults = replace(
+        scenario.faults,
+        relay=rng.choice([0.0, 0.05, 0.3]),
+        lose=max(scenario.faults.lose, rng.choice([0.0, 0.1])),
+        duplicate=max(scenario.faults.duplicate, rng.choice([0.0, 0.2])),
+        delay=max(scenario.faults.delay, rng.choice([0.0, 0.05])),
+        until=max(scenario.faults.until, 2.0),
+    )
+    return replace(scenario, relays=rng.randint(1, 3), workers=rng.randint(2, 6), faults=faults)
 
 
 def with_resizes(scenario: Scenario) -> Scenario:

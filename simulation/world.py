@@ -10,7 +10,7 @@ from simulation.scenario import Arrow, Scenario
 from worker.protocol import Token
 
 Action = Callable[[], None]
-Fault = Literal["pause", "hang", "slow", "cut", "lose", "duplicate", "delay", "old_epoch"]
+Fault = Literal["pause", "hang", "slow", "cut", "lose", "duplicate", "delay", "old_epoch", "relay"]
 
 NETWORK_SECONDS = 0.001
 LONG_DELAY_SECONDS = 0.4

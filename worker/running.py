@@ -1,7 +1,9 @@
 """From a setup to a running worker loop: everything a worker does, but for being a Ray actor."""
 
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -27,6 +29,9 @@ from worker.step.choosing import choose_rows
 from worker.step.computing import Computation
 from worker.step.preparing import Preparer
 
+# That a worker tries before it speaks to the coordinator itself.
+_RELAYS_OF_A_WORKER = 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSetup:
@@ -44,6 +49,7 @@ class WorkerSetup:
         addresses: of the shards' primaries, in their order.
         standbys: the addresses of standbys, by shard.
         coordinator: its address.
+        relays: that pass reports on to it.
         secret: that shards and coordinator ask for.
         recovery_epoch: that messages carry.
         options: of the loop.
@@ -70,6 +76,12 @@ class WorkerSetup:
     retry_seconds: float = 20.0
     compress: bool = False
     standbys: Mapping[int, Address] = field(default_factory=dict)
+    relays: tuple[Address, ...] = ()
+
+    def relays_of(self, worker: int) -> list[Address]:
+        """Return the relays that a worker reports to, the first of them as long as it can."""
+        count = len(self.relays)
+        return [self.relays[(worker + n) % count] for n in range(min(count, _RELAYS_OF_A_WORKER))]
 
 
 def make_loop(
@@ -113,6 +125,17 @@ def make_loop(
         compress=setup.compress,
         cancellation=cancellation,
     )
+
+    def way_to(address: Address) -> Callable[[], socket.socket]:
+        return partial(
+            connect,
+            address,
+            node_id=node_id,
+            secret=setup.secret,
+            name=name,
+            cancellation=cancellation,
+        )
+
     arrived = ArrivedReader(
         setup.data.features,
         on_bad_file=setup.data.on_bad_file,
@@ -128,14 +151,9 @@ def make_loop(
             worker, incarnation, depth=setup.depth, recovery_epoch=setup.recovery_epoch
         ),
         coordinator=CoordinatorClient(
-            lambda: connect(
-                setup.coordinator,
-                node_id=node_id,
-                secret=setup.secret,
-                name=name,
-                cancellation=cancellation,
-            ),
+            way_to(setup.coordinator),
             retry_seconds=setup.retry_seconds,
+            relays=[way_to(relay) for relay in setup.relays_of(worker)],
             cancellation=cancellation,
         ),
         client=client,

@@ -150,6 +150,7 @@ class Epochs:
                 addresses=processes.addresses,
                 standbys=processes.standby_addresses,
                 coordinator=processes.coordinator.address,
+                relays=processes.relay_addresses,
                 recovery_epoch=epoch,
             )
         )

@@ -32,6 +32,7 @@ from scheduler.driver.processes import (
 )
 from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, WHERE_BUSY
 from scheduler.driver.ray_token import check_token, protect_token
+from scheduler.driver.relays import Relays
 from scheduler.errors import StartError
 from scheduler.job.config import ClusterConfig
 from scheduler.run.reaching import why_unreachable
@@ -60,7 +61,7 @@ def start_ray(cluster: ClusterConfig, *, namespace: str) -> None:
         _init_ray(address=address, **common)
         return
     wanted = (
-        cluster.coordinator_cpus
+        cluster.coordinator_cpus * (1 + cluster.num_relays)
         + cluster.servers * (1 + cluster.standby) * cluster.server_cpus
         + cluster.workers * cluster.worker_cpus
     )
@@ -68,7 +69,7 @@ def start_ray(cluster: ClusterConfig, *, namespace: str) -> None:
     for role, count in (
         ("server", cluster.servers * (1 + cluster.standby)),
         ("worker", cluster.workers),
-        ("coordinator", 1),
+        ("coordinator", 1 + cluster.num_relays),
     ):
         for name, amount in getattr(cluster.resources, role).items():
             resources[name] = resources.get(name, 0) + amount * count
@@ -203,6 +204,13 @@ class Launcher:
             self._new_server(placement, setup, index, placement.bundle(index)) for index in indices
         ]
         processes = Processes(placement, servers, self._new_coordinator(placement, 0))
+        processes.relays = Relays(
+            placement,
+            self._cluster,
+            secret=self.secret,
+            own_cluster=starts_ray(),
+            note=self._note,
+        )
         if self._cluster.standby:
             for index in indices:
                 processes.standbys[index] = self._new_copy(processes, setup, index)
@@ -353,6 +361,8 @@ class Launcher:
         answers_of(processes, {COORDINATOR: begun}, seconds=self._cluster.start_timeout_seconds)
         asked = {COORDINATOR: self._asked_for_address(coordinator.handle)}
         coordinator.address = answers_of(processes, asked)[COORDINATOR]
+        if processes.relays is not None:
+            processes.relay_addresses = processes.relays.begin(coordinator.address)
 
     def _check_like(self, who: Who, facts: dict[str, Any]) -> None:
         try:

@@ -50,12 +50,15 @@ class Placement:
             "coordinator": [_bundle(cluster.coordinator_cpus, cluster.resources.coordinator)],
             "server": [_bundle(cluster.server_cpus, cluster.resources.server)] * copies,
             "worker": [_bundle(cluster.worker_cpus, cluster.resources.worker)] * planned,
+            # Relays ask for what the coordinator does.
+            "relay": [_bundle(cluster.coordinator_cpus, cluster.resources.coordinator)]
+            * cluster.num_relays,
         }
-        packed = self._bundles["coordinator"] + self._bundles["worker"]
-        labels = cluster.labels
-        self._packed = placement_group(
-            packed, strategy="PACK", **_selectors([labels.coordinator, *[labels.worker] * planned])
-        )
+        roles = ("coordinator", "worker", "relay")
+        packed = [bundle for role in roles for bundle in self._bundles[role]]
+        labels, relays = cluster.labels, cluster.num_relays
+        selectors = [labels.coordinator, *[labels.worker] * planned, *[labels.coordinator] * relays]
+        self._packed = placement_group(packed, strategy="PACK", **_selectors(selectors))
         self._spread = placement_group(
             self._bundles["server"],
             strategy="SPREAD",
@@ -126,8 +129,10 @@ class Placement:
 
     def _place_of(self, role: str, index: int) -> tuple[PlacementGroup, int]:
         """Return the group that has a process's bundle, and the bundle's number in it."""
-        group = self._spread if role == "server" else self._packed
-        return group, index + (role == "worker")
+        if role == "server":
+            return self._spread, index
+        before = {"coordinator": 0, "worker": 1, "relay": 1 + len(self._bundles["worker"])}
+        return self._packed, before[role] + index
 
     def _node_of_bundle(self, role: str, index: int) -> str | None:
         """Return where a bundle is; asked only where that matters."""
@@ -143,13 +148,14 @@ class Placement:
         Args:
             counted: whether it asks for what its role asks for, or for nothing.
         """
-        selector = dict(getattr(self._cluster.labels, role)) if counted else {}
+        asks_as = "coordinator" if role == "relay" else role
+        selector = dict(getattr(self._cluster.labels, asks_as)) if counted else {}
         if self._avoided.get(role):
             selector[NODE_ID] = f"!in({','.join(sorted(self._avoided[role]))})"
         options: dict[str, Any] = {"num_cpus": 0}
         if counted:
-            options["num_cpus"] = getattr(self._cluster, f"{role}_cpus")
-            options["resources"] = getattr(self._cluster.resources, role)
+            options["num_cpus"] = getattr(self._cluster, f"{asks_as}_cpus")
+            options["resources"] = getattr(self._cluster.resources, asks_as)
         if selector:
             options["label_selector"] = selector
         elif role == "server":

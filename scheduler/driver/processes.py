@@ -8,6 +8,7 @@ import ray
 
 from ps.net.sockets import Address
 from scheduler.driver.placement import Placement
+from scheduler.driver.relays import Relays
 from scheduler.errors import TrainingError
 
 CLOSE_SECONDS = 2.0
@@ -110,6 +111,7 @@ class Processes:
         copies: those that are to be standbys and lack something yet.
         coming: that are to take the place of others, and have no state yet.
         leaving: servers that the job has no more, and that were told to close.
+        relays: between workers and the coordinator; `relay_addresses`: of those of this epoch.
     """
 
     placement: Placement
@@ -120,6 +122,8 @@ class Processes:
     workers: dict[int, WorkerProcess] = field(default_factory=dict)
     coming: dict[Who, ServerProcess | CoordinatorProcess] = field(default_factory=dict)
     leaving: list[ServerProcess] = field(default_factory=list)
+    relays: Relays | None = None
+    relay_addresses: tuple[Address, ...] = ()
 
     @property
     def watches(self) -> list[Any]:
@@ -191,6 +195,8 @@ class Processes:
 
     def release(self) -> None:
         """End every actor; on a shared cluster they would live as long as the driver."""
+        if self.relays is not None:
+            self.relays.release()
         servers = [*self.servers, *self.standbys.values(), *self.copies.values()]
         handles = [*(server.handle for server in servers), self.coordinator.handle]
         # Who is still there removes its socket's folder first.

@@ -89,6 +89,7 @@ class Setups:
         addresses: tuple[Address, ...],
         standbys: Mapping[int, Address],
         coordinator: Address,
+        relays: tuple[Address, ...] = (),
         recovery_epoch: int,
     ) -> WorkerSetup:
         """Return what every worker is told in a recovery epoch."""
@@ -106,6 +107,7 @@ class Setups:
             addresses=addresses,
             standbys=standbys,
             coordinator=coordinator,
+            relays=relays,
             secret=self._secret,
             recovery_epoch=recovery_epoch,
             options=LoopOptions(

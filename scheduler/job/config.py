@@ -33,7 +33,10 @@ from scheduler.job.names import Name, check_table_name
 from scheduler.job.online import OnlineConfig, check_online, check_scored
 from scheduler.job.publishing import PublishConfig
 from scheduler.job.quantities import (
+    MAX_RELAYS,
     MAX_WORKERS,
+    RELAYS_FROM,
+    WORKERS_OF_A_RELAY,
     Amount,
     Count,
     CountOrNone,
@@ -290,6 +293,7 @@ class ClusterConfig(_Section):
     worker_cpus: Cpus = 0.5
     server_cpus: Cpus = 0.25
     coordinator_cpus: Cpus = 0.25
+    relays: Literal["auto"] | Annotated[int, Field(ge=0, le=MAX_RELAYS)] = "auto"
     resources: ResourcesConfig = ResourcesConfig()
     labels: LabelsConfig = LabelsConfig()
     start_timeout_seconds: Seconds = 120
@@ -306,6 +310,14 @@ class ClusterConfig(_Section):
     retry_seconds: Seconds = 20
     compress: bool = False
     inject: list[InjectConfig] = []
+
+    @property
+    def num_relays(self) -> int:
+        """How many relays pass on what workers report; 0: these speak to the coordinator."""
+        if self.relays != "auto":
+            return self.relays
+        workers = max(self.workers, self.max_workers or 0)
+        return 0 if workers < RELAYS_FROM else -(-workers // WORKERS_OF_A_RELAY)
 
 
 class CheckpointConfig(_Section):

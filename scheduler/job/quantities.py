@@ -9,6 +9,11 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 CountOrNone = Annotated[int, Field(ge=0, le=2**31 - 1)]
 # Each is connected to every server and to the coordinator, which take a few more peers than that.
 MAX_WORKERS = 8000
+
+MAX_RELAYS = 256
+# From so many workers on a job has relays, where nobody says how many: below it saves the
+# coordinator little (docs/performance.md). A relay takes some 20 batches/s of each of its workers.
+RELAYS_FROM, WORKERS_OF_A_RELAY = 256, 512
 # Bytes and samples.
 Amount = Annotated[int, Field(ge=1, le=2**62)]
 # What operating systems and locks take as a time limit; 31 years.
