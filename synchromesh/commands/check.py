@@ -74,8 +74,8 @@ def _show(check: Check, servers: int, *, standby: int) -> None:
     if check.labels is not None and check.labels.rows:
         labels = check.labels
         console.print(
-            f"\n{labels.rows:,} labels read of data.label_stream, mean {labels.label_mean:.4f};"
-            f" {labels.of_samples:.1%} are of one of {labels.samples:,} samples read"
+            f"{labels.rows:,} labels read of data.label_stream, mean {labels.label_mean:.4f};"
+            f" {labels.of_samples:.1%} are of one of {labels.samples:,} samples read\n"
         )
     table = Table("table", "rows expected", "memory", box=None)
     for each in check.tables:
