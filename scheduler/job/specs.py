@@ -10,6 +10,7 @@ from embedding.spec.eviction import needs_usage
 from embedding.spec.initial_values import Constant
 from embedding.spec.table import TableSpec
 from ps.spec import StoreSpec
+from runtime.fingerprint import FloatModeError, check_float_mode
 from scheduler.job.config import JobConfig
 from scheduler.job.errors import ConfigError, nearest
 from scheduler.job.model import EmbeddingConfig, TableConfig
@@ -114,9 +115,11 @@ def model_spec(config: JobConfig) -> ModelSpec:
         examine = getattr(model, "examine", None)
         if examine is not None:
             examine()
+            if not config.training.mixed_cpus:
+                check_float_mode()  # a library may have changed it, as workers would find
     except ConfigError:
         raise
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, FloatModeError) as error:
         raise ConfigError(f"model: {error}") from error
     if config.model.type == "custom" and config.training.loss != "log_loss":
         raise ConfigError(

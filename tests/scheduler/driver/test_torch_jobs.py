@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from killed_actors import disturbed
 from ray_of_threads import RayOfThreads
 
 from scheduler import ConfigError, JobConfig, Result, Trainer, TrainingError
+from scheduler.job.specs import model_spec
 from synchromesh.commands.main import main
 
 torch = pytest.importorskip("torch")
@@ -35,6 +37,12 @@ class Layers(nn.Module):
             raise RuntimeError("so many samples")
         inputs = torch.cat([dense, *embeddings.values()], dim=1)
         return self.layers(inputs * self.scale).squeeze(1)
+
+
+class Flushes(Layers):
+    def forward(self, dense, embeddings):
+        torch.set_flush_denormal(True)
+        return super().forward(dense, embeddings)
 
 
 class Squares(Layers):
@@ -77,7 +85,7 @@ def job(
         "run": {"dir": str(run)},
     }
     for section, values in changes.items():
-        sections[section] = {**sections[section], **values}
+        sections[section] = {**sections.get(section, {}), **values}
     return JobConfig.from_dict(sections)
 
 
@@ -106,6 +114,20 @@ def test_the_model_has_the_same_bits_on_any_number_of_processes(
 
     assert other.metrics["model_digest"] == trained.metrics["model_digest"]
     assert other.metrics["eval"] == trained.metrics["eval"]
+
+
+def test_the_bits_are_the_same_where_servers_and_coordinators_are_lost(
+    trained: Result, samples: Path, tmp_path: Path, jobs_in_threads: RayOfThreads
+) -> None:
+    cuts = {"every_steps": 4, "every_seconds": None}
+    config = job(samples, tmp_path / "run", workers=2, servers=2, checkpoint=cuts)
+
+    with disturbed(jobs_in_threads, ("server", 1, 7), ("coordinator", 0, 13)):
+        killed = Trainer(config).fit().metrics
+
+    assert len(killed["recoveries"]) == 2
+    assert killed["redone_steps"] > 0
+    assert killed["model_digest"] == trained.metrics["model_digest"]
 
 
 def test_it_learns_and_its_seed_and_options_count(
@@ -179,6 +201,20 @@ def test_a_failure_while_it_trains_is_his_line(
         "worker 0: model.class 'torch_of_jobs:Layers': forward failed at"
         f" {module}, line {number}, in forward: RuntimeError: so many samples"
     )
+
+
+def test_another_float_mode_is_refused_before_anything_starts(
+    module: Path, samples: Path, tmp_path: Path
+) -> None:
+    config = job(samples, tmp_path / "run", model={"class": "torch_of_jobs:Flushes"})
+    try:
+        with pytest.raises(ConfigError, match="denormal numbers flushed to zero"):
+            model_spec(config)
+        allowed = config.model_dump(exclude_unset=True)
+        allowed["training"]["mixed_cpus"] = True
+        assert model_spec(JobConfig.from_dict(allowed)).type == "torch"
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_what_cant_be_trained_is_refused_before_anything_starts(
