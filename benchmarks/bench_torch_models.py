@@ -24,6 +24,7 @@ from ps.client.deduplicate import Deduplicator
 from ps.routing import Routing
 from worker.data.batch import Bags, Batch
 from worker.models import build_model, initial_parameters, needed_lookups
+from worker.models.torch.bfloat16 import bfloat16_instructions
 from worker.spec import ModelSpec, SparseFeature
 from worker.step.computing import Computation
 from worker.step.preparing import Prepared, Preparer
@@ -125,7 +126,8 @@ def _products(torch: Any) -> str:
     """Return what torch makes matrix products with here, and the processor's way."""
     return (
         f"oneDNN {torch.backends.mkldnn.is_available()}, MKL {torch.backends.mkl.is_available()},"
-        f" {torch.backends.cpu.get_cpu_capability()}"
+        f" {torch.backends.cpu.get_cpu_capability()},"
+        f" for bfloat16 {', '.join(bfloat16_instructions() or ()) or 'nothing'}"
     )
 
 

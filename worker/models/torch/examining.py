@@ -1,16 +1,20 @@
 """What can only be known of a module by trying it, before a job begins: some samples, no data."""
 
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from worker.models.protocol import FloatArray
+from worker.models.torch.bfloat16 import bfloat16_instructions
 from worker.models.torch.making import Made
 from worker.models.user_code import UserCodeError
 from worker.spec import ModelSpec
 
 if TYPE_CHECKING:
     from worker.models.torch.module_model import ModuleModel
+
+_log = logging.getLogger(__name__)
 
 _SAMPLES = 8
 
@@ -44,6 +48,11 @@ def examine(model: "ModuleModel", made: Made, spec: ModelSpec) -> bool:
         UserCodeError: what the module does can't be trained, or not to the same bits twice.
     """
     where = f"model.class {made.path!r}"
+    if made.precision == "bf16" and bfloat16_instructions() == ():
+        _log.warning(
+            "model.precision is bf16, and the processor of this machine has no instructions for it:"
+            " float32 is faster here"
+        )
     params = model.initial_values(spec.seed)
     batch = _Batch(spec, _SAMPLES, params.size)
     constants = model.constants.copies()

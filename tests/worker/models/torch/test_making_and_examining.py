@@ -185,6 +185,27 @@ def test_nothing_is_left_of_an_examination(tried: Callable[..., Tried]) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"), [("fpu avx2 avx512f", True), ("fpu amx_bf16 amx_tile", False)]
+)
+def test_it_is_told_where_a_processor_has_nothing_for_bf16(
+    tried: Callable[..., Tried],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    flags: str,
+    told: bool,
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    monkeypatch.setattr("worker.models.torch.bfloat16.CPU_INFO", tmp_path / "cpuinfo")
+
+    tried(linear()).model.examine()
+    assert not caplog.text
+    tried(linear(), precision="bf16").model.examine()
+
+    assert ("no instructions for it: float32 is faster" in caplog.text) == told
+
+
 def test_without_torch_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.models.torch.find_spec", lambda name: None)
 
