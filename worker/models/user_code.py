@@ -31,8 +31,8 @@ def user_code(path: str, doing: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserCodeError:
-        raise
+    except (UserCodeError, MemoryError):
+        raise  # too little memory is the place's, and another worker may have more
     except Exception as error:
         raise UserCodeError(f"model.class {path!r}: {doing} failed{told(error)}") from error
 

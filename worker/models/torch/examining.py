@@ -76,6 +76,15 @@ def examine(model: "ModuleModel", made: Made, spec: ModelSpec) -> bool:
             " nothing from batch to batch, and draw random numbers from torch's default generator"
             " alone, in training alone (torch.nn.Dropout does)"
         )
+    other = type(model)(spec)
+    if not (
+        np.array_equal(other.initial_values(spec.seed), params)
+        and np.array_equal(other.predict(params, batch.dense, batch.pooled), predicted)
+    ):
+        raise UserCodeError(
+            f"{where}: made a second time it gives other numbers, and every worker makes one."
+            " __init__ must draw from torch's default generator alone, which the job's seed sets"
+        )
     alone = _Batch(spec, 1, params.size)
     alone.train(model, params)
     model.predict(params, alone.dense, alone.pooled)

@@ -105,6 +105,29 @@ def test_what_a_module_may_not_do_is_told(
     assert re.search(said, refused(tried, source)), refused(tried, source)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        "self.linear.bias.data[0] = float(np.random.rand())",
+        "self.mask = torch.tensor(np.random.rand(9)).float()",
+        'self.register_buffer("mask", torch.tensor(np.random.rand(9)).float())',
+    ],
+)
+def test_what_is_another_one_in_every_process_is_refused(
+    tried: Callable[..., Tried], more: str
+) -> None:
+    begin = "x = x * self.mask" if "mask" in more else "pass"
+    source = "import numpy as np\n" + linear(more=more, begin=begin)
+
+    assert "made a second time it gives other numbers" in refused(tried, source)
+
+
+def test_constants_may_be_drawn_from_the_generator_of_torch(tried: Callable[..., Tried]) -> None:
+    mask = 'self.register_buffer("mask", torch.rand(9))'
+
+    tried(linear(more=mask, begin="x = x * self.mask")).model.examine()
+
+
 def test_batch_norm_without_running_statistics_is_taken(tried: Callable[..., Tried]) -> None:
     source = linear(
         more="self.norm = nn.BatchNorm1d(9, track_running_stats=False)",
