@@ -36,6 +36,7 @@ from embedding.spec.optimizers import (  # noqa: E402
 )
 from embedding.spec.schedule import Schedule  # noqa: E402
 from embedding.spec.table import TableSpec  # noqa: E402
+from embedding.spec.tiers import Tiers  # noqa: E402
 from embedding.table.bloom import BloomBlocks  # noqa: E402
 from embedding.table.eviction import rows_per_bucket  # noqa: E402
 from embedding.table.key_maps import map_keys  # noqa: E402
@@ -72,6 +73,7 @@ __all__ = [
     "Sgd",
     "TableEntries",
     "TableSpec",
+    "Tiers",
     "TruncatedNormal",
     "Uniform",
     "Zeros",

@@ -21,6 +21,7 @@ EvictFirst = Literal["least_frequent", "least_recent"]
 
 # Of the index for each row, at most: a line of 64 bytes, which has 1.2 keys after a doubling.
 INDEX_BYTES = 54
+_WEIGHED_AT_ONCE = 1 << 16
 
 
 def rows_per_bucket(spec: TableSpec) -> int:
@@ -61,9 +62,19 @@ def expired(
             float64, is below it.
     """
     keys = np.empty(len(rows), np.int64)
-    count = _collect_expired(
-        rows.arrays, dim, precision, rows.track_usage, min_version, l2_weight_threshold, keys
-    )
+    rule = (min_version, l2_weight_threshold)
+    if rows.tiered is None or l2_weight_threshold <= 0:
+        count = _collect_expired(rows.arrays, dim, precision, rows.track_usage, *rule, keys)
+        return keys[:count].copy()
+    # Values are in memory and on the disk, so they are weighed in copies.
+    count, touched = 0, int(rows.arrays.state[NUM_TOUCHED])
+    for start in range(0, touched, _WEIGHED_AT_ONCE):
+        part = slice(start, min(start + _WEIGHED_AT_ONCE, touched))
+        there = np.flatnonzero(rows.arrays.flags[part]) + start
+        copy = rows.copy(there, rows.arrays.keys[there])._replace(
+            flags=np.ones(there.size, np.uint8), state=np.array([0, there.size], np.int64)
+        )
+        count += _collect_expired(copy, dim, precision, rows.track_usage, *rule, keys[count:])
     return keys[:count].copy()
 
 

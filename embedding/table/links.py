@@ -1,9 +1,10 @@
 """Tables that read one another: which may, and how the tables of a store are made together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from embedding.spec.table import TableSpec
+from embedding.spec.tiers import Tiers
 from embedding.table.sharing import budget_of
 from embedding.table.variable import EmbeddingVariable
 
@@ -47,7 +48,10 @@ def check_links(specs: Sequence[TableSpec]) -> None:
 
 
 def make_variables(
-    specs: Sequence[TableSpec], *, on_non_finite: Literal["fail", "skip"] = "fail"
+    specs: Sequence[TableSpec],
+    *,
+    on_non_finite: Literal["fail", "skip"] = "fail",
+    tiers: Mapping[str, Tiers] | None = None,
 ) -> list[EmbeddingVariable]:
     """Make empty tables, in the order given, those that read another one with that as their base.
 
@@ -55,10 +59,12 @@ def make_variables(
 
     Args:
         on_non_finite: of every table, see `EmbeddingVariable`.
+        tiers: by name, of tables whose values memory is not to hold all.
 
     Raises:
-        ValueError: as `check_links`.
+        ValueError: as `check_links`, or tiers leave no room for a few rows.
         MemoryError: as `budget_of`, or address space can't be had.
+        TierError: a path of tiers can't have a file.
     """
     check_links(specs)
     budget = budget_of(specs)
@@ -66,6 +72,10 @@ def make_variables(
     for spec in sorted(specs, key=lambda spec: spec.base is not None):
         base = None if spec.base is None else made[spec.base]
         made[spec.name] = EmbeddingVariable(
-            spec, base=base, on_non_finite=on_non_finite, budget=budget
+            spec,
+            base=base,
+            on_non_finite=on_non_finite,
+            budget=budget,
+            tiers=None if tiers is None else tiers.get(spec.name),
         )
     return [made[spec.name] for spec in specs]

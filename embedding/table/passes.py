@@ -17,6 +17,7 @@ from embedding.table.index import BLOCK, find_batch, geometry_of
 from embedding.table.initial_values import InitialValues, fill_initial
 from embedding.table.precision import FLOAT32, read_vector, read_vectors, write_vector
 from embedding.table.row_arrays import FREQUENCY, SPLIT, VERSION, RowArrays, find_or_add
+from embedding.table.tier_slots import Slots, take_slot
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
@@ -49,6 +50,29 @@ def pull_rows(
                 precision, admission, initial, default_value,
                 keys, counts, step, values, admitted, found, start, end,
             )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def pull_without_rows(
+    precision: int,
+    admission: Admission | None,
+    initial: InitialValues,
+    default_value: np.float32,
+    keys: Int64Array,
+    counts: npt.NDArray[np.uint32],
+    step: int,
+    values: Float32Array,
+    admitted: UInt8Array,
+    found: Int64Array,
+) -> None:
+    """`pull_rows` where vectors of keys with a row, `found`, were written, as of tiers."""
+    admitted[:] = 1
+    for start in range(0, keys.size, BLOCK):
+        end = min(start + BLOCK, keys.size)
+        _pull_missing(
+            precision, admission, initial, default_value,
+            keys, counts, step, values, admitted, found[start:end], start, end,
+        )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
@@ -110,6 +134,7 @@ def settle_keys(
     track_usage: bool,
     step: int,
     positions: Int64Array,
+    slots: Slots | None,
 ) -> None:
     """Count each key and give rows to those that get one.
 
@@ -119,7 +144,8 @@ def settle_keys(
         initial_slots: float32[sum of the slots' widths], what follows the vector of a new row.
         has_gradient: empty: 1 for each key.
         track_usage: whether rows have a frequency and a version.
-        positions: int64[n], written: the row to update, or -1.
+        positions: int64[n], written: the row to update, or -1; with slots the slot of that row.
+        slots: of tiers, in which the rows to update are, with one free for each new row; else None.
     """
     metadata = rows.metadata
     new = np.empty(BLOCK, np.int64)
@@ -128,7 +154,7 @@ def settle_keys(
         num_new = find_or_add(rows, keys, has_gradient, positions, start, end, new)
         if num_new > 0:
             _start_rows(
-                rows, precision, dim, initial, initial_slots, keys, positions, new[:num_new]
+                rows, precision, dim, initial, initial_slots, keys, positions, new[:num_new], slots
             )
             if track_usage:
                 for i in new[:num_new]:
@@ -147,6 +173,10 @@ def settle_keys(
             for i in range(start, end):
                 if has_gradient[i] == 0:
                     positions[i] = -1
+        if slots is not None:
+            for i in range(start, end):
+                if positions[i] >= 0:
+                    positions[i] = slots.places[positions[i]] - 1
 
 
 @njit(cache=True, nogil=True)
@@ -159,6 +189,7 @@ def _start_rows(
     keys: Int64Array,
     positions: Int64Array,
     new: Int64Array,
+    slots: Slots | None,
 ) -> None:
     """Write the initial vector and slots of new rows."""
     values = rows.values
@@ -166,6 +197,8 @@ def _start_rows(
     vector = np.empty((1, dim), np.float32)
     for i in new:
         row = positions[i]
+        if slots is not None:
+            row = take_slot(slots, row)
         if precision == FLOAT32:
             fill_initial(values, row, dim, initial, keys[i])
         else:

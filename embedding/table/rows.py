@@ -13,6 +13,7 @@ from numba import njit
 
 from embedding.kernels.mixing import NUM_BUCKETS, bucket_of, buckets_of
 from embedding.kernels.row_copy import copy_rows
+from embedding.spec.tiers import Tiers
 from embedding.table.buckets import check_buckets
 from embedding.table.freezing import Frozen, flags_of, freeze_flags
 from embedding.table.index import (
@@ -34,6 +35,7 @@ from embedding.table.row_arrays import (
     remove_batch,
     take_frozen,
 )
+from embedding.table.tiered_values import PLACE_BYTES, TieredValues
 
 Int64Array = npt.NDArray[np.int64]
 UInt8Array = npt.NDArray[np.uint8]
@@ -41,6 +43,7 @@ Float32Array = npt.NDArray[np.float32]
 
 METADATA_BYTES = 16
 KEY_BYTES = 9  # and flags
+MAX_TIERED_ROWS = 2**31 - 2
 _LINE_BYTES = 8 * WORDS
 _MIN_LINES = 16
 # Keys for each line of the index, of five, at which its next doubling begins; with each key of a
@@ -104,6 +107,10 @@ class Room(NamedTuple):
     cause: str
     remedy: str
 
+    def at_most(self, rows: int, cause: str) -> "Room":
+        """Return it with fewer rows, where there are more than something else allows."""
+        return self if self.rows <= rows else self._replace(rows=rows, cause=cause)
+
 
 def room_in(budget: Budget, width: int) -> Room:
     """Return how many rows of so many float32 values a budget allows."""
@@ -134,9 +141,15 @@ class Rows:
         budget: what they may reserve.
         track_usage: whether rows have a frequency and a version; if not, they take no memory.
         name: what they are called in errors.
+        tiers: where values are that memory is not to hold; None: all are in memory.
+
+    Attributes:
+        arrays: of all rows. With tiers its `values` are those in memory, by slot and not by row.
+        tiered: these, and the others; None: all are in memory.
 
     Raises:
         MemoryError: address space for them can't be had.
+        ValueError, TierError: see `TieredValues`.
     """
 
     def __init__(
@@ -146,16 +159,23 @@ class Rows:
         *,
         track_usage: bool = True,
         name: str = "a table",
+        tiers: Tiers | None = None,
     ) -> None:
         self.track_usage = track_usage
         self._name = name
-        self._room = room_in(budget, width)
+        self._room = room_in(budget, width if tiers is None else PLACE_BYTES // 4)
+        self.tiered: TieredValues | None = None
+        if tiers is not None:
+            self._room = self._room.at_most(MAX_TIERED_ROWS, "the 32 bits of a row's place")
+            self.tiered = TieredValues(width, self._room.rows, tiers, name=name)
         capacity = self._room.rows
         self._entries = reserve(self._room.lines, WORDS, np.int64)
         self.arrays = RowArrays(
             entries=self._entries[:_MIN_LINES],
             metadata=reserve(capacity, 2, np.int64),
-            values=reserve(capacity, width, np.float32),
+            values=reserve(capacity, width, np.float32)
+            if self.tiered is None
+            else self.tiered.memory,
             keys=reserve(capacity, 1, np.int64).reshape(-1),
             flags=flags_of(capacity),
             state=np.zeros(5, np.int64),
@@ -166,8 +186,9 @@ class Rows:
         return int(self.arrays.state[NUM_ROWS])
 
     def can_take(self, num_keys: int) -> bool:
-        """Return whether the reserved memory can hold that many more keys."""
-        return len(self) + num_keys <= self._room.rows
+        """Return whether reserved memory, and the disk of tiers, can hold that many more keys."""
+        most = len(self) + num_keys
+        return most <= self._room.rows and (self.tiered is None or self.tiered.has_room(most))
 
     def make_room(self, num_keys: int) -> None:
         """Grow the index so that this many keys can be added.
@@ -175,12 +196,14 @@ class Rows:
         Raises:
             MemoryError: the reserved memory can't hold them; nothing has changed.
         """
-        if not self.can_take(num_keys):
+        if len(self) + num_keys > self._room.rows:
             raise MemoryError(
                 f"{self._name} has {len(self):,} rows of width {self.arrays.values.shape[1]} and"
                 f" can't take {num_keys:,} more: there is room for {self._room.rows:,}. What limits"
                 f" it is {self._room.cause}. {self._room.remedy}"
             )
+        if self.tiered is not None:
+            self.tiered.make_room(len(self) + num_keys)
         while not self._has_room(num_keys):
             self._continue_doubling(len(self.arrays.entries))
             entries = self._entries[: 2 * len(self.arrays.entries)]
@@ -239,6 +262,8 @@ class Rows:
     def remove(self, keys: Int64Array) -> Int64Array:
         """Remove keys and free their rows; return those that had one, in the order given."""
         self.before_change(keys)
+        if self.tiered is not None:
+            self.tiered.release(self.find(keys))
         removed = np.empty(keys.size, np.int64)
         return removed[: remove_batch(self.arrays, keys, removed)]
 
@@ -266,15 +291,18 @@ class Rows:
             positions, frozen = np.empty((2, keys.size), np.int64)
             count = take_frozen(self.arrays, keys, positions, frozen)
             if count:
-                copy = self._copy(positions[:count], frozen[:count].copy())
+                copy = self.copy(positions[:count], frozen[:count].copy())
                 num_bytes = copy.keys.nbytes + copy.metadata.nbytes + copy.values.nbytes
                 self._frozen.save(copy, count, num_bytes)
 
-    def _copy(self, positions: Int64Array, keys: Int64Array) -> RowArrays:
+    def copy(self, positions: Int64Array, keys: Int64Array) -> RowArrays:
         """Return arrays in which row i is a copy of the row at positions[i], which is keys[i]'s."""
         arrays = self.arrays
-        values = np.empty((positions.size, arrays.values.shape[1]), np.float32)
-        copy_rows(arrays.values, positions, 0, values)
+        if self.tiered is not None:
+            values = self.tiered.read(positions)
+        else:
+            values = np.empty((positions.size, arrays.values.shape[1]), np.float32)
+            copy_rows(arrays.values, positions, 0, values)
         return arrays._replace(
             keys=keys,
             metadata=arrays.metadata[positions if self.track_usage else slice(0)],
@@ -292,11 +320,14 @@ class Rows:
     def memory(self) -> dict[str, int]:
         """Return the bytes that index, keys, metadata, values and what was saved have taken."""
         touched = int(self.arrays.state[NUM_TOUCHED])
+        values = touched * self.arrays.values.shape[1] * 4
+        if self.tiered is not None:
+            values = touched * PLACE_BYTES + self.tiered.nbytes
         return {
             "index": self.arrays.entries.nbytes,
             "keys": touched * KEY_BYTES,
             "metadata": touched * METADATA_BYTES * self.track_usage,
-            "rows": touched * self.arrays.values.shape[1] * 4,
+            "rows": values,
             "frozen": 0 if self._frozen is None else self._frozen.nbytes,
         }
 

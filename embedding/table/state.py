@@ -12,6 +12,7 @@ from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
 from embedding.optimizers.rule import rule_for
 from embedding.spec.admission import BloomAdmission, CounterAdmission
 from embedding.spec.table import TableSpec
+from embedding.spec.tiers import Tiers
 from embedding.table.bloom import BloomBlocks, BloomFilter
 from embedding.table.buckets import ALL_BUCKETS, bucket_parts, check_buckets
 from embedding.table.frozen import FrozenTable
@@ -22,8 +23,10 @@ from embedding.table.reservation import NO_BUDGET, Budget
 from embedding.table.row_arrays import FREQUENCY, VERSION, RowArrays
 from embedding.table.rows import METADATA_BYTES, Rows
 from embedding.table.sharing import budget_alone
+from embedding.table.tiered_values import TieredValues, TierFigures
 from embedding.table.transfer import read_rows, write_rows
 
+Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
 _LISTED_BYTES = 1 << 28  # keys and row numbers that are sorted at once
@@ -39,9 +42,12 @@ class TableState:
     Args:
         spec: what the table is.
         budget: what it may reserve; None: as a table that is made alone.
+        tiers: where values are that memory is not to hold; None: all are in memory.
     """
 
-    def __init__(self, spec: TableSpec, budget: Budget | None = None) -> None:
+    def __init__(
+        self, spec: TableSpec, budget: Budget | None = None, tiers: Tiers | None = None
+    ) -> None:
         self.spec: TableSpec = spec
         self._rule = rule_for(spec.optimizer, sparse=True)
         self._initial_slots = self._rule.initial_slots(spec.dim)
@@ -52,6 +58,7 @@ class TableState:
             self._budget,
             track_usage=spec.track_usage,
             name=f"table {spec.name}",
+            tiers=tiers,
         )
         rule = spec.admission
         self._counts_keys = isinstance(rule, CounterAdmission)
@@ -106,6 +113,10 @@ class TableState:
     ) -> TableEntries:
         """Copy rows of some arrays to columns; keys, if they are known, are theirs."""
         n = rows.size
+        tiered = self._rows.tiered
+        if tiered is not None and arrays.values is tiered.memory:
+            arrays = self._rows.copy(rows, arrays.keys[rows] if keys is None else keys)
+            rows = np.arange(n)
         entries = TableEntries(
             keys=arrays.keys[rows] if keys is None else keys,
             frequency=np.zeros(n, np.int64),
@@ -205,6 +216,9 @@ class TableState:
         rows = self._rows.add(keys)
         if len(self._counters):
             self._remove(self._counters, keys)
+        if self._rows.tiered is not None:
+            self._write_tiered(self._rows.tiered, rows, frequency, version, vectors, slots)
+            return
         write_rows(
             self._rows.arrays,
             rows,
@@ -215,6 +229,33 @@ class TableState:
             vectors,
             slots,
         )
+
+    def _write_tiered(
+        self,
+        tiered: TieredValues,
+        rows: Int64Array,
+        frequency: Int64Array,
+        version: Int64Array,
+        vectors: Float32Array,
+        slots: Float32Array,
+    ) -> None:
+        """`write_rows`, as many at once as memory has room for."""
+        arrays = self._rows.arrays
+        if self.spec.track_usage:
+            arrays.metadata[rows, FREQUENCY], arrays.metadata[rows, VERSION] = frequency, version
+        for start in range(0, rows.size, tiered.at_once):
+            part = slice(start, start + tiered.at_once)
+            positions = tiered.overwrite(rows[part])
+            write_rows(
+                arrays,
+                positions,
+                self._precision,
+                False,
+                frequency[part],
+                version[part],
+                vectors[part],
+                slots[part],
+            )
 
     def import_counters(self, entries: CounterEntries) -> None:
         """Insert or overwrite counters; a row of the same key is removed.
@@ -409,6 +450,10 @@ class TableState:
             _, positions = rows.in_buckets(part)
             counts += frequency_histogram(rows.arrays.metadata[positions, FREQUENCY])
         return counts
+
+    def tiers(self) -> TierFigures | None:
+        """Return where the values of rows are; None: the table has no tiers."""
+        return None if self._rows.tiered is None else self._rows.tiered.figures()
 
     def memory(self) -> dict[str, int]:
         """Return the bytes taken by each part, and their total.

@@ -9,15 +9,17 @@ from embedding.kernels.arguments import input_array, output_array, read_only
 from embedding.kernels.finite import all_finite, without_non_finite
 from embedding.spec.ranges import require, require_finite, require_not_negative, require_one_of
 from embedding.spec.table import TableSpec
+from embedding.spec.tiers import Tiers
 from embedding.table.admission import ALWAYS, Admission, admission_of, with_frequency
 from embedding.table.eviction import EvictFirst, expired, overfull
 from embedding.table.initial_values import fill_all_initial, initial_values_of
-from embedding.table.passes import pull_rows, settle_keys
+from embedding.table.passes import pull_rows, pull_without_rows, settle_keys
 from embedding.table.precision import FLOAT32
 from embedding.table.reservation import Budget
 from embedding.table.row_update import RowUpdate
 from embedding.table.state import TableState
 from embedding.table.static_rows import StaticRows
+from embedding.table.tier_slots import Slots
 from embedding.table.transfer import write_vectors
 
 Int64Array = npt.NDArray[np.int64]
@@ -43,6 +45,8 @@ class EmbeddingVariable(TableState):
         on_non_finite: what `apply` does about a gradient with NaN or infinity: it refuses all of
             them, or leaves that key's out and counts it.
         budget: what it may reserve, see `make_variables`; None: as a table that is made alone.
+        tiers: where values are that memory is not to hold; None: all are in memory. It changes no
+            value that is read.
 
     Attributes:
         num_evicted: rows and counters evicted so far.
@@ -50,7 +54,9 @@ class EmbeddingVariable(TableState):
 
     Raises:
         ValueError: the base is missing or another one, or does not track the usage that is asked.
+            Or tiers leave no room for a few rows in memory.
         MemoryError: address space for it can't be had.
+        TierError: tiers.path can't have a file.
     """
 
     def __init__(
@@ -60,6 +66,7 @@ class EmbeddingVariable(TableState):
         base: "EmbeddingVariable | None" = None,
         on_non_finite: Literal["fail", "skip"] = "fail",
         budget: Budget | None = None,
+        tiers: Tiers | None = None,
     ) -> None:
         got = None if base is None else base.spec.name
         if got != spec.base:
@@ -67,7 +74,7 @@ class EmbeddingVariable(TableState):
             given = "none" if got is None else f"table {got}"
             raise ValueError(f"table {spec.name} needs {needed}, got {given}")
         require_one_of("on_non_finite", on_non_finite, ("fail", "skip"))
-        super().__init__(spec, budget)
+        super().__init__(spec, budget, tiers)
         self._static = self._counting = None
         if base is not None and spec.warm_start is not None:
             self._static = StaticRows(base, spec.warm_start, spec.dim)
@@ -121,18 +128,22 @@ class EmbeddingVariable(TableState):
         counts = _NO_COUNTS if counts is None else input_array("counts", counts, _UINT32, (n,))
         if self._counting is not None:
             counts = with_frequency(counts, self._counting.frequency(keys))
-        pull_rows(
-            self._rows.arrays,
-            self._precision,
-            None if self.spec.admission is None else self._admission,
-            self._initial,
-            self._default_value,
-            keys,
-            counts,
-            step,
-            output_array("values", values, _FLOAT32, (n, self.spec.dim)),
-            output_array("admitted", admitted, _UINT8, (n,)),
-        )
+        values = output_array("values", values, _FLOAT32, (n, self.spec.dim))
+        admitted = output_array("admitted", admitted, _UINT8, (n,))
+        admission = None if self.spec.admission is None else self._admission
+        default, tiered = self._default_value, self._rows.tiered
+        if tiered is None:
+            pull_rows(
+                self._rows.arrays, self._precision, admission, self._initial, default,
+                keys, counts, step, values, admitted,
+            )  # fmt: skip
+        else:
+            found = self._rows.find(keys)
+            tiered.read_vectors(found, self._precision, values)
+            pull_without_rows(
+                self._precision, admission, self._initial, default,
+                keys, counts, step, values, admitted, found,
+            )  # fmt: skip
         if self._static is not None:
             self._static.fill(self._rows, keys, values, admitted)
 
@@ -174,6 +185,7 @@ class EmbeddingVariable(TableState):
                 are not finite or too many, or a gradient is not finite and `on_non_finite` is
                 `fail`.
             MemoryError: there is no room for the new keys.
+            TierError: rows on the disk can't be read or written; a part of the step was made.
         """
         n = len(keys)
         require_finite("scale", scale)
@@ -193,8 +205,10 @@ class EmbeddingVariable(TableState):
             self.num_non_finite += num_bad
         self._make_room(keys, flags)
         new = None if self._bloom is None else np.flatnonzero(self._rows.find(keys) < 0)
-        for start in range(0, n, _KEYS_AT_ONCE):
-            part = slice(start, start + _KEYS_AT_ONCE)
+        tiered = self._rows.tiered
+        at_once = _KEYS_AT_ONCE if tiered is None else tiered.at_once
+        for start in range(0, n, at_once):
+            part = slice(start, start + at_once)
             positions = self._settle(keys[part], counts[part], flags[part], step)
             self._update(
                 self._rows.arrays.values,
@@ -220,6 +234,7 @@ class EmbeddingVariable(TableState):
                 admission = admission._replace(kind=ALWAYS)
         static = self._static
         starts = None if static is None else static.starts(self._rows, keys, flags)
+        slots = self._bring(keys, flags)
         self._rows.before_change(keys)
         self._counters.before_change(keys)
         positions = np.empty(keys.size, np.int64)
@@ -236,11 +251,21 @@ class EmbeddingVariable(TableState):
             self.spec.track_usage,
             step,
             positions,
+            slots,
         )
         if starts is not None:
             made = positions[starts.made]
             write_vectors(self._rows.arrays, made, self._precision, starts.vectors)
         return positions
+
+    def _bring(self, keys: Int64Array, flags: UInt8Array) -> Slots | None:
+        """Bring the rows of keys that will be updated into memory; return where they are then."""
+        tiered = self._rows.tiered
+        if tiered is None:
+            return None
+        rows = self._rows.find(keys if flags.size == 0 else keys[flags != 0])
+        tiered.bring(rows, int(np.count_nonzero(rows < 0)))
+        return tiered.slots
 
     def _make_room(self, keys: Int64Array, flags: UInt8Array) -> None:
         """Make room for what an apply may add."""

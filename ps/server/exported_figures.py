@@ -25,4 +25,14 @@ def server_figures(index: int, figures: ServerFigures) -> list[Figure]:
             Figure("table_bytes", table.bytes, "server", index, labels=label),
             Figure("table_non_finite", table.non_finite, "server", index, "counter", label),
         ]
+        if table.tiers is not None:
+            tiers = table.tiers
+            found += [
+                Figure("table_memory_rows", tiers.memory_rows, "server", index, labels=label),
+                Figure("table_disk_rows", tiers.disk_rows, "server", index, labels=label),
+                Figure("table_disk_bytes", tiers.disk_bytes, "server", index, labels=label),
+                Figure("table_memory_hits", tiers.hits, "server", index, "counter", label),
+                Figure("table_cache_hits", tiers.cached, "server", index, "counter", label),
+                Figure("table_disk_reads", tiers.reads, "server", index, "counter", label),
+            ]
     return found

@@ -1,8 +1,10 @@
 """What a server says of itself: every figure once, and every view reads it from here."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
+from embedding.table.tiered_values import TierFigures
 from runtime.process_figures import NOT_MEASURED, ProcessFigures
 
 
@@ -16,6 +18,7 @@ class TableFigures:
         evicted: rows so far.
         non_finite: updates that were left out because their sum was not finite.
         bytes: of memory.
+        tiers: where its values are; None: all are in memory.
     """
 
     rows: int = 0
@@ -23,6 +26,7 @@ class TableFigures:
     evicted: int = 0
     non_finite: int = 0
     bytes: int = 0
+    tiers: TierFigures | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +60,18 @@ def added(servers: Iterable[ServerFigures]) -> dict[str, TableFigures]:
             parts.setdefault(name, []).append(table)
     return {
         name: TableFigures(
-            **{
-                figure.name: sum(getattr(table, figure.name) for table in tables)
-                for figure in fields(TableFigures)
-            }
+            **_sums(TableFigures, tables, but="tiers"),
+            tiers=_tiers_of(tables),
         )
         for name, tables in parts.items()
     }
+
+
+def _tiers_of(tables: Sequence[TableFigures]) -> TierFigures | None:
+    found = [table.tiers for table in tables if table.tiers is not None]
+    return TierFigures(**_sums(TierFigures, found)) if found else None
+
+
+def _sums(kind: type, figures: Sequence[Any], *, but: str = "") -> dict[str, int]:
+    names = [field.name for field in fields(kind) if field.name != but]
+    return {name: sum(getattr(each, name) for each in figures) for name in names}

@@ -3,11 +3,13 @@
 import os
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from embedding.spec.tiers import Tiers
 from ps.checkpoint.cut import CutWriter
 from ps.checkpoint.digest import BucketDigests, block_digests
 from ps.checkpoint.manifest import CheckpointError, FileEntry
@@ -38,6 +40,7 @@ class ServerSetup:
 
     Args:
         store: tables and dense parameters of the job.
+        tiers: by table, where values are that memory is not to hold.
         index: number of the shard.
         secret: that peers must prove to know.
         max_contributions, max_buffer_bytes, always_buffered: limits of the gradient buffer.
@@ -54,6 +57,7 @@ class ServerSetup:
     secret: bytes = field(repr=False)
     max_contributions: int
     max_buffer_bytes: int
+    tiers: Mapping[str, Tiers] = field(default_factory=dict)
     always_buffered: int = 0
     max_reply_bytes: int = 1 << 28
     compress: bool = False
@@ -82,7 +86,7 @@ class ShardServer:
     """Comes up fenced: it refuses pulls and pushes until it is initialised or restored."""
 
     def __init__(self, setup: ServerSetup, *, node_id: str) -> None:
-        warm_up(setup.store)
+        warm_up(setup.store, setup.tiers)
         self._setup = setup
         self._node_id = node_id
         self._lock = ReadWriteLock()
@@ -97,6 +101,7 @@ class ShardServer:
             always_buffered=setup.always_buffered,
             run_all=self._updates,
             counts_loads=setup.counts_loads,
+            tiers=setup.tiers,
         )
         self._plane = DataPlane(
             self._shard,
@@ -422,6 +427,7 @@ class ShardServer:
                         evicted=table.num_evicted,
                         non_finite=table.num_non_finite,
                         bytes=table.memory()["total"],
+                        tiers=table.tiers(),
                     )
                     for table in self._shard.tables
                 },

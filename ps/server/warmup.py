@@ -1,15 +1,19 @@
 """Compile (or load) every kernel of a shard before the first message, not during it."""
 
 import gc
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
+from embedding.entries import TableEntries
 from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.optimizers.rule import rule_for, step_scalars
 from embedding.spec.admission import BloomAdmission
 from embedding.spec.optimizers import Optimizer
 from embedding.spec.table import TableSpec
+from embedding.spec.tiers import MIN_MEMORY_BYTES, Tiers
+from embedding.table.variable import EmbeddingVariable
 from ps.messages.pull_push import Contribution, Pull
 from ps.messages.records import Apply, DenseNorm, Entry, Record, TableEviction
 from ps.shard.shard import Shard
@@ -19,16 +23,20 @@ _KEYS = np.arange(4, dtype=np.int64)
 _ONES = np.ones(4, np.uint32)
 
 
-def warm_up(spec: StoreSpec) -> None:
+def warm_up(spec: StoreSpec, tiers: Mapping[str, Tiers] | None = None) -> None:
     """Run a shard with one table of each kind through a pull and steps of one and two batches.
 
     Nothing of it is left, not even its address space, which the job's tables will share.
+
+    Args:
+        tiers: of the job's tables.
     """
-    _run(_small(spec))
+    tiers = {} if tiers is None else tiers
+    _run(_small(spec, tiers), tiers)
     gc.collect()  # compiling leaves cycles that refer to the arguments of kernels
 
 
-def _small(spec: StoreSpec) -> StoreSpec:
+def _small(spec: StoreSpec, tiers: Mapping[str, Tiers]) -> StoreSpec:
     """Return a store with one table of each kind."""
     kinds = {}
     for table in spec.tables:
@@ -36,7 +44,8 @@ def _small(spec: StoreSpec) -> StoreSpec:
         # What an optimizer is set to can choose another kernel.
         kernels = (rule.kernel, rule.limits is None)
         warm = table.warm_start is not None
-        kinds[type(table.initializer), kernels, _counters_of(table), warm] = table
+        tiered = table.name in tiers
+        kinds[type(table.initializer), kernels, _counters_of(table), warm, tiered] = table
     names = {table.name for table in kinds.values()} | {table.base for table in kinds.values()}
     tables = tuple(
         replace(table, dim=2, track_usage=True)  # so that each can evict
@@ -52,9 +61,10 @@ def _small(spec: StoreSpec) -> StoreSpec:
     )
 
 
-def _run(small: StoreSpec) -> None:
+def _run(small: StoreSpec, tiers: Mapping[str, Tiers]) -> None:
     tables = small.tables
-    shard = Shard(small, 0)
+    least = {name: replace(each, memory_bytes=MIN_MEMORY_BYTES) for name, each in tiers.items()}
+    shard = Shard(small, 0, tiers=least)
     shard.initialize(0, dense=np.zeros(1, np.float32))
     sizes = (4,) * len(tables)
     for counts in (np.tile(_ONES, len(tables)), np.empty(0, np.uint32)):
@@ -85,8 +95,34 @@ def _run(small: StoreSpec) -> None:
         table.own(np.ones(NUM_BUCKETS))
         table.freeze(changed_only=True).close()
         assert table.num_own == len(table)
+        if table.spec.name in tiers:
+            _leave_memory(table)
         for _ in table.drop_others():
             pass
+
+
+def _leave_memory(table: EmbeddingVariable) -> None:
+    """Have rows written to the disk, and read and updated there."""
+    rows = table.export()
+    for first in range(0, 1 << 14, 1 << 10):
+        keys = np.arange(first, first + (1 << 10))
+        some = TableEntries(
+            keys=keys,
+            frequency=np.zeros(keys.size, np.int64),
+            version=np.zeros(keys.size, np.int64),
+            vectors=np.zeros((keys.size, table.spec.dim), np.float32),
+            slots=np.ones((keys.size, rows.slots.shape[1]), np.float32),
+        )
+        table.import_rows(some)
+    keys = np.arange(1 << 10)
+    vectors, admitted = (
+        np.empty((keys.size, table.spec.dim), np.float32),
+        np.empty(keys.size, np.uint8),
+    )
+    table.pull(keys, None, vectors, admitted)
+    scalars = _scalars(table.spec.optimizer)
+    table.apply(keys, np.ones(keys.size, np.int64), vectors, None, step=2, scale=1, scalars=scalars)
+    table.evict(l2_weight_threshold=1e9)
 
 
 def _counters_of(table: TableSpec) -> tuple[str, int] | None:

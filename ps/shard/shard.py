@@ -7,12 +7,13 @@ may run beside all that only buffers: pushes, pulls that have to wait, norms.
 """
 
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from embedding.spec.tiers import Tiers
 from embedding.table.links import make_variables
 from embedding.table.variable import EmbeddingVariable
 from ps.messages.exchange import Refusal, RefusalReason, Reply, Request
@@ -64,6 +65,7 @@ class Shard:
             pulls than contributions may wait.
         run_all: how updates that do not touch each other are run, see `ps.shard.side_by_side`.
         counts_loads: whether it counts what each bucket is asked for.
+        tiers: by table, where values are that memory is not to hold.
 
     Attributes:
         routing: which shard has which part.
@@ -84,11 +86,12 @@ class Shard:
         always_buffered: int = 0,
         run_all: RunAll = in_turn,
         counts_loads: bool = False,
+        tiers: Mapping[str, Tiers] | None = None,
     ) -> None:
         self.spec = spec
         self.index = index
-        # Workers push finite gradients only, but the sum of some may overflow.
-        self.tables = make_variables(spec.tables, on_non_finite="skip")
+        self._tiers = tiers
+        self.tables = self._make_tables()
         self.dense = DenseBlocks(spec, index)
         self.buffer = GradientBuffer(
             max_contributions=max_contributions,
@@ -104,14 +107,13 @@ class Shard:
         self.journal: Journal | None = None
         self._journal_bytes: int | None = None
         self.counts = ShardCounts()
-        dims = [table.dim for table in spec.tables]
-        self.loads = BucketLoads(dims) if counts_loads else None
+        self._dims = [table.dim for table in spec.tables]
+        self.loads = BucketLoads(self._dims) if counts_loads else None
         self._run_all = run_all
         self._last_cut = 0
         self._first_steps = FirstSteps(remembered=spec.longest_life)
         self._has_left = False
         self._parked: list[tuple[Hashable, Pull]] = []
-        self._dims = dims
         self._slots_of = [spec.optimizers.index(table.optimizer) for table in spec.tables]
         self._dense_scalars = spec.optimizers.index(spec.dense_optimizer)
         self._evicted = [EvictedKeys() for _ in spec.tables]
@@ -137,7 +139,7 @@ class Shard:
         if not self.fenced:
             self.thaw()
             self.tables = []  # before others are made, which may be as large
-            self.tables = make_variables(self.spec.tables, on_non_finite="skip")
+            self.tables = self._make_tables()
             self.buffer.clear()
             self.log.clear()
             self.drop_journal()
@@ -145,14 +147,16 @@ class Shard:
 
     def empty_tables(self) -> list[EmbeddingVariable]:
         """Return tables for another state: the shard's own while it has none, else new ones."""
-        if self.fenced:
-            return self.tables
-        return make_variables(self.spec.tables, on_non_finite="skip")
+        return self.tables if self.fenced else self._make_tables()
+
+    def _make_tables(self) -> list[EmbeddingVariable]:
+        # Workers push finite gradients only, but the sum of some may overflow.
+        return make_variables(self.spec.tables, on_non_finite="skip", tiers=self._tiers)
 
     def drop(self, tables: list[EmbeddingVariable]) -> None:
         """Give up what `empty_tables` gave, of a state that could not be made."""
         if tables is self.tables:
-            self.tables = make_variables(self.spec.tables, on_non_finite="skip")
+            self.tables = self._make_tables()
 
     def enter(
         self, recovery_epoch: int, *, step: int, tables: list[EmbeddingVariable] | None = None
@@ -206,8 +210,8 @@ class Shard:
         Raises:
             RuntimeError: the shard has not left its epoch, or the records are not those it lacks.
         """
-        facts = self.leave()
-        (out,) = self._apply(Apply(0, facts.recovery_epoch, tuple(records)), None)
+        message = Apply(0, self.leave().recovery_epoch, tuple(records))
+        (out,) = self._apply(message, None)
         if isinstance(out.reply, Refusal):
             raise RuntimeError(out.reply.text)
         return self.leave()
@@ -425,8 +429,7 @@ class Shard:
         return dense_ahead(self.dense, last, self.buffer.newest_attempts(), self._dense_scalars)
 
     def _measure(self, message: DenseNorm) -> Reply:
-        missing = self.buffer.missing(message.entries)
-        if missing:
+        if missing := self.buffer.missing(message.entries):
             text = f"step {message.step} has contributions that are not held: {missing[:4]}"
             return self._refusal(message, "missing", text)
         wrong = what_is_wrong_in_sum(message.entries, message.divisor)
@@ -499,12 +502,10 @@ class Shard:
         if record.step > self.step:
             text = f"record {record.step} came at step {self.step}; the ones between are missing"
             return self._refusal(message, "step", text)
-        missing = self.buffer.missing(record.entries)
-        if missing:
+        if missing := self.buffer.missing(record.entries):
             text = f"record {record.step} names contributions that are not held: {missing[:4]}"
             return self._refusal(message, "missing", text)
-        wrong = what_is_wrong(record, self.spec)
-        if wrong is not None:
+        if (wrong := what_is_wrong(record, self.spec)) is not None:
             return self._refusal(message, "malformed", f"record {record.step}: {wrong}")
         return None
 

@@ -5,15 +5,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from embedding.spec.tiers import Tiers
 from ps.routing import Routing
 from ps.spec import StoreSpec
 from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.modes.rules import rule_of
 from scheduler.coordinator.spec import CoordinatorSpec, CutOptions
 from scheduler.driver.beginning import Beginning, beginning_before, beginning_of
+from scheduler.driver.tier_paths import check_tiers
 from scheduler.job.config import JobConfig
 from scheduler.job.errors import ConfigError
-from scheduler.job.specs import evaluation_data, model_spec, store_spec, training_data
+from scheduler.job.specs import (
+    evaluation_data,
+    model_spec,
+    store_spec,
+    table_tiers,
+    training_data,
+)
 from scheduler.job.streams import begin_stream
 from scheduler.run.earlier import EarlierRun
 from worker.contract import DataContract, check_kinds, check_same_kinds, kinds_of_features
@@ -34,7 +42,8 @@ class JobSpecs:
 
     Of a stream `plan` is that of its first file, and `stream_begins` where the job begins in it.
     Where the number of servers changes, `store` and `coordinator` do; nothing else ever does.
-    `batch_bytes` is about the most that one batch sends to all servers together.
+    `batch_bytes` is about the most that one batch sends to all servers together. `tiers` says of
+    tables, by name, where values are that memory is not to hold.
     """
 
     config: JobConfig
@@ -47,6 +56,7 @@ class JobSpecs:
     beginning: Beginning = field(default_factory=Beginning)
     stream_begins: Position = field(default_factory=dict)
     batch_bytes: int = 0
+    tiers: dict[str, Tiers] = field(default_factory=dict)
 
     def with_routing(self, routing: Routing) -> "JobSpecs":
         """Return the specs of the job with other servers.
@@ -84,6 +94,8 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
     data = training_data(config)
     model = model_spec(config)
     store = store_spec(config, model)
+    tiers = table_tiers(config, model)
+    check_tiers(tiers)
     plan = None if earlier is None else earlier.plan
     stream_begins: Position = {}
     if plan is None and config.data.stream is not None:
@@ -170,7 +182,7 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
     coordinator = replace(coordinator, max_credits=max_credits)
     return JobSpecs(
         config, data, plan, evaluation_plan, model, store, coordinator, beginning, stream_begins,
-        batch_bytes,
+        batch_bytes, tiers,
     )  # fmt: skip
 
 

@@ -57,6 +57,7 @@ class Setups:
         assert max_credits is not None, "it follows from the size of the buffers"
         return ServerSetup(
             store=specs.store if store is None else store,
+            tiers=specs.tiers,
             index=index,
             secret=self._secret,
             # Attempts of workers that died may stay until their batch is resolved.

@@ -28,6 +28,7 @@ from embedding.spec.initial_values import (
 )
 from embedding.spec.optimizers import Adagrad, Adam, Optimizer
 from embedding.spec.table import ValueDtype
+from embedding.spec.tiers import Tiers
 
 InitializerConfig = Annotated[
     Uniform | GlorotUniform | Normal | TruncatedNormal | Constant | Zeros,
@@ -65,6 +66,7 @@ class TableConfig(_Section):
     default_value: float | None = None
     value_dtype: ValueDtype | None = None
     track_usage: bool | None = None
+    tiers: Tiers | None = None
     composition: CompositionConfig | None = None
 
 
@@ -85,6 +87,7 @@ class EmbeddingConfig(_Section):
     default_value: float = 0.0
     value_dtype: ValueDtype = "float32"
     track_usage: bool | None = None
+    tiers: Tiers | None = None
 
 
 def _dense_adagrad(value: Any) -> Any:

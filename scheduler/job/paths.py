@@ -6,13 +6,17 @@ SYNCHROMESH_ROOT where that is set.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from scheduler.job.config import JobConfig
 from scheduler.job.errors import ConfigError
+from scheduler.job.model import EmbeddingConfig, TableConfig
 from worker.data.data_files import table_name
+
+Tabled = TypeVar("Tabled", EmbeddingConfig, TableConfig)
 
 ROOT_VARIABLE = "SYNCHROMESH_ROOT"
 
@@ -83,4 +87,28 @@ def with_absolute_paths(config: JobConfig, environment: Mapping[str, str], cwd: 
             "publish": publish,
         }
     )
-    return config.model_copy(update={"data": data, "run": run, "checkpoint": checkpoint})
+    tables = {
+        name: _with_tiers(table, f"tables.{name}", absolute)
+        for name, table in config.tables.items()
+    }
+    sections = {
+        "data": data,
+        "run": run,
+        "checkpoint": checkpoint,
+        "embedding": _with_tiers(config.embedding, "embedding", absolute),
+        "tables": tables,
+    }
+    return config.model_copy(update=sections)
+
+
+def _with_tiers(section: Tabled, field: str, absolute: Callable[[str, str], str]) -> Tabled:
+    """Return a section with the folder of its tiers absolute, where it has some."""
+    tiers = section.tiers
+    if tiers is None:
+        return section
+    if "://" in tiers.path:
+        raise ConfigError(
+            f"{field}.tiers.path must be a folder on a disk of each server, got {tiers.path!r}"
+        )
+    path = absolute(f"{field}.tiers.path", tiers.path)
+    return section.model_copy(update={"tiers": replace(tiers, path=path)})

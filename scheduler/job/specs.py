@@ -9,6 +9,7 @@ from embedding.spec.composition import Composed, compose
 from embedding.spec.eviction import needs_usage
 from embedding.spec.initial_values import Constant
 from embedding.spec.table import TableSpec
+from embedding.spec.tiers import Tiers
 from ps.spec import StoreSpec
 from runtime.fingerprint import FloatModeError, check_float_mode
 from scheduler.job.config import JobConfig
@@ -167,6 +168,17 @@ def store_spec(config: JobConfig, model: ModelSpec) -> StoreSpec:
     )
 
 
+def table_tiers(config: JobConfig, model: ModelSpec) -> dict[str, Tiers]:
+    """Where the values of tables are that memory is not to hold all, by table."""
+    found: dict[str, Tiers] = {}
+    for name, dim in {lookup.table: lookup.dim for lookup in model.lookups}.items():
+        own = config.tables.get(name, TableConfig()).tiers
+        tiers = config.embedding.tiers if own is None else own
+        if tiers is not None:
+            found.update({t.name: tiers for t in _physical_tables(config, name, dim)})
+    return found
+
+
 def _physical_tables(config: JobConfig, name: str, dim: int) -> tuple[TableSpec, ...]:
     """The tables that hold the rows of a table of the job file: itself, or its composition's."""
     composed = _composed(config, name)
@@ -200,7 +212,7 @@ def _table(config: JobConfig, name: str, dim: int | None = None) -> TableSpec:
     values = {
         field: getattr(own, field) if getattr(own, field) is not None else getattr(defaults, field)
         for field in EmbeddingConfig.model_fields
-        if field in TableConfig.model_fields
+        if field in TableConfig.model_fields and field != "tiers"
     }
     first_order = config.embedding.first_order_optimizer
     if first_order is not None and own.optimizer is None and _is_first_order(config, name):

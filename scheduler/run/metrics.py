@@ -2,12 +2,13 @@
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
-from ps.server.figures import ServerFigures, added
+from embedding.table.tiered_values import TierFigures
+from ps.server.figures import ServerFigures, TableFigures, added
 from scheduler.coordinator.coordinator_state import CoordinatorState
 from scheduler.coordinator.progressive import WindowResult
 from scheduler.coordinator.status import Status
@@ -170,6 +171,7 @@ class IntervalReport:
             "table_bytes": {name: table.bytes for name, table in tables.items()},
             "non_finite": {name: table.non_finite for name, table in tables.items()},
             "dense_non_finite": sum(server.dense_non_finite for server in servers),
+            **({"tiers": tiers} if (tiers := tier_figures(tables)) else {}),
         }
 
 
@@ -284,8 +286,32 @@ def _table_figures(servers: Sequence[ServerFigures]) -> dict[str, dict[str, int]
             "evicted": table.evicted,
             "non_finite": table.non_finite,
             "bytes": table.bytes,
+            **({} if table.tiers is None else tiers_of_table(table.tiers)),
         }
         for name, table in added(servers).items()
+    }
+
+
+def tier_figures(tables: Mapping[str, TableFigures]) -> dict[str, dict[str, int]]:
+    """Return where the values of tables with tiers are, by table."""
+    return {
+        name: tiers_of_table(table.tiers)
+        for name, table in tables.items()
+        if table.tiers is not None
+    }
+
+
+def tiers_of_table(tiers: TierFigures) -> dict[str, int]:
+    """Return what metrics and results say of a table's tiers."""
+    return {
+        "memory_rows": tiers.memory_rows,
+        "disk_rows": tiers.disk_rows,
+        "memory_bytes": tiers.memory_bytes,
+        "disk_bytes": tiers.disk_bytes,
+        "memory_hits": tiers.hits,
+        "cache_hits": tiers.cached,
+        "disk_reads": tiers.reads,
+        "disk_bytes_written": tiers.bytes_written,
     }
 
 

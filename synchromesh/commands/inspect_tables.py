@@ -27,6 +27,7 @@ from synchromesh.commands.answers import (
     people_console,
     print_json,
 )
+from synchromesh.tiers_of_run import Tiers, show_tiers, tiers_of_run
 
 TOP_ROWS = 10
 BAR_COLUMNS = 40
@@ -79,7 +80,7 @@ def command(
         path, reader, tables = _opened(checkpoint, table, by)
     with answering(failures=(*FAILURES, pa.ArrowException), failed="failed: "):
         if table is None:
-            _show_all(path, reader, tables, as_json=as_json)
+            _show_all(path, reader, tables, tiers_of_run(checkpoint), as_json=as_json)
         else:
             _show_one(path, reader, tables[0], top, by, keys, as_json=as_json)
 
@@ -388,17 +389,26 @@ def _opened(
 
 
 def _show_all(
-    path: Place, reader: CheckpointReader, tables: list[TableSpec], *, as_json: bool
+    path: Place,
+    reader: CheckpointReader,
+    tables: list[TableSpec],
+    tiers: Tiers,
+    *,
+    as_json: bool,
 ) -> None:
     step = reader.manifest.step
     overviews = [overview_of(reader, spec) for spec in tables]
     if as_json:
         found = [overview_json(one) for one in overviews]
+        for table in found:
+            if table["name"] in tiers:
+                table["tiers"] = tiers[table["name"]]
         print_json({"checkpoint": str(path), "step": step, "tables": found})
         return
     console = people_console()
     console.print(f"Checkpoint {path}, step {step:,}\n", style="bold", soft_wrap=True)
     show_overviews(console, overviews)
+    show_tiers(console, tiers, [spec.name for spec in tables])
 
 
 def _show_one(

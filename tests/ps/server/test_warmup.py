@@ -26,8 +26,8 @@ def test_what_refers_to_itself_is_gone_after_the_warm_up(
     made = []
 
     class Cyclic(Shard):  # as compiling a kernel leaves it
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
             self.itself = self
             made.append(weakref.ref(self))
 

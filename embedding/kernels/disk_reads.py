@@ -1,0 +1,268 @@
+"""Reading many small pieces of a file at once, in one call without the interpreter.
+
+Linux's asynchronous reads (`io_submit`) keep a deep queue from one thread: with 256 of 4 KiB under
+way 107,000 reads/s where one after another gives 36,000, for 1.8 us of CPU each; 32 threads that
+call `pread` reach 100,000 for 5.4 us. They are asynchronous where the file was opened for direct
+reads. Without them pieces are read one after another.
+"""
+
+import ctypes
+import errno
+import mmap
+import os
+import platform
+import sys
+import threading
+import weakref
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit, types
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+
+DEPTH = 256  # reads under way at once
+_STAGING_BYTES = 1 << 20
+_SHORT = -1  # a read ended before its end
+
+# Numbers of io_setup, io_destroy, io_submit and io_getevents.
+_CALLS = {"x86_64": (206, 207, 209, 208), "aarch64": (0, 1, 2, 4)}.get(platform.machine())
+_SUPPORTED = sys.platform == "linux" and _CALLS is not None
+
+_syscall = types.ExternalFunction("syscall", types.int64(*[types.int64] * 6))
+_pread = types.ExternalFunction(
+    "pread", types.int64(types.int32, types.int64, types.int64, types.int64)
+)
+_errno_location = types.ExternalFunction("__errno_location", types.CPointer(types.int32)())
+
+_EAGAIN, _EINTR = errno.EAGAIN, errno.EINTR
+
+
+class Layout(NamedTuple):
+    """How records lie in a file: in blocks, none over a block's end, one word before each.
+
+    Args:
+        per_block: records of a block.
+        record_words: words of 4 bytes of a record, the one before it included.
+        block_words: of a block, a multiple of 4 KiB.
+    """
+
+    per_block: int
+    record_words: int
+    block_words: int
+
+
+class Queue(NamedTuple):
+    """What a call that reads needs beside its arguments; one call at a time."""
+
+    context: Int64Array  # int64[3]: of the kernel's queue, 0 without one; its two calls' numbers
+    staging: Float32Array  # float32[words]
+    requests: Int64Array  # int64[DEPTH, 8]: struct iocb
+    pointers: Int64Array  # int64[DEPTH]
+    events: Int64Array  # int64[DEPTH, 4]: struct io_event
+    spans: Int64Array  # int64[DEPTH, 2]: which records a buffer is read for
+    free: Int64Array  # int64[DEPTH]: buffers
+
+
+class Reader:
+    """A queue of reads; made once and lent to one call after another, of any file."""
+
+    def __init__(self) -> None:
+        context = np.zeros(3, np.int64)
+        if _SUPPORTED:
+            assert _CALLS is not None
+            setup, destroy, context[1], context[2] = _CALLS
+            libc = ctypes.CDLL(None, use_errno=True)
+            address = ctypes.c_void_p(context.ctypes.data)
+            # Refused where a machine has given out all of its queues (fs.aio-max-nr).
+            if libc.syscall(ctypes.c_long(setup), ctypes.c_long(DEPTH), address) == 0:
+                number = ctypes.c_ulong(int(context[0]))
+                weakref.finalize(self, libc.syscall, ctypes.c_long(destroy), number)
+            else:
+                context[0] = 0
+        self.queue = Queue(
+            context,
+            aligned(_STAGING_BYTES // 4),
+            np.zeros((DEPTH, 8), np.int64),
+            np.zeros(DEPTH, np.int64),
+            np.zeros((DEPTH, 4), np.int64),
+            np.zeros((DEPTH, 2), np.int64),
+            np.zeros(DEPTH, np.int64),
+        )
+
+
+def aligned(words: int) -> Float32Array:
+    """Return float32[words] that begins with a page, as direct reads and writes need it."""
+    return np.frombuffer(mmap.mmap(-1, 4 * words), np.float32)
+
+
+class _Readers:
+    """Readers of this process that nobody uses: as many as have ever read at once."""
+
+    def __init__(self) -> None:
+        self._free: list[Reader] = []
+        self._guard = threading.Lock()
+
+    def take(self) -> Reader:
+        with self._guard:
+            if self._free:
+                return self._free.pop()
+        return Reader()
+
+    def give(self, reader: Reader) -> None:
+        with self._guard:
+            self._free.append(reader)
+
+
+_readers = _Readers()
+
+
+def read_records(file: int, layout: Layout, numbers: Int64Array, records: Float32Array) -> None:
+    """Read records of a file, each block of them once, in the order of the file.
+
+    Args:
+        file: a descriptor.
+        numbers: int64[n] of records, in any order.
+        records: float32[n, record_words - 1], written.
+
+    Raises:
+        OSError: the file can't be read, or ends before.
+    """
+    order = np.argsort(numbers)
+    reader = _readers.take()
+    wrong = _read(file, layout, numbers[order], order, reader.queue, records)
+    _readers.give(reader)
+    if wrong == _SHORT:
+        raise OSError(errno.EIO, "it ends before what was written to it")
+    if wrong:
+        raise OSError(wrong, os.strerror(wrong))
+
+
+@njit(cache=True, nogil=True)
+def _read(
+    file: int,
+    layout: Layout,
+    numbers: Int64Array,
+    order: Int64Array,
+    queue: Queue,
+    records: Float32Array,
+) -> int:
+    """Read records in ascending order of their numbers; return 0, an errno or _SHORT."""
+    block_bytes = 4 * layout.block_words
+    depth = max(min(DEPTH, queue.staging.size // layout.block_words), 1)
+    staging = queue.staging[: depth * layout.block_words].reshape(depth, layout.block_words)
+    requests, pointers = queue.requests, queue.pointers
+    context = queue.context[0]
+    for buffer in range(depth):
+        queue.free[buffer] = buffer
+    num_free, under_way, begun, wrong = depth, 0, 0, 0
+    while under_way > 0 or (begun < numbers.size and wrong == 0):
+        made = 0
+        while wrong == 0 and begun < numbers.size and num_free > 0:
+            num_free -= 1
+            buffer = queue.free[num_free]
+            block = numbers[begun] // layout.per_block
+            queue.spans[buffer, 0] = begun
+            while begun < numbers.size and numbers[begun] // layout.per_block == block:
+                begun += 1
+            queue.spans[buffer, 1] = begun
+            if context == 0:
+                address = staging.ctypes.data + buffer * block_bytes
+                wrong = _read_block(file, address, block_bytes, block * block_bytes)
+                if wrong == 0:
+                    _take(layout, numbers, order, queue.spans[buffer], staging[buffer], records)
+                queue.free[num_free] = buffer
+                num_free += 1
+                continue
+            request = requests[buffer]
+            request[0], request[1] = buffer, 0
+            request[2] = np.int64(file) << 32
+            request[3] = staging.ctypes.data + buffer * block_bytes
+            request[4], request[5] = block_bytes, block * block_bytes
+            request[6], request[7] = 0, 0
+            pointers[made] = requests.ctypes.data + buffer * 64
+            made += 1
+        done = 0
+        while done < made:
+            at = pointers.ctypes.data + 8 * done
+            count = _syscall(queue.context[1], context, made - done, at, 0, 0)
+            if count > 0:
+                done += count
+                under_way += count
+                continue
+            number = int(_errno_location()[0])
+            if number == _EINTR or (number == _EAGAIN and count < 0 and under_way == 0):
+                continue
+            if number != _EAGAIN:
+                wrong = number
+                break
+            # The device's queue is full: wait for something first.
+            under_way, num_free, wrong = _collect(
+                layout, numbers, order, queue, staging, records, under_way, num_free, 1, wrong
+            )
+        if under_way > 0:
+            least = under_way if begun >= numbers.size or wrong != 0 else max(under_way // 4, 1)
+            under_way, num_free, wrong = _collect(
+                layout, numbers, order, queue, staging, records, under_way, num_free, least, wrong
+            )
+    return wrong
+
+
+@njit(cache=True, nogil=True)
+def _read_block(file: int, address: int, size: int, offset: int) -> int:
+    count = np.int64(-1)
+    while count < 0:
+        count = _pread(file, address, size, offset)
+        if count < 0 and int(_errno_location()[0]) != _EINTR:
+            return int(_errno_location()[0])
+    return 0 if count == size else _SHORT
+
+
+@njit(cache=True, nogil=True)
+def _collect(
+    layout: Layout,
+    numbers: Int64Array,
+    order: Int64Array,
+    queue: Queue,
+    staging: Float32Array,
+    records: Float32Array,
+    under_way: int,
+    num_free: int,
+    least: int,
+    wrong: int,
+) -> tuple[int, int, int]:
+    """Wait for some reads and take their records; return what is under way, free and wrong."""
+    count = np.int64(-1)
+    while count < 0:
+        count = _syscall(
+            queue.context[2], queue.context[0], least, DEPTH, queue.events.ctypes.data, 0
+        )
+        if count < 0 and int(_errno_location()[0]) != _EINTR:
+            return 0, num_free, int(_errno_location()[0])
+    for i in range(count):
+        buffer, size = queue.events[i, 0], queue.events[i, 2]
+        if size == 4 * layout.block_words:
+            _take(layout, numbers, order, queue.spans[buffer], staging[buffer], records)
+        else:
+            wrong = -size if size < 0 else _SHORT
+        queue.free[num_free] = buffer
+        num_free += 1
+    return under_way - int(count), num_free, wrong
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _take(
+    layout: Layout,
+    numbers: Int64Array,
+    order: Int64Array,
+    span: Int64Array,
+    block: Float32Array,
+    records: Float32Array,
+) -> None:
+    """Copy records out of a block that was read."""
+    for i in range(span[0], span[1]):
+        first = numbers[i] % layout.per_block * layout.record_words + 1
+        for c in range(records.shape[1]):
+            records[order[i], c] = block[first + c]

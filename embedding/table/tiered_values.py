@@ -1,0 +1,252 @@
+"""The vectors and slots of a table of which only some are in memory; see `tier_slots`.
+
+Pulls read and change nothing that is seen: what they read of the file is kept in a cache, since the
+gradients of the same keys come next. An apply brings the rows that it updates into memory, from
+that cache mostly, and writes as many others to the file. Which ones those are changes no value.
+"""
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from embedding.kernels.row_copy import copy_rows
+from embedding.spec.tiers import Tiers
+from embedding.table.precision import read_vectors
+from embedding.table.reservation import reserve
+from embedding.table.tier_file import BLOCK_BYTES, BUFFERS, TierFile, layout_of
+from embedding.table.tier_slots import (
+    NUM_FREE,
+    NUM_LIVE,
+    Slots,
+    demote,
+    from_memory,
+    keep,
+    promote,
+    release,
+    slots_to_write,
+    split,
+    touch,
+    unpin,
+)
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+
+PLACE_BYTES = 4  # of each row, wherever it is
+_SLOT_BYTES = 9  # its row, its heat, and its place among the free ones
+_MOST_HEAT = {"frequency": 15, "recency": 1}
+_MOST_AT_ONCE = 16384
+_LEAST_SLOTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class TierFigures:
+    """Where rows are, and where those were that were asked for; `reads` are of the disk.
+
+    Args:
+        memory_rows, disk_rows: rows in memory, and in the file.
+        memory_bytes, disk_bytes: what these take, buffers and free room included.
+        hits: rows that were read, or updated, in memory.
+        cached: that were in a buffer or in the cache.
+        reads: that were read from the disk.
+        bytes_written: to the disk.
+    """
+
+    memory_rows: int = 0
+    disk_rows: int = 0
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+    hits: int = 0
+    cached: int = 0
+    reads: int = 0
+    bytes_written: int = 0
+
+
+class TieredValues:
+    """The values of `Rows`, by row.
+
+    Reads may run beside one another, not beside a change.
+
+    Args:
+        width: float32 values of a row.
+        capacity: rows that there can be.
+        tiers: what memory may hold, and where the others are.
+        name: of the table, for errors.
+
+    Attributes:
+        memory: float32[slots, width].
+        slots: which row is where.
+        at_once: rows that may be brought into memory together.
+
+    Raises:
+        ValueError: memory_bytes has no room for the rows that are worked on.
+        TierError: no file can be made.
+    """
+
+    def __init__(self, width: int, capacity: int, tiers: Tiers, *, name: str) -> None:
+        row_bytes, budget = 4 * width, tiers.memory_bytes
+        segment_bytes = min(max(budget // 64, BLOCK_BYTES), 1 << 20)
+        block_bytes = 4 * layout_of(width).block_words
+        segment_bytes = -(-segment_bytes // block_bytes) * block_bytes
+        cached = budget // 8 // (row_bytes + 8)
+        left = budget - budget // 8 - (BUFFERS + 1) * segment_bytes
+        number = left // (row_bytes + _SLOT_BYTES)
+        if number < _LEAST_SLOTS:
+            raise ValueError(
+                f"tiers.memory_bytes of {name} is {budget}, and has no room for {_LEAST_SLOTS} rows"
+                f" of {row_bytes} bytes and {BUFFERS + 1} buffers of {segment_bytes}; raise it"
+            )
+        self._most_heat = _MOST_HEAT[tiers.policy]
+        self._width = width
+        self._file = TierFile(
+            tiers.path, width, segment_bytes=segment_bytes, cached_rows=cached, name=name
+        )
+        self.memory: Float32Array = reserve(number, width, np.float32)
+        self.slots = Slots(
+            places=reserve(capacity, 1, np.int32).reshape(-1),
+            owners=np.full(number, -1, np.int32),
+            heats=np.zeros(number, np.uint8),
+            free=np.arange(number - 1, -1, -1, dtype=np.int32),
+            state=np.array([number, 0], np.int64),
+        )
+        self.at_once = min(_MOST_AT_ONCE, number // 2)
+        self._guard = threading.Lock()  # of the cache and of what is counted
+        self._hits = self._cached = self._reads = 0
+
+    # Reads ------------------------------------------------------------------------------------
+
+    def read_vectors(self, rows: Int64Array, precision: int, vectors: Float32Array) -> None:
+        """Write the vectors, float32[n, dim], of rows, -1: none, for a pull.
+
+        Raises:
+            TierError: the file can't be read; of any read.
+        """
+        positions, away, values = self._look(rows, for_apply=True)
+        read_vectors(self.memory, positions, precision, vectors)
+        if len(values):
+            read_vectors(values, away, precision, vectors)
+
+    def read(self, rows: Int64Array) -> Float32Array:
+        """Return all values of rows: float32[n, width]."""
+        found = np.empty((rows.size, self._width), np.float32)
+        positions, away, values = self._look(rows, for_apply=False)
+        copy_rows(self.memory, positions, 0, found)
+        if len(values):
+            copy_rows(values, away, 0, found)
+        return found
+
+    def _look(
+        self, rows: Int64Array, *, for_apply: bool
+    ) -> tuple[Int64Array, Int64Array, Float32Array]:
+        positions, away, records = np.empty((3, rows.size), np.int64)
+        count = split(self.slots, rows, positions, away, records)
+        hits = int(np.count_nonzero(positions >= 0))
+        return positions, away, self._fetch(records[:count], hits, for_apply=for_apply)
+
+    def _fetch(self, records: Int64Array, hits: int, *, for_apply: bool) -> Float32Array:
+        """Return the values of records, from memory as far as they are there."""
+        values = np.empty((records.size, self._width), np.float32)
+        if not records.size:
+            with self._guard:
+                self._hits += hits
+            return values
+        missing = np.empty(records.size, np.int64)
+        with self._guard:
+            missing = missing[: from_memory(self._file.arrays, records, values, missing)]
+            self._hits += hits
+            self._cached += records.size - missing.size
+            self._reads += missing.size
+        if missing.size:
+            read = np.empty((missing.size, self._width), np.float32)
+            self._file.read(records[missing], read)
+            values[missing] = read
+            if for_apply:
+                with self._guard:
+                    keep(self._file.arrays, records, values, missing)
+        return values
+
+    # Changes ----------------------------------------------------------------------------------
+
+    def make_room(self, num_rows: int) -> None:
+        """Make room for so many rows in all.
+
+        Raises:
+            MemoryError: the disk has none; nothing has changed.
+        """
+        if not self.has_room(num_rows):
+            self._file.make_room(self._most_records(num_rows))
+
+    def has_room(self, num_rows: int) -> bool:
+        """Return whether there is room for so many rows in all without asking the disk."""
+        return self._file.has_room(self._most_records(num_rows))
+
+    def _most_records(self, num_rows: int) -> int:
+        # Rows leave memory before others that come in its place have left their records.
+        beyond = num_rows - len(self.memory) + self.at_once
+        return beyond + 2 * self.at_once if beyond > 0 else 0
+
+    def bring(self, rows: Int64Array, num_new: int) -> None:
+        """Bring rows, -1: none, into memory, and keep slots for others that will be made.
+
+        There are at most `at_once` of both.
+
+        Raises:
+            TierError: the file can't be read or written.
+        """
+        away = np.empty(rows.size, np.int64)
+        away = away[: touch(self.slots, rows, self._most_heat, away)]
+        records = -(self.slots.places[away].astype(np.int64) + 1)
+        try:
+            hits = int(np.count_nonzero(rows >= 0)) - away.size
+            values = self._fetch(records, hits, for_apply=False)
+            self._free_slots(away.size + num_new)
+            if away.size:
+                # What lives of a segment may have been written anew meanwhile, so by row.
+                promote(self.slots, self._file.arrays, self.memory, away, values)
+        finally:
+            unpin(self.slots, rows)
+
+    def overwrite(self, rows: Int64Array) -> Int64Array:
+        """Return the slots of rows, int64[n], whose values the caller writes; at most `at_once`."""
+        touch(self.slots, rows, self._most_heat, np.empty(rows.size, np.int64))
+        try:
+            self._free_slots(int(np.count_nonzero(self.slots.places[rows] <= 0)))
+        finally:
+            unpin(self.slots, rows)
+        positions = np.empty(rows.size, np.int64)
+        slots_to_write(self.slots, self._file.arrays, rows, positions)
+        return positions
+
+    def release(self, rows: Int64Array) -> None:
+        """Forget the values of rows, -1: none, that are removed."""
+        release(self.slots, self._file.arrays, rows)
+
+    def _free_slots(self, number: int) -> None:
+        while not demote(self.slots, self._file.arrays, self.memory, number):
+            self._file.open_next(self.slots)
+
+    # Questions --------------------------------------------------------------------------------
+
+    def figures(self) -> TierFigures:
+        """Return where rows are."""
+        in_memory = len(self.memory) - int(self.slots.state[NUM_FREE])
+        arrays = self._file.arrays
+        with self._guard:
+            return TierFigures(
+                memory_rows=in_memory,
+                disk_rows=int(arrays.state[NUM_LIVE]),
+                memory_bytes=self.nbytes,
+                disk_bytes=self._file.nbytes,
+                hits=self._hits,
+                cached=self._cached,
+                reads=self._reads,
+                bytes_written=self._file.bytes_written,
+            )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that values, buffers and cache have taken, at most."""
+        used = len(self.memory) - int(self.slots.state[NUM_FREE])
+        return used * (4 * self._width + _SLOT_BYTES) + self._file.memory_bytes

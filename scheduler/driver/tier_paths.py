@@ -1,0 +1,41 @@
+"""Whether the folders of tiers can be used, before anything starts."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from embedding.spec.tiers import Tiers
+from embedding.table.tier_file import TierError, check_folder
+from scheduler.driver.launch import starts_ray
+from scheduler.job.errors import ConfigError
+
+
+def check_tiers(tiers: Mapping[str, Tiers]) -> None:
+    """Look at the folders that tables have rows in, where servers run on this machine.
+
+    On a cluster they are on the servers' nodes, where a server that can't use one does not begin.
+
+    Raises:
+        ConfigError: a folder is not there, can't be written, or has less room than its tables have
+            in memory.
+    """
+    if not starts_ray():
+        return
+    for path in sorted({each.path for each in tiers.values()}):
+        name = next(name for name, each in tiers.items() if each.path == path)
+        where = f"tiers.path of table {name}"
+        if not Path(path).is_dir():
+            raise ConfigError(
+                f"{where} is {path}, which is no folder; make it, or name another one"
+            )
+        try:
+            check_folder(path)
+        except TierError as error:
+            raise ConfigError(f"{where} is {path}: {error}") from error
+        needed = sum(each.memory_bytes for each in tiers.values() if each.path == path)
+        free = shutil.disk_usage(path).free
+        if free < needed:
+            raise ConfigError(
+                f"{where} is {path}, which has {free:,} bytes free: less than the {needed:,} that"
+                " its tables have in memory. Name a folder on another disk, or leave tiers out"
+            )

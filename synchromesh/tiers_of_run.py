@@ -1,0 +1,59 @@
+"""Where the rows of a run's tables were when it last said so: memory, or disk."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+
+from runtime.growing_files import METRICS_FILE
+from scheduler.run.directory import RESULT_FILE
+
+_TAIL_BYTES = 1 << 20
+_NEEDED = ("memory_rows", "disk_rows", "disk_bytes", "memory_hits", "cache_hits", "disk_reads")
+
+Tiers = dict[str, dict[str, int]]
+
+
+def tiers_of_run(run: str) -> Tiers:
+    """Return what the result of a run, else its last line of metrics, says of tiers, by table.
+
+    Empty for a checkpoint, a store, and a run whose tables have none.
+    """
+    folder = Path(run)
+    try:
+        tables = json.loads((folder / RESULT_FILE).read_text()).get("tables", {})
+        return _whole(tables)
+    except (OSError, ValueError, AttributeError):
+        pass  # it runs, or ended without one
+    try:
+        with open(folder / METRICS_FILE, "rb") as file:
+            file.seek(max(file.seek(0, 2) - _TAIL_BYTES, 0))
+            lines = file.read().splitlines()
+        return _whole(json.loads(lines[-1]).get("tiers", {}))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return {}
+
+
+def _whole(tables: dict[str, Any]) -> Tiers:
+    return {name: table for name, table in tables.items() if set(_NEEDED) <= set(table)}
+
+
+def show_tiers(console: Console, tiers: Tiers, names: list[str]) -> None:
+    """Print a line for each of some tables that has tiers."""
+    shown = [name for name in names if name in tiers]
+    if shown:
+        console.print("\nWhere rows were when the run last said so", style="bold")
+    for name in shown:
+        table = tiers[name]
+        text = (
+            f"{name}: {table['memory_rows']:,} in memory, {table['disk_rows']:,} on disk"
+            f" ({decimal(table['disk_bytes'])})"
+        )
+        asked = table["memory_hits"] + table["cache_hits"] + table["disk_reads"]
+        if asked:
+            shares = (100 * table[kind] / asked for kind in ("memory_hits", "cache_hits"))
+            text += "; of rows asked for {:.1f} % in memory, {:.1f} % just read".format(*shares)
+            text += f", {100 * table['disk_reads'] / asked:.1f} % read from disk"
+        console.print(text, soft_wrap=True)

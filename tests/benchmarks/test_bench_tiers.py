@@ -1,0 +1,35 @@
+"""The benchmark of tiers as a user runs it, at sizes whose figures mean nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiers import main
+
+
+def test_every_figure_has_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--quick", "--without-rocksdb", "--path", str(tmp_path)]) == 0
+
+    lines = {line["name"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert list(lines) == [
+        "disk random reads of 4 KiB",
+        "memory pull",
+        "memory apply",
+        "memory pull and apply",
+        "tiers pull",
+        "tiers apply",
+        "tiers pull and apply",
+        "tiers pull of what the disk allows",
+        "memory memory",
+        "tiers memory",
+        "tiers disk",
+    ]
+    assert lines["tiers disk"]["memory_bytes"] <= lines["tiers disk"]["budget"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", [("--rows", "0"), ("--times", "1"), ("--path", "/none")])
+def test_mistakes_exit_2(wrong: tuple[str, str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(list(wrong))
+    assert exit_.value.code == 2

@@ -1,0 +1,214 @@
+"""Tables of which a part is on a disk: what goes wrong, where files are, what is counted."""
+
+import contextlib
+import errno
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedding import Adam, EmbeddingVariable, TableEntries, TableSpec, Tiers, step_scalars
+from embedding.table import tier_file
+from embedding.table.tier_file import TierError
+
+DIM = 61
+MEMORY_BYTES = 1 << 16  # some 50 rows
+SPEC = TableSpec(name="items", dim=DIM, optimizer=Adam())
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> EmbeddingVariable:
+    return EmbeddingVariable(SPEC, tiers=Tiers(memory_bytes=MEMORY_BYTES, path=str(tmp_path)))
+
+
+def rows_of(keys: Any) -> TableEntries:
+    keys = np.asarray(keys, np.int64)
+    values = np.add.outer(keys, np.arange(3 * DIM) / 7).astype(np.float32)
+    return TableEntries(
+        keys=keys,
+        frequency=keys % 5,
+        version=keys % 3,
+        vectors=np.ascontiguousarray(values[:, :DIM]),
+        slots=np.ascontiguousarray(values[:, DIM:]),
+    )
+
+
+def pull(table: EmbeddingVariable, keys: np.ndarray) -> np.ndarray:
+    values, admitted = np.empty((keys.size, DIM), np.float32), np.empty(keys.size, np.uint8)
+    table.pull(keys, None, values, admitted)
+    return values
+
+
+def apply(table: EmbeddingVariable, keys: np.ndarray, step: int = 0) -> None:
+    scalars = step_scalars(SPEC.optimizer, learning_rate=0.1, step=step)
+    gradients = np.ones((keys.size, DIM), np.float32)
+    ones = np.ones(keys.size, np.int64)
+    table.apply(keys, ones, gradients, None, step=step, scale=1.0, scalars=scalars)
+
+
+def test_the_file_is_in_no_folder(table: EmbeddingVariable, tmp_path: Path) -> None:
+    table.import_rows(rows_of(np.arange(1000)))
+
+    figures = table.tiers()
+    assert figures is not None
+    assert figures.disk_rows > 900
+    # So nothing is left of a process that was killed.
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_is_closed_with_its_table(tmp_path: Path) -> None:
+    def opened() -> int:
+        count = 0
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(FileNotFoundError):  # the one that lists them
+                count += os.readlink(f"/proc/self/fd/{name}").startswith(str(tmp_path))
+        return count
+
+    table = EmbeddingVariable(SPEC, tiers=Tiers(memory_bytes=MEMORY_BYTES, path=str(tmp_path)))
+    assert opened() == 1
+    del table
+    assert opened() == 0
+
+
+def test_memory_is_bounded_and_the_disk_has_little_more_than_what_lives(
+    table: EmbeddingVariable,
+) -> None:
+    rng = np.random.default_rng(0)
+    table.import_rows(rows_of(np.arange(3000)))
+    for step in range(300):
+        apply(table, rng.choice(3000, 60, replace=False), step)
+
+    figures = table.tiers()
+    assert figures is not None
+    assert figures.memory_bytes <= MEMORY_BYTES
+    records = 4096 // (4 * (3 * DIM + 1))
+    assert figures.disk_bytes < 4096 / records * figures.disk_rows / 0.7 * 1.6
+    # Much more was written: what rows left behind was used again.
+    assert figures.bytes_written > 2 * figures.disk_bytes
+
+
+def test_what_was_pulled_is_not_read_again_to_be_updated(table: EmbeddingVariable) -> None:
+    table.import_rows(rows_of(np.arange(3000)))
+    keys = np.array([10, 20, 30])
+    pull(table, keys)
+    before = table.tiers()
+
+    apply(table, keys)
+
+    after = table.tiers()
+    assert before is not None
+    assert after is not None
+    assert before.reads >= 3
+    assert (after.reads, after.cached) == (before.reads, before.cached + 3)
+
+
+def test_a_pull_changes_no_place(table: EmbeddingVariable) -> None:
+    table.import_rows(rows_of(np.arange(500)))
+    tiered = table._rows.tiered
+    assert tiered is not None
+    before = [array.tobytes() for array in tiered.slots]
+
+    pull(table, np.arange(500))
+
+    assert [array.tobytes() for array in tiered.slots] == before
+
+
+def test_pulls_run_side_by_side(table: EmbeddingVariable) -> None:
+    rows = rows_of(np.arange(2000))
+    table.import_rows(rows)
+    rng = np.random.default_rng(1)
+    batches = [rng.integers(0, 2000, 200) for _ in range(60)]
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda keys: pull(table, keys), batches))
+
+    for keys, values in zip(batches, found, strict=True):
+        assert values.tobytes() == rows.vectors[keys].tobytes()
+
+
+def test_a_disk_without_room_refuses_new_rows_and_nothing_else(
+    table: EmbeddingVariable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table.import_rows(rows_of(np.arange(200)))
+    before = table.export()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(MemoryError, match=r"table items needs .* bytes below .*No space left"):
+        table.import_rows(rows_of(np.arange(10_000)))
+
+    after = table.export()
+    assert all(getattr(before, name).tobytes() == getattr(after, name).tobytes()
+               for name in before.__slots__)  # fmt: skip
+    apply(table, np.arange(200))  # known rows are updated as before
+
+
+def test_a_write_that_fails_is_told_with_table_and_folder(
+    table: EmbeddingVariable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(tier_file, "_write_all", broken)
+    with pytest.raises(TierError, match=f"items can't write its rows below {tmp_path} .*Input/out"):
+        table.import_rows(rows_of(np.arange(5000)))
+
+
+def test_a_read_that_fails_is_told_with_table_and_folder(
+    table: EmbeddingVariable, tmp_path: Path
+) -> None:
+    table.import_rows(rows_of(np.arange(3000)))
+    tiered = table._rows.tiered
+    assert tiered is not None
+    os.truncate(f"/proc/self/fd/{tiered._file.descriptor}", 0)
+
+    with pytest.raises(TierError, match=f"items can't read its rows below {tmp_path} .*it ends"):
+        pull(table, np.arange(3000))
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    tiers = Tiers(memory_bytes=MEMORY_BYTES, path=str(tmp_path / "none"))
+    with pytest.raises(TierError, match=r"table items can't have a file for rows in .*none"):
+        EmbeddingVariable(SPEC, tiers=tiers)
+
+
+def test_too_little_memory_for_the_rows_that_are_worked_on_is_refused(tmp_path: Path) -> None:
+    wide = TableSpec(name="wide", dim=4096, optimizer=Adam())
+    with pytest.raises(ValueError, match="memory_bytes of table wide is 65536, and has no room"):
+        EmbeddingVariable(wide, tiers=Tiers(memory_bytes=1 << 16, path=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"memory_bytes": 100}, "memory_bytes must be >= 65536, got 100"),
+        ({"path": ""}, "path must name a folder"),
+        ({"policy": "random"}, "policy must be one of frequency, recency"),
+    ],
+)
+def test_a_spec_says_what_is_wrong(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Tiers(**{"memory_bytes": 1 << 20, "path": "/ssd", **options})
+
+
+def test_rows_that_fill_more_than_a_block_are_kept(tmp_path: Path) -> None:
+    spec = TableSpec(name="wide", dim=900, optimizer=Adam())
+    tiers = Tiers(memory_bytes=1 << 20, path=str(tmp_path))
+    tiered, plain = EmbeddingVariable(spec, tiers=tiers), EmbeddingVariable(spec)
+    rng = np.random.default_rng(2)
+    for step in range(6):
+        keys = rng.permutation(500)[:200]
+        gradients = rng.normal(size=(200, 900)).astype(np.float32)
+        scalars = step_scalars(spec.optimizer, learning_rate=0.1, step=step)
+        for table in (tiered, plain):
+            table.apply(
+                keys, np.ones(200, np.int64), gradients, None,
+                step=step, scale=1.0, scalars=scalars,
+            )  # fmt: skip
+    assert tiered.export().slots.tobytes() == plain.export().slots.tobytes()
+    assert tiered.export().vectors.tobytes() == plain.export().vectors.tobytes()
