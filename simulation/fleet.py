@@ -128,7 +128,7 @@ class Fleet:
 
     def __init__(self, spec: FleetSpec, job: CoordinatorSpec | None = None) -> None:
         self.spec = spec
-        self.coordinator = Coordinator(job or _coordinator_spec(spec))
+        self.coordinator = Coordinator(job or coordinator_spec(spec))
         self.costs = Costs()
         self.now = 0.0
         self._rng = random.Random(spec.seed)
@@ -169,6 +169,11 @@ class Fleet:
             self._next_event()
         self.costs.batches = self.coordinator.ledger.samples.total - samples
         self.costs.steps = self.coordinator.step - step
+
+    def finish(self) -> None:
+        """Go on until the job ends."""
+        while not self.coordinator.trained:
+            self._next_event()
 
     def _next_event(self) -> None:
         self.now, _, kind, number, grant = heapq.heappop(self._queue)
@@ -325,7 +330,8 @@ class Fleet:
         heapq.heappush(self._queue, (when, self._order, kind, number, grant))
 
 
-def _coordinator_spec(spec: FleetSpec) -> CoordinatorSpec:
+def coordinator_spec(spec: FleetSpec) -> CoordinatorSpec:
+    """Return the job of a fleet, which does not end: every batch is a sample."""
     store = StoreSpec(
         tables=(TableSpec(name="t", dim=1),),
         dense_size=1,

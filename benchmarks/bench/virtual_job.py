@@ -112,8 +112,7 @@ class VirtualJob(Fleet):
 
     def run(self) -> Trained:
         """Train it to its end and evaluate."""
-        while not self.coordinator.trained:
-            self._next_event()
+        self.finish()
         ledger, stale = self.coordinator.ledger, self.coordinator.parameter_staleness.summary()
         shifts = self.coordinator.modes.shifts
         return Trained(
