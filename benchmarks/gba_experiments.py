@@ -34,6 +34,7 @@ from worker.datasets.synthetic import CriteoLike, write_criteo_like
 
 # Real data sets that can be given: jobs/NAME.yaml trains on them.
 REAL = ("criteo", "movielens")
+TEST_ROWS = 250_000
 EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (E1, E2, E3, E4, E5, E6, E7, E8)}
 
 
@@ -44,7 +45,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/gba"), help="default: %(default)s")
     parser.add_argument("--rows", type=int, default=2_000_000, help="default: %(default)s")
-    parser.add_argument("--test-rows", type=int, default=250_000, help="default: %(default)s")
+    parser.add_argument("--test-rows", type=int, default=TEST_ROWS, help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
     for name in REAL:
         parser.add_argument(
@@ -93,6 +94,8 @@ def facts_of(arguments: argparse.Namespace) -> Facts:
     """Return what the page says of the command and the machine."""
     options = [f"--{name} DIR" for name in REAL if getattr(arguments, name)]
     options += [f"--rows {arguments.rows}", f"--seeds {arguments.seeds}"]
+    if arguments.test_rows != TEST_ROWS:
+        options.append(f"--test-rows {arguments.test_rows}")
     options += ["--quick"] if arguments.quick else []
     return Facts(
         options=" ".join([*options, "--page docs/gba-experiments.md"]),

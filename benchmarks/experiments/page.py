@@ -66,9 +66,10 @@ def _number(name: str) -> int:
 
 def _cost(rows: list[Row], *, planned: int) -> str:
     seconds = sum(row["wall_seconds"] for row in rows)
-    text = (
-        f"{len(rows)} runs took {seconds / 60:.0f} minutes in all, starts and evaluations included."
-    )
+    text = f"{len(rows)} runs"
+    if seconds >= 30:
+        text += f" took {seconds / 60:.0f} minutes in all, starts and evaluations included"
+    text += "."
     others = [
         row["cores_used_by_others"] for row in rows if row.get("cores_used_by_others", 0) > 0.5
     ]
