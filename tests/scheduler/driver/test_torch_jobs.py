@@ -24,11 +24,11 @@ from torch import nn
 
 
 class Layers(nn.Module):
-    def __init__(self, inputs, width=8, fails_at=None):
+    def __init__(self, inputs, width=8, dropout=0.1, fails_at=None):
         super().__init__()
         self.register_buffer("scale", torch.full((inputs.width,), 0.5))
         self.layers = nn.Sequential(
-            nn.Linear(inputs.width, width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, 1)
+            nn.Linear(inputs.width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 1)
         )
         self.fails_at = fails_at
 
@@ -154,6 +154,32 @@ def test_with_two_threads_in_each_worker_the_bits_are_those_of_two_threads(
         digests.add(Trainer(config).fit().metrics["model_digest"])
 
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_stream_is_scored_before_it_is_trained(
+    jobs_in_threads: RayOfThreads, module: Path, samples: Path, tmp_path: Path, dropout: float
+) -> None:
+    (tmp_path / "in").mkdir()
+    table = pq.read_table(samples / "train-0.parquet").slice(0, 1024)
+    pq.write_table(table, tmp_path / "in" / "part-0.parquet")
+    config = job(
+        samples,
+        tmp_path / "run",
+        data={"train": None, "eval": None, "stream": {"dir": str(tmp_path / "in")}},
+        model={"dropout": dropout},
+        training={
+            "mode": "gba",
+            "online": {"window_seconds": 3600, "until": {"idle_seconds": 0.5}},
+        },
+    )
+
+    Trainer(config).fit()
+
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    windows = [window for line in lines for window in json.loads(line)["windows"]]
+    assert sum(window["samples"] for window in windows) == 1024
+    assert all(0 < window["logloss"] < 1 for window in windows)
 
 
 def answer(capsys: pytest.CaptureFixture[str], *command: object) -> dict[str, Any]:

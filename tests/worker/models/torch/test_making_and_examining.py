@@ -159,6 +159,11 @@ def test_a_failure_is_told_by_the_line_of_its_file(
     assert "Traceback" not in text
 
 
+def test_too_little_memory_is_no_failure_of_the_class(tried: Callable[..., Tried]) -> None:
+    with pytest.raises(MemoryError, match="no room"):
+        tried(linear(begin="raise MemoryError('no room')")).model.examine()
+
+
 def test_it_fails_as_a_value_that_workers_can_send(tried: Callable[..., Tried]) -> None:
     this = tried(linear(begin="assert not (x > 90).any(), 'too large'"))
     this.dense[2, 1] = 99
