@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from embedding.table.precision import stored_width
 from embedding.table.rows import memory_of
+from embedding.table.tiered_values import PLACE_BYTES
 from scheduler.job.config import JobConfig
 from scheduler.job.specs import arriving_features
 from synchromesh.checking_labels import LabelCheck, check_labels
@@ -301,5 +302,9 @@ def _tables(specs: "JobSpecs", seen: _Seen, columns: list[Column]) -> list[Table
             most = sum(expected[features[at].name].distinct_expected or 0 for at in shared)
             rows = math.ceil(most * together / apart) if apart else 0
         memory = memory_of(rows, stored_width(spec), track_usage=spec.track_usage)
+        if spec.name in specs.tiers:
+            values = 4 * stored_width(spec) * rows
+            budget = specs.tiers[spec.name].memory_bytes * specs.config.cluster.servers
+            memory += PLACE_BYTES * rows - max(values - budget, 0)
         found.append(TableEstimate(spec.name, rows, memory))
     return found

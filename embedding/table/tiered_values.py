@@ -64,6 +64,26 @@ class TierFigures:
     bytes_written: int = 0
 
 
+def shares_of(tiers: Tiers, width: int, *, name: str) -> tuple[int, int, int]:
+    """Share a budget out: return slots of rows, rows of the cache, and bytes of a segment.
+
+    Raises:
+        ValueError: it has no room for the rows that are worked on.
+    """
+    row_bytes, budget = 4 * width, tiers.memory_bytes
+    block_bytes = 4 * layout_of(width).block_words
+    segment_bytes = min(max(budget // 64, BLOCK_BYTES), 1 << 20)
+    segment_bytes = -(-segment_bytes // block_bytes) * block_bytes
+    left = budget - budget // 8 - (BUFFERS + 1) * segment_bytes
+    slots = left // (row_bytes + _SLOT_BYTES)
+    if slots < _LEAST_SLOTS:
+        raise ValueError(
+            f"tiers.memory_bytes of {name} is {budget}, and has no room for {_LEAST_SLOTS} rows"
+            f" of {row_bytes} bytes and {BUFFERS + 1} buffers of {segment_bytes}; raise it"
+        )
+    return slots, budget // 8 // (row_bytes + 8), segment_bytes
+
+
 class TieredValues:
     """The values of `Rows`, by row.
 
@@ -86,18 +106,7 @@ class TieredValues:
     """
 
     def __init__(self, width: int, capacity: int, tiers: Tiers, *, name: str) -> None:
-        row_bytes, budget = 4 * width, tiers.memory_bytes
-        segment_bytes = min(max(budget // 64, BLOCK_BYTES), 1 << 20)
-        block_bytes = 4 * layout_of(width).block_words
-        segment_bytes = -(-segment_bytes // block_bytes) * block_bytes
-        cached = budget // 8 // (row_bytes + 8)
-        left = budget - budget // 8 - (BUFFERS + 1) * segment_bytes
-        number = left // (row_bytes + _SLOT_BYTES)
-        if number < _LEAST_SLOTS:
-            raise ValueError(
-                f"tiers.memory_bytes of {name} is {budget}, and has no room for {_LEAST_SLOTS} rows"
-                f" of {row_bytes} bytes and {BUFFERS + 1} buffers of {segment_bytes}; raise it"
-            )
+        number, cached, segment_bytes = shares_of(tiers, width, name=name)
         self._most_heat = _MOST_HEAT[tiers.policy]
         self._width = width
         self._file = TierFile(

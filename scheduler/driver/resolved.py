@@ -95,7 +95,7 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
     model = model_spec(config)
     store = store_spec(config, model)
     tiers = table_tiers(config, model)
-    check_tiers(tiers)
+    check_tiers(tiers, store.tables)
     plan = None if earlier is None else earlier.plan
     stream_begins: Position = {}
     if plan is None and config.data.stream is not None:

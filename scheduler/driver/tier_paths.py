@@ -1,24 +1,33 @@
-"""Whether the folders of tiers can be used, before anything starts."""
+"""Whether tiers can be had as a job wants them, before anything starts."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from embedding.spec.table import TableSpec
 from embedding.spec.tiers import Tiers
+from embedding.table.precision import stored_width
 from embedding.table.tier_file import TierError, check_folder
+from embedding.table.tiered_values import shares_of
 from scheduler.driver.launch import starts_ray
 from scheduler.job.errors import ConfigError
 
 
-def check_tiers(tiers: Mapping[str, Tiers]) -> None:
-    """Look at the folders that tables have rows in, where servers run on this machine.
+def check_tiers(tiers: Mapping[str, Tiers], tables: Sequence[TableSpec]) -> None:
+    """Look at the tiers of tables, and at their folders where servers run on this machine.
 
     On a cluster they are on the servers' nodes, where a server that can't use one does not begin.
 
     Raises:
-        ConfigError: a folder is not there, can't be written, or has less room than its tables have
-            in memory.
+        ConfigError: memory_bytes has no room for a few rows, or a folder is not there, can't be
+            written, or has less room than its tables have in memory.
     """
+    for table in tables:
+        if table.name in tiers:
+            try:
+                shares_of(tiers[table.name], stored_width(table), name=f"table {table.name}")
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
     if not starts_ray():
         return
     for path in sorted({each.path for each in tiers.values()}):

@@ -204,3 +204,19 @@ def test_labels_whose_keys_do_not_fit_are_told_of(
         assert check.labels == LabelCheck(rows=4, label_mean=0.5, of_samples=0.5, samples=100)
     else:
         assert [warning in each for each in check.warnings] == [True]
+
+
+def test_values_beyond_a_budget_are_not_counted_as_memory(
+    job: dict[str, Any], samples: Path, tmp_path: Path
+) -> None:
+    job["embedding"], job["cluster"] = {"dim": 256}, {"servers": 1}
+    path = tmp_path / "job.yaml"
+    (plain,) = [t for t in check_job(config_of(job, path)).tables if t.name == "a"]
+    job["tables"] = {
+        **job.get("tables", {}), "a": {"tiers": {"memory_bytes": 1 << 16, "path": str(tmp_path)}}
+    }  # fmt: skip
+    (tiered,) = [t for t in check_job(config_of(job, path)).tables if t.name == "a"]
+
+    saved = 2048 * plain.rows - (1 << 16)
+    assert saved > 0
+    assert tiered.memory_bytes == plain.memory_bytes - saved + 4 * plain.rows

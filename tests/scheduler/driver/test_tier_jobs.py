@@ -84,7 +84,7 @@ def test_a_folder_that_is_not_there_is_refused_before_anything_starts(
 
 def test_a_folder_that_can_have_no_file_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"path of table items is /proc: .*can't have a file"):
-        check_tiers({"items": Tiers(memory_bytes=1 << 17, path="/proc")})
+        check_tiers({"items": Tiers(memory_bytes=1 << 17, path="/proc")}, ())
 
 
 def test_a_disk_with_less_room_than_memory_is_refused(
@@ -93,6 +93,12 @@ def test_a_disk_with_less_room_than_memory_is_refused(
     usage = shutil.disk_usage(tmp_path)._replace(free=10**9)
     monkeypatch.setattr(tier_paths.shutil, "disk_usage", lambda _: usage)
     both = {name: Tiers(memory_bytes=6 * 10**8, path=str(tmp_path)) for name in ("items", "users")}
-    check_tiers({"items": both["items"]})
+    check_tiers({"items": both["items"]}, ())
     with pytest.raises(ConfigError, match="has 1,000,000,000 bytes free: less than the 1,2"):
-        check_tiers(both)
+        check_tiers(both, ())
+
+
+def test_memory_without_room_for_a_few_rows_is_refused(samples: Path, tmp_path: Path) -> None:
+    tiers = {"memory_bytes": 1 << 17, "path": str(tmp_path)}
+    with pytest.raises(ConfigError, match=r"memory_bytes of table .* has no room for 16 rows"):
+        Trainer(job(samples, tmp_path / "run", dim=4096, tiers=tiers)).fit()
