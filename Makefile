@@ -35,8 +35,8 @@ test: venv
 test-slow: venv
 	$(PYTEST) -m slow $(ARGS)
 
-# Torch is no part of `dev`: it takes longer to install than all else. Once it is there `make test`
-# runs these too.
+# Torch is no part of `dev`: with the libraries for GPUs that come with it, it takes 5 GB. Once it is
+# there `make test` runs these too.
 TORCH := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,torch]'
 test-torch: venv
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(TORCH)

@@ -1,6 +1,7 @@
 """From the options of a job to a module that may be trained: made under the seed, and looked at."""
 
 import inspect
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from worker.models.protocol import custom_class, name_hint
 from worker.models.torch import ModuleInputs
 from worker.models.user_code import UserCodeError, user_code
 from worker.spec import ModelSpec
+
+_GENERATOR = threading.RLock()
 
 PRECISIONS = ("float32", "bf16")
 _OWN = ("class", "precision")  # of the options, those that are not for the class
@@ -69,14 +72,18 @@ def make_module(spec: ModelSpec) -> Made:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Have torch's default generator begin with a seed within the block, and go on after it."""
+    """Have torch's default generator begin with a seed within the block, and go on after it.
+
+    It is the process's: one thread at a time is in such a block.
+    """
     generator = torch.default_generator
-    before = generator.get_state()
-    generator.manual_seed(seed & 0xFFFF_FFFF_FFFF_FFFF)
-    try:
-        yield
-    finally:
-        generator.set_state(before)
+    with _GENERATOR:
+        before = generator.get_state()
+        generator.manual_seed(seed & 0xFFFF_FFFF_FFFF_FFFF)
+        try:
+            yield
+        finally:
+            generator.set_state(before)
 
 
 def _check_options(kind: Any, path: str, inputs: ModuleInputs, options: dict[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """A `torch.nn.Module` as a model: its parameters in one vector, gradients by autograd."""
 
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -18,9 +17,6 @@ from worker.models.torch.examining import examine
 from worker.models.torch.making import Made, make_module, seeded
 from worker.models.user_code import UserCodeError, user_code
 from worker.spec import ModelSpec
-
-# Torch's default generator is the process's, and so is the flag of its algorithms.
-_TRAINING = threading.Lock()
 
 
 class ModuleModel:
@@ -109,7 +105,7 @@ class ModuleModel:
         if not len(labels):
             grad_params[:] = 0
             return 0.0
-        with _TRAINING, _deterministic(), self._computing(training=True), self._drawing():
+        with self._drawing(), _deterministic(), self._computing(training=True):
             self._fill(params)
             inputs = self._inputs.of(dense, pooled)
             for tensor in inputs.tensors:
@@ -325,7 +321,10 @@ class _Constants:
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """Have torch refuse, within the block, what may give other bits the next time."""
+    """Have torch refuse, within the block, what may give other bits the next time.
+
+    The flag is the process's: within `seeded`, where one thread is.
+    """
     before = torch.are_deterministic_algorithms_enabled()
     filling = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)

@@ -1,6 +1,7 @@
 """A user's module: gradients of sums, its own initial values, the same bits whenever it runs."""
 
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import threadpoolctl
 from torch_models import Tried
 
-from worker.models import PackedParameters, initial_parameters, parameter_views
+from worker.models import PackedParameters, build_model, initial_parameters, parameter_views
 from worker.models.torch import ModuleInputs
 
 torch = pytest.importorskip("torch")
@@ -150,6 +151,26 @@ def test_dropout_is_drawn_by_the_seed_and_the_batch(tried: Callable[..., Tried])
         np.testing.assert_array_equal(one, two)
     np.testing.assert_array_equal(this.predict(), this.predict())
     np.testing.assert_allclose(this.predict(), reference(this, this.params, this.pooled), rtol=1e-4)
+
+
+def test_models_that_are_made_meanwhile_change_no_mask(tried: Callable[..., Tried]) -> None:
+    this = tried(TWO_LAYERS, dropout=0.5, n=400)
+    expected = [this.train(batch_id=number)[0] for number in range(30)]
+    over = threading.Event()
+
+    def make() -> None:
+        while not over.is_set():
+            build_model(this.spec)
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    try:
+        found = [this.train(batch_id=number)[0] for number in range(30)]
+    finally:
+        over.set()
+        thread.join()
+
+    assert found == expected
 
 
 def test_logits_of_training_are_withheld_where_dropout_is_in_them(
