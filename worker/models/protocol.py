@@ -274,7 +274,7 @@ def custom_class(options: Mapping[str, Any]) -> Any:
         or "/" in path
     ):
         raise ValueError(
-            f"model.class of a custom model must be 'module:Class', got {path!r}; "
+            f"model.class of types custom and torch must be 'module:Class', got {path!r}; "
             "for example 'my_models:LogisticRegression'"
         )
     module_name, _, class_name = path.partition(":")
