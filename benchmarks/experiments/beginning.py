@@ -156,9 +156,9 @@ def _verdict(lost: list[tuple[float, tuple[str, int, int, int]]], dropped: int) 
         return []
     worst, (task, workers, m, slower) = min(lost)
     below = sum(difference <= -MOST_LOST for difference, _ in lost)
-    few = f"{below} of them lose" if below else "none of them loses"
+    few = f"{below} of them with a mean loss" if below else "none with a mean loss"
     return [
-        f"{len(lost)} settings: {few} {MOST_LOST:g} of AUC or more on average. The worst mean is"
+        f"{len(lost)} settings: {few} of {MOST_LOST:g} of AUC or more. The worst mean is"
         f" {signed(worst)} ({task}, W = {workers}, M = {m},"
         f" {f'one worker {slower} × slower' if slower > 1 else 'even workers'}). {dropped} samples"
         " were dropped.",

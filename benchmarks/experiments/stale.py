@@ -112,9 +112,9 @@ STORY = [
     " begin with the sums of squares that `sync` ends with.",
     "",
     "What is not the cause: the order of the sums, which worker's batches meet in a step, which"
-    " samples do, servers that are read at different steps, and rows that are a step old. Half of"
-    " the batches may be late. What is: dense parameters of the step before, for all batches. The"
-    " sums of squares grow with it, but they are the cure and not the illness: held at what `sync`"
+    " samples do, servers that are read at different steps, and rows that are a step old. A"
+    " quarter of the batches may be late. What is: dense parameters of the step before, for all"
+    " batches. The sums of squares grow with it, but they are the cure and not the illness: held at what `sync`"
     " has, stale gradients do far more harm, as steps of that length are not stable with them. A"
     " start at 0.1 hides the difference only as hardly anything is learned, and one with sums that"
     " are as large as they become does not help. Real rows of Criteo are too few to tell most of"

@@ -286,7 +286,7 @@ def test_the_verdict_on_a_job_from_nothing_counts_settings_that_lose_too_much(
     carry_out(replace(E8, simulate=simulate), scale, results, refuse)
 
     text = " ".join(page([E8], scale, results, FACTS).split())
-    assert "16 settings: 4 of them lose 0.001 of AUC or more on average" in text
+    assert "16 settings: 4 of them with a mean loss of 0.001 of AUC or more" in text
     assert "The worst mean is −0.0020 (DLRM, W = 8, M = 8, even workers). 0 samples" in text
     assert "| 4 | 4 × | 2.60 × | 13.3 % | 2.60 × | 13.3 % |" in text
 
