@@ -111,14 +111,15 @@ STORY = [
     " is under way, by the mean of the i + 1 batches of it that are there. `Warm`: dense parameters"
     " begin with the sums of squares that `sync` ends with.",
     "",
-    "What is not the cause: the order of the sums, which worker's batches meet in a step, which"
-    " samples do, servers that are read at different steps, and rows that are a step old. A"
-    " quarter of the batches may be late. What is: dense parameters of the step before, for all"
-    " batches. The sums of squares grow with it, but they are the cure and not the illness: held at what `sync`"
-    " has, stale gradients do far more harm, as steps of that length are not stable with them. A"
-    " start at 0.1 hides the difference only as hardly anything is learned, and one with sums that"
-    " are as large as they become does not help. Real rows of Criteo are too few to tell most of"
-    " it: seeds alone make their test AUC differ by more.",
+    "What is not the cause: the order of the sums, which worker's batches meet in a step, "
+    "which samples do, servers that are read at different steps, and rows that are a step "
+    "old. A quarter of the batches may be late. What is: dense parameters of the step before,"
+    " for all batches. The sums of squares grow with it, but they are the cure and not the "
+    "illness: held at what `sync` has, stale gradients do far more harm, as steps of that "
+    "length are not stable with them. A start at 0.1 hides the difference only as hardly "
+    "anything is learned, and one with sums that are as large as they become does not help. "
+    "Real rows of Criteo are too few to tell most of it: seeds alone make their test AUC "
+    "differ by more.",
     "",
     "So `gba` now does both of the last line: the first 20 steps are those of `sync`, as their"
     " gradients are the largest and stay in the sums of squares for good, and then dense parameters"

@@ -354,7 +354,7 @@ def test_a_whole_number_is_a_legal_weight() -> None:
 
 
 def test_a_compressed_body_larger_than_what_it_would_hold_is_refused_before_it_is_read() -> None:
-    header = msgpack.packb([1, True, [2, 0, 0], [1, 2]])
+    header = msgpack.packb([1, True, [2, 0, 0], [1, 2, False]])
 
     with pytest.raises(WireError, match="a body of"):
         decode_header(header, MAX_BODY_BYTES)
