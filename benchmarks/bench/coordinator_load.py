@@ -12,6 +12,7 @@ import selectors
 import socket
 import struct
 import time
+from collections import deque
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,10 +32,13 @@ from scheduler.coordinator.modes.rules import Mode, ModeOptions
 from scheduler.coordinator.server import CoordinatorServer
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.worker_connections import ControlPlane
+from worker.control_bundles import pack_reports, unpack_grants
+from worker.control_wire import MANY_MAGIC, framed
+from worker.protocol import Finished, Report, Token
 from worker.relay.server import RelayServer
 
 NODE = "here"
-SHARDS = 4
+SHARDS = 2
 DEPTH = 2
 WARM_UP_SECONDS = 1.0
 _FAR = 10**9
@@ -53,8 +57,8 @@ _STAGES = (
 _kept: list[Any] = []
 
 
-def start_shard(number: int, secret: bytes) -> Address:
-    """Acknowledge records, as a shard that has nothing else to do."""
+def start_shards(count: int, secret: bytes) -> tuple[Address, ...]:
+    """Acknowledge records, as shards that have nothing else to do."""
 
     def serve(peer: Peer) -> None:
         with contextlib.suppress(OSError):  # the coordinator has ended
@@ -64,9 +68,9 @@ def start_shard(number: int, secret: bytes) -> Address:
                 step = message.records[-1].step + 1 if message.records else 0
                 send(peer.sock, ApplyReply(message.request_id, step))
 
-    listener = Listener(f"shard {number}", secret=secret, serve=serve)
-    _kept.append(listener)
-    return listener.address(NODE)
+    listeners = [Listener(f"shard {n}", secret=secret, serve=serve) for n in range(count)]
+    _kept.extend(listeners)
+    return tuple(listener.address(NODE) for listener in listeners)
 
 
 def start_coordinator(
@@ -173,9 +177,7 @@ class Load:
         if worker.computing:
             token = worker.computing.pop(0)
             pulled, began = max(0, token[3]), time.time()
-            finished = [
-                [token, "done", 2048, 0, None, 1000.5, 1.5, pulled, 0.05, began, 1 << 20, None]
-            ]
+            finished = [[token, "done", 2048, 0, None, 1000.5, pulled, 0.05, began, 1 << 20, None]]
             self.batches += 1
         held = [[token[5], token[1], token[2]] for token in worker.computing]
         want = DEPTH - len(held)
@@ -188,19 +190,124 @@ class Load:
         self.reports += 1
 
 
-def measure_load(mode: Mode, *, workers: int, relays: int, seconds: float) -> dict[str, Any]:
-    """Return what a coordinator served, and the CPU seconds that it and the relays took for it."""
+class BundledLoad:
+    """The same, of relays that this process plays: what a coordinator of many workers sees of them.
+
+    A relay of thousands of batches/s has a few dozen reports in each bundle. Real ones would share
+    the cores of this machine, and never come to that.
+
+    Args:
+        relays: connections to the coordinator; each has a part of the workers.
+        bundle: reports of a bundle at most.
+    """
+
+    def __init__(
+        self, coordinator: Address, workers: int, secret: bytes, *, relays: int, bundle: int
+    ) -> None:
+        self.batches = self.reports = 0
+        self._bundle = bundle
+        self._selector = selectors.DefaultSelector()
+        self._sequence = [0] * workers
+        self._held: list[list[Token]] = [[] for _ in range(workers)]
+        for number in range(relays):
+            sock = connect(coordinator, node_id=NODE, secret=secret, name=f"relay {number}")
+            relay = _Relay(sock, deque(range(number, workers, relays)))
+            self._selector.register(sock, selectors.EVENT_READ, relay)
+            self._pass_on(relay)
+
+    def run(self, seconds: float) -> None:
+        """Go on for so long."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            for key, _ in self._selector.select(0.1):
+                self._receive(key.data)
+
+    def close(self) -> None:
+        """Let all connections go."""
+        for key in list(self._selector.get_map().values()):
+            key.data.sock.close()
+        self._selector.close()
+
+    def _receive(self, relay: "_Relay") -> None:
+        relay.incoming += relay.sock.recv(1 << 20)
+        if len(relay.incoming) < _PREFIX.size:
+            return
+        _, nbytes = _PREFIX.unpack_from(relay.incoming)
+        if len(relay.incoming) < _PREFIX.size + nbytes:
+            return
+        grants = unpack_grants(bytes(relay.incoming[_PREFIX.size :]))
+        relay.incoming.clear()
+        for worker, grant in zip(relay.asked, grants, strict=True):
+            self._held[worker] += grant.tokens
+        relay.ready += relay.asked
+        self._pass_on(relay)
+
+    def _pass_on(self, relay: "_Relay") -> None:
+        count = min(self._bundle, len(relay.ready))
+        relay.asked = [relay.ready.popleft() for _ in range(count)]
+        body = pack_reports([self._report(worker) for worker in relay.asked])
+        relay.sock.sendall(framed(MANY_MAGIC, body))
+        self.reports += count
+
+    def _report(self, worker: int) -> Report:
+        """Say that the first of what it holds has ended, and ask for as many as it has room for."""
+        held = self._held[worker]
+        finished: tuple[Finished, ...] = ()
+        if held:
+            token = held.pop(0)
+            pulled = max(0, token.at_step)
+            numbers: Any = (2048, 0, None, 1000.5, pulled, 0.05, time.time(), 1 << 20)
+            finished = (Finished(token, "done", *numbers),)
+            self.batches += 1
+        self._sequence[worker] += 1
+        return Report(
+            worker,
+            0,
+            self._sequence[worker],
+            tuple([token.identity for token in held]),
+            finished,
+            DEPTH - len(held),
+            stage="pushing" if held else "none",
+        )
+
+
+@dataclass(slots=True)
+class _Relay:
+    """A connection of a relay: whose reports are under way, and who reports next."""
+
+    sock: socket.socket
+    ready: deque[int]
+    asked: list[int] = field(default_factory=list)
+    incoming: bytearray = field(default_factory=bytearray)
+
+
+def measure_load(
+    mode: Mode, *, workers: int, relays: int, seconds: float, bundle: int | None = None
+) -> dict[str, Any]:
+    """Return what a coordinator served, and the CPU seconds that it and the relays took for it.
+
+    Args:
+        relays: processes between workers and coordinator; 0: there are none.
+        bundle: this process plays the relays, with so many reports in a bundle; None: it plays
+            the workers.
+    """
     secret = secrets.token_bytes(32)
     with ExitStack() as stack:
 
-        def started(*arguments: Any) -> ServerProcess[Address]:
+        def started(*arguments: Any) -> ServerProcess[Any]:
             return stack.enter_context(closing(ServerProcess(*arguments)))
 
-        shards = tuple(started(start_shard, n, secret).address for n in range(SHARDS))
-        coordinator = started(start_coordinator, mode, workers, shards, secret)
-        between = [started(start_relay, n, coordinator.address, secret) for n in range(relays)]
-        addresses = [each.address for each in between] or [coordinator.address]
-        load = stack.enter_context(closing(Load(addresses, workers, secret)))
+        shards = started(start_shards, SHARDS, secret)
+        coordinator = started(start_coordinator, mode, workers, shards.address, secret)
+        between: list[ServerProcess[Any]] = []
+        load: Load | BundledLoad
+        if bundle is None:
+            between = [started(start_relay, n, coordinator.address, secret) for n in range(relays)]
+            addresses = [each.address for each in between] or [coordinator.address]
+            load = Load(addresses, workers, secret)
+        else:
+            load = BundledLoad(coordinator.address, workers, secret, relays=relays, bundle=bundle)
+        stack.enter_context(closing(load))
         load.run(WARM_UP_SECONDS)
         batches, reports, began = load.batches, load.reports, time.perf_counter()
         cpu = coordinator.cpu_seconds()
@@ -214,10 +321,11 @@ def measure_load(mode: Mode, *, workers: int, relays: int, seconds: float) -> di
         "mode": mode,
         "workers": workers,
         "relays": relays,
+        "bundle": bundle,
         "batches_per_second_here": batches / wall,
         "reports_per_batch": reports / batches,
         "coordinator_cores": cpu / wall,
         "coordinator_us_per_batch": 1e6 * cpu / batches,
         "batches_per_second_of_a_core": batches / cpu,
-        "relays_us_per_batch": 1e6 * cpu_relays / batches if relays else None,
+        "relays_us_per_batch": 1e6 * cpu_relays / batches if between else None,
     }

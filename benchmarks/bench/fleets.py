@@ -14,7 +14,7 @@ from simulation.fleet import Fleet, FleetSpec
 Row = dict[str, Any]
 
 BATCH_SECONDS = 0.05
-# CPU of receiving a report from a socket and sending its grant: docs/design.md.
+# CPU of receiving a report from a socket and sending its grant, with a thread for each worker.
 CALL_SECONDS = 0.00008
 SIZES = (16, 64, 256, 1024, 4096)
 MODES = ("sync", "gba", "async")
@@ -109,10 +109,10 @@ def _verdict(alone: Sequence[Row], called: Sequence[Row], seldom: Sequence[Row])
         f" {wanted:,.0f}. Carrying several ends in a report takes that cost away, but what is"
         f" left, {least:.0f} µs a batch and more, is {wanted * least / 1e6:.1f} cores of a process"
         " that has one; and it costs staleness, and in `sync` time, as ends wait for their report."
-        " So such a fleet needs larger batches (a worker of many cores is one worker), or the"
-        " design that this would take: a relay on each node that gathers its workers' reports for"
-        " a few milliseconds, and tokens that stand for runs of batches, so that both messages and"
-        " bookkeeping are shared by many batches. Neither is built.",
+        " So such a fleet needs larger batches (a worker of many cores is one worker), or relays,"
+        " which gather the reports of their workers for a few milliseconds, so that messages and"
+        " what is done once for each are shared by many batches: [what they bring]"
+        "(performance.md#what-the-coordinator-serves).",
         "",
     ]
 
@@ -158,7 +158,7 @@ QUESTION = [
 ]
 CALLS = [
     f"With {1e6 * CALL_SECONDS:g} µs of CPU more for every report, which its way from a socket and"
-    " back takes ([docs/design.md](design.md)), and a report for every batch, as workers do it:",
+    " back took with a thread for each worker, and a report for every batch, as workers do it:",
 ]
 REPORTS = [
     "Were workers to leave some time between two reports, and to hold batches for twice as long,"

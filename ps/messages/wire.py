@@ -130,6 +130,10 @@ def encode(message: Message, *, compress: bool = False) -> list[bytes | memoryvi
         MessageTooLargeError: the message is over the limits of a frame.
     """
     kind = type(message)
+    if isinstance(message, Apply):
+        header = _apply_header(message)
+        _check_size(kind, "header", len(header), MAX_HEADER_BYTES)
+        return [PREFIX.pack(MAGIC, len(header), 0) + header]
     scalars = [getattr(message, name) for name in _SCALARS[kind]]
     lengths, body = [], []
     for name, dtype in _ARRAYS[kind]:
@@ -150,6 +154,23 @@ def encode(message: Message, *, compress: bool = False) -> list[bytes | memoryvi
     return [PREFIX.pack(MAGIC, len(header), size) + header, *body]
 
 
+# What comes before the scalars of an `Apply`, in the header that `encode` makes of any message.
+_APPLY_BEGINS = b"\x94" + b"".join(map(msgpack.packb, (_CODE[Apply], False, []))) + b"\x93"
+# The records that were packed last, and their bytes: every copy of every shard is sent the same.
+_packed_last: tuple[tuple[Record, ...], bytes] = ((), b"\x90")
+
+
+def _apply_header(message: Apply) -> bytes:
+    """Return the header of records; for the same records it packs them once."""
+    global _packed_last
+    records, packed = _packed_last
+    if records is not message.records:
+        packed = msgpack.packb(message.records, default=field_values, buf_size=_HEADER_BUFFER_BYTES)
+        _packed_last = message.records, packed
+    numbers = msgpack.packb(message.request_id) + msgpack.packb(message.recovery_epoch)
+    return _APPLY_BEGINS + numbers + packed
+
+
 def in_messages(records: Sequence[Record]) -> list[tuple[Record, ...]]:
     """Divide records, in order, into what one message may hold of them."""
     messages: list[list[Record]] = []
@@ -166,10 +187,12 @@ def in_messages(records: Sequence[Record]) -> list[tuple[Record, ...]]:
 
 def _most_bytes(record: Record) -> int:
     """Return how many bytes of a header a record takes at most."""
-    scalars = sum(5 + 9 * len(numbers) for numbers in record.scalars)
+    scalars = 5 * len(record.scalars) + 9 * sum(map(len, record.scalars))
     lists = 28 * len(record.entries) + 19 * len(record.discard) + 64 * len(record.evict)
     lists += 9 * len(record.skipped)
-    reasons = sum(15 + len(reason.encode()) for reason, _ in record.totals.skipped)
+    reasons = 0
+    for reason, _ in record.totals.skipped:
+        reasons += 15 + len(reason.encode())
     return 280 + scalars + lists + reasons
 
 

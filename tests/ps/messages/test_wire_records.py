@@ -93,3 +93,11 @@ def test_the_largest_step_fits_a_message_with_the_discards_that_a_record_takes()
 
 def test_no_records_make_no_message() -> None:
     assert in_messages([]) == []
+
+
+def test_records_that_go_to_several_copies_come_alike_and_others_after_them_too() -> None:
+    first, second = (record(6), record(7)), (record(8, 3),)
+
+    for number, records in enumerate((first, first, second, first)):
+        message = Apply(number, number + LARGE, records)
+        assert received(message) == message
