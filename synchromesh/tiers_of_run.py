@@ -41,10 +41,13 @@ def _whole(tables: dict[str, Any]) -> Tiers:
 
 
 def show_tiers(console: Console, tiers: Tiers, names: list[str]) -> None:
-    """Print a line for each of some tables that has tiers."""
-    shown = [name for name in names if name in tiers]
-    if shown:
-        console.print("\nWhere rows were when the run last said so", style="bold")
+    """Print a line for each of some tables that has rows on disk, and how many have none."""
+    tiered = [name for name in names if name in tiers]
+    shown = [name for name in tiered if tiers[name]["disk_rows"]]
+    if tiered:
+        inside = len(tiered) - len(shown)
+        rest = f"; {inside} of {len(tiered)} tables with tiers are in memory" if inside else ""
+        console.print(f"\nWhere rows were when the run last said so{rest}", style="bold")
     for name in shown:
         table = tiers[name]
         text = (

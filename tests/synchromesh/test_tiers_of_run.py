@@ -44,9 +44,14 @@ def test_what_has_no_tiers_says_nothing(tmp_path: Path) -> None:
 def test_a_line_says_where_rows_are_and_were() -> None:
     console = Console(record=True, width=200)
 
-    show_tiers(console, {"items": TIERS}, ["items", "users"])
+    small = {**TIERS, "disk_rows": 0}
+    show_tiers(console, {"items": TIERS, "few": small}, ["items", "few", "users"])
 
-    assert console.export_text().splitlines()[-1] == (
+    lines = console.export_text().splitlines()
+    assert lines[1] == (
+        "Where rows were when the run last said so; 1 of 2 tables with tiers are in memory"
+    )
+    assert lines[2:] == [
         "items: 40 in memory, 60 on disk (2.0 kB); of rows asked for 80.0 % in memory,"
         " 15.0 % just read, 5.0 % read from disk"
-    )
+    ]
