@@ -76,7 +76,7 @@ def test_containers_that_no_header_has_are_refused(data: bytes) -> None:
 
 def compressed_reply(claimed: int, body: bytes) -> bytes:
     """A frame whose header claims so many bytes of values for this compressed body."""
-    header = msgpack.packb([1, True, [claimed // 4, 0, 0], [1, 2]])
+    header = msgpack.packb([1, True, [claimed // 4, 0, 0], [1, 2, False]])
     return PREFIX.pack(MAGIC, len(header), len(body)) + header + body
 
 
