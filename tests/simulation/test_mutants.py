@@ -21,6 +21,7 @@ from scheduler.coordinator.evaluation import EvaluationRound
 from scheduler.coordinator.events import Command
 from scheduler.coordinator.ledger import Ledger
 from scheduler.coordinator.spec import CutOptions
+from scheduler.coordinator.totals import totals_of
 from simulation.engine import Parts, run, seed_that_fails
 from simulation.scenario import Faults
 from simulation.worker import SimulatedWorker
@@ -242,7 +243,7 @@ class TotalsWithoutTheStep(Coordinator):
     """Whoever takes over the job would count its last step twice or not at all."""
 
     def _make_record(self, batches: list[Batch]) -> Record:
-        before = self._totals()
+        before = totals_of(self.ledger, self.clock, self.modes, self.progress)
         return replace(super()._make_record(batches), totals=before)
 
 
