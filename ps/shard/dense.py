@@ -13,6 +13,8 @@ from ps.routing import BLOCK_SIZE
 from ps.shard.merge import add_weighted
 from ps.spec import StoreSpec
 
+_BLOCKS_AT_ONCE = 32  # copies of so many, and their gradients, stay in a core's cache
+
 
 class DenseBlocks:
     """Dense parameters of one shard.
@@ -39,11 +41,8 @@ class DenseBlocks:
     @property
     def vector(self) -> npt.NDArray[np.float32]:
         """The parameters, float32[size], copied."""
-        return self._vector_of(self.rows)
-
-    def _vector_of(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         # Copied before it is reshaped: that alone makes a view where the rows have no slots.
-        return rows[:, :BLOCK_SIZE].copy().reshape(-1)[: self.size]
+        return self.rows[:, :BLOCK_SIZE].copy().reshape(-1)[: self.size]
 
     def initialize(self, values: npt.NDArray[np.float32]) -> None:
         """Set the parameters, float32[size], and every slot to its initial value."""
@@ -106,18 +105,23 @@ class DenseBlocks:
         Args:
             contributions: at least one.
         """
-        gradients = np.empty((len(self.rows), BLOCK_SIZE), np.float32)
-        total = gradients.reshape(-1)
-        total[: self.size] = contributions[0].dense
-        total[self.size :] = 0
-        for contribution in contributions[1:]:
-            add_weighted(total[: self.size], contribution.dense, np.float32(1.0))
-        positions = self._positions
-        if not all_finite(gradients):
-            positions = np.where(np.isfinite(gradients).all(axis=1), positions, -1)
-        rows = self.rows.copy()
-        self.rule.update(rows, positions, gradients, scale, scalars)
-        return self._vector_of(rows)
+        values = np.empty(self.size, np.float32)
+        for first in range(0, len(self.rows), _BLOCKS_AT_ONCE):
+            rows = self.rows[first : first + _BLOCKS_AT_ONCE].copy()
+            begin = first * BLOCK_SIZE
+            end = min(begin + len(rows) * BLOCK_SIZE, self.size)
+            gradients = np.empty((len(rows), BLOCK_SIZE), np.float32)
+            total = gradients.reshape(-1)
+            total[: end - begin] = contributions[0].dense[begin:end]
+            total[end - begin :] = 0
+            for contribution in contributions[1:]:
+                add_weighted(total[: end - begin], contribution.dense[begin:end], np.float32(1.0))
+            positions = self._positions[: len(rows)]
+            if not all_finite(gradients):
+                positions = np.where(np.isfinite(gradients).all(axis=1), positions, -1)
+            self.rule.update(rows, positions, gradients, scale, scalars)
+            values[begin:end] = rows[:, :BLOCK_SIZE].reshape(-1)[: end - begin]
+        return values
 
     def _gradients(
         self, contributions: Sequence[Contribution], weights: Sequence[float]
