@@ -18,7 +18,14 @@ def seconds_to_move(num_bytes: int) -> float:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what Ray says, without its traceback."""
+    """Return the first line of what Ray says, without its traceback.
+
+    Of an exception that a process raised that is the exception's own first line, with its type:
+    Ray's words begin with the process, in colours.
+    """
+    cause = getattr(error, "cause", None)  # of a RayTaskError
+    if isinstance(cause, BaseException):
+        return f"{type(cause).__name__}: {first_line(cause)}"
     text = str(error).strip() or type(error).__name__
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0].rstrip(".")

@@ -46,5 +46,6 @@ def check_tiers(tiers: Mapping[str, Tiers], tables: Sequence[TableSpec]) -> None
         if free < needed:
             raise ConfigError(
                 f"{where} is {path}, which has {free:,} bytes free: less than the {needed:,} that"
-                " its tables have in memory. Name a folder on another disk, or leave tiers out"
+                " memory_bytes of its tables come to, and more is to be on the disk. Name a folder"
+                " on another disk, or where all rows fit into memory leave tiers out"
             )

@@ -33,7 +33,6 @@ from scheduler.job.names import Name, check_table_name
 from scheduler.job.online import OnlineConfig, check_online, check_scored
 from scheduler.job.publishing import PublishConfig
 from scheduler.job.quantities import (
-    MAX_RELAYS,
     MAX_WORKERS,
     RELAYS_FROM,
     WORKERS_OF_A_RELAY,
@@ -43,6 +42,7 @@ from scheduler.job.quantities import (
     Cpus,
     PathText,
     PositiveFloat32,
+    Relays,
     Seconds,
 )
 from scheduler.job.roles import LabelsConfig, ResourcesConfig, check_bounds
@@ -293,7 +293,7 @@ class ClusterConfig(_Section):
     worker_cpus: Cpus = 0.5
     server_cpus: Cpus = 0.25
     coordinator_cpus: Cpus = 0.25
-    relays: Literal["auto"] | Annotated[int, Field(ge=0, le=MAX_RELAYS)] = "auto"
+    relays: Relays = "auto"
     resources: ResourcesConfig = ResourcesConfig()
     labels: LabelsConfig = LabelsConfig()
     start_timeout_seconds: Seconds = 120

@@ -1,6 +1,6 @@
 """Numbers and paths in a job file, with bounds beyond which something else would break later."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field
@@ -14,6 +14,16 @@ MAX_RELAYS = 256
 # From so many workers on a job has relays, where nobody says how many: below it saves the
 # coordinator little (docs/performance.md). A relay takes some 20 batches/s of each of its workers.
 RELAYS_FROM, WORKERS_OF_A_RELAY = 256, 512
+
+
+def _number_of_relays(value: Any) -> Any:
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    if value != "auto" and not (is_number and 0 <= value <= MAX_RELAYS):
+        raise ValueError(f"must be auto or a whole number from 0 to {MAX_RELAYS}, got {value!r}")
+    return value
+
+
+Relays = Annotated[int | Literal["auto"], BeforeValidator(_number_of_relays)]
 # Bytes and samples.
 Amount = Annotated[int, Field(ge=1, le=2**62)]
 # What operating systems and locks take as a time limit; 31 years.

@@ -285,7 +285,7 @@ def custom_class(options: Mapping[str, Any]) -> Any:
             f"model.class {path!r}: importing {module_name!r} failed: {error}. The module must be "
             "installed, or lie in the directory that the job is started from"
         ) from error
-    except Exception as error:  # whatever the module raises
+    except (Exception, SystemExit) as error:  # whatever the module raises
         raise ValueError(
             f"model.class {path!r}: importing {module_name!r} failed{told(error)}"
         ) from error

@@ -33,17 +33,17 @@ def user_code(path: str, doing: str) -> Iterator[None]:
         yield
     except (UserCodeError, MemoryError):
         raise  # too little memory is the place's, and another worker may have more
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserCodeError(f"model.class {path!r}: {doing} failed{told(error)}") from error
 
 
-def told(error: Exception) -> str:
+def told(error: Exception | SystemExit) -> str:
     """Return where an exception came from, as far as that is the user's, and what it says."""
     said = str(error).strip() or "no message"
     return f"{_place(error)}: {type(error).__name__}: {said}"
 
 
-def _place(error: Exception) -> str:
+def _place(error: Exception | SystemExit) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f" at {error.filename}, line {error.lineno}"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]

@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError
+from ray.exceptions import (
+    ActorUnavailableError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+)
 
 import scheduler.driver.answers
 import scheduler.driver.checkpoints
@@ -29,7 +34,7 @@ from scheduler.driver.processes import (
     ServerProcess,
     Who,
 )
-from scheduler.driver.ray_calls import seconds_to_move
+from scheduler.driver.ray_calls import first_line, seconds_to_move
 from scheduler.driver.resolved import JobSpecs, resolve
 from scheduler.errors import StartError, TrainingError
 from scheduler.job.config import ClusterConfig
@@ -259,3 +264,13 @@ def test_a_ray_that_does_not_start_is_told_in_a_line(monkeypatch: pytest.MonkeyP
 
     with pytest.raises(StartError, match=r"did not start .*\(The current node timed out during"):
         start_ray(ClusterConfig(), namespace="x")
+
+
+def test_what_a_process_raised_is_told_by_its_own_words() -> None:
+    """And not by those of Ray's text, whose first line names the process, in colours."""
+    cause = MemoryError("table a needs 430,080 bytes below /ssd (No space left on device).\nmore")
+    error = RayTaskError("watch", "Traceback ...\n  in watch\nMemoryError: ...", cause)
+
+    assert first_line(error) == (
+        "MemoryError: table a needs 430,080 bytes below /ssd (No space left on device)"
+    )

@@ -333,6 +333,8 @@ def test_an_override_that_leads_nowhere_is_refused(
         ("cluster", {"inject": ["slow"]}, "got 'slow'; write {kind: slow}"),
         ("cluster", {"worker_threads": 10**9}, "cluster.worker_threads: "),
         ("cluster", {"workers": 10**30}, "cluster.workers: "),
+        ("cluster", {"relays": -1}, "cluster.relays: must be auto or a whole number from 0 to 256"),
+        ("cluster", {"relays": "many"}, "cluster.relays: must be auto or a whole number from"),
         ("cluster", {"retry_seconds": 1e300}, "cluster.retry_seconds: "),
         (
             "cluster",

@@ -67,6 +67,11 @@ def examine(model: "ModuleModel", made: Made, spec: ModelSpec) -> bool:
             f"{where}: forward changes the parameters, which only their optimizer does; compute"
             " what it needs from them each time"
         )
+    if not np.isfinite(predicted).all():
+        raise UserCodeError(
+            f"{where}: forward gives logits that are not finite (NaN or infinity) in prediction"
+            " (self.training is False), though it does not in training"
+        )
     again = batch.train(model, params)
     if first != again or not np.array_equal(
         predicted, model.predict(params, batch.dense, batch.pooled)

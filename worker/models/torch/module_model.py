@@ -190,7 +190,7 @@ class ModuleModel:
     def _forward(self, inputs: "_Inputs") -> torch.Tensor:
         path, n = self._made.path, len(inputs.dense)
         with user_code(path, "forward"):
-            logits = self._module(inputs.dense, inputs.embeddings)
+            logits = self._module(inputs.dense, dict(inputs.embeddings))
         return _checked(logits, n, path, "forward", "the logits").float()
 
     def _loss_and_gradients(
@@ -314,8 +314,7 @@ class _Constants:
             raise UserCodeError(
                 f"model.class {self._path!r}: training changes buffer {full_name!r} of a"
                 f" {type(owner).__name__}, and what one worker keeps of its batches no other one"
-                " has. In place of batch norm take torch.nn.LayerNorm, or BatchNorm1d(...,"
-                " track_running_stats=False); buffers may hold constants"
+                " has. In place of batch norm take torch.nn.LayerNorm; buffers may hold constants"
             )
 
 

@@ -128,6 +128,18 @@ def test_constants_may_be_drawn_from_the_generator_of_torch(tried: Callable[...,
     tried(linear(more=mask, begin="x = x * self.mask")).model.examine()
 
 
+def test_logits_that_are_not_finite_in_prediction_alone_are_refused(
+    tried: Callable[..., Tried],
+) -> None:
+    source = linear(begin="x = x if self.training else x / 0")
+
+    assert "not finite (NaN or infinity) in prediction" in refused(tried, source)
+
+
+def test_a_module_may_take_features_out_of_what_it_is_given(tried: Callable[..., Tried]) -> None:
+    tried(linear(begin="embeddings.pop(next(iter(embeddings)))")).model.examine()
+
+
 def test_batch_norm_without_running_statistics_is_taken(tried: Callable[..., Tried]) -> None:
     source = linear(
         more="self.norm = nn.BatchNorm1d(9, track_running_stats=False)",
@@ -143,6 +155,11 @@ def test_batch_norm_without_running_statistics_is_taken(tried: Callable[..., Tri
         (linear(more="1 / 0"), "        1 / 0", "its __init__ failed .*ZeroDivisionError"),
         (linear(begin="x = x[:, 1:]"), "squeeze(1)", "forward failed .*RuntimeError: mat1"),
         (linear(begin="x = embeddings['c']"), "x = embeddings['c']", "forward failed .*KeyError"),
+        (
+            linear(begin="raise SystemExit(0)"),
+            "raise SystemExit(0)",
+            "forward failed .*SystemExit: 0",
+        ),
         (linear(begin="raise OSError('gone')"), "raise OSError", "forward failed .*OSError: gone"),
     ],
 )
