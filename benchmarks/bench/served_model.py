@@ -9,6 +9,7 @@ import numpy as np
 
 from embedding import TableEntries
 from embedding.optimizers.rule import step_scalars
+from ps.checkpoint.chain import MAX_CHAIN
 from ps.checkpoint.cut import CutWriter
 from ps.checkpoint.manifest import Manifest, Parent, write_manifest
 from ps.messages.records import Freeze
@@ -80,8 +81,8 @@ class SavedDlrm:
         self.shard.step += 1
 
     def cut(self) -> Path:
-        """Write what has changed since the last cut; the first is full."""
-        changed_only = self._parent is not None
+        """Write what has changed since the last cut; the first is full, and one after many."""
+        changed_only = self._cuts % MAX_CHAIN != 0
         self._cuts += 1
         step = self.shard.step
         self.shard.handle(Freeze(4, _EPOCH, self._cuts, step, changed_only), "benchmark")
@@ -102,7 +103,7 @@ class SavedDlrm:
             model={"spec": asdict(self.model), "features": asdict(self.features)},
             job={},
             files=tuple(files),
-            parent=self._parent,
+            parent=self._parent if changed_only else None,
             sorted=False,
         )
         self._parent = Parent(path.name, write_manifest(path, manifest))
