@@ -115,7 +115,6 @@ def test_an_array_that_is_not_of_its_type_is_refused(
         0,
         None,
         0.0,
-        None,
         0,
         0.0,
         0.0,
