@@ -167,7 +167,10 @@ def _apply_header(message: Apply) -> bytes:
     if records is not message.records:
         packed = msgpack.packb(message.records, default=field_values, buf_size=_HEADER_BUFFER_BYTES)
         _packed_last = message.records, packed
-    numbers = msgpack.packb(message.request_id) + msgpack.packb(message.recovery_epoch)
+    numbers = b"".join(
+        msgpack.packb(number, buf_size=_HEADER_BUFFER_BYTES)
+        for number in (message.request_id, message.recovery_epoch)
+    )
     return _APPLY_BEGINS + numbers + packed
 
 
