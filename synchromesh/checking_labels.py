@@ -44,17 +44,14 @@ def check_labels(config: JobConfig, plan: Plan, *, rows: int) -> LabelCheck:
     """Read the first labels that are there, and the keys of the first samples.
 
     Args:
-        plan: of files of samples.
-        rows: most that are read of either; the file in which they are is read to its end.
+        plan: of the first file of samples.
+        rows: most labels that are read; the file in which the last of them is, to its end.
 
     Raises:
         StorageError, ConfigError, DataError: see `labels_there`.
     """
-    samples = np.empty(0, np.int64)
-    for file in plan.files:
-        samples = np.concatenate([samples, keys_in(file, arriving_features(config))])
-        if samples.size >= rows:
-            break
+    # Of a stream the plan has one file, the first.
+    samples = keys_in(plan.files[0], arriving_features(config))
     num_rows = positives = matched = 0
     features = label_features(config)
     for file in labels_there(config):

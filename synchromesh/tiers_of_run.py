@@ -7,10 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.filesize import decimal
 
-from runtime.growing_files import METRICS_FILE
+from scheduler.run.control_file import last_metrics
 from scheduler.run.directory import RESULT_FILE
 
-_TAIL_BYTES = 1 << 20
 _NEEDED = ("memory_rows", "disk_rows", "disk_bytes", "memory_hits", "cache_hits", "disk_reads")
 
 Tiers = dict[str, dict[str, int]]
@@ -27,13 +26,8 @@ def tiers_of_run(run: str) -> Tiers:
         return _whole(tables)
     except (OSError, ValueError, AttributeError):
         pass  # it runs, or ended without one
-    try:
-        with open(folder / METRICS_FILE, "rb") as file:
-            file.seek(max(file.seek(0, 2) - _TAIL_BYTES, 0))
-            lines = file.read().splitlines()
-        return _whole(json.loads(lines[-1]).get("tiers", {}))
-    except (OSError, ValueError, IndexError, AttributeError):
-        return {}
+    line = last_metrics(folder)
+    return {} if line is None else _whole(line.get("tiers", {}))
 
 
 def _whole(tables: dict[str, Any]) -> Tiers:

@@ -16,7 +16,8 @@ import numpy as np
 
 from ps.messages.wire import WireError
 from runtime.process_figures import NOT_MEASURED, ProcessFigures
-from runtime.typed import decoder_of, field_values
+from runtime.typed import decoder_of
+from worker.control_wire import plain, unpacked
 from worker.data.arrived import BatchRows
 from worker.protocol import (
     MAX_TOKENS,
@@ -35,7 +36,7 @@ from worker.protocol import (
 MAX_REPORTS = 1024
 # A report of one frame of its own may take most of it.
 MAX_BUNDLE_BYTES = (16 << 20) + (4 << 20)
-_MAX_TEXT_BYTES, _MAX_STAGES = 1 << 20, 256
+_MAX_TEXT_BYTES = 1 << 20
 _MAX_NAMED = MAX_REPORTS * MAX_TOKENS
 
 T = TypeVar("T")
@@ -244,7 +245,7 @@ def _ints(*columns: Iterable[int]) -> bytes:
 
 
 def _packed(fields: list[Any]) -> bytes:
-    body: bytes = msgpack.packb(fields, default=_plain)
+    body: bytes = msgpack.packb(fields, default=plain)
     if len(body) > MAX_BUNDLE_BYTES:
         raise ValueError(
             f"a message of reports would take {len(body)} bytes, a frame holds {MAX_BUNDLE_BYTES}."
@@ -253,20 +254,9 @@ def _packed(fields: list[Any]) -> bytes:
     return body
 
 
-def _plain(value: Any) -> list[Any] | bytes:
-    return value.tobytes() if isinstance(value, np.ndarray) else field_values(value)
-
-
 def _unpacked(body: bytes, num_fields: int, made_of: Callable[..., list[T]]) -> list[T]:
     try:
-        fields = msgpack.unpackb(
-            body,
-            strict_map_key=True,
-            max_array_len=MAX_TOKENS,
-            max_map_len=_MAX_STAGES,
-            max_str_len=_MAX_TEXT_BYTES,
-            max_ext_len=0,
-        )
+        fields = unpacked(body, max_text_bytes=_MAX_TEXT_BYTES)
         if type(fields) is not list or len(fields) != num_fields:
             raise ValueError(f"it has not {num_fields} fields")
         return made_of(*fields)

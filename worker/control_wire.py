@@ -32,7 +32,7 @@ _decode_grant = decoder_of(Grant)
 
 def frame_of(message: Report | Grant) -> bytes:
     """Return the frame of a message; raises ValueError where it would be over the limit."""
-    body = msgpack.packb(message, default=_plain)
+    body = msgpack.packb(message, default=plain)
     if len(body) > MAX_BYTES:
         raise ValueError(
             f"a {type(message).__name__} would take {len(body)} bytes, a frame holds {MAX_BYTES}."
@@ -68,7 +68,8 @@ def receive_grant(sock: socket.socket) -> Grant:
     return grant
 
 
-def _plain(value: Any) -> list[Any] | bytes:
+def plain(value: Any) -> list[Any] | bytes:
+    """Return what msgpack takes of a message's dataclass or array."""
     return value.tobytes() if isinstance(value, np.ndarray) else field_values(value)
 
 
@@ -79,16 +80,24 @@ def _receive(sock: socket.socket) -> bytes:
     return receive_exactly(sock, nbytes)
 
 
+def unpacked(body: bytes, *, max_text_bytes: int) -> Any:
+    """Return what msgpack finds in a body, whose lists and maps are bounded.
+
+    Raises:
+        ValueError, TypeError, msgpack.UnpackException: it is not to be read.
+    """
+    return msgpack.unpackb(
+        body,
+        strict_map_key=True,
+        max_array_len=MAX_TOKENS,
+        max_map_len=_MAX_STAGES,
+        max_str_len=max_text_bytes,
+        max_ext_len=0,
+    )
+
+
 def _decoded(body: bytes, decode: Decoder, *, max_text_bytes: int) -> Any:
     try:
-        fields = msgpack.unpackb(
-            body,
-            strict_map_key=True,
-            max_array_len=MAX_TOKENS,
-            max_map_len=_MAX_STAGES,
-            max_str_len=max_text_bytes,
-            max_ext_len=0,
-        )
-        return decode(fields)
+        return decode(unpacked(body, max_text_bytes=max_text_bytes))
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise WireError(f"a frame that can't be read: {error}") from error

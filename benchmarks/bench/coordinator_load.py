@@ -10,8 +10,8 @@ import contextlib
 import secrets
 import selectors
 import socket
-import struct
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ from scheduler.coordinator.server import CoordinatorServer
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.worker_connections import ControlPlane
 from worker.control_bundles import pack_reports, unpack_grants
-from worker.control_wire import MANY_MAGIC, framed
+from worker.control_wire import MAGIC, MANY_MAGIC, PREFIX, framed
 from worker.protocol import Finished, Report, Token
 from worker.relay.server import RelayServer
 
@@ -42,7 +42,6 @@ SHARDS = 2
 DEPTH = 2
 WARM_UP_SECONDS = 1.0
 _FAR = 10**9
-_PREFIX, _MAGIC = struct.Struct("<4sI"), b"SMC1"
 _STAGES = (
     "read",
     "deduplicate",
@@ -112,38 +111,32 @@ def start_relay(number: int, coordinator: Address, secret: bytes) -> Address:
 
 
 @dataclass(slots=True)
-class _Worker:
+class _Connection:
+    """An end of a socket, and the begin of a frame that came."""
+
+    sock: socket.socket
+    incoming: bytearray = field(default_factory=bytearray)
+
+
+@dataclass(slots=True)
+class _Worker(_Connection):
     """One worker's end of a socket: what it was granted and says next that it has ended."""
 
-    number: int
-    sock: socket.socket
+    number: int = 0
     sequence: int = 0
-    incoming: bytearray = field(default_factory=bytearray)
     computing: list[list[Any]] = field(default_factory=list)
 
 
-class Load:
-    """Workers that report as fast as they are answered.
+class _Connections(ABC):
+    """Connections that are answered as fast as they say something.
 
-    Args:
-        addresses: where worker i connects: to the one at i modulo their number.
+    Attributes:
+        batches, reports: that were told of so far.
     """
 
-    def __init__(self, addresses: list[Address], workers: int, secret: bytes) -> None:
+    def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self.batches = self.reports = 0
-        stages = dict.fromkeys(_STAGES, 1.25)
-        self._process = [1 << 30, 1 << 30, 1 << 30, 3.5, stages]
-        for number in range(workers):
-            sock = connect(
-                addresses[number % len(addresses)],
-                node_id=NODE,
-                secret=secret,
-                name=f"worker {number} incarnation 0",
-            )
-            worker = _Worker(number, sock)
-            self._selector.register(sock, selectors.EVENT_READ, worker)
-            self._report(worker)
 
     def run(self, seconds: float) -> None:
         """Go on for so long."""
@@ -158,17 +151,48 @@ class Load:
             key.data.sock.close()
         self._selector.close()
 
-    def _receive(self, worker: _Worker) -> None:
-        worker.incoming += worker.sock.recv(1 << 16)
-        if len(worker.incoming) < _PREFIX.size:
+    def _receive(self, connection: Any) -> None:
+        connection.incoming += connection.sock.recv(1 << 20)
+        if len(connection.incoming) < PREFIX.size:
             return
-        _, nbytes = _PREFIX.unpack_from(worker.incoming)
-        if len(worker.incoming) < _PREFIX.size + nbytes:
+        _, nbytes = PREFIX.unpack_from(connection.incoming)
+        if len(connection.incoming) < PREFIX.size + nbytes:
             return
-        grant = msgpack.unpackb(memoryview(worker.incoming)[_PREFIX.size :])
-        worker.incoming.clear()
-        worker.computing += grant[1]
-        self._report(worker)
+        body = bytes(connection.incoming[PREFIX.size :])
+        connection.incoming.clear()
+        self._answered(connection, body)
+
+    @abstractmethod
+    def _answered(self, connection: Any, body: bytes) -> None:
+        """A frame has come."""
+
+
+class Load(_Connections):
+    """Workers that report as fast as they are answered.
+
+    Args:
+        addresses: where worker i connects: to the one at i modulo their number.
+    """
+
+    def __init__(self, addresses: list[Address], workers: int, secret: bytes) -> None:
+        super().__init__()
+        stages = dict.fromkeys(_STAGES, 1.25)
+        self._process = [1 << 30, 1 << 30, 1 << 30, 3.5, stages]
+        for number in range(workers):
+            sock = connect(
+                addresses[number % len(addresses)],
+                node_id=NODE,
+                secret=secret,
+                name=f"worker {number} incarnation 0",
+            )
+            worker = _Worker(sock, number=number)
+            self._selector.register(sock, selectors.EVENT_READ, worker)
+            self._report(worker)
+
+    def _answered(self, connection: _Worker, body: bytes) -> None:
+        grant = msgpack.unpackb(body)
+        connection.computing += grant[1]
+        self._report(connection)
 
     def _report(self, worker: _Worker) -> None:
         """Say that the first of what it holds has ended, and ask for as many as it has room for."""
@@ -186,11 +210,11 @@ class Load:
             "pushing" if held else "none",
         ]  # fmt: skip
         body = msgpack.packb(fields)
-        worker.sock.sendall(_PREFIX.pack(_MAGIC, len(body)) + body)
+        worker.sock.sendall(framed(MAGIC, body))
         self.reports += 1
 
 
-class BundledLoad:
+class BundledLoad(_Connections):
     """The same, of relays that this process plays: what a coordinator of many workers sees of them.
 
     A relay of thousands of batches/s has a few dozen reports in each bundle. Real ones would share
@@ -204,43 +228,21 @@ class BundledLoad:
     def __init__(
         self, coordinator: Address, workers: int, secret: bytes, *, relays: int, bundle: int
     ) -> None:
-        self.batches = self.reports = 0
+        super().__init__()
         self._bundle = bundle
-        self._selector = selectors.DefaultSelector()
         self._sequence = [0] * workers
         self._held: list[list[Token]] = [[] for _ in range(workers)]
         for number in range(relays):
             sock = connect(coordinator, node_id=NODE, secret=secret, name=f"relay {number}")
-            relay = _Relay(sock, deque(range(number, workers, relays)))
+            relay = _Relay(sock, ready=deque(range(number, workers, relays)))
             self._selector.register(sock, selectors.EVENT_READ, relay)
             self._pass_on(relay)
 
-    def run(self, seconds: float) -> None:
-        """Go on for so long."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            for key, _ in self._selector.select(0.1):
-                self._receive(key.data)
-
-    def close(self) -> None:
-        """Let all connections go."""
-        for key in list(self._selector.get_map().values()):
-            key.data.sock.close()
-        self._selector.close()
-
-    def _receive(self, relay: "_Relay") -> None:
-        relay.incoming += relay.sock.recv(1 << 20)
-        if len(relay.incoming) < _PREFIX.size:
-            return
-        _, nbytes = _PREFIX.unpack_from(relay.incoming)
-        if len(relay.incoming) < _PREFIX.size + nbytes:
-            return
-        grants = unpack_grants(bytes(relay.incoming[_PREFIX.size :]))
-        relay.incoming.clear()
-        for worker, grant in zip(relay.asked, grants, strict=True):
+    def _answered(self, connection: "_Relay", body: bytes) -> None:
+        for worker, grant in zip(connection.asked, unpack_grants(body), strict=True):
             self._held[worker] += grant.tokens
-        relay.ready += relay.asked
-        self._pass_on(relay)
+        connection.ready += connection.asked
+        self._pass_on(connection)
 
     def _pass_on(self, relay: "_Relay") -> None:
         count = min(self._bundle, len(relay.ready))
@@ -272,13 +274,11 @@ class BundledLoad:
 
 
 @dataclass(slots=True)
-class _Relay:
+class _Relay(_Connection):
     """A connection of a relay: whose reports are under way, and who reports next."""
 
-    sock: socket.socket
-    ready: deque[int]
+    ready: deque[int] = field(default_factory=deque)
     asked: list[int] = field(default_factory=list)
-    incoming: bytearray = field(default_factory=bytearray)
 
 
 def measure_load(

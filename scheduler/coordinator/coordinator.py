@@ -403,7 +403,7 @@ class Coordinator:
         return self._lease_train(report.worker, now)
 
     def _lease_train(self, worker: int, now: float) -> Token | None:
-        if self.time.is_held and self.time.is_held_by("pause", "move"):
+        if self.time.is_held_by("pause", "move"):
             return None
         modes = self.modes
         token = self.ledger.lease(
@@ -439,10 +439,7 @@ class Coordinator:
     def _form_steps(self, now: float) -> list[Record]:
         """Order every step that is complete, unless something holds the state as it is."""
         records: list[Record] = []
-        held = self.time
-        while not (held.is_held and held.is_held_by("evaluation", "move")):
-            if self._cut_is_due(now):
-                break
+        while not (self.time.is_held_by("evaluation", "move") or self._cut_is_due(now)):
             batches = self.rule.next_step(self.ledger, self.step)
             if batches is None:
                 break

@@ -160,11 +160,6 @@ class TrainingTime:
             self._held += now - self._held_since
         self._reasons.discard(reason)
 
-    @property
-    def is_held(self) -> bool:
-        """Whether anything holds it."""
-        return bool(self._reasons)
-
     def is_held_by(self, *reasons: HoldReason) -> bool:
         """Whether any of these reasons holds."""
         return bool(self._reasons) and not self._reasons.isdisjoint(reasons)

@@ -80,7 +80,7 @@ def unreachable(run: Path, facts: dict[str, Any], cause: str) -> NotRunningError
 
 def last_known(run: Path) -> str:
     """Say what the run directory tells of a job that can't be asked."""
-    line = _last_metrics(run)
+    line = last_metrics(run)
     if line is None:
         told = "It has written no metrics"
     else:
@@ -95,7 +95,7 @@ def last_known(run: Path) -> str:
         return f"{told}. It has written no checkpoint"
 
 
-def _last_metrics(run: Path) -> dict[str, Any] | None:
+def last_metrics(run: Path) -> dict[str, Any] | None:
     """Return the last whole line of the metrics, or None."""
     try:
         files = metrics_files(run)
