@@ -26,8 +26,8 @@ def tiers_of_run(run: str) -> Tiers:
         return _whole(tables)
     except (OSError, ValueError, AttributeError):
         pass  # it runs, or ended without one
-    line = last_metrics(folder)
-    return {} if line is None else _whole(line.get("tiers", {}))
+    line = last_metrics(folder, ("tiers",))
+    return {} if line is None else _whole(line["tiers"])
 
 
 def _whole(tables: dict[str, Any]) -> Tiers:

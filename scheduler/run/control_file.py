@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def unreachable(run: Path, facts: dict[str, Any], cause: str) -> NotRunningError
 
 def last_known(run: Path) -> str:
     """Say what the run directory tells of a job that can't be asked."""
-    line = last_metrics(run)
+    line = last_metrics(run, ("time", "mode", "global_step", "samples"))
     if line is None:
         told = "It has written no metrics"
     else:
@@ -95,8 +96,9 @@ def last_known(run: Path) -> str:
         return f"{told}. It has written no checkpoint"
 
 
-def last_metrics(run: Path) -> dict[str, Any] | None:
-    """Return the last whole line of the metrics, or None."""
+def last_metrics(run: Path, fields: Iterable[str]) -> dict[str, Any] | None:
+    """Return the last whole line of the metrics that has some fields, or None."""
+    needed = set(fields)
     try:
         files = metrics_files(run)
     except OSError:
@@ -104,7 +106,7 @@ def last_metrics(run: Path) -> dict[str, Any] | None:
     for line in (line for file in reversed(files) for line in _last_lines(file)):
         try:
             found: dict[str, Any] = json.loads(line)
-            if {"time", "mode", "global_step", "samples"} <= set(found):
+            if needed <= set(found):
                 return found
         except (ValueError, TypeError):
             continue  # the last one was cut off
