@@ -38,7 +38,7 @@ class _LineModel(models.PrimitiveModel):
         super().__init__(manager, line_type, _VECTOR)
 
 
-_line = _LineType("float32x16")
+LINE = _LineType("float32x16")
 
 
 def pointer_to(context: Any, builder: Any, signature: Any, arguments: Any, first: int) -> Any:
@@ -65,7 +65,7 @@ def load_line(typing_context: Any, array: Any, position: Any) -> Any:
         pointer = pointer_to(context, builder, signature, arguments, 0)
         return builder.load(builder.bitcast(pointer, _VECTOR.as_pointer()), align=_UNALIGNED)
 
-    return _line(array, position), generate
+    return LINE(array, position), generate
 
 
 @intrinsic
@@ -89,7 +89,7 @@ def repeated(typing_context: Any, array: Any, position: Any) -> Any:
         element = builder.load(pointer_to(context, builder, signature, arguments, 0))
         return spread(builder, element)
 
-    return _line(array, position), generate
+    return LINE(array, position), generate
 
 
 @intrinsic
@@ -99,7 +99,7 @@ def line_of_zeros(typing_context: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return ir.Constant(_VECTOR, [0.0] * WIDTH)
 
-    return _line(), generate
+    return LINE(), generate
 
 
 @intrinsic
@@ -111,7 +111,7 @@ def multiply_add(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
         fma = cgutils.get_or_insert_function(builder.module, kind, "llvm.fmuladd.v16f32")
         return builder.call(fma, arguments)
 
-    return _line(a, b, c), generate
+    return LINE(a, b, c), generate
 
 
 @intrinsic
@@ -121,7 +121,7 @@ def line_of(typing_context: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return spread(builder, arguments[0])
 
-    return _line(types.float32), generate
+    return LINE(types.float32), generate
 
 
 @intrinsic
@@ -133,7 +133,7 @@ def roots(typing_context: Any, a: Any) -> Any:
         root = cgutils.get_or_insert_function(builder.module, kind, "llvm.sqrt.v16f32")
         return builder.call(root, arguments)
 
-    return _line(a), generate
+    return LINE(a), generate
 
 
 @intrinsic
@@ -145,7 +145,7 @@ def not_below_zero(typing_context: Any, a: Any) -> Any:
         below = builder.fcmp_ordered("<", arguments[0], zeros)
         return builder.select(below, zeros, arguments[0])
 
-    return _line(a), generate
+    return LINE(a), generate
 
 
 @intrinsic
@@ -195,9 +195,9 @@ def _define(operation: Any, instruction: str) -> None:
 
     @type_callable(operation)
     def type_of(context: Any) -> Any:
-        return lambda a, b: _line if a == b == _line else None
+        return lambda a, b: LINE if a == b == LINE else None
 
-    @lower_builtin(operation, _line, _line)
+    @lower_builtin(operation, LINE, LINE)
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return getattr(builder, instruction)(*arguments)
 

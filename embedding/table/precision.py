@@ -18,6 +18,8 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.kernels.bits import bits_of, float_of
+from embedding.kernels.brain_lines import WORDS, load_brain_line, store_brain_line
+from embedding.kernels.lines import WIDTH, load_line, store_line
 from embedding.kernels.mixing import mix64
 from embedding.kernels.prefetch import AHEAD, prefetch_ahead, prefetch_row
 from embedding.kernels.row_copy import copy_rows
@@ -109,7 +111,15 @@ def read_vector(
         for c in range(dim):
             out[target, c] = values[row, c]
         return
-    for c in range(dim >> 1):
+    first = 0
+    if kind == BFLOAT16:
+        first = dim // WIDTH
+        words, numbers = values.reshape(-1), out.reshape(-1)
+        for i in range(first):
+            line = load_brain_line(words, row * values.shape[1] + i * WORDS)
+            store_line(line, numbers, target * out.shape[1] + i * WIDTH)
+        first *= WORDS
+    for c in range(first, dim >> 1):
         word = bits_of(values[row, c])
         out[target, 2 * c] = _widen(word & _LOW_16, kind)
         out[target, 2 * c + 1] = _widen(word >> _16, kind)
@@ -191,12 +201,18 @@ def narrow_rows(
         step: the step that changed them.
     """
     narrow = (dim + 1) // 2
+    whole = dim - dim % WIDTH if kind == BFLOAT16 else 0  # columns that are rounded by lines
+    words, numbers = values.reshape(-1), wide.reshape(-1)
     for i in range(positions.size):
         row = positions[i]
         if row < 0:
             continue
         base = mix64(mix64(np.uint64(keys[i]) ^ seed) + np.uint64(step))
-        for c in range(0, dim, 2):
+        for c in range(0, whole, WIDTH):
+            line = load_line(numbers, i * wide.shape[1] + c)
+            at = row * values.shape[1] + (c >> 1)
+            store_brain_line(line, base + np.uint64(c), words, at)
+        for c in range(whole, dim, 2):
             draws = np.uint32(mix64(base + np.uint64(c)) >> _UPPER)
             word = _narrow(bits_of(wide[i, c]), draws & _LOW_16, kind)
             if c + 1 < dim:

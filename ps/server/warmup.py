@@ -45,7 +45,8 @@ def _small(spec: StoreSpec, tiers: Mapping[str, Tiers]) -> StoreSpec:
         kernels = (rule.kernel, rule.limits is None)
         warm = table.warm_start is not None
         tiered = table.name in tiers
-        kinds[type(table.initializer), kernels, _counters_of(table), warm, tiered] = table
+        narrow = table.value_dtype != "float32"
+        kinds[type(table.initializer), kernels, _counters_of(table), warm, tiered, narrow] = table
     names = {table.name for table in kinds.values()} | {table.base for table in kinds.values()}
     tables = tuple(
         replace(table, dim=2, track_usage=True)  # so that each can evict

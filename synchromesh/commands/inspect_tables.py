@@ -211,6 +211,7 @@ def show_spec(console: Console, overview: TableOverview) -> None:
         "bytes in files": decimal(overview.file_bytes),
         "bytes once loaded": f"{decimal(overview.memory_bytes)} in one process",
         "dim": str(spec.dim),
+        "value_dtype": spec.value_dtype,
         "optimizer": in_short(spec.optimizer, defaults=True),
         "initializer": in_short(spec.initializer, defaults=True),
         "admission": "all keys"

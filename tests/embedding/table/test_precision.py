@@ -1,5 +1,6 @@
 """Vectors of 16 bits: which values they can hold, and how they are rounded."""
 
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from numba import njit
 
 from embedding import EmbeddingVariable, TableEntries, TableSpec, step_scalars
 from embedding.kernels.finite import all_finite
+from embedding.kernels.mixing import mix64
 from embedding.spec.initial_values import Constant, Normal, Uniform
 from embedding.spec.json_form import table_from_json, to_json
 from embedding.spec.optimizers import OPTIMIZERS, Sgd
@@ -141,6 +143,32 @@ def test_draws_depend_on_seed_key_step_and_column_alone(dtype):
     assert (rounded(dtype, values, keys=np.arange(500) + 1000) != once).any()
 
 
+@pytest.mark.parametrize("dim", [16, 33, 50])
+def test_lines_of_bfloat16_are_rounded_as_single_values_are(dim):
+    """By mix64 of the seed, the key, the step and the column, 16 bits a column."""
+    rng = np.random.default_rng(dim)
+    wide = rng.normal(size=(200, dim)).astype(np.float32)
+    wide[::7] = np.ldexp(wide[::7], rng.integers(-140, 120, (29, dim)))
+    wide[3, :9] = [0.0, -0.0, np.inf, -np.inf, np.nan, 3.4e38, -3.4e38, 1e-45, -1e-40]
+    keys = rng.integers(-(2**63), 2**63 - 1, 200)
+    expected = np.empty_like(wide, np.uint32)
+    for i in range(200):
+        base = int(mix64(np.uint64(int(mix64(np.uint64(int(keys[i]) % 2**64 ^ 7))) + 12)))
+        for c in range(dim):
+            draws = int(mix64(np.uint64((base + (c & ~1)) % 2**64))) >> 32
+            bits = int(wide[i, c : c + 1].view(np.uint32)[0])
+            size = bits & 0x7FFFFFFF
+            up = draws >> 16 if c & 1 else draws & 0xFFFF
+            half = min(size, 0x7FC00000) >> 16
+            if size < 0x7F800000:
+                half = min(size + up >> 16, 0x7F7F)
+            expected[i, c] = (bits >> 31 << 15 | half) << 16
+
+    out = rounded("bfloat16", wide, step=12, keys=keys)
+
+    assert np.array_equal(out.view(np.uint32), expected)
+
+
 @pytest.mark.parametrize("dtype", NARROW)
 def test_numbers_that_can_be_held_are_never_rounded_away(dtype):
     _, values = all_values(dtype)
@@ -215,16 +243,27 @@ def test_an_update_is_that_of_float32_rounded_to_a_neighbour(dtype, optimizer):
 
 
 @pytest.mark.parametrize("dtype", NARROW)
-def test_steps_far_below_the_distance_of_two_values_still_move_rows(dtype):
-    """Rounded to the nearest, rows of 1 would never move."""
-    variable = table(dtype, dim=16, initializer=Constant(value=1.0))
+def test_steps_far_below_the_distance_of_two_values_move_rows_as_in_float32(dtype):
+    variable, exact, stuck, wide = (
+        table(kind, dim=16, initializer=Constant(value=1.0))
+        for kind in (dtype, "float32", dtype, "float32")
+    )
     keys = np.arange(2000)
-    step_size = QUANTUM[dtype] / 20
+    gradients = np.full((2000, 16), 2.0, np.float32)
+    apply(stuck, keys, 0 * gradients)
     for step in range(100):
-        apply(variable, keys, np.full((2000, 16), 2.0, np.float32), step=step, lr=step_size)
+        # An import rounds to the nearest.
+        wide.import_rows(stuck.export())
+        for each in (variable, exact, wide):
+            apply(each, keys, gradients, step=step, lr=QUANTUM[dtype] / 20)
+        stuck.import_rows(wide.export())
 
-    moved = 1.0 - pull(variable, keys).astype(np.float64).mean()
-    assert moved == pytest.approx(100 * step_size, rel=0.02)
+    assert (pull(stuck, keys) == 1).all(), "each step is less than half of that distance"
+    moved, expected = (
+        1.0 - pull(each, keys).astype(np.float64).mean() for each in (variable, exact)
+    )
+    assert expected == pytest.approx(100 * QUANTUM[dtype] / 20, rel=1e-3)
+    assert moved == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize("dtype", NARROW)

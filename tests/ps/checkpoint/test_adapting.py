@@ -1,5 +1,6 @@
 """Tables take rows of a checkpoint that had another optimizer or another dim."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,37 @@ def test_a_chain_is_restored_into_other_tables_where_that_is_asked(
         )
         width = min(before[spec.name].dim, spec.dim)
         assert {k: v[:width] for k, v in new.items()} == {k: v[:width] for k, v in old.items()}
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_rows_come_back_from_a_checkpoint_of_another_value_dtype(
+    small_job: Any, cut_job: Any, number: int
+) -> None:
+    """Of 16 bits they are the same in float32; of float32 they are rounded to the nearest."""
+    cut_job.train(6)
+    path = cut_job.cut(changed_only=False)
+    wide = [replace(table, value_dtype="float32") for table in cut_job.tables]
+    narrow = [replace(table, value_dtype="bfloat16") for table in cut_job.tables]
+    job = small_job([wide, narrow][number], num_shards=3, dense_size=2500, initialize=False)
+
+    for shard in job.shards:
+        start_shard_from(shard, CheckpointReader(path), recovery_epoch=3, goes_on=True)
+
+    for place, spec in enumerate(cut_job.tables):
+        old, new = (
+            {
+                key: row
+                for shard in each.shards
+                for rows in [shard.tables[place].export()]
+                for key, *row in zip(rows.keys, rows.vectors, rows.slots, strict=True)
+            }
+            for each in (cut_job.job, job)
+        )
+        assert old.keys() == new.keys()
+        for key, (vector, slots) in old.items():
+            assert new[key][1].tobytes() == slots.tobytes()
+            if number == 0 or spec.value_dtype == "bfloat16":
+                assert new[key][0].tobytes() == vector.tobytes()
+            else:
+                assert (abs(new[key][0] - vector) <= abs(vector) * 2.0**-8).all()
+                assert not (new[key][0].view(np.uint32) & 0xFFFF).any()

@@ -38,3 +38,11 @@ def test_what_refers_to_itself_is_gone_after_the_warm_up(
     warmup.warm_up(spec)
 
     assert [shard() for shard in made] == [None]
+
+
+def test_a_table_of_16_bits_is_warmed_up_beside_one_of_float32() -> None:
+    """Its rows take kernels of their own, which would else be loaded in the midst of a step."""
+    tables = (TableSpec(name="a", dim=16, value_dtype="bfloat16"), TableSpec(name="b", dim=16))
+    spec = StoreSpec(tables=tables, dense_size=1, dense_optimizer=Adagrad(), num_shards=1)
+
+    assert [table.name for table in warmup._small(spec, {}).tables] == ["a", "b"]

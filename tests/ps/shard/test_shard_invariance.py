@@ -36,7 +36,9 @@ VARIED = (
     ALL,
     replace(RARE, optimizer=AdamAsync()),
     TableSpec(name="third", dim=1, optimizer=AdamAsync(apply_sparse_rmsprop=True)),
+    TableSpec(name="narrow", dim=18, value_dtype="bfloat16"),
 )
+EACH = range(len(VARIED))
 
 
 def run(small_job: Any, num_shards: int, steps: list[Any]) -> tuple[str, list[int]]:
@@ -46,10 +48,10 @@ def run(small_job: Any, num_shards: int, steps: list[Any]) -> tuple[str, list[in
     for step, (batches, lag, age) in enumerate(steps):
         entries = []
         for a, b, weight in batches:
-            job.push(batch_id, a, b, b[:2], pull_step=max(0, step - lag))
+            job.push(batch_id, a, b, b[:2], a[:3], pull_step=max(0, step - lag))
             entries.append(Entry(batch_id, 0, weight))
             batch_id += 1
-        evict = tuple(TableEviction(t, step - age) for t in range(3)) if age and step > age else ()
+        evict = tuple(TableEviction(t, step - age) for t in EACH) if age and step > age else ()
         job.step(*entries, evict=evict, low_water=batch_id, oldest_pull_step=max(0, step - 4))
     totals = [
         sum(getattr(shard.counts, name) for shard in job.shards)
@@ -99,7 +101,7 @@ def run_evicting(small_job: Any, num_shards: int, **rule: Any) -> tuple[str, int
     job = small_job(VARIED, num_shards=num_shards)
     for step in range(16):
         job.push(step, *(rng.choice(pool, 25) for _ in VARIED), pull_step=max(0, step - 2))
-        evict = tuple(TableEviction(t, **rule) for t in range(3)) if step % 2 else ()
+        evict = tuple(TableEviction(t, **rule) for t in EACH) if step % 2 else ()
         job.step(step, evict=evict, oldest_pull_step=max(0, step - 2))
     late = sum(shard.counts.gradients_of_evicted_keys for shard in job.shards)
     return job.digest, sum(shard.counts.evicted for shard in job.shards), late
