@@ -12,6 +12,7 @@ from bench.limits import BareRows
 from bench.lines import MEGA, Times
 from embedding import EmbeddingVariable, TableSpec
 from embedding.spec.initial_values import Initializer, Uniform, Zeros
+from embedding.spec.table import ValueDtype
 from ps.client.deduplicate import Deduplicated
 
 ZIPF_BATCHES = 64
@@ -21,12 +22,20 @@ _LEARNING_RATE = 0.02
 class Table:
     """An embedding variable with Adagrad, and the buffers of one thread that works on it."""
 
-    def __init__(self, size: Size, *, zeros: bool = False, name: str = "bench") -> None:
+    def __init__(
+        self,
+        size: Size,
+        *,
+        zeros: bool = False,
+        name: str = "bench",
+        value_dtype: ValueDtype = "float32",
+    ) -> None:
         initializer: Initializer = Zeros() if zeros else Uniform()
         self.spec = TableSpec(
             name=name,
             dim=size.dim,
             initializer=initializer,
+            value_dtype=value_dtype,
             track_usage=size.track_usage,
             seed=size.seed,
         )
