@@ -1,6 +1,5 @@
 """Vectors of 16 bits: which values they can hold, and how they are rounded."""
 
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
