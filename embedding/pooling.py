@@ -21,27 +21,30 @@ def coefficients(
     """Return what the row of each occurrence is multiplied by.
 
     sum: w; mean: w / sum(w) of the bag; sqrtn: w / sqrt(sum(w^2)) of the bag. A bag whose divisor
-    is 0 gets 0, so that it pools to zeros. Divisors are float64. max: rows are taken as they are.
+    is 0 gets 0, so that it pools to zeros. Divisors are float64. max and none: rows are taken as
+    they are.
 
     Args:
         offsets: int64[n + 1], or None where every sample has one key.
-        weights: float32[nnz], or None where all are 1; always None for `max`.
-        combiner: `sum`, `mean`, `sqrtn` or `max`.
+        weights: float32[nnz], or None where all are 1; always None for `max` and `none`.
+        combiner: `sum`, `mean`, `sqrtn`, `max` or `none`.
 
     Returns:
         float32[nnz], for `sum` the weights themselves; None where all are 1.
 
     Raises:
-        ValueError: the combiner is not known, or `max` is given weights.
+        ValueError: the combiner is not known, or one that takes no weights is given some.
 
     Source: TensorFlow's `embedding_lookup_sparse`, with 0 in place of its 0 / 0.
     """
-    if combiner not in ("sum", "mean", "sqrtn", "max"):
-        raise ValueError(f"combiner must be 'sum', 'mean', 'sqrtn' or 'max', got {combiner!r}")
-    if combiner == "max" and weights is not None:
-        raise ValueError("combiner 'max' takes no weights: a maximum has no use for them")
+    if combiner not in ("sum", "mean", "sqrtn", "max", "none"):
+        raise ValueError(
+            f"combiner must be 'sum', 'mean', 'sqrtn', 'max' or 'none', got {combiner!r}"
+        )
+    if combiner in ("max", "none") and weights is not None:
+        raise ValueError(f"combiner {combiner!r} takes no weights: it has no use for them")
     if weights is None:
-        if offsets is None or combiner in ("sum", "max"):
+        if offsets is None or combiner in ("sum", "max", "none"):
             return None
         weights = np.ones(offsets[-1], np.float32)
     if combiner == "sum":
@@ -175,3 +178,45 @@ def pool_max_gradient(
                     first[k] = positions[o]
         for k in range(dim):
             flat_grad[first[k] + k] += grad_out[i, column + k]
+
+
+@njit(cache=True, nogil=True)
+def fill_up(
+    flat: FloatArray, positions: IntArray, offsets: IntArray | None, out: FloatArray
+) -> None:
+    """Write the rows of each bag one after another, and zeros behind them.
+
+    Args:
+        flat, positions, offsets: as given to `pool`.
+        out: float32[n, L, dim], C-contiguous; no bag has more than L keys.
+    """
+    n, _, dim = out.shape
+    for i in range(n):
+        begin, end = (i, i + 1) if offsets is None else (offsets[i], offsets[i + 1])
+        for o in range(begin, end):
+            row = flat[positions[o] : positions[o] + dim]
+            for k in range(dim):
+                out[i, o - begin, k] = row[k]
+        out[i, end - begin :] = 0
+
+
+@njit(cache=True, nogil=True)
+def fill_up_gradient(
+    grad_out: FloatArray, positions: IntArray, offsets: IntArray | None, flat_grad: FloatArray
+) -> None:
+    """Add the gradient of what `fill_up` wrote to that of the rows, in the order of occurrences.
+
+    What comes to the zeros behind a bag goes nowhere.
+
+    Args:
+        grad_out: float32[n, L, dim], C-contiguous.
+        positions, offsets: as given to `fill_up`.
+        flat_grad: float32[any], laid out as `flat`; added to.
+    """
+    n, _, dim = grad_out.shape
+    for i in range(n):
+        begin, end = (i, i + 1) if offsets is None else (offsets[i], offsets[i + 1])
+        for o in range(begin, end):
+            row = flat_grad[positions[o] : positions[o] + dim]
+            for k in range(dim):
+                row[k] += grad_out[i, o - begin, k]

@@ -19,6 +19,7 @@ from serving.wire.layouts import Decoder
 from worker.data.batch import Batch, SingleKeys, joined_single_keys
 from worker.data.columns import concatenate
 from worker.data.shared import SharedBatch, joined
+from worker.errors import DataError
 from worker.inference import Predictor, probabilities
 
 Done = Callable[[Answer], None]
@@ -109,6 +110,10 @@ class Computing:
             try:
                 logits = predictor.logits(_joined([each.batch for each in alike]))
                 values = probabilities(logits)
+            except DataError as error:
+                for each in alike:
+                    each.done(failed(400, str(error)))
+                continue
             except Exception as error:
                 _fail(alike, error)
                 continue

@@ -25,6 +25,7 @@ from serving.source_apart import APART_FROM_ROWS, SourceApart
 from serving.versions import Version, VersionStore
 from worker.data.batch import Batch
 from worker.data.shared import SharedBatch
+from worker.errors import DataError
 from worker.inference import Predictor, probabilities
 from worker.spec_json import SavedModel
 
@@ -399,9 +400,12 @@ def predicted(predictor: Predictor, batch: Batch | SharedBatch) -> Float32s:
     """Return float32[n], the probability of label 1 of each sample.
 
     Raises:
-        RequestError: the model gives NaN.
+        RequestError: the model gives NaN, or sequences are too long.
     """
-    logits = predictor.logits(batch)
+    try:
+        logits = predictor.logits(batch)
+    except DataError as error:
+        raise RequestError(str(error)) from error
     undefined = np.isnan(logits)
     if undefined.any():
         raise RequestError(

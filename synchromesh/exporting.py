@@ -178,11 +178,12 @@ def about_model(reader: CheckpointReader) -> dict[str, Any]:
                 "weights": feature.weights,
                 "combiner": feature.combiner,
                 "max_length": feature.max_length,
+                "keep": feature.keep,
                 "pad": feature.pad,
                 "max_norm": lookup.max_norm,
                 "tables": [part.table for part in lookup.physical],
                 "operation": lookup.operation if lookup.assembled else None,
-                "first": lookup.column,
+                "first": None if lookup.sequence else lookup.column,
                 "dim": lookup.dim,
             }
         )

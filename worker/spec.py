@@ -7,7 +7,8 @@ from typing import Any, Literal
 from embedding.spec.composition import Operation, Part
 from embedding.spec.optimizers import Optimizer
 
-Combiner = Literal["sum", "mean", "sqrtn", "max"]
+Combiner = Literal["sum", "mean", "sqrtn", "max", "none"]
+Keep = Literal["first", "last"]
 Loss = Literal["log_loss", "fake_negative_weighting"]
 
 
@@ -21,10 +22,12 @@ class SparseFeature:
             list of one of these.
         table: the table whose rows the keys select; features may share one.
         combiner: how the rows of a bag become one vector: `sum`, `mean` (sum w e / sum w),
-            `sqrtn` (sum w e / sqrt(sum w^2)), `max` (of each element; without weights).
+            `sqrtn` (sum w e / sqrt(sum w^2)), `max` (of each element; without weights); `none`:
+            they do not, the model gets them in their order (without weights).
         max_norm: a longer row is scaled to this Euclidean norm before it is pooled. None: no limit.
         weights: Parquet column of weights, one for each key; None: all 1.
-        max_length: longest bag; later keys of a longer one are left out. None: no limit.
+        max_length: longest bag; a longer one is cut. None: no limit.
+        keep: which of its keys a bag that is cut has still: the `first` ones, or the `last`.
         pad: value that is no key, as it fills lists up to one length: an integer, or a text where
             the column holds strings. Left out wherever it stands. None: every value is a key.
     """
@@ -35,12 +38,15 @@ class SparseFeature:
     combiner: Combiner = "sum"
     weights: str | None = None
     max_length: int | None = None
+    keep: Keep = "first"
     pad: int | str | None = None
     max_norm: float | None = None
 
     def __post_init__(self) -> None:
-        if self.combiner == "max" and self.weights is not None:
-            raise ValueError(f"sparse feature {self.name}: combiner 'max' takes no weights")
+        if self.combiner in ("max", "none") and self.weights is not None:
+            raise ValueError(
+                f"sparse feature {self.name}: combiner {self.combiner!r} takes no weights"
+            )
         if self.max_norm is not None and not 0 < self.max_norm < math.inf:
             raise ValueError(
                 f"sparse feature {self.name}: max_norm must be > 0 and finite, got {self.max_norm}"
@@ -112,16 +118,18 @@ class DataSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lookup:
-    """One pooled input of the model.
+    """One input of the model: vectors that are pooled, or a sequence of them.
 
     Args:
         feature: position of the sparse feature among `FeatureSpec.sparse`.
         table: table whose rows are pooled, as features name it.
-        dim: width of the pooled vector.
-        column: first column of it in the model's pooled input, float32[batch, sum of dims].
+        dim: width of the pooled vector, or of each vector of a sequence.
+        column: first column of it in the model's pooled input, float32[batch, sum of widths].
         max_norm: of the feature; None for first-order weights.
         parts: physical tables of a composition, which take the place of `table`.
         operation: how rows of the parts become one vector; None where there are none.
+        sequence: whether vectors are given to the model one by one, and not pooled.
+        length: of a sequence, to which all are filled up; None: the longest of the batch.
 
     Raises:
         ValueError: the parts don't give one vector of the lookup's dim.
@@ -134,6 +142,8 @@ class Lookup:
     max_norm: float | None = None
     parts: tuple[Part, ...] = ()
     operation: Operation | None = None
+    sequence: bool = False
+    length: int | None = None
 
     def __post_init__(self) -> None:
         dims = [part.dim for part in self.physical]
@@ -144,6 +154,11 @@ class Lookup:
                 f"the lookup of table {self.table!r} has dim {self.dim}, its parts have {dims}"
                 f" and operation {self.operation!r}"
             )
+
+    @property
+    def width(self) -> int:
+        """Columns of it in the pooled input."""
+        return 0 if self.sequence else self.dim
 
     @property
     def physical(self) -> tuple[Part, ...]:
@@ -165,7 +180,7 @@ class ModelSpec:
         options: what the type takes beyond this (layer widths, the class of a custom model).
         optimizer: of the dense parameters.
         num_dense: number of dense inputs.
-        lookups: pooled inputs, in the order of their columns.
+        lookups: in the order of their columns.
         seed: of the initial parameters.
         loss: what training minimises; a custom model computes its own.
         lookup_names: of a torch model the names by which it is given its lookups, in their order.
@@ -188,4 +203,9 @@ class ModelSpec:
     @property
     def pooled_width(self) -> int:
         """Columns of the pooled input."""
-        return sum(lookup.dim for lookup in self.lookups)
+        return sum(lookup.width for lookup in self.lookups)
+
+    @property
+    def sequences(self) -> list[int]:
+        """Numbers of the lookups that are not pooled."""
+        return [number for number, lookup in enumerate(self.lookups) if lookup.sequence]

@@ -55,7 +55,7 @@ from scheduler.job.sources import (
 from scheduler.scaling.decisions import ScalingOptions
 from worker.data.arrivals import OnBadRecord
 from worker.protocol import MAX_SCORES, MAX_TOKENS
-from worker.spec import Loss
+from worker.spec import Combiner, Keep, Loss
 
 StaleWeightConfig = Annotated[StaleWeight, Field(discriminator="type")]
 Resume = Literal["never", "auto", "require"]
@@ -72,9 +72,10 @@ class SparseConfig(_Section):
     column: Name
     name: Name | None = Field(None, min_length=1)
     table: Name | None = Field(None, min_length=1)
-    combiner: Literal["sum", "mean", "sqrtn", "max"] = "sum"
+    combiner: Combiner = "sum"
     weights: Name | None = None
     max_length: Count | None = None
+    keep: Keep | None = None
     pad: StrictStr | Annotated[StrictInt, Field(ge=-(2**63), lt=2**64)] | None = None
     max_norm: PositiveFloat32 | None = None
 
@@ -98,9 +99,20 @@ class SparseConfig(_Section):
         return self
 
     @model_validator(mode="after")
-    def _no_weighted_maximum(self) -> "SparseConfig":
-        if self.combiner == "max" and self.weights is not None:
-            raise ValueError("combiner max takes no weights; leave weights out or use mean")
+    def _no_weights_without_use(self) -> "SparseConfig":
+        if self.combiner in ("max", "none") and self.weights is not None:
+            raise ValueError(
+                f"combiner {self.combiner} takes no weights; leave weights out or use mean"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_of_what_is_cut(self) -> "SparseConfig":
+        if self.keep is not None and self.max_length is None:
+            raise ValueError(
+                f"keep is {self.keep}, and says which keys of a list that max_length cuts are kept;"
+                " give max_length too, or leave keep out"
+            )
         return self
 
     @property

@@ -24,6 +24,7 @@ from worker.models import (
 )
 from worker.models.wide_deep import LINEAR_SUFFIX
 from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec, SparseFeature
+from worker.step.sequences import check_room
 
 
 def feature_spec(config: JobConfig) -> FeatureSpec:
@@ -36,6 +37,7 @@ def feature_spec(config: JobConfig) -> FeatureSpec:
             combiner=feature.combiner,
             weights=feature.weights,
             max_length=feature.max_length,
+            keep=feature.keep or "first",
             pad=feature.pad,
             max_norm=feature.max_norm,
         )
@@ -112,6 +114,7 @@ def model_spec(config: JobConfig) -> ModelSpec:
             loss=config.training.loss,
             lookup_names=_names_of(config, lookups, sparse),
         )
+        check_room(spec, max(config.data.batch_size, config.data.eval_batch_size))
         model = build_model(spec)
         examine = getattr(model, "examine", None)
         if examine is not None:

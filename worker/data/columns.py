@@ -364,7 +364,11 @@ def _bags(table: pa.Table, feature: SparseFeature, where: Where) -> Bags:
         lengths = np.diff(bags.offsets)
         if (lengths > feature.max_length).any():
             position = np.arange(bags.keys.size) - np.repeat(bags.offsets[:-1], lengths)
-            bags = _keep(bags, position < feature.max_length)
+            if feature.keep == "first":
+                kept = position < feature.max_length
+            else:
+                kept = position >= np.repeat(lengths - feature.max_length, lengths)
+            bags = _keep(bags, kept)
     return bags
 
 

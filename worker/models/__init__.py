@@ -81,7 +81,7 @@ def build_model(spec: ModelSpec) -> Model[Any]:
                 f"the lookup of table {lookup.table!r} begins at column {lookup.column}, expected "
                 f"{column}: lookups must lie side by side, in order"
             )
-        column += lookup.dim
+        column += lookup.width
     if spec.type == "torch":
         require_torch()
         # It loads torch: only who asks waits for that.
@@ -106,7 +106,7 @@ def needed_lookups(
     sparse: Sequence[SparseFeature],
     dims: Mapping[str, int],
 ) -> tuple[Lookup, ...]:
-    """Return the pooled inputs that a model takes, and so the tables that a job has.
+    """Return the inputs that a model takes, and so the tables that a job has.
 
     Every feature gives one lookup of its table. For `deepfm` and `wide_deep` every feature then
     gives a second one, of its first-order weights: table `<table>_linear`, of dim 1.
@@ -118,7 +118,8 @@ def needed_lookups(
         dims: dim of each table that they name.
 
     Raises:
-        ValueError: the type or an option is not known or legal, a table has no dim, the tables
+        ValueError: the type or an option is not known or legal, the model takes no sequences and a
+            feature is one, a table has no dim, the tables
             of a model that needs one dim differ, a linear one's are wider than 1, or a table's name
             is kept for first-order weights.
     """
@@ -129,6 +130,7 @@ def needed_lookups(
                 f"sparse feature {feature.name!r} names table {feature.table!r}, which has no dim; "
                 f"known: {sorted(dims)}"
             )
+    _check_sequences(model_type, sparse)
     if model_type in ("custom", "torch"):
         if model_type == "torch":
             require_torch()
@@ -156,11 +158,30 @@ def needed_lookups(
         # A first-order weight is no vector whose length could be limited.
         max_norm = sparse[i].max_norm if i < len(sparse) else None
         number = i % len(sparse)
-        lookups.append(
-            Lookup(feature=number, table=table, dim=dim, column=column, max_norm=max_norm)
+        feature = sparse[number]
+        one_by_one = feature.combiner == "none"
+        lookup = Lookup(
+            feature=number,
+            table=table,
+            dim=dim,
+            column=column,
+            max_norm=max_norm,
+            sequence=one_by_one,
+            length=feature.max_length if one_by_one else None,
         )
-        column += dim
+        lookups.append(lookup)
+        column += lookup.width
     return tuple(lookups)
+
+
+def _check_sequences(model_type: str, sparse: Sequence[SparseFeature]) -> None:
+    for feature in sparse:
+        if feature.combiner == "none" and model_type != "torch":
+            raise ValueError(
+                f"sparse feature {feature.name!r} has combiner none, and a model of type"
+                f" {model_type} takes one vector for each feature: let it be sum, mean, sqrtn or"
+                " max, or take a model of type torch (docs/torch.md)"
+            )
 
 
 def _check_type(model_type: str) -> None:

@@ -2,7 +2,7 @@
 
 Row-level comes first: the vector that one occurrence of a key has. A plain lookup takes it from
 the pulled rows where they lie; one that changes rows assembles float32[nnz, dim] of its own. Then
-bag-level: the vectors of a bag become one, which is the same for both.
+bag-level: the vectors of a bag become one, or a sequence of one length, which is the same for both.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,14 @@ from embedding.composition import (
     spread_copy,
     spread_multiply,
 )
-from embedding.pooling import pool, pool_gradient, pool_max, pool_max_gradient
+from embedding.pooling import (
+    fill_up,
+    fill_up_gradient,
+    pool,
+    pool_gradient,
+    pool_max,
+    pool_max_gradient,
+)
 from worker.spec import Lookup
 from worker.step.preparing import Bag
 
@@ -57,10 +64,12 @@ def vectors_of(lookup: Lookup, bag: Bag, values: Float32s) -> Vectors:
 
 
 def pool_vectors(lookup: Lookup, bag: Bag, vectors: Vectors, pooled: Float32s) -> None:
-    """Write the lookup's columns of float32[n, W]."""
+    """Write the lookup's columns of float32[n, W]; of a sequence all of float32[n, L, dim]."""
     flat, positions = vectors.flat, vectors.positions
     column, dim = lookup.column, lookup.dim
-    if bag.maximum and bag.offsets is not None:
+    if lookup.sequence:
+        fill_up(flat, positions, bag.offsets, pooled)
+    elif bag.maximum and bag.offsets is not None:
         pool_max(flat, positions, bag.offsets, pooled, column, dim)
     else:
         pool(flat, positions, bag.offsets, bag.coefficients, pooled, column, dim)
@@ -74,11 +83,12 @@ def add_gradient(
     grad_pooled: Float32s,
     grad_values: Float32s,
 ) -> None:
-    """Add the gradient of the lookup's columns of float32[n, W] to that of the pulled rows.
+    """Add the gradient of what `pool_vectors` wrote to that of the pulled rows.
 
     Args:
         values: float32, the flat buffer of pulled rows.
         vectors: as `vectors_of` returned them.
+        grad_pooled: float32[n, W]; of a sequence float32[n, L, dim].
         grad_values: float32, laid out as `values`; added to in the order of the occurrences.
     """
     if not lookup.assembled:
@@ -127,7 +137,9 @@ def _add_pooled_gradient(
     lookup: Lookup, bag: Bag, vectors: Vectors, grad_pooled: Float32s, grad_flat: Float32s
 ) -> None:
     column, dim, positions = lookup.column, lookup.dim, vectors.positions
-    if bag.maximum and bag.offsets is not None:
+    if lookup.sequence:
+        fill_up_gradient(grad_pooled, positions, bag.offsets, grad_flat)
+    elif bag.maximum and bag.offsets is not None:
         pool_max_gradient(grad_pooled, column, dim, vectors.flat, positions, bag.offsets, grad_flat)
     else:
         pool_gradient(grad_pooled, column, dim, positions, bag.offsets, bag.coefficients, grad_flat)

@@ -18,9 +18,11 @@ from worker.models import (
     build_model,
     num_parameters,
 )
+from worker.models.sequences import Padded, WithSequences
 from worker.spec import Lookup, ModelSpec
 from worker.step.assembling import Vectors, add_gradient, pool_vectors, vectors_of
 from worker.step.preparing import Prepared
+from worker.step.sequences import Sequences
 
 Float32s = npt.NDArray[np.float32]
 
@@ -57,6 +59,8 @@ class Computation:
         self._begin_batch: list[Callable[[int], None]] = [each for each in begins if each]
         self._num_parameters = num_parameters(self._models[0])
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._sequences = Sequences(spec)
+        assert not self._sequences or len(self._models) == 1, "one model takes sequences whole"
         self._groups = lookups_by_tables(spec.lookups)
         self._pooled = np.empty((0, spec.pooled_width), np.float32)
         self._grad_pooled = np.empty_like(self._pooled)
@@ -87,14 +91,19 @@ class Computation:
             return self._train_in_place(prepared, values, parameters)
         began = time.perf_counter_ns()
         n = prepared.num_samples
-        pooled, vectors = self._pool_rows(prepared, values)
+        padded = self._sequences.make(prepared)
+        pooled, vectors = self._pool_rows(prepared, values, padded)
         pooling_ns = time.perf_counter_ns() - began
         grad_pooled = self._grad_pooled[:n]
-        inputs = [self._pooled_inputs(pooled[rows]) for rows in self._parts(n)]
-        grads = [grad_pooled[rows] for rows in self._parts(n)]
+        inputs: list[Any] = [self._pooled_inputs(pooled[rows]) for rows in self._parts(n)]
+        grads: list[Any] = [grad_pooled[rows] for rows in self._parts(n)]
         if self._reads_vectors:
             grad_pooled[:] = 0
             grads = [grad.reshape(-1) for grad in grads]
+        grad_padded = self._sequences.gradients(padded)
+        if self._sequences:
+            inputs = [WithSequences(pooled, tuple(padded.values()))]
+            grads = [WithSequences(grad_pooled, tuple(grad_padded.values()))]
         loss, grad_parameters = self._run_models(prepared, parameters, inputs, grads)
         self._give_positions(inputs)
         if self.forward_ns:
@@ -105,9 +114,11 @@ class Computation:
         def spread(group: int) -> None:
             for number in self._groups[group]:
                 bag, lookup = prepared.bags[number], self.spec.lookups[number]
-                add_gradient(lookup, bag, values, vectors[number], grad_pooled, grad_values)
+                grad = grad_padded[number].vectors if lookup.sequence else grad_pooled
+                add_gradient(lookup, bag, values, vectors[number], grad, grad_values)
 
         self._run(spread, len(self._groups))
+        self._sequences.give_back(padded, grad_padded)
         return loss, grad_values, grad_parameters
 
     def give_back(self, grad_values: Float32s, grad_parameters: Float32s) -> None:
@@ -146,12 +157,16 @@ class Computation:
             parameters = self.packed(parameters)
         given: Any = parameters
         parts = self._parts(prepared.num_samples)
+        padded: dict[int, Padded] = {}
         inputs: list[Any]
         if self._in_place(prepared):
             inputs = [self._vectors(prepared, values, rows, shared) for rows in parts]
         else:
-            pooled, _ = self._pool_rows(prepared, values, shared)
+            padded = self._sequences.make(prepared)
+            pooled, _ = self._pool_rows(prepared, values, padded, shared)
             inputs = [self._pooled_inputs(pooled[rows]) for rows in parts]
+            if self._sequences:
+                inputs = [WithSequences(pooled, tuple(padded.values()))]
         logits = np.empty(prepared.num_samples, np.float32)
 
         def run(part: int) -> None:
@@ -162,6 +177,7 @@ class Computation:
 
         self._run(run, len(parts))
         self._give_positions(inputs)
+        self._sequences.give_back(padded, {})
         return logits
 
     def predict_pooled(
@@ -179,6 +195,7 @@ class Computation:
                 runs are read, and the others written.
         """
         given: Any = parameters
+        assert not self._sequences, "these are not pooled"
         model: Any = self._models[0]
         inputs: Any = pooled
         if self._reads_vectors:
@@ -306,9 +323,17 @@ class Computation:
         return grad_values
 
     def _pool_rows(
-        self, prepared: Prepared, values: Float32s, shared: SharedInputs | None = None
+        self,
+        prepared: Prepared,
+        values: Float32s,
+        padded: dict[int, Padded],
+        shared: SharedInputs | None = None,
     ) -> tuple[Float32s, dict[int, Vectors]]:
-        """Return the pooled input and, by lookup, the vectors that it was pooled from."""
+        """Return the pooled input and, by lookup, the vectors that it was pooled from.
+
+        Args:
+            padded: the sequences, by lookup; written.
+        """
         of_runs = None
         if shared is not None:
             of_runs = np.empty((shared.firsts.size, self.spec.pooled_width), np.float32)
@@ -323,7 +348,8 @@ class Computation:
             bag, lookup = prepared.bags[number], self.spec.lookups[number]
             vectors[number] = vectors_of(lookup, bag, values)
             if shared is None or of_runs is None or not shared.lookups[number]:
-                pool_vectors(lookup, bag, vectors[number], pooled)
+                target = padded[number].vectors if lookup.sequence else pooled
+                pool_vectors(lookup, bag, vectors[number], target)
                 return
             pool_vectors(lookup, bag, vectors[number], of_runs)
             columns = slice(lookup.column, lookup.column + lookup.dim)

@@ -26,16 +26,20 @@ from torch import nn
 class Layers(nn.Module):
     def __init__(self, inputs, width=8, dropout=0.1, fails_at=None):
         super().__init__()
-        self.register_buffer("scale", torch.full((inputs.width,), 0.5))
+        columns = inputs.width + inputs.dims["history"]
+        self.register_buffer("scale", torch.full((columns,), 0.5))
         self.layers = nn.Sequential(
-            nn.Linear(inputs.width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 1)
+            nn.Linear(columns, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 1)
         )
         self.fails_at = fails_at
 
     def forward(self, dense, embeddings):
         if len(dense) == self.fails_at:
             raise RuntimeError("so many samples")
-        inputs = torch.cat([dense, *embeddings.values()], dim=1)
+        vectors, lengths = embeddings.pop("history")
+        assert int(lengths.max()) <= vectors.shape[1]
+        history = (torch.tanh(vectors) * torch.arange(1.0, 3.0)[:, None]).sum(1)
+        inputs = torch.cat([dense, *embeddings.values(), history], dim=1)
         return self.layers(inputs * self.scale).squeeze(1)
 
 
@@ -61,6 +65,16 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sys.modules.pop("torch_of_jobs", None)
 
 
+HISTORY = {
+    "column": "tags",
+    "name": "history",
+    "table": "tags",
+    "combiner": "none",
+    "max_length": 2,
+    "keep": "last",
+}
+
+
 def job(
     data: Path, run: Path, /, *, workers: int = 1, servers: int = 1, **changes: Any
 ) -> JobConfig:
@@ -71,7 +85,7 @@ def job(
             "eval": str(data / "test.parquet"),
             "dense": ["d1", "d2"],
             "dense_transform": "log1p",
-            "sparse": ["a", "b", {"column": "tags", "combiner": "mean"}],
+            "sparse": ["a", "b", {"column": "tags", "combiner": "mean"}, HISTORY],
             "batch_size": 64,
         },
         "embedding": {"dim": 4},
@@ -204,7 +218,7 @@ def test_its_checkpoint_scores_predicts_and_is_exported(
     assert list(state) == sorted(
         ["scale", *(f"layers.{at}.{kind}" for at in (0, 3) for kind in ("weight", "bias"))]
     )
-    assert state["layers.0.weight"].shape == (8, 14)
+    assert state["layers.0.weight"].shape == (8, 18)
 
 
 def load_file(path: Path) -> dict[str, np.ndarray]:

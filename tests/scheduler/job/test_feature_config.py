@@ -64,6 +64,40 @@ def test_features_may_share_a_column_of_weights() -> None:
     assert [feature.weights for feature in feature_spec(config).sparse] == ["w", "w"]
 
 
+# Sequences
+
+
+def test_keys_that_are_not_pooled_take_no_weights() -> None:
+    told = refusal(sparse=[{"column": "a", "combiner": "none", "weights": "w"}])
+    assert "combiner none takes no weights; leave weights out or use mean" in told
+
+
+def test_which_end_is_kept_is_said_where_something_is_cut() -> None:
+    told = refusal(sparse=[{"column": "a", "keep": "last"}])
+    assert "data.sparse.0: keep is last, and says which keys of a list that max_length" in told
+
+    config = JobConfig.from_dict(
+        job(sparse=["a", {"column": "b", "max_length": 2, "keep": "last"}])
+    )
+    assert [feature.keep for feature in feature_spec(config).sparse] == ["first", "last"]
+
+
+@pytest.mark.parametrize("kind", ["dlrm", "deepfm", "wide_deep", "linear", "custom"])
+def test_models_that_take_one_vector_a_feature_refuse_sequences(kind: str) -> None:
+    options = {"class": "json:JSONDecoder"} if kind == "custom" else {}
+    sections = job(sparse=["a", {"column": "b", "combiner": "none"}])
+    config = JobConfig.from_dict({**sections, "model": {"type": kind, **options}})
+
+    with pytest.raises(ConfigError) as caught:
+        model_spec(config)
+
+    assert str(caught.value) == (
+        f"model: sparse feature 'b' has combiner none, and a model of type {kind} takes one vector"
+        " for each feature: let it be sum, mean, sqrtn or max, or take a model of type torch"
+        " (docs/torch.md)"
+    )
+
+
 # Names
 
 

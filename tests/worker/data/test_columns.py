@@ -199,6 +199,8 @@ def test_max_length_cuts_bags_after_nulls_are_left_out() -> None:
 
     assert as_lists(bags_of(array, max_length=2)) == [[1, 2], [4], [], [5, 6]]
     assert as_lists(bags_of(array, max_length=1)) == [[1], [4], [], [5]]
+    assert as_lists(bags_of(array, max_length=2, keep="last")) == [[2, 3], [4], [], [5, 6]]
+    assert as_lists(bags_of(array, max_length=1, keep="last")) == [[3], [4], [], [6]]
 
 
 # Weights

@@ -18,6 +18,7 @@ from worker.step.preparing import Prepared, Preparer
 
 Rows = dict[tuple[str, int], np.ndarray]
 DIM = 4
+LENGTH = 5
 BAGS: list[list[int]] = [[5, -7, 5], [], [2**62], [-7, 0, 9, 5], [9], [-(2**63), 0]]
 WEIGHTS = [[0.5, 2.0, -1.0], [], [3.0], [1.0, 0.25, 1.0, 2.0], [-2.0], [1.0, 1.0]]
 
@@ -91,18 +92,46 @@ class Batched:
 
     def check(self, pooled_of: Callable[[Rows], np.ndarray]) -> None:
         """Compare with a float64 computation, gradients with its central differences."""
-        of_pooled = self.rng.normal(size=(self.prepared.num_samples, DIM))
-        np.testing.assert_allclose(self.pooled(), pooled_of(self.rows), rtol=1e-5, atol=1e-6)
-        for place, gradient in self.gradient(of_pooled).items():
-            row = self.rows[place]
-            for k in range(row.size):
-                results = []
-                for change in (1e-6, -1e-6):
-                    moved = row.copy()
-                    moved[k] += change
-                    results.append((pooled_of({**self.rows, place: moved}) * of_pooled).sum())
-                expected = (results[0] - results[1]) / 2e-6
-                np.testing.assert_allclose(gradient[k], expected, rtol=1e-4, atol=1e-5)
+        check(self, self.rng.normal(size=(self.prepared.num_samples, DIM)), pooled_of)
+
+
+def check(batch: Batched, of_pooled: np.ndarray, pooled_of: Callable[[Rows], np.ndarray]) -> None:
+    np.testing.assert_allclose(batch.pooled(), pooled_of(batch.rows), rtol=1e-5, atol=1e-6)
+    for place, gradient in batch.gradient(of_pooled).items():
+        row = batch.rows[place]
+        for k in range(row.size):
+            results = []
+            for change in (1e-6, -1e-6):
+                moved = row.copy()
+                moved[k] += change
+                results.append((pooled_of({**batch.rows, place: moved}) * of_pooled).sum())
+            expected = (results[0] - results[1]) / 2e-6
+            np.testing.assert_allclose(gradient[k], expected, rtol=1e-4, atol=1e-5)
+
+
+class OneByOne(Batched):
+    """One lookup of sequences, filled up to LENGTH."""
+
+    def pooled(self) -> np.ndarray:
+        (bag,) = self.prepared.bags
+        out = np.full((self.prepared.num_samples, LENGTH, DIM), np.nan, np.float32)
+        pool_vectors(self.lookup, bag, vectors_of(self.lookup, bag, self.values), out)
+        return out.reshape(len(out), LENGTH * DIM)
+
+    def gradient(self, of_pooled: np.ndarray) -> Rows:
+        (bag,) = self.prepared.bags
+        given = of_pooled.reshape(len(of_pooled), LENGTH, DIM).astype(np.float32)
+        lengths = np.ones(len(given)) if bag.offsets is None else np.diff(bag.offsets)
+        given[np.arange(LENGTH) >= lengths[:, np.newaxis]] = np.nan
+        grad = np.zeros_like(self.values)
+        vectors = vectors_of(self.lookup, bag, self.values)
+        add_gradient(self.lookup, bag, self.values, vectors, given, grad)
+        return {(name, key): grad[place] for name, key, place in self._places()}
+
+    def check(self, pooled_of: Callable[[Rows], np.ndarray]) -> None:
+        """As of one vector of all vectors side by side."""
+        of_pooled = self.rng.normal(size=(self.prepared.num_samples, LENGTH * DIM))
+        check(self, of_pooled, pooled_of)
 
 
 def combined(vectors: list[np.ndarray], weights: list[float], combiner: str) -> np.ndarray:
@@ -173,6 +202,38 @@ def test_a_plain_lookup_is_pooled_from_the_pulled_rows_without_a_copy() -> None:
 def test_a_max_norm_that_limits_nothing_sensible_is_refused(max_norm: float) -> None:
     with pytest.raises(ValueError, match="feature f: max_norm must be > 0"):
         SparseFeature(name="f", column="f", table="t", max_norm=max_norm)
+
+
+# Sequences ----------------------------------------------------------------------------------------
+
+
+def filled_up(bags: list[list[np.ndarray]]) -> np.ndarray:
+    zeros = [np.zeros(DIM)] * LENGTH
+    return np.array([np.concatenate([*bag, *zeros][:LENGTH]) for bag in bags])
+
+
+@pytest.mark.parametrize("max_norm", [None, 1.5])
+@pytest.mark.parametrize("bags", [BAGS, [[3], [4], [3]]], ids=["lists", "single keys"])
+def test_sequences_have_the_vectors_of_their_keys_in_order_then_zeros(
+    max_norm: float | None, bags: list[list[int]]
+) -> None:
+    lookup = Lookup(feature=0, table="t", dim=DIM, column=0, max_norm=max_norm, sequence=True)
+    assert lookup.width == 0
+
+    OneByOne(lookup, {"t": DIM}, bags=bags, combiner="none").check(
+        lambda rows: filled_up([[clipped(rows["t", k], max_norm) for k in bag] for bag in bags])
+    )
+
+
+def test_the_vectors_of_a_sequence_may_be_put_together() -> None:
+    lookup, dims = composed_lookup(MultiHash(modulus=3, operation="multiply"), sequence=True)
+
+    def vector(rows: Rows, key: int) -> np.ndarray:
+        return rows["t_quotient", key // 3] * rows["t_remainder", key % 3]
+
+    OneByOne(lookup, dims, combiner="none").check(
+        lambda rows: filled_up([[vector(rows, key) for key in bag] for bag in BAGS])
+    )
 
 
 # Compositions -------------------------------------------------------------------------------------

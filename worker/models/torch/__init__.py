@@ -3,7 +3,7 @@
 `model.type: torch` names a class; `module_model` makes a `worker.models.Model` of it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 
@@ -13,16 +13,24 @@ class ModuleInputs:
 
     Args:
         num_dense: columns of the dense features, in the order of the job file.
-        dims: width of the pooled vector of each sparse feature, by its name, in that order.
+        dims: width of the vectors of each sparse feature, by its name, in that order.
+        sequences: those of them that have combiner none, each with its `max_length`, to which all
+            are filled up, or None.
     """
 
     num_dense: int
     dims: dict[str, int]
+    sequences: dict[str, int | None] = field(default_factory=dict)
+
+    @property
+    def pooled(self) -> dict[str, int]:
+        """The width of the vector of each feature that is pooled, by its name."""
+        return {name: dim for name, dim in self.dims.items() if name not in self.sequences}
 
     @property
     def width(self) -> int:
-        """Columns of all inputs side by side."""
-        return self.num_dense + sum(self.dims.values())
+        """Columns of all inputs side by side, but for sequences."""
+        return self.num_dense + sum(self.pooled.values())
 
 
 def require_torch() -> None:

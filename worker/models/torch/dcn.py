@@ -12,6 +12,7 @@ from torch import nn
 
 from worker.models.layers import read_widths
 from worker.models.torch import ModuleInputs
+from worker.models.torch.histories import no_sequences
 from worker.models.torch.layers import Layers
 
 STRUCTURES = ("stacked", "parallel")
@@ -41,6 +42,7 @@ class DcnV2(nn.Module):
         structure: Literal["stacked", "parallel"] = "stacked",
     ) -> None:
         super().__init__()
+        no_sequences(inputs, "dcn")
         if type(cross_layers) is not int or cross_layers < 1:
             raise ValueError(f"model.cross_layers must be a whole number >= 1, got {cross_layers}")
         if rank is not None and (type(rank) is not int or not 1 <= rank <= inputs.width):

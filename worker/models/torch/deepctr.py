@@ -13,6 +13,7 @@ from torch import nn
 
 from worker.models.protocol import name_hint
 from worker.models.torch import ModuleInputs
+from worker.models.torch.histories import no_sequences
 
 
 class DeepCtr(nn.Module):
@@ -34,6 +35,7 @@ class DeepCtr(nn.Module):
 
     def __init__(self, inputs: ModuleInputs, network: str, **options: Any) -> None:
         super().__init__()
+        no_sequences(inputs, "DeepCTR-Torch")
         try:
             from deepctr_torch import inputs as columns
             from deepctr_torch import models

@@ -13,6 +13,7 @@ from torch import nn
 
 from worker.models.layers import read_widths
 from worker.models.torch import ModuleInputs
+from worker.models.torch.histories import no_sequences
 from worker.models.torch.layers import Layers, one_dim
 
 
@@ -35,6 +36,7 @@ class Dlrm(nn.Module):
         top_mlp: Sequence[int] = (512, 256),
     ) -> None:
         super().__init__()
+        no_sequences(inputs, "dlrm")
         given = {"bottom_mlp": bottom_mlp, "top_mlp": top_mlp}
         widths = read_widths("dlrm", given, dict.fromkeys(given, ()))
         dim = one_dim(inputs.dims, "dlrm")

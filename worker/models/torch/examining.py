@@ -4,12 +4,14 @@ import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from worker.models.protocol import FloatArray
+from worker.models.sequences import Padded, WithSequences
 from worker.models.torch.bfloat16 import bfloat16_instructions
 from worker.models.torch.making import Made
 from worker.models.user_code import UserCodeError
-from worker.spec import ModelSpec
+from worker.spec import Lookup, ModelSpec
 
 if TYPE_CHECKING:
     from worker.models.torch.module_model import ModuleModel
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _SAMPLES = 8
+_LENGTH = 5  # of the longest sequence, where the job gives none
+# What a logit may differ by where sequences are filled up further, as a part of the largest one.
+_ROUNDING = {"float32": 1e-3, "bf16": 0.05}
 
 
 class _Batch:
@@ -25,17 +30,59 @@ class _Batch:
     def __init__(self, spec: ModelSpec, n: int, size: int) -> None:
         draw = np.random.default_rng(spec.seed)
         self.dense = draw.normal(size=(n, spec.num_dense)).astype(np.float32)
-        self.pooled = draw.normal(0, 0.1, (n, spec.pooled_width)).astype(np.float32)
+        pooled = draw.normal(0, 0.1, (n, spec.pooled_width)).astype(np.float32)
+        sequences = [_drawn_sequence(draw, spec.lookups[number], n) for number in spec.sequences]
         self.labels = (np.arange(n) % 2).astype(np.float32)
         self.grad_params = np.empty(size, np.float32)
-        self.grad_pooled = np.empty_like(self.pooled)
+        self.pooled: FloatArray | WithSequences = pooled
+        self.grad_pooled: FloatArray | WithSequences = np.empty_like(pooled)
+        if sequences:
+            self.pooled = WithSequences(pooled, tuple(sequences))
+            grads = tuple(Padded(np.empty_like(e.vectors), e.lengths) for e in sequences)
+            self.grad_pooled = WithSequences(np.empty_like(pooled), grads)
 
     def train(self, model: "ModuleModel", params: FloatArray) -> tuple[float, bytes]:
         """Train it; return the loss and the bits of all gradients."""
         loss = model.train(
             params, self.dense, self.pooled, self.labels, self.grad_params, self.grad_pooled
         )
-        return loss, self.grad_params.tobytes() + self.grad_pooled.tobytes()
+        return loss, b"".join(each.tobytes() for each in (self.grad_params, *self.grad_inputs))
+
+    @property
+    def grad_inputs(self) -> list[FloatArray]:
+        """The gradients of the inputs, as far as they go anywhere."""
+        if not isinstance(self.grad_pooled, WithSequences):
+            return [self.grad_pooled]
+        sequences = self.grad_pooled.sequences
+        return [
+            self.grad_pooled.pooled,
+            *(each.vectors[_mask(each)] for each in sequences),
+        ]
+
+    def filled_up_further(self, spec: ModelSpec) -> WithSequences | None:
+        """Return the inputs with more zeros behind sequences; None where their length is given."""
+        if not isinstance(self.pooled, WithSequences):
+            return None
+        longer, changed = [], False
+        for number, each in zip(spec.sequences, self.pooled.sequences, strict=True):
+            more = 0 if spec.lookups[number].length is not None else 2 * each.vectors.shape[1]
+            changed |= more > 0
+            vectors = np.pad(each.vectors, ((0, 0), (0, more), (0, 0)))
+            longer.append(Padded(vectors, each.lengths))
+        return WithSequences(self.pooled.pooled, tuple(longer)) if changed else None
+
+
+def _drawn_sequence(draw: np.random.Generator, lookup: Lookup, n: int) -> Padded:
+    """Return sequences of all lengths: none of it, all of it and some between."""
+    length = lookup.length or _LENGTH
+    lengths = np.arange(n, dtype=np.int64) * length // max(1, n - 1)
+    padded = Padded(draw.normal(0, 0.1, (n, length, lookup.dim)).astype(np.float32), lengths)
+    padded.vectors[~_mask(padded)] = 0
+    return padded
+
+
+def _mask(padded: Padded) -> npt.NDArray[np.bool_]:
+    return np.arange(padded.vectors.shape[1]) < padded.lengths[:, np.newaxis]
 
 
 def examine(model: "ModuleModel", made: Made, spec: ModelSpec) -> bool:
@@ -60,7 +107,7 @@ def examine(model: "ModuleModel", made: Made, spec: ModelSpec) -> bool:
     model.constants.check(constants)
     trained = model.logits
     _check_gradients(model, where)
-    _check_finite(model, batch, first[0], where)
+    _check_finite(model, batch, first[0], where, spec)
     predicted = model.predict(params, batch.dense, batch.pooled)
     if not np.array_equal(model.held, params):
         raise UserCodeError(
@@ -72,6 +119,7 @@ def examine(model: "ModuleModel", made: Made, spec: ModelSpec) -> bool:
             f"{where}: forward gives logits that are not finite (NaN or infinity) in prediction"
             " (self.training is False), though it does not in training"
         )
+    _check_padding(model, made, batch, predicted, spec)
     again = batch.train(model, params)
     if first != again or not np.array_equal(
         predicted, model.predict(params, batch.dense, batch.pooled)
@@ -106,18 +154,42 @@ def _check_gradients(model: "ModuleModel", where: str) -> None:
         )
 
 
-def _check_finite(model: "ModuleModel", batch: _Batch, loss: float, where: str) -> None:
+def _check_padding(
+    model: "ModuleModel", made: Made, batch: _Batch, predicted: FloatArray, spec: ModelSpec
+) -> None:
+    """Refuse logits that depend on how long the sequences of other samples are."""
+    further = batch.filled_up_further(spec)
+    if further is None:
+        return
+    logits = model.predict(model.initial_values(model.seed), batch.dense, further)
+    most = _ROUNDING[made.precision] * max(np.abs(predicted).max(), np.abs(logits).max())
+    if not np.abs(logits - predicted).max() <= most:
+        raise UserCodeError(
+            f"model.class {made.path!r}: a sample's logit depends on how far its sequence is filled"
+            " up, and so on the longest one of the batch. Leave out what is behind"
+            " Sequence.lengths (Sequence.mask says where), or give the feature a max_length, to"
+            " which all are filled up"
+        )
+
+
+def _may_be_empty(spec: ModelSpec) -> str:
+    return "; a sequence may be empty, and a softmax over no key is NaN" if spec.sequences else ""
+
+
+def _check_finite(
+    model: "ModuleModel", batch: _Batch, loss: float, where: str, spec: ModelSpec
+) -> None:
     if not np.isfinite(model.initial_values(model.seed)).all():
         raise UserCodeError(f"{where}: its initial parameters are not all finite")
     if not np.isfinite(model.logits).all():
         raise UserCodeError(
             f"{where}: forward gives logits that are not finite (NaN or infinity) for ordinary"
-            " inputs, with the initial parameters"
+            f" inputs, with the initial parameters{_may_be_empty(spec)}"
         )
     if not np.isfinite(loss):
         raise UserCodeError(f"{where}: the loss of ordinary logits is {loss}")
-    if not (np.isfinite(batch.grad_params).all() and np.isfinite(batch.grad_pooled).all()):
+    if not all(np.isfinite(each).all() for each in (batch.grad_params, *batch.grad_inputs)):
         raise UserCodeError(
             f"{where}: gradients are not finite (NaN or infinity) for ordinary inputs, though the"
-            " loss is; a square root or a norm has none at 0"
+            f" loss is; a square root or a norm has none at 0{_may_be_empty(spec)}"
         )

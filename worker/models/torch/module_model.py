@@ -13,8 +13,10 @@ import torch
 from worker.models.lookup_columns import put_columns, take_columns
 from worker.models.loss import loss_and_gradient
 from worker.models.protocol import FloatArray, PackedParameters, Parameter, parameter_views
+from worker.models.sequences import WithSequences
 from worker.models.torch.examining import examine
 from worker.models.torch.making import Made, make_module, seeded
+from worker.models.torch.sequences import Sequence as VectorSequence
 from worker.models.user_code import UserCodeError, user_code
 from worker.spec import ModelSpec
 
@@ -23,10 +25,10 @@ class ModuleModel:
     """Makes a `worker.models.Model` of the class that a job names.
 
     The module is called as `forward(dense, embeddings)`, float32[n, num_dense] and a dict from
-    the name of each sparse feature to its pooled vectors, float32[n, dim]; it returns the logits,
-    [n]. It may have `loss(logits, labels)`, which returns each sample's loss, [n], to be multiplied
-    by weights and summed here; else the loss is the job's. Attributes are those that
-    `LogLossModel` has.
+    the name of each sparse feature to its pooled vectors, float32[n, dim], or to its `Sequence`; it
+    returns the logits, [n]. It may have `loss(logits, labels)`, which returns each sample's loss,
+    [n], to be multiplied by weights and summed here; else the loss is the job's. Attributes are
+    those that `LogLossModel` has.
 
     A module takes a batch whole: its operations use `use_threads` threads.
 
@@ -96,10 +98,10 @@ class ModuleModel:
         self,
         params: FloatArray,
         dense: FloatArray,
-        pooled: FloatArray,
+        pooled: FloatArray | WithSequences,
         labels: FloatArray,
         grad_params: FloatArray,
-        grad_pooled: FloatArray,
+        grad_pooled: FloatArray | WithSequences,
         weights: FloatArray | None = None,
     ) -> float:
         if not len(labels):
@@ -130,7 +132,10 @@ class ModuleModel:
         return PackedParameters(torch.tensor(params))
 
     def predict(
-        self, params: FloatArray | PackedParameters, dense: FloatArray, pooled: FloatArray
+        self,
+        params: FloatArray | PackedParameters,
+        dense: FloatArray,
+        pooled: FloatArray | WithSequences,
     ) -> FloatArray:
         n = len(dense)
         if not n:
@@ -225,7 +230,7 @@ class ModuleModel:
         self,
         gradients: Sequence[torch.Tensor | None],
         grad_params: FloatArray,
-        grad_pooled: FloatArray,
+        grad_pooled: FloatArray | WithSequences,
     ) -> None:
         names = zip(self.parameters, gradients, strict=False)
         self.without_gradient = tuple(each.name for each, grad in names if grad is None)
@@ -240,11 +245,17 @@ class ModuleModel:
                 )
             else:
                 np.copyto(view, gradient.numpy())
+        of_sequences = grad_pooled.sequences if isinstance(grad_pooled, WithSequences) else ()
+        columns = grad_pooled.pooled if isinstance(grad_pooled, WithSequences) else grad_pooled
+        sequences = iter(of_sequences)
         for lookup, gradient in zip(self._spec.lookups, gradients[len(views) :], strict=True):
-            if gradient is None:
-                grad_pooled[:, lookup.column : lookup.column + lookup.dim] = 0
+            if lookup.sequence:
+                target = next(sequences).vectors
+                np.copyto(target, 0 if gradient is None else gradient.numpy())
+            elif gradient is None:
+                columns[:, lookup.column : lookup.column + lookup.dim] = 0
             else:
-                put_columns(gradient.contiguous().numpy(), grad_pooled, lookup.column)
+                put_columns(gradient.contiguous().numpy(), columns, lookup.column)
 
 
 class _Inputs:
@@ -254,34 +265,44 @@ class _Inputs:
 
     Attributes:
         dense: float32[n, num_dense].
-        embeddings: by name float32[n, dim].
+        embeddings: by name float32[n, dim], or a sequence.
+        tensors: the vectors of all lookups, in their order.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
         self._held = torch.empty(0)
         self.dense = torch.empty(0, spec.num_dense)
-        self.embeddings: dict[str, torch.Tensor] = {}
+        self.embeddings: dict[str, torch.Tensor | VectorSequence] = {}
+        self.tensors: list[torch.Tensor] = []
 
-    @property
-    def tensors(self) -> list[torch.Tensor]:
-        return list(self.embeddings.values())
-
-    def of(self, dense: FloatArray, pooled: FloatArray) -> "_Inputs":
+    def of(self, dense: FloatArray, pooled: FloatArray | WithSequences) -> "_Inputs":
         """Take the inputs of a batch."""
         n, spec = len(dense), self._spec
-        size = n * (spec.num_dense + spec.pooled_width)
+        given = pooled.sequences if isinstance(pooled, WithSequences) else ()
+        columns = pooled.pooled if isinstance(pooled, WithSequences) else pooled
+        sequences = iter(given)
+        size = n * (spec.num_dense + spec.pooled_width) + sum(each.vectors.size for each in given)
         if self._held.numel() < size:
             self._held = torch.empty(size)
         begin = n * spec.num_dense
         self.dense = self._held[:begin].view(n, spec.num_dense)
         np.copyto(self.dense.numpy(), dense)
-        self.embeddings = {}
+        self.embeddings, self.tensors = {}, []
         for name, lookup in zip(spec.lookup_names, spec.lookups, strict=True):
-            vectors = self._held[begin : begin + n * lookup.dim].view(n, lookup.dim)
-            take_columns(pooled, lookup.column, vectors.numpy())
-            self.embeddings[name] = vectors
-            begin += n * lookup.dim
+            if lookup.sequence:
+                padded = next(sequences)
+                end = begin + padded.vectors.size
+                vectors = self._held[begin:end].view(padded.vectors.shape)
+                np.copyto(vectors.numpy(), padded.vectors)
+                self.embeddings[name] = VectorSequence(vectors, torch.tensor(padded.lengths))
+            else:
+                end = begin + n * lookup.dim
+                vectors = self._held[begin:end].view(n, lookup.dim)
+                take_columns(columns, lookup.column, vectors.numpy())
+                self.embeddings[name] = vectors
+            self.tensors.append(vectors)
+            begin = end
         return self
 
 
