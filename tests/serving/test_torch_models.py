@@ -141,4 +141,4 @@ def test_a_class_that_has_changed_since_is_told(
     with pytest.raises(ModelError) as caught:
         Predictor.from_checkpoint(job.cut())
 
-    assert f"at {code}, line 9, in __init__: AttributeError" in str(caught.value)
+    assert f"at {code}, line 10, in __init__: AttributeError" in str(caught.value)
