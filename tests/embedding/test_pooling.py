@@ -122,7 +122,7 @@ def test_weights_that_cancel_give_0_for_mean_only():
 
 
 def test_an_unknown_combiner_is_refused():
-    with pytest.raises(ValueError, match=r"'sum', 'mean', 'sqrtn' or 'max', got 'min'"):
+    with pytest.raises(ValueError, match=r"'sqrtn', 'max' or 'none', got 'min'"):
         coefficients(None, None, "min")
 
 
