@@ -23,10 +23,11 @@ from fuzzing.mutations import EDGES, changed_value, damaged
 from fuzzing.run import Target, WrongResultError
 from ps.messages import exchange
 from ps.messages.exchange import Refusal
-from ps.messages.pull_push import ANY_STEP, Contribution, Pull
+from ps.messages.pull_push import ANY_STEP, Contribution, Prefetch, Pull
 from ps.messages.records import Apply, DenseNorm, Entry, Freeze, Record, TableEviction
 from ps.messages.wire import MAGIC, PREFIX, encode
 from ps.net.sockets import prove_as_client, prove_as_server, receive
+from ps.shard.prefetching import prefetch
 from ps.shard.shard import Shard
 from ps.spec import StoreSpec
 from runtime.typed import array_dtype
@@ -207,6 +208,8 @@ class DataFrames:
             raise WrongResultError(f"{message} is {again} when it is sent on")
         if isinstance(message, get_args(exchange.Request)):
             return self._handled_by_shard(message)
+        if isinstance(message, Prefetch):
+            return f"prefetched {prefetch(self._shard, message, 0, message.keys.size)}"
         return type(message).__name__
 
     def _handled_by_shard(self, message: Any) -> str:

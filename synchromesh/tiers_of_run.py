@@ -43,14 +43,26 @@ def show_tiers(console: Console, tiers: Tiers, names: list[str]) -> None:
         rest = f"; {inside} of {len(tiered)} tables with tiers are in memory" if inside else ""
         console.print(f"\nWhere rows were when the run last said so{rest}", style="bold")
     for name in shown:
-        table = tiers[name]
-        text = (
-            f"{name}: {table['memory_rows']:,} in memory, {table['disk_rows']:,} on disk"
-            f" ({decimal(table['disk_bytes'])})"
-        )
-        asked = table["memory_hits"] + table["cache_hits"] + table["disk_reads"]
-        if asked:
-            shares = (100 * table[kind] / asked for kind in ("memory_hits", "cache_hits"))
-            text += "; of rows asked for {:.1f} % in memory, {:.1f} % just read".format(*shares)
-            text += f", {100 * table['disk_reads'] / asked:.1f} % read from disk"
-        console.print(text, soft_wrap=True)
+        console.print(f"{name}: {_in_words(tiers[name])}", soft_wrap=True)
+
+
+def show_tiers_of_table(console: Console, table: dict[str, int]) -> None:
+    """Print where the rows of one table are."""
+    console.print("\nWhere its rows were when the run last said so", style="bold")
+    console.print(_in_words(table), soft_wrap=True)
+
+
+def _in_words(table: dict[str, int]) -> str:
+    text = (
+        f"{table['memory_rows']:,} in memory, {table['disk_rows']:,} on disk"
+        f" ({decimal(table['disk_bytes'])})"
+    )
+    asked = table["memory_hits"] + table["cache_hits"] + table["disk_reads"]
+    if asked:
+        shares = (100 * table[kind] / asked for kind in ("memory_hits", "cache_hits"))
+        text += "; of rows asked for {:.1f} % in memory, {:.1f} % just read".format(*shares)
+        text += f", {100 * table['disk_reads'] / asked:.1f} % read from disk"
+    if ahead := table.get("prefetched", 0):
+        reads = ahead + table["disk_reads"]
+        text += f"; {100 * ahead / reads:.1f} % of the disk's reads were ahead of who asked"
+    return text

@@ -16,6 +16,8 @@ from typing import Literal
 
 from embedding.kernels.finite import all_finite
 from ps.client.client import Identity, Open, PsClient, PulledBatch
+from ps.client.prefetcher import Prefetcher
+from ps.messages.pull_push import ANY_STEP
 from ps.net.cancellation import Cancellation, CancelledError
 from ps.net.wake import Wake
 from runtime.fingerprint import check_float_mode
@@ -121,6 +123,7 @@ class WorkerLoop:
         session: the worker's tokens.
         coordinator: takes reports.
         client: to the shards; used by the main thread only.
+        prefetcher: is told what will be pulled; None: nothing of it is on disk.
         readers: for each kind of token, reads a batch and says how many samples were skipped.
         rows_granted: is told of the rows of batches that are to be read, in a job whose plan grows.
         preparer: used by the preparing thread only.
@@ -142,11 +145,13 @@ class WorkerLoop:
         options: LoopOptions,
         faults: Faults,
         cancellation: Cancellation | None = None,
+        prefetcher: Prefetcher | None = None,
     ) -> None:
         self._cancellation = cancellation or Cancellation()
         self._session = session
         self._coordinator = coordinator
         self._client = client
+        self._prefetcher = prefetcher
         self._readers = readers
         self._rows_granted = rows_granted
         self._preparer = preparer
@@ -191,6 +196,8 @@ class WorkerLoop:
             for thread in threads:
                 thread.join(timeout=limit)
             self._client.close()
+            if self._prefetcher is not None:
+                self._prefetcher.close()
             self._coordinator.close()
             self._wakes.close()
         ending = self._ending
@@ -453,12 +460,22 @@ class WorkerLoop:
                 continue
             with self._times.measure("deduplicate"):
                 prepared = self._preparer(batch)
+            if self._prefetcher is not None:
+                self._prefetch(self._prefetcher, token, prepared)
             with self._lock:
                 self._depth.prepared(time.perf_counter() - began)
                 if self._session.holds(token):
                     self._prepared[token] = _Ready(prepared, skipped)
                     self._session.prepared(token)
             self._wakes.set()
+
+    def _prefetch(self, prefetcher: Prefetcher, token: Token, prepared: Prepared) -> None:
+        """Say what will be pulled, unless it is at once: it would be read twice side by side."""
+        with self._lock:
+            waits = self._session.is_busy or token.at_step != ANY_STEP
+        if waits:
+            batch_id = token.batch_id if token.kind == "train" else -1
+            prefetcher.tell(prepared.unique, batch_id=batch_id, attempt=token.attempt)
 
     # The talking thread -----------------------------------------------------------------------
 

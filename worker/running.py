@@ -10,6 +10,7 @@ import numpy as np
 from ps.client.client import PsClient
 from ps.client.deduplicate import Deduplicator
 from ps.client.faults import with_faults
+from ps.client.prefetcher import Prefetcher
 from ps.copies import Copies
 from ps.net.cancellation import Cancellation
 from ps.net.sockets import Address, connect
@@ -56,6 +57,8 @@ class WorkerSetup:
         faults: that befall workers on purpose.
         retry_seconds: how long a shard or the coordinator may be out of reach.
         compress: whether frames are compressed.
+        prefetched: names of tables some of which may be on disk, so that servers are told ahead
+            what will be pulled of them.
     """
 
     store: StoreSpec
@@ -77,6 +80,7 @@ class WorkerSetup:
     compress: bool = False
     standbys: Mapping[int, Address] = field(default_factory=dict)
     relays: tuple[Address, ...] = ()
+    prefetched: frozenset[str] = frozenset()
 
     def relays_of(self, worker: int) -> list[Address]:
         """Return the relays that a worker reports to, the first of them as long as it can."""
@@ -106,18 +110,22 @@ def make_loop(
     )
     preparer = make_preparer(setup.store, setup.model.lookups, setup.data.features.sparse)
     warm_up(setup.data.features, setup.model, setup.store, preparer, computation)
+
+    def to_shard(number: int) -> socket.socket:
+        return connect(
+            places[number],
+            node_id=node_id,
+            secret=setup.secret,
+            name=name,
+            cancellation=cancellation,
+        )
+
     client = PsClient(
         setup.store,
         with_faults(
-            lambda number: connect(
-                places[number],
-                node_id=node_id,
-                secret=setup.secret,
-                name=name,
-                cancellation=cancellation,
-            ),
+            to_shard,
             setup.faults.connections,
-            process=(0, worker, incarnation),  # the coordinator has 1 first
+            process=(0, worker, incarnation),  # the coordinator has 1 first, the prefetcher 2
         ),
         recovery_epoch=setup.recovery_epoch,
         standbys=copies.standbys,
@@ -136,6 +144,15 @@ def make_loop(
             cancellation=cancellation,
         )
 
+    prefetcher = None
+    if setup.prefetched:
+        prefetcher = Prefetcher(
+            with_faults(to_shard, setup.faults.connections, process=(2, worker, incarnation)),
+            routing=setup.store.routing,
+            copies=copies,
+            tables=[table.name in setup.prefetched for table in setup.store.tables],
+            recovery_epoch=setup.recovery_epoch,
+        )
     arrived = ArrivedReader(
         setup.data.features,
         on_bad_file=setup.data.on_bad_file,
@@ -164,6 +181,7 @@ def make_loop(
         options=setup.options,
         faults=Faults(setup.faults, worker=worker, incarnation=incarnation),
         cancellation=cancellation,
+        prefetcher=prefetcher,
     )
 
 

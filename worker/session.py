@@ -170,6 +170,11 @@ class Session:
         return bool(self._finished)
 
     @property
+    def is_busy(self) -> bool:
+        """Whether there is a batch that is pulled, computed or pushed."""
+        return any(map(self._in, (Stage.PULLING, Stage.PULLED, Stage.PUSHING)))
+
+    @property
     def preparing(self) -> bool:
         """Whether there is no batch to pull, but one that will be when it is prepared."""
         return bool(self._in(Stage.GRANTED)) and not self._in(Stage.PREPARED)
@@ -184,8 +189,7 @@ class Session:
         """
         staying = sum(not held.leaves_its_place for held in self._held.values())
         prepared = self._in(Stage.PREPARED)
-        busy = any(map(self._in, (Stage.PULLING, Stage.PULLED, Stage.PUSHING)))
-        if prepared and not busy and self.not_before(min(prepared)) != ANY_STEP:
+        if prepared and not self.is_busy and self.not_before(min(prepared)) != ANY_STEP:
             staying -= 1
         known = len(self._held) + len(self._finished) + len(self._reported)
         # One that can't be waited for may come on top.

@@ -1,6 +1,7 @@
 """Where the values of a table's rows are, where memory is not to hold all of them."""
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 from embedding.spec.ranges import require, require_one_of
@@ -23,13 +24,20 @@ class Tiers:
             name, so it is gone when its process ends, however that ends.
         policy: which rows leave memory first: those that were updated the fewest times lately, or
             the longest ago.
+        prefetch: whether rows are read from the file as soon as it is known that they will be
+            pulled.
     """
 
     memory_bytes: int
     path: str
     policy: Policy = "frequency"
+    prefetch: bool = True
 
     def __post_init__(self) -> None:
+        require(
+            isinstance(self.memory_bytes, Integral),
+            f"memory_bytes must be a whole number of bytes, got {self.memory_bytes!r}",
+        )
         require(
             self.memory_bytes >= MIN_MEMORY_BYTES,
             f"memory_bytes must be >= {MIN_MEMORY_BYTES}, got {self.memory_bytes}",

@@ -87,8 +87,9 @@ class TierFile:
             owners=buffers.view(np.int32),
             tags=reserve(sets, WAYS, np.int64),
             turns=np.zeros(sets, np.uint8),
+            ahead=np.zeros((sets, WAYS), np.uint8),
             cached=reserve(sets * WAYS, width, np.float32),
-            state=np.array([-1, -1, per_segment, 0], np.int64),
+            state=np.array([-1, -1, per_segment, 0, 0, 0], np.int64),
             layout=layout,
             per_segment=per_segment,
         )

@@ -24,7 +24,8 @@ UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 
 NUM_FREE, HAND = range(2)  # places in the state of slots
-SEGMENT, BUFFER, FILLED, NUM_LIVE = range(4)  # places in the state of the file
+# Places in the state of the file.
+SEGMENT, BUFFER, FILLED, NUM_LIVE, NUM_AHEAD, NUM_LOST = range(6)
 WAYS = 4  # records that one set of the cache holds
 FREE = -1  # as the live records of a segment: it may be written
 _PINNED, _HEAT = np.uint8(0x80), np.uint8(0x7F)
@@ -58,9 +59,10 @@ class Segments(NamedTuple):
         owners: int32, the same memory.
         tags: int64[sets, WAYS]: records in the cache plus one, 0: none.
         turns: uint8[sets]: which goes next.
+        ahead: uint8[sets, WAYS]: 1 where a record was read before it was asked for, until it is.
         cached: float32[sets * WAYS, width].
-        state: int64[4]: the segment that is being filled, its buffer, records in it, and live
-            records in all segments.
+        state: int64[6]: the segment that is being filled, its buffer, records in it, live records
+            in all segments, how many of the cache are ahead, and how many were when they left it.
         layout: of records.
         per_segment: records.
     """
@@ -71,6 +73,7 @@ class Segments(NamedTuple):
     owners: Int32Array
     tags: Int64Array
     turns: UInt8Array
+    ahead: UInt8Array
     cached: Float32Array
     state: Int64Array
     layout: Layout
@@ -130,6 +133,27 @@ def _set_of(segments: Segments, record: np.int64) -> np.int64:
 
 
 @njit(cache=True, nogil=True, inline="always")
+def _way_of(segments: Segments, place: np.int64, record: np.int64) -> np.int64:
+    """Return which record of a set of the cache one is, -1: none."""
+    found = np.int64(-1)
+    for way in range(WAYS):
+        if segments.tags[place, way] == record + 1:
+            found = np.int64(way)
+    return found
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _uncache(segments: Segments, record: np.int64) -> None:
+    """Drop a record from the cache, where it is there."""
+    place = _set_of(segments, record)
+    way = _way_of(segments, place, record)
+    if way >= 0:
+        segments.tags[place, way] = 0
+        segments.state[NUM_AHEAD] -= segments.ahead[place, way]
+        segments.ahead[place, way] = 0
+
+
+@njit(cache=True, nogil=True, inline="always")
 def _append(
     slots: Slots, segments: Segments, row: np.int64, values: Float32Array, at: np.int64
 ) -> None:
@@ -144,11 +168,7 @@ def _append(
     segments.live[state[SEGMENT]] += 1
     state[FILLED] += 1
     state[NUM_LIVE] += 1
-    # What was in this record before may still be in the cache.
-    place = _set_of(segments, record)
-    for way in range(WAYS):
-        if segments.tags[place, way] == record + 1:
-            segments.tags[place, way] = 0
+    _uncache(segments, record)  # what was in this record before may still be there
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -190,6 +210,7 @@ def promote(
         if place > 0:
             continue  # it came twice
         _leave(segments, -place - 1)
+        _uncache(segments, -place - 1)  # so that what is asked for next has room there
         slot = take_slot(slots, rows[i])
         for c in range(values.shape[1]):
             memory[slot, c] = values[i, c]
@@ -302,32 +323,60 @@ def from_memory(
             for c in range(values.shape[1]):
                 values[i, c] = segments.buffers[buffer, word + c]
             continue
-        place, found = _set_of(segments, record), np.int64(-1)
-        for way in range(WAYS):
-            if segments.tags[place, way] == record + 1:
-                found = place * WAYS + way
-        if found < 0:
+        place = _set_of(segments, record)
+        way = _way_of(segments, place, record)
+        if way < 0:
             missing[count] = i
             count += 1
             continue
+        segments.state[NUM_AHEAD] -= segments.ahead[place, way]
+        segments.ahead[place, way] = 0
         for c in range(values.shape[1]):
-            values[i, c] = segments.cached[found, c]
+            values[i, c] = segments.cached[place * WAYS + way, c]
     return count
 
 
 @njit(cache=True, nogil=True)
-def keep(segments: Segments, records: Int64Array, values: Float32Array, which: Int64Array) -> None:
-    """Put records that were read into the cache."""
+def not_in_memory(segments: Segments, records: Int64Array, missing: Int64Array) -> int:
+    """Write which records are in no buffer and not in the cache, as `from_memory` does."""
+    count = 0
+    for i in range(records.size):
+        record = records[i]
+        in_buffer = segments.buffer_of[record // segments.per_segment] >= 0
+        if not in_buffer and _way_of(segments, _set_of(segments, record), record) < 0:
+            missing[count] = i
+            count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def keep(
+    segments: Segments,
+    records: Int64Array,
+    values: Float32Array,
+    which: Int64Array,
+    ahead: bool,
+) -> None:
+    """Put records that were read into the cache.
+
+    Args:
+        values: float32[n, width].
+        which: int64[any], numbers in `records`.
+        ahead: whether nobody has asked for them yet.
+    """
     for i in which:
         record = records[i]
         place = _set_of(segments, record)
-        is_there = False
-        for way in range(WAYS):
-            is_there |= segments.tags[place, way] == record + 1
-        if is_there:
+        if _way_of(segments, place, record) >= 0:
             continue  # read twice at once
-        turn = int(segments.turns[place])
-        segments.turns[place] = (turn + 1) % WAYS
+        turn = _way_of(segments, place, np.int64(-1))  # one that is free
+        if turn < 0:
+            turn = np.int64(segments.turns[place])
+            segments.turns[place] = (turn + 1) % WAYS
+            segments.state[NUM_AHEAD] -= segments.ahead[place, turn]
+            segments.state[NUM_LOST] += segments.ahead[place, turn]
         segments.tags[place, turn] = record + 1
+        segments.ahead[place, turn] = ahead
+        segments.state[NUM_AHEAD] += ahead
         for c in range(values.shape[1]):
             segments.cached[place * WAYS + turn, c] = values[i, c]

@@ -1,8 +1,9 @@
 """The vectors and slots of a table of which only some are in memory; see `tier_slots`.
 
 Pulls read and change nothing that is seen: what they read of the file is kept in a cache, since the
-gradients of the same keys come next. An apply brings the rows that it updates into memory, from
-that cache mostly, and writes as many others to the file. Which ones those are changes no value.
+gradients of the same keys come next. So is what is prefetched for a pull that is to come. An apply
+brings the rows that it updates into memory, from that cache mostly, and writes as many others to
+the file. Which ones those are changes no value.
 """
 
 import threading
@@ -17,12 +18,15 @@ from embedding.table.precision import read_vectors
 from embedding.table.reservation import reserve
 from embedding.table.tier_file import BLOCK_BYTES, BUFFERS, TierFile, layout_of
 from embedding.table.tier_slots import (
+    NUM_AHEAD,
     NUM_FREE,
     NUM_LIVE,
+    NUM_LOST,
     Slots,
     demote,
     from_memory,
     keep,
+    not_in_memory,
     promote,
     release,
     slots_to_write,
@@ -52,6 +56,8 @@ class TierFigures:
         cached: that were in a buffer or in the cache.
         reads: that were read from the disk.
         bytes_written: to the disk.
+        prefetched: rows that were read from the disk before they were asked for.
+        prefetched_lost: of these, that left the cache before they were.
     """
 
     memory_rows: int = 0
@@ -62,6 +68,8 @@ class TierFigures:
     cached: int = 0
     reads: int = 0
     bytes_written: int = 0
+    prefetched: int = 0
+    prefetched_lost: int = 0
 
 
 def shares_of(tiers: Tiers, width: int, *, name: str) -> tuple[int, int, int]:
@@ -122,7 +130,7 @@ class TieredValues:
         )
         self.at_once = min(_MOST_AT_ONCE, number // 2)
         self._guard = threading.Lock()  # of the cache and of what is counted
-        self._hits = self._cached = self._reads = 0
+        self._hits = self._cached = self._reads = self._prefetched = 0
 
     # Reads ------------------------------------------------------------------------------------
 
@@ -173,8 +181,32 @@ class TieredValues:
             values[missing] = read
             if for_apply:
                 with self._guard:
-                    keep(self._file.arrays, records, values, missing)
+                    keep(self._file.arrays, records, values, missing, ahead=False)
         return values
+
+    def prefetch(self, rows: Int64Array) -> None:
+        """Read rows, -1: none, into the cache before they are asked for.
+
+        As many as half of it has room for: those of a pull before are in it, too.
+
+        Raises:
+            TierError: the file can't be read.
+        """
+        arrays = self._file.arrays
+        positions, away, records = np.empty((3, rows.size), np.int64)
+        records = records[: split(self.slots, rows, positions, away, records)]
+        missing = np.empty(records.size, np.int64)
+        with self._guard:
+            room = len(arrays.cached) // 2 - int(arrays.state[NUM_AHEAD])
+            missing = missing[: min(not_in_memory(arrays, records, missing), max(room, 0))]
+        if not missing.size:
+            return
+        records = records[missing]
+        values = np.empty((records.size, self._width), np.float32)
+        self._file.read(records, values)
+        with self._guard:
+            keep(arrays, records, values, np.arange(records.size), ahead=True)
+            self._prefetched += records.size
 
     # Changes ----------------------------------------------------------------------------------
 
@@ -252,6 +284,8 @@ class TieredValues:
                 cached=self._cached,
                 reads=self._reads,
                 bytes_written=self._file.bytes_written,
+                prefetched=self._prefetched,
+                prefetched_lost=int(arrays.state[NUM_LOST]),
             )
 
     @property

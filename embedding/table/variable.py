@@ -147,6 +147,20 @@ class EmbeddingVariable(TableState):
         if self._static is not None:
             self._static.fill(self._rows, keys, values, admitted)
 
+    def prefetch(self, keys: Int64Array) -> None:
+        """Read the rows of keys, int64[n], that are on the disk, as a pull will soon ask for them.
+
+        It changes nothing that is read, and may run beside pulls. A table without tiers does
+        nothing.
+
+        Raises:
+            ValueError: keys have another type or shape.
+            TierError: the disk can't be read.
+        """
+        keys = input_array("keys", keys, _INT64, (len(keys),))
+        if self._rows.tiered is not None:
+            self._rows.tiered.prefetch(self._rows.find(keys))
+
     def initial(self, keys: Int64Array) -> Float32Array:
         """Return the vector that each key, int64[n], would start with: float32[n, dim]."""
         keys = input_array("keys", keys, _INT64, (len(keys),))

@@ -1,10 +1,10 @@
-"""All that may be said on a connection to a shard or a publisher: requests, replies, refusals."""
+"""All that may be said to a shard or a publisher: requests, replies, refusals, hints."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from ps.messages.following import AwaitNewest, FetchPiece, Newest, Piece
-from ps.messages.pull_push import Contribution, Pull, PullReply, PushReply
+from ps.messages.pull_push import Contribution, Prefetch, Pull, PullReply, PushReply
 from ps.messages.records import Apply, ApplyReply, DenseNorm, DenseNormReply, Freeze, FreezeReply
 
 RefusalReason = Literal[
@@ -34,4 +34,4 @@ class Refusal:
 Request = Pull | Contribution | Apply | DenseNorm | Freeze
 Reply = PullReply | PushReply | ApplyReply | DenseNormReply | FreezeReply | Refusal
 Following = AwaitNewest | Newest | FetchPiece | Piece
-Message = Request | Reply | Following
+Message = Request | Reply | Prefetch | Following

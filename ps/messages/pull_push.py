@@ -20,6 +20,7 @@ ANY_STEP = -1
 # A record of a step with so many batches, and with so many discards besides, fits one message.
 MAX_STEP_BATCHES = 1 << 17
 MAX_DISCARDS = 1 << 13
+MAX_PREFETCHED_KEYS = 1 << 20  # of one message: of batches that have more nothing is prefetched
 
 
 @dataclass(slots=True)
@@ -53,6 +54,27 @@ class Pull:
     dense_epoch: int = -1
     not_before: int = ANY_STEP
     for_step: int = ANY_STEP
+
+
+@dataclass(slots=True)
+class Prefetch:
+    """Rows that will be pulled, as a hint to a shard that has some of them on disk.
+
+    It is never answered and may be lost, late or repeated: it changes nothing that is read.
+
+    Args:
+        batch_id, attempt: whose pull it is; -1: of one that is only evaluated. Of a batch that has
+            been trained nothing is wanted any more.
+        table_sizes: keys of each table, 0 of those that are in memory.
+        keys: int64[n], distinct within a table.
+    """
+
+    recovery_epoch: int
+    routing_version: int
+    batch_id: int
+    attempt: int
+    table_sizes: tuple[int, ...]
+    keys: Int64s
 
 
 @dataclass(slots=True)

@@ -18,7 +18,14 @@ import zstandard
 
 from ps.messages.exchange import Message, Refusal
 from ps.messages.following import AwaitNewest, FetchPiece, Newest, Piece
-from ps.messages.pull_push import MAX_STEP_BATCHES, Contribution, Pull, PullReply, PushReply
+from ps.messages.pull_push import (
+    MAX_STEP_BATCHES,
+    Contribution,
+    Prefetch,
+    Pull,
+    PullReply,
+    PushReply,
+)
 from ps.messages.records import (
     Apply,
     ApplyReply,
@@ -59,6 +66,7 @@ _KINDS: tuple[type, ...] = (
     Newest,
     FetchPiece,
     Piece,
+    Prefetch,
 )
 _CODE = {kind: code for code, kind in enumerate(_KINDS)}
 

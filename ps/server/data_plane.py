@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from ps.messages.exchange import Refusal, Reply, Request
-from ps.messages.pull_push import Contribution, Pull
+from ps.messages.pull_push import Contribution, Prefetch, Pull
 from ps.messages.records import Apply, ApplyReply, DenseNorm, Freeze
 from ps.messages.wire import WireError
 from ps.net.listener import Listener, Peer
@@ -31,6 +31,7 @@ from ps.net.wake import Wake
 from ps.server.byte_budget import ByteBudget
 from ps.server.read_write_lock import ReadWriteLock
 from ps.shard.lease import CoordinatorLease
+from ps.shard.prefetching import prefetch
 from ps.shard.shard import Outgoing, Shard
 from runtime.fingerprint import check_float_mode
 from runtime.stage_times import StageTimes
@@ -38,6 +39,7 @@ from runtime.stage_times import StageTimes
 logger = logging.getLogger(__name__)
 
 STALLED_SECONDS = 20
+_PREFETCHED_AT_ONCE = 1024  # keys: for so long, some milliseconds, a record may have to wait
 _STAGES: dict[type[Request], str] = {Pull: "pull", Contribution: "push", Apply: "apply"}
 
 
@@ -87,7 +89,7 @@ class DataPlane:
         self.bytes_sent = 0
         self.bytes_received = 0
         self.replies = ByteBudget(max_reply_bytes)
-        self._times = StageTimes(*_STAGES.values(), "other", "send", "idle")
+        self._times = StageTimes(*_STAGES.values(), "prefetch", "other", "send", "idle")
         self._num_handled = 0  # messages in work
         self._changed_ns = time.perf_counter_ns()  # when that became none, or any
         self._compress = compress
@@ -103,9 +105,9 @@ class DataPlane:
     def stage_seconds(self) -> dict[str, float]:
         """Return the seconds since the start by what the shard did.
 
-        `pull`, `push` (taking a contribution into the buffer), `apply` and `other` messages, each
-        in any number of threads; `idle`: none of them. `send` is the time of writing replies, so it
-        overlaps the others.
+        `pull`, `push` (taking a contribution into the buffer), `apply`, `prefetch` and `other`
+        messages, each in any number of threads; `idle`: none of them. `send` is the time of
+        writing replies, so it overlaps the others.
         """
         with self._guard:
             if self._num_handled == 0:
@@ -168,13 +170,16 @@ class DataPlane:
             message = self._receive(connection.peer)
             if message is None or self._is_late(message, connection):
                 return  # the peer resends what it still wants on a new connection
-            yield message
+            if isinstance(message, Prefetch):
+                self._prefetch(message)
+            else:
+                yield message
 
-    def _receive(self, peer: Peer) -> Request | None:
-        """Return the next request; None where the peer is gone or sends what is none."""
+    def _receive(self, peer: Peer) -> Request | Prefetch | None:
+        """Return the next message; None where the peer is gone or sends what is none."""
         try:
             message, nbytes = receive(peer.sock)
-            if not isinstance(message, Request):
+            if not isinstance(message, Request | Prefetch):
                 raise WireError(f"a {type(message).__name__} is no request")
         except WireError as error:
             logger.warning("shard %d drops a connection: %s", self.shard.index, error)
@@ -184,6 +189,13 @@ class DataPlane:
         with self._guard:
             self.bytes_received += nbytes
         return message
+
+    def _prefetch(self, message: Prefetch) -> None:
+        """Read what is on disk, a little at a time: a record that comes goes first."""
+        for start in range(0, message.keys.size, _PREFETCHED_AT_ONCE):
+            with self.lock.shared(), self._measure("prefetch"):
+                if not prefetch(self.shard, message, start, start + _PREFETCHED_AT_ONCE):
+                    return
 
     def _answer(self, message: Request, peer: Peer) -> None:
         if isinstance(message, Pull):
@@ -222,13 +234,16 @@ class DataPlane:
             if message.recovery_epoch == self.shard.recovery_epoch:
                 self._lease.heard(message.recovery_epoch, time.monotonic())
 
-    def _is_late(self, message: Request, connection: _Connection) -> bool:
+    def _is_late(self, message: Request | Prefetch, connection: _Connection) -> bool:
         """Whether it is of the coordinator, and may have lain unread for longer than its lease.
 
         A coordinator that is there connects again, and so proves that it is; one that was replaced
         while this process was frozen does not.
         """
-        if isinstance(message, Pull | Contribution) or connection.peer.name != COORDINATOR:
+        if (
+            isinstance(message, Pull | Contribution | Prefetch)
+            or connection.peer.name != COORDINATOR
+        ):
             return False
         return self._lease.is_late(message.recovery_epoch, connection.since, time.monotonic())
 

@@ -34,5 +34,6 @@ def server_figures(index: int, figures: ServerFigures) -> list[Figure]:
                 Figure("table_memory_hits", tiers.hits, "server", index, "counter", label),
                 Figure("table_cache_hits", tiers.cached, "server", index, "counter", label),
                 Figure("table_disk_reads", tiers.reads, "server", index, "counter", label),
+                Figure("table_prefetched", tiers.prefetched, "server", index, "counter", label),
             ]
     return found

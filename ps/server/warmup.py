@@ -103,7 +103,7 @@ def _run(small: StoreSpec, tiers: Mapping[str, Tiers]) -> None:
 
 
 def _leave_memory(table: EmbeddingVariable) -> None:
-    """Have rows written to the disk, and read and updated there."""
+    """Have rows written to the disk, read ahead and when they are asked for, and updated."""
     rows = table.export()
     for first in range(0, 1 << 14, 1 << 10):
         keys = np.arange(first, first + (1 << 10))
@@ -116,6 +116,7 @@ def _leave_memory(table: EmbeddingVariable) -> None:
         )
         table.import_rows(some)
     keys = np.arange(1 << 10)
+    table.prefetch(keys[: 1 << 9])
     vectors, admitted = (
         np.empty((keys.size, table.spec.dim), np.float32),
         np.empty(keys.size, np.uint8),

@@ -88,6 +88,10 @@ class GradientBuffer:
         """Return a contribution that is held."""
         return self._held.get(batch_id, {}).get(attempt)
 
+    def waits_for(self, batch_id: int, attempt: int) -> bool:
+        """Return whether a contribution is still to come."""
+        return self.get(batch_id, attempt) is None and not self._is_superseded(batch_id, attempt)
+
     def newest_attempts(self) -> list[Contribution]:
         """Return a contribution of each batch that is held; others may be added meanwhile."""
         attempts = [list(attempts.values()) for attempts in list(self._held.values())]

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ps.messages.pull_push import Contribution, Pull
+from ps.messages.pull_push import MAX_PREFETCHED_KEYS, Contribution, Prefetch, Pull
 
 
 def what_does_not_fit(
-    message: Pull | Contribution, dims: Sequence[int], dense_size: int
+    message: Pull | Contribution | Prefetch, dims: Sequence[int], dense_size: int
 ) -> str | None:
     """Say what is wrong with the sizes of a message's arrays; None: nothing.
 
@@ -19,6 +19,8 @@ def what_does_not_fit(
     sizes, n = message.table_sizes, message.keys.size
     if len(sizes) != len(dims) or min(sizes, default=0) < 0 or sum(sizes) != n:
         return f"table sizes {sizes[:8]} do not fit {len(dims)} tables and {n} keys"
+    if isinstance(message, Prefetch):
+        return None if n <= MAX_PREFETCHED_KEYS else f"{n} keys"
     if isinstance(message, Pull):
         return None if message.counts.size in (0, n) else "counts do not fit keys"
     if message.counts.size != n or message.admitted.size != n:

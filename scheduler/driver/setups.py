@@ -120,6 +120,7 @@ class Setups:
             retry_seconds=config.cluster.retry_seconds,
             compress=config.cluster.compress,
             faults=self._worker_faults,
+            prefetched=frozenset(name for name, tiers in specs.tiers.items() if tiers.prefetch),
         )
 
     def dense_part(self, index: int) -> np.ndarray:

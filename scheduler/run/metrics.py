@@ -312,6 +312,8 @@ def tiers_of_table(tiers: TierFigures) -> dict[str, int]:
         "cache_hits": tiers.cached,
         "disk_reads": tiers.reads,
         "disk_bytes_written": tiers.bytes_written,
+        "prefetched": tiers.prefetched,
+        "prefetched_lost": tiers.prefetched_lost,
     }
 
 

@@ -27,7 +27,7 @@ from synchromesh.commands.answers import (
     people_console,
     print_json,
 )
-from synchromesh.tiers_of_run import Tiers, show_tiers, tiers_of_run
+from synchromesh.tiers_of_run import Tiers, show_tiers, show_tiers_of_table, tiers_of_run
 
 TOP_ROWS = 10
 BAR_COLUMNS = 40
@@ -79,10 +79,11 @@ def command(
     with answering(RunDirectoryError, UnknownError, failures=()):
         path, reader, tables = _opened(checkpoint, table, by)
     with answering(failures=(*FAILURES, pa.ArrowException), failed="failed: "):
+        tiers = tiers_of_run(checkpoint)
         if table is None:
-            _show_all(path, reader, tables, tiers_of_run(checkpoint), as_json=as_json)
+            _show_all(path, reader, tables, tiers, as_json=as_json)
         else:
-            _show_one(path, reader, tables[0], top, by, keys, as_json=as_json)
+            _show_one(path, reader, tables[0], top, by, keys, tiers, as_json=as_json)
 
 
 # For programs -------------------------------------------------------------------------------------
@@ -419,6 +420,7 @@ def _show_one(
     top: int | None,
     wanted_by: RankBy | None,
     keys: Sequence[int],
+    tiers: Tiers,
     *,
     as_json: bool,
 ) -> None:
@@ -426,9 +428,14 @@ def _show_one(
     by: RankBy = wanted_by or ("frequency" if spec.track_usage else "norm")
     summary = summarize(reader, spec, top=TOP_ROWS if top is None else top, by=by, keys=keys)
     if as_json:
-        print_json({"checkpoint": str(path), "step": step, **summary_json(summary, by)})
+        found = summary_json(summary, by)
+        if spec.name in tiers:
+            found["table"]["tiers"] = tiers[spec.name]
+        print_json({"checkpoint": str(path), "step": step, **found})
         return
     console = people_console()
     title = f"Table {spec.name} of {path}, step {step:,}\n"
     console.print(title, style="bold", soft_wrap=True)
     show_summary(console, summary, by)
+    if spec.name in tiers:
+        show_tiers_of_table(console, tiers[spec.name])

@@ -16,6 +16,8 @@ TIERS = {
     "cache_hits": 15,
     "disk_reads": 5,
     "disk_bytes_written": 3000,
+    "prefetched": 15,
+    "prefetched_lost": 1,
 }
 
 
@@ -53,5 +55,6 @@ def test_a_line_says_where_rows_are_and_were() -> None:
     )
     assert lines[2:] == [
         "items: 40 in memory, 60 on disk (2.0 kB); of rows asked for 80.0 % in memory,"
-        " 15.0 % just read, 5.0 % read from disk"
+        " 15.0 % just read, 5.0 % read from disk; 75.0 % of the disk's reads were ahead of who"
+        " asked"
     ]

@@ -13,6 +13,7 @@ import pytest
 from embedding import Adam, EmbeddingVariable, TableEntries, TableSpec, Tiers, step_scalars
 from embedding.table import tier_file
 from embedding.table.tier_file import TierError
+from embedding.table.tiered_values import TierFigures
 
 DIM = 61
 MEMORY_BYTES = 1 << 16  # some 50 rows
@@ -105,6 +106,59 @@ def test_what_was_pulled_is_not_read_again_to_be_updated(table: EmbeddingVariabl
     assert (after.reads, after.cached) == (before.reads, before.cached + 3)
 
 
+def tiers_of(table: EmbeddingVariable) -> TierFigures:
+    figures = table.tiers()
+    assert figures is not None
+    return figures
+
+
+def test_what_was_prefetched_is_not_read_to_be_pulled_or_updated(table: EmbeddingVariable) -> None:
+    rows = rows_of(np.arange(3000))
+    table.import_rows(rows)
+    keys = np.array([10, 20, 30, 99_999])  # the last one has no row
+    table.prefetch(keys)
+    before = tiers_of(table)
+
+    values = pull(table, keys)
+    apply(table, keys[:3])
+
+    after = tiers_of(table)
+    assert values[:3].tobytes() == rows.vectors[keys[:3]].tobytes()
+    assert (before.prefetched, after.prefetched) == (3, 3)
+    assert (after.reads, after.cached) == (before.reads, before.cached + 6)
+    assert after.prefetched_lost == 0
+
+
+def test_prefetching_leaves_half_of_the_cache_to_pulls(table: EmbeddingVariable) -> None:
+    table.import_rows(rows_of(np.arange(3000)))
+    tiered = table._rows.tiered
+    assert tiered is not None
+    room = len(tiered._file.arrays.cached) // 2
+
+    for start in range(0, 1000, 100):  # the same ones again, too
+        table.prefetch(np.arange(start, start + 100))
+        table.prefetch(np.arange(start, start + 100))
+
+    figures = tiers_of(table)
+    assert figures.prefetched - figures.prefetched_lost == room
+    # Once they are asked for there is room again.
+    pull(table, np.arange(1000))
+    table.prefetch(np.arange(1000, 1100))
+    assert tiers_of(table).prefetched > figures.prefetched
+
+
+def test_prefetching_changes_no_place_and_without_tiers_nothing(table: EmbeddingVariable) -> None:
+    table.import_rows(rows_of(np.arange(500)))
+    tiered = table._rows.tiered
+    assert tiered is not None
+    before = [array[:1000].tobytes() for array in tiered.slots]
+
+    table.prefetch(np.arange(-10, 510))
+    EmbeddingVariable(SPEC).prefetch(np.arange(10))
+
+    assert [array[:1000].tobytes() for array in tiered.slots] == before
+
+
 def test_a_pull_changes_no_place(table: EmbeddingVariable) -> None:
     table.import_rows(rows_of(np.arange(500)))
     tiered = table._rows.tiered
@@ -190,6 +244,7 @@ def test_too_little_memory_for_the_rows_that_are_worked_on_is_refused(tmp_path: 
     ("options", "message"),
     [
         ({"memory_bytes": 100}, "memory_bytes must be >= 65536, got 100"),
+        ({"memory_bytes": 1e6}, "memory_bytes must be a whole number of bytes, got 1000000.0"),
         ({"path": ""}, "path must name a folder"),
         ({"policy": "random"}, "policy must be one of frequency, recency"),
     ],

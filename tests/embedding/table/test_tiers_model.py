@@ -24,6 +24,7 @@ from embedding import (
     step_scalars,
 )
 from embedding.kernels.mixing import NUM_BUCKETS
+from embedding.table.tier_slots import NUM_AHEAD
 
 DIM = 61
 MEMORY_BYTES = 1 << 16  # some 50 rows, of vectors and Adam's slots
@@ -86,6 +87,10 @@ class TiersMachine(RuleBasedStateMachine):
             table.pull(keys, counts, values, admitted, step=self.step)
             found.append((values.tobytes(), admitted.tobytes()))
         assert found[0] == found[1]
+
+    @rule(keys=ranges)
+    def prefetch(self, keys):
+        self.both(lambda table: table.prefetch(keys))
 
     @rule(keys=ranges, seed=st.integers(0, 99), some=st.booleans())
     def apply(self, keys, seed, some):
@@ -172,6 +177,9 @@ class TiersMachine(RuleBasedStateMachine):
             figures = self.tables[1].tiers()
             assert figures.memory_rows + figures.disk_rows == len(self.tables[0])
             assert figures.memory_bytes <= MEMORY_BYTES
+            arrays = self.tables[1]._rows.tiered._file.arrays
+            assert arrays.state[NUM_AHEAD] == np.count_nonzero(arrays.ahead)
+            assert arrays.tags[arrays.ahead != 0].all()
 
 
 TestTiers = TiersMachine.TestCase

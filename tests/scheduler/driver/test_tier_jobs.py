@@ -54,6 +54,7 @@ def test_a_job_with_tiers_trains_the_same_model(
     assert sum(table["disk_rows"] for table in tables) > 500
     assert all(table["memory_rows"] + table["disk_rows"] == table["rows"] for table in tables)
     assert all("disk_rows" not in table for table in plain["tables"].values())
+    assert sum(table["prefetched"] for table in tables) > 20
     assert list(disk.iterdir()) == []
 
 

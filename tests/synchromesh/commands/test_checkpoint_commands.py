@@ -292,6 +292,24 @@ def test_inspection_agrees_with_the_result_of_the_run(run: Path) -> None:
     assert found["step"] == result["global_step"]
 
 
+def test_inspection_of_a_table_says_where_its_rows_are(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    result = json.loads((run / "result.json").read_text())
+    tiers = {"memory_rows": 40, "disk_rows": 60, "memory_hits": 80, "cache_hits": 15}
+    tiers |= {"disk_reads": 5, "memory_bytes": 1000, "disk_bytes": 2000, "disk_bytes_written": 0}
+    result["tables"]["b"] |= tiers
+    (copy / "result.json").write_text(json.dumps(result))
+
+    found = line_of(run_here("inspect", copy, "b", "--json"))["table"]["tiers"]
+    shown = run_here("inspect", copy, "b").stdout
+    other = run_here("inspect", copy, "a").stdout
+
+    assert found.items() >= tiers.items()
+    assert "40 in memory, 60 on disk (2.0 kB); of rows asked for 80.0 % in memory" in shown
+    assert "in memory" not in other
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "flipped": lambda copy: _flip(_rows_of(copy)),
     "truncated": lambda copy: os.truncate(_rows_of(copy), 20),
