@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 
 from serving.client import Answered
 from serving.errors import BUSY, WRONG, DeadlineError, OverloadError, RequestError, ServingError
+from serving.requests import OUTPUT
 
 BATCH_ROWS = 1024
 
@@ -67,11 +69,14 @@ class BulkClient:
             try:
                 for chunk in _chunks(reader):
                     about = json.loads(chunk.app_metadata.to_pybytes())
+                    values = [column.to_numpy() for column in chunk.data.columns]
+                    outputs = tuple(chunk.data.schema.names)
                     yield Answered(
-                        chunk.data.column(0).to_numpy(),
+                        values[0] if outputs == (OUTPUT,) else np.stack(values, axis=1),
                         about["step"],
                         about["checkpoint"],
                         about["age_seconds"],
+                        outputs,
                     )
                 sending.check()
             finally:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import DeadlineError, OverloadError, RequestError, ServingError
+from serving.requests import OUTPUT
 
 _MAX_ANSWER_BYTES = 1 << 30
 
@@ -22,16 +23,19 @@ class Answered:
     """What a request got.
 
     Args:
-        values: float32[n], the probability of label 1 of each sample.
+        values: float32[n], the probability of label 1 of each sample; of a model of several tasks
+            float32[n, tasks].
         step: the global step that all of it was computed with.
         checkpoint: the name of that version's checkpoint.
         age_seconds: since the job was at that step.
+        outputs: names of the tasks, in the order of the values' columns; or `prediction`.
     """
 
     values: npt.NDArray[np.float32]
     step: int
     checkpoint: str
     age_seconds: float
+    outputs: tuple[str, ...] = (OUTPUT,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +84,8 @@ class Client:
             request["context"] = context
         found = self._ask(f"/v1/models/{self.model}:predict", request)
         about = found["metadata"]
-        values = np.array(found["outputs" if columns else "predictions"], np.float32)
-        return Answered(values, about["step"], about["checkpoint"], about["age_seconds"])
+        values, outputs = _by_output(found["outputs" if columns else "predictions"])
+        return Answered(values, about["step"], about["checkpoint"], about["age_seconds"], outputs)
 
     def status(self) -> dict[str, Any]:
         """Return the versions that are kept, and which checkpoints could not be used."""
@@ -143,3 +147,16 @@ class Client:
         if error.code == 504:
             return DeadlineError(text)
         return ServingError(text) if error.code >= 500 else RequestError(text)
+
+
+def _by_output(
+    predicted: list[float] | list[dict[str, float]] | dict[str, list[float]],
+) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
+    """Return probabilities as an array, and what its columns are called."""
+    if isinstance(predicted, dict):
+        return np.array(list(predicted.values()), np.float32).T, tuple(predicted)
+    if predicted and isinstance(predicted[0], dict):
+        outputs = tuple(predicted[0])
+        rows: Any = predicted
+        return np.array([[row[name] for name in outputs] for row in rows], np.float32), outputs
+    return np.array(predicted, np.float32), (OUTPUT,)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from serving.calls import ARROW, BINARY, Answer, Call
 from serving.errors import RequestError
 from serving.loading import Loaded, predictor_of
+from serving.model import first_row
 from serving.requests import RequestSchema
 from serving.wire import arrow, inference, rows
 from serving.wire.json_text import text
@@ -75,21 +76,24 @@ class Computing:
         return None
 
     def _decoded(self, call: Call, done: Done) -> Decoded:
+        outputs = self._schema.outputs
         if call.form == "rows":
             batch, name = rows.decode(call.body, self._schema)
             return Decoded(
-                batch, done, lambda values, about: Answer(200, rows.encode(values, name, about))
+                batch,
+                done,
+                lambda values, about: Answer(200, rows.encode(values, name, about, outputs)),
             )
         if call.form == "arrow":
             return Decoded(
                 arrow.decode(call.body, self._schema),
                 done,
-                lambda values, about: Answer(200, arrow.encode(values, about), ARROW),
+                lambda values, about: Answer(200, arrow.encode(values, about, outputs), ARROW),
             )
         tensors, wanted = self._decoder.decode(call.body, call.json_bytes)
 
         def encode(values: npt.NDArray[np.float32], about: dict[str, Any]) -> Answer:
-            body, json_bytes = inference.encode(values, wanted, self._name, about)
+            body, json_bytes = inference.encode(values, wanted, self._name, about, outputs)
             if json_bytes is None:
                 return Answer(200, body)
             return Answer(200, body, BINARY, [(JSON_BYTES_HEADER, str(json_bytes))])
@@ -147,7 +151,7 @@ def _answer(
     each: Decoded, values: npt.NDArray[np.float32], about: dict[str, Any], defined: bool
 ) -> None:
     if not defined and np.isnan(values).any():
-        row = int(np.argmax(np.isnan(values)))
+        row = first_row(np.isnan(values))
         each.done(failed(500, f"the model gives NaN for row {row}: its parameters diverged"))
         return
     answer = each.encode(values, about)

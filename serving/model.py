@@ -18,7 +18,7 @@ from serving.errors import RequestError, ServingError
 from serving.form.opening import Form
 from serving.loading import Loaded, Loader, predictor_of
 from serving.published import PublishedRun, is_published
-from serving.requests import RequestSchema
+from serving.requests import OUTPUT, RequestSchema
 from serving.rows.quantized import RowsAs
 from serving.source import Source
 from serving.source_apart import APART_FROM_ROWS, SourceApart
@@ -45,12 +45,15 @@ class Prediction:
     """What a request gets.
 
     Args:
-        values: float32[n], the probability of label 1 of each sample.
+        values: float32[n], the probability of label 1 of each sample; of a model of several tasks
+            float32[n, tasks].
         version: that all of it was computed with.
+        outputs: names of the tasks, in the order of the values' columns; or `prediction`.
     """
 
     values: Float32s
     version: Version
+    outputs: tuple[str, ...] = (OUTPUT,)
 
 
 class Model:
@@ -169,7 +172,7 @@ class Model:
         """
         predictor, loaded = self._predictor()
         values = predicted(predictor, batch)
-        return Prediction(values, loaded.version)
+        return Prediction(values, loaded.version, self.schema.outputs)
 
     def _predictor(self) -> tuple[Predictor, Loaded]:
         """Return this thread's predictor, of the version that is served now."""
@@ -396,8 +399,13 @@ class Model:
         self.close()
 
 
+def first_row(found: npt.NDArray[np.bool_]) -> int:
+    """Return the first row with something true in it, of bool[n] or bool[n, tasks]."""
+    return int(np.argmax(found.reshape(len(found), -1).any(axis=1)))
+
+
 def predicted(predictor: Predictor, batch: Batch | SharedBatch) -> Float32s:
-    """Return float32[n], the probability of label 1 of each sample.
+    """Return float32[n], the probability of label 1 of each sample; of several tasks [n, tasks].
 
     Raises:
         RequestError: the model gives NaN, or sequences are too long.
@@ -409,6 +417,6 @@ def predicted(predictor: Predictor, batch: Batch | SharedBatch) -> Float32s:
     undefined = np.isnan(logits)
     if undefined.any():
         raise RequestError(
-            f"the model gives NaN for row {int(np.argmax(undefined))}: its parameters have diverged"
+            f"the model gives NaN for row {first_row(undefined)}: its parameters have diverged"
         )
     return probabilities(logits)

@@ -19,6 +19,9 @@ from worker.data.shared import SharedBatch
 from worker.errors import DataError
 from worker.spec import FeatureSpec
 
+OUTPUT = "prediction"
+"""What the probability of a model of one label is called."""
+
 _WHERE = ("the request", None)
 _INT64 = pa.int64()
 _NUMBERS = (pa.float32(), pa.float64(), pa.int64())
@@ -31,6 +34,9 @@ class RequestSchema:
         features: of the model.
         contract: what the keys must be; None: not known.
         max_rows: most samples of one request.
+
+    Attributes:
+        outputs: names of what is predicted of each sample: of the tasks, or of one probability.
     """
 
     def __init__(
@@ -39,7 +45,9 @@ class RequestSchema:
         self.features = features.inputs()
         self.columns = self.features.columns()
         self.max_rows = max_rows
-        self._answers = {features.label: "label", features.weight: "weight"}
+        self.outputs = tuple(task.name for task in features.tasks) or (OUTPUT,)
+        self._answers = dict.fromkeys(features.label_columns, "label")
+        self._answers |= {} if features.weight is None else {features.weight: "weight"}
         self._known = frozenset(self.columns)
         self.kinds = {} if contract is None else contract.keys
         self._keys = {feature.column for feature in self.features.sparse}

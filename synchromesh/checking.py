@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,9 @@ class Column:
 
     Args:
         name: of the feature.
-        part: `weight`, `dense` or `sparse`.
-        null_rate: share of the rows without a value; of lists: without a key.
+        part: `weight`, `label` of one of several tasks, `dense` or `sparse`.
+        null_rate: share of the rows without a value; of lists: without a key; of a task's label:
+            that do not count in it.
         keys: keys a row on average; None of a dense column.
         distinct: distinct keys in the rows that were read; None of a dense column.
         distinct_expected: of all rows, if new keys go on to come as they came; None as above.
@@ -174,10 +176,16 @@ class _Seen:
         self._sum = np.zeros(len(features.dense))
         self._weight = Column(features.weight or "", "weight", 0.0)
         self._weight_sum = 0.0
+        # Of each of several tasks: samples that count, and positives among them.
+        self._counted = np.zeros(len(features.tasks), np.int64)
+        self._positive = np.zeros(len(features.tasks), np.int64)
 
     def add(self, table: Any, batch: Any) -> None:
         self.rows += table.num_rows
-        if batch.labels is not None:
+        if self._features.tasks:
+            self._counted += np.count_nonzero(~np.isnan(batch.labels), axis=0)
+            self._positive += np.count_nonzero(batch.labels == 1, axis=0)
+        elif batch.labels is not None:
             self.label_sum += float(np.sum(batch.labels, dtype=np.float64))
         if batch.weights is not None and batch.weights.size:
             seen, weights = self._weight, batch.weights
@@ -218,6 +226,17 @@ class _Seen:
     def columns(self, all_rows: int) -> list[Column]:
         rows = max(1, self.rows)
         found = [self._weight] if self._features.weight is not None else []
+        for task, counted, positive in self._tasks():
+            found.append(
+                Column(
+                    task,
+                    "label",
+                    1 - counted / rows,
+                    minimum=0.0 if counted else None,
+                    maximum=1.0 if counted else None,
+                    mean=positive / counted if counted else None,
+                )
+            )
         found += [
             Column(
                 name,
@@ -243,6 +262,12 @@ class _Seen:
             )
         return found
 
+    def _tasks(self) -> Iterator[tuple[str, int, int]]:
+        """Give name, samples that count, and positives of each of several tasks."""
+        sums = zip(self._counted.tolist(), self._positive.tolist(), strict=True)
+        for task, (counted, positive) in zip(self._features.tasks, sums, strict=True):
+            yield task.name, counted, positive
+
     @property
     def label_mean(self) -> float | None:
         """The share of positives; None where rows have no label, or none was read."""
@@ -256,6 +281,10 @@ class _Seen:
         mean = self.label_mean
         if mean in (0.0, 1.0):
             found.append(f"every label of the {self.rows:,} rows that were read is {mean:.0f}")
+        for task, counted, positive in self._tasks():
+            if positive in (0, counted):
+                what = f"is {positive // counted}" if counted else "is masked"
+                found.append(f"every label of task {task} of the {self.rows:,} rows read {what}")
         if self._weight.maximum == 0.0:
             found.append(
                 f"every weight of the {self.rows:,} rows that were read is 0: nothing is learnt"

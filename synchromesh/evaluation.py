@@ -54,7 +54,7 @@ def evaluate(
     plan, spec, threads = _plan_of(checkpoint_or_run, checkpoint, job, overrides, data)
     predictor = Predictor.from_checkpoint(checkpoint, threads=threads)
     scores = predictor.evaluate(plan, spec)
-    best = best_auc_for([file.path for file in plan.files])
+    best = best_auc_for([file.path for file in plan.files], spec.features.label_columns[0])
     return {
         **scores,
         "auc_missing": why_no_auc(scores["auc"], scores["samples"]),
@@ -100,6 +100,7 @@ def _plan_of(
         spec, threads = evaluation_data(config), config.cluster.worker_threads
         patterns = data_named or config.data.eval
         _check_features(spec.features, features)
+        _check_tasks(spec.features, saved.spec.tasks)
     if patterns is None:
         raise ConfigError("the job has no data.eval; set it, or name files with --data")
     plan = make_plan(patterns, spec)
@@ -136,6 +137,18 @@ def _job_file(run: Place, checkpoint: Place) -> Path | None:
     files = [folders[0] / JOB_FILE] if folders else []
     files += [folder.resolve().parents[1] / JOB_FILE for folder in folders[1:]]
     return next((file for file in files if file.is_file()), None)
+
+
+def _check_tasks(found: FeatureSpec, tasks: tuple[str, ...]) -> None:
+    """Refuse labels that are not those of what the model predicts."""
+    names = tuple(task.name for task in found.tasks)
+    if names == tasks:
+        return
+    what = f"the model's tasks are {', '.join(tasks)}" if tasks else "the model has one label"
+    raise ConfigError(
+        f"data.labels names {', '.join(names) or 'none'}, and {what}; name the same, in that order,"
+        + (" each with its column" if tasks else " by data.label")
+    )
 
 
 def _check_features(found: FeatureSpec, expected: FeatureSpec) -> None:

@@ -189,6 +189,7 @@ def about_model(reader: CheckpointReader) -> dict[str, Any]:
         )
     return {
         "type": saved.spec.type,
+        "tasks": list(saved.spec.tasks),
         "dense": list(saved.features.dense),
         "dense_transform": saved.features.dense_transform,
         "lookups": lookups,

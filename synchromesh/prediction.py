@@ -23,7 +23,7 @@ from worker.data.planning import make_plan
 from worker.data.reading import read_file
 from worker.errors import DataError
 from worker.inference import ModelError, Predictor, probabilities, saved_model
-from worker.spec import DataSpec
+from worker.spec import DataSpec, ModelSpec
 
 PREDICTION = "prediction"
 BATCH_SIZE = 8192
@@ -48,7 +48,8 @@ def predict(
         checkpoint_or_run: a checkpoint, or a run directory: its newest one.
         input: file, folder, glob, URL or table, as data.train; the label need not be in it.
         output: local Parquet file, with the columns that are carried over and `prediction`
-            (float32), the probability of label 1. It appears whole or not at all.
+            (float32), the probability of label 1; of a model of several tasks `prediction_TASK` for
+            each. It appears whole or not at all.
         columns: those of `input` that are carried over.
         overwrite: whether `output` may be there already.
 
@@ -66,7 +67,11 @@ def predict(
     data = DataSpec(features=features, batch_size=BATCH_SIZE)
     plan = make_plan([input], data, keep=list(columns))
     check_contract(features, plan.kinds, saved.contract, str(checkpoint))
-    schema = output_schema(plan, list(columns))
+    predictions = prediction_columns(saved.spec)
+    for name in predictions:
+        if name in columns:
+            raise OutputError(f"--columns names {name!r}, which is a column that is written")
+    schema = output_schema(plan, list(columns), predictions)
     if place.resolve() in {Path(file.path).resolve() for file in plan.files}:
         raise OutputError(f"{place} is a file of INPUT; name another OUTPUT")
     predictor = Predictor.from_checkpoint(checkpoint)
@@ -87,22 +92,30 @@ def predict(
     }
 
 
+def prediction_columns(model: ModelSpec) -> list[str]:
+    """Return the names of the columns that predictions are written to, in their order."""
+    return [f"{PREDICTION}_{task}" for task in model.tasks] or [PREDICTION]
+
+
 def predicted(predictor: Predictor, plan: Plan, schema: pa.Schema) -> Iterator[pa.Table]:
     """Predict file after file; each table has at most BATCH_SIZE rows."""
     features = predictor.features.inputs()
+    kept = schema.names[: -len(prediction_columns(predictor.model))]
     for file in plan.files:
         done = 0
-        for rows, batch in read_file(file, features, BATCH_SIZE, keep=schema.names[:-1]):
+        for rows, batch in read_file(file, features, BATCH_SIZE, keep=kept):
             logits = predictor.logits(batch)
-            undefined = np.isnan(logits)
+            by_task = logits.reshape(len(logits), -1)
+            undefined = np.isnan(by_task).any(axis=1)
             if undefined.any():
                 row = done + int(np.argmax(undefined))
                 raise ValueError(
                     f"{file.path!r}, row {row}: the model gives NaN: its parameters have diverged."
                     " Train it again with lower learning rates"
                 )
-            columns = [rows.column(name) for name in schema.names[:-1]]
-            table = pa.table([*columns, pa.array(probabilities(logits))], names=schema.names)
+            columns = [rows.column(name) for name in kept]
+            columns += [pa.array(probabilities(each)) for each in by_task.T]
+            table = pa.table(columns, names=schema.names)
             yield table.cast(schema)
             done += len(logits)
 
@@ -122,8 +135,10 @@ def row_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(pending)
 
 
-def output_schema(plan: Plan, columns: list[str]) -> pa.Schema:
-    """Return the columns that are carried over, of one type in all files, and the prediction."""
+def output_schema(
+    plan: Plan, columns: list[str], predictions: Sequence[str] = (PREDICTION,)
+) -> pa.Schema:
+    """Return the columns that are carried over, of one type in all files, and the predictions."""
     fields: dict[str, pa.Field] = {}
     for file in plan.files if columns else ():
         with open_source(file.path) as source:
@@ -148,7 +163,7 @@ def output_schema(plan: Plan, columns: list[str]) -> pa.Schema:
                     got=f"got {own.type}, expected {fields[name].type} as in the first file",
                     remedy="Write the files with one type, or leave the column out",
                 )
-    return pa.schema([*fields.values(), pa.field(PREDICTION, pa.float32())])
+    return pa.schema([*fields.values(), *(pa.field(name, pa.float32()) for name in predictions)])
 
 
 def checked_output(name: str, *, overwrite: bool) -> Path:

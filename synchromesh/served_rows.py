@@ -27,8 +27,8 @@ class RowsLoss:
     """Both ways of keeping rows, on the same samples.
 
     Args:
-        auc: with the rows as they were trained.
-        auc_kept: with the rows as they are kept.
+        auc: with the rows as they were trained; of several tasks that of the one that loses most.
+        auc_kept: of the same with the rows as they are kept.
         samples: that were scored.
         vector_bytes: of the vectors as they were trained.
         vector_bytes_kept: as they are kept.
@@ -91,7 +91,7 @@ def _aucs(
     source: str | Path, checkpoint: Place, data: Sequence[str] | None, models: Sequence[Model]
 ) -> tuple[float, float, int]:
     plan, spec = evaluation_of(source, checkpoint, data=data)
-    if spec.features.label is None:
+    if not spec.features.has_labels:
         raise ConfigError("the labelled data must have a label column, the job names none")
     predictors: list[Predictor] = [predictor_of(model.current) for model in models]
     logits: list[list[np.ndarray]] = [[] for _ in models]
@@ -114,7 +114,22 @@ def _aucs(
     finally:
         reader.close()
     known, weight = np.concatenate(labels), np.concatenate(weights)
-    one, other = (exact_auc(np.concatenate(each), known, weight) for each in logits)
-    if np.isnan(one):
+    scored = [_by_task(np.concatenate(each), known, weight) for each in logits]
+    found = [pair for pair in zip(*scored, strict=True) if not np.isnan(pair[0])]
+    if not found:
         raise ConfigError(f"{samples} samples of one label alone have no AUC; name others")
+    one, other = max(found, key=lambda pair: pair[0] - pair[1])
     return one, other, samples
+
+
+def _by_task(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> list[float]:
+    """Return the AUC of each task, of the samples that count in it; NaN where a class is missing.
+
+    Args:
+        logits, labels: float32[n], of several tasks float32[n, tasks].
+    """
+    n, found = len(logits), []
+    for own, known in zip(logits.reshape(n, -1).T, labels.reshape(n, -1).T, strict=True):
+        counts = ~np.isnan(known)
+        found.append(exact_auc(own[counts], known[counts], weights[counts]))
+    return found

@@ -1,7 +1,7 @@
 """A trained model in one process: a checkpoint that scores batches, without Ray or servers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +20,15 @@ from worker.data.batch import Batch, SingleKeys
 from worker.data.plan import Plan
 from worker.data.reading import Reader
 from worker.data.shared import SharedBatch
-from worker.metrics import StreamingAuc, log_loss_sum
 from worker.models import PackedParameters, SharedInputs, build_model, num_parameters
 from worker.models.layers import RowBuffer
+from worker.score_sums import ScoreSums, TaskResult
 from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec
 from worker.spec_json import SavedModel, saved_model_from_json
 from worker.step.choosing import choose_rows
 from worker.step.computing import Computation
 from worker.step.preparing import Preparer
+from worker.step.scoring import scores_of
 
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
@@ -42,13 +43,21 @@ class ModelError(ValueError):
 
 
 class Scores(TypedDict):
-    """What an evaluation gives: NaN where a class (for the AUC) or every sample is missing."""
+    """What an evaluation gives: NaN where a class (for the AUC) or every sample is missing.
+
+    Where the data have groups, `gauc` and what it is of. Of a model of several tasks `tasks`, by
+    name, and the scores beside are those of the first.
+    """
 
     auc: float
     auc_error_bound: float
     logloss: float
     samples: int
     samples_skipped: int
+    gauc: NotRequired[float | None]
+    gauc_groups: NotRequired[int]
+    gauc_samples: NotRequired[int]
+    tasks: NotRequired[dict[str, dict[str, Any]]]
 
 
 class ReadTable(Protocol):
@@ -206,6 +215,8 @@ class Predictor:
     def logits(self, batch: Batch | SharedBatch | SingleKeys) -> Float32s:
         """Return the logit of each sample, float32[n]; the batch is only read.
 
+        Those of a model of several tasks are float32[n, tasks].
+
         What runs of samples share is computed once for each, and changes no bit.
         """
         if isinstance(batch, SingleKeys):
@@ -267,32 +278,25 @@ class Predictor:
             DataError: as `Reader.read`, or the data's keys are not those of the model.
             ValueError: the data have no label, or a logit is NaN.
         """
-        if data.features.label is None:
+        if not data.features.has_labels:
             raise ValueError("an evaluation needs a label column, the features have none")
         if self.contract is not None:
             check_kinds(data.features, plan.kinds, self.contract.keys, "the checkpoint")
-        auc = StreamingAuc(weighted=data.features.weight is not None)
-        losses: list[float] = []
-        samples = skipped = 0
+        features = data.features
+        grouped = features.group is not None
+        sums = ScoreSums(self.model.tasks, weighted=features.weight is not None, grouped=grouped)
+        skipped = 0
         # Batches come in order, so no row group but the newest is wanted again.
-        reader = Reader(plan, data.features, on_bad_file=data.on_bad_file, cache_bytes=0)
+        reader = Reader(plan, features, on_bad_file=data.on_bad_file, cache_bytes=0)
         try:
             for batch_id in range(plan.total_batches):
                 batch, missing = reader.read(batch_id)
                 skipped += missing
-                logits = self.logits(batch)
-                samples += batch.num_samples
-                auc.add(logits, batch.labels, batch.weights)
-                losses.append(log_loss_sum(logits, batch.labels, batch.weights))
+                sums.add(batch_id, scores_of(self.logits(batch), batch))
         finally:
             reader.close()
-        return Scores(
-            auc=auc.value(),
-            auc_error_bound=auc.error_bound(),
-            logloss=sum(losses) / auc.total if auc.total else float("nan"),
-            samples=samples,
-            samples_skipped=skipped,
-        )
+        results = sums.results()
+        return scores_told(results, skipped, several=bool(self.model.tasks), grouped=grouped)
 
     def _pull(self, unique: Deduplicated) -> tuple[Float32s, npt.NDArray[np.uint8]]:
         """Return the rows and the admitted bits of all keys, as a worker's pull fills them."""
@@ -309,6 +313,27 @@ class Predictor:
             )
             start, value_start = stop, value_stop
         return values, admitted
+
+
+def scores_told(
+    results: Sequence[TaskResult], skipped: int, *, several: bool, grouped: bool
+) -> Scores:
+    """Return what tasks came to, as it is told: that of the first, and by task where asked for."""
+    first = results[0]
+    told = Scores(
+        auc=first.auc,
+        auc_error_bound=first.auc_error_bound,
+        logloss=first.logloss,
+        samples=first.samples,
+        samples_skipped=skipped,
+    )
+    if grouped:
+        told["gauc"] = first.gauc
+        told["gauc_groups"] = first.gauc_groups
+        told["gauc_samples"] = first.gauc_samples
+    if several:
+        told["tasks"] = {result.name: result.figures() for result in results}
+    return told
 
 
 def _has_single_keys(batch: Batch) -> bool:

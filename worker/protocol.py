@@ -18,7 +18,8 @@ StageName = Literal["none", "granted", "prepared", "pulling", "pulled", "pushing
 # Most tokens that one report or grant names, so that a worker can know of.
 MAX_TOKENS = 1 << 14
 # Samples whose scores are in one report, at 5 bytes each. Those with weights or segments take up to
-# 10 and count twice. A batch that is scored has no more.
+# 10 and count twice, those with groups up to 18 and four times, and those of several tasks once for
+# each. A batch that is scored has no more.
 MAX_SCORES = 1 << 21
 
 
@@ -68,16 +69,16 @@ class SegmentScores:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Scores of one evaluated batch, in a form whose sum does not depend on the order.
+class TaskScores:
+    """Scores of one task on a batch, in a form whose sum does not depend on the order.
 
     Args:
-        bins: int32[n], the AUC bin of each sample.
+        bins: int32[n], the AUC bin of each sample that counts in the task.
         positive: bool[n], its label.
         log_loss_sum: over the samples, in their order.
         probability_sum: of the predictions.
         weights: float32[n], of the samples, by which both sums are weighted; None: all are 1.
-        segments: where samples are scored by segment, too.
+        groups: int64[n], of the samples, where they are ranked apart; NO_GROUP: in none.
     """
 
     bins: npt.NDArray[np.int32]
@@ -85,7 +86,20 @@ class Evaluation:
     log_loss_sum: float
     probability_sum: float = 0.0
     weights: npt.NDArray[np.float32] | None = None
+    groups: npt.NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation(TaskScores):
+    """Scores of one evaluated batch: of its one task, or of the first of several.
+
+    Args:
+        segments: where samples are scored by segment, too.
+        others: of the other tasks, in the job's order.
+    """
+
     segments: SegmentScores | None = None
+    others: tuple[TaskScores, ...] = ()
 
 
 @dataclass(slots=True, unsafe_hash=True)

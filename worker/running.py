@@ -22,13 +22,13 @@ from worker.data.plan import Plan
 from worker.data.reading import Reader
 from worker.faults import FaultPlan, Faults
 from worker.loop import LoopOptions, ReadBatch, WorkerLoop
-from worker.metrics import bin_of, log_loss_sum
 from worker.protocol import TokenKind
 from worker.session import Session
 from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec, SparseFeature
 from worker.step.choosing import choose_rows
 from worker.step.computing import Computation
 from worker.step.preparing import Preparer
+from worker.step.scoring import scores_of
 
 # That a worker tries before it speaks to the coordinator itself.
 _RELAYS_OF_A_WORKER = 2
@@ -43,6 +43,7 @@ class WorkerSetup:
         model: the dense model and its lookups.
         data: how training files become batches.
         plan, evaluation_plan: the batches.
+        evaluation_group: column by whose values samples of an evaluation are ranked apart.
         grows: whether the training batches are those of a stream, and come with their tokens.
         threads: compute threads.
         depth: batches prepared ahead, the one being computed included.
@@ -81,6 +82,7 @@ class WorkerSetup:
     standbys: Mapping[int, Address] = field(default_factory=dict)
     relays: tuple[Address, ...] = ()
     prefetched: frozenset[str] = frozenset()
+    evaluation_group: str | None = None
 
     def relays_of(self, worker: int) -> list[Address]:
         """Return the relays that a worker reports to, the first of them as long as it can."""
@@ -162,7 +164,7 @@ def make_loop(
         "train": arrived.read if setup.grows else _reader(setup, setup.plan)
     }
     if setup.evaluation_plan is not None:
-        readers["eval"] = _reader(setup, setup.evaluation_plan)
+        readers["eval"] = _reader(setup, setup.evaluation_plan, group=setup.evaluation_group)
     return WorkerLoop(
         session=Session(
             worker, incarnation, depth=setup.depth, recovery_epoch=setup.recovery_epoch
@@ -204,15 +206,16 @@ def warm_up(
         )
         dense = np.zeros((2, len(features.dense)), np.float32)
         weighed = None if features.weight is None else weights
-        batch = Batch(np.array([0, 1], np.float32), dense, sparse, weighed)
+        labels = np.zeros(model.logits_shape(2), np.float32)
+        labels[1] = 1
+        batch = Batch(labels, dense, sparse, weighed)
         prepared = preparer(batch)
         prepared, _ = choose_rows(prepared, np.ones(prepared.unique.keys.size, np.uint8))
         values = np.zeros(prepared.unique.value_starts[-1], np.float32)
         parameters = np.zeros(store.dense_size, np.float32)
         computation.train(prepared, values, parameters)
         logits = computation.predict(prepared, values, parameters)
-        log_loss_sum(logits, batch.labels, weighed)
-        bin_of(logits, 1 << 16)
+        scores_of(logits, prepared)
 
 
 def make_preparer(
@@ -227,10 +230,11 @@ def make_preparer(
     )
 
 
-def _reader(setup: WorkerSetup, plan: Plan) -> ReadBatch:
+def _reader(setup: WorkerSetup, plan: Plan, *, group: str | None = None) -> ReadBatch:
     return Reader(
         plan,
-        replace(setup.data.features, segment=None),  # only a stream's samples are scored by it
+        # Only a stream's samples are scored by segment, and only evaluation ranks by group.
+        replace(setup.data.features, segment=None, group=group),
         on_bad_file=setup.data.on_bad_file,
         cache_bytes=setup.cache_bytes,
     ).read

@@ -19,6 +19,7 @@ from worker.protocol import (
     Grant,
     Report,
     StageName,
+    TaskScores,
     Token,
     TokenKind,
 )
@@ -241,5 +242,7 @@ def _num_scores(finished: Finished) -> int:
     scores = finished.evaluation
     if scores is None:
         return 0
+    each: tuple[TaskScores, ...] = (scores, *scores.others)
     is_plain = scores.weights is None and scores.segments is None
-    return scores.bins.size * (1 if is_plain else 2)
+    times = 4 if scores.groups is not None else 1 if is_plain else 2
+    return times * sum(task.bins.size for task in each)

@@ -54,14 +54,36 @@ class SparseFeature:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TaskLabel:
+    """The label of one of several tasks, each of which is something to predict of a sample.
+
+    Args:
+        name: of the task, unique among them.
+        column: Parquet column of 0 and 1; tasks may share one.
+        where: another task: a sample whose label of that one is not 1 is *masked*, it does not
+            count in this one. None: every sample counts.
+        missing: what a null label of a sample that is not masked already is: `refuse`d, or
+            `mask`ed.
+    """
+
+    name: str
+    column: str
+    where: str | None = None
+    missing: Literal["refuse", "mask"] = "refuse"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureSpec:
     """The columns of a sample.
 
     Args:
-        label: column of 0 and 1; None where a sample has no label (prediction).
+        label: column of 0 and 1; None where a sample has no label (prediction), or several.
+        tasks: labels of samples that have several, in place of `label`.
         weight: column that says how much each sample counts, >= 0; None: all count 1.
         segment: column by whose values samples are scored apart; None: they are not.
         key: column by which samples find their labels; None: they have them.
+        group: column of keys by whose values samples are ranked apart, such as users; None: they
+            are not.
         dense: numeric columns, in the order of the model's dense input; null and NaN become 0.
         dense_transform: `log1p` takes log(1 + max(x, 0)).
         sparse: sparse features, in the order of the model's lookups.
@@ -74,15 +96,29 @@ class FeatureSpec:
     weight: str | None = None
     segment: str | None = None
     key: str | None = None
+    tasks: tuple[TaskLabel, ...] = ()
+    group: str | None = None
 
     def inputs(self) -> "FeatureSpec":
-        """Return what a prediction reads: no label, weight, segment and key."""
-        return replace(self, label=None, weight=None, segment=None, key=None)
+        """Return what a prediction reads: no label, weight, segment, key and group."""
+        return replace(self, label=None, tasks=(), weight=None, segment=None, key=None, group=None)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether a sample has a label, or several."""
+        return self.label is not None or bool(self.tasks)
+
+    @property
+    def label_columns(self) -> list[str]:
+        """Return the distinct columns of labels."""
+        own = [] if self.label is None else [self.label]
+        return list(dict.fromkeys([*own, *(task.column for task in self.tasks)]))
 
     def columns(self) -> list[str]:
         """Return the distinct Parquet columns that a reader needs, in a fixed order."""
-        own = (self.label, self.weight, self.segment, self.key)
-        names = [each for each in own if each is not None]
+        own = (self.weight, self.segment, self.key, self.group)
+        names = self.label_columns
+        names += [each for each in own if each is not None]
         names += self.dense
         for feature in self.sparse:
             names.append(feature.column)
@@ -184,6 +220,8 @@ class ModelSpec:
         seed: of the initial parameters.
         loss: what training minimises; a custom model computes its own.
         lookup_names: of a torch model the names by which it is given its lookups, in their order.
+        tasks: of a torch model that has several, their names: it gives a logit for each.
+        task_weights: what the loss of each task is multiplied by, >= 0.
     """
 
     type: str
@@ -194,11 +232,17 @@ class ModelSpec:
     seed: int = 0
     loss: Loss = "log_loss"
     lookup_names: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    task_weights: tuple[float, ...] = ()
 
     @property
     def is_users(self) -> bool:
         """Whether the model is a class of the user's own."""
         return self.type in ("custom", "torch")
+
+    def logits_shape(self, n: int) -> tuple[int, ...]:
+        """Return the shape of the logits of n samples: [n], of several tasks [n, tasks]."""
+        return (n, len(self.tasks)) if self.tasks else (n,)
 
     @property
     def pooled_width(self) -> int:

@@ -16,7 +16,7 @@ from scheduler.coordinator.contributions import contributions_of
 from scheduler.coordinator.coordinator_state import CoordinatorState, beginning_of, histogram_of
 from scheduler.coordinator.cuts import CutSchedule
 from scheduler.coordinator.dense_norms import DenseNorms
-from scheduler.coordinator.evaluation import EvaluationRound, is_evaluation_due
+from scheduler.coordinator.evaluation import EvaluationRound, is_evaluation_due, round_of
 from scheduler.coordinator.events import (
     Answer,
     Answers,
@@ -520,7 +520,7 @@ class Coordinator:
         spec, plan = self.spec, self.spec.evaluation_plan
         if plan is not None:
             step, clock = self.step, self.clock.value
-            self.evaluation = EvaluationRound(plan, step=step, clock=clock, weighted=spec.weighted)
+            self.evaluation = round_of(spec, plan, step=step, clock=clock)
             self.time.hold("evaluation", now)
             self._end_evaluation_if_complete(now)
 

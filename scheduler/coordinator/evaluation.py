@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from scheduler.coordinator.batches import Status
 from scheduler.coordinator.ledger import Ledger
 from scheduler.coordinator.ledger_plan import LedgerPlan
-from worker.metrics import StreamingAuc
+from scheduler.coordinator.spec import CoordinatorSpec
 from worker.protocol import Finished, Token
+from worker.score_sums import ScoreSums, TaskResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +15,10 @@ class EvaluationResult:
     """Scores over the evaluation files; `samples_skipped` of them could not be read.
 
     They are weighted where samples have weights.
+
+    Args:
+        gauc, gauc_groups, gauc_samples: as of `TaskResult`.
+        tasks: of a job with several; the scores beside are those of the first then.
     """
 
     step: int
@@ -25,6 +28,10 @@ class EvaluationResult:
     logloss: float
     samples: int
     samples_skipped: int = 0
+    gauc: float | None = None
+    gauc_groups: int = 0
+    gauc_samples: int = 0
+    tasks: tuple[TaskResult, ...] = ()
 
 
 def is_evaluation_due(every: int, *, before: int, now: int) -> bool:
@@ -43,15 +50,25 @@ class EvaluationRound:
         plan: of the evaluation files.
         step: the step that every pull must read; no record is formed meanwhile.
         weighted: whether samples have weights.
+        tasks: names of several; empty: there is one.
+        grouped: whether samples are ranked by group, too.
     """
 
-    def __init__(self, plan: LedgerPlan, *, step: int, clock: int, weighted: bool = False) -> None:
+    def __init__(
+        self,
+        plan: LedgerPlan,
+        *,
+        step: int,
+        clock: int,
+        weighted: bool = False,
+        tasks: tuple[str, ...] = (),
+        grouped: bool = False,
+    ) -> None:
         self.step = step
         self.clock = clock
         self.ledger = Ledger(plan, group_size=1, batch_is_step=True, kind="eval")
-        self._auc = StreamingAuc(weighted=weighted)
-        self._samples = 0
-        self._log_loss: dict[int, float] = {}
+        self._several = bool(tasks)
+        self._sums = ScoreSums(tasks, weighted=weighted, grouped=grouped)
 
     def lease(self, worker: int) -> Token | None:
         """Give out an evaluation batch; its step is the round's, before all that waits for it."""
@@ -67,16 +84,7 @@ class EvaluationRound:
             return False
         scores = finished.evaluation
         if scores is not None:
-            counts = np.zeros_like(self._auc.counts)
-            for label in (False, True):
-                its = scores.positive == label
-                weights = None if scores.weights is None else scores.weights[its]
-                counts[int(label)] = np.bincount(
-                    scores.bins[its], weights, minlength=counts.shape[1]
-                )
-            self._auc.add_counts(counts)
-            self._samples += scores.bins.size
-            self._log_loss[finished.token.batch_id] = scores.log_loss_sum
+            self._sums.add(finished.token.batch_id, scores)
         batch = self.ledger.next_ended()
         assert batch is not None, "it has just ended"
         self.ledger.resolve(batch, Status.APPLIED)
@@ -87,14 +95,31 @@ class EvaluationRound:
         return self.ledger.exhausted
 
     def result(self) -> EvaluationResult:
-        """Return the scores; log losses are summed in the order of the batches."""
-        total = sum(self._log_loss[batch_id] for batch_id in sorted(self._log_loss))
+        """Return the scores."""
+        tasks = self._sums.results()
+        first = tasks[0]
         return EvaluationResult(
             step=self.step,
             clock=self.clock,
-            auc=self._auc.value(),
-            auc_error_bound=self._auc.error_bound(),
-            logloss=total / self._auc.total if self._auc.total else float("nan"),
-            samples=self._samples,
+            auc=first.auc,
+            auc_error_bound=first.auc_error_bound,
+            logloss=first.logloss,
+            samples=first.samples,
             samples_skipped=self.ledger.samples.skipped,
+            gauc=first.gauc,
+            gauc_groups=first.gauc_groups,
+            gauc_samples=first.gauc_samples,
+            tasks=tasks if self._several else (),
         )
+
+
+def round_of(spec: CoordinatorSpec, plan: LedgerPlan, *, step: int, clock: int) -> EvaluationRound:
+    """Return an evaluation of a job."""
+    return EvaluationRound(
+        plan,
+        step=step,
+        clock=clock,
+        weighted=spec.weighted,
+        tasks=spec.tasks,
+        grouped=spec.grouped,
+    )

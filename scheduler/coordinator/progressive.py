@@ -16,7 +16,7 @@ from scheduler.coordinator.batches import Batch
 from scheduler.coordinator.growing_plan import Extension
 from scheduler.coordinator.spec import CoordinatorSpec
 from worker.metrics import StreamingAuc
-from worker.protocol import Evaluation, SegmentScores
+from worker.protocol import Evaluation, SegmentScores, TaskScores
 
 # There may be many segments, so they have fewer bins: each is 16 of those of the whole window.
 _FOLD = 16
@@ -64,6 +64,13 @@ class SegmentResult(Scores):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TaskWindow(Scores):
+    """What the samples came to that count in one of several tasks."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WindowResult(Scores):
     """What a window came to.
 
@@ -72,16 +79,18 @@ class WindowResult(Scores):
         seconds: how long it is.
         step: that came next when it was over.
         segments: of its samples, in the order in which they were first seen, the others last.
+        tasks: of a job with several; the scores and segments beside are those of the first then.
     """
 
     begins: float
     seconds: float
     step: int
     segments: tuple[SegmentResult, ...] = ()
+    tasks: tuple[TaskWindow, ...] = ()
 
 
 class _Window:
-    """Sums over the samples of a window.
+    """Sums over the samples of a window, of one task.
 
     Args:
         segments: how many are told apart; those of none of them are one more. 0: none is.
@@ -98,7 +107,7 @@ class _Window:
         self._samples_of = np.zeros(parts, np.int64)
         self._log_loss_of, self._probability_of = np.zeros(parts), np.zeros(parts)
 
-    def add(self, scores: Evaluation) -> None:
+    def add(self, scores: TaskScores) -> None:
         labels, weights = scores.positive.view(np.int8), scores.weights
         np.add.at(self._auc.counts, (labels, scores.bins), 1 if weights is None else weights)
         self._samples += scores.bins.size
@@ -171,20 +180,29 @@ class ProgressiveWindows:
         seconds: how long a window is; None: nothing is summed.
         weighted: whether samples have weights.
         segments: so many values are told apart, those that come first; 0: none is.
+        tasks: names of several that are scored, each by itself; empty: there is one.
 
     Attributes:
         results: of the windows that are over.
         said_until: before when nothing more is to arrive, as it was said last.
     """
 
-    def __init__(self, seconds: float | None, *, weighted: bool = False, segments: int = 0) -> None:
+    def __init__(
+        self,
+        seconds: float | None,
+        *,
+        weighted: bool = False,
+        segments: int = 0,
+        tasks: tuple[str, ...] = (),
+    ) -> None:
         self.results: Tail[WindowResult] = Tail()
         self.said_until = 0.0
         self._seconds = seconds
         self._weighted = weighted
         self._segments = segments
+        self._tasks = tasks
         self._part_of: dict[str, int] = {}
-        self._open: dict[int, _Window] = {}
+        self._open: dict[int, list[_Window]] = {}  # of each task, the first has the segments
 
     def grows(self, extension: Extension | None, at: float) -> None:
         """The plan does, at a time; what it ends with may be trained before that is said again."""
@@ -193,16 +211,24 @@ class ProgressiveWindows:
     def resolved(self, batch: Batch, arrived: float) -> None:
         """A batch is in a step; `arrived` is when its last row was found."""
         scores = None if batch.result is None else batch.result.evaluation
-        if self._seconds is None or scores is None or not scores.bins.size:
+        if self._seconds is None or scores is None:
+            return
+        each = (scores, *scores.others)
+        if not any(task.bins.size for task in each):
             return
         number = int(arrived // self._seconds)
         if number not in self._open:
-            self._open[number] = _Window(weighted=self._weighted, segments=self._segments)
-        self._open[number].add(scores)
+            self._open[number] = self._new_window()
+        for window, task in zip(self._open[number], each, strict=True):
+            window.add(task)
         if self._segments and scores.segments is not None:
             parts = [self._part(name) for name in scores.segments.names]
             places = np.array([*parts, self._segments], np.int64)
-            self._open[number].add_segments(scores, scores.segments, places)
+            self._open[number][0].add_segments(scores, scores.segments, places)
+
+    def _new_window(self) -> list[_Window]:
+        first = _Window(weighted=self._weighted, segments=self._segments)
+        return [first, *(_Window(weighted=self._weighted, segments=0) for _ in self._tasks[1:])]
 
     def _part(self, value: str) -> int:
         """Return where a segment's samples are added; the last place is that of all others."""
@@ -221,18 +247,26 @@ class ProgressiveWindows:
         for number in sorted(self._open):
             if (number + 1) * self._seconds > arrived:
                 return
-            window = self._open.pop(number)
+            windows = self._open.pop(number)
+            first = windows[0]
+            tasks = zip(self._tasks, windows, strict=False)  # none where there is one
             self.results.append(
                 WindowResult(
                     begins=number * self._seconds,
                     seconds=self._seconds,
                     step=step,
-                    **window.figures(),
-                    segments=window.segments(list(self._part_of)),
+                    **first.figures(),
+                    segments=first.segments(list(self._part_of)),
+                    tasks=tuple(TaskWindow(name=n, **its.figures()) for n, its in tasks),
                 )
             )
 
 
 def windows_of(spec: CoordinatorSpec) -> ProgressiveWindows:
     """Return the windows of a job."""
-    return ProgressiveWindows(spec.window_seconds, weighted=spec.weighted, segments=spec.segments)
+    return ProgressiveWindows(
+        spec.window_seconds,
+        weighted=spec.weighted,
+        segments=spec.segments,
+        tasks=spec.tasks,
+    )

@@ -71,6 +71,8 @@ class CoordinatorSpec:
             summed that they had before they were trained; None: they are not.
         weighted: whether samples have weights, so that scores are weighted too.
         segments: so many values of a column are told apart in windows; 0: none is.
+        tasks: names of several that are scored, each by itself; empty: there is one.
+        grouped: whether evaluations rank samples by group, too.
         max_seconds: stop giving out batches after so much training time; None: no limit.
         max_consecutive_non_finite: so many batches in a row whose gradients are not finite, and
             which are skipped, fail the job; None: any number may come.
@@ -112,6 +114,8 @@ class CoordinatorSpec:
     window_seconds: float | None = None
     weighted: bool = False
     segments: int = 0
+    tasks: tuple[str, ...] = ()
+    grouped: bool = False
     max_seconds: float | None = None
     max_consecutive_non_finite: int | None = None
     heartbeat_timeout_seconds: float = 60.0

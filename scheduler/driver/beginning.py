@@ -278,6 +278,11 @@ def _check_model(saved: ModelSpec, wanted: ModelSpec, *, same_inputs: bool) -> N
         )
     if not same_inputs:
         return
+    if saved.tasks != wanted.tasks:
+        was, now = (", ".join(tasks) or "none" for tasks in (saved.tasks, wanted.tasks))
+        raise UnfitCheckpointError(
+            f"data.labels: the tasks are {was} in the checkpoint, {now} in the job; {keep}"
+        )
     try:
         before = {p.name: list(p.shape) for p in build_model(saved).parameters}
     except Exception:

@@ -167,6 +167,8 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
         ),
         weighted=data.features.weight is not None,
         segments=0 if segment is None else segment.most,
+        tasks=model.tasks,
+        grouped=config.data.eval_group_by is not None,
         max_seconds=config.training.max_seconds,
         max_consecutive_non_finite=config.training.max_consecutive_non_finite,
         heartbeat_timeout_seconds=config.cluster.heartbeat_timeout_seconds,

@@ -101,6 +101,7 @@ class Setups:
             data=specs.data,
             plan=specs.plan,
             evaluation_plan=specs.evaluation_plan,
+            evaluation_group=config.data.eval_group_by,
             grows=specs.coordinator.plan is None,
             threads=config.cluster.worker_threads,
             depth=config.cluster.prefetch_batches,

@@ -28,6 +28,7 @@ from scheduler.coordinator.start import InitClock, InitFeatures, InitTables
 from scheduler.job.errors import ConfigError, validated
 from scheduler.job.faults import InjectConfig, check_targets
 from scheduler.job.job_yaml import JobYamlError, read_yaml
+from scheduler.job.labels import TasksConfig, check_labels, one_kind_of_label
 from scheduler.job.model import EmbeddingConfig, ModelConfig, TableConfig
 from scheduler.job.names import Name, check_table_name
 from scheduler.job.online import OnlineConfig, check_online, check_scored
@@ -131,13 +132,15 @@ class DataConfig(_Section):
     stream: StreamConfig | None = None
     label_stream: LabelStreamConfig | None = None
     eval: list[PathText] | None = Field(None, min_length=1)
-    label: Name = "label"
+    label: Name | None = "label"
+    labels: TasksConfig | None = None
     weight: Name | None = None
     dense: list[Name] = []
     dense_transform: Literal["none", "log1p"] = "none"
     sparse: list[SparseConfig] = Field(min_length=1)
     batch_size: Count = 2048
     eval_batch_size: int = Field(8192, ge=1, le=MAX_SCORES)
+    eval_group_by: Name | None = None
     epochs: Count = 1
     shuffle: Literal["none", "files", "rows"] = "none"
     order: Literal["lanes", "sequential"] = "lanes"
@@ -151,13 +154,20 @@ class DataConfig(_Section):
         if not isinstance(value, dict):
             return value
         wrapped = {k: [value[k]] for k in ("train", "eval") if isinstance(value.get(k), str)}
-        return {**value, **wrapped}
+        return one_kind_of_label({**value, **wrapped})
+
+    @property
+    def label_columns(self) -> list[str]:
+        """The columns of the labels, one or several."""
+        columns = [] if self.label is None else [self.label]
+        columns += [each.column for each in (self.labels or {}).values()]
+        return list(dict.fromkeys(columns))
 
     @property
     def label_in_stream(self) -> str:
         """The column of `label_stream` that holds the labels."""
         named = None if self.label_stream is None else self.label_stream.label
-        return self.label if named is None else named
+        return named or self.label or ""
 
     @model_validator(mode="after")
     def _of_files_or_of_a_stream(self) -> "DataConfig":
@@ -175,8 +185,10 @@ class DataConfig(_Section):
             raise ValueError("data.train and data.stream are both given; leave one of them out")
         if isinstance(self.stream, KafkaConfig):
             weights = [each.weights for each in self.sparse if each.weights is not None]
-            answer = self.label if self.label_stream is None else self.label_stream.key
-            columns = [answer, *self.dense, *(each.column for each in self.sparse), *weights]
+            answers = self.label_columns
+            if self.label_stream is not None:
+                answers = [self.label_stream.key]
+            columns = [*answers, *self.dense, *(each.column for each in self.sparse), *weights]
             columns += [self.weight] if self.weight is not None else []
             self.stream.check_columns(dict.fromkeys(columns))
         for name, value, only in (("epochs", self.epochs, 1), ("shuffle", self.shuffle, "none")):
@@ -202,7 +214,11 @@ class DataConfig(_Section):
     def _inputs_are_no_answers(self) -> "DataConfig":
         """Whoever lists all columns of a file would train on the label, or on a weight as a key."""
         weights = {sparse.weights for sparse in self.sparse if sparse.weights is not None}
-        if self.label in weights or self.label == self.weight:
+        if self.labels is not None:
+            inputs = {*weights, *self.dense, *(sparse.column for sparse in self.sparse)}
+            later = self.label_stream is not None
+            check_labels(self.labels, label_stream=later, inputs=inputs, weight=self.weight)
+        if self.label is not None and self.label in (*weights, self.weight):
             raise ValueError(f"the label {self.label!r} is given as weights; leave it out there")
         for what, names in (
             ("data.dense", self.dense),
@@ -441,10 +457,16 @@ class JobConfig(_Section):
             )
         check_bounds("servers", self.cluster.servers, least=self.min_servers, most=self.max_servers)
         weight = None if self.data.weight is None else "data.weight"
-        check_scored("data.eval_batch_size", self.data.eval_batch_size, weight)
-        check_online(self.training.online, self.data.stream, self.data.batch_size, weight)
-        if self.training.eval_every_steps and self.data.eval is None:
-            raise ValueError("training.eval_every_steps needs data.eval")
+        group = None if self.data.eval_group_by is None else "data.eval_group_by"
+        tasks, rows = len(self.data.labels or "1"), self.data.eval_batch_size
+        check_scored("data.eval_batch_size", rows, weight, group=group, tasks=tasks)
+        check_online(self.training.online, self.data.stream, self.data.batch_size, weight, tasks)
+        for key, value in (
+            ("training.eval_every_steps", self.training.eval_every_steps),
+            ("data.eval_group_by", self.data.eval_group_by),
+        ):
+            if value and self.data.eval is None:
+                raise ValueError(f"{key} needs data.eval")
         if self.cluster.inject and not self.run.allow_faults:
             raise ValueError(
                 "cluster.inject disturbs the job on purpose, for experiments; it is refused unless"

@@ -16,14 +16,19 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def check_scored(what: str, rows: int, *beside: str | None) -> None:
+def check_scored(
+    what: str, rows: int, *beside: str | None, group: str | None = None, tasks: int = 1
+) -> None:
     """Raise ValueError where the scores of a batch would not fit into a worker's report.
 
     Args:
         beside: names of keys that make scores longer; None: such a one is not given.
+        group: name of the key that makes them longest, likewise.
+        tasks: that are scored, each by itself.
     """
-    given = [each for each in beside if each is not None]
-    most = MAX_SCORES // (2 if given else 1)
+    given = [each for each in (group, *beside) if each is not None]
+    most = MAX_SCORES // (tasks * (4 if group else 2 if given else 1))
+    given += ["data.labels"] if tasks > 1 else []
     if rows > most:
         with_it = f" beside {given[0]}" if given else ""
         raise ValueError(
@@ -73,11 +78,13 @@ def check_online(
     stream: DirectoryConfig | KafkaConfig | None,
     batch_size: int,
     weight: str | None,
+    tasks: int = 1,
 ) -> None:
     """Raise ValueError where something needs a stream, or the scores of a batch are too many.
 
     Args:
         weight: the key that names the weights of samples; None: they have none.
+        tasks: that are scored.
     """
     segment = None if online.segment is None else "training.online.segment"
     if stream is None:
@@ -88,4 +95,4 @@ def check_online(
     if isinstance(stream, KafkaConfig) and online.segment is not None:
         stream.check_columns([online.segment.column])
     if online.evaluate != "none":
-        check_scored("data.batch_size", batch_size, weight, segment)
+        check_scored("data.batch_size", batch_size, weight, segment, tasks=tasks)

@@ -14,6 +14,7 @@ from ps.spec import StoreSpec
 from runtime.fingerprint import FloatModeError, check_float_mode
 from scheduler.job.config import JobConfig
 from scheduler.job.errors import ConfigError, nearest
+from scheduler.job.labels import task_labels
 from scheduler.job.model import EmbeddingConfig, TableConfig
 from worker.models import (
     FIRST_ORDER_MODELS,
@@ -49,6 +50,7 @@ def feature_spec(config: JobConfig) -> FeatureSpec:
         dense_transform=config.data.dense_transform,
         sparse=sparse,
         weight=config.data.weight,
+        tasks=task_labels(config.data.labels),
     )
 
 
@@ -87,7 +89,7 @@ def label_features(config: JobConfig) -> FeatureSpec:
 def evaluation_data(config: JobConfig) -> DataSpec:
     """How evaluation files become batches: in order, once."""
     return DataSpec(
-        features=feature_spec(config),
+        features=replace(feature_spec(config), group=config.data.eval_group_by),
         batch_size=config.data.eval_batch_size,
         on_bad_file=config.data.on_bad_file,
     )
@@ -96,6 +98,8 @@ def evaluation_data(config: JobConfig) -> DataSpec:
 def model_spec(config: JobConfig) -> ModelSpec:
     """The dense model and its lookups; raises ConfigError naming the option that is wrong."""
     sparse = feature_spec(config).sparse
+    labels = config.data.labels or {}
+    _check_tasks(config)
     names = {feature.table for feature in sparse}
     dims = {name: _table(config, name).dim for name in names}
     try:
@@ -113,6 +117,8 @@ def model_spec(config: JobConfig) -> ModelSpec:
             seed=config.seed,
             loss=config.training.loss,
             lookup_names=_names_of(config, lookups, sparse),
+            tasks=tuple(labels),
+            task_weights=tuple(each.weight for each in labels.values()),
         )
         check_room(spec, max(config.data.batch_size, config.data.eval_batch_size))
         model = build_model(spec)
@@ -138,6 +144,22 @@ def model_spec(config: JobConfig) -> ModelSpec:
         )
     _check_tables(config, lookups, num_features=len(sparse))
     return spec
+
+
+def _check_tasks(config: JobConfig) -> None:
+    """Refuse several tasks of a model that has one logit, or with a loss for one."""
+    if config.data.labels is None:
+        return
+    if config.model.type != "torch":
+        raise ConfigError(
+            f"data.labels names several tasks, and a model of type {config.model.type} has one"
+            " logit; take model.type torch (docs/torch.md has models of several tasks), or name one"
+            " label in data.label"
+        )
+    if config.training.loss != "log_loss":
+        raise ConfigError(
+            f"training.loss {config.training.loss} is for one label; with data.labels leave it out"
+        )
 
 
 def _names_of(

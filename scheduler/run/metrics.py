@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from embedding.table.tiered_values import TierFigures
 from ps.server.figures import ServerFigures, TableFigures, added
 from scheduler.coordinator.coordinator_state import CoordinatorState
+from scheduler.coordinator.evaluation import EvaluationResult
 from scheduler.coordinator.progressive import WindowResult
 from scheduler.coordinator.status import Status
 from scheduler.job.config import JobConfig
@@ -182,7 +183,20 @@ def _of_last_evaluation(status: Status) -> dict[str, Any]:
         "eval_auc_error_bound": evaluation.auc_error_bound if evaluation else None,
         "eval_logloss": evaluation.logloss if evaluation else None,
         "eval_step": evaluation.step if evaluation else None,
+        **(_beside(evaluation, "eval_") if evaluation else {}),
     }
+
+
+def _beside(evaluation: EvaluationResult, prefix: str = "") -> dict[str, Any]:
+    """Return what some jobs' evaluations have besides: scores by group, and those of tasks."""
+    found: dict[str, Any] = {}
+    if evaluation.gauc is not None:
+        found["gauc"] = evaluation.gauc
+        found["gauc_groups"] = evaluation.gauc_groups
+        found["gauc_samples"] = evaluation.gauc_samples
+    if evaluation.tasks:
+        found["tasks"] = {task.name: task.figures() for task in evaluation.tasks}
+    return {f"{prefix}{name}": value for name, value in found.items()}
 
 
 def _of_processes(status: Status, servers: Sequence[ServerFigures]) -> dict[str, Any]:
@@ -225,6 +239,7 @@ def evaluations(status: Status) -> list[dict[str, Any]]:
             "auc": e.auc,
             "auc_error_bound": e.auc_error_bound,
             "logloss": e.logloss,
+            **_beside(e),
         }
         for e in status.evaluations
     ]
@@ -417,6 +432,7 @@ def _last_evaluation(status: Status) -> dict[str, Any] | None:
         "logloss_missing": why_no_log_loss(last.logloss),
         "samples": last.samples,
         "samples_skipped": last.samples_skipped,
+        **_beside(last),
     }
 
 

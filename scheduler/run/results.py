@@ -27,7 +27,7 @@ _TYPES: Mapping[str, tuple[Any, Any]] = {
     "dense_non_finite": (int, _OF_ANY),
     "worker_restarts": (int, _OF_ANY),
     "tables": (dict, dict),
-    "eval": ((dict, NoneType), (*_NUMBER, str, NoneType)),
+    "eval": ((dict, NoneType), (*_NUMBER, str, dict, NoneType)),
     "evaluations": (list, dict),
     "mode_history": (list, dict),
     "recoveries": (list, dict),

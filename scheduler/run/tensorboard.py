@@ -35,6 +35,12 @@ def scalars_of(line: Line) -> dict[str, float]:
         **_window_of(line),
         "eval/auc": line["eval_auc"],
         "eval/logloss": line["eval_logloss"],
+        "eval/gauc": line.get("eval_gauc"),
+        **{
+            f"eval/{name}/{score}": scores.get(score)
+            for name, scores in line.get("eval_tasks", {}).items()
+            for score in ("auc", "logloss", "gauc")
+        },
         "samples/dropped": line["samples_dropped"],
         "samples/skipped": line["samples_skipped"],
         **{f"batches/{name}": count for name, count in line["batches"].items()},
@@ -59,7 +65,17 @@ def scalars_of(line: Line) -> dict[str, float]:
 def _window_of(line: Line) -> dict[str, float]:
     """Return the scores of the last window of a stream that was over in an interval."""
     windows = line.get("windows", [])
-    return {f"window/{score}": windows[-1][score] for score in WINDOW_SCORES if windows}
+    if not windows:
+        return {}
+    last = windows[-1]
+    return {
+        **{f"window/{score}": last[score] for score in WINDOW_SCORES},
+        **{
+            f"window/{task['name']}/{score}": task[score]
+            for task in last.get("tasks", [])
+            for score in WINDOW_SCORES
+        },
+    }
 
 
 class TensorBoardEvents:

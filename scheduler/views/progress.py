@@ -111,6 +111,12 @@ class Progress:
         if line["eval_auc"] is not None:
             auc = auc_text(line["eval_auc"], line["eval_auc_error_bound"])
             parts.append(f"eval_auc={auc.replace(' ', '')}")
+            parts += [
+                f"eval_auc.{name}={auc_text(scores['auc'], scores['auc_error_bound'])}".replace(
+                    " ", ""
+                )
+                for name, scores in line.get("eval_tasks", {}).items()
+            ]
         self._print(" ".join(parts))
 
     def _print(self, text: str) -> None:

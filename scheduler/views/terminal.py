@@ -143,6 +143,10 @@ def _figures(line: dict[str, Any]) -> RenderableType:
         ("samples/s", "-" if rate is None else f"{rate:,.0f}"),
         ("loss", "-" if loss is None else f"{loss:.4f}"),
         ("AUC", "-" if auc is None else auc_text(auc, line["eval_auc_error_bound"])),
+        *(
+            (f"AUC of {name}", auc_text(scores["auc"], scores["auc_error_bound"]))
+            for name, scores in line.get("eval_tasks", {}).items()
+        ),
     ]
     return Group(_named(figures), _named(batches))
 

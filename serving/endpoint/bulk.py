@@ -1,8 +1,9 @@
 """Arrow Flight for bulk: record batches come in a stream, their predictions go back in it.
 
 A stream of `DoExchange` names the model as its descriptor's path. Its batches have the columns of a
-request; each is answered, in order, by a batch of one column `prediction`, with JSON as app
-metadata: the step, the checkpoint and the age of the version, one for all of the batch.
+request; each is answered, in order, by a batch of one column `prediction`, or of one for each of
+several tasks, with JSON as app metadata: the step, the checkpoint and the age of the version, one
+for all of the batch.
 """
 
 import asyncio
@@ -32,7 +33,6 @@ MOST_STREAMS = 8
 IDLE_SECONDS = 60.0
 _AGAIN_SECONDS = 0.02
 _CLOSE_SECONDS = 2.0
-_PREDICTION = pa.schema([pa.field("prediction", pa.float32(), nullable=False)])
 
 
 @dataclass(slots=True)
@@ -124,7 +124,7 @@ class BulkServer(flight.FlightServerBase):
         stream = self._begin(asked.path)
         try:
             self._check(reader)
-            writer.begin(_PREDICTION)
+            writer.begin(arrow.answer_schema(self._model.schema.outputs))
             for number, chunk in enumerate(_chunks(reader)):
                 asked.began = time.monotonic()
                 self._see(stream)
@@ -201,7 +201,9 @@ class BulkServer(flight.FlightServerBase):
             )
         if batch.num_rows == 0:
             version = self._model.version
-            body = arrow.encode(np.empty(0, np.float32), version.about(time.time()))
+            outputs = self._model.schema.outputs
+            none = np.empty((0, len(outputs)), np.float32)
+            body = arrow.encode(none, version.about(time.time()), outputs)
             return Answer(200, body, ARROW, step=version.step)
         deadline = time.monotonic() + self._limits.request_seconds
         answer = self._computed(Call("arrow", arrow.written(batch), None, deadline))

@@ -1,10 +1,12 @@
 """Requests and answers as Arrow: a stream of IPC with one record batch each.
 
-The request has the job's columns, the answer one column `prediction`; what is said of the version
+The request has the job's columns, the answer one column `prediction`, of a model of several tasks
+one for each by its name; what is said of the version
 stands in the metadata of its schema, as JSON under `about`.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,6 @@ from worker.data.batch import Batch
 from worker.data.shared import SharedBatch
 
 _ABOUT = b"about"
-_FIELD = pa.field("prediction", pa.float32(), nullable=False)
 
 
 def written(batch: pa.RecordBatch) -> bytes:
@@ -59,10 +60,16 @@ def check_columns(given: pa.Schema, schema: RequestSchema) -> None:
             raise RequestError(f"column {name!r} is there {names.count(name)} times")
 
 
-def encode(values: npt.NDArray[np.float32], about: dict[str, Any]) -> bytes:
-    """Return the answer."""
-    schema = pa.schema([_FIELD], {_ABOUT: json_text(about)})
-    return written(pa.record_batch([pa.array(values)], schema=schema))
+def answer_schema(outputs: Sequence[str]) -> pa.Schema:
+    """Return the columns of an answer, by the names of what is predicted."""
+    return pa.schema([pa.field(name, pa.float32(), nullable=False) for name in outputs])
+
+
+def encode(values: npt.NDArray[np.float32], about: dict[str, Any], outputs: Sequence[str]) -> bytes:
+    """Return the answer; values: float32[n], of several tasks float32[n, tasks]."""
+    schema = answer_schema(outputs).with_metadata({_ABOUT: json_text(about)})
+    columns = np.ascontiguousarray(values.reshape(len(values), len(outputs)).T)
+    return written(pa.record_batch([pa.array(each) for each in columns], schema=schema))
 
 
 def answered(body: bytes) -> tuple[pa.RecordBatch, bytes]:

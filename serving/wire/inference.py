@@ -6,7 +6,7 @@ k. Lists of other lengths come as one tensor of all their values, [m] or [m, 1],
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from serving.errors import RequestError, shown
-from serving.requests import RequestSchema
+from serving.requests import OUTPUT, RequestSchema
 from serving.wire.json_text import parsed, text
 from worker.data.batch import Batch
 from worker.data.shared import SharedBatch
 
-OUTPUT = "prediction"
 LENGTHS = ":lengths"
 _DTYPES: Mapping[str, str] = {
     "BOOL": "bool",
@@ -45,11 +44,11 @@ class Wanted:
 
     Args:
         id: of the request.
-        binary: whether as bytes and not as JSON.
+        outputs: names of those that it has, and whether each is given as bytes and not as JSON.
     """
 
     id: str | None
-    binary: bool
+    outputs: tuple[tuple[str, bool], ...]
 
 
 def decode(
@@ -87,7 +86,7 @@ def decode(
         arrays[name] = (array, shape)
     if start != len(rest):
         raise RequestError(f"{len(rest) - start} bytes follow the last binary input")
-    wanted = _wanted(head)
+    wanted = _wanted(head, schema.outputs)
     columns = _columns(arrays, schema)
     context = {}
     if max((len(array) for array in columns.values()), default=0) > 1:
@@ -253,43 +252,66 @@ def _ragged(name: str, array: pa.Array, lengths: pa.Array) -> pa.Array:
     return pa.LargeListArray.from_arrays(pa.array(offsets), array)
 
 
-def _wanted(head: dict[str, Any]) -> Wanted:
+def _wanted(head: dict[str, Any], known: Sequence[str]) -> Wanted:
     ident = head.get("id")
     if ident is not None and not isinstance(ident, str):
         raise RequestError("id must be a string")
     parameters = head.get("parameters")
     binary = isinstance(parameters, dict) and parameters.get("binary_data_output") is True
-    if "outputs" in head:
-        outputs = _entries(head["outputs"], "outputs")
-        for output in outputs:
-            if output.get("name") != OUTPUT:
-                raise RequestError(f"the model has one output, {OUTPUT!r}")
-            own = output.get("parameters")
-            if isinstance(own, dict) and "binary_data" in own:
-                binary = own["binary_data"] is True
-    return Wanted(ident, binary)
+    if "outputs" not in head:
+        return Wanted(ident, tuple((name, binary) for name in known))
+    found: dict[str, bool] = {}
+    for output in _entries(head["outputs"], "outputs"):
+        name = output.get("name")
+        if name not in known:
+            one = len(known) == 1
+            raise RequestError(
+                f"the model has one output, {known[0]!r}"
+                if one
+                else f"the model has no output {shown(name)}; it has {', '.join(known)}"
+            )
+        own = output.get("parameters")
+        found[name] = binary
+        if isinstance(own, dict) and "binary_data" in own:
+            found[name] = own["binary_data"] is True
+    return Wanted(ident, tuple(found.items()) or tuple((name, binary) for name in known))
 
 
 def encode(
-    values: npt.NDArray[np.float32], wanted: Wanted, name: str, about: dict[str, Any]
+    values: npt.NDArray[np.float32],
+    wanted: Wanted,
+    name: str,
+    about: dict[str, Any],
+    outputs: Sequence[str] = (OUTPUT,),
 ) -> tuple[bytes, int | None]:
-    """Return the answer, and how much of it is JSON where bytes follow."""
-    output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32", "shape": [len(values)]}
+    """Return the answer, and how much of it is JSON where bytes follow.
+
+    Args:
+        values: float32[n], of several tasks float32[n, tasks].
+        outputs: what the columns of values are called.
+    """
+    columns = dict(zip(outputs, values.reshape(len(values), len(outputs)).T, strict=True))
+    told: list[dict[str, Any]] = []
+    tensors: list[bytes] = []
+    for output, binary in wanted.outputs:
+        column = columns[output]
+        its: dict[str, Any] = {"name": output, "datatype": "FP32", "shape": [len(values)]}
+        if binary:
+            tensors.append(column.astype("<f4").tobytes())
+            its["parameters"] = {"binary_data_size": len(tensors[-1])}
+        else:
+            its["data"] = column.astype(np.float64).tolist()
+        told.append(its)
     answer: dict[str, Any] = {
         "model_name": name,
         "model_version": str(about["step"]),
-        "outputs": [output],
+        "outputs": told,
     }
     if wanted.id is not None:
         answer["id"] = wanted.id
     answer["parameters"] = about
-    if not wanted.binary:
-        output["data"] = values.astype(np.float64).tolist()
-        return text(answer), None
-    data = values.astype("<f4").tobytes()
-    output["parameters"] = {"binary_data_size": len(data)}
     head = text(answer)
-    return head + data, len(head)
+    return (b"".join([head, *tensors]), len(head)) if tensors else (head, None)
 
 
 def metadata(name: str, schema: RequestSchema, versions: list[str]) -> dict[str, Any]:
@@ -309,5 +331,5 @@ def metadata(name: str, schema: RequestSchema, versions: list[str]) -> dict[str,
         "versions": versions,
         "platform": "synchromesh",
         "inputs": list(unique.values()),
-        "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1]}],
+        "outputs": [{"name": each, "datatype": "FP32", "shape": [-1]} for each in schema.outputs],
     }

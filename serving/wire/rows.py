@@ -3,11 +3,15 @@
 {"instances": [{"user": 7, "tags": ["a", "b"]}, ...]}   ->  {"predictions": [0.12, ...]}
 {"inputs": {"user": [7, ...], "tags": [["a", "b"], ...]}}  ->  {"outputs": [0.12, ...]}
 
+Of a model of several tasks the answers are {"predictions": [{"click": 0.12, "buy": 0.01}, ...]}
+and {"outputs": {"click": [0.12, ...], "buy": [0.01, ...]}}.
+
 What all samples have in common may stand once in front of either:
 
 {"context": {"user": 7}, "instances": [{"tags": ["a", "b"]}, ...]}
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -51,9 +55,26 @@ def decode(body: bytes, schema: RequestSchema) -> tuple[Batch | SharedBatch, str
     return schema.batch_of_columns(columns, shared), "outputs"
 
 
-def encode(values: npt.NDArray[np.float32], name: str, about: dict[str, Any]) -> bytes:
-    """Return the answer; each probability is written so that float32 of it is the same again."""
-    return text({name: numbers_of(values), "metadata": about})
+def encode(
+    values: npt.NDArray[np.float32],
+    name: str,
+    about: dict[str, Any],
+    outputs: Sequence[str] = (),
+) -> bytes:
+    """Return the answer; each probability is written so that float32 of it is the same again.
+
+    Args:
+        values: float32[n], of several tasks float32[n, tasks].
+        name: `predictions`, row by row, or `outputs`, by column.
+        outputs: names of the tasks.
+    """
+    if values.ndim == 1:
+        return text({name: numbers_of(values), "metadata": about})
+    columns = {task: numbers_of(values[:, at]) for at, task in enumerate(outputs)}
+    if name == "outputs":
+        return text({name: columns, "metadata": about})
+    rows = [dict(zip(outputs, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return text({name: rows, "metadata": about})
 
 
 def numbers_of(values: npt.NDArray[np.float32]) -> list[float]:

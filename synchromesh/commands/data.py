@@ -118,6 +118,7 @@ def _convert_movielens(
 @click.option("--out", type=Path, required=True, help="Folder of the data set.")
 @click.option("--seed", default=7, show_default=True, help="The rows depend on it alone.")
 @click.option("--row-group-rows", default=1 << 16, show_default=True)
+@click.option("--purchases", is_flag=True, help="Add a second label, buy, of clicks alone.")
 @click.option("--overwrite", is_flag=True, help="Replace a data set in --out.")
 @json_option
 def _criteo_like(
@@ -127,6 +128,7 @@ def _criteo_like(
     out: Path,
     seed: int,
     row_group_rows: int,
+    purchases: bool,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -135,7 +137,12 @@ def _criteo_like(
     columns = (BarColumn(), MofNCompleteColumn(), "rows", TimeRemainingColumn())
     with _writing(out):
         wanted = CriteoLike(
-            rows=rows, test_rows=test_rows, files=files, seed=seed, row_group_rows=row_group_rows
+            rows=rows,
+            test_rows=test_rows,
+            files=files,
+            seed=seed,
+            row_group_rows=row_group_rows,
+            purchases=purchases,
         )
         hidden = as_json or not console.is_terminal
         with Progress(*columns, console=console, disable=hidden) as progress:
@@ -147,7 +154,11 @@ def _criteo_like(
                 on_rows=lambda rows: progress.advance(task, rows),
             )
     shown = ("rows", "test_rows", "seed", "base_rate", "best_auc", "best_logloss")
-    print_json({"out": str(out), **{name: about[name] for name in shown}})
+    beside = {}
+    if purchases:
+        for of in ("of_clicks", "of_impressions"):
+            beside[f"buy_{of}"] = {name: about["purchases"][of][name] for name in shown[3:]}
+    print_json({"out": str(out), **{name: about[name] for name in shown}, **beside})
 
 
 TOKEN_VARIABLE = "SYNCHROMESH_RECEIVE_TOKEN"

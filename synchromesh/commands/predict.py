@@ -4,7 +4,7 @@ import click
 import pyarrow as pa
 
 from synchromesh.commands.answers import FAILURES, answering, json_option, names, print_json
-from synchromesh.prediction import BAD_INPUT, PREDICTION, predict
+from synchromesh.prediction import BAD_INPUT, predict
 from worker.errors import UnreadableError
 
 
@@ -29,13 +29,9 @@ def command(
     """Write the probability of label 1 for every row of INPUT, in its order; print a line of JSON.
 
     INPUT is a file, folder, glob, URL or table, as data.train; the label need not be in it. OUTPUT,
-    a local file, has the column `prediction` (float32) after those of --columns, and appears whole
-    or not at all.
+    a local file, has the column `prediction` (float32) after those of --columns, of a model of
+    several tasks a column `prediction_TASK` for each, and appears whole or not at all.
     """
-    if PREDICTION in columns:
-        raise click.UsageError(
-            f"--columns names {PREDICTION!r}, which is the column that is written"
-        )
     with answering(
         *BAD_INPUT,
         failures=(*FAILURES, pa.ArrowException),

@@ -1,5 +1,6 @@
 """`synchromesh train`: a job from its file to its result."""
 
+import math
 from typing import Any
 
 import click
@@ -8,7 +9,7 @@ from rich.console import Console
 from scheduler import ConfigError, JobConfig, RunDirectoryError, TrainingError
 from synchromesh.commands.answers import answering, json_option, print_json
 from worker.datasets.synthetic import best_auc_for
-from worker.metrics import auc_text
+from worker.metrics import auc_text, why_no_auc, why_no_log_loss
 
 
 @click.command(
@@ -36,7 +37,7 @@ def command(job: str, overrides: tuple[str, ...], as_json: bool) -> None:
     ):
         config = JobConfig.from_yaml(job, list(overrides))
         result = Trainer(config).fit()
-    best = best_auc_for(result.evaluated)
+    best = best_auc_for(result.evaluated, config.data.label_columns[0])
     if not as_json:
         _show(result.metrics, best, result.path)
     print_json(_summary(result.metrics, best, result.path))
@@ -101,5 +102,24 @@ def _show(metrics: dict[str, Any], best: float | None, path: str) -> None:
         if best is not None and missing is None:
             covered = (auc - 0.5) / (best - 0.5)
             line += f"; the best possible AUC is {best:.4f}, {covered:.1%} of the way from .5"
+        if scores.get("gauc") is not None:
+            line += f"; GAUC {scores['gauc']:.4f} of {scores['gauc_groups']:,} groups"
         console.print(line)
+        for name, its in scores.get("tasks", {}).items():
+            console.print(f"  {name}: {_task(its)}")
     console.print(f"files of this run: {path}")
+
+
+def _task(scores: dict[str, Any]) -> str:
+    """Say what a task came to: its AUC may not be there, as for all tasks."""
+    auc, loss = (math.nan if (v := scores[name]) is None else v for name in ("auc", "logloss"))
+    missing, missing_loss = why_no_auc(auc, scores["samples"]), why_no_log_loss(loss)
+    shown = auc_text(auc, scores["auc_error_bound"])
+    parts = [
+        f"AUC {shown}" if missing is None else f"no AUC: {missing}",
+        f"logloss {loss:.4f}" if missing_loss is None else f"no finite logloss: {missing_loss}",
+        f"{scores['samples']:,} samples",
+    ]
+    if scores.get("gauc") is not None:
+        parts.append(f"GAUC {scores['gauc']:.4f} of {scores['gauc_groups']:,} groups")
+    return ", ".join(parts)

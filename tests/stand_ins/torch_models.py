@@ -13,8 +13,13 @@ DIMS = {"a": 4, "b": 2}
 
 
 def make_spec(
-    options: dict[str, Any], *, num_dense: int = 3, dims: dict[str, int] = DIMS
+    options: dict[str, Any],
+    *,
+    num_dense: int = 3,
+    dims: dict[str, int] = DIMS,
+    tasks: dict[str, float] | None = None,
 ) -> ModelSpec:
+    """Return the spec of a model; tasks: the weight of each, where there are several."""
     sparse = [SparseFeature(name=name, column=name, table=f"t_{name}") for name in dims]
     lookups = needed_lookups("torch", options, sparse, {f"t_{name}": d for name, d in dims.items()})
     return ModelSpec(
@@ -25,6 +30,8 @@ def make_spec(
         lookups=lookups,
         seed=5,
         lookup_names=tuple(dims),
+        tasks=tuple(tasks or {}),
+        task_weights=tuple((tasks or {}).values()),
     )
 
 
@@ -44,6 +51,10 @@ class Tried:
         self.pooled = draw.normal(0, 0.5, (n, spec.pooled_width)).astype(np.float32)
         self.labels = (draw.random(n) < 0.4).astype(np.float32)
         self.weights = draw.integers(0, 3, n).astype(np.float32)
+        if spec.tasks:  # some samples do not count in some
+            shape = spec.logits_shape(n)
+            self.labels = (draw.random(shape) < 0.4).astype(np.float32)
+            self.labels[draw.random(shape) < 0.3] = np.nan
 
     def rows(self, rows: slice) -> "Tried":
         """The same with some of the samples."""

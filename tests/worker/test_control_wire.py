@@ -10,7 +10,7 @@ from ps.messages.wire import WireError
 from runtime.process_figures import ProcessFigures
 from worker import control_wire
 from worker.control_wire import receive_grant, receive_report, send_message
-from worker.protocol import Evaluation, Finished, Grant, Report, SegmentScores, Token
+from worker.protocol import Evaluation, Finished, Grant, Report, SegmentScores, TaskScores, Token
 
 TOKEN = Token(3, 12, 1, at_step=-1, mode_epoch=2)
 
@@ -50,7 +50,9 @@ def test_the_arrays_of_an_evaluation_come_as_they_were_sent(
         ("a", "\u00e4" * 60), np.array([1, 2, 0], np.uint8), np.ones(3), np.arange(3.0)
     )
     bins, positive = np.array([0, 7, 65535], np.int32), np.array([True, False, True])
-    sent = Evaluation(bins, positive, 1.5, 2.5, weights, segments)
+    groups = np.array([-(2**63), 7, 2**63 - 1])
+    other = TaskScores(bins[:1], positive[:1], 0.5, groups=groups[:1])
+    sent = Evaluation(bins, positive, 1.5, 2.5, weights, groups, segments, (other,))
     send_message(pair[0], Report(0, 0, 1, finished=(Finished(TOKEN, "done", evaluation=sent),)))
 
     received = receive_report(pair[1]).finished[0].evaluation
@@ -68,6 +70,11 @@ def test_the_arrays_of_an_evaluation_come_as_they_were_sent(
     assert received.segments.names == ("a", "\u00e4" * 60)
     assert received.segments.of.tolist() == [1, 2, 0]
     assert received.segments.probability_sums.tolist() == [0, 1, 2]
+    assert received.groups is not None
+    assert received.groups.tolist() == groups.tolist()
+    assert [each.bins.tolist() for each in received.others] == [[0]]
+    assert received.others[0].groups is not None
+    assert received.others[0].weights is None
 
 
 def test_a_grant_comes_as_it_was_sent(pair: tuple[socket.socket, socket.socket]) -> None:
@@ -119,7 +126,7 @@ def test_an_array_that_is_not_of_its_type_is_refused(
         0.0,
         0.0,
         0,
-        [bins, b"\x00", 0.0, 0.0, None, None],
+        [bins, b"\x00", 0.0, 0.0, None, None, None, []],
     ]
     pair[0].sendall(
         frame(msgpack.packb([0, 0, 1, [], [finished], 0, False, [0, 0, 0, 0.0, {}], 0, "none"]))

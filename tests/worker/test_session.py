@@ -217,14 +217,25 @@ def test_what_is_answered_in_another_recovery_epoch_is_not_taken() -> None:
     assert session.granted(Grant(report.sequence, (token(0),), recovery_epoch=4)) == [token(0)]
 
 
-@pytest.mark.parametrize(("most", "weights"), [(10, None), (20, np.ones(6, np.float32))])
+SIX = Evaluation(np.zeros(6, np.int32), np.zeros(6, np.bool_), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("most", "scores"),
+    [
+        (10, SIX),
+        (20, replace(SIX, weights=np.ones(6, np.float32))),
+        (40, replace(SIX, groups=np.ones(6, np.int64))),
+        (30, replace(SIX, others=(SIX, SIX))),
+    ],
+    ids=["plain", "weights", "groups", "tasks"],
+)
 def test_scores_that_a_report_has_no_room_for_are_said_in_the_next_one_and_held_until_then(
-    monkeypatch: pytest.MonkeyPatch, most: int, weights: np.ndarray | None
+    monkeypatch: pytest.MonkeyPatch, most: int, scores: Evaluation
 ) -> None:
     monkeypatch.setattr(session_module, "MAX_SCORES", most)
     tokens = [replace(token(step), kind="eval") for step in (4, 5, 6)]
     session = session_with(*tokens, depth=3)
-    scores = Evaluation(np.zeros(6, np.int32), np.zeros(6, np.bool_), 0.0, weights=weights)
     ended = [Finished(each, "done", samples=6, evaluation=scores) for each in tokens]
     for each in ended:
         session.finished(each)

@@ -8,6 +8,9 @@ import numpy.typing as npt
 
 from worker.data.segments import Segments
 
+NO_GROUP = -(2**63)
+"""The group of samples that have none, as their column is null."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bags:
@@ -30,11 +33,13 @@ class Batch:
     """Samples as columns.
 
     Args:
-        labels: float32[n] of 0 and 1; empty where the samples have no label.
+        labels: float32[n] of 0 and 1; of several tasks float32[n, tasks], NaN where a sample does
+            not count in one; empty where the samples have no label.
         dense: float32[n, number of dense features], C-contiguous, transformed.
         sparse: one `Bags` for each sparse feature, in the order of the job.
         weights: float32[n], how much each sample counts, finite and >= 0; None: all count 1.
         segments: of the samples, where they are scored apart.
+        groups: int64[n], of the samples, where they are ranked apart; NO_GROUP: in none.
     """
 
     labels: npt.NDArray[np.float32]
@@ -42,6 +47,7 @@ class Batch:
     sparse: tuple[Bags, ...]
     weights: npt.NDArray[np.float32] | None = None
     segments: Segments | None = None
+    groups: npt.NDArray[np.int64] | None = None
 
     @property
     def num_samples(self) -> int:

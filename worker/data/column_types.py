@@ -49,8 +49,7 @@ def column_kinds(
     """
     kinds: dict[tuple[str, str], str | None] = {}
     numeric = [(name, "dense column") for name in features.dense]
-    if features.label is not None:
-        numeric.append((features.label, "label"))
+    numeric += [(name, "label") for name in features.label_columns]
     if features.weight is not None:
         numeric.append((features.weight, "column of sample weights"))
     for name, role in numeric:
@@ -68,6 +67,11 @@ def column_kinds(
         if is_list(kind) or not _has_keys(kind):
             raise _unusable(features.key, _JOIN_KEY, kind, KEY_TYPES, file)
         kinds[_JOIN_KEY, features.key] = key_kind(kind)
+    if features.group is not None:
+        kind = _field_type(schema, features.group, file, lambda own: not is_list(own))
+        if is_list(kind) or not _has_keys(kind):
+            raise _unusable(features.group, "group column", kind, KEY_TYPES, file)
+        kinds["group column", features.group] = key_kind(kind)
     for feature in features.sparse:
         kind = _field_type(schema, feature.column, file, _has_keys)
         try:

@@ -6,6 +6,7 @@ docs/data.md says which columns are accepted and what becomes of their values.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from worker.data.batch import Bags, Batch
+from worker.data.batch import NO_GROUP, Bags, Batch
 from worker.data.column_types import is_list
 from worker.data.key_hash import (
     NotAKeyError,
-    exact_integers,
     key_of,
     keys_of,
     stored,
     valid_of,
     values_of,
 )
+from worker.data.labels import labels_of, task_labels
 from worker.data.segments import Segments, joined, segments_of
 from worker.errors import DataError, UnreadableError
 from worker.spec import FeatureSpec, SparseFeature
@@ -48,6 +49,7 @@ class Columns:
     sparse: tuple[Bags, ...]
     weights: _Floats | None = None
     segments: Segments | None = None
+    groups: _Ints | None = None
 
     @property
     def num_rows(self) -> int:
@@ -61,6 +63,7 @@ class Columns:
             + self.dense.nbytes
             + (0 if self.weights is None else self.weights.nbytes)
             + (0 if self.segments is None else self.segments.of.nbytes)
+            + (0 if self.groups is None else self.groups.nbytes)
             + sum(
                 array.nbytes
                 for bags in self.sparse
@@ -80,6 +83,7 @@ class Columns:
             tuple(_slice_bags(bags, start, stop) for bags in self.sparse),
             None if self.weights is None else self.weights[start:stop],
             None if self.segments is None else self.segments.rows(slice(start, stop)),
+            None if self.groups is None else self.groups[start:stop],
         )
 
     def take(self, order: _Ints) -> "Columns":
@@ -88,7 +92,8 @@ class Columns:
         weights = None if self.weights is None else self.weights[order]
         sparse = tuple(_take_bags(bags, order) for bags in self.sparse)
         segments = None if self.segments is None else self.segments.rows(order)
-        return Columns(labels, self.dense[order], sparse, weights, segments)
+        groups = None if self.groups is None else self.groups[order]
+        return Columns(labels, self.dense[order], sparse, weights, segments, groups)
 
 
 def columns_from_table(
@@ -112,22 +117,27 @@ def columns_from_table(
             that is null or not finite, weights that don't match their keys; `UnreadableError` for
             arrays that only a damaged file has.
     """
-    labels, weights, segments = np.empty(0, np.float32), None, None
+    labels, weights, segments, groups = np.empty(0, np.float32), None, None, None
     try:
         if features.label is not None:
-            labels = _labels(_array(table, features.label), features.label, where)
+            labels = labels_of(_array(table, features.label), features.label, where)
+        elif features.tasks:
+            labels = task_labels(partial(_array, table), table.num_rows, features.tasks, where)
         if features.weight is not None:
             weights = _sample_weights(_array(table, features.weight), features.weight, where)
         if features.key is not None:
             join_keys(table, features.key, where=where)
         if features.segment is not None:
             segments = segments_of(_array(table, features.segment))
+        if features.group is not None:
+            groups = _groups(_array(table, features.group), features.group, where)
         return Columns(
             labels,
             _dense(table, features, where),
             tuple(_bags(table, feature, where) for feature in features.sparse),
             weights,
             segments,
+            groups,
         )
     except DataError as error:
         if error.row is not None:
@@ -161,6 +171,21 @@ def join_keys(table: pa.Table, name: str, *, where: Where) -> _Ints:
     return keys
 
 
+def _groups(array: pa.Array, name: str, where: Where) -> _Ints:
+    """Return the keys of what samples are ranked within, int64[n]; NO_GROUP where null."""
+    try:
+        keys, valid = keys_of(array)
+    except IndexError as error:
+        raise _damaged(name, where, error) from error
+    except NotAKeyError as error:
+        got, remedy = f"got {error.value}, expected {error.expected}", "Write integers or strings"
+        what = "a group is not an exact whole number"
+        raise _refused(where, name, error.position, what, got, remedy) from error
+    if valid is not None:
+        keys[~valid] = NO_GROUP
+    return keys
+
+
 def join(parts: list[Columns], order: _Ints | None = None) -> Columns:
     """Join the rows of parts, in another order where one is given; `parts` is emptied.
 
@@ -175,6 +200,7 @@ def join(parts: list[Columns], order: _Ints | None = None) -> Columns:
         (),
         _joined_weights(parts),
         _joined_segments(parts),
+        _joined_groups(parts),
     )
     if order is not None:
         whole = whole.take(order)
@@ -197,6 +223,7 @@ def concatenate(parts: Sequence[Batch]) -> Batch:
         tuple(_join_bags(bags) for bags in zip(*(part.sparse for part in parts), strict=True)),
         _joined_weights(parts),
         _joined_segments(parts),
+        _joined_groups(parts),
     )
 
 
@@ -208,6 +235,11 @@ def _joined_weights(parts: Sequence[Columns | Batch]) -> _Floats | None:
 def _joined_segments(parts: Sequence[Columns | Batch]) -> Segments | None:
     segments = [part.segments for part in parts if part.segments is not None]
     return joined(segments) if segments else None
+
+
+def _joined_groups(parts: Sequence[Columns | Batch]) -> _Ints | None:
+    groups = [part.groups for part in parts if part.groups is not None]
+    return np.concatenate(groups) if groups else None
 
 
 def repeated(bags: Bags, order: _Ints) -> Bags:
@@ -225,24 +257,6 @@ def _numbers(array: pa.Array) -> _Floats:
     """Numbers as float32[n], a copy; unspecified where null, infinite where out of range."""
     with np.errstate(over="ignore", invalid="ignore"):
         return values_of(array).astype(np.float32)
-
-
-def _labels(array: pa.Array, name: str, where: Where) -> _Floats:
-    if pa.types.is_decimal(array.type):
-        values, legal = exact_integers(array)
-        legal &= (values == 0) | (values == 1)
-    else:
-        values = values_of(array)
-        legal = (values == 0) | (values == 1)
-    valid = valid_of(array)
-    if valid is not None:
-        legal &= valid
-    if not legal.all():
-        row = int(np.argmin(legal))
-        got = f"got {_shown(array, row)}, expected 0 or 1"
-        remedy = "Map the labels to 0 and 1 and leave out rows without one"
-        raise _refused(where, name, row, "a label is not 0 or 1", got, remedy)
-    return values.astype(np.float32)
 
 
 def _sample_weights(array: pa.Array, name: str, where: Where) -> _Floats:

@@ -264,7 +264,7 @@ def _converted(
 
 def _empty_batch(features: FeatureSpec) -> Batch:
     return Batch(
-        np.empty(0, np.float32),
+        np.empty((0, len(features.tasks)) if features.tasks else 0, np.float32),
         np.empty((0, len(features.dense)), np.float32),
         tuple(
             Bags(
@@ -276,4 +276,5 @@ def _empty_batch(features: FeatureSpec) -> Batch:
         ),
         None if features.weight is None else np.empty(0, np.float32),
         None if features.segment is None else Segments((), np.empty(0, np.uint8)),
+        None if features.group is None else np.empty(0, np.int64),
     )

@@ -14,6 +14,13 @@ with `effect` (zero mean, variance 1) and the four-dimensional hidden vectors `h
 of the id, and the strength s = 1 / sqrt(1 + rank / HALF_RANK): frequent ids carry most of the
 signal, as they must for one pass over a million samples to learn it, and every rare id some.
 
+Of a click it is also known with which probability it is followed by a purchase. That logit is
+
+    BUY_BIAS + CLICK_SHARE * (the click's - BIAS) + sum_j buy_slope_j * log1p(max(I_j, 0))
+             + ID_WEIGHT * sum_c s(c) * buy_effect(id_c)
+
+with effects of its own of each id, so the two are related, and neither tells the other.
+
 Ranks follow a power law cut at the column's cardinality, drawn by inverting its distribution
 function, so no table of ids exists and memory does not depend on the cardinality.
 """
@@ -50,6 +57,7 @@ _SHIFT  = np.array([0.0,  1.0,  0.0, 0.0,  0.0,  0.0, 0.0, 0.0,  0.0, 0.0, 0.0, 
 _NULLS  = np.array([.20, .000,  .12, .12,  .03,  .15, .05, .01,  .05, .20, .05, .20,  .12])
 _SLOPE  = np.array([.50, -.16,  .14, .00, -.10, -.22, .32, .00,  .06, .40, .18, .00, -.18])
 # fmt: on
+_BUYS = np.array([-0.12, 0.10, 0.00, 0.18, 0.00, 0.08, -0.16, 0.20, 0.00, 0.00, 0.00, 0.15, 0.10])
 _DENSE_CAP = float(1 << 24)  # float32 has every whole number up to here
 
 # From this cardinality on, the exponent is such that 1 % of the ids get 90 % of the samples.
@@ -63,13 +71,18 @@ BIAS = -0.6
 ID_WEIGHT = 0.18
 PAIR_WEIGHT = 0.3
 HALF_RANK = 1000.0
+# Chosen so that about a fifth of the clicks are followed by a purchase.
+BUY_BIAS = -2.6
+CLICK_SHARE = 0.3
 # Positions in C1..C26: small columns, whose pairs of ids are seen often enough to be learned.
 PAIRS = ((5, 13), (8, 16), (19, 22), (1, 4))
 
 _COLUMN_SHIFT = np.uint64(48)  # ranks lie below 2^24, so two columns never share an id
 _EFFECT_SALT = np.uint64(0x6C62272E07BB0142)
 _HIDDEN_SALT = np.uint64(0x27D4EB2F165667C5)
+_BUY_SALT = np.uint64(0x3C6EF372FE94F82B)
 _TEST_STREAM = 1 << 62  # chunks of the test rows are numbered from here
+_BUY_STREAM = 1 << 63  # and what is drawn of purchases from here
 
 Split = Literal["train", "test"]
 _Bools = npt.NDArray[np.bool_]
@@ -88,6 +101,7 @@ class Samples:
         nulls: bool[13, n], true where the dense value is missing.
         ids: int64[26, n], any values.
         logits: float64[n], of the true click probability.
+        strengths: float64[26, n], s of each id.
     """
 
     labels: _Floats
@@ -95,6 +109,7 @@ class Samples:
     nulls: _Bools
     ids: _Ids
     logits: _Doubles
+    strengths: _Doubles
 
 
 def draw(*, seed: int, split: Split, chunk: int) -> Samples:
@@ -124,11 +139,42 @@ def draw(*, seed: int, split: Split, chunk: int) -> Samples:
     for c, (cardinality, exponent) in enumerate(zip(CARDINALITIES, exponents(), strict=True)):
         ranks = _draw_ranks(random.random(n), cardinality, exponent)
         _name_ranks(ranks, np.uint64(c + 1) << _COLUMN_SHIFT, ids[c], strengths[c])
-        _add_ids(ids[c], strengths[c], logits)
+        _add_ids(ids[c], strengths[c], _EFFECT_SALT, logits)
     for c, d in PAIRS:
         _add_pairs(ids[c], ids[d], strengths[c] * strengths[d], logits)
     labels = np.less(random.random(n), 1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
-    return Samples(labels=labels, dense=dense, nulls=nulls, ids=ids, logits=logits)
+    return Samples(
+        labels=labels, dense=dense, nulls=nulls, ids=ids, logits=logits, strengths=strengths
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Purchases:
+    """What clicks are followed by.
+
+    Args:
+        labels: float32[n] of 0 and 1; 0 where a sample is no click.
+        logits: float64[n], of the true probability that a click is followed by a purchase.
+    """
+
+    labels: _Floats
+    logits: _Doubles
+
+
+def draw_purchases(samples: Samples, *, seed: int, split: Split, chunk: int) -> Purchases:
+    """Draw what the clicks of a chunk are followed by; arguments as of `draw`, which gave it.
+
+    The samples themselves are the same whether this is drawn or not.
+    """
+    stream = _BUY_STREAM + chunk + (_TEST_STREAM if split == "test" else 0)
+    random = np.random.Generator(np.random.Philox(key=np.array([seed, stream], np.uint64)))
+    logits = BUY_BIAS + CLICK_SHARE * (samples.logits - BIAS)
+    for values, slope in zip(samples.dense, _BUYS, strict=True):
+        _add_dense(values, slope, logits)
+    for ids, strengths in zip(samples.ids, samples.strengths, strict=True):
+        _add_ids(ids, strengths, _BUY_SALT, logits)
+    buys = np.less(random.random(logits.size), 1.0 / (1.0 + np.exp(-logits)))
+    return Purchases(labels=buys * samples.labels, logits=logits)
 
 
 @lru_cache
@@ -198,10 +244,10 @@ def _name_ranks(ranks: _Ids, salt: np.uint64, ids: _Ids, strengths: _Doubles) ->
 
 
 @njit(cache=True, nogil=True)
-def _add_ids(ids: _Ids, strengths: _Doubles, logits: _Doubles) -> None:
+def _add_ids(ids: _Ids, strengths: _Doubles, salt: np.uint64, logits: _Doubles) -> None:
     """An effect is uniform on [-sqrt 3, sqrt 3), from the upper 53 bits of a mix."""
     for i in range(ids.size):
-        bits = mix64(np.uint64(ids[i]) ^ _EFFECT_SALT) >> np.uint64(11)
+        bits = mix64(np.uint64(ids[i]) ^ salt) >> np.uint64(11)
         effect = (np.float64(bits) * 2.0**-52 - 1.0) * 1.7320508075688772
         logits[i] += ID_WEIGHT * strengths[i] * effect
 

@@ -25,14 +25,17 @@ from worker.datasets.planted import (
     DENSE_COLUMNS,
     SPARSE_COLUMNS,
     WORLD_VERSION,
+    Purchases,
     Samples,
     Split,
     draw,
+    draw_purchases,
 )
 from worker.metrics import StreamingAuc, bin_of, log_loss_sum
 
 FORMAT = "synchromesh-criteo-like"
 LABEL_COLUMN = "label"
+BUY_COLUMN = "buy"
 SCHEMA = pa.schema(
     [pa.field(LABEL_COLUMN, pa.float32())]
     + [pa.field(name, pa.float32()) for name in DENSE_COLUMNS]
@@ -58,6 +61,7 @@ class CriteoLike:
             as large, but no more of them.
         seed: of the draw. The planted world is the same for every seed.
         row_group_rows: rows of a Parquet row group.
+        purchases: whether there is a second label, `buy`, of the clicks that are followed by one.
     """
 
     rows: int
@@ -65,6 +69,7 @@ class CriteoLike:
     files: int = 8
     seed: int = 7
     row_group_rows: int = 1 << 16
+    purchases: bool = False
 
     def __post_init__(self) -> None:
         if self.test_rows is None:
@@ -74,6 +79,13 @@ class CriteoLike:
                 raise DatasetError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 1 << 64:
             raise DatasetError(f"seed must be in [0, 2^64), got {self.seed}")
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the files."""
+        if not self.purchases:
+            return SCHEMA
+        return SCHEMA.insert(1, pa.field(BUY_COLUMN, pa.float32()))
 
     @property
     def all_rows(self) -> int:
@@ -120,11 +132,12 @@ def read_about(data_dir: Path | str) -> Json | None:
     return about if isinstance(about, dict) and about.get("format") == FORMAT else None
 
 
-def best_auc_for(paths: Sequence[str]) -> float | None:
+def best_auc_for(paths: Sequence[str], label: str = LABEL_COLUMN) -> float | None:
     """Return the best possible AUC on the test rows that the given evaluation files hold.
 
     Args:
         paths: local files.
+        label: column that was predicted; of another one than the click's it is not known.
 
     Returns:
         The `best_auc` of the `about.json` beside their `test` directory; None where the files are
@@ -134,7 +147,9 @@ def best_auc_for(paths: Sequence[str]) -> float | None:
     if len(directories) != 1:
         return None
     directory = directories.pop()
-    about = read_about(directory.parent) if directory.name == "test" else None
+    if label != LABEL_COLUMN or directory.name != "test":
+        return None
+    about = read_about(directory.parent)
     best = about.get("best_auc") if about else None
     return float(best) if isinstance(best, float | int) else None
 
@@ -179,6 +194,26 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
+class _Qualities:
+    """The quality of the click's true probability and, where they are drawn, of purchases.
+
+    Those after a click are over the clicks, those of an impression (pCTR times pCVR) over all.
+    """
+
+    def __init__(self) -> None:
+        self.click, self.purchase, self.impression = _Quality(), _Quality(), _Quality()
+
+    def add(self, samples: Samples, purchases: Purchases | None, n: int) -> None:
+        self.click.add(samples.logits[:n], samples.labels[:n])
+        if purchases is None:
+            return
+        clicked = samples.labels[:n] > 0
+        buys, logits = purchases.labels[:n], purchases.logits[:n]
+        self.purchase.add(logits[clicked], buys[clicked])
+        a, b = -samples.logits[:n], -logits
+        self.impression.add(-np.logaddexp(np.logaddexp(a, b), a + b), buys)
+
+
 def _write_split(
     directory: Path,
     wanted: CriteoLike,
@@ -186,17 +221,20 @@ def _write_split(
     rows: int,
     files: int,
     on_rows: Callable[[int], None],
-) -> _Quality:
-    quality = _Quality()
+) -> _Qualities:
+    quality = _Qualities()
     part_rows = _even_parts(rows, min(files, rows))
     with PartWriter(
-        directory, SCHEMA, row_group_rows=wanted.row_group_rows, part_rows=part_rows
+        directory, wanted.schema, row_group_rows=wanted.row_group_rows, part_rows=part_rows
     ) as writer:
         for first in range(0, rows, CHUNK_ROWS):
-            samples = draw(seed=wanted.seed, split=split, chunk=first // CHUNK_ROWS)
+            chunk, purchases = first // CHUNK_ROWS, None
+            samples = draw(seed=wanted.seed, split=split, chunk=chunk)
+            if wanted.purchases:
+                purchases = draw_purchases(samples, seed=wanted.seed, split=split, chunk=chunk)
             n = min(CHUNK_ROWS, rows - first)
-            writer.write(_to_table(samples).slice(0, n))
-            quality.add(samples.logits[:n], samples.labels[:n])
+            writer.write(_to_table(samples, purchases, wanted.schema).slice(0, n))
+            quality.add(samples, purchases, n)
             on_rows(n)
     return quality
 
@@ -207,24 +245,33 @@ def _even_parts(rows: int, parts: int) -> list[int]:
     return [stop - start for start, stop in itertools.pairwise(edges)]
 
 
-def _to_table(samples: Samples) -> pa.Table:
+def _to_table(samples: Samples, purchases: Purchases | None, schema: pa.Schema) -> pa.Table:
     columns = [pa.array(samples.labels)]
+    columns += [] if purchases is None else [pa.array(purchases.labels)]
     columns += [
         pa.array(values, mask=nulls)
         for values, nulls in zip(samples.dense, samples.nulls, strict=True)
     ]
     columns += [pa.array(ids) for ids in samples.ids]
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _about(wanted: CriteoLike, quality: _Quality) -> Json:
+def _about(wanted: CriteoLike, quality: _Qualities) -> Json:
+    beside = {}
+    if wanted.purchases:
+        beside["purchases"] = {
+            "column": BUY_COLUMN,
+            "of_clicks": quality.purchase.figures(),
+            "of_impressions": quality.impression.figures(),
+        }
     return {
         "format": FORMAT,
         "format_version": WORLD_VERSION,
         "rows": wanted.rows,
         "test_rows": wanted.test_rows,
         "seed": wanted.seed,
-        **quality.figures(),
+        **quality.click.figures(),
+        **beside,
         "columns": {
             "label": LABEL_COLUMN,
             "dense": list(DENSE_COLUMNS),

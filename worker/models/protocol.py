@@ -174,7 +174,8 @@ class Model(Protocol[Inputs]):
             params: float32[P], read.
             dense: float32[n, num_dense], C-contiguous, read.
             pooled: float32[n, W], C-contiguous, read.
-            labels: float32[n], 0 or 1, read.
+            labels: float32[n], 0 or 1, read; of several tasks float32[n, tasks], NaN where a
+                sample does not count in one.
             grad_params: float32[P], written (not added to): gradient of the returned sum.
             grad_pooled: float32[n, W], C-contiguous, written likewise.
             weights: float32[n], >= 0, read: what each sample's loss is multiplied by; given in jobs
@@ -186,7 +187,10 @@ class Model(Protocol[Inputs]):
         ...
 
     def predict(self, params: FloatArray, dense: FloatArray, pooled: Inputs) -> FloatArray:
-        """Return the samples' logits, float32[n], in a new array. Arguments as in `train`."""
+        """Return the samples' logits, float32[n], in a new array; of several tasks [n, tasks].
+
+        Arguments as in `train`.
+        """
         ...
 
 

@@ -145,7 +145,7 @@ class Computation:
         parameters: Float32s | PackedParameters,
         shared: SharedInputs | None = None,
     ) -> Float32s:
-        """Return the logit of each sample, float32[n].
+        """Return the logit of each sample, float32[n]; of several tasks float32[n, tasks].
 
         Args:
             values: float32, the flat buffer of pulled rows.
@@ -167,7 +167,7 @@ class Computation:
             inputs = [self._pooled_inputs(pooled[rows]) for rows in parts]
             if self._sequences:
                 inputs = [WithSequences(pooled, tuple(padded.values()))]
-        logits = np.empty(prepared.num_samples, np.float32)
+        logits = np.empty(self.spec.logits_shape(prepared.num_samples), np.float32)
 
         def run(part: int) -> None:
             rows = parts[part]
@@ -229,7 +229,7 @@ class Computation:
     def trained_logits(
         self, prepared: Prepared, values: Float32s, parameters: Float32s
     ) -> Float32s:
-        """Return the logit of each sample of the batch that was trained last, float32[n].
+        """Return the logits of the batch that was trained last, as `predict` does.
 
         They are those of its forward pass, where the model keeps them; else the batch is predicted.
         """

@@ -41,7 +41,7 @@ class Prepared:
     """A batch that is ready to be pulled.
 
     Args:
-        labels, dense, weights, segments: those of the batch.
+        labels, dense, weights, segments, groups: those of the batch.
         unique: its distinct keys.
         bags: in the order of the model's lookups.
         weighing: uint8[u], the distinct keys that a sample of a weight above 0 has; None: all.
@@ -54,6 +54,7 @@ class Prepared:
     weights: npt.NDArray[np.float32] | None = None
     weighing: npt.NDArray[np.uint8] | None = None
     segments: Segments | None = None
+    groups: npt.NDArray[np.int64] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -120,7 +121,9 @@ class Preparer:
         weights, weighing = batch.weights, None
         if weights is not None and not weights.all():
             weighing = self._weighing(batch, weights > 0, unique)
-        return Prepared(batch.labels, batch.dense, unique, bags, weights, weighing, batch.segments)
+        return Prepared(
+            batch.labels, batch.dense, unique, bags, weights, weighing, batch.segments, batch.groups
+        )
 
     def give_back(self, prepared: Prepared) -> None:
         """Use the arrays of a batch again; nothing may read them any more, its bags included."""

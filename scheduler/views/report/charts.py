@@ -179,6 +179,11 @@ def _highest(series: Series) -> Series:
     return {name: series[name] for name in sorted(series, key=mean)[-MOST_LINES:]}
 
 
+def _first(series: Series) -> Series:
+    """Keep as many as a chart may have."""
+    return dict(list(series.items())[:MOST_LINES])
+
+
 def _largest(series: Series) -> Series:
     """Keep the series that end highest and add up the others."""
     names = sorted(series, key=lambda name: -(series[name][-1][1] or 0))
@@ -239,29 +244,36 @@ def _loss(run: RunData, x_range: Range1d) -> list[figure]:
 
 
 def _auc(run: RunData, x_range: Range1d) -> list[figure]:
-    evaluated: dict[object, tuple[float, float | None]] = {}
+    evaluated: dict[object, Line] = {}
     lines = (each for line in run.intervals for each in line.get("evaluations", [line]))
     for line in lines:
         if line.get("eval_auc") is not None:
             # The first line that shows an evaluation is the one nearest to its end.
-            key = line.get("eval_step", line["eval_auc"])
-            evaluated.setdefault(key, (line["time"] - run.began, line["eval_auc"]))
-    return _lines({"": list(evaluated.values())}, x_range, number="0.0000")
+            evaluated.setdefault(line.get("eval_step", line["eval_auc"]), line)
+    series: Series = {}
+    for line in evaluated.values():
+        at = line["time"] - run.began
+        tasks = {f"AUC of {n}": each.get("auc") for n, each in line.get("eval_tasks", {}).items()}
+        for name, auc in (tasks or {"": line["eval_auc"]}).items():
+            series.setdefault(name, []).append((at, auc))
+    return _lines(_first(series), x_range, number="0.0000")
 
 
 def _windows(run: RunData, x_range: Range1d) -> list[figure]:
-    """A line for all samples, and one for each segment of those with the most samples."""
-    series: Series = {"all": []}
+    """A line for all samples, of each task, and one for each of the largest segments."""
+    whole: Series = {}
+    series: Series = {}
     samples: dict[str, int] = {}
     for at, window in _told_windows(run):
-        series["all"].append((at, window["auc"]))
+        for task in window.get("tasks", []) or [{"name": "all", **window}]:
+            whole.setdefault(task["name"], []).append((at, task["auc"]))
         for segment in window.get("segments", []):
             name = "others" if segment["value"] is None else f"= {segment['value']}"
             samples[name] = samples.get(name, 0) + segment["samples"]
             series.setdefault(name, []).append((at, segment["auc"]))
-    largest = sorted(samples, key=lambda name: -samples[name])[: MOST_LINES - 1]
-    shown = {name: series[name] for name in ("all", *largest)}
-    return _lines(shown, x_range, number="0.0000")
+    largest = sorted(samples, key=lambda name: -samples[name])
+    shown = {**whole, **{name: series[name] for name in largest}}
+    return _lines(_first(shown), x_range, number="0.0000")
 
 
 def _told_windows(run: RunData) -> list[tuple[float, Line]]:

@@ -96,6 +96,8 @@ def summary(run: RunData) -> list[tuple[str, str]]:
         ("global step", _number(result.get("global_step", last.get("global_step")))),
         ("AUC", _auc(evaluation, last)),
         ("logloss", _number(evaluation.get("logloss"), 4)),
+        ("GAUC", _number(evaluation.get("gauc", last.get("eval_gauc")), 4)),
+        *_of_tasks(evaluation.get("tasks", last.get("eval_tasks", {}))),
         ("last training loss", _number(losses[-1] if losses else None, 4)),
         ("parameter staleness, mean", _number(stale.get("mean"), 2)),
         ("parameter staleness, p99", _number(stale.get("p99"))),
@@ -134,6 +136,20 @@ def _auc(evaluation: dict[str, Any], last: dict[str, Any]) -> str | None:
     auc = evaluation.get("auc", last.get("eval_auc"))
     bound = evaluation.get("auc_error_bound", last.get("eval_auc_error_bound"))
     return None if auc is None else auc_text(auc, bound)
+
+
+def _of_tasks(tasks: dict[str, dict[str, Any]]) -> list[tuple[str, Any]]:
+    """Return what is shown of each of several tasks."""
+    return [
+        (f"{score} of {name}", text)
+        for name, its in tasks.items()
+        for score, text in (
+            ("AUC", None if its.get("auc") is None else auc_text(its["auc"], None)),
+            ("logloss", _number(its.get("logloss"), 4)),
+            ("samples", _number(its.get("samples"))),
+            ("GAUC", _number(its.get("gauc"), 4)),
+        )
+    ]
 
 
 def _number(value: float | None, digits: int = 0) -> str | None:

@@ -238,6 +238,8 @@ def _is_whole(line: Line, required: set[str]) -> bool:
         and _are_scalings(line.get("scalings", []))
         and _are_server_moves(line.get("server_moves", []))
         and _are_windows(line.get("windows", []))
+        and isinstance(line.get("eval_tasks", {}), dict)
+        and all(map(_has_numbers, line.get("eval_tasks", {}).values()))
         and _are_rebalancings(line.get("rebalancings", []))
     )
 
@@ -247,7 +249,7 @@ def _are_windows(values: Any) -> bool:
         isinstance(each, dict)
         and _is_number(each.get("begins"))
         and _is_number(each.get("seconds"))
-        and _have_scores([each, *_segments_of(each)])
+        and _have_scores([each, *_segments_of(each), *_tasks_of(each)])
         for each in values
     )
 
@@ -258,6 +260,14 @@ def _segments_of(window: Line) -> list[Any]:
         isinstance(each, dict) and isinstance(each.get("value", 0), str | None) for each in segments
     )
     return segments if named else [None]
+
+
+def _tasks_of(window: Line) -> list[Any]:
+    tasks = window.get("tasks", [])
+    named = isinstance(tasks, list) and all(
+        isinstance(each, dict) and isinstance(each.get("name"), str) for each in tasks
+    )
+    return tasks if named else [None]
 
 
 def _have_scores(values: list[Any]) -> bool:

@@ -36,7 +36,7 @@ from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.spec import CoordinatorSpec
 from scheduler.coordinator.start import Start
 from scheduler.coordinator.state import TrainingTime
-from worker.protocol import Evaluation, Finished, Grant, Report, Token
+from worker.protocol import Evaluation, Finished, Grant, Report, TaskScores, Token
 
 
 class Driver:
@@ -418,6 +418,29 @@ def test_an_evaluation_of_samples_with_weights_is_weighted() -> None:
     right = 3 * 0.5 + 3 * 3 / 2 + 0.5 * 0.5 / 2
     assert result.auc == pytest.approx(right / 3.5**2)
     assert (result.logloss, result.samples) == (1.0 / 7, 4)
+
+
+def test_an_evaluation_has_the_scores_of_each_task_and_by_group_in_any_order() -> None:
+    plan = LedgerPlan(batches_per_epoch=2, epochs=1, rows_of=lambda batch_id: 2)
+    scored = {"tasks": ("click", "buy"), "grouped": True}
+    job = Driver(spec(mode="async", evaluation_plan=plan, eval_every_steps=1, depth=4, **scored))
+    for token in [job.lease() for _ in range(3)]:
+        job.finish(token)
+    bins, groups = np.array([100, 60000], np.int32), np.array([5, 6])
+
+    for token in reversed(job.report(want=4).tokens):
+        clicks = np.array([True, False]) if token.batch_id else np.array([False, True])
+        buys = TaskScores(bins[:1], clicks[:1], 0.25, groups=groups[:1])
+        scores = Evaluation(bins, clicks, 0.5, groups=groups[::-1], others=(buys,))
+        job.report(0, Finished(token, "done", 2, evaluation=scores))
+
+    (result,) = job.coordinator.progress.evaluations
+    click, buy = result.tasks
+    assert (click.name, click.auc, click.samples, click.logloss) == ("click", 0.5, 4, 0.25)
+    assert (buy.name, buy.auc, buy.samples, buy.logloss) == ("buy", 0.5, 2, 0.25)
+    assert (click.gauc, click.gauc_groups, click.gauc_samples) == (0.5, 2, 4)
+    assert (buy.gauc_groups, buy.gauc_samples) == (1, 2)
+    assert (result.auc, result.samples, result.gauc) == (0.5, 4, 0.5)
 
 
 def test_an_evaluation_comes_before_every_step_that_waits_for_it() -> None:

@@ -1,6 +1,7 @@
 """Windows of a stream: each batch's scores once, in the window of its arrival."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,9 @@ def batch(
         log_loss_sum(logits, labels, weights),
         float((probabilities * (1 if weights is None else weights)).sum()),
         weights,
-        None if values is None else by_segment(logits, labels, weights, probabilities, values),
+        segments=(
+            None if values is None else by_segment(logits, labels, weights, probabilities, values)
+        ),
     )
     result = Finished(Token(0, 0, 0, 0), "done", len(labels), evaluation=scores)
     return Batch(batch_id=0, step=0, lane=0, planned=len(labels), status=Status.DONE, result=result)
@@ -197,3 +200,31 @@ def test_segments_are_those_that_came_first_in_every_window() -> None:
 
     told = [[(s.value, s.samples) for s in window.segments] for window in windows.results]
     assert told == [[("a", 1), ("b", 1)], [("b", 1), (None, 1)], [(None, 2)]]
+
+
+def test_a_window_has_the_scores_of_each_task_and_the_first_are_its_own() -> None:
+    windows = ProgressiveWindows(10, tasks=("click", "buy"))
+    rng = np.random.default_rng(8)
+    parts = []
+    for _ in range(3):
+        logits = rng.normal(size=30).astype(np.float32)
+        labels = (rng.random(30) < 0.5).astype(np.float32)
+        both = batch(logits, labels)
+        alone = batch(logits[:7], labels[:7])
+        scores, other = (each.result.evaluation for each in (both, alone) if each.result)
+        assert scores is not None
+        assert other is not None
+        assert both.result is not None
+        both.result.evaluation = replace(scores, others=(other,))
+        windows.resolved(both, 12.0)
+        parts.append((logits, labels))
+    windows.pass_until(math.inf, step=1)
+
+    (window,) = windows.results
+    assert [task.name for task in window.tasks] == ["click", "buy"]
+    assert [task.samples for task in window.tasks] == [90, 21]
+    for task, n in zip(window.tasks, (30, 7), strict=True):
+        logits, labels = (np.concatenate([p[i][:n] for p in parts]) for i in (0, 1))
+        assert task.auc == pytest.approx(exact_auc(logits, labels), abs=1e-4)
+        assert task.logloss == pytest.approx(log_loss_sum(logits, labels) / len(labels))
+    assert (window.auc, window.samples) == (window.tasks[0].auc, 90)

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,15 @@ import pytest
 
 from worker.datasets import planted
 from worker.datasets.files import DatasetError
-from worker.datasets.planted import CARDINALITIES, CHUNK_ROWS, Samples, draw, exponents, top_share
+from worker.datasets.planted import (
+    CARDINALITIES,
+    CHUNK_ROWS,
+    Samples,
+    draw,
+    draw_purchases,
+    exponents,
+    top_share,
+)
 from worker.datasets.synthetic import (
     SCHEMA,
     CriteoLike,
@@ -36,6 +45,7 @@ def samples() -> Samples:
         nulls=np.concatenate([c.nulls for c in chunks], axis=1),
         ids=np.concatenate([c.ids for c in chunks], axis=1),
         logits=np.concatenate([c.logits for c in chunks]),
+        strengths=np.concatenate([c.strengths for c in chunks], axis=1),
     )
 
 
@@ -155,6 +165,53 @@ def test_about_states_what_the_files_hold(tmp_path: Path) -> None:
     assert about["expected_best_auc"] == pytest.approx(about["best_auc"], abs=0.015)
     assert about["expected_best_logloss"] == pytest.approx(about["best_logloss"], abs=0.015)
     assert about["base_rate"] == pytest.approx(labels.mean())
+
+
+def test_purchases_are_draws_of_clicks_alone_and_change_nothing_else(samples: Samples) -> None:
+    bought = [draw_purchases(draw(seed=7, split="train", chunk=i), seed=7, split="train", chunk=i)
+              for i in range(4)]  # fmt: skip
+    labels = np.concatenate([each.labels for each in bought])
+    logits = np.concatenate([each.logits for each in bought])
+    clicked = samples.labels[: labels.size] == 1
+
+    assert not labels[~clicked].any()
+    assert 0.1 < labels[clicked].mean() < 0.3
+    assert 0.7 < exact_auc(logits[clicked], labels[clicked]) < 0.85
+    of_clicks = exact_auc(samples.logits[: labels.size][clicked], labels[clicked])
+    assert of_clicks < 0.68, "what is clicked says little of what is bought then"
+    probability = 1 / (1 + np.exp(-logits))
+    for bucket in np.array_split(np.flatnonzero(clicked)[np.argsort(logits[clicked])], 10):
+        expected = probability[bucket].mean()
+        error = (expected * (1 - expected) / bucket.size) ** 0.5
+        assert abs(labels[bucket].mean() - expected) < 4.5 * error
+
+
+def test_a_data_set_with_purchases_has_one_column_more_and_states_their_best(
+    tmp_path: Path,
+) -> None:
+    wanted = CriteoLike(rows=100, test_rows=9000, files=1)
+    plain = write_criteo_like(tmp_path / "plain", wanted)
+    about = write_criteo_like(tmp_path / "both", replace(wanted, purchases=True))
+
+    test = pq.read_table(tmp_path / "both/test")
+    assert test.column_names[:2] == ["label", "buy"]
+    assert test.drop_columns(["buy"]).equals(pq.read_table(tmp_path / "plain/test"))
+    assert about["best_auc"] == plain["best_auc"]
+    assert "purchases" not in plain
+    clicked, buys = test["label"].to_numpy() == 1, test["buy"].to_numpy()
+    samples = draw(seed=7, split="test", chunk=0)
+    logits = draw_purchases(samples, seed=7, split="test", chunk=0).logits[:9000]
+    found = about["purchases"]
+    expected = exact_auc(logits[clicked], buys[clicked])
+    assert found["of_clicks"]["best_auc"] == pytest.approx(expected, abs=1e-3)
+    assert found["of_clicks"]["base_rate"] == pytest.approx(buys[clicked].mean())
+    product = 1 / (1 + np.exp(-logits)) / (1 + np.exp(-samples.logits[:9000]))
+    assert found["of_impressions"]["best_auc"] == pytest.approx(exact_auc(product, buys), abs=1e-3)
+    losses = -(buys * np.log(product) + (1 - buys) * np.log(1 - product))
+    assert found["of_impressions"]["best_logloss"] == pytest.approx(losses.mean(), abs=1e-5)
+    tests = [str(path) for path in (tmp_path / "both/test").iterdir()]
+    assert best_auc_for(tests, "label") == about["best_auc"]
+    assert best_auc_for(tests, "buy") is None
 
 
 def test_default_test_rows_are_a_tenth_and_at_least_one() -> None:

@@ -46,3 +46,36 @@ def test_each_segment_has_the_sums_of_its_samples(weights: np.ndarray | None) ->
 
 def test_samples_without_segments_are_scored_together_alone() -> None:
     assert scores_of(LOGITS, prepared()).segments is None
+
+
+@pytest.mark.parametrize("weights", [None, RNG.exponential(1, N).astype(np.float32)], ids=str)
+def test_each_task_has_the_scores_of_the_samples_that_count_in_it(
+    weights: np.ndarray | None,
+) -> None:
+    counts = RNG.random((N, 2)) < [0.9, 0.3]
+    labels = np.where(counts, (RNG.random((N, 2)) < 0.4), np.nan).astype(np.float32)
+    logits = RNG.normal(0, 2, (N, 2)).astype(np.float32)
+    segments = Segments(("x", "y"), np.array([0, 1, OTHER] * 20, np.uint8))
+    groups = np.arange(N) % 7
+    batch = Batch(labels, np.zeros((N, 0), np.float32), (), weights, segments, groups)
+
+    scores = scores_of(logits, batch)
+
+    (second,) = scores.others
+    for task, found in enumerate((scores, second)):
+        its = counts[:, task]
+        alone = Batch(
+            labels[its, task],
+            np.zeros((its.sum(), 0), np.float32),
+            (),
+            None if weights is None else weights[its],
+            segments.rows(np.flatnonzero(its)),
+            groups[its],
+        )
+        expected = scores_of(logits[its, task], alone)
+        for name in ("bins", "positive", "log_loss_sum", "probability_sum", "weights", "groups"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+        if found is scores:
+            assert expected.segments is not None
+            assert scores.segments is not None
+            np.testing.assert_array_equal(scores.segments.of, expected.segments.of)

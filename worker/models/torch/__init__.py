@@ -16,11 +16,13 @@ class ModuleInputs:
         dims: width of the vectors of each sparse feature, by its name, in that order.
         sequences: those of them that have combiner none, each with its `max_length`, to which all
             are filled up, or None.
+        tasks: names of the tasks, in the order of the job file; empty where there is one label.
     """
 
     num_dense: int
     dims: dict[str, int]
     sequences: dict[str, int | None] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
 
     @property
     def pooled(self) -> dict[str, int]:

@@ -32,7 +32,7 @@ class _Batch:
         self.dense = draw.normal(size=(n, spec.num_dense)).astype(np.float32)
         pooled = draw.normal(0, 0.1, (n, spec.pooled_width)).astype(np.float32)
         sequences = [_drawn_sequence(draw, spec.lookups[number], n) for number in spec.sequences]
-        self.labels = (np.arange(n) % 2).astype(np.float32)
+        self.labels = _labels(spec, n)
         self.grad_params = np.empty(size, np.float32)
         self.pooled: FloatArray | WithSequences = pooled
         self.grad_pooled: FloatArray | WithSequences = np.empty_like(pooled)
@@ -83,6 +83,17 @@ def _drawn_sequence(draw: np.random.Generator, lookup: Lookup, n: int) -> Padded
 
 def _mask(padded: Padded) -> npt.NDArray[np.bool_]:
     return np.arange(padded.vectors.shape[1]) < padded.lengths[:, np.newaxis]
+
+
+def _labels(spec: ModelSpec, n: int) -> FloatArray:
+    """Return labels of both classes; of several tasks one sample does not count in all of them."""
+    if not spec.tasks:
+        return (np.arange(n) % 2).astype(np.float32)
+    shape = spec.logits_shape(n)
+    labels = ((np.arange(n)[:, np.newaxis] + np.arange(shape[1])) % 2).astype(np.float32)
+    if n > 1:
+        labels[-1, 1:] = np.nan
+    return labels
 
 
 def examine(model: "ModuleModel", made: Made, spec: ModelSpec) -> bool:

@@ -14,9 +14,11 @@ from worker.models.lookup_columns import put_columns, take_columns
 from worker.models.loss import loss_and_gradient
 from worker.models.protocol import FloatArray, PackedParameters, Parameter, parameter_views
 from worker.models.sequences import WithSequences
+from worker.models.task_loss import task_factors, tasks_loss_and_gradient
 from worker.models.torch.examining import examine
 from worker.models.torch.making import Made, make_module, seeded
 from worker.models.torch.sequences import Sequence as VectorSequence
+from worker.models.torch.task_outputs import own_loss, stacked, tasks_without_gradient
 from worker.models.user_code import UserCodeError, user_code
 from worker.spec import ModelSpec
 
@@ -29,6 +31,11 @@ class ModuleModel:
     returns the logits, [n]. It may have `loss(logits, labels)`, which returns each sample's loss,
     [n], to be multiplied by weights and summed here; else the loss is the job's. Attributes are
     those that `LogLossModel` has.
+
+    In a job of several tasks it returns a dict of the logits of each, and `loss(logits, labels,
+    known)` has dicts by task, too; it returns such a dict, of which samples that don't count in a
+    task are left out here, or each sample's whole loss, [n]. Arrays of labels and logits are then
+    [n, tasks].
 
     A module takes a batch whole: its operations use `use_threads` threads.
 
@@ -139,7 +146,7 @@ class ModuleModel:
     ) -> FloatArray:
         n = len(dense)
         if not n:
-            return np.empty(0, np.float32)
+            return np.empty(self._spec.logits_shape(0), np.float32)
         with self._computing(training=False), torch.no_grad():
             if isinstance(params, PackedParameters):
                 self._bind(params.of_network)
@@ -196,7 +203,19 @@ class ModuleModel:
         path, n = self._made.path, len(inputs.dense)
         with user_code(path, "forward"):
             logits = self._module(inputs.dense, dict(inputs.embeddings))
+        if self._spec.tasks:
+            found = stacked(logits, self._spec.tasks, n, path, "forward", _checked)
+            if found.requires_grad:
+                self._check_tasks_are_trained(logits)
+            return found
         return _checked(logits, n, path, "forward", "the logits").float()
+
+    def _check_tasks_are_trained(self, logits: dict[str, torch.Tensor]) -> None:
+        for name in tasks_without_gradient(logits):
+            raise UserCodeError(
+                f"model.class {self._made.path!r}: the logits of task {name!r} depend neither on"
+                " parameters nor on embeddings; forward must not use .detach() or torch.no_grad()"
+            )
 
     def _loss_and_gradients(
         self,
@@ -208,23 +227,46 @@ class ModuleModel:
     ) -> tuple[float, Sequence[torch.Tensor | None]]:
         """Return the sum of losses, and its gradients with respect to tensors; note the logits."""
         self._logits = np.array(logits.detach().numpy(), np.float32)
-        path = self._made.path
+        path, tasks = self._made.path, self._spec.tasks
+        factors = task_factors(labels, self._spec.task_weights, weights) if tasks else None
         if self._loss is None:
             of_logits = np.empty_like(self._logits)
-            loss = loss_and_gradient(self._spec.loss, self._logits, labels, weights, of_logits)
+            name = self._spec.loss
+            if factors is not None:
+                loss = tasks_loss_and_gradient(name, self._logits, labels, factors, of_logits)
+            else:
+                loss = loss_and_gradient(name, self._logits, labels, weights, of_logits)
             self.forward_ns = time.perf_counter_ns() - began
             with user_code(path, "the backward pass of forward"):
                 return loss, torch.autograd.grad(
                     logits, of, torch.tensor(of_logits), allow_unused=True
                 )
-        with user_code(path, "loss"):
-            losses = self._loss(logits, torch.tensor(labels))
-        losses = _checked(losses, len(labels), path, "loss", "each sample's loss").float()
         each = torch.ones(len(labels)) if weights is None else torch.tensor(weights)
+        with user_code(path, "loss"):
+            if factors is None:
+                losses = self._loss(logits, torch.tensor(labels))
+            else:
+                losses = own_loss(self._loss, logits, torch.tensor(labels), tasks)
+        if factors is not None and isinstance(losses, dict):
+            losses = stacked(losses, tasks, len(labels), path, "loss", _checked)
+            each = torch.tensor(factors)
+        else:
+            losses = _checked(losses, len(labels), path, "loss", "each sample's loss").float()
+            self._check_task_weights()
         loss = float((losses.detach().double() * each).sum())
         self.forward_ns = time.perf_counter_ns() - began
         with user_code(path, "the backward pass of loss"):
             return loss, torch.autograd.grad(losses, of, each, allow_unused=True)
+
+    def _check_task_weights(self) -> None:
+        """Refuse weights of tasks that have no effect."""
+        for name, weight in zip(self._spec.tasks, self._spec.task_weights, strict=True):
+            if weight != 1:
+                raise UserCodeError(
+                    f"data.labels.{name}.weight is {weight:g}, and loss of model.class"
+                    f" {self._made.path!r} puts the tasks together itself; leave the weight out, or"
+                    " have loss return a dict by task"
+                )
 
     def _write(
         self,
@@ -360,6 +402,8 @@ def _checked(result: Any, n: int, path: str, method: str, what: str) -> torch.Te
     """Return what a method gave if it is a number for each of n samples."""
     if not isinstance(result, torch.Tensor) or not result.is_floating_point():
         found = f"a tensor of {result.dtype}" if isinstance(result, torch.Tensor) else repr(result)
+        if isinstance(result, dict):
+            found = "a dict, as in jobs of several tasks, whose labels data.labels names"
         raise UserCodeError(
             f"model.class {path!r}: {method} must return {what}, a tensor of floats [n], got"
             f" {found[:200]}"

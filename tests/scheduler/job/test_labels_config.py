@@ -1,0 +1,103 @@
+"""Labels of several tasks in the job file."""
+
+from typing import Any
+
+import pytest
+
+from scheduler.job.config import JobConfig
+from scheduler.job.errors import ConfigError
+from scheduler.job.specs import evaluation_data, feature_spec, model_spec
+from worker.spec import TaskLabel
+
+LABELS = {
+    "click": "clicked",
+    "buy": {"column": "bought", "where": "click", "weight": 0.5, "missing": "mask"},
+}
+
+
+def job(model: dict[str, Any] | None = None, /, **data: Any) -> dict[str, Any]:
+    return {
+        "data": {"train": "t.parquet", "sparse": ["a"], "dense": ["d"], **data},
+        "model": model or {"type": "torch", "class": "worker.models.torch.mmoe:Mmoe"},
+        "run": {"dir": "r"},
+    }
+
+
+def test_a_plain_name_is_a_column_and_the_order_is_that_of_the_file() -> None:
+    config = JobConfig.from_dict(job(labels=LABELS))
+
+    assert feature_spec(config).tasks == (
+        TaskLabel(name="click", column="clicked"),
+        TaskLabel(name="buy", column="bought", where="click", missing="mask"),
+    )
+    assert feature_spec(config).label is None
+    assert feature_spec(config).columns()[:2] == ["clicked", "bought"]
+    assert feature_spec(config).inputs().columns() == ["d", "a"]
+
+
+def test_the_resolved_job_reads_back_the_same_with_one_label_or_several(tmp_path: Any) -> None:
+    for data in ({"labels": LABELS}, {"label": "y"}, {}):
+        config = JobConfig.from_dict(job(**data))
+        (tmp_path / "job.yaml").write_text(config.to_yaml())
+        assert JobConfig.from_yaml(tmp_path / "job.yaml") == config
+
+
+def test_the_model_has_the_names_and_weights_of_the_tasks() -> None:
+    pytest.importorskip("torch")
+
+    spec = model_spec(JobConfig.from_dict(job(labels=LABELS)))
+
+    assert (spec.tasks, spec.task_weights) == (("click", "buy"), (1.0, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"label": "y", "labels": LABELS}, "data.label is 'y', and data.labels names"),
+        ({"labels": {}}, "data.labels"),
+        ({"labels": {"a b": "x"}}, "data.labels"),
+        ({"labels": {"click": {"column": "c", "weight": -1}}}, "data.labels.click.*weight"),
+        ({"labels": {"click": {"column": "c", "weight": 0}}}, "every task weight 0"),
+        ({"labels": {"click": {"column": "c", "wher": "x"}}}, "wher"),
+        ({"labels": {"click": {"column": "c", "where": "x"}}}, "click.where must name another"),
+        ({"labels": {"click": "a"}}, "data.labels.click is 'a', which is a feature"),
+        ({"labels": {"click": "d"}}, "data.labels.click is 'd', which is a feature"),
+        ({"labels": {"click": "w"}, "weight": "w"}, "data.weight names too"),
+        ({"eval_group_by": "u"}, "data.eval_group_by needs data.eval"),
+        (
+            {"labels": LABELS, "eval": "e", "eval_group_by": "u", "eval_batch_size": 300_000},
+            "eval_batch_size may be at most 262144 beside data.eval_group_by",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(data: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        JobConfig.from_dict(job(**data))
+
+
+def test_several_labels_and_labels_that_come_later_do_not_go_together() -> None:
+    stream = {"dir": "s"}
+    later = {"dir": "l", "key": "k", "window_seconds": 1}
+    given = job(labels=LABELS, stream=stream, label_stream=later)
+    del given["data"]["train"]
+
+    with pytest.raises(ConfigError, match=r"data\.labels names several .* data\.label_stream"):
+        JobConfig.from_dict(given)
+
+
+def test_models_of_one_logit_and_losses_of_one_label_are_refused() -> None:
+    config = JobConfig.from_dict(job({"type": "linear"}, labels=LABELS))
+    with pytest.raises(ConfigError, match="a model of type linear has one logit"):
+        model_spec(config)
+
+    given = job(labels=LABELS)
+    given["training"] = {"loss": "fake_negative_weighting"}
+    with pytest.raises(ConfigError, match="fake_negative_weighting is for one label"):
+        model_spec(JobConfig.from_dict(given))
+
+
+def test_only_an_evaluation_reads_the_groups() -> None:
+    config = JobConfig.from_dict(job(eval="e", eval_group_by="user"))
+
+    assert evaluation_data(config).features.columns() == ["label", "user", "d", "a"]
+    assert "user" not in feature_spec(config).columns()
