@@ -263,7 +263,7 @@ def _wanted(head: dict[str, Any], known: Sequence[str]) -> Wanted:
     found: dict[str, bool] = {}
     for output in _entries(head["outputs"], "outputs"):
         name = output.get("name")
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             one = len(known) == 1
             raise RequestError(
                 f"the model has one output, {known[0]!r}"

@@ -97,7 +97,7 @@ def summary(run: RunData) -> list[tuple[str, str]]:
         ("AUC", _auc(evaluation, last)),
         ("logloss", _number(evaluation.get("logloss"), 4)),
         ("GAUC", _number(evaluation.get("gauc", last.get("eval_gauc")), 4)),
-        *_of_tasks(evaluation.get("tasks", last.get("eval_tasks", {}))),
+        *_of_tasks(evaluation.get("tasks", last.get("eval_tasks")) or {}),
         ("last training loss", _number(losses[-1] if losses else None, 4)),
         ("parameter staleness, mean", _number(stale.get("mean"), 2)),
         ("parameter staleness, p99", _number(stale.get("p99"))),
