@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 
+from serving.calls import OUTPUT
 from serving.client import Answered
 from serving.errors import BUSY, WRONG, DeadlineError, OverloadError, RequestError, ServingError
-from serving.requests import OUTPUT
 
 BATCH_ROWS = 1024
 

@@ -7,6 +7,9 @@ JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"
 BINARY = "application/octet-stream"
 
+OUTPUT = "prediction"
+"""What the probability of a model of one label is called."""
+
 Form = Literal["infer", "rows", "arrow"]
 
 

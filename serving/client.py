@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from serving.calls import OUTPUT
 from serving.errors import DeadlineError, OverloadError, RequestError, ServingError
-from serving.requests import OUTPUT
 
 _MAX_ANSWER_BYTES = 1 << 30
 

@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ps.checkpoint.errors import CheckpointError
+from serving.calls import OUTPUT
 from serving.errors import RequestError, ServingError
 from serving.form.opening import Form
 from serving.loading import Loaded, Loader, predictor_of
 from serving.published import PublishedRun, is_published
-from serving.requests import OUTPUT, RequestSchema
+from serving.requests import RequestSchema
 from serving.rows.quantized import RowsAs
 from serving.source import Source
 from serving.source_apart import APART_FROM_ROWS, SourceApart

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from runtime.near_names import near_name
+from serving.calls import OUTPUT
 from serving.errors import RequestError, cut, shown
 from worker.contract import DataContract
 from worker.data.batch import Bags, Batch
@@ -18,9 +19,6 @@ from worker.data.columns import columns_from_table
 from worker.data.shared import SharedBatch
 from worker.errors import DataError
 from worker.spec import FeatureSpec
-
-OUTPUT = "prediction"
-"""What the probability of a model of one label is called."""
 
 _WHERE = ("the request", None)
 _INT64 = pa.int64()

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from serving.calls import OUTPUT
 from serving.errors import RequestError, shown
-from serving.requests import OUTPUT, RequestSchema
+from serving.requests import RequestSchema
 from serving.wire.json_text import parsed, text
 from worker.data.batch import Batch
 from worker.data.shared import SharedBatch
