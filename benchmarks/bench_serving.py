@@ -314,21 +314,27 @@ def _emit_shared(
 def http(bench: Bench) -> None:
     """Requests a second with p99 <= 10 ms, the most over numbers of clients, by turns."""
     with contextlib.ExitStack() as opened:
-        ports = {"ours": opened.enter_context(our_server(bench.run))[0]}
+        servers = {"ours": opened.enter_context(our_server(bench.run))}
         for kind in bench.libraries:
-            ports[kind] = opened.enter_context(other_server(kind, bench.other))[0]
+            for where in ("loop", "thread"):
+                server = other_server(kind, bench.other, where)
+                servers[f"{kind}, {where}"] = opened.enter_context(server)
         for items in bench.sizes.items:
             request = tensors(columns_of(bench.saved, bench.batches(items)[0]))
-            best: dict[str, float] = dict.fromkeys(ports, 0.0)
+            best: dict[str, float] = dict.fromkeys(servers, 0.0)
             most = dict(best)  # whatever the time
+            used: dict[str, float] = {}
             out: set[str] = set()
-            for port in ports.values():
+            for port, _ in servers.values():
                 run_load(port, request, clients=2, seconds=0.2)
             for clients in bench.sizes.clients:
-                for name, port in ports.items():
+                for name, (port, process) in servers.items():
                     if name in out:
                         continue
+                    before = sum(process.cpu_times()[:2])
                     load = _asked(port, request, clients, bench.sizes.seconds)
+                    cpu = 1e6 * (sum(process.cpu_times()[:2]) - before) / len(load.milliseconds)
+                    used[name] = min(used.get(name, cpu), cpu)
                     most[name] = max(most[name], load.rate)
                     if load.p99 <= P99_MS:
                         best[name] = max(best[name], load.rate)
@@ -345,6 +351,7 @@ def http(bench: Bench) -> None:
                 **fields,
                 times_best=ratio,
                 whatever_p99=most,
+                least_cpu_microseconds=used,
             )
 
 

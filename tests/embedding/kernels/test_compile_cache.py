@@ -19,11 +19,14 @@ PACKAGE = Path(embedding.__file__).parent
 MIX_SOME_KEYS = """
 import json
 import numpy as np
-from embedding.kernels import mixing
-mixing.buckets_of(np.arange(4))
+from embedding.kernels import compile_cache, mixing
+told = []
+with compile_cache.when_compiling(lambda: told.append(1)):
+    mixing.buckets_of(np.arange(4))
+    mixing.buckets_of(np.arange(4))
 stats = mixing._buckets.stats
-folder = mixing._buckets.stats.cache_path
-print(json.dumps([sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), folder]))
+loaded, compiled = sum(stats.cache_hits.values()), sum(stats.cache_misses.values())
+print(json.dumps([loaded, compiled, stats.cache_path, len(told)]))
 """
 
 
@@ -43,7 +46,8 @@ def run(folder: Path, home: Path, **environment: str) -> tuple[int, int, Path]:
         text=True,
         check=True,
     )
-    loaded, compiled, cache = json.loads(done.stdout)
+    loaded, compiled, cache, told = json.loads(done.stdout)
+    assert told == min(compiled, 1), "who waits for a kernel is told that it is compiled"
     return loaded, compiled, Path(cache)
 
 
