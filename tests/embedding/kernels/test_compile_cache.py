@@ -35,7 +35,9 @@ def sources(folder: Path) -> Path:
     return folder
 
 
-def run(folder: Path, home: Path, **environment: str) -> tuple[int, int, Path]:
+def run(
+    folder: Path, home: Path, *, alone: bool = True, **environment: str
+) -> tuple[int, int, Path]:
     """Return how many kernels were loaded and how many compiled, and where they are kept."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
     done = subprocess.run(
@@ -47,7 +49,8 @@ def run(folder: Path, home: Path, **environment: str) -> tuple[int, int, Path]:
         check=True,
     )
     loaded, compiled, cache, told = json.loads(done.stdout)
-    assert told == min(compiled, 1), "who waits for a kernel is told that it is compiled"
+    # Beside others a process may wait for what one of them compiles, and is told of it, too.
+    assert told == compiled or (not alone and told == 1)
     return loaded, compiled, Path(cache)
 
 
@@ -89,7 +92,7 @@ def test_a_change_in_any_file_of_kernels_compiles_all_anew(
 def test_processes_that_start_at_once_compile_a_kernel_once(tmp_path: Path) -> None:
     folder = sources(tmp_path / "sources")
     with ThreadPoolExecutor() as pool:
-        processes = [pool.submit(run, folder, tmp_path / "home") for _ in range(3)]
+        processes = [pool.submit(run, folder, tmp_path / "home", alone=False) for _ in range(3)]
         counts = [process.result()[:2] for process in processes]
     assert sorted(counts) == [(0, 1), (1, 0), (1, 0)]
 
