@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray_of_threads import RayOfThreads
 
+from ps.checkpoint.errors import CheckpointError
 from scheduler import JobConfig, Result, Trainer
 from synchromesh.commands.main import main
 from worker.metrics import exact_auc
@@ -165,3 +166,44 @@ def test_evaluating_with_the_labels_of_other_tasks_is_refused(
 
     assert "the model's tasks are click, buy" in capsys.readouterr().err
     assert code != 0
+
+
+def test_windows_of_a_stream_have_the_scores_of_each_task(
+    data: Path, tmp_path: Path, jobs_in_threads: RayOfThreads
+) -> None:
+    stream = {"dir": str(tmp_path / "in"), "close_seconds": 0.1, "poll_seconds": 0.02}
+    (tmp_path / "in").mkdir()
+    for path in sorted(data.glob("train-*.parquet")):
+        pq.write_table(pq.read_table(path), tmp_path / "in" / path.name)
+    changes: dict[str, Any] = {
+        "data": {"train": None, "stream": stream},
+        "training": {"online": {"segment": "a", "until": {"idle_seconds": 0.5}}},
+    }
+
+    result = Trainer(job(data, tmp_path / "run", **changes)).fit()
+
+    lines = (Path(result.path) / "metrics.jsonl").read_text().splitlines()
+    windows = [window for line in lines for window in json.loads(line)["windows"]]
+    tasks = [task for window in windows for task in window["tasks"]]
+    samples = {name: sum(t["samples"] for t in tasks if t["name"] == name) for name in LABELS}
+    clicks = sum(pq.read_table(each)["label"].to_numpy().sum() for each in data.glob("train-*"))
+    assert samples == {"click": 5000, "buy": clicks}
+    of_segments = [each["samples"] for window in windows for each in window["segments"]]
+    assert sum(of_segments) == 5000, "of the first task"
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ({"buy": LABELS["buy"], "click": "label"}, "the tasks are click, buy in the checkpoint"),
+        ({"click": "label", "more": LABELS["buy"]}, "the tasks are click, buy in the checkpoint"),
+    ],
+    ids=["another order", "another name"],
+)
+def test_a_job_of_other_tasks_does_not_begin_with_their_parameters(
+    trained: Result, data: Path, tmp_path: Path, labels: Any, said: str
+) -> None:
+    config = job(data, tmp_path / "run", data={"labels": labels}, run={"init_from": trained.path})
+
+    with pytest.raises(CheckpointError, match=said):
+        Trainer(config).fit()
