@@ -32,10 +32,17 @@ def coordinator_figures(status: Status) -> list[Figure]:
         figures.append(_gauge("mode", float(mode == status.mode), mode=mode))
     if status.last_evaluation is not None:
         figures.append(_gauge("eval_auc", status.last_evaluation.auc))
+        if status.last_evaluation.gauc is not None:
+            figures.append(_gauge("eval_gauc", status.last_evaluation.gauc))
+        for task in status.last_evaluation.tasks:
+            figures.append(_gauge("eval_task_auc", task.auc, task=task.name))
     if status.last_window is not None:
         for score in WINDOW_SCORES:
             value = getattr(status.last_window, score)
             figures.append(_gauge("window_score", value, score=score))
+            for its in status.last_window.tasks:
+                value = getattr(its, score)
+                figures.append(_gauge("window_task_score", value, score=score, task=its.name))
     samples = status.samples
     for outcome, count in (
         ("applied", samples.applied),

@@ -14,10 +14,11 @@ from ps.server.exported_figures import server_figures
 from ps.server.figures import ServerFigures, TableFigures
 from scheduler.coordinator.evaluation import EvaluationResult
 from scheduler.coordinator.exported_figures import coordinator_figures
-from scheduler.coordinator.progressive import WindowResult
+from scheduler.coordinator.progressive import TaskWindow, WindowResult
 from scheduler.coordinator.state import WorkerFigures
 from scheduler.coordinator.status import Status
 from scheduler.scaling.decisions import Scaling, ScalingView
+from worker.score_sums import TaskResult
 
 MONITORING = Path(__file__).resolve().parents[2] / "deploy" / "monitoring"
 DASHBOARD = json.loads((MONITORING / "grafana-dashboard.json").read_text())
@@ -69,7 +70,15 @@ def exported() -> dict[str, set[str]]:
         workers={0: WorkerFigures()},
         shard_lag=(0,),
         last_evaluation=EvaluationResult(
-            step=1, clock=1, auc=0.5, auc_error_bound=0.0, logloss=0.5, samples=1, samples_skipped=0
+            step=1,
+            clock=1,
+            auc=0.5,
+            auc_error_bound=0.0,
+            logloss=0.5,
+            samples=1,
+            samples_skipped=0,
+            gauc=0.5,
+            tasks=(TaskResult("click", 0.5, 0.0, 0.5, 1),),
         ),
         last_window=WindowResult(
             begins=0.0,
@@ -82,6 +91,18 @@ def exported() -> dict[str, set[str]]:
             logloss=0.5,
             normalized_entropy=1.0,
             calibration=1.0,
+            tasks=(
+                TaskWindow(
+                    name="click",
+                    samples=1,
+                    label_rate=0.5,
+                    auc=0.5,
+                    auc_error_bound=0.0,
+                    logloss=0.5,
+                    normalized_entropy=1.0,
+                    calibration=1.0,
+                ),
+            ),
         ),
         scaling=ScalingView(
             last=decision,
