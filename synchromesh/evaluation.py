@@ -18,6 +18,7 @@ from worker.data.plan import Plan
 from worker.data.planning import make_plan
 from worker.datasets.synthetic import best_auc_for
 from worker.errors import DataError
+from worker.grouped_auc import check_grouped
 from worker.inference import ModelError, Predictor, saved_model
 from worker.metrics import why_no_auc, why_no_log_loss
 from worker.spec import DataSpec, FeatureSpec
@@ -104,6 +105,11 @@ def _plan_of(
     if patterns is None:
         raise ConfigError("the job has no data.eval; set it, or name files with --data")
     plan = make_plan(patterns, spec)
+    if spec.features.group is not None:
+        try:
+            check_grouped(plan.rows_per_epoch, len(saved.spec.tasks))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     check_contract(spec.features, plan.kinds, saved.contract, str(checkpoint))
     return plan, spec, threads
 

@@ -76,7 +76,7 @@ def group_scores(parts: Sequence[GroupedPart]) -> GroupScores:
     positive = np.concatenate([part.positive for part in parts])
     weights = [part.weights for part in parts if part.weights is not None]
     weight = np.concatenate(weights) if weights else np.empty(0, np.float32)
-    order = np.lexsort((bins, groups))
+    order = np.argsort(groups, kind="stable")
     total, weighed, count, samples = _sums(groups, bins, positive, weight, order)
     return GroupScores(total / weighed if weighed else float("nan"), count, samples)
 
@@ -85,29 +85,54 @@ def group_scores(parts: Sequence[GroupedPart]) -> GroupScores:
 def _sums(
     groups: _Ints, bins: _Bins, positive: _Bools, weights: _Floats, order: _Ints
 ) -> tuple[float, float, int, int]:
-    """Return sum w AUC, sum w, the groups and their samples; ordered by group, then by bin."""
+    """Return sum w AUC, sum w, the groups and their samples; order: those of a group together."""
     total = weighed = 0.0
     count = samples = 0
+    start, n = 0, order.size
+    while start < n:
+        group, end, up = groups[order[start]], start, 0
+        while end < n and groups[order[end]] == group:
+            up += positive[order[end]]
+            end += 1
+        if group != NO_GROUP and 0 < up < end - start:
+            auc, weight = _auc(bins, positive, weights, order[start:end])
+            if weight > 0.0:
+                total += weight * auc
+                weighed += weight
+                count += 1
+                samples += end - start
+        start = end
+    return total, weighed, count, samples
+
+
+@njit(cache=True, nogil=True)
+def _auc(bins: _Bins, positive: _Bools, weights: _Floats, its: _Ints) -> tuple[float, float]:
+    """Return the AUC of some samples and their weight; 0 and 0 where a class weighs nothing."""
+    order = its[np.argsort(bins[its])]
+    below = positives = wins = 0.0
     at, n = 0, order.size
     while at < n:
-        group, begin = groups[order[at]], at
-        below = positives = wins = 0.0
-        while at < n and groups[order[at]] == group:
-            tied, up, down = bins[order[at]], 0.0, 0.0
-            while at < n and groups[order[at]] == group and bins[order[at]] == tied:
-                sample = order[at]
-                weight = np.float64(weights[sample]) if weights.size else 1.0
-                if positive[sample]:
-                    up += weight
-                else:
-                    down += weight
-                at += 1
-            wins += up * (below + 0.5 * down)
-            positives += up
-            below += down
-        if group != NO_GROUP and positives > 0.0 and below > 0.0:
-            total += (positives + below) * (wins / (positives * below))
-            weighed += positives + below
-            count += 1
-            samples += at - begin
-    return total, weighed, count, samples
+        tied, up, down = bins[order[at]], 0.0, 0.0
+        while at < n and bins[order[at]] == tied:
+            weight = np.float64(weights[order[at]]) if weights.size else 1.0
+            if positive[order[at]]:
+                up += weight
+            else:
+                down += weight
+            at += 1
+        wins += up * (below + 0.5 * down)
+        positives += up
+        below += down
+    if positives == 0.0 or below == 0.0:
+        return 0.0, 0.0
+    return wins / (positives * below), positives + below
+
+
+def check_grouped(rows: int, tasks: int) -> None:
+    """Raise ValueError where so many samples, of so many tasks, are not ranked by group at once."""
+    if rows * max(tasks, 1) > MAX_GROUPED:
+        times = f" of {tasks} tasks" if tasks > 1 else ""
+        raise ValueError(
+            f"data.eval_group_by ranks at most {MAX_GROUPED:,} samples by group in an evaluation,"
+            f" and there are {rows:,}{times}; name fewer files in data.eval, or leave it out"
+        )

@@ -31,6 +31,7 @@ from worker.data.plan import Plan
 from worker.data.planning import make_plan
 from worker.data.streams import Position
 from worker.errors import DataError
+from worker.grouped_auc import check_grouped
 from worker.spec import DataSpec, ModelSpec
 
 _log = logging.getLogger(__name__)
@@ -124,6 +125,11 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
             config, features=data.features, kinds=plan.kinds, model=model, store=store
         )
     if evaluation_plan is not None:
+        if config.data.eval_group_by is not None:
+            try:
+                check_grouped(evaluation_plan.rows_per_epoch, len(model.tasks))
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
         check_same_kinds(data.features, evaluation_plan.kinds, plan.kinds)
         # Also where data.train has nothing but nulls.
         where = f"the checkpoint {beginning.checkpoint}"

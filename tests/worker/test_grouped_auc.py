@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from worker.data.batch import NO_GROUP
-from worker.grouped_auc import GroupedPart, group_scores
+from worker.grouped_auc import GroupedPart, check_grouped, group_scores
 from worker.metrics import bin_of, exact_auc
 
 RNG = np.random.default_rng(4)
@@ -62,3 +62,12 @@ def test_without_a_group_of_both_classes_there_is_none() -> None:
         found = group_scores(parts)
         assert math.isnan(found.gauc)
         assert (found.groups, found.samples) == (0, 0)
+
+
+def test_more_samples_than_are_merged_at_once_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.grouped_auc.MAX_GROUPED", 100)
+
+    check_grouped(100, 0)
+    check_grouped(50, 2)
+    with pytest.raises(ValueError, match=r"at most 100 samples .* there are 51 of 2 tasks"):
+        check_grouped(51, 2)
