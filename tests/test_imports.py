@@ -233,7 +233,7 @@ LAYERS = {
     "serving": [
         {"calls", "errors", "interpreter", "versions"},
         {"batching", "client"},
-        {"bulk_client", "rows", "usual"},
+        {"bulk_client", "rows"},
         {"form"},
         {"loading", "published", "requests", "source"},
         {"source_apart", "source_process", "wire"},

@@ -222,6 +222,7 @@ class ModelSpec:
         lookup_names: of a torch model the names by which it is given its lookups, in their order.
         tasks: of a torch model that has several, their names: it gives a logit for each.
         task_weights: what the loss of each task is multiplied by, >= 0.
+        dense_names: of a torch model the names of the dense inputs, in their order.
     """
 
     type: str
@@ -234,6 +235,7 @@ class ModelSpec:
     lookup_names: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     task_weights: tuple[float, ...] = ()
+    dense_names: tuple[str, ...] = ()
 
     @property
     def is_users(self) -> bool:

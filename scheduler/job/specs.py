@@ -117,6 +117,7 @@ def model_spec(config: JobConfig) -> ModelSpec:
             seed=config.seed,
             loss=config.training.loss,
             lookup_names=_names_of(config, lookups, sparse),
+            dense_names=tuple(config.data.dense) if config.model.type == "torch" else (),
             tasks=tuple(labels),
             task_weights=tuple(each.weight for each in labels.values()),
         )

@@ -15,7 +15,9 @@ import pyarrow as pa
 
 from runtime.strict_json import json_text
 from serving.errors import RequestError
-from serving.requests import RequestSchema, Samples
+from serving.requests import RequestSchema
+from worker.data.batch import Batch
+from worker.data.shared import SharedBatch
 
 _ABOUT = b"about"
 
@@ -29,7 +31,7 @@ def written(batch: pa.RecordBatch) -> bytes:
     return data
 
 
-def decode(body: bytes, schema: RequestSchema) -> Samples:
+def decode(body: bytes, schema: RequestSchema) -> Batch | SharedBatch:
     """Return the samples of a request.
 
     Raises:

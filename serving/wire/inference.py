@@ -16,8 +16,10 @@ import pyarrow as pa
 
 from serving.calls import OUTPUT
 from serving.errors import RequestError, shown
-from serving.requests import RequestSchema, Samples
-from serving.wire.json_text import parsed, text_of_finite
+from serving.requests import RequestSchema
+from serving.wire.json_text import parsed, text
+from worker.data.batch import Batch
+from worker.data.shared import SharedBatch
 
 LENGTHS = ":lengths"
 _DTYPES: Mapping[str, str] = {
@@ -50,7 +52,9 @@ class Wanted:
     outputs: tuple[tuple[str, bool], ...]
 
 
-def decode(body: bytes, json_bytes: int | None, schema: RequestSchema) -> tuple[Samples, Wanted]:
+def decode(
+    body: bytes, json_bytes: int | None, schema: RequestSchema
+) -> tuple[Batch | SharedBatch, Wanted]:
     """Return the samples of a request, and how it wants its answer.
 
     Raises:
@@ -307,7 +311,7 @@ def encode(
     if wanted.id is not None:
         answer["id"] = wanted.id
     answer["parameters"] = about
-    head = text_of_finite(answer)
+    head = text(answer)
     return (b"".join([head, *tensors]), len(head)) if tensors else (head, None)
 
 

@@ -119,6 +119,7 @@ def _convert_movielens(
 @click.option("--seed", default=7, show_default=True, help="The rows depend on it alone.")
 @click.option("--row-group-rows", default=1 << 16, show_default=True)
 @click.option("--purchases", is_flag=True, help="Add a second label, buy, of clicks alone.")
+@click.option("--histories", is_flag=True, help="Add an item, and what its user has seen.")
 @click.option("--overwrite", is_flag=True, help="Replace a data set in --out.")
 @json_option
 def _criteo_like(
@@ -129,6 +130,7 @@ def _criteo_like(
     seed: int,
     row_group_rows: int,
     purchases: bool,
+    histories: bool,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -143,6 +145,7 @@ def _criteo_like(
             seed=seed,
             row_group_rows=row_group_rows,
             purchases=purchases,
+            histories=histories,
         )
         hidden = as_json or not console.is_terminal
         with Progress(*columns, console=console, disable=hidden) as progress:

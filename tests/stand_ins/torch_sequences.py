@@ -47,6 +47,7 @@ def sequence_spec(
         lookups=lookups,
         seed=5,
         lookup_names=tuple(dims),
+        dense_names=tuple(f"d{at}" for at in range(num_dense)),
     )
 
 

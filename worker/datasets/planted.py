@@ -112,7 +112,7 @@ class Samples:
     strengths: _Doubles
 
 
-def draw(*, seed: int, split: Split, chunk: int) -> Samples:
+def draw(*, seed: int, split: Split, chunk: int, beside: _Doubles | None = None) -> Samples:
     """Draw `CHUNK_ROWS` samples: one chunk of the endless stream of a seed and a split.
 
     The same arguments give the same samples, whatever was drawn before. Bit-equality is promised
@@ -123,11 +123,14 @@ def draw(*, seed: int, split: Split, chunk: int) -> Samples:
         seed: in [0, 2^64).
         split: `train` and `test` are independent streams.
         chunk: in [0, 2^62).
+        beside: float64[n], what else comes to the logits; labels alone depend on it.
     """
-    stream = chunk + (_TEST_STREAM if split == "test" else 0)
-    random = np.random.Generator(np.random.Philox(key=np.array([seed, stream], np.uint64)))
+    key = np.array([seed, stream_of(split, chunk)], np.uint64)
+    random = np.random.Generator(np.random.Philox(key=key))
     n = CHUNK_ROWS
     logits = np.full(n, BIAS)
+    if beside is not None:
+        logits += beside
     dense = np.empty((len(DENSE_COLUMNS), n), np.float32)
     nulls = np.empty(dense.shape, np.bool_)
     for j in range(len(DENSE_COLUMNS)):
@@ -175,6 +178,11 @@ def draw_purchases(samples: Samples, *, seed: int, split: Split, chunk: int) -> 
         _add_ids(ids, strengths, _BUY_SALT, logits)
     buys = np.less(random.random(logits.size), 1.0 / (1.0 + np.exp(-logits)))
     return Purchases(labels=buys * samples.labels, logits=logits)
+
+
+def stream_of(split: Split, chunk: int) -> int:
+    """Return the number of the random stream of a chunk."""
+    return chunk + (_TEST_STREAM if split == "test" else 0)
 
 
 @lru_cache

@@ -31,6 +31,7 @@ from worker.datasets.planted import (
     draw,
     draw_purchases,
 )
+from worker.datasets.planted_histories import Histories, draw_histories
 from worker.metrics import StreamingAuc, bin_of, log_loss_sum
 
 FORMAT = "synchromesh-criteo-like"
@@ -41,8 +42,14 @@ SCHEMA = pa.schema(
     + [pa.field(name, pa.float32()) for name in DENSE_COLUMNS]
     + [pa.field(name, pa.int64()) for name in SPARSE_COLUMNS]
 )
+HISTORY_FIELDS = (
+    pa.field("item", pa.int64()),
+    pa.field("item_frequency", pa.float32()),
+    pa.field("seen", pa.list_(pa.int64())),
+)
 # Measured 55 with row groups of 65536 rows; smaller row groups compress less.
 _ROW_BYTES = 80
+_HISTORY_BYTES = 80
 
 Json = dict[str, Any]
 
@@ -62,6 +69,8 @@ class CriteoLike:
         seed: of the draw. The planted world is the same for every seed.
         row_group_rows: rows of a Parquet row group.
         purchases: whether there is a second label, `buy`, of the clicks that are followed by one.
+        histories: whether users have seen items before, and are offered one: columns `item`,
+            `item_frequency` (how many of 10^9 samples have it) and `seen`, and other labels.
     """
 
     rows: int
@@ -70,6 +79,7 @@ class CriteoLike:
     seed: int = 7
     row_group_rows: int = 1 << 16
     purchases: bool = False
+    histories: bool = False
 
     def __post_init__(self) -> None:
         if self.test_rows is None:
@@ -83,9 +93,9 @@ class CriteoLike:
     @property
     def schema(self) -> pa.Schema:
         """Of the files."""
-        if not self.purchases:
-            return SCHEMA
-        return SCHEMA.insert(1, pa.field(BUY_COLUMN, pa.float32()))
+        buys = [pa.field(BUY_COLUMN, pa.float32())] if self.purchases else []
+        histories = HISTORY_FIELDS if self.histories else ()
+        return pa.schema([SCHEMA[0], *buys, *list(SCHEMA)[1:], *histories])
 
     @property
     def all_rows(self) -> int:
@@ -113,7 +123,8 @@ def write_criteo_like(
     Raises:
         DatasetError: see `staged`; nothing has been written then.
     """
-    with staged(out, overwrite=overwrite, need_bytes=wanted.all_rows * _ROW_BYTES) as staging:
+    row_bytes = _ROW_BYTES + _HISTORY_BYTES * wanted.histories
+    with staged(out, overwrite=overwrite, need_bytes=wanted.all_rows * row_bytes) as staging:
         test_rows = wanted.test_rows or 0
         test_files = min(max(1, round(wanted.files * test_rows / wanted.rows)), wanted.files)
         _write_split(staging / "train", wanted, "train", wanted.rows, wanted.files, on_rows)
@@ -228,12 +239,15 @@ def _write_split(
         directory, wanted.schema, row_group_rows=wanted.row_group_rows, part_rows=part_rows
     ) as writer:
         for first in range(0, rows, CHUNK_ROWS):
-            chunk, purchases = first // CHUNK_ROWS, None
-            samples = draw(seed=wanted.seed, split=split, chunk=chunk)
+            chunk, purchases, histories = first // CHUNK_ROWS, None, None
+            if wanted.histories:
+                histories = draw_histories(seed=wanted.seed, split=split, chunk=chunk)
+            beside = None if histories is None else histories.logits
+            samples = draw(seed=wanted.seed, split=split, chunk=chunk, beside=beside)
             if wanted.purchases:
                 purchases = draw_purchases(samples, seed=wanted.seed, split=split, chunk=chunk)
             n = min(CHUNK_ROWS, rows - first)
-            writer.write(_to_table(samples, purchases, wanted.schema).slice(0, n))
+            writer.write(_to_table(samples, purchases, histories, wanted.schema).slice(0, n))
             quality.add(samples, purchases, n)
             on_rows(n)
     return quality
@@ -245,7 +259,12 @@ def _even_parts(rows: int, parts: int) -> list[int]:
     return [stop - start for start, stop in itertools.pairwise(edges)]
 
 
-def _to_table(samples: Samples, purchases: Purchases | None, schema: pa.Schema) -> pa.Table:
+def _to_table(
+    samples: Samples,
+    purchases: Purchases | None,
+    histories: Histories | None,
+    schema: pa.Schema,
+) -> pa.Table:
     columns = [pa.array(samples.labels)]
     columns += [] if purchases is None else [pa.array(purchases.labels)]
     columns += [
@@ -253,6 +272,10 @@ def _to_table(samples: Samples, purchases: Purchases | None, schema: pa.Schema) 
         for values, nulls in zip(samples.dense, samples.nulls, strict=True)
     ]
     columns += [pa.array(ids) for ids in samples.ids]
+    if histories is not None:
+        seen = pa.LargeListArray.from_arrays(histories.offsets, histories.seen)
+        columns += [pa.array(histories.items), pa.array(histories.frequencies)]
+        columns.append(seen.cast(pa.list_(pa.int64())))
     return pa.Table.from_arrays(columns, schema=schema)
 
 
@@ -276,6 +299,7 @@ def _about(wanted: CriteoLike, quality: _Qualities) -> Json:
             "label": LABEL_COLUMN,
             "dense": list(DENSE_COLUMNS),
             "sparse": list(SPARSE_COLUMNS),
+            **({"histories": [each.name for each in HISTORY_FIELDS]} if wanted.histories else {}),
         },
         "cardinalities": dict(zip(SPARSE_COLUMNS, CARDINALITIES, strict=True)),
         "versions": {"numpy": np.__version__, "numba": numba.__version__},

@@ -49,6 +49,12 @@ class Flushes(Layers):
         return super().forward(dense, embeddings)
 
 
+class InBatch(Layers):
+    def batch_loss(self, dense, embeddings, labels, weights):
+        logits = self.forward(dense, embeddings)
+        return logits, labels * (torch.logsumexp(logits, 0) - logits)
+
+
 class Squares(Layers):
     def loss(self, logits, labels):
         return (torch.sigmoid(logits) - labels) ** 2
@@ -153,6 +159,24 @@ def test_it_learns_and_its_seed_and_options_count(
     ).fit()
     assert own.metrics["eval"]["auc"] > 0.7
     assert own.metrics["model_digest"] != trained.metrics["model_digest"]
+
+
+def test_a_loss_over_batches_has_the_same_bits_whoever_computes_them(
+    jobs_in_threads: RayOfThreads, module: Path, samples: Path, tmp_path: Path
+) -> None:
+    digests = set()
+    for workers in (1, 3):
+        config = job(
+            samples,
+            tmp_path / f"{workers}",
+            workers=workers,
+            data={"eval": None},
+            model={"class": "torch_of_jobs:InBatch"},
+            training={"max_samples": 1024},
+        )
+        digests.add(Trainer(config).fit().metrics["model_digest"])
+
+    assert len(digests) == 1
 
 
 def test_with_two_threads_in_each_worker_the_bits_are_those_of_two_threads(

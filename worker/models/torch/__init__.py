@@ -17,12 +17,14 @@ class ModuleInputs:
         sequences: those of them that have combiner none, each with its `max_length`, to which all
             are filled up, or None.
         tasks: names of the tasks, in the order of the job file; empty where there is one label.
+        dense: names of the dense features, in their order.
     """
 
     num_dense: int
     dims: dict[str, int]
     sequences: dict[str, int | None] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
+    dense: tuple[str, ...] = ()
 
     @property
     def pooled(self) -> dict[str, int]:

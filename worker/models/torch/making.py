@@ -61,7 +61,9 @@ def make_module(spec: ModelSpec) -> Made:
         )
     dims = {name: lookup.dim for name, lookup in zip(spec.lookup_names, spec.lookups, strict=True)}
     sequences = {spec.lookup_names[at]: spec.lookups[at].length for at in spec.sequences}
-    inputs = ModuleInputs(spec.num_dense, dims, sequences=sequences, tasks=spec.tasks)
+    inputs = ModuleInputs(
+        spec.num_dense, dims, sequences=sequences, tasks=spec.tasks, dense=spec.dense_names
+    )
     options = {name: value for name, value in spec.options.items() if name not in _OWN}
     _check_options(kind, path, inputs, options)
     with user_code(path, "its __init__"), seeded(spec.seed):

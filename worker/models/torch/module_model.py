@@ -37,6 +37,10 @@ class ModuleModel:
     task are left out here, or each sample's whole loss, [n]. Arrays of labels and logits are then
     [n, tasks].
 
+    In place of both it may have `batch_loss(dense, embeddings, labels, weights)`, for losses that
+    need more than logits: what forward makes on its way, or the other samples of the batch. It
+    returns the logits and each sample's loss, [n]; prediction is by `forward`.
+
     A module takes a batch whole: its operations use `use_threads` threads.
 
     Attributes:
@@ -64,7 +68,17 @@ class ModuleModel:
         self._fill(self._initial)
         self._inputs = _Inputs(spec)
         self.constants = _Constants(self._made)
-        self._loss = _own_loss(self._made, spec)
+        self._loss = _own_loss(self._made, spec, "loss")
+        self._batch_loss = _own_loss(self._made, spec, "batch_loss")
+        if self._loss is not None and self._batch_loss is not None:
+            raise ValueError(
+                f"model.class {self._made.path!r} has loss and batch_loss; leave one of them out"
+            )
+        if self._batch_loss is not None and spec.tasks:
+            raise ValueError(
+                f"model.class {self._made.path!r} has batch_loss, which is for one label;"
+                " data.labels names the labels of several tasks"
+            )
         self._threads = 1
         self._batch_id = 0
         self._trains_as_it_predicts = True
@@ -121,14 +135,14 @@ class ModuleModel:
                 tensor.requires_grad_()
             began = time.perf_counter_ns()
             with torch.enable_grad():
-                logits = self._forward(inputs)
+                logits, losses = self._training_forward(inputs, labels, weights)
                 if not logits.requires_grad:
                     raise UserCodeError(
                         f"model.class {self._made.path!r}: the logits depend neither on parameters"
                         " nor on embeddings; forward must not use .detach() or torch.no_grad()"
                     )
                 loss, gradients = self._loss_and_gradients(
-                    logits, labels, weights, [*self._tensors, *inputs.tensors], began
+                    logits, losses, labels, weights, [*self._tensors, *inputs.tensors], began
                 )
             self.constants.check()
             self._write(gradients, grad_params, grad_pooled)
@@ -217,9 +231,30 @@ class ModuleModel:
                 " parameters nor on embeddings; forward must not use .detach() or torch.no_grad()"
             )
 
+    def _training_forward(
+        self, inputs: "_Inputs", labels: FloatArray, weights: FloatArray | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the logits and, where `batch_loss` gives them, each sample's loss."""
+        if self._batch_loss is None:
+            return self._forward(inputs), None
+        path, n = self._made.path, len(labels)
+        given = torch.ones(n) if weights is None else torch.tensor(weights)
+        with user_code(path, "batch_loss"):
+            found = self._batch_loss(
+                inputs.dense, dict(inputs.embeddings), torch.tensor(labels), given
+            )
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise UserCodeError(
+                f"model.class {path!r}: batch_loss must return two tensors, the logits and each"
+                f" sample's loss, got {found!r:.200}"
+            )
+        logits = _checked(found[0], n, path, "batch_loss", "the logits").float()
+        return logits, _checked(found[1], n, path, "batch_loss", "each sample's loss").float()
+
     def _loss_and_gradients(
         self,
         logits: torch.Tensor,
+        losses: torch.Tensor | None,
         labels: FloatArray,
         weights: FloatArray | None,
         of: list[torch.Tensor],
@@ -229,7 +264,7 @@ class ModuleModel:
         self._logits = np.array(logits.detach().numpy(), np.float32)
         path, tasks = self._made.path, self._spec.tasks
         factors = task_factors(labels, self._spec.task_weights, weights) if tasks else None
-        if self._loss is None:
+        if self._loss is None and losses is None:
             of_logits = np.empty_like(self._logits)
             name = self._spec.loss
             if factors is not None:
@@ -242,17 +277,19 @@ class ModuleModel:
                     logits, of, torch.tensor(of_logits), allow_unused=True
                 )
         each = torch.ones(len(labels)) if weights is None else torch.tensor(weights)
-        with user_code(path, "loss"):
-            if factors is None:
-                losses = self._loss(logits, torch.tensor(labels))
+        if losses is None:
+            assert self._loss is not None, "or batch_loss has given them"
+            with user_code(path, "loss"):
+                if factors is None:
+                    found = self._loss(logits, torch.tensor(labels))
+                else:
+                    found = own_loss(self._loss, logits, torch.tensor(labels), tasks)
+            if factors is not None and isinstance(found, dict):
+                losses = stacked(found, tasks, len(labels), path, "loss", _checked)
+                each = torch.tensor(factors)
             else:
-                losses = own_loss(self._loss, logits, torch.tensor(labels), tasks)
-        if factors is not None and isinstance(losses, dict):
-            losses = stacked(losses, tasks, len(labels), path, "loss", _checked)
-            each = torch.tensor(factors)
-        else:
-            losses = _checked(losses, len(labels), path, "loss", "each sample's loss").float()
-            self._check_task_weights()
+                losses = _checked(found, len(labels), path, "loss", "each sample's loss").float()
+                self._check_task_weights()
         loss = float((losses.detach().double() * each).sum())
         self.forward_ns = time.perf_counter_ns() - began
         with user_code(path, "the backward pass of loss"):
@@ -424,9 +461,9 @@ def _advice(result: torch.Tensor, n: int, method: str) -> str:
     return "; .squeeze() without an axis takes away the samples' axis too" if n == 1 else ""
 
 
-def _own_loss(made: Made, spec: ModelSpec) -> Callable[..., Any] | None:
-    """Return the module's own loss, if it has one."""
-    loss = getattr(made.module, "loss", None)
+def _own_loss(made: Made, spec: ModelSpec, name: str) -> Callable[..., Any] | None:
+    """Return the module's own loss, if it has one of that name."""
+    loss = getattr(made.module, name, None)
     if not callable(loss):
         return None
     if spec.loss != "log_loss":

@@ -154,3 +154,153 @@ def test_sequences_of_the_same_places_have_the_same_lengths() -> None:
 def test_models_of_pooled_vectors_refuse_sequences(name: str) -> None:
     with pytest.raises(UserCodeError, match=r"'seen' has combiner none, and d.* takes one"):
         made(name)
+
+
+# DIEN ---------------------------------------------------------------------------------------------
+
+
+def gru_states(x: np.ndarray, p: Arrays) -> list[np.ndarray]:
+    """States of the interests, by (2-5) of the paper; torch's update gate is 1 - u."""
+    names = ("weight_ih_l0", "bias_ih_l0", "weight_hh_l0", "bias_hh_l0")
+    w, b, u, c = (p[f"interests.{name}"] for name in names)
+    h, found = np.zeros(x.shape[1]), []
+    for e in x:
+        (i_r, i_u, i_h), (s_r, s_u, s_h) = np.split(w @ e + b, 3), np.split(u @ h + c, 3)
+        update = 1 - sigmoid(i_u + s_u)
+        h = (1 - update) * h + update * np.tanh(i_h + sigmoid(i_r + s_r) * s_h)
+        found.append(h)
+    return found
+
+
+def evolved(states: list[np.ndarray], attention: np.ndarray, p: Arrays) -> np.ndarray:
+    """The last state, by (14-16)."""
+    h = np.zeros(len(p["evolution.state.weight"]) // 3)
+    for i, a in zip(states, attention, strict=True):
+        i_u, i_r, i_h = np.split(layer(i, p, "evolution.input"), 3)
+        s_u, s_r, s_h = np.split(p["evolution.state.weight"] @ h, 3)
+        update = a * sigmoid(i_u + s_u)
+        h = (1 - update) * h + update * np.tanh(i_h + sigmoid(i_r + s_r) * s_h)
+    return h
+
+
+def dien(case: Sequenced, arrays: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, and auxiliary losses where there are negatives: the last of the sequences."""
+    params, pooled, seen, *others = arrays
+    p, vectors = case.named(params), case.vectors(pooled)
+    logits, losses = [], []
+    for i, length in enumerate(LENGTHS):
+        states = gru_states(seen[i, :length], p)
+        scores = np.array([h @ (p["near.weight"] @ vectors["item"][i]) for h in states])
+        attention = np.exp(scores) / np.exp(scores).sum()
+        x = np.concatenate([case.dense[i], pooled[i], evolved(states, attention, p)])
+        logits.append(layer(hidden(x, p, "hidden", 1, "dice"), p, "logit.0")[0])
+        loss = 0.0
+        for at, h in enumerate(states[:-1]):
+            for other in others:
+                loss -= np.log(sigmoid(h @ seen[i, at + 1]))
+                loss -= np.log(1 - sigmoid(h @ other[i, at + 1]))
+        losses.append(loss)
+    return np.array(logits), np.array(losses)
+
+
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_dien_is_what_is_published_and_its_gradients(auxiliary: bool) -> None:
+    dims, sequences = {"item": 4, "seen": 4, "place": 3}, {"seen": None}
+    options: dict[str, Any] = {"history": "seen", "target": "item", "mlp": [6]}
+    if auxiliary:
+        dims["not_seen"], sequences["not_seen"] = 4, None
+        options |= {"negatives": "not_seen", "auxiliary_weight": 0.3}
+    path = "worker.models.torch.dien:Dien"
+    case = Sequenced(sequence_spec({"class": path, **options}, dims, sequences))
+    case.model.examine()  # type: ignore[attr-defined]
+
+    logits, _ = dien(case, case.arrays())
+    np.testing.assert_allclose(case.predict(), logits, rtol=1e-4, atol=1e-5)
+
+    def loss(*arrays: np.ndarray) -> float:
+        z, beside = dien(case, list(arrays))
+        return float((case.weights * (log_losses(z, case.labels) + 0.3 * beside)).sum())
+
+    check_gradients(case, loss, weights=case.weights)
+    np.testing.assert_array_equal(case.model.logits, case.predict())  # type: ignore[attr-defined]
+
+
+def test_negatives_of_dien_go_with_its_history() -> None:
+    with pytest.raises(UserCodeError, match=r"negatives has vectors of dims \[2\], model.history"):
+        made("dien:Dien", history="seen", target="item", negatives="seen_kinds")
+    with pytest.raises(UserCodeError, match=r"auxiliary_weight is of the loss that model"):
+        made("dien:Dien", **BOTH, auxiliary_weight=0.5)
+
+
+# DSSM ---------------------------------------------------------------------------------------------
+
+
+def tower(parts: list[np.ndarray], p: Arrays, name: str) -> np.ndarray:
+    x = np.concatenate(parts)
+    for at in range(2):
+        x = np.tanh(layer(x, p, f"{name}.layers.{at}"))
+    return np.asarray(x / np.linalg.norm(x))
+
+
+def dssm_scores(case: Sequenced, arrays: list[np.ndarray]) -> np.ndarray:
+    """10 cos of each user and each item; the first dense feature is an item's, the last log q."""
+    params, pooled, seen = arrays
+    p, vectors = case.named(params), case.vectors(pooled)
+    users, items = [], []
+    for i, length in enumerate(LENGTHS):
+        mean = seen[i, :length].sum(0) / max(1, length)
+        users.append(tower([case.dense[i, 1:2], mean, vectors["place"][i]], p, "user"))
+        items.append(tower([case.dense[i, :1], vectors["item"][i]], p, "item"))
+    return 10 * np.array(users) @ np.array(items).T
+
+
+def dssm(**options: Any) -> Sequenced:
+    options = {"class": "worker.models.torch.dssm:Dssm", "item": ["item", "d0"], **options}
+    spec = sequence_spec(options, {"item": 4, "seen": 4, "place": 3}, {"seen": None})
+    return Sequenced(spec)
+
+
+def test_dssm_tells_an_item_from_those_of_the_batch_and_its_gradients() -> None:
+    case = dssm(log_share="d2", mlp=[5, 3])
+    case.model.examine()  # type: ignore[attr-defined]
+
+    scores = dssm_scores(case, case.arrays())
+    np.testing.assert_allclose(case.predict(), scores.diagonal(), rtol=1e-4, atol=1e-5)
+
+    def loss(*arrays: np.ndarray) -> float:
+        corrected = dssm_scores(case, list(arrays)) - case.dense[:, 2]
+        total = 0.0
+        for i, (label, weight) in enumerate(zip(case.labels, case.weights, strict=True)):
+            candidates = [j for j in range(len(LENGTHS)) if case.weights[j] > 0 or j == i]
+            told = np.exp(corrected[i, i]) / np.exp(corrected[i, candidates]).sum()
+            total -= weight * label * np.log(told)
+        return total
+
+    check_gradients(case, loss, weights=case.weights)
+
+
+def test_what_weighs_nothing_gets_no_gradient_as_a_negative() -> None:
+    case = dssm(mlp=[5, 3])
+
+    _, _, grads = case.train(case.weights)
+
+    (nothing,) = np.flatnonzero(case.weights == 0)
+    assert not grads.pooled[nothing].any()
+    assert not grads.sequences[0].vectors[nothing].any()
+    assert grads.pooled[np.flatnonzero(case.weights)][:, :4].any(axis=1).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"item": "itme"}, "model.item names 'itme', no feature; did you mean 'item'"),
+        ({"log_share": "item"}, "log_share must be a dense feature that is not in model.item"),
+        ({"log_share": "d0"}, "log_share must be a dense feature that is not in model.item"),
+        ({"item": ["item", "place", "seen", "d0", "d1", "d2"]}, "no feature for the user's tower"),
+        ({"smoothing": 0}, "model.smoothing must be a number > 0, got 0"),
+        ({"mlp": []}, "model.mlp must have at least one width"),
+    ],
+)
+def test_what_dssm_cant_be_made_of_is_told(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserCodeError, match=told):
+        dssm(**options)
