@@ -2,6 +2,7 @@
 
     python benchmarks/tiers.py --path /ssd            # 10 million rows
     python benchmarks/tiers.py --quick                # small: see that it runs
+    python benchmarks/tiers.py --path /ssd --cuts     # cuts and restoring, instead
 
 The same Zipf batches are pulled from and applied to a table in memory, a table with tiers and,
 where `rocksdict` can be imported, RocksDB with the same budget, in turns. The disk's random reads
@@ -23,6 +24,7 @@ import numpy as np
 from bench.keys import Size, keys_of, zipf
 from bench.lines import MEGA, Times, emit
 from bench.rocks import RocksTable
+from bench.tier_cuts import measure_cuts
 from embedding import Adam, EmbeddingVariable, TableEntries, TableSpec, Tiers, step_scalars
 from embedding.kernels.disk_reads import read_records
 from embedding.table.tier_file import TierFile, layout_of
@@ -44,14 +46,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=7, help="default: %(default)s")
     parser.add_argument("--path", default=tempfile.gettempdir(), help="folder on the disk")
     parser.add_argument("--without-rocksdb", action="store_true")
+    parser.add_argument("--cuts", action="store_true", help="measure cuts, and restoring them")
+    parser.add_argument("--repeats", type=int, default=3, help="of each cut (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=20.0,
+                        help="of training with a cut, and without (%(default)s)")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="small sizes: see that it runs")
     arguments = parser.parse_args(argv)
     if arguments.quick:
-        parser.set_defaults(rows=20_000, batch=2_000, warm=3, batches=3)
+        parser.set_defaults(rows=20_000, batch=2_000, warm=3, batches=3, repeats=1, seconds=0.3)
         arguments = parser.parse_args(argv)
-    for name in ("rows", "dim", "batch", "batches"):
+    for name in ("rows", "dim", "batch", "batches", "repeats"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be >= 1, got {getattr(arguments, name)}")
+    if not arguments.seconds > 0:
+        parser.error(f"--seconds must be > 0, got {arguments.seconds}")
     if arguments.times <= 1:
         parser.error(f"--times must be > 1, got {arguments.times}")
     if not Path(arguments.path).is_dir():
@@ -117,18 +125,17 @@ def disk_reads(path: str, width: int, rows: int, seed: int) -> float:
     layout = layout_of(width)
     file = TierFile(path, width, segment_bytes=1 << 20, cached_rows=0, name="the disk")
     file.make_room(rows)
-    handle, blocks = file.descriptor, file.nbytes // (4 * layout.block_words)
-    piece = np.random.default_rng(seed).bytes(1 << 20)
-    buffer = memoryview(file.arrays.buffers).cast("B")[: 1 << 20]
-    buffer[:] = piece[: len(buffer)]
-    for place in range(0, file.nbytes - len(buffer) + 1, len(buffer)):
-        os.pwrite(handle, buffer, place)
+    files, blocks = file.files, file.nbytes // (4 * layout.block_words)
+    buffer = memoryview(file.arrays.buffers[0]).cast("B")
+    buffer[:] = np.random.default_rng(seed).bytes(len(buffer))
+    for segment in range(file.num_segments):
+        os.pwrite(int(files.files[segment]), buffer, int(files.offsets[segment]))
     rng, rates = np.random.default_rng(seed), []
     records = np.empty((min(_READ, blocks), width), np.float32)
     for _ in range(3):
         numbers = rng.choice(blocks, len(records), replace=False) * layout.per_block
         times = Times()
-        times.add(lambda n=numbers: read_records(handle, layout, n, records))  # type: ignore[misc]
+        times.add(lambda n=numbers: read_records(files, layout, n, records))  # type: ignore[misc]
         rates.append(len(records) / times.wall[0])
     return max(rates)
 
@@ -140,6 +147,14 @@ def main(argv: list[str] | None = None) -> int:
     row_bytes = 4 * 3 * arguments.dim
     budget = max(int(arguments.rows * row_bytes / arguments.times), 1 << 17)
     tiers = Tiers(memory_bytes=budget, path=arguments.path)
+    if arguments.cuts:
+        folder = Path(tempfile.mkdtemp(prefix="tiers-", dir=arguments.path))
+        try:
+            measure_cuts(arguments.rows, arguments.dim, tiers, folder,
+                         repeats=arguments.repeats, seconds=arguments.seconds)  # fmt: skip
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return 0
     limit = disk_reads(arguments.path, 3 * arguments.dim, arguments.rows, arguments.seed)
     emit("disk random reads of 4 KiB", limit, "reads/s", under_way=256)
     in_memory, memory = table_of(spec, arguments.batch, None)

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from bench.keys import EXPONENT
-from embedding import TableEntries, TableSpec, rule_for
+from embedding import TableEntries, TableSpec, Tiers, rule_for
 from embedding.optimizers.rule import step_scalars
-from embedding.spec.optimizers import Adagrad
+from embedding.spec.optimizers import Adagrad, Optimizer
 from ps.checkpoint.cut import CutWriter
 from ps.checkpoint.file_parts import FileEntry
 from ps.checkpoint.manifest import Manifest, Parent, write_manifest
@@ -35,9 +35,10 @@ _ROWS_AT_ONCE = 1 << 20
 _DENSE = 500_000
 
 
-def store_of(dim: int, *, track_usage: bool) -> StoreSpec:
+def store_of(dim: int, *, track_usage: bool, optimizer: Optimizer | None = None) -> StoreSpec:
+    table = TableSpec(name="t", dim=dim, track_usage=track_usage, optimizer=optimizer or Adagrad())
     return StoreSpec(
-        tables=(TableSpec(name="t", dim=dim, track_usage=track_usage),),
+        tables=(table,),
         dense_size=_DENSE,
         dense_optimizer=Adagrad(),
         num_shards=1,
@@ -73,12 +74,13 @@ class CutShard:
     Args:
         store: of one table.
         rows: how many.
+        tiers: of the table.
     """
 
-    def __init__(self, store: StoreSpec, rows: int) -> None:
+    def __init__(self, store: StoreSpec, rows: int, tiers: Tiers | None = None) -> None:
         self.store, self.rows = store, rows
         self.lock = ReadWriteLock()
-        self.shard = Shard(store, 0)
+        self.shard = Shard(store, 0, tiers=_of_table(tiers))
         self.shard.initialize(1, dense=np.zeros(store.dense_size, np.float32))
         self._rng = np.random.default_rng(0)
         self._number = 0
@@ -227,8 +229,12 @@ def _timed(training: Training) -> Iterator[None]:
     training.cpu = time.process_time() - cpu
 
 
-def restore(store: StoreSpec, path: Path) -> Shard:
+def restore(store: StoreSpec, path: Path, tiers: Tiers | None = None) -> Shard:
     """Return a shard of a checkpoint."""
-    shard = Shard(store, 0)
+    shard = Shard(store, 0, tiers=_of_table(tiers))
     start_shard_from(shard, CheckpointReader(path), recovery_epoch=2, goes_on=True)
     return shard
+
+
+def _of_table(tiers: Tiers | None) -> dict[str, Tiers]:
+    return {} if tiers is None else {"t": tiers}

@@ -54,6 +54,25 @@ class Layout(NamedTuple):
     block_words: int
 
 
+class SegmentFiles(NamedTuple):
+    """Where the parts of what is read as one lie, each of as many blocks.
+
+    Args:
+        files: int64[segments], the descriptor of each one's file, -1: there is none.
+        offsets: int64[segments], bytes of it that come before.
+        blocks: of a segment.
+    """
+
+    files: Int64Array
+    offsets: Int64Array
+    blocks: int
+
+
+def one_file(descriptor: int) -> SegmentFiles:
+    """Return a file whose blocks are read by their numbers in it."""
+    return SegmentFiles(np.array([descriptor]), np.zeros(1, np.int64), 2**62)
+
+
 class Queue(NamedTuple):
     """What a call that reads needs beside its arguments; one call at a time."""
 
@@ -119,11 +138,13 @@ class _Readers:
 _readers = _Readers()
 
 
-def read_records(file: int, layout: Layout, numbers: Int64Array, records: Float32Array) -> None:
-    """Read records of a file, each block of them once, in the order of the file.
+def read_records(
+    segments: SegmentFiles, layout: Layout, numbers: Int64Array, records: Float32Array
+) -> None:
+    """Read records, each block of them once, in the order of their numbers.
 
     Args:
-        file: a descriptor.
+        segments: where their blocks are.
         numbers: int64[n] of records, in any order.
         records: float32[n, record_words - 1], written.
 
@@ -132,7 +153,7 @@ def read_records(file: int, layout: Layout, numbers: Int64Array, records: Float3
     """
     order = np.argsort(numbers)
     reader = _readers.take()
-    wrong = _read(file, layout, numbers[order], order, reader.queue, records)
+    wrong = _read(segments, layout, numbers[order], order, reader.queue, records)
     _readers.give(reader)
     if wrong == _SHORT:
         raise OSError(errno.EIO, "it ends before what was written to it")
@@ -142,7 +163,7 @@ def read_records(file: int, layout: Layout, numbers: Int64Array, records: Float3
 
 @njit(cache=True, nogil=True)
 def _read(
-    file: int,
+    segments: SegmentFiles,
     layout: Layout,
     numbers: Int64Array,
     order: Int64Array,
@@ -168,9 +189,12 @@ def _read(
             while begun < numbers.size and numbers[begun] // layout.per_block == block:
                 begun += 1
             queue.spans[buffer, 1] = begun
+            segment = block // segments.blocks
+            file = segments.files[segment]
+            offset = segments.offsets[segment] + block % segments.blocks * block_bytes
             if context == 0:
                 address = staging.ctypes.data + buffer * block_bytes
-                wrong = _read_block(file, address, block_bytes, block * block_bytes)
+                wrong = _read_block(file, address, block_bytes, offset)
                 if wrong == 0:
                     _take(layout, numbers, order, queue.spans[buffer], staging[buffer], records)
                 queue.free[num_free] = buffer
@@ -178,9 +202,9 @@ def _read(
                 continue
             request = requests[buffer]
             request[0], request[1] = buffer, 0
-            request[2] = np.int64(file) << 32
+            request[2] = file << 32
             request[3] = staging.ctypes.data + buffer * block_bytes
-            request[4], request[5] = block_bytes, block * block_bytes
+            request[4], request[5] = block_bytes, offset
             request[6], request[7] = 0, 0
             pointers[made] = requests.ctypes.data + buffer * 64
             made += 1

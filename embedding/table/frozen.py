@@ -9,7 +9,9 @@ from embedding.entries import CounterEntries, TableEntries
 from embedding.table.bloom import BloomBlocks
 from embedding.table.freezing import Frozen
 from embedding.table.frozen_blocks import FrozenBlocks
+from embedding.table.placed_rows import PlacedRows
 from embedding.table.row_arrays import FREQUENCY, VERSION, RowArrays
+from embedding.table.tier_extents import HeldExtents
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -27,8 +29,13 @@ class FrozenTable:
         removed: see below.
         read: copies rows at some positions.
         changed_only: whether only what had changed was frozen.
+        held: extents with values of rows, which are there until this is closed; None: there are
+            none.
+        num_placed: how many rows are in these, about.
+        place: finds which rows at some positions are in these, and where.
 
     Attributes:
+        held, num_placed: see above.
         changed_only: whether this is what had changed, else all.
         removed: int64[n], ascending: the keys of rows and counters that were removed since the
             freeze before; one that came again is among the rows or counters too. Empty where all
@@ -45,13 +52,17 @@ class FrozenTable:
         read: Callable[[RowArrays, Int64Array], TableEntries],
         *,
         changed_only: bool,
+        held: HeldExtents | None,
+        num_placed: int,
+        place: Callable[[RowArrays, Int64Array, HeldExtents], tuple[Int64Array, PlacedRows]],
     ) -> None:
         self.changed_only = changed_only
         self.removed = removed
         self.num_rows, self.num_counters = rows.count, counters.count
         self.num_blocks = 0 if bloom is None else bloom.count
         self._rows, self._counters, self._bloom = rows, counters, bloom
-        self._read = read
+        self._read, self._place = read, place
+        self.held, self.num_placed = held, num_placed
 
     def rows(self, max_rows: int) -> Iterator[TableEntries]:
         """Yield copies of the rows, at most `max_rows` at once.
@@ -62,6 +73,18 @@ class FrozenTable:
         """
         for arrays, positions in self._rows.parts(max_rows):
             yield self._read(arrays, positions)
+
+    def rows_and_places(self, max_rows: int) -> Iterator[tuple[TableEntries, PlacedRows]]:
+        """Yield what `rows` does, of rows that are in `held` where they are, and no values.
+
+        Raises:
+            ValueError, RuntimeError: as of `rows`.
+        """
+        for arrays, positions in self._rows.parts(max_rows):
+            placed = PlacedRows.none()
+            if self.held is not None:
+                positions, placed = self._place(arrays, positions, self.held)
+            yield self._read(arrays, positions), placed
 
     def counters(self, max_rows: int) -> Iterator[CounterEntries]:
         """Yield copies of the counters of keys without a row; the rest as of `rows`."""
@@ -97,3 +120,5 @@ class FrozenTable:
         for frozen in (self._rows, self._counters, self._bloom):
             if frozen is not None:
                 frozen.close()
+        if self.held is not None:
+            self.held.release()

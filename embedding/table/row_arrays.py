@@ -125,6 +125,41 @@ def add_batch(rows: RowArrays, keys: Int64Array, positions: Int64Array) -> None:
 
 
 @njit(cache=True, nogil=True)
+def put_batch(rows: RowArrays, keys: Int64Array, numbers: Int64Array) -> int:
+    """Give keys the rows of some numbers; return how many got theirs before one could not.
+
+    Room has been made. Rows between those of any calls are neither in use nor free until
+    `free_holes`.
+    """
+    entries, flags, state = rows.entries, rows.flags, rows.state
+    geometry = geometry_of(entries, state[SPLIT])
+    lines = np.empty(BLOCK + AHEAD, np.uint64)
+    for start in range(0, keys.size, BLOCK):
+        end = min(start + BLOCK, keys.size)
+        begin_search(entries, keys[start:end], geometry, lines)
+        for i in range(start, end):
+            prefetch(entries, lines[i - start + AHEAD], 0)
+            row, line = search_from(entries, lines[i - start], geometry.mask, keys[i])
+            number = numbers[i]
+            if row >= 0 or number < 0 or number >= flags.size or flags[number] != 0:
+                return i
+            put(entries, line, keys[i], number)
+            rows.keys[number], flags[number] = keys[i], WRITTEN
+            state[NUM_ROWS] += 1
+            state[NUM_TOUCHED] = max(state[NUM_TOUCHED], number + 1)
+    return keys.size
+
+
+@njit(cache=True, nogil=True)
+def free_holes(rows: RowArrays) -> None:
+    """Make the rows that `put_batch` left out free ones, of a table that had no rows before."""
+    for row in range(rows.state[NUM_TOUCHED] - 1, -1, -1):
+        if rows.flags[row] == 0:
+            rows.keys[row] = rows.state[FIRST_FREE]
+            rows.state[FIRST_FREE] = row + 1
+
+
+@njit(cache=True, nogil=True)
 def remove_batch(rows: RowArrays, keys: Int64Array, removed: Int64Array) -> int:
     """Remove keys; write those that had a row to removed, int64[n], and return how many."""
     entries, state = rows.entries, rows.state

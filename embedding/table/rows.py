@@ -32,6 +32,8 @@ from embedding.table.row_arrays import (
     SPLIT,
     RowArrays,
     add_batch,
+    free_holes,
+    put_batch,
     remove_batch,
     take_frozen,
 )
@@ -204,6 +206,9 @@ class Rows:
             )
         if self.tiered is not None:
             self.tiered.make_room(len(self) + num_keys)
+        self._grow_index(num_keys)
+
+    def _grow_index(self, num_keys: int) -> None:
         while not self._has_room(num_keys):
             self._continue_doubling(len(self.arrays.entries))
             entries = self._entries[: 2 * len(self.arrays.entries)]
@@ -258,6 +263,21 @@ class Rows:
         rows = np.empty(keys.size, np.int64)
         add_batch(self.arrays, keys, rows)
         return rows
+
+    def put(self, keys: Int64Array, numbers: Int64Array) -> None:
+        """Give new keys the rows of some numbers, of a table that is being filled.
+
+        Raises:
+            ValueError: a key has a row, or a row another key; of that table nothing is of use then.
+        """
+        self._grow_index(keys.size)
+        most = int(numbers.max(initial=0))
+        if most >= self._room.rows or put_batch(self.arrays, keys, numbers) < keys.size:
+            raise ValueError(f"rows of {self._name} with numbers to {most} are not each there once")
+
+    def end_putting(self) -> None:
+        """Let rows be added again."""
+        free_holes(self.arrays)
 
     def remove(self, keys: Int64Array) -> Int64Array:
         """Remove keys and free their rows; return those that had one, in the order given."""

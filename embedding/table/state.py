@@ -13,16 +13,19 @@ from embedding.optimizers.rule import rule_for
 from embedding.spec.admission import BloomAdmission, CounterAdmission
 from embedding.spec.table import TableSpec
 from embedding.spec.tiers import Tiers
+from embedding.table.adopting import Adoption
 from embedding.table.bloom import BloomBlocks, BloomFilter
 from embedding.table.buckets import ALL_BUCKETS, bucket_parts, check_buckets
 from embedding.table.frozen import FrozenTable
 from embedding.table.inspection import RankBy, TopRows, frequency_histogram
 from embedding.table.others import count_own, keys_of_others, of_own, owned
+from embedding.table.placed_rows import PlacedRows
 from embedding.table.precision import kind_of, stored_width
 from embedding.table.reservation import NO_BUDGET, Budget
 from embedding.table.row_arrays import FREQUENCY, VERSION, RowArrays
 from embedding.table.rows import METADATA_BYTES, Rows
 from embedding.table.sharing import budget_alone
+from embedding.table.tier_extents import Digest, HeldExtents
 from embedding.table.tiered_values import TieredValues, TierFigures
 from embedding.table.transfer import read_rows, write_rows
 
@@ -197,6 +200,10 @@ class TableState:
     def expect_rows(self, num_rows: int) -> None:
         """Let an empty table take about so many rows without its index having to grow for them."""
         self._rows.expect(num_rows)
+
+    def adoption(self) -> Adoption | None:
+        """Return what takes rows in extents into this table, if it has tiers and no rows."""
+        return None if self._rows.tiered is None or len(self._rows) else Adoption(self._rows)
 
     def import_rows(self, entries: TableEntries) -> None:
         """Insert or overwrite rows; a counter of the same key is removed.
@@ -375,7 +382,7 @@ class TableState:
         if changed_only and self._removed:
             removed = self._mine(np.unique(np.concatenate(self._removed)))
         self._removed, self._num_removed = [], 0
-        own = self._own
+        own, tiered = self._own, self._rows.tiered
         return FrozenTable(
             self._rows.freeze(changed_only=changed_only, own=own),
             self._counters.freeze(changed_only=changed_only, own=own),
@@ -383,7 +390,31 @@ class TableState:
             removed,
             self._read,
             changed_only=changed_only,
+            held=None if tiered is None or changed_only else tiered.hold(),
+            num_placed=0 if tiered is None else tiered.figures().disk_rows,
+            place=self._place,
         )
+
+    def _place(
+        self, arrays: RowArrays, rows: Int64Array, held: HeldExtents
+    ) -> tuple[Int64Array, PlacedRows]:
+        """Return the rows that are not in some extents, and those that are."""
+        tiered = self._rows.tiered
+        if tiered is None or arrays.values is not tiered.memory:
+            return rows, PlacedRows.none()
+        records = tiered.records_in(held, rows)
+        there = records >= 0
+        placed, n = rows[there], int(there.sum())
+        usage = np.zeros((n, 2), np.int64)
+        if self.spec.track_usage:
+            usage = arrays.metadata[placed]
+        frequency, version = np.ascontiguousarray(usage.T)
+        return rows[~there], PlacedRows(records[there], arrays.keys[placed], frequency, version)
+
+    def digest_segments(self, digest: Digest) -> None:
+        """Have a digest computed of what is written to a disk, so that a cut can refer to it."""
+        if self._rows.tiered is not None:
+            self._rows.tiered.digest_segments(digest)
 
     # Questions --------------------------------------------------------------------------------
 

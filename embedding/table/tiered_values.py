@@ -8,6 +8,7 @@ the file. Which ones those are changes no value.
 
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from embedding.kernels.row_copy import copy_rows
 from embedding.spec.tiers import Tiers
 from embedding.table.precision import read_vectors
 from embedding.table.reservation import reserve
+from embedding.table.tier_extents import Digest, HeldExtents
 from embedding.table.tier_file import BLOCK_BYTES, BUFFERS, TierFile, layout_of
 from embedding.table.tier_slots import (
     NUM_AHEAD,
@@ -267,6 +269,57 @@ class TieredValues:
     def _free_slots(self, number: int) -> None:
         while not demote(self.slots, self._file.arrays, self.memory, number):
             self._file.open_next(self.slots)
+
+    # What somebody wants to keep --------------------------------------------------------------
+
+    def digest_segments(self, digest: Digest) -> None:
+        """Compute a digest of what is written from now on, so that it can be kept."""
+        self._file.digest = digest
+
+    def hold(self) -> HeldExtents | None:
+        """Return the extents that are there, see `TierFile.hold`."""
+        return self._file.hold()
+
+    def records_in(self, held: HeldExtents, rows: Int64Array) -> Int64Array:
+        """Return where rows are in extents that are held, as their records follow one another.
+
+        Returns:
+            int64[n], -1 of a row that is elsewhere.
+        """
+        found = np.full(rows.size, -1, np.int64)
+        places = self.slots.places[rows].astype(np.int64)
+        away = np.flatnonzero(places < 0)
+        records, per_segment = -(places[away] + 1), held.per_segment
+        numbers, at = self._file.numbers_of(records // per_segment)
+        extents = np.searchsorted(held.numbers, numbers)
+        extents[extents == held.numbers.size] = 0
+        there = held.numbers[extents] == numbers if held.numbers.size else numbers < 0
+        segments = held.first_segments[extents[there]] + at[there]
+        found[away[there]] = segments * per_segment + records[there] % per_segment
+        return found
+
+    def can_adopt(self, path: Path, segment_bytes: int) -> bool:
+        """Return whether an extent can be taken as it lies, see `TierFile.can_adopt`."""
+        return self._file.can_adopt(path, segment_bytes)
+
+    def adopt_extent(self, path: Path, digests: list[bytes]) -> list[int]:
+        """Take an extent as it lies, see `TierFile.adopt`."""
+        return self._file.adopt(path, digests)
+
+    def adopt(self, rows: Int64Array, segment: int, records: Int64Array) -> None:
+        """Say of rows that have no values that these are in records of a segment.
+
+        Args:
+            records: int64[n], of those of the segment, each once.
+        """
+        arrays = self._file.arrays
+        self.slots.places[rows] = -(segment * arrays.per_segment + records + 1)
+        arrays.live[segment] += rows.size
+        arrays.state[NUM_LIVE] += rows.size
+
+    def end_adoption(self) -> None:
+        """Make room for what is written from now on, see `TierFile.end_adoption`."""
+        self._file.end_adoption()
 
     # Questions --------------------------------------------------------------------------------
 

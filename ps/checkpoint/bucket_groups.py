@@ -11,7 +11,7 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.kernels.lines import copy_row
-from embedding.kernels.mixing import NUM_BUCKETS, bucket_of
+from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
@@ -46,6 +46,8 @@ class BucketGroups:
         widths: of the float32 columns.
         max_bytes: of all buffers together.
         take: is given each full buffer, to be read before it returns.
+        by_key: whether groups are of buckets; else of the first column itself, and `buckets` are
+            the bounds of that.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class BucketGroups:
         widths: Sequence[int],
         max_bytes: int,
         take: Callable[[Group], None],
+        by_key: bool = True,
     ) -> None:
         row_bytes = 8 * num_numbers + 4 * sum(widths)
         wanted = min(num_rows * row_bytes // _LEAST_PART_BYTES, MAX_GROUPS, buckets[1] - buckets[0])
@@ -65,9 +68,11 @@ class BucketGroups:
         at_most = min(max_bytes // groups, _MOST_PART_BYTES) // row_bytes
         self._capacity = max(1, min(at_most, num_rows))
         self._edges = edges.tolist()
-        self._group_of = np.zeros(NUM_BUCKETS, np.uint8)
-        for group, (first, end) in enumerate(zip(self._edges, self._edges[1:], strict=False)):
-            self._group_of[first:end] = group
+        self._group_of: npt.NDArray[np.uint8] | None = None
+        if by_key:
+            self._group_of = np.zeros(NUM_BUCKETS, np.uint8)
+            for group, (first, end) in enumerate(zip(self._edges, self._edges[1:], strict=False)):
+                self._group_of[first:end] = group
         shape = groups, self._capacity
         self._numbers = [np.empty(shape, np.int64) for _ in range(num_numbers)]
         self._floats = [np.empty((*shape, width), np.float32) for width in widths]
@@ -78,14 +83,18 @@ class BucketGroups:
         """Take rows, each with all of its columns.
 
         Args:
-            numbers: int64[n] each; the first are the keys.
+            numbers: int64[n] each; the first are the keys, or what else groups are of.
             floats: float32[n, width] each, one column after another in one array or several.
         """
         keys = numbers[0]
+        if self._group_of is None:
+            groups = (np.searchsorted(self._edges, keys, "right") - 1).astype(np.uint8)
+        else:
+            groups = self._group_of[buckets_of(keys)]
         places = np.empty(keys.size, np.int64)
         start = 0
         while start < keys.size:
-            end = _assign(keys, start, self._group_of, self._filled, self._capacity, places)
+            end = _assign(groups, start, self._filled, self._capacity, places)
             for source, target in zip(numbers, self._numbers, strict=True):
                 _scatter_numbers(source, start, end, places, target.reshape(-1))
             self._scatter(floats, start, end, places)
@@ -128,25 +137,24 @@ class BucketGroups:
 
 @njit(cache=True, nogil=True)
 def _assign(
-    keys: Int64Array,
+    groups: npt.NDArray[np.uint8],
     start: int,
-    group_of: npt.NDArray[np.uint8],
     filled: Int64Array,
     capacity: int,
     places: Int64Array,
 ) -> int:
-    """Give each key from `start` a place among those of all groups, one group after another.
+    """Give each row from `start` a place among those of all groups, one group after another.
 
     Returns:
         the end, or the first one that has no room.
     """
-    for i in range(start, keys.size):
-        group = group_of[bucket_of(keys[i])]
+    for i in range(start, groups.size):
+        group = groups[i]
         if filled[group] == capacity:
             return i
         places[i] = np.int64(group) * capacity + filled[group]
         filled[group] += 1
-    return keys.size
+    return groups.size
 
 
 @njit(cache=True, nogil=True)

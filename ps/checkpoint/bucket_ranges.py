@@ -11,6 +11,7 @@ from embedding.table.buckets import bucket_parts
 from ps.checkpoint.read import CheckpointReader
 
 _RANGE_BYTES = 128 << 20
+_RANGE_BYTES_OF_EXTENTS = 1 << 30  # which are read as often as there are ranges
 
 
 def ranges_of(table: str, *readers: CheckpointReader) -> list[tuple[int, int]]:
@@ -22,7 +23,8 @@ def ranges_of(table: str, *readers: CheckpointReader) -> list[tuple[int, int]]:
         for entry in files.manifest.files
         if entry.path.startswith(f"tables/{table}/")
     )
-    return bucket_parts(num_bytes, _RANGE_BYTES)
+    in_extents = any(files.has_extents(table) for reader in readers for files in reader.chain)
+    return bucket_parts(num_bytes, _RANGE_BYTES_OF_EXTENTS if in_extents else _RANGE_BYTES)
 
 
 def rows_of(reader: CheckpointReader, spec: TableSpec, buckets: tuple[int, int]) -> TableEntries:

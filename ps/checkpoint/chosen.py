@@ -35,7 +35,7 @@ class Chosen:
         runs = runs_of(own)
         if len(runs) <= MOST_RANGES:
             return cls(own, tuple(runs), True)
-        return cls(own, ((runs[0][0], runs[-1][1]),), False)
+        return cls(own, tuple(runs), True)._spanned()
 
     def num_rows(self, reader: CheckpointReader, table: TableSpec) -> int:
         """Return about how many rows of a table there are, as `CheckpointReader.num_rows`."""
@@ -44,12 +44,24 @@ class Chosen:
         return found if self.is_exact else round(found * int(self.own.sum()) / max(size, 1))
 
     def entries(
-        self, reader: CheckpointReader, table: TableSpec, *, counters: bool = True
+        self,
+        reader: CheckpointReader,
+        table: TableSpec,
+        *,
+        counters: bool = True,
+        without: str | None = None,
     ) -> Iterator[TableEntries | CounterEntries]:
-        """Read the rows and counters of a table, each key once."""
-        for part in self.ranges:
-            for found in reader.entries(table, part, counters=counters):
-                yield self.own_entries(found)
+        """Read the rows and counters of a table, each key once; see `CheckpointReader.entries`."""
+        # A segment of an extent has rows of all buckets, and is to be read once.
+        of_all = len(self.ranges) > 1 and reader.has_extents(table)
+        chosen = self._spanned() if of_all else self
+        for part in chosen.ranges:
+            for found in reader.entries(table, part, counters=counters, without=without):
+                yield chosen.own_entries(found)
+
+    def _spanned(self) -> "Chosen":
+        """Return the same buckets as parts of one range."""
+        return Chosen(self.own, ((self.ranges[0][0], self.ranges[-1][1]),), False)
 
     def bloom_blocks(self, reader: CheckpointReader, table: TableSpec) -> Iterator[BloomBlocks]:
         """Read the blocks of a table's Bloom filter."""

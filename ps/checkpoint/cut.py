@@ -23,9 +23,12 @@ from embedding.arrow import COUNTER_SCHEMA, list_column, row_schema
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
 from embedding.spec.admission import BloomAdmission
 from embedding.table.bloom import reserved_bytes
+from embedding.table.placed_rows import PlacedRows
+from embedding.table.tier_extents import HeldExtents
 from ps.checkpoint.bucket_groups import BucketGroups, Group
 from ps.checkpoint.file_parts import FileEntry, FilePart
 from ps.checkpoint.pace import Pace
+from ps.checkpoint.placed import can_refer, extents_of, keep_extents, placed_schema
 from ps.checkpoint.write import (
     REMOVED_SCHEMA,
     Compression,
@@ -43,7 +46,8 @@ from runtime.places import Place, place_of
 
 Int64Array = npt.NDArray[np.int64]
 Locked = Callable[[], AbstractContextManager[None]]
-Piece = TypeVar("Piece", TableEntries, CounterEntries, BloomBlocks)
+Columns = TableEntries | CounterEntries | BloomBlocks | PlacedRows
+Piece = TypeVar("Piece", TableEntries, CounterEntries, BloomBlocks, tuple[TableEntries, PlacedRows])
 
 BUFFER_BYTES = 64 << 20
 MOST_SAVED_BYTES = 64 << 20
@@ -52,6 +56,7 @@ _PIECE_BYTES = 1 << 20  # that is copied at once, with the lock held
 _BLOOM_PART_BYTES = 8 << 20
 _REMOVED_AT_ONCE = 1 << 20
 _PIECES_AHEAD = 2
+_PLACED_BYTES = 32  # of a row in `PlacedRows`
 
 
 class FrozenTable(Protocol):
@@ -59,13 +64,17 @@ class FrozenTable(Protocol):
 
     removed: Int64Array
     num_rows: int
+    num_placed: int
     num_counters: int
     num_blocks: int
+    held: HeldExtents | None
 
     @property
     def saved_bytes(self) -> int: ...
 
     def rows(self, max_rows: int) -> Iterator[TableEntries]: ...
+
+    def rows_and_places(self, max_rows: int) -> Iterator[tuple[TableEntries, PlacedRows]]: ...
 
     def counters(self, max_rows: int) -> Iterator[CounterEntries]: ...
 
@@ -133,7 +142,7 @@ class CutWriter:
         self, tables: Iterable[FrozenTable], dense: npt.NDArray[np.float32]
     ) -> list[FileEntry]:
         self._tables = tables = list(tables)
-        self._pace.begin(sum(map(_num_bytes, self._store.tables, tables)))
+        self._pace.begin(sum(map(self._num_bytes, self._store.tables, tables)))
         # Filters first: every key that is counted changes a block of one, and what is saved of them
         # is kept until all are read.
         for spec, table in zip(self._store.tables, tables, strict=True):
@@ -149,16 +158,37 @@ class CutWriter:
         self._entries.append(write_parts_list(self._root, self._suffix, self._parts, self._flushes))
         return self._entries
 
+    def _num_bytes(self, spec: TableSpec, table: FrozenTable) -> int:
+        """Return the bytes of all pieces of a table, about."""
+        block_bytes = 0
+        if isinstance(spec.admission, BloomAdmission):
+            block_bytes = reserved_bytes(spec.admission) // NUM_BUCKETS + 8
+        placed = table.num_placed if can_refer(table.held, self._root) else 0
+        return (
+            (table.num_rows - placed) * _row_bytes(spec)
+            + placed * _PLACED_BYTES
+            + table.num_counters * 24
+            + table.num_blocks * block_bytes
+        )
+
     def _write_table(self, spec: TableSpec, table: FrozenTable) -> None:
         rule = rule_for(spec.optimizer, sparse=True)
         widths = [spec.dim, *(slot.width(spec.dim) for slot in rule.slots)]
         schema = row_schema(spec)
+        at_once, usage = max(1, _PIECE_BYTES // _row_bytes(spec)), 2 * spec.track_usage
         with self._file(spec, "rows", schema) as writer:
             groups = self._groups(writer, schema, table.num_rows, widths)
-            pieces = table.rows(max(1, _PIECE_BYTES // _row_bytes(spec)))
-            for rows in self._pieces(pieces):
+
+            def add(rows: TableEntries) -> None:
                 numbers = [rows.keys, rows.frequency, rows.version]
-                groups.add(numbers[: 3 if spec.track_usage else 1], rows.vectors, rows.slots)
+                groups.add(numbers[: 1 + usage], rows.vectors, rows.slots)
+
+            held = None if self._changed_only else table.held
+            if held is not None and can_refer(held, self._root):
+                self._write_placed(spec, table.rows_and_places(at_once), held, add)
+            else:
+                for rows in self._pieces(table.rows(at_once)):
+                    add(rows)
             groups.finish()
         if table.num_counters:
             with self._file(spec, "counters", COUNTER_SCHEMA) as writer:
@@ -172,6 +202,30 @@ class CutWriter:
                 for start in range(0, keys.size, _REMOVED_AT_ONCE):
                     part = pa.array(keys[start : start + _REMOVED_AT_ONCE])
                     writer.write(pa.record_batch([part], schema=REMOVED_SCHEMA))
+
+    def _write_placed(
+        self,
+        spec: TableSpec,
+        pieces: Iterator[tuple[TableEntries, PlacedRows]],
+        held: HeldExtents,
+        add: Callable[[TableEntries], None],
+    ) -> None:
+        """Write where rows are in extents, which get another name; give the others to `add`."""
+        assert isinstance(self._root, Path), "only files have more than one name"
+        schema, used = placed_schema(spec), np.zeros(len(held.extents), np.bool_)
+        with self._file(spec, "placed", schema) as writer:
+            groups = self._groups(writer, schema, held.num_records, [], (0, held.num_records))
+            for rows, placed in self._pieces(pieces):
+                if rows.keys.size:
+                    add(rows)
+                used[extents_of(held, placed.records)] = True
+                numbers = [placed.records, placed.keys, placed.frequency, placed.version]
+                groups.add(numbers[: len(schema)])
+            groups.finish()
+        folder = Path("tables") / spec.name
+        for entry, parts in keep_extents(held, self._root, folder, self._suffix, used.tolist()):
+            self._entries.append(entry)
+            self._parts += parts
 
     def _write_filter(self, spec: TableSpec, table: FrozenTable) -> None:
         if isinstance(spec.admission, BloomAdmission):
@@ -195,9 +249,18 @@ class CutWriter:
         self._entries.append(writer.entry)
 
     def _groups(
-        self, writer: PartsWriter, schema: pa.Schema, num_rows: int, widths: list[int]
+        self,
+        writer: PartsWriter,
+        schema: pa.Schema,
+        num_rows: int,
+        widths: list[int],
+        records: tuple[int, int] | None = None,
     ) -> BucketGroups:
-        """Return buffers that are written where they are full."""
+        """Return buffers that are written where they are full.
+
+        Args:
+            records: [first, end) of all, where groups are of these and not of buckets.
+        """
 
         def take(group: Group) -> None:
             columns = [pa.array(numbers) for numbers in group.numbers]
@@ -205,12 +268,13 @@ class CutWriter:
             writer.write(pa.record_batch(columns, schema=schema), group.buckets)
 
         return BucketGroups(
-            self._buckets,
+            self._buckets if records is None else records,
             num_rows,
             num_numbers=len(schema) - len(widths),
             widths=widths,
             max_bytes=BUFFER_BYTES,
             take=take,
+            by_key=records is None,
         )
 
     def _pieces(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
@@ -233,17 +297,9 @@ def _row_bytes(spec: TableSpec) -> int:
     return 24 + 4 * rule_for(spec.optimizer, sparse=True).row_width(spec.dim)
 
 
-def _num_bytes(spec: TableSpec, table: FrozenTable) -> int:
-    """Return the bytes of all pieces of a table."""
-    block_bytes = 0
-    if isinstance(spec.admission, BloomAdmission):
-        block_bytes = reserved_bytes(spec.admission) // NUM_BUCKETS + 8
-    return (
-        table.num_rows * _row_bytes(spec) + table.num_counters * 24 + table.num_blocks * block_bytes
-    )
-
-
-def _nbytes(piece: TableEntries | CounterEntries | BloomBlocks) -> int:
+def _nbytes(piece: Columns | tuple[Columns, ...]) -> int:
+    if isinstance(piece, tuple):
+        return sum(map(_nbytes, piece))
     return sum(getattr(piece, name).nbytes for name in piece.__slots__)
 
 

@@ -4,9 +4,9 @@
 
 Every shard lists the parts of its files in such a file. A part is one batch of the Arrow file
 `path`, the first part with all that comes before it: rows of buckets [first, end), of dense/ the
-blocks. Parts follow one another from the start of the file; after the last one is Arrow's footer,
-without which they can be read. In a sorted checkpoint they come by ascending buckets, and no two
-have one in common.
+blocks, of `placed` the records. Of an extent, see `placed`, it is a segment. Parts follow one
+another from the start of the file; after the last one is Arrow's footer, without which they can be
+read. In a sorted checkpoint they come by ascending buckets, and no two have one in common.
 """
 
 import contextlib
@@ -32,6 +32,7 @@ from runtime.places import NoFileError, Place
 
 PARTS = "parts-"
 MAX_PARTS_BYTES = 256 << 20
+MAX_RECORDS = 1 << 33  # of all extents of a table on a shard
 MAX_PART_BYTES = 1 << 31  # read at once; those that are written have 8 MiB, or one Bloom block
 
 
@@ -153,7 +154,7 @@ def parts_by_file(
             raise ValueError(f"parts of {path!r}, which the manifest does not list")
     kinds: dict[str, list[FilePart]] = defaultdict(list)
     for path, entry in entries.items():
-        limit = num_blocks if path.startswith("dense/") else NUM_BUCKETS
+        limit = {"blocks": num_blocks, "buckets": NUM_BUCKETS, "records": MAX_RECORDS}[_unit(path)]
         _check_parts(entry, found[path], limit, in_order=in_order)
         kinds[path.rsplit("-", 3)[0]] += found[path]
     for of_kind in kinds.values() if in_order else ():
@@ -187,7 +188,9 @@ def _check_parts(entry: FileEntry, parts: list[FilePart], limit: int, *, in_orde
 
 
 def _unit(path: str) -> str:
-    return "blocks" if path.startswith("dense/") else "buckets"
+    if path.startswith("dense/"):
+        return "blocks"
+    return "records" if path.rpartition("/")[2].startswith("placed-") else "buckets"
 
 
 def _described(part: FilePart) -> str:

@@ -27,6 +27,8 @@ from ps.checkpoint.file_parts import (
 )
 from ps.checkpoint.manifest import MANIFEST, read_manifest
 from ps.checkpoint.part_reading import MAGIC_BYTES, PartReading
+from ps.checkpoint.placed import segments_of
+from ps.checkpoint.placed_reading import PlacedReading
 from ps.checkpoint.record_batches import MAX_BATCH_BYTES, batches_of
 from ps.spec import StoreSpec
 from runtime.places import OpenFile, Place, is_file, open_at, sizes_of
@@ -89,11 +91,47 @@ class CheckpointFiles:
             )
 
     def batches(
-        self, prefix: str, schema: pa.Schema, wanted: tuple[int, int]
+        self, prefix: str, schema: pa.Schema, wanted: tuple[int, int], *, without: str | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Read what some files have of buckets, of dense/ of blocks, [first, end)."""
+        """Read what some files have of buckets, of dense/ of blocks, [first, end).
+
+        Rows of a table whose values are in extents are among its rows.
+
+        Args:
+            without: a file that says what is in extents, and is not to be read.
+        """
         with self._unless_removed():
             yield from self._batches(prefix, schema, wanted)
+            folder, _, kind = prefix.rpartition("/")
+            if kind == "rows-" and folder.startswith("tables/"):
+                for reading in self.placed(folder.removeprefix("tables/")):
+                    if reading.index.path != without:
+                        yield from reading.batches(wanted)
+
+    def has_extents(self, table: str) -> bool:
+        """Return whether values of rows of a table are in extents."""
+        return f"tables/{table}/placed" in self._by_kind
+
+    def placed(self, table: str) -> Iterator[PlacedReading]:
+        """Yield what each shard has of the rows of a table in extents."""
+        folder, parts = f"tables/{table}", self._parts or {}
+        for index in self._by_kind.get(f"{folder}/placed", ()):
+            spec = next(each for each in self.store.tables if each.name == table)
+            of_shard = index.path.rpartition("placed")[2].removesuffix(".arrow")
+            of_table = [e for e in self.manifest.files if e.path.startswith(f"{folder}/")]
+            with naming(self.directory / index.path):
+                shard = int(of_shard.split("-")[1])
+                segments = segments_of(of_table, parts, f"{of_shard}.bin")
+            yield PlacedReading(
+                self.directory,
+                shard,
+                spec,
+                index,
+                parts.get(index.path, []),
+                segments,
+                self.manifest.format_version,
+                self._has_read,
+            )
 
     @contextlib.contextmanager
     def _unless_removed(self) -> Iterator[None]:
@@ -138,6 +176,9 @@ class CheckpointFiles:
             for part in parts.get(entry.path, ()):
                 both = min(part.end, end) - max(part.first, first)
                 found += part.rows * max(0, both) / (part.end - part.first)
+        if prefix.endswith("/rows-"):
+            placed = self._by_kind.get(f"{prefix.removesuffix('rows-')}placed", ())
+            found += sum(entry.rows for entry in placed) * (end - first) / NUM_BUCKETS
         return round(found)
 
     @cached_property

@@ -8,12 +8,16 @@ from typing import Any, Literal
 
 from ps.checkpoint.checksums import TREE_VERSION
 from ps.checkpoint.file_parts import CheckpointError, FileEntry
+from ps.checkpoint.placed import is_extent
 from ps.checkpoint.sealed_json import SEAL, seal_of, sealed_text, unsealed
 from runtime.places import NoFileError, Place, open_at, place_of, sizes_of, write_text_at
 from runtime.typed import decoder_of, field_values
 
 FORMAT = "synchromesh-checkpoint"
 FORMAT_VERSION = 3
+EXTENTS_VERSION = 4
+"""Of a checkpoint that has extents, which is as one of version 3 beside them."""
+
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
 
@@ -51,7 +55,7 @@ class Manifest:
         training: how far the job was, for itself to go on; empty where that was not kept.
         sorted: whether rows lie by bucket and key; of a cut they lie by groups of buckets only.
         format_version: of its files, which says what their checksums are; what is written has the
-            newest.
+            lowest that says what is in it.
     """
 
     kind: Literal["full", "delta"]
@@ -86,7 +90,9 @@ def write_manifest(directory: str | Place, manifest: Manifest) -> str:
                 f" {entry.bytes}. run.dir, or checkpoint.path, must be one place that every node"
                 " sees"
             )
-    data = {"format": FORMAT, **asdict(manifest), "format_version": FORMAT_VERSION}
+    has_extents = any(is_extent(entry.path) for entry in manifest.files)
+    version = EXTENTS_VERSION if has_extents else FORMAT_VERSION
+    data = {"format": FORMAT, **asdict(manifest), "format_version": version}
     text, seal = sealed_text(data)
     write_text_at(root / MANIFEST, text)
     return seal
@@ -123,9 +129,9 @@ def parse_manifest(text: bytes, path: Place) -> tuple[Manifest, str]:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     del data["format"]
     version = data.get("format_version")
-    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+    if type(version) is not int or not 1 <= version <= EXTENTS_VERSION:
         raise CheckpointError(
-            f"{path} has format version {version}, this software reads 1 to {FORMAT_VERSION}"
+            f"{path} has format version {version}, this software reads 1 to {EXTENTS_VERSION}"
         )
     if version != 1 and not is_sealed:
         raise CheckpointError(f"{path} is damaged: it lacks its checksum")

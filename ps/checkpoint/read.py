@@ -1,5 +1,6 @@
 """Read a checkpoint, of a delta with all that it lies on, as if it were one full checkpoint."""
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -100,8 +101,13 @@ class CheckpointReader:
         *,
         rows: bool = True,
         counters: bool = True,
+        without: str | None = None,
     ) -> Iterator[TableEntries | CounterEntries]:
-        """Read the rows and the counters of a table in some buckets, each key once."""
+        """Read the rows and the counters of a table in some buckets, each key once.
+
+        Args:
+            without: a file that says what is in extents, and is not to be read.
+        """
         folder = f"tables/{table.name}"
         schema = row_schema(table)
         seen = KeySet()
@@ -114,7 +120,7 @@ class CheckpointReader:
             ):
                 if not (wanted or names):
                     continue
-                for batch in files.batches(f"{folder}/{kind}-", columns, buckets):
+                for batch in files.batches(f"{folder}/{kind}-", columns, buckets, without=without):
                     new = _unseen(batch, seen)
                     if names:
                         seen.add(batch.column(0).to_numpy())
@@ -125,6 +131,19 @@ class CheckpointReader:
                     else:
                         yield counters_from_arrow(new)
 
+    def named_above(self, table: TableSpec) -> KeySet:
+        """Return the keys of a table that deltas name, which hides what the full one says."""
+        seen, folder = KeySet(), f"tables/{table.name}"
+        kinds = (
+            ("rows", row_schema(table)),
+            ("counters", COUNTER_SCHEMA),
+            ("removed", REMOVED_SCHEMA),
+        )
+        for files, (kind, columns) in itertools.product(self.chain[:-1], kinds):
+            for batch in files.batches(f"{folder}/{kind}-", columns, ALL_BUCKETS):
+                seen.add(batch.column(0).to_numpy())
+        return seen
+
     @property
     def num_deltas(self) -> int:
         """How many deltas lie on one another here: 0 of a full checkpoint."""
@@ -132,7 +151,7 @@ class CheckpointReader:
 
     def can_bear(self, store: StoreSpec) -> bool:
         """Whether a delta of a store may lie on it: shards may be others, tables are the same."""
-        return self.manifest.format_version == FORMAT_VERSION and same_tables(self.store, store)
+        return self.manifest.format_version >= FORMAT_VERSION and same_tables(self.store, store)
 
     def deltas_on(self, seal: str) -> list[CheckpointFiles] | None:
         """Return the deltas of the chain that came after a checkpoint, the oldest first.
@@ -154,6 +173,10 @@ class CheckpointReader:
         Of a chain those of the full one that it lies on.
         """
         return self.chain[-1].num_rows(f"tables/{table.name}/rows-", buckets)
+
+    def has_extents(self, table: TableSpec) -> bool:
+        """Return whether values of rows of a table are in extents, see `placed`."""
+        return any(files.has_extents(table.name) for files in self.chain)
 
     def bloom_blocks(
         self, table: TableSpec, buckets: tuple[int, int] = ALL_BUCKETS

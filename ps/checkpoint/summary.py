@@ -100,7 +100,8 @@ def overview_of(reader: CheckpointReader, spec: TableSpec) -> TableOverview:
         for entry in files.manifest.files:
             folder, _, name = entry.path.rpartition("/")
             if folder == f"tables/{spec.name}":
-                rows[name.split("-")[0]] += entry.rows
+                kind = name.split("-")[0]
+                rows["rows" if kind == "placed" else kind] += entry.rows
                 file_bytes += entry.bytes
     if len(reader.chain) > 1:
         rows = _counted(reader, spec)

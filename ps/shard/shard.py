@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding.spec.tiers import Tiers
-from embedding.table.links import make_variables
 from embedding.table.variable import EmbeddingVariable
 from ps.messages.exchange import Refusal, RefusalReason, Reply, Request
 from ps.messages.pull_push import ANY_STEP, Contribution, Pull, PullReply, PushReply
@@ -35,6 +34,7 @@ from ps.shard.facts import ShardCounts, ShardFacts
 from ps.shard.frozen import FrozenShard
 from ps.shard.journal import Journal
 from ps.shard.loads import BucketLoads
+from ps.shard.making import tables_of
 from ps.shard.merge import merge
 from ps.shard.message_checks import what_does_not_fit
 from ps.shard.record_checks import what_is_wrong, what_is_wrong_in_sum
@@ -150,8 +150,7 @@ class Shard:
         return self.tables if self.fenced else self._make_tables()
 
     def _make_tables(self) -> list[EmbeddingVariable]:
-        # Workers push finite gradients only, but the sum of some may overflow.
-        return make_variables(self.spec.tables, on_non_finite="skip", tiers=self._tiers)
+        return tables_of(self.spec, self._tiers)
 
     def drop(self, tables: list[EmbeddingVariable]) -> None:
         """Give up what `empty_tables` gave, of a state that could not be made."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from embedding.spec.table import TableSpec
 from embedding.spec.tiers import Tiers
 from embedding.table.precision import stored_width
-from embedding.table.tier_file import TierError, check_folder
+from embedding.table.tier_extents import TierError, check_folder
 from embedding.table.tiered_values import shares_of
 from scheduler.driver.launch import starts_ray
 from scheduler.job.errors import ConfigError

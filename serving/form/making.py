@@ -217,7 +217,7 @@ def _write_base_table(
 ) -> None:
     name = f"tables/{spec.name}"
     keeps, least = keeps_counters(spec, counting)
-    most_rows = _listed(reader, f"{name}/rows-")
+    most_rows = _listed(reader, f"{name}/rows-") + _listed(reader, f"{name}/placed-")
     most = most_rows + (_listed(reader, f"{name}/counters-") if keeps else 0)
     keys_rowless: list[Int64Array] = []
     counts: list[Int64Array] = []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from embedding.kernels import disk_reads
-from embedding.kernels.disk_reads import Layout, aligned, read_records
+from embedding.kernels.disk_reads import Layout, aligned, one_file, read_records
 
 WIDTH = 100
 LAYOUT = Layout(per_block=10, record_words=WIDTH + 1, block_words=1024)
@@ -44,7 +44,7 @@ def test_every_record_comes_in_its_place(file: int, count: int) -> None:
     numbers = np.random.default_rng(count).integers(0, BLOCKS * LAYOUT.per_block, count)
     records = np.zeros((count, WIDTH), np.float32)
 
-    read_records(file, LAYOUT, numbers, records)
+    read_records(one_file(file), LAYOUT, numbers, records)
 
     assert np.array_equal(records, np.broadcast_to(numbers[:, None], records.shape))
 
@@ -53,7 +53,7 @@ def test_every_record_comes_in_its_place(file: int, count: int) -> None:
 def test_a_file_that_ends_before_is_told(file: int) -> None:
     numbers = np.array([5, BLOCKS * LAYOUT.per_block + 3])
     with pytest.raises(OSError, match="it ends before what was written to it"):
-        read_records(file, LAYOUT, numbers, np.zeros((2, WIDTH), np.float32))
+        read_records(one_file(file), LAYOUT, numbers, np.zeros((2, WIDTH), np.float32))
 
 
 @pytest.mark.usefixtures("queue")
@@ -61,6 +61,8 @@ def test_what_the_system_says_is_told() -> None:
     descriptor = os.open(os.devnull, os.O_WRONLY)
     try:
         with pytest.raises(OSError, match="Bad file descriptor"):
-            read_records(descriptor, LAYOUT, np.arange(3), np.zeros((3, WIDTH), np.float32))
+            read_records(
+                one_file(descriptor), LAYOUT, np.arange(3), np.zeros((3, WIDTH), np.float32)
+            )
     finally:
         os.close(descriptor)

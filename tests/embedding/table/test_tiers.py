@@ -12,7 +12,7 @@ import pytest
 
 from embedding import Adam, EmbeddingVariable, TableEntries, TableSpec, Tiers, step_scalars
 from embedding.table import tier_file
-from embedding.table.tier_file import TierError
+from embedding.table.tier_extents import TierError
 from embedding.table.tiered_values import TierFigures
 
 DIM = 61
@@ -50,7 +50,7 @@ def apply(table: EmbeddingVariable, keys: np.ndarray, step: int = 0) -> None:
     table.apply(keys, ones, gradients, None, step=step, scale=1.0, scalars=scalars)
 
 
-def test_the_file_is_in_no_folder(table: EmbeddingVariable, tmp_path: Path) -> None:
+def test_files_are_in_no_folder(table: EmbeddingVariable, tmp_path: Path) -> None:
     table.import_rows(rows_of(np.arange(1000)))
 
     figures = table.tiers()
@@ -60,7 +60,7 @@ def test_the_file_is_in_no_folder(table: EmbeddingVariable, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_file_is_closed_with_its_table(tmp_path: Path) -> None:
+def test_files_are_closed_with_their_table(tmp_path: Path) -> None:
     def opened() -> int:
         count = 0
         for name in os.listdir("/proc/self/fd"):
@@ -69,7 +69,8 @@ def test_the_file_is_closed_with_its_table(tmp_path: Path) -> None:
         return count
 
     table = EmbeddingVariable(SPEC, tiers=Tiers(memory_bytes=MEMORY_BYTES, path=str(tmp_path)))
-    assert opened() == 1
+    table.import_rows(rows_of(np.arange(1000)))
+    assert opened() > 1
     del table
     assert opened() == 0
 
@@ -222,7 +223,8 @@ def test_a_read_that_fails_is_told_with_table_and_folder(
     for write in tiered._file._writes:
         if write is not None:
             write.result()  # which would make the file longer again
-    os.truncate(f"/proc/self/fd/{tiered._file.descriptor}", 0)
+    for extent in filter(None, tiered._file._extents):
+        os.truncate(f"/proc/self/fd/{extent.descriptor}", 0)
 
     with pytest.raises(TierError, match=f"items can't read its rows below {tmp_path} .*it ends"):
         pull(table, np.arange(3000))

@@ -1,7 +1,7 @@
 """A job of shards of which cuts are written, in full or as deltas."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,20 @@ DENSE = 2500
 class CutJob:
     """A job of shards that is trained a step at a time, and of which cuts are written."""
 
-    tables = TABLES
     dense_size = DENSE
 
-    def __init__(self, small_job: Any, folder: Path, num_shards: int = 2) -> None:
-        self.job = small_job(TABLES, num_shards=num_shards, dense_size=DENSE)
+    def __init__(
+        self,
+        small_job: Any,
+        folder: Path,
+        num_shards: int = 2,
+        tables: Sequence[TableSpec] = TABLES,
+        keys: int = 400,
+        batch: int = 60,
+        **options: Any,
+    ) -> None:
+        self.tables, self._keys, self._batch = tables, keys, batch
+        self.job = small_job(tables, num_shards=num_shards, dense_size=DENSE, **options)
         self.folder = folder
         self.parent: Parent | None = None
         self.batches = self.cuts = 0
@@ -41,9 +50,10 @@ class CutJob:
         for _ in range(steps):
             batch = self.batches
             self.batches += 1
-            keys = [self._rng.zipf(1.4, 60) % 400 - 200 for _ in TABLES]
+            keys = [self._rng.zipf(1.4, self._batch) % self._keys - 200 for _ in self.tables]
             # Of rows alone: keys that go by what was counted of them need usage.
-            old = tuple(TableEviction(t, min_version=max(0, batch - 3)) for t in range(3))
+            tracked = [t for t, table in enumerate(self.tables) if table.track_usage]
+            old = tuple(TableEviction(t, min_version=max(0, batch - 3)) for t in tracked)
             self.job.train(batch, *keys, **({"evict": old} if evict else {}))
 
     def freeze(self, *, changed_only: bool) -> int:
@@ -93,3 +103,13 @@ class CutJob:
 @pytest.fixture
 def cut_job(small_job: Any, tmp_path: Path) -> CutJob:
     return CutJob(small_job, tmp_path)
+
+
+@pytest.fixture
+def make_cut_job(small_job: Any, tmp_path: Path) -> Callable[..., CutJob]:
+    """Makes a job of other tables."""
+
+    def make(tables: Sequence[TableSpec], **options: Any) -> CutJob:
+        return CutJob(small_job, tmp_path, tables=tables, **options)
+
+    return make

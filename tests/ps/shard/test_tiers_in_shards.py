@@ -10,7 +10,7 @@ import pytest
 
 from embedding import Adam, CounterAdmission, TableSpec, Tiers
 from embedding.table import tier_file
-from embedding.table.tier_file import TierError
+from embedding.table.tier_extents import TierError
 from ps.checkpoint.read import CheckpointReader
 from ps.checkpoint.restore import start_shard_from
 from ps.messages.exchange import Refusal
