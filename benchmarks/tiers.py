@@ -148,12 +148,9 @@ def main(argv: list[str] | None = None) -> int:
     budget = max(int(arguments.rows * row_bytes / arguments.times), 1 << 17)
     tiers = Tiers(memory_bytes=budget, path=arguments.path)
     if arguments.cuts:
-        folder = Path(tempfile.mkdtemp(prefix="tiers-", dir=arguments.path))
-        try:
-            measure_cuts(arguments.rows, arguments.dim, tiers, folder,
+        with tempfile.TemporaryDirectory(prefix="tiers-", dir=arguments.path) as cuts:
+            measure_cuts(arguments.rows, arguments.dim, tiers, Path(cuts),
                          repeats=arguments.repeats, seconds=arguments.seconds)  # fmt: skip
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
         return 0
     limit = disk_reads(arguments.path, 3 * arguments.dim, arguments.rows, arguments.seed)
     emit("disk random reads of 4 KiB", limit, "reads/s", under_way=256)

@@ -56,6 +56,7 @@ class SavedJob(CheckpointReader):
         *,
         rows: bool = True,
         counters: bool = True,
+        without: str | None = None,
     ) -> Iterator[TableEntries | CounterEntries]:
         if rows:
             entries = self._rows[table.name]

@@ -17,6 +17,7 @@ from ps.checkpoint.adapting import adapted, state_of
 from ps.checkpoint.chosen import Chosen
 from ps.checkpoint.errors import UnfitCheckpointError
 from ps.checkpoint.read import CheckpointReader
+from ps.checkpoint.taking_extents import take_extents
 from ps.routing import BLOCK_SIZE
 from ps.shard.dense import DenseBlocks
 from ps.shard.frozen import count_as_saved
@@ -210,7 +211,9 @@ def _import(
         for blocks in buckets.bloom_blocks(reader, saved):
             table.import_bloom(blocks)
     table.expect_rows(buckets.num_rows(reader, saved))
-    for found in buckets.entries(reader, saved, counters=counts):
+    # What a row's time begins anew for is copied: extents stay as they are.
+    taken = take_extents(table, saved, reader, buckets) if keep_versions else None
+    for found in buckets.entries(reader, saved, counters=counts, without=taken):
         version = found.version if keep_versions else np.zeros_like(found.version)
         if isinstance(found, CounterEntries):
             table.import_counters(CounterEntries(found.keys, found.frequency, version))

@@ -32,8 +32,11 @@ def take_extents(
         CheckpointError: the checkpoint is damaged; the table is of no use then.
         MemoryError, TierError: the disk has no room for what it would write, or can't be read.
     """
-    adoption, reading = table.adoption(), _reading(reader, saved, chosen)
-    if adoption is None or reading is None or not _same_values(table.spec, saved):
+    adoption = table.adoption()
+    if adoption is None or not _same_values(table.spec, saved):
+        return None
+    reading = _reading(reader, saved, chosen)
+    if reading is None:
         return None
     files = {each.file.path: each.file for each in reading.segments.values()}
     directory = reading.directory

@@ -33,3 +33,21 @@ def test_mistakes_exit_2(wrong: tuple[str, str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(list(wrong))
     assert exit_.value.code == 2
+
+
+def test_cuts_by_reference_and_by_copy_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--quick", "--cuts", "--path", str(tmp_path)]) == 0
+
+    lines = {line["name"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert list(lines) == [
+        "cut by reference",
+        "cut by copy",
+        "restore by reference",
+        "restore by copy",
+        "training with a cut by reference, slower",
+        "training with a cut by copy, slower",
+    ]
+    assert lines["cut by reference"]["written"] < 0.5 * lines["cut by copy"]["written"]
+    assert list(tmp_path.iterdir()) == []
