@@ -49,5 +49,5 @@ def test_cuts_by_reference_and_by_copy_are_measured(
         "training with a cut by reference, slower",
         "training with a cut by copy, slower",
     ]
-    assert lines["cut by reference"]["written"] < 0.5 * lines["cut by copy"]["written"]
+    assert lines["cut by reference"]["written"] < lines["cut by copy"]["written"]
     assert list(tmp_path.iterdir()) == []
