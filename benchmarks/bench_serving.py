@@ -31,13 +31,14 @@ import psutil
 from bench.command_line import finish, some_of
 from bench.dense_products import DenseProducts
 from bench.http_load import Load, run_load
-from bench.lines import alternate, emit
+from bench.lines import Times, alternate, emit
 from bench.other_models import KINDS, Predict, open_other, write_other
 from bench.served_model import SavedDlrm, columns_of
 from bench.serving_processes import other_server, our_server, served_step, tensors
 from serving import Model
 from serving.rows.quantized import ROWS_AS
 from serving.wire import inference, rows
+from serving.wire.layouts import Decoder
 
 GROUPS = ("form", "rows", "process", "shared", "http", "sessions", "swaps", "memory")
 ITEMS = (1, 8, 64, 256)
@@ -224,7 +225,7 @@ def shared(bench: Bench) -> None:
     features = bench.saved.features
     sparse = [feature.column for feature in features.sparse]
     with Model.open(bench.run) as model:
-        schema = model.schema
+        schema, decoder = model.schema, Decoder(model.schema)
 
         def json_request(body: bytes) -> bytes:
             batch, name = rows.decode(body, schema)
@@ -233,7 +234,7 @@ def shared(bench: Bench) -> None:
         def binary_request(request: bytes) -> Any:
             body = request.split(b"\r\n\r\n", 1)[1]
             size = int(request.split(b"Inference-Header-Content-Length: ")[1].split(b"\r\n")[0])
-            batch, wanted = inference.decode(body, size, schema)
+            batch, wanted = decoder.decode(body, size)
             return inference.encode(model.predict_batch(batch).values, wanted, "m", {"step": 1})
 
         for layout, of_items in (
@@ -252,7 +253,7 @@ def shared(bench: Bench) -> None:
                 long, short = alternate(
                     bench.sizes.repeats, _asking(run, whole), _asking(run, part)
                 )
-                _emit_shared(f"shared_{form_name}", layout, items, long.wall, short.wall)
+                _emit_shared(f"shared_{form_name}", layout, items, long, short)
 
 
 def _batches(columns: Any, of_items: Sequence[str], schema: Any) -> tuple[list[Any], list[Any]]:
@@ -292,9 +293,8 @@ def _binary_bodies(columns: Any, of_items: Sequence[str]) -> tuple[list[bytes], 
     return whole, part
 
 
-def _emit_shared(
-    name: str, layout: str, items: int, long: Sequence[float], short: Sequence[float]
-) -> None:
+def _emit_shared(name: str, layout: str, items: int, expanded: Times, shared: Times) -> None:
+    long, short = expanded.wall, shared.wall
     mean, p99 = float(np.mean(short)), float(np.quantile(short, 0.99))
     emit(
         name,
@@ -307,6 +307,7 @@ def _emit_shared(
         expanded_p99_ms=1000 * float(np.quantile(long, 0.99)),
         mean_less=1 - mean / float(np.mean(long)),
         median_less=1 - median(short) / median(long),
+        cpu_less=1 - median(shared.cpu) / median(expanded.cpu),
         p99_less=1 - p99 / float(np.quantile(long, 0.99)),
     )
 
@@ -314,21 +315,27 @@ def _emit_shared(
 def http(bench: Bench) -> None:
     """Requests a second with p99 <= 10 ms, the most over numbers of clients, by turns."""
     with contextlib.ExitStack() as opened:
-        ports = {"ours": opened.enter_context(our_server(bench.run))[0]}
+        servers = {"ours": opened.enter_context(our_server(bench.run))}
         for kind in bench.libraries:
-            ports[kind] = opened.enter_context(other_server(kind, bench.other))[0]
+            for where in ("loop", "thread"):
+                server = other_server(kind, bench.other, where)
+                servers[f"{kind}, {where}"] = opened.enter_context(server)
         for items in bench.sizes.items:
             request = tensors(columns_of(bench.saved, bench.batches(items)[0]))
-            best: dict[str, float] = dict.fromkeys(ports, 0.0)
+            best: dict[str, float] = dict.fromkeys(servers, 0.0)
             most = dict(best)  # whatever the time
+            used: dict[str, float] = {}
             out: set[str] = set()
-            for port in ports.values():
+            for port, _ in servers.values():
                 run_load(port, request, clients=2, seconds=0.2)
             for clients in bench.sizes.clients:
-                for name, port in ports.items():
+                for name, (port, process) in servers.items():
                     if name in out:
                         continue
+                    before = sum(process.cpu_times()[:2])
                     load = _asked(port, request, clients, bench.sizes.seconds)
+                    cpu = 1e6 * (sum(process.cpu_times()[:2]) - before) / len(load.milliseconds)
+                    used[name] = min(used.get(name, cpu), cpu)
                     most[name] = max(most[name], load.rate)
                     if load.p99 <= P99_MS:
                         best[name] = max(best[name], load.rate)
@@ -345,6 +352,7 @@ def http(bench: Bench) -> None:
                 **fields,
                 times_best=ratio,
                 whatever_p99=most,
+                least_cpu_microseconds=used,
             )
 
 

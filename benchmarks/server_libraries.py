@@ -2,9 +2,8 @@
 
     python benchmarks/server_libraries.py
 
-Those of granian, uvicorn and aiohttp that are installed. The value is how many requests a second
-one process answers, `cpu_microseconds` what each takes of it. What serving uses, and why:
-docs/serving.md.
+Ours, and those of granian, uvicorn and aiohttp that are installed. The value is how many requests a
+second one process answers, `cpu_microseconds` what each takes of it: docs/performance.md.
 """
 
 import argparse
@@ -47,7 +46,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    found = [name for name in arguments.libraries if importlib.util.find_spec(name) is not None]
+    found = [
+        name
+        for name in arguments.libraries
+        if name == "ours" or importlib.util.find_spec(name) is not None
+    ]
     cases = [(size, clients) for size in BODIES for clients in CLIENTS]
     seen: dict[tuple[str, str, int], list[tuple[float, float, float]]] = defaultdict(list)
     for _ in range(arguments.repeats):

@@ -13,11 +13,11 @@ from serving.calls import ARROW, BINARY, Answer, Call
 from serving.errors import RequestError
 from serving.loading import Loaded, predictor_of
 from serving.model import first_row
-from serving.requests import RequestSchema
+from serving.requests import RequestSchema, Samples
 from serving.wire import arrow, inference, rows
 from serving.wire.json_text import text
 from serving.wire.layouts import Decoder
-from worker.data.batch import Batch, SingleKeys, joined_single_keys
+from worker.data.batch import SingleKeys, joined_single_keys
 from worker.data.columns import concatenate
 from worker.data.shared import SharedBatch, joined
 from worker.errors import DataError
@@ -39,7 +39,7 @@ class Decoded:
         encode: makes the answer of probabilities and what is said of their version.
     """
 
-    batch: Batch | SharedBatch | SingleKeys
+    batch: Samples
     done: Done
     encode: Callable[[npt.NDArray[np.float32], dict[str, Any]], Answer]
 
@@ -176,7 +176,7 @@ def _by_shape(decoded: Sequence[Decoded]) -> list[list[Decoded]]:
     return list(found.values())
 
 
-def _joined(batches: Sequence[Any]) -> Batch | SharedBatch | SingleKeys:
+def _joined(batches: Sequence[Any]) -> Samples:
     if isinstance(batches[0], SharedBatch):
         return joined(batches)
     if all(isinstance(each, SingleKeys) for each in batches):

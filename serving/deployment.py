@@ -16,7 +16,9 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.endpoint.answering import Endpoint, HttpRequest, Limits
+from serving.endpoint.answering import Endpoint, Limits
+from serving.endpoint.heads import Head
+from serving.endpoint.streamed import answer_streamed
 from serving.interpreter import keep_pauses_short
 from serving.model import KEPT_VERSIONS, MAX_ROWS, Model, Prediction
 from serving.pool import Pool
@@ -87,14 +89,15 @@ class Predictions:
         self._pool = Pool([Session(model.current, options)])
         model.when_swapped(self._pool.take)
         model.follow(arguments.follow_seconds)
+        self._limits = Limits(
+            request_seconds=arguments.timeout_seconds, outstanding=arguments.max_waiting
+        )
         self._endpoint = Endpoint(
             model,
             arguments.name,
             self._pool,
             token=os.environ.get(TOKEN_VARIABLE) or None,
-            limits=Limits(
-                request_seconds=arguments.timeout_seconds, outstanding=arguments.max_waiting
-            ),
+            limits=self._limits,
         )
         keep_pauses_short()
 
@@ -103,8 +106,8 @@ class Predictions:
         path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
         client = "" if request.client is None else request.client.host
         headers = {name.lower(): value for name, value in request.headers.items()}
-        asked = HttpRequest(request.method, path, headers, request.stream(), client=client)
-        answer = await self._endpoint.answer(asked)
+        head = Head(request.method, path, headers, client)
+        answer = await answer_streamed(self._endpoint, head, request.stream(), self._limits)
         told = {"content-type": answer.content_type, **dict(answer.headers)}
         return Response(answer.body, answer.status, told)
 

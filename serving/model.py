@@ -19,13 +19,11 @@ from serving.errors import RequestError, ServingError
 from serving.form.opening import Form
 from serving.loading import Loaded, Loader, predictor_of
 from serving.published import PublishedRun, is_published
-from serving.requests import RequestSchema
+from serving.requests import RequestSchema, Samples
 from serving.rows.quantized import RowsAs
 from serving.source import Source
 from serving.source_apart import APART_FROM_ROWS, SourceApart
 from serving.versions import Version, VersionStore
-from worker.data.batch import Batch
-from worker.data.shared import SharedBatch
 from worker.errors import DataError
 from worker.inference import Predictor, probabilities
 from worker.spec_json import SavedModel
@@ -165,7 +163,7 @@ class Model:
             return self.predict_batch(self.schema.batch_of_columns(samples, shared))
         return self.predict_batch(self.schema.batch_of_rows(samples, context))
 
-    def predict_batch(self, batch: Batch | SharedBatch) -> Prediction:
+    def predict_batch(self, batch: Samples) -> Prediction:
         """Return the prediction of a batch that is laid out as training's.
 
         Raises:
@@ -405,7 +403,7 @@ def first_row(found: npt.NDArray[np.bool_]) -> int:
     return int(np.argmax(found.reshape(len(found), -1).any(axis=1)))
 
 
-def predicted(predictor: Predictor, batch: Batch | SharedBatch) -> Float32s:
+def predicted(predictor: Predictor, batch: Samples) -> Float32s:
     """Return float32[n], the probability of label 1 of each sample; of several tasks [n, tasks].
 
     Raises:

@@ -3,22 +3,25 @@
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from runtime.near_names import near_name
 from serving.calls import OUTPUT
 from serving.errors import RequestError, cut, shown
+from serving.usual import UsualSamples, transformed
 from worker.contract import DataContract
-from worker.data.batch import Bags, Batch
+from worker.data.batch import Bags, Batch, SingleKeys
 from worker.data.column_types import column_kinds, is_list
 from worker.data.columns import columns_from_table
 from worker.data.shared import SharedBatch
 from worker.errors import DataError
 from worker.spec import FeatureSpec
+
+Samples = Batch | SharedBatch | SingleKeys
 
 _WHERE = ("the request", None)
 _INT64 = pa.int64()
@@ -35,6 +38,8 @@ class RequestSchema:
 
     Attributes:
         outputs: names of what is predicted of each sample: of the tasks, or of one probability.
+        usual: makes batches of columns of numbers and of one integer a sample; None: some column is
+            never one of these.
     """
 
     def __init__(
@@ -49,6 +54,16 @@ class RequestSchema:
         self._known = frozenset(self.columns)
         self.kinds = {} if contract is None else contract.keys
         self._keys = {feature.column for feature in self.features.sparse}
+        self.usual = UsualSamples(self.features) if self._takes_single_integers() else None
+
+    def _takes_single_integers(self) -> bool:
+        """Whether a column of one integer of 64 bits a sample is always the keys as they are."""
+        return all(
+            feature.weights is None
+            and feature.pad is None
+            and self.kinds.get(feature.name, "integer") == "integer"
+            for feature in self.features.sparse
+        )
 
     def check_names(self, names: Iterable[str]) -> None:
         """Refuse columns that are missing or not known.
@@ -86,7 +101,7 @@ class RequestSchema:
 
     def batch_of_rows(
         self, rows: Sequence[Any], context: Mapping[str, Any] | None = None
-    ) -> Batch | SharedBatch:
+    ) -> Samples:
         """Return a batch of samples that are given one by one, each {column: value}.
 
         A value may be null; a column may not be left out.
@@ -102,7 +117,17 @@ class RequestSchema:
         shared = {name: [value] for name, value in (context or {}).items()}
         for name in shared:
             self.check_known(name)
-        columns: dict[str, list[Any]] = {n: [] for n in self.columns if n not in shared}
+        names = [name for name in self.columns if name not in shared]
+        columns = _columns_of_rows(rows, names)
+        if columns is None:
+            columns = self._checked_columns(rows, names, shared)
+        return self.batch_of_columns(columns, shared)
+
+    def _checked_columns(
+        self, rows: Sequence[Any], names: Sequence[str], shared: Mapping[str, Any]
+    ) -> dict[str, list[Any]]:
+        """Return the columns of rows one by one, so that the first one that is wrong is named."""
+        columns: dict[str, list[Any]] = {name: [] for name in names}
         for number, row in enumerate(rows):
             if not isinstance(row, Mapping):
                 raise RequestError(f"row {number} must be an object {{column: value}}")
@@ -114,11 +139,11 @@ class RequestSchema:
                     raise RequestError(f"row {number}: {error}") from None
             for name, values in columns.items():
                 values.append(row[name])
-        return self.batch_of_columns(columns, shared)
+        return columns
 
     def batch_of_columns(
         self, columns: Mapping[str, Any], context: Mapping[str, Any] | None = None
-    ) -> Batch | SharedBatch:
+    ) -> Samples:
         """Return a batch of samples that are given as columns.
 
         Args:
@@ -129,6 +154,9 @@ class RequestSchema:
             RequestError: a name or a value is wrong, or columns differ in length.
         """
         context = context or {}
+        usual = None if self.usual is None else self.usual.of_lists(columns, context)
+        if usual is not None and 1 <= usual.num_samples <= self.max_rows:
+            return usual
         self._check_sides(columns, context)
         self.check_names([*columns, *context])
         names = [name for name in self.columns if name in columns]
@@ -220,30 +248,8 @@ class RequestSchema:
                 return None
             with np.errstate(over="ignore"):
                 values[:] = array.to_numpy()
-        dense = self.transformed(by_column)
+        dense = transformed(self.features, by_column)
         return None if dense is None else Batch(np.empty(0, np.float32), dense, tuple(bags))
-
-    def transformed(self, by_column: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
-        """Return dense values as a batch has them, float32[n, columns]; None: one is not finite.
-
-        Args:
-            by_column: float32[columns, n], as they came; overwritten.
-        """
-        if not np.isfinite(by_column).all():
-            return None
-        if self.features.dense_transform == "log1p":
-            np.log1p(np.maximum(by_column, 0, out=by_column), out=by_column)
-        return np.ascontiguousarray(by_column.T)
-
-    @property
-    def takes_single_integers(self) -> bool:
-        """Whether a column of one integer of 64 bits a sample is always the keys as they are."""
-        return all(
-            feature.weights is None
-            and feature.pad is None
-            and self.kinds.get(feature.name, "integer") == "integer"
-            for feature in self.features.sparse
-        )
 
     def _check_count(self, rows: int) -> None:
         if not 1 <= rows <= self.max_rows:
@@ -252,6 +258,8 @@ class RequestSchema:
     def _array(self, name: str, values: Any) -> pa.Array:
         if isinstance(values, pa.Array):
             return values
+        if isinstance(values, tuple):
+            values = list(values)
         if not isinstance(values, list):
             raise RequestError(f"column {name!r} must be a list of values, one for each sample")
         array = None
@@ -314,6 +322,17 @@ class RequestSchema:
                     f"column {feature.column!r} has keys of type {found}, the model was trained"
                     f" with {wanted}: equal values of two types are different keys"
                 )
+
+
+def _columns_of_rows(rows: Sequence[Any], names: Sequence[str]) -> dict[str, Any] | None:
+    """Return the columns of rows, as tuples; None: one is no dict, or has other names."""
+    if len(names) < 2 or {*map(type, rows)} != {dict} or {*map(len, rows)} != {len(names)}:
+        return None
+    try:
+        values = zip(*map(itemgetter(*names), rows), strict=True)
+        return dict(zip(names, values, strict=True))
+    except KeyError:
+        return None
 
 
 def _told(error: DataError) -> str:

@@ -12,7 +12,8 @@ from typing import IO, TYPE_CHECKING
 
 from serving.endpoint.access_log import AccessLog
 from serving.endpoint.answering import Endpoint, Limits
-from serving.endpoint.server import Server, check_free, free_port
+from serving.endpoint.connection import ConnectionLimits
+from serving.endpoint.server import MOST_CONNECTIONS, Server, check_free, free_port
 from serving.errors import ServingError
 from serving.loop_session import LoopSession
 from serving.model import KEPT_VERSIONS, Model
@@ -46,6 +47,7 @@ class ServeOptions:
         follow_seconds: how often newer checkpoints are looked for; None: a quarter of a second,
             in a store a second.
         limits: what a request may take.
+        connections: that may be open.
         access_log: a file for a line of JSON a request, `-` for the standard output; None: none.
         stop_seconds: how long requests under way are waited for at the end.
         publish_token: what a job that publishes wants followers to know.
@@ -63,6 +65,7 @@ class ServeOptions:
     keep_versions: int = KEPT_VERSIONS
     follow_seconds: float | None = None
     limits: Limits = field(default_factory=Limits)
+    connections: int = MOST_CONNECTIONS
     access_log: str | None = None
     stop_seconds: float = 10.0
     publish_token: str | None = None
@@ -116,12 +119,14 @@ class Serving:
             self._pool,
             token=options.token,
             limits=options.limits,
+            log=self._log,
         )
         self.server = Server(
             self.endpoint,
             host=options.host,
             port=port,
-            log=self._log,
+            limits=ConnectionLimits(body_seconds=options.limits.body_seconds),
+            most_connections=options.connections,
             stop_seconds=options.stop_seconds,
         )
 

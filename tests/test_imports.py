@@ -233,7 +233,7 @@ LAYERS = {
     "serving": [
         {"calls", "errors", "interpreter", "versions"},
         {"batching", "client"},
-        {"bulk_client", "rows"},
+        {"bulk_client", "rows", "usual"},
         {"form"},
         {"loading", "published", "requests", "source"},
         {"source_apart", "source_process", "wire"},

@@ -1,20 +1,50 @@
 """A server that reads a request and answers the same each time, by one of several libraries.
 
-    python -m bench.fixed_answers granian|uvicorn|aiohttp PORT
+    python -m bench.fixed_answers ours|granian|uvicorn|aiohttp PORT
 
 So what is measured is the library alone, as this project would use it: one process, one loop,
-HTTP/1.1.
+HTTP/1.1. `ours` is what serving has, over httptools and uvloop.
 """
 
 import asyncio
 import importlib
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
-LIBRARIES = ("granian", "uvicorn", "aiohttp")
+from serving.calls import Answer
+from serving.endpoint.heads import Application, Asked, Head
+from serving.endpoint.server import Server, run_loop
+
+LIBRARIES = ("ours", "granian", "uvicorn", "aiohttp")
 ANSWER = bytes(256)  # 64 predictions
 _HEADERS = [("content-type", "application/octet-stream"), ("content-length", str(len(ANSWER)))]
+
+
+class _Fixed:
+    """An application that answers each request the same."""
+
+    stopping = False
+
+    def begin(self, head: Head) -> Answer | Asked:
+        return self
+
+    def note(self, head: Head, answer: Answer) -> None:
+        """Nothing is counted."""
+
+    def complete(self, body: bytes, done: Callable[[Answer], None]) -> None:
+        done(Answer(200, ANSWER, "application/octet-stream"))
+
+    def abandon(self) -> None:
+        """Nothing has begun."""
+
+
+async def serve(application: Application, port: int) -> None:
+    """Answer by our own server until SIGTERM."""
+    server = Server(application, host="127.0.0.1", port=port)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
+    await server.run()
 
 
 async def _granian(port: int) -> None:
@@ -78,7 +108,9 @@ def _aiohttp(port: int) -> None:
 
 if __name__ == "__main__":
     library, port = sys.argv[1], int(sys.argv[2])
-    if library == "granian":
+    if library == "ours":
+        run_loop(serve(_Fixed(), port))
+    elif library == "granian":
         asyncio.run(_granian(port))
     elif library == "uvicorn":
         _uvicorn(port)

@@ -12,9 +12,12 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import uvloop
 
 _HERE = Path(__file__).resolve().parents[1]
 
@@ -54,7 +57,11 @@ def run_load(port: int, request: bytes, *, clients: int, seconds: float, rate: f
         check=True,
         cwd=_HERE,
     )
-    found = json.loads(done.stdout)
+    try:
+        found = json.loads(done.stdout)
+    except ValueError:
+        print(len(done.stdout), done.stdout[65500:65600], done.stderr, file=sys.stderr)
+        raise
     return Load(
         np.sort(found["milliseconds"]), found["failed"], found["answered"], found["seconds"]
     )
@@ -68,33 +75,76 @@ def http_request(path: str, body: bytes, json_bytes: int | None = None) -> bytes
     return head.encode() + b"\r\n" + body
 
 
-async def _client(
-    port: int,
-    request: bytes,
-    begin: float,
-    end: float,
-    gap: float,
-    out: list[float],
-    failed: list[str],
-) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    due = begin
-    while True:
-        if gap > 0:
-            await asyncio.sleep(due - time.perf_counter())
-        began = due if gap > 0 else time.perf_counter()
-        if began >= end:
-            break
-        writer.write(request)
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        size = int(head.split(b"\r\ncontent-length:")[1].split(b"\r\n")[0])
-        body = await reader.readexactly(size)
-        if head.startswith(b"http/1.1 200"):
-            out.append(1000 * (time.perf_counter() - began))
+class _Client(asyncio.Protocol):
+    """Asks again once it is answered, or when the next request is due.
+
+    Args:
+        request: all of its bytes.
+        due: when the first one is, by `time.perf_counter`: the loop's clock goes by milliseconds.
+        end: when no further one begins.
+        gap: seconds from one that is due to the next; 0: it is due at once.
+        out: gets milliseconds of what was answered by 200.
+        failed: gets how others were answered.
+    """
+
+    def __init__(
+        self,
+        request: bytes,
+        due: float,
+        end: float,
+        gap: float,
+        out: list[float],
+        failed: list[str],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._request, self._end, self._gap = request, end, gap
+        self._due = self._began = due
+        self._out, self._failed = out, failed
+        self._got = b""
+        self._is_asking = False
+        self.over: asyncio.Future[None] = self._loop.create_future()
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._next()
+
+    def data_received(self, data: bytes) -> None:
+        got = self._got = self._got + data if self._got else data
+        head, found, body = got.partition(b"\r\n\r\n")
+        if not found:
+            return
+        size = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        if len(body) < size:
+            return
+        self._got, self._is_asking = b"", False
+        if head.startswith(b"HTTP/1.1 200"):
+            self._out.append(1000 * (time.perf_counter() - self._began))
         else:
-            failed.append(f"{head[:40]!r} {body[:300]!r}")
-        due += gap
-    writer.close()
+            self._failed.append(f"{head[:40]!r} {body[:300]!r}")
+        self._due += self._gap
+        self._next()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._is_asking:
+            self._failed.append(f"the connection ended: {error!r}")
+        if not self.over.done():
+            self.over.set_result(None)
+
+    def _next(self) -> None:
+        early = self._due - time.perf_counter()
+        if self._gap > 0 and early > 0:
+            self._loop.call_later(early, self._ask)
+        else:
+            self._ask()
+
+    def _ask(self) -> None:
+        now = time.perf_counter()
+        self._began = min(self._due, now) if self._gap > 0 else now
+        if self._began >= self._end:
+            self._transport.close()
+            return
+        self._is_asking = True
+        self._transport.write(self._request)
 
 
 async def _all(
@@ -102,14 +152,18 @@ async def _all(
 ) -> dict[str, object]:
     out: list[float] = []
     failed: list[str] = []
+    loop = asyncio.get_running_loop()
     began = time.perf_counter()
     end, gap = began + seconds, clients / rate if rate else 0.0
-    await asyncio.gather(
-        *(
-            _client(port, request, began + number * gap / clients, end, gap, out, failed)
-            for number in range(clients)
+    made = [
+        loop.create_connection(
+            partial(_Client, request, began + number * gap / clients, end, gap, out, failed),
+            "127.0.0.1",
+            port,
         )
-    )
+        for number in range(clients)
+    ]
+    await asyncio.gather(*[client.over for _, client in await asyncio.gather(*made)])
     return {
         "milliseconds": [round(value, 4) for value in out],
         "failed": len(failed),
@@ -120,7 +174,7 @@ async def _all(
 
 if __name__ == "__main__":
     port, clients, seconds, rate = sys.argv[1:]
-    found = asyncio.run(
-        _all(int(port), int(clients), float(seconds), float(rate), sys.stdin.buffer.read())
-    )
+    asking = _all(int(port), int(clients), float(seconds), float(rate), sys.stdin.buffer.read())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        found = runner.run(asking)
     print(json.dumps(found, allow_nan=False))

@@ -1,15 +1,17 @@
 """The same DLRM in other libraries, its rows as one array; and a server around one of them.
 
-    python -m bench.other_models KIND FOLDER PORT
+    python -m bench.other_models KIND FOLDER PORT loop|thread
 
-The server is the library that ours has, and reads the same requests: binary tensors of the Open
-Inference Protocol. A request is computed in a thread, as it is.
+It has the server that ours has and reads the same requests, binary tensors of the Open Inference
+Protocol, whose JSON it knows again, too. What has come while a batch was computed is the next one,
+in the thread of the loop or in one of its own.
 """
 
 import asyncio
 import importlib
 import json
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bench.fixed_answers import serve
 from bench.served_model import SavedDlrm
+from serving.calls import BINARY, Answer
+from serving.computing import JSON_BYTES_HEADER
+from serving.endpoint.heads import Asked, Head
+from serving.endpoint.server import run_loop
 from synchromesh.onnx_model import onnx_model
 from worker.models import build_model, parameter_views
 
@@ -27,7 +34,9 @@ Predict = Callable[[npt.NDArray[np.float32], npt.NDArray[np.int64]], npt.NDArray
 """From raw dense features, float32[n, 13], and row numbers, int64[n, tables], to probabilities."""
 
 KINDS = ("onnxruntime", "torch", "tensorflow")
-_DTYPES = {"FP32": np.float32, "INT64": np.int64}
+MOST_SAMPLES = 1024  # from which on no further request is added to a batch, as in ours
+_DTYPES: dict[str, Any] = {"FP32": np.float32, "INT64": np.int64}
+_Layout = list[tuple[str, Any, int, int]]  # name, dtype, values, first byte behind the JSON
 
 
 def write_other(saved: SavedDlrm, folder: Path) -> None:
@@ -135,59 +144,146 @@ def _tensorflow(rows: Any, folder: Path, threads: int) -> Predict:
 
 
 class OtherServer:
-    """An RSGI application: decode, compute in a thread, encode."""
+    """Answers requests as ours does: what has come meanwhile is computed together.
 
-    def __init__(self, predict: Predict, columns: Sequence[Sequence[str]], rows_each: int) -> None:
+    Args:
+        predict: of the library.
+        columns: of the dense and of the sparse inputs, in the order of the model.
+        rows_each: of every table.
+        in_thread: whether a thread of its own computes, not that of the loop.
+    """
+
+    stopping = False
+
+    def __init__(
+        self,
+        predict: Predict,
+        columns: Sequence[Sequence[str]],
+        rows_each: int,
+        *,
+        in_thread: bool,
+    ) -> None:
         self._predict = predict
         self._dense, self._sparse = columns
         self._starts = np.arange(len(self._sparse)) * rows_each
-        self._threads = ThreadPoolExecutor(1)
+        self._layouts: dict[bytes, _Layout] = {}
+        self._waiting: deque[_Open] = deque()
+        self._woken = False
+        self._thread = ThreadPoolExecutor(1) if in_thread else None
 
-    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
-        if scope.method == "GET":
-            protocol.response_empty(200, [])
-            return
-        body = await protocol()
-        size = int(scope.headers["inference-header-content-length"])
+    def begin(self, head: Head) -> Answer | Asked:
+        if head.method == "GET":
+            return Answer(200, b"")
+        return _Open(self, int(head.headers["inference-header-content-length"]))
+
+    def note(self, head: Head, answer: Answer) -> None:
+        """Nothing is counted."""
+
+    def submit(self, asked: "_Open") -> None:
+        self._waiting.append(asked)
+        if not self._woken:
+            self._woken = True
+            self._wake()
+
+    def _wake(self) -> None:
         loop = asyncio.get_running_loop()
-        answer, head = await loop.run_in_executor(self._threads, self._answer, body, size)
-        headers = [("inference-header-content-length", str(head))]
-        protocol.response_bytes(200, headers, answer)
+        if self._thread is None:
+            loop.call_soon(self._run)
+        else:
+            self._thread.submit(self._run_apart, loop)
 
-    def _answer(self, body: bytes, size: int) -> tuple[bytes, int]:
-        start, arrays = size, {}
-        for tensor in json.loads(body[:size])["inputs"]:
-            end = start + tensor["parameters"]["binary_data_size"]
-            arrays[tensor["name"]] = np.frombuffer(body[start:end], _DTYPES[tensor["datatype"]])
-            start = end
-        dense = np.stack([arrays[name] for name in self._dense], axis=1)
-        ids = np.stack([arrays[name] for name in self._sparse], axis=1) + self._starts
-        values = self._predict(dense, ids)
-        data = values.astype("<f4").tobytes()
-        output = {"name": "prediction", "datatype": "FP32", "shape": [len(values)],
-                  "parameters": {"binary_data_size": len(data)}}  # fmt: skip
-        head = json.dumps({"outputs": [output]}, allow_nan=False).encode()
-        return head + data, len(head)
+    def _run(self) -> None:
+        self._tell(self._next())
+
+    def _run_apart(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.call_soon_threadsafe(self._tell, self._next())
+
+    def _tell(self, answered: "list[tuple[_Open, Answer]]") -> None:
+        self._woken = bool(self._waiting)
+        if self._woken:
+            self._wake()
+        for asked, answer in answered:
+            asked.done(answer)
+
+    def _next(self) -> "list[tuple[_Open, Answer]]":
+        taken: list[_Open] = []
+        read = []
+        samples = 0
+        while self._waiting and samples < MOST_SAMPLES:
+            taken.append(self._waiting.popleft())
+            read.append(self._read(taken[-1]))
+            samples += len(read[-1][0])
+        if len(read) == 1:
+            values = self._predict(*read[0])
+        else:
+            dense, ids = zip(*read, strict=True)
+            values = self._predict(np.concatenate(dense), np.concatenate(ids))
+        ends = np.cumsum([len(each) for each, _ in read])
+        parts = np.split(values, ends[:-1])
+        return [(each, _encoded(part)) for each, part in zip(taken, parts, strict=True)]
+
+    def _read(self, asked: "_Open") -> Arrays:
+        """Read tensors where they lie; what the JSON says of them is kept."""
+        head = asked.body[: asked.json_bytes]
+        layout = self._layouts.get(head)
+        if layout is None:
+            layout = self._layouts[head] = _layout_of(head)
+        arrays = {
+            name: np.frombuffer(asked.body, dtype, count, asked.json_bytes + start)
+            for name, dtype, count, start in layout
+        }
+        dense: Any = np.stack([arrays[name] for name in self._dense], axis=1)
+        ids: Any = np.stack([arrays[name] for name in self._sparse], axis=1) + self._starts
+        return dense, ids
 
 
-def main(kind: str, folder: Path, port: int) -> None:
-    from granian.constants import HTTPModes, Interfaces
-    from granian.server.embed import Server
+class _Open:
+    """A request whose body is to come."""
 
+    def __init__(self, server: OtherServer, json_bytes: int) -> None:
+        self._server = server
+        self.json_bytes = json_bytes
+        self.body = b""
+        self.done: Callable[[Answer], None] = _nobody
+
+    def complete(self, body: bytes, done: Callable[[Answer], None]) -> None:
+        self.body, self.done = body, done
+        self._server.submit(self)
+
+    def abandon(self) -> None:
+        """Nothing has begun."""
+
+
+def _nobody(answer: Answer) -> None:
+    raise RuntimeError("a request is answered before it came")
+
+
+def _layout_of(head: bytes) -> _Layout:
+    layout, start = [], 0
+    for tensor in json.loads(head)["inputs"]:
+        size = tensor["parameters"]["binary_data_size"]
+        dtype = _DTYPES[tensor["datatype"]]
+        layout.append((tensor["name"], dtype, size // np.dtype(dtype).itemsize, start))
+        start += size
+    return layout
+
+
+def _encoded(values: npt.NDArray[np.float32]) -> Answer:
+    data = values.astype("<f4").tobytes()
+    output = {"name": "prediction", "datatype": "FP32", "shape": [len(values)],
+              "parameters": {"binary_data_size": len(data)}}  # fmt: skip
+    head = json.dumps({"outputs": [output]}, allow_nan=False).encode()
+    return Answer(200, head + data, BINARY, [(JSON_BYTES_HEADER, str(len(head)))])
+
+
+def main(kind: str, folder: Path, port: int, where: str) -> None:
     predict = open_other(kind, folder)
     columns = json.loads((folder / "columns.json").read_text())
     rows = len(np.load(folder / "rows.npy", mmap_mode="r"))
-    server = Server(
-        OtherServer(predict, columns, rows // len(columns[1])),
-        address="127.0.0.1",
-        port=port,
-        interface=Interfaces.RSGI,
-        http=HTTPModes.http1,
-        websockets=False,
-        log_enabled=False,
-    )
-    asyncio.run(server.serve())
+    each = rows // len(columns[1])
+    application = OtherServer(predict, columns, each, in_thread=where == "thread")
+    run_loop(serve(application, port))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

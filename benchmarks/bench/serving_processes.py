@@ -33,10 +33,10 @@ def our_server(run: Path, *options: str) -> Iterator[tuple[int, psutil.Process]]
 
 
 @contextlib.contextmanager
-def other_server(kind: str, folder: Path) -> Iterator[tuple[int, psutil.Process]]:
-    """Serve the model of another library; give its port and process."""
+def other_server(kind: str, folder: Path, where: str) -> Iterator[tuple[int, psutil.Process]]:
+    """Serve the model of another library, computed in `loop` or `thread`; give port and process."""
     port = free_port("127.0.0.1")
-    command = [sys.executable, "-m", "bench.other_models", kind, str(folder), str(port)]
+    command = [sys.executable, "-m", "bench.other_models", kind, str(folder), str(port), where]
     with _process(command, port) as process:
         yield port, process
 

@@ -14,11 +14,13 @@ The servers and workers of a node start at once and want the same kernels. One c
 the others wait for it and load it: else each of them would pay for all, on the same cores.
 """
 
+import contextlib
 import hashlib
 import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +33,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("embedding", "ps", "worker", "serving")  # each may import those before it
 _KEPT = 32
 _WAIT_SECONDS = 60.0  # for another process to compile: a dead or frozen one is not awaited
+_told: list[Callable[[], None]] = []
 
 
 def use_own_cache() -> None:
@@ -52,6 +55,16 @@ def use_own_cache() -> None:
     numba.config.CACHE_LOCATOR_CLASSES = f"{__name__}.KernelLocator,UserProvidedCacheLocator"
 
 
+@contextlib.contextmanager
+def when_compiling(tell: Callable[[], None]) -> Iterator[None]:
+    """Have a function called once, before this process compiles a kernel meanwhile."""
+    _told[:] = [tell]
+    try:
+        yield
+    finally:
+        _told.clear()
+
+
 class SharedCache(FunctionCache):
     """The compiled forms of one function, of which one process at a time compiles another.
 
@@ -70,6 +83,8 @@ class SharedCache(FunctionCache):
         found = super().load_overload(sig, target_context)
         if found is not None:
             return found
+        if _told:
+            _told.pop()()
         try:
             self._compiling.acquire()
         except (Timeout, OSError, NotImplementedError):

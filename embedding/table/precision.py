@@ -18,8 +18,13 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.kernels.bits import bits_of, float_of
-from embedding.kernels.brain_lines import WORDS, load_brain_line, store_brain_line
-from embedding.kernels.lines import WIDTH, load_line, store_line
+from embedding.kernels.half_lines import (
+    load_bfloat16_line,
+    load_float16_line,
+    store_bfloat16_line,
+    store_float16_line,
+)
+from embedding.kernels.lines import WIDTH, copy_row, load_line, store_line
 from embedding.kernels.mixing import mix64
 from embedding.kernels.prefetch import AHEAD, prefetch_ahead, prefetch_row
 from embedding.kernels.row_copy import copy_rows
@@ -98,6 +103,26 @@ def _widen(half: np.uint32, kind: int) -> np.float32:
 
 
 @njit(cache=True, nogil=True, inline="always")
+def _read_at(
+    words: Float32Array, at: np.int64, kind: int, out: Float32Array, to: np.int64, dim: int
+) -> None:
+    """out[to : to + dim] = the vector of 16 bits that begins at words[at]; flat arrays."""
+    whole = dim - dim % WIDTH
+    if kind == BFLOAT16:
+        for c in range(0, whole, WIDTH):
+            store_line(load_bfloat16_line(words, at + (c >> 1)), out, to + c)
+    else:
+        for c in range(0, whole, WIDTH):
+            store_line(load_float16_line(words, at + (c >> 1)), out, to + c)
+    for c in range(whole, dim - 1, 2):
+        word = bits_of(words[at + (c >> 1)])
+        out[to + c] = _widen(word & _LOW_16, kind)
+        out[to + c + 1] = _widen(word >> _16, kind)
+    if dim & 1:
+        out[to + dim - 1] = _widen(bits_of(words[at + (dim >> 1)]) & _LOW_16, kind)
+
+
+@njit(cache=True, nogil=True, inline="always")
 def read_vector(
     values: Float32Array,
     row: np.int64,
@@ -111,20 +136,8 @@ def read_vector(
         for c in range(dim):
             out[target, c] = values[row, c]
         return
-    first = 0
-    if kind == BFLOAT16:
-        first = dim // WIDTH
-        words, numbers = values.reshape(-1), out.reshape(-1)
-        for i in range(first):
-            line = load_brain_line(words, row * values.shape[1] + i * WORDS)
-            store_line(line, numbers, target * out.shape[1] + i * WIDTH)
-        first *= WORDS
-    for c in range(first, dim >> 1):
-        word = bits_of(values[row, c])
-        out[target, 2 * c] = _widen(word & _LOW_16, kind)
-        out[target, 2 * c + 1] = _widen(word >> _16, kind)
-    if dim & 1:
-        out[target, dim - 1] = _widen(bits_of(values[row, dim >> 1]) & _LOW_16, kind)
+    words, numbers = values.reshape(-1), out.reshape(-1)
+    _read_at(words, row * values.shape[1], kind, numbers, target * out.shape[1], dim)
 
 
 @njit(cache=True, nogil=True)
@@ -134,10 +147,11 @@ def read_vectors(values: Float32Array, positions: Int64Array, kind: int, out: Fl
         copy_rows(values, positions, 0, out)
         return
     n, dim = out.shape
+    width, words, numbers = values.shape[1], values.reshape(-1), out.reshape(-1)
     for i in range(n):
         prefetch_row(values, max(positions[min(i + AHEAD, n - 1)], 0), (dim + 1) // 2)
         if positions[i] >= 0:
-            read_vector(values, positions[i], kind, out, i, dim)
+            _read_at(words, positions[i] * width, kind, numbers, i * dim, dim)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -163,7 +177,12 @@ def write_vector(
 
 @njit(cache=True, nogil=True)
 def widen_rows(
-    values: Float32Array, positions: Int64Array, kind: int, dim: int, wide: Float32Array
+    values: Float32Array,
+    positions: Int64Array,
+    kind: int,
+    dim: int,
+    wide: Float32Array,
+    places: Int64Array,
 ) -> None:
     """Copy rows with vectors of 16 bits to rows of float32.
 
@@ -171,15 +190,17 @@ def widen_rows(
         values: float32[capacity, width].
         positions: int64[n], rows; -1 is left out.
         wide: float32[at least n, dim + slots], written.
+        places: int64[n], written: where in `wide` each is, or -1.
     """
-    narrow = (dim + 1) // 2
+    narrow, wide_width, width = (dim + 1) // 2, wide.shape[1], values.shape[1]
+    words, numbers = values.reshape(-1), wide.reshape(-1)
     for i in range(positions.size):
         prefetch_ahead(values, positions, i)
-        row = positions[i]
+        row, places[i] = positions[i], -1
         if row >= 0:
-            read_vector(values, row, kind, wide, i, dim)
-            for c in range(wide.shape[1] - dim):
-                wide[i, dim + c] = values[row, narrow + c]
+            places[i] = i
+            _read_at(words, row * width, kind, numbers, i * wide_width, dim)
+            copy_row(words, row * width + narrow, wide_width - dim, numbers, i * wide_width + dim)
 
 
 @njit(cache=True, nogil=True)
@@ -200,23 +221,24 @@ def narrow_rows(
         seed: of the table's draws.
         step: the step that changed them.
     """
-    narrow = (dim + 1) // 2
-    whole = dim - dim % WIDTH if kind == BFLOAT16 else 0  # columns that are rounded by lines
+    narrow, wide_width, width = (dim + 1) // 2, wide.shape[1], values.shape[1]
+    whole = dim - dim % WIDTH
     words, numbers = values.reshape(-1), wide.reshape(-1)
     for i in range(positions.size):
-        row = positions[i]
-        if row < 0:
+        if positions[i] < 0:
             continue
+        at, source = positions[i] * width, i * wide_width
         base = mix64(mix64(np.uint64(keys[i]) ^ seed) + np.uint64(step))
         for c in range(0, whole, WIDTH):
-            line = load_line(numbers, i * wide.shape[1] + c)
-            at = row * values.shape[1] + (c >> 1)
-            store_brain_line(line, base + np.uint64(c), words, at)
+            line = load_line(numbers, source + c)
+            if kind == BFLOAT16:
+                store_bfloat16_line(line, base + np.uint64(c), words, at + (c >> 1))
+            else:
+                store_float16_line(line, base + np.uint64(c), words, at + (c >> 1))
         for c in range(whole, dim, 2):
             draws = np.uint32(mix64(base + np.uint64(c)) >> _UPPER)
-            word = _narrow(bits_of(wide[i, c]), draws & _LOW_16, kind)
+            word = _narrow(bits_of(numbers[source + c]), draws & _LOW_16, kind)
             if c + 1 < dim:
-                word |= _narrow(bits_of(wide[i, c + 1]), draws >> _16, kind) << _16
-            values[row, c >> 1] = float_of(word)
-        for c in range(wide.shape[1] - dim):
-            values[row, narrow + c] = wide[i, dim + c]
+                word |= _narrow(bits_of(numbers[source + c + 1]), draws >> _16, kind) << _16
+            words[at + (c >> 1)] = float_of(word)
+        copy_row(numbers, source + dim, wide_width - dim, words, at + narrow)

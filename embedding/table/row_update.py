@@ -11,6 +11,9 @@ from embedding.table.precision import FLOAT32, kind_of, narrow_rows, widen_rows
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
+# That are widened together: with their gradients they stay in a core's second-level cache.
+_ROWS_AT_ONCE = 2048
+
 
 class RowUpdate:
     """The update of a table's rows.
@@ -52,8 +55,11 @@ class RowUpdate:
         if self._precision == FLOAT32:
             self._rule.run(values, positions, gradients, scale, scalars)
             return
-        wide = np.empty((keys.size, self._rule.row_width(self._dim)), np.float32)
-        widen_rows(values, positions, self._precision, self._dim, wide)
-        own = np.where(positions >= 0, np.arange(keys.size), -1)
-        self._rule.run(wide, own, gradients, scale, scalars)
-        narrow_rows(values, positions, self._precision, self._dim, wide, keys, self._seed, step)
+        n, kind, dim = min(keys.size, _ROWS_AT_ONCE), self._precision, self._dim
+        wide = np.empty((n, self._rule.row_width(dim)), np.float32)
+        for start in range(0, keys.size, _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            rows, places = positions[part], np.empty(min(n, keys.size - start), np.int64)
+            widen_rows(values, rows, kind, dim, wide, places)
+            self._rule.run(wide, places, gradients[part], scale, scalars)
+            narrow_rows(values, rows, kind, dim, wide, keys[part], self._seed, step)

@@ -1,16 +1,20 @@
 """Which request gets which answer: paths, token, limits. It knows no server and no socket."""
 
 import asyncio
+import contextlib
 import hmac
+import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from serving.calls import Answer, Call, Form
 from serving.computing import JSON_BYTES_HEADER, Done, failed
+from serving.endpoint.access_log import AccessLog
 from serving.endpoint.figures import CONTENT_TYPE, Figures
+from serving.endpoint.heads import Asked, Head
 from serving.errors import OverloadError, RequestError, cut
 from serving.model import Model
 from serving.session import TOO_LATE
@@ -19,6 +23,8 @@ from serving.wire import inference
 from serving.wire.json_text import parsed, text
 
 MAX_TIMEOUT_SECONDS = 3600.0
+
+_log = logging.getLogger(__name__)
 
 
 class BodyTooLargeError(ValueError):
@@ -42,18 +48,6 @@ class Limits:
     outstanding: int = 1024
 
 
-@dataclass(slots=True)
-class HttpRequest:
-    """A request as the server has it; names of headers are in lower case."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    chunks: AsyncIterator[bytes]
-    client: str = ""
-    began: float = field(default_factory=time.monotonic)
-
-
 class Sessions(Protocol):
     """Those who compute."""
 
@@ -61,7 +55,7 @@ class Sessions(Protocol):
 
 
 class Endpoint:
-    """Answers requests for one model.
+    """Answers requests for one model; for the thread of one event loop.
 
     Args:
         model: whose versions are told and changed.
@@ -69,6 +63,11 @@ class Endpoint:
         sessions: that compute predictions.
         token: that requests must bear; None: none is asked for.
         limits: what a request may take.
+        log: that has a line for each request; None: there is none.
+
+    Attributes:
+        outstanding: requests that were let in and are not answered.
+        stopping: whether no more predictions are taken.
     """
 
     def __init__(
@@ -79,56 +78,55 @@ class Endpoint:
         *,
         token: str | None,
         limits: Limits,
+        log: AccessLog | None = None,
     ) -> None:
         self._model = model
         self._name = name
         self._sessions = sessions
         self._token = None if token is None else token.encode()
         self._limits = limits
+        self._access = log
+        self._changes: set[asyncio.Task[None]] = set()
         self.figures = Figures(lambda: model.version, lambda: len(model.refused))
+        self.figures.outstanding.set_function(lambda: self.outstanding)
         self.outstanding = 0
         self.stopping = False
 
-    async def answer(self, request: HttpRequest) -> Answer:
-        """Return the answer to a request; it raises nothing."""
+    def begin(self, head: Head) -> Answer | Asked:
+        """Return the answer to a request whose body need not be read, else what reads it."""
         try:
-            answer = await self._answer(request)
-        except RequestError as error:
-            answer = failed(400, str(error))
-        except UnknownVersionError as error:
-            answer = failed(404, str(error))
-        except BodyTooLargeError as error:
-            answer = failed(413, str(error))
-        except OverloadError as error:
-            answer = failed(429, f"{error}; come again a little later")
-            answer.headers.append(("Retry-After", "1"))
-        except TimeoutError:
-            seconds = self._limits.body_seconds
-            answer = failed(408, f"the body did not come within {seconds:g} seconds")
-        seconds = time.monotonic() - request.began
-        self.figures.count(answer.status, seconds=seconds, rows=answer.rows)
-        return answer
+            return self._begin(head)
+        except Exception as error:
+            return refusal(error)
 
-    async def _answer(self, request: HttpRequest) -> Answer:
-        method, path = request.method, request.path
+    def note(self, head: Head, answer: Answer) -> None:
+        """Count a request that is answered now, and write its line."""
+        seconds = time.monotonic() - head.began
+        self.figures.count(answer.status, seconds=seconds, rows=answer.rows)
+        if self._access is not None:
+            self._access.write(
+                answer, client=head.client, method=head.method, path=head.path, began=head.began
+            )
+
+    def _begin(self, head: Head) -> Answer | Asked:
+        method, path = head.method, head.path
         if path == "/v2/health/live":
             return Answer(200, text({"live": True}))
         if path in ("/v2/health/ready", f"/v2/models/{self._name}/ready"):
             return Answer(503 if self.stopping else 200, text({"ready": not self.stopping}))
-        if not self._may(request.headers.get("authorization", "")):
+        if not self._may(head.headers.get("authorization", "")):
             refused = failed(401, "a token is needed: Authorization: Bearer TOKEN")
             refused.headers.append(("WWW-Authenticate", "Bearer"))
             return refused
         form = self._form(path)
         if form is not None:
-            if method != "POST":
-                return not_allowed(path, "POST")
-            return await self._predict(request, form)
+            return self._let_in(head, form) if method == "POST" else not_allowed(path, "POST")
         model = f"/v1/models/{self._name}"
         if path in (f"{model}:rollback", f"{model}:release"):
             if method != "POST":
                 return not_allowed(path, "POST")
-            return await self._change(request, path.rsplit(":", 1)[1])
+            self._check_body(head)
+            return _Change(self, path.rsplit(":", 1)[1])
         told = self._told(path)
         return told if method == "GET" or told.status == 404 else not_allowed(path, "GET")
 
@@ -153,47 +151,18 @@ class Endpoint:
             return "infer"
         return None
 
-    async def _predict(self, request: HttpRequest, form: Form) -> Answer:
+    def _let_in(self, head: Head, form: Form) -> Answer | Asked:
         if self.stopping:
             return failed(503, "the server is stopping")
         if self.outstanding >= self._limits.outstanding:
             raise OverloadError(f"{self.outstanding} requests are under way, no more may")
-        self.outstanding += 1
-        self.figures.outstanding.set(self.outstanding)
-        try:
-            body = await self._body(request)
-            deadline = request.began + self._seconds(request)
-            call = Call(form, body, self._json_bytes(request, form), deadline)
-            return await self._computed(call)
-        finally:
-            self.outstanding -= 1
-            self.figures.outstanding.set(self.outstanding)
+        self._check_body(head)
+        deadline = head.began + self._seconds(head)
+        return _Prediction(self, form, self._json_bytes(head, form), deadline)
 
-    async def _computed(self, call: Call) -> Answer:
-        loop, thread = asyncio.get_running_loop(), threading.get_ident()
-        future: asyncio.Future[Answer] = loop.create_future()
-
-        def set_answer(answer: Answer) -> None:
-            if not future.done():
-                future.set_result(answer)
-
-        def done(answer: Answer) -> None:
-            if threading.get_ident() == thread:
-                set_answer(answer)
-            else:
-                loop.call_soon_threadsafe(set_answer, answer)
-
-        self._sessions.submit(call, done)
-        seconds = max(call.deadline - time.monotonic(), 0.0)
-        late = loop.call_later(seconds, lambda: set_answer(failed(504, TOO_LATE)))
-        try:
-            return await future
-        finally:
-            late.cancel()
-
-    def _seconds(self, request: HttpRequest) -> float:
+    def _seconds(self, head: Head) -> float:
         """Return how long a request may take, as it asks for itself or as all may."""
-        wanted = request.headers.get("x-request-timeout-seconds")
+        wanted = head.headers.get("x-request-timeout-seconds")
         if wanted is None:
             return self._limits.request_seconds
         try:
@@ -207,37 +176,44 @@ class Endpoint:
             )
         return min(seconds, self._limits.request_seconds)
 
-    def _json_bytes(self, request: HttpRequest, form: Form) -> int | None:
-        found = request.headers.get(JSON_BYTES_HEADER.lower())
+    def _json_bytes(self, head: Head, form: Form) -> int | None:
+        found = head.headers.get(JSON_BYTES_HEADER.lower())
         if form != "infer" or found is None:
             return None
         if not (found.isascii() and found.isdigit() and len(found) < 19):
             raise RequestError(f"{JSON_BYTES_HEADER} must be a number of bytes, got {found[:40]!r}")
         return int(found)
 
-    async def _body(self, request: HttpRequest) -> bytes:
-        limit = self._limits.body_bytes
-        length = request.headers.get("content-length", "0")
+    def _check_body(self, head: Head) -> None:
+        """Refuse what no body may be, before it has come."""
+        limit, headers = self._limits.body_bytes, head.headers
+        length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > limit:
             raise BodyTooLargeError(f"the body has {length} bytes, a request {limit} at most")
-        if request.headers.get("content-encoding", "identity") != "identity":
+        if headers.get("content-encoding", "identity") != "identity":
             raise RequestError("bodies must not be compressed")
-        # The server library ends a chunked body that breaks off as one that is whole.
-        if "transfer-encoding" in request.headers:
+        if "transfer-encoding" in headers:
             raise RequestError("a body must come with Content-Length, not in chunks")
-        parts, size = [], 0
-        async with asyncio.timeout(self._limits.body_seconds):
-            async for chunk in request.chunks:
-                parts.append(chunk)
-                size += len(chunk)
-                if size > limit:
-                    raise BodyTooLargeError(f"the body has more than {limit} bytes")
-        if str(size) != (length.lstrip("0") or "0"):
-            raise RequestError(f"the body ended after {size} of {length[:20]} bytes")
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def _change(self, request: HttpRequest, what: str) -> Answer:
-        body = await self._body(request)
+    def compute(self, call: Call, done: Done) -> None:
+        """Have a prediction computed; `done` is called by any thread."""
+        self._sessions.submit(call, done)
+
+    def change(self, what: str, body: bytes, done: Done) -> None:
+        """Have another version served."""
+        task = asyncio.get_running_loop().create_task(self._change(what, body, done))
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+
+    async def _change(self, what: str, body: bytes, done: Done) -> None:
+        try:
+            await self._changed(what, body)
+            answer = self._status()
+        except Exception as error:
+            answer = refusal(error)
+        done(answer)
+
+    async def _changed(self, what: str, body: bytes) -> None:
         asked = parsed(body) if body else {}
         known = {"step"} if what == "rollback" else set()
         if not set(asked) <= known:
@@ -247,12 +223,11 @@ class Endpoint:
             )
         if what == "release":
             await asyncio.to_thread(self._model.release)
-        else:
-            step = asked.get("step")
-            if step is not None and type(step) is not int:
-                raise RequestError("step must be the step of a version that is kept")
-            await asyncio.to_thread(self._model.rollback, step)
-        return self._status()
+            return
+        step = asked.get("step")
+        if step is not None and type(step) is not int:
+            raise RequestError("step must be the step of a version that is kept")
+        await asyncio.to_thread(self._model.rollback, step)
 
     def _told(self, path: str) -> Answer:
         if path == "/v2":
@@ -293,3 +268,82 @@ def not_allowed(path: str, method: str) -> Answer:
     answer = failed(405, f"{cut(path)} takes {method}")
     answer.headers.append(("Allow", method))
     return answer
+
+
+def refusal(error: Exception) -> Answer:
+    """Return the answer to a request that raised an error."""
+    if isinstance(error, RequestError):
+        return failed(400, str(error))
+    if isinstance(error, UnknownVersionError):
+        return failed(404, str(error))
+    if isinstance(error, BodyTooLargeError):
+        return failed(413, str(error))
+    if isinstance(error, OverloadError):
+        answer = failed(429, f"{error}; come again a little later")
+        answer.headers.append(("Retry-After", "1"))
+        return answer
+    _log.error("a request could not be answered", exc_info=error)
+    return failed(500, f"the request could not be answered: {error!r}")
+
+
+class _Prediction:
+    """A request for predictions that was let in."""
+
+    __slots__ = ("_deadline", "_done", "_endpoint", "_form", "_json_bytes", "_late", "_thread")
+
+    def __init__(
+        self, endpoint: Endpoint, form: Form, json_bytes: int | None, deadline: float
+    ) -> None:
+        self._endpoint, self._form = endpoint, form
+        self._json_bytes, self._deadline = json_bytes, deadline
+        self._done: Done | None = None
+        self._late: asyncio.TimerHandle | None = None
+        self._thread = threading.get_ident()
+        endpoint.outstanding += 1
+
+    def abandon(self) -> None:
+        self._endpoint.outstanding -= 1
+
+    def complete(self, body: bytes, done: Callable[[Answer], None]) -> None:
+        self._done = done
+        loop = asyncio.get_running_loop()
+
+        def answered(answer: Answer) -> None:
+            if threading.get_ident() == self._thread:
+                self._answer(answer)
+            else:
+                with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
+                    loop.call_soon_threadsafe(self._answer, answer)
+
+        seconds = max(self._deadline - time.monotonic(), 0.0)
+        self._late = loop.call_later(seconds, self._answer_late)
+        try:
+            call = Call(self._form, body, self._json_bytes, self._deadline)
+            self._endpoint.compute(call, answered)
+        except Exception as error:
+            self._answer(refusal(error))
+
+    def _answer_late(self) -> None:
+        self._answer(failed(504, TOO_LATE))
+
+    def _answer(self, answer: Answer) -> None:
+        done, self._done = self._done, None
+        if done is None:
+            return
+        if self._late is not None:
+            self._late.cancel()
+        self._endpoint.outstanding -= 1
+        done(answer)
+
+
+class _Change:
+    """A request to serve another version that was let in."""
+
+    def __init__(self, endpoint: Endpoint, what: str) -> None:
+        self._endpoint, self._what = endpoint, what
+
+    def abandon(self) -> None:
+        """Nothing has begun."""
+
+    def complete(self, body: bytes, done: Callable[[Answer], None]) -> None:
+        self._endpoint.change(self._what, body, done)

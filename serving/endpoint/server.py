@@ -1,60 +1,82 @@
-"""The server: Granian in this process, around an `Endpoint`."""
+"""The server: listens, and looks after its connections."""
 
 import asyncio
 import contextlib
-import logging
+import resource
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Coroutine
+from email.utils import formatdate
 from typing import Any
 
-from granian.constants import HTTPModes, Interfaces
-from granian.http import HTTP1Settings
-from granian.log import LogLevels
-from granian.rsgi import ProtocolClosed, ProtocolError
-from granian.server.embed import Server as Granian
+import uvloop
 
-from serving.endpoint.access_log import AccessLog
-from serving.endpoint.answering import Endpoint, HttpRequest
+from serving.endpoint.connection import Connection, ConnectionLimits
+from serving.endpoint.heads import Application
 from serving.errors import ServingError
 
-HEADER_BYTES = 64 << 10
-HEADER_SECONDS = 10
-
-_log = logging.getLogger(__name__)
+MOST_CONNECTIONS = 1024
+_BACKLOG = 1024
+_CHECK_SECONDS = 0.1
+_FILES_OF_OTHERS = 128  # of forms, sessions and libraries
 
 
 class Server:
-    """Listens, and hands requests to an endpoint.
+    """Listens, and hands requests to an application.
 
     Args:
-        endpoint: that answers.
+        application: that answers.
         host, port: where it listens.
-        log: that has a line for each request; None: there is none.
+        limits: of each connection.
+        most_connections: that are open at a time. One more takes the place of the one that has
+            been idle for longest; where none is, it is refused.
         stop_seconds: how long requests that are under way are waited for at the end.
     """
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        application: Application,
         *,
         host: str,
         port: int,
-        log: AccessLog | None = None,
+        limits: ConnectionLimits | None = None,
+        most_connections: int = MOST_CONNECTIONS,
         stop_seconds: float = 10.0,
     ) -> None:
-        self._endpoint = endpoint
+        self.application = application
+        self.limits = limits or ConnectionLimits()
+        self.now: Callable[[], float] = time.monotonic
+        self.date = b""
         self._host, self._port = host, port
-        self._access = log
+        self._most = most_connections
         self._stop_seconds = stop_seconds
         self._stop = asyncio.Event()
+        self._connections: set[Connection] = set()
+
+    def enter(self, connection: Connection) -> bool:
+        """Take a connection that is made; False: there are too many."""
+        while len(self._connections) >= self._most:
+            idle = [each for each in self._connections if each.is_idle]
+            if not idle:
+                break
+            oldest = min(idle, key=lambda each: each.deadline)
+            self.leave(oldest)
+            oldest.close()
+        self._connections.add(connection)
+        if len(self._connections) > 2 * self._most:
+            connection.abort()
+        return len(self._connections) <= self._most
+
+    def leave(self, connection: Connection) -> None:
+        """Forget one that has ended."""
+        self._connections.discard(connection)
 
     def stop(self) -> None:
         """Answer what is under way, then end `run`; of the thread that runs it."""
-        self._endpoint.stopping = True
+        self.application.stopping = True
         self._stop.set()
 
-    async def run(self, ready: Any = None) -> None:
+    async def run(self, ready: Callable[[], None] | None = None) -> None:
         """Serve until `stop`.
 
         Args:
@@ -64,63 +86,60 @@ class Server:
             ServingError: the place can't be listened at.
         """
         check_free(self._host, self._port)
-        server = Granian(
-            self,
-            address=self._host,
-            port=self._port,
-            interface=Interfaces.RSGI,
-            http=HTTPModes.http1,
-            websockets=False,
-            log_enabled=False,
-            log_level=LogLevels.warning,
-            backlog=1024,
-            http1_settings=HTTP1Settings(
-                header_read_timeout=1000 * HEADER_SECONDS, max_buffer_size=HEADER_BYTES
-            ),
+        self._check_files()
+        self._tell_date()
+        loop = asyncio.get_running_loop()
+        listening = await loop.create_server(
+            lambda: Connection(self), self._host, self._port, backlog=_BACKLOG
         )
-        serving = asyncio.create_task(server.serve())
+        checking = asyncio.create_task(self._check())
         try:
-            await _reachable(self._host, self._port, serving)
             if ready is not None:
                 ready()
-            stopped = asyncio.create_task(self._stop.wait())
-            await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            await self._drained()
+            await self._stop.wait()
+            await self._until(
+                lambda: not any(each.is_answering for each in self._connections),
+                self._stop_seconds,
+            )
         finally:
-            if not serving.done():
-                server.stop()
-            with contextlib.suppress(Exception):
-                await serving
+            listening.close()
+            for connection in list(self._connections):
+                connection.close()
+            await self._until(lambda: not self._connections, 1.0)
+            for connection in list(self._connections):
+                connection.abort()
+            checking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await checking
+            await asyncio.sleep(0)  # the last ones leave
 
-    async def _drained(self) -> None:
-        end = time.monotonic() + self._stop_seconds
-        while self._endpoint.outstanding and time.monotonic() < end:
+    async def _check(self) -> None:
+        while True:
+            await asyncio.sleep(_CHECK_SECONDS)
+            self._tell_date()
+            now = self.now()
+            for connection in list(self._connections):
+                connection.check(now)
+
+    def _tell_date(self) -> None:
+        self.date = formatdate(usegmt=True).encode()
+
+    async def _until(self, true: Callable[[], bool], seconds: float) -> None:
+        end = self.now() + seconds
+        while not true() and self.now() < end:
             await asyncio.sleep(0.01)
 
-    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
-        request = HttpRequest(
-            scope.method, scope.path, scope.headers, _chunks(protocol), client=scope.client
-        )
-        answer = await self._endpoint.answer(request)
-        told = [("content-type", answer.content_type), *answer.headers]
-        # What is wrong may have been found before all of the body came.
-        told += [("connection", "close")] if answer.status in (408, 413) else []
-        with contextlib.suppress(ProtocolClosed, ProtocolError):
-            protocol.response_bytes(answer.status, told, answer.body)
-        if self._access is not None:
-            self._access.write(
-                answer,
-                client=request.client,
-                method=request.method,
-                path=request.path,
-                began=request.began,
-            )
+    def _check_files(self) -> None:
+        """Take no more connections than this process may have open files."""
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if files != resource.RLIM_INFINITY:
+            self._most = max(min(self._most, files - _FILES_OF_OTHERS), 16)
 
 
-async def _chunks(protocol: Any) -> AsyncIterator[bytes]:
-    # At once: each part would cost a turn of the loop, and all of it is in memory anyway. No more
-    # comes than the head says, which the endpoint has looked at.
-    yield await protocol()
+def run_loop(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine to its end on the loop that answers requests fastest."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(coroutine)
 
 
 def check_free(host: str, port: int, option: str = "--port") -> None:
@@ -146,19 +165,3 @@ def free_port(host: str) -> int:
     with socket.socket(family, socket.SOCK_STREAM) as found:
         found.bind((host, 0))
         return int(found.getsockname()[1])
-
-
-async def _reachable(host: str, port: int, serving: "asyncio.Task[None]") -> None:
-    """Wait until connections are taken."""
-    end = time.monotonic() + 30
-    while time.monotonic() < end and not serving.done():
-        try:
-            _, writer = await asyncio.open_connection(host, port)
-        except OSError:
-            await asyncio.sleep(0.01)
-            continue
-        writer.close()
-        return
-    if serving.done():
-        await serving
-    raise ServingError(f"the server did not come up at {host}:{port}")

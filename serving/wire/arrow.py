@@ -15,9 +15,7 @@ import pyarrow as pa
 
 from runtime.strict_json import json_text
 from serving.errors import RequestError
-from serving.requests import RequestSchema
-from worker.data.batch import Batch
-from worker.data.shared import SharedBatch
+from serving.requests import RequestSchema, Samples
 
 _ABOUT = b"about"
 
@@ -31,7 +29,7 @@ def written(batch: pa.RecordBatch) -> bytes:
     return data
 
 
-def decode(body: bytes, schema: RequestSchema) -> Batch | SharedBatch:
+def decode(body: bytes, schema: RequestSchema) -> Samples:
     """Return the samples of a request.
 
     Raises:

@@ -16,10 +16,8 @@ import pyarrow as pa
 
 from serving.calls import OUTPUT
 from serving.errors import RequestError, shown
-from serving.requests import RequestSchema
-from serving.wire.json_text import parsed, text
-from worker.data.batch import Batch
-from worker.data.shared import SharedBatch
+from serving.requests import RequestSchema, Samples
+from serving.wire.json_text import parsed, text_of_finite
 
 LENGTHS = ":lengths"
 _DTYPES: Mapping[str, str] = {
@@ -52,9 +50,7 @@ class Wanted:
     outputs: tuple[tuple[str, bool], ...]
 
 
-def decode(
-    body: bytes, json_bytes: int | None, schema: RequestSchema
-) -> tuple[Batch | SharedBatch, Wanted]:
+def decode(body: bytes, json_bytes: int | None, schema: RequestSchema) -> tuple[Samples, Wanted]:
     """Return the samples of a request, and how it wants its answer.
 
     Raises:
@@ -311,7 +307,7 @@ def encode(
     if wanted.id is not None:
         answer["id"] = wanted.id
     answer["parameters"] = about
-    head = text(answer)
+    head = text_of_finite(answer)
     return (b"".join([head, *tensors]), len(head)) if tensors else (head, None)
 
 

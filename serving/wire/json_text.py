@@ -4,9 +4,13 @@ import json
 from collections import Counter
 from typing import Any
 
+import msgspec
+
 from serving.errors import RequestError, cut
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_FAST_ENCODER = msgspec.json.Encoder()
+_FAST_DECODER = msgspec.json.Decoder()
 
 
 def parsed(body: bytes | memoryview) -> dict[str, Any]:
@@ -16,9 +20,46 @@ def parsed(body: bytes | memoryview) -> dict[str, Any]:
         RequestError: it is not JSON, or no object, or an object has a name twice. NaN and infinity
             are no JSON.
     """
+    body = bytes(body)
+    found = _parsed_fast(body)
+    return _parsed_strictly(body) if found is None else found
+
+
+def _parsed_fast(body: bytes) -> dict[str, Any] | None:
+    """Return the object; None where it may be wrong, or some name may be twice in an object.
+
+    msgspec takes a third of the time, but says less of what is wrong, and keeps the last of two
+    values of one name. Before each value is a colon: where there are no more of them than names
+    that were kept, none was there twice.
+    """
+    try:
+        found = _FAST_DECODER.decode(body)
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        return None
+    if type(found) is not dict or body.count(b":") != len(found) + _names_below(found):
+        return None
+    return found
+
+
+def _names_below(found: dict[str, Any]) -> int:
+    """Return how many names the objects below have, as deep as requests usually have any."""
+    count = 0
+    for value in found.values():
+        if type(value) is dict:
+            count += len(value)
+        elif type(value) is list and value and type(value[0]) is dict:
+            objects = [each for each in value if type(each) is dict]
+            count += sum(map(len, objects))
+            if "parameters" in value[0]:
+                parameters = [each.get("parameters") for each in objects]
+                count += sum(len(each) for each in parameters if type(each) is dict)
+    return count
+
+
+def _parsed_strictly(body: bytes) -> dict[str, Any]:
     try:
         found = json.loads(
-            bytes(body).decode("utf-8"),
+            body.decode("utf-8"),
             parse_constant=_refuse_constant,
             object_pairs_hook=_object,
         )
@@ -60,5 +101,17 @@ def _refuse_constant(name: str) -> Any:
 
 
 def text(value: Any) -> bytes:
-    """Return compact JSON."""
+    """Return compact JSON.
+
+    Raises:
+        ValueError: NaN and infinity are no JSON.
+    """
     return _ENCODER.encode(value).encode()
+
+
+def text_of_finite(value: Any) -> bytes:
+    """As `text`, in a tenth of the time, of values among which neither NaN nor infinity is."""
+    try:
+        return _FAST_ENCODER.encode(value)
+    except UnicodeEncodeError:  # half a character, which Python's writer escapes
+        return text(value)

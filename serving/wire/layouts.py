@@ -2,21 +2,25 @@
 
 Whoever asks again and again sends the same JSON before other values: the same columns of the same
 shapes. To read and check it takes longer than to compute a small request. So what it says is kept
-where it is of the most usual kind, float32 and one int64 for each sample, all of them binary.
+where it is of the most usual kind, float32 and one int64 for each sample or for all of them, all
+of them binary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from serving.requests import RequestSchema
+from serving.requests import RequestSchema, Samples
+from serving.usual import Split, UsualSamples
 from serving.wire.inference import Wanted, decode, described
-from worker.data.batch import Batch, SingleKeys
-from worker.data.shared import SharedBatch
 
+Value = TypeVar("Value", np.float32, np.int64)
+
+_NO_DENSE, _NO_KEYS = np.empty((0, 1), np.float32), np.empty((0, 1), np.int64)
 _MOST_LAYOUTS = 256
 _MOST_BYTES = 64 << 10  # of a head that is kept
 
@@ -27,14 +31,19 @@ class _Layout:
 
     Args:
         samples: n.
-        dense, keys: int64[columns], where each one begins behind the JSON.
+        split: which columns come for each sample, and which once.
+        dense, keys, shared_dense, shared_keys: int64[columns], where each of the split's columns
+            begins behind the JSON.
         num_bytes: of all of them.
     """
 
     wanted: Wanted
     samples: int
+    split: Split
     dense: npt.NDArray[np.int64]
     keys: npt.NDArray[np.int64]
+    shared_dense: npt.NDArray[np.int64]
+    shared_keys: npt.NDArray[np.int64]
     num_bytes: int
 
 
@@ -47,69 +56,88 @@ class Decoder:
 
     def __init__(self, schema: RequestSchema) -> None:
         self._schema = schema
+        self._usual = schema.usual
         self._layouts: dict[bytes, _Layout] = {}
 
-    def decode(
-        self, body: bytes, json_bytes: int | None
-    ) -> tuple[Batch | SharedBatch | SingleKeys, Wanted]:
+    def decode(self, body: bytes, json_bytes: int | None) -> tuple[Samples, Wanted]:
         """As `inference.decode`."""
-        if json_bytes is None or not 0 < json_bytes <= min(len(body), _MOST_BYTES):
+        usual = self._usual
+        small = json_bytes is not None and 0 < json_bytes <= min(len(body), _MOST_BYTES)
+        if json_bytes is None or not small or usual is None:
             return decode(body, json_bytes, self._schema)
         head = body[:json_bytes]
         layout = self._layouts.get(head)
         if layout is not None and len(body) - json_bytes == layout.num_bytes:
-            batch = self._read(body, json_bytes, layout)
+            batch = _read(body, json_bytes, layout, usual)
             if batch is not None:
                 return batch, layout.wanted
         found, wanted = decode(body, json_bytes, self._schema)
-        if layout is None and isinstance(found, Batch):
-            layout = self._layout_of(head, found.num_samples, wanted)
+        if layout is None:
+            layout = self._layout_of(head, found.num_samples, wanted, usual)
             if layout is not None:
                 if len(self._layouts) >= _MOST_LAYOUTS:
                     self._layouts.clear()
                 self._layouts[head] = layout
         return found, wanted
 
-    def _read(self, body: bytes, start: int, layout: _Layout) -> SingleKeys | None:
-        """Return the samples; None where a value has to be looked at."""
-        n = layout.samples
-        by_column = np.empty((layout.dense.size, n), np.float32)
-        keys = np.empty((layout.keys.size, n), np.int64)
-        given = np.frombuffer(body, np.uint8)
-        _copy(given, start, layout.dense, by_column.view(np.uint8))
-        _copy(given, start, layout.keys, keys.view(np.uint8))
-        dense = self._schema.transformed(by_column)
-        return None if dense is None else SingleKeys(dense, keys)
-
-    def _layout_of(self, head: bytes, samples: int, wanted: Wanted) -> _Layout | None:
+    def _layout_of(
+        self, head: bytes, samples: int, wanted: Wanted, usual: UsualSamples
+    ) -> _Layout | None:
         """Return how a request that was read is laid out; None: it is no usual one."""
         features = self._schema.features
-        if not self._schema.takes_single_integers:
-            return None
-        wanted_types = dict.fromkeys(features.dense, "FP32")
+        types = dict.fromkeys(features.dense, "FP32")
         for feature in features.sparse:
-            if wanted_types.setdefault(feature.column, "INT64") != "INT64":
+            if types.setdefault(feature.column, "INT64") != "INT64":
                 return None
         begins: dict[str, int] = {}
+        context: set[str] = set()
         start = 0
         for name, kind, shape, size in described(head, self._schema):
-            alike = shape in ((samples,), (samples, 1))
-            if size is None or not alike or wanted_types.get(name) != kind:
+            if size is None or types.get(name) != kind or shape[1:] not in ((), (1,)):
                 return None
+            if shape[0] != samples:
+                context.add(name)
             begins[name] = start
             start += size
+        split = usual.split(frozenset(context))
         return _Layout(
             wanted,
             samples,
-            _places(begins, features.dense),
-            _places(begins, [feature.column for feature in features.sparse]),
+            split,
+            _places(begins, split.dense),
+            _places(begins, split.keys),
+            _places(begins, split.shared_dense),
+            _places(begins, split.shared_keys),
             start,
         )
 
 
-def _places(
-    begins: Mapping[str, int], names: "list[str] | tuple[str, ...]"
-) -> npt.NDArray[np.int64]:
+def _read(body: bytes, start: int, layout: _Layout, usual: UsualSamples) -> Samples | None:
+    """Return the samples; None where a value has to be looked at."""
+    given, n = np.frombuffer(body, np.uint8), layout.samples
+    dense = _copied(given, start, layout.dense, n, np.float32)
+    keys = _copied(given, start, layout.keys, n, np.int64)
+    if not layout.split.shares:
+        return usual.of_arrays(layout.split, dense, keys, _NO_DENSE, _NO_KEYS)
+    shared_dense = _copied(given, start, layout.shared_dense, 1, np.float32)
+    shared_keys = _copied(given, start, layout.shared_keys, 1, np.int64)
+    return usual.of_arrays(layout.split, dense, keys, shared_dense, shared_keys)
+
+
+def _copied(
+    given: npt.NDArray[np.uint8],
+    start: int,
+    places: npt.NDArray[np.int64],
+    n: int,
+    dtype: type[Value],
+) -> npt.NDArray[Value]:
+    out = np.empty((places.size, n), dtype)
+    if places.size:
+        _copy(given, start, places, out.view(np.uint8))
+    return out
+
+
+def _places(begins: Mapping[str, int], names: Iterable[str]) -> npt.NDArray[np.int64]:
     return np.array([begins[name] for name in names], np.int64)
 
 
@@ -119,5 +147,6 @@ def _copy(body, start, places, out):  # type: ignore[no-untyped-def]
     size = out.shape[1]
     for column in range(places.size):
         first = start + places[column]
-        for i in range(size):
-            out[column, i] = body[first + i]
+        source, target = body[first : first + size], out[column]
+        for i in range(size):  # of slices, so that no index may be negative: 16 bytes at once
+            target[i] = source[i]

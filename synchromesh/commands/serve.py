@@ -1,6 +1,5 @@
 """`synchromesh serve`: a trained model behind an HTTP endpoint."""
 
-import asyncio
 import os
 import sys
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ class _Asked:
     max_waiting: int
     max_rows: int
     max_body_mib: int
+    max_connections: int
     timeout_seconds: float
     follow_seconds: float | None
     keep_versions: int
@@ -102,6 +102,13 @@ class _Asked:
 )
 @click.option(
     "--max-body-mib", type=click.IntRange(1, 1024), default=64, show_default=True, help="Of one."
+)
+@click.option(
+    "--max-connections",
+    type=click.IntRange(1, 1_000_000),
+    default=1024,
+    show_default=True,
+    help="Connections that are open at a time; the one that is idle for longest makes room.",
 )
 @click.option(
     "--timeout-seconds",
@@ -215,17 +222,23 @@ def _options(asked: _Asked) -> "ServeOptions":
             request_seconds=asked.timeout_seconds,
             outstanding=asked.max_waiting * max(asked.sessions, 1),
         ),
+        connections=asked.max_connections,
         access_log=asked.access_log,
     )
 
 
 def _serve(options: "ServeOptions", *, as_json: bool) -> None:
     """Open the model, and answer until a signal."""
+    from embedding.kernels.compile_cache import when_compiling
+    from serving.endpoint.server import run_loop
     from serving.errors import ServingError
     from serving.interpreter import keep_pauses_short
     from serving.running import Serving
 
-    with answering(ModelError, ServingError, failures=FAILURES):
+    with (
+        answering(ModelError, ServingError, failures=FAILURES),
+        when_compiling(_tell_of_compiling),
+    ):
         serving = Serving(options)
 
     def ready() -> None:
@@ -234,12 +247,20 @@ def _serve(options: "ServeOptions", *, as_json: bool) -> None:
 
     with answering(failures=(*FAILURES, ServingError)):
         try:
-            asyncio.run(serving.run(ready))
+            run_loop(serving.run(ready))
         finally:
             serving.close()
     if serving.waits:
         sys.stdout.flush()
         os._exit(0)  # gRPC would wait for streams that nobody may ever end
+
+
+def _tell_of_compiling() -> None:
+    click.echo(
+        "compiling what computes for this processor, which takes about half a minute; it is kept"
+        " for the next start",
+        err=True,
+    )
 
 
 def _tell(serving: "Serving", name: str, *, as_json: bool) -> None:

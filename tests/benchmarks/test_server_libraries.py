@@ -7,11 +7,11 @@ from server_libraries import main
 
 
 def test_each_size_and_number_of_clients_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--seconds", "0.3", "--repeats", "1", "--libraries", "granian"]) == 0
+    assert main(["--seconds", "0.3", "--repeats", "1", "--libraries", "ours"]) == 0
 
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["library"], line["request"], line["clients"]) for line in lines] == [
-        ("granian", size, clients) for size in ("1 sample", "64 samples") for clients in (1, 8)
+        ("ours", size, clients) for size in ("1 sample", "64 samples") for clients in (1, 8)
     ]
     assert all(line["value"] > 0 for line in lines)
 
