@@ -85,13 +85,11 @@ class Server:
         Raises:
             ServingError: the place can't be listened at.
         """
-        check_free(self._host, self._port)
+        bound = _bound(self._host, self._port, "--port")
         self._check_files()
         self._tell_date()
         loop = asyncio.get_running_loop()
-        listening = await loop.create_server(
-            lambda: Connection(self), self._host, self._port, backlog=_BACKLOG
-        )
+        listening = await loop.create_server(lambda: Connection(self), sock=bound, backlog=_BACKLOG)
         checking = asyncio.create_task(self._check())
         try:
             if ready is not None:
@@ -148,20 +146,28 @@ def check_free(host: str, port: int, option: str = "--port") -> None:
     Raises:
         ServingError: names it.
     """
+    _bound(host, port, option).close()
+
+
+def _bound(host: str, port: int, option: str) -> socket.socket:
+    found = _socket_for(host)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as found:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            found.bind((host, port))
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
     except OSError as error:
+        found.close()
         raise ServingError(
             f"{host}:{port} can't be listened at: {error.strerror or error}; name another {option}"
         ) from error
+    return found
+
+
+def _socket_for(host: str) -> socket.socket:
+    return socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
 
 
 def free_port(host: str) -> int:
     """Return a port that nobody listens at now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as found:
+    with _socket_for(host) as found:
         found.bind((host, 0))
         return int(found.getsockname()[1])

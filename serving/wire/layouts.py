@@ -3,11 +3,12 @@
 Whoever asks again and again sends the same JSON before other values: the same columns of the same
 shapes. To read and check it takes longer than to compute a small request. So what it says is kept
 where it is of the most usual kind, float32 and one int64 for each sample or for all of them, all
-of them binary.
+of them binary. An id that comes first, as clients write it, may differ.
 """
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +22,9 @@ from serving.wire.inference import Wanted, decode, described
 Value = TypeVar("Value", np.float32, np.int64)
 
 _NO_DENSE, _NO_KEYS = np.empty((0, 1), np.float32), np.empty((0, 1), np.int64)
+# Where clients write what each request has for itself; of characters that mean themselves.
+_ID = re.compile(rb'\{"id": ?"([ !#-\[\]-~]*)", ?')
+_NAMED = b"id "  # in front of the rest of such a head, with which no JSON object begins
 _MOST_LAYOUTS = 256
 _MOST_BYTES = 64 << 10  # of a head that is kept
 
@@ -66,18 +70,21 @@ class Decoder:
         if json_bytes is None or not small or usual is None:
             return decode(body, json_bytes, self._schema)
         head = body[:json_bytes]
-        layout = self._layouts.get(head)
+        named = _ID.match(head)
+        key = head if named is None else _NAMED + head[named.end() :]
+        layout = self._layouts.get(key)
         if layout is not None and len(body) - json_bytes == layout.num_bytes:
             batch = _read(body, json_bytes, layout, usual)
             if batch is not None:
-                return batch, layout.wanted
+                wanted = layout.wanted
+                return batch, wanted if named is None else replace(wanted, id=named[1].decode())
         found, wanted = decode(body, json_bytes, self._schema)
         if layout is None:
             layout = self._layout_of(head, found.num_samples, wanted, usual)
             if layout is not None:
                 if len(self._layouts) >= _MOST_LAYOUTS:
                     self._layouts.clear()
-                self._layouts[head] = layout
+                self._layouts[key] = layout
         return found, wanted
 
     def _layout_of(

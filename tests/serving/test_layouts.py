@@ -95,6 +95,28 @@ def test_what_all_samples_share_is_known_again(
         np.testing.assert_array_equal(ours.keys, theirs.keys)
 
 
+def test_an_id_that_comes_first_may_differ(schema: RequestSchema) -> None:
+    decoder = Decoder(schema)
+
+    def asked(seed: int, ident: bytes) -> tuple[bytes, int]:
+        body, size = request_of(some_columns(seed))
+        return b'{"id":"' + ident + b'",' + body[1:], size + len(ident) + 8
+
+    decoder.decode(*asked(1, b"a"))
+    assert len(decoder._layouts) == 1
+    found, wanted = decoder.decode(*asked(2, b"another, longer"))
+
+    expected, same = inference.decode(*asked(2, b"another, longer"), schema)
+    assert isinstance(found, SingleKeys)
+    assert (wanted.id, wanted) == ("another, longer", same)
+    np.testing.assert_array_equal(found.dense, expected.dense)
+    assert decoder.decode(*request_of(some_columns(1)))[1].id is None
+    assert decoder.decode(*asked(1, b"\\n"))[1].id == "\n"
+    for wrong in (b"\n", b"\xff", b'x","id":"y'):
+        with pytest.raises(RequestError):
+            decoder.decode(*asked(1, wrong))
+
+
 def test_values_that_a_rule_is_about_are_looked_at(schema: RequestSchema) -> None:
     decoder = Decoder(schema)
     decoder.decode(*request_of(some_columns(1)))
