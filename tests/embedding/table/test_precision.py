@@ -1,5 +1,7 @@
 """Vectors of 16 bits: which values they can hold, and how they are rounded."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -142,30 +144,40 @@ def test_draws_depend_on_seed_key_step_and_column_alone(dtype):
     assert (rounded(dtype, values, keys=np.arange(500) + 1000) != once).any()
 
 
-@pytest.mark.parametrize("dim", [16, 33, 50])
-def test_lines_of_bfloat16_are_rounded_as_single_values_are(dim):
+def neighbour(dtype, value, draw):
+    """The number of 16 bits that a finite float32 is rounded to by a draw of 16 bits."""
+    bits, least, largest = 7, -133, 2.0**128 - 2.0**120
+    if dtype == "float16":
+        bits, least, largest = 10, -24, 65504.0
+    size = abs(float(value))
+    exponent = max(math.frexp(size)[1] - 1 - bits, least)
+    if dtype == "float16":
+        draw = draw >> 3 << 3 if size >= 2.0**-14 else draw * (size >= 2.0**-40)
+    whole = math.floor(math.ldexp(size, -exponent) + draw / 2**16)
+    return math.copysign(min(math.ldexp(whole, exponent), largest), value)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("dim", [16, 33])
+def test_many_columns_are_rounded_each_by_its_own_draw(dtype, dim):
     """By mix64 of the seed, the key, the step and the column, 16 bits a column."""
     rng = np.random.default_rng(dim)
-    wide = rng.normal(size=(200, dim)).astype(np.float32)
-    wide[::7] = np.ldexp(wide[::7], rng.integers(-140, 120, (29, dim)))
-    wide[3, :9] = [0.0, -0.0, np.inf, -np.inf, np.nan, 3.4e38, -3.4e38, 1e-45, -1e-40]
-    keys = rng.integers(-(2**63), 2**63 - 1, 200)
-    expected = np.empty_like(wide, np.uint32)
-    for i in range(200):
+    wide = rng.normal(size=(100, dim)).astype(np.float32)
+    wide[::3] = np.ldexp(wide[::3], rng.integers(-140, 120, (34, dim)))
+    wide[1::3] = np.ldexp(wide[1::3], rng.integers(-44, 17, (33, dim)))
+    wide[3, :7] = [0.0, -0.0, 3.4e38, -3.4e38, 1e-45, 6e-8, -65519]
+    wide[4, :3] = [np.inf, -np.inf, np.nan]
+    keys = rng.integers(-(2**63), 2**63 - 1, 100)
+    expected = wide.copy()
+    for i, c in np.argwhere(np.isfinite(wide)).tolist():
         base = int(mix64(np.uint64(int(mix64(np.uint64(int(keys[i]) % 2**64 ^ 7))) + 12)))
-        for c in range(dim):
-            draws = int(mix64(np.uint64((base + (c & ~1)) % 2**64))) >> 32
-            bits = int(wide[i, c : c + 1].view(np.uint32)[0])
-            size = bits & 0x7FFFFFFF
-            up = draws >> 16 if c & 1 else draws & 0xFFFF
-            half = min(size, 0x7FC00000) >> 16
-            if size < 0x7F800000:
-                half = min(size + up >> 16, 0x7F7F)
-            expected[i, c] = (bits >> 31 << 15 | half) << 16
+        draws = int(mix64(np.uint64((base + c - c % 2) % 2**64))) >> 32
+        expected[i, c] = neighbour(dtype, wide[i, c], draws >> 16 if c % 2 else draws & 0xFFFF)
 
-    out = rounded("bfloat16", wide, step=12, keys=keys)
+    out = rounded(dtype, wide, step=12, keys=keys)
 
-    assert np.array_equal(out.view(np.uint32), expected)
+    assert np.array_equal(out, expected, equal_nan=True)
+    assert np.array_equal(np.signbit(out[:3]), np.signbit(wide[:3]))
 
 
 @pytest.mark.parametrize("dtype", NARROW)
