@@ -13,7 +13,7 @@ from embedding.spec.initial_values import Initializer, Uniform
 from embedding.spec.optimizers import Adagrad, Optimizer
 from embedding.spec.ranges import require, require_finite
 
-ValueDtype = Literal["float32", "float16", "bfloat16"]
+ValueDtype = Literal["float32", "float16", "bfloat16", "int8"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

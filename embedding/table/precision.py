@@ -1,4 +1,4 @@
-"""Vectors of 16 bits: how they lie in a row, and how they are rounded.
+"""Vectors of 16 or 8 bits: how they lie in a row, and how they are rounded.
 
 A row is float32[width]: the vector, then the slots. A vector of float16 or bfloat16 takes half as
 many of these places, two values in each, the even column in the low bits. Slots stay float32, and
@@ -8,7 +8,7 @@ What an update leaves is rounded *stochastically*: up with the probability of th
 off, so that steps much smaller than the distance of two values still move a row on average. The
 draw is made from (seed, key, step, column) alone, so a row is rounded the same on any shard.
 Initial and imported values are rounded to the nearest. Values beyond the largest of float16, 65504,
-become that.
+become that. Those of int8 have a scale of their own for each row, see `eight_bits`.
 
 Source: stochastic rounding as in Gupta et al. 2015; the counter-based draws as in `initial_values`.
 """
@@ -30,12 +30,19 @@ from embedding.kernels.prefetch import AHEAD, prefetch_ahead, prefetch_row
 from embedding.kernels.row_copy import copy_rows
 from embedding.optimizers.rule import rule_for
 from embedding.spec.table import TableSpec, ValueDtype
+from embedding.table import eight_bits
+from embedding.table.eight_bits import NEAREST, draw, read_codes, write_codes
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
-FLOAT32, FLOAT16, BFLOAT16 = range(3)
-_KINDS: dict[ValueDtype, int] = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
+FLOAT32, FLOAT16, BFLOAT16, INT8 = range(4)
+_KINDS: dict[ValueDtype, int] = {
+    "float32": FLOAT32,
+    "float16": FLOAT16,
+    "bfloat16": BFLOAT16,
+    "int8": INT8,
+}
 
 _NEAREST = np.uint32(0x8000)  # a draw in the middle rounds to the nearest, ties away from zero
 _LOW_16 = np.uint32(0xFFFF)
@@ -60,8 +67,15 @@ def kind_of(dtype: ValueDtype) -> int:
 
 def stored_width(spec: TableSpec) -> int:
     """Return the float32 places that a row of a table takes: vector and slots."""
-    vector = spec.dim if spec.value_dtype == "float32" else (spec.dim + 1) // 2
-    return vector + rule_for(spec.optimizer, sparse=True).row_width(spec.dim) - spec.dim
+    slots = rule_for(spec.optimizer, sparse=True).row_width(spec.dim) - spec.dim
+    return places_of(spec.dim, kind_of(spec.value_dtype)) + slots
+
+
+def places_of(dim: int, kind: int) -> int:
+    """Return the float32 places that a vector takes."""
+    if kind == INT8:
+        return eight_bits.places_of(dim)
+    return dim if kind == FLOAT32 else (dim + 1) // 2
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -137,7 +151,11 @@ def read_vector(
             out[target, c] = values[row, c]
         return
     words, numbers = values.reshape(-1), out.reshape(-1)
-    _read_at(words, row * values.shape[1], kind, numbers, target * out.shape[1], dim)
+    at, to = row * values.shape[1], target * out.shape[1]
+    if kind == INT8:
+        read_codes(words.view(np.int8), 4 * at, numbers, to, dim)
+    else:
+        _read_at(words, at, kind, numbers, to, dim)
 
 
 @njit(cache=True, nogil=True)
@@ -148,9 +166,14 @@ def read_vectors(values: Float32Array, positions: Int64Array, kind: int, out: Fl
         return
     n, dim = out.shape
     width, words, numbers = values.shape[1], values.reshape(-1), out.reshape(-1)
+    codes = words.view(np.int8)
     for i in range(n):
         prefetch_row(values, max(positions[min(i + AHEAD, n - 1)], 0), (dim + 1) // 2)
-        if positions[i] >= 0:
+        if positions[i] < 0:
+            continue
+        if kind == INT8:
+            read_codes(codes, 4 * positions[i] * width, numbers, i * dim, dim)
+        else:
             _read_at(words, positions[i] * width, kind, numbers, i * dim, dim)
 
 
@@ -168,6 +191,11 @@ def write_vector(
         for c in range(dim):
             values[row, c] = vectors[source, c]
         return
+    if kind == INT8:
+        codes, numbers = values.reshape(-1).view(np.int8), vectors.reshape(-1)
+        at, start = 4 * row * values.shape[1], source * vectors.shape[1]
+        write_codes(codes, at, numbers, start, dim, np.full((dim + 1) // 2, NEAREST))
+        return
     for c in range(0, dim, 2):
         word = _narrow(bits_of(vectors[source, c]), _NEAREST, kind)
         if c + 1 < dim:
@@ -184,7 +212,7 @@ def widen_rows(
     wide: Float32Array,
     places: Int64Array,
 ) -> None:
-    """Copy rows with vectors of 16 bits to rows of float32.
+    """Copy rows with vectors of 16 or 8 bits to rows of float32.
 
     Args:
         values: float32[capacity, width].
@@ -192,14 +220,19 @@ def widen_rows(
         wide: float32[at least n, dim + slots], written.
         places: int64[n], written: where in `wide` each is, or -1.
     """
-    narrow, wide_width, width = (dim + 1) // 2, wide.shape[1], values.shape[1]
+    wide_width, width = wide.shape[1], values.shape[1]
+    narrow = width - (wide_width - dim)
     words, numbers = values.reshape(-1), wide.reshape(-1)
+    codes = words.view(np.int8)
     for i in range(positions.size):
         prefetch_ahead(values, positions, i)
         row, places[i] = positions[i], -1
         if row >= 0:
             places[i] = i
-            _read_at(words, row * width, kind, numbers, i * wide_width, dim)
+            if kind == INT8:
+                read_codes(codes, 4 * row * width, numbers, i * wide_width, dim)
+            else:
+                _read_at(words, row * width, kind, numbers, i * wide_width, dim)
             copy_row(words, row * width + narrow, wide_width - dim, numbers, i * wide_width + dim)
 
 
@@ -221,14 +254,22 @@ def narrow_rows(
         seed: of the table's draws.
         step: the step that changed them.
     """
-    narrow, wide_width, width = (dim + 1) // 2, wide.shape[1], values.shape[1]
+    wide_width, width = wide.shape[1], values.shape[1]
+    narrow = width - (wide_width - dim)
     whole = dim - dim % WIDTH
+    drawn = np.empty((dim + 1) // 2, np.uint32)
     words, numbers = values.reshape(-1), wide.reshape(-1)
+    codes = words.view(np.int8)
     for i in range(positions.size):
         if positions[i] < 0:
             continue
         at, source = positions[i] * width, i * wide_width
         base = mix64(mix64(np.uint64(keys[i]) ^ seed) + np.uint64(step))
+        copy_row(numbers, source + dim, wide_width - dim, words, at + narrow)
+        if kind == INT8:
+            draw(base, drawn)
+            write_codes(codes, 4 * at, numbers, source, dim, drawn)
+            continue
         for c in range(0, whole, WIDTH):
             line = load_line(numbers, source + c)
             if kind == BFLOAT16:
@@ -241,4 +282,3 @@ def narrow_rows(
             if c + 1 < dim:
                 word |= _narrow(bits_of(numbers[source + c + 1]), draws >> _16, kind) << _16
             words[at + (c >> 1)] = float_of(word)
-        copy_row(numbers, source + dim, wide_width - dim, words, at + narrow)

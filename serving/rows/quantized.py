@@ -15,14 +15,14 @@ from numba import njit
 from embedding import TableSpec
 from embedding.kernels.bits import bits_of, float_of
 from embedding.kernels.prefetch import AHEAD, prefetch_row
-from embedding.table.precision import BFLOAT16, kind_of
+from embedding.table.precision import BFLOAT16, kind_of, places_of
 
 Float32s = npt.NDArray[np.float32]
 Int64s = npt.NDArray[np.int64]
 
 RowsAs = Literal["float32", "bf16", "int8"]
 ROWS_AS: tuple[RowsAs, ...] = get_args(RowsAs)
-INT8 = 3
+INT8 = 4
 """Beside the kinds of `embedding.table.precision`."""
 
 _LOW_16, _16 = np.uint32(0xFFFF), np.uint32(16)
@@ -38,9 +38,7 @@ def kind_for(spec: TableSpec, rows: RowsAs) -> int:
 
 def width_of(dim: int, kind: int) -> int:
     """Return the float32 places that a vector takes."""
-    if kind == INT8:
-        return 1 + (dim + 3) // 4
-    return dim if kind == kind_of("float32") else (dim + 1) // 2
+    return 1 + (dim + 3) // 4 if kind == INT8 else places_of(dim, kind)
 
 
 @njit(cache=True, nogil=True)
