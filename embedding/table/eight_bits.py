@@ -23,6 +23,7 @@ _REST, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 # that of the next power of two.
 _ROUND_UP = np.uint32(0x1FFFF)
 _SIX, _SEVEN, _23, _254 = np.uint32(6), np.uint32(7), np.uint32(23), np.uint32(254)
+_LARGEST = np.uint32(248)  # with 127 a finite number; what is beyond that becomes it
 _NOT_FINITE = np.uint32(255)
 _DRAW, _MOST = np.float32(2.0**-16), np.int32(127)
 _UPPER, _LOW_16 = np.uint64(32), np.uint32(0xFFFF)
@@ -70,6 +71,7 @@ def write_codes(
             codes[at + 1 + c] = np.int8(0)
         return
     exponent = np.uint32(max(np.uint32(most + _ROUND_UP) >> _23, _SEVEN) - _SIX)
+    exponent = min(exponent, _LARGEST)
     codes[at] = np.int8(np.uint8(exponent))
     inverse = float_of(np.uint32(_254 - exponent) << _23)
     for c in range(dim):

@@ -45,7 +45,7 @@ class FrozenTableMachine(RuleBasedStateMachine):
                 BloomAdmission(min_count=3, max_elements=1, false_positive_probability=0.3),
             ]
         ),
-        value_dtype=st.sampled_from(["float32", "bfloat16"]),
+        value_dtype=st.sampled_from(["float32", "bfloat16", "int8"]),
         track_usage=st.booleans(),
     )
     def start(self, admission, value_dtype, track_usage):

@@ -209,8 +209,8 @@ def test_a_static_row_that_was_never_trained_gives_its_initial_value() -> None:
     np.testing.assert_array_equal(own.export().vectors, expected)
 
 
-@pytest.mark.parametrize("value_dtype", ["float16", "bfloat16"])
-def test_a_copy_of_16_bits_is_exact(value_dtype: Any) -> None:
+@pytest.mark.parametrize("value_dtype", ["float16", "bfloat16", "int8"])
+def test_a_copy_of_fewer_bits_is_exact(value_dtype: Any) -> None:
     narrow = [replace(table, value_dtype=value_dtype) for table in (OWN, STATIC)]
     own, static = make_variables([replace(table, initializer=Uniform()) for table in narrow])
     static_key = int(static_keys(np.array([5]), 1)[0])

@@ -335,7 +335,9 @@ def test_a_vector_takes_half_the_bytes():
 def test_the_dtype_travels_and_is_checked():
     spec = TableSpec(name="t", dim=2, value_dtype="bfloat16")
     assert table_from_json(to_json(spec)) == spec
-    with pytest.raises(ValueError, match="value_dtype must be one of float32, float16, bfloat16"):
+    with pytest.raises(
+        ValueError, match="value_dtype must be one of float32, float16, bfloat16, int8"
+    ):
         TableSpec(name="t", dim=2, value_dtype="float8")
 
 

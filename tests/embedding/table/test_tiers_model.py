@@ -49,7 +49,7 @@ class TiersMachine(RuleBasedStateMachine):
     @initialize(
         optimizer=optimizers,
         admission=admissions,
-        dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
+        dtype=st.sampled_from(["float32", "float16", "bfloat16", "int8"]),
         policy=st.sampled_from(["frequency", "recency"]),
         track_usage=st.booleans(),
     )

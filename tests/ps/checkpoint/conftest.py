@@ -16,7 +16,7 @@ from ps.checkpoint.manifest import Parent, write_manifest
 from ps.messages.records import Freeze, TableEviction
 
 TABLES = (
-    TableSpec(name="counted", dim=3, admission=CounterAdmission(min_count=3)),
+    TableSpec(name="counted", dim=3, admission=CounterAdmission(min_count=3), value_dtype="int8"),
     TableSpec(name="bloom", dim=2, admission=BloomAdmission(min_count=3, max_elements=2000)),
     TableSpec(name="adam", dim=17, optimizer=AdamAsync(), value_dtype="bfloat16"),
     TableSpec(name="plain", dim=1, optimizer=Sgd(), track_usage=False),
