@@ -1,6 +1,7 @@
 """The example of docs/torch.md, as it stands there."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Tried:
 
 
 def test_the_page_shows_the_files() -> None:
-    module, _ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    module, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     section, *_ = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 
     assert module == (ROOT / "jobs" / "torch_layers.py").read_text()
@@ -51,7 +52,7 @@ def test_what_is_exported_is_loaded_as_the_page_does(
         {name: np.ascontiguousarray(a) for name, a in example.model.state(example.params).items()},
         "runs/torch-export/dense.safetensors",
     )
-    _, loading = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    _, loading, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     names: dict[str, object] = {}
 
     exec(compile(loading, "example", "exec"), names)
@@ -60,3 +61,12 @@ def test_what_is_exported_is_loaded_as_the_page_does(
     pooled = torch.tensor(example.pooled).double().split(16, dim=1)
     logits = module(torch.tensor(example.dense).double(), dict(zip(DIMS, pooled, strict=True)))
     np.testing.assert_allclose(logits.detach(), example.predict(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_class_of_several_tasks_is_one_that_can_be_trained(tried: Callable[..., Tried]) -> None:
+    sources = re.findall(r"```python\n(class .*?)```", PAGE, re.DOTALL)
+    (several,) = [source for source in sources if "inputs.tasks" in source]
+
+    model = tried(several.replace("class Clicks", "class M"), tasks={"click": 1.0, "buy": 2.0})
+
+    model.model.examine()  # type: ignore[attr-defined]
