@@ -18,7 +18,8 @@ from scheduler.job.job_yaml import read_yaml
 JOB = """\
 name: small
 data: {train: "x/*.parquet", eval: [y.parquet], dense: [d1], batch_size: 64, sparse: [a, {column: b,
-  table: t, combiner: mean, weights: w, max_length: 3, pad: 0, max_norm: 1.5}]}
+  table: t, combiner: mean, weights: w, max_length: 3, pad: 0, max_norm: 1.5}, {column: c,
+  combiner: none, max_length: 9, keep: last}]}
 embedding: {dim: 4, initializer: {type: normal, stddev: 0.1}, optimizer: {type: adam}}
 tables:
   t: {dim: 8, optimizer: {type: adagrad, schedule: {type: cosine, decay_steps: 100}},

@@ -14,6 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from worker.models.layers import read_widths
 from worker.models.torch import ModuleInputs
 from worker.models.torch.experts import check_inputs
+from worker.models.torch.histories import no_sequences
 from worker.models.torch.layers import Layers
 
 
@@ -31,6 +32,7 @@ class Esmm(nn.Module):
 
     def __init__(self, inputs: ModuleInputs, mlp: Sequence[int] = (256, 128)) -> None:
         super().__init__()
+        no_sequences(inputs, "esmm")
         check_inputs(inputs, "esmm", least=2)
         if len(inputs.tasks) > 3:
             raise ValueError(

@@ -13,6 +13,7 @@ from torch import nn
 from worker.models.layers import read_widths
 from worker.models.torch import ModuleInputs
 from worker.models.torch.experts import Experts, Gate, Towers, check_count, check_inputs
+from worker.models.torch.histories import no_sequences
 
 
 class Mmoe(nn.Module):
@@ -36,6 +37,7 @@ class Mmoe(nn.Module):
         tower_mlp: Sequence[int] = (64,),
     ) -> None:
         super().__init__()
+        no_sequences(inputs, "mmoe")
         check_inputs(inputs, "mmoe")
         check_count("experts", experts, 1)
         given = {"expert_mlp": expert_mlp, "tower_mlp": tower_mlp}

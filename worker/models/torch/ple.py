@@ -15,6 +15,7 @@ from torch import nn
 from worker.models.layers import read_widths
 from worker.models.torch import ModuleInputs
 from worker.models.torch.experts import Experts, Gate, Towers, check_count, check_inputs
+from worker.models.torch.histories import no_sequences
 
 
 class Ple(nn.Module):
@@ -43,6 +44,7 @@ class Ple(nn.Module):
         tower_mlp: Sequence[int] = (64,),
     ) -> None:
         super().__init__()
+        no_sequences(inputs, "ple")
         check_inputs(inputs, "ple")
         check_count("extractions", extractions, 1)
         check_count("shared_experts", shared_experts, 1)
