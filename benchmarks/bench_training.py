@@ -12,7 +12,6 @@ import argparse
 import importlib
 import os
 import platform
-import signal
 import sys
 import tempfile
 from itertools import pairwise, product
@@ -249,8 +248,6 @@ def emit_bound(bound: ProductsBound, batch: int, flops_per_sample: int, repeats:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
-    # Nobody stays stopped where this is ended by a signal.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def work() -> None:
         with tempfile.TemporaryDirectory(prefix="bench-training-") as temporary:

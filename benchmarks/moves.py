@@ -72,7 +72,7 @@ def write_samples(folder: Path, rows: int, tables: int, *, skewed: bool = False)
     """Write a file in which every key is there once, and many that draw from them (Zipf).
 
     Args:
-        skewed: whether the most frequent of each hundred keys are the first server's of two.
+        skewed: whether the most frequent of each twenty keys are the first server's of two.
     """
     folder.mkdir()
     rng = np.random.default_rng(1)
@@ -90,13 +90,13 @@ def write_samples(folder: Path, rows: int, tables: int, *, skewed: bool = False)
 def _hot_on_one(
     keys: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Return the keys in an order in which the hundredth that is drawn most is the first server's.
+    """Return the keys in an order in which the twentieth that is drawn most is the first server's.
 
     Args:
         numbers: places of keys that are drawn.
     """
     by_frequency = np.argsort(-np.bincount(numbers, minlength=keys.size), kind="stable")
-    of_first = np.flatnonzero(buckets_of(keys) < NUM_BUCKETS // 2)[: max(1, keys.size // 100)]
+    of_first = np.flatnonzero(buckets_of(keys) < NUM_BUCKETS // 2)[: max(1, keys.size // 20)]
     found = np.empty_like(keys)
     found[by_frequency] = np.concatenate([keys[of_first], np.delete(keys, of_first)])
     return found

@@ -1,6 +1,7 @@
 """What the benchmarks' command lines share: lists of names, and how they end."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 
@@ -20,6 +21,8 @@ def some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
 
 def finish(work: Callable[[], None]) -> int:
     """Work, and return the exit code: 2 for a wrong call, 1 for a job that failed."""
+    # `timeout` and the like don't leave the jobs that were started behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         work()
     except (ValueError, OSError) as error:
