@@ -23,6 +23,7 @@ from experiments.ablation import E5
 from experiments.beginning import E8
 from experiments.bounds import E4
 from experiments.fleets import E6
+from experiments.more_beginnings import E9
 from experiments.page import Facts, page, renewed
 from experiments.parity import E1
 from experiments.stale import E7
@@ -35,7 +36,7 @@ from worker.datasets.synthetic import CriteoLike, write_criteo_like
 # Real data sets that can be given: jobs/NAME.yaml trains on them.
 REAL = ("criteo", "movielens")
 TEST_ROWS = 250_000
-EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (E1, E2, E3, E4, E5, E6, E7, E8)}
+EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (E1, E2, E3, E4, E5, E6, E7, E8, E9)}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
