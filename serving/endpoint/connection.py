@@ -328,7 +328,7 @@ class Connection(asyncio.Protocol):
         asked.complete(body, partial(self._answered, request))
 
     def _answered(self, request: _Request, answer: Answer) -> None:
-        if self._is_lost:
+        if self._is_lost or self._transport.is_closing():
             self._home.application.note(request.head, answer)
             return
         request.answer = answer

@@ -323,6 +323,11 @@ def test_a_client_that_is_gone_is_not_answered(case: Case) -> None:
     case.application.answer()
 
     assert (case.transport.written, case.application.noted) == (b"", [("/a", 200)])
+    closing = Case()
+    closing.send(post("/a"))
+    closing.connection.close()
+    closing.application.answer()
+    assert (closing.transport.written, closing.application.noted) == (b"", [("/a", 200)])
     gone = Case()
     gone.send(post("/a", b"body")[:-1])
     gone.connection.connection_lost(None)
