@@ -150,7 +150,8 @@ class Replay:
             [DIM] * _NUM_TABLES,
             mean_of_contributors=of_contributors,
         )
-        for table, part in zip(self._tables, merged, strict=True):
+        for number, table in enumerate(self._tables):
+            part = merged.of(number)
             table.apply(
                 part.keys,
                 part.counts,

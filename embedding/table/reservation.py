@@ -54,16 +54,18 @@ def reserve(rows: int, width: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         width: length of the second axis; 0 takes no memory.
 
     Returns:
-        dtype[rows, width], writable, C-contiguous.
+        dtype[rows, width], writable, C-contiguous; mapped, it begins at an address that whole rows
+        divide, so that rows of several arrays can be numbered as those of one.
 
     Raises:
         MemoryError: there is no address space for it.
     """
-    num_bytes = rows * width * np.dtype(dtype).itemsize
+    row_bytes = width * np.dtype(dtype).itemsize
+    num_bytes = rows * row_bytes
     if num_bytes < _MAPPED_FROM:
         return np.zeros((rows, width), dtype)
     try:
-        memory = mmap.mmap(-1, num_bytes, flags=NO_RESERVE)
+        memory = mmap.mmap(-1, num_bytes + row_bytes, flags=NO_RESERVE)
     except (OSError, OverflowError) as error:
         raise MemoryError(
             f"no address space left to reserve {num_bytes:,} bytes ({error}). See what limits it:"
@@ -72,4 +74,5 @@ def reserve(rows: int, width: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     if hasattr(mmap, "MADV_HUGEPAGE") and len(memory) > _HUGE_PAGES_FROM:
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE, _HUGE_PAGES_FROM)
-    return np.frombuffer(memory, dtype).reshape(rows, width)
+    offset = -np.frombuffer(memory, np.uint8).ctypes.data % row_bytes
+    return np.frombuffer(memory, dtype, rows * width, offset).reshape(rows, width)

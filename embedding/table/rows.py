@@ -51,7 +51,7 @@ _MIN_LINES = 16
 # Keys for each line of the index, of five, at which its next doubling begins; with each key of a
 # batch a line is moved. Were all keys new, the last lines to move would hold 3.4 keys; a batch of
 # known keys moves as many, so a line holds 1.2 to 3.4 keys: 19 to 54 bytes a key.
-_KEYS_A_LINE = 2.4
+KEYS_A_LINE = 2.4
 # Keys that are spread over buckets before they are sorted; fewer are faster sorted all at once.
 _KEYS_TO_SPREAD = 64 * NUM_BUCKETS
 
@@ -118,12 +118,12 @@ def room_in(budget: Budget, width: int) -> Room:
     """Return how many rows of so many float32 values a budget allows."""
     row_bytes = 4 * width + METADATA_BYTES + KEY_BYTES
     memory, address, share = budget.memory, budget.address, budget.share_bytes
-    filled = memory.num_bytes // (row_bytes + round(_LINE_BYTES / _KEYS_A_LINE))
+    filled = memory.num_bytes // (row_bytes + round(_LINE_BYTES / KEYS_A_LINE))
     # The lines of an index are a power of two: the one that leaves room for most rows.
     reserved, lines = 0, _MIN_LINES
-    while lines * _LINE_BYTES < share and lines * _KEYS_A_LINE <= 2 * MAX_ROWS:
+    while lines * _LINE_BYTES < share and lines * KEYS_A_LINE <= 2 * MAX_ROWS:
         fitting = (share - lines * _LINE_BYTES) // row_bytes
-        reserved = max(reserved, min(fitting, int(lines * _KEYS_A_LINE)))
+        reserved = max(reserved, min(fitting, int(lines * KEYS_A_LINE)))
         lines *= 2
     part = f"a share of 1/{budget.shares} in {address}"
     rows, cause, remedy = min(
@@ -131,8 +131,8 @@ def room_in(budget: Budget, width: int) -> Room:
         (reserved, part, address.remedy),
         (MAX_ROWS, "the 32 bits of a row's number", "Use more servers, or evict"),
     )
-    rows = max(rows, int(_MIN_LINES * _KEYS_A_LINE))
-    return Room(rows, 1 << int(rows / _KEYS_A_LINE).bit_length(), cause, remedy)
+    rows = max(rows, int(_MIN_LINES * KEYS_A_LINE))
+    return Room(rows, 1 << int(rows / KEYS_A_LINE).bit_length(), cause, remedy)
 
 
 class Rows:
@@ -187,6 +187,16 @@ class Rows:
     def __len__(self) -> int:
         return int(self.arrays.state[NUM_ROWS])
 
+    @property
+    def most_rows(self) -> int:
+        """How many there can be."""
+        return self._room.rows
+
+    @property
+    def is_being_read(self) -> bool:
+        """Whether rows are frozen that nobody has read yet."""
+        return self._frozen is not None and self._frozen.num_left > 0
+
     def can_take(self, num_keys: int) -> bool:
         """Return whether reserved memory, and the disk of tiers, can hold that many more keys."""
         most = len(self) + num_keys
@@ -229,7 +239,7 @@ class Rows:
 
     def _has_room(self, num_keys: int) -> bool:
         """Return whether the index can hold that many more keys as large as it is."""
-        return len(self) + num_keys <= int(len(self.arrays.entries) * _KEYS_A_LINE)
+        return len(self) + num_keys <= int(len(self.arrays.entries) * KEYS_A_LINE)
 
     def _continue_doubling(self, num_lines: int) -> None:
         entries, state = self.arrays.entries, self.arrays.state
@@ -307,7 +317,7 @@ class Rows:
 
     def before_change(self, keys: Int64Array) -> None:
         """Save what is frozen of the rows of keys, which are about to be changed or removed."""
-        if self._frozen is not None and self._frozen.num_left > 0:
+        if self._frozen is not None and self.is_being_read:
             positions, frozen = np.empty((2, keys.size), np.int64)
             count = take_frozen(self.arrays, keys, positions, frozen)
             if count:
@@ -361,6 +371,6 @@ def memory_of(num_keys: int, width: int, *, track_usage: bool = True) -> int:
 def lines_for(num_keys: int) -> int:
     """Return how many lines the index of so many keys has."""
     lines = _MIN_LINES
-    while num_keys > int(lines * _KEYS_A_LINE):
+    while num_keys > int(lines * KEYS_A_LINE):
         lines *= 2
     return lines

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from embedding.entries import CounterEntries, TableEntries
 from embedding.kernels.arguments import input_array, read_only
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
-from embedding.optimizers.rule import rule_for
+from embedding.optimizers.rule import OptimizerRule, rule_for
 from embedding.spec.admission import BloomAdmission, CounterAdmission
 from embedding.spec.table import TableSpec
 from embedding.spec.tiers import Tiers
@@ -77,6 +77,15 @@ class TableState:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def rows(self) -> Rows:
+        """For who goes over several tables at once."""
+        return self._rows
+
+    @property
+    def rule(self) -> OptimizerRule:
+        return self._rule
 
     @property
     def num_unadmitted(self) -> int:

@@ -12,7 +12,7 @@ from embedding.spec.table import TableSpec
 from embedding.spec.tiers import Tiers
 from embedding.table.admission import ALWAYS, Admission, admission_of, with_frequency
 from embedding.table.eviction import EvictFirst, expired, overfull
-from embedding.table.initial_values import fill_all_initial, initial_values_of
+from embedding.table.initial_values import InitialValues, fill_all_initial, initial_values_of
 from embedding.table.passes import pull_rows, pull_without_rows, settle_keys
 from embedding.table.precision import FLOAT32
 from embedding.table.reservation import Budget
@@ -26,7 +26,7 @@ Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
 
-_KEYS_AT_ONCE = 16384  # their rows, 2 MB of 32 values, are still in the cache when they are updated
+KEYS_AT_ONCE = 16384  # their rows, 2 MB of 32 values, are still in the cache when they are updated
 
 _INT64, _UINT32, _UINT8, _FLOAT32 = map(np.dtype, ("int64", "uint32", "uint8", "float32"))
 _NO_COUNTS = read_only(np.empty(0, _UINT32))
@@ -161,6 +161,19 @@ class EmbeddingVariable(TableState):
         if self._rows.tiered is not None:
             self._rows.tiered.prefetch(self._rows.find(keys))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a key's row is all that there is: in memory, float32, no rule, no other table.
+
+        What was counted by a rule of before may be there all the same, see `num_unadmitted`.
+        """
+        alone = self._static is None and self._counting is None and self._rows.tiered is None
+        return alone and self.spec.admission is None and self._precision == FLOAT32
+
+    @property
+    def initial_values(self) -> InitialValues:
+        return self._initial
+
     def initial(self, keys: Int64Array) -> Float32Array:
         """Return the vector that each key, int64[n], would start with: float32[n, dim]."""
         keys = input_array("keys", keys, _INT64, (len(keys),))
@@ -217,10 +230,10 @@ class EmbeddingVariable(TableState):
                 keys, gradients, flags, refuse=self._on_non_finite == "fail", table=self.spec.name
             )
             self.num_non_finite += num_bad
-        self._make_room(keys, flags)
+        self.make_room(keys, flags)
         new = None if self._bloom is None else np.flatnonzero(self._rows.find(keys) < 0)
         tiered = self._rows.tiered
-        at_once = _KEYS_AT_ONCE if tiered is None else tiered.at_once
+        at_once = KEYS_AT_ONCE if tiered is None else tiered.at_once
         for start in range(0, n, at_once):
             part = slice(start, start + at_once)
             positions = self._settle(keys[part], counts[part], flags[part], step)
@@ -281,8 +294,8 @@ class EmbeddingVariable(TableState):
         tiered.bring(rows, int(np.count_nonzero(rows < 0)))
         return tiered.slots
 
-    def _make_room(self, keys: Int64Array, flags: UInt8Array) -> None:
-        """Make room for what an apply may add."""
+    def make_room(self, keys: Int64Array, flags: UInt8Array) -> None:
+        """Make room for what an apply may add; flags: its `has_gradient`, or empty."""
         new_rows = new_counters = keys.size
         can_count = not self._counts_keys or self._counters.can_take(keys.size)
         if not (self._rows.can_take(keys.size) and can_count):

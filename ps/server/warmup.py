@@ -87,7 +87,9 @@ def _run(small: StoreSpec, tiers: Mapping[str, Tiers]) -> None:
         )
         shard.handle(Apply(0, 0, (record,)), None)
     assert shard.step == len(batches), "the warm-up steps were applied"
-    for table in shard.tables:  # what is used where buckets come and go
+    for table in shard.tables:
+        _alone(table, len(batches))
+        # What is used where buckets come and go.
         rows, counters = table.export(), table.export_counters()
         table.remove(rows.keys)
         table.import_rows(rows)
@@ -100,6 +102,15 @@ def _run(small: StoreSpec, tiers: Mapping[str, Tiers]) -> None:
             _leave_memory(table)
         for _ in table.drop_others():
             pass
+
+
+def _alone(table: EmbeddingVariable, step: int) -> None:
+    """Go the way of a step that a table takes by itself, as where a gradient is not finite."""
+    vectors, admitted = np.empty((4, table.spec.dim), np.float32), np.empty(4, np.uint8)
+    table.pull(_KEYS, _ONES, vectors, admitted)
+    counts, scalars = np.ones(4, np.int64), _scalars(table.spec.optimizer)
+    gradients = np.ones(vectors.shape, np.float32)
+    table.apply(_KEYS, counts, gradients, admitted, step=step, scale=1, scalars=scalars)
 
 
 def _leave_memory(table: EmbeddingVariable) -> None:

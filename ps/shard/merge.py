@@ -29,6 +29,39 @@ class Merged:
     has_gradient: npt.NDArray[np.uint8] | None
 
 
+@dataclass(slots=True)
+class MergedStep:
+    """All tables' parts of a step, table after table, each with room for more keys than it has.
+
+    Args:
+        keys, counts: int64[n], as of `Merged`.
+        gradients: float32[sum of n x dim].
+        has_gradient: uint8[n], or None where every key has one.
+        starts: int64[tables + 1], where the keys of each table begin.
+        sizes: int64[tables], how many it has; what follows up to the next table means nothing.
+        gradient_starts: int64[tables + 1], where its gradients begin.
+        dims: int64[tables].
+    """
+
+    keys: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    gradients: npt.NDArray[np.float32]
+    has_gradient: npt.NDArray[np.uint8] | None
+    starts: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    gradient_starts: npt.NDArray[np.int64]
+    dims: npt.NDArray[np.int64]
+
+    def of(self, table: int) -> Merged:
+        """Return one table's part; views."""
+        start, dim = self.starts[table], self.dims[table]
+        part = slice(start, start + self.sizes[table])
+        first = self.gradient_starts[table]
+        rows = self.gradients[first : first + self.sizes[table] * dim].reshape(-1, dim)
+        has = None if self.has_gradient is None else self.has_gradient[part]
+        return Merged(self.keys[part], self.counts[part], rows, has)
+
+
 def merge(
     contributions: Sequence[Contribution],
     weights: Sequence[float],
@@ -36,7 +69,7 @@ def merge(
     dims: Sequence[int],
     *,
     mean_of_contributors: bool = False,
-) -> list[Merged]:
+) -> MergedStep:
     """Sum contributions table by table, each sum taken in the order of the contributions.
 
     Args:
@@ -49,25 +82,25 @@ def merge(
             n is the samples of the contributions that have the key. They count whole, whatever
             their weight, and where the key was not admitted, too.
     """
+    dims_array = np.array(dims, np.int64)
     if len(contributions) == 1 and weights[0] == 1.0 and accepted[0] is None:
-        merged = _single(contributions[0], dims)
+        merged = _single(contributions[0], dims_array)
         if mean_of_contributors:
             scale = np.float32(1.0 / max(1, contributions[0].samples))
-            for part in merged:
-                part.gradients = part.gradients * scale
+            merged.gradients = merged.gradients * scale
         return merged
-    return _sum(contributions, weights, accepted, dims, mean_of_contributors)
+    return _sum(contributions, weights, accepted, dims_array, mean_of_contributors)
 
 
 def _sum(
     contributions: Sequence[Contribution],
     weights: Sequence[float],
     accepted: Sequence[npt.NDArray[np.uint8] | None],
-    dims: Sequence[int],
+    dims: npt.NDArray[np.int64],
     mean_of_contributors: bool,
-) -> list[Merged]:
+) -> MergedStep:
     """Any contributions, key by key."""
-    sizes = np.array([c.table_sizes for c in contributions], np.int64).reshape(-1, len(dims))
+    sizes = np.array([c.table_sizes for c in contributions], np.int64).reshape(-1, dims.size)
     keys = np.concatenate([c.keys for c in contributions])
     counts = np.concatenate([c.counts for c in contributions])
     admitted = np.concatenate([c.admitted for c in contributions])
@@ -78,15 +111,19 @@ def _sum(
             for c, mask in zip(contributions, accepted, strict=True)
         ]
     )
-    dims_array = np.array(dims, np.int64)
-    first_gradient = _gradient_starts(sizes, admitted, dims_array)
+    first_gradient = _gradient_starts(sizes, admitted, dims)
 
     capacity = sizes.sum(axis=0)
-    out_keys = np.empty(keys.size, np.int64)
-    out_counts = np.zeros(keys.size, np.int64)
-    out_gradients = np.zeros(int((capacity * dims_array).sum()), np.float32)
-    out_has = np.zeros(keys.size, np.uint8)
-    found = np.zeros(len(dims), np.int64)
+    merged = MergedStep(
+        keys=np.empty(keys.size, np.int64),
+        counts=np.zeros(keys.size, np.int64),
+        gradients=np.zeros(int((capacity * dims).sum()), np.float32),
+        has_gradient=np.zeros(keys.size, np.uint8),
+        starts=_starts(capacity),
+        sizes=np.zeros(dims.size, np.int64),
+        gradient_starts=_starts(capacity * dims),
+        dims=dims,
+    )
     largest = int(capacity.max(initial=0))
     slots = np.zeros(1 << max(4, (2 * largest).bit_length()), np.int64)
     samples = out_samples = None
@@ -94,44 +131,58 @@ def _sum(
         samples = np.array([c.samples for c in contributions], np.int64)
         out_samples = np.zeros(keys.size, np.int64)
     _merge(
-        sizes, dims_array, keys, counts, admitted, accept, gradients, first_gradient,
+        sizes, dims, keys, counts, admitted, accept, gradients, first_gradient,
         np.array(weights, np.float32), samples, slots,
-        out_keys, out_counts, out_gradients, out_has, out_samples, found,
+        merged.keys, merged.counts, merged.gradients, merged.has_gradient, out_samples,
+        merged.sizes,
     )  # fmt: skip
 
-    merged = []
-    start = gradient_start = 0
-    for n, size, dim in zip(found, capacity, dims, strict=True):
-        part = slice(start, start + n)
-        sums = out_gradients[gradient_start : gradient_start + n * dim].reshape(n, dim)
-        if out_samples is not None:
-            _divide(sums, out_samples[part])
-        merged.append(Merged(out_keys[part], out_counts[part], sums, out_has[part]))
-        start += size
-        gradient_start += size * dim
+    if out_samples is not None:
+        for t in range(dims.size):
+            start = merged.starts[t]
+            _divide(merged.of(t).gradients, out_samples[start : start + merged.sizes[t]])
     return merged
 
 
-def _single(contribution: Contribution, dims: Sequence[int]) -> list[Merged]:
+def _single(contribution: Contribution, dims: npt.NDArray[np.int64]) -> MergedStep:
     """One contribution of weight 1: nothing to sum, only rows to line up with their keys."""
-    merged = []
-    counts = contribution.counts.astype(np.int64)
-    start = gradient_start = 0
-    for size, dim in zip(contribution.table_sizes, dims, strict=True):
-        part = slice(start, start + size)
-        has = contribution.admitted[part]
-        num_gradients = int(np.count_nonzero(has))
-        gradient_stop = gradient_start + num_gradients * dim
-        gradients = contribution.gradients[gradient_start:gradient_stop].reshape(-1, dim)
-        if num_gradients == size:
-            merged.append(Merged(contribution.keys[part], counts[part], gradients, None))
-        else:
-            spread = np.zeros((size, dim), np.float32)
-            spread[has != 0] = gradients
-            merged.append(Merged(contribution.keys[part], counts[part], spread, has))
-        start += size
-        gradient_start = gradient_stop
-    return merged
+    sizes = np.array(contribution.table_sizes, np.int64)
+    gradient_starts = _starts(sizes * dims)
+    gradients, has = contribution.gradients, None
+    if not contribution.admitted.all():
+        has = contribution.admitted
+        gradients = np.zeros(gradient_starts[-1], np.float32)
+        _line_up(sizes, dims, has, contribution.gradients, gradients)
+    return MergedStep(
+        keys=contribution.keys,
+        counts=contribution.counts.astype(np.int64),
+        gradients=gradients,
+        has_gradient=has,
+        starts=_starts(sizes),
+        sizes=sizes,
+        gradient_starts=gradient_starts,
+        dims=dims,
+    )
+
+
+def _starts(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    starts = np.zeros(sizes.size + 1, np.int64)
+    np.cumsum(sizes, out=starts[1:])
+    return starts
+
+
+@njit(cache=True, nogil=True)
+def _line_up(sizes, dims, admitted, gradients, out):  # type: ignore[no-untyped-def]
+    """Copy the gradient of each admitted key to where its row is among those of all keys."""
+    key = source = target = np.int64(0)
+    for t in range(sizes.size):
+        for _ in range(sizes[t]):
+            if admitted[key]:
+                for c in range(dims[t]):
+                    out[target + c] = gradients[source + c]
+                source += dims[t]
+            target += dims[t]
+            key += 1
 
 
 @njit(cache=True, nogil=True)

@@ -25,10 +25,12 @@ def what_does_not_fit(
         return None if message.counts.size in (0, n) else "counts do not fit keys"
     if message.counts.size != n or message.admitted.size != n:
         return "counts or admitted do not fit keys"
-    start = expected = 0
-    for size, dim in zip(sizes, dims, strict=True):
-        expected += int(np.count_nonzero(message.admitted[start : start + size])) * dim
-        start += size
+    expected = sum(size * dim for size, dim in zip(sizes, dims, strict=True))
+    if np.count_nonzero(message.admitted) != n:
+        start = 0
+        for size, dim in zip(sizes, dims, strict=True):
+            expected -= int(np.count_nonzero(message.admitted[start : start + size] == 0)) * dim
+            start += size
     if message.gradients.size != expected or message.dense.size != dense_size:
         return (
             f"gradients {message.gradients.size} and dense {message.dense.size} elements,"

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding.spec.tiers import Tiers
+from embedding.table.together import Together
 from embedding.table.variable import EmbeddingVariable
 from ps.messages.exchange import Refusal, RefusalReason, Reply, Request
 from ps.messages.pull_push import ANY_STEP, Contribution, Pull, PullReply, PushReply
@@ -92,6 +93,7 @@ class Shard:
         self.index = index
         self._tiers = tiers
         self.tables = self._make_tables()
+        self._grouped: Together | None = None
         self.dense = DenseBlocks(spec, index)
         self.buffer = GradientBuffer(
             max_contributions=max_contributions,
@@ -404,17 +406,7 @@ class Shard:
         sizes = pull.table_sizes
         values = np.empty(sum(n * d for n, d in zip(sizes, self._dims, strict=True)), np.float32)
         admitted = np.empty(pull.keys.size, np.uint8)
-        start = value_start = 0
-        for table, size, dim in zip(self.tables, sizes, self._dims, strict=True):
-            stop, value_stop = start + size, value_start + size * dim
-            table.pull(
-                pull.keys[start:stop],
-                pull.counts[start:stop] if pull.counts.size else None,
-                values[value_start:value_stop].reshape(size, dim),
-                admitted[start:stop],
-                step=self.step,
-            )
-            start, value_start = stop, value_stop
+        self._together().pull(pull.keys, pull.counts, sizes, values, admitted, step=self.step)
         dense = self._dense_ahead() if pull.dense and looks_ahead(pull, self.step) else None
         ahead = dense is not None
         if dense is None:
@@ -579,17 +571,24 @@ class Shard:
         merged = merge(
             contributions, weights, accepted, self._dims, mean_of_contributors=of_contributors
         )
-        for table, part, slot in zip(self.tables, merged, self._slots_of, strict=True):
-            if part.keys.size:
-                table.apply(
-                    part.keys,
-                    part.counts,
-                    part.gradients,
-                    part.has_gradient,
-                    step=record.step,
-                    scale=float(scale),
-                    scalars=scalars[slot],
-                )
+        self._together().apply(
+            merged.keys,
+            merged.counts,
+            merged.gradients,
+            merged.has_gradient,
+            starts=merged.starts,
+            sizes=merged.sizes,
+            gradient_starts=merged.gradient_starts,
+            step=record.step,
+            scale=float(scale),
+            scalars=[scalars[slot] for slot in self._slots_of],
+        )
+
+    def _together(self) -> Together:
+        """Return the tables of now: those of another state are others."""
+        if self._grouped is None or self._grouped.tables is not self.tables:
+            self._grouped = Together(self.tables)
+        return self._grouped
 
     def _accepted(self, contribution: Contribution) -> npt.NDArray[np.uint8] | None:
         """Mark the keys that were evicted after the pull: their gradients must not return them."""

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ps.messages.pull_push import Contribution
-from ps.shard.merge import Merged, add_weighted, merge
+from ps.shard.merge import MergedStep, add_weighted, merge
 
 DIMS = [1, 3, 2]
 
@@ -65,9 +65,9 @@ def reference(
     return tables
 
 
-def as_tables(merged: list[Merged]) -> list[dict[int, list[Any]]]:
+def as_tables(merged: MergedStep) -> list[dict[int, list[Any]]]:
     tables = []
-    for part in merged:
+    for part in map(merged.of, range(len(DIMS))):
         flags = np.ones(part.keys.size) if part.has_gradient is None else part.has_gradient
         assert part.gradients.dtype == np.float32
         assert part.gradients.shape[0] == part.keys.size == part.counts.size == flags.size
@@ -136,7 +136,7 @@ def test_a_key_with_and_without_gradients_in_a_step_has_their_sum() -> None:
         contribution([[], [], [8, 7]], [5, 1], [0, 1], g),
     ]
 
-    _, _, merged = merge(parts, [1.0, 0.5, 1.0], [None] * 3, DIMS)
+    merged = merge(parts, [1.0, 0.5, 1.0], [None] * 3, DIMS).of(2)
 
     assert merged.has_gradient is not None
     assert merged.keys.tolist() == [7, 8]
@@ -149,8 +149,8 @@ def test_the_order_of_contributions_is_the_order_of_the_sum() -> None:
     values = [np.float32(1e8), np.float32(3.0), np.float32(-1e8)]
     parts = [contribution([[1], [], []], [1], [1], np.array([v])) for v in values]
 
-    forward = merge(parts, [1.0] * 3, [None] * 3, DIMS)[0].gradients[0, 0]
-    swapped = merge([parts[0], parts[2], parts[1]], [1.0] * 3, [None] * 3, DIMS)[0]
+    forward = merge(parts, [1.0] * 3, [None] * 3, DIMS).of(0).gradients[0, 0]
+    swapped = merge([parts[0], parts[2], parts[1]], [1.0] * 3, [None] * 3, DIMS).of(0)
 
     assert forward == np.float32(np.float32(1e8 + 3.0) - np.float32(1e8)) != 3.0
     assert swapped.gradients[0, 0] == 3.0
@@ -235,7 +235,7 @@ def test_a_contributor_counts_whole_whatever_its_weight_and_admission() -> None:
     ]
     parts[0].samples, parts[1].samples = 3, 5
 
-    merged = merge(parts, [1.0, 0.5], [None, None], DIMS, mean_of_contributors=True)[0]
+    merged = merge(parts, [1.0, 0.5], [None, None], DIMS, mean_of_contributors=True).of(0)
 
     assert merged.keys.tolist() == [1, 2]
     np.testing.assert_allclose(merged.gradients[:, 0], [(8 + 1) / 8, 3 / 8], rtol=1e-6)
