@@ -23,7 +23,8 @@ UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 
 FREQUENCY, VERSION = 0, 1  # columns of the metadata
-NUM_ROWS, NUM_TOUCHED, FIRST_FREE, SPLIT, MARKS = range(5)  # places in the state
+NUM_ROWS, NUM_TOUCHED, FIRST_FREE, SPLIT, MARKS, LINES = range(6)  # places in the state
+NUM_STATE = 6
 WRITTEN = np.uint8(LIVE | CHANGED)  # the flags of a row that was just changed
 
 
@@ -36,9 +37,9 @@ class RowArrays(NamedTuple):
         values: float32[capacity, width]: vector, then slots.
         keys: int64[capacity]: whose row it is. A free row holds the next free row plus one.
         flags: uint8[capacity], see `freezing`; 0: the row is free.
-        state: int64[5]: rows in use, rows ever used, the first free row plus one, how far
-            the index is doubled (see `index.Geometry`), and whether changes are marked: not until
-            the first freeze, as a new row counts as changed.
+        state: int64[NUM_STATE]: rows in use, rows ever used, the first free row plus one, how far
+            the index is doubled (see `index.Geometry`), whether changes are marked: not until
+            the first freeze, as a new row counts as changed; and the index capacity.
     """
 
     entries: Int64Array

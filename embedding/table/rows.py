@@ -26,8 +26,10 @@ from embedding.table.index import (
 from embedding.table.others import thaw_others
 from embedding.table.reservation import Budget, reserve
 from embedding.table.row_arrays import (
+    LINES,
     MARKS,
     NUM_ROWS,
+    NUM_STATE,
     NUM_TOUCHED,
     SPLIT,
     RowArrays,
@@ -180,8 +182,9 @@ class Rows:
             else self.tiered.memory,
             keys=reserve(capacity, 1, np.int64).reshape(-1),
             flags=flags_of(capacity),
-            state=np.zeros(5, np.int64),
+            state=np.zeros(NUM_STATE, np.int64),
         )
+        self.arrays.state[LINES] = _MIN_LINES
         self._frozen: Frozen[RowArrays] | None = None
 
     def __len__(self) -> int:
@@ -223,7 +226,7 @@ class Rows:
             self._continue_doubling(len(self.arrays.entries))
             entries = self._entries[: 2 * len(self.arrays.entries)]
             self.arrays.state[SPLIT] = begin_doubling(entries)
-            self.arrays = self.arrays._replace(entries=entries)
+            self._index_is(entries)
         self._continue_doubling(num_keys)
 
     def expect(self, num_keys: int) -> None:
@@ -235,7 +238,11 @@ class Rows:
             lines = min(lines_for(num_keys), self._room.lines)
             self.arrays.state[SPLIT] = 0
             if lines > len(self.arrays.entries):
-                self.arrays = self.arrays._replace(entries=self._entries[:lines])
+                self._index_is(self._entries[:lines])
+
+    def _index_is(self, entries: Int64Array) -> None:
+        self.arrays = self.arrays._replace(entries=entries)
+        self.arrays.state[LINES] = len(entries)
 
     def _has_room(self, num_keys: int) -> bool:
         """Return whether the index can hold that many more keys as large as it is."""

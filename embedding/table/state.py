@@ -46,6 +46,9 @@ class TableState:
         spec: what the table is.
         budget: what it may reserve; None: as a table that is made alone.
         tiers: where values are that memory is not to hold; None: all are in memory.
+
+    Attributes:
+        has_counters: whether keys without a row may be counted.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class TableState:
         )
         rule = spec.admission
         self._counts_keys = isinstance(rule, CounterAdmission)
-        self._has_counters = self._counts_keys  # or was given some, of another rule
+        self.has_counters = self._counts_keys  # or was given some, of another rule
         self._counters = self._reserved_counters() if self._counts_keys else Rows(0, NO_BUDGET)
         self._bloom = BloomFilter(rule) if isinstance(rule, BloomAdmission) else None
         self._removed: list[Int64Array] | None = None  # keys, since the freeze before, if any
@@ -290,8 +293,8 @@ class TableState:
             self._remove(self._rows, keys)
             self._bloom.raise_to(keys, frequency)
             return
-        if not self._has_counters:
-            self._counters, self._has_counters = self._reserved_counters(), True
+        if not self.has_counters:
+            self._counters, self.has_counters = self._reserved_counters(), True
         counters = self._counters.add(keys)
         self._remove(self._rows, keys)
         self._counters.arrays.metadata[counters, FREQUENCY] = frequency

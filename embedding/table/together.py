@@ -25,7 +25,7 @@ from embedding.table.index import WORDS, continue_doubling
 from embedding.table.initial_values import InitialValues
 from embedding.table.passes import pull_rows, settle_keys
 from embedding.table.precision import FLOAT32
-from embedding.table.row_arrays import NUM_ROWS, SPLIT, RowArrays
+from embedding.table.row_arrays import LINES, NUM_ROWS, NUM_STATE, SPLIT, RowArrays
 from embedding.table.rows import KEYS_A_LINE
 from embedding.table.variable import KEYS_AT_ONCE, EmbeddingVariable
 
@@ -33,10 +33,10 @@ Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
 
-# What kernels know of a table: addresses, lines of the index now, rows that it can have, its first
-# row as one of all, whether it tracks usage, and how its rows start.
-(_INDEX, _LINES, _METADATA, _VALUES, _KEYS, _FLAGS, _STATE, _ROWS, _MOST, _FIRST, _TRACKS,
- _INITIAL, _SEED, _FIELDS) = range(14)  # fmt: skip
+# What kernels know of a table: addresses, rows that it can have, its first row as one of all,
+# whether it tracks usage, and how its rows start. How large its index is, is in its state.
+(_INDEX, _METADATA, _VALUES, _KEYS, _FLAGS, _STATE, _ROWS, _MOST, _FIRST, _TRACKS,
+ _INITIAL, _SEED, _FIELDS) = range(13)  # fmt: skip
 _NO_COUNTS = read_only(np.empty(0, np.uint32))
 _NO_FLAGS = read_only(np.empty(0, np.uint8))
 
@@ -184,7 +184,7 @@ class _Alike:
         memory = (ctypes.c_char * (max(ends) - first)).from_address(first)
         # Between the tables is what is not theirs: nobody looks there.
         self._memory = np.frombuffer(memory, np.float32).reshape(-1, self._width)
-        self._lines = [0] * len(tables)
+        self._rows = [table.rows for table in tables]
         self._places = np.zeros((len(tables), _FIELDS), np.int64)
         self._spreads = np.zeros((len(tables), 2), np.float64)
         for t, (table, each) in enumerate(zip(tables, arrays, strict=True)):
@@ -202,14 +202,6 @@ class _Alike:
             place[_INITIAL] = initial.kind
             place[_SEED] = np.uint64(initial.seed).view(np.int64)
             self._spreads[t] = initial.center, initial.spread
-        self._look()
-
-    def _look(self) -> None:
-        """See how large the indexes are now: whoever puts rows in may have made them grow."""
-        lines = [len(table.rows.arrays.entries) for table in self._tables]
-        if lines != self._lines:  # never while several read
-            self._places[:, _LINES] = lines
-            self._lines = lines
 
     def pull(
         self,
@@ -220,7 +212,6 @@ class _Alike:
         admitted: UInt8Array,
         step: int,
     ) -> None:
-        self._look()
         _pull(
             self._places, self._spreads, self._width, read_only(keys), starts, step,
             values[value_starts[0] : value_starts[-1]].reshape(-1, self._dim), admitted,
@@ -240,7 +231,7 @@ class _Alike:
         scalars: npt.NDArray[np.float64],
     ) -> bool:
         """Return False where the tables have to be updated one by one; nothing has changed then."""
-        if any(table.num_unadmitted for table in self._tables) or not all_finite(gradients):
+        if any(table.has_counters for table in self._tables) or not all_finite(gradients):
             return False
         numbers = self._rule.check_scalars(scalars)
         keys, counts = read_only(keys), read_only(counts)
@@ -264,35 +255,34 @@ class _Alike:
         self, keys: Int64Array, flags: UInt8Array, starts: Int64Array, sizes: Int64Array
     ) -> None:
         """Make room for what an apply may add, as each table does."""
-        self._look()
         t = _without_room(self._places, sizes, 0)
         while t >= 0:
             own = slice(starts[t], starts[t] + sizes[t])
             self._tables[t].make_room(keys[own], flags[own] if flags.size else flags)
             t = _without_room(self._places, sizes, t + 1)
-        self._look()
 
     def _save_frozen(
         self, keys: Int64Array, starts: Int64Array, sizes: Int64Array, begin: int, end: int
     ) -> None:
         """Save what is frozen of the rows of keys [begin, end)."""
-        for t, table in enumerate(self._tables):
-            if table.rows.is_being_read:
+        for t, rows in enumerate(self._rows):
+            if rows.is_being_read:
                 own = slice(max(starts[t], begin), min(starts[t] + sizes[t], end))
                 if own.start < own.stop:
-                    table.rows.before_change(keys[own])
+                    rows.before_change(keys[own])
 
 
 @njit(cache=True, nogil=True)
 def _rows_at(place: Int64Array, width: int) -> RowArrays:
     rows = place[_ROWS]
+    state = carray(pointer_at(place[_STATE]), (NUM_STATE,), np.int64)
     return RowArrays(
-        carray(pointer_at(place[_INDEX]), (place[_LINES], WORDS), np.int64),
+        carray(pointer_at(place[_INDEX]), (state[LINES], WORDS), np.int64),
         carray(pointer_at(place[_METADATA]), (rows, 2), np.int64),
         carray(pointer_at(place[_VALUES]), (rows, width), np.float32),
         carray(pointer_at(place[_KEYS]), (rows,), np.int64),
         carray(pointer_at(place[_FLAGS]), (rows,), np.uint8),
-        carray(pointer_at(place[_STATE]), (5,), np.int64),
+        state,
     )
 
 
@@ -324,12 +314,12 @@ def _without_room(places: Int64Array, sizes: Int64Array, first: int) -> int:
         place, count = places[t], sizes[t]
         if count == 0:
             continue
-        state = carray(pointer_at(place[_STATE]), (5,), np.int64)
+        state = carray(pointer_at(place[_STATE]), (NUM_STATE,), np.int64)
         most = state[NUM_ROWS] + count
-        if most > place[_MOST] or most > np.int64(place[_LINES] * KEYS_A_LINE):
+        if most > place[_MOST] or most > np.int64(state[LINES] * KEYS_A_LINE):
             return t
         if state[SPLIT] > 0:
-            entries = carray(pointer_at(place[_INDEX]), (place[_LINES], WORDS), np.int64)
+            entries = carray(pointer_at(place[_INDEX]), (state[LINES], WORDS), np.int64)
             state[SPLIT] = continue_doubling(entries, state[SPLIT], count)
     return -1
 

@@ -42,6 +42,9 @@ class EvictedKeys:
         """Keys that are held; one may count once for every run."""
         return sum(run.keys.size for run in self._runs)
 
+    def __bool__(self) -> bool:
+        return bool(self._runs)
+
     def add(self, step: int, keys: Int64Array) -> None:
         """Remember that a step, later than those before it, evicted keys, int64[n], each once."""
         if keys.size == 0:
@@ -96,10 +99,12 @@ def kept_since_pull(
     Args:
         evicted: of each table, in the order in which messages list them.
     """
+    if not any(evicted):
+        return None
     mask: npt.NDArray[np.uint8] | None = None
     start = 0
     for of_table, size in zip(evicted, contribution.table_sizes, strict=True):
-        if size and len(of_table):
+        if size and of_table:
             keys = contribution.keys[start : start + size]
             gone = of_table.evicted_since(contribution.pull_step, keys)
             if gone.any():

@@ -15,7 +15,7 @@ from embedding.kernels.mixing import NUM_BUCKETS
 from embedding.spec.admission import BloomAdmission
 from embedding.table.bloom import BloomSize
 from embedding.table.index import WORDS
-from embedding.table.row_arrays import RowArrays, add_batch
+from embedding.table.row_arrays import NUM_STATE, RowArrays, add_batch
 from embedding.table.transfer import write_rows
 from ps.checkpoint.file_parts import CheckpointError
 from ps.checkpoint.files import CheckpointFiles
@@ -165,7 +165,7 @@ class _Index:
             values=np.empty((0, 0), np.float32),
             keys=np.empty(capacity, np.int64),
             flags=np.zeros(capacity, np.uint8),
-            state=np.zeros(5, np.int64),
+            state=np.zeros(NUM_STATE, np.int64),
         )
 
     def add(self, keys: Int64Array) -> Int64Array:

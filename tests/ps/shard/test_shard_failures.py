@@ -28,8 +28,8 @@ class OutOfMemory:
 
 
 PLACES = {
-    "first table": lambda shard: (shard.tables[0], "apply"),
-    "second table": lambda shard: (shard.tables[1], "apply"),
+    "tables": lambda shard: (shard._together(), "apply"),
+    "rows of tables": lambda shard: (shard._together()._runs[0][1], "_save_frozen"),
     "dense": lambda shard: (shard.dense, "apply"),
     "eviction": lambda shard: (shard.tables[1], "evict"),
     "buffer": lambda shard: (shard.buffer, "settle"),
