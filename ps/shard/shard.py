@@ -140,7 +140,7 @@ class Shard:
         self.check_alive()
         if not self.fenced:
             self.thaw()
-            self.tables = []  # before others are made, which may be as large
+            self.tables, self._grouped = [], None  # before others are made, which may be as large
             self.tables = self._make_tables()
             self.buffer.clear()
             self.log.clear()
@@ -172,7 +172,8 @@ class Shard:
         """
         self.check_alive()
         self.thaw()
-        self.tables = self.tables if tables is None else tables
+        if tables is not None:
+            self.tables, self._grouped = tables, None
         self.recovery_epoch = recovery_epoch
         self.step = step
         self._last_cut = 0
@@ -586,9 +587,10 @@ class Shard:
 
     def _together(self) -> Together:
         """Return the tables of now: those of another state are others."""
-        if self._grouped is None or self._grouped.tables is not self.tables:
-            self._grouped = Together(self.tables)
-        return self._grouped
+        grouped = self._grouped
+        if grouped is None or grouped.tables is not self.tables:
+            self._grouped = grouped = Together(self.tables)
+        return grouped
 
     def _accepted(self, contribution: Contribution) -> npt.NDArray[np.uint8] | None:
         """Mark the keys that were evicted after the pull: their gradients must not return them."""
