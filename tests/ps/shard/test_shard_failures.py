@@ -109,7 +109,7 @@ def test_the_first_of_two_tables_that_failed_made_its_step_alone_and_is_not_read
 ) -> None:
     job = small_job(TABLES)
     job.push(0, [1], [2])
-    second = job.shards[0].tables[1]
+    _, second = job.shards[0]._together()._runs[1]
     monkeypatch.setattr(second, "apply", OutOfMemory(second.apply))
 
     with pytest.raises(MemoryError):
