@@ -26,7 +26,7 @@ _SIX, _SEVEN, _23, _254 = np.uint32(6), np.uint32(7), np.uint32(23), np.uint32(2
 _LARGEST = np.uint32(248)  # with 127 a finite number; what is beyond that becomes it
 _NOT_FINITE = np.uint32(255)
 _DRAW, _MOST = np.float32(2.0**-16), np.int32(127)
-_UPPER, _LOW_16 = np.uint64(32), np.uint32(0xFFFF)
+_UPPER = np.uint64(32)
 
 NEAREST = np.uint32(0x80008000)
 """Draws of two columns that round to the nearest, ties away from zero."""
@@ -42,8 +42,9 @@ def read_codes(codes: Int8Array, at: np.int64, out: Float32Array, to: np.int64, 
     """out[to : to + dim] = the vector of the row that begins at codes[at]; flat arrays."""
     exponent = np.uint32(np.uint8(codes[at]))
     scale = np.float32(np.nan) if exponent == _NOT_FINITE else float_of(exponent << _23)
+    row, vector = codes[at + 1 : at + 1 + dim], out[to : to + dim]
     for c in range(dim):
-        out[to + c] = np.float32(codes[at + 1 + c]) * scale
+        vector[c] = np.float32(row[c]) * scale
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -62,27 +63,27 @@ def write_codes(
     Args:
         draws: uint32[(dim + 1) / 2], 16 bits for each column, those of the even one are the low.
     """
+    row, vector = codes[at + 1 : at + 1 + dim], vectors[source : source + dim]
     most = np.uint32(0)
     for c in range(dim):
-        most = max(most, np.uint32(bits_of(vectors[source + c]) & _REST))
+        most = max(most, np.uint32(bits_of(vector[c]) & _REST))
     if most >= _INFINITE:
         codes[at] = np.int8(-1)  # the byte _NOT_FINITE
-        for c in range(dim):
-            codes[at + 1 + c] = np.int8(0)
+        row[:] = 0
         return
     exponent = np.uint32(max(np.uint32(most + _ROUND_UP) >> _23, _SEVEN) - _SIX)
     exponent = min(exponent, _LARGEST)
     codes[at] = np.int8(np.uint8(exponent))
     inverse = float_of(np.uint32(_254 - exponent) << _23)
+    drawn = draws.view(np.uint16)
     for c in range(dim):
-        drawn = np.uint32((draws[c >> 1] >> np.uint32(16 * (c & 1))) & _LOW_16)
-        value = vectors[source + c] * inverse
-        code = min(np.int32(abs(value) + np.float32(drawn) * _DRAW), _MOST)
-        codes[at + 1 + c] = np.int8(-code if value < 0 else code)
+        value = vector[c] * inverse
+        code = min(np.int32(abs(value) + np.float32(drawn[c]) * _DRAW), _MOST)
+        row[c] = np.int8(-code if value < 0 else code)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def draw(base: np.uint64, draws: UInt32Array) -> None:
     """Write the draws of two columns each: the upper halves of mix64(base + column)."""
     for i in range(draws.size):
-        draws[i] = np.uint32(mix64(base + np.uint64(2 * i)) >> _UPPER)
+        draws[i] = np.uint32(mix64(base + np.uint64(2) * np.uint64(i)) >> _UPPER)

@@ -73,7 +73,11 @@ def test_rows_are_those_that_pulls_give(tmp_path: Path, rows: RowsAs) -> None:
     ids=lambda spec: spec["type"],
 )
 def test_predictions_are_the_same_bits_as_by_pulls(tmp_path: Path, spec: dict[str, object]) -> None:
-    tables = {"tags": {"value_dtype": "bfloat16"}, "b": {"admission": {"min_count": 2}}}
+    tables = {
+        "a": {"value_dtype": "int8"},
+        "tags": {"value_dtype": "bfloat16"},
+        "b": {"admission": {"min_count": 2}},
+    }
     with opened(tmp_path, model=spec, tables=tables, data={"sparse": ["a", "b", "tags"]}) as model:
         loaded = model.current
         by_calls, by_pulls = predictor_of(loaded), predictor_of(loaded)
