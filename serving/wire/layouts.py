@@ -62,6 +62,8 @@ class Decoder:
         self._schema = schema
         self._usual = schema.usual
         self._layouts: dict[bytes, _Layout] = {}
+        one = np.zeros(1, np.int64)  # compiled now, not by the first request
+        _copied(np.frombuffer(bytes(8), np.uint8), 0, one, 1, np.int64)
 
     def decode(self, body: bytes, json_bytes: int | None) -> tuple[Samples, Wanted]:
         """As `inference.decode`."""

@@ -9,7 +9,7 @@ import pytest
 from serving.errors import RequestError
 from serving.requests import RequestSchema
 from serving.wire import inference
-from serving.wire.layouts import Decoder
+from serving.wire.layouts import Decoder, _copy
 from worker.data.batch import SingleKeys
 from worker.data.shared import SharedBatch
 from worker.spec import FeatureSpec, SparseFeature
@@ -93,6 +93,16 @@ def test_what_all_samples_share_is_known_again(
     np.testing.assert_array_equal(found.batch.dense, expected.batch.dense)
     for ours, theirs in zip(found.batch.sparse, expected.batch.sparse, strict=True):
         np.testing.assert_array_equal(ours.keys, theirs.keys)
+
+
+def test_a_request_compiles_nothing(schema: RequestSchema) -> None:
+    decoder = Decoder(schema)
+    compiled = _copy.signatures
+    for seed in (1, 2):
+        decoder.decode(*request_of(some_columns(seed)))
+
+    assert decoder._layouts
+    assert _copy.signatures == compiled
 
 
 def test_an_id_that_comes_first_may_differ(schema: RequestSchema) -> None:
