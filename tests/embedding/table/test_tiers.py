@@ -272,3 +272,21 @@ def test_rows_that_fill_more_than_a_block_are_kept(tmp_path: Path) -> None:
             )  # fmt: skip
     assert tiered.export().slots.tobytes() == plain.export().slots.tobytes()
     assert tiered.export().vectors.tobytes() == plain.export().vectors.tobytes()
+
+
+def test_an_extent_that_could_not_be_written_is_not_kept(
+    table: EmbeddingVariable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(tier_file, "_write_all", broken)
+    table.digest_segments(bytes)
+    table.import_rows(rows_of(np.arange(60)))  # not as many as have to wait for a buffer
+
+    held = table.freeze(changed_only=False).held
+
+    assert held is not None
+    (extent,) = held.extents
+    with pytest.raises(OSError, match="Input/output error"):
+        extent.finish()
