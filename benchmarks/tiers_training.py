@@ -47,7 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes: see that it runs")
     arguments = parser.parse_args(argv)
     if arguments.quick:
-        parser.set_defaults(samples=8192, ids=3000, batch=256, modes="sync", repeats=1)
+        parser.set_defaults(samples=4096, ids=3000, batch=256, modes="sync", repeats=1)
         arguments = parser.parse_args(argv)
     for name in ("samples", "ids", "batch", "workers", "servers", "repeats"):
         if getattr(arguments, name) < 1:
@@ -120,6 +120,7 @@ class Jobs:
             f"training.global_batch={2 * arguments.batch * max(1, arguments.workers // 2)}",
             f"cluster.workers={arguments.workers}",
             f"cluster.servers={arguments.servers}",
+            "cluster.start_timeout_seconds=300",
             "run.progress_every_seconds=0.25",
             f"run.dir={run}",
         ]
@@ -138,8 +139,9 @@ class Jobs:
 def figures(run: Path, result: dict[str, Any]) -> dict[str, Any]:
     """Return the samples/s of the second epoch, and where rows were that were asked for."""
     lines = [json.loads(text) for text in (run / "metrics.jsonl").open()]
-    half = [line for line in lines if line["samples"] >= result["samples"] / 2]
-    begin, end = half[0], next(line for line in lines if line["samples"] == half[-1]["samples"])
+    all_samples = lines[-1]["samples"]
+    begin = next(line for line in lines if line["samples"] >= all_samples / 2)
+    end = next(line for line in lines if line["samples"] == all_samples)
     seconds = end["time"] - begin["time"]
     tables = result["tables"].values()
     names = ("rows", "memory_rows", "memory_hits", "cache_hits", "disk_reads", "prefetched")

@@ -7,6 +7,7 @@ import pytest
 from tiers_training import main
 
 
+@pytest.mark.slow
 def test_every_figure_has_a_line(
     jobs_in_threads: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
