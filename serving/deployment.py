@@ -38,6 +38,7 @@ class DeploymentArguments:
         forms: where serving forms are kept; None: folder `serving` of the run. Replicas of a node
             share them.
         rows: how vectors are kept: `float32`, `bf16` or `int8`; what that costs is not checked.
+        memory_bytes: of vectors in memory, the others are read from the disk; None: all are mapped.
         follow_seconds: how often newer checkpoints are looked for.
         keep_versions: for rollbacks, which a single replica does.
         max_batch: samples from which on no further request is added to a batch.
@@ -50,6 +51,7 @@ class DeploymentArguments:
     name: str = "model"
     forms: str | None = None
     rows: RowsAs = "float32"
+    memory_bytes: int | None = None
     follow_seconds: float = 1.0
     keep_versions: int = KEPT_VERSIONS
     max_batch: int = 1024
@@ -78,6 +80,7 @@ class Predictions:
             keep_versions=arguments.keep_versions,
             max_rows=MAX_ROWS,
             rows=arguments.rows,
+            memory_bytes=arguments.memory_bytes,
         )
         options = SessionOptions(
             name=arguments.name,

@@ -12,6 +12,7 @@ from embedding.kernels.arguments import read_only
 from ps.checkpoint.errors import CheckpointError
 from serving.errors import ServingError
 from serving.form.opening import Form
+from serving.rows.paging import RowCache, check_memory
 from serving.rows.reading import RowReader
 from serving.rows.table import ServedTable
 from serving.versions import Version
@@ -33,12 +34,14 @@ class Loaded:
 
     Args:
         dense: its dense parameters as predictions read them, once for all threads.
+        cache: what reads its vectors, where they are not mapped.
     """
 
     version: Version
     form: Form
     tables: dict[str, ServedTable]
     dense: Float32s | PackedParameters
+    cache: RowCache | None = None
 
 
 class Loader:
@@ -46,9 +49,20 @@ class Loader:
 
     What a version has in common with the one before is not made again: the base stays mapped, its
     pages where they were found.
+
+    Args:
+        memory_bytes: of vectors in this process' memory; the others are read from their files as
+            they are asked for. None: all are mapped.
+
+    Raises:
+        ServingError: they are too few.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory_bytes: int | None = None) -> None:
+        if memory_bytes is not None:
+            check_memory(memory_bytes)
+        self._memory_bytes = memory_bytes
+        self._cache: RowCache | None = None
         self._predictor: Predictor | None = None
         self._last: Loaded | None = None
         _read_pages(read_only(np.zeros(1, np.uint8)))  # compiled now
@@ -72,7 +86,8 @@ class Loader:
             ModelError: the class of a custom model can't be imported or made.
         """
         last = self._last
-        loaded = Loaded(version_of(form), form, form.tables(), form.dense)
+        cache = self._cache_for(form)
+        loaded = Loaded(version_of(form), form, form.tables(cache), form.dense, cache)
         if last is not None:
             _touch(form, last.form)
         predictor = self._predictor_of(loaded)
@@ -86,6 +101,14 @@ class Loader:
             raise ServingError(f"{form.folder} can't be computed: {error!r}") from error
         self._last, self._predictor = loaded, predictor
         return loaded
+
+    def _cache_for(self, form: Form) -> RowCache | None:
+        """Return what reads a version's vectors; what is in it of other versions stays."""
+        if self._memory_bytes is None:
+            return None
+        if self._cache is None or self._cache.width < form.width:
+            self._cache = RowCache(self._memory_bytes, form.width)
+        return self._cache
 
     def _predictor_of(self, loaded: Loaded) -> Predictor:
         last, known = self._last, self._predictor

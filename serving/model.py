@@ -20,6 +20,7 @@ from serving.form.opening import Form
 from serving.loading import Loaded, Loader, predictor_of
 from serving.published import PublishedRun, is_published
 from serving.requests import RequestSchema, Samples
+from serving.rows.paging import RowCacheFigures
 from serving.rows.quantized import RowsAs
 from serving.source import Source
 from serving.source_apart import APART_FROM_ROWS, SourceApart
@@ -65,9 +66,16 @@ class Model:
         schema: what requests must look like.
     """
 
-    def __init__(self, source: Source, *, keep_versions: int, max_rows: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        *,
+        keep_versions: int,
+        max_rows: int,
+        memory_bytes: int | None = None,
+    ) -> None:
         self._source: Source | SourceApart = source
-        self._loader = Loader()
+        self._loader = Loader(memory_bytes)
         self._to_remove = False
         self._store = VersionStore(keep=keep_versions)
         self._lock = threading.Lock()  # over the store and what is loaded
@@ -103,6 +111,7 @@ class Model:
         follow_seconds: float = 0.0,
         publish_token: str | None = None,
         rows: RowsAs = "float32",
+        memory_bytes: int | None = None,
     ) -> "Model":
         """Open a checkpoint, or the newest one of a run directory, and make its form if needed.
 
@@ -118,6 +127,8 @@ class Model:
             publish_token: what the job that publishes wants followers to know.
             rows: how vectors are kept: as they were trained (`float32`), or rounded to `bf16`
                 or `int8`, where that takes less. Nothing checks here what that costs.
+            memory_bytes: of vectors in memory: those that are asked for most; the others are read
+                from the disk that forms are on. None: all of them are mapped.
 
         Raises:
             ServingError, CheckpointError, ModelError: what was named can't be served.
@@ -131,7 +142,12 @@ class Model:
                 source = Source(published.checkpoints, published.forms, True, rows)
             else:
                 source = Source.at(run_or_checkpoint, forms, rows)
-            model = cls(source, keep_versions=keep_versions, max_rows=max_rows)
+            model = cls(
+                source,
+                keep_versions=keep_versions,
+                max_rows=max_rows,
+                memory_bytes=memory_bytes,
+            )
             if published is not None:
                 model._published = published
                 published.brought = model._news.set
@@ -222,6 +238,12 @@ class Model:
         """Whether a rollback holds the served version."""
         with self._lock:
             return self._store.pinned
+
+    @property
+    def row_cache(self) -> RowCacheFigures | None:
+        """Where vectors were that were asked for; None: all are mapped."""
+        cache = self.current.cache
+        return None if cache is None else cache.figures()
 
     def age(self, now: float | None = None) -> float:
         """Return the seconds since the job was at the served step."""

@@ -18,6 +18,7 @@ from serving.errors import ServingError
 from serving.loop_session import LoopSession
 from serving.model import KEPT_VERSIONS, Model
 from serving.pool import AnySession, Pool
+from serving.rows.paging import RowCacheFigures
 from serving.rows.quantized import RowsAs
 from serving.session import SessionOptions
 from serving.session_process import SessionProcess
@@ -43,6 +44,8 @@ class ServeOptions:
         token: that requests must bear; None: none, on the loopback alone.
         forms: where serving forms are kept; None: folder `serving` of the run.
         rows: how they keep vectors.
+        memory_bytes: of vectors in memory, those of all sessions together; the others are read from
+            the disk. None: all are mapped.
         keep_versions: for rollbacks.
         follow_seconds: how often newer checkpoints are looked for; None: a quarter of a second,
             in a store a second.
@@ -62,6 +65,7 @@ class ServeOptions:
     token: str | None = None
     forms: str | None = None
     rows: RowsAs = "float32"
+    memory_bytes: int | None = None
     keep_versions: int = KEPT_VERSIONS
     follow_seconds: float | None = None
     limits: Limits = field(default_factory=Limits)
@@ -69,6 +73,11 @@ class ServeOptions:
     access_log: str | None = None
     stop_seconds: float = 10.0
     publish_token: str | None = None
+
+    @property
+    def memory_of_a_session(self) -> int | None:
+        """What each process that computes has of `memory_bytes`."""
+        return None if self.memory_bytes is None else self.memory_bytes // max(self.sessions, 1)
 
 
 class Serving:
@@ -102,11 +111,13 @@ class Serving:
                 keep_versions=options.keep_versions,
                 max_rows=options.session.max_rows,
                 publish_token=options.publish_token,
+                memory_bytes=options.memory_of_a_session,
             )
             opened.callback(self.model.close)
             self._template = SessionTemplate()
             opened.callback(self._template.close)
-            self._pool = Pool(self._sessions())
+            self._computing = self._sessions()
+            self._pool = Pool(self._computing)
             opened.callback(self._pool.close)
             self._log = _access_log(options.access_log, opened)
             self._opened = opened.pop_all()
@@ -120,6 +131,7 @@ class Serving:
             token=options.token,
             limits=options.limits,
             log=self._log,
+            row_cache=self._row_cache,
         )
         self.server = Server(
             self.endpoint,
@@ -140,13 +152,28 @@ class Serving:
             for number in range(options.sessions):
                 core = cores[number % len(cores)] if options.sessions > 1 else None
                 started.append(
-                    SessionProcess(self.model.current, options.session, core, self._template)
+                    SessionProcess(
+                        self.model.current,
+                        options.session,
+                        core,
+                        self._template,
+                        options.memory_of_a_session,
+                    )
                 )
         except BaseException:
             for session in started:
                 session.close()
             raise
         return started
+
+    def _row_cache(self) -> RowCacheFigures | None:
+        """Return where vectors were, of all processes that compute."""
+        apart = [
+            session.row_cache
+            for session in self._computing
+            if isinstance(session, SessionProcess) and session.row_cache is not None
+        ]
+        return sum(apart, RowCacheFigures()) if apart else self.model.row_cache
 
     async def run(self, ready: Callable[[], None] | None = None) -> None:
         """Serve until `server.stop`, or SIGINT or SIGTERM where this is the main thread."""

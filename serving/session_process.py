@@ -10,7 +10,8 @@ import os
 import signal
 import socket
 import threading
-from dataclasses import asdict
+import time
+from dataclasses import asdict, astuple
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,14 @@ from serving.computing import Done, failed
 from serving.errors import OverloadError, ServingError
 from serving.interpreter import keep_pauses_short
 from serving.loading import Loaded, Loader
+from serving.rows.paging import RowCache, RowCacheFigures
 from serving.session import Session, SessionOptions
 from serving.session_template import SessionTemplate
 
 MAX_MESSAGE_BYTES = 1 << 30
-_VERSION = -1  # in place of a request's number
+# In place of a request's number.
+_VERSION, _ROW_CACHE = -1, -2
+_ROW_CACHE_SECONDS = 1.0  # between two messages of where vectors were
 _START_SECONDS = 120.0
 
 _log = logging.getLogger(__name__)
@@ -40,9 +44,11 @@ class SessionProcess:
         options: of the session.
         core: that it runs on; None: any.
         template: that the process is forked from.
+        memory_bytes: of vectors in its memory, as of `Loader`.
 
     Attributes:
         pid: number of the process, which is another one after it died.
+        row_cache: where vectors were, as it said last; None: they are mapped.
 
     Raises:
         ServingError: it does not come up.
@@ -54,7 +60,10 @@ class SessionProcess:
         options: SessionOptions,
         core: int | None,
         template: SessionTemplate,
+        memory_bytes: int | None = None,
     ) -> None:
+        self.row_cache = None if memory_bytes is None else RowCacheFigures()
+        self._memory_bytes = memory_bytes
         self._options = options
         self._template = template
         self.pid = 0
@@ -81,6 +90,7 @@ class SessionProcess:
             "options": asdict(self._options),
             "core": self._core,
             "version": str(loaded.form.folder),
+            "memory_bytes": self._memory_bytes,
         }
         try:
             connection.send_bytes(msgpack.packb(first))
@@ -139,6 +149,9 @@ class SessionProcess:
                 message = msgpack.unpackb(connection.recv_bytes(MAX_MESSAGE_BYTES))
             except (EOFError, OSError):
                 break
+            if message[0] == _ROW_CACHE:
+                self.row_cache = RowCacheFigures(*message[1])
+                continue
             number, status, body, kind, headers, rows, step = message
             answer = Answer(status, body, kind, [(n, v) for n, v in headers], rows, step)
             with self._lock:
@@ -188,7 +201,7 @@ def main(descriptor: int) -> None:
     if first["core"] is not None:
         with contextlib.suppress(OSError, AttributeError):
             os.sched_setaffinity(0, {first["core"]})
-    loader = Loader()
+    loader = Loader(first["memory_bytes"])
     try:
         loaded = loader.load(loader.open(Path(first["version"])))
         session = Session(loaded, SessionOptions(**first["options"]))
@@ -196,6 +209,7 @@ def main(descriptor: int) -> None:
         connection.send_bytes(msgpack.packb(f"{error}"))
         return
     lock = threading.Lock()
+    told = 0.0
 
     def answered(number: int, answer: Answer) -> None:
         data = msgpack.packb(
@@ -211,6 +225,14 @@ def main(descriptor: int) -> None:
         )
         with lock, contextlib.suppress(OSError):
             connection.send_bytes(data)
+            if loaded.cache is not None:
+                tell(loaded.cache)
+
+    def tell(cache: RowCache) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _ROW_CACHE_SECONDS:
+            told = time.monotonic()
+            connection.send_bytes(msgpack.packb((_ROW_CACHE, astuple(cache.figures()))))
 
     def take(folder: str) -> None:
         nonlocal loaded

@@ -290,3 +290,113 @@ def _take(
         first = numbers[i] % layout.per_block * layout.record_words + 1
         for c in range(records.shape[1]):
             records[order[i], c] = block[first + c]
+
+
+def read_blocks(
+    files: Int64Array, blocks: Int64Array, least: Int64Array, out: Float32Array
+) -> None:
+    """Read blocks of 4 KiB of any files.
+
+    Args:
+        files: int64[n], descriptors.
+        blocks: int64[n], their numbers in the files.
+        least: int64[n], bytes that each has at least; the last one of a file may end before others.
+        out: float32[n, 1024], written; where it begins with a page, files that are open for direct
+            reads are read as many at once as a queue holds.
+
+    Raises:
+        OSError: a file can't be read, or ends before.
+    """
+    reader = _readers.take()
+    wrong = _read_blocks(files, blocks, least, reader.queue, out)
+    _readers.give(reader)
+    if wrong == _SHORT:
+        raise OSError(errno.EIO, "it ends before what was written to it")
+    if wrong:
+        raise OSError(wrong, os.strerror(wrong))
+
+
+@njit(cache=True, nogil=True)
+def _read_blocks(
+    files: Int64Array, blocks: Int64Array, least: Int64Array, queue: Queue, out: Float32Array
+) -> int:
+    """Read blocks where they are to be; return 0, an errno or _SHORT."""
+    size = np.int64(out.shape[1]) * 4
+    requests, pointers, context = queue.requests, queue.pointers, queue.context[0]
+    for slot in range(DEPTH):
+        queue.free[slot] = slot
+    num_free, under_way, begun, wrong = DEPTH, 0, 0, 0
+    while under_way > 0 or (begun < blocks.size and wrong == 0):
+        made = 0
+        while wrong == 0 and begun < blocks.size and num_free > 0:
+            address, offset = out.ctypes.data + begun * size, blocks[begun] * size
+            if context == 0:
+                count = _pread_all(np.int32(files[begun]), address, size, offset)
+                wrong = -count if count < 0 else (0 if count >= least[begun] else _SHORT)
+                begun += 1
+                continue
+            num_free -= 1
+            slot = queue.free[num_free]
+            request = requests[slot]
+            request[0], request[1] = slot, 0
+            request[2], request[3] = files[begun] << 32, address
+            request[4], request[5], request[6], request[7] = size, offset, 0, 0
+            queue.spans[slot, 0] = least[begun]
+            pointers[made] = requests.ctypes.data + slot * 64
+            made += 1
+            begun += 1
+        done = 0
+        while done < made:
+            at = pointers.ctypes.data + 8 * done
+            count = _syscall(queue.context[1], context, made - done, at, 0, 0)
+            if count > 0:
+                done += count
+                under_way += count
+                continue
+            number = int(_errno_location()[0])
+            if number == _EINTR or (number == _EAGAIN and under_way == 0):
+                continue
+            if number != _EAGAIN:
+                wrong = number
+                break
+            under_way, num_free, wrong = _collect_blocks(queue, under_way, num_free, 1, wrong)
+        if under_way > 0:
+            least_now = under_way if begun >= blocks.size or wrong != 0 else max(under_way // 4, 1)
+            under_way, num_free, wrong = _collect_blocks(
+                queue, under_way, num_free, least_now, wrong
+            )
+    return wrong
+
+
+@njit(cache=True, nogil=True)
+def _pread_all(file: int, address: int, size: int, offset: int) -> int:
+    """Return the bytes read, or an errno below 0."""
+    while True:
+        count = _pread(file, address, size, offset)
+        if count >= 0:
+            return int(count)
+        if int(_errno_location()[0]) != _EINTR:
+            return -int(_errno_location()[0])
+
+
+@njit(cache=True, nogil=True)
+def _collect_blocks(
+    queue: Queue, under_way: int, num_free: int, least: int, wrong: int
+) -> tuple[int, int, int]:
+    """Wait for some reads; return what is under way, free and wrong."""
+    count = np.int64(-1)
+    while count < 0:
+        count = _syscall(
+            queue.context[2], queue.context[0], least, DEPTH, queue.events.ctypes.data, 0
+        )
+        if count < 0 and int(_errno_location()[0]) != _EINTR:
+            return 0, num_free, int(_errno_location()[0])
+    for i in range(count):
+        slot, size = queue.events[i, 0], queue.events[i, 2]
+        if size < 0:
+            wrong = -size
+        elif size < queue.spans[slot, 0]:
+            wrong = _SHORT
+        queue.free[num_free] = slot
+        num_free += 1
+    return under_way - int(count), num_free, wrong

@@ -17,6 +17,7 @@ from serving.endpoint.figures import CONTENT_TYPE, Figures
 from serving.endpoint.heads import Asked, Head
 from serving.errors import OverloadError, RequestError, cut
 from serving.model import Model
+from serving.rows.paging import RowCacheFigures
 from serving.session import TOO_LATE
 from serving.versions import UnknownVersionError
 from serving.wire import inference
@@ -64,6 +65,7 @@ class Endpoint:
         token: that requests must bear; None: none is asked for.
         limits: what a request may take.
         log: that has a line for each request; None: there is none.
+        row_cache: returns where vectors were; None: the model does.
 
     Attributes:
         outstanding: requests that were let in and are not answered.
@@ -79,6 +81,7 @@ class Endpoint:
         token: str | None,
         limits: Limits,
         log: AccessLog | None = None,
+        row_cache: Callable[[], RowCacheFigures | None] | None = None,
     ) -> None:
         self._model = model
         self._name = name
@@ -87,7 +90,11 @@ class Endpoint:
         self._limits = limits
         self._access = log
         self._changes: set[asyncio.Task[None]] = set()
-        self.figures = Figures(lambda: model.version, lambda: len(model.refused))
+        self.figures = Figures(
+            lambda: model.version,
+            lambda: len(model.refused),
+            row_cache or (lambda: model.row_cache),
+        )
         self.figures.outstanding.set_function(lambda: self.outstanding)
         self.outstanding = 0
         self.stopping = False

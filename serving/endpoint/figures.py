@@ -1,7 +1,7 @@
 """What Prometheus is told of a server."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import (
     CollectorRegistry,
@@ -10,7 +10,9 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from serving.rows.paging import RowCacheFigures
 from serving.versions import Version
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -24,9 +26,15 @@ class Figures:
     Args:
         version: returns the version that is served.
         refused: returns how many newer checkpoints could not be used.
+        row_cache: returns where vectors were that were asked for; None: all are mapped.
     """
 
-    def __init__(self, version: Callable[[], Version], refused: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        version: Callable[[], Version],
+        refused: Callable[[], int],
+        row_cache: Callable[[], RowCacheFigures | None] = lambda: None,
+    ) -> None:
         registry = self._registry = CollectorRegistry()
         self._requests = Counter(
             "synchromesh_serving_requests", "Requests by status", ["status"], registry=registry
@@ -54,6 +62,7 @@ class Figures:
         gauge(
             "synchromesh_serving_refused_checkpoints", "Newer checkpoints that can't be used"
         ).set_function(refused)
+        registry.register(_RowCache(row_cache))
         self.outstanding = gauge("synchromesh_serving_outstanding", "Requests that are computed")
 
     def _gauge(self, name: str, text: str) -> Gauge:
@@ -72,3 +81,21 @@ class Figures:
     def page(self) -> bytes:
         """Return all figures as Prometheus reads them."""
         return bytes(generate_latest(self._registry))
+
+
+class _RowCache:
+    """What Prometheus is told of vectors that are not all in memory; else nothing."""
+
+    def __init__(self, figures: Callable[[], RowCacheFigures | None]) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterator[Metric]:
+        figures = self._figures()
+        if figures is None:
+            return
+        name = "synchromesh_serving_row"
+        yield CounterMetricFamily(f"{name}_hits", "Rows that were in memory", figures.hits)
+        yield CounterMetricFamily(f"{name}_reads", "Rows read from the disk", figures.reads)
+        yield GaugeMetricFamily(
+            f"{name}_memory_bytes", "Of rows in memory, at most", figures.memory_bytes
+        )

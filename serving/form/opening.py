@@ -18,8 +18,9 @@ from serving.form.files import (
     verify,
 )
 from serving.rows.layers import LayerArrays, no_layer
+from serving.rows.paging import RowCache, VectorFile
 from serving.rows.quantized import RowsAs, kind_for, width_of
-from serving.rows.table import ServedTable, thresholds
+from serving.rows.table import PagedLayers, ServedTable, thresholds
 from worker.spec_json import SavedModel, saved_model_from_json
 
 
@@ -41,6 +42,9 @@ class OverlayArrays:
     keys: npt.NDArray[np.int64]
 
 
+_NOTHING = np.empty((0, 1), np.float32)
+
+
 class _Layers:
     """A base or an overlay, whose arrays are mapped once, also where several versions have them."""
 
@@ -48,6 +52,7 @@ class _Layers:
         self.folder, self.manifest = folder, manifest
         self.written = _written(folder)
         self._layers: dict[str, LayerArrays] = {}
+        self._files: dict[str, VectorFile] = {}
 
     def of(self, table: str) -> LayerArrays:
         if table not in self._layers:
@@ -60,9 +65,21 @@ class _Layers:
             )
         return self._layers[table]
 
+    def file_of(self, table: str) -> VectorFile:
+        """Return the file of a table's vectors, which is read instead of what is mapped of it."""
+        if table not in self._files:
+            name = f"tables/{table}/values"
+            shape = self.manifest.files[name].shape
+            self._files[table] = VectorFile(self.folder / name, *shape)
+        return self._files[table]
+
     def arrays(self) -> list[npt.NDArray[Any]]:
-        """Those that are mapped."""
-        return [array for layer in self._layers.values() for array in layer]
+        """Those that are mapped, and read where they are."""
+        return [
+            array
+            for name, layer in self._layers.items()
+            for array in (layer._replace(values=_NOTHING) if name in self._files else layer)
+        ]
 
 
 class Form:
@@ -155,8 +172,20 @@ class Form:
         keys = self.array(f"tables/{table}/keys")
         return OverlayArrays(self._own.of(table), keys)
 
-    def tables(self) -> dict[str, ServedTable]:
-        """Map all tables, those that others read included."""
+    @property
+    def width(self) -> int:
+        """Float32 places of the widest vector of a table."""
+        return max(
+            (e.shape[1] for n, e in self._base.manifest.files.items() if n.endswith("/values")),
+            default=1,
+        )
+
+    def tables(self, cache: RowCache | None = None) -> dict[str, ServedTable]:
+        """Map all tables, those that others read included.
+
+        Args:
+            cache: reads vectors from their files; None: they are mapped, too.
+        """
         names = {
             name.split("/")[1] for name in self._base.manifest.files if name.startswith("tables/")
         }
@@ -176,6 +205,10 @@ class Form:
                 for count in asked.get(spec.name, ())
             }
             read = None if spec.base is None else tables[spec.base]
+            paged = None
+            if cache is not None:
+                top = self._base if self.is_base else self._own
+                paged = PagedLayers(cache, (self._base.file_of(spec.name), top.file_of(spec.name)))
             tables[spec.name] = ServedTable(
                 spec,
                 base,
@@ -183,6 +216,7 @@ class Form:
                 kept_as=kept_as,
                 filters=filters.__getitem__,
                 read=read,
+                paged=paged,
             )
         return tables
 

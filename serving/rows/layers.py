@@ -109,9 +109,40 @@ def _read(values, rows, kept_as, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def find_layers(
+    base: LayerArrays,
+    overlay: LayerArrays,
+    keys: Int64Array,
+    first: Int64Array,
+    rows: Int64Array,
+    of_layer: Int64Array,
+) -> None:
+    """Write which row each key has, as a number of its layer's file, and in which layer; -1: none.
+
+    Args:
+        first: int64[2], the number of the first row of the base, and of the overlay.
+        rows: int64[n], written.
+        of_layer: int64[n], written: 0 the base, 1 the overlay.
+    """
+    below, above = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    counts = np.empty(BLOCK, np.int64)
+    for start in range(0, keys.size, BLOCK):
+        end = min(start + BLOCK, keys.size)
+        _find(base, overlay, keys[start:end], below, above, counts)
+        for i in range(end - start):
+            of_layer[start + i] = 1 if above[i] >= 0 else 0
+            rows[start + i] = -1
+            if above[i] >= 0:
+                rows[start + i] = first[1] + above[i]
+            elif below[i] >= 0:
+                rows[start + i] = first[0] + below[i]
+
+
+@njit(cache=True, nogil=True)
 def pull_layers(
     base: LayerArrays,
     overlay: LayerArrays,
+    fetched: Float32Array,
     kept_as: int,
     precision: int,
     rule: Rule,
@@ -126,6 +157,8 @@ def pull_layers(
     """Write vectors and admitted bits as a pull of count 0 from the table itself does.
 
     Args:
+        fetched: float32[n, width], what the layers have of each key's row, where it is not to be
+            read there; no rows: it is.
         kept_as: how the layers keep vectors: a kind of `precision`, or INT8.
         precision: to which an initial value is rounded.
         asked: int64[n], the frequency of each key in another table, by which that admits it; empty:
@@ -134,15 +167,20 @@ def pull_layers(
     """
     dim = values.shape[1]
     below, above = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
-    counts = np.empty(BLOCK, np.int64)
+    counts, places = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
     narrow = np.empty((1, dim), np.float32)
     for start in range(0, keys.size, BLOCK):
         end = min(start + BLOCK, keys.size)
         size = end - start
         missing = _find(base, overlay, keys[start:end], below, above, counts)
-        _read(base.values, below[:size], kept_as, values[start:end])
-        if overlay.values.shape[0] > 0:
-            _read(overlay.values, above[:size], kept_as, values[start:end])
+        if fetched.shape[0] > 0:
+            for i in range(size):
+                places[i] = i if below[i] >= 0 or above[i] >= 0 else -1
+            _read(fetched[start:end], places[:size], kept_as, values[start:end])
+        else:
+            _read(base.values, below[:size], kept_as, values[start:end])
+            if overlay.values.shape[0] > 0:
+                _read(overlay.values, above[:size], kept_as, values[start:end])
         admitted[start:end] = 1
         has_row[start:end] = 1
         if missing == 0:

@@ -17,6 +17,7 @@ from embedding.kernels.prefetch import prefetch, prefetch_row
 from embedding.table.index import WORDS, Geometry, home_line, search_from
 from embedding.table.precision import FLOAT32, read_vector
 from serving.rows.layers import LayerArrays
+from serving.rows.paging import NONE, FileTable
 from serving.rows.quantized import INT8, read_int8
 from serving.rows.table import ServedTable
 from worker.inference import ReadTable
@@ -51,6 +52,12 @@ class RowReader:
             width = base.values.shape[1]
             place[2 * _OF_LAYER :] = (width, table.kept_as, lookup.dim, lookup.column)
         self._missing = np.empty(0, np.int64)
+        # All tables are paged, by one cache, or none is.
+        paged = [table.paged for table in tables if table.paged is not None]
+        self._cache = paged[0].cache if paged else None
+        self._files = FileTable([file for each in paged for file in each.files])
+        firsts = [file.first for each in paged for file in each.files]
+        self._firsts = np.array(firsts, np.int64).reshape(-1, 2)
 
     @classmethod
     def of(cls, lookups: Sequence[Lookup], tables: Mapping[str, ReadTable]) -> "RowReader | None":
@@ -80,7 +87,15 @@ class RowReader:
         """
         if self._missing.size < keys.size:
             self._missing = np.empty(keys.size, np.int64)
-        count = _read_rows(self._places, keys, starts, shared, firsts, out, self._missing)
+        if self._cache is None:
+            count = _read_rows(self._places, keys, starts, shared, firsts, out, self._missing)
+        else:
+            rows, of_files = np.empty((2, keys.size), np.int64)
+            count = _find_rows(
+                self._places, keys, starts, self._firsts, rows, of_files, self._missing
+            )
+            words = self._cache.read(rows, of_files, self._files)
+            _write_rows(self._places, rows, words, starts, shared, firsts, out)
         if count:
             self._read_others(self._missing[:count], keys, starts, shared, firsts, out)
 
@@ -209,3 +224,68 @@ def _read_rows(  # type: ignore[no-untyped-def]
                             copy_row(one_flat, 0, dim, flat, target)
                 number += 1
     return count
+
+
+@njit(cache=True, nogil=True)
+def _find_rows(  # type: ignore[no-untyped-def]
+    places, keys, starts, first_rows, rows, of_files, missing
+):
+    """Write the number of each key's row and the place of its file; list keys without a row.
+
+    Args:
+        first_rows: int64[lookups, 2], the numbers of the first rows of both layers.
+
+    Returns:
+        how many keys have none, whose number is NONE.
+    """
+    below_lines, above_lines = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64)
+    below, above = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
+    count = 0
+    for number in range(places.shape[0]):
+        place = places[number]
+        for start in range(starts[number], starts[number + 1], _BLOCK):
+            size = min(start + _BLOCK, starts[number + 1]) - start
+            these = keys[start : start + size]
+            _ask(place, 0, these, below_lines)
+            _ask(place, _OF_LAYER, these, above_lines)
+            _find(place, 0, these, below_lines, below)
+            _find(place, _OF_LAYER, these, above_lines, above)
+            for i in range(size):
+                layer = 0 if above[i] == -1 else 1
+                row = below[i] if layer == 0 else above[i]
+                of_files[start + i] = 2 * number + layer
+                rows[start + i] = first_rows[number, layer] + row if row >= 0 else NONE
+                if row < 0:
+                    missing[count] = start + i
+                    count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _write_rows(  # type: ignore[no-untyped-def]
+    places, rows, words, starts, shared, firsts, out
+):
+    """Write the vectors of keys that have a row from what layers have of them."""
+    num_lookups = places.shape[0]
+    row_of_one = np.empty(1, np.int64)
+    one = np.empty((1, max(places[:, _DIM].max(), 1) if num_lookups else 1), np.float32)
+    flat, one_flat, words_flat = out.reshape(-1), one.reshape(-1), words.reshape(-1)
+    for number in range(num_lookups):
+        place = places[number]
+        dim, column, kind = place[_DIM], place[_COLUMN], place[_KIND]
+        for i in range(starts[number], starts[number + 1]):
+            if rows[i] == NONE:
+                continue
+            sample = i - starts[number]
+            if shared[number]:
+                sample = firsts[sample]
+            target = sample * out.shape[1] + column
+            if kind == FLOAT32:
+                copy_row(words_flat, i * words.shape[1], dim, flat, target)
+                continue
+            if kind == INT8:
+                row_of_one[0] = i
+                read_int8(words, row_of_one, one[:, :dim])
+            else:
+                read_vector(words, i, kind, one, 0, dim)
+            copy_row(one_flat, 0, dim, flat, target)

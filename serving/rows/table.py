@@ -1,6 +1,7 @@
 """A table that is only read, from layers that several processes may share."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +20,8 @@ from embedding.table.bloom import BloomSize
 from embedding.table.initial_values import initial_values_of
 from embedding.table.key_maps import static_keys
 from embedding.table.precision import kind_of
-from serving.rows.layers import LayerArrays, Rule, frequencies, pull_layers
+from serving.rows.layers import LayerArrays, Rule, find_layers, frequencies, pull_layers
+from serving.rows.paging import FileTable, RowCache, VectorFile
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
@@ -28,6 +30,20 @@ UInt8Array = npt.NDArray[np.uint8]
 _INT64, _UINT8, _FLOAT32 = map(np.dtype, ("int64", "uint8", "float32"))
 _NO_COUNTS = np.empty(0, np.int64)
 _NO_FILTER = np.zeros((0, 1), np.uint8)
+_NOT_FETCHED = np.empty((0, 1), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class PagedLayers:
+    """Where vectors are that memory is not to hold: files of the base and of the overlay.
+
+    Args:
+        cache: of this process, which reads them.
+        files: of both layers.
+    """
+
+    cache: RowCache
+    files: tuple[VectorFile, VectorFile]
 
 
 class Filters(Protocol):
@@ -48,6 +64,7 @@ class ServedTable:
         kept_as: how they keep vectors, as `serving.rows.quantized.kind_for` has it.
         filters: of a table whose admission is a Bloom filter.
         read: the table that `spec.base` names.
+        paged: where vectors are, where the layers' own arrays are not to be read.
     """
 
     def __init__(
@@ -59,12 +76,17 @@ class ServedTable:
         kept_as: int,
         filters: Filters | None = None,
         read: "ServedTable | None" = None,
+        paged: PagedLayers | None = None,
     ) -> None:
         self.spec = spec
         self._base = base
         self._overlay = overlay
         self._filters = filters
         self._read = read
+        self.paged = paged
+        if paged is not None:
+            self._files = FileTable(list(paged.files))
+            self._first = np.array([each.first for each in paged.files], np.int64)
         self.kept_as = kept_as
         self._precision = kind_of(spec.value_dtype)
         self._default_value = np.float32(spec.default_value)
@@ -107,6 +129,7 @@ class ServedTable:
 
         Raises:
             ValueError: an array has another type or shape.
+            ServingError: vectors in a file can't be read.
         """
         n = len(keys)
         keys = input_array("keys", keys, _INT64, (n,))
@@ -118,6 +141,7 @@ class ServedTable:
         pull_layers(
             self._base,
             self._overlay,
+            _NOT_FETCHED if self.paged is None else self._fetch(self.paged, keys),
             self.kept_as,
             self._precision,
             self._rule,
@@ -136,6 +160,12 @@ class ServedTable:
                 static = static_keys(keys[new], self.spec.warm_start.rows_per_bucket)
                 self._read.pull(static, None, vectors, np.empty(new.size, np.uint8))
                 values[new] = vectors
+
+    def _fetch(self, paged: PagedLayers, keys: Int64Array) -> Float32Array:
+        """Return what the layers have of each key's row, of a key without one anything."""
+        rows, of_layer = np.empty((2, keys.size), np.int64)
+        find_layers(self._base, self._overlay, keys, self._first, rows, of_layer)
+        return paged.cache.read(rows, of_layer, self._files)
 
     def frequency(self, keys: Int64Array, enough: int) -> Int64Array:
         """Return how often each key was seen, int64[n], exact below `enough` but for filters."""

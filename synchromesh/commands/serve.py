@@ -15,6 +15,7 @@ from synchromesh.commands.answers import (
     print_json,
     read_token,
 )
+from synchromesh.commands.sizes import Bytes
 from worker.inference import ModelError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class _Asked:
     keep_versions: int
     forms: str | None
     rows: Literal["float32", "bf16", "int8"]
+    memory: int | None
     data: tuple[str, ...]
     force: bool
     token_file: str | None
@@ -144,6 +146,13 @@ class _Asked:
     " where the model then ranks worse, see docs/serving.md.",
 )
 @click.option(
+    "--memory",
+    type=Bytes(),
+    metavar="SIZE",
+    help="Of vectors in memory, such as 2GB, shared by the sessions: those that are asked for most;"
+    " the others are read from the disk of --forms (default: all are mapped).",
+)
+@click.option(
     "--data",
     multiple=True,
     metavar="PATH",
@@ -215,6 +224,7 @@ def _options(asked: _Asked) -> "ServeOptions":
         ),
         forms=asked.forms,
         rows=asked.rows,
+        memory_bytes=asked.memory,
         keep_versions=asked.keep_versions,
         follow_seconds=asked.follow_seconds,
         limits=Limits(
