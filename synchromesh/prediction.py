@@ -63,14 +63,14 @@ def predict(
     place = checked_output(str(output), overwrite=overwrite)
     checkpoint = latest_checkpoint(str(checkpoint_or_run))
     saved = saved_model(CheckpointReader(checkpoint))
-    features = saved.features.inputs()
-    data = DataSpec(features=features, batch_size=BATCH_SIZE)
-    plan = make_plan([input], data, keep=list(columns))
-    check_contract(features, plan.kinds, saved.contract, str(checkpoint))
     predictions = prediction_columns(saved.spec)
     for name in predictions:
         if name in columns:
             raise OutputError(f"--columns names {name!r}, which is a column that is written")
+    features = saved.features.inputs()
+    data = DataSpec(features=features, batch_size=BATCH_SIZE)
+    plan = make_plan([input], data, keep=list(columns))
+    check_contract(features, plan.kinds, saved.contract, str(checkpoint))
     schema = output_schema(plan, list(columns), predictions)
     if place.resolve() in {Path(file.path).resolve() for file in plan.files}:
         raise OutputError(f"{place} is a file of INPUT; name another OUTPUT")

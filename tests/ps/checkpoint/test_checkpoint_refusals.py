@@ -124,7 +124,7 @@ def in_table(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
     [
         (drop("format"), "not the manifest of a checkpoint"),
         (put("format", "another"), "not the manifest of a checkpoint"),
-        (put("format_version", 4), "has format version 4, this software reads 1 to 3"),
+        (put("format_version", 5), "has format version 5, this software reads 1 to 4"),
         (drop("format_version"), "has format version None"),
         *((drop(n), n) for n in ("files", "step", "store", "kind", "recovery_epoch", "model")),
         (put("more", 1), "more"),

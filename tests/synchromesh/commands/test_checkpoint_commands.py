@@ -401,6 +401,7 @@ def test_beginning_from_a_damaged_checkpoint_exits_1_and_one_that_does_not_fit_2
         ("predict", ["RUN", "OTHER", "OUT"], "lacks a column (file '"),
         ("predict", ["RUN", "WRONG", "OUT"], "a dense column has an unusable type"),
         ("predict", ["RUN", "TEXT", "OUT"], "no Parquet file"),
+        ("predict", ["RUN", "TEST", "OUT", "--columns", "prediction"], "--columns names 'pred"),
         ("predict", ["RUN", "TEST", "OUT", "--columns", "tag"], "did you mean 'tags'?"),
         ("predict", ["RUN", "TEST", "TEXT/a/out"], "TEXT is not a folder"),
         ("export", ["RUN", "TEXT/out"], "TEXT is not a folder"),

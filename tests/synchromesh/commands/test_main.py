@@ -48,7 +48,6 @@ def test_every_command_takes_json(name: str) -> None:
         (["train"], "error: Missing argument 'JOB.yaml' (see synchromesh train --help)"),
         (["evaluate", "x", "j.yaml", "k"], "error: an override must look like key.path=value"),
         (["inspect", "x", "--top", "1"], "error: --top needs TABLE"),
-        (["predict", "x", "a", "b", "--columns", "prediction"], "error: --columns names"),
         (["control", "nowhere", "mode", "fast"], "error: Invalid value for"),
         (["data", "criteo-like", "--rows", "x", "--out", "d"], "error: Invalid value for '--rows'"),
     ],
