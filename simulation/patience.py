@@ -20,6 +20,7 @@ class Patience:
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
+        self._began: float | None = None
         self._heard: dict[int, float] = {}
         # Since when a worker could work at an attempt, before all others that it holds.
         self._since: dict[int, dict[_Attempt, float]] = {}
@@ -29,8 +30,12 @@ class Patience:
 
     def look(self, event: Event, now: float) -> None:
         """Note what every worker can work at after an event."""
+        self._began = now if self._began is None else self._began
+        epoch = self._coordinator.spec.recovery_epoch
         for report in reports_of(event):
-            self._heard[report.worker] = now
+            # One of an earlier epoch comes late, by a relay, and says nothing of its worker now.
+            if report.recovery_epoch == epoch:
+                self._heard[report.worker] = now
         before, self._since = self._since, {}
         lowest: dict[int, tuple[int, int, _Attempt, int]] = {}
         for kind, step, batch in self._leased():
@@ -78,7 +83,7 @@ class Patience:
     def is_silent(self, worker: int, now: float) -> bool:
         """Whether nothing was heard of a worker for longer than it may be silent."""
         limit = self._coordinator.spec.heartbeat_timeout_seconds
-        return now - self._heard[worker] > limit
+        return now - self._heard.get(worker, self._began or 0.0) > limit
 
     def _is_pending(self, step: int) -> bool:
         """Whether nobody has a batch that what waits for a step waits for."""

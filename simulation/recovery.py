@@ -57,6 +57,10 @@ class Job(Protocol):
     incoming_class: type[Incoming]
 
     @property
+    def is_down(self) -> bool:
+        """Whether there is no coordinator at the moment."""
+
+    @property
     def store(self) -> StoreSpec:
         """The store of this recovery epoch."""
 
@@ -300,7 +304,9 @@ class Driver:
         epoch = self._job.recovery_epoch
 
         def noticed() -> None:
-            if self._job.recovery_epoch == epoch:
+            # One that died as it was made is there by now, and has ended the job perhaps.
+            over = self._job.coordinator.stopping and not self._job.is_down
+            if self._job.recovery_epoch == epoch and not over:
                 self._rebuild()
 
         self._job.world.queue.later(self._until_noticed(), noticed)

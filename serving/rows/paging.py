@@ -197,8 +197,9 @@ def check_memory(memory_bytes: int) -> None:
     """Raise ServingError where a process that computes would have too little for vectors."""
     if memory_bytes < MIN_MEMORY_BYTES:
         raise ServingError(
-            f"{memory_bytes:,} bytes of memory for vectors are too few: at least"
-            f" {MIN_MEMORY_BYTES:,} are needed for each process that computes"
+            f"{memory_bytes:,} bytes of memory for vectors of each process that computes are too"
+            f" few: at least {MIN_MEMORY_BYTES:,} are needed. Give more (--memory, such as 2GB, is"
+            " shared by the sessions), or fewer sessions"
         )
 
 

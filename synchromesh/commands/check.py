@@ -51,10 +51,10 @@ def command(job: str, overrides: tuple[str, ...], rows: int, as_json: bool) -> N
 
 def _show(check: Check, servers: int, *, standby: int) -> None:
     console = people_console()
-    mean = "-" if check.label_mean is None else f"{check.label_mean:.4f}"
+    mean = "" if check.label_mean is None else f"label mean {check.label_mean:.4f} "
     console.print(
         f"{check.rows:,} rows in {check.files:,} files, {check.batches:,} batches an epoch,"
-        f" {check.steps:,} steps; label mean {mean} ({check.rows_read:,} rows read)\n"
+        f" {check.steps:,} steps; {mean}({check.rows_read:,} rows read)\n"
     )
     table = Table(
         "column", "part", "nulls", "keys a row", "distinct", "expected", "values", box=None
@@ -63,7 +63,7 @@ def _show(check: Check, servers: int, *, standby: int) -> None:
         table.add_row(
             column.name,
             column.part,
-            f"{column.null_rate:.1%}",
+            "-" if column.part == "label" else f"{column.null_rate:.1%}",
             "-" if column.keys is None else f"{column.keys:.2f}",
             "-" if column.distinct is None else f"{column.distinct:,}",
             "-" if column.distinct_expected is None else f"{column.distinct_expected:,}",
@@ -93,4 +93,7 @@ def _show(check: Check, servers: int, *, standby: int) -> None:
 def _values(column: Column) -> str:
     if column.minimum is None:
         return ""
-    return f"{column.minimum:.4g} to {column.maximum:.4g}, mean {column.mean:.4g}"
+    text = f"{column.minimum:.4g} to {column.maximum:.4g}, mean {column.mean:.4g}"
+    if column.part == "label":
+        text += f", of {1 - column.null_rate:.1%} of the rows"
+    return text

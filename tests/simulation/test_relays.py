@@ -30,6 +30,10 @@ def test_relays_pass_on_reports_of_another_epoch_and_nothing_comes_of_it() -> No
         run_scenario(with_relays(with_standbys(draw(seed))), Parts())
 
 
+def test_a_report_of_an_earlier_epoch_that_a_relay_brings_late_says_nothing_of_its_worker() -> None:
+    run_scenario(with_relays(draw(1280)), Parts())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(8))
 def test_thousands_of_jobs_with_relays_end_right(block: int) -> None:

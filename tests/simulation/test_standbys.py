@@ -98,6 +98,11 @@ def test_a_mutant_is_caught(parts: Parts, options: dict[str, Any]) -> None:
         run_all()
 
 
+def test_a_job_ends_though_it_is_noticed_late_that_its_coordinator_died() -> None:
+    for scenario in scenarios([1306]):
+        run_scenario(scenario, Parts())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_thousands_of_jobs_with_standbys_end_right() -> None:
