@@ -194,7 +194,8 @@ def _read(
             offset = segments.offsets[segment] + block % segments.blocks * block_bytes
             if context == 0:
                 address = staging.ctypes.data + buffer * block_bytes
-                wrong = _read_block(file, address, block_bytes, offset)
+                count = _pread_all(file, address, block_bytes, offset)
+                wrong = -count if count < 0 else (0 if count == block_bytes else _SHORT)
                 if wrong == 0:
                     _take(layout, numbers, order, queue.spans[buffer], staging[buffer], records)
                 queue.free[num_free] = buffer
@@ -235,13 +236,27 @@ def _read(
 
 
 @njit(cache=True, nogil=True)
-def _read_block(file: int, address: int, size: int, offset: int) -> int:
-    count = np.int64(-1)
-    while count < 0:
+def _pread_all(file: int, address: int, size: int, offset: int) -> int:
+    """Return the bytes read, or an errno below 0."""
+    while True:
         count = _pread(file, address, size, offset)
-        if count < 0 and int(_errno_location()[0]) != _EINTR:
-            return int(_errno_location()[0])
-    return 0 if count == size else _SHORT
+        if count >= 0:
+            return int(count)
+        if int(_errno_location()[0]) != _EINTR:
+            return -int(_errno_location()[0])
+
+
+@njit(cache=True, nogil=True)
+def _wait(queue: Queue, least: int) -> int:
+    """Wait for so many reads; return how many have ended, or an errno below 0."""
+    while True:
+        count = _syscall(
+            queue.context[2], queue.context[0], least, DEPTH, queue.events.ctypes.data, 0
+        )
+        if count >= 0:
+            return int(count)
+        if int(_errno_location()[0]) != _EINTR:
+            return -int(_errno_location()[0])
 
 
 @njit(cache=True, nogil=True)
@@ -258,13 +273,9 @@ def _collect(
     wrong: int,
 ) -> tuple[int, int, int]:
     """Wait for some reads and take their records; return what is under way, free and wrong."""
-    count = np.int64(-1)
-    while count < 0:
-        count = _syscall(
-            queue.context[2], queue.context[0], least, DEPTH, queue.events.ctypes.data, 0
-        )
-        if count < 0 and int(_errno_location()[0]) != _EINTR:
-            return 0, num_free, int(_errno_location()[0])
+    count = _wait(queue, least)
+    if count < 0:
+        return 0, num_free, -count
     for i in range(count):
         buffer, size = queue.events[i, 0], queue.events[i, 2]
         if size == 4 * layout.block_words:
@@ -273,7 +284,7 @@ def _collect(
             wrong = -size if size < 0 else _SHORT
         queue.free[num_free] = buffer
         num_free += 1
-    return under_way - int(count), num_free, wrong
+    return under_way - count, num_free, wrong
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -369,28 +380,13 @@ def _read_blocks(
 
 
 @njit(cache=True, nogil=True)
-def _pread_all(file: int, address: int, size: int, offset: int) -> int:
-    """Return the bytes read, or an errno below 0."""
-    while True:
-        count = _pread(file, address, size, offset)
-        if count >= 0:
-            return int(count)
-        if int(_errno_location()[0]) != _EINTR:
-            return -int(_errno_location()[0])
-
-
-@njit(cache=True, nogil=True)
 def _collect_blocks(
     queue: Queue, under_way: int, num_free: int, least: int, wrong: int
 ) -> tuple[int, int, int]:
     """Wait for some reads; return what is under way, free and wrong."""
-    count = np.int64(-1)
-    while count < 0:
-        count = _syscall(
-            queue.context[2], queue.context[0], least, DEPTH, queue.events.ctypes.data, 0
-        )
-        if count < 0 and int(_errno_location()[0]) != _EINTR:
-            return 0, num_free, int(_errno_location()[0])
+    count = _wait(queue, least)
+    if count < 0:
+        return 0, num_free, -count
     for i in range(count):
         slot, size = queue.events[i, 0], queue.events[i, 2]
         if size < 0:
@@ -399,4 +395,4 @@ def _collect_blocks(
             wrong = _SHORT
         queue.free[num_free] = slot
         num_free += 1
-    return under_way - int(count), num_free, wrong
+    return under_way - count, num_free, wrong
