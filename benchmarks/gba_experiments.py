@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.runs import Experiment, Results, Run, Scale, carry_out
+from bench.training_data import generated
 from experiments.ablation import E5
 from experiments.beginning import E8
 from experiments.bounds import E4
@@ -31,7 +32,6 @@ from experiments.stragglers import E2
 from experiments.switching import E3
 from experiments.training import TrainingRuns
 from scheduler import TrainingError
-from worker.datasets.synthetic import CriteoLike, write_criteo_like
 
 # Real data sets that can be given: jobs/NAME.yaml trains on them.
 REAL = ("criteo", "movielens")
@@ -75,16 +75,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def scale_of(arguments: argparse.Namespace) -> Scale:
     """Return the scale, and make the generated data set where it is missing."""
-    rows, test_rows = arguments.rows, arguments.test_rows
-    data = Path("data") / f"criteo-like-{rows}-{test_rows}"
-    if not (data / "about.json").exists():
-        print(f"generating {rows:,} rows in {data}", file=sys.stderr)
-        write_criteo_like(data, CriteoLike(rows=rows, test_rows=test_rows))
+    data = generated(arguments.rows, arguments.test_rows)
     real = {name: path for name in REAL if (path := getattr(arguments, name)) is not None}
     return Scale(
         out=arguments.out,
         data=data,
-        rows=rows,
+        rows=arguments.rows,
         seeds=arguments.seeds,
         real=real,
         quick=arguments.quick,

@@ -23,12 +23,12 @@ import threadpoolctl
 from bench.keys import Size, keys_of, zipf
 from bench.lines import alternate, emit
 from bench.tables import Table, new_keys
+from bench.training_data import generated
 from bench.virtual_job import VirtualJob
 from embedding.spec.table import ValueDtype
 from runtime.strict_json import json_text
 from scheduler import ConfigError, JobConfig
 from scheduler.driver.resolved import resolve
-from worker.datasets.synthetic import CriteoLike, write_criteo_like
 from worker.errors import DataError
 from worker.step.preparing import Prepared
 
@@ -65,15 +65,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 # AUC ----------------------------------------------------------------------------------------------
-
-
-def generated(rows: int) -> Path:
-    """Return a generated data set with so many rows to train."""
-    data = Path("data") / f"criteo-like-{rows}-50000"
-    if not (data / "about.json").exists():
-        print(f"generating {rows:,} rows in {data}", file=sys.stderr)
-        write_criteo_like(data, CriteoLike(rows=rows, test_rows=50_000))
-    return data
 
 
 def config_of(
@@ -174,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
             if arguments.speed:
                 speed(arguments)
                 return 0
-            data = arguments.data or generated(20_000 if arguments.quick else 400_000)
+            data = arguments.data or generated(20_000 if arguments.quick else 400_000, 50_000)
             for line in accuracies(arguments, data):
                 print(json_text(line), flush=True)
     except (ConfigError, DataError, OSError) as error:

@@ -21,10 +21,10 @@ import threadpoolctl
 
 from bench.stale_cases import CASES, MIXED_STEPS, Case
 from bench.stale_replay import Replayed, StaleReplay
+from bench.training_data import generated
 from runtime.strict_json import json_text
 from scheduler import ConfigError, JobConfig
 from scheduler.driver.resolved import resolve
-from worker.datasets.synthetic import CriteoLike, write_criteo_like
 from worker.errors import DataError
 from worker.step.preparing import Prepared
 
@@ -68,15 +68,6 @@ def config_of(
             *overrides,
         ],
     )
-
-
-def generated(rows: int) -> Path:
-    """Return a generated data set with at least so many rows to train."""
-    data = Path("data") / f"criteo-like-{rows}-100000"
-    if not (data / "about.json").exists():
-        print(f"generating {rows:,} rows in {data}", file=sys.stderr)
-        write_criteo_like(data, CriteoLike(rows=rows, test_rows=100_000))
-    return data
 
 
 class Replays:
@@ -143,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     rows = max(100_000, arguments.steps * arguments.m * arguments.batch)
     try:
-        data = arguments.data or generated(rows)
+        data = arguments.data or generated(rows, 100_000)
         with threadpoolctl.threadpool_limits(1):
             for line in measure(arguments, data):
                 print(json_text(line), flush=True)

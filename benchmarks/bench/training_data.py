@@ -1,4 +1,4 @@
-"""The data set of the training benchmark, and how fast its files can be decoded."""
+"""Generated data sets of benchmarks, and how fast their files can be decoded."""
 
 import json
 import sys
@@ -17,6 +17,15 @@ LEAST_ROWS = 1_000_000
 
 class DataTooSmallError(ValueError):
     """The data set has fewer train rows than are wanted."""
+
+
+def generated(rows: int, test_rows: int) -> Path:
+    """Return the data set of so many rows, which is generated where there is none."""
+    data = Path("data") / f"criteo-like-{rows}-{test_rows}"
+    if not (data / "about.json").exists():
+        print(f"generating {rows:,} rows in {data}", file=sys.stderr)
+        write_criteo_like(data, CriteoLike(rows=rows, test_rows=test_rows))
+    return data
 
 
 def find_data(directory: Path, rows: int) -> Data:

@@ -114,18 +114,9 @@ def against(name: str, differences: Spread, spread: float) -> str:
 _T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14)
 
 
-def half_interval(differences: Spread) -> float | None:
-    """Return half of the 95 % interval of their mean; None but for 2 to 15 of them."""
+def interval(differences: Spread) -> str:
+    """Return the mean of differences and half of its 95 % interval, of 2 to 15 seeds."""
     n, deviation = len(differences.values), differences.deviation
     if deviation is None or n > len(_T95) + 1:
-        return None
-    return float(_T95[n - 2] * deviation / n**0.5)
-
-
-def interval(differences: Spread) -> str:
-    """Return the mean of differences and half of its 95 % interval."""
-    if not differences.values:
-        return ""
-    half = half_interval(differences)
-    text = signed(differences.mean)
-    return text if half is None else f"{text} ± {half:.4f}"
+        return signed(differences.mean) if n else ""
+    return f"{signed(differences.mean)} ± {_T95[n - 2] * deviation / n**0.5:.4f}"
