@@ -6,7 +6,7 @@ ROWS ?= 1000000
 DATA := data/criteo-like
 BIN := .venv/bin
 
-.PHONY: venv data train test test-slow test-torch lint format clean
+.PHONY: venv data train test test-slow test-torch gpu-check lint format clean
 
 venv: .venv/installed
 
@@ -41,6 +41,13 @@ TORCH := $(BIN)/python -m pip install --quiet --disable-pip-version-check --edit
 test-torch: venv
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(TORCH)
 	$(PYTEST) -m 'not slow' $(shell grep -rl 'importorskip("torch")' tests) $(ARGS)
+
+# What needs a GPU, one test after another, and then the dense step there beside the CPU: JSON lines.
+gpu-check: venv
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(TORCH)
+	$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "torch finds no GPU here"'
+	$(BIN)/python -m pytest -q -m gpu $(shell grep -rl 'mark.gpu' tests --include='test_*.py') $(ARGS)
+	$(BIN)/python benchmarks/bench_gpu.py
 
 lint: venv
 	$(BIN)/ruff check .

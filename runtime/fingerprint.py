@@ -9,7 +9,9 @@ and record (`check_float_mode`, half a microsecond), not at the start alone.
 import hashlib
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import Any
 
 import numba
@@ -27,11 +29,14 @@ class FloatModeError(RuntimeError):
     """A thread computes in another mode than a process starts in."""
 
 
-def numeric_fingerprint(*libraries: str) -> dict[str, Any]:
+def numeric_fingerprint(
+    *libraries: str, more: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """Return versions, CPU targets, BLAS kernel and float mode of this thread, and a digest.
 
     Args:
         libraries: distributions whose versions count too; they need not be loaded yet.
+        more: other facts that count, such as those of a GPU.
     """
     pools = threadpoolctl.threadpool_info()
     blas = sorted(
@@ -54,14 +59,18 @@ def numeric_fingerprint(*libraries: str) -> dict[str, Any]:
         "blas": ", ".join(blas),
         "float_mode": float_mode(),
         **{name: version(name) for name in libraries},
+        **more,
     }
     digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:16]
     return {**facts, "digest": digest}
 
 
-def process_facts(node_id: str, *libraries: str) -> dict[str, Any]:
-    """Return where this process runs and what its numbers depend on, these libraries too."""
-    return {"pid": os.getpid(), "node": node_id, "fingerprint": numeric_fingerprint(*libraries)}
+def process_facts(
+    node_id: str, *libraries: str, more: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Return where this process runs and what its numbers depend on: `numeric_fingerprint`."""
+    fingerprint = numeric_fingerprint(*libraries, more=more)
+    return {"pid": os.getpid(), "node": node_id, "fingerprint": fingerprint}
 
 
 def float_mode() -> str:

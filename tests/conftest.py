@@ -70,6 +70,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (not _starts_ray(item.path), "simulation" not in item.path.parts))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what needs a GPU where torch finds none: `make gpu-check` runs it."""
+    if item.get_closest_marker("gpu") and not _has_gpu():
+        pytest.skip("torch finds no GPU")
+
+
+@cache
+def _has_gpu() -> bool:
+    import torch  # tests that are marked need it
+
+    return bool(torch.cuda.is_available())
+
+
 @pytest.fixture
 def spoiled_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spoil every array that is given back for use again: who still reads it finds no sense."""

@@ -216,7 +216,7 @@ LAYERS = {
         {"step"},
         {"datasets", "inference", "session"},
         {"control_bundles", "control_wire"},
-        {"control_loop", "coordinator_client", "loop"},
+        {"awaiting", "control_loop", "coordinator_client", "loop"},
         {"relay"},
         {"running"},
         {"actor"},

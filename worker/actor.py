@@ -26,9 +26,22 @@ class WorkerActor:
         self._left = -1  # the latest recovery epoch that it is not to work in
         self._running: tuple[int, Cancellation] | None = None
 
-    def describe(self, *libraries: str) -> dict[str, Any]:
-        """Return where this process runs and what its numbers depend on, these libraries too."""
-        return process_facts(ray.get_runtime_context().get_node_id(), *libraries)
+    def describe(self, *libraries: str, on_gpu: bool = False) -> dict[str, Any]:
+        """Return where this process runs and what its numbers depend on, these libraries too.
+
+        Args:
+            on_gpu: whether its GPU counts, too; where it has none that torch can use, the result
+                says why, as `unfit`.
+        """
+        node = ray.get_runtime_context().get_node_id()
+        if not on_gpu:
+            return process_facts(node, *libraries)
+        from worker.models.torch.gpu import NoGpuError, gpu_facts
+
+        try:
+            return process_facts(node, *libraries, more=gpu_facts())
+        except NoGpuError as error:
+            return {**process_facts(node, *libraries), "unfit": str(error)}
 
     def run(self, setup: WorkerSetup, worker: int, incarnation: int) -> Ending:
         """Work until told to end, and say by whom; raises what made the worker fail."""

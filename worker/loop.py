@@ -10,9 +10,13 @@ import queue
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from embedding.kernels.finite import all_finite
 from ps.client.client import Identity, Open, PsClient, PulledBatch
@@ -25,6 +29,7 @@ from runtime.memory import peak_rss_bytes
 from runtime.priority import give_way
 from runtime.process_figures import ProcessFigures
 from runtime.stage_times import StageTimes
+from worker.awaiting import Awaiting
 from worker.data.arrived import BatchRows
 from worker.data.batch import Batch
 from worker.faults import Faults, HangStage
@@ -32,7 +37,7 @@ from worker.pipeline_depth import PipelineDepth
 from worker.protocol import Coordinator, Evaluation, Finished, Token, TokenKind
 from worker.session import Session
 from worker.step.choosing import choose_rows
-from worker.step.computing import Computation, Float32s
+from worker.step.computing import Beginning, Computation, Float32s, Trained
 from worker.step.preparing import Prepared, Preparer
 from worker.step.scoring import scores_of
 
@@ -103,6 +108,26 @@ class _Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class _Begun:
+    """A batch that is computed.
+
+    Args:
+        prepared, trained: its keys, and which of them are, see `choose_rows`.
+        started: when, as `time.perf_counter()`.
+        nanoseconds: that this thread took to begin it.
+    """
+
+    token: Token
+    prepared: Prepared
+    trained: npt.NDArray[np.uint8] | None
+    skipped: int
+    pulled: PulledBatch
+    beginning: Beginning
+    started: float
+    nanoseconds: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Pushed:
     """A batch whose push is not answered yet, and its arrays: they may have to be sent again."""
 
@@ -168,6 +193,11 @@ class WorkerLoop:
         self._prepared: dict[Token, _Ready] = {}
         self._pulls: dict[int, Token] = {}
         self._pulled: dict[Token, PulledBatch] = {}
+        self._begun: deque[_Begun] = deque()  # several where a device computes them
+        self._awaiting = Awaiting(
+            lambda batch: self._computation.await_end(batch), ended=self._wake, failed=self._fail
+        )
+        self._ended_at = 0.0
         self._pushes: dict[int, _Pushed] = {}
         self._put_off: list[tuple[float, Open]] = []  # what shards can't do yet, and until when
         self._failure: BaseException | None = None
@@ -195,6 +225,7 @@ class WorkerLoop:
             limit = _LEAVE_SECONDS if over else _STOP_SECONDS
             for thread in threads:
                 thread.join(timeout=limit)
+            self._awaiting.close()
             self._client.close()
             if self._prefetcher is not None:
                 self._prefetcher.close()
@@ -226,13 +257,22 @@ class WorkerLoop:
         try:
             work()
         except BaseException as error:
-            self._failure = error
+            self._fail(error)
         finally:
-            self._wakes.set()
+            self._wake()
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+
+    def _wake(self) -> None:
+        self._wakes.set()
 
     # The main thread --------------------------------------------------------------------------
 
     def _advance(self) -> None:
+        if self._begun and self._is_first_due():
+            self._end_first()
+            return
         with self._lock:
             compute = self._session.next_compute()
             pull = None if compute is not None else self._session.next_pull()
@@ -252,8 +292,8 @@ class WorkerLoop:
         limit = self._options.heartbeat_seconds
         if self._put_off:
             limit = min(limit, self._send_again())
-        waiting_for = "wait_rows"
-        if not self._pulls:
+        waiting_for = "backward" if self._begun else "wait_rows"
+        if not self._begun and not self._pulls:
             waiting_for = "wait_batch" if self._session.preparing else "wait_lease"
         began, waited = time.perf_counter_ns(), self._client.waited_ns
         for request in self._client.poll(limit):
@@ -361,9 +401,34 @@ class WorkerLoop:
                 Finished(token, "done", prepared.num_samples, skipped, evaluation=evaluation)
             )
             return
-        loss, gradients, dense = self._train(prepared, pulled, token.batch_id)
-        time.sleep(self._faults.pause(time.perf_counter() - started, time.time()))
-        seconds = time.perf_counter() - started
+        began = time.perf_counter_ns()
+        beginning = self._computation.begin(prepared, pulled.values, pulled.dense, token.batch_id)
+        taken = time.perf_counter_ns() - began
+        self._begun.append(
+            _Begun(token, prepared, trained, skipped, pulled, beginning, started, taken)
+        )
+        if self._computation.most_begun == 1:
+            self._end_first()
+        else:
+            self._awaiting.add(beginning)
+
+    def _is_first_due(self) -> bool:
+        """Whether the first batch that was begun has ended, or no other can be begun before."""
+        if len(self._begun) >= self._computation.most_begun:
+            return True
+        return self._computation.has_ended(self._begun[0].beginning)
+
+    def _end_first(self) -> None:
+        """Push what came of the batch that was begun first."""
+        begun = self._begun.popleft()
+        token, prepared, pulled = begun.token, begun.prepared, begun.pulled
+        skipped = begun.skipped
+        loss, gradients, dense = self._end_training(begun)
+        # One that was begun beside another has this device since that one ended.
+        started, now = max(begun.started, self._ended_at), time.perf_counter()
+        time.sleep(self._faults.pause(now - started, time.time()))
+        self._ended_at = time.perf_counter()
+        seconds = self._ended_at - started
         planned = prepared.num_samples + skipped
         with self._times.measure("push"):
             finite = all_finite(gradients) and all_finite(dense)
@@ -381,7 +446,7 @@ class WorkerLoop:
         identity = Identity(token.mode_epoch, token.batch_id, token.attempt, prepared.num_samples)
         with self._times.measure("push"):
             push = self._client.start_push(
-                pulled, identity, gradients=gradients, dense=dense, trained=trained
+                pulled, identity, gradients=gradients, dense=dense, trained=begun.trained
             )
         self._adapt_depth()
         finished = Finished(
@@ -415,14 +480,13 @@ class WorkerLoop:
         with self._lock:
             self._session.depth = self._depth.computed(now - before, waited - waited_before)
 
-    def _train(
-        self, prepared: Prepared, pulled: PulledBatch, batch_id: int
-    ) -> tuple[float, Float32s, Float32s]:
+    def _end_training(self, begun: _Begun) -> Trained:
         began = time.perf_counter_ns()
-        result = self._computation.train(prepared, pulled.values, pulled.dense, batch_id)
+        result = self._computation.end(begun.beginning)
+        taken = begun.nanoseconds + time.perf_counter_ns() - began
         forward = self._computation.forward_ns
         self._times.add("forward", forward)
-        self._times.add("backward", time.perf_counter_ns() - began - forward)
+        self._times.add("backward", taken - forward)
         return result
 
     def _evaluate(self, prepared: Prepared, pulled: PulledBatch) -> Evaluation:

@@ -46,6 +46,7 @@ class WorkerSetup:
         evaluation_group: column by whose values samples of an evaluation are ranked apart.
         grows: whether the training batches are those of a stream, and come with their tokens.
         threads: compute threads.
+        on_gpu: whether the dense model computes on the GPU that Ray gives the worker.
         depth: batches prepared ahead, the one being computed included.
         cache_bytes: limit of decoded row groups.
         addresses: of the shards' primaries, in their order.
@@ -83,6 +84,7 @@ class WorkerSetup:
     relays: tuple[Address, ...] = ()
     prefetched: frozenset[str] = frozenset()
     evaluation_group: str | None = None
+    on_gpu: bool = False
 
     def relays_of(self, worker: int) -> list[Address]:
         """Return the relays that a worker reports to, the first of them as long as it can."""
@@ -108,7 +110,10 @@ def make_loop(
     places = dict(enumerate(setup.addresses))
     places |= {copies.standby_of(shard): place for shard, place in setup.standbys.items()}
     computation = Computation(
-        setup.model, threads=setup.threads, any_float_mode=setup.options.any_float_mode
+        setup.model,
+        threads=setup.threads,
+        any_float_mode=setup.options.any_float_mode,
+        on_gpu=setup.on_gpu,
     )
     preparer = make_preparer(setup.store, setup.model.lookups, setup.data.features.sparse)
     warm_up(setup.data.features, setup.model, setup.store, preparer, computation)

@@ -40,6 +40,7 @@ from worker.actor import WorkerActor
 from worker.running import WorkerSetup
 
 JOIN_SECONDS = 10.0
+_UNITS = 10_000  # in which Ray counts what it gives
 SAY_SO_SECONDS = 10.0
 # How Ray begins what it prints about a process that died.
 DEATH_OF_RAY = "A worker died or was killed while executing a task by an unexpected system error"
@@ -81,6 +82,25 @@ def start_ray(cluster: ClusterConfig, *, namespace: str) -> None:
         object_store_memory=512 << 20,
         **common,
     )
+    _check_gpus(cluster)
+
+
+def _check_gpus(cluster: ClusterConfig) -> None:
+    """Raise StartError where this machine, which is all that there is, has too few GPUs."""
+    if not cluster.worker_gpus:
+        return
+    workers = cluster.min_workers if cluster.autoscale else cluster.workers
+    # Of shares as many as fit on each: three of 0.4 need two GPUs.
+    wanted = math.ceil(workers / (_UNITS // round(_UNITS * cluster.worker_gpus)))
+    there = int(ray.cluster_resources().get("GPU", 0))
+    if wanted > there:
+        ray.shutdown()
+        raise StartError(
+            f"{workers} workers with cluster.worker_gpus {cluster.worker_gpus:g} need {wanted}"
+            f" GPUs, and Ray finds {there} on this machine (CUDA_VISIBLE_DEVICES may hide some)."
+            " Have fewer workers, or a share of a GPU each, or leave cluster.worker_gpus out; a"
+            " cluster is joined where RAY_ADDRESS names it"
+        )
 
 
 def _check_address(address: str) -> None:
@@ -379,15 +399,25 @@ class Launcher:
             incarnation=incarnation,
             handle=handle,
             created=time.monotonic(),
-            described=handle.describe.remote(*self._libraries),
+            described=handle.describe.remote(
+                *self._libraries, on_gpu=self._cluster.worker_gpus > 0
+            ),
         )
 
     def set_to_work(self, setup: WorkerSetup, worker: WorkerProcess) -> None:
-        """Let a worker that is up train; raises UnlikeProcessError where its bits would differ."""
+        """Let a worker that is up train.
+
+        Raises:
+            UnlikeProcessError: its bits would differ, or it can't use the GPU that it was given.
+        """
         if worker.pid is None:
             facts = ray.get(worker.described, timeout=CALL_TIMEOUT_SECONDS)
             worker.pid, worker.node = facts["pid"], facts["node"]
             worker.fingerprint = facts["fingerprint"]["digest"]
+            if "unfit" in facts:
+                raise UnlikeProcessError(
+                    f"worker {worker.index} on {worker.node}: {facts['unfit']}"
+                )
             self._like.check("worker", worker.index, facts["fingerprint"])
         worker.run = worker.handle.run.remote(setup, worker.index, worker.incarnation)
 

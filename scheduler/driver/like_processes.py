@@ -79,8 +79,9 @@ class LikeProcesses:
 
 
 def _differing(fingerprint: dict[str, Any], expected: dict[str, Any]) -> str:
+    names = [name for name in {**expected, **fingerprint} if name != "digest"]
     return "; ".join(
-        f"{name} is {fingerprint.get(name)!r} and {value!r}"
-        for name, value in expected.items()
-        if name != "digest" and fingerprint.get(name) != value
+        f"{name} is {fingerprint.get(name)!r} and {expected.get(name)!r}"
+        for name in names
+        if fingerprint.get(name) != expected.get(name)
     )

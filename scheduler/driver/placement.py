@@ -31,8 +31,8 @@ class Placement:
 
     Args:
         cluster: the processes, and what they ask for.
-        own_cluster: whether Ray was started for this job alone: later ones then ask for nothing, as
-            the machine's CPUs were counted for the planned ones.
+        own_cluster: whether Ray was started for this job alone: later ones then ask for nothing but
+            GPUs, as the machine's CPUs were counted for the planned ones.
     """
 
     def __init__(self, cluster: ClusterConfig, *, own_cluster: bool) -> None:
@@ -49,7 +49,10 @@ class Placement:
         self._bundles = {
             "coordinator": [_bundle(cluster.coordinator_cpus, cluster.resources.coordinator)],
             "server": [_bundle(cluster.server_cpus, cluster.resources.server)] * copies,
-            "worker": [_bundle(cluster.worker_cpus, cluster.resources.worker)] * planned,
+            "worker": [
+                _bundle(cluster.worker_cpus, cluster.resources.worker, gpus=cluster.worker_gpus)
+            ]
+            * planned,
             # Relays ask for what the coordinator does.
             "relay": [_bundle(cluster.coordinator_cpus, cluster.resources.coordinator)]
             * cluster.num_relays,
@@ -117,9 +120,10 @@ class Placement:
             return self._anywhere(role, counted=True)
         group, number = self._place_of(role, index)
         bundle = self._bundles[role][index]
-        resources = {name: amount for name, amount in bundle.items() if name != "CPU"}
+        resources = {name: amount for name, amount in bundle.items() if name not in ("CPU", "GPU")}
         return {
             "num_cpus": bundle["CPU"],
+            **_gpus(bundle.get("GPU", 0)),
             "resources": resources,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
                 placement_group=group,
@@ -146,13 +150,15 @@ class Placement:
         """Return the options of a process without a bundle: servers apart, where labels allow it.
 
         Args:
-            counted: whether it asks for what its role asks for, or for nothing.
+            counted: whether it asks for what its role asks for, or for nothing but its GPU.
         """
         asks_as = "coordinator" if role == "relay" else role
         selector = dict(getattr(self._cluster.labels, asks_as)) if counted else {}
         if self._avoided.get(role):
             selector[NODE_ID] = f"!in({','.join(sorted(self._avoided[role]))})"
         options: dict[str, Any] = {"num_cpus": 0}
+        if role == "worker":  # what Ray does not give it, it does not see
+            options |= _gpus(self._cluster.worker_gpus)
         if counted:
             options["num_cpus"] = getattr(self._cluster, f"{asks_as}_cpus")
             options["resources"] = getattr(self._cluster.resources, asks_as)
@@ -201,5 +207,10 @@ def pairs_of(nodes: Sequence[str]) -> list[tuple[int, int]]:
     return [pair if at % 2 == 0 else (pair[1], pair[0]) for at, pair in enumerate(pairs)]
 
 
-def _bundle(cpus: float, resources: dict[str, float]) -> dict[str, float]:
-    return {"CPU": cpus, **resources}
+def _bundle(cpus: float, resources: dict[str, float], *, gpus: float = 0) -> dict[str, float]:
+    return {"CPU": cpus, **({"GPU": gpus} if gpus else {}), **resources}
+
+
+def _gpus(share: float) -> dict[str, float]:
+    """Return the option of an actor that has a share of a GPU, if it has one."""
+    return {"num_gpus": share} if share else {}

@@ -12,6 +12,7 @@ from scheduler.coordinator.ledger_plan import LedgerPlan
 from scheduler.coordinator.modes.rules import rule_of
 from scheduler.coordinator.spec import CoordinatorSpec, CutOptions
 from scheduler.driver.beginning import Beginning, beginning_before, beginning_of
+from scheduler.driver.launch import starts_ray
 from scheduler.driver.tier_paths import check_tiers
 from scheduler.job.config import JobConfig
 from scheduler.job.errors import ConfigError
@@ -94,6 +95,8 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
     """
     data = training_data(config)
     model = model_spec(config)
+    if config.cluster.worker_gpus:
+        _look_for_gpus()
     store = store_spec(config, model)
     tiers = table_tiers(config, model)
     check_tiers(tiers, store.tables)
@@ -192,6 +195,27 @@ def resolve(config: JobConfig, earlier: EarlierRun | None = None) -> JobSpecs:
         config, data, plan, evaluation_plan, model, store, coordinator, beginning, stream_begins,
         batch_bytes, tiers,
     )  # fmt: skip
+
+
+def _look_for_gpus() -> None:
+    """Refuse GPUs where it is known that workers can't use one; warn where it seems so.
+
+    Where a cluster is joined, workers are on other machines.
+    """
+    from worker.models.torch.gpu import NoGpuError, require_build, visible_gpus
+
+    try:
+        require_build()
+    except NoGpuError as error:
+        if starts_ray():
+            raise ConfigError(str(error)) from error
+        _log.warning("%s: so it is here, and workers need such a build where they are", error)
+        return
+    if starts_ray() and not visible_gpus():
+        _log.warning(
+            "cluster.worker_gpus: torch sees no GPU on this machine, and RAY_ADDRESS names no"
+            " cluster that has some: training would not begin"
+        )
 
 
 def _ledger_plan(plan: Plan, max_samples: int | None) -> LedgerPlan:

@@ -104,6 +104,7 @@ class Setups:
             evaluation_group=config.data.eval_group_by,
             grows=specs.coordinator.plan is None,
             threads=config.cluster.worker_threads,
+            on_gpu=config.cluster.worker_gpus > 0,
             depth=config.cluster.prefetch_batches,
             cache_bytes=config.data.cache_bytes,
             addresses=addresses,

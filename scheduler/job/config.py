@@ -27,6 +27,7 @@ from scheduler.coordinator.modes.stale_weights import Cutoff, StaleWeight
 from scheduler.coordinator.start import InitClock, InitFeatures, InitTables
 from scheduler.job.errors import ConfigError, validated
 from scheduler.job.faults import InjectConfig, check_targets
+from scheduler.job.gpus import Gpus, check_gpus
 from scheduler.job.job_yaml import JobYamlError, read_yaml
 from scheduler.job.labels import TasksConfig, check_labels, one_kind_of_label
 from scheduler.job.model import EmbeddingConfig, ModelConfig, TableConfig
@@ -318,6 +319,7 @@ class ClusterConfig(_Section):
     rebalance: Literal["never", "auto"] = "never"
     scaling: ScalingOptions = ScalingOptions()
     worker_threads: int = Field(1, gt=0, le=1024)
+    worker_gpus: Gpus = 0
     worker_cpus: Cpus = 0.5
     server_cpus: Cpus = 0.25
     coordinator_cpus: Cpus = 0.25
@@ -436,6 +438,7 @@ class JobConfig(_Section):
                 f" ({self.data.batch_size}), as a step's record names each of its batches, got"
                 f" {self.group_size} times; raise data.batch_size"
             )
+        check_gpus(self.cluster.worker_gpus, self.model)
         backup = self.training.backup_batches
         if self.training.mode == "backup" and backup >= self.group_size:
             raise ValueError(

@@ -1,6 +1,6 @@
 """What a job file says by role: what each asks for, and how many there may be."""
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from scheduler.job.quantities import Cpus
 
@@ -15,6 +15,18 @@ class ResourcesConfig(_ByRole):
     server: dict[str, Cpus] = {}
     worker: dict[str, Cpus] = {}
     coordinator: dict[str, Cpus] = {}
+
+    @model_validator(mode="after")
+    def _others_than_cpus_and_gpus(self) -> "ResourcesConfig":
+        for role in type(self).model_fields:
+            for name in sorted({"CPU", "GPU"} & getattr(self, role).keys()):
+                key = f"cluster.{role}_{name.lower()}s"
+                remedy = f"write {key}" if (role, name) in _KEYS else "leave it out"
+                raise ValueError(f"{role} names {name}, which is no resource of its own: {remedy}")
+        return self
+
+
+_KEYS = {("server", "CPU"), ("worker", "CPU"), ("worker", "GPU"), ("coordinator", "CPU")}
 
 
 class LabelsConfig(_ByRole):

@@ -101,6 +101,13 @@ def test_the_version_of_a_library_that_a_model_needs_is_seen() -> None:
     assert {name for name in plain if plain[name] != with_click[name]} == {"digest"}
 
 
+def test_a_gpu_is_seen() -> None:
+    plain, with_gpu = numeric_fingerprint(), numeric_fingerprint(more={"gpu": "NVIDIA L4"})
+
+    assert with_gpu["gpu"] == "NVIDIA L4"
+    assert {name for name in plain if plain[name] != with_gpu[name]} == {"digest"}
+
+
 def test_the_processor_that_numba_compiles_for_is_seen() -> None:
     generic = elsewhere(NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
 

@@ -125,9 +125,12 @@ def test_a_batch_keeps_its_arrays_until_its_push_is_answered() -> None:
     events: list[str] = []
 
     class Computation:
-        forward_ns = 0
+        forward_ns, most_begun = 0, 1
 
-        def train(self, *arguments: Any) -> tuple[float, np.ndarray, np.ndarray]:
+        def begin(self, *arguments: Any) -> None:
+            pass
+
+        def end(self, begun: Any) -> tuple[float, np.ndarray, np.ndarray]:
             return 0.0, np.zeros(1, np.float32), np.zeros(1, np.float32)
 
         def give_back(self, *gradients: np.ndarray) -> None:
@@ -165,7 +168,9 @@ def no_model() -> dict[str, Any]:
     """What a loop needs beside coordinator and client, with nothing in it."""
     computation = SimpleNamespace(
         forward_ns=0,
-        train=lambda *_: (0.0, np.zeros(1, np.float32), np.zeros(1, np.float32)),
+        most_begun=1,
+        begin=lambda *_: None,
+        end=lambda _: (0.0, np.zeros(1, np.float32), np.zeros(1, np.float32)),
         give_back=lambda *_: None,
     )
 
@@ -301,3 +306,101 @@ def test_a_loop_ends_where_a_shard_is_in_another_epoch(
     ending = WorkerLoop(coordinator=OneBatch(), client=IsElsewhere(), **no_model).run()  # type: ignore[arg-type]
 
     assert ending == "outdated"
+
+
+class TwoBatches(OneBatch):
+    """A coordinator that has two batches of one step, and ends when it has heard of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended: list[int] = []
+
+    def exchange(self, report: Report) -> Grant:
+        self.ended += [each.token.batch_id for each in report.finished]
+        tokens = (Token(0, 0, 0, ANY_STEP), Token(0, 1, 0, ANY_STEP))
+        return Grant(
+            report.sequence, tokens if report.sequence == 1 else (), stop=len(self.ended) == 2
+        )
+
+
+class Numbered(AnswersAtOnce):
+    """Shards that answer any number of pulls and pushes, each by its own number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._numbers = 0
+
+    def _numbered(self, request: Any) -> Any:
+        self._numbers += 1
+        request.request_id = self._numbers
+        return request
+
+    def start_pull(self, unique: Any, **options: Any) -> Any:
+        return self._numbered(super().start_pull(unique, **options))
+
+    def start_push(self, *arguments: Any, **options: Any) -> Any:
+        push = self._numbered(Open(0, {}, set()))
+        self._open.append(push)
+        return push
+
+    def release(self, request: Any) -> None:
+        pass
+
+
+class OnADevice:
+    """A model that computes beside its caller: the first batch ends when the second has begun."""
+
+    forward_ns, most_begun = 0, 2
+
+    def __init__(self, events: list[str], error: Exception | None = None) -> None:
+        self._events, self._error = events, error
+        self._ends = [threading.Event(), threading.Event()]
+
+    def begin(self, prepared: Any, values: Any, dense: Any, batch_id: int) -> int:
+        self._events.append(f"{batch_id} begun")
+        if batch_id == 1:
+            threading.Timer(0.02, self._ends[0].set).start()
+            threading.Timer(0.04, self._ends[1].set).start()
+        return batch_id
+
+    def has_ended(self, beginning: int) -> bool:
+        return self._ends[beginning].is_set()
+
+    def await_end(self, beginning: int) -> None:
+        if self._error is not None:
+            raise self._error
+        assert self._ends[beginning].wait(30.0)
+
+    def end(self, beginning: int) -> tuple[float, np.ndarray, np.ndarray]:
+        assert self._ends[beginning].wait(30.0)
+        self._events.append(f"{beginning} ended")
+        return 0.0, np.zeros(1, np.float32), np.zeros(1, np.float32)
+
+    def give_back(self, *gradients: np.ndarray) -> None:
+        pass
+
+
+def test_a_batch_is_begun_while_a_device_computes_the_one_before(no_model: dict[str, Any]) -> None:
+    events: list[str] = []
+    coordinator = TwoBatches()
+
+    WorkerLoop(
+        coordinator=coordinator,
+        client=Numbered(),  # type: ignore[arg-type]
+        **{**no_model, "computation": OnADevice(events)},
+    ).run()
+
+    assert events == ["0 begun", "1 begun", "0 ended", "1 ended"]
+    assert sorted(coordinator.ended) == [0, 1]
+
+
+def test_what_a_device_fails_with_ends_the_loop(no_model: dict[str, Any]) -> None:
+    computation = OnADevice([], RuntimeError("CUDA error: unspecified launch failure"))
+    loop = WorkerLoop(
+        coordinator=OneBatch(),
+        client=Numbered(),  # type: ignore[arg-type]
+        **{**no_model, "computation": computation},
+    )
+
+    with pytest.raises(RuntimeError, match="unspecified launch failure"):
+        loop.run()

@@ -13,6 +13,7 @@ from worker.models.linear import DEFAULTS as LINEAR_OPTIONS
 from worker.models.linear import Linear, require_weights
 from worker.models.loss import LogLossModel, Network, log_loss
 from worker.models.protocol import (
+    BesideModel,
     Model,
     PackedParameters,
     Parameter,
@@ -33,6 +34,7 @@ from worker.spec import Lookup, ModelSpec, SparseFeature
 
 __all__ = [
     "FIRST_ORDER_MODELS",
+    "BesideModel",
     "LogLossModel",
     "Model",
     "Network",
@@ -65,8 +67,11 @@ _OPTIONS: dict[str, Mapping[str, tuple[int, ...]]] = {
 }
 
 
-def build_model(spec: ModelSpec) -> Model[Any]:
+def build_model(spec: ModelSpec, *, on_gpu: bool = False) -> Model[Any]:
     """Build a model with work buffers of its own: one for each compute thread.
+
+    Args:
+        on_gpu: whether it computes on this process's GPU; one of torch can.
 
     Raises:
         ValueError: the type, an option or the lookups are not legal, or a custom model is not one.
@@ -82,9 +87,15 @@ def build_model(spec: ModelSpec) -> Model[Any]:
                 f"{column}: lookups must lie side by side, in order"
             )
         column += lookup.width
+    assert spec.type == "torch" or not on_gpu, "the job is refused before"
     if spec.type == "torch":
         require_torch()
-        # It loads torch: only who asks waits for that.
+        # These load torch: only who asks waits for that.
+        if on_gpu:
+            from worker.models.torch.device_model import DeviceModel
+            from worker.models.torch.gpu import DEVICE
+
+            return DeviceModel(spec, DEVICE)
         from worker.models.torch.module_model import ModuleModel
 
         return ModuleModel(spec)

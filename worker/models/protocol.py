@@ -152,6 +152,8 @@ class Model(Protocol[Inputs]):
     where the model can't be trained; and `state(params)`, the arrays that it is exported as, by
     name.
 
+    One that computes beside its caller, on a device, is a `BesideModel`, and gets batches whole.
+
     The parameters lie one after another, in the order of `parameters` and each in C order, in one
     float32 vector of length P. A batch has n >= 0 samples; W is `ModelSpec.pooled_width`.
     """
@@ -191,6 +193,37 @@ class Model(Protocol[Inputs]):
 
         Arguments as in `train`.
         """
+        ...
+
+
+class BesideModel(Model[Inputs], Protocol[Inputs]):
+    """A model that computes a batch while its caller does something else.
+
+    `begin` takes what `train` does, but for the gradients, which `end` writes; batches end in the
+    order in which they were begun. `predict` may come in between.
+    """
+
+    def begin(
+        self,
+        params: FloatArray,
+        dense: FloatArray,
+        pooled: Inputs,
+        labels: FloatArray,
+        weights: FloatArray | None = None,
+    ) -> Any:
+        """Begin a batch; what it was given may be written afterwards. Return what `end` takes."""
+        ...
+
+    def has_ended(self, begun: Any) -> bool:
+        """Whether `end` would return at once."""
+        ...
+
+    def await_end(self, begun: Any) -> None:
+        """Wait until `end` would return at once; may be called by any thread."""
+        ...
+
+    def end(self, begun: Any, grad_params: FloatArray, grad_pooled: FloatArray) -> float:
+        """Wait for a batch, write its gradients and return its loss, as `train` does."""
         ...
 
 

@@ -12,7 +12,10 @@ _HERE = Path(__file__).parent
 _CALLERS = {
     _HERE / "protocol.py",
     Path(__file__),
-    *(_HERE / "torch" / name for name in ("module_model.py", "making.py", "examining.py")),
+    *(
+        _HERE / "torch" / name
+        for name in ("module_model.py", "device_model.py", "making.py", "examining.py")
+    ),
 }
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from runtime.fingerprint import check_float_mode
 from runtime.free_list import FreeList
 from worker.models import (
+    BesideModel,
     Model,
     PackedParameters,
     SampleVectors,
@@ -26,6 +28,26 @@ from worker.step.sequences import Sequences
 
 Float32s = npt.NDArray[np.float32]
 
+Trained = tuple[float, Float32s, Float32s]
+"""The sum of a batch's losses, gradients of its rows, and of the dense parameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """A batch that a model computes beside its caller, and what is needed to go on with it.
+
+    Args:
+        begun: what the model knows it by.
+        result: of one that was computed at once.
+    """
+
+    prepared: Prepared
+    values: Float32s
+    padded: dict[int, Padded] = field(default_factory=dict)
+    vectors: dict[int, Vectors] = field(default_factory=dict)
+    begun: Any = None
+    result: Trained | None = None
+
 
 class Computation:
     """The model of one worker, on a fixed number of threads.
@@ -38,17 +60,26 @@ class Computation:
         spec: of the model.
         threads: compute threads; BLAS itself runs on one.
         any_float_mode: whether to train in an unusual float mode too.
+        on_gpu: whether the model computes on this process's GPU.
 
     What `train` returns stays the caller's until it is given to `give_back`, to be used again.
 
     `forward_ns` is how long the forward pass of the last training batch took, from pulled rows to
-    the loss; 0 where a custom model does not tell it from the backward pass.
+    the loss; 0 where it can't be told from the backward pass.
     """
 
-    def __init__(self, spec: ModelSpec, *, threads: int = 1, any_float_mode: bool = False) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        threads: int = 1,
+        any_float_mode: bool = False,
+        on_gpu: bool = False,
+    ) -> None:
         self.spec = spec
         self._any_float_mode = any_float_mode
-        first = build_model(spec)
+        first: Any = build_model(spec, on_gpu=on_gpu)
+        self._beside: BesideModel[Any] | None = first if hasattr(first, "begin") else None
         use_threads = getattr(first, "use_threads", None)
         if use_threads is not None:
             use_threads(threads)
@@ -70,9 +101,64 @@ class Computation:
         self._pooled_positions = np.empty((len(spec.lookups), 0), np.int64)
         self.forward_ns = 0
 
+    @property
+    def most_begun(self) -> int:
+        """How many batches may be begun before the first of them is ended."""
+        return 1 if self._beside is None else 2
+
+    def begin(
+        self, prepared: Prepared, values: Float32s, parameters: Float32s, batch_id: int = 0
+    ) -> Beginning:
+        """Begin to train a batch, or train it; arguments as of `train`.
+
+        `prepared` and `values` must stay as they are until `end`.
+        """
+        if self._beside is None:
+            result = self.train(prepared, values, parameters, batch_id)
+            return Beginning(prepared, values, result=result)
+        if not self._any_float_mode:
+            check_float_mode()
+        for begin_batch in self._begin_batch:
+            begin_batch(batch_id)
+        padded = self._sequences.make(prepared)
+        pooled, vectors = self._pool_rows(prepared, values, padded)
+        inputs = WithSequences(pooled, tuple(padded.values())) if self._sequences else pooled
+        begun = self._beside.begin(
+            parameters, prepared.dense, inputs, prepared.labels, prepared.weights
+        )
+        return Beginning(prepared, values, padded, vectors, begun)
+
+    def has_ended(self, beginning: Beginning) -> bool:
+        """Whether `end` need not wait for the batch."""
+        return self._beside is None or self._beside.has_ended(beginning.begun)
+
+    def await_end(self, beginning: Beginning) -> None:
+        """Wait until `end` need not; may be called by another thread."""
+        if self._beside is not None:
+            self._beside.await_end(beginning.begun)
+
+    def end(self, beginning: Beginning) -> Trained:
+        """Return what `train` returns; batches end in the order in which they were begun."""
+        if beginning.result is not None:
+            return beginning.result
+        assert self._beside is not None, "it has begun the batch"
+        prepared, padded = beginning.prepared, beginning.padded
+        grad_pooled = self._grad_pooled[: prepared.num_samples]
+        grad_padded = self._sequences.gradients(padded)
+        grads: Any = grad_pooled
+        if self._sequences:
+            grads = WithSequences(grad_pooled, tuple(grad_padded.values()))
+        grad_parameters = self._grad_parameters.take(self._num_parameters)
+        loss = self._beside.end(beginning.begun, grad_parameters, grads)
+        grad_values = self._spread(
+            prepared, beginning.values, beginning.vectors, grad_pooled, grad_padded
+        )
+        self._sequences.give_back(padded, grad_padded)
+        return loss, grad_values, grad_parameters
+
     def train(
         self, prepared: Prepared, values: Float32s, parameters: Float32s, batch_id: int = 0
-    ) -> tuple[float, Float32s, Float32s]:
+    ) -> Trained:
         """Return (sum of losses, gradients of the rows, gradients of the dense parameters).
 
         A sample's loss is multiplied by its weight, where samples have some.
@@ -85,6 +171,8 @@ class Computation:
         Returns:
             Gradients of the sum of losses: float32 laid out as `values`, and as `parameters`.
         """
+        if self._beside is not None:
+            return self.end(self.begin(prepared, values, parameters, batch_id))
         for begin_batch in self._begin_batch:
             begin_batch(batch_id)
         if self._in_place(prepared):
@@ -109,6 +197,19 @@ class Computation:
         if self.forward_ns:
             self.forward_ns += pooling_ns
 
+        grad_values = self._spread(prepared, values, vectors, grad_pooled, grad_padded)
+        self._sequences.give_back(padded, grad_padded)
+        return loss, grad_values, grad_parameters
+
+    def _spread(
+        self,
+        prepared: Prepared,
+        values: Float32s,
+        vectors: dict[int, Vectors],
+        grad_pooled: Float32s,
+        grad_padded: dict[int, Padded],
+    ) -> Float32s:
+        """Return the gradients of the rows, of those of what was pooled of them."""
         grad_values = self._zeros(values.size)
 
         def spread(group: int) -> None:
@@ -118,8 +219,7 @@ class Computation:
                 add_gradient(lookup, bag, values, vectors[number], grad, grad_values)
 
         self._run(spread, len(self._groups))
-        self._sequences.give_back(padded, grad_padded)
-        return loss, grad_values, grad_parameters
+        return grad_values
 
     def give_back(self, grad_values: Float32s, grad_parameters: Float32s) -> None:
         """Take the gradients of a batch back; nothing may read them any more."""

@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from scheduler.driver.launch import Launcher, start_ray
+from scheduler.errors import StartError
 from scheduler.job.config import ClusterConfig
 
 
@@ -71,3 +72,32 @@ def test_who_joins_a_cluster_listens_for_nodes_that_may_come(
     asked = Launcher(ClusterConfig(), mixed_cpus=False, run="x")._asked_for_address(handle)
 
     assert asked == ("network" if beyond else "here")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "there", "needed"),
+    [
+        ({"workers": 2, "worker_gpus": 1}, 1, 2),
+        ({"workers": 3, "worker_gpus": 0.4}, 1, 2),
+        ({"workers": 11, "worker_gpus": 0.1}, 1, 2),
+        ({"workers": 10, "worker_gpus": 0.1}, 1, None),
+        ({"workers": 8, "autoscale": True, "worker_gpus": 1}, 1, None),
+        ({"workers": 8}, 0, None),
+    ],
+)
+def test_a_machine_with_too_few_gpus_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, cluster: dict[str, Any], there: int, needed: int | None
+) -> None:
+    ended: list[bool] = []
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": float(there)})
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    if needed is None:
+        start_ray(ClusterConfig(**cluster), namespace="x")
+    else:
+        with pytest.raises(StartError, match=f"need {needed} GPUs, and Ray finds {there} on this"):
+            start_ray(ClusterConfig(**cluster), namespace="x")
+
+    assert bool(ended) == (needed is not None)

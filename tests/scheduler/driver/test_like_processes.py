@@ -29,6 +29,17 @@ def test_a_later_one_with_other_machinery_is_refused_by_what_differs(role: str) 
     )
 
 
+def test_a_worker_with_another_gpu_is_refused_and_one_with_none() -> None:
+    like = LikeProcesses(mixed=False)
+    like.check("worker", 0, fingerprint(gpu="NVIDIA L4", cuda="13.0"))
+    like.check("worker", 1, fingerprint(gpu="NVIDIA L4", cuda="13.0"))
+
+    with pytest.raises(TrainingError, match="gpu is 'NVIDIA A100' and 'NVIDIA L4'"):
+        like.check("worker", 2, fingerprint(gpu="NVIDIA A100", cuda="13.0"))
+    with pytest.raises(TrainingError, match="gpu is None and 'NVIDIA L4'; cuda is None and"):
+        like.check("worker", 3, fingerprint())
+
+
 def test_servers_may_run_on_other_machines_than_workers() -> None:
     like = LikeProcesses(mixed=False)
     like.check("server", 0, fingerprint(numpy_features="ASIMD"))

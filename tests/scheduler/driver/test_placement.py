@@ -1,8 +1,12 @@
-"""Which bundles a server and its standby are given."""
+"""Which bundles a server and its standby are given, and what processes ask Ray for."""
+
+from typing import Any
 
 import pytest
 
-from scheduler.driver.placement import pairs_of
+import scheduler.driver.placement
+from scheduler.driver.placement import Placement, pairs_of
+from scheduler.job.config import ClusterConfig
 
 
 @pytest.mark.parametrize(
@@ -23,3 +27,30 @@ def test_where_one_node_has_more_than_half_some_pairs_are_on_it() -> None:
     pairs = pairs_of("aaab")
 
     assert sum("aaab"[first] == "aaab"[second] for first, second in pairs) == 1
+
+
+@pytest.mark.parametrize("own_cluster", [True, False])
+@pytest.mark.parametrize("gpus", [0, 0.5, 1])
+def test_workers_alone_ask_for_gpus_also_those_that_nothing_is_held_for(
+    monkeypatch: pytest.MonkeyPatch, gpus: float, own_cluster: bool
+) -> None:
+    groups: list[Any] = []
+
+    def placement_group(bundles: Any, **_: Any) -> None:
+        groups.append(bundles)
+
+    module = scheduler.driver.placement
+    monkeypatch.setattr(module, "placement_group", placement_group)
+    monkeypatch.setattr(module, "PlacementGroupSchedulingStrategy", lambda **_: None)
+
+    placement = Placement(ClusterConfig(workers=2, worker_gpus=gpus), own_cluster=own_cluster)
+
+    packed, spread = groups
+    assert [bundle.get("GPU", 0) for bundle in packed] == [0, gpus, gpus]
+    assert all("GPU" not in bundle for bundle in spread)
+    for index in (1, 2):  # the second one is beyond the planned ones
+        options = placement.options("worker", index)
+        assert options.get("num_gpus", 0) == gpus
+        assert "GPU" not in options.get("resources", {})
+    assert "num_gpus" not in placement.options("server", 0)
+    assert "num_gpus" not in placement.options("coordinator", 0)

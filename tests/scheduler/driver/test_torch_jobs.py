@@ -13,10 +13,13 @@ from killed_actors import disturbed
 from ray_of_threads import RayOfThreads
 
 from scheduler import ConfigError, JobConfig, Result, Trainer, TrainingError
+from scheduler.driver.resolved import resolve
 from scheduler.job.specs import model_spec
 from synchromesh.commands.main import main
 
 torch = pytest.importorskip("torch")
+
+from worker.models.torch import gpu  # noqa: E402
 
 MODULE = """
 import torch
@@ -218,6 +221,68 @@ def test_a_stream_is_scored_before_it_is_trained(
     windows = [window for line in lines for window in json.loads(line)["windows"]]
     assert sum(window["samples"] for window in windows) == 1024
     assert all(0 < window["logloss"] < 1 for window in windows)
+
+
+@pytest.fixture
+def gpus_that_are_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu, "require_build", lambda: None)
+    monkeypatch.setattr(gpu, "gpu_facts", lambda: {"gpu": "none"})
+
+
+@pytest.mark.usefixtures("gpus_that_are_cpus", "jobs_in_threads", "module")
+def test_workers_with_a_device_train_what_others_do_whether_a_batch_waits_for_another_or_not(
+    samples: Path, tmp_path: Path
+) -> None:
+    digests = {}
+    for gpus, workers in ((0, 1), (0.5, 1), (1, 3)):  # one worker has four batches of each step
+        config = job(
+            samples,
+            tmp_path / f"{workers} {gpus}",
+            data={"eval": None},
+            model={"class": "torch_of_jobs:Squares"},
+            training={"mode": "sync", "global_batch": 256, "max_samples": 1024},
+            cluster={"workers": workers, "worker_gpus": gpus},
+        )
+        digests[gpus] = Trainer(config).fit().metrics["model_digest"]
+
+    assert digests[0.5] == digests[1] == digests[0]
+
+
+@pytest.mark.usefixtures("gpus_that_are_cpus", "jobs_in_threads", "module")
+def test_a_worker_that_can_not_use_its_gpu_ends_the_job_and_says_why(
+    samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_gpu() -> dict[str, str]:
+        raise gpu.NoGpuError("torch finds no GPU that it can compute on")
+
+    monkeypatch.setattr(gpu, "gpu_facts", no_gpu)
+
+    with pytest.raises(TrainingError, match="worker 0 on here: torch finds no GPU that it can"):
+        Trainer(job(samples, tmp_path / "run", cluster={"worker_gpus": 1})).fit()
+
+
+def test_gpus_are_refused_where_torch_has_no_cuda_and_warned_of_where_it_sees_none(
+    module: Path,
+    samples: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = job(samples, tmp_path / "run", cluster={"worker_gpus": 1})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    resolve(config)
+    assert "torch sees no GPU on this machine" in caplog.text
+
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(ConfigError, match=r"cluster\.worker_gpus: torch .* is built without CUDA"):
+        resolve(config)
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    resolve(config)  # workers are elsewhere
+    assert "workers need such a build where they are" in caplog.text
 
 
 def answer(capsys: pytest.CaptureFixture[str], *command: object) -> dict[str, Any]:

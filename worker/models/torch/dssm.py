@@ -90,12 +90,14 @@ class Dssm(nn.Module):
         """Return the logits and each sample's loss, [n]."""
         user, item = self.user(dense, embeddings), self.item(dense, embeddings)
         logits = self._smoothing * (user * item).sum(1)
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(dense.device.type, enabled=False):
             scores = self._smoothing * (user.float() @ item.float().T)
             if self._share is not None:
                 scores = scores - dense[:, self._share]
             # One that counts for nothing is no candidate, but the sample's own always is.
-            candidates = (weights > 0) | torch.eye(len(labels), dtype=torch.bool)
+            candidates = (weights > 0) | torch.eye(
+                len(labels), dtype=torch.bool, device=dense.device
+            )
             scores = scores.masked_fill(~candidates, -1e30)
             losses = torch.logsumexp(scores, dim=1) - scores.diagonal()
         return logits, losses * (labels > 0.5)

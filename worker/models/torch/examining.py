@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 _SAMPLES = 8
 _LENGTH = 5  # of the longest sequence, where the job gives none
 # What a logit may differ by where sequences are filled up further, as a part of the largest one.
-_ROUNDING = {"float32": 1e-3, "bf16": 0.05}
+_ROUNDING = {"float32": 1e-3, "tf32": 1e-3, "bf16": 0.05}
 
 
 class _Batch:

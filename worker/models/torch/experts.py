@@ -41,7 +41,7 @@ class Gate(nn.Module):
 
     def forward(self, x: torch.Tensor, made: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the experts' outputs, [n, width] each, added up by their shares."""
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             shares = torch.softmax(self.linear(x.float()), dim=1)
         return (shares.unsqueeze(2) * torch.stack(list(made), dim=1)).sum(dim=1)
 

@@ -37,7 +37,7 @@ class Layers(nn.Module):
             if self._relu_last or number < last:
                 x = torch.relu(layer(x))
             else:
-                with torch.autocast("cpu", enabled=False):
+                with torch.autocast(x.device.type, enabled=False):
                     x = layer(x.float())
         return x
 

@@ -16,8 +16,8 @@ from worker.spec import ModelSpec
 
 _GENERATOR = threading.RLock()
 
-PRECISIONS = ("float32", "bf16")
-_OWN = ("class", "precision")  # of the options, those that are not for the class
+PRECISIONS = ("float32", "tf32", "bf16")
+_OWN = ("class", "precision", "cuda_graphs")  # of the options, those that are not for the class
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Made:
         path: `model.class`.
         module: with the initial values of the job's seed.
         names: of its parameters, in its own order.
-        precision: `float32` or `bf16`.
+        precision: `float32`, `tf32` (on a GPU; on the CPU as `float32`) or `bf16`.
     """
 
     path: str

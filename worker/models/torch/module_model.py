@@ -2,10 +2,10 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,16 @@ from worker.models.torch.sequences import Sequence as VectorSequence
 from worker.models.torch.task_outputs import own_loss, stacked, tasks_without_gradient
 from worker.models.user_code import UserCodeError, user_code
 from worker.spec import ModelSpec
+
+
+class Inputs(Protocol):
+    """What a module is given of a batch."""
+
+    @property
+    def dense(self) -> torch.Tensor: ...
+
+    @property
+    def embeddings(self) -> Mapping[str, torch.Tensor | VectorSequence]: ...
 
 
 class ModuleModel:
@@ -67,7 +77,7 @@ class ModuleModel:
         self._bind(self._own)
         self._fill(self._initial)
         self._inputs = _Inputs(spec)
-        self.constants = _Constants(self._made)
+        self.constants = Constants(self._made)
         self._loss = _own_loss(self._made, spec, "loss")
         self._batch_loss = _own_loss(self._made, spec, "batch_loss")
         if self._loss is not None and self._batch_loss is not None:
@@ -128,7 +138,7 @@ class ModuleModel:
         if not len(labels):
             grad_params[:] = 0
             return 0.0
-        with self._drawing(), _deterministic(), self._computing(training=True):
+        with self._drawing(), deterministic(), self._computing(training=True):
             self._fill(params)
             inputs = self._inputs.of(dense, pooled)
             for tensor in inputs.tensors:
@@ -136,11 +146,7 @@ class ModuleModel:
             began = time.perf_counter_ns()
             with torch.enable_grad():
                 logits, losses = self._training_forward(inputs, labels, weights)
-                if not logits.requires_grad:
-                    raise UserCodeError(
-                        f"model.class {self._made.path!r}: the logits depend neither on parameters"
-                        " nor on embeddings; forward must not use .detach() or torch.no_grad()"
-                    )
+                self._check_is_trained(logits)
                 loss, gradients = self._loss_and_gradients(
                     logits, losses, labels, weights, [*self._tensors, *inputs.tensors], began
                 )
@@ -181,11 +187,14 @@ class ModuleModel:
         """What the module has as its parameters now, float32[P]."""
         return _flat(self._made)
 
+    @property
+    def _seed_of_batch(self) -> int:
+        text = f"{self._spec.seed} {self._batch_id}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
     def _drawing(self) -> AbstractContextManager[None]:
         """Have random numbers of a block be those of the job's seed and the batch."""
-        text = f"{self._spec.seed} {self._batch_id}".encode()
-        digest = hashlib.blake2b(text, digest_size=8).digest()
-        return seeded(int.from_bytes(digest, "little"))
+        return seeded(self._seed_of_batch)
 
     def _bind(self, flat: torch.Tensor) -> None:
         """Let the module's parameters be views of a vector."""
@@ -207,13 +216,13 @@ class ModuleModel:
             torch.set_num_threads(self._threads)
         if self._module.training != training:
             self._module.train(training)
-        if self._made.precision == "float32":
+        if self._made.precision != "bf16":
             yield
             return
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(self._own.device.type, dtype=torch.bfloat16):
             yield
 
-    def _forward(self, inputs: "_Inputs") -> torch.Tensor:
+    def _forward(self, inputs: Inputs) -> torch.Tensor:
         path, n = self._made.path, len(inputs.dense)
         with user_code(path, "forward"):
             logits = self._module(inputs.dense, dict(inputs.embeddings))
@@ -223,6 +232,13 @@ class ModuleModel:
                 self._check_tasks_are_trained(logits)
             return found
         return _checked(logits, n, path, "forward", "the logits").float()
+
+    def _check_is_trained(self, logits: torch.Tensor) -> None:
+        if not logits.requires_grad:
+            raise UserCodeError(
+                f"model.class {self._made.path!r}: the logits depend neither on parameters"
+                " nor on embeddings; forward must not use .detach() or torch.no_grad()"
+            )
 
     def _check_tasks_are_trained(self, logits: dict[str, torch.Tensor]) -> None:
         for name in tasks_without_gradient(logits):
@@ -237,12 +253,17 @@ class ModuleModel:
         """Return the logits and, where `batch_loss` gives them, each sample's loss."""
         if self._batch_loss is None:
             return self._forward(inputs), None
+        given = torch.ones(len(labels)) if weights is None else torch.tensor(weights)
+        return self._own_batch_loss(inputs, torch.tensor(labels), given)
+
+    def _own_batch_loss(
+        self, inputs: Inputs, labels: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `batch_loss` gives: the logits and each sample's loss, [n]."""
+        assert self._batch_loss is not None, "the module has one"
         path, n = self._made.path, len(labels)
-        given = torch.ones(n) if weights is None else torch.tensor(weights)
         with user_code(path, "batch_loss"):
-            found = self._batch_loss(
-                inputs.dense, dict(inputs.embeddings), torch.tensor(labels), given
-            )
+            found = self._batch_loss(inputs.dense, dict(inputs.embeddings), labels, weights)
         if not isinstance(found, tuple) or len(found) != 2:
             raise UserCodeError(
                 f"model.class {path!r}: batch_loss must return two tensors, the logits and each"
@@ -262,7 +283,7 @@ class ModuleModel:
     ) -> tuple[float, Sequence[torch.Tensor | None]]:
         """Return the sum of losses, and its gradients with respect to tensors; note the logits."""
         self._logits = np.array(logits.detach().numpy(), np.float32)
-        path, tasks = self._made.path, self._spec.tasks
+        tasks = self._spec.tasks
         factors = task_factors(labels, self._spec.task_weights, weights) if tasks else None
         if self._loss is None and losses is None:
             of_logits = np.empty_like(self._logits)
@@ -272,28 +293,37 @@ class ModuleModel:
             else:
                 loss = loss_and_gradient(name, self._logits, labels, weights, of_logits)
             self.forward_ns = time.perf_counter_ns() - began
-            with user_code(path, "the backward pass of forward"):
-                return loss, torch.autograd.grad(
-                    logits, of, torch.tensor(of_logits), allow_unused=True
-                )
+            return loss, self._gradients(logits, of, torch.tensor(of_logits), "forward")
         each = torch.ones(len(labels)) if weights is None else torch.tensor(weights)
         if losses is None:
-            assert self._loss is not None, "or batch_loss has given them"
-            with user_code(path, "loss"):
-                if factors is None:
-                    found = self._loss(logits, torch.tensor(labels))
-                else:
-                    found = own_loss(self._loss, logits, torch.tensor(labels), tasks)
-            if factors is not None and isinstance(found, dict):
-                losses = stacked(found, tasks, len(labels), path, "loss", _checked)
+            losses, by_task = self._own_losses(logits, torch.tensor(labels))
+            if by_task:
                 each = torch.tensor(factors)
-            else:
-                losses = _checked(found, len(labels), path, "loss", "each sample's loss").float()
-                self._check_task_weights()
         loss = float((losses.detach().double() * each).sum())
         self.forward_ns = time.perf_counter_ns() - began
-        with user_code(path, "the backward pass of loss"):
-            return loss, torch.autograd.grad(losses, of, each, allow_unused=True)
+        return loss, self._gradients(losses, of, each, "loss")
+
+    def _gradients(
+        self, results: torch.Tensor, of: list[torch.Tensor], each: torch.Tensor, method: str
+    ) -> Sequence[torch.Tensor | None]:
+        """Return the gradients of results, of which each counts so much; None: there is none."""
+        with user_code(self._made.path, f"the backward pass of {method}"):
+            return torch.autograd.grad(results, of, each, allow_unused=True)
+
+    def _own_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """Return what `loss` gives, each sample's, and whether that of each task apart."""
+        assert self._loss is not None, "the module has one"
+        path, tasks = self._made.path, self._spec.tasks
+        with user_code(path, "loss"):
+            if tasks:
+                found = own_loss(self._loss, logits, labels, tasks)
+            else:
+                found = self._loss(logits, labels)
+        if tasks and isinstance(found, dict):
+            return stacked(found, tasks, len(labels), path, "loss", _checked), True
+        losses = _checked(found, len(labels), path, "loss", "each sample's loss").float()
+        self._check_task_weights()
+        return losses, False
 
     def _check_task_weights(self) -> None:
         """Refuse weights of tasks that have no effect."""
@@ -305,23 +335,27 @@ class ModuleModel:
                     " have loss return a dict by task"
                 )
 
+    def _check_gradients(self, gradients: Sequence[torch.Tensor | None]) -> None:
+        """Note which parameters have none; refuse one that is not dense."""
+        names = zip(self.parameters, gradients, strict=False)
+        self.without_gradient = tuple(each.name for each, grad in names if grad is None)
+        if any(grad is not None and grad.layout != torch.strided for grad in gradients):
+            raise UserCodeError(
+                f"model.class {self._made.path!r}: a gradient is sparse"
+                " (torch.nn.Embedding(sparse=True)): parameters of the module are dense"
+            )
+
     def _write(
         self,
         gradients: Sequence[torch.Tensor | None],
         grad_params: FloatArray,
         grad_pooled: FloatArray | WithSequences,
     ) -> None:
-        names = zip(self.parameters, gradients, strict=False)
-        self.without_gradient = tuple(each.name for each, grad in names if grad is None)
+        self._check_gradients(gradients)
         views = parameter_views(grad_params, self.parameters)
         for view, gradient in zip(views, gradients, strict=False):
             if gradient is None:
                 view[...] = 0
-            elif gradient.layout != torch.strided:
-                raise UserCodeError(
-                    f"model.class {self._made.path!r}: a gradient is sparse"
-                    " (torch.nn.Embedding(sparse=True)): parameters of the module are dense"
-                )
             else:
                 np.copyto(view, gradient.numpy())
         of_sequences = grad_pooled.sequences if isinstance(grad_pooled, WithSequences) else ()
@@ -385,7 +419,7 @@ class _Inputs:
         return self
 
 
-class _Constants:
+class Constants:
     """The buffers of a module, which must stay as they are."""
 
     def __init__(self, made: Made) -> None:
@@ -419,7 +453,7 @@ class _Constants:
 
 
 @contextmanager
-def _deterministic() -> Iterator[None]:
+def deterministic() -> Iterator[None]:
     """Have torch refuse, within the block, what may give other bits the next time.
 
     The flag is the process's: within `seeded`, where one thread is.

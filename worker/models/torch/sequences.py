@@ -20,5 +20,5 @@ class Sequence(NamedTuple):
     @property
     def mask(self) -> torch.Tensor:
         """Whether there is a key at each place, bool[n, L]."""
-        places = torch.arange(self.vectors.shape[1])
+        places = torch.arange(self.vectors.shape[1], device=self.lengths.device)
         return places < self.lengths.unsqueeze(1)

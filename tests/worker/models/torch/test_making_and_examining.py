@@ -193,7 +193,7 @@ def test_it_fails_as_a_value_that_workers_can_send(tried: Callable[..., Tried]) 
     ("options", "said"),
     [
         ({"scael": 2}, "model.scael: class .* has no such option; did you mean 'scale'"),
-        ({"precision": "fp16"}, "model.precision 'fp16' is not known; .*float32, bf16"),
+        ({"precision": "fp16"}, "model.precision 'fp16' is not known; .*float32, tf32, bf16"),
         ({"inputs": 3}, "model.inputs: class .* has no such option"),
     ],
 )
