@@ -80,18 +80,28 @@ def tile_of(rows: int, lines: int) -> Any:
             builder.cbranch(builder.icmp_signed("<", k, num_inputs), body, end)
             builder.position_at_end(body)
             at = builder.mul(k, _INDEX(WIDTH))
-            weights = [
+            spreads = (spread(builder, builder.load(builder.gep(x_row, [k]))) for x_row in x_rows)
+            weights = (
                 builder.load(
                     builder.bitcast(builder.gep(start, [at]), _VECTOR.as_pointer()),
                     align=_UNALIGNED,
                 )
                 for start in w_lines
-            ]
-            for r, start in enumerate(x_rows):
-                each = spread(builder, builder.load(builder.gep(start, [k])))
+            )
+            # Of rows and lines those that are fewer are held, the others loaded one by one: a
+            # register more than there are would be stored and loaded again at each input.
+            products: list[tuple[int, Any, Any]] = []
+            if rows < lines:
+                held = list(spreads)
                 for c, weight in enumerate(weights):
-                    phi = running[r * lines + c]
-                    phi.add_incoming(builder.call(fma, [each, weight, phi]), body)
+                    products += [(r * lines + c, each, weight) for r, each in enumerate(held)]
+            else:
+                held = list(weights)
+                for r, each in enumerate(spreads):
+                    products += [(r * lines + c, each, weight) for c, weight in enumerate(held)]
+            for place, each, weight in products:
+                phi = running[place]
+                phi.add_incoming(builder.call(fma, [each, weight, phi]), body)
             k.add_incoming(builder.add(k, _INDEX(1)), body)
             builder.branch(head)
             builder.position_at_end(end)

@@ -25,14 +25,16 @@ from embedding.kernels.tiles import has_wide_registers, tile_of
 from worker.models.protocol import FloatArray, SharedInputs
 
 _BLOCK = 96  # samples whose inputs stay in the cache while all outputs are computed
-# Lines of a tile of 6, 4, 2 and 1 samples: as many sums as registers hold beside what they read. So
-# few samples have several lines in flight. Where samples are few they are computed by tiles of
-# their own, which have more of them.
-_MANY, _TWO, _ONE = (4, 8, 16) if has_wide_registers() else (1, 3, 4)
+# Lines of a tile of 6 samples, and of the 4, 2 or 1 that are left: as many sums as registers hold
+# beside what they read. So few samples have several lines in flight. Where no more than 2 or 1 are
+# computed at all it is by tiles of their own, which have more of them.
+_MANY, _REST, _TWO, _ONE = (4, 4, 8, 16) if has_wide_registers() else (1, 3, 3, 4)
 _WIDEST = 16
-_6_many, _4_many, _2_many, _1_many = (tile_of(rows, _MANY) for rows in (6, 4, 2, 1))
+_6_many = tile_of(6, _MANY)
+_4_rest, _2_rest, _1_rest = (tile_of(rows, _REST) for rows in (4, 2, 1))
 _2_two, _1_one = tile_of(2, _TWO), tile_of(1, _ONE)
 _6_last, _4_last, _2_last, _1_last = (tile_of(rows, 1) for rows in (6, 4, 2, 1))
+_FOUR_AT_ONCE = _REST == _MANY  # 4 samples and so many lines of them have a register for each sum
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -179,34 +181,50 @@ def _run_layer(  # type: ignore[no-untyped-def]
     sums = np.empty(6 * _WIDEST * WIDTH, np.float32)
     for start in range(0, n, _BLOCK):
         end = min(start + _BLOCK, n)
-        most = _MANY if end - start > 2 else _TWO if end - start == 2 else _ONE
+        most = _REST if end - start > 2 else _TWO if end - start == 2 else _ONE
         line = 0
         while line < lines:
-            count = most if line + most <= lines else 1
+            taken = most if line + most <= lines else 1
             i = start
             while i < end:
-                left = end - i
-                rows = 6 if left >= 6 else 4 if left >= 4 else 2 if left >= 2 else 1
-                _tile(
-                    rows, count, x, i * num_inputs, num_inputs, weights,
-                    weight_at + line * WIDTH * num_inputs, begun, group, first_input, i,
-                    lines * WIDTH, line * WIDTH, sums,
-                )  # fmt: skip
-                for r in range(rows):
-                    for number in range(line, line + count):
-                        at = (r * count + number - line) * WIDTH
-                        to = (i + r) * num_outputs + number * WIDTH
-                        value = load_line(sums, at) + load_line(biases, bias_at + number * WIDTH)
-                        if relu:
-                            value = not_below_zero(value)
-                        if (number + 1) * WIDTH <= num_outputs:
-                            store_line(value, out, to)
-                        else:
-                            store_line(value, sums, at)
-                            for c in range(num_outputs - number * WIDTH):
-                                out[to + c] = sums[at + c]
+                left, count = end - i, taken
+                rows = 2 if left >= 2 else 1
+                if left >= 6:
+                    rows, count = 6, min(_MANY, taken)
+                elif left >= 4 and (taken == 1 or _FOUR_AT_ONCE):
+                    rows = 4
+                for first in range(line, line + taken, count):
+                    _tile(
+                        rows, count, x, i * num_inputs, num_inputs, weights,
+                        weight_at + first * WIDTH * num_inputs, begun, group, first_input, i,
+                        lines * WIDTH, first * WIDTH, sums,
+                    )  # fmt: skip
+                    _finish(
+                        sums, rows, count, first, biases, bias_at, relu, num_outputs, out,
+                        i * num_outputs,
+                    )  # fmt: skip
                 i += rows
-            line += count
+            line += taken
+
+
+@njit(cache=True, nogil=True)
+def _finish(  # type: ignore[no-untyped-def]
+    sums, rows, lines, first, biases, bias_at, relu, num_outputs, out, out_at
+):
+    """Add the bias to a tile's sums, and write them."""
+    for r in range(rows):
+        for number in range(first, first + lines):
+            at = (r * lines + number - first) * WIDTH
+            to = out_at + r * num_outputs + number * WIDTH
+            value = load_line(sums, at) + load_line(biases, bias_at + number * WIDTH)
+            if relu:
+                value = not_below_zero(value)
+            if (number + 1) * WIDTH <= num_outputs:
+                store_line(value, out, to)
+            else:
+                store_line(value, sums, at)
+                for c in range(num_outputs - number * WIDTH):
+                    out[to + c] = sums[at + c]
 
 
 @njit(cache=True, nogil=True)
@@ -224,15 +242,15 @@ def _tile(  # type: ignore[no-untyped-def]
             store_line(value, sums, r * size + c)
     count, step = num_inputs - first_input, num_inputs * WIDTH
     x_at, w_at = x_at + first_input, w_at + first_input * WIDTH
-    if lines == _MANY:
-        if rows == 6:
-            _6_many(x, x_at, num_inputs, w, w_at, step, count, sums)
-        elif rows == 4:
-            _4_many(x, x_at, num_inputs, w, w_at, step, count, sums)
+    if rows == 6 and lines == _MANY:
+        _6_many(x, x_at, num_inputs, w, w_at, step, count, sums)
+    elif lines == _REST:
+        if rows == 4 and _FOUR_AT_ONCE:
+            _4_rest(x, x_at, num_inputs, w, w_at, step, count, sums)
         elif rows == 2:
-            _2_many(x, x_at, num_inputs, w, w_at, step, count, sums)
+            _2_rest(x, x_at, num_inputs, w, w_at, step, count, sums)
         else:
-            _1_many(x, x_at, num_inputs, w, w_at, step, count, sums)
+            _1_rest(x, x_at, num_inputs, w, w_at, step, count, sums)
     elif lines == _TWO:
         _2_two(x, x_at, num_inputs, w, w_at, step, count, sums)
     elif lines == _ONE:
