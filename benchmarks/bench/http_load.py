@@ -173,4 +173,7 @@ if __name__ == "__main__":
     asking = _all(int(port), int(clients), float(seconds), float(rate), sys.stdin.buffer.read())
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         found = runner.run(asking)
-    print(json.dumps(found, allow_nan=False))
+    # The ring of a loop that has ended may cut the next write to a pipe short, and an unbuffered
+    # standard output (`python -u`) would not write the rest.
+    with open(sys.stdout.fileno(), "w", closefd=False) as out:
+        json.dump(found, out, allow_nan=False)
