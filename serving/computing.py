@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,15 @@ from serving.errors import RequestError
 from serving.loading import Loaded, predictor_of
 from serving.model import first_row
 from serving.requests import RequestSchema, Samples
-from serving.wire import arrow, inference, rows
+from serving.wire import arrow, rows
+from serving.wire.inference import Encoder, Wanted
 from serving.wire.json_text import text
 from serving.wire.layouts import Decoder
 from worker.data.batch import SingleKeys, joined_single_keys
 from worker.data.columns import concatenate
 from worker.data.shared import SharedBatch, joined
 from worker.errors import DataError
-from worker.inference import Predictor, probabilities
+from worker.inference import Predictor, any_undefined, probabilities
 
 Done = Callable[[Answer], None]
 
@@ -58,10 +60,10 @@ class Computing:
 
     def __init__(self, loaded: Loaded, *, name: str, max_rows: int) -> None:
         self.newest = loaded
-        self._name = name
         saved = loaded.form.model
         self._schema = RequestSchema(saved.features, saved.contract, max_rows=max_rows)
         self._decoder = Decoder(self._schema)
+        self._encoder = Encoder(name, self._schema.outputs)
         self._loaded: Loaded | None = None
         self._predictor: Predictor | None = None
 
@@ -91,14 +93,15 @@ class Computing:
                 lambda values, about: Answer(200, arrow.encode(values, about, outputs), ARROW),
             )
         tensors, wanted = self._decoder.decode(call.body, call.json_bytes)
+        return Decoded(tensors, done, partial(self._tensors, wanted))
 
-        def encode(values: npt.NDArray[np.float32], about: dict[str, Any]) -> Answer:
-            body, json_bytes = inference.encode(values, wanted, self._name, about, outputs)
-            if json_bytes is None:
-                return Answer(200, body)
-            return Answer(200, body, BINARY, [(JSON_BYTES_HEADER, str(json_bytes))])
-
-        return Decoded(tensors, done, encode)
+    def _tensors(
+        self, wanted: Wanted, values: npt.NDArray[np.float32], about: dict[str, Any]
+    ) -> Answer:
+        body, json_bytes = self._encoder.encode(values, wanted, about)
+        if json_bytes is None:
+            return Answer(200, body)
+        return Answer(200, body, BINARY, [(JSON_BYTES_HEADER, str(json_bytes))])
 
     def compute(self, decoded: Sequence[Decoded]) -> None:
         """Answer requests that are computed together as far as that changes no bit."""
@@ -121,7 +124,7 @@ class Computing:
             except Exception as error:
                 _fail(alike, error)
                 continue
-            defined = not np.isnan(values).any()
+            defined = not any_undefined(values)
             start = 0
             for each in alike:
                 end = start + each.batch.num_samples

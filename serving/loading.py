@@ -18,7 +18,7 @@ from serving.rows.table import ServedTable
 from serving.versions import Version
 from worker.data.batch import Bags, Batch
 from worker.data.shared import SharedBatch, of_one_run
-from worker.inference import Predictor, check_size
+from worker.inference import Predictor, any_undefined, check_size, probabilities
 from worker.models import PackedParameters
 from worker.spec import FeatureSpec
 
@@ -94,7 +94,7 @@ class Loader:
         loaded = replace(loaded, dense=predictor.dense)
         try:
             batch = _some_batch(form.model.features)
-            predictor.logits(batch)
+            any_undefined(probabilities(predictor.logits(batch)))
             predictor.logits(_with_context(batch))
         except Exception as error:  # whatever a custom model raises
             self._predictor = None

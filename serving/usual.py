@@ -97,6 +97,16 @@ class UsualSamples:
             return None
         return self.of_arrays(split, dense, keys, shared_dense, shared_keys)
 
+    def of_samples(self, dense: Float32s, keys: Int64s) -> SingleKeys:
+        """Return the samples of columns that are all given for each sample.
+
+        Args:
+            dense: float32[n, columns], finite, as they came; overwritten.
+            keys: int64[columns, n].
+        """
+        _transform(self._features, dense)
+        return SingleKeys(dense, keys)
+
     def of_arrays(
         self,
         split: Split,
@@ -140,9 +150,13 @@ def transformed(features: FeatureSpec, by_column: Float32s) -> Float32s | None:
     """
     if not np.isfinite(by_column).all():
         return None
-    if features.dense_transform == "log1p":
-        np.log1p(np.maximum(by_column, 0, out=by_column), out=by_column)
+    _transform(features, by_column)
     return np.ascontiguousarray(by_column.T)
+
+
+def _transform(features: FeatureSpec, values: Float32s) -> None:
+    if features.dense_transform == "log1p":
+        np.log1p(np.maximum(values, 0, out=values), out=values)
 
 
 def _split(features: FeatureSpec, context: frozenset[str]) -> Split:

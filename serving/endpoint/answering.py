@@ -24,6 +24,7 @@ from serving.wire import inference
 from serving.wire.json_text import parsed, text
 
 MAX_TIMEOUT_SECONDS = 3600.0
+_JSON_BYTES = JSON_BYTES_HEADER.lower()
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +90,10 @@ class Endpoint:
         self._token = None if token is None else token.encode()
         self._limits = limits
         self._access = log
+        self._forms: dict[str, Form] = {
+            f"/v1/models/{name}:predict": "rows",
+            f"/v2/models/{name}/infer": "infer",
+        }
         self._changes: set[asyncio.Task[None]] = set()
         self.figures = Figures(
             lambda: model.version,
@@ -117,16 +122,17 @@ class Endpoint:
 
     def _begin(self, head: Head) -> Answer | Asked:
         method, path = head.method, head.path
-        if path == "/v2/health/live":
+        form = self._forms.get(path)
+        if form is None and path == "/v2/health/live":
             return Answer(200, text({"live": True}))
-        if path in ("/v2/health/ready", f"/v2/models/{self._name}/ready"):
+        if form is None and path in ("/v2/health/ready", f"/v2/models/{self._name}/ready"):
             return Answer(503 if self.stopping else 200, text({"ready": not self.stopping}))
         if not self._may(head.headers.get("authorization", "")):
             refused = failed(401, "a token is needed: Authorization: Bearer TOKEN")
             refused.headers.append(("WWW-Authenticate", "Bearer"))
             return refused
-        form = self._form(path)
-        if form is not None:
+        if form is not None or self._is_of_version(path):
+            form = form or "infer"
             return self._let_in(head, form) if method == "POST" else not_allowed(path, "POST")
         model = f"/v1/models/{self._name}"
         if path in (f"{model}:rollback", f"{model}:release"):
@@ -144,19 +150,16 @@ class Endpoint:
         given = token.strip().encode()
         return scheme.lower() == "bearer" and hmac.compare_digest(given, self._token)
 
-    def _form(self, path: str) -> Form | None:
-        if path == f"/v1/models/{self._name}:predict":
-            return "rows"
-        if path == f"/v2/models/{self._name}/infer":
-            return "infer"
+    def _is_of_version(self, path: str) -> bool:
+        """Whether predictions of one version are asked for; raises where another one is served."""
         prefix, suffix = f"/v2/models/{self._name}/versions/", "/infer"
         if path.startswith(prefix) and path.endswith(suffix):
             wanted = path[len(prefix) : -len(suffix)]
             served = str(self._model.version.step)
             if wanted != served:
                 raise UnknownVersionError(f"version {cut(wanted)} is not served, step {served} is")
-            return "infer"
-        return None
+            return True
+        return False
 
     def _let_in(self, head: Head, form: Form) -> Answer | Asked:
         if self.stopping:
@@ -184,7 +187,7 @@ class Endpoint:
         return min(seconds, self._limits.request_seconds)
 
     def _json_bytes(self, head: Head, form: Form) -> int | None:
-        found = head.headers.get(JSON_BYTES_HEADER.lower())
+        found = head.headers.get(_JSON_BYTES)
         if form != "infer" or found is None:
             return None
         if not (found.isascii() and found.isdigit() and len(found) < 19):

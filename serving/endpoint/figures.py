@@ -1,16 +1,18 @@
 """What Prometheus is told of a server."""
 
+import threading
 import time
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    generate_latest,
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from serving.rows.paging import RowCacheFigures
 from serving.versions import Version
@@ -36,22 +38,8 @@ class Figures:
         row_cache: Callable[[], RowCacheFigures | None] = lambda: None,
     ) -> None:
         registry = self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "synchromesh_serving_requests", "Requests by status", ["status"], registry=registry
-        )
-        self._by_status: dict[int, Counter] = {}
-        self._seconds = Histogram(
-            "synchromesh_serving_request_seconds",
-            "From a request's head to its answer, of predictions",
-            registry=registry,
-            buckets=_SECONDS,
-        )
-        self._rows = Histogram(
-            "synchromesh_serving_request_samples",
-            "Samples of a request",
-            registry=registry,
-            buckets=_ROWS,
-        )
+        self._requests = _Requests()
+        registry.register(self._requests)
         gauge = self._gauge
         gauge("synchromesh_serving_step", "Global step of the served version").set_function(
             lambda: version().step
@@ -70,17 +58,56 @@ class Figures:
 
     def count(self, status: int, *, seconds: float, rows: int) -> None:
         """Count one request; of predictions with their samples."""
-        by_status = self._by_status.get(status)
-        if by_status is None:
-            by_status = self._by_status[status] = self._requests.labels(str(status))
-        by_status.inc()
-        if rows:
-            self._seconds.observe(seconds)
-            self._rows.observe(rows)
+        self._requests.count(status, seconds, rows)
 
     def page(self) -> bytes:
         """Return all figures as Prometheus reads them."""
         return bytes(generate_latest(self._registry))
+
+
+class _Counted:
+    """How many values there were up to each of some bounds, and what all add up to."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def add(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def family(self, name: str, text: str) -> HistogramMetricFamily:
+        names = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
+        buckets = list(zip(names, accumulate(self._counts), strict=True))
+        return HistogramMetricFamily(name, text, buckets=buckets, sum_value=self._sum)
+
+
+class _Requests:
+    """Counts of requests; Prometheus' own counters take four times as long for each."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # streams of Arrow Flight have threads of their own
+        self._by_status: dict[int, int] = {}
+        self._seconds, self._rows = _Counted(_SECONDS), _Counted(_ROWS)
+
+    def count(self, status: int, seconds: float, rows: int) -> None:
+        with self._lock:
+            self._by_status[status] = self._by_status.get(status, 0) + 1
+            if rows:
+                self._seconds.add(seconds)
+                self._rows.add(rows)
+
+    def collect(self) -> Iterator[Metric]:
+        name = "synchromesh_serving_request"
+        with self._lock:
+            requests = CounterMetricFamily(f"{name}s", "Requests by status", labels=["status"])
+            for status, count in self._by_status.items():
+                requests.add_metric([str(status)], count)
+            text = "From a request's head to its answer, of predictions"
+            seconds = self._seconds.family(f"{name}_seconds", text)
+            samples = self._rows.family(f"{name}_samples", "Samples of a request")
+        yield from (requests, seconds, samples)
 
 
 class _RowCache:

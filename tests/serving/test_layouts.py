@@ -58,15 +58,29 @@ def test_a_request_laid_out_as_one_before_gives_the_same_samples(schema: Request
     decoder.decode(*request_of(some_columns(1)))
     asked = request_of(some_columns(2))
 
-    found, wanted = decoder.decode(*asked)
+    for _ in range(2):  # the second time as the one before
+        found, wanted = decoder.decode(*asked)
 
-    expected, same = inference.decode(*asked, schema)
-    assert isinstance(found, SingleKeys)
-    assert wanted == same
-    batch = found.batch()
-    np.testing.assert_array_equal(batch.dense, expected.dense)
-    for ours, theirs in zip(batch.sparse, expected.sparse, strict=True):
-        np.testing.assert_array_equal(ours.keys, theirs.keys)
+        expected, same = inference.decode(*asked, schema)
+        assert isinstance(found, SingleKeys)
+        assert wanted == same
+        batch = found.batch()
+        np.testing.assert_array_equal(batch.dense, expected.dense)
+        for ours, theirs in zip(batch.sparse, expected.sparse, strict=True):
+            np.testing.assert_array_equal(ours.keys, theirs.keys)
+
+
+def test_the_request_before_is_not_taken_for_another_of_its_size(schema: RequestSchema) -> None:
+    decoder = Decoder(schema)
+    columns = some_columns(1, d1=np.ones(7, np.float32))
+    body, size = request_of(columns)
+    for _ in range(2):
+        decoder.decode(body, size)
+
+    found, _ = decoder.decode(body.replace(b'"d1"', b'"d0"').replace(b'"d2"', b'"d1"')
+                              .replace(b'"d0"', b'"d2"'), size)  # fmt: skip
+
+    assert found.dense[0, 1] == np.log1p(np.float32(1))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +143,8 @@ def test_an_id_that_comes_first_may_differ(schema: RequestSchema) -> None:
 
 def test_values_that_a_rule_is_about_are_looked_at(schema: RequestSchema) -> None:
     decoder = Decoder(schema)
-    decoder.decode(*request_of(some_columns(1)))
+    for _ in range(2):
+        decoder.decode(*request_of(some_columns(1)))
     columns = some_columns(2)
     columns["d1"][3] = np.nan
 
@@ -139,6 +154,22 @@ def test_values_that_a_rule_is_about_are_looked_at(schema: RequestSchema) -> Non
     columns["d1"][3] = np.inf
     with pytest.raises(RequestError, match="infinite"):
         decoder.decode(*request_of(columns))
+
+
+@pytest.mark.parametrize("outputs", [("prediction",), ("click", "convert")])
+def test_an_answer_begun_as_one_before_is_the_same_bytes(outputs: tuple[str, ...]) -> None:
+    encoder = inference.Encoder("m", outputs)
+    shape = (3,) if len(outputs) == 1 else (3, len(outputs))
+    values = np.linspace(0, 1, 3 * len(outputs), dtype=np.float32).reshape(shape)
+    both = tuple((name, True) for name in outputs)
+    for step in (1, 1, 2):
+        about = {"step": step, "checkpoint": "c", "age_seconds": 0.5 * step}
+        for ident in (None, 'a"b'):
+            for named in (both, both[::-1][:1], ((outputs[0], False), *both[1:])):
+                wanted = inference.Wanted(ident, named)
+                expected = inference.encode(values, wanted, "m", about, outputs)
+
+                assert encoder.encode(values, wanted, about) == expected
 
 
 def test_bytes_that_are_missing_or_too_many_are_refused(schema: RequestSchema) -> None:

@@ -119,6 +119,12 @@ def test_figures_and_versions_are_told(served: Any) -> None:
     page = served.ask("GET", "/metrics")[2].decode()
     assert "synchromesh_serving_step 3.0" in page
     assert 'synchromesh_serving_requests_total{status="200"}' in page
+    samples = dict(line.rsplit(" ", 1) for line in page.splitlines() if line[0] != "#")
+    name = "synchromesh_serving_request_samples"
+    counts = [float(v) for key, v in samples.items() if key.startswith(f"{name}_bucket")]
+    assert counts == sorted(counts)
+    assert counts[-1] == float(samples[f"{name}_count"]) >= 1
+    assert float(samples[f"{name}_sum"]) >= len(ROWS)
     assert "synchromesh_serving_age_seconds" in page
     (entry,) = served.ask("GET", "/v1/models/clicks")[2]["model_version_status"]
     assert (entry["version"], entry["state"]) == ("3", "AVAILABLE")
