@@ -13,7 +13,9 @@ from ps.routing import BLOCK_SIZE
 from ps.shard.merge import add_weighted
 from ps.spec import StoreSpec
 
-_BLOCKS_AT_ONCE = 32  # copies of so many, and their gradients, stay in a core's cache
+# Sums of so many blocks stay in a cache until they are used, and copies of so many in a nearer one.
+_SUMMED_AT_ONCE = 512
+_COPIED_AT_ONCE = 32
 
 
 class DenseBlocks:
@@ -36,7 +38,7 @@ class DenseBlocks:
         self.rows = np.zeros((num_blocks, self.rule.row_width(BLOCK_SIZE)), np.float32)
         self.num_non_finite = 0
         self._positions = np.arange(num_blocks)
-        self._sum = np.zeros(num_blocks * BLOCK_SIZE, np.float32)
+        self._sum = np.zeros((min(num_blocks, _SUMMED_AT_ONCE), BLOCK_SIZE), np.float32)
 
     @property
     def vector(self) -> npt.NDArray[np.float32]:
@@ -46,9 +48,9 @@ class DenseBlocks:
 
     def initialize(self, values: npt.NDArray[np.float32]) -> None:
         """Set the parameters, float32[size], and every slot to its initial value."""
-        self._sum[: self.size] = values
-        self.rows[:, :BLOCK_SIZE] = self._sum.reshape(-1, BLOCK_SIZE)
-        self._sum[:] = 0
+        padded = np.zeros(len(self.rows) * BLOCK_SIZE, np.float32)
+        padded[: self.size] = values
+        self.rows[:, :BLOCK_SIZE] = _as_blocks(padded)
         self.rows[:, BLOCK_SIZE:] = self.rule.initial_slots(BLOCK_SIZE)
 
     def restore(self, rows: npt.NDArray[np.float32]) -> None:
@@ -106,37 +108,28 @@ class DenseBlocks:
             contributions: at least one.
         """
         values = np.empty(self.size, np.float32)
-        for first in range(0, len(self.rows), _BLOCKS_AT_ONCE):
-            rows = self.rows[first : first + _BLOCKS_AT_ONCE].copy()
-            begin = first * BLOCK_SIZE
-            end = min(begin + len(rows) * BLOCK_SIZE, self.size)
-            gradients = np.empty((len(rows), BLOCK_SIZE), np.float32)
-            total = gradients.reshape(-1)
-            total[: end - begin] = contributions[0].dense[begin:end]
-            total[end - begin :] = 0
-            for contribution in contributions[1:]:
-                add_weighted(total[: end - begin], contribution.dense[begin:end], np.float32(1.0))
+        weights = [1.0] * len(contributions)
+        own = np.empty((min(len(self.rows), _COPIED_AT_ONCE), BLOCK_SIZE), np.float32)
+        for blocks, gradients in self._sums(contributions, weights, out=own):
+            rows = self.rows[blocks].copy()
             positions = self._positions[: len(rows)]
             if not all_finite(gradients):
                 positions = np.where(np.isfinite(gradients).all(axis=1), positions, -1)
             self.rule.update(rows, positions, gradients, scale, scalars)
-            values[begin:end] = rows[:, :BLOCK_SIZE].reshape(-1)[: end - begin]
+            part = values[blocks.start * BLOCK_SIZE : blocks.stop * BLOCK_SIZE]
+            part[:] = rows[:, :BLOCK_SIZE].reshape(-1)[: part.size]
         return values
 
     def _gradients(
         self, contributions: Sequence[Contribution], weights: Sequence[float]
     ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-        """Yield blocks and their summed gradients, float32[blocks, BLOCK_SIZE]."""
-        if len(contributions) != 1 or weights[0] != 1.0:
-            yield slice(None), self._summed(contributions, weights)
-            return
-        # The only gradient is the sum; but its last block may be a part, which needs zeros behind.
-        whole = self.size // BLOCK_SIZE
-        yield slice(whole), _as_blocks(contributions[0].dense[: whole * BLOCK_SIZE])
-        if whole < len(self.rows):
-            rest = self._sum[whole * BLOCK_SIZE :]
-            rest[: self.size - whole * BLOCK_SIZE] = contributions[0].dense[whole * BLOCK_SIZE :]
-            yield slice(whole, None), _as_blocks(rest)
+        """Yield all blocks, some at a time, with their summed gradients as `_sums` does."""
+        whole = 0
+        if len(contributions) == 1 and weights[0] == 1.0:
+            # The only gradient is the sum; but its last block may be a part, which needs zeros.
+            whole = self.size // BLOCK_SIZE
+            yield slice(whole), _as_blocks(contributions[0].dense[: whole * BLOCK_SIZE])
+        yield from self._sums(contributions, weights, out=self._sum, first=whole)
 
     def sums_of_squares(
         self,
@@ -155,19 +148,46 @@ class DenseBlocks:
             _add_squares(gradients, scale, sums[blocks])
         return sums
 
-    def _summed(
-        self, contributions: Sequence[Contribution], weights: Sequence[float]
-    ) -> npt.NDArray[np.float32]:
-        """Return float32[blocks, BLOCK_SIZE], valid until the next call."""
-        total = self._sum[: self.size]
-        if not contributions:
-            total[:] = 0
-            return _as_blocks(self._sum)
-        # A sum starts with its first term: one pass less.
-        np.multiply(contributions[0].dense, np.float32(weights[0]), out=total)
-        for contribution, weight in zip(contributions[1:], weights[1:], strict=True):
-            add_weighted(total, contribution.dense, np.float32(weight))
-        return _as_blocks(self._sum)
+    def _sums(
+        self,
+        contributions: Sequence[Contribution],
+        weights: Sequence[float],
+        *,
+        out: npt.NDArray[np.float32],
+        first: int = 0,
+    ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+        """Yield the blocks from the first one on, some at a time, and their summed gradients.
+
+        So a sum is used while it is in the cache.
+
+        Args:
+            out: float32[n, BLOCK_SIZE], where the sums of so many blocks lie until the next ones.
+        """
+        for start in range(first, len(self.rows), max(len(out), 1)):
+            gradients = out[: len(self.rows) - start]
+            begin, end = start * BLOCK_SIZE, (start + len(gradients)) * BLOCK_SIZE
+            total = gradients.reshape(-1)
+            size = min(end, self.size) - begin
+            _add_up(contributions, weights, slice(begin, begin + size), out=total[:size])
+            total[size:] = 0
+            yield slice(start, start + len(gradients)), gradients
+
+
+def _add_up(
+    contributions: Sequence[Contribution],
+    weights: Sequence[float],
+    part: slice,
+    *,
+    out: npt.NDArray[np.float32],
+) -> None:
+    """Sum a part of dense gradients, times their weights, from left to right."""
+    if not contributions:
+        out[:] = 0
+        return
+    # A sum starts with its first term: one pass less.
+    np.multiply(contributions[0].dense[part], np.float32(weights[0]), out=out)
+    for contribution, weight in zip(contributions[1:], weights[1:], strict=True):
+        add_weighted(out, contribution.dense[part], np.float32(weight))
 
 
 def _as_blocks(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
