@@ -14,6 +14,7 @@ from embedding.table.rows import memory_of
 from embedding.table.tiered_values import PLACE_BYTES
 from scheduler.job.config import JobConfig
 from scheduler.job.specs import arriving_features
+from synchromesh.checking_dense import warnings_of_dense
 from synchromesh.checking_labels import LabelCheck, check_labels
 from worker.data.plan import Plan
 from worker.data.reading import read_file
@@ -76,7 +77,7 @@ class Check:
         columns, tables: one of each, in the order of the job file.
         server_memory_bytes: that the tables of one server are expected to take.
         refused: what training would refuse, the first of each file.
-        warnings: what the data should be told about.
+        warnings: of the data, and of dense parameters that are much for the servers.
         labels: of a job whose labels have a stream of their own.
     """
 
@@ -133,7 +134,16 @@ def check_job(config: JobConfig, *, rows: int = SAMPLE_ROWS) -> Check:
             sum(table.memory_bytes for table in tables) / config.cluster.servers
         ),
         refused=refused,
-        warnings=seen.warnings() + ([] if labels is None else labels.warnings()),
+        warnings=[
+            *seen.warnings(),
+            *([] if labels is None else labels.warnings()),
+            *warnings_of_dense(
+                specs.store.dense_size,
+                workers=config.cluster.workers,
+                servers=config.cluster.servers,
+                batches=config.group_size,
+            ),
+        ],
         labels=labels,
     )
 

@@ -152,6 +152,8 @@ class Worker:
         self._numbers = range(rank, fleet.batches, fleet.workers)
         self._gradients = {number: _gradient(fleet, number) for number in self._numbers}
         self._gathered = np.zeros(fleet.slice_size * fleet.workers, np.float32)
+        self._received = np.empty_like(self._gathered)
+        self._sum = np.empty(fleet.slice_size, np.float32)
 
     def step(self, step: int) -> None:
         """Get the parameters of a step and give all that it needs of this worker."""
@@ -224,16 +226,19 @@ class Worker:
         import torch.distributed as dist
 
         size = self._fleet.slice_size
-        total = np.zeros(size, np.float32)
-        received = np.empty(size * self._fleet.workers, np.float32)
+        total, received = self._sum, self._received
+        total[:] = 0
         for number in self._numbers:
-            sent = np.zeros(size * self._fleet.workers, np.float32)
-            sent[: self._fleet.dense] = self._gradients[number]
-            dist.all_to_all_single(torch.from_numpy(received), torch.from_numpy(sent))
+            sent = torch.from_numpy(self._gradients[number])
+            dist.all_to_all_single(torch.from_numpy(received), sent)
             for part in received.reshape(self._fleet.workers, size):
                 total += part
         return total
 
 
 def _gradient(fleet: Fleet, number: int) -> Float32s:
-    return np.random.default_rng(number).normal(size=fleet.dense).astype(np.float32)
+    """Return a batch's gradient; where it is sent in slices, with zeros that fill the last one."""
+    gradient = np.random.default_rng(number).normal(size=fleet.dense).astype(np.float32)
+    if fleet.way in ("servers", "pulled_once"):
+        return gradient
+    return np.pad(gradient, (0, fleet.slice_size * fleet.workers - fleet.dense))

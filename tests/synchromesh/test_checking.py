@@ -13,6 +13,7 @@ import yaml
 from embedding.table.rows import memory_of
 from scheduler.job.config import JobConfig
 from synchromesh.checking import check_job, grown
+from synchromesh.checking_dense import warnings_of_dense
 from synchromesh.checking_labels import LabelCheck
 from synchromesh.commands.main import main
 from worker.errors import DataError
@@ -115,6 +116,28 @@ def test_labels_of_one_kind_are_a_warning(
     assert check_job(config_of(job, tmp_path / "job.yaml")).warnings == [
         "every label of the 2,000 rows that were read is 0"
     ]
+
+
+def test_few_servers_for_many_dense_parameters_are_a_warning() -> None:
+    (text,) = warnings_of_dense(10_000_000, workers=8, servers=2, batches=8)
+
+    assert "10,000,000 dense parameters" in text
+    assert "each of 2 servers takes 160 MB" in text
+    assert "(cluster.servers), up to 8," in text
+    for fewer in ({"servers": 8}, {"dense_size": 100_000}, {"batches": 1}, {"workers": 2}):
+        sizes = {"dense_size": 10_000_000, "workers": 8, "servers": 2, "batches": 8} | fewer
+        assert warnings_of_dense(sizes.pop("dense_size"), **sizes) == []
+
+
+def test_a_job_with_a_large_module_is_told_of_its_servers(
+    job: dict[str, Any], tmp_path: Path
+) -> None:
+    job["model"] = {"type": "wide_deep", "mlp": [4000, 4000]}
+    job["cluster"] = {"workers": 4, "servers": 1}
+
+    (text,) = check_job(config_of(job, tmp_path / "job.yaml")).warnings
+
+    assert text.startswith("the model has 16,")
 
 
 def test_distinct_keys_of_more_rows_are_estimated_by_how_they_grew() -> None:
