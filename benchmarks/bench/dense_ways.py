@@ -227,7 +227,7 @@ class Worker:
 
         size = self._fleet.slice_size
         total, received = self._sum, self._received
-        total[:] = 0
+        total[:] = -0.0  # which added to anything changes no bit of it
         for number in self._numbers:
             sent = torch.from_numpy(self._gradients[number])
             dist.all_to_all_single(torch.from_numpy(received), sent)
