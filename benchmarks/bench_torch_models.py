@@ -22,6 +22,7 @@ from bench.lines import alternate, emit
 from embedding.spec.optimizers import Sgd
 from ps.client.deduplicate import Deduplicator
 from ps.routing import Routing
+from runtime.memory import keep_freed_memory
 from worker.data.batch import Bags, Batch
 from worker.models import build_model, initial_parameters, needed_lookups
 from worker.models.torch.bfloat16 import bfloat16_instructions
@@ -34,6 +35,8 @@ TORCH = {"class": "worker.models.torch.dlrm:Dlrm"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "numpy": ("dlrm", {}),
     "torch": ("torch", TORCH),
+    "torch_multiplied_by_torch": ("torch", {**TORCH, "products": "torch"}),
+    "torch_multiplied_by_numpy": ("torch", {**TORCH, "products": "numpy"}),
     "torch_bf16": ("torch", {**TORCH, "precision": "bf16"}),
 }
 
@@ -42,6 +45,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=2048, help="samples (%(default)s)")
     parser.add_argument("--repeats", type=int, default=15, help="default: %(default)s")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="of all")
     arguments = parser.parse_args(argv)
     for name in ("batch", "repeats"):
         if getattr(arguments, name) < 1:
@@ -100,7 +104,9 @@ def stepper(case: str, n: int) -> Callable[[], None]:
 def run(arguments: argparse.Namespace) -> None:
     import torch
 
-    steps = {case: stepper(case, arguments.batch) for case in CASES}
+    keep_freed_memory()  # as workers do
+    cases = ["numpy", *(case for case in arguments.cases if case != "numpy")]
+    steps = {case: stepper(case, arguments.batch) for case in cases}
     # One BLAS thread, as workers have.
     with threadpool_limits(limits=1):
         times = dict(zip(steps, alternate(arguments.repeats, *steps.values()), strict=True))
@@ -117,18 +123,24 @@ def run(arguments: argparse.Namespace) -> None:
             max=arguments.batch / min(taken.cpu),
             repeats=arguments.repeats,
             cpu_share=taken.cpu_share,
-            products="OpenBLAS" if case == "numpy" else _products(torch),
+            products=_products(case, torch),
             version=np.__version__ if case == "numpy" else torch.__version__,
         )
 
 
-def _products(torch: Any) -> str:
-    """Return what torch makes matrix products with here, and the processor's way."""
-    return (
-        f"oneDNN {torch.backends.mkldnn.is_available()}, MKL {torch.backends.mkl.is_available()},"
-        f" {torch.backends.cpu.get_cpu_capability()},"
-        f" for bfloat16 {', '.join(bfloat16_instructions() or ()) or 'nothing'}"
-    )
+def _products(case: str, torch: Any) -> str:
+    """Return what makes matrix products of a case here, and the processor's way."""
+    from worker.models.torch.products import described, products_of
+
+    kind, options = CASES[case]
+    if kind != "torch":
+        return described("numpy")
+    if "precision" in options:
+        return (
+            f"oneDNN, with {', '.join(bfloat16_instructions() or ()) or 'no instructions for it'}"
+        )
+    way = torch.backends.cpu.get_cpu_capability()
+    return f"{described(products_of(options.get('products', 'auto')))}, {way}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,6 +20,8 @@ import pyarrow as pa
 import threadpoolctl
 from numba.core.registry import cpu_target
 
+from runtime.processor import processor_maker
+
 # Read when a thread asks, in its mode: float64, as one mode holds for every width.
 _SMALL, _LARGE = 2.0**-600, 2.0**600
 _ONE, _HALF_ABOVE, _HALF_BELOW = 1.0, 2.0**-53, 2.0**-54
@@ -61,6 +63,8 @@ def numeric_fingerprint(
         **{name: version(name) for name in libraries},
         **more,
     }
+    if "torch" in libraries:  # MKL chooses its kernels by it, and we what makes products
+        facts["processor_maker"] = processor_maker()
     digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:16]
     return {**facts, "digest": digest}
 

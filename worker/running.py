@@ -15,6 +15,7 @@ from ps.copies import Copies
 from ps.net.cancellation import Cancellation
 from ps.net.sockets import Address, connect
 from ps.spec import StoreSpec
+from runtime.memory import keep_freed_memory
 from worker.coordinator_client import CoordinatorClient
 from worker.data.arrived_reading import ArrivedReader
 from worker.data.batch import Bags, Batch
@@ -109,6 +110,8 @@ def make_loop(
     copies = Copies(setup.store.num_shards, tuple(sorted(setup.standbys)))
     places = dict(enumerate(setup.addresses))
     places |= {copies.standby_of(shard): place for shard, place in setup.standbys.items()}
+    if setup.model.type == "torch":
+        keep_freed_memory()  # what a module makes of a batch is new memory each time
     computation = Computation(
         setup.model,
         threads=setup.threads,

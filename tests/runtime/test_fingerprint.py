@@ -112,3 +112,16 @@ def test_the_processor_that_numba_compiles_for_is_seen() -> None:
     generic = elsewhere(NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
 
     assert changed(elsewhere(), generic) == {"cpu", "cpu_features", "digest"}
+
+
+def test_who_made_the_processor_is_seen_where_torch_computes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("runtime.fingerprint.version", lambda name: "1")
+    found = []
+    for maker in ("AuthenticAMD", "GenuineIntel"):
+        monkeypatch.setattr("runtime.fingerprint.processor_maker", lambda maker=maker: maker)
+        found.append((numeric_fingerprint()["digest"], numeric_fingerprint("torch")["digest"]))
+
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]

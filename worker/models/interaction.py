@@ -145,7 +145,7 @@ class Interaction:
             grad_flat: float32[any], laid out as `vectors.flat`; added to in the order of samples.
         """
         arrays = (grad_out, grad_first, grad_flat)
-        _dots_gradient(first, vectors.flat, vectors.positions, self._dim, *arrays)
+        dots_gradient(first, vectors.flat, vectors.positions, self._dim, *arrays)
 
 
 def common_dim(model_type: str, dims: Mapping[str, int]) -> int:
@@ -261,7 +261,7 @@ def _shared_dots(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _dots_gradient(  # type: ignore[no-untyped-def]
+def dots_gradient(  # type: ignore[no-untyped-def]
     first, flat, positions, dim, grad_out, grad_first, grad_flat
 ):
     """The gradient of v_i is the sum of g_ij v_j over j != i, and grad_out of v_0 itself."""

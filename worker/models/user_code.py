@@ -7,14 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Whose frames are of no use to who wrote the class: they only call it.
+# Whose frames are of no use to who wrote the class: they call it, or are called by torch.
 _HERE = Path(__file__).parent
 _CALLERS = {
     _HERE / "protocol.py",
     Path(__file__),
     *(
         _HERE / "torch" / name
-        for name in ("module_model.py", "device_model.py", "making.py", "examining.py")
+        for name in (
+            "module_model.py",
+            "device_model.py",
+            "making.py",
+            "examining.py",
+            "products.py",
+            "kernels.py",
+        )
     ),
 }
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))

@@ -14,6 +14,7 @@ from torch import nn
 from worker.models.layers import read_widths
 from worker.models.torch import ModuleInputs
 from worker.models.torch.histories import no_sequences
+from worker.models.torch.kernels import PairwiseDots
 from worker.models.torch.layers import Layers, one_dim
 
 
@@ -45,18 +46,11 @@ class Dlrm(nn.Module):
             raise ValueError("dlrm needs dense features and a sparse one, or two sparse ones")
         bottom = (inputs.num_dense, *widths["bottom_mlp"], dim) if inputs.num_dense else ()
         self.bottom = Layers(bottom, relu_last=True)
-        rows, columns = torch.tril_indices(count, count, -1)
-        # Pairs (1, 0), (2, 0), (2, 1), ... where they lie in a matrix of all products.
-        self.register_buffer("pairs", rows * count + columns, persistent=False)
-        first = dim if bottom else 0
-        self.top = Layers((first + len(rows), *widths["top_mlp"], 1), relu_last=False)
+        self.interaction = PairwiseDots(count)
+        width = count * (count - 1) // 2 + (dim if bottom else 0)
+        self.top = Layers((width, *widths["top_mlp"], 1), relu_last=False)
 
     def forward(self, dense: torch.Tensor, embeddings: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the logits, [n]."""
-        vectors, first = list(embeddings.values()), []
-        if len(self.bottom._modules):
-            first = [self.bottom(dense)]
-        stacked = torch.stack([*first, *vectors], dim=1)
-        products = torch.bmm(stacked, stacked.transpose(1, 2)).flatten(1)
-        dots = products.index_select(1, self.pairs)
-        return self.top(torch.cat([*first, dots], dim=1)).squeeze(1)
+        first = self.bottom(dense) if len(self.bottom._modules) else None
+        return self.top(self.interaction(first, list(embeddings.values()))).squeeze(1)

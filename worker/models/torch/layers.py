@@ -6,6 +6,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from worker.models.torch.kernels import linear_relu
+
 
 class Layers(nn.Module):
     """Fully connected layers with ReLU between them, begun as Glorot and Bengio 2010 have it.
@@ -35,7 +37,7 @@ class Layers(nn.Module):
         last = len(self._modules) - 1
         for number, layer in enumerate(self.children()):
             if self._relu_last or number < last:
-                x = torch.relu(layer(x))
+                x = linear_relu(x, layer)
             else:
                 with torch.autocast(x.device.type, enabled=False):
                     x = layer(x.float())

@@ -11,13 +11,19 @@ import torch
 
 from worker.models.protocol import custom_class, name_hint
 from worker.models.torch import ModuleInputs
+from worker.models.torch.products import Products, products_of
 from worker.models.user_code import UserCodeError, user_code
 from worker.spec import ModelSpec
 
 _GENERATOR = threading.RLock()
 
 PRECISIONS = ("float32", "tf32", "bf16")
-_OWN = ("class", "precision", "cuda_graphs")  # of the options, those that are not for the class
+_OWN = (
+    "class",
+    "precision",
+    "products",
+    "cuda_graphs",
+)  # of the options, those that are not for the class
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +35,14 @@ class Made:
         module: with the initial values of the job's seed.
         names: of its parameters, in its own order.
         precision: `float32`, `tf32` (on a GPU; on the CPU as `float32`) or `bf16`.
+        products: what makes them on the CPU, where they are large and of float32.
     """
 
     path: str
     module: torch.nn.Module
     names: tuple[str, ...]
     precision: str
+    products: Products
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -54,6 +62,7 @@ def make_module(spec: ModelSpec) -> Made:
         raise ValueError(
             f"model.precision {precision!r} is not known; {name_hint(precision, PRECISIONS)}"
         )
+    products = products_of(spec.options.get("products", "auto"))
     if not issubclass(kind, torch.nn.Module):
         raise ValueError(
             f"model.class {path!r} is no torch.nn.Module; a class without torch is of model.type"
@@ -70,7 +79,7 @@ def make_module(spec: ModelSpec) -> Made:
         module = kind(inputs, **options)
     names = _checked_names(module, path)
     _check_forward(module, path)
-    return Made(path, module, names, precision)
+    return Made(path, module, names, precision, products)
 
 
 @contextmanager

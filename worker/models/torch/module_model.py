@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from worker.models.sequences import WithSequences
 from worker.models.task_loss import task_factors, tasks_loss_and_gradient
 from worker.models.torch.examining import examine
 from worker.models.torch.making import Made, make_module, seeded
+from worker.models.torch.products import made_by
 from worker.models.torch.sequences import Sequence as VectorSequence
 from worker.models.torch.task_outputs import own_loss, stacked, tasks_without_gradient
 from worker.models.user_code import UserCodeError, user_code
@@ -216,10 +217,11 @@ class ModuleModel:
             torch.set_num_threads(self._threads)
         if self._module.training != training:
             self._module.train(training)
-        if self._made.precision != "bf16":
-            yield
-            return
-        with torch.autocast(self._own.device.type, dtype=torch.bfloat16):
+        rounded, kind = self._made.precision == "bf16", self._own.device.type
+        with (
+            made_by(self._made.products, self._threads),
+            torch.autocast(kind, dtype=torch.bfloat16) if rounded else nullcontext(),
+        ):
             yield
 
     def _forward(self, inputs: Inputs) -> torch.Tensor:

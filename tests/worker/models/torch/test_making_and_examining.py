@@ -242,7 +242,7 @@ def test_it_is_told_where_a_processor_has_nothing_for_bf16(
     told: bool,
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
-    monkeypatch.setattr("worker.models.torch.bfloat16.CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("runtime.processor.CPU_INFO", tmp_path / "cpuinfo")
 
     tried(linear()).model.examine()
     assert not caplog.text
