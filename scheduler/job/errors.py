@@ -64,7 +64,7 @@ def _truth_values(annotation: Any, value: Any, field: str) -> Iterator[str]:
 
 
 def _line(model: type[BaseModel], error: dict[str, Any]) -> str:
-    location = tuple(error["loc"])
+    location = tuple(part for part in error["loc"] if part != "[key]")
     field = ".".join(str(part) for part in _without_tags(model, location))
     kind, message, value = error["type"], error["msg"], error.get("input")
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):

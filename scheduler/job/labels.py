@@ -1,8 +1,9 @@
 """The labels of samples that have several: the section of the job file."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from scheduler.job.names import Name
 from worker.data.labels import in_order
@@ -10,7 +11,7 @@ from worker.spec import TaskLabel
 
 MAX_TASKS = 64
 # As tables may be called: names of tasks are those of columns, outputs and metrics.
-_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
 class LabelConfig(BaseModel):
@@ -28,7 +29,18 @@ def _from_name(value: Any) -> Any:
     return value if isinstance(value, dict | LabelConfig) else {"column": value}
 
 
-TaskName = Annotated[Name, Field(pattern=_NAME)]
+def _task_name(value: str) -> str:
+    if _NAME.fullmatch(value):
+        return value
+    ours = re.sub(r"[^A-Za-z0-9_.-]", "_", value).lstrip(".-")[:64]
+    remedy = f"; write {ours}, say" if ours else ""
+    raise ValueError(
+        f"{value!r} is no name of a task: letters of English, digits, '_', '.' and '-', 64 at most"
+        f" and the first of them no '.' or '-'{remedy}"
+    )
+
+
+TaskName = Annotated[Name, AfterValidator(_task_name)]
 TasksConfig = Annotated[
     dict[TaskName, Annotated[LabelConfig, BeforeValidator(_from_name)]],
     Field(min_length=1, max_length=MAX_TASKS),

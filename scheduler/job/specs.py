@@ -1,5 +1,6 @@
 """From a job file to the specs that the other packages take."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,9 +24,12 @@ from worker.models import (
     num_parameters,
     takes_weights,
 )
+from worker.models.protocol import custom_class
 from worker.models.wide_deep import LINEAR_SUFFIX
 from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec, SparseFeature
 from worker.step.sequences import check_room
+
+_log = logging.getLogger(__name__)
 
 
 def feature_spec(config: JobConfig) -> FeatureSpec:
@@ -144,7 +148,25 @@ def model_spec(config: JobConfig) -> ModelSpec:
             " weights, float32[n], by which it multiplies each sample's loss (docs/models.md)"
         )
     _check_tables(config, lookups, num_features=len(sparse))
+    _warn_of_esmm(config)
     return spec
+
+
+def _warn_of_esmm(config: JobConfig) -> None:
+    """Warn where conversions are learnt of all impressions: ESMM multiplies their probability."""
+    labels = config.data.labels or {}
+    if config.model.type != "torch" or len(labels) < 2:
+        return
+    from worker.models.torch.esmm import Esmm
+
+    (click, _), (convert, label), *_ = labels.items()
+    if issubclass(custom_class(config.model.options), Esmm) and label.where != click:
+        _log.warning(
+            "data.labels.%s has no where: %s, and Esmm takes the second task for conversions of"
+            " the first, %s. Without it their scores are of all impressions; where the order is"
+            " another one, write the click first",
+            convert, click, click,
+        )  # fmt: skip
 
 
 def _check_tasks(config: JobConfig) -> None:

@@ -106,17 +106,16 @@ class Progress:
             parts.append(f"dropped={line['samples_dropped']}")
         if line.get("windows"):
             window = line["windows"][-1]
-            parts.append(f"window_auc={auc_text(window['auc'], None)}")
+            tasks = window.get("tasks", ())  # the figures are those of the first
+            name = f"window_auc.{tasks[0]['name']}" if tasks else "window_auc"
+            parts.append(f"{name}={auc_text(window['auc'], None)}")
             parts.append(f"window_ne={window['normalized_entropy']:.3f}")
         if line["eval_auc"] is not None:
-            auc = auc_text(line["eval_auc"], line["eval_auc_error_bound"])
-            parts.append(f"eval_auc={auc.replace(' ', '')}")
-            parts += [
-                f"eval_auc.{name}={auc_text(scores['auc'], scores['auc_error_bound'])}".replace(
-                    " ", ""
-                )
-                for name, scores in line.get("eval_tasks", {}).items()
-            ]
+            first = {"": {name: line[f"eval_{name}"] for name in ("auc", "auc_error_bound")}}
+            for task, scores in (line.get("eval_tasks") or first).items():
+                name = f"eval_auc.{task}" if task else "eval_auc"
+                auc = auc_text(scores["auc"], scores["auc_error_bound"])
+                parts.append(f"{name}={auc.replace(' ', '')}")
         self._print(" ".join(parts))
 
     def _print(self, text: str) -> None:

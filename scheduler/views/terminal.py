@@ -142,20 +142,26 @@ def _figures(line: dict[str, Any]) -> RenderableType:
         ("step", f"{line['global_step']:,}"),
         ("samples/s", "-" if rate is None else f"{rate:,.0f}"),
         ("loss", "-" if loss is None else f"{loss:.4f}"),
-        ("AUC", "-" if auc is None else auc_text(auc, line["eval_auc_error_bound"])),
-        *(
-            (f"AUC of {name}", auc_text(scores["auc"], scores["auc_error_bound"]))
-            for name, scores in line.get("eval_tasks", {}).items()
-        ),
+    ]
+    # Of several tasks each has its own; the other one is that of the first.
+    tasks = line.get("eval_tasks", {})
+    if not tasks:
+        shown = "-" if auc is None else auc_text(auc, line["eval_auc_error_bound"])
+        figures.append(("AUC", shown))
+    figures += [
+        (f"AUC of {name}", auc_text(scores["auc"], scores["auc_error_bound"]))
+        for name, scores in tasks.items()
     ]
     return Group(_named(figures), _named(batches))
 
 
 def _window(window: dict[str, Any]) -> RenderableType:
     """Return how the newest window of a stream was predicted before it was trained."""
+    tasks = window.get("tasks", ())
+    auc = f"AUC of {tasks[0]['name']}" if tasks else "AUC"
     return _named(
         [
-            (f"of {window['seconds']:g} s: AUC", auc_text(window["auc"], None)),
+            (f"of {window['seconds']:g} s: {auc}", auc_text(window["auc"], None)),
             ("entropy", f"{window['normalized_entropy']:.3f}"),
             ("calibration", f"{window['calibration']:.3f}"),
             ("label rate", f"{window['label_rate']:.3f}"),

@@ -353,16 +353,22 @@ def _end_of(about: dict[str, Any]) -> bytes:
 
 
 def metadata(name: str, schema: RequestSchema, versions: list[str]) -> dict[str, Any]:
-    """Return what the protocol says of a model."""
+    """Return what the protocol says of a model.
+
+    The shape of lists is that of lists of one length, [n, k]; see above for those of several.
+    """
     features = schema.features
     inputs: list[dict[str, Any]] = [
         {"name": each, "datatype": "FP32", "shape": [-1]} for each in features.dense
     ]
     for feature in features.sparse:
         kind = "BYTES" if schema.kinds.get(feature.name) == "string" else "INT64"
-        inputs.append({"name": feature.column, "datatype": kind, "shape": [-1]})
+        # Of other columns nobody knows whether they are lists: both are taken of all.
+        lists = feature.combiner == "none" or (feature.max_length, feature.pad) != (None, None)
+        shape = [-1, -1] if lists else [-1]
+        inputs.append({"name": feature.column, "datatype": kind, "shape": shape})
         if feature.weights is not None:
-            inputs.append({"name": feature.weights, "datatype": "FP32", "shape": [-1]})
+            inputs.append({"name": feature.weights, "datatype": "FP32", "shape": shape})
     unique = {each["name"]: each for each in inputs}
     return {
         "name": name,

@@ -96,7 +96,8 @@ def _show(metrics: dict[str, Any], best: float | None, path: str) -> None:
         missing, missing_loss = scores["auc_missing"], scores["logloss_missing"]
         auc = scores["auc"]
         bound = scores["auc_error_bound"]
-        shown = f"test AUC {auc_text(auc, bound)}" if missing is None else f"no test AUC: {missing}"
+        name = " of ".join(["test AUC", *[*scores.get("tasks", ())][:1]])
+        shown = f"{name} {auc_text(auc, bound)}" if missing is None else f"no {name}: {missing}"
         loss = f"logloss {scores['logloss']:.4f}"
         line = f"{shown}, {loss if missing_loss is None else f'no finite logloss: {missing_loss}'}"
         if best is not None and missing is None:

@@ -103,6 +103,9 @@ def test_sequences_are_lists_or_values_and_lengths_and_may_be_context(
         return got
 
     try:
+        _, _, about = served.ask("GET", "/v2/models/clicks")
+        shapes = {each["name"]: each["shape"] for each in about["inputs"]}
+        assert shapes == {"d1": [-1], "d2": [-1], "a": [-1], "b": [-1], "tags": [-1, -1]}
         one, other = predicted([[7, 2, 9], [2]]), predicted([[2, 7, 9], []])
         assert one[0] != other[0]
         assert one[1] != other[1]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from runtime.near_names import near_name
+from runtime.near_names import near_names
 from worker.data.key_hash import KEY_TYPES, key_kind
 from worker.errors import DataError
 from worker.spec import FeatureSpec, SparseFeature
@@ -21,6 +21,9 @@ _NOT_JSON = (
     "Write its lists as a list column, as pyarrow, Polars, DuckDB and Spark do, or cast it to plain"
     " strings if the text itself is the key"
 )
+
+
+_NAMES = "the names in the job's data section"
 
 
 def check_schema(schema: pa.Schema, features: FeatureSpec, file: str) -> None:
@@ -53,7 +56,8 @@ def column_kinds(
     if features.weight is not None:
         numeric.append((features.weight, "column of sample weights"))
     for name, role in numeric:
-        kind = _field_type(schema, name, file, is_number)
+        key = _key_of_label(features, name) if role == "label" else None
+        kind = _field_type(schema, name, file, is_number, key=key)
         if not is_number(kind):
             raise _unusable(name, role, kind, _NUMBERS, file)
         kinds[role, name] = None if pa.types.is_null(kind) else "number"
@@ -89,6 +93,14 @@ def column_kinds(
             number = None if pa.types.is_null(_item(own)) else "number"
             kinds["weights column", feature.weights] = _list_kind(own, number)
     return kinds
+
+
+def _key_of_label(features: FeatureSpec, column: str) -> str:
+    """Return where a job names a column of labels."""
+    if features.label == column:
+        return "data.label" if features.key is None else "data.label_stream.label"
+    named = [f"data.labels.{task.name}" for task in features.tasks if task.column == column]
+    return " and ".join(named)
 
 
 def _check_pad(feature: SparseFeature, keys: str | None, file: str) -> None:
@@ -165,9 +177,18 @@ def is_number(kind: pa.DataType) -> bool:
 
 
 def _field_type(
-    schema: pa.Schema, name: str, file: str, is_usable: Callable[[pa.DataType], bool]
+    schema: pa.Schema,
+    name: str,
+    file: str,
+    is_usable: Callable[[pa.DataType], bool],
+    *,
+    key: str | None = None,
 ) -> pa.DataType:
-    """Return a column's type; where it is missing, name a near one that could be used so."""
+    """Return a column's type; where it is missing, name near ones that could be used so.
+
+    Args:
+        key: of the job, which names the column; None: one of the section data.
+    """
     found = schema.get_all_field_indices(name)
     if len(found) == 1:
         return schema.field(found[0]).type
@@ -178,14 +199,15 @@ def _field_type(
             column=name,
             remedy="Write the file again with distinct names",
         )
-    near = near_name(name, (field.name for field in schema if is_usable(field.type)))
+    usable = (field.name for field in schema if is_usable(field.type))
+    near = " or ".join(map(repr, near_names(name, usable, most=3)))
     raise DataError(
         what="the file lacks a column",
         file=file,
         column=name,
         got=f"its {len(schema.names)} columns have no such name"
-        + (f", but {near!r}" if near else ""),
-        remedy="Correct the names in the job's data section, or leave the file out",
+        + (f", but {near}" if near else ""),
+        remedy=f"Correct {key or _NAMES}, or leave the file out",
     )
 
 

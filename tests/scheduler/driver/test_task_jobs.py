@@ -12,6 +12,7 @@ from ray_of_threads import RayOfThreads
 
 from ps.checkpoint.errors import CheckpointError
 from scheduler import JobConfig, Result, Trainer
+from synchromesh.commands import train
 from synchromesh.commands.main import main
 from worker.metrics import exact_auc
 
@@ -138,6 +139,11 @@ def test_the_metrics_and_the_page_of_a_run_tell_the_tasks(
     lines = (Path(trained.path) / "metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
     assert set(last["eval_tasks"]) == {"click", "buy"}
+
+    train._show(trained.metrics, None, trained.path)
+    shown = capsys.readouterr().err
+    assert "test AUC of click " in shown
+    assert "  buy: AUC " in shown
 
     page = Path(trained.path) / "report.html"
     main(["report", trained.path, "--out", str(page)])

@@ -55,7 +55,12 @@ def test_the_model_has_the_names_and_weights_of_the_tasks() -> None:
     [
         ({"label": "y", "labels": LABELS}, "data.label is 'y', and data.labels names"),
         ({"labels": {}}, "data.labels"),
-        ({"labels": {"a b": "x"}}, "data.labels"),
+        (
+            {"labels": {"a b": "x"}},
+            "data.labels.a b: 'a b' is no name of a task: letters of",
+        ),
+        ({"labels": {".ab": "x"}}, "first of them no '.' or '-'; write ab, say"),
+        ({"labels": {"ok": "x", "": "y"}}, "'' is no name of a task"),
         ({"labels": {"click": {"column": "c", "weight": -1}}}, "data.labels.click.*weight"),
         ({"labels": {"click": {"column": "c", "weight": 0}}}, "every task weight 0"),
         ({"labels": {"click": {"column": "c", "wher": "x"}}}, "wher"),
@@ -94,6 +99,28 @@ def test_models_of_one_logit_and_losses_of_one_label_are_refused() -> None:
     given["training"] = {"loss": "fake_negative_weighting"}
     with pytest.raises(ConfigError, match="fake_negative_weighting is for one label"):
         model_spec(JobConfig.from_dict(given))
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ({"click": "c", "convert": "b"}, "data.labels.convert has no where: click"),
+        ({"click": {"column": "c", "where": "buy"}, "buy": "b"}, "data.labels.buy has no where"),
+        ({"click": "c", "convert": {"column": "b", "where": "click"}, "both": "b"}, None),
+    ],
+)
+def test_conversions_of_esmm_that_are_of_all_impressions_are_warned_of(
+    caplog: pytest.LogCaptureFixture, labels: dict[str, Any], told: str | None
+) -> None:
+    pytest.importorskip("torch")
+    for name in ("mmoe:Mmoe", "esmm:Esmm"):
+        model = {"type": "torch", "class": f"worker.models.torch.{name}"}
+        model_spec(JobConfig.from_dict(job(model, labels=labels)))
+        if name == "mmoe:Mmoe":
+            assert not caplog.records
+
+    assert [told in each.getMessage() for each in caplog.records if told] == [True] * bool(told)
+    assert bool(caplog.records) == bool(told)
 
 
 def test_only_an_evaluation_reads_the_groups() -> None:

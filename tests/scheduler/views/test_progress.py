@@ -163,6 +163,31 @@ def test_an_auc_is_shown_with_its_bound_where_that_shows(job: tuple[JobConfig, P
     assert "AUC 0.7123 +- 0.0032" in shown(wide)
 
 
+def test_of_several_tasks_every_auc_says_of_which_it_is(job: tuple[JobConfig, Plan]) -> None:
+    window = {
+        "seconds": 10.0, "auc": 0.61234, "normalized_entropy": 0.91, "calibration": 1.02,
+        "label_rate": 0.25, "tasks": [{"name": "click"}, {"name": "buy"}],
+    }  # fmt: skip
+    scores = {"auc": 0.71234, "auc_error_bound": 0.00001}
+    tasks = {"click": scores, "buy": {**scores, "auc": 0.65}}
+    out = io.StringIO()
+    with Progress(*job, console=Console(file=out)) as progress:
+        progress.show(line(eval_tasks=tasks, windows=[window]))
+        progress.show(line(eval_tasks={}))
+
+    first, second = out.getvalue().splitlines()
+    assert first.split()[-4:] == [
+        "window_auc.click=0.6123", "window_ne=0.910", "eval_auc.click=0.7123", "eval_auc.buy=0.6500"
+    ]  # fmt: skip
+    assert second.split()[-1] == "eval_auc=0.7123"
+    text = shown(line(eval_tasks=tasks), width=120)
+    assert "AUC of click 0.7123   AUC of buy 0.6500" in text
+    assert "AUC 0" not in text
+    console = Console(width=80, file=io.StringIO())
+    console.print(view(line(), name="j", phase="", samples=0, total=None, window=window))
+    assert "of 10 s: AUC of click 0.6123" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_a_line_without_an_interval_shows_no_rate_of_0(job: tuple[JobConfig, Plan]) -> None:
     out = io.StringIO()
     with Progress(*job, console=Console(file=out)) as progress:

@@ -101,3 +101,34 @@ def test_a_column_that_is_missing_or_no_number_is_refused_as_a_label() -> None:
         labels(CLICK, BUY, c=[1], b=["x"])
     with pytest.raises(DataError, match="the file lacks a column"):
         labels(CLICK, BUY, c=[1])
+
+
+@pytest.mark.parametrize(
+    ("features", "said"),
+    [
+        (
+            {"label": None, "tasks": (CLICK, TaskLabel(name="buy", column="bougt", where="click"))},
+            "no such name, but 'bought'. Correct data.labels.buy, or leave the file out",
+        ),
+        (
+            {
+                "label": None,
+                "tasks": tuple(TaskLabel(name=name, column="clic") for name in ("one", "two")),
+            },
+            "but 'click' or 'clicks'. Correct data.labels.one and data.labels.two, or leave",
+        ),
+        ({"label": "lable"}, "no such name. Correct data.label, or leave the file out"),
+        ({"label": "bougt", "key": "id"}, "but 'bought'. Correct data.label_stream.label, or"),
+    ],
+)
+def test_a_label_column_that_is_missing_is_told_with_the_key_and_columns_that_are_near(
+    features: dict[str, Any], said: str
+) -> None:
+    numbers = {name: pa.int8() for name in ("c", "bought", "click", "clicks", "id")}
+    schema = pa.schema({**numbers, "bougth": pa.string()})  # near, and no number
+    spec = FeatureSpec(dense=(), dense_transform="none", sparse=(), **features)
+
+    with pytest.raises(DataError) as caught:
+        check_schema(schema, spec, "f.parquet")
+
+    assert said in str(caught.value)

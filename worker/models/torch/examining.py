@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from worker.models.protocol import FloatArray
 from worker.models.sequences import Padded, WithSequences
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _SAMPLES = 8
+_MANY = 10_000_000  # dense parameters
 _LENGTH = 5  # of the longest sequence, where the job gives none
 # What a logit may differ by where sequences are filled up further, as a part of the largest one.
 _ROUNDING = {"float32": 1e-3, "tf32": 1e-3, "bf16": 0.05}
@@ -106,6 +108,8 @@ def examine(model: "ModuleModel", made: Made, spec: ModelSpec) -> bool:
         UserCodeError: what the module does can't be trained, or not to the same bits twice.
     """
     where = f"model.class {made.path!r}"
+    for text in warnings_of(made.module):
+        _log.warning("%s: %s", where, text)
     if made.precision == "bf16" and bfloat16_instructions() == ():
         _log.warning(
             "model.precision is bf16, and the processor of this machine has no instructions for it:"
@@ -153,6 +157,27 @@ def examine(model: "ModuleModel", made: Made, spec: ModelSpec) -> bool:
     alone.train(model, params)
     model.predict(params, alone.dense, alone.pooled)
     return np.array_equal(trained, predicted)
+
+
+def warnings_of(module: torch.nn.Module) -> list[str]:
+    """Return what of a module belongs into tables, or is much for the dense part of a model."""
+    found = []
+    for name, each in module.named_modules():
+        if isinstance(each, torch.nn.Embedding | torch.nn.EmbeddingBag):
+            found.append(
+                f"{name} is a torch.nn.{type(each).__name__} of its own, of {each.num_embeddings:,}"
+                f" x {each.embedding_dim}: every batch pulls and pushes all of it. Keys of the data"
+                " belong into data.sparse, whose tables grow with them; places in a list and the"
+                " like may stay"
+            )
+    size = sum(parameter.numel() for parameter in module.parameters())
+    if size > _MANY:
+        name, largest = max(module.named_parameters(), key=lambda each: each[1].numel())
+        found.append(
+            f"it has {size:,} dense parameters, {largest.numel():,} of them in {name}: every batch"
+            f" of every worker pulls and pushes all of them, {4 * size / 1e6:,.0f} MB each way"
+        )
+    return found
 
 
 def _check_gradients(model: "ModuleModel", where: str) -> None:

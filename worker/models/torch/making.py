@@ -2,13 +2,14 @@
 
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from runtime.near_names import near_name
 from worker.models.protocol import custom_class, name_hint
 from worker.models.torch import ModuleInputs
 from worker.models.torch.products import Products, products_of
@@ -18,12 +19,9 @@ from worker.spec import ModelSpec
 _GENERATOR = threading.RLock()
 
 PRECISIONS = ("float32", "tf32", "bf16")
-_OWN = (
-    "class",
-    "precision",
-    "products",
-    "cuda_graphs",
-)  # of the options, those that are not for the class
+# Of the options, those that are not for the class; and all keys of the section model that are ours.
+_OWN = ("class", "precision", "products", "cuda_graphs")
+_KEYS = (*_OWN, "type", "optimizer", "clip_global_norm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +109,10 @@ def _check_options(kind: Any, path: str, inputs: ModuleInputs, options: dict[str
         known = [p.name for p in takes[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for name in options:
         if name not in known:
+            own = near_name(name, _KEYS)
             hint = name_hint(name, known) if known else "it has none"
+            if own is not None and near_name(name, [*known, own]) == own:
+                hint = f"did you mean {own!r}, a key of ours? Of its own: {', '.join(known) or '-'}"
             raise ValueError(f"model.{name}: class {path!r} has no such option; {hint}")
     try:
         signature.bind(inputs, **options)
@@ -119,6 +120,40 @@ def _check_options(kind: Any, path: str, inputs: ModuleInputs, options: dict[str
         raise ValueError(
             f"model.class {path!r} is made as Class(inputs, **options), with the other keys of"
             f" model as options; its __init__ takes {signature}: {error}"
+        ) from error
+
+
+def check_loss(loss: Callable[..., Any], path: str, name: str, *, several: bool) -> None:
+    """Refuse a loss of the class's own that does not take what it will be given.
+
+    Args:
+        name: of the method, `loss` or `batch_loss`.
+        several: whether the job has several tasks.
+
+    Raises:
+        UserCodeError: says how it is called.
+    """
+    takes = ["dense", "embeddings", "labels", "weights"]
+    if name == "loss":
+        takes = ["logits", "labels", *(["known"] if several else [])]
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*takes)
+    except TypeError as error:
+        why = ""
+        if "known" in takes:
+            why = (
+                ": data.labels names several tasks, so each is a dict by task, and known says which"
+                " samples count in one"
+            )
+        elif name == "loss" and "known" in signature.parameters:
+            why = ": known is for jobs of several tasks, which data.labels names"
+        raise UserCodeError(
+            f"model.class {path!r}: {name} is called as {name}({', '.join(takes)}), and takes"
+            f" {signature}{why}"
         ) from error
 
 

@@ -16,7 +16,7 @@ from worker.models.protocol import FloatArray, PackedParameters, Parameter, para
 from worker.models.sequences import WithSequences
 from worker.models.task_loss import task_factors, tasks_loss_and_gradient
 from worker.models.torch.examining import examine
-from worker.models.torch.making import Made, make_module, seeded
+from worker.models.torch.making import Made, check_loss, make_module, seeded
 from worker.models.torch.products import made_by
 from worker.models.torch.sequences import Sequence as VectorSequence
 from worker.models.torch.task_outputs import own_loss, stacked, tasks_without_gradient
@@ -218,8 +218,9 @@ class ModuleModel:
         if self._module.training != training:
             self._module.train(training)
         rounded, kind = self._made.precision == "bf16", self._own.device.type
+        products = self._made.products if kind == "cpu" else "torch"
         with (
-            made_by(self._made.products, self._threads),
+            made_by(products, self._threads),
             torch.autocast(kind, dtype=torch.bfloat16) if rounded else nullcontext(),
         ):
             yield
@@ -502,6 +503,7 @@ def _own_loss(made: Made, spec: ModelSpec, name: str) -> Callable[..., Any] | No
     loss = getattr(made.module, name, None)
     if not callable(loss):
         return None
+    check_loss(loss, made.path, name, several=bool(spec.tasks))
     if spec.loss != "log_loss":
         raise ValueError(
             f"training.loss is {spec.loss}, and model.class {made.path!r} has a loss of its own;"

@@ -195,6 +195,10 @@ def test_it_fails_as_a_value_that_workers_can_send(tried: Callable[..., Tried]) 
         ({"scael": 2}, "model.scael: class .* has no such option; did you mean 'scale'"),
         ({"precision": "fp16"}, "model.precision 'fp16' is not known; .*float32, tf32, bf16"),
         ({"inputs": 3}, "model.inputs: class .* has no such option"),
+        ({"presicion": "bf16"}, "model.presicion: .* no such option; did you mean 'precision', a"),
+        ({"cuda_graph": True}, "did you mean 'cuda_graphs', a key of ours. Of its own: scale"),
+        ({"optimiser": {"type": "adam"}}, "did you mean 'optimizer', a key of ours"),
+        ({"clas": "a:B"}, "did you mean 'class', a key of ours"),
     ],
 )
 def test_options_that_are_not_known_are_named(
@@ -249,6 +253,38 @@ def test_it_is_told_where_a_processor_has_nothing_for_bf16(
     tried(linear(), precision="bf16").model.examine()
 
     assert ("no instructions for it: float32 is faster" in caplog.text) == told
+
+
+@pytest.mark.parametrize(
+    ("layer", "told"),
+    [
+        ("nn.Embedding(50, 2)", "other is a torch.nn.Embedding of its own, of 50 x 2: every batch"),
+        ("nn.EmbeddingBag(50, 2)", "other is a torch.nn.EmbeddingBag of its own, of 50 x 2"),
+        (
+            "nn.Linear(2, 50_000)",
+            "150,010 dense parameters, 100,000 of them in other.weight: every batch of every worker"
+            " pulls and pushes all of them, 1 MB each way",
+        ),
+        ("nn.Linear(2, 3)", None),
+    ],
+)
+def test_what_belongs_into_tables_or_is_very_large_is_warned_of(
+    tried: Callable[..., Tried],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    layer: str,
+    told: str | None,
+) -> None:
+    monkeypatch.setattr("worker.models.torch.examining._MANY", 100_000)
+    uses = "x = x + sum(p.sum() for p in self.other.parameters()) * 1e-6"
+
+    tried(linear(more=f"self.other = {layer}", begin=uses)).model.examine()
+
+    if told is None:
+        assert not caplog.text
+    else:
+        (record,) = caplog.records
+        assert told in record.getMessage()
 
 
 def test_without_torch_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

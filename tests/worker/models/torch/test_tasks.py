@@ -138,9 +138,30 @@ def test_modules_of_several_tasks_are_examined(tried: Callable[..., Tried]) -> N
         ),
         (two(loss=WHOLE), {"click": 1.0, "buy": 2.0}, "data.labels.buy.weight is 2, and loss of"),
         (two(loss=SQUARES.replace("labels[t]) ** 2", "labels[t]).sum()")), EQUAL, "reduction="),
+        (
+            two(loss="\n    def loss(self, logits, labels):\n        return labels\n"),
+            EQUAL,
+            r"loss is called as loss\(logits, labels, known\), and takes \(logits, labels\): dat",
+        ),
+        (
+            two("x", loss=WHOLE),
+            None,
+            r"loss is called as loss\(logits, labels\), .*: known is for jobs of several tasks",
+        ),
         (two(), None, "a dict, as in jobs of several tasks, whose labels data.labels names"),
     ],
-    ids=["tensor", "missing", "unknown", "shape", "detached", "weights", "mean", "one label"],
+    ids=[
+        "tensor",
+        "missing",
+        "unknown",
+        "shape",
+        "detached",
+        "weights",
+        "mean",
+        "known",
+        "not known",
+        "one label",
+    ],
 )
 def test_what_is_wrong_with_a_task_is_told_by_its_name(
     tried: Callable[..., Tried], source: str, tasks: dict[str, float] | None, said: str
