@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding.table.precision import stored_width
-from embedding.table.rows import memory_of
+from embedding.table.rows import IN_MEMORY, ON_DISK, memory_of
 from embedding.table.tiered_values import PLACE_BYTES
 from scheduler.job.config import JobConfig
 from scheduler.job.specs import arriving_features
@@ -340,7 +340,12 @@ def _tables(specs: "JobSpecs", seen: _Seen, columns: list[Column]) -> list[Table
             together = len(np.unique(np.concatenate(keys)))
             most = sum(expected[features[at].name].distinct_expected or 0 for at in shared)
             rows = math.ceil(most * together / apart) if apart else 0
-        memory = memory_of(rows, stored_width(spec), track_usage=spec.track_usage)
+        memory = memory_of(
+            rows,
+            stored_width(spec),
+            track_usage=spec.track_usage,
+            density=ON_DISK if spec.name in specs.tiers else IN_MEMORY,
+        )
         if spec.name in specs.tiers:
             values = 4 * stored_width(spec) * rows
             budget = specs.tiers[spec.name].memory_bytes * specs.config.cluster.servers

@@ -106,9 +106,9 @@ class BareIndex:
     """Arrays as large as a table's index and its metadata: what it touches besides its rows."""
 
     def __init__(self, size: Size) -> None:
-        num_lines = 1 << (2 * size.rows // 5).bit_length()  # an index has up to 2.4 keys a line
+        num_lines = 1 << (size.rows // 3).bit_length()  # an index has some 3 keys a line
         self._lines: Int64Array = reserve(num_lines, 8, np.int64)
-        self._counters: Int64Array = reserve(size.rows, 2, np.int64)
+        self._counters = reserve(size.rows, 2, np.uint32)
         self._lines[:] = self._counters[:] = 0
 
     def read_lines(self, batches: list[Int64Array]) -> None:

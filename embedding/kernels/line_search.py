@@ -21,9 +21,8 @@ _LINE = ir.VectorType(_I64, _WORDS)
 def row_in_line(typing_context: Any, entries: Any, line: Any, key: Any) -> Any:
     """Return the row that a key has in a line of an index, or -1.
 
-    An empty entry has key 0 and, for a row, 0; so has the half word behind the last row, which is
-    read where no key is equal. Entries are filled from the first on, so the first that is equal to
-    key 0 is that key's own, if it has one.
+    An empty entry has key 0 and, for a row, 0. Entries are filled from the first on, so the first
+    that is equal to key 0 is that key's own, if it has one.
 
     Args:
         entries: int64[capacity, 8], see `index`; rows are found by halves of little-endian words.
@@ -43,10 +42,12 @@ def row_in_line(typing_context: Any, entries: Any, line: Any, key: Any) -> Any:
         keys = builder.shuffle_vector(first, undefined, zeros)
         equal = builder.bitcast(builder.icmp_unsigned("==", words, keys), _I8)
         equal = builder.and_(equal, _I8((1 << _PLACES) - 1))
-        equal = builder.or_(equal, _I8(1 << _PLACES))  # none: the place behind the last
+        none = builder.icmp_unsigned("==", equal, _I8(0))
+        equal = builder.or_(equal, _I8(1 << _PLACES))  # then the half word behind the last is read
         place = builder.cttz(builder.zext(equal, _I64), ir.IntType(1)(1))
         halves = builder.bitcast(start, _I32.as_pointer())
         row = builder.load(builder.gep(halves, [builder.add(place, _I64(2 * _PLACES))]))
+        row = builder.select(none, _I32(0), row)
         return builder.sub(builder.zext(row, _I64), _I64(1))
 
     return types.int64(entries, line, key), generate

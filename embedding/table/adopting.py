@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding.table.placed_rows import PlacedRows
-from embedding.table.row_arrays import FREQUENCY, VERSION
 from embedding.table.rows import Rows
+from embedding.table.usage import write_usage
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -48,11 +48,8 @@ class Adoption:
         """
         self._rows.put(placed.keys, numbers)
         if self._rows.track_usage:
-            metadata = self._rows.arrays.metadata
-            metadata[numbers, FREQUENCY], metadata[numbers, VERSION] = (
-                placed.frequency,
-                placed.version,
-            )
+            arrays = self._rows.arrays
+            write_usage(arrays.metadata, arrays.state, numbers, placed.frequency, placed.version)
         self._tiered.adopt(numbers, segment, placed.records)
 
     def end(self) -> None:

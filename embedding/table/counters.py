@@ -4,20 +4,29 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from embedding.table.index import Geometry, find, geometry_of, put, remove, search
+from embedding.table.index import (
+    Geometry,
+    find,
+    geometry_of,
+    home_of,
+    insert_from,
+    remove,
+    search_from,
+)
 from embedding.table.row_arrays import (
-    FREQUENCY,
+    BEFORE,
     NUM_ROWS,
     SPLIT,
-    VERSION,
     WRITTEN,
     RowArrays,
     free_row,
     take_row,
 )
+from embedding.table.usage import FREQUENCY, VERSION, set_usage, usage_at
 
 Int64Array = npt.NDArray[np.int64]
 UInt8Array = npt.NDArray[np.uint8]
+UInt32Array = npt.NDArray[np.uint32]
 
 
 @njit(cache=True, nogil=True)
@@ -36,33 +45,39 @@ def add_counts(
     """
     entries, metadata, state = counters.entries, counters.metadata, counters.state
     flags = counters.flags
-    geometry = geometry_of(entries, state[SPLIT])
+    geometry = geometry_of(entries, state[SPLIT], state[BEFORE])
     for i in range(start, end):
         if positions[i] >= 0:
             continue
-        counter, line = search(entries, geometry, keys[i])
+        home, frequency = home_of(keys[i], geometry), np.int64(0)
+        counter, _ = search_from(entries, home, geometry.lines, keys[i])
         if counter < 0:
             counter = take_row(counters.keys, flags, state, keys[i])
-            put(entries, line, keys[i], counter)
-            metadata[counter, FREQUENCY] = 0
-        metadata[counter, FREQUENCY] += counts[i]
-        metadata[counter, VERSION] = step
+            insert_from(entries, home, geometry.lines, keys[i], counter)
+        else:
+            frequency = usage_at(metadata, state, counter, FREQUENCY)
+        set_usage(metadata, state, counter, FREQUENCY, frequency + counts[i])
+        set_usage(metadata, state, counter, VERSION, np.int64(step))
         flags[counter] = WRITTEN
 
 
 @njit(cache=True, nogil=True, inline="always")
 def counted(
-    entries: Int64Array, metadata: Int64Array, geometry: Geometry, key: np.int64
+    entries: Int64Array,
+    metadata: UInt32Array,
+    state: Int64Array,
+    geometry: Geometry,
+    key: np.int64,
 ) -> np.int64:
     """Return the frequency of the counter of a key, 0 where it has none."""
     counter = find(entries, geometry, key)
-    return metadata[counter, FREQUENCY] if counter >= 0 else np.int64(0)
+    return usage_at(metadata, state, counter, FREQUENCY) if counter >= 0 else np.int64(0)
 
 
 @njit(cache=True, nogil=True, inline="always")
 def take_count(
     entries: Int64Array,
-    metadata: Int64Array,
+    metadata: UInt32Array,
     counter_keys: Int64Array,
     flags: UInt8Array,
     state: Int64Array,
@@ -74,6 +89,6 @@ def take_count(
     if state[NUM_ROWS] > 0:
         counter = remove(entries, geometry, key)
         if counter >= 0:
-            frequency = metadata[counter, FREQUENCY]
+            frequency = usage_at(metadata, state, counter, FREQUENCY)
             free_row(counter_keys, flags, state, counter)
     return frequency

@@ -11,16 +11,17 @@ from embedding.kernels.selection import nth_lowest
 from embedding.spec.eviction import MIN_ROWS_PER_BUCKET
 from embedding.spec.table import TableSpec
 from embedding.table.precision import read_vector, stored_width
-from embedding.table.row_arrays import FREQUENCY, NUM_TOUCHED, VERSION, RowArrays
-from embedding.table.rows import KEY_BYTES, METADATA_BYTES, Rows
+from embedding.table.row_arrays import NUM_TOUCHED, RowArrays
+from embedding.table.rows import KEY_BYTES, Rows
+from embedding.table.usage import FREQUENCY, USAGE_BYTES, VERSION, usage_at
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 
 EvictFirst = Literal["least_frequent", "least_recent"]
 
-# Of the index for each row, at most: a line of 64 bytes, which has 1.2 keys after a doubling.
-INDEX_BYTES = 54
+# Of the index for each row, at most: a line of 64 bytes, which has 2.6 keys when it has grown.
+INDEX_BYTES = 25
 _WEIGHED_AT_ONCE = 1 << 16
 
 
@@ -35,7 +36,7 @@ def rows_per_bucket(spec: TableSpec) -> int:
     if rule is not None and rule.max_rows is not None:
         quotas.append(rule.max_rows // NUM_BUCKETS)
     if rule is not None and rule.max_bytes is not None:
-        row_bytes = 4 * stored_width(spec) + METADATA_BYTES + KEY_BYTES + INDEX_BYTES
+        row_bytes = 4 * stored_width(spec) + USAGE_BYTES + KEY_BYTES + INDEX_BYTES
         quotas.append(rule.max_bytes // (row_bytes * NUM_BUCKETS))
         if quotas[-1] < MIN_ROWS_PER_BUCKET:
             least = MIN_ROWS_PER_BUCKET * row_bytes * NUM_BUCKETS
@@ -71,8 +72,10 @@ def expired(
     for start in range(0, touched, _WEIGHED_AT_ONCE):
         part = slice(start, min(start + _WEIGHED_AT_ONCE, touched))
         there = np.flatnonzero(rows.arrays.flags[part]) + start
+        state = rows.arrays.state.copy()
+        state[NUM_TOUCHED] = there.size
         copy = rows.copy(there, rows.arrays.keys[there])._replace(
-            flags=np.ones(there.size, np.uint8), state=np.array([0, there.size], np.int64)
+            flags=np.ones(there.size, np.uint8), state=state
         )
         count += _collect_expired(copy, dim, precision, rows.track_usage, *rule, keys[count:])
     return keys[:count].copy()
@@ -105,7 +108,7 @@ def _collect_expired(
     for row in range(rows.state[NUM_TOUCHED]):
         if rows.flags[row] == 0:
             continue
-        gone = track_usage and metadata[row, VERSION] < min_version
+        gone = track_usage and usage_at(metadata, rows.state, row, VERSION) < min_version
         if not gone and weigh:
             total = 0.0
             read_vector(values, row, precision, vector, 0, dim)
@@ -137,7 +140,7 @@ def _collect_overfull(rows: RowArrays, quota: int, column: int, keys: Int64Array
             bucket = bucket_of(rows.keys[row])
             if sizes[bucket] > quota:
                 members[places[bucket]] = rows.keys[row]
-                scores[places[bucket]] = rows.metadata[row, column]
+                scores[places[bucket]] = usage_at(rows.metadata, rows.state, row, column)
                 places[bucket] += 1
     count = 0
     for bucket in range(NUM_BUCKETS):

@@ -10,8 +10,9 @@ from embedding.table.bloom import BloomBlocks
 from embedding.table.freezing import Frozen
 from embedding.table.frozen_blocks import FrozenBlocks
 from embedding.table.placed_rows import PlacedRows
-from embedding.table.row_arrays import FREQUENCY, VERSION, RowArrays
+from embedding.table.row_arrays import RowArrays
 from embedding.table.tier_extents import HeldExtents
+from embedding.table.usage import FREQUENCY, VERSION, usage_of
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -91,8 +92,8 @@ class FrozenTable:
         for arrays, positions in self._counters.parts(max_rows):
             yield CounterEntries(
                 keys=arrays.keys[positions],
-                frequency=arrays.metadata[positions, FREQUENCY],
-                version=arrays.metadata[positions, VERSION],
+                frequency=usage_of(arrays.metadata, arrays.state, positions, FREQUENCY),
+                version=usage_of(arrays.metadata, arrays.state, positions, VERSION),
             )
 
     def bloom(self, max_bytes: int) -> Iterator[BloomBlocks]:

@@ -16,8 +16,9 @@ from embedding.table.counters import add_counts, counted, take_count
 from embedding.table.index import BLOCK, find_batch, geometry_of
 from embedding.table.initial_values import InitialValues, fill_initial
 from embedding.table.precision import FLOAT32, read_vector, read_vectors, write_vector
-from embedding.table.row_arrays import FREQUENCY, SPLIT, VERSION, RowArrays, find_or_add
+from embedding.table.row_arrays import BEFORE, SPLIT, RowArrays, find_or_add
 from embedding.table.tier_slots import Slots, take_slot
+from embedding.table.usage import FREQUENCY, VERSION, WIDE, set_usage, usage_at
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
@@ -38,11 +39,12 @@ def pull_rows(
     admitted: UInt8Array,
 ) -> None:
     """Write vectors and admitted bits, changing nothing else; no counts: 0 for each key."""
-    entries, split, stored = rows.entries, rows.state[SPLIT], rows.values
+    entries, split, before = rows.entries, rows.state[SPLIT], rows.state[BEFORE]
+    stored = rows.values
     found = np.empty(BLOCK, np.int64)
     for start in range(0, keys.size, BLOCK):
         end = min(start + BLOCK, keys.size)
-        num_missing = find_batch(entries, split, keys[start:end], found)
+        num_missing = find_batch(entries, split, before, keys[start:end], found)
         admitted[start:end] = 1
         read_vectors(stored, found[: end - start], precision, values[start:end])
         if num_missing > 0:
@@ -95,7 +97,8 @@ def _pull_missing(
     if admission is not None:
         kind, min_count = admission.kind, admission.min_count
         counters, metadata = admission.counters.entries, admission.counters.metadata
-        geometry = geometry_of(counters, admission.counters.state[SPLIT])
+        state = admission.counters.state
+        geometry = geometry_of(counters, state[SPLIT], state[BEFORE])
         bloom, hashes = admission.bloom.counters, admission.bloom.hashes
     narrow = np.empty((1, dim), np.float32)
     for out in range(start, end):
@@ -108,7 +111,8 @@ def _pull_missing(
             elif kind == BLOOM:
                 passes = bloom_count(bloom, hashes, keys[out]) + count >= min_count
             else:
-                passes = counted(counters, metadata, geometry, keys[out]) + count >= min_count
+                before = counted(counters, metadata, state, geometry, keys[out])
+                passes = before + count >= min_count
             if not passes:
                 admitted[out] = 0
                 for c in range(dim):
@@ -158,17 +162,13 @@ def settle_keys(
             )
             if track_usage:
                 for i in new[:num_new]:
-                    metadata[positions[i], FREQUENCY] = 0
+                    set_usage(metadata, rows.state, positions[i], FREQUENCY, np.int64(0))
             if admission is not None:
                 _hand_over_counts(rows, admission, keys, track_usage, positions, new[:num_new])
         if admission is not None and admission.kind == COUNTER:
             add_counts(admission.counters, keys, counts, step, positions, start, end)
         if track_usage:
-            for i in range(start, end):
-                prefetch(metadata, max(positions[min(i + AHEAD, end - 1)], 0), 0)
-                if positions[i] >= 0:
-                    metadata[positions[i], FREQUENCY] += counts[i]
-                    metadata[positions[i], VERSION] = step
+            _count_rows(metadata, rows.state, positions[start:end], counts[start:end], step)
         if has_gradient.size > 0:
             for i in range(start, end):
                 if has_gradient[i] == 0:
@@ -177,6 +177,32 @@ def settle_keys(
             for i in range(start, end):
                 if positions[i] >= 0:
                     positions[i] = slots.places[positions[i]] - 1
+
+
+@njit(cache=True, nogil=True)
+def _count_rows(
+    metadata: npt.NDArray[np.uint32],
+    state: Int64Array,
+    positions: Int64Array,
+    counts: Int64Array,
+    step: int,
+) -> None:
+    """Add to the frequencies of rows, -1: none, and make a step their version."""
+    low, version = np.int64(0xFFFFFFFF), np.int64(step)
+    is_narrow = state[WIDE] == 0 and 0 <= version <= low
+    for i in range(positions.size):
+        prefetch(metadata, max(positions[min(i + AHEAD, positions.size - 1)], 0), 0)
+        row = positions[i]
+        if row < 0:
+            continue
+        total = np.int64(metadata[row, FREQUENCY]) + counts[i]
+        if is_narrow and total <= low:
+            metadata[row, FREQUENCY], metadata[row, VERSION] = np.uint32(total), np.uint32(version)
+        else:
+            total = usage_at(metadata, state, row, FREQUENCY) + counts[i]
+            set_usage(metadata, state, row, FREQUENCY, total)
+            set_usage(metadata, state, row, VERSION, version)
+            is_narrow = state[WIDE] == 0
 
 
 @njit(cache=True, nogil=True)
@@ -223,7 +249,7 @@ def _hand_over_counts(
     counters, counter_metadata = admission.counters.entries, admission.counters.metadata
     counter_keys, flags = admission.counters.keys, admission.counters.flags
     counter_state = admission.counters.state
-    geometry = geometry_of(counters, counter_state[SPLIT])
+    geometry = geometry_of(counters, counter_state[SPLIT], counter_state[BEFORE])
     for i in new:
         if admission.kind == BLOOM:
             count = bloom_count(bloom, hashes, keys[i])
@@ -232,4 +258,4 @@ def _hand_over_counts(
                 counters, counter_metadata, counter_keys, flags, counter_state, geometry, keys[i]
             )
         if track_usage:
-            metadata[positions[i], FREQUENCY] = count
+            set_usage(metadata, rows.state, positions[i], FREQUENCY, count)

@@ -12,19 +12,22 @@ from embedding.table.index import (
     BLOCK,
     begin_search,
     find_batch,
+    find_block,
     geometry_of,
-    put,
+    insert_from,
+    line_of,
     remove,
     search_from,
 )
 
 Int64Array = npt.NDArray[np.int64]
 UInt8Array = npt.NDArray[np.uint8]
+UInt32Array = npt.NDArray[np.uint32]
 Float32Array = npt.NDArray[np.float32]
 
-FREQUENCY, VERSION = 0, 1  # columns of the metadata
-NUM_ROWS, NUM_TOUCHED, FIRST_FREE, SPLIT, MARKS, LINES = range(6)  # places in the state
-NUM_STATE = 6
+# Places in the state; the one after them is `usage.WIDE`.
+NUM_ROWS, NUM_TOUCHED, FIRST_FREE, SPLIT, MARKS, LINES, BEFORE = range(7)
+NUM_STATE = 8
 WRITTEN = np.uint8(LIVE | CHANGED)  # the flags of a row that was just changed
 
 
@@ -33,17 +36,19 @@ class RowArrays(NamedTuple):
 
     Args:
         entries: int64[index capacity, 8], see `index`.
-        metadata: int64[capacity, 2]: frequency and version, where usage is tracked.
+        metadata: uint32[2 x capacity, 2]: frequency and version, where usage is tracked; see
+            `usage`.
         values: float32[capacity, width]: vector, then slots.
         keys: int64[capacity]: whose row it is. A free row holds the next free row plus one.
         flags: uint8[capacity], see `freezing`; 0: the row is free.
         state: int64[NUM_STATE]: rows in use, rows ever used, the first free row plus one, how far
-            the index is doubled (see `index.Geometry`), whether changes are marked: not until
-            the first freeze, as a new row counts as changed; and the index capacity.
+            the index has grown (see `index.Geometry`), whether changes are marked: not until the
+            first freeze, as a new row counts as changed; the lines of the index, those that it
+            had before it began to grow, and whether some usage has more than 32 bits.
     """
 
     entries: Int64Array
-    metadata: Int64Array
+    metadata: UInt32Array
     values: Float32Array
     keys: Int64Array
     flags: UInt8Array
@@ -98,22 +103,29 @@ def find_or_add(
     """
     entries, flags, state = rows.entries, rows.flags, rows.state
     marks = state[MARKS] != 0
-    geometry = geometry_of(entries, state[SPLIT])
-    lines = np.empty(BLOCK + AHEAD, np.uint64)
-    begin_search(entries, keys[start:end], geometry, lines)
+    geometry = geometry_of(entries, state[SPLIT], state[BEFORE])
+    homes, beyond = np.empty(BLOCK + AHEAD, np.uint64), np.empty(BLOCK + 1, np.int64)
+    num_missing = find_block(
+        entries, keys[start:end], geometry, homes, beyond, positions[start:end]
+    )
+    if marks:
+        for i in range(start, end):
+            if positions[i] >= 0:
+                flags[positions[i]] = WRITTEN
     count = 0
+    if num_missing == 0:
+        return count
     for i in range(start, end):
-        prefetch(entries, lines[i - start + AHEAD], 0)
-        row, line = search_from(entries, lines[i - start], geometry.mask, keys[i])
-        if row >= 0:
-            if marks:
-                flags[row] = WRITTEN
-        elif may_add.size == 0 or may_add[i] != 0:
-            row = take_row(rows.keys, flags, state, keys[i])
-            put(entries, line, keys[i], row)
-            new[count] = i
-            count += 1
-        positions[i] = row
+        if positions[i] < 0 and (may_add.size == 0 or may_add[i] != 0):
+            home = homes[i - start]
+            # It may have come before in these keys.
+            row, _ = search_from(entries, home, geometry.lines, keys[i])
+            if row < 0:
+                row = take_row(rows.keys, flags, state, keys[i])
+                insert_from(entries, home, geometry.lines, keys[i], row)
+                new[count] = i
+                count += 1
+            positions[i] = row
     return count
 
 
@@ -133,18 +145,18 @@ def put_batch(rows: RowArrays, keys: Int64Array, numbers: Int64Array) -> int:
     `free_holes`.
     """
     entries, flags, state = rows.entries, rows.flags, rows.state
-    geometry = geometry_of(entries, state[SPLIT])
-    lines = np.empty(BLOCK + AHEAD, np.uint64)
+    geometry = geometry_of(entries, state[SPLIT], state[BEFORE])
+    homes = np.empty(BLOCK + AHEAD, np.uint64)
     for start in range(0, keys.size, BLOCK):
         end = min(start + BLOCK, keys.size)
-        begin_search(entries, keys[start:end], geometry, lines)
+        begin_search(entries, keys[start:end], geometry, homes)
         for i in range(start, end):
-            prefetch(entries, lines[i - start + AHEAD], 0)
-            row, line = search_from(entries, lines[i - start], geometry.mask, keys[i])
+            prefetch(entries, line_of(homes[i - start + AHEAD]), 0)
+            row, _ = search_from(entries, homes[i - start], geometry.lines, keys[i])
             number = numbers[i]
             if row >= 0 or number < 0 or number >= flags.size or flags[number] != 0:
                 return i
-            put(entries, line, keys[i], number)
+            insert_from(entries, homes[i - start], geometry.lines, keys[i], number)
             rows.keys[number], flags[number] = keys[i], WRITTEN
             state[NUM_ROWS] += 1
             state[NUM_TOUCHED] = max(state[NUM_TOUCHED], number + 1)
@@ -164,7 +176,7 @@ def free_holes(rows: RowArrays) -> None:
 def remove_batch(rows: RowArrays, keys: Int64Array, removed: Int64Array) -> int:
     """Remove keys; write those that had a row to removed, int64[n], and return how many."""
     entries, state = rows.entries, rows.state
-    geometry = geometry_of(entries, state[SPLIT])
+    geometry = geometry_of(entries, state[SPLIT], state[BEFORE])
     count = 0
     for i in range(keys.size):
         row = remove(entries, geometry, keys[i])
@@ -188,7 +200,7 @@ def take_frozen(
     Returns:
         how many.
     """
-    find_batch(rows.entries, rows.state[SPLIT], keys, positions)
+    find_batch(rows.entries, rows.state[SPLIT], rows.state[BEFORE], keys, positions)
     flags, count = rows.flags, 0
     for i in range(keys.size):
         row = positions[i]

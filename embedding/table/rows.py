@@ -19,13 +19,14 @@ from embedding.table.freezing import Frozen, flags_of, freeze_flags
 from embedding.table.index import (
     MAX_ROWS,
     WORDS,
-    begin_doubling,
-    continue_doubling,
+    begin_growth,
+    continue_growth,
     find_batch,
 )
 from embedding.table.others import thaw_others
 from embedding.table.reservation import Budget, reserve
 from embedding.table.row_arrays import (
+    BEFORE,
     LINES,
     MARKS,
     NUM_ROWS,
@@ -40,20 +41,39 @@ from embedding.table.row_arrays import (
     take_frozen,
 )
 from embedding.table.tiered_values import PLACE_BYTES, TieredValues
+from embedding.table.usage import USAGE_BYTES, copy_usage, usage_of
 
 Int64Array = npt.NDArray[np.int64]
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 
-METADATA_BYTES = 16
 KEY_BYTES = 9  # and flags
 MAX_TIERED_ROWS = 2**31 - 2
 _LINE_BYTES = 8 * WORDS
 _MIN_LINES = 16
-# Keys for each line of the index, of five, at which its next doubling begins; with each key of a
-# batch a line is moved. Were all keys new, the last lines to move would hold 3.4 keys; a batch of
-# known keys moves as many, so a line holds 1.2 to 3.4 keys: 19 to 54 bytes a key.
-KEYS_A_LINE = 2.4
+_SMALL = 4096  # lines: of a small index memory does not matter, so it doubles
+
+
+class Density(NamedTuple):
+    """How full an index is.
+
+    Args:
+        keys_a_line: for each line, of five, when it begins to grow.
+        part: of its lines that an index gets more each time.
+        lines_a_key: that are moved with each key of a batch while it grows, l. Lines that wait for
+            it get 1/l keys more at most.
+    """
+
+    keys_a_line: float
+    part: float
+    lines_a_key: int
+
+
+# 19 to 24 bytes a row. Searches of keys that have a row take as long as with half as many in a
+# line, and with 4 keys in place of 3.3 a seventh longer (a million rows).
+IN_MEMORY = Density(3.3, 1 / 4, 2)
+# 15 to 17 bytes a row: what a search takes longer is nothing beside a read of the disk.
+ON_DISK = Density(4.2, 1 / 8, 4)
 # Keys that are spread over buckets before they are sorted; fewer are faster sorted all at once.
 _KEYS_TO_SPREAD = 64 * NUM_BUCKETS
 
@@ -116,25 +136,23 @@ class Room(NamedTuple):
         return self if self.rows <= rows else self._replace(rows=rows, cause=cause)
 
 
-def room_in(budget: Budget, width: int) -> Room:
+def room_in(budget: Budget, width: int, density: Density = IN_MEMORY) -> Room:
     """Return how many rows of so many float32 values a budget allows."""
-    row_bytes = 4 * width + METADATA_BYTES + KEY_BYTES
     memory, address, share = budget.memory, budget.address, budget.share_bytes
-    filled = memory.num_bytes // (row_bytes + round(_LINE_BYTES / KEYS_A_LINE))
-    # The lines of an index are a power of two: the one that leaves room for most rows.
-    reserved, lines = 0, _MIN_LINES
-    while lines * _LINE_BYTES < share and lines * KEYS_A_LINE <= 2 * MAX_ROWS:
-        fitting = (share - lines * _LINE_BYTES) // row_bytes
-        reserved = max(reserved, min(fitting, int(lines * KEYS_A_LINE)))
-        lines *= 2
+    index_bytes = round(_LINE_BYTES / density.keys_a_line)
+    row_bytes = 4 * width + USAGE_BYTES + KEY_BYTES + index_bytes
+    filled = memory.num_bytes // row_bytes
+    # Of usage as much again is reserved, and of the index what the last growth may leave empty.
+    row_bytes += USAGE_BYTES + round(index_bytes * density.part) + 1
+    reserved = max(share - 2 * _SMALL * _LINE_BYTES, share // 2) // row_bytes
     part = f"a share of 1/{budget.shares} in {address}"
     rows, cause, remedy = min(
         (filled, str(memory), memory.remedy),
         (reserved, part, address.remedy),
         (MAX_ROWS, "the 32 bits of a row's number", "Use more servers, or evict"),
     )
-    rows = max(rows, int(_MIN_LINES * KEYS_A_LINE))
-    return Room(rows, 1 << int(rows / KEYS_A_LINE).bit_length(), cause, remedy)
+    rows = max(rows, int(_MIN_LINES * density.keys_a_line))
+    return Room(rows, lines_for(rows, density), cause, remedy)
 
 
 class Rows:
@@ -167,7 +185,8 @@ class Rows:
     ) -> None:
         self.track_usage = track_usage
         self._name = name
-        self._room = room_in(budget, width if tiers is None else PLACE_BYTES // 4)
+        self._density = IN_MEMORY if tiers is None else ON_DISK
+        self._room = room_in(budget, width if tiers is None else PLACE_BYTES // 4, self._density)
         self.tiered: TieredValues | None = None
         if tiers is not None:
             self._room = self._room.at_most(MAX_TIERED_ROWS, "the 32 bits of a row's place")
@@ -176,7 +195,7 @@ class Rows:
         self._entries = reserve(self._room.lines, WORDS, np.int64)
         self.arrays = RowArrays(
             entries=self._entries[:_MIN_LINES],
-            metadata=reserve(capacity, 2, np.int64),
+            metadata=reserve(2 * capacity, 2, np.uint32),
             values=reserve(capacity, width, np.float32)
             if self.tiered is None
             else self.tiered.memory,
@@ -222,12 +241,15 @@ class Rows:
         self._grow_index(num_keys)
 
     def _grow_index(self, num_keys: int) -> None:
-        while not self._has_room(num_keys):
-            self._continue_doubling(len(self.arrays.entries))
-            entries = self._entries[: 2 * len(self.arrays.entries)]
-            self.arrays.state[SPLIT] = begin_doubling(entries)
+        if not self._has_room(num_keys):
+            before = len(self.arrays.entries)
+            self._continue_growth(before)
+            lines = lines_for(len(self) + num_keys, self._density)
+            entries = self._entries[: max(lines, more_lines(before, self._density))]
+            self.arrays.state[SPLIT] = begin_growth(entries, before)
+            self.arrays.state[BEFORE] = before
             self._index_is(entries)
-        self._continue_doubling(num_keys)
+        self._continue_growth(self._density.lines_a_key * num_keys)
 
     def expect(self, num_keys: int) -> None:
         """Where there is none yet, make the index as large as so many rows make it.
@@ -235,7 +257,7 @@ class Rows:
         Fewer that come leave it larger than it had to be, and more of them let it grow.
         """
         if len(self) == 0:
-            lines = min(lines_for(num_keys), self._room.lines)
+            lines = min(lines_for(num_keys, self._density), self._room.lines)
             self.arrays.state[SPLIT] = 0
             if lines > len(self.arrays.entries):
                 self._index_is(self._entries[:lines])
@@ -246,23 +268,25 @@ class Rows:
 
     def _has_room(self, num_keys: int) -> bool:
         """Return whether the index can hold that many more keys as large as it is."""
-        return len(self) + num_keys <= int(len(self.arrays.entries) * KEYS_A_LINE)
+        return len(self) + num_keys <= int(len(self.arrays.entries) * self._density.keys_a_line)
 
-    def _continue_doubling(self, num_lines: int) -> None:
+    def _continue_growth(self, num_lines: int) -> None:
         entries, state = self.arrays.entries, self.arrays.state
         if state[SPLIT] > 0:
-            state[SPLIT] = continue_doubling(entries, state[SPLIT], num_lines)
+            state[SPLIT] = continue_growth(entries, state[SPLIT], state[BEFORE], num_lines)
 
     def find(self, keys: Int64Array) -> Int64Array:
         """Return the row of each key, or -1: int64[n]."""
         rows = np.empty(keys.size, np.int64)
-        find_batch(self.arrays.entries, self.arrays.state[SPLIT], keys, rows)
+        arrays = self.arrays
+        find_batch(arrays.entries, arrays.state[SPLIT], arrays.state[BEFORE], keys, rows)
         return rows
 
     def metadata_of(self, keys: Int64Array, column: int, absent: int | Int64Array) -> Int64Array:
         """Return the frequency or version of each key, `absent` where it has no row."""
         rows = self.find(keys)
-        return np.where(rows >= 0, self.arrays.metadata[np.maximum(rows, 0), column], absent)
+        found = usage_of(self.arrays.metadata, self.arrays.state, np.maximum(rows, 0), column)
+        return np.where(rows >= 0, found, absent)
 
     def add(self, keys: Int64Array) -> Int64Array:
         """Return the row of each key, int64[n], giving one to those that have none.
@@ -340,11 +364,10 @@ class Rows:
         else:
             values = np.empty((positions.size, arrays.values.shape[1]), np.float32)
             copy_rows(arrays.values, positions, 0, values)
-        return arrays._replace(
-            keys=keys,
-            metadata=arrays.metadata[positions if self.track_usage else slice(0)],
-            values=values,
+        usage = copy_usage(
+            arrays.metadata, arrays.state, positions if self.track_usage else positions[:0]
         )
+        return arrays._replace(keys=keys, metadata=usage, values=values)
 
     def in_buckets(self, buckets: tuple[int, int]) -> tuple[Int64Array, Int64Array]:
         """Return the keys of buckets [first, end), sorted by (bucket, key), and their rows."""
@@ -363,21 +386,28 @@ class Rows:
         return {
             "index": self.arrays.entries.nbytes,
             "keys": touched * KEY_BYTES,
-            "metadata": touched * METADATA_BYTES * self.track_usage,
+            "metadata": touched * USAGE_BYTES * self.track_usage,
             "rows": values,
             "frozen": 0 if self._frozen is None else self._frozen.nbytes,
         }
 
 
-def memory_of(num_keys: int, width: int, *, track_usage: bool = True) -> int:
+def memory_of(
+    num_keys: int, width: int, *, track_usage: bool = True, density: Density = IN_MEMORY
+) -> int:
     """Return the bytes that `Rows` of so many keys and this width take where none were removed."""
-    row_bytes = KEY_BYTES + METADATA_BYTES * track_usage + 4 * width
-    return lines_for(num_keys) * _LINE_BYTES + num_keys * row_bytes
+    row_bytes = KEY_BYTES + USAGE_BYTES * track_usage + 4 * width
+    return lines_for(num_keys, density) * _LINE_BYTES + num_keys * row_bytes
 
 
-def lines_for(num_keys: int) -> int:
+def lines_for(num_keys: int, density: Density) -> int:
     """Return how many lines the index of so many keys has."""
     lines = _MIN_LINES
-    while num_keys > int(lines * KEYS_A_LINE):
-        lines *= 2
+    while num_keys > int(lines * density.keys_a_line):
+        lines = more_lines(lines, density)
     return lines
+
+
+def more_lines(lines: int, density: Density) -> int:
+    """Return how many lines an index of so many has when it has grown."""
+    return lines + (lines if lines < _SMALL else int(lines * density.part))

@@ -22,12 +22,13 @@ from embedding.table.others import count_own, keys_of_others, of_own, owned
 from embedding.table.placed_rows import PlacedRows
 from embedding.table.precision import kind_of, stored_width
 from embedding.table.reservation import NO_BUDGET, Budget
-from embedding.table.row_arrays import FREQUENCY, VERSION, RowArrays
-from embedding.table.rows import METADATA_BYTES, Rows
+from embedding.table.row_arrays import RowArrays
+from embedding.table.rows import Rows
 from embedding.table.sharing import budget_alone
 from embedding.table.tier_extents import Digest, HeldExtents
 from embedding.table.tiered_values import TieredValues, TierFigures
 from embedding.table.transfer import read_rows, write_rows
+from embedding.table.usage import FREQUENCY, VERSION, usage_of, write_usage
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -174,11 +175,11 @@ class TableState:
     def export_counters(self, buckets: tuple[int, int] = ALL_BUCKETS) -> CounterEntries:
         """Copy the counters of the keys in buckets [first, end), sorted by (bucket, key)."""
         keys, rows = self._in_buckets(self._counters, buckets)
-        metadata = self._counters.arrays.metadata[rows]
+        arrays = self._counters.arrays
         return CounterEntries(
             keys=keys,
-            frequency=np.ascontiguousarray(metadata[:, FREQUENCY]),
-            version=np.ascontiguousarray(metadata[:, VERSION]),
+            frequency=usage_of(arrays.metadata, arrays.state, rows, FREQUENCY),
+            version=usage_of(arrays.metadata, arrays.state, rows, VERSION),
         )
 
     def export_bloom(self, buckets: tuple[int, int] = ALL_BUCKETS) -> BloomBlocks:
@@ -261,7 +262,7 @@ class TableState:
         """`write_rows`, as many at once as memory has room for."""
         arrays = self._rows.arrays
         if self.spec.track_usage:
-            arrays.metadata[rows, FREQUENCY], arrays.metadata[rows, VERSION] = frequency, version
+            write_usage(arrays.metadata, arrays.state, rows, frequency, version)
         for start in range(0, rows.size, tiered.at_once):
             part = slice(start, start + tiered.at_once)
             positions = tiered.overwrite(rows[part])
@@ -297,8 +298,8 @@ class TableState:
             self._counters, self.has_counters = self._reserved_counters(), True
         counters = self._counters.add(keys)
         self._remove(self._rows, keys)
-        self._counters.arrays.metadata[counters, FREQUENCY] = frequency
-        self._counters.arrays.metadata[counters, VERSION] = version
+        arrays = self._counters.arrays
+        write_usage(arrays.metadata, arrays.state, counters, frequency, version)
 
     def remove(self, keys: Int64Array) -> None:
         """Remove the rows and counters of keys; absent keys are left out, filters stay as they are.
@@ -417,10 +418,10 @@ class TableState:
         records = tiered.records_in(held, rows)
         there = records >= 0
         placed, n = rows[there], int(there.sum())
-        usage = np.zeros((n, 2), np.int64)
+        frequency, version = np.zeros((2, n), np.int64)
         if self.spec.track_usage:
-            usage = arrays.metadata[placed]
-        frequency, version = np.ascontiguousarray(usage.T)
+            frequency = usage_of(arrays.metadata, arrays.state, placed, FREQUENCY)
+            version = usage_of(arrays.metadata, arrays.state, placed, VERSION)
         return rows[~there], PlacedRows(records[there], arrays.keys[placed], frequency, version)
 
     def digest_segments(self, digest: Digest) -> None:
@@ -489,9 +490,12 @@ class TableState:
             self.spec.require_usage("for frequencies of rows")
         rows = self._rows if of == "rows" else self._counters
         counts = frequency_histogram(np.empty(0, np.int64))
-        for part in bucket_parts(METADATA_BYTES * len(rows), _PART_BYTES):
+        for part in bucket_parts(16 * len(rows), _PART_BYTES):
             _, positions = rows.in_buckets(part)
-            counts += frequency_histogram(rows.arrays.metadata[positions, FREQUENCY])
+            arrays = rows.arrays
+            counts += frequency_histogram(
+                usage_of(arrays.metadata, arrays.state, positions, FREQUENCY)
+            )
         return counts
 
     def tiers(self) -> TierFigures | None:

@@ -21,12 +21,12 @@ from numba import carray, njit
 from embedding.kernels.addresses import address_of, pointer_at
 from embedding.kernels.arguments import read_only
 from embedding.kernels.finite import all_finite
-from embedding.table.index import WORDS, continue_doubling
+from embedding.table.index import WORDS, continue_growth
 from embedding.table.initial_values import InitialValues
 from embedding.table.passes import pull_rows, settle_keys
 from embedding.table.precision import FLOAT32
-from embedding.table.row_arrays import LINES, NUM_ROWS, NUM_STATE, SPLIT, RowArrays
-from embedding.table.rows import KEYS_A_LINE
+from embedding.table.row_arrays import BEFORE, LINES, NUM_ROWS, NUM_STATE, SPLIT, RowArrays
+from embedding.table.rows import IN_MEMORY
 from embedding.table.variable import KEYS_AT_ONCE, EmbeddingVariable
 
 Int64Array = npt.NDArray[np.int64]
@@ -39,6 +39,7 @@ UInt8Array = npt.NDArray[np.uint8]
  _INITIAL, _SEED, _FIELDS) = range(13)  # fmt: skip
 _NO_COUNTS = read_only(np.empty(0, np.uint32))
 _NO_FLAGS = read_only(np.empty(0, np.uint8))
+_KEYS_A_LINE, _LINES_A_KEY = IN_MEMORY.keys_a_line, IN_MEMORY.lines_a_key
 
 
 class Together:
@@ -278,7 +279,7 @@ def _rows_at(place: Int64Array, width: int) -> RowArrays:
     state = carray(pointer_at(place[_STATE]), (NUM_STATE,), np.int64)
     return RowArrays(
         carray(pointer_at(place[_INDEX]), (state[LINES], WORDS), np.int64),
-        carray(pointer_at(place[_METADATA]), (rows, 2), np.int64),
+        carray(pointer_at(place[_METADATA]), (2 * rows, 2), np.uint32),
         carray(pointer_at(place[_VALUES]), (rows, width), np.float32),
         carray(pointer_at(place[_KEYS]), (rows,), np.int64),
         carray(pointer_at(place[_FLAGS]), (rows,), np.uint8),
@@ -309,18 +310,20 @@ def _pull(  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _without_room(places: Int64Array, sizes: Int64Array, first: int) -> int:
-    """Go on with doublings; return the first table from `first` on that has to grow, or -1."""
+    """Go on with growth; return the first table from `first` on that has to grow, or -1."""
     for t in range(first, sizes.size):
         place, count = places[t], sizes[t]
         if count == 0:
             continue
         state = carray(pointer_at(place[_STATE]), (NUM_STATE,), np.int64)
         most = state[NUM_ROWS] + count
-        if most > place[_MOST] or most > np.int64(state[LINES] * KEYS_A_LINE):
+        if most > place[_MOST] or most > np.int64(state[LINES] * _KEYS_A_LINE):
             return t
         if state[SPLIT] > 0:
             entries = carray(pointer_at(place[_INDEX]), (state[LINES], WORDS), np.int64)
-            state[SPLIT] = continue_doubling(entries, state[SPLIT], count)
+            state[SPLIT] = continue_growth(
+                entries, state[SPLIT], state[BEFORE], _LINES_A_KEY * count
+            )
     return -1
 
 

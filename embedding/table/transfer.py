@@ -8,7 +8,8 @@ from embedding.kernels.prefetch import AHEAD, prefetch
 from embedding.kernels.row_copy import copy_rows, put_rows
 from embedding.table.index import BLOCK
 from embedding.table.precision import FLOAT32, read_vectors, write_vector
-from embedding.table.row_arrays import FREQUENCY, VERSION, RowArrays
+from embedding.table.row_arrays import RowArrays
+from embedding.table.usage import FREQUENCY, VERSION, usage_at, write_usage
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -46,8 +47,8 @@ def read_rows(
         return
     for i in range(n):
         prefetch(metadata, positions[min(i + AHEAD, n - 1)], 0)
-        frequency[i] = metadata[positions[i], FREQUENCY]
-        version[i] = metadata[positions[i], VERSION]
+        frequency[i] = usage_at(metadata, rows.state, positions[i], FREQUENCY)
+        version[i] = usage_at(metadata, rows.state, positions[i], VERSION)
 
 
 @njit(cache=True, nogil=True)
@@ -62,12 +63,10 @@ def write_rows(
     slots: Float32Array,
 ) -> None:
     """Copy columns to rows, vectors rounded to the nearest; arguments as of `read_rows`."""
-    metadata, values = rows.metadata, rows.values
+    values = rows.values
     first_slot = values.shape[1] - slots.shape[1]
     if track_usage:
-        for i in range(positions.size):
-            metadata[positions[i], FREQUENCY] = frequency[i]
-            metadata[positions[i], VERSION] = version[i]
+        write_usage(rows.metadata, rows.state, positions, frequency, version)
     if precision == FLOAT32:
         put_rows(vectors, positions, 0, values)
     else:

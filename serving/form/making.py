@@ -34,7 +34,7 @@ from worker.inference import saved_model
 
 Int64Array = npt.NDArray[np.int64]
 
-_KEYS_A_LINE = 3.4  # of five places: what an index of training has at most
+_KEYS_A_LINE = 3.4  # of five places
 
 
 def make_base(reader: CheckpointReader, folder: Path, rows: RowsAs = "float32") -> Path:
@@ -161,7 +161,7 @@ class _Index:
     def __init__(self, entries: Int64Array, capacity: int) -> None:
         self._arrays = RowArrays(
             entries=entries,
-            metadata=np.empty((0, 2), np.int64),
+            metadata=np.empty((0, 2), np.uint32),
             values=np.empty((0, 0), np.float32),
             keys=np.empty(capacity, np.int64),
             flags=np.zeros(capacity, np.uint8),
@@ -172,6 +172,10 @@ class _Index:
         numbers = np.empty(keys.size, np.int64)
         add_batch(self._arrays, read_only(keys), numbers)
         return numbers
+
+    def end(self) -> None:
+        """Leave what has passed lines out, as the form has it."""
+        self._arrays.entries.view(np.uint32)[:, -1] = 0
 
 
 def _lines_for(num_keys: int) -> int:
@@ -190,11 +194,11 @@ def _write_vectors(
     none = np.empty(0, np.int64)
     arrays = RowArrays(
         np.empty((0, WORDS), np.int64),
-        np.empty((0, 2), np.int64),
+        np.empty((0, 2), np.uint32),
         values,
         none,
         np.empty(0, np.uint8),
-        none,
+        np.zeros(NUM_STATE, np.int64),
     )
     write_rows(
         arrays,
@@ -241,6 +245,7 @@ def _write_base_table(
                 frequency.append(found.frequency)
         for keys in keys_rowless:
             index.add(keys)
+        index.end()
         values.kept = rows
     writer.write(f"{name}/rowless", _joined(counts))
     writer.write(f"{name}/frequency", _joined(frequency))
@@ -375,7 +380,9 @@ class _Changes:
         values = np.empty((new + self.kept.size, width_of(self.spec.dim, self.kind)), np.float32)
         keys = _joined([*self.keys, *kept_keys, *self.rowless_keys])
         entries = np.zeros((_lines_for(keys.size), WORDS), np.int64)
-        _Index(entries, keys.size).add(keys)
+        index = _Index(entries, keys.size)
+        index.add(keys)
+        index.end()
         start = 0
         for vectors in self.vectors:
             numbers = np.arange(start, start + len(vectors))

@@ -76,9 +76,9 @@ def _find(base, overlay, keys, below, above, counts):  # type: ignore[no-untyped
         how many have no row.
     """
     n = keys.size
-    find_batch(base.entries, 0, keys, below)
+    find_batch(base.entries, 0, 0, keys, below)
     if overlay.entries.shape[0] > 0:
-        find_batch(overlay.entries, 0, keys, above)
+        find_batch(overlay.entries, 0, 0, keys, above)
     else:
         above[:n] = -1
     num_above, num_below = overlay.values.shape[0], base.values.shape[0]

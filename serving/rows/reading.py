@@ -14,7 +14,7 @@ from numba import carray, njit
 from embedding.kernels.addresses import address_of, pointer_at
 from embedding.kernels.lines import copy_row
 from embedding.kernels.prefetch import prefetch, prefetch_row
-from embedding.table.index import WORDS, Geometry, home_line, search_from
+from embedding.table.index import WORDS, Geometry, home_of, line_of, search_from
 from embedding.table.precision import FLOAT32, read_vector
 from serving.rows.layers import LayerArrays
 from serving.rows.paging import NONE, FileTable
@@ -29,7 +29,7 @@ Float32s = npt.NDArray[np.float32]
 _BLOCK = 512  # keys whose lines and rows are asked for before they are read
 
 # What the kernel knows of a lookup: two layers, and then how vectors lie and where they go.
-_LINES, _INDEX, _SHIFT, _VALUES, _ROWS, _OF_LAYER = range(6)
+_LINES, _INDEX, _VALUES, _ROWS, _OF_LAYER = range(5)
 _WIDTH, _KIND, _DIM, _COLUMN, _FIELDS = (2 * _OF_LAYER + i for i in range(5))
 
 
@@ -119,7 +119,6 @@ def _layer(layer: LayerArrays) -> tuple[int, ...]:
     return (
         lines,
         address_of(layer.entries) if lines else 0,
-        64 - max(lines.bit_length() - 1, 0),
         address_of(layer.values) if layer.values.size else 0,
         layer.values.shape[0],
     )
@@ -129,8 +128,7 @@ def _layer(layer: LayerArrays) -> tuple[int, ...]:
 def _index_at(place, layer):  # type: ignore[no-untyped-def]
     lines = place[layer + _LINES]
     entries = carray(pointer_at(place[layer + _INDEX]), (lines, WORDS), np.int64)
-    shift, mask = np.uint64(place[layer + _SHIFT]), np.uint64(lines - 1)
-    return entries, Geometry(shift, mask, np.uint64(0))
+    return entries, Geometry(np.uint64(lines), np.uint64(0), np.uint64(0))
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -140,18 +138,18 @@ def _values_at(place, layer):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _ask(place, layer, keys, lines):  # type: ignore[no-untyped-def]
-    """Write home lines, and ask for them."""
+def _ask(place, layer, keys, homes):  # type: ignore[no-untyped-def]
+    """Write homes, and ask for their lines."""
     if place[layer + _LINES] == 0:
         return
     entries, geometry = _index_at(place, layer)
     for i in range(keys.size):
-        lines[i] = home_line(keys[i], geometry)
-        prefetch(entries, lines[i], 0)
+        homes[i] = home_of(keys[i], geometry)
+        prefetch(entries, line_of(homes[i]), 0)
 
 
 @njit(cache=True, nogil=True)
-def _find(place, layer, keys, lines, rows):  # type: ignore[no-untyped-def]
+def _find(place, layer, keys, homes, rows):  # type: ignore[no-untyped-def]
     """Write the row of each key that has one in a layer, and ask for it.
 
     Without a row it is -1 where the layer says nothing, -2 where it says that there is none.
@@ -162,7 +160,7 @@ def _find(place, layer, keys, lines, rows):  # type: ignore[no-untyped-def]
     entries, geometry = _index_at(place, layer)
     values, width = _values_at(place, layer), place[_WIDTH]
     for i in range(keys.size):
-        row, _ = search_from(entries, lines[i], geometry.mask, keys[i])
+        row, _ = search_from(entries, homes[i], geometry.lines, keys[i])
         if row >= values.shape[0]:
             row = -2
         rows[i] = row
@@ -175,7 +173,7 @@ def _read_rows(  # type: ignore[no-untyped-def]
     places, keys, starts, shared, firsts, out, missing
 ):
     """Write the vectors of keys that have a row; list the others, return how many."""
-    below_lines, above_lines = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64)
+    below_homes, above_homes = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64)
     below, above = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
     count, num_lookups = 0, places.shape[0]
     row_of_one = np.empty(1, np.int64)
@@ -193,11 +191,11 @@ def _read_rows(  # type: ignore[no-untyped-def]
                 at, to = first - start, last - start
                 place, these = places[number], keys[first:last]
                 if step == 0:
-                    _ask(place, 0, these, below_lines[at:to])
-                    _ask(place, _OF_LAYER, these, above_lines[at:to])
+                    _ask(place, 0, these, below_homes[at:to])
+                    _ask(place, _OF_LAYER, these, above_homes[at:to])
                 elif step == 1:
-                    _find(place, 0, these, below_lines[at:to], below[at:to])
-                    _find(place, _OF_LAYER, these, above_lines[at:to], above[at:to])
+                    _find(place, 0, these, below_homes[at:to], below[at:to])
+                    _find(place, _OF_LAYER, these, above_homes[at:to], above[at:to])
                 else:
                     dim, column, kind = place[_DIM], place[_COLUMN], place[_KIND]
                     width = place[_WIDTH]
@@ -238,7 +236,7 @@ def _find_rows(  # type: ignore[no-untyped-def]
     Returns:
         how many keys have none, whose number is NONE.
     """
-    below_lines, above_lines = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64)
+    below_homes, above_homes = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint64)
     below, above = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
     count = 0
     for number in range(places.shape[0]):
@@ -246,10 +244,10 @@ def _find_rows(  # type: ignore[no-untyped-def]
         for start in range(starts[number], starts[number + 1], _BLOCK):
             size = min(start + _BLOCK, starts[number + 1]) - start
             these = keys[start : start + size]
-            _ask(place, 0, these, below_lines)
-            _ask(place, _OF_LAYER, these, above_lines)
-            _find(place, 0, these, below_lines, below)
-            _find(place, _OF_LAYER, these, above_lines, above)
+            _ask(place, 0, these, below_homes)
+            _ask(place, _OF_LAYER, these, above_homes)
+            _find(place, 0, these, below_homes, below)
+            _find(place, _OF_LAYER, these, above_homes, above)
             for i in range(size):
                 layer = 0 if above[i] == -1 else 1
                 row = below[i] if layer == 0 else above[i]

@@ -14,13 +14,14 @@ from embedding.table.index import (
     MAX_ROWS,
     PLACES,
     WORDS,
-    begin_doubling,
-    continue_doubling,
+    begin_growth,
+    continue_growth,
     find,
     find_batch,
     geometry_of,
-    home_line,
+    home_of,
     insert_from,
+    may_be_beyond,
     remove,
 )
 
@@ -30,8 +31,8 @@ CAPACITY = LINES * PLACES
 
 
 def home(key, lines):
-    """The bits of the mix that follow the bucket's 12, as a line."""
-    return (int(mix64(np.uint64(key & (2**64 - 1)))) << 12) % 2**64 * lines >> 64
+    """The 34 bits of the mix that follow the bucket's 12, as a line."""
+    return ((int(mix64(np.uint64(key & (2**64 - 1)))) << 12) % 2**64 >> 30) * lines >> 34
 
 
 # Keys whose home is among the last and first lines: their cluster wraps around the end.
@@ -56,18 +57,18 @@ def check_empty_entries(entries):
     """What is not used is zero, and comes last in its line."""
     keys, rows = entries_of(entries)
     assert not keys[rows < 0].any()
-    assert not entries.view(np.uint32)[:, 15].any()
+    assert not entries.view(np.uint32)[(rows < 0).any(axis=1), 15].any()
     assert (np.diff((rows >= 0).astype(int), axis=1) <= 0).all()
 
 
-def longest_search(entries, split=0):
+def longest_search(entries, split=0, before=0):
     """Search for every key by hand, failing where one can't be reached; return the most lines."""
     lines = len(entries)
     keys, rows = entries_of(entries)
     longest = 0
     for line, place in np.argwhere(rows >= 0):
         key = int(keys[line, place])
-        start = home(key, lines // 2) if home(key, lines // 2) < split else home(key, lines)
+        start = home(key, before) if home(key, before) < split else home(key, lines)
         distance = (int(line) - start) % lines
         between = (start + np.arange(distance)) % lines
         assert (rows[between] >= 0).all(), "a line with room cuts a key off from its home"
@@ -76,19 +77,19 @@ def longest_search(entries, split=0):
 
 
 @njit
-def insert_one(entries, split, key, row):
-    geometry = geometry_of(entries, split)
-    insert_from(entries, home_line(np.int64(key), geometry), geometry.mask, key, row)
+def insert_one(entries, split, key, row, before=0):
+    geometry = geometry_of(entries, split, before)
+    insert_from(entries, home_of(np.int64(key), geometry), geometry.lines, key, row)
 
 
 @njit
-def remove_one(entries, split, key):
-    return remove(entries, geometry_of(entries, split), key)
+def remove_one(entries, split, key, before=0):
+    return remove(entries, geometry_of(entries, split, before), key)
 
 
 @njit
-def find_one(entries, split, key):
-    return find(entries, geometry_of(entries, split), key)
+def find_one(entries, split, key, before=0):
+    return find(entries, geometry_of(entries, split, before), key)
 
 
 keys = st.one_of(st.sampled_from(CROWDED), st.sampled_from(EXTREMES), st.integers(-50, 50))
@@ -115,33 +116,64 @@ def test_insert_and_remove_agree_with_a_dict(actions):
 doings = st.lists(st.tuples(st.sampled_from(["insert", "remove", "move"]), keys), max_size=80)
 
 
-@pytest.mark.parametrize("piece", [1, 3, 10])
-@settings(max_examples=200, deadline=None)
+@pytest.mark.parametrize(("piece", "lines"), [(1, 16), (3, 10), (10, 16), (2, 9), (4, 23)])
+@settings(max_examples=120, deadline=None)
 @given(first=st.lists(keys, max_size=CAPACITY - 1, unique=True), then=doings)
-def test_doubling_in_pieces_keeps_every_key_reachable_while_others_come_and_go(piece, first, then):
-    entries, model = empty(2 * LINES), {}
+def test_growth_in_pieces_keeps_every_key_reachable_while_others_come_and_go(
+    piece, lines, first, then
+):
+    entries, model = empty(lines), {}
     for number, key in enumerate(first):
         insert_one(entries[:LINES], 0, key, number)
         model[key] = number
-    split = begin_doubling(entries)
+    split = begin_growth(entries, LINES)
     assert split == LINES
     for number, (action, key) in enumerate(then):
         if action == "move":
-            split = continue_doubling(entries, split, piece)
+            split = continue_growth(entries, split, LINES, piece)
         elif action == "remove":
-            assert remove_one(entries, split, key) == model.pop(key, -1)
+            assert remove_one(entries, split, key, LINES) == model.pop(key, -1)
         elif key not in model and len(model) < CAPACITY:
-            insert_one(entries, split, key, 100 + number)
+            insert_one(entries, split, key, 100 + number, LINES)
             model[key] = 100 + number
         assert rows_by_key(entries) == model
-        longest_search(entries, split)
-        assert all(find_one(entries, split, key) == row for key, row in model.items())
-    split = continue_doubling(entries, split, LINES)
+        longest_search(entries, split, LINES)
+        assert all(find_one(entries, split, key, LINES) == row for key, row in model.items())
+        check_empty_entries(entries)
+    split = continue_growth(entries, split, LINES, LINES)
 
     assert split == 0
     assert rows_by_key(entries) == model
     longest_search(entries)
     check_empty_entries(entries)
+
+
+def test_a_full_home_line_says_of_nearly_every_absent_key_that_it_is_nowhere():
+    entries, lines = empty(64), 64
+    present = np.arange(280)  # of 320 places
+    for key in present:
+        insert_one(entries, 0, key, key)
+    absent = np.arange(1000, 3000)
+
+    @njit
+    def beyond(entries, keys):
+        geometry = geometry_of(entries, 0, 0)
+        count = 0
+        for key in keys:
+            count += may_be_beyond(entries, home_of(key, geometry))
+        return count
+
+    _, rows = entries_of(entries)
+    full = (rows >= 0).all(axis=1)
+    in_full = sum(full[home(int(key), lines)] for key in absent)
+    assert in_full > 1000
+    assert 0 < beyond(entries, absent) < 0.15 * in_full
+
+    entries.view(np.uint32)[:, 15] = 0  # as another software's
+    assert beyond(entries, absent) == in_full
+    found = np.empty(present.size, np.int64)
+    assert find_batch(entries, 0, 0, present, found) == 0
+    assert found.tolist() == present.tolist()
 
 
 @pytest.mark.parametrize("size", [0, 1, index.BLOCK - 1, index.BLOCK, index.BLOCK + 1, 1000])
@@ -152,7 +184,7 @@ def test_a_batch_finds_what_single_keys_find(size):
     keys = np.random.default_rng(size).integers(-20, 1020, size)
     rows = np.empty(size, np.int64)
 
-    find_batch(entries, 0, keys, rows)
+    find_batch(entries, 0, 0, keys, rows)
 
     assert rows.tolist() == [3 * k if 0 <= k < 1000 and k % 2 == 0 else -1 for k in keys.tolist()]
 

@@ -5,8 +5,8 @@ from embedding.kernels.mixing import buckets_of
 from embedding.table import rows as rows_module
 from embedding.table.machine_limits import Limit
 from embedding.table.reservation import Budget
-from embedding.table.row_arrays import VERSION
-from embedding.table.rows import MAX_ROWS, Rows, room_in
+from embedding.table.rows import IN_MEMORY, MAX_ROWS, Rows, lines_for, room_in
+from embedding.table.usage import FREQUENCY, VERSION, usage_of, write_usage
 
 
 def budget_of(memory: int, *, address: int = 1 << 40, shares: int = 1) -> Budget:
@@ -22,7 +22,9 @@ BUDGET = budget_of(1 << 30)
 
 def with_versions(keys, versions):
     rows = Rows(2, BUDGET)
-    rows.arrays.metadata[rows.add(np.asarray(keys)), VERSION] = versions
+    numbers = rows.add(np.asarray(keys))
+    both = np.full(numbers.size, versions)
+    write_usage(rows.arrays.metadata, rows.arrays.state, numbers, both, both)
     return rows
 
 
@@ -93,7 +95,7 @@ def test_buckets_that_do_not_exist_are_refused(buckets):
 
 
 def test_a_full_reservation_refuses_more_keys_says_why_and_stays_as_it_was():
-    rows = Rows(8, budget_of(100 * 84), name="table user")
+    rows = Rows(8, budget_of(100 * 68), name="table user")
     capacity = len(rows.arrays.values)
     rows.add(np.arange(capacity - 10))
 
@@ -126,9 +128,9 @@ def test_what_is_reserved_fits_into_the_share_and_uses_most_of_it(width, share):
 
     taken = room.rows * (16 + 9 + 4 * width) + room.lines * 64
     assert taken <= share
-    assert room.rows <= 2.4 * room.lines
+    assert room.rows <= IN_MEMORY.keys_a_line * room.lines
     if room.rows < MAX_ROWS:
-        assert taken >= 0.6 * share  # an index doubles
+        assert taken >= (0.9 if share > 1 << 30 else 0.4) * share
         assert room.cause.startswith("a share of 1/7 in the address space (")
 
 
@@ -145,22 +147,42 @@ def test_a_row_number_has_32_bits():
     assert (room.rows, room.cause) == (MAX_ROWS, "the 32 bits of a row's number")
 
 
-def test_no_batch_moves_more_than_its_share_of_a_doubling(monkeypatch):
-    moved, real = [], rows_module.continue_doubling
+def test_no_batch_moves_more_than_its_share_of_a_growth(monkeypatch):
+    moved, real = [], rows_module.continue_growth
 
-    def continue_doubling(entries, split, num_lines):
-        after = real(entries, split, num_lines)
+    def continue_growth(entries, split, before, num_lines):
+        after = real(entries, split, before, num_lines)
         moved.append(split - after)
         return after
 
-    monkeypatch.setattr(rows_module, "continue_doubling", continue_doubling)
+    monkeypatch.setattr(rows_module, "continue_growth", continue_growth)
     rows, batch = Rows(0, BUDGET), 1000
     rows.add(np.arange(10 * batch))
     moved.clear()
     for start in range(10 * batch, 300 * batch, batch):
         rows.make_room(batch)
         rows.add(np.arange(start, start + batch))
+        index = rows.memory()["index"] / len(rows)
+        assert len(rows.arrays.entries) < 2 * 4096 or 64 / 3.3 <= index <= 64 / 3.3 * 1.26 + 1
 
-    assert len(moved) > 100
-    assert max(moved) <= batch
-    assert len(rows.arrays.entries) == 131_072
+    assert len(moved) > 90
+    assert max(moved) <= IN_MEMORY.lines_a_key * batch
+    assert len(rows.arrays.entries) == lines_for(len(rows), IN_MEMORY)
+
+
+def test_frequencies_and_versions_are_kept_whatever_of_64_bits_they_have():
+    rows = with_versions(range(4), 1)
+    numbers = rows.find(np.arange(4))
+    frequency, version = np.array([0, 2**32, 2**63 - 1, 7]), np.array([-1, 2**40, -(2**63), 2**32])
+    taken = rows.memory()["metadata"]
+    copied_before = rows.copy(numbers, np.arange(4))
+
+    write_usage(rows.arrays.metadata, rows.arrays.state, numbers, frequency, version)
+    copied = rows.copy(numbers, np.arange(4))
+
+    assert rows.metadata_of(np.arange(5), FREQUENCY, 3).tolist() == [*frequency.tolist(), 3]
+    assert rows.metadata_of(np.arange(5), VERSION, 4).tolist() == [*version.tolist(), 4]
+    for arrays, wanted in ((copied, frequency), (copied_before, np.ones(4))):
+        found = usage_of(arrays.metadata, arrays.state, np.arange(4), FREQUENCY)
+        assert found.tolist() == wanted.tolist()
+    assert taken == 4 * 8

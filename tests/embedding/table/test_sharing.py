@@ -69,7 +69,7 @@ def test_each_of_few_tables_may_fill_the_machine(machine):
 
     rooms = rooms_of(make_variables(specs_of(20)))
 
-    row_bytes = 4 * 32 + 16 + 9 + 27  # vector and accumulator, usage, key and flags, index
+    row_bytes = 4 * 32 + 8 + 9 + 19  # vector and accumulator, usage, key and flags, index
     assert set(rooms) == {(512 << 30) // row_bytes}
 
 

@@ -367,7 +367,7 @@ def test_memory_adds_up_what_rows_and_counters_take():
     memory = variable.memory()
 
     assert memory["rows"] == 600 * DIM * 2 * 4
-    assert memory["metadata"] == 600 * 16
+    assert memory["metadata"] == 600 * 8
     assert memory["keys"] == 600 * 9
     assert memory["counters"] >= 400 * 41
     assert memory["total"] == sum(
