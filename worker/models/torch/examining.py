@@ -180,6 +180,14 @@ def warnings_of(module: torch.nn.Module) -> list[str]:
     return found
 
 
+def trains_as_it_predicts(model: "ModuleModel", spec: ModelSpec) -> bool:
+    """Whether a batch has the logits in training that it has when it is predicted."""
+    params = model.initial_values(spec.seed)
+    batch = _Batch(spec, _SAMPLES, params.size)
+    batch.train(model, params)
+    return np.array_equal(model.logits, model.predict(params, batch.dense, batch.pooled))
+
+
 def _check_gradients(model: "ModuleModel", where: str) -> None:
     if model.without_gradient:
         names = ", ".join(map(repr, model.without_gradient))

@@ -15,7 +15,7 @@ from worker.models.loss import loss_and_gradient
 from worker.models.protocol import FloatArray, PackedParameters, Parameter, parameter_views
 from worker.models.sequences import WithSequences
 from worker.models.task_loss import task_factors, tasks_loss_and_gradient
-from worker.models.torch.examining import examine
+from worker.models.torch.examining import examine, trains_as_it_predicts
 from worker.models.torch.making import Made, check_loss, make_module, seeded
 from worker.models.torch.products import made_by
 from worker.models.torch.sequences import Sequence as VectorSequence
@@ -92,7 +92,7 @@ class ModuleModel:
             )
         self._threads = 1
         self._batch_id = 0
-        self._trains_as_it_predicts = True
+        self._trains_as_it_predicts: bool | None = None  # not known yet
         self.without_gradient: tuple[str, ...] = ()
         self._logits = np.empty(0, np.float32)
         self.forward_ns = 0
@@ -113,6 +113,7 @@ class ModuleModel:
 
     def examine(self) -> None:
         """Try the module on some samples; raises ValueError where it can't be trained."""
+        self._trains_as_it_predicts = True
         self._trains_as_it_predicts = examine(self, self._made, self._spec)
 
     def state(self, params: FloatArray) -> dict[str, np.ndarray]:
@@ -179,6 +180,10 @@ class ModuleModel:
     @property
     def logits(self) -> FloatArray:
         """Those of the batch that was trained last; of no use where dropout was in them."""
+        if self._trains_as_it_predicts is None:  # a worker has examined nothing
+            logits, self._trains_as_it_predicts = self._logits, True
+            self._trains_as_it_predicts = trains_as_it_predicts(self, self._spec)
+            self._logits = logits
         if not self._trains_as_it_predicts:
             raise AttributeError("a batch has other logits where it is trained")
         return self._logits

@@ -55,6 +55,21 @@ def sum_of_losses(tried: Tried, params: np.ndarray, pooled: np.ndarray, squares:
     return float((tried.weights * each).sum())
 
 
+@pytest.mark.parametrize("examined", [False, True])
+def test_logits_of_training_are_kept_where_they_are_those_of_a_prediction(
+    tried: Callable[..., Tried], examined: bool
+) -> None:
+    for dropout in (0.0, 0.1):
+        this = tried(TWO_LAYERS, dropout=dropout)
+        if examined:  # as a job is before it begins, and no worker
+            this.model.examine()  # type: ignore[attr-defined]
+        this.train()
+
+        assert hasattr(this.model, "logits") == (dropout == 0)
+        if not dropout:
+            np.testing.assert_array_equal(this.model.logits, this.predict())
+
+
 @pytest.mark.parametrize("squares", [False, True], ids=["log loss", "its own"])
 def test_gradients_are_those_of_the_weighted_sum_of_losses(
     tried: Callable[..., Tried], squares: bool
