@@ -6,6 +6,7 @@ and so local sockets, are those of the machine.
 
 import ctypes
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,17 @@ from types import TracebackType
 INTERFACE = "eth0"
 _CLONE_NEWNET = 0x40000000
 _BURST_BYTES = 1 << 18
+_NET_ADMIN, _SYS_ADMIN = 1 << 12, 1 << 21  # capabilities; root lacks them in most containers
+
+
+def are_allowed() -> bool:
+    """Return whether this process may make nodes, and has the commands for it."""
+    status = Path("/proc/self/status").read_text()
+    (effective,) = (line for line in status.splitlines() if line.startswith("CapEff:"))
+    needed = _NET_ADMIN | _SYS_ADMIN
+    return int(effective.split()[1], 16) & needed == needed and None not in map(
+        shutil.which, ("ip", "tc")
+    )
 
 
 class Nodes:

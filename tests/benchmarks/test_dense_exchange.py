@@ -1,13 +1,13 @@
 """How dense parameters are carried: every way gives the same bits, and what the lines say."""
 
 import json
-import os
 from typing import Any
 
 import pytest
 from dense_exchange import main
 
 from bench.dense_ways import Fleet
+from bench.nodes import are_allowed
 
 
 def lines(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def test_all_ways_give_the_same_bits(capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(os.geteuid() != 0, reason="nodes of a network take root")
+@pytest.mark.skipif(not are_allowed(), reason="nodes of a network take root")
 def test_nodes_carry_what_is_pulled_and_pushed(capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = lines(
         capsys, "--quick", "--ways=servers", "--servers=1", "--dense=500_000", "--mbit=400"
