@@ -11,12 +11,15 @@ from tiers_training import main
 def test_every_figure_has_a_line(
     jobs_in_threads: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--quick", "--path", str(tmp_path)]) == 0
+    assert main(["--quick", "--without-prefetch", "--path", str(tmp_path)]) == 0
 
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line[:1] == "{"]
     lines = {line["name"]: line for line in found}
-    assert list(lines) == ["sync memory", "sync tiers", "sync tiers without prefetch"]
-    assert all(line["same_model"] for line in lines.values())
+    cases = ["sync memory", "sync tiers", "sync tiers without prefetch"]
+    ratios = [f"{case}, of memory" for case in cases[1:]]
+    assert list(lines) == [*cases, *ratios]
+    assert all(lines[case]["same_model"] for case in cases)
+    assert all(lines[ratio]["target"] == 0.7 for ratio in ratios)
     assert lines["sync tiers"]["reads_that_were_ahead"] > 0
     assert lines["sync tiers without prefetch"]["reads_that_were_ahead"] == 0
     assert list(tmp_path.iterdir()) == []
