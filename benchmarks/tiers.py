@@ -91,9 +91,10 @@ def table_of(spec: TableSpec, batch: int, tiers: Tiers | None) -> tuple[Embeddin
     table = EmbeddingVariable(spec, tiers=tiers)
     values, admitted = np.empty((batch, spec.dim), np.float32), np.empty(batch, np.uint8)
     gradients, counts = np.full((batch, spec.dim), 0.01, np.float32), np.ones(batch, np.int64)
+    once = np.ones(batch, np.uint32)
 
     def pull(keys: np.ndarray) -> None:
-        table.pull(keys, None, values[: keys.size], admitted[: keys.size])
+        table.pull(keys, once[: keys.size], values[: keys.size], admitted[: keys.size])
 
     def apply(keys: np.ndarray, step: int) -> None:
         n = keys.size
@@ -123,7 +124,7 @@ def fill(arguments: argparse.Namespace, spec: TableSpec, stores: Sequence[Any]) 
 def disk_reads(path: str, width: int, rows: int, seed: int) -> float:
     """Return random reads a second of blocks of 4 KiB, as many under way as tiers have."""
     layout = layout_of(width)
-    file = TierFile(path, width, segment_bytes=1 << 20, cached_rows=0, name="the disk")
+    file = TierFile(path, width, segment_bytes=1 << 20, name="the disk")
     file.make_room(rows)
     files, blocks = file.files, file.nbytes // (4 * layout.block_words)
     buffer = memoryview(file.arrays.buffers[0]).cast("B")

@@ -6,7 +6,7 @@ written. Segments follow one another in an extent, which is a file (see `tier_ex
 
 Records that rows have left behind are room again once nothing of their extent lives. Where too
 little is free, what lives of the extent of which least does is written anew, some segments with
-each that is opened. There is room for 1/0.7 of what lives, and for three extents more; that much is
+each that is opened. There is room for 1/0.6 of what lives, and for three extents more; that much is
 asked of the disk before rows are added, so that a full one refuses these and fails nothing later.
 Only where somebody keeps extents (`Extent.keep`) others have to be asked for in their place, when
 the table leaves them.
@@ -15,6 +15,8 @@ the table leaves them.
 import contextlib
 import errno
 import os
+import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -32,16 +34,9 @@ from embedding.table.tier_extents import (
     opened_extent,
     unnamed_file,
 )
-from embedding.table.tier_slots import (
-    BUFFER,
-    FILLED,
-    FREE,
-    SEGMENT,
-    WAYS,
-    Segments,
-    Slots,
-    move_live,
-)
+from embedding.table.tier_segments import BUFFER, FILLED, FREE, SEGMENT, Segments, move_live
+from embedding.table.tier_slots import Slots
+from embedding.table.tier_staged import Staged
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -49,7 +44,7 @@ Int64Array = npt.NDArray[np.int64]
 BUFFERS = 4
 BLOCK_BYTES = 4096
 _MOST_RECORDS = 2**31 - 2  # a place has 32 bits, one of them the sign
-_MOST_LIVE = 0.7  # of the records of all segments, beyond which there have to be more
+_MOST_LIVE = 0.6  # of the records of all segments, beyond which there have to be more
 _EXTENTS = 32  # that a table has about, so that it takes few descriptors
 _LEAST_SEGMENTS, _MOST_EXTENT_BYTES = 4, 1 << 30  # of an extent
 _MOVED_AT_ONCE = 4  # segments, of each of which at most _MOST_LIVE lives: more than one is gained
@@ -70,7 +65,6 @@ class TierFile:
         path: of the folder.
         width: float32 values of a row.
         segment_bytes: that are written at once, about.
-        cached_rows: that were read and are kept, about.
         name: of the table, for errors.
 
     Attributes:
@@ -80,9 +74,7 @@ class TierFile:
         TierError: no file can be made there.
     """
 
-    def __init__(
-        self, path: str, width: int, *, segment_bytes: int, cached_rows: int, name: str
-    ) -> None:
+    def __init__(self, path: str, width: int, *, segment_bytes: int, name: str) -> None:
         self._path, self._name = path, name
         layout = layout_of(width)
         blocks = max(segment_bytes // (4 * layout.block_words), 1)
@@ -90,17 +82,12 @@ class TierFile:
         per_segment = blocks * layout.per_block
         buffers = aligned(BUFFERS * self._words).reshape(BUFFERS, self._words)
         most = _MOST_RECORDS // per_segment
-        sets = max(cached_rows // WAYS, 1)
         self.arrays = Segments(
             live=reserve(most, 1, np.int64).reshape(-1),
             buffer_of=reserve(most, 1, np.int64).reshape(-1),
             buffers=buffers,
             owners=buffers.view(np.int32),
-            tags=reserve(sets, WAYS, np.int64),
-            turns=np.zeros(sets, np.uint8),
-            ahead=np.zeros((sets, WAYS), np.uint8),
-            cached=reserve(sets * WAYS, width, np.float32),
-            state=np.array([-1, -1, per_segment, 0, 0, 0], np.int64),
+            state=np.array([-1, -1, per_segment, 0], np.int64),
             layout=layout,
             per_segment=per_segment,
         )
@@ -121,12 +108,12 @@ class TierFile:
         self._largest = _LEAST_SEGMENTS
         self._next_number = 0
         self._free: list[Extent] = []
+        self._num_in_free = 0  # segments of these
         self._open: Extent | None = None
         self._sealed: dict[int, Extent] = {}
         self._moving: Extent | None = None  # whose rows are being written anew
         self._writes: list[Future[bytes] | None] = [None] * BUFFERS
         self._in_buffer = [-1] * BUFFERS
-        self._image = aligned(self._words)
         self.digest: Digest | None = None
         self.bytes_written = 0
         os.close(unnamed_file(path, name))
@@ -138,9 +125,8 @@ class TierFile:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of buffers and cache."""
-        arrays = self.arrays
-        return arrays.buffers.nbytes + arrays.cached.nbytes + arrays.tags.nbytes + 4 * self._words
+        """Bytes of the buffers."""
+        return self.arrays.buffers.nbytes
 
     # Room -------------------------------------------------------------------------------------
 
@@ -239,6 +225,7 @@ class TierFile:
         self.arrays.live[extent.segments] = FREE
         self.arrays.buffer_of[extent.segments] = -1
         self._free.append(extent)
+        self._num_in_free += len(extent.segments)
 
     def _leave(self, segments: list[int]) -> None:
         """Have no file for some segments any more."""
@@ -263,7 +250,7 @@ class TierFile:
 
     # Writes -----------------------------------------------------------------------------------
 
-    def open_next(self, slots: Slots) -> None:
+    def open_next(self, slots: Slots, staged: Staged) -> None:
         """Give the full segment to be written, and open another one to be filled.
 
         Raises:
@@ -280,22 +267,23 @@ class TierFile:
             segment = self._next_to_move()
             if segment is None:
                 return
-            self._move(segment, slots)
+            self._move(segment, slots, staged)
             moved += 1
 
-    def _move(self, segment: int, slots: Slots) -> None:
+    def _move(self, segment: int, slots: Slots, staged: Staged) -> None:
         """Write what lives of a segment anew."""
-        self._read_segment(segment)
-        rows, start = self._image.view(np.int32), 0
-        while start < self.arrays.per_segment:
-            start = move_live(slots, self.arrays, segment, self._image, rows, start)
-            if start < self.arrays.per_segment:
-                self._open_next()
+        with _images.lent(self._words) as image:
+            self._read_segment(segment, image)
+            rows, start = image.view(np.int32), 0
+            while start < self.arrays.per_segment:
+                start = move_live(slots, self.arrays, staged, segment, image, rows, start)
+                if start < self.arrays.per_segment:
+                    self._open_next()
 
     def _num_free(self) -> int:
         """Return how many segments can be opened."""
         rest = 0 if self._open is None else len(self._open.segments) - self._open.written
-        return rest + sum(len(each.segments) for each in self._free)
+        return rest + self._num_in_free
 
     def _open_next(self) -> None:
         """Write the segment that is filled, as far as it is; open the one after it."""
@@ -309,6 +297,7 @@ class TierFile:
             if not self._free:
                 raise self._error("write", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
             self._open = self._free.pop(0)
+            self._num_in_free -= len(self._open.segments)
         segment = self._open.segments[self._open.written]
         self.arrays.live[segment] = 0
         self.arrays.buffer_of[segment] = buffer
@@ -412,11 +401,11 @@ class TierFile:
         segments = np.array(self._moving.segments)
         return list(segments[self.arrays.live[segments] > 0])
 
-    def _read_segment(self, segment: int) -> None:
+    def _read_segment(self, segment: int, image: Float32Array) -> None:
         try:
             file, place = int(self.files.files[segment]), int(self.files.offsets[segment])
-            count = os.preadv(file, [memoryview(self._image)], place)
-            if count != self._image.nbytes:
+            count = os.preadv(file, [memoryview(image)], place)
+            if count != image.nbytes:
                 raise OSError(errno.EIO, "it ends before what was written to it")
         except OSError as error:
             raise self._error("read", error) from error
@@ -500,6 +489,30 @@ class TierFile:
             f"{self._kept_by_others()})."
             " Checkpoints are whole: see to the disk, or set another tiers.path, and go on from one"
         )
+
+
+class _Images:
+    """Memory for segments that are written anew: as many as there have been at once."""
+
+    def __init__(self) -> None:
+        self._free: list[Float32Array] = []
+        self._guard = threading.Lock()
+
+    @contextlib.contextmanager
+    def lent(self, words: int) -> Iterator[Float32Array]:
+        """Lend float32[words] that begins with a page."""
+        with self._guard:
+            image = self._free.pop() if self._free else aligned(words)
+        if image.size < words:
+            image = aligned(words)
+        try:
+            yield image[:words]
+        finally:
+            with self._guard:
+                self._free.append(image)
+
+
+_images = _Images()
 
 
 @cache

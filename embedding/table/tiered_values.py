@@ -1,9 +1,10 @@
 """The vectors and slots of a table of which only some are in memory; see `tier_slots`.
 
-Pulls read and change nothing that is seen: what they read of the file is kept in a cache, since the
-gradients of the same keys come next. So is what is prefetched for a pull that is to come. An apply
-brings the rows that it updates into memory, from that cache mostly, and writes as many others to
-the file. Which ones those are changes no value.
+Pulls read and change nothing that is seen: what they read of the file stays in slots of memory that
+are free, since the gradients of the same keys come next (`tier_staged`). So does what is prefetched
+for a pull that is to come. An apply brings the rows that it updates into memory, where most of them
+are by then, and writes others to the file until enough slots are free for what is read next. Which
+ones those are changes no value.
 """
 
 import threading
@@ -19,30 +20,34 @@ from embedding.table.precision import read_vectors
 from embedding.table.reservation import reserve
 from embedding.table.tier_extents import Digest, HeldExtents
 from embedding.table.tier_file import BLOCK_BYTES, BUFFERS, TierFile, layout_of
-from embedding.table.tier_slots import (
-    NUM_AHEAD,
-    NUM_FREE,
+from embedding.table.tier_segments import (
     NUM_LIVE,
-    NUM_LOST,
-    Slots,
+    bring,
+    bring_staged,
     demote,
     from_memory,
-    keep,
     not_in_memory,
-    promote,
     release,
     slots_to_write,
-    split,
-    touch,
-    unpin,
+)
+from embedding.table.tier_slots import BOUND, NUM_FREE, SLOT_STATE, Slots, split, touch, unpin
+from embedding.table.tier_staged import (
+    BYTES_A_SLOT,
+    NUM_LOST,
+    NUM_STAGED,
+    begin_apply,
+    room_ahead,
+    stage,
+    staged_in,
+    to_keep_free,
 )
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
-PLACE_BYTES = 4  # of each row, wherever it is
-_SLOT_BYTES = 9  # its row, its heat, and its place among the free ones
-_MOST_HEAT = {"frequency": 15, "recency": 1}
+PLACE_BYTES = 5  # of each row, wherever it is: its place and its score
+_SLOT_BYTES = 10 + BYTES_A_SLOT  # row, score, whether it may leave, place among the free ones
+_MOST_SCORE = {"frequency": 15, "recency": 1}
 _MOST_AT_ONCE = 16384
 _LEAST_SLOTS = 16
 
@@ -55,11 +60,11 @@ class TierFigures:
         memory_rows, disk_rows: rows in memory, and in the file.
         memory_bytes, disk_bytes: what these take, buffers and free room included.
         hits: rows that were read, or updated, in memory.
-        cached: that were in a buffer or in the cache.
+        cached: that were in a buffer, or read before.
         reads: that were read from the disk.
         bytes_written: to the disk.
         prefetched: rows that were read from the disk before they were asked for.
-        prefetched_lost: of these, that left the cache before they were.
+        prefetched_lost: of these, that were forgotten before they were.
     """
 
     memory_rows: int = 0
@@ -74,24 +79,23 @@ class TierFigures:
     prefetched_lost: int = 0
 
 
-def shares_of(tiers: Tiers, width: int, *, name: str) -> tuple[int, int, int]:
-    """Share a budget out: return slots of rows, rows of the cache, and bytes of a segment.
+def shares_of(tiers: Tiers, width: int, *, name: str) -> tuple[int, int]:
+    """Share a budget out: return slots of rows, and bytes of a segment.
 
     Raises:
         ValueError: it has no room for the rows that are worked on.
     """
     row_bytes, budget = 4 * width, tiers.memory_bytes
     block_bytes = 4 * layout_of(width).block_words
-    segment_bytes = min(max(budget // 64, BLOCK_BYTES), 1 << 20)
+    segment_bytes = min(max(budget // 32, BLOCK_BYTES), 1 << 20)
     segment_bytes = -(-segment_bytes // block_bytes) * block_bytes
-    left = budget - budget // 8 - (BUFFERS + 1) * segment_bytes
-    slots = left // (row_bytes + _SLOT_BYTES)
+    slots = (budget - BUFFERS * segment_bytes) // (row_bytes + _SLOT_BYTES)
     if slots < _LEAST_SLOTS:
         raise ValueError(
             f"tiers.memory_bytes of {name} is {budget}, and has no room for {_LEAST_SLOTS} rows"
-            f" of {row_bytes} bytes and {BUFFERS + 1} buffers of {segment_bytes}; raise it"
+            f" of {row_bytes} bytes and {BUFFERS} buffers of {segment_bytes}; raise it"
         )
-    return slots, budget // 8 // (row_bytes + 8), segment_bytes
+    return slots, segment_bytes
 
 
 class TieredValues:
@@ -116,33 +120,42 @@ class TieredValues:
     """
 
     def __init__(self, width: int, capacity: int, tiers: Tiers, *, name: str) -> None:
-        number, cached, segment_bytes = shares_of(tiers, width, name=name)
-        self._most_heat = _MOST_HEAT[tiers.policy]
+        number, segment_bytes = shares_of(tiers, width, name=name)
+        self._most_score = _MOST_SCORE[tiers.policy]
         self._width = width
-        self._file = TierFile(
-            tiers.path, width, segment_bytes=segment_bytes, cached_rows=cached, name=name
-        )
+        self._file = TierFile(tiers.path, width, segment_bytes=segment_bytes, name=name)
         self.memory: Float32Array = reserve(number, width, np.float32)
         self.slots = Slots(
             places=reserve(capacity, 1, np.int32).reshape(-1),
-            owners=np.full(number, -1, np.int32),
+            scores=reserve(capacity, 1, np.uint8).reshape(-1),
             heats=np.zeros(number, np.uint8),
+            owners=np.full(number, -1, np.int32),
+            pinned=np.zeros(number, np.uint8),
             free=np.arange(number - 1, -1, -1, dtype=np.int32),
-            state=np.array([number, 0], np.int64),
+            state=np.zeros(SLOT_STATE, np.int64),
         )
-        self.at_once = min(_MOST_AT_ONCE, number // 2)
-        self._guard = threading.Lock()  # of the cache and of what is counted
+        self.slots.state[NUM_FREE], self.slots.state[BOUND] = number, 1
+        self._staged = staged_in(number)
+        # With half of the slots at most for what is staged, there is room for all of these.
+        self.at_once = min(_MOST_AT_ONCE, 3 * number // 8)
+        # Of what is staged, of the slots that are free where nothing else is changed, of counts.
+        self._guard = threading.Lock()
         self._hits = self._cached = self._reads = self._prefetched = 0
 
     # Reads ------------------------------------------------------------------------------------
 
-    def read_vectors(self, rows: Int64Array, precision: int, vectors: Float32Array) -> None:
+    def read_vectors(
+        self, rows: Int64Array, precision: int, vectors: Float32Array, *, evaluates: bool
+    ) -> None:
         """Write the vectors, float32[n, dim], of rows, -1: none, for a pull.
+
+        Args:
+            evaluates: whether no gradients follow.
 
         Raises:
             TierError: the file can't be read; of any read.
         """
-        positions, away, values = self._look(rows, for_apply=True)
+        positions, away, values = self._look(rows, stages=not evaluates, evaluates=evaluates)
         read_vectors(self.memory, positions, precision, vectors)
         if len(values):
             read_vectors(values, away, precision, vectors)
@@ -150,21 +163,24 @@ class TieredValues:
     def read(self, rows: Int64Array) -> Float32Array:
         """Return all values of rows: float32[n, width]."""
         found = np.empty((rows.size, self._width), np.float32)
-        positions, away, values = self._look(rows, for_apply=False)
+        positions, away, values = self._look(rows, stages=False, evaluates=False)
         copy_rows(self.memory, positions, 0, found)
         if len(values):
             copy_rows(values, away, 0, found)
         return found
 
     def _look(
-        self, rows: Int64Array, *, for_apply: bool
+        self, rows: Int64Array, *, stages: bool, evaluates: bool
     ) -> tuple[Int64Array, Int64Array, Float32Array]:
         positions, away, records = np.empty((3, rows.size), np.int64)
         count = split(self.slots, rows, positions, away, records)
         hits = int(np.count_nonzero(positions >= 0))
-        return positions, away, self._fetch(records[:count], hits, for_apply=for_apply)
+        values = self._fetch(records[:count], hits, stages=stages, evaluates=evaluates)
+        return positions, away, values
 
-    def _fetch(self, records: Int64Array, hits: int, *, for_apply: bool) -> Float32Array:
+    def _fetch(
+        self, records: Int64Array, hits: int, *, stages: bool, evaluates: bool = False
+    ) -> Float32Array:
         """Return the values of records, from memory as far as they are there."""
         values = np.empty((records.size, self._width), np.float32)
         if not records.size:
@@ -172,42 +188,45 @@ class TieredValues:
                 self._hits += hits
             return values
         missing = np.empty(records.size, np.int64)
+        slots, segments, staged = self.slots, self._file.arrays, self._staged
         with self._guard:
-            missing = missing[: from_memory(self._file.arrays, records, values, missing)]
+            count = from_memory(
+                slots, segments, staged, self.memory, records, values, missing, evaluates
+            )
+            missing = missing[:count]
             self._hits += hits
-            self._cached += records.size - missing.size
-            self._reads += missing.size
-        if missing.size:
-            read = np.empty((missing.size, self._width), np.float32)
+            self._cached += records.size - count
+            self._reads += count
+        if count:
+            read = np.empty((count, self._width), np.float32)
             self._file.read(records[missing], read)
             values[missing] = read
-            if for_apply:
+            if stages:
                 with self._guard:
-                    keep(self._file.arrays, records, values, missing, ahead=False)
+                    stage(slots, staged, self.memory, records, values, missing, False)
         return values
 
     def prefetch(self, rows: Int64Array) -> None:
-        """Read rows, -1: none, into the cache before they are asked for.
-
-        As many as half of it has room for: those of a pull before are in it, too.
+        """Read rows, -1: none, before they are asked for, as many as there is room for.
 
         Raises:
             TierError: the file can't be read.
         """
-        arrays = self._file.arrays
+        slots, segments, staged = self.slots, self._file.arrays, self._staged
         positions, away, records = np.empty((3, rows.size), np.int64)
-        records = records[: split(self.slots, rows, positions, away, records)]
+        records = records[: split(slots, rows, positions, away, records)]
         missing = np.empty(records.size, np.int64)
         with self._guard:
-            room = len(arrays.cached) // 2 - int(arrays.state[NUM_AHEAD])
-            missing = missing[: min(not_in_memory(arrays, records, missing), max(room, 0))]
+            count = not_in_memory(segments, staged, records, missing)
+            missing = missing[: room_ahead(slots, staged, count)]
         if not missing.size:
             return
         records = records[missing]
         values = np.empty((records.size, self._width), np.float32)
         self._file.read(records, values)
         with self._guard:
-            keep(arrays, records, values, np.arange(records.size), ahead=True)
+            which = np.arange(records.size)
+            stage(slots, staged, self.memory, records, values, which, True)
             self._prefetched += records.size
 
     # Changes ----------------------------------------------------------------------------------
@@ -238,37 +257,43 @@ class TieredValues:
         Raises:
             TierError: the file can't be read or written.
         """
+        slots, segments, staged = self.slots, self._file.arrays, self._staged
         away = np.empty(rows.size, np.int64)
-        away = away[: touch(self.slots, rows, self._most_heat, away)]
-        records = -(self.slots.places[away].astype(np.int64) + 1)
+        away = away[: touch(slots, rows, self._most_score, away)]
+        hits = int(np.count_nonzero(rows >= 0)) - away.size
+        begin_apply(slots, staged)
         try:
-            hits = int(np.count_nonzero(rows >= 0)) - away.size
-            values = self._fetch(records, hits, for_apply=False)
-            self._free_slots(away.size + num_new)
-            if away.size:
+            rest = away[: bring_staged(slots, segments, staged, away)]
+            self._cached += away.size - rest.size
+            values = self._fetch(-(slots.places[rest].astype(np.int64) + 1), hits, stages=False)
+            self._free_slots(rest.size + num_new)
+            if rest.size:
                 # What lives of a segment may have been written anew meanwhile, so by row.
-                promote(self.slots, self._file.arrays, self.memory, away, values)
+                bring(slots, segments, staged, self.memory, rest, values)
         finally:
-            unpin(self.slots, rows)
+            unpin(slots, rows)
 
     def overwrite(self, rows: Int64Array) -> Int64Array:
         """Return the slots of rows, int64[n], whose values the caller writes; at most `at_once`."""
-        touch(self.slots, rows, self._most_heat, np.empty(rows.size, np.int64))
+        touch(self.slots, rows, self._most_score, np.empty(rows.size, np.int64))
         try:
             self._free_slots(int(np.count_nonzero(self.slots.places[rows] <= 0)))
         finally:
             unpin(self.slots, rows)
         positions = np.empty(rows.size, np.int64)
-        slots_to_write(self.slots, self._file.arrays, rows, positions)
+        slots_to_write(self.slots, self._file.arrays, self._staged, rows, positions)
         return positions
 
     def release(self, rows: Int64Array) -> None:
         """Forget the values of rows, -1: none, that are removed."""
-        release(self.slots, self._file.arrays, rows)
+        release(self.slots, self._file.arrays, self._staged, rows)
 
     def _free_slots(self, number: int) -> None:
-        while not demote(self.slots, self._file.arrays, self.memory, number):
-            self._file.open_next(self.slots)
+        """Have so many slots free, and those that are kept for what will be read."""
+        segments, most = self._file.arrays, self._most_score
+        number += to_keep_free(self.slots, self._staged)
+        while not demote(self.slots, segments, self.memory, number, most):
+            self._file.open_next(self.slots, self._staged)
 
     # What somebody wants to keep --------------------------------------------------------------
 
@@ -325,12 +350,11 @@ class TieredValues:
 
     def figures(self) -> TierFigures:
         """Return where rows are."""
-        in_memory = len(self.memory) - int(self.slots.state[NUM_FREE])
-        arrays = self._file.arrays
         with self._guard:
+            staged = self._staged.state
             return TierFigures(
-                memory_rows=in_memory,
-                disk_rows=int(arrays.state[NUM_LIVE]),
+                memory_rows=self._num_used - int(staged[NUM_STAGED]),
+                disk_rows=int(self._file.arrays.state[NUM_LIVE]),
                 memory_bytes=self.nbytes,
                 disk_bytes=self._file.nbytes,
                 hits=self._hits,
@@ -338,11 +362,14 @@ class TieredValues:
                 reads=self._reads,
                 bytes_written=self._file.bytes_written,
                 prefetched=self._prefetched,
-                prefetched_lost=int(arrays.state[NUM_LOST]),
+                prefetched_lost=int(staged[NUM_LOST]),
             )
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that values, buffers and cache have taken, at most."""
-        used = len(self.memory) - int(self.slots.state[NUM_FREE])
-        return used * (4 * self._width + _SLOT_BYTES) + self._file.memory_bytes
+        """Bytes of memory that values and buffers have taken, at most."""
+        return self._num_used * (4 * self._width + _SLOT_BYTES) + self._file.memory_bytes
+
+    @property
+    def _num_used(self) -> int:
+        return len(self.memory) - int(self.slots.state[NUM_FREE])

@@ -125,6 +125,7 @@ class EmbeddingVariable(TableState):
         """
         n = len(keys)
         keys = input_array("keys", keys, _INT64, (n,))
+        evaluates = counts is None
         counts = _NO_COUNTS if counts is None else input_array("counts", counts, _UINT32, (n,))
         if self._counting is not None:
             counts = with_frequency(counts, self._counting.frequency(keys))
@@ -139,7 +140,7 @@ class EmbeddingVariable(TableState):
             )  # fmt: skip
         else:
             found = self._rows.find(keys)
-            tiered.read_vectors(found, self._precision, values)
+            tiered.read_vectors(found, self._precision, values, evaluates=evaluates)
             pull_without_rows(
                 self._precision, admission, self._initial, default,
                 keys, counts, step, values, admitted, found,
