@@ -1,8 +1,10 @@
-"""The vectors of one lookup, from the pooled input of all of them and back."""
+"""The vectors of one lookup, from where those of all of them are and back."""
 
+import numpy as np
+import numpy.typing as npt
 from numba import njit
 
-from embedding.kernels.lines import copy_row
+from embedding.kernels.lines import add_row, copy_row
 from worker.models.protocol import FloatArray
 
 
@@ -22,3 +24,23 @@ def put_columns(vectors: FloatArray, pooled: FloatArray, column: int) -> None:
     source, target = vectors.reshape(-1), pooled.reshape(-1)
     for i in range(n):
         copy_row(source, i * dim, dim, target, i * width + column)
+
+
+@njit(cache=True, nogil=True)
+def take_rows(flat: FloatArray, positions: npt.NDArray[np.int64], vectors: FloatArray) -> None:
+    """Copy what begins at positions[n] of float32[any] into float32[n, dim], C-contiguous."""
+    (n, dim), target = vectors.shape, vectors.reshape(-1)
+    for i in range(n):
+        copy_row(flat, positions[i], dim, target, i * dim)
+
+
+@njit(cache=True, nogil=True)
+def add_rows(vectors: FloatArray, positions: npt.NDArray[np.int64], flat: FloatArray) -> None:
+    """Add float32[n, dim], C-contiguous, to what begins at positions[n], in the order of samples.
+
+    Args:
+        flat: float32[any], added to.
+    """
+    (n, dim), source = vectors.shape, vectors.reshape(-1)
+    for i in range(n):
+        add_row(source, i * dim, dim, flat, positions[i])

@@ -62,6 +62,7 @@ class DeviceModel(ModuleModel):
         if self._device.type == "cuda":
             prepare(tf32=spec.options.get("precision") == "tf32")
         super().__init__(spec)
+        self.reads_vectors = False  # what is sent lies side by side
         self._module.to(self._device)
         self.constants = Constants(self._made)
         self._own = torch.empty(self._initial.size, device=self._device)
@@ -135,7 +136,7 @@ class DeviceModel(ModuleModel):
         self,
         params: FloatArray,
         dense: FloatArray,
-        pooled: FloatArray | WithSequences,
+        pooled: FloatArray | WithSequences,  # type: ignore[override]  # it reads no vectors where they lie
         labels: FloatArray,
         grad_params: FloatArray,
         grad_pooled: FloatArray | WithSequences,
@@ -152,7 +153,7 @@ class DeviceModel(ModuleModel):
         self,
         params: FloatArray | PackedParameters,
         dense: FloatArray,
-        pooled: FloatArray | WithSequences,
+        pooled: FloatArray | WithSequences,  # type: ignore[override]
     ) -> FloatArray:
         n = len(dense)
         shape = self._spec.logits_shape(n)

@@ -10,9 +10,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from worker.models.lookup_columns import put_columns, take_columns
+from worker.models.lookup_columns import add_rows, put_columns, take_columns, take_rows
 from worker.models.loss import loss_and_gradient
-from worker.models.protocol import FloatArray, PackedParameters, Parameter, parameter_views
+from worker.models.protocol import (
+    FloatArray,
+    PackedParameters,
+    Parameter,
+    SampleVectors,
+    parameter_views,
+)
 from worker.models.sequences import WithSequences
 from worker.models.task_loss import task_factors, tasks_loss_and_gradient
 from worker.models.torch.examining import examine, trains_as_it_predicts
@@ -41,7 +47,8 @@ class ModuleModel:
     the name of each sparse feature to its pooled vectors, float32[n, dim], or to its `Sequence`; it
     returns the logits, [n]. It may have `loss(logits, labels)`, which returns each sample's loss,
     [n], to be multiplied by weights and summed here; else the loss is the job's. Attributes are
-    those that `LogLossModel` has.
+    those that `LogLossModel` has. Without sequences it reads vectors where they lie; a matrix of
+    pooled ones will do too.
 
     In a job of several tasks it returns a dict of the logits of each, and `loss(logits, labels,
     known)` has dicts by task, too; it returns such a dict, of which samples that don't count in a
@@ -78,6 +85,7 @@ class ModuleModel:
         self._bind(self._own)
         self._fill(self._initial)
         self._inputs = _Inputs(spec)
+        self.reads_vectors = not spec.sequences
         self.constants = Constants(self._made)
         self._loss = _own_loss(self._made, spec, "loss")
         self._batch_loss = _own_loss(self._made, spec, "batch_loss")
@@ -131,7 +139,7 @@ class ModuleModel:
         self,
         params: FloatArray,
         dense: FloatArray,
-        pooled: FloatArray | WithSequences,
+        pooled: FloatArray | SampleVectors | WithSequences,
         labels: FloatArray,
         grad_params: FloatArray,
         grad_pooled: FloatArray | WithSequences,
@@ -153,7 +161,7 @@ class ModuleModel:
                     logits, losses, labels, weights, [*self._tensors, *inputs.tensors], began
                 )
             self.constants.check()
-            self._write(gradients, grad_params, grad_pooled)
+            self._write(gradients, grad_params, pooled, grad_pooled)
         return loss
 
     def packed(self, params: FloatArray) -> PackedParameters:
@@ -164,7 +172,7 @@ class ModuleModel:
         self,
         params: FloatArray | PackedParameters,
         dense: FloatArray,
-        pooled: FloatArray | WithSequences,
+        pooled: FloatArray | SampleVectors | WithSequences,
     ) -> FloatArray:
         n = len(dense)
         if not n:
@@ -357,6 +365,7 @@ class ModuleModel:
         self,
         gradients: Sequence[torch.Tensor | None],
         grad_params: FloatArray,
+        pooled: FloatArray | SampleVectors | WithSequences,
         grad_pooled: FloatArray | WithSequences,
     ) -> None:
         self._check_gradients(gradients)
@@ -366,6 +375,12 @@ class ModuleModel:
                 view[...] = 0
             else:
                 np.copyto(view, gradient.numpy())
+        if isinstance(pooled, SampleVectors):
+            assert isinstance(grad_pooled, np.ndarray), "it is laid out as what holds the vectors"
+            for positions, gradient in zip(pooled.positions, gradients[len(views) :], strict=True):
+                if gradient is not None:
+                    add_rows(gradient.contiguous().numpy(), positions, grad_pooled)
+            return
         of_sequences = grad_pooled.sequences if isinstance(grad_pooled, WithSequences) else ()
         columns = grad_pooled.pooled if isinstance(grad_pooled, WithSequences) else grad_pooled
         sequences = iter(of_sequences)
@@ -397,7 +412,9 @@ class _Inputs:
         self.embeddings: dict[str, torch.Tensor | VectorSequence] = {}
         self.tensors: list[torch.Tensor] = []
 
-    def of(self, dense: FloatArray, pooled: FloatArray | WithSequences) -> "_Inputs":
+    def of(
+        self, dense: FloatArray, pooled: FloatArray | SampleVectors | WithSequences
+    ) -> "_Inputs":
         """Take the inputs of a batch."""
         n, spec = len(dense), self._spec
         given = pooled.sequences if isinstance(pooled, WithSequences) else ()
@@ -410,7 +427,7 @@ class _Inputs:
         self.dense = self._held[:begin].view(n, spec.num_dense)
         np.copyto(self.dense.numpy(), dense)
         self.embeddings, self.tensors = {}, []
-        for name, lookup in zip(spec.lookup_names, spec.lookups, strict=True):
+        for at, (name, lookup) in enumerate(zip(spec.lookup_names, spec.lookups, strict=True)):
             if lookup.sequence:
                 padded = next(sequences)
                 end = begin + padded.vectors.size
@@ -420,7 +437,10 @@ class _Inputs:
             else:
                 end = begin + n * lookup.dim
                 vectors = self._held[begin:end].view(n, lookup.dim)
-                take_columns(columns, lookup.column, vectors.numpy())
+                if isinstance(columns, SampleVectors):
+                    take_rows(columns.flat, columns.positions[at], vectors.numpy())
+                else:
+                    take_columns(columns, lookup.column, vectors.numpy())
                 self.embeddings[name] = vectors
             self.tensors.append(vectors)
             begin = end

@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,13 @@ import pytest
 import threadpoolctl
 from torch_models import Tried
 
-from worker.models import PackedParameters, build_model, initial_parameters, parameter_views
+from worker.models import (
+    PackedParameters,
+    SampleVectors,
+    build_model,
+    initial_parameters,
+    parameter_views,
+)
 from worker.models.torch import ModuleInputs
 
 torch = pytest.importorskip("torch")
@@ -116,6 +123,37 @@ def test_weights_of_1_change_no_bit(tried: Callable[..., Tried], source: str) ->
 
     for plain, weighted in zip(this.train(), this.train(ones), strict=True):
         np.testing.assert_array_equal(plain, weighted)
+
+
+def test_vectors_are_read_where_they_lie_and_their_gradients_added_there(
+    tried: Callable[..., Tried],
+) -> None:
+    this = tried(TWO_LAYERS)
+    # Sample 1 has the vectors of sample 0, and the others lie in another order than the samples.
+    order = np.array([0, 0, 3, 2, 4, 6, 5])
+    flat = np.concatenate([this.pooled[:, 4:].ravel(), this.pooled[:, :4].ravel()])
+    positions = np.stack([2 * this.n + 4 * order, 2 * order])
+    alike = replace(this)
+    alike.pooled[:] = this.pooled[order]
+    loss, grad_params, grad_pooled = alike.train(this.weights)
+    grad_flat, found_params = np.ones_like(flat), np.empty_like(grad_params)
+    model: Any = this.model
+
+    found = model.train(
+        this.params, alike.dense, SampleVectors(flat, positions), alike.labels, found_params,
+        grad_flat, this.weights,
+    )  # fmt: skip
+
+    assert model.reads_vectors
+    assert found == loss
+    np.testing.assert_array_equal(found_params, grad_params)
+    expected = np.ones((this.n, 6), np.float32)
+    np.add.at(expected, order, grad_pooled)
+    np.testing.assert_allclose(grad_flat[2 * this.n :].reshape(-1, 4), expected[:, :4], rtol=1e-6)
+    np.testing.assert_allclose(grad_flat[: 2 * this.n].reshape(-1, 2), expected[:, 4:], rtol=1e-6)
+    np.testing.assert_array_equal(
+        model.predict(this.params, alike.dense, SampleVectors(flat, positions)), alike.predict()
+    )
 
 
 def test_it_keeps_what_a_job_on_a_stream_asks_for(tried: Callable[..., Tried]) -> None:
