@@ -3,6 +3,8 @@
     python benchmarks/tiers.py --path /ssd            # 10 million rows
     python benchmarks/tiers.py --quick                # small: see that it runs
     python benchmarks/tiers.py --path /ssd --cuts     # cuts and restoring, instead
+    python benchmarks/tiers.py --path /ssd --rows 100000000 --memory 4000000000
+                                                      # so many rows in so much memory, instead
 
 The same Zipf batches are pulled from and applied to a table in memory, a table with tiers and,
 where `rocksdict` can be imported, RocksDB with the same budget, in turns. The disk's random reads
@@ -12,6 +14,7 @@ are measured in the same run. What each line means: docs/performance.md.
 import argparse
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -23,6 +26,7 @@ import numpy as np
 
 from bench.keys import Size, keys_of, zipf
 from bench.lines import MEGA, Times, emit
+from bench.many_rows import measure_many_rows
 from bench.rocks import RocksTable
 from bench.tier_cuts import measure_cuts
 from embedding import Adam, EmbeddingVariable, TableEntries, TableSpec, Tiers, step_scalars
@@ -47,6 +51,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--path", default=tempfile.gettempdir(), help="folder on the disk")
     parser.add_argument("--without-rocksdb", action="store_true")
     parser.add_argument("--cuts", action="store_true", help="measure cuts, and restoring them")
+    parser.add_argument("--memory", type=int, metavar="BYTES",
+                        help="of a table with all of its rows, which is made by applies, pulled,"
+                        " cut and restored")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=3, help="of each cut (%(default)s)")
     parser.add_argument("--seconds", type=float, default=20.0,
                         help="of training with a cut, and without (%(default)s)")  # fmt: skip
@@ -62,6 +69,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--seconds must be > 0, got {arguments.seconds}")
     if arguments.times <= 1:
         parser.error(f"--times must be > 1, got {arguments.times}")
+    if arguments.memory is not None and arguments.cuts:
+        parser.error("--memory and --cuts are two measurements: give one of them")
     if not Path(arguments.path).is_dir():
         parser.error(f"--path must be a folder, got {arguments.path!r}")
     return arguments
@@ -143,6 +152,16 @@ def disk_reads(path: str, width: int, rows: int, seed: int) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
+    if arguments.memory is not None:
+        with tempfile.TemporaryDirectory(prefix="tiers-", dir=arguments.path) as folder:
+            try:
+                measure_many_rows(arguments.rows, arguments.dim, arguments.memory, arguments.path,
+                                  Path(folder) / "full", batch=arguments.batch,
+                                  batches=arguments.batches)  # fmt: skip
+            except ValueError as error:
+                print(error, file=sys.stderr)
+                return 2
+        return 0
     # Adam, whose rows have the vector and two slots.
     spec = TableSpec(name="bench", dim=arguments.dim, optimizer=Adam(), track_usage=False)
     row_bytes = 4 * 3 * arguments.dim

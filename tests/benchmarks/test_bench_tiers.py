@@ -51,3 +51,26 @@ def test_cuts_by_reference_and_by_copy_are_measured(
     ]
     assert lines["cut by reference"]["written"] < lines["cut by copy"]["written"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_so_many_rows_in_so_much_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = ("--path", str(tmp_path), "--rows", "50000", "--batch", "4000", "--batches", "2")
+
+    assert main([*size, "--memory", "6000000"]) == 0
+
+    lines = {line["name"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert list(lines) == [
+        "rows made by applies",
+        "memory of a row",
+        "disk of a row",
+        "pull, uniform keys",
+        "pull, Zipf keys",
+        "cut by reference",
+        "restore by reference",
+    ]
+    assert lines["memory of a row"]["total"] <= 6.0
+    assert lines["disk of a row"]["rows_on_disk"] > 10_000
+    assert list(tmp_path.iterdir()) == []
+
+    assert main([*size, "--memory", "1000000"]) == 2
+    assert "--memory must be >= " in capsys.readouterr().err
