@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ps.checkpoint.errors import CheckpointError
 from serving.calls import OUTPUT
 from serving.errors import RequestError, ServingError
+from serving.form.making import WhenMaking
 from serving.form.opening import Form
 from serving.loading import Loaded, Loader, predictor_of
 from serving.published import PublishedRun, is_published
@@ -112,6 +113,7 @@ class Model:
         publish_token: str | None = None,
         rows: RowsAs = "float32",
         memory_bytes: int | None = None,
+        when_making: WhenMaking | None = None,
     ) -> "Model":
         """Open a checkpoint, or the newest one of a run directory, and make its form if needed.
 
@@ -129,6 +131,7 @@ class Model:
                 or `int8`, where that takes less. Nothing checks here what that costs.
             memory_bytes: of vectors in memory: those that are asked for most; the others are read
                 from the disk that forms are on. None: all of them are mapped.
+            when_making: called as rows are written of a form that is made first.
 
         Raises:
             ServingError, CheckpointError, ModelError: what was named can't be served.
@@ -142,6 +145,7 @@ class Model:
                 source = Source(published.checkpoints, published.forms, True, rows)
             else:
                 source = Source.at(run_or_checkpoint, forms, rows)
+            source.when_making = when_making
             model = cls(
                 source,
                 keep_versions=keep_versions,

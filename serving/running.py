@@ -15,6 +15,7 @@ from serving.endpoint.answering import Endpoint, Limits
 from serving.endpoint.connection import ConnectionLimits
 from serving.endpoint.server import MOST_CONNECTIONS, Server, check_free, free_port
 from serving.errors import ServingError
+from serving.form.making import WhenMaking
 from serving.loop_session import LoopSession
 from serving.model import KEPT_VERSIONS, Model
 from serving.pool import AnySession, Pool
@@ -83,6 +84,10 @@ class ServeOptions:
 class Serving:
     """A model with its sessions and its server.
 
+    Args:
+        options: how it is served.
+        when_making: called as rows are written of a form that is made first.
+
     Attributes:
         bulk: what answers Arrow Flight, while it runs; None: it is not asked for.
         waits: whether a stream of Arrow Flight is left open, whose client sends nothing.
@@ -91,7 +96,7 @@ class Serving:
         ServingError, CheckpointError, ModelError: it can't be served as it is asked for.
     """
 
-    def __init__(self, options: ServeOptions) -> None:
+    def __init__(self, options: ServeOptions, when_making: WhenMaking | None = None) -> None:
         if options.host not in _LOOPBACK and options.token is None:
             raise ServingError(
                 f"at {options.host} others could ask too: give a token, in SYNCHROMESH_SERVE_TOKEN"
@@ -112,6 +117,7 @@ class Serving:
                 max_rows=options.session.max_rows,
                 publish_token=options.publish_token,
                 memory_bytes=options.memory_of_a_session,
+                when_making=when_making,
             )
             opened.callback(self.model.close)
             self._template = SessionTemplate()

@@ -16,7 +16,7 @@ from ps.checkpoint.read import CheckpointReader
 from runtime.durable import PARTIAL
 from runtime.places import Place, is_file, place_of
 from serving.errors import ServingError
-from serving.form.making import make_base, make_overlay
+from serving.form.making import WhenMaking, make_base, make_overlay
 from serving.form.opening import Form, form_name
 from serving.rows.quantized import RowsAs
 from serving.versions import Version
@@ -54,6 +54,7 @@ class Source:
         follows: whether newer checkpoints may come.
         rows: how forms keep vectors.
         skipped: checkpoints that are left out, each with why.
+        when_making: called as rows are written of a form that has all of them.
     """
 
     path: Place
@@ -61,6 +62,7 @@ class Source:
     follows: bool
     rows: RowsAs = "float32"
     skipped: dict[Place, str] = field(default_factory=dict)
+    when_making: WhenMaking | None = None
     # What is known to be all there. It is not read again, whether it is still needed or not.
     _known: dict[Place, CheckpointFiles] = field(default_factory=dict)
     # Overlays that were made here, or have been verified.
@@ -183,7 +185,7 @@ class Source:
                 return found.folder
         before = self._form_below(reader)
         if before is None:
-            return make_base(reader, self.forms, self.rows)
+            return make_base(reader, self.forms, self.rows, self.when_making)
         made = make_overlay(reader, before, self.forms)
         self._made.add(made.name)
         return made

@@ -10,6 +10,7 @@ import numpy as np
 from runtime.places import Place
 from scheduler import ConfigError
 from serving import Model
+from serving.form.making import WhenMaking
 from serving.loading import predictor_of
 from serving.rows.quantized import RowsAs
 from serving.source import Source
@@ -53,6 +54,7 @@ def rows_loss(
     rows: RowsAs,
     forms: str | Path | None = None,
     data: Sequence[str] | None = None,
+    when_making: WhenMaking | None = None,
 ) -> RowsLoss:
     """Score the newest checkpoint with both, on the first `MAX_SAMPLES` samples of labelled data.
 
@@ -63,18 +65,19 @@ def rows_loss(
         rows: how vectors are to be kept.
         forms: as `Model.open`.
         data: files, folders, globs or tables; None: data.eval of the run's job.
+        when_making: called as rows are written of a form that is made first.
 
     Raises:
         ServingError, CheckpointError, ConfigError, DataError: what was named can't be used.
     """
-    with Model.open(source, forms=forms, rows=rows) as kept:
+    with Model.open(source, forms=forms, rows=rows, when_making=when_making) as kept:
         place = Source.at(source, forms)
         checkpoint = place.path
         if place.follows:
             checkpoint = place.path / kept.version.checkpoint
         with (
             tempfile.TemporaryDirectory(prefix="compared-", dir=place.forms) as beside,
-            Model.open(str(checkpoint), forms=beside) as trained,
+            Model.open(str(checkpoint), forms=beside, when_making=when_making) as trained,
         ):
             found = _aucs(source, checkpoint, data, [trained, kept])
             return RowsLoss(

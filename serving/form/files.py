@@ -24,7 +24,7 @@ FORMAT = "synchromesh-serving"
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
-_LET_GO_BYTES = 8 << 20
+_LET_GO_BYTES = 1 << 20
 _DTYPES = ("int64", "float32", "uint8")
 
 

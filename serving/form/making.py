@@ -1,6 +1,6 @@
 """Make the serving form of a checkpoint: of all of it, or of what has changed since another."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,11 +37,35 @@ Int64Array = npt.NDArray[np.int64]
 _KEYS_A_LINE = 3.4  # of five places
 
 
-def make_base(reader: CheckpointReader, folder: Path, rows: RowsAs = "float32") -> Path:
+@dataclass(frozen=True, slots=True)
+class BaseProgress:
+    """How far a base is that is being made.
+
+    Args:
+        checkpoint: the folder's name of the checkpoint that it is made from.
+        rows: that are written.
+        of: that the checkpoint's files list; one that comes again in a delta is listed again.
+    """
+
+    checkpoint: str
+    rows: int
+    of: int
+
+
+WhenMaking = Callable[[BaseProgress], None]
+
+
+def make_base(
+    reader: CheckpointReader,
+    folder: Path,
+    rows: RowsAs = "float32",
+    when_making: WhenMaking | None = None,
+) -> Path:
     """Write all that a model reads of a checkpoint; return where, below `folder`.
 
     Args:
         rows: how vectors are kept.
+        when_making: called as rows are written.
 
     Raises:
         CheckpointError: the checkpoint is damaged.
@@ -52,9 +76,19 @@ def make_base(reader: CheckpointReader, folder: Path, rows: RowsAs = "float32") 
         return path
     specs = served_tables(reader)
     counting, filters = counting_tables(specs), thresholds(specs)
+    listed = sum(_listed_rows(reader, spec) for spec in specs)
+    done = 0
+
+    def wrote(count: int) -> None:
+        nonlocal done
+        done += count
+        if when_making is not None:
+            when_making(BaseProgress(reader.directory.name, done, listed))
+
+    wrote(0)
     with new_form(path) as (writer, partial):
         for spec in specs:
-            _write_base_table(writer, reader, spec, counting, kind_for(spec, rows))
+            _write_base_table(writer, reader, spec, counting, kind_for(spec, rows), wrote)
             _write_base_filters(writer, reader, spec, filters.get(spec.name, ()))
         writer.write("dense", reader.dense_vector())
         write_manifest(partial, _manifest("base", reader, specs, writer, None, rows))
@@ -218,10 +252,11 @@ def _write_base_table(
     spec: TableSpec,
     counting: dict[str, set[int]],
     kind: int,
+    wrote: Callable[[int], None],
 ) -> None:
     name = f"tables/{spec.name}"
     keeps, least = keeps_counters(spec, counting)
-    most_rows = _listed(reader, f"{name}/rows-") + _listed(reader, f"{name}/placed-")
+    most_rows = _listed_rows(reader, spec)
     most = most_rows + (_listed(reader, f"{name}/counters-") if keeps else 0)
     keys_rowless: list[Int64Array] = []
     counts: list[Int64Array] = []
@@ -241,6 +276,7 @@ def _write_base_table(
             numbers = index.add(found.keys)
             _write_vectors(values.array, numbers, found.vectors, kind)
             rows += numbers.size
+            wrote(numbers.size)
             if spec.name in counting:
                 frequency.append(found.frequency)
         for keys in keys_rowless:
@@ -249,6 +285,11 @@ def _write_base_table(
         values.kept = rows
     writer.write(f"{name}/rowless", _joined(counts))
     writer.write(f"{name}/frequency", _joined(frequency))
+
+
+def _listed_rows(reader: CheckpointReader, spec: TableSpec) -> int:
+    """Return how many rows of a table the chain lists, those of its deltas again."""
+    return sum(_listed(reader, f"tables/{spec.name}/{kind}-") for kind in ("rows", "placed"))
 
 
 def _listed(reader: CheckpointReader, prefix: str) -> int:

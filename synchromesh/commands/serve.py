@@ -2,6 +2,8 @@
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,8 +21,10 @@ from synchromesh.commands.sizes import Bytes
 from worker.inference import ModelError
 
 if TYPE_CHECKING:
+    from serving.form.making import BaseProgress
     from serving.running import ServeOptions, Serving
 
+_FIRST_TOLD_SECONDS, _TOLD_SECONDS = 2.0, 5.0
 TOKEN_VARIABLE = "SYNCHROMESH_SERVE_TOKEN"
 PUBLISH_VARIABLE = "SYNCHROMESH_PUBLISH_TOKEN"
 
@@ -249,7 +253,7 @@ def _serve(options: "ServeOptions", *, as_json: bool) -> None:
         answering(ModelError, ServingError, failures=FAILURES),
         when_compiling(_tell_of_compiling),
     ):
-        serving = Serving(options)
+        serving = Serving(options, FormProgress().tell)
 
     def ready() -> None:
         keep_pauses_short()
@@ -263,6 +267,34 @@ def _serve(options: "ServeOptions", *, as_json: bool) -> None:
     if serving.waits:
         sys.stdout.flush()
         os._exit(0)  # gRPC would wait for streams that nobody may ever end
+
+
+class FormProgress:
+    """Says on the standard error how far a serving form is, of one that takes its time.
+
+    Args:
+        now: the time in seconds.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._checkpoint = ""
+        self._began = self._next = 0.0
+
+    def tell(self, progress: "BaseProgress") -> None:
+        """Say it, every five seconds; the first time after two."""
+        now = self._now()
+        if progress.checkpoint != self._checkpoint or progress.rows == 0:
+            self._checkpoint, self._began = progress.checkpoint, now
+            self._next = now + _FIRST_TOLD_SECONDS
+        if now < self._next:
+            return
+        self._next = now + _TOLD_SECONDS
+        click.echo(
+            f"making the serving form of {progress.checkpoint}: {progress.rows:,} of"
+            f" {progress.of:,} rows after {now - self._began:.0f} s; it is kept",
+            err=True,
+        )
 
 
 def _tell_of_compiling() -> None:
@@ -303,7 +335,13 @@ def _check_rows(asked: _Asked) -> None:
             " unmeasured"
         )
     with answering(*BAD_INPUT, ServingError):
-        found = rows_loss(asked.source, rows=rows, forms=asked.forms, data=asked.data or None)
+        found = rows_loss(
+            asked.source,
+            rows=rows,
+            forms=asked.forms,
+            data=asked.data or None,
+            when_making=FormProgress().tell,
+        )
     told = (
         f"AUC {found.auc_kept:.5f} with rows as {rows}, {found.auc:.5f} as trained, on"
         f" {found.samples} samples"

@@ -16,6 +16,7 @@ from served_jobs import JOBS, SavedModel, some_samples
 
 from serving import Model, ServingError, UnknownVersionError
 from serving.calls import Call
+from serving.form.making import BaseProgress
 from serving.form.opening import Form
 from serving.session import Session, SessionOptions
 from serving.source import Source
@@ -43,7 +44,12 @@ def test_every_version_predicts_what_its_checkpoint_does(name: str, tmp_path: Pa
     seen = []
     checkpoint = job.cut()
 
-    with Model.open(tmp_path / "run", keep_versions=10) as model:
+    told: list[BaseProgress] = []
+
+    with Model.open(tmp_path / "run", keep_versions=10, when_making=told.append) as model:
+        made = (0, model.current.form.num_rows[0])
+        assert (told[0].rows, told[-1].rows) == made
+        assert {(each.checkpoint, each.of) for each in told} == {(checkpoint.name, made[1])}
         for number in range(5):
             assert model.version.checkpoint == checkpoint.name
             seen.append(model.predict(SAMPLES).values)
@@ -210,6 +216,10 @@ def test_who_answers_requests_has_forms_made_by_another_process(
         model.refresh()
         assert model.version.form.startswith("overlay")
         np.testing.assert_array_equal(model.predict(SAMPLES).values, expected(model, delta))
+        assert apart._process is not None
+        ours, its = os.sched_getaffinity(0), os.sched_getaffinity(apart._process.pid)
+        assert its <= ours
+        assert len(ours) // 2 == len(ours - its)
 
         assert model._merged is not None
         model._merged.result()
