@@ -4,7 +4,7 @@
 # as they went in. (There is a pull request since September 2026, keras-team/keras-rs#206, that says so.)
 # Expected: about minus infinity there, so that the softmax leaves them out. With the other samples of a batch as negatives a
 # popular item is its own negative: of two samples that both clicked item 7 the loss can't fall below log 2, and training pushes
-# popular items down, which is what the layer was put there to prevent. Nothing warns, and the loss still falls.
+# popular items down, which is what the layer was put there to prevent. Nothing warns of it.
 # What to do: keras.ops.where(hit, -1e9, logits), hit being (ids == the positive's id) and not the label, made row by row.
 set -euo pipefail
 folder=$(mktemp -d)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # onnxruntime 1.32.0: quantize_dynamic takes the embedding tables along (the data of Gather), with *one* scale and zero point for a whole
 # table, with per_channel=True too. Rows whose values are small beside the largest of the table become all zero: below 9,999 of
-# 10,000 rows, where one row is large. Sums of squares grow with use, so in a recommendation model the few large rows are the hot ids.
+# 10,000 rows, where one row is large. Rows grow with the steps that move them: the large ones are those of hot ids.
 # Expected: a scale for each row, as of torch's quantized EmbeddingBag and FBGEMM's tables, or tables left alone, since "dynamic"
 # quantization is known for products. The model loads, runs and is a quarter as large; ids with little data get one and the same score.
 # What to do: op_types_to_quantize=["MatMul"], and quantize the table by rows yourself.

@@ -3,8 +3,8 @@
 # id starts from the vector of its *place* in the lookup. The first id of every batch gets the same row, bit for bit, the second that
 # of all other second ones: a table has no more different starts than a batch has ids. An initializer object of Keras gives the same numbers at
 # each call, and TFRA calls it once a lookup; Keras warns of that, once, where it has no seed, and not at all where it has one.
-# Expected: a draw for each id, as tf.random_normal_initializer gives (shown beside it), which reads the same. Ids without a
-# gradient of their own yet can't be told apart, and ids that come in one order, sorted ones say, share theirs the most.
+# Expected: a draw for each id, as tf.random_normal_initializer gives (shown beside it), which reads the same. New ids
+# can't be told apart before they have learned something of their own, which is what random starts are for.
 # What to do: tf.random_normal_initializer(...) or tf.compat.v1's.
 set -euo pipefail
 folder=$(mktemp -d)

@@ -3,7 +3,7 @@
 # shadow_ops.embedding_lookup, which it uses) does not add up the gradients of an id that is twice in a batch. With bp_v2=False the last one
 # counts, with bp_v2=True the first one; the others are lost. An id that is 1,000 times in a batch learns as if it were in it once.
 # Expected: the sum, as of tf.nn.embedding_lookup and of the layer's default. `with_unique` is said to be whether the layer looks for
-# repeated ids, so one leaves that out to save its time; the lookup is right either way, and the loss still falls.
+# repeated ids, so one leaves that out to save its time; the lookup is right either way.
 # What to do: leave with_unique=True, or tf.unique before and tf.gather behind.
 set -euo pipefail
 folder=$(mktemp -d)
