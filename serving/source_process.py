@@ -14,6 +14,7 @@ from typing import Any
 from ps.checkpoint.errors import CheckpointError, CheckpointRemovedError
 from runtime.places import place_of
 from runtime.strict_json import json_text
+from runtime.turns import ask_for_turns
 from serving.source import Source
 
 _NICE = 10
@@ -24,7 +25,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server ends it itself
     with contextlib.suppress(OSError, AttributeError):
         os.nice(_NICE)
-        _leave_half_of_the_cores()
+    ask_for_turns(0.0)  # not those of the server, which started it
     answers, sys.stdout = sys.stdout, sys.stderr
     source: Source | None = None
     for line in sys.stdin:
@@ -53,16 +54,6 @@ def main() -> None:
             answer = {"kind": "serving", "error": str(error) or repr(error)}
         answers.write(json_text(answer) + "\n")
         answers.flush()
-
-
-def _leave_half_of_the_cores() -> None:
-    """Have all threads on the later half of the cores.
-
-    However nice they are, a request that wakes up on a core where several of them run waits a
-    few milliseconds for its turn, and goes to another one as soon as that is free.
-    """
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[len(cores) // 2 :])
 
 
 def _done(source: Source, request: dict[str, Any]) -> dict[str, Any]:
