@@ -1,6 +1,6 @@
 """Measure a table of which a tenth is in memory: one JSON line for each figure.
 
-    python benchmarks/tiers.py --path /ssd            # 10 million rows
+    python benchmarks/tiers.py --path /ssd            # 2 million rows
     python benchmarks/tiers.py --quick                # small: see that it runs
     python benchmarks/tiers.py --path /ssd --cuts     # cuts and restoring, instead
     python benchmarks/tiers.py --path /ssd --rows 100000000 --memory 4000000000
@@ -39,13 +39,13 @@ _READ = 1 << 14  # blocks of a measurement of the disk
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=10_000_000, help="default: %(default)s")
+    parser.add_argument("--rows", type=int, default=2_000_000, help="default: %(default)s")
     parser.add_argument("--dim", type=int, default=16, help="default: %(default)s")
     parser.add_argument(
         "--batch", type=int, default=53_248, help="keys before duplicates go (%(default)s)"
     )
     parser.add_argument("--times", type=float, default=10, help="rows over budget (%(default)s)")
-    parser.add_argument("--warm", type=int, default=200, help="batches before (%(default)s)")
+    parser.add_argument("--warm", type=int, default=60, help="batches before (%(default)s)")
     parser.add_argument("--batches", type=int, default=60, help="measured (%(default)s)")
     parser.add_argument("--seed", type=int, default=7, help="default: %(default)s")
     parser.add_argument("--path", default=tempfile.gettempdir(), help="folder on the disk")

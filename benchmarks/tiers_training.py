@@ -37,9 +37,9 @@ _TARGET = 0.7  # of memory's speed
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=500_000,
+    parser.add_argument("--samples", type=int, default=400_000,
                         help="that make the rows (%(default)s)")  # fmt: skip
-    parser.add_argument("--measured", type=int, default=180_000,
+    parser.add_argument("--measured", type=int, default=100_000,
                         help="samples of a job that is measured (%(default)s)")  # fmt: skip
     parser.add_argument("--ids", type=int, default=200_000, help="of a column (%(default)s)")
     parser.add_argument("--batch", type=int, default=2048, help="of a worker (%(default)s)")

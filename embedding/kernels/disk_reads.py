@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, types
 
+from embedding.kernels.lines import copy_row
+
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
@@ -297,10 +299,10 @@ def _take(
     records: Float32Array,
 ) -> None:
     """Copy records out of a block that was read."""
+    width, copies = records.shape[1], records.reshape(-1)
     for i in range(span[0], span[1]):
         first = numbers[i] % layout.per_block * layout.record_words + 1
-        for c in range(records.shape[1]):
-            records[order[i], c] = block[first + c]
+        copy_row(block, first, width, copies, order[i] * width)
 
 
 def read_blocks(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from numba import njit
 
 from embedding.kernels.disk_reads import Layout
+from embedding.kernels.lines import copy_row
 from embedding.table.tier_slots import (
     NUM_FREE,
     Slots,
@@ -63,14 +64,23 @@ def _word_of(layout: Layout, number: np.int64) -> np.int64:
 
 @njit(cache=True, nogil=True, inline="always")
 def _append(
-    slots: Slots, segments: Segments, row: np.int64, values: Float32Array, at: np.int64
+    slots: Slots,
+    segments: Segments,
+    row: np.int64,
+    values: Float32Array,
+    at: np.int64,
+    buffers: Float32Array,
+    owners: Int32Array,
 ) -> None:
-    """Write a row to the segment that is being filled, which has room."""
-    state = segments.state
-    word = _word_of(segments.layout, state[FILLED])
-    segments.owners[state[BUFFER], word] = row
-    for c in range(values.shape[1]):
-        segments.buffers[state[BUFFER], word + 1 + c] = values[at, c]
+    """Write a row, which begins at values[at], to the segment that is filled and has room.
+
+    Args:
+        buffers, owners: those of segments, flat.
+    """
+    state, layout = segments.state, segments.layout
+    word = state[BUFFER] * segments.buffers.shape[1] + _word_of(layout, state[FILLED])
+    owners[word] = row
+    copy_row(values, at, layout.record_words - 1, buffers, word + 1)
     slots.places[row] = -(state[SEGMENT] * segments.per_segment + state[FILLED] + 1)
     segments.live[state[SEGMENT]] += 1
     state[FILLED] += 1
@@ -97,6 +107,8 @@ def demote(slots: Slots, segments: Segments, memory: Float32Array, needed: int, 
     Args:
         most: score that a row may have, see `touch`.
     """
+    width, words = memory.shape[1], memory.reshape(-1)
+    buffers, owners = segments.buffers.reshape(-1), segments.owners.reshape(-1)
     while slots.state[NUM_FREE] < needed:
         if segments.state[FILLED] == segments.per_segment:
             return False
@@ -104,7 +116,7 @@ def demote(slots: Slots, segments: Segments, memory: Float32Array, needed: int, 
         if slot >= 0:
             row = np.int64(slots.owners[slot])
             slots.scores[row] = slots.heats[slot]
-            _append(slots, segments, row, memory, slot)
+            _append(slots, segments, row, words, slot * width, buffers, owners)
             free_slot(slots, slot)
     return True
 
@@ -147,14 +159,14 @@ def bring(
     values: Float32Array,
 ) -> None:
     """Give free slots to rows of the file, and write their values there."""
+    width, words, copies = memory.shape[1], memory.reshape(-1), values.reshape(-1)
     for i in range(rows.size):
         place = np.int64(slots.places[rows[i]])
         if place > 0:
             continue  # it came twice
         _leave(slots, segments, staged, -place - 1)
         slot = take_slot(slots, rows[i])
-        for c in range(values.shape[1]):
-            memory[slot, c] = values[i, c]
+        copy_row(copies, i * width, width, words, slot * width)
 
 
 @njit(cache=True, nogil=True)
@@ -202,7 +214,7 @@ def move_live(
         values: float32[words], all of the segment.
         rows: int32, the same memory.
     """
-    width = segments.layout.record_words - 1
+    buffers, owners = segments.buffers.reshape(-1), segments.owners.reshape(-1)
     for at in range(start, segments.per_segment):
         word = _word_of(segments.layout, at)
         row = np.int64(rows[word])
@@ -212,7 +224,7 @@ def move_live(
         if segments.state[FILLED] == segments.per_segment:
             return at
         _leave(slots, segments, staged, record)
-        _append(slots, segments, row, values[word + 1 : word + 1 + width].reshape(1, width), 0)
+        _append(slots, segments, row, values, word + 1, buffers, owners)
     return segments.per_segment
 
 
@@ -234,14 +246,18 @@ def from_memory(
         missing: int64[n], written from the first place on: numbers in `records`.
         evaluates: whether what was read ahead is done with: no gradients follow.
     """
-    count = 0
+    count, width, copies = 0, values.shape[1], values.reshape(-1)
+    words, buffers, of_buffer = (
+        memory.reshape(-1),
+        segments.buffers.reshape(-1),
+        segments.buffers.shape[1],
+    )
     for i in range(records.size):
         record = records[i]
         buffer = segments.buffer_of[record // segments.per_segment]
         if buffer >= 0:
             word = _word_of(segments.layout, record % segments.per_segment) + 1
-            for c in range(values.shape[1]):
-                values[i, c] = segments.buffers[buffer, word + c]
+            copy_row(buffers, buffer * of_buffer + word, width, copies, i * width)
             continue
         place = set_of(staged, record)
         way = way_of(staged, place, record)
@@ -250,8 +266,7 @@ def from_memory(
             count += 1
             continue
         slot = np.int64(staged.slots[place, way])
-        for c in range(values.shape[1]):
-            values[i, c] = memory[slot, c]
+        copy_row(words, slot * width, width, copies, i * width)
         if evaluates and staged.ahead[place, way] != 0:
             free_slot(slots, drop(staged, place, way))
         else:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from embedding.kernels.lines import copy_row
 from embedding.kernels.mixing import mix64
 from embedding.table.tier_slots import NUM_FREE, Slots, free_slot
 
@@ -143,7 +144,8 @@ def stage(
         which: int64[any], numbers in `records`.
         ahead: whether nobody has asked for them yet.
     """
-    state = staged.state
+    state, width = staged.state, memory.shape[1]
+    words, copies = memory.reshape(-1), values.reshape(-1)
     for i in which:
         place = set_of(staged, records[i])
         if way_of(staged, place, records[i]) >= 0:
@@ -160,8 +162,7 @@ def stage(
             continue
         slots.state[NUM_FREE] -= 1
         slot = slots.free[slots.state[NUM_FREE]]
-        for c in range(values.shape[1]):
-            memory[slot, c] = values[i, c]
+        copy_row(copies, i * width, width, words, slot * width)
         staged.tags[place, way] = records[i] + 1
         staged.slots[place, way] = slot
         staged.ahead[place, way] = ahead
