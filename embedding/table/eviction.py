@@ -20,8 +20,8 @@ Float32Array = npt.NDArray[np.float32]
 
 EvictFirst = Literal["least_frequent", "least_recent"]
 
-# Of the index for each row, at most: a line of 64 bytes, which has 2.6 keys when it has grown.
-INDEX_BYTES = 25
+# Of the index for each row, at most: a line of 64 bytes, which has 2.2 keys when it has grown.
+INDEX_BYTES = 29
 _WEIGHED_AT_ONCE = 1 << 16
 
 

@@ -54,7 +54,7 @@ _HOME_SHIFT = np.uint64(64 - 34)
 _TAG = np.uint64(31)
 _TAG_SHIFT = np.uint64(32)
 _LINE = np.uint64(0xFFFFFFFF)
-_PIECE = 1024  # lines that are emptied before their entries are inserted anew
+_PIECE = 256  # lines that are emptied before their entries are inserted anew
 
 
 class Geometry(NamedTuple):
@@ -293,8 +293,9 @@ def _insert_anew(entries: Int64Array, geometry: Geometry, first: int, end: int) 
         line = position % lines
         for place in range(PLACES):
             # Without a branch: an empty entry is overwritten by the next.
-            keys[count], rows[count] = entries[line, place], row_at(entries, line, place)
-            count += rows[count] >= 0
+            row = row_at(entries, line, np.int64(place))
+            keys[count], rows[count] = entries[line, place], row
+            count += row >= 0
         entries[line] = 0
     if count == 0:
         return

@@ -142,7 +142,7 @@ def test_a_table_within_its_budget_of_bytes_takes_no_more_than_that():
     spec = TableSpec(
         name="t",
         dim=1,
-        eviction=Eviction(max_bytes=(4 * width + 8 + 9 + 25) * NUM_BUCKETS * quota),
+        eviction=Eviction(max_bytes=(4 * width + 8 + 9 + 29) * NUM_BUCKETS * quota),
     )
     assert rows_per_bucket(spec) == quota
     table = EmbeddingVariable(spec)
@@ -165,12 +165,12 @@ def test_a_table_within_its_budget_of_bytes_takes_no_more_than_that():
         (Eviction(steps_to_live=3, l2_weight_threshold=0.5), 0),
         (Eviction(max_rows=64 * 4096), 64),
         (Eviction(max_rows=1_000_000), 244),
-        # 16 values with two slots each, 8 bytes of metadata, 9 of key and flags and 25 of
-        # index: 234 bytes.
-        (Eviction(max_bytes=234 * 4096 * 100), 100),
-        (Eviction(max_bytes=234 * 4096 * 100 - 1), 99),
-        (Eviction(max_bytes=234 * 4096 * 100, max_rows=80 * 4096), 80),
-        (Eviction(max_bytes=234 * 4096 * 100, max_rows=120 * 4096), 100),
+        # 16 values with two slots each, 8 bytes of metadata, 9 of key and flags and 29 of
+        # index: 238 bytes.
+        (Eviction(max_bytes=238 * 4096 * 100), 100),
+        (Eviction(max_bytes=238 * 4096 * 100 - 1), 99),
+        (Eviction(max_bytes=238 * 4096 * 100, max_rows=80 * 4096), 80),
+        (Eviction(max_bytes=238 * 4096 * 100, max_rows=120 * 4096), 100),
     ],
 )
 def test_budgets_become_quotas_of_buckets(eviction, quota):
@@ -180,10 +180,10 @@ def test_budgets_become_quotas_of_buckets(eviction, quota):
 
 
 def test_a_budget_of_bytes_below_64_rows_a_bucket_is_refused():
-    eviction = Eviction(max_bytes=234 * 4096 * 64 - 1)
+    eviction = Eviction(max_bytes=238 * 4096 * 64 - 1)
     spec = TableSpec(name="t", dim=16, optimizer=AdamAsync(), eviction=eviction)
 
-    with pytest.raises(ValueError, match="max_bytes must be >= 61341696"):
+    with pytest.raises(ValueError, match="max_bytes must be >= 62390272"):
         rows_per_bucket(spec)
 
 

@@ -130,7 +130,7 @@ def test_what_is_reserved_fits_into_the_share_and_uses_most_of_it(width, share):
     assert taken <= share
     assert room.rows <= IN_MEMORY.keys_a_line * room.lines
     if room.rows < MAX_ROWS:
-        assert taken >= (0.9 if share > 1 << 30 else 0.4) * share
+        assert taken >= (0.8 if share > 1 << 30 else 0.4) * share
         assert room.cause.startswith("a share of 1/7 in the address space (")
 
 
@@ -163,9 +163,9 @@ def test_no_batch_moves_more_than_its_share_of_a_growth(monkeypatch):
         rows.make_room(batch)
         rows.add(np.arange(start, start + batch))
         index = rows.memory()["index"] / len(rows)
-        assert len(rows.arrays.entries) < 2 * 4096 or 64 / 3.3 <= index <= 64 / 3.3 * 1.26 + 1
+        assert len(rows.arrays.entries) < 2 * 4096 or 64 / 3.4 <= index <= 64 / 3.4 * 1.51
 
-    assert len(moved) > 90
+    assert len(moved) > 60
     assert max(moved) <= IN_MEMORY.lines_a_key * batch
     assert len(rows.arrays.entries) == lines_for(len(rows), IN_MEMORY)
 
