@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from embedding.table.rows import memory_of
+from embedding.table.tiered_values import PLACE_BYTES
 from scheduler.job.config import JobConfig
 from synchromesh.checking import check_job, grown
 from synchromesh.checking_dense import warnings_of_dense
@@ -242,4 +243,4 @@ def test_values_beyond_a_budget_are_not_counted_as_memory(
 
     saved = 2048 * plain.rows - (1 << 16)
     assert saved > 0
-    assert tiered.memory_bytes == plain.memory_bytes - saved + 4 * plain.rows
+    assert tiered.memory_bytes == plain.memory_bytes - saved + PLACE_BYTES * plain.rows
