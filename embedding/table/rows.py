@@ -187,7 +187,9 @@ class Rows:
         self.track_usage = track_usage
         self._name = name
         self._density = IN_MEMORY if tiers is None else ON_DISK
-        self._room = room_in(budget, width if tiers is None else PLACE_BYTES // 4, self._density)
+        self._room = room_in(
+            budget, width if tiers is None else -(-PLACE_BYTES // 4), self._density
+        )
         self.tiered: TieredValues | None = None
         if tiers is not None:
             self._room = self._room.at_most(MAX_TIERED_ROWS, "the 32 bits of a row's place")

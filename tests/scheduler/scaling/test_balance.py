@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
@@ -132,6 +132,7 @@ def test_it_decides_after_some_windows_and_measures_what_came_of_it() -> None:
     )
 
 
+@settings(max_examples=25)  # of 300 windows each
 @given(st.integers(0, 2**32), st.integers(2, 6), st.integers(200, 100_000))
 def test_load_that_stays_and_is_measured_with_noise_leads_to_one_decision(
     seed: int, num_shards: int, keys: int
