@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 from ps.net.cancellation import Cancellation, CancelledError
 from runtime.fingerprint import process_facts
 from worker.loop import Ending
-from worker.running import WorkerSetup, make_loop
+from worker.running import KernelSetup, WorkerSetup, make_loop, with_kernels
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"leave": 1})
@@ -42,6 +42,13 @@ class WorkerActor:
             return process_facts(node, *libraries, more=gpu_facts())
         except NoGpuError as error:
             return {**process_facts(node, *libraries), "unfit": str(error)}
+
+    def load_kernels(self, setup: KernelSetup) -> None:
+        """Compile kernels, or load them, while the job's other processes come up.
+
+        What it raises nobody need look at: `run` does it again, which is quick, and raises it.
+        """
+        with_kernels(setup)
 
     def run(self, setup: WorkerSetup, worker: int, incarnation: int) -> Ending:
         """Work until told to end, and say by whom; raises what made the worker fail."""

@@ -36,6 +36,18 @@ _RELAYS_OF_A_WORKER = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSetup:
+    """What a worker is told before there is anything to connect to: see `WorkerSetup`."""
+
+    store: StoreSpec
+    model: ModelSpec
+    features: FeatureSpec
+    threads: int
+    any_float_mode: bool
+    on_gpu: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSetup:
     """What a worker is told when it starts.
 
@@ -87,6 +99,18 @@ class WorkerSetup:
     evaluation_group: str | None = None
     on_gpu: bool = False
 
+    @property
+    def kernels(self) -> "KernelSetup":
+        """What its kernels depend on."""
+        return KernelSetup(
+            store=self.store,
+            model=self.model,
+            features=self.data.features,
+            threads=self.threads,
+            any_float_mode=self.options.any_float_mode,
+            on_gpu=self.on_gpu,
+        )
+
     def relays_of(self, worker: int) -> list[Address]:
         """Return the relays that a worker reports to, the first of them as long as it can."""
         count = len(self.relays)
@@ -110,16 +134,7 @@ def make_loop(
     copies = Copies(setup.store.num_shards, tuple(sorted(setup.standbys)))
     places = dict(enumerate(setup.addresses))
     places |= {copies.standby_of(shard): place for shard, place in setup.standbys.items()}
-    if setup.model.type == "torch":
-        keep_freed_memory()  # what a module makes of a batch is new memory each time
-    computation = Computation(
-        setup.model,
-        threads=setup.threads,
-        any_float_mode=setup.options.any_float_mode,
-        on_gpu=setup.on_gpu,
-    )
-    preparer = make_preparer(setup.store, setup.model.lookups, setup.data.features.sparse)
-    warm_up(setup.data.features, setup.model, setup.store, preparer, computation)
+    preparer, computation = with_kernels(setup.kernels)
 
     def to_shard(number: int) -> socket.socket:
         return connect(
@@ -193,6 +208,21 @@ def make_loop(
         cancellation=cancellation,
         prefetcher=prefetcher,
     )
+
+
+def with_kernels(setup: KernelSetup) -> tuple[Preparer, Computation]:
+    """Return what prepares batches and what computes them, with kernels compiled (or loaded)."""
+    if setup.model.type == "torch":
+        keep_freed_memory()  # what a module makes of a batch is new memory each time
+    computation = Computation(
+        setup.model,
+        threads=setup.threads,
+        any_float_mode=setup.any_float_mode,
+        on_gpu=setup.on_gpu,
+    )
+    preparer = make_preparer(setup.store, setup.model.lookups, setup.features.sparse)
+    warm_up(setup.features, setup.model, setup.store, preparer, computation)
+    return preparer, computation
 
 
 def warm_up(

@@ -122,8 +122,10 @@ class Epochs:
             self._feed.hold()
         # On the disk first, so that nobody after us takes its number for another history.
         epoch = self._enter() if self._begun else self._run.recovery_epoch
-        self._begun = True
         self._workforce.leave(epoch - 1)
+        if not self._begun:
+            self._begun = True
+            self._workforce.begin(self._setups.worker_kernels())
         if point is None:
             state = self._kept(epoch, last)
         else:

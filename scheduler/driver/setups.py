@@ -19,7 +19,7 @@ from scheduler.driver.fault_plans import (
 from scheduler.driver.resolved import JobSpecs
 from worker.loop import LoopOptions
 from worker.models import build_model, initial_parameters
-from worker.running import WorkerSetup
+from worker.running import KernelSetup, WorkerSetup
 
 
 class Setups:
@@ -82,6 +82,18 @@ class Setups:
             incarnation,
             started=self._started,
             first_step=self._first_step,
+        )
+
+    def worker_kernels(self) -> KernelSetup:
+        """Return what workers are told while servers come up."""
+        specs, config = self._specs, self._config
+        return KernelSetup(
+            store=specs.store,
+            model=specs.model,
+            features=specs.data.features,
+            threads=config.cluster.worker_threads,
+            any_float_mode=config.training.mixed_cpus,
+            on_gpu=config.cluster.worker_gpus > 0,
         )
 
     def worker(

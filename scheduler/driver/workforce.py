@@ -14,7 +14,7 @@ from scheduler.driver.processes import Processes, WorkerProcess
 from scheduler.driver.ray_calls import CALL_TIMEOUT_SECONDS, WHERE_BUSY, first_line
 from scheduler.errors import StartError, TrainingError
 from scheduler.job.config import ClusterConfig
-from worker.running import WorkerSetup
+from worker.running import KernelSetup, WorkerSetup
 
 # For workers to end what they do, all of them together: half a second, and what a batch takes.
 LEAVE_SECONDS = 5.0
@@ -93,10 +93,14 @@ class Workforce:
             else:
                 self._ended(worker)
 
-    def _start(self) -> None:
-        """Set the first workers to work."""
+    def begin(self, kernels: KernelSetup) -> None:
+        """Have the first workers come up, and their kernels loaded, while servers come up."""
         for index in range(self._wanted):
             self._create(index)
+            self._processes.workers[index].handle.load_kernels.remote(kernels)
+
+    def _start(self) -> None:
+        """Set the first workers to work; they were asked for when the first epoch began."""
         limit = self._cluster.start_timeout_seconds
         # Of a job that scales, those beyond the least come when the cluster has a place for them.
         needed = self._cluster.min_workers if self._cluster.autoscale else self._wanted

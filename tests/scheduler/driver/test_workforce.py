@@ -47,7 +47,9 @@ class Handle:
 
     def __init__(self) -> None:
         self.left: list[int] = []
+        self.loaded: list[Any] = []
         self.leave = SimpleNamespace(remote=self.left.append)
+        self.load_kernels = SimpleNamespace(remote=self.loaded.append)
 
 
 class Fleet:
@@ -61,6 +63,7 @@ class Fleet:
         monkeypatch.setattr(scheduler.driver.workforce, "time", self.ray)
         self.notes: list[str] = []
         self.lost: list[tuple[int, int]] = []
+        self.run: Any = object()  # what workers do that are created
         config = JobConfig.from_dict(
             {
                 "data": {"train": "x", "sparse": ["a"]},
@@ -95,7 +98,12 @@ class Fleet:
 
     def create_worker(self, processes: Any, index: int, incarnation: int) -> WorkerProcess:
         return WorkerProcess(
-            index, incarnation, handle=Handle(), created=self.ray.now, described=None, run=object()
+            index,
+            incarnation,
+            handle=Handle(),
+            created=self.ray.now,
+            described=object(),
+            run=self.run,
         )
 
     def set_to_work(self, setup: Any, worker: WorkerProcess) -> None:
@@ -189,6 +197,23 @@ def test_restarts_are_limited_within_a_window_not_over_the_life_of_a_job(
     fleet.ray.now = 250.0
     with pytest.raises(TrainingError, match="replaced 2 times within the last 100 s"):
         fleet.fail(lost)
+
+
+def test_the_first_workers_load_kernels_before_there_is_anything_to_connect_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fleet = Fleet(monkeypatch, workers=2)
+    fleet.run = None
+    fleet.processes.workers.clear()
+    fleet.workforce._wanted = 2  # and none of them was asked for
+
+    fleet.workforce.begin("kernels")  # type: ignore[arg-type]
+    begun = list(fleet.processes.workers.values())
+    fleet.workforce.go_to("setup")  # type: ignore[arg-type]
+
+    assert [worker.handle.loaded for worker in begun] == [["kernels"], ["kernels"]]
+    assert list(fleet.processes.workers.values()) == begun, "they are set to work where they are"
+    assert [worker.run for worker in begun] == ["setup", "setup"]
 
 
 def test_in_another_epoch_workers_run_again_where_they_are_and_the_dead_are_replaced(
