@@ -86,7 +86,7 @@ def started(job: list[str], environment: dict[str, str]) -> Seconds:
 
 def part(name: str, job: list[str], environment: dict[str, str]) -> Seconds:
     """Return what a part of a start takes in a process of its own, see bench/starting.py."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "scripts")])
+    paths = os.pathsep.join(str(ROOT / each) for each in ("", "scripts", "benchmarks"))
     output = run(
         [sys.executable, "-m", "bench.starting", name, JOB, *job],
         {**environment, "PYTHONPATH": paths},
