@@ -19,7 +19,7 @@ StageName = Literal["none", "granted", "prepared", "pulling", "pulled", "pushing
 MAX_TOKENS = 1 << 14
 # Samples whose scores are in one report, at 5 bytes each. Those with weights or segments take up to
 # 10 and count twice, those with groups up to 18 and four times, and those of several tasks once for
-# each. A batch that is scored has no more.
+# each; what is said of segments counts by its bytes. A batch that is scored has no more samples.
 MAX_SCORES = 1 << 21
 
 
@@ -79,6 +79,7 @@ class TaskScores:
         probability_sum: of the predictions.
         weights: float32[n], of the samples, by which both sums are weighted; None: all are 1.
         groups: int64[n], of the samples, where they are ranked apart; NO_GROUP: in none.
+        segments: where samples are scored by segment, too.
     """
 
     bins: npt.NDArray[np.int32]
@@ -87,6 +88,7 @@ class TaskScores:
     probability_sum: float = 0.0
     weights: npt.NDArray[np.float32] | None = None
     groups: npt.NDArray[np.int64] | None = None
+    segments: SegmentScores | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +96,9 @@ class Evaluation(TaskScores):
     """Scores of one evaluated batch: of its one task, or of the first of several.
 
     Args:
-        segments: where samples are scored by segment, too.
         others: of the other tasks, in the job's order.
     """
 
-    segments: SegmentScores | None = None
     others: tuple[TaskScores, ...] = ()
 
 

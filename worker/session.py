@@ -24,6 +24,9 @@ from worker.protocol import (
     TokenKind,
 )
 
+# Of what is told of a sample, and of a segment beside its name: a batch's scores in one report.
+_SCORE_BYTES, _SEGMENT_BYTES = 5, 24
+
 Identity = tuple[TokenKind, int, int]
 
 
@@ -245,4 +248,6 @@ def _num_scores(finished: Finished) -> int:
     each: tuple[TaskScores, ...] = (scores, *scores.others)
     is_plain = scores.weights is None and scores.segments is None
     times = 4 if scores.groups is not None else 1 if is_plain else 2
-    return times * sum(task.bins.size for task in each)
+    names = [name for t in each if t.segments is not None for name in t.segments.names]
+    told = sum(len(name.encode()) + _SEGMENT_BYTES for name in names)
+    return times * sum(task.bins.size for task in each) + told // _SCORE_BYTES

@@ -16,7 +16,7 @@ from scheduler.coordinator.batches import Batch
 from scheduler.coordinator.growing_plan import Extension
 from scheduler.coordinator.spec import CoordinatorSpec
 from worker.metrics import StreamingAuc
-from worker.protocol import Evaluation, SegmentScores, TaskScores
+from worker.protocol import SegmentScores, TaskScores
 
 # There may be many segments, so they have fewer bins: each is 16 of those of the whole window.
 _FOLD = 16
@@ -65,9 +65,14 @@ class SegmentResult(Scores):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskWindow(Scores):
-    """What the samples came to that count in one of several tasks."""
+    """What the samples came to that count in one of several tasks.
+
+    Args:
+        segments: of these samples, in the same order in all windows and tasks, the others last.
+    """
 
     name: str
+    segments: tuple[SegmentResult, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +120,7 @@ class _Window:
         self._probability += scores.probability_sum
 
     def add_segments(
-        self, scores: Evaluation, segments: SegmentScores, parts: npt.NDArray[np.int64]
+        self, scores: TaskScores, segments: SegmentScores, parts: npt.NDArray[np.int64]
     ) -> None:
         """Add a batch's scores by segment.
 
@@ -202,7 +207,7 @@ class ProgressiveWindows:
         self._segments = segments
         self._tasks = tasks
         self._part_of: dict[str, int] = {}
-        self._open: dict[int, list[_Window]] = {}  # of each task, the first has the segments
+        self._open: dict[int, list[_Window]] = {}  # of each task
 
     def grows(self, extension: Extension | None, at: float) -> None:
         """The plan does, at a time; what it ends with may be trained before that is said again."""
@@ -221,14 +226,14 @@ class ProgressiveWindows:
             self._open[number] = self._new_window()
         for window, task in zip(self._open[number], each, strict=True):
             window.add(task)
-        if self._segments and scores.segments is not None:
-            parts = [self._part(name) for name in scores.segments.names]
-            places = np.array([*parts, self._segments], np.int64)
-            self._open[number][0].add_segments(scores, scores.segments, places)
+            if self._segments and task.segments is not None:
+                parts = [self._part(name) for name in task.segments.names]
+                places = np.array([*parts, self._segments], np.int64)
+                window.add_segments(task, task.segments, places)
 
     def _new_window(self) -> list[_Window]:
-        first = _Window(weighted=self._weighted, segments=self._segments)
-        return [first, *(_Window(weighted=self._weighted, segments=0) for _ in self._tasks[1:])]
+        count = max(1, len(self._tasks))
+        return [_Window(weighted=self._weighted, segments=self._segments) for _ in range(count)]
 
     def _part(self, value: str) -> int:
         """Return where a segment's samples are added; the last place is that of all others."""
@@ -248,7 +253,7 @@ class ProgressiveWindows:
             if (number + 1) * self._seconds > arrived:
                 return
             windows = self._open.pop(number)
-            first = windows[0]
+            first, values = windows[0], list(self._part_of)
             tasks = zip(self._tasks, windows, strict=False)  # none where there is one
             self.results.append(
                 WindowResult(
@@ -256,8 +261,11 @@ class ProgressiveWindows:
                     seconds=self._seconds,
                     step=step,
                     **first.figures(),
-                    segments=first.segments(list(self._part_of)),
-                    tasks=tuple(TaskWindow(name=n, **its.figures()) for n, its in tasks),
+                    segments=first.segments(values),
+                    tasks=tuple(
+                        TaskWindow(name=name, segments=its.segments(values), **its.figures())
+                        for name, its in tasks
+                    ),
                 )
             )
 

@@ -51,7 +51,7 @@ def test_the_arrays_of_an_evaluation_come_as_they_were_sent(
     )
     bins, positive = np.array([0, 7, 65535], np.int32), np.array([True, False, True])
     groups = np.array([-(2**63), 7, 2**63 - 1])
-    other = TaskScores(bins[:1], positive[:1], 0.5, groups=groups[:1])
+    other = TaskScores(bins[:1], positive[:1], 0.5, groups=groups[:1], segments=segments)
     sent = Evaluation(bins, positive, 1.5, 2.5, weights, groups, segments, (other,))
     send_message(pair[0], Report(0, 0, 1, finished=(Finished(TOKEN, "done", evaluation=sent),)))
 
@@ -73,6 +73,8 @@ def test_the_arrays_of_an_evaluation_come_as_they_were_sent(
     assert received.groups is not None
     assert received.groups.tolist() == groups.tolist()
     assert [each.bins.tolist() for each in received.others] == [[0]]
+    assert received.others[0].segments is not None
+    assert received.others[0].segments.of.tolist() == [1, 2, 0]
     assert received.others[0].groups is not None
     assert received.others[0].weights is None
 

@@ -7,7 +7,7 @@ import pytest
 
 from ps.messages.pull_push import ANY_STEP
 from worker import session as session_module
-from worker.protocol import Evaluation, Finished, Grant, Token
+from worker.protocol import Evaluation, Finished, Grant, SegmentScores, Token
 from worker.session import Session
 
 
@@ -218,6 +218,7 @@ def test_what_is_answered_in_another_recovery_epoch_is_not_taken() -> None:
 
 
 SIX = Evaluation(np.zeros(6, np.int32), np.zeros(6, np.bool_), 0.0)
+OF_ONE = SegmentScores(("\u00e4" * 3,), np.zeros(6, np.uint8), np.zeros(2), np.zeros(2))
 
 
 @pytest.mark.parametrize(
@@ -227,8 +228,9 @@ SIX = Evaluation(np.zeros(6, np.int32), np.zeros(6, np.bool_), 0.0)
         (20, replace(SIX, weights=np.ones(6, np.float32))),
         (40, replace(SIX, groups=np.ones(6, np.int64))),
         (30, replace(SIX, others=(SIX, SIX))),
+        (30, replace(SIX, segments=OF_ONE)),
     ],
-    ids=["plain", "weights", "groups", "tasks"],
+    ids=["plain", "weights", "groups", "tasks", "names of segments"],
 )
 def test_scores_that_a_report_has_no_room_for_are_said_in_the_next_one_and_held_until_then(
     monkeypatch: pytest.MonkeyPatch, most: int, scores: Evaluation

@@ -55,9 +55,6 @@ def _evaluation(
     logits: Float32s, prepared: Scored, *, others: tuple[TaskScores, ...] = ()
 ) -> Evaluation:
     its = _task_scores(logits, prepared)
-    segments = None
-    if prepared.segments is not None:
-        segments = _by_segment(logits, prepared, prepared.segments)
     return Evaluation(
         its.bins,
         its.positive,
@@ -65,13 +62,13 @@ def _evaluation(
         its.probability_sum,
         its.weights,
         its.groups,
-        segments,
+        its.segments,
         others,
     )
 
 
 def _task_scores(logits: Float32s, prepared: Scored) -> TaskScores:
-    weights = prepared.weights
+    weights, segments = prepared.weights, prepared.segments
     return TaskScores(
         bin_of(logits, AUC_BINS),
         prepared.labels > 0.5,
@@ -79,6 +76,7 @@ def _task_scores(logits: Float32s, prepared: Scored) -> TaskScores:
         float(_probabilities(logits, weights).sum()),
         weights,
         prepared.groups,
+        None if segments is None else _by_segment(logits, prepared, segments),
     )
 
 

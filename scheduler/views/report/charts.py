@@ -265,12 +265,14 @@ def _windows(run: RunData, x_range: Range1d) -> list[figure]:
     series: Series = {}
     samples: dict[str, int] = {}
     for at, window in _told_windows(run):
-        for task in window.get("tasks", []) or [{"name": "all", **window}]:
+        tasks = window.get("tasks", [])
+        for task in tasks or [{"name": "all", **window}]:
             whole.setdefault(task["name"], []).append((at, task["auc"]))
-        for segment in window.get("segments", []):
-            name = "others" if segment["value"] is None else f"= {segment['value']}"
-            samples[name] = samples.get(name, 0) + segment["samples"]
-            series.setdefault(name, []).append((at, segment["auc"]))
+            for segment in task.get("segments", []):
+                value = "others" if segment["value"] is None else f"= {segment['value']}"
+                name = f"{task['name']}, {value}" if tasks else value
+                samples[name] = samples.get(name, 0) + segment["samples"]
+                series.setdefault(name, []).append((at, segment["auc"]))
     largest = sorted(samples, key=lambda name: -samples[name])
     shown = {**whole, **{name: series[name] for name in largest}}
     return _lines(_first(shown), x_range, number="0.0000")

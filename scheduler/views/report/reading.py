@@ -250,6 +250,7 @@ def _are_windows(values: Any) -> bool:
         and _is_number(each.get("begins"))
         and _is_number(each.get("seconds"))
         and _have_scores([each, *_segments_of(each), *_tasks_of(each)])
+        and all(_have_scores(_segments_of(task)) for task in _tasks_of(each))
         for each in values
     )
 

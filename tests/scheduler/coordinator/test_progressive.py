@@ -203,14 +203,15 @@ def test_segments_are_those_that_came_first_in_every_window() -> None:
 
 
 def test_a_window_has_the_scores_of_each_task_and_the_first_are_its_own() -> None:
-    windows = ProgressiveWindows(10, tasks=("click", "buy"))
+    windows = ProgressiveWindows(10, tasks=("click", "buy"), segments=2)
+    values = ["a", "b", "b"] * 10
     rng = np.random.default_rng(8)
     parts = []
     for _ in range(3):
         logits = rng.normal(size=30).astype(np.float32)
         labels = (rng.random(30) < 0.5).astype(np.float32)
-        both = batch(logits, labels)
-        alone = batch(logits[:7], labels[:7])
+        both = batch(logits, labels, None, values)
+        alone = batch(logits[:7], labels[:7], None, values[:7])
         scores, other = (each.result.evaluation for each in (both, alone) if each.result)
         assert scores is not None
         assert other is not None
@@ -228,3 +229,6 @@ def test_a_window_has_the_scores_of_each_task_and_the_first_are_its_own() -> Non
         assert task.auc == pytest.approx(exact_auc(logits, labels), abs=1e-4)
         assert task.logloss == pytest.approx(log_loss_sum(logits, labels) / len(labels))
     assert (window.auc, window.samples) == (window.tasks[0].auc, 90)
+    told = [[(each.value, each.samples) for each in task.segments] for task in window.tasks]
+    assert told == [[("a", 30), ("b", 60)], [("a", 9), ("b", 12)]]
+    assert window.segments == window.tasks[0].segments
