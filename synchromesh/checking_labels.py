@@ -8,6 +8,7 @@ from scheduler.job.config import JobConfig
 from scheduler.job.specs import arriving_features, label_features
 from scheduler.job.streams import labels_there
 from worker.data.plan import Plan
+from worker.data.task_join import UNKNOWN
 from worker.data.waiting_rows import keys_in, labels_in
 
 
@@ -56,9 +57,11 @@ def check_labels(config: JobConfig, plan: Plan, *, rows: int) -> LabelCheck:
     features = label_features(config)
     for file in labels_there(config):
         keys, labels = labels_in(file, features)
-        num_rows += keys.size
-        positives += int(np.count_nonzero(labels))
-        matched += int(np.count_nonzero(np.isin(keys, samples)))
+        labels = labels.reshape(keys.size, -1)  # of several tasks a row may say nothing of some
+        known = labels != UNKNOWN
+        num_rows += int(np.count_nonzero(known))
+        positives += int(np.count_nonzero(labels == 1))
+        matched += int(np.count_nonzero(known[np.isin(keys, samples)]))
         if num_rows >= rows:
             break
     return LabelCheck(

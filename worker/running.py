@@ -56,7 +56,7 @@ class WorkerSetup:
         model: the dense model and its lookups.
         data: how training files become batches.
         plan, evaluation_plan: the batches.
-        evaluation_group: column by whose values samples of an evaluation are ranked apart.
+        evaluation_features: the columns of the evaluation files; None: those of the data.
         grows: whether the training batches are those of a stream, and come with their tokens.
         threads: compute threads.
         on_gpu: whether the dense model computes on the GPU that Ray gives the worker.
@@ -96,7 +96,7 @@ class WorkerSetup:
     standbys: Mapping[int, Address] = field(default_factory=dict)
     relays: tuple[Address, ...] = ()
     prefetched: frozenset[str] = frozenset()
-    evaluation_group: str | None = None
+    evaluation_features: FeatureSpec | None = None
     on_gpu: bool = False
 
     @property
@@ -184,10 +184,11 @@ def make_loop(
         cache_bytes=setup.cache_bytes,
     )
     readers: dict[TokenKind, ReadBatch] = {
-        "train": arrived.read if setup.grows else _reader(setup, setup.plan)
+        "train": arrived.read if setup.grows else _reader(setup, setup.plan, setup.data.features)
     }
     if setup.evaluation_plan is not None:
-        readers["eval"] = _reader(setup, setup.evaluation_plan, group=setup.evaluation_group)
+        features = setup.evaluation_features or setup.data.features
+        readers["eval"] = _reader(setup, setup.evaluation_plan, features)
     return WorkerLoop(
         session=Session(
             worker, incarnation, depth=setup.depth, recovery_epoch=setup.recovery_epoch
@@ -268,11 +269,10 @@ def make_preparer(
     )
 
 
-def _reader(setup: WorkerSetup, plan: Plan, *, group: str | None = None) -> ReadBatch:
+def _reader(setup: WorkerSetup, plan: Plan, features: FeatureSpec) -> ReadBatch:
     return Reader(
         plan,
-        # Only a stream's samples are scored by segment, and only evaluation ranks by group.
-        replace(setup.data.features, segment=None, group=group),
+        replace(features, segment=None),  # only a stream's samples are scored by segment
         on_bad_file=setup.data.on_bad_file,
         cache_bytes=setup.cache_bytes,
     ).read

@@ -17,6 +17,7 @@ from scheduler.driver.fault_plans import (
     yet_to_come,
 )
 from scheduler.driver.resolved import JobSpecs
+from scheduler.job.specs import evaluation_data
 from worker.loop import LoopOptions
 from worker.models import build_model, initial_parameters
 from worker.running import KernelSetup, WorkerSetup
@@ -113,7 +114,7 @@ class Setups:
             data=specs.data,
             plan=specs.plan,
             evaluation_plan=specs.evaluation_plan,
-            evaluation_group=config.data.eval_group_by,
+            evaluation_features=evaluation_data(config).features,
             grows=specs.coordinator.plan is None,
             threads=config.cluster.worker_threads,
             on_gpu=config.cluster.worker_gpus > 0,

@@ -289,15 +289,17 @@ class StreamFeed:
             self._lag_at = time.monotonic()
 
 
-def label_figures(figures: LabelFigures) -> dict[str, int]:
+def label_figures(figures: LabelFigures) -> dict[str, Any]:
     """Return what people are told of a join with labels."""
     counts = asdict(figures.counts)
     remembered, labels = figures.remembered
+    columns = {name: asdict(each) for name, each in figures.counts_of.items()}
     return {
-        "waiting": figures.counts.waiting,
+        "waiting": figures.waiting,
         "remembered": remembered,
         "labels_remembered": labels,
         **counts,
         "files_waiting": figures.lag.files,
         "messages_waiting": figures.lag.messages,
+        **({"columns": columns} if columns else {}),
     }

@@ -29,7 +29,7 @@ from scheduler.job.errors import ConfigError, validated
 from scheduler.job.faults import InjectConfig, check_targets
 from scheduler.job.gpus import Gpus, check_gpus
 from scheduler.job.job_yaml import JobYamlError, read_yaml
-from scheduler.job.labels import TasksConfig, check_labels, one_kind_of_label
+from scheduler.job.labels import TasksConfig, check_labels, check_windows, one_kind_of_label
 from scheduler.job.model import EmbeddingConfig, ModelConfig, TableConfig
 from scheduler.job.names import Name, check_table_name
 from scheduler.job.online import OnlineConfig, check_online, check_scored
@@ -165,10 +165,10 @@ class DataConfig(_Section):
         return list(dict.fromkeys(columns))
 
     @property
-    def label_in_stream(self) -> str:
-        """The column of `label_stream` that holds the labels."""
+    def label_in_stream(self) -> list[str]:
+        """The columns of `label_stream` that hold the labels."""
         named = None if self.label_stream is None else self.label_stream.label
-        return named or self.label or ""
+        return self.label_columns if named is None else [named]
 
     @model_validator(mode="after")
     def _of_files_or_of_a_stream(self) -> "DataConfig":
@@ -217,8 +217,14 @@ class DataConfig(_Section):
         weights = {sparse.weights for sparse in self.sparse if sparse.weights is not None}
         if self.labels is not None:
             inputs = {*weights, *self.dense, *(sparse.column for sparse in self.sparse)}
-            later = self.label_stream is not None
-            check_labels(self.labels, label_stream=later, inputs=inputs, weight=self.weight)
+            later = self.label_stream
+            check_labels(self.labels, inputs=inputs, weight=self.weight)
+            check_windows(self.labels, later)
+        elif self.label_stream is not None and self.label_stream.tasks != "together":
+            raise ValueError(
+                "data.label_stream.tasks is of the tasks that data.labels names, and there is one"
+                " label; leave it out"
+            )
         if self.label is not None and self.label in (*weights, self.weight):
             raise ValueError(f"the label {self.label!r} is given as weights; leave it out there")
         for what, names in (

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from scheduler.job.names import Name
+from scheduler.job.sources import JoinSeconds, LabelFolderConfig, LabelTopicConfig
 from worker.data.labels import in_order
 from worker.spec import TaskLabel
 
@@ -23,6 +24,7 @@ class LabelConfig(BaseModel):
     where: Name | None = None
     missing: Literal["refuse", "mask"] = "refuse"
     weight: float = Field(1.0, ge=0, le=1e6)
+    window_seconds: JoinSeconds | None = None
 
 
 def _from_name(value: Any) -> Any:
@@ -79,22 +81,14 @@ def task_labels(labels: dict[str, LabelConfig] | None) -> tuple[TaskLabel, ...]:
     return tasks
 
 
-def check_labels(
-    labels: dict[str, LabelConfig], *, label_stream: bool, inputs: set[str], weight: str | None
-) -> None:
+def check_labels(labels: dict[str, LabelConfig], *, inputs: set[str], weight: str | None) -> None:
     """Raise ValueError where the labels of several tasks can't be used.
 
     Args:
-        label_stream: whether labels come later.
         inputs: columns of features, and of their weights.
         weight: column of the samples' weights.
     """
     task_labels(labels)
-    if label_stream:
-        raise ValueError(
-            "data.labels names several labels, and data.label_stream brings one; samples of several"
-            " tasks hold their labels: write them into data.stream, or name one in data.label"
-        )
     for name, each in labels.items():
         if each.column in inputs:
             raise ValueError(
@@ -108,3 +102,44 @@ def check_labels(
             )
     if not any(each.weight for each in labels.values()):
         raise ValueError("data.labels gives every task weight 0: nothing would be learnt")
+
+
+def check_windows(
+    labels: dict[str, LabelConfig], stream: LabelFolderConfig | LabelTopicConfig | None
+) -> None:
+    """Raise ValueError where tasks can't wait for their labels as the job file says.
+
+    Args:
+        stream: where labels come later; None: samples hold them.
+    """
+    windows: dict[str, tuple[str, float | None]] = {}
+    if stream is not None and stream.label is not None:
+        raise ValueError(
+            f"data.label_stream.label is {stream.label!r}, and data.labels names the labels of"
+            " several tasks; leave it out"
+        )
+    for name, each in labels.items():
+        window, where = each.window_seconds, f"data.labels.{name}"
+        if stream is None:
+            if window is not None:
+                raise ValueError(
+                    f"{where}.window_seconds is for labels that come later, in data.label_stream;"
+                    " leave it out"
+                )
+            continue
+        if each.missing == "mask":
+            raise ValueError(
+                f"{where}.missing is mask, and of data.label_stream a task without a label is a"
+                " negative once its window is over; leave it out"
+            )
+        if window is not None and window + stream.remembered_seconds(window) == 0:
+            raise ValueError(
+                f"{where}.window_seconds is 0 and data.label_stream.remember_seconds too: no label"
+                " would find its sample. Give one of them"
+            )
+        other, its = windows.setdefault(each.column, (name, window))
+        if its != window:
+            raise ValueError(
+                f"{where}.window_seconds is not that of data.labels.{other}, and both are of the"
+                f" column {each.column!r}; give both the same"
+            )

@@ -191,16 +191,20 @@ class _Joined(_Section):
     window_seconds: JoinSeconds
     remember_seconds: JoinSeconds | None = None
     max_waiting: Count = 10_000_000
+    tasks: Literal["together", "apart"] = "together"
 
-    @property
-    def remembered_seconds(self) -> float:
-        """For how long a sample is remembered that waits no more; by default a window."""
-        seconds = self.remember_seconds
-        return self.window_seconds if seconds is None else seconds
+    def remembered_seconds(self, window_seconds: float | None = None) -> float:
+        """For how long a sample is remembered that waits no more; by default a window.
+
+        Args:
+            window_seconds: of a task that has one of its own.
+        """
+        window = self.window_seconds if window_seconds is None else window_seconds
+        return window if self.remember_seconds is None else self.remember_seconds
 
     @model_validator(mode="after")
     def _finds_something(self) -> "_Joined":
-        if self.window_seconds + self.remembered_seconds == 0:
+        if self.window_seconds + self.remembered_seconds() == 0:
             raise ValueError(
                 "window_seconds is 0, so that samples don't wait, and they are not remembered"
                 " either: no label would find its sample. Give remember_seconds beside it"
@@ -225,24 +229,24 @@ LabelStreamConfig = Annotated[
 def check_label_stream(
     labels: LabelFolderConfig | LabelTopicConfig,
     stream: DirectoryConfig | KafkaConfig | None,
-    label: str,
+    columns: list[str],
 ) -> None:
     """Raise ValueError where samples can't find their labels there.
 
     Args:
-        label: column of the labels.
+        columns: of the labels.
     """
     if stream is None:
         raise ValueError(
             "data.label_stream needs data.stream: the files of data.train hold their labels"
         )
-    if labels.key == label:
+    if labels.key in columns:
         raise ValueError(
-            f"data.label_stream.key is {label!r}, the label; name the column by which a sample"
+            f"data.label_stream.key is {labels.key!r}, a label; name the column by which a sample"
             " finds its label"
         )
     if isinstance(labels, LabelTopicConfig):
-        labels.check_columns((labels.key, label), "data.label_stream")
+        labels.check_columns((labels.key, *columns), "data.label_stream")
     if (
         isinstance(labels, LabelFolderConfig)
         and isinstance(stream, DirectoryConfig)

@@ -17,6 +17,7 @@ from scheduler.job.config import JobConfig
 from scheduler.job.errors import ConfigError, nearest
 from scheduler.job.labels import task_labels
 from scheduler.job.model import EmbeddingConfig, TableConfig
+from worker.data.task_join import columns_of, joined_tasks
 from worker.models import (
     FIRST_ORDER_MODELS,
     build_model,
@@ -26,7 +27,7 @@ from worker.models import (
 )
 from worker.models.protocol import custom_class
 from worker.models.wide_deep import LINEAR_SUFFIX
-from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec, SparseFeature
+from worker.spec import DataSpec, FeatureSpec, Lookup, ModelSpec, SparseFeature, TaskLabel
 from worker.step.sequences import check_room
 
 _log = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ def training_data(config: JobConfig) -> DataSpec:
     """How training files become batches."""
     segment = config.training.online.segment
     features = feature_spec(config)
+    if config.data.label_stream is not None:
+        features = replace(features, tasks=joined_tasks(features.tasks))
     return DataSpec(
         features=features if segment is None else replace(features, segment=segment.column),
         batch_size=config.data.batch_size,
@@ -77,17 +80,24 @@ def arriving_features(config: JobConfig) -> FeatureSpec:
     """The columns of samples that arrive, and get their labels from another stream."""
     labels = config.data.label_stream
     assert labels is not None, "labels are in a stream of their own"
-    return replace(training_data(config).features, label=None, key=labels.key)
+    return replace(training_data(config).features, label=None, tasks=(), key=labels.key)
 
 
 def label_features(config: JobConfig) -> FeatureSpec:
     """The columns of the stream of labels."""
     labels = config.data.label_stream
     assert labels is not None, "labels are in a stream of their own"
+    tasks = task_labels(config.data.labels)
+    first = {task.column: task.name for task in reversed(tasks)}
+    columns = columns_of(tasks)
     return FeatureSpec(
-        label=config.data.label_in_stream, dense=(), dense_transform="none", sparse=(),
+        label=None if tasks else config.data.label_in_stream[0],
+        tasks=tuple(TaskLabel(name=first[c], column=c, missing="mask") for c in columns),
+        dense=(),
+        dense_transform="none",
+        sparse=(),
         key=labels.key,
-    )  # fmt: skip
+    )
 
 
 def evaluation_data(config: JobConfig) -> DataSpec:
@@ -148,19 +158,29 @@ def model_spec(config: JobConfig) -> ModelSpec:
             " weights, float32[n], by which it multiplies each sample's loss (docs/models.md)"
         )
     _check_tables(config, lookups, num_features=len(sparse))
-    _warn_of_esmm(config)
+    _check_esmm(config)
     return spec
 
 
-def _warn_of_esmm(config: JobConfig) -> None:
-    """Warn where conversions are learnt of all impressions: ESMM multiplies their probability."""
+def _check_esmm(config: JobConfig) -> None:
+    """Refuse ESMM labels one by one, as it multiplies them.
+
+    Warns where conversions are learnt of all impressions: it multiplies their probability too.
+    """
     labels = config.data.labels or {}
     if config.model.type != "torch" or len(labels) < 2:
         return
     from worker.models.torch.esmm import Esmm
 
+    if not issubclass(custom_class(config.model.options), Esmm):
+        return
+    if config.data.label_stream is not None and config.data.label_stream.tasks == "apart":
+        raise ConfigError(
+            "data.label_stream.tasks is apart, and Esmm learns click and conversion of one sample"
+            " together, a product of both: leave it out, or take another class"
+        )
     (click, _), (convert, label), *_ = labels.items()
-    if issubclass(custom_class(config.model.options), Esmm) and label.where != click:
+    if label.where != click:
         _log.warning(
             "data.labels.%s has no where: %s, and Esmm takes the second task for conversions of"
             " the first, %s. Without it their scores are of all impressions; where the order is"

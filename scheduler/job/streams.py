@@ -13,7 +13,13 @@ import pyarrow as pa
 
 from scheduler.job.config import JobConfig
 from scheduler.job.errors import ConfigError
-from scheduler.job.sources import FolderSource, TopicSource
+from scheduler.job.labels import task_labels
+from scheduler.job.sources import (
+    FolderSource,
+    LabelFolderConfig,
+    LabelTopicConfig,
+    TopicSource,
+)
 from scheduler.job.specs import arriving_features, label_features, training_data
 from worker.contract import ColumnKind
 from worker.data.arrivals import Arrivals
@@ -27,6 +33,7 @@ from worker.data.messages import MessageDecoder, arrow_decoder, avro_decoder, js
 from worker.data.plan import FilePlan, Plan
 from worker.data.planning import plan_arrived, plan_of_sample
 from worker.data.streams import Position, Stream
+from worker.data.task_join import TaskJoin
 from worker.errors import DataError
 from worker.spec import DataSpec, FeatureSpec
 
@@ -90,16 +97,34 @@ def arrivals_of(
             arrivals("data.stream", settings, arriving_features(config), "samples"),
             arrivals("data.label_stream", labels, label_features(config), "labels"),
             features=features,
-            make_join=lambda: LabelJoin(
-                window_seconds=labels.window_seconds,
-                late_seconds=labels.remembered_seconds,
-                again=config.training.loss == "fake_negative_weighting",
-            ),
+            make_join=lambda: _make_join(config, labels),
             folder=spool,
             most_remembered=labels.max_waiting,
         )
     made.seek(position)
     return made
+
+
+def _make_join(
+    config: JobConfig, labels: LabelFolderConfig | LabelTopicConfig
+) -> LabelJoin | TaskJoin:
+    if config.data.labels is None:
+        return LabelJoin(
+            window_seconds=labels.window_seconds,
+            late_seconds=labels.remembered_seconds(),
+            again=config.training.loss == "fake_negative_weighting",
+        )
+    windows = {each.column: each.window_seconds for each in config.data.labels.values()}
+    joins = [
+        LabelJoin(
+            window_seconds=labels.window_seconds if window is None else window,
+            late_seconds=labels.remembered_seconds(window),
+            again=False,
+        )
+        for window in windows.values()
+    ]
+    tasks = task_labels(config.data.labels)
+    return TaskJoin(joins, tasks, together=labels.tasks == "together")
 
 
 def stream_of(

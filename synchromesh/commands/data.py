@@ -266,7 +266,13 @@ class _Seconds(click.FloatRange):
         return number
 
 
-_OF_LABELS = ("label_column", "key_column", "label_delay", "delays", "seed")
+_OF_LABELS = {
+    "label_columns": "--label-column",
+    "key_column": "--key-column",
+    "label_delays": "--label-delay",
+    "delays": "--delays",
+    "seed": "--seed",
+}
 
 
 def _check_labels_of_replay(to: str, labels_to: str | None) -> None:
@@ -274,14 +280,13 @@ def _check_labels_of_replay(to: str, labels_to: str | None) -> None:
     context = click.get_current_context()
     if labels_to is None:
         given = [
-            name
-            for name in _OF_LABELS
+            option
+            for name, option in _OF_LABELS.items()
             if context.get_parameter_source(name) is not ParameterSource.DEFAULT
         ]
         if given:
-            option = "--" + given[0].replace("_", "-")
             raise click.UsageError(
-                f"{option} is about labels of a stream of their own, which --labels-to names"
+                f"{given[0]} is about labels of a stream of their own, which --labels-to names"
             )
         return
     if lie_in_one_another(labels_to, to):
@@ -332,7 +337,14 @@ def _check_labels_of_replay(to: str, labels_to: str | None) -> None:
     help="Where the labels of positives go, some time after their rows, which are written without:"
     " a place as --to.",
 )
-@click.option("--label-column", default="label", show_default=True, help="Which holds them.")
+@click.option(
+    "--label-column",
+    "label_columns",
+    multiple=True,
+    default=("label",),
+    show_default=True,
+    help="Which holds them; several are told apart, each once it is due.",
+)
 @click.option(
     "--key-column",
     default="sample_id",
@@ -341,10 +353,12 @@ def _check_labels_of_replay(to: str, labels_to: str | None) -> None:
 )
 @click.option(
     "--label-delay",
+    "label_delays",
     type=_Seconds(min=0),
-    default=10.0,
+    multiple=True,
+    default=(10.0,),
     show_default=True,
-    help="Seconds from a row to its label, or their mean.",
+    help="Seconds from a row to its label, or their mean; one for all columns, or one for each.",
 )
 @click.option(
     "--delays",
@@ -368,9 +382,9 @@ def _replay(
     client_file: str | None,
     name: str,
     labels_to: str | None,
-    label_column: str,
+    label_columns: tuple[str, ...],
     key_column: str,
-    label_delay: float,
+    label_delays: tuple[float, ...],
     delays: Literal["exponential", "fixed"],
     seed: int,
     token_file: str | None,
@@ -382,6 +396,14 @@ def _replay(
     comes.
     """
     _check_labels_of_replay(to, labels_to)
+    if len(label_delays) == 1:
+        label_delays *= len(label_columns)
+    if len(label_delays) != len(label_columns) or len({*label_columns}) < len(label_columns):
+        raise click.UsageError(
+            f"--label-column names {', '.join(label_columns)}, and --label-delay"
+            f" {', '.join(map(str, label_delays))}: name each column once, and one delay for all of"
+            " them, or one for each, in their order"
+        )
     failures = (OSError, pa.ArrowException)
     with answering(
         ValueError, ImportError, NoSuchFileError, failures=failures, failed="cannot replay: "
@@ -404,7 +426,11 @@ def _replay(
             number_column=number_column,
             labels_to=None if labels_to is None else target(labels_to, f"{name}-labels"),
             label_delay=LabelDelay(
-                label=label_column, key=key_column, seconds=label_delay, kind=delays, seed=seed
+                labels=label_columns,
+                key=key_column,
+                seconds=label_delays,
+                kind=delays,
+                seed=seed,
             ),
             on_part=lambda place, rows: None if as_json else click.echo(f"{place} {rows}"),
         )

@@ -6,7 +6,7 @@ others. What a clock decided is a *step*, and is in the log before anyone trains
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from worker.data.join_log import JoinLog, JoinStep, Kept, TakenFile
 from worker.data.label_join import JoinCounts, Joined, Keys, LabelJoin, Labels
 from worker.data.planning import plan_arrived
 from worker.data.streams import Lag, Position
+from worker.data.task_join import MASKED, TaskJoin
 from worker.data.waiting_rows import WaitingRows, keys_in, labels_in
 from worker.errors import UnreadableError
 from worker.spec import FeatureSpec
@@ -46,11 +47,15 @@ class LabelFigures:
 
     Args:
         counts: since the streams began.
+        counts_of: the same by column of labels, where there are several.
+        waiting: samples that wait for a label.
         remembered: samples that a label may still change, and labels that samples may come for.
         lag: of the stream of labels.
     """
 
     counts: JoinCounts
+    counts_of: Mapping[str, JoinCounts]
+    waiting: int
     remembered: tuple[int, int]
     lag: Lag
 
@@ -105,13 +110,13 @@ class JoinedArrivals:
         labels: Arrivals,
         *,
         features: FeatureSpec,
-        make_join: Callable[[], LabelJoin],
+        make_join: Callable[[], LabelJoin | TaskJoin],
         folder: Path,
         most_remembered: int,
     ) -> None:
         self._samples, self._labels = _Side(samples), _Side(labels)
-        assert features.label is not None, "samples get a label"
-        self._features, self._label = features, features.label
+        assert features.has_labels, "samples get a label"
+        self._features = features
         self._make_join, self._join = make_join, make_join()
         self._joined = folder / "joined"
         self._log = JoinLog(folder / "log")
@@ -149,7 +154,7 @@ class JoinedArrivals:
     @property
     def waits(self) -> bool:
         """Whether samples that were taken wait for their labels."""
-        return self._join.counts.waiting > 0
+        return self._join.waiting > 0
 
     @property
     def position(self) -> Position:
@@ -160,6 +165,8 @@ class JoinedArrivals:
         """What waits, and what became of samples and labels."""
         return LabelFigures(
             counts=self._join.counts,
+            counts_of=self._join.counts_of,
+            waiting=self._join.waiting,
             remembered=self._join.num_remembered,
             lag=self._labels.arrivals.lag(),
         )
@@ -360,8 +367,8 @@ class JoinedArrivals:
         for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
             number = int(ordered.files[first])
             table = self._rows.take(number, ordered.rows[first:last])
-            labels = pa.array(ordered.labels[first:last])
-            table = table.append_column(self._label, labels)
+            for name, labels in self._label_columns(ordered.labels[first:last]):
+                table = table.append_column(name, labels)
             if tables and table.schema != tables[0].schema:
                 made.append(self._write_file(tables, len(made), now))
                 tables = []
@@ -369,6 +376,14 @@ class JoinedArrivals:
         if tables:
             made.append(self._write_file(tables, len(made), now))
         return made
+
+    def _label_columns(self, labels: Labels) -> list[tuple[str, pa.Array]]:
+        if self._features.label is not None:
+            return [(self._features.label, pa.array(labels))]
+        return [
+            (task.column, pa.array(of_task, mask=of_task == MASKED))
+            for task, of_task in zip(self._features.tasks, labels.T, strict=True)
+        ]
 
     def _write_file(self, tables: Sequence[pa.Table], number: int, now: float) -> NewFile:
         oldest = self._files[min(self._files)].plan.path if self._files else ""

@@ -54,7 +54,7 @@ class Joined:
     Args:
         files, rows: int64[n], where they are; one may be there twice, as a negative before it is a
             positive.
-        labels: uint8[n], 0 or 1.
+        labels: uint8[n], 0 or 1; of several tasks uint8[n, tasks], see `TaskJoin`.
     """
 
     files: npt.NDArray[np.int64]
@@ -178,6 +178,16 @@ class LabelJoin:
             repeated=counts[REPEATED],
             orphans=counts[ORPHANS],
         )
+
+    @property
+    def counts_of(self) -> dict[str, JoinCounts]:
+        """By column of labels, where there are several: there is one."""
+        return {}
+
+    @property
+    def waiting(self) -> int:
+        """Samples that wait for their label."""
+        return self.counts.waiting
 
     @property
     def num_remembered(self) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from runtime.durable import make_folder, partial_path
 from worker.data.columns import columns_from_table, join_keys
 from worker.data.open_file import open_file
 from worker.data.plan import FilePlan
+from worker.data.task_join import UNKNOWN
 from worker.errors import DataError
 from worker.spec import FeatureSpec
 
@@ -142,13 +143,20 @@ def keys_in(file: FilePlan, features: FeatureSpec) -> _Ints:
 
 
 def labels_in(file: FilePlan, features: FeatureSpec) -> tuple[_Ints, npt.NDArray[np.uint8]]:
-    """Return the keys and labels of all rows of a file; raises DataError, as `keys_in`."""
-    keys, labels = [np.empty(0, np.int64)], [np.empty(0, np.uint8)]
+    """Return the keys and labels of all rows of a file; raises DataError, as `keys_in`.
+
+    Returns:
+        int64[n], and uint8[n]; where features have several labels uint8[n, labels], UNKNOWN where a
+        row has none.
+    """
+    shape = (0, len(features.tasks)) if features.tasks else 0
+    keys, labels = [np.empty(0, np.int64)], [np.empty(shape, np.uint8)]
     only_labels = replace(features, key=None)
     for table, group, first in tables_of(file, features):
         where = (file.path, group)
         columns = columns_from_table(table, only_labels, where=where, first_row=first)
-        labels.append(columns.labels.astype(np.uint8))
+        found = np.where(np.isnan(columns.labels), np.float32(UNKNOWN), columns.labels)
+        labels.append(found.astype(np.uint8))
         keys.append(_keys(table, file, features, group, first))
     return np.concatenate(keys), np.concatenate(labels)
 

@@ -17,16 +17,16 @@ class LabelDelay:
     """Which labels come when.
 
     Args:
-        label: column of the labels; positives are told, of negatives nobody hears.
+        labels: columns of labels; positives are told, of negatives nobody hears.
         key: column by which samples and labels find each other.
-        seconds: of delay, or their mean.
+        seconds: of delay of each of them, or their mean.
         kind: how delays are spread.
         seed: of what is drawn.
     """
 
-    label: str = "label"
+    labels: tuple[str, ...] = ("label",)
     key: str = "sample_id"
-    seconds: float = 10.0
+    seconds: tuple[float, ...] = (10.0,)
     kind: Delay = "exponential"
     seed: int = 0
 
@@ -60,22 +60,31 @@ class DelayedLabels:
             ValueError: they have no label.
         """
         delay = self._delay
-        if delay.label not in table.column_names:
-            near = near_name(delay.label, table.column_names)
-            raise ValueError(
-                f"the rows have no column {delay.label!r}"
-                + (f", but {near!r}" if near else "")
-                + "; name the one that holds their labels"
-            )
-        clicked = table.select([delay.key, delay.label]).filter(
-            pc.equal(table[delay.label].cast(pa.float64()), 1.0)
-        )
-        drawn = np.full(clicked.num_rows, delay.seconds)
-        if delay.kind == "exponential":
-            drawn = self._random.exponential(delay.seconds, clicked.num_rows)
-        if clicked.num_rows:
-            self._waiting.append(clicked.append_column("_due", pa.array(now + drawn)))
-        return table.drop_columns([delay.label])
+        for label, seconds in zip(delay.labels, delay.seconds, strict=True):
+            if label not in table.column_names:
+                near = near_name(label, table.column_names)
+                raise ValueError(
+                    f"the rows have no column {label!r}"
+                    + (f", but {near!r}" if near else "")
+                    + "; name the one that holds their labels"
+                )
+            positive = self._positive(table, label)
+            drawn = np.full(positive.num_rows, seconds)
+            if delay.kind == "exponential":
+                drawn = self._random.exponential(seconds, positive.num_rows)
+            if positive.num_rows:
+                self._waiting.append(positive.append_column("_due", pa.array(now + drawn)))
+        return table.drop_columns(list(delay.labels))
+
+    def _positive(self, table: pa.Table, label: str) -> pa.Table:
+        """Return the keys of positives and their label; the other labels are null there."""
+        names = [self._delay.key, *self._delay.labels]
+        found = table.select(names).filter(pc.equal(table[label].cast(pa.float64()), 1.0))
+        for at, name in enumerate(names):
+            if name not in (self._delay.key, label):
+                kind = found.schema.field(name).type
+                found = found.set_column(at, name, pa.nulls(found.num_rows, kind))
+        return found
 
     def due(self, now: float) -> pa.Table | None:
         """Return, once, the labels that are due by now, in the order of their time."""

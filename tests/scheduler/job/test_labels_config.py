@@ -6,12 +6,25 @@ import pytest
 
 from scheduler.job.config import JobConfig
 from scheduler.job.errors import ConfigError
-from scheduler.job.specs import evaluation_data, feature_spec, model_spec
+from scheduler.job.specs import (
+    arriving_features,
+    evaluation_data,
+    feature_spec,
+    label_features,
+    model_spec,
+    training_data,
+)
 from worker.spec import TaskLabel
 
 LABELS = {
     "click": "clicked",
     "buy": {"column": "bought", "where": "click", "weight": 0.5, "missing": "mask"},
+}
+
+
+LATER = {
+    "click": {"column": "clicked", "window_seconds": 600},
+    "buy": {"column": "bought", "where": "click"},
 }
 
 
@@ -69,6 +82,7 @@ def test_the_model_has_the_names_and_weights_of_the_tasks() -> None:
         ({"labels": {"click": "d"}}, "data.labels.click is 'd', which is a feature"),
         ({"labels": {"click": "w"}, "weight": "w"}, "data.weight names too"),
         ({"eval_group_by": "u"}, "data.eval_group_by needs data.eval"),
+        ({"labels": LATER}, "data.labels.click.window_seconds is for labels that come later"),
         (
             {"labels": LABELS, "eval": "e", "eval_group_by": "u", "eval_batch_size": 300_000},
             "eval_batch_size may be at most 262144 beside data.eval_group_by",
@@ -80,14 +94,60 @@ def test_what_does_not_fit_is_refused_by_name(data: dict[str, Any], said: str) -
         JobConfig.from_dict(job(**data))
 
 
-def test_several_labels_and_labels_that_come_later_do_not_go_together() -> None:
-    stream = {"dir": "s"}
-    later = {"dir": "l", "key": "k", "window_seconds": 1}
-    given = job(labels=LABELS, stream=stream, label_stream=later)
+def job_on_streams(labels: dict[str, Any] | None = None, /, **options: Any) -> dict[str, Any]:
+    later = {"dir": "l", "key": "k", "window_seconds": 86400, **options}
+    given = job(labels=labels or LATER, stream={"dir": "s"}, label_stream=later)
     del given["data"]["train"]
+    return given
 
-    with pytest.raises(ConfigError, match=r"data\.labels names several .* data\.label_stream"):
-        JobConfig.from_dict(given)
+
+def test_labels_that_come_later_are_read_by_column_and_trained_by_task() -> None:
+    config = JobConfig.from_dict(job_on_streams())
+
+    assert arriving_features(config).columns() == ["k", "d", "a"]
+    assert label_features(config).columns() == ["clicked", "bought", "k"]
+    trained = training_data(config).features.tasks
+    assert [(task.name, task.where, task.missing) for task in trained] == [
+        ("click", None, "mask"),
+        ("buy", None, "mask"),
+    ]
+    assert evaluation_data(config).features.tasks == feature_spec(config).tasks
+    assert feature_spec(config).tasks[1].where == "click"
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "said"),
+    [
+        (LABELS, {}, "data.labels.buy.missing is mask, .* is a negative once"),
+        (None, {"label": "y"}, "data.label_stream.label is 'y', and data.labels names"),
+        (None, {"key": "bought"}, "data.label_stream.key is 'bought', a label"),
+        (
+            {**LATER, "both": {"column": "clicked", "window_seconds": 5}},
+            {},
+            "data.labels.both.window_seconds is not that of data.labels.click",
+        ),
+        (
+            {"click": {"column": "clicked", "window_seconds": 0}},
+            {"remember_seconds": 0},
+            "data.labels.click.window_seconds is 0 and",
+        ),
+    ],
+)
+def test_labels_that_would_not_find_their_samples_are_refused(
+    labels: dict[str, Any] | None, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        JobConfig.from_dict(job_on_streams(labels, **options))
+
+
+def test_esmm_is_refused_labels_one_by_one() -> None:
+    pytest.importorskip("torch")
+    given = job_on_streams(tasks="apart")
+    model_spec(JobConfig.from_dict(given))
+    given["model"]["class"] = "worker.models.torch.esmm:Esmm"
+
+    with pytest.raises(ConfigError, match="tasks is apart, and Esmm learns click and conversion"):
+        model_spec(JobConfig.from_dict(given))
 
 
 def test_models_of_one_logit_and_losses_of_one_label_are_refused() -> None:

@@ -149,7 +149,7 @@ def test_labels_may_be_in_a_stream_of_their_own() -> None:
     config = job({"dir": "in"}, data={"label_stream": {**LABELS, "label": "click"}})
 
     assert config.data.label_stream is not None
-    assert config.data.label_stream.remembered_seconds == 60
+    assert config.data.label_stream.remembered_seconds() == 60
     assert arriving_features(config).columns() == ["id", "x", "C1"]
     assert label_features(config).columns() == ["click", "id"]
     assert training_data(config).features.columns() == ["label", "x", "C1"]
@@ -183,7 +183,7 @@ def test_samples_of_a_topic_need_no_label_then_but_the_key() -> None:
         ({"window_seconds": None}, r"data\.label_stream\.window_seconds"),
         ({"window_seconds": 0}, "no label would find its sample. Give remember_seconds"),
         ({"remember_seconds": 1e9}, r"data\.label_stream\.remember_seconds"),
-        ({"key": "label"}, "key is 'label', the label"),
+        ({"key": "label"}, "key is 'label', a label"),
         ({"dir": "in"}, "lie in one another"),
         ({"dir": "in/labels"}, "lie in one another"),
         ({"max_waiting": 0}, r"data\.label_stream\.max_waiting"),

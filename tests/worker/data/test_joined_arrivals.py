@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from worker.data.directory_stream import DirectoryStream
 from worker.data.joined_arrivals import JoinedArrivals, first_position
 from worker.data.label_join import LabelJoin
 from worker.data.streams import Arrival
+from worker.data.task_join import TaskJoin, joined_tasks
 from worker.errors import DataError
-from worker.spec import FeatureSpec, SparseFeature
+from worker.spec import FeatureSpec, SparseFeature, TaskLabel
 
 FEATURES = FeatureSpec(
     label="label",
@@ -50,6 +52,8 @@ class Both:
     """Both folders, and what joins them."""
 
     def __init__(self, root: Path, **options: Any) -> None:
+        self.features = options.get("features", FEATURES)
+        told = options.get("labels", LABELS)
         self.root = root
         for name in ("samples", "labels"):
             (root / name).mkdir(exist_ok=True)
@@ -65,15 +69,18 @@ class Both:
                 aside=root / "aside",
                 agreed=agreed,
             )
-            for stream, features in ((self.samples, SAMPLES), (self.labels, LABELS))
+            for stream, features in ((self.samples, SAMPLES), (self.labels, told))
         ]
         self.joined = JoinedArrivals(
             *both,
-            features=FEATURES,
-            make_join=lambda: LabelJoin(
-                window_seconds=WINDOW,
-                late_seconds=options.get("late", WINDOW),
-                again=options.get("again", False),
+            features=self.features,
+            make_join=options.get(
+                "make_join",
+                lambda: LabelJoin(
+                    window_seconds=WINDOW,
+                    late_seconds=options.get("late", WINDOW),
+                    again=options.get("again", False),
+                ),
             ),
             folder=root / "arrived",
             most_remembered=options.get("most", 10**6),
@@ -380,3 +387,64 @@ def test_a_file_that_can_t_be_read_is_left_out(tmp_path: Path) -> None:
     assert both.take(120) == [(5000, 0)]
     assert both.joined.skipped == (1, 0)
     assert both.joined.first_refused == [str(path)]
+
+
+TASKS = (
+    TaskLabel(name="click", column="clicked"),
+    TaskLabel(name="convert", column="buy", where="click"),
+)
+
+
+def of_tasks(root: Path, **options: Any) -> Both:
+    def make_join() -> TaskJoin:
+        joins = [
+            LabelJoin(window_seconds=window, late_seconds=0, again=False) for window in (5.0, 20.0)
+        ]
+        return TaskJoin(joins, TASKS, together=False)
+
+    labels = [TaskLabel(name=task.name, column=task.column, missing="mask") for task in TASKS]
+    return Both(
+        root,
+        features=replace(FEATURES, label=None, tasks=joined_tasks(TASKS)),
+        labels=replace(LABELS, label=None, tasks=tuple(labels)),
+        make_join=make_join,
+        **options,
+    )
+
+
+def test_tasks_come_each_with_its_label_and_so_they_do_to_who_goes_on(tmp_path: Path) -> None:
+    def tell(both: Both, at: float, **columns: list[Any]) -> None:
+        put(pa.table(columns), both.root / "labels" / f"{at:05.1f}.parquet", at)
+
+    def take(both: Both, now: float) -> list[dict[str, Any]]:
+        files = both.joined.take(most=64, now=now)
+        return [row for file in files for row in pq.read_table(file.plan.path).to_pylist()]
+
+    def row(key: int, click: int | None, convert: int | None) -> dict[str, Any]:
+        labels = {"synchromesh.label.click": click, "synchromesh.label.convert": convert}
+        return {"key": key, "d": 100.0, "a": key - 1, **labels}
+
+    both = of_tasks(tmp_path)
+    both.write_samples(100, 1, 2, 3)
+    tell(both, 101, key=[1, 2], clicked=[1, 1], buy=pa.nulls(2, pa.int8()))
+    assert take(both, 102) == [row(1, 1, None), row(2, 1, None)]
+    position = both.joined.position
+    tell(both, 104, key=[2], clicked=pa.nulls(1, pa.int8()), buy=[1])
+    rest = [row(2, None, 1), row(3, 0, None), row(1, None, 0)]
+    for own in (both, of_tasks(tmp_path, position=position)):
+        assert [*take(own, 104), *take(own, 106), *take(own, 120)] == rest
+        assert not own.joined.waits
+    assert both.joined.figures.counts_of["buy"].joined == 1
+    assert both.joined.figures.counts.samples == 3
+
+
+def test_a_label_of_a_task_that_is_none_is_refused_by_its_column(tmp_path: Path) -> None:
+    both = of_tasks(tmp_path)
+    put(
+        pa.table({"key": [1], "clicked": [None], "buy": [2]}),
+        tmp_path / "labels" / "100.0.parquet",
+        100,
+    )
+
+    with pytest.raises(DataError, match=r"buy.*got 2, expected 0 or 1"):
+        both.take(101)

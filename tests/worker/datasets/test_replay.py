@@ -125,7 +125,7 @@ def test_labels_of_positives_come_some_time_after_their_rows(tmp_path: Path) -> 
             FolderTarget(str(samples)),
             rate=10,
             labels_to=FolderTarget(str(labels)),
-            label_delay=LabelDelay(seconds=3, **options),
+            label_delay=LabelDelay(seconds=(3.0,), **options),
             on_part=lambda place, _: rows.update({place: now}),
             clock=lambda: now,
             sleep=sleep,
