@@ -38,9 +38,12 @@ def onnx_model(spec: ModelSpec, features: FeatureSpec, dense: Float32s) -> Any:
         ImportError: onnx is not installed.
     """
     if spec.type not in ("dlrm", "deepfm", "wide_deep", "linear"):
+        remedy = "export its rows as parquet or safetensors"
+        if spec.type == "torch":
+            remedy = "export safetensors, and give its module to torch.onnx.export (docs/torch.md)"
         raise GraphError(
             f"a model of type {spec.type!r} can't be written as ONNX: its class knows what it"
-            " computes; export its rows as parquet or safetensors"
+            f" computes; {remedy}"
         )
     parameters = build_model(spec).parameters
     views = parameter_views(np.ascontiguousarray(dense), parameters)

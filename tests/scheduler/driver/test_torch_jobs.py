@@ -19,7 +19,7 @@ from synchromesh.commands.main import main
 
 torch = pytest.importorskip("torch")
 
-from worker.models.torch import gpu  # noqa: E402
+from worker.models.torch import ModuleInputs, gpu  # noqa: E402
 
 MODULE = """
 import torch
@@ -308,6 +308,8 @@ def test_its_checkpoint_scores_predicts_and_is_exported(
         ["scale", *(f"layers.{at}.{kind}" for at in (0, 3) for kind in ("weight", "bias"))]
     )
     assert state["layers.0.weight"].shape == (8, 18)
+    inputs = ModuleInputs.of_export(tmp_path / "out")
+    assert (inputs.width + 4, inputs.sequences) == (18, {"history": 2})
 
 
 def load_file(path: Path) -> dict[str, np.ndarray]:

@@ -3,8 +3,10 @@
 `model.type: torch` names a class; `module_model` makes a `worker.models.Model` of it.
 """
 
+import json
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,35 @@ class ModuleInputs:
     sequences: dict[str, int | None] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
     dense: tuple[str, ...] = ()
+
+    @classmethod
+    def of_export(cls, folder: str | Path) -> "ModuleInputs":
+        """Return what the module of a folder that `synchromesh export` wrote was made for.
+
+        Raises:
+            OSError: the folder has no `export.json`.
+            ValueError: it is damaged, or is not of a model of type torch.
+        """
+        path = Path(folder) / "export.json"
+        try:
+            model = json.loads(path.read_bytes())["model"]
+            kind, lookups = model["type"], model["lookups"]
+            inputs = cls(
+                num_dense=len(model["dense"]),
+                dims={each["feature"]: int(each["dim"]) for each in lookups},
+                sequences={
+                    each["feature"]: each["max_length"]
+                    for each in lookups
+                    if each["combiner"] == "none"
+                },
+                tasks=tuple(model["tasks"]),
+                dense=tuple(model["dense"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} does not say what a model takes: {error!r}") from error
+        if kind != "torch":
+            raise ValueError(f"{path} is of a model of type {kind!r}, which has no torch module")
+        return inputs
 
     @property
     def pooled(self) -> dict[str, int]:

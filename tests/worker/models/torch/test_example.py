@@ -1,5 +1,6 @@
 """The example of docs/torch.md, as it stands there."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -48,11 +49,18 @@ def test_what_is_exported_is_loaded_as_the_page_does(
 ) -> None:
     (tmp_path / "runs" / "torch-export").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
+    lookups = [
+        {"feature": name, "dim": dim, "combiner": "sum", "max_length": None}
+        for name, dim in DIMS.items()
+    ]
+    dense = [f"I{number}" for number in range(1, 14)]
+    model = {"type": "torch", "tasks": [], "dense": dense, "lookups": lookups}
+    Path("runs/torch-export/export.json").write_text(json.dumps({"model": model}))
     save_file(
         {name: np.ascontiguousarray(a) for name, a in example.model.state(example.params).items()},
         "runs/torch-export/dense.safetensors",
     )
-    _, loading, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    _, loading, to_onnx, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     names: dict[str, object] = {}
 
     exec(compile(loading, "example", "exec"), names)
@@ -61,6 +69,13 @@ def test_what_is_exported_is_loaded_as_the_page_does(
     pooled = torch.tensor(example.pooled).double().split(16, dim=1)
     logits = module(torch.tensor(example.dense).double(), dict(zip(DIMS, pooled, strict=True)))
     np.testing.assert_allclose(logits.detach(), example.predict(), rtol=1e-4, atol=1e-5)
+
+    pytest.importorskip("onnxscript")
+    exec(compile(to_onnx.replace("module.eval()", "module.float().eval()"), "onnx", "exec"), names)
+    session = pytest.importorskip("onnxruntime").InferenceSession("runs/torch-export/model.onnx")
+    given = [example.dense, *np.split(example.pooled, 26, axis=1)]
+    feed = dict(zip([each.name for each in session.get_inputs()], given, strict=True))
+    np.testing.assert_allclose(session.run(None, feed)[0], example.predict(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_class_of_several_tasks_is_one_that_can_be_trained(tried: Callable[..., Tried]) -> None:
