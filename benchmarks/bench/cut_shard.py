@@ -49,11 +49,17 @@ def store_of(dim: int, *, track_usage: bool, optimizer: Optimizer | None = None)
 class Training:
     """How long pulls and steps took, in seconds, and how long all of them together.
 
-    `cpu` is of the whole process, so of what goes on beside it too.
+    `own` is the CPU of batches by the threads that train, `ends` when each was through, from the
+    first one's begin; `cpu` is of the whole process, so of what goes on beside it too; `writing`
+    says how long of all this a cut was being written, from the begin.
     """
 
     pulls: list[float] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
+    own: list[float] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
+    began: float = 0.0
+    writing: float = 0.0
     seconds: float = 0.0
     cpu: float = 0.0
 
@@ -66,6 +72,21 @@ class Training:
     def cpu_of_step(self) -> float:
         """CPU seconds of the process for each step."""
         return self.cpu / len(self.steps)
+
+    @property
+    def cpu_of_others(self) -> float:
+        """CPU seconds of threads that do not train, and of drawing keys."""
+        return self.cpu - sum(self.own)
+
+    def rate_before(self, seconds: float) -> float:
+        """Steps a second until so many seconds were over."""
+        return sum(end <= seconds for end in self.ends) / seconds
+
+    def own_before(self, seconds: float) -> float:
+        """CPU seconds of a step until then, of the threads that train."""
+        own = [cpu for cpu, end in zip(self.own, self.ends, strict=True) if end <= seconds]
+        own = own or self.own[:1]
+        return sum(own) / len(own)
 
 
 class CutShard:
@@ -80,6 +101,7 @@ class CutShard:
     def __init__(self, store: StoreSpec, rows: int, tiers: Tiers | None = None) -> None:
         self.store, self.rows = store, rows
         self.lock = ReadWriteLock()
+        self._guard = threading.Lock()
         self.shard = Shard(store, 0, tiers=_of_table(tiers))
         self.shard.initialize(1, dense=np.zeros(store.dense_size, np.float32))
         self._rng = np.random.default_rng(0)
@@ -157,7 +179,7 @@ class CutShard:
         (spec,) = self.store.tables
         values = np.empty((keys.size, spec.dim), np.float32)
         admitted = np.empty(keys.size, np.uint8)
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.thread_time()
         with self.lock.shared():
             self.table.pull(keys, None, values, admitted)
         pulled = time.perf_counter()
@@ -165,8 +187,12 @@ class CutShard:
         computed = time.perf_counter()
         with self.lock.exclusive():
             self.change(keys)
-        training.pulls.append(pulled - start)
-        training.steps.append(time.perf_counter() - computed)
+        end = time.perf_counter()
+        with self._guard:  # one's values lie at the same place of all lists
+            training.pulls.append(pulled - start)
+            training.steps.append(end - computed)
+            training.own.append(time.thread_time() - cpu)
+            training.ends.append(end - training.began)
 
     def freeze(self, *, changed_only: bool) -> float:
         """Freeze what the shard holds; return how long it was held for that, in seconds."""
@@ -211,21 +237,27 @@ class CutShard:
             return training, time.perf_counter() - began
 
     def train_while_writing(self, path: Path, seconds: float, spread: float) -> Training:
-        """Train while a full cut is written, over some time, which is cut short then."""
+        """Train while a full cut is written, over some time, which is cut short at the end."""
         pace = Pace(spread)
+
+        def write() -> float:
+            began = time.perf_counter()
+            self.write(path, changed_only=False, pace=pace)
+            return time.perf_counter() - began
+
         with ThreadPoolExecutor(1) as beside:
-            writing = beside.submit(self.write, path, changed_only=False, pace=pace)
+            writing = beside.submit(write)
             training = self.train(seconds)
             pace.hurry()
-            writing.result()
+            training.writing = min(writing.result(), training.seconds)
         return training
 
 
 @contextmanager
 def _timed(training: Training) -> Iterator[None]:
-    cpu, began = time.process_time(), time.perf_counter()
+    cpu, training.began = time.process_time(), time.perf_counter()
     yield
-    training.seconds = time.perf_counter() - began
+    training.seconds = time.perf_counter() - training.began
     training.cpu = time.process_time() - cpu
 
 

@@ -46,8 +46,10 @@ def test_cuts_by_reference_and_by_copy_are_measured(
         "cut by copy",
         "restore by reference",
         "restore by copy",
-        "training with a cut by reference, slower",
-        "training with a cut by copy, slower",
+        "training while a cut by reference is written, slower",
+        "training with a cut by reference each minute, slower",
+        "training while a cut by copy is written, slower",
+        "training with a cut by copy each minute, slower",
     ]
     assert lines["cut by reference"]["written"] < lines["cut by copy"]["written"]
     assert list(tmp_path.iterdir()) == []
