@@ -34,11 +34,20 @@ from embedding.table.tier_extents import (
     opened_extent,
     unnamed_file,
 )
-from embedding.table.tier_segments import BUFFER, FILLED, FREE, SEGMENT, Segments, move_live
+from embedding.table.tier_segments import (
+    BUFFER,
+    FILLED,
+    FREE,
+    SEGMENT,
+    Segments,
+    find_held,
+    move_live,
+)
 from embedding.table.tier_slots import Slots
 from embedding.table.tier_staged import Staged
 
 Float32Array = npt.NDArray[np.float32]
+Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
 
 BUFFERS = 4
@@ -478,10 +487,26 @@ class TierFile:
             raise MemoryError(f"{self._error('write', error)}") from error
         self._needs = max(self._needs, self.num_segments)
 
-    def numbers_of(self, segments: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """Return the extent's number of each segment, and which of its segments it is."""
-        at = self.files.offsets[segments] // (4 * self._words)
-        return self._extent_of[segments] - 1, at
+    def find_held(
+        self, held: HeldExtents, places: Int32Array, rows: Int64Array, found: Int64Array
+    ) -> None:
+        """Write the records of rows as those of extents that are held follow one another.
+
+        Args:
+            places: of all rows, see `Slots`.
+            found: int64[n], written; -1: a row is elsewhere.
+        """
+        find_held(
+            places,
+            rows,
+            held.per_segment,
+            self._extent_of,
+            self.files.offsets,
+            4 * self._words,
+            held.numbers,
+            held.first_segments,
+            found,
+        )
 
     def _error(self, what: str, error: OSError) -> TierError:
         return TierError(

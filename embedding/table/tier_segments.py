@@ -287,3 +287,43 @@ def not_in_memory(
             missing[count] = i
             count += 1
     return count
+
+
+@njit(cache=True, nogil=True)
+def find_held(
+    places: Int32Array,
+    rows: Int64Array,
+    per_segment: int,
+    extent_of: Int64Array,
+    offsets: Int64Array,
+    segment_bytes: int,
+    held: Int64Array,
+    first_segments: Int64Array,
+    found: Int64Array,
+) -> None:
+    """Write which records rows are of extents that are held, as these follow one another.
+
+    Args:
+        extent_of, offsets: int64[segments]: the number of each one's extent plus one, and where it
+            begins there.
+        held: int64[extents], ascending: their numbers.
+        first_segments: int64[extents + 1], how many segments those before have.
+        found: int64[rows], written; -1: a row is in none of them.
+    """
+    for i in range(rows.size):
+        found[i] = -1
+        record = -np.int64(places[rows[i]]) - 1
+        if record < 0:
+            continue
+        segment = record // per_segment
+        number = extent_of[segment] - 1
+        low, high = 0, held.size
+        while low < high:
+            middle = (low + high) // 2
+            if held[middle] < number:
+                low = middle + 1
+            else:
+                high = middle
+        if low < held.size and held[low] == number:
+            at = first_segments[low] + offsets[segment] // segment_bytes
+            found[i] = at * per_segment + record % per_segment

@@ -311,16 +311,8 @@ class TieredValues:
         Returns:
             int64[n], -1 of a row that is elsewhere.
         """
-        found = np.full(rows.size, -1, np.int64)
-        places = self.slots.places[rows].astype(np.int64)
-        away = np.flatnonzero(places < 0)
-        records, per_segment = -(places[away] + 1), held.per_segment
-        numbers, at = self._file.numbers_of(records // per_segment)
-        extents = np.searchsorted(held.numbers, numbers)
-        extents[extents == held.numbers.size] = 0
-        there = held.numbers[extents] == numbers if held.numbers.size else numbers < 0
-        segments = held.first_segments[extents[there]] + at[there]
-        found[away[there]] = segments * per_segment + records[there] % per_segment
+        found = np.empty(rows.size, np.int64)
+        self._file.find_held(held, self.slots.places, rows, found)
         return found
 
     def can_adopt(self, path: Path, segment_bytes: int) -> bool:

@@ -64,10 +64,11 @@ class BucketGroups:
         row_bytes = 8 * num_numbers + 4 * sum(widths)
         wanted = min(num_rows * row_bytes // _LEAST_PART_BYTES, MAX_GROUPS, buckets[1] - buckets[0])
         groups = max(1, wanted)
-        edges = np.unique(np.linspace(*buckets, groups + 1).astype(np.int64))
+        # So that whoever is at x of n is in group x * groups // n.
+        span = buckets[1] - buckets[0]
+        self._edges = [buckets[0] - (-span * each // groups) for each in range(groups + 1)]
         at_most = min(max_bytes // groups, _MOST_PART_BYTES) // row_bytes
         self._capacity = max(1, min(at_most, num_rows))
-        self._edges = edges.tolist()
         self._group_of: npt.NDArray[np.uint8] | None = None
         if by_key:
             self._group_of = np.zeros(NUM_BUCKETS, np.uint8)
@@ -88,7 +89,9 @@ class BucketGroups:
         """
         keys = numbers[0]
         if self._group_of is None:
-            groups = (np.searchsorted(self._edges, keys, "right") - 1).astype(np.uint8)
+            first, end = self._edges[0], self._edges[-1]
+            of_all = len(self._edges) - 1
+            groups = ((keys - first) * of_all // (end - first)).astype(np.uint8)
         else:
             groups = self._group_of[buckets_of(keys)]
         places = np.empty(keys.size, np.int64)

@@ -28,7 +28,7 @@ from embedding.table.tier_extents import HeldExtents
 from ps.checkpoint.bucket_groups import BucketGroups, Group
 from ps.checkpoint.file_parts import FileEntry, FilePart
 from ps.checkpoint.pace import Pace
-from ps.checkpoint.placed import can_refer, extents_of, keep_extents, placed_schema
+from ps.checkpoint.placed import can_refer, keep_extents, placed_schema
 from ps.checkpoint.write import (
     REMOVED_SCHEMA,
     Compression,
@@ -56,7 +56,7 @@ _PIECE_BYTES = 1 << 20  # that is copied at once, with the lock held
 _BLOOM_PART_BYTES = 8 << 20
 _REMOVED_AT_ONCE = 1 << 20
 _PIECES_AHEAD = 2
-_PLACED_BYTES = 32  # of a row in `PlacedRows`
+_PLACED_BYTES = 96  # a row that is referred to takes as much CPU as so many bytes of copies
 
 
 class FrozenTable(Protocol):
@@ -212,18 +212,18 @@ class CutWriter:
     ) -> None:
         """Write where rows are in extents, which get another name; give the others to `add`."""
         assert isinstance(self._root, Path), "only files have more than one name"
-        schema, used = placed_schema(spec), np.zeros(len(held.extents), np.bool_)
+        schema, used = placed_schema(spec), np.zeros(held.first_segments[-1], np.bool_)
         with self._file(spec, "placed", schema) as writer:
             groups = self._groups(writer, schema, held.num_records, [], (0, held.num_records))
             for rows, placed in self._pieces(pieces):
                 if rows.keys.size:
                     add(rows)
-                used[extents_of(held, placed.records)] = True
+                used[placed.records // held.per_segment] = True
                 numbers = [placed.records, placed.keys, placed.frequency, placed.version]
                 groups.add(numbers[: len(schema)])
             groups.finish()
         folder = Path("tables") / spec.name
-        for entry, parts in keep_extents(held, self._root, folder, self._suffix, used.tolist()):
+        for entry, parts in keep_extents(held, self._root, folder, self._suffix, used):
             self._entries.append(entry)
             self._parts += parts
 
@@ -300,6 +300,8 @@ def _row_bytes(spec: TableSpec) -> int:
 def _nbytes(piece: Columns | tuple[Columns, ...]) -> int:
     if isinstance(piece, tuple):
         return sum(map(_nbytes, piece))
+    if isinstance(piece, PlacedRows):
+        return piece.keys.size * _PLACED_BYTES
     return sum(getattr(piece, name).nbytes for name in piece.__slots__)
 
 

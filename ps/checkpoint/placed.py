@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -56,27 +57,21 @@ def can_refer(held: HeldExtents | None, root: Place) -> bool:
     return os.stat(folder).st_dev == held.extents[0].device
 
 
-def extents_of(held: HeldExtents, records: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return which of the extents each record is in, int64[n]."""
-    segments = records // held.per_segment
-    return np.searchsorted(held.first_segments, segments, "right") - 1
-
-
 def keep_extents(
-    held: HeldExtents, root: Path, folder: Path, suffix: str, used: Sequence[bool]
+    held: HeldExtents, root: Path, folder: Path, suffix: str, used: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[FileEntry, list[FilePart]]]:
     """Give extents a name in a checkpoint; yield what is said of each, once it is on the disk.
 
     Args:
         folder: of the table, relative to `root`; it is there.
         suffix: how the names of the shard's files end.
-        used: of each whether anything of it is wanted.
+        used: bool[segments of all], whether anything of each is wanted.
 
     Raises:
         OSError: one was not written, or can't be kept.
     """
-    for extent, first, is_used in zip(held.extents, held.first_segments, used, strict=False):
-        if not is_used:
+    for extent, (first, end) in zip(held.extents, pairwise(held.first_segments), strict=True):
+        if not used[first:end].any():
             continue
         digests = extent.finish()
         name = (folder / f"extent.{first:09d}-{suffix.removesuffix('.arrow')}.bin").as_posix()

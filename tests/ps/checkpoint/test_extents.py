@@ -27,9 +27,9 @@ TABLES = (
 )
 
 
-def tiers_in(folder: Path) -> dict[str, Tiers]:
+def tiers_in(folder: Path, memory_bytes: int = 1 << 16) -> dict[str, Tiers]:
     folder.mkdir(exist_ok=True)
-    return {table.name: Tiers(memory_bytes=1 << 16, path=str(folder)) for table in TABLES}
+    return {table.name: Tiers(memory_bytes=memory_bytes, path=str(folder)) for table in TABLES}
 
 
 @pytest.fixture
@@ -44,8 +44,10 @@ def tiered(small_job: Any, make_cut_job: Any, tmp_path: Path) -> Any:
 def restored(small_job: Any, tmp_path: Path) -> Callable[..., Any]:
     """A job that goes on from a checkpoint."""
 
-    def restore(path: Path, num_shards: int = 2, *, with_tiers: bool = True) -> Any:
-        options = {"tiers": tiers_in(tmp_path / "disk")} if with_tiers else {}
+    def restore(
+        path: Path, num_shards: int = 2, *, with_tiers: bool = True, memory_bytes: int = 1 << 16
+    ) -> Any:
+        options = {"tiers": tiers_in(tmp_path / "disk", memory_bytes)} if with_tiers else {}
         job = small_job(TABLES, num_shards=num_shards, dense_size=2500, initialize=False, **options)
         for shard in job.shards:
             start_shard_from(shard, CheckpointReader(path), recovery_epoch=3, goes_on=True)
@@ -93,6 +95,30 @@ def test_a_server_takes_its_extents_as_they_lie_and_trains_on(
             job.train(step, *keys, evict=old)
     assert taken.digest == plain.digest
     CheckpointReader(path).verify()  # nothing was written over
+
+
+@pytest.mark.parametrize("memory_bytes", [1 << 17, 1 << 18])
+def test_extents_of_segments_of_another_size_are_read_row_by_row(
+    tiered: Any, restored: Callable[..., Any], memory_bytes: int
+) -> None:
+    """As of a server with another budget, or a build that shared the same one out otherwise."""
+    digest = tiered.job.digest
+    path = tiered.cut(changed_only=False)
+    files = {os.stat(each).st_ino for each in extents_of(path)}
+
+    copied = restored(path, memory_bytes=memory_bytes)
+
+    assert copied.digest == digest
+    copied.train(12, [1, 2], [3], [4])
+    of_tables = {
+        os.fstat(extent.descriptor).st_ino
+        for shard in copied.shards
+        for table in shard.tables
+        for extent in table._rows.tiered._file._extents
+        if extent is not None
+    }
+    assert of_tables.isdisjoint(files) == (memory_bytes > 1 << 17)
+    CheckpointReader(path).verify()
 
 
 def test_deltas_with_tombstones_lie_on_extents(tiered: Any, restored: Callable[..., Any]) -> None:
