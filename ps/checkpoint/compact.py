@@ -1,14 +1,17 @@
-"""Write what a chain of checkpoints holds as one full checkpoint, sorted, with its digest."""
+"""Write what a chain of checkpoints holds as one full checkpoint, sorted, with its digest.
+
+Rows from elsewhere may take their place in it.
+"""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from embedding import TableEntries, TableSpec, rule_for
+from embedding import CounterEntries, TableEntries, TableSpec, rule_for
 from embedding.arrow import COUNTER_SCHEMA, counters_to_arrow, row_schema, to_arrow
 from embedding.kernels.mixing import NUM_BUCKETS, buckets_of
 from embedding.spec.admission import BloomAdmission
@@ -33,13 +36,17 @@ from runtime.places import Place
 _SUFFIX = file_suffix(0, 1)
 
 
-def compact(reader: CheckpointReader, path: Place) -> tuple[Place, str]:
+def compact(
+    reader: CheckpointReader, path: Place, others: Mapping[str, TableEntries] | None = None
+) -> tuple[Place, str]:
     """Write a full checkpoint that holds what a chain does; return its folder and its digest.
 
     It is of one shard, and restores on any number. Memory is taken for a range of buckets.
 
     Args:
         path: of the new checkpoint; where the name is taken it gets a number.
+        others: rows of tables, by name, each key once: they take the place of what the chain has
+            of these keys.
 
     Raises:
         CheckpointError: a file of the chain is missing or damaged.
@@ -47,20 +54,21 @@ def compact(reader: CheckpointReader, path: Place) -> tuple[Place, str]:
     """
     partial = begin_checkpoint(path)
     try:
-        digest = _write(reader, partial)
+        digest = _write(reader, partial, others or {})
         return publish_checkpoint(partial, path), digest
     except BaseException:
         give_up_checkpoint(partial)
         raise
 
 
-def _write(reader: CheckpointReader, root: Place) -> str:
+def _write(reader: CheckpointReader, root: Place, others: Mapping[str, TableEntries]) -> str:
     entries: list[FileEntry] = []
     parts: list[FilePart] = []
     digests: dict[str, npt.NDArray[np.uint8]] = {}
     for spec in reader.store.tables:
         taken = BucketDigests((0, NUM_BUCKETS))
-        entries += _write_table(reader, spec, root, parts, taken)
+        its = others.get(spec.name, TableEntries.empty(spec))
+        entries += _write_table(reader, spec, root, parts, taken, its)
         digests[spec.name] = taken.digests()
     rule = rule_for(reader.store.dense_optimizer, sparse=False)
     rows = reader.dense_rows()
@@ -89,6 +97,7 @@ def _write_table(
     root: Place,
     parts: list[FilePart],
     digests: BucketDigests,
+    others: TableEntries,
 ) -> list[FileEntry]:
     folder = Path("tables") / spec.name
     ranges = ranges_of(spec.name, reader)
@@ -96,7 +105,7 @@ def _write_table(
     entries = []
     with parts_writer(root, folder / f"rows-{_SUFFIX}", row_schema(spec), parts) as writer:
         for buckets in ranges:
-            rows = rows_of(reader, spec, buckets)
+            rows = _with_others(rows_of(reader, spec, buckets), others, buckets)
             digests.add_rows(buckets, rows)
             for part in _parts_of(rows):
                 for batch in to_arrow(part, spec).to_batches():
@@ -104,7 +113,7 @@ def _write_table(
     entries.append(writer.entry)
     with parts_writer(root, folder / f"counters-{_SUFFIX}", COUNTER_SCHEMA, parts) as writer:
         for buckets in ranges:
-            counters = counters_of(reader, spec, buckets)
+            counters = _without(counters_of(reader, spec, buckets), others)
             digests.add_counters(buckets, counters)
             for batch in counters_to_arrow(counters).to_batches():
                 writer.write(batch)
@@ -118,6 +127,24 @@ def _write_table(
                     writer.write(bloom_batch(found, schema))
         entries.append(writer.entry)
     return entries
+
+
+def _with_others(
+    rows: TableEntries, others: TableEntries, buckets: tuple[int, int]
+) -> TableEntries:
+    """Return the rows of some buckets, sorted, with those of others in the place of their own."""
+    numbers = buckets_of(others.keys)
+    its = others.take(np.flatnonzero((numbers >= buckets[0]) & (numbers < buckets[1])))
+    if not its.keys.size:
+        return rows
+    whole = rows.take(np.flatnonzero(~np.isin(rows.keys, its.keys))).joined(its)
+    return whole.take(np.lexsort((whole.keys, buckets_of(whole.keys))))
+
+
+def _without(counters: CounterEntries, others: TableEntries) -> CounterEntries:
+    """Return the counters of keys that no row of others has: with a row they are admitted."""
+    kept = ~np.isin(counters.keys, others.keys)
+    return CounterEntries(*(getattr(counters, name)[kept] for name in CounterEntries.__slots__))
 
 
 def _parts_of(rows: TableEntries) -> Iterator[TableEntries]:

@@ -19,12 +19,13 @@ from synchromesh.checkpoints import (
 )
 from synchromesh.checkpoints import as_json as facts_of
 from synchromesh.commands.answers import Failed, answering, json_option, people_console, print_json
+from synchromesh.importing import ImportedRowsError, import_rows
 from synchromesh.outputs import OutputError
 
 
 @click.group(epilog="Example: synchromesh checkpoint verify runs/dlrm")
 def command() -> None:
-    """List, show, verify, compare or compact checkpoints; no job has to run."""
+    """List, show, verify, compare or compact checkpoints, or give them rows; no job has to run."""
 
 
 @command.command("list", epilog="Example: synchromesh checkpoint list runs/dlrm")
@@ -139,6 +140,36 @@ def _diff(before: str, after: str, as_json: bool) -> None:
     console.print(table)
     norm = "of another number" if found.dense_norm is None else f"{found.dense_norm:.6g} apart"
     console.print(f"dense parameters: {norm}")
+
+
+@command.command(
+    "import-rows",
+    epilog="Example: synchromesh checkpoint import-rows runs/old item=items.parquet --out runs/new",
+)
+@click.argument("checkpoint", type=click.Path(), metavar="CHECKPOINT_OR_RUN")
+@click.argument("files", nargs=-1, required=True, metavar="TABLE=FILE...")
+@click.option("--out", type=click.Path(), required=True, help="The new checkpoint's folder.")
+@json_option
+def _import_rows(checkpoint: str, files: tuple[str, ...], out: str, as_json: bool) -> None:
+    """Write a checkpoint whose tables have rows of Parquet files beside their own.
+
+    A file has the columns key, as the training data have it, and vector, a list of floats. A job
+    begins with them by run.init_from.
+    """
+    named = [file.partition("=") for file in files]
+    tables = {table: file for table, _, file in named}
+    if any(not table or not file for table, _, file in named) or len(tables) < len(files):
+        raise click.UsageError(
+            f"{' '.join(files)}: name a file for each table, once: TABLE=FILE, such as"
+            " item=items.parquet"
+        )
+    with answering(OutputError, RunDirectoryError, ImportedRowsError, failures=(OSError,)):
+        path, digest, rows = import_rows(checkpoint, tables, out)
+    if as_json:
+        print_json({"checkpoint": str(path), "model_digest": digest, "rows": rows})
+        return
+    told = ", ".join(f"{count:,} rows of {table}" for table, count in rows.items())
+    click.echo(f"{path}: written with {told}, model digest {digest}")
 
 
 @command.command(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embedding import TableEntries
 from ps.checkpoint.compact import compact
 from ps.checkpoint.compare import difference
 from ps.checkpoint.manifest import CheckpointError
@@ -43,6 +44,40 @@ def test_a_compacted_chain_is_the_same_model(
         start_shard_from(shard, found, recovery_epoch=3, goes_on=True)
     assert job.digest == digest
     assert all(table.changed == 0 for table in difference(reader, found).tables)
+
+
+def test_rows_from_elsewhere_take_the_place_of_rows_and_counters(
+    chain: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ps.checkpoint.bucket_ranges._RANGE_BYTES", 3000)
+    reader = CheckpointReader(chain[-1])
+    spec, counted = next(
+        (spec, keys)
+        for spec in reader.store.tables
+        if (keys := [k for part in reader.counters(spec) for k in part.keys.tolist()])
+    )
+    held = [k for part in reader.rows(spec) for k in part.keys.tolist()]
+    keys = np.array([held[0], counted[0], 2**40])
+    empty = TableEntries.empty(spec)
+    its = TableEntries(
+        keys,
+        np.zeros(3, np.int64),
+        np.zeros(3, np.int64),
+        np.full((3, spec.dim), 0.25, np.float32),
+        np.zeros((3, empty.slots.shape[1]), np.float32),
+    )
+
+    path, _ = compact(reader, chain[-1].with_name("full-000000000009"), {spec.name: its})
+
+    found = CheckpointReader(path)
+    found.verify()
+    rows = {k: v for p in found.rows(spec) for k, v in zip(p.keys.tolist(), p.vectors, strict=True)}
+    assert sorted(rows) == sorted({*held, *keys.tolist()})
+    assert all((rows[key] == 0.25).all() for key in keys.tolist())
+    left = [k for part in found.counters(spec) for k in part.keys.tolist()]
+    assert sorted(left) == sorted(set(counted) - {counted[0]})
+    others = [table for table in difference(reader, found).tables if table.name != spec.name]
+    assert all(table.changed == table.added == table.removed == 0 for table in others)
 
 
 def test_nothing_is_left_where_a_chain_can_not_be_read(chain: list[Path], tmp_path: Path) -> None:

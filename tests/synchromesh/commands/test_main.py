@@ -75,7 +75,10 @@ def test_version_and_module_door() -> None:
         ("tr", ["plain,train"]),
         (
             "checkpoint ",
-            [f"plain,{name}" for name in ("compact", "diff", "list", "show", "verify")],
+            [
+                f"plain,{name}"
+                for name in ("compact", "diff", "import-rows", "list", "show", "verify")
+            ],
         ),
         ("train --j", ["plain,--json"]),
         ("train jobs/", ["file,jobs/"]),
