@@ -6,6 +6,7 @@ call `pread` reach 100,000 for 5.4 us. They are asynchronous where the file was 
 reads. Without them pieces are read one after another.
 """
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -14,6 +15,7 @@ import platform
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -83,8 +85,40 @@ class Queue(NamedTuple):
     requests: Int64Array  # int64[DEPTH, 8]: struct iocb
     pointers: Int64Array  # int64[DEPTH]
     events: Int64Array  # int64[DEPTH, 4]: struct io_event
-    spans: Int64Array  # int64[DEPTH, 2]: which records a buffer is read for
-    free: Int64Array  # int64[DEPTH]: buffers
+    reads: Int64Array  # int64[DEPTH]: which read a request is
+    free: Int64Array  # int64[DEPTH]: requests
+
+
+class Reads(NamedTuple):
+    """Pieces of equal size.
+
+    Args:
+        files: int64[n], descriptors.
+        offsets: int64[n], where they begin there.
+        least: int64[n], bytes that each has at least.
+    """
+
+    files: Int64Array
+    offsets: Int64Array
+    least: Int64Array
+
+
+class Wanted(NamedTuple):
+    """Records of blocks that are read: those of block i are firsts[i] to firsts[i + 1].
+
+    Args:
+        layout: of the blocks.
+        numbers: int64[n] of the records, ascending.
+        order: int64[n], where they belong.
+        firsts: int64[blocks + 1].
+        records: float32[n, record_words - 1], written.
+    """
+
+    layout: Layout
+    numbers: Int64Array
+    order: Int64Array
+    firsts: Int64Array
+    records: Float32Array
 
 
 class Reader:
@@ -109,7 +143,7 @@ class Reader:
             np.zeros((DEPTH, 8), np.int64),
             np.zeros(DEPTH, np.int64),
             np.zeros((DEPTH, 4), np.int64),
-            np.zeros((DEPTH, 2), np.int64),
+            np.zeros(DEPTH, np.int64),
             np.zeros(DEPTH, np.int64),
         )
 
@@ -126,13 +160,12 @@ class _Readers:
         self._free: list[Reader] = []
         self._guard = threading.Lock()
 
-    def take(self) -> Reader:
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[Reader]:
         with self._guard:
-            if self._free:
-                return self._free.pop()
-        return Reader()
-
-    def give(self, reader: Reader) -> None:
+            reader = self._free.pop() if self._free else None
+        reader = reader or Reader()
+        yield reader
         with self._guard:
             self._free.append(reader)
 
@@ -154,63 +187,110 @@ def read_records(
         OSError: the file can't be read, or ends before.
     """
     order = np.argsort(numbers)
-    reader = _readers.take()
-    wrong = _read(segments, layout, numbers[order], order, reader.queue, records)
-    _readers.give(reader)
+    numbers = numbers[order]
+    firsts = np.empty(numbers.size + 1, np.int64)
+    reads = Reads(*np.empty((3, numbers.size), np.int64))
+    count = _blocks_of(segments, layout, numbers, firsts, reads)
+    reads = Reads(reads.files[:count], reads.offsets[:count], reads.least[:count])
+    wanted = Wanted(layout, numbers, order, firsts[: count + 1], records)
+    words = layout.block_words
+    with _readers.lent() as reader:
+        depth = max(min(DEPTH, reader.queue.staging.size // words), 1)
+        memory = reader.queue.staging[: depth * words].reshape(depth, words)
+        _check(_read(reads, reader.queue, memory, wanted, False))
+
+
+def read_blocks(
+    files: Int64Array, blocks: Int64Array, least: Int64Array, out: Float32Array
+) -> None:
+    """Read blocks of 4 KiB of any files.
+
+    Args:
+        files: int64[n], descriptors.
+        blocks: int64[n], their numbers in the files.
+        least: int64[n], bytes that each has at least; the last one of a file may end before others.
+        out: float32[n, 1024], written; where it begins with a page, files that are open for direct
+            reads are read as many at once as a queue holds.
+
+    Raises:
+        OSError: a file can't be read, or ends before.
+    """
+    reads = Reads(files, blocks * (4 * out.shape[1]), least)
+    with _readers.lent() as reader:
+        _check(_read(reads, reader.queue, out, _NOTHING, True))
+
+
+def _check(wrong: int) -> None:
+    """Raise what a read has ended with: 0, an errno or _SHORT."""
     if wrong == _SHORT:
         raise OSError(errno.EIO, "it ends before what was written to it")
     if wrong:
         raise OSError(wrong, os.strerror(wrong))
 
 
+_NONE = np.empty(0, np.int64)
+_NOTHING = Wanted(Layout(1, 1, 1), _NONE, _NONE, _NONE, np.empty((0, 0), np.float32))
+
+
 @njit(cache=True, nogil=True)
-def _read(
-    segments: SegmentFiles,
-    layout: Layout,
-    numbers: Int64Array,
-    order: Int64Array,
-    queue: Queue,
-    records: Float32Array,
+def _blocks_of(
+    segments: SegmentFiles, layout: Layout, numbers: Int64Array, firsts: Int64Array, reads: Reads
 ) -> int:
-    """Read records in ascending order of their numbers; return 0, an errno or _SHORT."""
-    block_bytes = 4 * layout.block_words
-    depth = max(min(DEPTH, queue.staging.size // layout.block_words), 1)
-    staging = queue.staging[: depth * layout.block_words].reshape(depth, layout.block_words)
-    requests, pointers = queue.requests, queue.pointers
-    context = queue.context[0]
-    for buffer in range(depth):
-        queue.free[buffer] = buffer
+    """Write the blocks in which records are, each once; return how many."""
+    block_bytes, count, last = 4 * layout.block_words, 0, np.int64(-1)
+    for i in range(numbers.size):
+        block = numbers[i] // layout.per_block
+        if block == last:
+            continue
+        last = block
+        segment = block // segments.blocks
+        firsts[count] = i
+        reads.files[count] = segments.files[segment]
+        reads.offsets[count] = segments.offsets[segment] + block % segments.blocks * block_bytes
+        reads.least[count] = block_bytes
+        count += 1
+    firsts[count] = numbers.size
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _read(reads: Reads, queue: Queue, memory: Float32Array, wanted: Wanted, in_place: bool) -> int:
+    """Read pieces; return 0, an errno or _SHORT.
+
+    Args:
+        memory: float32[n, words of a piece], written: a piece each, or, where they are not
+            `in_place`, one for each that is under way, out of which `wanted` is taken.
+    """
+    total, size = reads.files.size, np.int64(memory.shape[1]) * 4
+    requests, pointers, context = queue.requests, queue.pointers, queue.context[0]
+    copies = wanted.records.reshape(-1)
+    depth = DEPTH if in_place else memory.shape[0]
+    queue.free[:depth] = np.arange(depth)
     num_free, under_way, begun, wrong = depth, 0, 0, 0
-    while under_way > 0 or (begun < numbers.size and wrong == 0):
+    while under_way > 0 or (begun < total and wrong == 0):
         made = 0
-        while wrong == 0 and begun < numbers.size and num_free > 0:
+        while wrong == 0 and begun < total and num_free > 0:
             num_free -= 1
-            buffer = queue.free[num_free]
-            block = numbers[begun] // layout.per_block
-            queue.spans[buffer, 0] = begun
-            while begun < numbers.size and numbers[begun] // layout.per_block == block:
-                begun += 1
-            queue.spans[buffer, 1] = begun
-            segment = block // segments.blocks
-            file = segments.files[segment]
-            offset = segments.offsets[segment] + block % segments.blocks * block_bytes
+            slot = queue.free[num_free]
+            address = memory.ctypes.data + (begun if in_place else slot) * size
+            file, offset = reads.files[begun], reads.offsets[begun]
             if context == 0:
-                address = staging.ctypes.data + buffer * block_bytes
-                count = _pread_all(file, address, block_bytes, offset)
-                wrong = -count if count < 0 else (0 if count == block_bytes else _SHORT)
-                if wrong == 0:
-                    _take(layout, numbers, order, queue.spans[buffer], staging[buffer], records)
-                queue.free[num_free] = buffer
+                count = _pread_all(file, address, size, offset)
+                wrong = -count if count < 0 else (0 if count >= reads.least[begun] else _SHORT)
+                if wrong == 0 and not in_place:
+                    _take(wanted, copies, begun, memory[slot])
+                queue.free[num_free] = slot
                 num_free += 1
+                begun += 1
                 continue
-            request = requests[buffer]
-            request[0], request[1] = buffer, 0
-            request[2] = file << 32
-            request[3] = staging.ctypes.data + buffer * block_bytes
-            request[4], request[5] = block_bytes, offset
-            request[6], request[7] = 0, 0
-            pointers[made] = requests.ctypes.data + buffer * 64
+            request = requests[slot]
+            request[0], request[1] = slot, 0
+            request[2], request[3] = file << 32, address
+            request[4], request[5], request[6], request[7] = size, offset, 0, 0
+            queue.reads[slot] = begun
+            pointers[made] = requests.ctypes.data + slot * 64
             made += 1
+            begun += 1
         done = 0
         while done < made:
             at = pointers.ctypes.data + 8 * done
@@ -227,12 +307,12 @@ def _read(
                 break
             # The device's queue is full: wait for something first.
             under_way, num_free, wrong = _collect(
-                layout, numbers, order, queue, staging, records, under_way, num_free, 1, wrong
+                reads, queue, memory, wanted, in_place, under_way, num_free, 1, wrong
             )
         if under_way > 0:
-            least = under_way if begun >= numbers.size or wrong != 0 else max(under_way // 4, 1)
+            least = under_way if begun >= total or wrong != 0 else max(under_way // 4, 1)
             under_way, num_free, wrong = _collect(
-                layout, numbers, order, queue, staging, records, under_way, num_free, least, wrong
+                reads, queue, memory, wanted, in_place, under_way, num_free, least, wrong
             )
     return wrong
 
@@ -263,12 +343,11 @@ def _wait(queue: Queue, least: int) -> int:
 
 @njit(cache=True, nogil=True)
 def _collect(
-    layout: Layout,
-    numbers: Int64Array,
-    order: Int64Array,
+    reads: Reads,
     queue: Queue,
-    staging: Float32Array,
-    records: Float32Array,
+    memory: Float32Array,
+    wanted: Wanted,
+    in_place: bool,
     under_way: int,
     num_free: int,
     least: int,
@@ -278,123 +357,25 @@ def _collect(
     count = _wait(queue, least)
     if count < 0:
         return 0, num_free, -count
+    copies = wanted.records.reshape(-1)
     for i in range(count):
-        buffer, size = queue.events[i, 0], queue.events[i, 2]
-        if size == 4 * layout.block_words:
-            _take(layout, numbers, order, queue.spans[buffer], staging[buffer], records)
-        else:
-            wrong = -size if size < 0 else _SHORT
-        queue.free[num_free] = buffer
+        slot, size = queue.events[i, 0], queue.events[i, 2]
+        read = queue.reads[slot]
+        if size < 0:
+            wrong = -size
+        elif size < reads.least[read]:
+            wrong = _SHORT
+        elif not in_place:
+            _take(wanted, copies, read, memory[slot])
+        queue.free[num_free] = slot
         num_free += 1
     return under_way - count, num_free, wrong
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _take(
-    layout: Layout,
-    numbers: Int64Array,
-    order: Int64Array,
-    span: Int64Array,
-    block: Float32Array,
-    records: Float32Array,
-) -> None:
-    """Copy records out of a block that was read."""
-    width, copies = records.shape[1], records.reshape(-1)
-    for i in range(span[0], span[1]):
-        first = numbers[i] % layout.per_block * layout.record_words + 1
-        copy_row(block, first, width, copies, order[i] * width)
-
-
-def read_blocks(
-    files: Int64Array, blocks: Int64Array, least: Int64Array, out: Float32Array
-) -> None:
-    """Read blocks of 4 KiB of any files.
-
-    Args:
-        files: int64[n], descriptors.
-        blocks: int64[n], their numbers in the files.
-        least: int64[n], bytes that each has at least; the last one of a file may end before others.
-        out: float32[n, 1024], written; where it begins with a page, files that are open for direct
-            reads are read as many at once as a queue holds.
-
-    Raises:
-        OSError: a file can't be read, or ends before.
-    """
-    reader = _readers.take()
-    wrong = _read_blocks(files, blocks, least, reader.queue, out)
-    _readers.give(reader)
-    if wrong == _SHORT:
-        raise OSError(errno.EIO, "it ends before what was written to it")
-    if wrong:
-        raise OSError(wrong, os.strerror(wrong))
-
-
-@njit(cache=True, nogil=True)
-def _read_blocks(
-    files: Int64Array, blocks: Int64Array, least: Int64Array, queue: Queue, out: Float32Array
-) -> int:
-    """Read blocks where they are to be; return 0, an errno or _SHORT."""
-    size = np.int64(out.shape[1]) * 4
-    requests, pointers, context = queue.requests, queue.pointers, queue.context[0]
-    for slot in range(DEPTH):
-        queue.free[slot] = slot
-    num_free, under_way, begun, wrong = DEPTH, 0, 0, 0
-    while under_way > 0 or (begun < blocks.size and wrong == 0):
-        made = 0
-        while wrong == 0 and begun < blocks.size and num_free > 0:
-            address, offset = out.ctypes.data + begun * size, blocks[begun] * size
-            if context == 0:
-                count = _pread_all(np.int32(files[begun]), address, size, offset)
-                wrong = -count if count < 0 else (0 if count >= least[begun] else _SHORT)
-                begun += 1
-                continue
-            num_free -= 1
-            slot = queue.free[num_free]
-            request = requests[slot]
-            request[0], request[1] = slot, 0
-            request[2], request[3] = files[begun] << 32, address
-            request[4], request[5], request[6], request[7] = size, offset, 0, 0
-            queue.spans[slot, 0] = least[begun]
-            pointers[made] = requests.ctypes.data + slot * 64
-            made += 1
-            begun += 1
-        done = 0
-        while done < made:
-            at = pointers.ctypes.data + 8 * done
-            count = _syscall(queue.context[1], context, made - done, at, 0, 0)
-            if count > 0:
-                done += count
-                under_way += count
-                continue
-            number = int(_errno_location()[0])
-            if number == _EINTR or (number == _EAGAIN and under_way == 0):
-                continue
-            if number != _EAGAIN:
-                wrong = number
-                break
-            under_way, num_free, wrong = _collect_blocks(queue, under_way, num_free, 1, wrong)
-        if under_way > 0:
-            least_now = under_way if begun >= blocks.size or wrong != 0 else max(under_way // 4, 1)
-            under_way, num_free, wrong = _collect_blocks(
-                queue, under_way, num_free, least_now, wrong
-            )
-    return wrong
-
-
-@njit(cache=True, nogil=True)
-def _collect_blocks(
-    queue: Queue, under_way: int, num_free: int, least: int, wrong: int
-) -> tuple[int, int, int]:
-    """Wait for some reads; return what is under way, free and wrong."""
-    count = _wait(queue, least)
-    if count < 0:
-        return 0, num_free, -count
-    for i in range(count):
-        slot, size = queue.events[i, 0], queue.events[i, 2]
-        if size < 0:
-            wrong = -size
-        elif size < queue.spans[slot, 0]:
-            wrong = _SHORT
-        queue.free[num_free] = slot
-        num_free += 1
-    return under_way - count, num_free, wrong
+def _take(wanted: Wanted, copies: Float32Array, read: int, block: Float32Array) -> None:
+    """Copy records out of a block that was read to `copies`, those of `wanted`, flat."""
+    layout, width = wanted.layout, wanted.layout.record_words - 1
+    for i in range(wanted.firsts[read], wanted.firsts[read + 1]):
+        first = wanted.numbers[i] % layout.per_block * layout.record_words + 1
+        copy_row(block, first, width, copies, wanted.order[i] * width)
