@@ -55,7 +55,7 @@ def admission_of(spec: TableSpec, counters: RowArrays, bloom: BloomFilter | None
     return Admission(BLOOM, rule.min_count, 1.0, seed, counters, bloom.arrays)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def is_drawn(
     seed: np.uint64, probability: float, key: np.int64, step: int, count: np.int64
 ) -> bool:

@@ -74,7 +74,7 @@ def counted(
     return usage_at(metadata, state, counter, FREQUENCY) if counter >= 0 else np.int64(0)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def take_count(
     entries: Int64Array,
     metadata: UInt32Array,

@@ -15,7 +15,7 @@ from embedding.table.bloom import bloom_count
 from embedding.table.counters import add_counts, counted, take_count
 from embedding.table.index import BLOCK, find_batch, geometry_of
 from embedding.table.initial_values import InitialValues, fill_initial
-from embedding.table.precision import FLOAT32, read_vector, read_vectors, write_vector
+from embedding.table.precision import FIRST, FLOAT32, read_vectors, round_vector, write_vector
 from embedding.table.row_arrays import BEFORE, SPLIT, RowArrays, find_or_add
 from embedding.table.tier_slots import Slots, take_slot
 from embedding.table.usage import FREQUENCY, VERSION, WIDE, set_usage, usage_at
@@ -120,8 +120,7 @@ def _pull_missing(
                 continue
         fill_initial(values, out, dim, initial, keys[out])
         if precision != FLOAT32:
-            write_vector(narrow, 0, precision, values, out, dim)
-            read_vector(narrow, 0, precision, values, out, dim)
+            round_vector(values, out, precision, dim, narrow)
 
 
 @njit(cache=True, nogil=True)
@@ -228,8 +227,8 @@ def _start_rows(
         if precision == FLOAT32:
             fill_initial(values, row, dim, initial, keys[i])
         else:
-            fill_initial(vector, 0, dim, initial, keys[i])
-            write_vector(values, row, precision, vector, 0, dim)
+            fill_initial(vector, FIRST, dim, initial, keys[i])
+            write_vector(values, row, precision, vector, FIRST, dim)
         for c in range(initial_slots.size):
             values[row, vector_width + c] = initial_slots[c]
 

@@ -37,6 +37,7 @@ Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
 FLOAT32, FLOAT16, BFLOAT16, INT8 = range(4)
+FIRST = np.int64(0)  # a row: as a Python int, kernels would be compiled for it alone
 _KINDS: dict[ValueDtype, int] = {
     "float32": FLOAT32,
     "float16": FLOAT16,
@@ -78,7 +79,7 @@ def places_of(dim: int, kind: int) -> int:
     return dim if kind == FLOAT32 else (dim + 1) // 2
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def _narrow(bits: np.uint32, draw: np.uint32, kind: int) -> np.uint32:
     """Round the bits of a float32 to 16 bits; `draw` is 16 bits, uniform or `_NEAREST`."""
     sign, size = (bits & _SIGN) >> _16, bits & _REST
@@ -103,7 +104,7 @@ def _narrow(bits: np.uint32, draw: np.uint32, kind: int) -> np.uint32:
     return sign | np.uint32((fraction + ((np.uint64(draw) << cut) >> _BITS_16)) >> cut)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def _widen(half: np.uint32, kind: int) -> np.float32:
     """Return the number that 16 bits stand for."""
     if kind == BFLOAT16:
@@ -177,7 +178,7 @@ def read_vectors(values: Float32Array, positions: Int64Array, kind: int, out: Fl
             _read_at(words, positions[i] * width, kind, numbers, i * dim, dim)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def write_vector(
     values: Float32Array,
     row: np.int64,
@@ -201,6 +202,15 @@ def write_vector(
         if c + 1 < dim:
             word |= _narrow(bits_of(vectors[source, c + 1]), _NEAREST, kind) << _16
         values[row, c >> 1] = float_of(word)
+
+
+@njit(cache=True, nogil=True)
+def round_vector(
+    vectors: Float32Array, row: np.int64, kind: int, dim: int, narrow: Float32Array
+) -> None:
+    """Round vectors[row, :dim] to the nearest, by way of narrow, float32[1, at least dim]."""
+    write_vector(narrow, FIRST, kind, vectors, row, dim)
+    read_vector(narrow, FIRST, kind, vectors, row, dim)
 
 
 @njit(cache=True, nogil=True)

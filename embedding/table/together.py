@@ -37,6 +37,7 @@ UInt8Array = npt.NDArray[np.uint8]
 # whether it tracks usage, and how its rows start. How large its index is, is in its state.
 (_INDEX, _METADATA, _VALUES, _KEYS, _FLAGS, _STATE, _ROWS, _MOST, _FIRST, _TRACKS,
  _INITIAL, _SEED, _FIELDS) = range(13)  # fmt: skip
+_FLOAT32 = np.int64(FLOAT32)  # as a Python int its kernels would be compiled for it alone
 _NO_COUNTS = read_only(np.empty(0, np.uint32))
 _NO_FLAGS = read_only(np.empty(0, np.uint8))
 _KEYS_A_LINE, _LINES_A_KEY = IN_MEMORY.keys_a_line, IN_MEMORY.lines_a_key
@@ -302,7 +303,7 @@ def _pull(  # type: ignore[no-untyped-def]
         first, last = starts[t], starts[t + 1]
         if first < last:
             pull_rows(
-                _rows_at(places[t], width), FLOAT32, None, _initial_at(places[t], spreads[t]),
+                _rows_at(places[t], width), _FLOAT32, None, _initial_at(places[t], spreads[t]),
                 np.float32(0.0), keys[first:last], counts, step,
                 values[first - starts[0] : last - starts[0]], admitted[first:last],
             )  # fmt: skip
@@ -340,7 +341,7 @@ def _settle(  # type: ignore[no-untyped-def]
         if first < last:
             flags = has_gradient[first:last] if has_gradient.size > 0 else has_gradient
             settle_keys(
-                _rows_at(place, width), FLOAT32, dim, None, _initial_at(place, spreads[t]),
+                _rows_at(place, width), _FLOAT32, dim, None, _initial_at(place, spreads[t]),
                 initial_slots, keys[first:last], counts[first:last], flags,
                 place[_TRACKS] != 0, step, positions[first:last], None,
             )  # fmt: skip

@@ -15,7 +15,7 @@ from embedding.table.admission import ALWAYS, BLOOM, PROBABILISTIC
 from embedding.table.bloom import bloom_count
 from embedding.table.index import BLOCK, WORDS, find_batch
 from embedding.table.initial_values import InitialValues, fill_initial
-from embedding.table.precision import FLOAT32, read_vector, read_vectors, write_vector
+from embedding.table.precision import FLOAT32, read_vectors, round_vector
 from serving.rows.quantized import INT8, read_int8
 
 Int64Array = npt.NDArray[np.int64]
@@ -203,8 +203,7 @@ def pull_layers(
                 continue
             fill_initial(values, out, dim, initial, keys[out])
             if precision != FLOAT32:
-                write_vector(narrow, 0, precision, values, out, dim)
-                read_vector(narrow, 0, precision, values, out, dim)
+                round_vector(values, out, precision, dim, narrow)
 
 
 @njit(cache=True, nogil=True)
