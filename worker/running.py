@@ -184,11 +184,13 @@ def make_loop(
         cache_bytes=setup.cache_bytes,
     )
     readers: dict[TokenKind, ReadBatch] = {
-        "train": arrived.read if setup.grows else _reader(setup, setup.plan, setup.data.features)
+        "train": arrived.read
+        if setup.grows
+        else _reader(setup, setup.plan, setup.data.features, once=True)
     }
     if setup.evaluation_plan is not None:
         features = setup.evaluation_features or setup.data.features
-        readers["eval"] = _reader(setup, setup.evaluation_plan, features)
+        readers["eval"] = _reader(setup, setup.evaluation_plan, features, once=False)
     return WorkerLoop(
         session=Session(
             worker, incarnation, depth=setup.depth, recovery_epoch=setup.recovery_epoch
@@ -269,10 +271,11 @@ def make_preparer(
     )
 
 
-def _reader(setup: WorkerSetup, plan: Plan, features: FeatureSpec) -> ReadBatch:
+def _reader(setup: WorkerSetup, plan: Plan, features: FeatureSpec, *, once: bool) -> ReadBatch:
     return Reader(
         plan,
         replace(features, segment=None),  # only a stream's samples are scored by segment
         on_bad_file=setup.data.on_bad_file,
         cache_bytes=setup.cache_bytes,
+        once=once,
     ).read

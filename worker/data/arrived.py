@@ -112,6 +112,10 @@ class ArrivedPlan:
     def epoch_of(self, batch_id: int) -> int:
         return 0
 
+    def taken_again(self, epoch: int) -> bool:
+        """No row is taken a second time."""
+        return False
+
     def pieces(self, batch_id: int) -> list[Piece]:
         """Return where the rows of a batch are; raises IndexError where it was not granted."""
         if batch_id not in self._batches:

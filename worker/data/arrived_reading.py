@@ -28,7 +28,7 @@ class ArrivedReader:
     ) -> None:
         self._plan = ArrivedPlan()
         self._reader = Reader(
-            self._plan, features, on_bad_file=on_bad_file, cache_bytes=cache_bytes
+            self._plan, features, on_bad_file=on_bad_file, cache_bytes=cache_bytes, once=True
         )
         self._told: queue.SimpleQueue[BatchRows] = queue.SimpleQueue()
         self._oldest_file = 0

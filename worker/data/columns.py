@@ -279,6 +279,8 @@ def _dense(table: pa.Table, features: FeatureSpec, where: Where) -> _Floats:
     by_column = np.empty((len(features.dense), table.num_rows), np.float32)
     for values, name in zip(by_column, features.dense, strict=True):
         array = _array(table, name)
+        if array.null_count and pa.types.is_floating(array.type):
+            array = array.fill_null(0)  # a fifth of what a mask takes
         values[:] = _numbers(array)
         valid = valid_of(array)
         if valid is not None:

@@ -81,6 +81,8 @@ class ReadPlan(Protocol):
 
     def epoch_of(self, batch_id: int) -> int: ...
 
+    def taken_again(self, epoch: int) -> bool: ...
+
     def pieces(self, batch_id: int) -> list[Piece]: ...
 
     def row_groups_from(self, epoch: int, position: int) -> Iterator[tuple[int, int]]: ...
@@ -165,6 +167,10 @@ class Plan:
         """Return the epoch that a batch belongs to."""
         epoch, _ = self._position(batch_id)
         return epoch
+
+    def taken_again(self, epoch: int) -> bool:
+        """Whether a later epoch takes the rows of row groups in the order of this one."""
+        return self.shuffle != "rows" and epoch + 1 < self.epochs
 
     def pieces(self, batch_id: int) -> list[Piece]:
         """Return where the rows of a batch are, in its order; together `rows_of(batch_id)` rows.

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -24,12 +24,25 @@ _AHEAD_ROW_GROUPS = 256
 _AHEAD_FILE_BYTES = 4 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Block:
-    """Rows that were decoded at once, and of which parts of the plan they are."""
+    """Rows that were decoded at once, and of which parts of the plan they are.
+
+    `unread` is how many of them were not read yet, `read` by which batch and from where the
+    others were: a batch may be read again.
+    """
 
     columns: Columns
     parts: list[Part]
+    unread: int
+    read: set[tuple[int, Part, int]] = field(default_factory=set)
+
+    def count(self, batch_id: int, part: Part, start: int, stop: int) -> bool:
+        """A batch read rows of a part; return whether all rows have been read."""
+        if (batch_id, part, start) not in self.read:
+            self.read.add((batch_id, part, start))
+            self.unread -= stop - start
+        return self.unread == 0
 
 
 class Reader:
@@ -46,6 +59,9 @@ class Reader:
             rows out of their batches, of a large row group those from the damaged part on.
         cache_bytes: limit of the decoded rows that are kept, in bytes; what was decoded last is
             kept in any case.
+        once: an epoch reads each batch once, as training does: rows that no later epoch takes are
+            forgotten as soon as all that was decoded with them has been read. A batch that is read
+            again all the same is decoded again.
     """
 
     def __init__(
@@ -55,8 +71,10 @@ class Reader:
         *,
         on_bad_file: Literal["fail", "skip"] = "fail",
         cache_bytes: int = 1 << 30,
+        once: bool = False,
     ) -> None:
         self._plan = plan
+        self._once = once
         self._features = features
         self._skip = on_bad_file == "skip"
         self._cache_bytes = cache_bytes
@@ -89,6 +107,10 @@ class Reader:
                         raise
                     skipped += stop - start
                     continue
+                if self._once and not self._plan.taken_again(epoch):
+                    number, _ = self._places[part]
+                    if self._blocks[number].count(batch_id, part, start, stop):
+                        self._forget(number)
                 begin = first + start
                 if slices and slices[-1][0] is columns and slices[-1][2] == begin:
                     begin = slices.pop()[1]
@@ -101,10 +123,7 @@ class Reader:
         self._decoder.forget_files(below)
         for number, block in list(self._blocks.items()):
             if all(part.file < below for part in block.parts):
-                del self._blocks[number]
-                self._cached_bytes -= block.columns.nbytes
-                for part in block.parts:
-                    del self._places[part]
+                self._forget(number)
 
     def close(self) -> None:
         """Close the files and forget what was decoded; the reader may be used again."""
@@ -166,14 +185,17 @@ class Reader:
         for part in parts:
             self._places[part] = self._next_block, first
             first += self._plan.file(part.file).row_group_rows[part.row_group]
-        self._blocks[self._next_block] = _Block(columns, parts)
+        self._blocks[self._next_block] = _Block(columns, parts, unread=columns.num_rows)
         self._next_block += 1
         self._cached_bytes += columns.nbytes
         while self._cached_bytes > self._cache_bytes and len(self._blocks) > 1:
-            _, oldest = self._blocks.popitem(last=False)
-            self._cached_bytes -= oldest.columns.nbytes
-            for part in oldest.parts:
-                del self._places[part]
+            self._forget(next(iter(self._blocks)))
+
+    def _forget(self, number: int) -> None:
+        block = self._blocks.pop(number)
+        self._cached_bytes -= block.columns.nbytes
+        for part in block.parts:
+            del self._places[part]
 
 
 class _Limit:
@@ -220,7 +242,7 @@ def read_file(
     names = list(dict.fromkeys([*features.columns(), *keep]))
     file = open_file(planned, features)
     try:
-        for row_groups in _runs(planned):
+        for row_groups in runs(planned):
             for table, whole in _converted(file, row_groups, names, features):
                 for start in range(0, whole.num_rows, batch_rows):
                     stop = min(start + batch_rows, whole.num_rows)
@@ -229,8 +251,8 @@ def read_file(
         file.close()
 
 
-def _runs(planned: FilePlan) -> Iterator[list[int]]:
-    """Yield the row groups of a file, as many as are decoded at once."""
+def runs(planned: FilePlan) -> Iterator[list[int]]:
+    """Yield the row groups of a file that are decoded at once: many small ones, or a large one."""
     run: list[int] = []
     limit = _Limit()
     for row_group in range(len(planned.row_group_rows)):

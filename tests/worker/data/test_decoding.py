@@ -1,5 +1,6 @@
 """Row groups of every size give the same batches: small ones come together, large ones in parts."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from worker.data.batch import Batch
+from worker.data.columns import columns_from_table
 from worker.data.open_file import OpenFile
 from worker.data.plan import Plan
 from worker.data.planning import make_plan
@@ -96,7 +98,9 @@ def test_small_row_groups_that_come_together_give_the_same_batches(
         pq.write_table(table().slice(i * 150, 150 - i), path, row_group_size=4 + i)
     plan = plan_of(paths, shuffle=shuffle, lanes=lanes, epochs=2, seed=5)
 
-    assert_same(batches(plan, cache_bytes=cache_bytes), one_by_one(plan, monkeypatch))
+    alone = one_by_one(plan, monkeypatch)
+    assert_same(batches(plan, cache_bytes=cache_bytes), alone)
+    assert_same(batches(plan, cache_bytes=cache_bytes, once=True), alone)
 
 
 @pytest.mark.parametrize("shuffle", ["none", "files", "rows"])
@@ -118,6 +122,7 @@ def test_large_row_groups_that_come_in_parts_give_the_same_batches(
     request.getfixturevalue("in_parts")
 
     assert_same(batches(plan, cache_bytes=cache_bytes), whole)
+    assert_same(batches(plan, cache_bytes=cache_bytes, once=True), whole)
 
 
 def test_one_call_reads_many_small_row_groups(
@@ -224,3 +229,36 @@ def test_an_unknown_compression_is_no_damage(tmp_path: Path, on_bad_file: Any) -
         batches(plan_of([path]), on_bad_file=on_bad_file)
     assert not isinstance(caught.value, UnreadableError)
     assert caught.value.column == "d"
+
+
+@pytest.mark.parametrize("shuffle", ["none", "rows"])
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
+def test_row_groups_of_any_size_in_one_file_give_each_row_once(
+    tmp_path: Path, shuffle: str, batch_size: int
+) -> None:
+    whole = table()
+    lists = pa.array([None if n % 5 == 0 else [n, None] for n in range(ROWS)], pa.list_(pa.int64()))
+    weights = pa.array([None if n % 5 == 0 else [1.0, 2.0] for n in range(ROWS)])
+    whole = whole.set_column(4, "l", lists).set_column(5, "w", weights)
+    whole = whole.set_column(3, "s", whole["s"].dictionary_encode())
+    sizes = [1, 0, 1, 200, 0, 3, 1, 60, 0]
+    start = 0
+    with pq.ParquetWriter(tmp_path / "0.parquet", whole.schema) as writer:
+        for size in sizes:
+            writer.write_table(whole.slice(start, size))
+            start += size
+    pq.write_table(whole.slice(0, 0), tmp_path / "1.parquet")
+    turned = whole.slice(start).select(["w", "s", "y", "l", "i", "d"])
+    pq.write_table(turned, tmp_path / "2.parquet", row_group_size=1)
+    plan = plan_of(
+        [tmp_path / f"{i}.parquet" for i in range(3)], shuffle=shuffle, batch_size=batch_size
+    )
+
+    read = batches(plan, once=True)
+
+    assert [b.num_samples for b in read[:-1]] == [batch_size] * (len(read) - 1)
+    rows = np.concatenate([b.dense[:, 0] for b in read]).astype(int)
+    assert sorted(rows) == list(range(ROWS))
+    expected = columns_from_table(whole.take(rows), FEATURES, where=("expected", 0))
+    cuts = [*range(0, ROWS, batch_size), ROWS]
+    assert_same(read, [expected.batch(i, j) for i, j in itertools.pairwise(cuts)])

@@ -170,6 +170,46 @@ def test_the_row_group_used_last_is_kept_longest(files: list[str], decoded: list
     assert decoded == [0, 1, 2]
 
 
+@pytest.mark.parametrize("shuffle", ["none", "files", "rows"])
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_rows_that_no_epoch_takes_again_are_forgotten_once_they_are_read(
+    files: list[str], decoded: list[int], shuffle: str, lanes: int
+) -> None:
+    plan = plan_of(files, lanes=lanes, epochs=2, shuffle=shuffle)
+    reader = Reader(plan, FEATURES, once=True)
+
+    read = [reader.read(i)[0] for i in range(plan.total_batches)]
+
+    assert [numbers(a) for a in read] == [numbers(b) for b in read_all(plan)]
+    assert not reader._blocks
+    assert not reader._places
+    assert reader._cached_bytes == 0
+
+
+def test_what_is_forgotten_is_decoded_once_in_each_epoch_that_orders_it_anew(
+    files: list[str], decoded: list[int]
+) -> None:
+    for shuffle, times in (("none", 1), ("rows", 2)):
+        decoded.clear()
+        read_all(plan_of(files, lanes=3, epochs=2, shuffle=shuffle), once=True)
+
+        assert len(decoded) == times * 3 * 4
+
+
+def test_a_batch_that_is_read_again_has_its_rows_and_takes_none_from_others(
+    files: list[str], decoded: list[int]
+) -> None:
+    plan = plan_of(files, batch_size=10)
+    reader = Reader(plan, FEATURES, once=True)
+
+    read = [numbers(reader.read(i)[0]) for i in (0, 0, 0, 1)]
+
+    assert len(reader._blocks) == 1  # batch 2 was not read yet
+    read += [numbers(reader.read(i)[0]) for i in (2, 0)]
+    assert read == [list(range(10 * i, 10 * i + 10)) for i in (0, 0, 0, 1, 2, 0)]
+    assert decoded == [0, 0]
+
+
 def test_the_number_of_open_files_is_bounded(tmp_path: Path) -> None:
     for i in range(40):
         pq.write_table(table(i, 1), tmp_path / f"{i:02}.parquet")
