@@ -1,6 +1,6 @@
 """Rows from elsewhere: a Parquet file of keys and vectors becomes rows of a table."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +88,7 @@ def _read(file: Path, spec: TableSpec, kinds: Mapping[str, str], *, step: int) -
             " the job that begins with it the other value_dtype"
         )
     try:
-        table = pq.read_table(file, columns=None)
+        table = pq.read_table(file)
     except pa.ArrowException as error:
         raise ImportedRowsError(f"{file} is no Parquet file that can be read: {error}") from error
     for name in ("key", "vector"):
@@ -136,13 +136,9 @@ def _keys(file: Path, column: pa.Array, kinds: Mapping[str, str]) -> npt.NDArray
     ordered = np.sort(keys)
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
     if twice.size:
-        first, second = _first_two(keys, int(twice[0]))
+        first, second = np.flatnonzero(keys == twice[0])[:2].tolist()
         raise ImportedRowsError(f"{file}: rows {first} and {second} have the same key")
     return keys
-
-
-def _first_two(keys: npt.NDArray[np.int64], key: int) -> Iterator[int]:
-    return iter(np.flatnonzero(keys == key)[:2].tolist())
 
 
 def _vectors(file: Path, column: pa.Array, spec: TableSpec) -> npt.NDArray[np.float32]:
